@@ -83,16 +83,18 @@ class Block(nnx.Module):
         self.attn = attn(v.dim, v.heads, rngs)
         self.mlp = Mlp(v.dim, rngs)
 
-    def scaled_attn(self, x: Array) -> Array:
-        return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
+    def scaled_attn(self, normal: Array) -> Array:
+        return layers.scale(self.attn(normal), self.gamma_1[...])
 
-    def scaled_mlp(self, x: Array) -> Array:
-        return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
+    def scaled_mlp(self, normal: Array) -> Array:
+        return layers.scale(self.mlp(normal), self.gamma_2[...])
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
-        x = x + path1(self.scaled_attn(x))
-        return x + path2(self.scaled_mlp(x))
+        normal, x = self.norm1.beside(x)
+        x = x + path1(self.scaled_attn(normal))
+        normal, x = self.norm2.beside(x)
+        return x + path2(self.scaled_mlp(normal))
 
 
 class ClassBlock(Block):
@@ -102,8 +104,9 @@ class ClassBlock(Block):
         super().__init__(v, rngs, ClassAttention)
 
     def __call__(self, token: Array, patches: Array) -> Array:  # type: ignore[override]
-        token = token + self.scaled_attn(jnp.concatenate([token, patches], axis=1))
-        return token + self.scaled_mlp(token)
+        normal = self.norm1(jnp.concatenate([token, patches], axis=1))
+        token = token + self.scaled_attn(normal)
+        return token + self.scaled_mlp(self.norm2(token))
 
 
 class CaiT(nnx.Module):

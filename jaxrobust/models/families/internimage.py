@@ -105,8 +105,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         first, second = branches(drop, 2)
-        x = x + first(_scaled(self.dcn(self.norm1(x)), self.gamma1))
-        return x + second(_scaled(self.mlp(self.norm2(x)), self.gamma2))
+        normal, x = self.norm1.beside(x)
+        x = x + first(_scaled(self.dcn(normal), self.gamma1))
+        normal, x = self.norm2.beside(x)
+        return x + second(_scaled(self.mlp(normal), self.gamma2))
 
 
 def _gamma(dim: int, value: float) -> nnx.Param:

@@ -130,8 +130,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.windowed(self.norm1(x)))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+        normal, x = self.norm1.beside(x)
+        x = x + attn_path(self.windowed(normal))
+        normal, x = self.norm2.beside(x)
+        return x + mlp_path(self.mlp(normal))
 
 
 class Merge(nnx.Module):

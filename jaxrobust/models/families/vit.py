@@ -89,8 +89,10 @@ class Block(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
         ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
-        x = x + path1(ls1(self.attn(self.norm1(x))))
-        return x + path2(ls2(self.mlp(self.norm2(x))))
+        normal, x = self.norm1.beside(x)
+        x = x + path1(ls1(self.attn(normal)))
+        normal, x = self.norm2.beside(x)
+        return x + path2(ls2(self.mlp(normal)))
 
 
 class PatchEmbed(nnx.Module):

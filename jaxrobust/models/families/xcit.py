@@ -205,9 +205,11 @@ class Block(nnx.Module):
     def __call__(self, x: TokenMap, drop: Drop | None, train: bool) -> TokenMap:
         paths: Sequence[Path | None] = [None] * 3 if drop is None else branches(drop, 3)
         attn, mlp, y = self.attn, self.mlp, x.tokens
-        y = _residual(y, attn.hidden(self.norm1(y)), attn.proj, self.gamma1, paths[0])
+        normal, y = self.norm1.beside(y)
+        y = _residual(y, attn.hidden(normal), attn.proj, self.gamma1, paths[0])
         y = self.local_mp(TokenMap(y, x.width), self.norm3, self.gamma3, paths[1], train)
-        y = _residual(y, mlp.inner(self.norm2(y)), mlp.fc2, self.gamma2, paths[2])
+        normal, y = self.norm2.beside(y)
+        y = _residual(y, mlp.inner(normal), mlp.fc2, self.gamma2, paths[2])
         return TokenMap(y, x.width)
 
 

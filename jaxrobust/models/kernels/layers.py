@@ -10,6 +10,7 @@ pass 465 and 235 ms, input gradient 965 and 480 ms, adversarial training step wi
 Elsewhere the same formulas are left to XLA's fusion.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,8 @@ from jax import lax
 from jaxrobust.models.kernels.primitives import (
     add_bias,
     along,
+    as_array,
+    asked_for,
     by_rows,
     column_sum,
     leading,
@@ -27,6 +30,7 @@ from jaxrobust.models.kernels.primitives import (
     rows,
     widened,
 )
+from jaxrobust.models.kernels.tpu import calls, token_norm
 
 Array = jax.Array
 
@@ -85,6 +89,45 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
     """Normalise `x` over its last axis (biased variance), then scale and shift it."""
     epsilon = jnp.asarray(eps, widened(x)[0].dtype)
     return _norm(x, scale, bias, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _norm_and_tokens(eps: float, x: Array, scale: Array, bias: Array) -> tuple[Array, Array]:
+    return token_norm.forward(x, scale, bias, eps=eps), x
+
+
+def _norm_and_tokens_forward(eps, *operands):
+    perturbed = asked_for(operands[1:])
+    x, scale, bias = (o.value for o in operands)
+    return _norm_and_tokens(eps, x, scale, bias), (x, scale, bias, perturbed)
+
+
+def _norm_and_tokens_backward(eps, residuals, gradients):
+    x, scale, bias, perturbed = residuals
+    g, beside = map(as_array, gradients)
+    if perturbed is None:
+        return token_norm.backward(x, g, beside, scale, eps=eps), None, None
+    to_x, to_scale, to_bias = token_norm.all_gradients(x, g, beside, scale, eps=eps)
+    return to_x, rounded(to_scale, scale.dtype), rounded(to_bias, bias.dtype)
+
+
+_norm_and_tokens.defvjp(_norm_and_tokens_forward, _norm_and_tokens_backward, symbolic_zeros=True)
+
+
+def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, Array]:
+    """Return `layer_norm` of tokens f[B,..,N,C], and the tokens for the residual beside it.
+
+    On TPUs both are a kernel's, whose gradient adds up what comes back to the two. A norm that a
+    GELU or a convolution follows is left to the compiler, which makes one loop of both.
+    """
+
+    def plain(x, scale, bias):
+        return layer_norm(x, scale, bias, eps), x
+
+    if calls.plain("a LayerNorm of tokens", token_norm.refused(x)):
+        return plain(x, scale, bias)
+    on_tpu = functools.partial(_norm_and_tokens, eps)
+    return lax.platform_dependent(x, scale, bias, tpu=on_tpu, default=plain)
 
 
 # ------------------------------------------------------------------------------ GELU and residual

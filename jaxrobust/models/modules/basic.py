@@ -114,6 +114,10 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
 
+    def beside(self, x: Array) -> tuple[Array, Array]:
+        """Return the norm of tokens f[B,N,C], and the tokens for the residual beside it."""
+        return layers.norm_and_tokens(x, self.scale[...], self.bias[...], eps=self.eps)
+
 
 class BatchNorm(nnx.Module):
     """Normalisation of each channel over images and pixels, eps 1e-5.

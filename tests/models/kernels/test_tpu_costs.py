@@ -21,6 +21,7 @@ from jaxrobust.models.kernels.tpu import (
     norm_halving,
     token_attention,
     token_interaction,
+    token_norm,
 )
 
 EPS = {"eps": 1e-6}
@@ -51,7 +52,7 @@ def declared(function, *operands, **how):
 
 MODULES = (
     *(batch_stem, channel_attention, conv_stem, convnext_block, depthwise_norm, norm_halving),
-    *(token_attention, token_interaction),
+    *(token_attention, token_interaction, token_norm),
 )
 # XCiT's and ConvNeXt's stems: of images, 28 rows of blocks of 4 x 4 pixels in each half.
 PLANES, KEPT, OUT = shape(1, 3, 224, 224), shape(1, 28, 96, 128), shape(1, 56, 56, 96)
@@ -156,6 +157,15 @@ class KernelCostsTest(parameterized.TestCase):
     def test_of_norm_halving(self, function, operands, products, operations):
         *_, cycles = declared(function, *operands, HALVING, **EPS)
         self.assertEqual(cycles, products * 1792 + 392 * operations / 4)
+
+    @parameterized.parameters(
+        (token_norm.forward, [VECTOR, VECTOR], 16),
+        (token_norm.backward, [TOKENS, TOKENS, VECTOR], 27),
+        (token_norm.all_gradients, [TOKENS, TOKENS, VECTOR], 34),
+    )
+    def test_of_a_norm_of_tokens(self, function, operands, operations):
+        *_, cycles = declared(function, TOKENS, *operands, **EPS)
+        self.assertEqual(cycles, REGISTERS * operations / 4)
 
     def test_of_the_exchange_between_neighbours(self):
         """Convolutions with 6 operations for the copies of a map."""

@@ -32,6 +32,7 @@ from jaxrobust.models.kernels.tpu import (
     stem_blocks,
     token_attention,
     token_interaction,
+    token_norm,
 )
 from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
@@ -45,7 +46,7 @@ from tests.support import paths, sweeps
 ROUNDED = 2 * 2.0**-8
 
 KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
-KERNELS = *KERNELS, block_kernel, halving_kernel
+KERNELS = *KERNELS, block_kernel, halving_kernel, token_norm
 CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
 CALLS |= {"third", "first_sums", "second_sums", "all_gradients"}
 
@@ -619,6 +620,37 @@ class KernelsTest(parameterized.TestCase):
             least = 1e-6 if dtype == "float32" else ROUNDED
             self.assertLess(apart([own], [right]), max(least, 2 * apart([plain], [right])))
 
+    @parameterized.product(
+        dtype=("float32", "bfloat16"),
+        # More rows than stay in registers, several images at once, rows of a map, more than a step.
+        shape=((2, 197, 192), (6, 5, 40), (2, 7, 7, 96), (12, 300, 768)),
+    )
+    def test_norm_and_tokens(self, dtype, shape):
+        """The attack's gradient is that of training; what comes back to the tokens is added."""
+        x = (3 * normal(0, *shape) + 1).astype(dtype)
+        affine = [(1 + normal(i, shape[-1]) / 4).astype(dtype) for i in (1, 2)]
+        function = layers.norm_and_tokens
+
+        expected = vjp(function, x, *affine)
+        self.as_on_tpu(layers)
+        results = vjp(lambda *operands: function(*operands), x, *affine)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        self.compare(function, results, expected, x, *affine)
+        attacked = vjp(lambda x: function(x, *affine), x)
+        self.assertLess(apart(attacked[2:], results[2:3]), 1e-6 if dtype == "float32" else ROUNDED)
+
+    @parameterized.parameters(
+        ((8, 384), "bfloat16", r"\(8, 384\) has no 4 tokens in a row"),
+        ((8, 1, 384), "bfloat16", "has no 4 tokens in a row"),
+        ((8, 197, 384), "float16", "float16 is neither float32 nor bfloat16"),
+        ((8, 197, 4096), "bfloat16", "197 tokens of width 4096 are too many for a step"),
+        ((8, 4096, 768), "bfloat16", "4096 tokens of width 768 are too many"),
+        ((8, 7, 7, 384), "float32", None),
+    )
+    def test_what_a_norm_of_tokens_does_not_take(self, shape, dtype, reason):
+        found = token_norm.refused(jax.ShapeDtypeStruct(shape, dtype))
+        self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
+
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
     def test_patches_are_products(self, size, side, ins, outs, product):
         x, kernel = normal(0, 2, size, size, ins), normal(1, side, side, ins, outs)
@@ -672,7 +704,7 @@ import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
-    attention, channel_attention, convnext_layers, local_interaction,
+    attention, channel_attention, convnext_layers, layers, local_interaction,
     stem_layers,
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
@@ -713,6 +745,10 @@ def batch_stem(x, taps=None):
     layers = ((taps, ones(48), ones(48)), (ones(3, 3, 48, 96), ones(96), ones(96)))
     layers = tuple(stem_layers.BatchLayer(*layer) for layer in layers)
     return stem_layers.batch_stem_layers(x, layers, None)[0]
+def tokens(x, scale=None):
+    scale = ones(x.shape[-1]) if scale is None else scale
+    y, x = layers.norm_and_tokens(x, scale, ones(x.shape[-1]))
+    return x * y
 found = []
 jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
@@ -732,6 +768,9 @@ for function, x in (
     (halving, array(4, 56, 56, 96)),
     (lambda scale: halving(ones(4, 14, 14, 384), scale), array(384)),
     (block, array(4, 7, 7, 768)),
+    (tokens, array(8, 197, 384)),
+    (lambda scale: tokens(ones(8, 784, 384), scale), array(384)),
+    (tokens, array(4, 7, 7, 1024)),
 ):
     with jax.set_mesh(mesh):
         lowered = both(function).lower(x)
@@ -785,7 +824,9 @@ class CompiledTest(parameterized.TestCase):
         # The weights of the last stage are too large for a v4, and so are the sums of the halving.
         small = slice_.startswith("v4")
         last, halving = (norm, halving[:2]) if small else (block[:2], halving)
-        self.assertEqual(found, [*expected, *block, *halving, *last])
+        names = "", "_gradient", "", "_sums", "", "_gradient"
+        tokens = [[f"token_norm{name}", 1, True] for name in names]
+        self.assertEqual(found, [*expected, *block, *halving, *last, *tokens])
 
 
 if __name__ == "__main__":

@@ -106,8 +106,10 @@ class Block(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
         attended, inside, behind = dropouts(drop, 3, self.dropout, paths=2)
-        x = x + path1(attended(self.attn(self.norm1(x))))
-        return x + path2(self.mlp(self.norm2(x), inside, behind))
+        normal, x = self.norm1.beside(x)
+        x = x + path1(attended(self.attn(normal)))
+        normal, x = self.norm2.beside(x)
+        return x + path2(self.mlp(normal, inside, behind))
 
 
 class PreNorm(nnx.Module):
@@ -119,8 +121,10 @@ class PreNorm(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         attn_path, mlp_path = branches(drop, 2)
-        x = x + attn_path(self.attn(self.norm1(x), train))
-        return x + mlp_path(self.mlp(self.norm2(x)))
+        normal, x = self.norm1.beside(x)
+        x = x + attn_path(self.attn(normal, train))
+        normal, x = self.norm2.beside(x)
+        return x + mlp_path(self.mlp(normal))
 
 
 def grid_of(image_size: int, patch: int) -> int:
