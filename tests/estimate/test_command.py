@@ -25,7 +25,7 @@ def get_config():
     config.attack.update(epsilon=0.1, steps=1)
     config.train.update(epochs=2, batch_size=32, warmup_epochs=1, from_random=True)
     config.evaluation.update(batch_size=40, steps=2)
-    config.test.update(batch_size=100, steps=2, images=200)
+    config.test.update(batch_size=40, steps=2, images=200)
     config.alarm.update(every_steps=100, images=1)
     return config
 """
