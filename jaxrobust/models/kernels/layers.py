@@ -85,49 +85,64 @@ def _norm_backward(residuals, g):
 _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backward)
 
 
-def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
-    """Normalise `x` over its last axis (biased variance), then scale and shift it."""
-    epsilon = jnp.asarray(eps, widened(x)[0].dtype)
-    return _norm(x, scale, bias, epsilon)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_norm(eps: float, beside: bool, x: Array, scale: Array, bias: Array) -> list[Array]:
+    y = token_norm.forward(x, scale, bias, eps=eps)
+    return [y, x] if beside else [y]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _norm_and_tokens(eps: float, x: Array, scale: Array, bias: Array) -> tuple[Array, Array]:
-    return token_norm.forward(x, scale, bias, eps=eps), x
-
-
-def _norm_and_tokens_forward(eps, *operands):
+def _token_norm_forward(eps, beside, *operands):
     perturbed = asked_for(operands[1:])
     x, scale, bias = (o.value for o in operands)
-    return _norm_and_tokens(eps, x, scale, bias), (x, scale, bias, perturbed)
+    return _token_norm(eps, beside, x, scale, bias), (x, scale, bias, perturbed)
 
 
-def _norm_and_tokens_backward(eps, residuals, gradients):
+def _token_norm_backward(eps, beside, residuals, gradients):
+    del beside
     x, scale, bias, perturbed = residuals
-    g, beside = map(as_array, gradients)
+    gradients = [as_array(g) for g in gradients]
     if perturbed is None:
-        return token_norm.backward(x, g, beside, scale, eps=eps), None, None
-    to_x, to_scale, to_bias = token_norm.all_gradients(x, g, beside, scale, eps=eps)
+        return token_norm.backward(x, gradients, scale, eps=eps), None, None
+    to_x, to_scale, to_bias = token_norm.all_gradients(x, gradients, scale, eps=eps)
     return to_x, rounded(to_scale, scale.dtype), rounded(to_bias, bias.dtype)
 
 
-_norm_and_tokens.defvjp(_norm_and_tokens_forward, _norm_and_tokens_backward, symbolic_zeros=True)
+_token_norm.defvjp(_token_norm_forward, _token_norm_backward, symbolic_zeros=True)
+
+
+def _plain_norm(x: Array, scale: Array, bias: Array, *, eps: float, beside: bool) -> list[Array]:
+    y = _norm(x, scale, bias, jnp.asarray(eps, widened(x)[0].dtype))
+    return [y, x] if beside else [y]
+
+
+def _norm_of(x: Array, scale: Array, bias: Array, eps: float, *, beside: bool) -> list[Array]:
+    plain = functools.partial(_plain_norm, eps=eps, beside=beside)
+    on_tpu = functools.partial(_token_norm, eps, beside)
+    return lax.platform_dependent(x, scale, bias, tpu=on_tpu, default=plain)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
+    """Normalise `x` over its last axis (biased variance), then scale and shift it.
+
+    That of tokens f[B,N,C] is a kernel on TPUs. Behind the norm of a map there is a GELU or a
+    convolution, with which the compiler makes one loop of it: 5.1 instead of 5.7 ms for the image
+    gradient of a ConvStem.
+    """
+    if x.ndim != 3 or token_norm.refused(x):
+        return _plain_norm(x, scale, bias, eps=eps, beside=False)[0]
+    return _norm_of(x, scale, bias, eps, beside=False)[0]
 
 
 def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, Array]:
-    """Return `layer_norm` of tokens f[B,..,N,C], and the tokens for the residual beside it.
+    """Return `layer_norm` of f[B,..,N,C], and what it took for the residual beside it.
 
-    On TPUs both are a kernel's, whose gradient adds up what comes back to the two. A norm that a
-    GELU or a convolution follows is left to the compiler, which makes one loop of both.
+    On TPUs the gradient's kernel adds up what comes back to the two.
     """
-
-    def plain(x, scale, bias):
-        return layer_norm(x, scale, bias, eps), x
-
     if calls.plain("a LayerNorm of tokens", token_norm.refused(x)):
-        return plain(x, scale, bias)
-    on_tpu = functools.partial(_norm_and_tokens, eps)
-    return lax.platform_dependent(x, scale, bias, tpu=on_tpu, default=plain)
+        y, x = _plain_norm(x, scale, bias, eps=eps, beside=True)
+    else:
+        y, x = _norm_of(x, scale, bias, eps, beside=True)
+    return y, x
 
 
 # ------------------------------------------------------------------------------ GELU and residual

@@ -160,8 +160,8 @@ class KernelCostsTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (token_norm.forward, [VECTOR, VECTOR], 16),
-        (token_norm.backward, [TOKENS, TOKENS, VECTOR], 27),
-        (token_norm.all_gradients, [TOKENS, TOKENS, VECTOR], 34),
+        (token_norm.backward, [[TOKENS, TOKENS], VECTOR], 27),
+        (token_norm.all_gradients, [[TOKENS], VECTOR], 34),
     )
     def test_of_a_norm_of_tokens(self, function, operands, operations):
         *_, cycles = declared(function, TOKENS, *operands, **EPS)

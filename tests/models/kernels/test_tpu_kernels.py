@@ -637,6 +637,15 @@ class KernelsTest(parameterized.TestCase):
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
         self.compare(function, results, expected, x, *affine)
         attacked = vjp(lambda x: function(x, *affine), x)
+        if len(shape) == 3:
+            alone, (value, *_) = layers.layer_norm, results
+            results = vjp(lambda *operands: alone(*operands), x, *affine)
+            np.testing.assert_array_equal(results[0], value)
+            with mock.patch.object(token_norm, "refused", lambda x: "it is compared"):
+                expected = vjp(lambda *operands: alone(*operands), x, *affine)
+            self.compare(alone, results, expected, x, *affine)
+            attacked = [None, *vjp(lambda x: alone(x, *affine), x)]
+            results = [None, *results]
         self.assertLess(apart(attacked[2:], results[2:3]), 1e-6 if dtype == "float32" else ROUNDED)
 
     @parameterized.parameters(
