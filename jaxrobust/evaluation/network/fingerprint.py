@@ -105,7 +105,10 @@ def _traced(
 
     That is the signs that the gradient goes along, images, keys.
     """
+    # Functions that end with this call: JAX keeps a function's programs, and with them the arrays
+    # that a network closes over, as long as the function lives.
     call = lambda network, *given: network(*given)  # noqa: E731
+    twice = lambda *given: _logits_and_gradient(*given)  # noqa: E731
     with jax.default_matmul_precision(VERDICT_PRECISION):
         try:
             operands, rows = _operands(_IMAGES, image, keyed), _IMAGES
@@ -115,7 +118,7 @@ def _traced(
             logits = jax.jit(call).trace(network, *operands)
         (shown,) = jax.tree.leaves(logits.out_info)
         along = _signs((rows, *shown.shape[1:])).astype(shown.dtype)
-        both = jax.jit(_logits_and_gradient).trace(network, along, *operands)
+        both = jax.jit(twice).trace(network, along, *operands)
     programs = tracing.Programs()
     program, gradient = (programs.hashed(traced.jaxpr) for traced in (logits, both))
     seen = tracing.TracedNetwork(shown.shape[1], program, programs.constants(logits.jaxpr))
