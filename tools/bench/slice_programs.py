@@ -208,7 +208,13 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
 
 
 def abstract_step(
-    mesh: "Mesh", setting: "Setting", logits_fn: "LogitsFn", *, slots: int, image: tuple[int, ...]
+    mesh: "Mesh",
+    setting: "Setting",
+    logits_fn: "LogitsFn",
+    *,
+    slots: int,
+    image: tuple[int, ...],
+    search_fn: "LogitsFn | None" = None,
 ) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
     """Return the program of the engine's steps, its arguments as shapes, passes in a step."""
 
@@ -233,7 +239,7 @@ def abstract_step(
     machine = MACHINES[setting.machine].make(setting, jnp.float32(0))
     passes = 1 + (machine.loss is not None) + (machine.check is not None)
     _, advance = programs(mesh, setting, False, "")
-    both = (logits_fn, None)
+    both = (logits_fn, search_fn)
     made = jax.eval_shape(prepare_program(mesh, False), *both, state.adversarial, state.keys)
     return advance, (*both, epsilon, state, array(jnp.int32), floor, made), passes
 

@@ -110,7 +110,7 @@ class Ledger:
         doubtful = record.get("doubtful", False)
         row = (True, record["fooled"], once, record["flat"], doubtful, self._number(file))
         about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
-        self.rows(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
+        self._made(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
         if tried := record.get("tried"):
             self._tried[place, record["attack"]] = TriedJobs(tried["targets"], tried["restarts"])
 
@@ -140,7 +140,12 @@ class Ledger:
         return sum(int(known.sum()) for known in there.values()), digest.hexdigest()
 
     def rows(self, attack: str) -> np.ndarray:
-        """Look up the verdicts of an attack on each image, ROW[N]."""
+        """Look up the verdicts of an attack on each image, ROW[N]; of parts of it, to be read."""
+        if attack.endswith(PART) and attack not in self._rows:  # most attacks have none
+            return np.broadcast_to(np.zeros((), ROW), len(self._ids))
+        return self._made(attack)
+
+    def _made(self, attack: str) -> np.ndarray:
         return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
 
     def tried(self, place: int, attack: str) -> TriedJobs:
@@ -189,7 +194,7 @@ class Ledger:
         rows, points = results
         if process == jax.process_index() or not len(places):
             return
-        own = self.rows(attack)
+        own = self._made(attack)
         own[places] = rows
         if points:
             self._points |= {(p, attack): q for p, q in zip(places.tolist(), points, strict=True)}

@@ -16,6 +16,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.convert import network_account
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from tests.support import paths, result_lines
 from tests.support.ensemble import GOLDEN, LABELS
 from tests.support.evaluations import call, run_for, trained
@@ -72,7 +73,9 @@ class SeveralTest(parameterized.TestCase):
         self.assertGreater(union["robust"], 0)
         self.assertEqual(union["robust"], survives.mean())
         self.assertEqual(union["method"], "union")
-        self.assertEqual(network_account.row(union)[1], "union of linf 0.012, l2 0.05")
+        self.assertEqual(
+            network_account.row(AccuracyRecord.from_json(union))[1], "union of linf 0.012, l2 0.05"
+        )
         self.assertEqual(list(union["accuracy_after"]), ["linf 0.012", "l2 0.05"])
         whole = verdicts.read(out / union["verdicts"])
         fooled = whole.clean & ~whole.robust
@@ -114,7 +117,7 @@ class SeveralTest(parameterized.TestCase):
         self.assertRegex(
             printed, r"clean +8 .*\napgd-ce \+ .*, ladder, linf 0.0025 .*by replayed points\) +8 "
         )
-        self.assertEqual(network_account.row(found[0])[1], "none")
+        self.assertEqual(network_account.row(AccuracyRecord.from_json(found[0]))[1], "none")
         below = None
         for radius, record in zip(RADII[1:], found[1:], strict=True):
             self.assertEqual(record["attacks"][0]["epsilon"], radius)
