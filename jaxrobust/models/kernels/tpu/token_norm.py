@@ -75,7 +75,7 @@ def _forward(x, affine, out, *, eps: float) -> None:
 
 
 def _backward(x, g, *rest, eps: float, beside: int) -> None:
-    """Compute the gradient for the tokens; with room for them, those for parameters as well."""
+    """Compute the gradient for the tokens; where sums are asked for, those for parameters too."""
     others, (affine, out, *sums) = rest[:beside], rest[beside:]
     scale = affine[0:1][None]
     clear_at_first(sums)
