@@ -40,8 +40,10 @@ def _taps_last(kernel: Array) -> Array:
 
 def _in_two_steps(weight: Array) -> Array:
     outs, ins, *sides = weight.shape
-    columns = _transposed(weight.reshape(outs, -1), axes=(1, 0))
-    return _transposed(columns.reshape(ins, -1, outs), axes=(1, 0, 2)).reshape(*sides, ins, outs)
+    columns = _transposed(weight.reshape(outs, -1), axes=(1, 0)).reshape(ins, -1, outs)
+    # In one axis, which lies in one way only: else XLA moves nothing yet, and each that reads the
+    # result makes a copy.
+    return _transposed(columns, axes=(1, 0, 2), flat=True).reshape(*sides, ins, outs)
 
 
 def _back_in_two_steps(kernel: Array) -> Array:
@@ -51,8 +53,9 @@ def _back_in_two_steps(kernel: Array) -> Array:
 
 
 @walled
-def _transposed(x: Array, *, axes: tuple[int, ...]) -> Array:
-    return jnp.transpose(x, axes)
+def _transposed(x: Array, *, axes: tuple[int, ...], flat: bool = False) -> Array:
+    turned = jnp.transpose(x, axes)
+    return turned.reshape(-1) if flat else turned
 
 
 _taps_first.defvjp(lambda weight: (_taps_first(weight), None), lambda _, g: (_taps_last(g),))
