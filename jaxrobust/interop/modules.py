@@ -36,6 +36,14 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
     import torch
 
     make, keywords = _function(name), arguments(name, given)
+    try:
+        inspect.signature(make).bind(**keywords)
+    except TypeError as error:
+        raise ValueError(
+            f"model.name={name}: {error}; what it is called with are the config's model.options, "
+            f"here {sorted(keywords.keys() - {*_SIZES})}. Write a config with those that it takes: "
+            "on the command line an option can be changed, not taken away"
+        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = make(**keywords)

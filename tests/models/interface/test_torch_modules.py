@@ -134,6 +134,11 @@ class NamesTest(parameterized.TestCase):
                 given = {"in_channels": 3} if name.endswith("fixed") else {}
                 self.assertRegex(self.refused(name, **given), message)
 
+    def test_options_of_another_network(self):
+        """They come along where a config of one of ours is given with the name of a module."""
+        message = self.refused("torch:nets.py:build", width=3, dims=(8, 16))
+        self.assertRegex(message, r"'dims'; what it is called with .* here \['dims', 'width'\]\.")
+
     def test_a_network_is_told_from_others_by_plain_values(self):
         name, given = "torch:nets.py:build", SIZES | {"width": 3, "more": ConfigDict({"a": [1]})}
         found = torch_modules.identified(name, given)
@@ -198,7 +203,7 @@ class NamesTest(parameterized.TestCase):
 
     def test_options(self):
         said = self.refused("torch:nets.py:build", depth=3)
-        self.assertRegex(said, "TypeError.*unexpected keyword argument 'depth'")
+        self.assertRegex(said, "got an unexpected keyword argument 'depth'")
 
     def test_one_of_several_results(self):
         said = self.refused("torch:nets.py:two")
