@@ -1,7 +1,6 @@
 """The way of the paper in small, on CIFAR-10: clean, a new stem, against the attack, to PyTorch."""
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.convert import confirm
+from jaxrobust.evaluation.records import records
 from tests.support import paths, result_lines
 from tests.support.commands import commands
 
@@ -66,18 +66,18 @@ class EndToEndTest(absltest.TestCase):
 
             flags = ["--workdir", run, "--n", "64", "--data_dir", str(data)]
             said("evaluate", *flags)
-            record = json.loads((folder / run / "evaluation/results.jsonl").read_text())
-            self.assertEqual(record["method"], "autoattack standard")
+            (record,) = records.read(folder / run / "evaluation")
+            self.assertEqual(record.method, "autoattack standard")
             said("export", "--workdir", run, "--layout", "module", "--out", "ship")
         spec = importlib.util.spec_from_file_location("shipped", folder / "ship/convnext_n_cvst.py")
         shipped = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(shipped)
-        ledger = folder / run / "evaluation" / f"ledger-{record['evaluation']}.jsonl"
+        ledger = folder / run / "evaluation" / f"ledger-{record.evaluation}.jsonl"
         told = confirm.verdicts(shipped.load(), record, ledger, 64, data_dir=str(data))
         (equal,) = re.findall(r"(\d+) of 64 verdicts equal", told)
         # An image at the boundary may fall to the other side with another order of the sums.
         self.assertGreaterEqual(int(equal), 63, told)
-        self.assertLess(record["robust"], record["clean"])
+        self.assertLess(record.robust, record.clean)
 
 
 if __name__ == "__main__":

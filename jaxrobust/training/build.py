@@ -208,6 +208,7 @@ def phase(
         given=inner.given(config, p.objective),
         memory=memory,
         seen=step.in_rows if on_cpu else step.as_given,
+        norm_of=step.norm_in_rows if mesh.shape[sharding.FSDP] == 1 else spread.norm,
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     placed = sharding.of_state(mesh, shapes)

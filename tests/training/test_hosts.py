@@ -53,9 +53,8 @@ class TrainingTest(absltest.TestCase):
         """Bit for bit, with parameters over two devices of each of two groups."""
         folder = Path(self.create_tempdir())
         command = written(folder, train__epochs=2, mesh__fsdp=2, test__steps=1)
-        small = (
-            "from jaxrobust.runtime import sharding\nsharding.SMALL = 64  # else nothing is split\n"
-        )
+        split_more = "sharding.SMALL = 64  # else nothing is split\n"
+        small = f"from jaxrobust.runtime.devices import sharding\n{split_more}"
         path = folder / "config.py"
         path.write_text(small + path.read_text())
 

@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.types import Array, Params
 
 DATA, FSDP = "data", "fsdp"
-SMALL = 2**14  # values; below, a copy costs less than a collective of its own
+# Values; below, a copy costs less than a collective alone. Of each part, a 16th: a tile of a TPU's
+# memory, to which less is padded.
+SMALL = 2**14
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
@@ -55,10 +58,15 @@ def global_arrays(mesh: Mesh, local: Any) -> Any:
 
 def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
     """Choose the largest axis, the last of equals, that `parts` divide; None: none is split."""
-    if parts == 1 or math.prod(shape) < SMALL or name.startswith("normalize."):
+    if parts == 1 or math.prod(shape) < _small(parts) or name.startswith("normalize."):
         return None
     fits = [(size, axis) for axis, size in enumerate(shape) if size % parts == 0]
     return max(fits)[1] if fits else None
+
+
+def _small(parts: int) -> float:
+    """Say below how many values an array is not split."""
+    return SMALL * max(1, parts / 16)
 
 
 def of_state(mesh: Mesh, abstract: Any) -> Any:
@@ -86,6 +94,15 @@ def _gathered(array: Array, axis: int, platform: str) -> Array:
     return lax.bitcast_convert_type(bits, array.dtype)
 
 
+def _over_all(collective: Callable[..., Array], tree: Any, *, below: float) -> Any:
+    """Run a collective over all devices; arrays of fewer values than `below` share one."""
+    arrays, structure = jax.tree.flatten(tree)
+    row, arrays_of = ravel_pytree({i: a for i, a in enumerate(arrays) if a.size < below})
+    done = arrays_of(collective(row, (DATA, FSDP)))
+    done |= {i: collective(a, (DATA, FSDP)) for i, a in enumerate(arrays) if i not in done}
+    return structure.unflatten(done[i] for i in range(len(arrays)))
+
+
 class Spread(NamedTuple):
     """How one device's share of a computation becomes that of all; inside `each`, collectives.
 
@@ -98,6 +115,7 @@ class Spread(NamedTuple):
     gather: Callable[[Params], Params]  # a device's part of the parameters -> all of them
     reduce: Callable[[Params], Params]  # gradients of all parameters -> the mean of a device's part
     mean: Callable[[Any], Any]  # over the devices
+    norm: Callable[[Params], Array]  # of what `reduce` gave; outside of `each`, with one collective
 
 
 def spread(mesh: Mesh, params: Params) -> Spread:
@@ -120,13 +138,24 @@ def spread(mesh: Mesh, params: Params) -> Spread:
     def reduce(grads: Params) -> Params:
         wide = {name: jnp.promote_types(g.dtype, jnp.float32) for name, g in grads.items()}
         grads = {name: g.astype(wide[name]) / mesh.size for name, g in grads.items()}
-        whole = lax.psum({name: g for name, g in grads.items() if axes[name] is None}, (DATA, FSDP))
+        whole = {name: g for name, g in grads.items() if axes[name] is None}
+        whole = _over_all(lax.psum, whole, below=_small(parts))
         split = {
             name: lax.psum_scatter(g, FSDP, scatter_dimension=axis, tiled=True)
             for name, g in grads.items()
             if (axis := axes[name]) is not None
         }
         return whole | (lax.psum(split, DATA) if mesh.shape[DATA] > 1 else split)
+
+    def norm(grads: Params) -> Array:
+        squares = {name: jnp.sum(jnp.square(g)) for name, g in grads.items()}
+        split = sum(square for name, square in squares.items() if axes[name] is not None)
+        whole = sum(square for name, square in squares.items() if axes[name] is None)
+        return jnp.sqrt(lax.psum(split, FSDP) + whole)
+
+    norm_of_all = jax.shard_map(
+        norm, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False
+    )
 
     def each(
         function: Callable[..., Any], *, whole: int, split: int, gradients: bool = False
@@ -141,4 +170,6 @@ def spread(mesh: Mesh, params: Params) -> Spread:
             check_vma=False,  # the layers have gradients of their own
         )
 
-    return Spread(each, gather, reduce, partial(lax.pmean, axis_name=(DATA, FSDP)))
+    return Spread(
+        each, gather, reduce, partial(_over_all, lax.pmean, below=_small(parts)), norm_of_all
+    )

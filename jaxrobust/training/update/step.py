@@ -122,6 +122,11 @@ def in_rows(arrays: Any, params: Params) -> Any:
     return jax.tree.map(of, arrays)
 
 
+def norm_in_rows(grads: Params) -> Array:
+    """Take the norm of gradients that are the same on all devices."""
+    return optax.tree.norm(in_rows(grads, grads))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -135,13 +140,14 @@ def train_step(
     given: Callable[[Keys, Any], Any] = keys_alone,
     memory: Memory = NO_MEMORY,
     seen: Callable[[Any, Params], Any] = as_given,
+    norm_of: Callable[[Params], Array] = optax.tree.norm,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Do one update; return the state after it, and metrics (means over the global batch).
 
     A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
     of the learning-rate schedule; one that a host stops leaves the state as it is. `gradients` is
-    `of_device` for all devices (`Spread.each`); `seen` gives arrays of the parameters' shapes, here
-    alone, others.
+    `of_device` for all devices (`Spread.each`), `norm_of` takes the norm of what it gives; `seen`
+    gives arrays of the parameters' shapes, here alone, others.
     """
     step_key = jax.random.fold_in(state.key, state.step)
     attack_key, net_key, augment_key = jax.random.split(step_key, 3)
@@ -152,6 +158,7 @@ def train_step(
     grads, (stats, metrics) = gradients(state.params, recalled, batch, keys, net_keys)
     stats = statistics(state.stats, {name: stats[name] for name in state.stats}, state.step)
 
+    norm = norm_of(grads)
     known = (state.params, state.stats, state.ema, state.opt_state)
     grads, before = seen(grads, state.params), seen(known, state.params)
     params, _, mean, opt_state = before
@@ -163,7 +170,6 @@ def train_step(
         params = optax.apply_updates(params, updates)
         mean = average(mean, params, _moving(stats), state.step)
 
-    norm = optax.tree.norm(grads)
     # `norm < 0` is never true: it makes the devices' first meeting wait for the gradients. One that
     # is ready at once holds one of the few threads of XLA's CPU, and they would work in turn.
     stop = (control.stop + (norm < 0).astype(jnp.int32)).max()

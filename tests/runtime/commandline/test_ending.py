@@ -211,8 +211,8 @@ def compiled():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 8_000_000)
 """
 WAITS = f"""
-from jaxrobust.runtime.ending import Ending
-from jaxrobust.runtime.progress import say
+from jaxrobust.runtime.commandline.ending import Ending
+from jaxrobust.runtime.text.progress import say
 end, space = Ending(lambda: "the same command begins anew"), {{}}
 exec(compile({COMPILER!r}, "/jax/_src/compiler.py", "exec"), space)
 try:

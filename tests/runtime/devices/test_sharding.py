@@ -105,6 +105,43 @@ class SpreadTest(parameterized.TestCase):
         for name, array in params.items():
             self.assertEqual(grads[name].dtype, jnp.float32)  # added up in more than bfloat16
             np.testing.assert_array_equal(grads[name], np.full(array.shape, 3.5))
+        own = jnp.sqrt(sum(jnp.vdot(g, g) for g in grads.values()))
+        self.assertAlmostEqual(float(jax.jit(spread.norm)(grads)), float(own), delta=1e-5 * own)
+
+    @parameterized.parameters(1, 8)
+    def test_small_arrays_share_one_collective(self, fsdp):
+        mesh = sharding.make_mesh(fsdp=fsdp)
+        values = {"a": 1.0, "b": 20.0, "c": 300.0}
+        shapes = {"a": (3,), "b": (2, 5), "c": ()}
+        params = {name: jnp.full(shapes[name], value) for name, value in values.items()}
+        spread = sharding.spread(mesh, params)
+
+        def share(params, rows):
+            numbers = {name: p * rows.sum() for name, p in params.items()}
+            return spread.reduce(numbers), spread.mean({"c": params["c"], "a": rows.sum()})
+
+        run = jax.jit(spread.each(share, whole=0, split=1, gradients=True))
+        arguments = params, jnp.arange(8, dtype=jnp.float32)
+        with standard():
+            grads, means = run(*arguments)
+            module = hlo.parse(run.lower(*arguments).compile().as_text())
+        for name, value in values.items():
+            np.testing.assert_array_equal(grads[name], np.full(shapes[name], 3.5 * value))
+        self.assertEqual((float(means["c"]), float(means["a"])), (300, 3.5))
+        self.assertLessEqual(sum(c.arrays for c in hlo.collectives(module)), 2)
+
+    def test_the_norm_of_parts_is_one_collective(self):
+        mesh = sharding.make_mesh(fsdp=8)
+        params = {name: jnp.ones((sharding.SMALL, 2)) for name in "abcd"} | {"e": jnp.ones(9)}
+        placed = jax.device_put(params, sharding.of_state(mesh, params))
+        norm = jax.jit(sharding.spread(mesh, params).norm)
+        self.assertAlmostEqual(float(norm(placed)), (8 * sharding.SMALL + 9) ** 0.5, delta=1e-3)
+        self.assertLen(hlo.collectives(hlo.parse(norm.lower(placed).compile().as_text())), 1)
+
+    def test_on_many_chips_more_stays_whole(self):
+        """A part of less than a tile of a TPU's memory is padded to it."""
+        for parts, axis in ((16, 3), (256, None)):
+            self.assertEqual(sharding.split_axis("depthwise.kernel", (7, 7, 1, 1024), parts), axis)
 
 
 class CollectivesCase(parameterized.TestCase):

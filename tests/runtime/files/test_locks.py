@@ -300,8 +300,8 @@ class WorkdirTest(absltest.TestCase):
         (code,), (refused,) = wait(start(1, 1, command))
         first.terminate()
         self.assertRegex(
-            refused,
-            rf"^jaxrobust: workdir .* is in use by process {first.pid} on .* --multihost\)\n$",
+            refused.splitlines()[-1],
+            rf"^jaxrobust: workdir .* is in use by process {first.pid} on .* --multihost\)$",
         )
         self.assertEqual((code, wait([first])[0]), (2, [75]))
 

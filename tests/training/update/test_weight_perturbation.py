@@ -125,7 +125,7 @@ class DevicesTest(absltest.TestCase):
         with mock.patch.object(build, "partial", wraps=partial) as made:
             build.phase(config, "train", 64)
         (call,) = [call for call in made.call_args_list if call.args[0] is step.gradients]
-        self.assertIs(call.kwargs["mean"].func, lax.pmean)
+        self.assertEqual(call.kwargs["mean"].args, (lax.pmean,))
         self.assertIsNotNone(call.kwargs["objective"].displaced)
 
     def test_what_a_phase_refuses(self):
