@@ -100,7 +100,7 @@ def _over_all(collective: Callable[..., Array], tree: Any, *, below: float) -> A
     row, arrays_of = ravel_pytree({i: a for i, a in enumerate(arrays) if a.size < below})
     done = arrays_of(collective(row, (DATA, FSDP)))
     done |= {i: collective(a, (DATA, FSDP)) for i, a in enumerate(arrays) if i not in done}
-    return structure.unflatten(done[i] for i in range(len(arrays)))
+    return jax.tree.unflatten(structure, [done[i] for i in range(len(arrays))])
 
 
 class Spread(NamedTuple):
