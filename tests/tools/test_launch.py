@@ -262,7 +262,7 @@ class AsPrintedTest(clouds.ScriptsTest):
         self.assertEqual([run[0] for run in runs], ["jaxrobust.main", "jaxrobust.evaluate"] * 4)
         parsing = [
             subprocess.Popen(
-                [sys.executable, "-c", PARSE.format(module), *flags],
+                [sys.executable, "-c", PARSE.format(COMMANDS[module]), *flags],
                 cwd=paths.ROOT,
                 env=processes.environment(),
                 stderr=subprocess.PIPE,
@@ -275,10 +275,15 @@ class AsPrintedTest(clouds.ScriptsTest):
         self.assertEqual(codes, [0] * 8, said)
 
 
+# Where the flags are of what these modules run.
+COMMANDS = {
+    "jaxrobust.main": "jaxrobust.commands.train",
+    "jaxrobust.evaluate": "jaxrobust.commands.evaluate",
+}
 PARSE = """
 import sys, {}
-from jaxrobust.runtime.commandline import parse
-assert len(parse(sys.argv)) == 1
+from jaxrobust.runtime.commandline import arguments
+assert len(arguments.parse(sys.argv)) == 1
 """
 
 SRUN = """

@@ -71,6 +71,7 @@ class Listener:
         self._end, self._again, self.interrupted = end, again, False
         self._main = threading.main_thread().ident or 0
         self._requested = False
+        self._saves = False  # whether a training loop took note of the last signal
         self._goes_on = 0  # the signal after which the main thread may come to the compiler
         self._repeated = 0  # signals on their way that are ours
 
@@ -136,17 +137,16 @@ class Listener:
                 elif came[0] == signal.SIGINT and self._repeated:
                     self._repeated -= 1
                 elif came[0] in (signal.SIGTERM, signal.SIGINT):
-                    if self._saves() or came[0] != signal.SIGTERM:
+                    # Now: by the end of a moment the loop may be over, and the command not yet.
+                    self._saves = signal.getsignal(signal.SIGTERM) != self._noted
+                    if self._saves or came[0] != signal.SIGTERM:
                         time.sleep(_MOMENT)
                     self._look(came[0], asked_before=self._requested)
                     self._requested = True
 
-    def _saves(self) -> bool:
-        return signal.getsignal(signal.SIGTERM) != self._noted
-
     def _look(self, number: int, *, asked_before: bool) -> None:
         """React to a signal, by what the main thread does by now."""
-        known = {"asked_before": asked_before, "saves": self._saves()}
+        known = {"asked_before": asked_before, "saves": self._saves}
         compiling = compiles(sys._current_frames().get(self._main))
         response = reaction(number, compiling=compiling, **known)
         if response is None:  # it may come to the compiler yet

@@ -143,6 +143,17 @@ class ListenerTest(absltest.TestCase):
             self.assertEqual(stop.signal, TERM)
         self.assertTrue(self.ended.empty())
 
+    def test_a_loop_that_ends_within_a_moment_says_its_own_words(self):
+        """And has its own exit code: 143 in the place of 75 is not started again by Slurm."""
+        with self.listener(), mock.patch.object(signals, "_MOMENT", 0.5):
+            with StopSignals() as stop:
+                os.kill(os.getpid(), TERM)
+                self.assertIn("stopping after this step", self.said.get(timeout=5))
+                time.sleep(0.1)
+            time.sleep(0.8)
+            self.assertEqual(stop.signal, TERM)
+        self.assertTrue(self.ended.empty())
+
     def test_a_loop_that_comes_to_the_compiler_later_is_told_then(self):
         with self.listener(), StopSignals():
             os.kill(os.getpid(), TERM)
