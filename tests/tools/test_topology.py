@@ -236,7 +236,7 @@ class CompiledTest(parameterized.TestCase):
         )
         beside = sum(each["sent"] for each in result["in_flight"] if each["cycles"])
         self.assertGreater(beside, 0.3 * result["sent_bytes"])
-        # 28 %; with 1 or 3 in the place of the scheduler's 2, which hides most of whole networks, 36.
+        # 28 %; 36 with 1 or 3 where the scheduler has 2, which hides most of whole networks.
         self.assertGreater(result["hidden_bytes"], 0.25 * result["sent_bytes"])
         own = "--xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions=false"
         with mock.patch.dict(os.environ, LIBTPU_INIT_ARGS=own):  # what people say stays
