@@ -10,7 +10,7 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,12 +224,7 @@ def judge(
     """Compute the logits of all images that are said to be misclassified, and compare."""
     wrong = [row for row in bundle.rows if row["verdict"]]
     kinds = {row["image"]: kind(row) for row in wrong}
-    ids = [row["image"] for row in bundle.rows]
-    reasons = {image: "missing" for image in ids if not 0 <= image < count}
-    if labels is not None:
-        here = [row for row in bundle.rows if row["image"] not in reasons]
-        other = [r["image"] for r in here if int(labels[r["image"]]) != r["label"]]
-        reasons |= dict.fromkeys(other, "other label")
+    reasons = known_before(bundle.rows, count, labels)
     todo = [row for row in wrong if row["image"] not in reasons]
     announced = time.monotonic()
     for start in range(0, len(todo), batch):
@@ -243,11 +238,41 @@ def judge(
     for what in claimed:
         of = {image for image, own in kinds.items() if own == what}
         claimed[what], confirmed[what] = len(of), len(of - reasons.keys())
-    unconfirmed = {why: sorted(i for i in reasons if reasons[i] == why) for why in WHY}
-    named = {why: ids for why, ids in unconfirmed.items() if ids}
-    seen = "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
     split = count if split_images is None else split_images
-    return ClaimFindings(len(bundle.rows), claimed, confirmed, named, split, seen)
+    counts = len(bundle.rows), claimed, confirmed, by_reason(reasons, WHY)
+    return ClaimFindings(*counts, split, labels_are(labels, trust_labels))
+
+
+def known_before(rows: Rows, count: int, labels: np.ndarray | None) -> dict[int, str]:
+    """Say why images are unconfirmed before a forward pass: by their numbers and labels."""
+    reasons = {row["image"]: "missing" for row in rows if not 0 <= row["image"] < count}
+    if labels is not None:
+        here = [row for row in rows if row["image"] not in reasons]
+        other = [row["image"] for row in here if int(labels[row["image"]]) != row["label"]]
+        reasons |= dict.fromkeys(other, "other label")
+    return reasons
+
+
+def by_reason(reasons: dict[int, str], order: Iterable[str]) -> dict[str, list[int]]:
+    """List the images of each reason that there is."""
+    listed = {why: sorted(i for i in reasons if reasons[i] == why) for why in order}
+    return {why: ids for why, ids in listed.items() if ids}
+
+
+def labels_are(labels: np.ndarray | None, trust_labels: bool) -> str:
+    """Say what was done with the labels of a bundle."""
+    return "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
+
+
+def answers_of(logits: Logits, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute logits f[n,K]; `ValueError` where the network gives another array."""
+    answers = np.asarray(logits(points))
+    if answers.ndim != 2 or len(answers) != len(labels) or answers.shape[1] <= labels.max():
+        raise ValueError(
+            f"the network gives an array {answers.shape} for {len(labels)} images with labels up "
+            f"to {labels.max()}; pass one that gives the logits of the evaluation's classes"
+        )
+    return answers
 
 
 def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> dict[int, str]:
@@ -259,14 +284,8 @@ def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> di
             points[place] = adversarial(bundle, row, clean[place])
             if why := _outside(points[place], clean[place], **bundle.threat):
                 reasons[row["image"]] = why
-    answers = np.asarray(logits(points))
-    largest = max(row["label"] for row in rows)
-    if answers.ndim != 2 or len(answers) != len(rows) or answers.shape[1] <= largest:
-        raise ValueError(
-            f"the network gives an array {answers.shape} for {len(rows)} images with labels up to "
-            f"{largest}; pass one that gives the logits of the evaluation's classes"
-        )
     labels = np.array([row["label"] for row in rows])
+    answers = answers_of(logits, points, labels)
     near = np.abs(margin(answers, labels)) <= BOUNDARY
     finite = np.isfinite(answers).all(axis=1)
     for row, right, close, sound in zip(rows, is_right(answers, labels), near, finite, strict=True):

@@ -19,7 +19,11 @@ from jaxrobust.evaluation.bundles.claims import (
     WHY,
     Bundle,
     Logits,
+    answers_of,
+    by_reason,
     is_right,
+    known_before,
+    labels_are,
     margin,
 )
 from jaxrobust.evaluation.bundles.contradictions import Rows, lacking
@@ -72,11 +76,7 @@ def judge_corrupted(
     tell: Callable[[str], None] = lambda line: None,
 ) -> CorruptionFindings:
     """Compute the logits of all images under all corruptions, and compare."""
-    reasons = {row["image"]: "missing" for row in bundle.rows if row["image"] >= count}
-    if labels is not None:
-        here = [row for row in bundle.rows if row["image"] not in reasons]
-        other = [r["image"] for r in here if int(labels[r["image"]]) != r["label"]]
-        reasons |= dict.fromkeys(other, "other label")
+    reasons = known_before(bundle.rows, count, labels)
     todo = [row for row in bundle.rows if row["image"] not in reasons]
     names, confirmed = bundle.about["corruptions"], 0
     turned: dict[int, int] = {}  # image -> answers that are others here, all of them near
@@ -106,15 +106,11 @@ def judge_corrupted(
         reasons |= dict.fromkeys(turned, OTHER)
         confirmed -= len(turned) * len(names) - undecided
         undecided = 0
-    unconfirmed = {why: sorted(i for i in reasons if reasons[i] == why) for why in _WHY_CORRUPTED}
-    named = {why: ids for why, ids in unconfirmed.items() if ids}
-    seen = "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
+    named = by_reason(reasons, _WHY_CORRUPTED)
     split = count if split_images is None else split_images
-    counts = (len(bundle.rows), answers, confirmed, undecided)
-    shares = withstood(bundle)
-    return CorruptionFindings(
-        *counts, named, split, seen, float(shares.mean()), mean_interval(shares)
-    )
+    counts = (len(bundle.rows), answers, confirmed, undecided, named, split)
+    seen, shares = labels_are(labels, trust_labels), withstood(bundle)
+    return CorruptionFindings(*counts, seen, float(shares.mean()), mean_interval(shares))
 
 
 def _compared(
@@ -122,12 +118,7 @@ def _compared(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mark the answers to one corruption that are as claimed, and those that rounding may turn."""
     labels = np.array([row["label"] for row in rows])
-    answers = np.asarray(logits(images))
-    if answers.ndim != 2 or len(answers) != len(rows) or answers.shape[1] <= labels.max():
-        raise ValueError(
-            f"the network gives an array {answers.shape} for {len(rows)} images with labels up to "
-            f"{labels.max()}; pass one that gives the logits of the evaluation's classes"
-        )
+    answers = answers_of(logits, images, labels)
     claimed = np.array([row["right"][column] == "1" for row in rows])
     near = np.isfinite(answers).all(axis=1) & (np.abs(margin(answers, labels)) <= BOUNDARY)
     return is_right(answers, labels) == claimed, near

@@ -8,7 +8,7 @@ every bundle.
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -86,13 +86,20 @@ def is_a(value: Any, wanted: type) -> bool:
 
 
 def _types(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
+    def fields(row: ImageRow) -> dict[str, type]:
+        return _KINDS | ({} if row.get("verdict") in ("", "clean") else _STORED)
+
+    return wrong_types(rows, fields)
+
+
+def wrong_types(rows: Rows, fields: Callable[[ImageRow], dict[str, type]]) -> str | None:
+    """Say which value of a row has another type than `fields` of the row wants."""
     if not rows:
         return "has no images"
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             return f"has {row!r:.40} for the image of line {number}, which is none"
-        stored = {} if row.get("verdict") in ("", "clean") else _STORED
-        for key, wanted in (_KINDS | stored).items():
+        for key, wanted in fields(row).items():
             if not is_a(row.get(key), wanted):
                 return f"has {row.get(key)!r:.40} for the {key} of line {number}, which is none"
     return None
@@ -126,7 +133,7 @@ def ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
 
 
 def _threat(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    record, shape = about["record"], about["image"]
+    record = about["record"]
     balls = [(attack["norm"], attack["epsilon"]) for attack in record["attacks"]]
     if not balls:
         return "lacks attacks"
@@ -137,9 +144,14 @@ def _threat(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None
         return f"has the radius {epsilon!r:.20}, which is none"
     if any(ball != balls[0] for ball in balls):
         return "has attacks of several norms or radii, of which one ball shows nothing"
-    if len(shape) != 3 or not all(is_a(side, int) and side > 0 for side in shape):
+    return wrong_shape(about)
+
+
+def wrong_shape(about: BundleFacts) -> str | None:
+    """Say how the images of a bundle have no shape, or another one than the record's."""
+    shape, side = about["image"], about["record"]["model"].get("image_size")
+    if len(shape) != 3 or not all(is_a(length, int) and length > 0 for length in shape):
         return f"has images of the shape {shape!r:.40}, which is none"
-    side = record["model"].get("image_size")
     if side is not None and list(shape[:2]) != [side, side]:
         return f"has images of the shape {shape}, and its record is of {side} pixels"
     return None
@@ -157,10 +169,17 @@ def _verdicts(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | No
                 f"has the verdict {row['verdict']!r:.40} on image {row['image']}, which is no "
                 "attack of its record"
             )
-        if row["label"] < 0 or (classes is not None and row["label"] >= classes):
-            return f"has the label {row['label']} for image {row['image']}, which is no class"
-        if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
-            return f"has {row['sha256']!r:.40} for the sha256 of image {row['image']}"
+        if problem := wrong_label_or_hash(row, classes):
+            return problem
+    return None
+
+
+def wrong_label_or_hash(row: ImageRow, classes: int | None) -> str | None:
+    """Say how the label of a row is no class, or its hash none."""
+    if row["label"] < 0 or (classes is not None and row["label"] >= classes):
+        return f"has the label {row['label']} for image {row['image']}, which is no class"
+    if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
+        return f"has {row['sha256']!r:.40} for the sha256 of image {row['image']}"
     return None
 
 
@@ -196,14 +215,19 @@ def _shares(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None
 def _intervals(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
     if not (stated := about["record"].get("interval")):
         return None
-    for key in ("clean", "robust"):
-        value, n = stated[key], len(rows)
-        ends = interval(round(about["record"][key] * n), n)
+    shares = {key: about["record"][key] for key in ("clean", "robust")}
+    found = (wrong_interval(stated[key], key, share, len(rows)) for key, share in shares.items())
+    return next((problem for problem in found if problem), None)
+
+
+def wrong_interval(stated: Any, key: str, share: float, n: int) -> str | None:
+    """Say how a stated 95 % interval is not that of a share of n images."""
+    ends = interval(round(share * n), n)
+    pair = isinstance(stated, Sequence) and len(stated) == 2
+    sound = pair and all(is_a(end, float) for end in stated)
+    if not sound or max(abs(a - b) for a, b in zip(stated, ends, strict=True)) > OFF:
         ours = ", ".join(f"{end:.2%}" for end in ends)
-        pair = isinstance(value, Sequence) and len(value) == 2
-        sound = pair and all(is_a(v, float) for v in value)
-        if not sound or max(abs(a - b) for a, b in zip(value, ends, strict=True)) > OFF:
-            return f"says {value!r:.60} for the 95 % interval of {key}, and its rows give {ours}"
+        return f"says {stated!r:.60} for the 95 % interval of {key}, and its rows give {ours}"
     return None
 
 

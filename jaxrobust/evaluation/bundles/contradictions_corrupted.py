@@ -15,8 +15,11 @@ from jaxrobust.evaluation.bundles.contradictions import (
     RecordJson,
     Rows,
     ids,
-    interval,
     is_a,
+    wrong_interval,
+    wrong_label_or_hash,
+    wrong_shape,
+    wrong_types,
 )
 
 CLEAN = "clean"  # the images as they are, in the place of a corruption
@@ -35,31 +38,17 @@ def rights(rows: Rows) -> np.ndarray:
 
 
 def _row_types(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    if not rows:
-        return "has no images"
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            return f"has {row!r:.40} for the image of line {number}, which is none"
-        for key, wanted in _ROW.items():
-            if not is_a(row.get(key), wanted):
-                return f"has {row.get(key)!r:.40} for the {key} of line {number}, which is none"
-    return None
+    return wrong_types(rows, lambda row: _ROW)
 
 
 def _names(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    record, shape = about["record"], about["image"]
-    wanted = [name for name, _ in _stated(record)]
+    wanted = [name for name, _ in _stated(about["record"])]
     if not wanted or about["corruptions"] != wanted:
         return f"is of {about['corruptions']!r:.60}, and its record of {', '.join(wanted):.60}"
     for name in wanted:
         if name != CLEAN and not re.fullmatch("[a-z_]+-[1-5]", name):
             return f"has {name!r:.40} for a corruption, which is none"
-    if len(shape) != 3 or not all(is_a(side, int) and side > 0 for side in shape):
-        return f"has images of the shape {shape!r:.40}, which is none"
-    side = record["model"].get("image_size")
-    if side is not None and list(shape[:2]) != [side, side]:
-        return f"has images of the shape {shape}, and its record is of {side} pixels"
-    return None
+    return wrong_shape(about)
 
 
 def _stated(record: RecordJson) -> list[tuple[str, Any]]:
@@ -77,10 +66,8 @@ def _rows(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
             return f"has image {image} in line {place + 1}, and its images are in order"
         if not re.fullmatch(f"[01]{{{count}}}", row["right"]):
             return f"has {row['right']!r:.40} for image {image}, and needs {count} of 0 and 1"
-        if row["label"] < 0 or (classes is not None and row["label"] >= classes):
-            return f"has the label {row['label']} for image {image}, which is no class"
-        if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
-            return f"has {row['sha256']!r:.40} for the sha256 of image {image}"
+        if problem := wrong_label_or_hash(row, classes):
+            return problem
     return None
 
 
@@ -95,10 +82,4 @@ def _accuracies(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | 
     if record.get("robust") is not None:
         return f"says {record['robust']!r:.20} for robust accuracy, which it does not measure"
     ends = (record.get("interval") or {}).get(CLEAN)
-    if CLEAN in found and ends:
-        own = interval(round(found[CLEAN] * len(rows)), len(rows))
-        pair = len(ends) == 2 and all(is_a(end, float) for end in ends)
-        if not pair or max(abs(a - b) for a, b in zip(ends, own, strict=True)) > OFF:
-            ours = ", ".join(f"{end:.2%}" for end in own)
-            return f"says {ends!r:.60} for the 95 % interval of clean, and its rows give {ours}"
-    return None
+    return wrong_interval(ends, CLEAN, found[CLEAN], len(rows)) if CLEAN in found and ends else None
