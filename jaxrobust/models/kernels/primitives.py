@@ -163,10 +163,24 @@ def add_bias(x: Array, bias: Array | None) -> Array:
     return x if bias is None else x + spread(bias, x.shape)
 
 
+def _in_pieces(row: Array, kernel: Array) -> Array:
+    pieces = largest_divisor(row.shape[1], math.isqrt(row.shape[1]))
+    parts = row.reshape(pieces, 1, -1) @ kernel.reshape(pieces, -1, kernel.shape[1])
+    return parts.sum(0)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    if len(x) > 1 or x.dtype.itemsize < 4:
+        return x @ kernel
+    # XLA's CPU back end adds the terms of a single row one by one: 4,032 of them are off by 1.1e-6
+    # (rms, of the result's), in 63 pieces by 1.7e-7, in no more time.
+    return lax.platform_dependent(x, kernel, cpu=_in_pieces, default=jnp.matmul)
+
+
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
     """Compute `x @ kernel` of two matrices."""
-    return x @ kernel
+    return _product(x, kernel)
 
 
 def _matmul_backward(residuals, g):
@@ -177,4 +191,4 @@ def _matmul_backward(residuals, g):
     return g @ kernel.T, x.T @ g if narrow else (g.T @ x).T
 
 
-matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_backward)
+matmul.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _matmul_backward)

@@ -142,6 +142,12 @@ class KernelsTest(parameterized.TestCase):
         self.compare(both, vjp(both, qkv, bias), expected, qkv, bias)
         self.assertLess(apart(vjp(attacked, qkv), alone), ROUNDED if dtype == "bfloat16" else 1e-6)
 
+    def test_biases_of_windows_beside_numbers_of_64_bits(self):
+        qkv, bias = normal(0, 8, 49, 3 * 64), normal(1, 4, 2, 49, 49)
+        with jax.enable_x64(True):  # every platform's path is traced
+            out = jax.eval_shape(lambda *a: attention.self_attention(a[0], 2, bias=a[1]), qkv, bias)
+        self.assertEqual((out.shape, out.dtype), ((8, 49, 64), jnp.float32))
+
     @parameterized.parameters(
         (1025, 64, 1, "bfloat16", "1025 tokens of bfloat16 are more than 1024"),
         (897, 64, 1, "float32", "897 tokens of float32 are more than 896"),

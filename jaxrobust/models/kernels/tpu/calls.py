@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxrobust.runtime.text.progress import say
@@ -125,7 +126,7 @@ def over_images(
         if array.shape[0] == 1:  # one row for all images
             return pl.BlockSpec(array.shape, lambda i: (0, *rest))
         turns = array.shape[0] // per
-        return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, turns), *rest))
+        return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, np.int32(turns)), *rest))
 
     def whole(array: Any) -> Any:  # once, since there is no next one
         once = pl.Buffered(1)
