@@ -14,6 +14,18 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 
 N, NORM, EPSILON, SPLIT = 40, "linf", 8 / 255, 100
 SHAPE = (8, 8, 3)
+# A PyTorch network that multiplies by the array beside its file.
+LINEAR_MODULE = """
+from pathlib import Path
+import numpy as np
+import torch
+def load():
+    class Linear(torch.nn.Module):
+        def forward(self, images):
+            own = torch.from_numpy(np.load(Path(__file__).with_suffix(".npy")))
+            return images.permute(0, 2, 3, 1).flatten(1) @ own
+    return Linear()
+"""
 _WEIGHTS = np.random.default_rng(5).standard_normal((192, 10)).astype(np.float32)
 
 

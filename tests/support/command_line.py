@@ -6,6 +6,7 @@ import sys
 import warnings
 from unittest import mock
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -41,3 +42,18 @@ def refused(call) -> str:
             assert stopped.code == 2, stopped.code
             return said.getvalue()
     raise AssertionError("it is not refused")
+
+
+def called(command, *words) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command's `main`."""
+    out, said = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        jax.numpy_dtype_promotion("standard"),  # as a user has it
+    ):
+        try:
+            code = command.main([str(word) for word in words])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return code, out.getvalue(), said.getvalue()

@@ -16,17 +16,6 @@ from absl.testing import absltest
 from tests.support import bundles, corrupted_bundles, paths
 
 FILE = paths.ROOT / "tools" / "launch" / "verify_bundles.yml"
-NETWORK = """
-from pathlib import Path
-import numpy as np
-import torch
-def load():
-    class Linear(torch.nn.Module):
-        def forward(self, images):
-            own = torch.from_numpy(np.load(Path(__file__).with_suffix(".npy")))
-            return images.permute(0, 2, 3, 1).flatten(1) @ own
-    return Linear()
-"""
 
 
 class WorkflowTest(absltest.TestCase):
@@ -69,7 +58,7 @@ class WorkflowTest(absltest.TestCase):
         shutil.copytree(self.bundle.folder, folder)
         network = self.place / "networks" / f"{name}.py"
         network.parent.mkdir(parents=True, exist_ok=True)
-        network.write_text(NETWORK)
+        network.write_text(bundles.LINEAR_MODULE)
         own = bundles._WEIGHTS if weights is None else weights
         np.save(network.with_suffix(".npy"), own)
         return folder

@@ -1,7 +1,5 @@
 """The page of bundles that verified: real ones, of linear networks on digits."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
@@ -9,7 +7,6 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -19,6 +16,7 @@ from jaxrobust.commands.analysis import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.questions import verification
 from tests.support import bundles
+from tests.support.command_line import called
 from tests.support.evaluations import call
 
 N = 48
@@ -73,7 +71,7 @@ class BoardTest(parameterized.TestCase):
                 )  # fmt: skip
                 assert code == 0, said
         cls.write(networks(good=NAME, bad="Noise"))
-        cls.outcome = cls.ran(cls.root / "all", "--out", cls.root / "site", "--json")
+        cls.outcome = called(board, cls.root / "all", "--out", cls.root / "site", "--json")
         cls.page = (cls.root / "site" / "index.html").read_text()
 
     @classmethod
@@ -81,21 +79,6 @@ class BoardTest(parameterized.TestCase):
         path = (place or cls.root / "all") / "networks.toml"
         path.write_text(text.replace("{root}", str(cls.root)))
         return path
-
-    @staticmethod
-    def ran(*words) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of the command."""
-        out, said = io.StringIO(), io.StringIO()
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(said),
-            jax.numpy_dtype_promotion("standard"),
-        ):
-            try:
-                code = board.main([str(word) for word in words])
-            except SystemExit as stopped:
-                code = int(stopped.code or 0)
-        return code, out.getvalue(), said.getvalue()
 
     def copies(self, *names) -> Path:
         """A folder with copies of bundles, and the file of their networks."""
@@ -107,7 +90,7 @@ class BoardTest(parameterized.TestCase):
 
     def made(self, folder) -> tuple[dict, str, str]:
         """What the command says of a folder whose bundles do not all verify, and its page."""
-        code, printed, said = self.ran(folder, "--out", folder / "site", "--json")
+        code, printed, said = called(board, folder, "--out", folder / "site", "--json")
         self.assertEqual(code, 1, said)
         plain = json.loads(printed.splitlines()[-1])
         self.assertFalse(plain["whole"])
@@ -253,7 +236,7 @@ class BoardTest(parameterized.TestCase):
         shutil.copytree(folder / "good_l2", folder / "copy")
         text = f'[copy]\nfunction = "{self.root}/good.py:logits_fn"\n'
         self.write(networks(text, good=NAME, bad="Noise"), folder)
-        code, printed, said = self.ran(folder, "--out", folder / "a" / "site")
+        code, printed, said = called(board, folder, "--out", folder / "a" / "site")
         self.assertEqual(code, 0, said)
         self.assertIn("1 bundle on 1 board", printed)
 
@@ -270,7 +253,7 @@ class BoardTest(parameterized.TestCase):
             ((good, "--out", place, "--networks", place / "n"), "n is not there; name a file of"),
         ):
             with self.subTest(expected):
-                code, printed, said = self.ran(*words)
+                code, printed, said = called(board, *words)
                 self.assertEqual((code, printed, said.count("\n")), (2, "", 1), said)
                 self.assertIn(expected, said)
         self.assertEmpty([*place.iterdir()])

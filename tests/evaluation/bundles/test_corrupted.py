@@ -18,17 +18,6 @@ from tests.support import bundles, corrupted_bundles
 from tests.support.corrupted_bundles import NAMES, SPLIT
 
 N, TORCH = bundles.N, importlib.util.find_spec("torch") is not None
-NETWORK = """
-from pathlib import Path
-import numpy as np
-import torch
-def load():
-    class Linear(torch.nn.Module):
-        def forward(self, images):
-            own = torch.from_numpy(np.load(Path(__file__).with_suffix(".npy")))
-            return images.permute(0, 2, 3, 1).flatten(1) @ own
-    return Linear()
-"""
 
 
 class Case(parameterized.TestCase):
@@ -255,7 +244,7 @@ class ProgramTest(Case):
     def setUp(self):
         super().setUp()
         self.place = Path(self.create_tempdir())
-        (self.place / "net.py").write_text(NETWORK)
+        (self.place / "net.py").write_text(bundles.LINEAR_MODULE)
         np.save(self.place / "net.npy", bundles._WEIGHTS)
         self.images = corrupted_bundles.stored(
             self.place / "images", self.honest.images, self.honest.labels

@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -23,6 +22,7 @@ from jaxrobust.evaluation.records import verdicts
 from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.trained import runs
 from tests.support import bundles, paths, result_lines
+from tests.support.command_line import called
 from tests.support.evaluations import call, run_for
 
 TORCH = importlib.util.find_spec("torch") is not None
@@ -52,24 +52,9 @@ NETWORK = load()
 """
 
 
-def ran(*words) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the tool."""
-    out, said = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(said),
-        jax.numpy_dtype_promotion("standard"),
-    ):
-        try:
-            code = verify.main([str(word) for word in words])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-    return code, out.getvalue(), said.getvalue()
-
-
 class Case(parameterized.TestCase):
     def refused(self, *words) -> str:
-        code, printed, said = ran(*words)
+        code, printed, said = called(verify, *words)
         self.assertEqual((code, printed, said.count("\n")), (2, "", 1), said)
         return said
 
@@ -117,7 +102,7 @@ class RunTest(Case):
         return path
 
     def test_everything_is_confirmed(self):
-        code, printed, said = ran(self.bundle, "--weights", self.workdir, "--json")
+        code, printed, said = called(verify, self.bundle, "--weights", self.workdir, "--json")
         self.assertEqual(code, 0, said)
         *text, last = printed.splitlines()
         plain = json.loads(last)
@@ -134,14 +119,16 @@ class RunTest(Case):
     @parameterized.parameters(True, False)
     @pytest.mark.slow
     def test_a_file_of_the_same_weights(self, says):
-        code, printed, said = ran(self.bundle, "--weights", self.file(says=says), "--batch=5")
+        code, printed, said = called(
+            verify, self.bundle, "--weights", self.file(says=says), "--batch=5"
+        )
         self.assertEqual(code, 0, printed + said)
         self.assertNotIn("other weights", printed)
 
     def test_other_weights_are_judged_and_said(self):
         bias = self.arrays["head.fc.bias"]
         path = self.file(says=True, **{"head.fc.bias": bias + np.float32(1e-7)})
-        code, printed, _ = ran(self.bundle, "--weights", path, "--json")
+        code, printed, _ = called(verify, self.bundle, "--weights", path, "--json")
         self.assertEqual(code, 1, printed)
         self.assertIn(
             "This is another network than the record's, or has other weights (convnext_n,", printed
@@ -154,22 +141,24 @@ class RunTest(Case):
         said = self.refused(self.bundle, "--weights", path)
         self.assertIn("downsample_strides", said)
         path = self.file(says=True, **{"head.fc.bias": bias + 1000 * np.eye(10, dtype="f")[3]})
-        code, printed, _ = ran(self.bundle, "--weights", path, "--json")
+        code, printed, _ = called(verify, self.bundle, "--weights", path, "--json")
         plain = json.loads(printed.splitlines()[-1])
         three = [int(i) for i, label in enumerate(self.found.labels) if label == 3]
         expected = [i for i in three if not self.found.robust[i]]
         self.assertEqual(plain["unconfirmed"], {"right": expected})
 
     def test_other_images(self):
-        code, printed, _ = ran(
-            self.bundle, "--weights", self.workdir, "--split=train[:32]", "--json"
+        code, printed, _ = called(
+            verify, self.bundle, "--weights", self.workdir, "--split=train[:32]", "--json"
         )
         self.assertEqual(code, 1)
         plain = json.loads(printed.splitlines()[-1])
         self.assertEqual(plain["confirmed"], {"misclassified": 0, "fooled": 0})
         self.assertEqual(plain["robust_at_most"], 1)
         self.assertContainsSubset(plain["unconfirmed"], {"other image", "other label"})
-        code, printed, _ = ran(self.bundle, "--weights", self.workdir, "--split=test[:20]")
+        code, printed, _ = called(
+            verify, self.bundle, "--weights", self.workdir, "--split=test[:20]"
+        )
         self.assertEqual(code, 1)
         missing = len(self.found.robust[20:])
         self.assertIn(f"{missing} not confirmed: not among the images that were given", printed)
@@ -188,7 +177,7 @@ class RunTest(Case):
         said = self.refused(self.bundle, *weights, "--dataset=fake:8x8x3", "--split=test")
         self.assertIn("channels", said)
         wide = self.file(says=True, **{"head.fc.bias": np.zeros(7, np.float32)})
-        code, _, said = ran(self.bundle, "--weights", wide)
+        code, _, said = called(verify, self.bundle, "--weights", wide)
         self.assertEqual(code, 2)
         self.assertIn("head.fc.bias: shape (7,)", said)
         self.assertIn(
@@ -197,7 +186,7 @@ class RunTest(Case):
 
     def test_the_images_as_they_are_prepared(self):
         path = Path(self.create_tempdir()) / "images.npy"
-        code, printed, said = ran(self.bundle, "--write_images", path)
+        code, printed, said = called(verify, self.bundle, "--write_images", path)
         self.assertEqual(code, 0, said)
         self.assertIn(f"{N} images in {path}", printed)
         images, labels = np.load(path), np.load(path.with_suffix(".labels.npy"))
@@ -217,7 +206,7 @@ class RunTest(Case):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             out = ["--layout=module", "--nocertificate", "--out", str(folder / "ship")]
             export_weights.main(["--workdir", str(self.workdir), *out])
-        ran(self.bundle, "--write_images", folder / "images.npy")
+        called(verify, self.bundle, "--write_images", folder / "images.npy")
         done = subprocess.run(
             [
                 *(sys.executable, "-I", self.bundle / "verify.py", "--device=cpu"),
@@ -258,7 +247,7 @@ class FunctionTest(Case):
             attack="apgd-ce", n=N, out=str(cls.root / "out"), bundle=str(cls.bundle),
         )  # fmt: skip
         assert code == 0, said
-        ran(cls.bundle, "--write_images", cls.root / "images.npy")
+        called(verify, cls.bundle, "--write_images", cls.root / "images.npy")
         if TORCH:
             spec = importlib.util.spec_from_file_location("bundled", cls.bundle / "verify.py")
             cls.program = importlib.util.module_from_spec(spec)
@@ -281,11 +270,15 @@ class FunctionTest(Case):
         return found
 
     def test_our_function(self):
-        code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, said = called(
+            verify, self.bundle, "--function", f"{self.root}/nets.py:logits_fn"
+        )
         self.assertEqual(code, 0, said)
         self.assertIn("l2 0.3, on digits test", printed)
         self.assertRegex(said, r"nets.py:logits_fn on data set 'digits', split 'test'")
-        code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:another")
+        code, printed, said = called(
+            verify, self.bundle, "--function", f"{self.root}/nets.py:another"
+        )
         self.assertEqual(code, 1, said)
         self.assertIn("This is another network than the record's", printed)
 
@@ -296,7 +289,7 @@ class FunctionTest(Case):
         program.write_text(program.read_text().replace("return 0 if whole else 1", "return"))
         bundles.resigned(other)
         network = ("--function", f"{self.root}/nets.py:logits_fn")
-        code, printed, _ = ran(other, *network)
+        code, printed, _ = called(verify, other, *network)
         self.assertEqual(code, 0)  # the claim holds
         self.assertIn("verify.py is not the program that this version writes", printed)
 
@@ -305,7 +298,7 @@ class FunctionTest(Case):
         shutil.copytree(self.bundle, other)
         bundles.changed(other, split_images=50)
         network = ("--function", f"{self.root}/nets.py:logits_fn")
-        code, printed, _ = ran(other, *network)
+        code, printed, _ = called(verify, other, *network)
         self.assertEqual(code, 1)
         self.assertIn("and the bundle says 50: this is another split, or version", printed)
 
@@ -373,7 +366,7 @@ class FunctionTest(Case):
         path = Path(self.create_tempdir()) / "adversarial.pt"
         clean_path = path.with_name("images.npy")
         words = ("--write_adversarial", path, "--write_images", clean_path)
-        code, printed, said = ran(self.bundle, *words)
+        code, printed, said = called(verify, self.bundle, *words)
         self.assertEqual(code, 0, said)
         self.assertIn(f"{N} images in {path}", printed)
         self.assertTrue(clean_path.is_file())
@@ -402,14 +395,14 @@ class FunctionTest(Case):
             network = ("--function", f"{self.root}/nets.py:{function}")
             with mock.patch(entry, return_value="the issue") as issue:
                 words = (*network, "--write_adversarial", path)
-                code, printed, said = ran(self.bundle, *words)
+                code, printed, said = called(verify, self.bundle, *words)
             self.assertEqual(code, expected, said)
             self.assertEqual(issue.call_count, 1 - expected)
             self.assertEqual("No issue is written: no network has" in printed, bool(expected))
             self.assertTrue(path.is_file())
         self.assertEqual(path.with_suffix(".issue.md").read_text(), "the issue")
         words = ("--function", f"{self.root}/nets.py:logits_fn", "--write_adversarial", path)
-        _, printed, _ = ran(self.bundle, *words)
+        _, printed, _ = called(verify, self.bundle, *words)
         self.assertIn("No issue is written: RobustBench has no leaderboard of", printed)
 
     def test_adversarial_images_of_other_images(self):

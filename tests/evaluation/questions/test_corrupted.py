@@ -1,12 +1,9 @@
 """Accuracy under corruptions: the record of the command, and every refusal."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from unittest import mock
 
-import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
@@ -26,6 +23,7 @@ from jaxrobust.evaluation.bundles import (
 from jaxrobust.evaluation.questions import corrupted
 from jaxrobust.evaluation.records import verdicts
 from tests.support import bundles, result_lines
+from tests.support.command_line import called
 from tests.support.evaluations import call
 
 NET = """
@@ -34,21 +32,6 @@ def logits_fn(images):  # tells 5 classes apart by how bright they are
     return -jnp.abs(images.mean((1, 2, 3))[:, None] - jnp.linspace(0.3, 0.6, 5)[None])
 """
 FAKE = "fake:32x32x3:5"
-
-
-def called(command, *words) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    out, said = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(said),
-        jax.numpy_dtype_promotion("standard"),
-    ):
-        try:
-            code = command.main([str(word) for word in words])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-    return code, out.getvalue(), said.getvalue()
 
 
 def answers(images) -> np.ndarray:
