@@ -44,7 +44,7 @@ RUNS = (
 SEEDS = (0, 1)
 IMAGES = 1000  # of the test split, that are attacked
 ATTACK = ()  # beyond AutoAttack
-AGAINST = {run: f"base-{run.split('-')[1]}" for run in RUNS if "-" in run}
+AGAINST = {run: (f"base-{run.split('-')[1]}",) for run in RUNS if "-" in run}
 METHOD = "autoattack standard"  # of its record
 ASKED = "AutoAttack at the radius of the training, Linf 8/255 or 4/255"
 # What the paper finds: robust accuracy of heavy augmentation against basic (Table 1, ConvNeXt-T +

@@ -20,7 +20,7 @@ from configs import cifar_study
 from jaxrobust.config import read_arguments
 
 RUNS = ("real", "extra", "real-few", "extra-few")
-AGAINST = {"extra": "real", "extra-few": "real-few"}
+AGAINST = {"extra": ("real",), "extra-few": ("real-few",)}
 SEEDS = (0, 1)
 IMAGES = 500  # of the test split, that are attacked
 # FAB and Square fooled none that these had left of the twelve networks of `cifar_study`.

@@ -6,9 +6,10 @@ python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minut
 A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed of its `SEEDS`;
 `PAPER` says what the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with
 which flags of `jaxrobust.evaluate`, `THREATS` in which norms, `METHOD` what the record calls
-that, and `ASKED` what the table does. `AGAINST` pairs runs; without it each is paired with the
-first. `STARTS` names the run whose weights another one goes on from; with `UNION` the images count
-that withstand all of `THREATS`, too.
+that, and `ASKED` what the table does. `AGAINST` names the runs that a run is compared with, of
+which the first stands in the table of accuracies; without it, the first run of all. `STARTS` names
+the run whose weights another one goes on from; with `UNION` the images count that withstand all of
+`THREATS`, too.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
 Two such commands, one a seed, may run beside each other.
@@ -149,7 +150,8 @@ def table(out: Path, module: Any) -> str:
         means[run] = [_mean(values) for values in robust]
         row = [run, *map(_cell, (clean, *robust)), module.PAPER.get(run, "")]
         if count == 2:
-            row.insert(-1, _beside(means[run][-1], means[against(module, run)][-1], run, module))
+            other = next((means[name][-1] for name in against(module, run)), None)
+            row.insert(-1, _beside(means[run][-1], other))
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
     lines.append(
@@ -160,9 +162,10 @@ def table(out: Path, module: Any) -> str:
     return "\n".join(lines)
 
 
-def against(module: Any, run: str) -> str:
-    """Name the run that a run is compared with."""
-    return getattr(module, "AGAINST", {}).get(run, module.RUNS[0])
+def against(module: Any, run: str) -> tuple[str, ...]:
+    """Name the runs that a run is compared with."""
+    names = getattr(module, "AGAINST", {}).get(run, module.RUNS[:1])
+    return tuple(name for name in names if name != run)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -180,8 +183,8 @@ def _cell(values: list[float | None]) -> str:
     return f"{_percent(_mean(there))} ({_percent(min(there))} to {_percent(max(there))})"
 
 
-def _beside(mean: float | None, other: float | None, run: str, module: Any) -> str:
-    if run == against(module, run) or mean is None or other is None:
+def _beside(mean: float | None, other: float | None) -> str:
+    if mean is None or other is None:
         return _percent(mean)
     return f"{_percent(mean)} ({100 * (mean - other):+.1f})"
 
@@ -193,9 +196,8 @@ def _percent(value: float | None) -> str:
 def write_pairs(out: Path, module: Any) -> None:
     """Write what pairs of runs get right image by image: a line for each seed and norm."""
     lines = []
-    for run, seed in itertools.product(module.RUNS, module.SEEDS):
-        if (other := against(module, run)) == run:
-            continue
+    compared_runs = [(run, other) for run in module.RUNS for other in against(module, run)]
+    for (run, other), seed in itertools.product(compared_runs, module.SEEDS):
         folders = [out / f"{name}-{seed}" for name in (other, run)]
         both = [attacked(folder, module) for folder in folders]
         for threat, *two in zip(_columns(module), *both, strict=True):

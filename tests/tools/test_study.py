@@ -221,14 +221,16 @@ class StudyTest(parameterized.TestCase):
                 write_records(path, ["union"], fooled=[0] * (run == "linf"), method="union")
                 path.write_text(three + path.read_text())
         starts = [word for c in commands for word in c if "init.weights" in word]
-        self.assertEqual(starts, [f"--config.init.weights={out / 'linf-0'}"])
+        self.assertEqual(starts, [f"--config.init.weights={out / 'linf-0'}"] * 2)
         threats = [word for word in commands[-1] if "threat" in word]
         self.assertEqual(threats, [f"--threat={threat}" for threat in norms_study.THREATS])
         self.assertEqual(
             [r.method for r in study.attacked(out / "e-at-0", norms_study)][-1], "union"
         )
         study.write_pairs(out, norms_study)
-        self.assertIn("| e-at | linf | union | +12.5 |", study.paired_table(out, norms_study))
+        paired = study.paired_table(out, norms_study)
+        self.assertIn("| e-at | linf | union | +12.5 |", paired)
+        self.assertIn("| e-at | linf-more | union | +0.0 |", paired)
         self.assertIn("| mean of the union | the paper |", study.table(out, norms_study))
 
     def test_interval_is_students(self):
@@ -236,8 +238,10 @@ class StudyTest(parameterized.TestCase):
         self.assertEqual(study.interval([1.0, 2.0]), "+1.5")
 
     def test_ends_are_compared_with_their_own_base(self):
-        self.assertEqual(study.against(augmentation_study, "heavy-rate"), "base-rate")
-        self.assertEqual(study.against(augmentation_study, "cutmix"), "base")
+        self.assertEqual(study.against(augmentation_study, "heavy-rate"), ("base-rate",))
+        self.assertEqual(study.against(augmentation_study, "cutmix"), ("base",))
+        self.assertEqual(study.against(augmentation_study, "base-rate"), ())
+        self.assertEqual(study.against(norms_study, "e-at"), ("linf", "linf-more"))
 
     def test_begins_nothing_after_its_time(self):
         out = Path(self.create_tempdir())
