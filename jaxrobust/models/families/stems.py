@@ -34,11 +34,12 @@ def stem(
     stem: list[nnx.Module] = []
     ins, kernels = v.in_channels, v.stem_kernels or (3,) * len(v.stem_widths)
     for out, stride, k in zip(v.stem_widths, v.stem_strides, kernels, strict=True):
-        conv = Conv(ins, out, k, stride=stride, padding=k // 2, init=torch_default, rngs=rngs)
+        how = {"stride": stride, "padding": k // 2, "init": torch_default, "alone": True}
+        conv = Conv(ins, out, k, rngs=rngs, **how)
         stem += [conv, LayerNorm(out), Gelu()]
         ins = out
     if project:
-        stem.append(Conv(ins, dim, 1, init=torch_default, rngs=rngs))
+        stem.append(Conv(ins, dim, 1, init=torch_default, alone=True, rngs=rngs))
     return stem
 
 

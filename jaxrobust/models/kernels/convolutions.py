@@ -260,9 +260,9 @@ def _three(formula: Callable) -> tuple[Callable, ...]:
     return formula, _input_gradient(formula), _kernel_gradient(formula)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int, dilation: int) -> Array:
-    how = (stride, padding, groups, dilation)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, how: tuple[int, ...], alone: bool) -> Array:
+    del alone
     return _rule(0, how, x, kernel)
 
 
@@ -283,9 +283,16 @@ def _rule(which: int, how: tuple[int, ...], *operands: Array) -> Array:
     return lax.platform_dependent(*operands, **_formulas(which, *how))
 
 
-def _conv_backward(stride, padding, groups, dilation, residuals, g):
-    how = (stride, padding, groups, dilation)
-    return tuple(_rule(which, how, *residuals, g) for which in (1, 2))
+def _made_before(*operands: Array) -> tuple[Array, ...]:
+    return lax.optimization_barrier(operands)
+
+
+def _conv_backward(how, alone, residuals, g):
+    operands = (*residuals, g)
+    if alone:
+        rules = {"tpu": _made_before, "default": lambda *operands: operands}
+        operands = lax.platform_dependent(*operands, **rules)
+    return tuple(_rule(which, how, *operands) for which in (1, 2))
 
 
 _conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _conv_backward)
@@ -344,11 +351,15 @@ def conv(
     padding: int = 0,
     groups: int = 1,
     dilation: int = 1,
+    alone: bool = False,
 ) -> Array:
     """Convolve f[B,H,W,in] with f[kh,kw,in//groups,out], symmetric zero padding.
 
     Pixels that neighbours in the kernel meet are `dilation` apart. Output i of `out` reads the
-    input channels of its group, of which there are `groups`.
+    input channels of its group, of which there are `groups`. On TPUs the operands of the gradients
+    are computed before, if `alone`, not within each window, which XLA writes out one by one: those
+    of ViT-S's ConvStem then compile in 8 instead of 28 s, and take no more cycles; those of a
+    ResNet-50, of larger maps, take 6 to 12 % more.
     """
     ins, outs = kernel.shape[2:]
     half = dilation * (kernel.shape[0] // 2)
@@ -356,4 +367,5 @@ def conv(
         return depthwise_conv(x, kernel, bias, stride=stride, dilation=dilation)
     how = {"stride": stride, "padding": padding, "groups": groups, "dilation": dilation}
     tiled = _tiled(x, kernel, **how)
-    return add_bias(_conv(x, kernel, *how.values()) if tiled is None else tiled, bias)
+    plain = _conv(x, kernel, tuple(how.values()), alone) if tiled is None else tiled
+    return add_bias(plain, bias)

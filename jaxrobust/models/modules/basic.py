@@ -50,6 +50,7 @@ class Conv(nnx.Module):
         padding: int = 0,
         groups: int = 1,
         dilation: int = 1,
+        alone: bool = False,
         bias: bool = True,
         init: Initializer = normal_02,
         rngs: Draws,
@@ -57,11 +58,11 @@ class Conv(nnx.Module):
         shape = (kernel, kernel, ins // groups, outs)
         self.kernel, self.bias = _affine(shape, bias, init, rngs)
         self.stride, self.padding = stride, padding
-        self.groups, self.dilation = groups, dilation
+        self.groups, self.dilation, self.alone = groups, dilation, alone
 
     def __call__(self, x: Array) -> Array:
-        how = {"stride": self.stride, "padding": self.padding}
-        how |= {"groups": self.groups, "dilation": self.dilation}
+        how: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
+        how |= {"groups": self.groups, "dilation": self.dilation, "alone": self.alone}
         return convolutions.conv(x, self.kernel[...], _bias(self), **how)
 
 

@@ -345,6 +345,22 @@ class LayersTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(out[0, 0, 0], bias)
 
+    @parameterized.parameters(("tpu", True), ("tpu", False), ("cpu", True), ("cuda", True))
+    def test_operands_of_gradients_are_made_before_them(self, platform, alone):
+        x, kernel = jnp.asarray(_normal(0, 2, 6, 6, 4)), jnp.asarray(_normal(1, 3, 3, 4, 8))
+
+        def gradients(x, kernel, alone=alone):
+            def total(x, kernel):
+                return jnp.sin(convolutions.conv(x, kernel, padding=1, alone=alone)).sum()
+
+            return jax.grad(total, (0, 1))(x, kernel)
+
+        lowered = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,))
+        barrier = platform == "tpu" and alone
+        self.assertEqual("optimization_barrier" in lowered.as_text(), barrier)
+        both = [jax.jit(gradients, static_argnums=2)(x, kernel, a) for a in (True, False)]
+        jax.tree.map(np.testing.assert_array_equal, *both)
+
     @parameterized.parameters(4032, 1536, 509)
     def test_the_logits_of_one_image_are_added_up_in_pieces(self, features):
         x = np.abs(_normal(0, 1, features)).astype(np.float32)
