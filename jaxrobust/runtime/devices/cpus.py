@@ -1,5 +1,6 @@
 """What XLA is told for each kind of CPU: a table, and the row of this machine."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 # the steps of AutoAttack a PreActResNet-18 at 32 px takes a quarter more than with XLA's own. It
 # also rounds more: of 1536 terms 4.1e-7 of the sum's length, XLA's own 2.9e-7, PyTorch's 3.6e-7.
 _WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_YNN_MULTIPLIES = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 
 class CpuKind(NamedTuple):
@@ -20,14 +22,17 @@ class CpuKind(NamedTuple):
     step: Mapping[str, str]  # compiler options of a step of training
     search: Mapping[str, str]  # those of AutoAttack's programs
     narrow: bool = False  # AutoAttack's search makes products of matrices in bfloat16
+    own_products: int = 0  # a step keeps those with at most so many weights from YNNPACK
 
 
 # The first whose flag is there. On AMX only products in bfloat16 use its tiles, and of those only
-# YNNPACK's.
+# YNNPACK's. With AVX2 alone XLA's own are the faster ones while the weights stay in the
+# second-level cache (67 to 69 instead of 52 GFLOP/s a core for 12,544 rows of 96 to 384, Zen 3),
+# YNNPACK's with more (56 to 63 instead of 27 to 35 for 196 rows of 768 to 3,072).
 KINDS = (
     CpuKind("amx", "amx_bf16", step={}, search={}, narrow=True),
     CpuKind("avx512", "avx512f", step={}, search=_WITHOUT_YNN),
-    CpuKind("avx2", "avx2", step=_WITHOUT_YNN, search=_WITHOUT_YNN),
+    CpuKind("avx2", "avx2", step=_YNN_MULTIPLIES, search=_WITHOUT_YNN, own_products=2**18),
     CpuKind("other", "", step={}, search=_WITHOUT_YNN),
 )
 
@@ -39,12 +44,17 @@ def kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuKind:
     if limits:
         at_most = (n for n, k in enumerate(KINDS) if limits[-1].lower().startswith(k.name))
         allowed = KINDS[next(at_most, len(KINDS) - 1) :]
+    flags = _flags(cpuinfo)
+    return next(row for row in allowed if row.flag in flags)
+
+
+@functools.cache  # which each product of a trace asks for
+def _flags(cpuinfo: Path) -> frozenset[str]:
     try:
         found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)
     except OSError:  # not Linux
         found = None
-    flags = {"", *(found[1].split() if found else ())}
-    return next(row for row in allowed if row.flag in flags)
+    return frozenset({"", *(found[1].split() if found else ())})
 
 
 def step_options(platform: str) -> dict[str, str] | None:
