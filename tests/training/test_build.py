@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.commands import train
 from jaxrobust.config import base
+from jaxrobust.runtime.devices import cpus
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import progress
 from jaxrobust.training import build
@@ -146,6 +147,7 @@ class FlopsTest(parameterized.TestCase):
         objective=("clean", "adversarial", "trades"),
         attack=(("apgd", 1), ("apgd", 3), ("pgd", 1), ("pgd", 4), ("fgsm", 2)),
     )
+    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # whose step may be in a program
     def test_are_those_of_the_step(self, objective, attack):
         changes = {"attack__name": attack[0], "attack__steps": attack[1], "model__image_size": 4}
         changes |= {"attack__start": "random", "train__objective": objective}

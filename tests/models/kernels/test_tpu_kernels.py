@@ -37,7 +37,7 @@ from jaxrobust.models.kernels.tpu import (
 from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
 from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
-from jaxrobust.runtime.devices import topology
+from jaxrobust.runtime.devices import cpus, topology
 from tests.support import paths, sweeps
 
 # In bfloat16 the plain formulas round probabilities, or what is normalised, before the backward
@@ -667,6 +667,7 @@ class KernelsTest(parameterized.TestCase):
         self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
 
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
+    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # where products are no convolutions
     def test_patches_are_products(self, size, side, ins, outs, product):
         x, kernel = normal(0, 2, size, size, ins), normal(1, side, side, ins, outs)
         convolve = functools.partial(convolutions.conv, stride=side)

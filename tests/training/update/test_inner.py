@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.devices import cpus
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
 from jaxrobust.training.update import inner
@@ -196,6 +197,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertLess(losses[0], losses[1])
         self.assertLess(losses[1], losses[2])
 
+    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # whose step may be in a program
     def test_the_radius_of_before_is_a_constant(self):
         """Without a warm-up the program reads no share: it is the one of before that key."""
         config = small_config(attack__steps=1)
