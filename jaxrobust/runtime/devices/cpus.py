@@ -22,7 +22,7 @@ class CpuKind(NamedTuple):
     step: Mapping[str, str]  # compiler options of a step of training
     search: Mapping[str, str]  # those of AutoAttack's programs
     narrow: bool = False  # AutoAttack's search makes products of matrices in bfloat16
-    own_products: int = 0  # a step keeps those with at most so many weights from YNNPACK
+    own_products: int = 0  # in a step, XLA itself multiplies by at most so many weights
 
 
 # The first whose flag is there. On AMX only products in bfloat16 use its tiles, and of those only
