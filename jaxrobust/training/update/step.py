@@ -163,23 +163,27 @@ def train_step(
     grads, before = seen(grads, state.params), seen(known, state.params)
     params, _, mean, opt_state = before
 
-    with jax.named_scope("optimiser"):
-        updates, opt_state = tx.update(grads, opt_state, params)
-        opt_state, metrics = memory.learn(state, opt_state, metrics)
-        updates = jax.tree.map(lambda update: control.lr_scale * update, updates)
-        params = optax.apply_updates(params, updates)
-        mean = average(mean, params, _moving(stats), state.step)
-
     # `norm < 0` is never true: it makes the devices' first meeting wait for the gradients. One that
     # is ready at once holds one of the few threads of XLA's CPU, and they would work in turn.
     stop = (control.stop + (norm < 0).astype(jnp.int32)).max()
     goes = stop == 0
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes
+
+    with jax.named_scope("optimiser"):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        opt_state, metrics = memory.learn(state, opt_state, metrics)
+        # To add -0 is to change no number. To choose between the parameters of before and after
+        # would be one more pass over them.
+        updates = jax.tree.map(lambda u: jnp.where(good, control.lr_scale * u, -0.0), updates)
+        params = optax.apply_updates(params, updates)
+        mean = average(mean, params, _moving(stats), state.step)
+
+    def kept(new: Array, old: Array) -> Array:
+        return jnp.where(good, new, old)
+
+    stats, mean, opt_state = jax.tree.map(kept, (stats, mean, opt_state), before[1:])
     params, stats, mean, opt_state = jax.tree.map(
-        lambda new, old, like: jnp.where(good, new, old).reshape(like.shape),
-        (params, stats, mean, opt_state),
-        before,
-        known,
+        lambda new, like: new.reshape(like.shape), (params, stats, mean, opt_state), known
     )
     step = state.step + goes.astype(jnp.int32)
     metrics |= {"gradient_norm": norm, "skipped": (goes & ~good).astype(jnp.float32), "stop": stop}

@@ -87,6 +87,7 @@ FORMULAS = [
     ("scaled_residual", layers.scaled_residual, _plain_residual, [SHAPE, SHAPE, _C, _C]),
     ("linear_wider", layers.linear, _plain_linear, [SHAPE, (5, 12), (12,)]),
     ("linear_narrower", layers.linear, _plain_linear, [SHAPE, (5, 3), (3,)]),
+    ("linear_on_tpus", layers._as_it_lies, jnp.matmul, [SHAPE, (5, 12)]),
     ("depthwise_7", convolutions.depthwise_conv, _plain_depthwise, [SHAPE, (7, 7, 1, 5), _C]),
     ("depthwise_3", convolutions.depthwise_conv, _plain_depthwise, [SHAPE, (3, 3, 1, 5), _C]),
 ]
@@ -346,6 +347,17 @@ class LayersTest(parameterized.TestCase):
             layers.linear(x, jnp.zeros((2, 3)), bias),
         ):
             np.testing.assert_array_equal(out[0, 0, 0], bias)
+
+    @parameterized.parameters((197, 0), (200, 2))
+    def test_tokens_that_fill_no_tiles_stay_where_they_lie_on_tpus(self, tokens, reshapes):
+        x, kernel = jnp.asarray(_normal(0, 2, tokens, 4)), jnp.asarray(_normal(1, 4, 8))
+
+        def count(platform):
+            traced = jax.jit(lambda x, kernel: layers.linear(x, kernel)).trace(x, kernel)
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            return text.count("stablehlo.reshape")
+
+        self.assertEqual((count("tpu"), count("cuda")), (reshapes, 2))
 
     @parameterized.parameters(("tpu", True), ("tpu", False), ("cpu", True), ("cuda", True))
     def test_operands_of_gradients_are_made_before_them(self, platform, alone):

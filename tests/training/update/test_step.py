@@ -375,8 +375,8 @@ def loops(text: str) -> list[str]:
 class UpdateTest(absltest.TestCase):
     """One parameter, the gradient 2, and the rate 0.25."""
 
-    def after(self, *, gradient=2.0, lr_scale=1.0, stop=0, number=0):
-        tx, params = optax.sgd(0.25), {"w": jnp.array([1.0])}
+    def after(self, *, gradient=2.0, lr_scale=1.0, stop=0, number=0, weight=1.0):
+        tx, params = optax.sgd(0.25), {"w": jnp.array([weight])}
 
         def gradients(params, stats, batch, attack_keys, net_keys):
             drawn = jax.random.uniform(attack_keys[0]), jax.random.uniform(net_keys[0])
@@ -413,6 +413,12 @@ class UpdateTest(absltest.TestCase):
         state, metrics = self.after(stop=15)
         self.assertEqual((state.step, state.params["w"], state.ema["w"]), (0, 1, 1))
         self.assertEqual((metrics["stop"], metrics["skipped"]), (15, 0))
+
+    def test_a_step_that_is_not_taken_changes_no_bit(self):
+        for weight in (-0.0, 0.0, 1.1754944e-38, np.inf):
+            for what in ({"stop": 15}, {"gradient": np.nan}):
+                after = self.after(weight=weight, **what)[0].params["w"]
+                self.assertEqual(after.tobytes(), np.array([weight], np.float32).tobytes())
 
     def test_every_step_draws_anew(self):
         drawn = {float(self.after(number=n)[1][k]) for n in (0, 1) for k in ("attack", "network")}
