@@ -68,10 +68,10 @@ class MemorySetup(NamedTuple):
     update: Callable[..., tuple[Any, Remembering]]
 
 
-Optimiser: TypeAlias = optax.GradientTransformation | MemorySetup
+Optimiser: TypeAlias = optax.GradientTransformationExtraArgs | MemorySetup
 
 
-def remembering(tx: optax.GradientTransformation, memory: Memory) -> Optimiser:
+def remembering(tx: optax.GradientTransformationExtraArgs, memory: Memory) -> Optimiser:
     """Keep a memory's arrays in the optimiser's state, if there are any; a step changes them."""
     first = memory.first
     if first is None:
@@ -80,8 +80,10 @@ def remembering(tx: optax.GradientTransformation, memory: Memory) -> Optimiser:
     def begin(params: Params, stats: Params) -> Remembering:
         return Remembering(tx.init(params), first(params, stats))
 
-    def update(grads: Any, state: Remembering, params: Any = None) -> tuple[Any, Remembering]:
-        updates, own = tx.update(grads, state.own, params)
+    def update(
+        grads: Any, state: Remembering, params: Any = None, **given: Any
+    ) -> tuple[Any, Remembering]:
+        updates, own = tx.update(grads, state.own, params, **given)
         return updates, Remembering(own, state.memory)
 
     return MemorySetup(begin, update)

@@ -33,7 +33,7 @@ DECAY_MASKS = {
 
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Build AdamW with betas (0.9, b2), eps 1e-8, decoupled decay, no clipping, as in the paper."""
     mask = _mask(decay_mask)
     return optax.adamw(schedule, b1=0.9, b2=b2, eps=1e-8, weight_decay=weight_decay, mask=mask)
@@ -46,7 +46,7 @@ def sgd(
     decay_mask: str,
     momentum: float | optax.Schedule = 0.9,
     nesterov: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Build PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
 
     `momentum` may be a function of the step.
@@ -60,15 +60,21 @@ def sgd(
     )
 
 
-def clipped(largest: float) -> optax.GradientTransformation:
-    """Scale all gradients by min(1, largest / (their norm + 1e-6)): PyTorch's `clip_grad_norm_`."""
+def clipped(largest: float) -> optax.GradientTransformationExtraArgs:
+    """Scale all gradients by min(1, largest / (their norm + 1e-6)): PyTorch's `clip_grad_norm_`.
 
-    def update(grads: Params, state: Any, params: Any = None) -> tuple[Params, Any]:
-        del params
-        factor = jnp.minimum(1, largest / (optax.tree.norm(grads) + 1e-6))
+    A step gives the `norm`, which it has summed up in a way that suits its devices.
+    """
+
+    def update(
+        grads: Params, state: Any, params: Any = None, *, norm: Array | None = None, **more: Any
+    ) -> tuple[Params, Any]:
+        del params, more
+        total = optax.tree.norm(grads) if norm is None else norm
+        factor = jnp.minimum(1, largest / (total + 1e-6))
         return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # type: ignore[arg-type]
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # type: ignore[arg-type]
 
 
 class _Trace(NamedTuple):
@@ -102,7 +108,7 @@ def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
     return lambda params: {name: rule(name, array) for name, array in params.items()}
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "adamw": lambda p, schedule, *, cycle, **decay: adamw(schedule, b2=p.b2, **decay),
     "sgd": lambda p, schedule, *, cycle, **decay: sgd(
         schedule, momentum=cycle or p.momentum, nesterov=p.nesterov, **decay
@@ -112,7 +118,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 def of_phase(
     p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
+) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
     """Build the learning rate and the optimiser of a phase; `name` and `decay_mask` are its own and
     its network's. A value that cannot work is a `ValueError` with what to set.
     """

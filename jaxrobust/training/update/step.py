@@ -170,7 +170,7 @@ def train_step(
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes
 
     with jax.named_scope("optimiser"):
-        updates, opt_state = tx.update(grads, opt_state, params)
+        updates, opt_state = tx.update(grads, opt_state, params, norm=norm)
         opt_state, metrics = memory.learn(state, opt_state, metrics)
         # To add -0 is to change no number. To choose between the parameters of before and after
         # would be one more pass over them.

@@ -191,6 +191,11 @@ class ClippingTest(parameterized.TestCase):
             for name, leaf in zip(grads, leaves, strict=True):
                 np.testing.assert_allclose(found[name], leaf.grad.numpy(), rtol=1e-12)
 
+    def test_takes_the_norm_that_it_is_given(self):
+        tx, grads = optim.clipped(2.0), {"a": jnp.array([3.0, 4.0])}
+        found, _ = tx.update(grads, tx.init(grads), norm=jnp.float32(8.0))
+        np.testing.assert_allclose(found["a"], [0.75, 1.0], rtol=1e-6)
+
     def test_comes_before_the_decay(self):
         changes = {"optimizer": "sgd", "warmup_epochs": 0, "lr": 0.5, "weight_decay": 2.0}
         p = phase(clip_norm=1.0, decay_mask="all", **changes)
