@@ -172,8 +172,8 @@ def train_step(
     with jax.named_scope("optimiser"):
         updates, opt_state = tx.update(grads, opt_state, params, norm=norm)
         opt_state, metrics = memory.learn(state, opt_state, metrics)
-        # To add -0 is to change no number. To choose between the parameters of before and after
-        # would be one more pass over them.
+        # To add -0 is to change no number (a subnormal one may become 0, as in any update). To
+        # choose between the parameters of before and after would be one more pass over them.
         updates = jax.tree.map(lambda u: jnp.where(good, control.lr_scale * u, -0.0), updates)
         params = optax.apply_updates(params, updates)
         mean = average(mean, params, _moving(stats), state.step)
