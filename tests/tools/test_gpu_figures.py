@@ -116,6 +116,7 @@ class FileTest(FileCase):
 
     @parameterized.parameters(
         ('{"a": 1}\n', "holds no figures of bench_gpu.py; name another file"),
+        ('{"machine": "other"}\n', "holds no figures of bench_gpu.py; name another file"),
         ("words\nwords\n", "line 1 is damaged .*; remove that line"),
     )
     def test_no_such_file(self, text, words):

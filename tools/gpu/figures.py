@@ -64,7 +64,7 @@ def machine() -> dict[str, str]:
 def read(path: Path) -> tuple[dict[str, str], list[Row]]:
     """Return the machine of a file, and its figures; a last line that was torn does not count."""
     rows = jsonl.read(path)
-    if rows and "machine" not in rows[0]:
+    if rows and not isinstance(rows[0].get("machine"), dict):
         raise ValueError(f"{path} holds no figures of bench_gpu.py; name another file")
     return (rows[0]["machine"], rows[1:]) if rows else ({}, [])
 
