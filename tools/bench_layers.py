@@ -25,6 +25,7 @@ from jaxrobust.models.kernels import (
     layers,
     pooling,
 )
+from jaxrobust.models.kernels.talking_heads import talking_heads
 from jaxrobust.runtime.commandline.arguments import Arguments
 
 try:
@@ -70,8 +71,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor = None) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-def _talk(q: Tensor, k: Tensor, v: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+def _talk(qkv: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    parts = qkv.reshape(*qkv.shape[:2], 3, len(before), -1)
+    q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
     logits = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).permute(0, 2, 3, 1)
     weights = ((logits @ before).softmax(2) @ after).permute(0, 3, 1, 2)
     return (weights @ v).transpose(1, 2).flatten(2)
@@ -84,9 +86,9 @@ def _cross(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
     return (weights @ v).permute(0, 3, 1, 2).flatten(2)
 
 
-def _talking_heads(q: Array, k: Array, v: Array, before: Array, after: Array) -> Array:
+def _talking_heads(qkv: Array, before: Array, after: Array) -> Array:
     zeros = jnp.zeros(before.shape[0])
-    return attention.talking_heads(q, k, v, (before, zeros), (after, zeros))
+    return talking_heads(qkv, (before, zeros), (after, zeros))
 
 
 def _other_cases(batch: int) -> Iterator[Case]:
@@ -111,7 +113,7 @@ def _other_cases(batch: int) -> Iterator[Case]:
         [windows] * 3 + [(8, 49, 49)],
         _attend,
     )
-    yield "talking_heads", _talking_heads, [channels] * 3 + [(8, 8)] * 2, _talk
+    yield "talking_heads", _talking_heads, [(batch, 196, 1152), (8, 8), (8, 8)], _talk
     yield "cross", channel_attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], _cross
 
 

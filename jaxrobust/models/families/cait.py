@@ -15,6 +15,7 @@ from jaxrobust.models.interface.family import Family, Member, Names, PaperFigure
 from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.kernels.talking_heads import talking_heads
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, ModuleMaker
@@ -43,22 +44,16 @@ VARIANTS = {
 }
 
 
-def _heads(x: Array, heads: int) -> Array:
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
-
-
 class TalkingHeads(nnx.Module):
     """Attention whose heads are mixed before and after the softmax."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
         self.proj_l, self.proj_w = (Linear(heads, heads, rngs=rngs) for _ in range(2))
-        self.heads = heads
 
     def __call__(self, x: Array) -> Array:
-        q, k, v = (_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=2))
         before, after = ((mix.kernel[...], mix.bias[...]) for mix in (self.proj_l, self.proj_w))
-        return self.proj(attention.talking_heads(q, k, v, before, after))
+        return self.proj(talking_heads(self.qkv(x), before, after))
 
 
 class ClassAttention(nnx.Module):
@@ -69,8 +64,9 @@ class ClassAttention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
-        qkv = (self.q(x[:, :1]), self.k(x), self.v(x))
-        return self.proj(attention.attention(*(_heads(part, self.heads) for part in qkv)))
+        parts = (self.q(x[:, :1]), self.k(x), self.v(x))
+        heads = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
+        return self.proj(attention.attention(*heads))
 
 
 class Block(nnx.Module):

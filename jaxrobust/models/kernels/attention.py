@@ -1,4 +1,4 @@
-"""Attention of tokens as functions, also with talking heads; that of channels has a file.
+"""Attention of tokens as functions; talking heads and attention of channels have files.
 
 On CPU the products are of matrices in canonical layout (heads before tokens, copied behind walls),
 the softmax is compiled alone, and gradients are written out from the stored probabilities. Value,
@@ -19,7 +19,6 @@ from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platfor
 from jaxrobust.models.kernels.tpu import calls, token_attention
 
 Array = jax.Array
-Mix = tuple[Array, Array]
 
 
 @per_platform
@@ -73,13 +72,15 @@ def _scale(q: Array, scale: float | None = None) -> Array:
 # ----------------------------------------------------------------------------------------- tokens
 
 
-def _logits(q: Array, k: Array, scale: float | None = None) -> Array:
+def scores(q: Array, k: Array, scale: float | None = None) -> Array:
+    """Compute the logits f[B,h,Nq,Nk] of queries and keys f[B,h,N,d]; None: times `d ** -0.5`."""
     return product(_scale(q, scale), k, "nt", wide_dtype(q))
 
 
-def _logits_gradient(
+def scores_gradient(
     q: Array, k: Array, g: Array, scale: float | None = None
 ) -> tuple[Array, Array]:
+    """Compute the gradients of `scores` for queries and keys from that of its result."""
     g = g.astype(q.dtype)
     return _scale(product(g, k, "nn"), scale), product(g, _scale(q, scale), "tn")
 
@@ -90,7 +91,7 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | Non
 
 
 def _attend_forward(q, k, v, bias, scale):
-    logits = _logits(q, k, scale)
+    logits = scores(q, k, scale)
     probabilities = softmax(logits) if bias is None else _biased_softmax(logits, bias)
     probabilities = probabilities.astype(v.dtype)
     return product(probabilities, v, "nn"), (q, k, v, bias, probabilities)
@@ -104,7 +105,7 @@ def _attend_backward(scale, residuals, g):
         sums = to_logits.reshape(-1, bias.shape[0], *to_logits.shape[1:]).sum(0)
         spread = [i for i, n in enumerate(bias.shape) if n != sums.shape[i]]
         to_bias = rounded(sums.sum(spread, keepdims=True), bias.dtype)
-    to_q_and_k = _logits_gradient(q, k, to_logits, scale)
+    to_q_and_k = scores_gradient(q, k, to_logits, scale)
     return *to_q_and_k, product(probabilities, g, "tn"), to_bias
 
 
@@ -254,60 +255,3 @@ def self_attention(
     if calls.plain("attention", reason):
         return join(_attend(*split(qkv, heads), bias, scale))
     return _attend_product(heads, scale, qkv, *([] if bias is None else [bias]))
-
-
-# ---------------------------------------------------------------------------------- talking heads
-
-
-@per_platform
-def _mixed(x: Array, kernel: Array, bias: Array) -> Array:
-    wide, kernel, bias = widened(x, kernel, bias)
-    # 8x8x196x196: 1.3 ms as a sum over heads, 2.6 as one product of matrices.
-    heads = (wide[:, i, None] * kernel[i][None, :, None, None] for i in range(kernel.shape[0]))
-    return functools.reduce(jnp.add, heads) + bias[None, :, None, None]
-
-
-def _mix_gradient(x: Array, g: Array, mix: Mix) -> Mix:
-    x, g = (wide.reshape(1, *wide.shape[:2], -1) for wide in widened(x, g))
-    kernel, bias = product(x, g, "nt").sum((0, 1)), g.sum(3).sum((0, 1))
-    return rounded(kernel, mix[0].dtype), rounded(bias, mix[1].dtype)
-
-
-@jax.custom_vjp
-def _talk(q: Array, k: Array, v: Array, before: Mix, after: Mix) -> Array:
-    return _talk_forward(q, k, v, before, after)[0]
-
-
-def _talk_forward(q, k, v, before, after):
-    probabilities = softmax(_mixed(_logits(q, k), *before)).astype(v.dtype)
-    mixed = _mixed(probabilities, *after).astype(v.dtype)
-    return product(mixed, v, "nn"), (q, k, v, before, after, probabilities)
-
-
-def _talk_backward(residuals, g):
-    q, k, v, before, after, probabilities = residuals
-    none = jnp.zeros_like(before[1])
-    to_mixed = product(g, v, "nt", wide_dtype(g))
-    to_softmax = _mixed(to_mixed, after[0].T, none)
-    to_before = softmax_gradient(probabilities, to_softmax)
-    to_logits = _mixed(to_before, before[0].T, none)
-    mixed = _mixed(probabilities, *after).astype(v.dtype)
-    return (
-        *_logits_gradient(q, k, to_logits),
-        product(mixed, g, "tn"),
-        _mix_gradient(_logits(q, k), to_before, before),
-        _mix_gradient(probabilities, to_mixed, after),
-    )
-
-
-_talk.defvjp(_talk_forward, _talk_backward)
-
-
-def talking_heads(q: Array, k: Array, v: Array, mix_before: Mix, mix_after: Mix) -> Array:
-    """Compute attention of f[B,N,h,d] with heads mixed before and after the softmax, as f[B,N,h*d].
-
-    Each mix is a linear map of the head axis: kernel f[in,out] and bias f[out]. q is scaled by
-    `d ** -0.5` before the first.
-    Parity: tests/models/kernels/test_attention.py against torch.
-    """
-    return join(_talk(swap(q), swap(k), swap(v), mix_before, mix_after))

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust.models.kernels import attention, channel_attention
+from jaxrobust.models.kernels.talking_heads import talking_heads
 from tests.support import sweeps
 
 try:
@@ -22,7 +23,8 @@ LOGITS = (BATCH, HEADS, TOKENS, TOKENS)
 
 
 def _talking(q, k, v, *mixes):
-    return attention.talking_heads(q, k, v, mixes[:2], mixes[2:])
+    qkv = jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in (q, k, v)], 2)
+    return talking_heads(qkv, mixes[:2], mixes[2:])
 
 
 def _biased(q, k, v, bias):

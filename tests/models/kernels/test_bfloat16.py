@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels import attention, batch_norms, channel_attention, layers, primitives
+from jaxrobust.models.kernels.talking_heads import talking_heads
 from jaxrobust.runtime.devices import hlo
 from tests.support import sweeps, tpu
 from tests.support.parity import relative
@@ -204,8 +205,8 @@ LAYERS = {
     "attention": (lambda x, b: attention.attention(x, x, x, bias=b), [TOKENS, (2, 64, 64)]),
     "cross": (lambda x, t: channel_attention.cross_covariance(x, x, x, t), [TOKENS, (2, 1, 1)]),
     "talking": (
-        lambda x, *m: attention.talking_heads(x, x, x, m[:2], m[2:]),
-        [TOKENS, *MIX, *MIX],
+        lambda x, *m: talking_heads(x, m[:2], m[2:]),
+        [(64, 64, 3 * 128), *MIX, *MIX],
     ),
 }
 

@@ -23,6 +23,7 @@ from jaxrobust.models.kernels import (
     local_interaction,
     stem_layers,
 )
+from jaxrobust.models.kernels import talking_heads as heads_path
 from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
 from jaxrobust.models.kernels.tpu import (
     batch_stem,
@@ -37,6 +38,7 @@ from jaxrobust.models.kernels.tpu import (
 from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
 from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
+from jaxrobust.models.kernels.tpu import talking_heads as heads_kernel
 from jaxrobust.runtime.devices import cpus, topology
 from tests.support import paths, sweeps
 
@@ -46,7 +48,7 @@ from tests.support import paths, sweeps
 ROUNDED = 2 * 2.0**-8
 
 KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
-KERNELS = *KERNELS, block_kernel, halving_kernel, token_norm
+KERNELS = *KERNELS, block_kernel, halving_kernel, token_norm, heads_kernel
 CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
 CALLS |= {"third", "first_sums", "second_sums", "all_gradients"}
 
@@ -94,10 +96,11 @@ def apart(results, expected):
 
 
 class KernelsTest(parameterized.TestCase):
-    def compare(self, function, results, expected, *operands):
+    def compare(self, function, results, expected, *operands, which=()):
         """Sums are in another order: float32 is as close to float64 as the plain formula is."""
         with jax.enable_x64(True):
             exact = vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
+        exact = [exact[i] for i in which] if which else exact
         if operands[0].dtype == jnp.bfloat16:  # XLA's own sums may be off by more, as JAX 0.12's
             self.assertLess(min(apart(results, expected), apart(results, exact)), ROUNDED)
             return
@@ -164,10 +167,11 @@ class KernelsTest(parameterized.TestCase):
         ("cifar_ceit", "token_attention"),
         ("cifar_cct", "token_attention"),
         ("cifar_coatnet", "token_attention"),
+        ("cait_xxs24", "talking_heads"),
         ("xcit_n12", "channel_attention", "token_interaction_residual", "batch_stem_third"),
     )
     def test_networks_that_take_kernels(self, name, *kernels):
-        size = 64 if name == "xcit_n12" else 32
+        size = 64 if name in ("xcit_n12", "cait_xxs24") else 32
         net = models.create(name, num_classes=10, image_size=size, dtype="bfloat16")
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
@@ -196,6 +200,46 @@ class KernelsTest(parameterized.TestCase):
         self.compare(function, results, expected, qkv, temperature)
         bound = ROUNDED if dtype == "bfloat16" else 2e-6  # as far as both are from float64
         self.assertLess(apart(vjp(lambda qkv: attacked(qkv), qkv), alone), bound)
+
+    @sweeps.fast(0, 1, 4)
+    @parameterized.product(
+        dtype=("float32", "bfloat16"), case=((2, 49, 8, 48), (3, 30, 4, 24), (1, 196, 2, 64))
+    )
+    def test_talking_heads(self, dtype, case):
+        batch, tokens, heads, width = case
+        qkv = normal(0, batch, tokens, 3 * heads * width).astype(dtype)
+        shapes = [(heads, heads), (heads,)] * 2
+        mixes = [normal(seed, *shape).astype(dtype) for seed, shape in enumerate(shapes, 1)]
+
+        def function(qkv, *mixes):
+            return heads_path.talking_heads(qkv, mixes[:2], mixes[2:])
+
+        def attacked(qkv):
+            return function(qkv, *mixes)
+
+        def one(part):
+            return lambda *operands: part(*operands)
+
+        expected, alone = vjp(function, qkv, *mixes), vjp(attacked, qkv)
+        self.as_on_tpu(heads_path)
+        results = vjp(one(function), qkv, *mixes)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        # No probability knows of the first mix's bias: its gradient is 0 but for rounding.
+        self.assertFalse(np.asarray(results[3]).any())
+        del results[3], expected[3]
+        self.compare(function, results, expected, qkv, *mixes, which=(0, 1, 2, 4, 5))
+        bound = ROUNDED if dtype == "bfloat16" else 2e-6  # as far as both are from float64
+        self.assertLess(apart(vjp(one(attacked), qkv), alone), bound)
+
+    @parameterized.parameters(
+        (2500, 384, 8, "bfloat16", "2500 tokens of 384 channels are larger than .* of a chip"),
+        (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
+        (196, 392, 8, "float32", "392 channels of 8 heads are no multiple of 32 and of the heads"),
+        (784, 384, 8, "bfloat16", None),
+    )
+    def test_what_talking_heads_do_not_take(self, tokens, dim, heads, dtype, reason):
+        found = heads_kernel.refused(tokens, dim, heads, jnp.dtype(dtype))
+        self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
 
     def test_channel_attention_of_a_channel_without_length(self):
         qkv = normal(0, 2, 9, 3 * 64).at[0, :, 2].set(0).at[1, :, 64 + 5].multiply(1e-14)
