@@ -27,7 +27,7 @@ PARTS = (*(part for part, _ in _PARTS), "other")
 _FUNCTIONS = (
     ("matrix product", r"^linear$|^Linear\."),
     ("softmax", r"_softmax"),
-    ("attention", r"attention|Attention|_attend|cross_covariance"),
+    ("attention", r"attention|Attention|_attend|cross_covariance|^talking_heads$"),
     # Kernels of several kinds count as what takes most of their cycles.
     ("depthwise", r"depthwise|^convnext_block$|^local_interaction$"),
     ("convolution", r"^(batch_)?stem_layers$|^norm_halving$"),

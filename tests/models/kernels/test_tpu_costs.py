@@ -19,6 +19,7 @@ from jaxrobust.models.kernels.tpu import (
     convnext_block,
     depthwise_norm,
     norm_halving,
+    talking_heads,
     token_attention,
     token_interaction,
     token_norm,
@@ -52,7 +53,7 @@ def declared(function, *operands, **how):
 
 MODULES = (
     *(batch_stem, channel_attention, conv_stem, convnext_block, depthwise_norm, norm_halving),
-    *(token_attention, token_interaction, token_norm),
+    *(talking_heads, token_attention, token_interaction, token_norm),
 )
 # XCiT's and ConvNeXt's stems: of images, 28 rows of blocks of 4 x 4 pixels in each half.
 PLANES, KEPT, OUT = shape(1, 3, 224, 224), shape(1, 28, 96, 128), shape(1, 56, 56, 96)
@@ -118,6 +119,19 @@ class KernelCostsTest(parameterized.TestCase):
         *_, powers, cycles = declared(function, *operands, heads=6, scale=0.1)
         self.assertEqual(powers, 6 * 197 * 197)
         self.assertEqual(cycles, 6 * (products * 197 * 2 / 4 + 25 * 2 * (8 / 4 + 1) + more))
+
+    def test_of_talking_heads(self):
+        """Each product 196 x 3 x 2 tiles / 4 units, on 50 registers of scores and 75 of tokens."""
+        qkv, mix = shape(1, 196, 1152), (shape(8, 8), shape(8))
+        *_, powers, forward = declared(talking_heads.forward, qkv, mix, mix)
+        self.assertEqual(powers, 8 * 196 * 196)
+        self.assertEqual(forward, 8 * (2 * 294 + 50 * (8 / 4 + 1) + 75 * 3 / 4))
+        for needed, name in ((0, "talking_heads_gradient"), (1, "talking_heads_sums")):
+            operands = qkv, TOKENS, mix, mix
+            found, *_, cycles = declared(talking_heads.backward, *operands, needed=bool(needed))
+            products, scaled = 5 + needed, 75 * (6 + needed) / 4
+            scores = 50 * (14 / 4 + 1)
+            self.assertEqual((found, cycles), (name, 8 * (products * 294 + scores + scaled)))
 
     def test_of_channel_attention(self):
         """Eight heads of 48 channels as one; norms take 4 operations, and each further map 6."""

@@ -765,7 +765,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.models.kernels import (
     attention, channel_attention, convnext_layers, layers, local_interaction,
-    stem_layers,
+    stem_layers, talking_heads,
 )
 mesh = Mesh(np.array(chips[:1]), ("x",))
 def array(*shape):
@@ -809,6 +809,10 @@ def tokens(x, scale=None):
     scale = ones(x.shape[-1]) if scale is None else scale
     y, x = layers.norm_and_tokens(x, scale, ones(x.shape[-1]))
     return x * y
+def talking(x, kernel=None):
+    kernel = ones(8, 8) if kernel is None else kernel
+    heads = ones(len(kernel))
+    return talking_heads.talking_heads(x, (kernel, heads), (kernel, heads))
 found = []
 jax.config.update("jax_default_matmul_precision", sys.argv[3])
 for function, x in (
@@ -831,6 +835,8 @@ for function, x in (
     (tokens, array(8, 197, 384)),
     (lambda scale: tokens(ones(8, 784, 384), scale), array(384)),
     (tokens, array(4, 7, 7, 1024)),
+    (talking, array(4, 196, 1152)),
+    (lambda kernel: talking(ones(4, 196, 576), kernel), array(4, 4)),
 ):
     with jax.set_mesh(mesh):
         lowered = both(function).lower(x)
@@ -886,7 +892,9 @@ class CompiledTest(parameterized.TestCase):
         last, halving = (norm, halving[:2]) if small else (block[:2], halving)
         names = "", "_gradient", "", "_sums", "", "_gradient"
         tokens = [[f"token_norm{name}", 1, True] for name in names]
-        self.assertEqual(found, [*expected, *block, *halving, *last, *tokens])
+        names = "", "_gradient", "", "_sums"
+        heads = [[f"talking_heads{name}", 1, True] for name in names]
+        self.assertEqual(found, [*expected, *block, *halving, *last, *tokens, *heads])
 
 
 if __name__ == "__main__":

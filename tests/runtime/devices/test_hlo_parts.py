@@ -10,6 +10,7 @@ from jaxrobust.models.kernels import (
     convnext_layers,
     local_interaction,
     stem_layers,
+    talking_heads,
 )
 from jaxrobust.runtime.devices import hlo, hlo_parts
 
@@ -182,6 +183,7 @@ class KindsTest(parameterized.TestCase):
     @parameterized.parameters(
         (attention.self_attention, "attention"),
         (channel_attention.self_cross_covariance, "attention"),
+        (talking_heads.talking_heads, "attention"),
         (convnext_layers.convnext_block, "depthwise"),
         (convnext_layers.norm_halving, "convolution"),
         (local_interaction.local_interaction, "depthwise"),
