@@ -5,7 +5,7 @@ with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -54,10 +54,19 @@ class Trainable(NamedTuple):
     head: tuple[str, ...] = ()  # the parts that the module says are its head, as timm's do
 
 
+# A part -> its steps, some of them written otherwise under their names.
+Fusion = Callable[[Part], Sequence[OperatorCall]]
+
+
+def _as_they_are(part: Part) -> Sequence[OperatorCall]:
+    return part.steps
+
+
 def classifier(
     network: Trainable,
     kernels: Mapping[str, OperatorRule] = MappingProxyType({}),
     patterns: Sequence[Pattern] = (),
+    fused: Fusion = _as_they_are,
     *,
     remat: bool = False,
     scan: bool = False,
@@ -66,7 +75,8 @@ def classifier(
 
     `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
     `kernels` are rows of operators that are tried first, and `patterns` functions of whole blocks;
-    both return None for what they do not take. `remat` computes the values of a block again in its
+    both return None for what they do not take. `fused` writes several steps as one of `kernels`.
+    `remat` computes the values of a block again in its
     backward pass instead of keeping them, and `scan` compiles one block for all that follow each
     other and compute the same.
     """
@@ -90,7 +100,8 @@ def classifier(
         _check(params, stats, images, like, network.image[2])
         x = images if own else _normalised(images, stats[MEAN], stats[STD])
         program = network.training if train else network.evaluation
-        values = run(program, params, stats, x, key, kernels, patterns, remat=remat, scan=scan)
+        known = kernels, patterns, fused
+        values = run(program, params, stats, x, key, *known, remat=remat, scan=scan)
         logits = programs.plain(values[_logits(program)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
         moved = {
@@ -133,6 +144,7 @@ class _Computing(NamedTuple):
     program: Program
     kernels: Mapping[str, OperatorRule]
     patterns: Sequence[Pattern]
+    fused: Fusion
     keys: Array | None  # [B]
     images: int  # how many
     dtype: Any
@@ -147,6 +159,7 @@ def run(
     keys: Array | None,
     kernels: Mapping[str, OperatorRule],
     patterns: Sequence[Pattern] = (),
+    fused: Fusion = _as_they_are,
     *,
     remat: bool = False,
     scan: bool = False,
@@ -169,7 +182,7 @@ def run(
     values |= {name: held[key] for name, key in program.weights.items()}
     values[program.images] = programs.ChannelsLast(images.astype(dtype))
     places = {name: place for place, name in enumerate(program.draws)}
-    how = _Computing(program, kernels, patterns, keys, images.shape[0], dtype, single)
+    how = _Computing(program, kernels, patterns, fused, keys, images.shape[0], dtype, single)
     compute = functools.partial(_part, how)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return blocks.computed(program, compute, values, wide, places, remat=remat, scan=scan)
@@ -182,7 +195,7 @@ def _part(how: _Computing, part: Part, known: Mapping, *rest: Mapping) -> dict[s
     for pattern in how.patterns if part.block else ():
         if (made := pattern(part, known, subset)) is not None:
             return made
-    found = _steps(how, part.steps, known, *rest)
+    found = _steps(how, how.fused(part), known, *rest)
     return {name: found[name] for name in part.kept}
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxrobust.interop import trainable as trained
 from jaxrobust.interop.reading import exporting
 from jaxrobust.interop.reading.training_mode import trainable
-from jaxrobust.models.interface.torch_kernels import KERNELS
+from jaxrobust.models.interface import torch_fusions, torch_kernels
 from jaxrobust.types import Params
 from tests.support import torch_families
 
@@ -154,7 +154,8 @@ def _wide(written: trained.Trainable) -> list[Params]:
 def _update(
     written: trained.Trainable, x: np.ndarray, labels: np.ndarray, params: Params, stats: Params
 ) -> Any:
-    net = trained.classifier(written, KERNELS)
+    kernels = torch_kernels.KERNELS | torch_fusions.KERNELS
+    net = trained.classifier(written, kernels, (), torch_fusions.fused)
     images, chosen = jnp.asarray(x), jnp.eye(CLASSES)[labels]
 
     def update(params: Params, stats: Params) -> Any:

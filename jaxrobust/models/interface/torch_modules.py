@@ -20,12 +20,14 @@ import jax.numpy as jnp
 from jaxrobust.interop import kept, modules
 from jaxrobust.interop import trainable as trained
 from jaxrobust.interop.trainable import Trainable
-from jaxrobust.models.interface import torch_blocks, torch_kernels
+from jaxrobust.models.interface import torch_blocks, torch_fusions, torch_kernels
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Array, Classifier, Params
 
 PREFIX = modules.PREFIX
+_KERNELS = torch_kernels.KERNELS | torch_fusions.KERNELS
+_KNOWN = (_KERNELS, torch_blocks.PATTERNS, torch_fusions.fused)
 _kept: dict[str, Path] = {}  # which network -> folder of the run that keeps it
 
 
@@ -48,8 +50,7 @@ def create(
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its module.
     """
-    known = (torch_kernels.KERNELS, torch_blocks.PATTERNS)
-    net = trained.classifier(program(name, **given), *known, remat=remat, scan=scan)
+    net = trained.classifier(program(name, **given), *_KNOWN, remat=remat, scan=scan)
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
@@ -140,7 +141,7 @@ def keep(folder: Path, name: str, **given: Any) -> None:
 def _check_agreement(name: str, given: Mapping[str, Any], network: Trainable) -> None:
     from jaxrobust.interop.reading import training_mode
 
-    net = trained.classifier(network, torch_kernels.KERNELS, torch_blocks.PATTERNS)
+    net = trained.classifier(network, *_KNOWN)
     module = build(name, **given)
     try:
         training_mode.check_agreement(module, network, net)

@@ -168,8 +168,9 @@ class NamesTest(parameterized.TestCase):
         module, network, net = compared.call_args.args
         self.assertEqual((type(module).__name__, network), ("Sequential", "network"))
         self.assertIs(net, made.return_value)
-        kernels, patterns = torch_modules.torch_kernels.KERNELS, torch_modules.torch_blocks.PATTERNS
-        made.assert_called_once_with("network", kernels, patterns)
+        kernels = torch_modules.torch_kernels.KERNELS | torch_modules.torch_fusions.KERNELS
+        known = kernels, torch_modules.torch_blocks.PATTERNS, torch_modules.torch_fusions.fused
+        made.assert_called_once_with("network", *known)
         self.assertFalse(kept.is_kept(Path("run") / kept.FOLDER))
 
     def test_a_pass_is_given_its_key_and_weights_of_its_type(self):

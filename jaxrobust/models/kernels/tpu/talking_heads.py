@@ -73,13 +73,14 @@ def _probabilities(q: Array, k: Array, row: Array) -> Array:
     return powers * (1 / powers.sum(-1, keepdims=True))
 
 
-def _sum(*factors: Array) -> Array:
+def _sum(x: Array, *factors: Array) -> Array:
     """Sum a product of arrays f[N,D] over tokens: f32[1,D]."""
-    return math.prod(x.astype(jnp.float32) for x in factors).sum(0, keepdims=True)
+    wide = (factor.astype(jnp.float32) for factor in factors)
+    return math.prod(wide, start=x.astype(jnp.float32)).sum(0, keepdims=True)
 
 
 def _together(heads: int) -> int:
-    """Find how many heads one turn of the loop computes: products of one hide the next's softmax."""
+    """Find how many heads a turn of the loop computes: products of one hide another's softmax."""
     return max(n for n in range(1, _UNROLLED + 1) if heads % n == 0)
 
 
