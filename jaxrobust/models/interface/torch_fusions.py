@@ -10,10 +10,7 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
-from jaxrobust.interop.blocks import Part
-from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.blocks import Part, needed
 from jaxrobust.interop.program import (
     OWN,
     Ints,
@@ -23,15 +20,15 @@ from jaxrobust.interop.program import (
     OperatorRule,
     read_by,
 )
-from jaxrobust.models.kernels import attention, layers
+from jaxrobust.models.interface import torch_attention
+from jaxrobust.models.interface.torch_attention import UNSCALED, VIEW, Steps, made_by
+from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import matmul
 from jaxrobust.types import Array
 
-_VIEW, _ATTENTION = "aten.view.default", "aten.scaled_dot_product_attention.default"
-_LINEAR, _SELF_ATTENTION = "jaxrobust.linear.default", "jaxrobust.self_attention.default"
-_NORM, _NORM_BESIDE = "aten.native_layer_norm.default", "jaxrobust.norm_and_tokens.default"
-_UNSCALED = {"alpha": 1, "beta": 1}.items()
-Steps = Mapping[str, OperatorCall]
+_NORM = "aten.native_layer_norm.default"
+# What `KERNELS` computes in the place of PyTorch's operators, beside attention.
+_LINEAR, _NORM_BESIDE = "jaxrobust.linear.default", "jaxrobust.norm_and_tokens.default"
 
 
 def fused(part: Part) -> Sequence[OperatorCall]:
@@ -41,11 +38,13 @@ def fused(part: Part) -> Sequence[OperatorCall]:
     for step in part.steps:
         for name in read_by(step):
             readers[name].add(step.operator)
-    taken = [
-        _self_attention_of(step, steps) or _linear_of(step, steps, readers[step.name]) or step
-        for step in part.steps
-    ]
-    return [*_beside_norms(taken)]
+    taken = []
+    for step in part.steps:
+        only_views = readers[step.name] == {VIEW}
+        made = torch_attention.taken(step, steps, only_views=only_views)
+        linear = _linear_of(step, steps) if only_views else None
+        taken.append(made or linear or step)
+    return needed([*_beside_norms(taken)], part.kept)
 
 
 def _beside_norms(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
@@ -89,7 +88,7 @@ def _reading(step: OperatorCall, names: Mapping[str, str]) -> OperatorCall:
     return step._replace(operands=tuple(map(renamed, step.operands)), named=named)
 
 
-def _linear_of(step: OperatorCall, steps: Steps, readers: set[str]) -> OperatorCall | None:
+def _linear_of(step: OperatorCall, steps: Steps) -> OperatorCall | None:
     """Take a linear map of rows that were tokens before, and become tokens again."""
     if step.operator == "aten.addmm.default":
         bias, x, weight = step.operands[:3]
@@ -97,42 +96,11 @@ def _linear_of(step: OperatorCall, steps: Steps, readers: set[str]) -> OperatorC
         bias, (x, weight) = None, step.operands
     else:
         return None
-    view = _made_by(x, steps, _VIEW)
-    if view is None or readers != {_VIEW} or not step.named.items() <= _UNSCALED:
+    view = made_by(x, steps, VIEW)
+    if view is None or not step.named.items() <= UNSCALED:
         return None
     tokens, sizes = view.operands
     return OperatorCall(step.name, _LINEAR, (tokens, sizes, bias, weight), {}, step.line)
-
-
-def _self_attention_of(step: OperatorCall, steps: Steps) -> OperatorCall | None:
-    """Take attention whose queries, keys and values are parts of one product f[B,N,3,h,d]."""
-    if step.operator != _ATTENTION:
-        return None
-    *parts, mask, dropout, causal = step.operands
-    whole = [_part_of(part, place, steps) for place, part in enumerate(parts)]
-    turned = _made_by(whole[0], steps, "aten.permute.default")
-    if len({*whole}) > 1 or turned is None or turned.operands[1] != (2, 0, 3, 1, 4):
-        return None
-    view = _made_by(turned.operands[0], steps, _VIEW)
-    if view is None or dropout or causal or step.named.get("enable_gqa"):
-        return None
-    operands = (*view.operands, mask)
-    named = {"scale": step.named.get("scale")}
-    return OperatorCall(step.name, _SELF_ATTENTION, operands, named, step.line)
-
-
-def _part_of(operand: Any, place: int, steps: Steps) -> Any:
-    """Return what an operand is the row `place` of; None: of nothing."""
-    squeezed = _made_by(operand, steps, "aten.squeeze.dims")
-    cut = _made_by(squeezed.operands[0], steps, "aten.slice.Tensor") if squeezed else None
-    if squeezed is None or cut is None or squeezed.operands[1] != (0,):
-        return None
-    return cut.operands[0] if cut.operands[1:] == (0, place, place + 1, 1) else None
-
-
-def _made_by(operand: Any, steps: Steps, operator: str) -> OperatorCall | None:
-    step = steps.get(operand.name) if isinstance(operand, Of) else None
-    return step if step is not None and step.operator == operator else None
 
 
 def _linear(x: Array, sizes: Ints, bias: Array | None, weight: Array) -> Array:
@@ -145,19 +113,6 @@ def _linear(x: Array, sizes: Ints, bias: Array | None, weight: Array) -> Array:
     return layers.linear(x, weight, bias)
 
 
-def _self_attention(x: Array, sizes: Ints, mask: Array | None, scale: float | None) -> Array:
-    """Compute f[B,h,N,d] of the product f[B,N,3,h,d]."""
-    parts = x.reshape(sizes)
-    batch, tokens, _, heads, width = parts.shape
-    product = parts.reshape(batch, tokens, -1)
-    if mask is not None and not jnp.issubdtype(mask.dtype, jnp.floating):
-        plain = TABLE[_ATTENTION].plain
-        assert plain is not None
-        return plain(*attention.split(product, heads), mask, 0.0, False, scale=scale)
-    out = attention.self_attention(product, heads, bias=mask, scale=scale)
-    return attention.swap(out.reshape(batch, tokens, heads, width))
-
-
 def _norm_and_tokens(x: Array, sizes: Ints, scale: Array, shift: Array, eps: float) -> list[Any]:
     """Return what PyTorch's norm over the last axis does, without statistics, and its operand."""
     if x.ndim < 3:
@@ -168,6 +123,6 @@ def _norm_and_tokens(x: Array, sizes: Ints, scale: Array, shift: Array, eps: flo
 
 KERNELS = {
     _LINEAR: OperatorRule(_linear),
-    _SELF_ATTENTION: OperatorRule(_self_attention),
     _NORM_BESIDE: OperatorRule(_norm_and_tokens),
+    **torch_attention.KERNELS,
 }

@@ -153,9 +153,13 @@ def _attention(
         return None
     if mask is not None and not jnp.issubdtype(mask.dtype, jnp.floating):
         return None
+    return attend(query, key, value, bias=mask, scale=scale)
+
+
+def attend(query: Array, key: Array, value: Array, **how: Any) -> Array:
+    """Compute the attention of f[B,h,N,d], by `bias` and `scale` as of `attention.attention`."""
     tokens = [attention.swap(each) for each in (query, key, value)]
     shape = tokens[0].shape
-    how: Any = {"bias": mask, "scale": scale}
     if query.shape == key.shape == value.shape:
         product = jnp.stack(tokens, 2).reshape(*shape[:2], -1)
         out = attention.self_attention(product, shape[2], **how)

@@ -40,6 +40,8 @@ class Block(nn.Module):
         self.otherwise = otherwise
 
     def attend(self, x):
+        if self.otherwise == "written out, windows":  # of which an image has three
+            x = x.reshape(-1, TOKENS // 3, WIDTH)
         batch, tokens, _ = x.shape
         product = self.qkv(x).reshape(batch, tokens, 3, HEADS, -1)
         if self.otherwise == "heads first":
@@ -60,8 +62,37 @@ class Block(nn.Module):
             how["is_causal"] = True
         if self.otherwise == "scale":
             how["scale"] = 0.3
-        y = scaled_dot_product_attention(q, k, v, **how)
-        return self.proj(y.transpose(1, 2).reshape(batch, tokens, -1))
+        if self.otherwise.startswith("written out"):
+            y = self.written_out(q, k, v)
+        else:
+            y = scaled_dot_product_attention(q, k, v, **how)
+        return self.proj(y.transpose(1, 2).reshape(-1, TOKENS, WIDTH))
+
+    def written_out(self, q, k, v):
+        how = self.otherwise.removeprefix("written out").removeprefix(", ")
+        scale, tokens = 0.4, q.shape[2]
+        bias = self.mask[:, :tokens, :tokens]
+        if how == "normed":
+            q = nn.functional.normalize(q, dim=-1)
+        if how == "scaled twice":
+            k = k * 0.7
+        if how == "one key":
+            k = k[:, :1].expand(-1, HEADS, -1, -1)
+        if how == "scaled after":
+            scores = (q @ k.transpose(-2, -1)) / 2.5 + bias
+        elif how == "tensor":
+            scores = q @ k.transpose(-2, -1) * bias
+        elif how == "scaled last":
+            scores = (q @ k.transpose(-2, -1) + bias) * scale
+        else:
+            scores = bias.unsqueeze(0) + (q * scale) @ k.transpose(-2, -1)
+        if how == "windows":
+            mask = torch.stack([bias[0], bias[1], bias[2]])[None, :, None]
+            scores = scores.view(-1, 3, HEADS, tokens, tokens) + mask
+            scores = scores.view(-1, HEADS, tokens, tokens)
+        if how == "masked":
+            scores = scores.masked_fill(bias > 1, -1e9)
+        return scores.softmax(2 if how == "of keys" else -1) @ v
 
     def forward(self, x):
         if self.otherwise == "twice":  # two norms of the same tokens
@@ -117,28 +148,38 @@ def results(network, *known, dtype=jnp.float64, **how):
 
 class FusionTest(parameterized.TestCase):
     @parameterized.parameters(
-        # How many maps are of tokens as they lie, and whether attention is of one product.
-        ("", 4, True),
-        ("without bias", 4, True),
-        ("mask", 4, True),
-        ("scale", 4, True),
-        ("truths", 4, True),
-        ("causal", 4, False),
-        ("heads first", 4, False),
-        ("swapped", 4, False),
-        ("normed", 4, False),
-        ("threes", 4, True),
-        ("rows", 3, True),
-        ("twice", 4, True),
+        # How many maps are of tokens as they lie, whether attention is read, and of one product.
+        ("", 4, True, True),
+        ("without bias", 4, True, True),
+        ("mask", 4, True, True),
+        ("scale", 4, True, True),
+        ("truths", 4, True, True),
+        ("causal", 4, False, False),
+        ("heads first", 4, True, False),
+        ("swapped", 4, True, False),
+        ("normed", 4, True, False),
+        ("threes", 4, True, True),
+        ("rows", 3, True, True),
+        ("twice", 4, True, True),
+        ("written out", 4, True, True),
+        ("written out, scaled after", 4, True, True),
+        ("written out, windows", 4, True, True),
+        ("written out, scaled twice", 4, True, False),
+        ("written out, scaled last", 4, False, False),
+        ("written out, normed", 4, True, False),
+        ("written out, one key", 4, True, False),
+        ("written out, of keys", 4, False, False),
+        ("written out, tensor", 4, False, False),
+        ("written out, masked", 4, False, False),
     )
-    def test_values_and_gradients(self, otherwise, maps, of_one):
+    def test_values_and_gradients(self, otherwise, maps, attends, of_one):
         network = written(otherwise)
         parts = blocks.parted(network.training)
         found = collections.Counter(
             step.operator for part in parts if part.block for step in torch_fusions.fused(part)
         )
         # Each norm has a residual connection beside it.
-        wanted = [maps, int(of_one), 2]
+        wanted = [maps, 2, int(attends and not of_one), int(of_one)]
         self.assertEqual([found[name] for name in torch_fusions.KERNELS], wanted)
         with jax.enable_x64(True):
             expected = results(network)
@@ -166,7 +207,7 @@ class FusionTest(parameterized.TestCase):
         network = trainable(module, (32, 32, 3))
         parts = blocks.parted(network.evaluation)
         found = [step.operator for part in parts for step in torch_fusions.fused(part)]
-        self.assertEqual([found.count(name) for name in torch_fusions.KERNELS], [8, 2, 4])
+        self.assertEqual([found.count(name) for name in torch_fusions.KERNELS], [8, 4, 0, 2])
         x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
         net = trained.classifier(network, KERNELS, (), torch_fusions.fused)
         logits = net.apply(*net.init(jax.random.key(0)), x)[0]
