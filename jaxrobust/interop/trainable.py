@@ -54,11 +54,12 @@ class Trainable(NamedTuple):
     head: tuple[str, ...] = ()  # the parts that the module says are its head, as timm's do
 
 
-# A part -> its steps, some of them written otherwise under their names.
-Fusion = Callable[[Part], Sequence[OperatorCall]]
+# (part, constants of its program) -> its steps, some of them written otherwise under their names.
+Fusion = Callable[[Part, Mapping[str, Any]], Sequence[OperatorCall]]
 
 
-def _as_they_are(part: Part) -> Sequence[OperatorCall]:
+def _as_they_are(part: Part, constants: Mapping[str, Any]) -> Sequence[OperatorCall]:
+    del constants
     return part.steps
 
 
@@ -195,7 +196,7 @@ def _part(how: _Computing, part: Part, known: Mapping, *rest: Mapping) -> dict[s
     for pattern in how.patterns if part.block else ():
         if (made := pattern(part, known, subset)) is not None:
             return made
-    found = _steps(how, how.fused(part), known, *rest)
+    found = _steps(how, how.fused(part, how.program.constants), known, *rest)
     return {name: found[name] for name in part.kept}
 
 

@@ -10,6 +10,10 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxrobust.interop.blocks import Part, needed
 from jaxrobust.interop.program import (
     OWN,
@@ -29,9 +33,10 @@ from jaxrobust.types import Array
 _NORM = "aten.native_layer_norm.default"
 # What `KERNELS` computes in the place of PyTorch's operators, beside attention.
 _LINEAR, _NORM_BESIDE = "jaxrobust.linear.default", "jaxrobust.norm_and_tokens.default"
+_ROLL = "jaxrobust.roll.default"
 
 
-def fused(part: Part) -> Sequence[OperatorCall]:
+def fused(part: Part, constants: Mapping[str, Any]) -> Sequence[OperatorCall]:
     """Return the steps of a part, with those that `KERNELS` computes in the place of PyTorch's."""
     steps = {step.name: step for step in part.steps}
     readers = collections.defaultdict(set, {name: {"what comes later"} for name in part.kept})
@@ -43,8 +48,22 @@ def fused(part: Part) -> Sequence[OperatorCall]:
         only_views = readers[step.name] == {VIEW}
         made = torch_attention.taken(step, steps, only_views=only_views)
         linear = _linear_of(step, steps) if only_views else None
-        taken.append(made or linear or step)
+        taken.append(made or linear or _roll_of(step, constants) or step)
     return needed([*_beside_norms(taken)], part.kept)
+
+
+def _roll_of(step: OperatorCall, constants: Mapping[str, Any]) -> OperatorCall | None:
+    """Take rolls, which PyTorch writes as a choice of rows: its gradient would add up in places."""
+    if step.operator != "aten.index_select.default":
+        return None
+    x, axis, places = step.operands
+    if places.name not in constants:
+        return None
+    rows = np.asarray(constants[places.name])
+    shift = -int(rows[0]) if len(rows) else 0
+    if not shift or not np.array_equal(rows, np.roll(np.arange(len(rows)), shift)):
+        return None
+    return OperatorCall(step.name, _ROLL, (x, axis, shift, len(rows)), {}, step.line)
 
 
 def _beside_norms(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
@@ -113,6 +132,11 @@ def _linear(x: Array, sizes: Ints, bias: Array | None, weight: Array) -> Array:
     return layers.linear(x, weight, bias)
 
 
+def _roll(x: Array, axis: int, shift: int, count: int) -> Array:
+    """Roll the first `count` places of an axis, and leave out others."""
+    return jnp.roll(jax.lax.slice_in_dim(x, 0, count, axis=axis), shift, axis)
+
+
 def _norm_and_tokens(x: Array, sizes: Ints, scale: Array, shift: Array, eps: float) -> list[Any]:
     """Return what PyTorch's norm over the last axis does, without statistics, and its operand."""
     if x.ndim < 3:
@@ -123,6 +147,7 @@ def _norm_and_tokens(x: Array, sizes: Ints, scale: Array, shift: Array, eps: flo
 
 KERNELS = {
     _LINEAR: OperatorRule(_linear),
+    _ROLL: OperatorRule(_roll),
     _NORM_BESIDE: OperatorRule(_norm_and_tokens),
     **torch_attention.KERNELS,
 }

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxrobust.models.kernels.primitives import (
     add_bias,
@@ -89,7 +90,8 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _token_norm(eps: float, beside: bool, x: Array, scale: Array, bias: Array) -> list[Array]:
     y = token_norm.forward(x, scale, bias, eps=eps)
-    return [y, x] if beside else [y]
+    # Else XLA may let images be rows of the residual stream, and copy it for each kernel.
+    return [y, with_layout_constraint(x, Layout(range(x.ndim)))] if beside else [y]
 
 
 def _token_norm_forward(eps, beside, *operands):

@@ -99,6 +99,10 @@ class Block(nn.Module):
             return self.attend(self.norm1(x)) + self.fc2(self.fc1(self.norm2(x))) + x
         x = x + self.attend(self.norm1(x))
         normal = self.norm2(x)
+        if self.otherwise == "rolled":
+            normal = normal.roll(-2, 1)
+        if self.otherwise == "reversed":
+            normal = normal.index_select(1, torch.arange(TOKENS - 1, -1, -1))
         if self.otherwise == "threes":
             inside = self.fc1(normal.reshape(len(x), TOKENS // 3, 3 * WIDTH))
             return x + self.fc2(nn.functional.gelu(inside)).reshape(x.shape)
@@ -161,6 +165,8 @@ class FusionTest(parameterized.TestCase):
         ("threes", 4, True, True),
         ("rows", 3, True, True),
         ("twice", 4, True, True),
+        ("rolled", 4, True, True),
+        ("reversed", 4, True, True),
         ("written out", 4, True, True),
         ("written out, scaled after", 4, True, True),
         ("written out, windows", 4, True, True),
@@ -174,12 +180,16 @@ class FusionTest(parameterized.TestCase):
     )
     def test_values_and_gradients(self, otherwise, maps, attends, of_one):
         network = written(otherwise)
-        parts = blocks.parted(network.training)
+        parts, constants = blocks.parted(network.training), network.training.constants
         found = collections.Counter(
-            step.operator for part in parts if part.block for step in torch_fusions.fused(part)
+            step.operator
+            for part in parts
+            if part.block
+            for step in torch_fusions.fused(part, constants)
         )
         # Each norm has a residual connection beside it.
-        wanted = [maps, 2, int(attends and not of_one), int(of_one)]
+        rolls = int(otherwise == "rolled")
+        wanted = [maps, rolls, 2, int(attends and not of_one), int(of_one)]
         self.assertEqual([found[name] for name in torch_fusions.KERNELS], wanted)
         with jax.enable_x64(True):
             expected = results(network)
@@ -205,9 +215,9 @@ class FusionTest(parameterized.TestCase):
             "vit_tiny_patch16_224", depth=2, embed_dim=32, num_heads=2, num_classes=5, img_size=32
         )
         network = trainable(module, (32, 32, 3))
-        parts = blocks.parted(network.evaluation)
-        found = [step.operator for part in parts for step in torch_fusions.fused(part)]
-        self.assertEqual([found.count(name) for name in torch_fusions.KERNELS], [8, 4, 0, 2])
+        parts, constants = blocks.parted(network.evaluation), network.evaluation.constants
+        found = [step.operator for part in parts for step in torch_fusions.fused(part, constants)]
+        self.assertEqual([found.count(name) for name in torch_fusions.KERNELS], [8, 0, 4, 0, 2])
         x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
         net = trained.classifier(network, KERNELS, (), torch_fusions.fused)
         logits = net.apply(*net.init(jax.random.key(0)), x)[0]
