@@ -91,7 +91,7 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 def _token_norm(eps: float, beside: bool, x: Array, scale: Array, bias: Array) -> list[Array]:
     y = token_norm.forward(x, scale, bias, eps=eps)
     # Else XLA may let images be rows of the residual stream, and copy it for each kernel.
-    return [y, with_layout_constraint(x, Layout(range(x.ndim)))] if beside else [y]
+    return [y, with_layout_constraint(x, Layout(tuple(range(x.ndim))))] if beside else [y]
 
 
 def _token_norm_forward(eps, beside, *operands):
