@@ -120,7 +120,7 @@ def _written_out(step: OperatorCall, steps: Steps) -> OperatorCall | None:
 
 
 def _unfolded(operand: Any, steps: Steps) -> tuple[Any, Any]:
-    """Return what a batch of matrices f[B*h,N,d] was, and the shape f[B,h,N,d] that it has."""
+    """Find the array f[B,h,N,d] of a batch of matrices f[B*h,N,d], and its shape."""
     view = made_by(operand, steps, VIEW)
     expanded = made_by(_copied(view.operands[0], steps), steps, _EXPAND) if view else None
     if view is None or expanded is None:
@@ -149,7 +149,7 @@ def _of_one_product(step: OperatorCall, steps: Steps) -> OperatorCall | None:
 
 
 def _part_of(operand: Any, place: int, steps: Steps) -> Any:
-    """Return what an operand is the row `place` of; None: of nothing."""
+    """Find the value that an operand is the row `place` of; None: of nothing."""
     squeezed = made_by(operand, steps, "aten.squeeze.dims")
     cut = made_by(squeezed.operands[0], steps, "aten.slice.Tensor") if squeezed else None
     if squeezed is None or cut is None or squeezed.operands[1] != (0,):

@@ -138,7 +138,7 @@ def _roll(x: Array, axis: int, shift: int, count: int) -> Array:
 
 
 def _norm_and_tokens(x: Array, sizes: Ints, scale: Array, shift: Array, eps: float) -> list[Any]:
-    """Return what PyTorch's norm over the last axis does, without statistics, and its operand."""
+    """Compute PyTorch's norm over the last axis, without statistics, and return its operand too."""
     if x.ndim < 3:
         return [layers.layer_norm(x, scale, shift, eps), None, None, x]
     out, x = layers.norm_and_tokens(x, scale, shift, eps)
