@@ -77,11 +77,11 @@ def _scores(operand: Any, steps: Steps) -> _Scores | None:
         return inner._replace(windows=sizes[1] if len(sizes) == 5 else None)
     if step.operator == _CLONE:
         return _scores(first, steps)
-    if step.operator in _FACTORS and isinstance(rest[0], int | float):
+    if (factor := _factor(step)) is not None:
         inner = _scores(first, steps)
         if inner is None or inner.biases:
             return None
-        return inner._replace(factor=inner.factor * rest[0] ** _FACTORS[step.operator])
+        return inner._replace(factor=inner.factor * factor)
     if step.operator == "aten.add.Tensor" and step.named.items() <= UNSCALED:
         for x, bias in ((first, rest[0]), (rest[0], first)):
             inner = _scores(x, steps)
@@ -90,14 +90,24 @@ def _scores(operand: Any, steps: Steps) -> _Scores | None:
     return None
 
 
+def _factor(step: OperatorCall | None) -> float | None:
+    """Return the number that a step multiplies its first operand by; None: by none, or by 0."""
+    if step is None or step.operator not in _FACTORS:
+        return None
+    by = step.operands[1]
+    return by ** _FACTORS[step.operator] if isinstance(by, int | float) and by else None
+
+
 def _written_out(step: OperatorCall, steps: Steps) -> OperatorCall | None:
     """Take `softmax(q @ k.T * scale + bias) @ v` of arrays f[B,h,N,d], as timm's Swin has it."""
     if step.operator != _PRODUCT:
         return None
-    (weights, _), (value, value_shape) = (_unfolded(each, steps) for each in step.operands)
+    (weights, weights_shape), (value, value_shape) = (
+        _unfolded(each, steps) for each in step.operands
+    )
     softmax = made_by(_copied(weights, steps), steps, "aten._softmax.default")
     scores = _scores(softmax.operands[0], steps) if softmax else None
-    if softmax is None or scores is None or softmax.operands[1] not in (-1, 3):
+    if softmax is None or scores is None or softmax.operands[1:] not in ((-1, False), (3, False)):
         return None
     (query, shape), (turned, turned_shape) = (
         _unfolded(each, steps) for each in scores.product.operands
@@ -106,14 +116,15 @@ def _written_out(step: OperatorCall, steps: Steps) -> OperatorCall | None:
     shapes = shape, turned_shape, value_shape
     if key is None or key.operands[1] != (0, 1, 3, 2) or None in shapes:
         return None
-    if len({(*each[:2],) for each in (*shapes, scores.sizes)}) > 1:
-        return None
-    factor, scaled = scores.factor, steps.get(query.name)
-    if scaled is not None and scaled.operator in _FACTORS:
-        given, by = scaled.operands
-        if isinstance(by, int | float):
-            query, factor = given, factor * by ** _FACTORS[scaled.operator]
     batch, heads, width, keys = turned_shape
+    if len({(*each[:2],) for each in (*shapes, weights_shape, scores.sizes)}) > 1:
+        return None
+    tokens = (shape[2], keys)
+    if not tokens == weights_shape[2:] == scores.sizes[2:] or value_shape[2] != keys:
+        return None  # a bias has more rows or columns than the scores
+    factor, scaled = scores.factor, steps.get(query.name)
+    if (by := _factor(scaled)) is not None and scaled is not None:
+        query, factor = scaled.operands[0], factor * by
     shapes = shape, (batch, heads, keys, width), value_shape
     operands = query, key.operands[0], value, scores.biases, shapes
     return OperatorCall(step.name, _ATTEND, operands, {"scale": factor}, step.line)

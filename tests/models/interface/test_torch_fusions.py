@@ -71,6 +71,8 @@ class Block(nn.Module):
     def written_out(self, q, k, v):
         how = self.otherwise.removeprefix("written out").removeprefix(", ")
         scale, tokens = 0.4, q.shape[2]
+        if how == "one query":  # whose scores get rows from the bias
+            q = q.mean(2, keepdim=True)
         bias = self.mask[:, :tokens, :tokens]
         if how == "normed":
             q = nn.functional.normalize(q, dim=-1)
@@ -80,6 +82,8 @@ class Block(nn.Module):
             k = k[:, :1].expand(-1, HEADS, -1, -1)
         if how == "scaled after":
             scores = (q @ k.transpose(-2, -1)) / 2.5 + bias
+        elif how == "scaled by nothing":
+            scores = (q @ k.transpose(-2, -1)) * 0 + bias
         elif how == "tensor":
             scores = q @ k.transpose(-2, -1) * bias
         elif how == "scaled last":
@@ -177,6 +181,8 @@ class FusionTest(parameterized.TestCase):
         ("written out, of keys", 4, False, False),
         ("written out, tensor", 4, False, False),
         ("written out, masked", 4, False, False),
+        ("written out, one query", 4, False, False),
+        ("written out, scaled by nothing", 4, False, False),
     )
     def test_values_and_gradients(self, otherwise, maps, attends, of_one):
         network = written(otherwise)
