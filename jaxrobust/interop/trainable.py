@@ -77,9 +77,8 @@ def classifier(
     `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
     `kernels` are rows of operators that are tried first, and `patterns` functions of whole blocks;
     both return None for what they do not take. `fused` writes several steps as one of `kernels`.
-    `remat` computes the values of a block again in its
-    backward pass instead of keeping them, and `scan` compiles one block for all that follow each
-    other and compute the same.
+    `remat` computes the values of a block again in its backward pass instead of keeping them, and
+    `scan` compiles one block for all that follow each other and compute the same.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     own = normalises_itself(network)
