@@ -3,7 +3,7 @@
 jaxrobust train --config configs/quickstart.py
 
 Measured at seed 0 on 2 CPU cores: clean training 96.2 % clean and 7.1 % robust, adversarial
-training 98.5 % and 91.4 % (APGD-CE, 40 steps, all 397 test images) at commit 6bb5483; 54 s with
+training 98.5 % and 91.2 % (APGD-CE, 40 steps, all 397 test images) at commit 1a61f9bb; 54 s with
 nothing cached, at commit c9d1ef4.
 """
 
