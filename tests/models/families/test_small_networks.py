@@ -75,7 +75,7 @@ class SmallTest(parameterized.TestCase):
         how |= {key: 0.0 for key in RATES if key in fields}  # whose draws are others
         with jax.enable_x64(True):
             params, stats = self.weights(label)
-            net = models.create(name, dtype="float64", **options, **how)
+            net = models.create(name, dtype="float64", **(options | how))
             run = jax.jit(lambda *given: net.apply(*given, train=True, key=jax.random.key(0)))
             logits, moved = jax.device_get(run(params, stats, small_networks.images(label)))
         np.testing.assert_allclose(logits, stored["trained"], rtol=ROUNDED, atol=ROUNDED)
