@@ -115,7 +115,7 @@ ARRAYS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     ),
     "unknown prefix": (
         lambda arrays: {f"student.{k}": v for k, v in arrays.items()},
-        r"student\.stem\.0\.bias: 0 rows match",
+        r"student\.head\.fc\.bias: 0 rows match",
     ),
     "another architecture": (
         lambda arrays: {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)},

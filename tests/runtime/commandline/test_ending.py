@@ -208,7 +208,7 @@ class PodTest(parameterized.TestCase):
 COMPILER = """
 import hashlib
 def compiled():
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 8_000_000)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)
 """
 WAITS = f"""
 from jaxrobust.runtime.commandline.ending import Ending
