@@ -223,7 +223,7 @@ class WrongInputTest(parameterized.TestCase):
                     self.assertIn(said, error)
                     # What differs from a run that is there is a list, a key on a line.
                     # What took longer than a second has its line, which ends in dots, before it.
-                    # So does a network of one's own, which may have batch norms: it gets one device.
+                    # A network of one's own may have batch norms: it says that it gets one device.
                     error = re.sub(r"\A([^\n]+ \.\.\.\n|one CPU device [^\n]+\n)*", "", error)
                     self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n(  \S+: [^\n]+\n)*\Z")
                     self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
