@@ -176,6 +176,31 @@ def check_number(name: str, value: Any) -> float:
     raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
 
 
+# A masked class lies below -500, and by this factor below the largest logit of the others.
+_MASKED, _FACTOR = -500.0, 200
+
+
+def unmasked(logits: np.ndarray) -> np.ndarray:
+    """Find the classes of logits f[n,K] that no large negative constant masks, bool[K].
+
+    A scale of logits is taken over these alone. Rows with NaN or infinities are left out.
+
+    >>> unmasked(np.array([[2.0, -1.0, -1e9], [0.5, 3.0, -1e9]]))
+    array([ True,  True, False])
+    """
+    logits = np.asarray(logits, np.float64)
+    logits = logits[np.isfinite(logits).all(axis=1)]
+    if not len(logits):
+        return np.ones(logits.shape[1], bool)
+    highest = logits.max(axis=0)
+    order = np.argsort(-highest, kind="stable")
+    size = np.maximum.accumulate(np.abs(logits[:, order]).max(axis=0))
+    # Two classes at least are answers.
+    below = highest[order][2:] < np.minimum(_MASKED, -_FACTOR * size[1:-1])
+    count = int(below.argmax()) + 2 if below.any() else len(order)
+    return np.isin(np.arange(len(order)), order[:count])
+
+
 def is_count(value: Any) -> bool:
     """Tell whether a value is an int of at least 1, also one of NumPy."""
     try:

@@ -9,6 +9,7 @@ from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.evaluation.network import checks, collapse
+from jaxrobust.types import unmasked
 
 Look = Callable[[Patient], CheckResult]
 _ENOUGH = 32  # images for a statement about accuracy
@@ -48,7 +49,8 @@ def _explained(name: str, healthy: str) -> Look:
         own = [each for each in all_tried if each.check == name]
         if not own:
             return CheckResult(SKIPPED, "not looked at: the images are grey")
-        best = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
+        classes = int(unmasked(patient.logits).sum())
+        best = explanations.best(all_tried, classes, len(patient.labels))
         undone = " undone" if name == explanations.TWICE else ""
         if best is None or best.check != name:
             other = max(own, key=lambda each: each.accuracy)

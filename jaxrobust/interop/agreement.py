@@ -18,6 +18,7 @@ from jaxrobust.interop.reading import exporting, refusals, scripted
 from jaxrobust.interop.reading.drawing import injected
 from jaxrobust.interop.reading.folding import COMPUTED
 from jaxrobust.interop.reading.results import chosen
+from jaxrobust.types import unmasked
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
 # the sums may be larger for some weights: then twice PyTorch's own error against its float64, and
@@ -165,7 +166,8 @@ def _check_exactly(
 def _apart(ours: Any, theirs: Any) -> tuple[float, float]:
     """Compare logits, to the largest one, and input gradients, to their length."""
     logits, gradients = zip(ours, theirs, strict=True)
-    largest = np.abs(logits[0] - logits[1]).max() / max(np.abs(logits[1]).max(), 1e-30)
+    apart, answers = np.abs(logits[0] - logits[1]).max(), unmasked(logits[1])
+    largest = apart / max(np.abs(logits[1][:, answers]).max(), 1e-30)
     length = np.linalg.norm(gradients[0] - gradients[1])
     return float(largest), float(length / max(float(np.linalg.norm(gradients[1])), 1e-30))
 

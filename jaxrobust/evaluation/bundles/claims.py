@@ -330,7 +330,19 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     own = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         by = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
-        return by / np.ptp(logits, axis=1)
+        return by / np.ptp(logits[:, _unmasked(logits)], axis=1)
+
+
+def _unmasked(logits: np.ndarray) -> np.ndarray:
+    """Find the classes that no large negative constant masks, bool[K], as `types.unmasked`."""
+    logits = np.asarray(logits, np.float64)[np.isfinite(logits).all(axis=1)]
+    if not len(logits):
+        return np.ones(logits.shape[1], bool)
+    order = np.argsort(-logits.max(axis=0), kind="stable")
+    size = np.maximum.accumulate(np.abs(logits[:, order]).max(axis=0))
+    below = logits.max(axis=0)[order][2:] < np.minimum(-500.0, -200 * size[1:-1])
+    count = int(below.argmax()) + 2 if below.any() else len(order)
+    return np.isin(np.arange(len(order)), order[:count])
 
 
 def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:

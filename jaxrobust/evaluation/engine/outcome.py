@@ -12,7 +12,7 @@ from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, unmasked
 
 _APART = 1000  # between the numbers of an image's draws; each of them counts from less
 
@@ -154,7 +154,8 @@ def _refuse_damaged(evaluation: AttackContext, name: str, draw: int, which: np.n
         logits = logits_of(runner, points, ids, sample.seed, draw=draw)
         with np.errstate(invalid="ignore"):  # infinite ones
             margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
-            right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
+            spread = np.ptp(logits[:, unmasked(logits)], axis=1)
+            right = margins > hosts.ROUNDING * spread
         others = reached(logits, labels)
     else:
         answers = answers_of(runner, how, points, labels, ids, seed=sample.seed, draw=draw)

@@ -54,7 +54,7 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     n, most = len(labels), int(np.bincount(answers).argmax())
     others = labels != most
     m, k = int(others.sum()), int((answers[others] == most).sum())
-    if not m or k < SHARE * m or _knows(answers, labels) > _KNOWS * m:
+    if not m or k < SHARE * m or beyond_chance(answers, labels) > _KNOWS * m:
         return None
     least = 1 - checks.upper_bound(m - k, m, _LEVEL)
     sentence = (
@@ -90,7 +90,7 @@ def flags(answers: Any, labels: Any) -> dict[str, str]:
     return {"collapsed": sentence.words} if sentence else {}
 
 
-def _knows(answers: np.ndarray, labels: np.ndarray) -> float:
+def beyond_chance(answers: np.ndarray, labels: np.ndarray) -> float:
     """Count the right answers beyond those of chance and three deviations of it."""
     n, classes = len(labels), int(max(answers.max(), labels.max())) + 1
     p, q = (np.bincount(of, minlength=classes) / n for of in (answers, labels))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.runtime.files import provenance
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.types import VERDICT_PRECISION, Array
+from jaxrobust.types import VERDICT_PRECISION, Array, unmasked
 
 Probe = dict[str, list[list[float]]]
 EXACT = ("program", "gradient", "arrays")
@@ -75,8 +75,9 @@ def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> 
     def probe() -> Probe:
         program = tracing.keep((network,), use, exact["gradient"], compiled)
         outputs = program(network, operands[0], noisy, *operands[2:])
-        sketches = [_sketch(np.asarray(array, np.float64)) for array in outputs]
-        return dict(zip(_LIMITS, sketches, strict=True))
+        logits, gradients = (np.asarray(array, np.float64) for array in outputs)
+        logits = np.where(unmasked(logits), logits, 0)  # beside -1e9 others would not count
+        return dict(zip(_LIMITS, map(_sketch, (logits, gradients)), strict=True))
 
     # XLA compiles without Python's lock, so that the attacks' programs are traced meanwhile.
     worker = ThreadPoolExecutor(1, "fingerprint")

@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jaxrobust.evaluation.network import tracing
+from jaxrobust.evaluation.network import collapse, tracing
 from jaxrobust.evaluation.network.checks import answered, is_right
 from jaxrobust.evaluation.network.images import ImageSet
-from jaxrobust.types import LogitsFn
+from jaxrobust.types import LogitsFn, unmasked
 
 Flags = dict[str, str]
 Forward = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K], any n
 _LOOKED_AT = 64  # images
 _ENOUGH = 32  # images for a statement about accuracy
 _PASSES = 5
+_ROUNDING = 1e-6  # of float32 sums, relative to the logits
 _NORMALISATIONS = {
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
@@ -67,7 +68,7 @@ def check_network(
     flags |= _retraced(logits_fn, (batch_size or len(images), *images.shape[1:]))
     if "randomized" not in flags:  # else two passes differ anyway
         flags |= _batch_dependent(forward, images, passes[0])
-    flags |= _degenerate(images, passes[0])
+    flags |= _degenerate(images, passes[0], labels)
     flags |= _softmax(passes[0])
     flags |= _inaccurate(passes[0], labels)
     if len(images) >= _ENOUGH and images.shape[-1] == 3:
@@ -87,10 +88,9 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
-    with np.errstate(invalid="ignore"):  # infinity / infinity
-        unit = [z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in passes]
-    pairs = itertools.combinations(unit, 2)
-    distance = max(np.linalg.norm(_difference(a, b), axis=1).max() for a, b in pairs)
+    answers = unmasked(passes[0])
+    pairs = itertools.combinations([logits[:, answers] for logits in passes], 2)
+    distance = max(_apart(a, b).max() for a, b in pairs)
     correct = {int(is_right(logits, labels).sum()) for logits in passes}
     if distance <= 1e-4 and len(correct) == 1:
         return {}
@@ -100,6 +100,15 @@ def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
         "random network looks robust to attacks that expect a fixed one; use version='rand' with "
         "a logits_fn(images, keys), or switch the randomness off"
     }
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute the distance of logits f[n,K] in units of their length without an offset, f[n]."""
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        length = np.linalg.norm(a - a.mean(axis=1, keepdims=True), axis=1)
+        length = np.maximum(length, 2e-3 * np.linalg.norm(a, axis=1))  # float32 resolves no more
+    moved = np.linalg.norm(_difference(a, b), axis=1)
+    return moved / (np.where(np.isfinite(length), length, 1) + 1e-10)
 
 
 def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
@@ -134,10 +143,11 @@ def _batch_dependent(forward: Forward, images: np.ndarray, logits: np.ndarray) -
     # of a batch stays, even where all images fit into one.
     others = 1 - images[::-1] / 10
     among = np.stack([others, images], axis=1).reshape(-1, *images.shape[1:])
-    moved = np.abs(_difference(logits, _logits(forward, among)[1::2])).max()
-    finite = logits[np.isfinite(logits)]
-    spread = np.ptp(finite) if finite.size else 0
-    if moved <= 1e-3 * spread:
+    answers = unmasked(logits)
+    moved = np.abs(_difference(logits, _logits(forward, among)[1::2])[:, answers]).max()
+    finite = logits[:, answers][np.isfinite(logits[:, answers])]
+    spread, largest = (np.ptp(finite), np.abs(finite).max()) if finite.size else (0, 0)
+    if moved <= max(1e-3 * spread, _ROUNDING * largest):
         return {}
     return {
         "batch-dependent": f"the logits of an image move by up to {moved:.3g}, of a range of "
@@ -199,20 +209,25 @@ def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
     }
 
 
-def _degenerate(images: np.ndarray, logits: np.ndarray) -> Flags:
+def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Flags:
     flags = {}
     finite = logits[answered(logits)]
     if broken := len(logits) - len(finite):
         flags["nan-logits"] = _unanswered(broken, len(logits))
     if not len(finite):
         return flags
-    differ = np.ptp(images, axis=0).any()
-    if differ and len(finite) > 1 and np.ptp(finite, axis=0).max() <= 1e-6 * np.abs(finite).max():
+    answers = finite[:, unmasked(finite)]
+    # A class may be constant, however large; rounding follows the size of most of them.
+    sizes = np.abs(answers).max(axis=0)
+    sizes = np.maximum(sizes, np.sort(sizes)[(len(sizes) - 1) // 2])
+    same = len(finite) > 1 and (np.ptp(answers, axis=0) <= _ROUNDING * sizes).all()
+    guesses = collapse.beyond_chance(finite.argmax(axis=1), labels[answered(logits)]) <= 0
+    if same and guesses and np.ptp(images, axis=0).any():
         flags["constant-logits"] = (
             f"all {len(finite)} images have the same logits: the network does not see its input; "
             "check that the weights are loaded and that logits_fn uses its argument"
         )
-    elif flat := int((np.ptp(finite, axis=1) == 0).sum()):
+    elif flat := int((np.ptp(answers, axis=1) == 0).sum()):
         flags["constant-logits"] = (
             f"all logits are equal for {flat} of {len(logits)} images: they have no class and no "
             "gradient; return the logits before any ReLU, threshold or clipping"
@@ -223,7 +238,7 @@ def _degenerate(images: np.ndarray, logits: np.ndarray) -> Flags:
 def _softmax(logits: np.ndarray) -> Flags:
     # Log-softmax is no defect: it shifts the logits of an image by a constant, and all the losses
     # (CE, DLR, the margins of FAB and Square) ignore such a shift.
-    logits = logits[np.isfinite(logits).all(axis=1)]
+    logits = logits[np.isfinite(logits).all(axis=1)][:, unmasked(logits)]
     inside = logits.size and logits.min() > -1e-5 and logits.max() < 1 + 1e-5
     if not inside or np.abs(logits.sum(axis=1) - 1).max() >= 1e-5:
         return {}
@@ -240,7 +255,7 @@ def _above_chance(correct: np.ndarray, classes: int) -> bool:
 
 
 def _inaccurate(logits: np.ndarray, labels: np.ndarray) -> Flags:
-    correct, classes = is_right(logits, labels), logits.shape[1]
+    correct, classes = is_right(logits, labels), int(unmasked(logits).sum())
     if len(labels) < _ENOUGH:
         return _too_few(int(correct.sum()), len(labels), classes)
     if _above_chance(correct, classes):
@@ -281,7 +296,8 @@ def _normalised_twice(
         mean, std = (np.asarray(c, np.float32) for c in constants)
         logits = _logits(forward, images * std + mean)
         undone = is_right(logits, labels)
-        if undone.sum() > best and _above_chance(undone, logits.shape[1]):
+        classes = int(unmasked(logits).sum())
+        if undone.sum() > best and _above_chance(undone, classes):
             best, which = int(undone.sum()), name
     if best - correct.sum() <= 0.1 * len(labels):
         return {}

@@ -281,7 +281,7 @@ def context(n=4, clean=None, names=("a", "b"), slots=2, how=None, **more):
 class RefusedPointsTest(parameterized.TestCase):
     """Points of a ledger, judged again."""
 
-    def refuse(self, margins, move=0.25, reached=-1, slots=2):
+    def refuse(self, margins, move=0.25, reached=-1, slots=2, lowest=-100.0):
         of = context(len(margins), slots=slots)
         for place in range(len(margins)):
             record = FOOLED | {"reached": reached}
@@ -291,7 +291,7 @@ class RefusedPointsTest(parameterized.TestCase):
         def forward(runner, images, ids, *, seed, draw):
             asked.append((ids.tolist(), seed, draw))
             rows = ids - 10
-            return np.stack([[margins[row], 0.0, -100.0] for row in rows]).astype(np.float32)
+            return np.stack([[margins[row], 0.0, lowest] for row in rows]).astype(np.float32)
 
         with mock.patch.object(outcome.engine, "forward", forward):
             outcome.refuse_damaged(of, "a", 3, np.arange(len(margins)))
@@ -312,6 +312,11 @@ class RefusedPointsTest(parameterized.TestCase):
             self.refuse([2 * outcome.hosts.ROUNDING * spread])
         with self.assertRaisesRegex(ValueError, "of a on image 11 does not fool this network"):
             self.refuse([-1.0, 5.0])
+
+    def test_a_masked_class_forgives_nothing(self):
+        """Behind a mask of -1e9 a margin of a million was rounding."""
+        with self.assertRaisesRegex(ValueError, "of a on image 11 does not fool this network"):
+            self.refuse([-1.0, 5.0], lowest=-1e9)
 
     def test_points_outside(self):
         with self.assertRaisesRegex(

@@ -70,7 +70,7 @@ class OfTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         answers, labels = rng.integers(0, 3, 40), rng.integers(0, 3, 40)
         right = [(answers == rng.permutation(labels)).sum() for _ in range(40_000)]
-        above = int((answers == labels).sum()) - collapse._knows(answers, labels)
+        above = int((answers == labels).sum()) - collapse.beyond_chance(answers, labels)
         self.assertAlmostEqual(above, np.mean(right) + 3 * np.std(right), delta=0.05)
 
     @parameterized.parameters((16, True), (6, True), (3, False), (1, False))

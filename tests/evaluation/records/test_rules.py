@@ -399,7 +399,7 @@ class ReliabilityRulesTest(parameterized.TestCase):
     def test_constant_networks(self):
         images = np.random.default_rng(0).random((4, 2, 2, 1))
         logits = np.tile([[1.0, 2.0]], (4, 1))
-        flags = lambda x, z: reliability._degenerate(x, z)  # noqa: E731
+        flags = lambda x, z: reliability._degenerate(x, z, np.zeros(len(z), int))  # noqa: E731
         self.assertIn("all 4 images have the same", flags(images, logits)["constant-logits"])
         self.assertEqual(flags(images[[0] * 4], logits), {})  # as equal images may
         self.assertEqual(flags(images[:1], logits[:1]), {})
