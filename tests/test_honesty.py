@@ -499,6 +499,14 @@ class ForgedTest(parameterized.TestCase):
         self.assertRegex(said, forgery.said)
         self.assertNotRegex(said, "(?m)^Confirmed:")
 
+    @parameterized.named_parameters((forgery.name, forgery) for forgery in forgeries.BETTER)
+    def test_forged_to_look_better(self, forgery):
+        """Was confirmed where a row said that its image stands: nothing passed it on."""
+        forgery.edit(self.folder, self.honest)
+        whole, said = self.said()
+        self.assertEqual(whole, not forgery.said, said)
+        self.assertRegex(said, forgery.said or "Confirmed: robust accuracy")
+
     def test_labels_of_whoever_claims_are_no_confirmation(self):
         rows = bundles.rows_of(self.folder)
         for row in rows:  # every image is wrong by another label

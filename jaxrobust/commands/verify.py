@@ -1,14 +1,17 @@
 """Check a bundle with our network: `jaxrobust verify BUNDLE --weights W`.
 
 `jaxrobust evaluate --bundle BUNDLE` wrote it. W is what --weights of an evaluation takes: a run, an
-imported folder, a file, an id. The images come from the data set of the record. One forward pass
-for each image that is said to be misclassified confirms that the robust accuracy is at most what
-the record says; what is not confirmed is said by name. Another network than the record's is judged
+imported folder, a file, an id. The images come from the data set of the record. A forward pass for
+each image, and one more for each adversarial image, confirms the clean accuracy, and that the
+robust accuracy is at most what the record says; what is not confirmed is said by name. Then APGD-CE
+and APGD-T attack images that are said to stand, drawn by a seed of yours: how many fall bounds how
+many of all would. Another network than the record's is judged
 too: what comes out is said of it, and the claim is not confirmed. Where the record names images or
 a list of them by a path, which may be of whoever made the bundle, --dataset or --split has to name
 your own.
 
-Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr;
+Exit codes: 0 everything is confirmed; 1 something is not, or standing images fell to attacks that
+the record says they withstand; 2 a mistake, with one sentence on stderr;
 3 another reason that it names, such as a full disk; 130 interrupted.
 """
 
@@ -40,6 +43,10 @@ class VerifyFlags:
         "Folder of the photographs that frost is made with, for a bundle of common corruptions."
     )
     batch: int | None = flag("Images at a time.", least=1)
+    sample: int = flag("Number of standing images to attack.", 60, least=1)
+    seed: int | None = flag(
+        "Seed of that sample and of its attacks; default: a random one, which is printed.", least=0
+    )
     write_images: Path | None = flag(
         "File .npy for the images as they are prepared, uint8[N,H,W,C], which verify.py of the "
         "bundle takes; a file .labels.npy beside it gets their labels. Of common corruptions a "

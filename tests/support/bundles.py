@@ -109,13 +109,16 @@ def honest(root: Path) -> Honest:
     return Honest(images, found, record, out, folder)
 
 
-def numbers(fooled_by: list[str]) -> dict[str, Any]:
+def numbers(fooled_by: list[str], names=("apgd-ce", "square")) -> dict[str, Any]:
     """What a record says of these verdicts; a careful forger computes it anew."""
-    n, names = len(fooled_by), ("apgd-ce", "square")
+    n = len(fooled_by)
     counts = {name: fooled_by.count(name) for name in ("", "clean", *names)}
     shares = {"clean": (n - counts["clean"]) / n, "robust": counts[""] / n}
     ends = {key: list(checks.binomial_interval(round(v * n), n)) for key, v in shares.items()}
-    left = {"apgd-ce": shares["clean"] - counts["apgd-ce"] / n, "square": shares["robust"]}
+    left, standing = {}, n - counts["clean"]
+    for name in names:
+        standing -= counts[name]
+        left[name] = standing / n
     costs = [{"attack": name, "fooled": counts[name]} for name in names]
     return shares | {"interval": ends, "accuracy_after": left, "costs": costs}
 
@@ -143,7 +146,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def rows_changed(folder: Path, rows: list[dict[str, Any]], **record: Any) -> None:
     """Write lines of images, and a record whose numbers are those of the lines."""
     (folder / claims.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changed(folder, record=numbers([row["verdict"] for row in rows]) | record)
+    told = json.loads((folder / claims.ABOUT).read_text())["record"] | record
+    names = [attack["name"] for attack in told["attacks"]]
+    names = ["replay"] * bool(told.get("replayed")) + names
+    changed(folder, record=numbers([row["verdict"] for row in rows], names) | record)
 
 
 def row_changed(folder: Path, place: int, **changes: Any) -> None:

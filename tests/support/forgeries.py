@@ -317,3 +317,98 @@ FILES = [
     Forgery("a schema of the future", about(schema=9), "schema 9, and this program knows up to"),
 ]
 ALL = [*IMAGES, *NUMBERS, *VERDICTS, *POINTS, *FILES]
+
+
+def erased(*verdicts: str) -> Edit:
+    """One whose images with these verdicts stand."""
+
+    def edit(folder: Path, honest: Any) -> None:
+        rows = rows_of(folder)
+        for own in rows:
+            if own["verdict"] in verdicts:
+                own["verdict"] = ""
+        rows_changed(folder, rows)
+
+    return edit
+
+
+def misclassified_as_fooled(folder: Path, honest: Any) -> None:
+    """All that are misclassified as they are count as right, with the image itself for a point."""
+    rows = rows_of(folder)
+    stored = next(own for own in rows if own.get("file"))
+    for own in rows:
+        if own["verdict"] == "clean":
+            own |= stored | {key: own[key] for key in ("image", "label", "sha256")} | {"step": 0.0}
+    rows_changed(folder, rows)
+
+
+def ball(larger: float = 1, **changes: Any) -> Edit:
+    """One that claims another ball for all its attacks."""
+
+    def edit(folder: Path, honest: Any) -> None:
+        own = json.loads((folder / claims.ABOUT).read_text())["record"]["attacks"]
+        own = [one | {"epsilon": one["epsilon"] * larger} | changes for one in own]
+        changed(folder, record={"attacks": own})
+
+    return edit
+
+
+def points_of_nothing(folder: Path, honest: Any) -> None:
+    """The clean images for the adversarial ones."""
+    rows = rows_of(folder)
+    rows_changed(folder, [own | ({"step": 0.0} if own.get("file") else {}) for own in rows])
+
+
+def other_hash(folder: Path, honest: Any) -> None:
+    """Another image in the place of each that stands."""
+    rows = rows_of(folder)
+    for own in rows:
+        own["sha256"] = own["sha256"] if own["verdict"] else "0f" * 32
+    rows_changed(folder, rows)
+
+
+def without_the_hard(renumbered: bool) -> Edit:
+    """One that keeps the images that stand alone."""
+
+    def edit(folder: Path, honest: Any) -> None:
+        rows = [own for own in rows_of(folder) if not own["verdict"]]
+        if renumbered:
+            rows = [own | {"image": at} for at, own in enumerate(rows)]
+        rows_changed(folder, rows, image_ids=f"0..{len(rows) - 1}")
+
+    return edit
+
+
+def easy_twice(folder: Path, honest: Any) -> None:
+    """Images that stand in the place of those that fell."""
+    rows = rows_of(folder)
+    easy = next(own for own in rows if not own["verdict"])
+    rows_changed(folder, [easy if own["verdict"] else own for own in rows])
+
+
+def labels_as_answered(folder: Path, honest: Any) -> None:
+    """What is misclassified gets another label, and stands."""
+    rows = rows_of(folder)
+    for own in rows:
+        if own["verdict"] == "clean":
+            own |= {"label": (own["label"] + 1) % 10, "verdict": ""}
+    rows_changed(folder, rows)
+
+
+# They make their own network look better, with numbers that follow from their rows. Each says what
+# forward passes find; "" where only an attack on standing images does.
+WRONG = "said to be classified correctly as it is, and misclassified here"
+REACH = "the points do not use the radius of the claim"
+BETTER = [
+    Forgery("all verdicts erased", erased("clean", "apgd-ce", "apgd-t", "square"), WRONG),
+    Forgery("clean errors erased", erased("clean"), WRONG),
+    Forgery("clean errors as fooled", misclassified_as_fooled, WRONG),
+    Forgery("labels as answered", labels_as_answered, "another label than the data set's"),
+    Forgery("other images that stand", other_hash, "not the image that was evaluated"),
+    Forgery("hard images left out", without_the_hard(False), r"has the image \d+, and its record"),
+    Forgery("hard images renumbered", without_the_hard(True), "not the image that was evaluated"),
+    Forgery("easy images twice", easy_twice, "has an image twice"),
+    Forgery("twice the radius", ball(2), REACH),
+    Forgery("clean images as points", points_of_nothing, "classified correctly here"),
+    Forgery("fooled ones erased", erased("apgd-ce", "apgd-t", "square"), ""),
+]

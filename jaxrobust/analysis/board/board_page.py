@@ -33,17 +33,20 @@ td[data-head] .cell{text-align:right;min-width:0}tr.check td{padding:4px 0}}
 @media print{tbody{break-inside:avoid}}
 """
 _LEAD = (
-    "Every number here is of a bundle that was verified before this page was made: each image that "
-    "it says is misclassified was restored, measured and tried on the network itself. So clean and "
-    "robust accuracy are at most what is shown. Under common corruptions each image was tried with "
-    "each of them, and the accuracies are what is shown. Whoever has the bundle and the network "
-    "can check it with the command in its row. Which attack searched, what it cost, and its flags "
-    "are what the bundle says."
+    "Every number here is of a bundle that was verified before this page was made: each image was "
+    "tried on the network itself, as it is and as the attack leaves it, so clean accuracy is what "
+    "is shown, and robust accuracy at most that. Then APGD-CE and APGD-T attacked a random sample "
+    "of the images that stand: with 95 % confidence these two leave at least what stands below. "
+    "Under common corruptions each image was tried with each of them, and the accuracies are what "
+    "is shown. Whoever has the bundle and the network can check it with the command in its row. "
+    "Which attack searched, what it cost, and its flags are what the bundle says."
 )
 _RANKS = (
-    "Sorted by robust accuracy. Networks share a rank with the first of it where McNemar's exact "
+    "Sorted by the robust accuracy that is left at least. Networks share a rank with the first of "
+    "it where McNemar's exact "
     f"test, on the images that both have, cannot tell the two apart (p at least {ALPHA}, corrected "
-    "by Holm's method for all pairs of a table). Intervals are exact (Clopper-Pearson), of robust "
+    "by Holm's method for all pairs of a table; standing images that may fall are no images that "
+    "only the first keeps). Intervals are exact (Clopper-Pearson), of robust "
     "accuracy. Under common corruptions the mean over all of them is what is sorted, the paired t "
     "test over images tells two networks apart, and intervals are by the standard error over "
     "images. A pass is one of an image through the network, forward or backward."
@@ -113,7 +116,7 @@ def _network(row: Standing, rows: Sequence[Standing]) -> Html:
         if one.weights
         else tag("b", one.name),
         "not said" if one.clean is None else percent(one.clean),
-        tag("b", percent(one.robust)),
+        [tag("b", percent(one.robust)), *_least(one)],
         f"{100 * one.interval[0]:.2f} to {percent(one.interval[1])}",
         f"{one.n:,} of {split:,}" if split else f"{one.n:,}",
         "not said" if one.passes is None else f"{one.passes / one.n:,.0f}",
@@ -126,6 +129,12 @@ def _network(row: Standing, rows: Sequence[Standing]) -> Html:
     ]
     check = tag("td", _check(row), colspan=len(_HEAD))
     return tag("tbody", tag("tr", tds), tag("tr", check, class_="check"))
+
+
+def _least(one: BoardEntry) -> list[Child]:
+    if one.corruptions:
+        return []
+    return [tag("br"), tag("span", f"at least {percent(one.at_least)}", class_="note")]
 
 
 def _names(corrupted: bool) -> tuple[str, ...]:
@@ -159,7 +168,7 @@ def _foot(left_out: Mapping[str, str]) -> Html:
     if not left_out:
         return tag("footer", made)
     items = [tag("li", tag("b", name), f": {reason}") for name, reason in left_out.items()]
-    heading = tag("h2", "Left out: bundles that did not verify")
+    heading = tag("h2", "Left out, not ranked: bundles that did not verify")
     return tag("footer", heading, tag("ul", items, class_="doubts"), made)
 
 
@@ -199,7 +208,8 @@ def _plain(row: Standing) -> dict[str, object]:
     return {
         "rank": row.rank,
         **{"network": one.name, "weights": one.weights, "images": one.n},
-        **{"clean": one.clean, "robust": one.robust, "interval": list(one.interval)},
+        **{"clean": one.clean, "robust": one.robust, "robust_at_least": one.at_least},
+        "interval": list(one.interval),
         **{"passes": one.passes, "seconds": one.seconds, "flags": one.flags},
         **{"bundles": list(one.numbers), "commands": list(one.commands)},
     }

@@ -47,6 +47,7 @@ class BoardEntry(NamedTuple):
     commands: tuple[str, ...]  # that check them
     corruptions: tuple[str, ...] = ()  # fog-1 and so on; empty: it was attacked
     withstood: np.ndarray | None = None  # share of the corruptions under which each image is right
+    falling: tuple[int, int] = (0, 0)  # standing images that the board's attacks would fool: bounds
 
     @property
     def n(self) -> int:
@@ -60,27 +61,32 @@ class BoardEntry(NamedTuple):
 
     @property
     def robust(self) -> float:
-        """Compute the share of images that nothing in the bundles fools; else 1 - mean error."""
+        """Compute the share of images that at most withstand it all; else 1 - mean error."""
         shares = self.verdicts.robust if self.withstood is None else self.withstood
-        return float(shares.mean())
+        return float(shares.mean()) - self.falling[0] / self.n
+
+    @property
+    def at_least(self) -> float:
+        """Compute the share of images that attacks of the board leave, with 95 % confidence."""
+        return self.robust - (self.falling[1] - self.falling[0]) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
         """Compute the 95 % interval of `robust`, which is exact but under corruptions."""
         if self.withstood is not None:
             return claims_corrupted.mean_interval(self.withstood)
-        return claims.interval(int(self.verdicts.robust.sum()), self.n)
+        return claims.interval(round(self.robust * self.n), self.n)
 
 
-def verified(listed: ListedBundle, batch: int | None = None) -> BoardEntry | str:
-    """Verify a bundle as `jaxrobust verify` does; say why where it does not verify.
+def verified(listed: ListedBundle, **how: Any) -> BoardEntry | str:
+    """Verify a bundle as `jaxrobust verify` does, which `how` is for; say why it does not verify.
 
     A bundle comes from somebody else: whatever is wrong with it is a reason, and stops no board.
     """
     if not listed.flags:
         return f"no network is named for it; give [{listed.folder.name}] of {NETWORKS} its weights"
     try:
-        given: dict[str, Any] = {**listed.flags, "batch": batch}
+        given: dict[str, Any] = {**listed.flags, **how}
         done = verification.check(VerificationSettings(listed.folder, **given))
         return _why(done) or entry(listed, done)
     except (ValueError, OSError) as error:
@@ -116,10 +122,9 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     name = str(model.get("name"))
     words = ["jaxrobust", "verify", listed.folder.resolve().name]
     words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
-    split = str(record.split).partition("[")[0]
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
     fields = _corrupted if done.bundle.corrupted else _attacked
-    data = f"{listed.given.get('data') or record.dataset}, {split}"
+    data = f"{listed.given.get('data') or record.dataset}, {record.split}"
     return BoardEntry(
         name=listed.given.get("name") or name.rpartition(":")[2],
         weights=str(record.weights or ""),
@@ -136,13 +141,19 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
 
 
 def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
-    """Make the fields of an entry that an attack gives it."""
+    """Make the fields of an entry that an attack gives it, and the board's own attacks."""
     del listed
+    assert done.sample is not None
+    fallen = {image: f"{name} of the board" for image, name in done.sample.fallen.items()}
+    rows: Rows = [
+        {**row, "verdict": fallen.get(row["image"], row["verdict"])} for row in done.bundle.rows
+    ]
     return {
         "attack": _attack(record),
         "settings": _settings(record),
-        "flags": _flags(record),
-        "verdicts": _verdicts(done.bundle.rows),
+        "flags": done.sample.flags | _flags(record),
+        "verdicts": _verdicts(rows),
+        "falling": (done.sample.least - len(fallen), done.sample.most - len(fallen)),
         "passes": _sum(record, "forward", "backward"),
         "seconds": _sum(record, "seconds"),
     }
@@ -293,6 +304,7 @@ def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
         verdicts=verdicts,
         sha256=first.sha256[at[0]],
         flags=_flags_of_all(several),
+        falling=(0, sum(one.falling[1] for one in several)),
         passes=passes,
         seconds=seconds,
         device=", ".join(sorted(devices)),

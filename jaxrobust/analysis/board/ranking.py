@@ -1,6 +1,8 @@
 """Boards: a data set under a threat, and on each the networks in their order and with their ranks.
 
 Networks share a rank with the first of their group where the paired test cannot tell the two apart.
+Of an attacked network what counts is what it keeps under the attacks of the board, which are of a
+sample of its standing images: those that may fall are taken as fallen.
 """
 
 import itertools
@@ -11,7 +13,7 @@ import numpy as np
 
 from jaxrobust.analysis.board import entries
 from jaxrobust.analysis.board.entries import BoardEntry
-from jaxrobust.evaluation.records import comparable, pairs
+from jaxrobust.evaluation.records import pairs
 from jaxrobust.report.parts import sentences
 
 ALPHA = 0.05  # below which two networks are told apart
@@ -96,14 +98,15 @@ def _unions(found: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
-    """Order networks by robust accuracy, and give each a rank.
+    """Order networks by the robust accuracy that is bounded from below, and give each a rank.
 
     A group is the best network that is left and those behind it which the paired test cannot tell
     from it, up to the first which it can: McNemar's exact test on the images that stand, the
     paired t test on the shares of corruptions. p-values are Holm's of all pairs, as any of them may
     come to be asked.
     """
-    order = sorted(rows, key=lambda one: (-one.robust, -(one.clean or 0), one.name, one.numbers))
+    best = lambda one: (-one.at_least, -one.robust, -(one.clean or 0), one.name, one.numbers)  # noqa: E731
+    order = sorted(rows, key=best)
     asked = list(itertools.combinations(range(len(order)), 2))
     tested = _shares_apart if order[0].corruptions else _verdicts_apart
     numbers, plain = tested([(order[a], order[b]) for a, b in asked])
@@ -124,12 +127,16 @@ _Pairs = Sequence[tuple[BoardEntry, BoardEntry]]
 
 
 def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
-    """Count the common images of each pair, and test their verdicts."""
-    shared = [
-        _discordant(*both, *(comparable.replayed(one.verdicts) for one in both)) for both in asked
-    ]
-    counts = np.array(shared, int).reshape(-1, 3)
-    return counts[:, 0].tolist(), pairs.mcnemar(counts[:, 1], counts[:, 2])
+    """Count the common images of each pair, and test their verdicts.
+
+    Images that the board's attacks might fool are none that a network alone keeps, as far as that
+    could turn the outcome.
+    """
+    counts = np.array([_discordant(*both) for both in asked], int).reshape(-1, 3)
+    fewest = counts[:, 1:].min(axis=1)
+    falling = [[other.falling[1], one.falling[1]] for one, other in asked]
+    kept = np.maximum(counts[:, 1:] - np.array(falling, int).reshape(-1, 2), fewest[:, None])
+    return counts[:, 0].tolist(), pairs.mcnemar(kept[:, 0], kept[:, 1])
 
 
 def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
@@ -147,18 +154,16 @@ def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
     return numbers, np.array(plain)
 
 
-def _discordant(one: BoardEntry, other: BoardEntry, *decided: np.ndarray) -> tuple[int, int, int]:
+def _discordant(one: BoardEntry, other: BoardEntry) -> tuple[int, int, int]:
     """Count the images that both have, and those that only the second, or only the first, keeps.
 
     Images are the same by their place in the same split, else by the hash of what the network
-    sees. Those that a replayed point `decided`, bool[N] of each of the two, are left out, as
-    `jaxrobust compare` does.
+    sees. What a replayed point fools counts: the point was confirmed, and whoever wrote the bundle
+    could call any point replayed.
     """
     places = one.images == other.images
     keys = [e.verdicts.image_ids if places else e.sha256 for e in (one, other)]
     _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
-    seen, beside = one.verdicts, other.verdicts
-    counted = ~(decided[0][first] | decided[1][second])
-    counted &= seen.labels[first] == beside.labels[second]
-    ours, theirs = seen.robust[first][counted], beside.robust[second][counted]
+    same = one.verdicts.labels[first] == other.verdicts.labels[second]
+    ours, theirs = one.verdicts.robust[first][same], other.verdicts.robust[second][same]
     return len(ours), int((theirs & ~ours).sum()), int((ours & ~theirs).sum())

@@ -1,7 +1,8 @@
 """Make a page of networks beside each other, from bundles that verified and from nothing else.
 
 `jaxrobust board BUNDLES --out SITE`: every bundle, which `jaxrobust evaluate --bundle` wrote, is
-checked as `jaxrobust verify` does; SITE/index.html then has a board for each data set and threat,
+checked as `jaxrobust verify` does, which attacks images that it says stand: what that bounds is
+what ranks. SITE/index.html then has a board for each data set and threat,
 one for the union of three norms where a network has a bundle for each, and one for common
 corruptions. A file networks.toml
 beside the bundles says which network each is of; what stands there is what verify is given:
@@ -12,7 +13,8 @@ beside the bundles says which network each is of; what stands there is what veri
 
 Its keys are weights or function, dataset, split, classes, data_dir and frost, and, as the board is
 to write them, name (of the network) and data (of the data set). Paths start where the command does.
-A bundle that does not verify is named with its reason, on stderr and on the page, and left out.
+A bundle that does not verify, or that names no network, is named with its reason, on stderr and on
+the page, and not ranked.
 
 Exit codes: 0 every bundle is on the page; 1 one is left out; 2 a mistake, with one sentence on
 stderr; 3 another reason that it names, such as a full disk; 130 interrupted.
@@ -39,6 +41,10 @@ class BoardFlags:
     out: Path = flag("Folder of the page, index.html.", required=True)
     networks: Path | None = flag("File of the networks; default: networks.toml beside each bundle.")
     batch: int | None = flag("Images at a time.", least=1)
+    sample: int = flag("Number of standing images of each bundle to attack.", 60, least=1)
+    seed: int | None = flag(
+        "Seed of these samples and attacks; default: a random one of each bundle.", least=0
+    )
     json: bool = shared("json", False)
 
 
@@ -53,4 +59,5 @@ def _made(flags: BoardFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
         from jaxrobust.analysis.board import making
 
-    return making.make(flags.bundles, flags.out, networks=flags.networks, batch=flags.batch)
+    how = {"batch": flags.batch, "sample": flags.sample, "seed": flags.seed}
+    return making.make(flags.bundles, flags.out, networks=flags.networks, **how)

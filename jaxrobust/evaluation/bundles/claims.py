@@ -1,8 +1,9 @@
 """What a bundle claims of a network, read and judged with NumPy alone.
 
 A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
-of others. One forward pass for each of those confirms that the robust accuracy on the N images is
-at most what its record says. The text of this module is a part of the program in every bundle.
+of others. Forward passes of all of these, and of the images that it says stand, confirm its clean
+accuracy, and that the robust accuracy on the N images is at most what its record says. The text of
+this module is a part of the program in every bundle.
 """
 
 import hashlib
@@ -46,7 +47,14 @@ WHY = {
     "no numbers": "logits that are not finite",
     "at the boundary": "classified correctly here, by a margin within float32 rounding",
     "right": "classified correctly here",
+    "wrong": "said to be classified correctly as it is, and misclassified here",
 }
+_KINDS_OF_ROWS = {
+    "misclassified": "misclassified as they are",
+    "fooled": "fooled",
+    "standing": "that stand, classified correctly as they are",
+}
+_REACH = 0.9  # of the radius, which half of the points of an attack come to at least
 
 Images = Callable[[Sequence[int]], np.ndarray]  # ids, all below `count`, -> f32[n,H,W,C] in [0, 1]
 Logits = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K]
@@ -77,30 +85,49 @@ class Bundle(NamedTuple):
 
 
 class ClaimFindings(NamedTuple):
-    """What the forward passes said of the images that a bundle says are misclassified."""
+    """What the forward passes said of the images of a bundle."""
 
     images: int  # of the claim
-    claimed: dict[str, int]  # "misclassified" as they are, "fooled"
-    confirmed: dict[str, int]
+    claimed: dict[str, int]  # "misclassified" as they are, "fooled", "standing"
+    confirmed: dict[str, int]  # those that stand are right as they are: no attack was tried
     unconfirmed: dict[str, list[int]]  # why -> ids
+    fallen: int  # images that the network misclassifies, as they are or in the ball
+    reach: list[float]  # distances of the points, as shares of the radius
     split_images: int  # of the split, as far as whoever checks knows
     labels: str  # "compared" with the data set's; "trusted", as was asked; "unchecked"
 
     @property
     def standing(self) -> int:
         """Count the images that may still be robust."""
-        return self.images - sum(self.confirmed.values())
+        return self.images - self.fallen
+
+    @property
+    def short(self) -> str | None:
+        """Say that the points do not use the radius; None: they do, or there are none."""
+        near = [share for share in self.reach if share < _REACH]
+        if 2 * len(near) <= len(self.reach):
+            return None
+        return (
+            f"the points do not use the radius of the claim: {len(near):,} of "
+            f"{len(self.reach):,} stay below {_REACH:.0%} of it, and the farthest reaches "
+            f"{max(self.reach):.0%}"
+        )
+
+    @property
+    def every(self) -> bool:
+        """Tell whether everything but the labels is confirmed."""
+        return self.confirmed == self.claimed and not self.unconfirmed and not self.short
 
     @property
     def whole(self) -> bool:
         """Tell whether everything is confirmed, labels included, or these are trusted."""
-        every = self.confirmed == self.claimed and not self.unconfirmed
-        return every and self.labels != "unchecked"
+        return self.every and self.labels != "unchecked"
 
     def plain(self) -> dict[str, Any]:
         """List it all for JSON, with the bound that was confirmed and its exact interval."""
         return {
             **self._asdict(),
+            "reach": max(self.reach, default=None),
             "whole": self.whole,
             "robust_at_most": self.standing / self.images,
             "interval": interval(self.standing, self.images),
@@ -193,6 +220,11 @@ def restored(code: bytes, image: np.ndarray, levels: int, step: float) -> np.nda
       levels: the largest number of steps; 0: there are none.
       step: length of a step in [0, 1] pixels.
     """
+    return _moved(code, image, levels, step)[0]
+
+
+def _moved(code: bytes, image: np.ndarray, levels: int, step: float) -> tuple[np.ndarray, Any]:
+    """Make the adversarial image of a clean one, and its difference before it is clipped."""
     count, stream = image.size * (1 if levels else 4), zlib.decompressobj()
     try:
         raw = stream.decompress(code, count + 1)  # no more, however much it would become
@@ -202,11 +234,13 @@ def restored(code: bytes, image: np.ndarray, levels: int, step: float) -> np.nda
         of = f"more than {count}" if len(raw) > count else len(raw)
         raise ValueError(f"a difference of {of} bytes is none of a {image.shape} image")
     if levels:
-        steps = np.frombuffer(raw, np.int8).reshape(image.shape)
-        return np.clip(image + steps.astype(np.float32) * np.float32(step), 0, 1)
+        delta = np.frombuffer(raw, np.int8).reshape(image.shape).astype(np.float32)
+        delta *= np.float32(step)
+        return np.clip(image + delta, 0, 1), delta
     planes = np.frombuffer(raw, np.uint8).reshape(4, -1)
     bits = np.ascontiguousarray(planes.T).view("<u4").reshape(image.shape)
-    return (np.ascontiguousarray(image, "<f4").view("<u4") + bits).view("<f4")
+    point = (np.ascontiguousarray(image, "<f4").view("<u4") + bits).view("<f4")
+    return point, point.astype(np.float64) - image
 
 
 def judge(
@@ -221,25 +255,28 @@ def judge(
     batch: int = 50,
     tell: Callable[[str], None] = lambda line: None,
 ) -> ClaimFindings:
-    """Compute the logits of all images that are said to be misclassified, and compare."""
-    wrong = [row for row in bundle.rows if row["verdict"]]
-    kinds = {row["image"]: kind(row) for row in wrong}
+    """Compute the logits of all images, as they are and as an attack leaves them, and compare."""
+    kinds = {row["image"]: kind(row) for row in bundle.rows}
     reasons = known_before(bundle.rows, count, labels)
-    todo = [row for row in wrong if row["image"] not in reasons]
+    todo = [row for row in bundle.rows if row["image"] not in reasons]
+    fallen, reach = 0, []
     announced = time.monotonic()
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         clean = np.asarray(images([row["image"] for row in part]), np.float32)
-        reasons |= _judged(bundle, part, clean, logits)
+        judged, fell, lengths = _judged(bundle, part, clean, logits)
+        reasons |= judged
+        fallen += int(fell.sum())
+        reach += lengths
         if time.monotonic() - announced > 10:
             announced = time.monotonic()
-            tell(f"{start + len(part)} of {len(todo)} forward passes")
-    claimed, confirmed = dict.fromkeys(("misclassified", "fooled"), 0), {}
+            tell(f"{start + len(part)} of {len(todo)} images")
+    claimed, confirmed = dict.fromkeys(("misclassified", "fooled", "standing"), 0), {}
     for what in claimed:
         of = {image for image, own in kinds.items() if own == what}
         claimed[what], confirmed[what] = len(of), len(of - reasons.keys())
     split = count if split_images is None else split_images
-    counts = len(bundle.rows), claimed, confirmed, by_reason(reasons, WHY)
+    counts = len(bundle.rows), claimed, confirmed, by_reason(reasons, WHY), fallen, reach
     return ClaimFindings(*counts, split, labels_are(labels, trust_labels))
 
 
@@ -275,36 +312,78 @@ def answers_of(logits: Logits, points: np.ndarray, labels: np.ndarray) -> np.nda
     return answers
 
 
-def _judged(bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits) -> dict[int, str]:
-    reasons, points = {}, np.array(clean)
-    for place, row in enumerate(rows):
-        if image_sha256(clean[place]) != row["sha256"]:
-            reasons[row["image"]] = "other image"
-        elif kind(row) == "fooled":
-            points[place] = adversarial(bundle, row, clean[place])
-            if why := _outside(points[place], clean[place], **bundle.threat):
-                reasons[row["image"]] = why
+def _judged(
+    bundle: Bundle, rows: Rows, clean: np.ndarray, logits: Logits
+) -> tuple[dict[int, str], np.ndarray, list[float]]:
+    """Say why images are not confirmed, mark those that fell, bool[n], and measure points."""
     labels = np.array([row["label"] for row in rows])
+    pairs = zip(rows, clean, strict=True)
+    other = [row["image"] for row, image in pairs if image_sha256(image) != row["sha256"]]
+    reasons = dict.fromkeys(other, "other image")
+    claimed = np.array([kind(row) != "misclassified" for row in rows])
+    fallen = _answered(reasons, rows, labels, claimed, clean, logits)
+    hit = [place for place, row in enumerate(rows) if kind(row) == "fooled"]
+    points, reach = np.array(clean[hit]), []
+    for at, place in enumerate(hit):
+        row = rows[place]
+        if row["image"] not in other:
+            points[at], share = _point(bundle, row, clean[place])
+            if why := _outside(points[at], clean[place], **bundle.threat):
+                reasons[row["image"]] = why
+            else:
+                reach.append(share)
+    if hit:
+        own = [rows[place] for place in hit]
+        fallen[hit] |= _answered(reasons, own, labels[hit], ~claimed[hit], points, logits)
+    return reasons, fallen, reach
+
+
+def _answered(
+    reasons: dict[int, str],
+    rows: Rows,
+    labels: np.ndarray,
+    claimed: np.ndarray,
+    points: np.ndarray,
+    logits: Logits,
+) -> np.ndarray:
+    """Add to `reasons` where answers are not right or wrong as claimed; mark wrong ones, bool[n].
+
+    Images that have a reason already are not marked.
+    """
     answers = answers_of(logits, points, labels)
+    right, finite = is_right(answers, labels), np.isfinite(answers).all(axis=1)
     near = np.abs(margin(answers, labels)) <= BOUNDARY
-    finite = np.isfinite(answers).all(axis=1)
-    for row, right, close, sound in zip(rows, is_right(answers, labels), near, finite, strict=True):
-        if not sound:
+    wrong = finite & ~right & [row["image"] not in reasons for row in rows]
+    for place, row in enumerate(rows):
+        if not finite[place]:
             reasons.setdefault(row["image"], "no numbers")
-        elif right:
-            reasons.setdefault(row["image"], "at the boundary" if close else "right")
-    return reasons
+        elif right[place] and not claimed[place]:
+            reasons.setdefault(row["image"], "at the boundary" if near[place] else "right")
+        elif claimed[place] and not right[place]:
+            reasons.setdefault(row["image"], "wrong")
+    return wrong
 
 
 def adversarial(bundle: Bundle, row: ImageRow, image: np.ndarray) -> np.ndarray:
     """Make the adversarial image f32[H,W,C] of a row, given the clean one."""
+    return _point(bundle, row, image)[0]
+
+
+def _point(bundle: Bundle, row: ImageRow, image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Make the adversarial image of a row, and measure its share of the radius.
+
+    What pixels would leave [0, 1] by counts, as no point can go further there.
+    """
     with (bundle.folder / row["file"]).open("rb") as file:
         file.seek(row["offset"])
         code = file.read(row["bytes"])
     try:
-        return restored(code, image, row["levels"], row["step"])
+        point, delta = _moved(code, image, row["levels"], row["step"])
     except ValueError as error:
         raise ValueError(f"image {row['image']}: {error}; get the bundle again") from error
+    edge = not row["levels"] and (np.isin(point, (0, 1)) & (point != image)).any()
+    length = float(np.linalg.norm(delta.ravel(), ORDER[bundle.threat["norm"]]))
+    return point, 1.0 if edge else length / bundle.threat["epsilon"]
 
 
 def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) -> str | None:
@@ -361,12 +440,14 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
             f"  the split has {noted:,} images by the bundle, and there are "
             f"{findings.split_images:,} here: pass all of them to count"
         )
-    for what, words in (("misclassified", "misclassified as they are"), ("fooled", "fooled")):
+    for what, words in _KINDS_OF_ROWS.items():
         confirmed, claimed = findings.confirmed[what], findings.claimed[what]
         rows.append(f"  {confirmed:,} of {claimed:,} {words}: confirmed")
     for why, ids in findings.unconfirmed.items():
         shown = ", ".join(map(str, ids[:SHOWN])) + ", ..." * (len(ids) > SHOWN)
         rows.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
+    if findings.short:
+        rows.append(f"  {findings.short}")
     if missing := lacking(bundle.about):
         rows.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
     if findings.labels != "compared":
@@ -374,8 +455,7 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
         trusted = "taken on trust, as was asked" if asked else "not confirmed"
         rows.append(f"  the labels are the bundle's own, and {trusted}")
     low, high = interval(findings.standing, findings.images)
-    every = findings.confirmed == findings.claimed and not findings.unconfirmed
-    but = "Confirmed but for the labels" if every else "Not all is confirmed"
+    but = "Confirmed but for the labels" if findings.every else "Not all is confirmed"
     rows.append(
         f"{'Confirmed' if findings.whole else but}: robust accuracy on these "
         f"images is at most {findings.standing / findings.images:.2%} ({findings.standing:,} of "
@@ -386,7 +466,8 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
 
 def why_not(findings: ClaimFindings) -> list[str]:
     """List why a claim is not confirmed, a reason each."""
-    return [
+    unconfirmed = [
         f"{len(ids):,} images are not confirmed: {WHY[why]}"
         for why, ids in findings.unconfirmed.items()
     ]
+    return unconfirmed + [findings.short] * bool(findings.short)

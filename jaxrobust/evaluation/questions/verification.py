@@ -1,11 +1,12 @@
 """A claimed accuracy, checked with our network: robust, or under common corruptions.
 
-Of a robust accuracy there is one forward pass for each fooled image, of corruptions one for each
-image under each.
+Of a robust accuracy there is a forward pass for each image, one more for each fooled image, and an
+attack on a sample of those that stand; of corruptions a pass for each image under each.
 """
 
 import json
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust import models
+from jaxrobust.attacks import ensembles
 from jaxrobust.data import Prepared, Source
 from jaxrobust.data.source import KINDS
 from jaxrobust.data.sources import cifar_c, registry
@@ -20,10 +22,11 @@ from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import SEVERITIES
 from jaxrobust.evaluation.bundles import bundle as bundles
-from jaxrobust.evaluation.bundles import claims, claims_corrupted
+from jaxrobust.evaluation.bundles import claims, claims_corrupted, standing
 from jaxrobust.evaluation.bundles.claims_corrupted import CorruptionFindings
 from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
-from jaxrobust.evaluation.questions import corrupted, flags, measuring
+from jaxrobust.evaluation.bundles.standing import StandingSample
+from jaxrobust.evaluation.questions import corrupted, flags, measuring, questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -44,53 +47,69 @@ class VerificationSettings(NamedTuple):
     data_dir: str | None = None
     batch: int | None = None
     frost: str | None = None  # folder of photographs, where corruptions are computed
+    sample: int = standing.IMAGES  # standing images that are attacked
+    seed: int | None = None  # of that sample and its attacks; None: one that nobody knows before
 
 
 class Verification(NamedTuple):
-    """What the forward passes confirm of a bundle, and what is said beside it."""
+    """What forward passes and attacks confirm of a bundle, and what is said beside it."""
 
     bundle: claims.Bundle
     findings: claims.ClaimFindings | CorruptionFindings
     other_network: str | None  # a sentence, where it is not the record's
     other_split: str | None  # likewise of the images
+    other_attacks: str | None  # likewise of the attacks
     remark: str | None  # on the program in the bundle
+    sample: StandingSample | None = None  # None: of common corruptions, where every answer is known
 
     @property
     def denied(self) -> list[str]:
         """List why this does not confirm the claim, whatever the passes say."""
-        return [text for text in (self.other_network, self.other_split) if text]
+        return [text for text in (self.other_network, self.other_split, self.other_attacks) if text]
 
     @property
     def confirmed(self) -> bool:
         """Tell whether the bundle's whole claim holds for the network and images of its record."""
-        return self.findings.whole and not self.denied
+        contradicted = self.sample is not None and self.sample.contradicts
+        return self.findings.whole and not self.denied and not contradicted
 
 
 def verify(settings: VerificationSettings) -> dict[str, Any]:
-    """Print what the forward passes confirm, and return it for JSON."""
+    """Print what forward passes and attacks confirm, and return it for JSON."""
     done = check(settings)
     beside = [*done.denied, *filter(None, [done.remark])]
     print("\n".join([*lines(done), *beside]))
     named = {"bundle": done.bundle.number, "other_network": bool(done.other_network)}
-    return done.findings.plain() | {"whole": done.confirmed} | named
+    sampled: dict[str, Any] = {}
+    if done.sample and isinstance(done.findings, claims.ClaimFindings):
+        left = done.findings.standing
+        at_most = (left - len(done.sample.fallen)) / done.findings.images
+        sampled = {"sample": done.sample.plain(left), "robust_at_most": at_most}
+    return done.findings.plain() | {"whole": done.confirmed} | named | sampled
 
 
 def lines(done: Verification) -> list[str]:
     """Write the claim of a bundle and what was found, for people."""
     if isinstance(done.findings, CorruptionFindings):
         return claims_corrupted.corrupted_lines(done.bundle, done.findings)
-    return claims.lines(done.bundle, done.findings)
+    *rows, last = claims.lines(done.bundle, done.findings)
+    if done.sample is None:
+        return [*rows, last]
+    contradicted = done.sample.contradicts
+    last = f"Contradicted: {contradicted}" if contradicted else last
+    return [*rows, *done.sample.lines(done.findings.standing), last]
 
 
 def why_not(done: Verification) -> list[str]:
     """List why a bundle's claim is not confirmed, a reason each."""
     if isinstance(done.findings, CorruptionFindings):
         return [*done.denied, *claims_corrupted.why_not_corrupted(done.findings)]
-    return [*done.denied, *claims.why_not(done.findings)]
+    contradicted = done.sample and done.sample.contradicts
+    return [*done.denied, *claims.why_not(done.findings), *([contradicted] if contradicted else [])]
 
 
 def check(settings: VerificationSettings) -> Verification:
-    """Try what a bundle says is misclassified on its network; `ValueError` where that cannot be."""
+    """Try what a bundle says of its network on it; `ValueError` where that cannot be."""
     if bool(settings.weights) == bool(settings.function):
         raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
     bundle = claims.read(settings.bundle)
@@ -106,21 +125,29 @@ def check(settings: VerificationSettings) -> Verification:
     which, subject, weights = flags.weights(given, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
     prepared = _prepared(source, bundle)
-    others = (_other(bundle.record, subject, sha256), _other_split(bundle.about, source))
+    others = (
+        _other(bundle.record, subject, sha256),
+        _other_split(bundle.about, source),
+        None if bundle.corrupted else _other_attacks(bundle.record),
+    )
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
     logits = bundles.forward(network, prepared.shape[1:], batch)
     how: Any = {"count": len(prepared), "split_images": len(source), "batch": batch, "tell": say}
     how["labels"] = prepared.labels()
-    findings: claims.ClaimFindings | CorruptionFindings
+    remark = _other_program(bundle.folder)
     if bundle.corrupted:
         shown = _corrupted(settings, bundle, source, prepared)
         each = lambda name, ids: shown[name][np.asarray(ids)]  # noqa: E731
         findings = claims_corrupted.judge_corrupted(bundle, each, logits, **how)
-    else:
-        findings = claims.judge(bundle, lambda ids: prepared[np.asarray(ids)], logits, **how)
-    return Verification(bundle, findings, *others, _other_program(bundle.folder))
+        return Verification(bundle, findings, *others, remark)
+    found = claims.judge(bundle, lambda ids: prepared[np.asarray(ids)], logits, **how)
+    drawn = {"count": settings.sample, "seed": settings.seed, "batch": settings.batch}
+    if settings.seed is None:
+        drawn["seed"] = secrets.randbits(32)
+    sample = standing.attacked(bundle, found, prepared, network, **drawn)
+    return Verification(bundle, found, *others, remark, sample)
 
 
 def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:
@@ -240,6 +267,25 @@ def _other_split(about: Any, source: Any) -> str | None:
         f"{source.where()} has {len(source):,} images, and the bundle says "
         f"{about['split_images']:,}: this is another split, or version of the data set, and the "
         "claim itself is not confirmed"
+    )
+
+
+def _other_attacks(record: dict[str, Any]) -> str | None:
+    """Say that a record has other attacks than the version of AutoAttack that it names."""
+    kind, _, version = str(record.get("method")).partition(",")[0].partition(" ")
+    if kind != questions.AUTOATTACK or version not in ensembles.VERSIONS:
+        return None
+    norm, known = record["attacks"][0]["norm"], ("name", "steps", "restarts")
+    wanted = [own._asdict() for own in ensembles.plan(norm, version, None, None)]
+    same = [
+        all(own.get(key, ours[key]) == ours[key] for key in known)
+        for own, ours in zip(record["attacks"], wanted, strict=False)
+    ]
+    if len(wanted) == len(record["attacks"]) and all(same):
+        return None
+    return (
+        f"its record names the method {record['method']!r:.40}, and its attacks are others: "
+        f"{', '.join(str(attack['name']) for attack in record['attacks']):.80}"
     )
 
 

@@ -84,10 +84,21 @@ class RanksTest(parameterized.TestCase):
         b = b._replace(sha256=np.roll(a.sha256, 3))  # the same images in another order
         self.assertEqual(ranking.ranked([a, b])[1].common, N)
 
-    def test_images_that_a_replayed_point_decided_are_left_out(self):
+    def test_images_that_a_replayed_point_decided_count(self):
+        """Whoever called all points replayed shared the first rank, as none of them counted."""
         a, b = made("a", []), made("b", range(20), by="replay")
         (_, row) = ranking.ranked([a, b])
-        self.assertEqual((row.common, row.rank), (N - 20, 1))
+        self.assertEqual((row.common, row.rank), (N, 2))
+
+    def test_images_that_may_fall_are_no_lead(self):
+        """30 images only a keeps: 25 of them may fall; b is sorted by what it keeps at least."""
+        a, b = made("a", [], falling=(0, 25)), made("b", range(30))
+        self.assertEqual(ranks(b, a), [("a", 1), ("b", 1)])
+        self.assertEqual(ranks(b, a._replace(falling=(0, 9))), [("a", 1), ("b", 2)])
+        self.assertEqual(ranks(b, a._replace(falling=(0, 40))), [("b", 1), ("a", 1)])
+        unsure = made("c", range(100), falling=(3, 10))
+        self.assertAlmostEqual(unsure.robust, 97 / N)
+        self.assertAlmostEqual(unsure.at_least, 90 / N)
 
     def test_images_with_another_label_are_left_out(self):
         a, b = made("a", []), made("b", range(20))

@@ -86,6 +86,7 @@ class RunTest(Case):
         cls.wrong = {
             "misclassified": int((~cls.found.clean).sum()),
             "fooled": int((cls.found.clean & ~cls.found.robust).sum()),
+            "standing": int(cls.found.robust.sum()),
         }
         _, (params, stats) = runs.run_weights(cls.workdir)
         cls.arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
@@ -144,8 +145,11 @@ class RunTest(Case):
         code, printed, _ = called(verify, self.bundle, "--weights", path, "--json")
         plain = json.loads(printed.splitlines()[-1])
         three = [int(i) for i, label in enumerate(self.found.labels) if label == 3]
-        expected = [i for i in three if not self.found.robust[i]]
-        self.assertEqual(plain["unconfirmed"], {"right": expected})
+        right = [i for i in three if not self.found.clean[i]]
+        fooled = np.flatnonzero(self.found.clean & ~self.found.robust).tolist()
+        expected = {"right": sorted({*right, *fooled} & {*three})}
+        expected["wrong"] = [i for i in np.flatnonzero(self.found.clean).tolist() if i not in three]
+        self.assertEqual(plain["unconfirmed"], expected)
 
     def test_other_images(self):
         code, printed, _ = called(
@@ -153,7 +157,7 @@ class RunTest(Case):
         )
         self.assertEqual(code, 1)
         plain = json.loads(printed.splitlines()[-1])
-        self.assertEqual(plain["confirmed"], {"misclassified": 0, "fooled": 0})
+        self.assertEqual(plain["confirmed"], dict.fromkeys(self.wrong, 0))
         self.assertEqual(plain["robust_at_most"], 1)
         self.assertContainsSubset(plain["unconfirmed"], {"other image", "other label"})
         code, printed, _ = called(

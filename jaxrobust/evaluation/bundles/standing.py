@@ -1,0 +1,134 @@
+"""Attack a sample of the images that a bundle says stand, which none of its rows can show.
+
+Whoever wrote the bundle knows neither the images nor the draws: both are of the verifier's seed.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.bundles.claims import Bundle, ClaimFindings
+from jaxrobust.evaluation.bundles.contradictions import RecordJson, is_a
+from jaxrobust.evaluation.engine.autoattack import autoattack
+from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.evaluation.records import survivors
+from jaxrobust.runtime.text.progress import say
+
+IMAGES = 60  # after none of which falls at most 5 % of all that stand would
+ATTACKS = ("apgd-ce", "apgd-t")
+_CHANCE = 0.01  # share of standing images that another seed of the same attacks may fool
+
+
+class StandingSample(NamedTuple):
+    """Which of the images that a bundle says stand fell to attacks of the verifier."""
+
+    images: int  # of the claim
+    standing: int  # by the bundle; all of them are right as they are
+    attacked: int
+    fallen: dict[int, str]  # id -> attack
+    refuted: int  # of these, by an attack that the record says they withstand
+    seed: int
+    flags: dict[str, str]  # what makes the network's numbers doubtful, as was seen here
+
+    @property
+    def most(self) -> int:
+        """Bound from above how many of those that stand would fall, with 95 % confidence."""
+        return survivors.most_fooled(len(self.fallen), self.attacked, self.standing)
+
+    @property
+    def least(self) -> int:
+        """Bound from below how many of those that stand would fall, with 95 % confidence."""
+        return self._least(len(self.fallen))
+
+    @property
+    def contradicts(self) -> str | None:
+        """Say that more images fall to attacks of the record than by chance; None: they do not."""
+        if self._least(self.refuted) <= _CHANCE * self.standing:
+            return None
+        return (
+            f"{self.refuted:,} of {self.attacked:,} images that it says stand fell to attacks that "
+            "its record says they withstand"
+        )
+
+    def _least(self, fooled: int) -> int:
+        stood = survivors.most_fooled(self.attacked - fooled, self.attacked, self.standing)
+        return self.standing - stood
+
+    def bounds(self, at_most: int) -> tuple[float, float]:
+        """Bound the robust accuracy, where forward passes leave `at_most` images."""
+        return (self.standing - self.most) / self.images, (at_most - self.least) / self.images
+
+    def plain(self, at_most: int) -> dict[str, Any]:
+        """List it all for JSON."""
+        about = {key: getattr(self, key) for key in ("standing", "attacked", "refuted", "seed")}
+        ends = {"would_fall": [self.least, self.most], "robust_within": [*self.bounds(at_most)]}
+        return about | {"fell": len(self.fallen), "fallen": self.fallen, **ends}
+
+    def lines(self, at_most: int) -> list[str]:
+        """Write it for people."""
+        fell, (low, high) = len(self.fallen), self.bounds(at_most)
+        least, most = (count / max(self.standing, 1) for count in (self.least, self.most))
+        of = "all " if self.attacked == self.standing else ""
+        known = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
+        sure = "" if of else "with 95 % confidence in each bound, "
+        shown = [
+            f"  of {of}{self.attacked:,} standing images {fell:,} fell to {', '.join(ATTACKS)} "
+            f"(--seed {self.seed} repeats this): {sure}{known} of the {self.standing:,} that "
+            f"stand would fall, and robust accuracy under these attacks is {low:.2%} to {high:.2%}"
+        ]
+        if fell:
+            named = [f"{image} ({name})" for image, name in self.fallen.items()]
+            more = ", ..." * (fell > claims.SHOWN)
+            shown.append(f"  fell: image {', '.join(named[: claims.SHOWN])}{more}")
+        return shown + [f"flag {name}: {text}" for name, text in self.flags.items()]
+
+
+def attacked(
+    bundle: Bundle,
+    findings: ClaimFindings,
+    images: ImageSet,
+    logits_fn: Any,
+    *,
+    count: int,
+    seed: int,
+    batch: int | None,
+) -> StandingSample:
+    """Attack up to `count` of the standing images that were confirmed, drawn by `seed`."""
+    doubtful = {image for ids in findings.unconfirmed.values() for image in ids}
+    rows = [row for row in bundle.rows if claims.kind(row) == "standing"]
+    rows = [row for row in rows if row["image"] not in doubtful]
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.choice(len(rows), min(count, len(rows)), replace=False))
+    chosen = [rows[place] for place in drawn.tolist()]
+    about = {"images": findings.images, "standing": len(rows), "attacked": len(chosen)}
+    if not chosen:
+        return StandingSample(**about, fallen={}, refuted=0, seed=seed, flags={})
+    say(f"attacking {len(chosen)} of {len(rows)} standing images: {', '.join(ATTACKS)}")
+    ids = [row["image"] for row in chosen]
+    result = autoattack(
+        logits_fn,
+        images[np.array(ids)],
+        np.array([row["label"] for row in chosen]),
+        **bundle.threat,
+        attacks=ATTACKS,
+        seed=seed,
+        batch_size=batch,
+        image_ids=ids,
+        verbose=False,
+    )
+    found = dict(zip(ids, result.fooled_by.tolist(), strict=True))
+    fallen = {image: name for image, name in found.items() if name}
+    ran = [own["name"] for own in result.attacks if _withstood(bundle.record, own)]
+    refuted = sum(name in ran for name in fallen.values())
+    return StandingSample(**about, fallen=fallen, refuted=refuted, seed=seed, flags=result.flags)
+
+
+def _withstood(record: RecordJson, ours: dict[str, Any]) -> bool:
+    """Tell whether a record says that it ran an attack for as long as ours, or longer."""
+
+    def lasts(own: dict[str, Any], key: str) -> bool:
+        return not is_a(own.get(key), int) or own[key] >= ours[key]
+
+    same = [own for own in record["attacks"] if own["name"] == ours["name"]]
+    return any(all(lasts(own, key) for key in ("steps", "restarts", "targets")) for own in same)
