@@ -1,9 +1,10 @@
 """Check a bundle: `python verify.py --images X.npy --labels Y.npy --module net.py:load`.
 
 A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
-of others. With the images and the network, one forward pass for each of those confirms that the
-robust accuracy on the N images is at most what the record in bundle.json says. It cannot confirm
-that nothing else fools the network: the true robust accuracy may be lower.
+of others. With the images and the network, forward passes of all of them confirm the clean accuracy,
+and that the robust accuracy on the N images is at most what the record in bundle.json says. It
+cannot confirm that nothing else fools the network: the true robust accuracy may be lower.
+`jaxrobust verify` attacks some of the images that stand.
 
 A bundle of common corruptions says of N images under which corruptions the network classifies them
 correctly. There --images is a folder in the layout of CIFAR-10-C, with its labels.npy, and all
@@ -185,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print("\n".join(shown))
     print("Whether these are the weights of the record, this program cannot know: compare files.")
+    if not bundle.corrupted:
+        print("Images that stand were not attacked here: jaxrobust verify attacks some of them.")
     if labels == "unchecked":
         print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
     return 0 if whole else 1
