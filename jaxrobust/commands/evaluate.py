@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
 def _again() -> str:
     """Say what the same command does with what is written of an evaluation."""
     is_cascade = getattr(sys.modules.get("jaxrobust.attacks.fixed_steps"), "is_cascade", None)
-    if is_cascade and not is_cascade(flags.FLAGS.attack):
+    named = [name for name in flags.FLAGS.attack.split(",") if ":" not in name]  # the user's have
+    if is_cascade and named and not is_cascade(",".join(named)):
         return "the same command starts again, because nothing was saved yet"
     return "the same command continues with the verdicts so far"
 

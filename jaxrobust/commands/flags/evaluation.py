@@ -16,8 +16,14 @@ class EvaluateFlags(SubjectFlags):
     )
     attack: str = flag(
         "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, or one of K "
-        "steps such as pgd-20.",
+        "steps such as pgd-20; or yours, my_attack.py:attack, a function (logits_fn, key, images, "
+        "labels) -> images, alone or behind others.",
         "autoattack",
+    )
+    points: tuple[str, ...] = flag(
+        "File .npz of adversarial images of yours, ids int[M] and images [M,H,W,C], uint8 or "
+        "floats in [0, 1], tried on what the attacks leave; with --attack clean alone.",
+        (),
     )
     version: str = flag(
         "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, whose "

@@ -58,7 +58,7 @@ def check(given: Any, count: int) -> None:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
-    if not is_cascade(given.attack) and given.corruptions is None:
+    if not (is_cascade(given.attack) or given.users) and given.corruptions is None:
         raise ValueError(
             f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"
@@ -80,7 +80,10 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
             images = evaluation.images
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
             split = len(evaluation.source)
-            of_record(place, record, evaluation.out, images, logits, split_images=split)
+            ledger = evaluation.ledger(evaluation.begun(subject))
+            of_record(
+                place, record, evaluation.out, images, logits, split_images=split, ledger=ledger
+            )
 
     hosts.together(write)
     return record
@@ -95,8 +98,12 @@ def of_record(
     *,
     batch: int = 64,
     split_images: int | None = None,
+    ledger: Path | None = None,
 ) -> None:
-    """Write the bundle of an evaluation under one threat, unless it is there."""
+    """Write the bundle of an evaluation under one threat, unless it is there.
+
+    `ledger` is that of the evaluation's number by default.
+    """
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
         return
@@ -111,7 +118,8 @@ def of_record(
             "older version; evaluate again with --out DIR"
         )
     own = verdicts.read(out / record.verdicts)
-    points = _Points(out / f"ledger-{record.evaluation}.jsonl", own, tuple(images.shape[1:]))
+    ledger = ledger or out / f"ledger-{record.evaluation}.jsonl"
+    points = _Points(ledger, own, tuple(images.shape[1:]))
     whole_split = split_images or len(images)
     about: BundleFacts = {"record": record.to_json(), "split_images": whole_split}
     with written(place) as part:

@@ -1,9 +1,9 @@
 """Check a bundle: `python verify.py --images X.npy --labels Y.npy --module net.py:load`.
 
 A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
-of others. With the images and the network, forward passes of all of them confirm the clean accuracy,
-and that the robust accuracy on the N images is at most what the record in bundle.json says. It
-cannot confirm that nothing else fools the network: the true robust accuracy may be lower.
+of others. With the images and the network, forward passes of all of them confirm the clean
+accuracy, and that the robust accuracy on the N images is at most what the record in bundle.json
+says. It cannot confirm that nothing else fools the network: robust accuracy may be lower.
 `jaxrobust verify` attacks some of the images that stand.
 
 A bundle of common corruptions says of N images under which corruptions the network classifies them

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.attacks import ensembles
+from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine, ensemble, lots
 from jaxrobust.evaluation.engine import replay as replays
@@ -31,8 +31,16 @@ from jaxrobust.evaluation.engine.outcome import (
     logits_of,
 )
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
-from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
+from jaxrobust.evaluation.network import (
+    checks,
+    collapse,
+    fingerprint,
+    randomised,
+    reliability,
+    user_attacks,
+)
 from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped, hashed
+from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.processes import hosts
@@ -62,6 +70,7 @@ def autoattack(
     rule: str | None = None,
     draws: int | None = None,
     stop: StopRule | None = None,
+    users: Sequence[UserAttack] = (),
     verbose: bool = True,
 ) -> AutoAttackResult:
     """Return the robust accuracy of a network under AutoAttack.
@@ -111,6 +120,8 @@ def autoattack(
         the result is of those that were met; `about["stopped"]` says what it knows of all. The same
         call without it continues the ledger to the standard result. Not with `replay`,
         `robust_beyond`, `search_fn` or version "rand", whose verdicts may still change at the end.
+      users: points or functions of yours (`network.user_attacks`), tried last on what stands; with
+        `attacks=()` alone. Not with `stop` or versions "rand" and "fast".
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
@@ -131,10 +142,11 @@ def autoattack(
     labels = np.asarray(labels)
     held: Any = _held(images)
     norm = spelling.norm(norm)
-    settings = ensembles.plan(norm, version, attacks, overrides)
     fast = version == ensembles.FAST
     kept = "standard" if fast else version  # whose ledger it is
-    whole = ensembles.plan(norm, kept, attacks, overrides)
+    settings, whole = (
+        _plan(norm, own, attacks, overrides, users=users, stop=stop) for own in (version, kept)
+    )
     how = _verdict(version, rule, draws)
     within = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
@@ -182,6 +194,7 @@ def autoattack(
         with first("looking at what tells this network and these images from others"):
             own, search = _computed(runner, held, None if known_as else identity)
             own |= {"images": hashed(held, labels, ids)}
+        user_attacks.check(users, held, ids, within)
         evaluation: dict[str, Any] = {
             "network": known_as,
             "fingerprint": own,
@@ -197,7 +210,7 @@ def autoattack(
             stop.check(ids, labels)
             hosts.agree({"stop": stop.settings()})
         with open_ledger(ledger, evaluation, ids) as book:
-            most = max(1, *(setting.targets for setting in whole))
+            most = max([1, *(setting.targets for setting in whole)])
             with first(f"classifying {len(held)} images"):
                 classified = _classified(runner, held, labels, ids, seed, most, how)
             clean, once, finite, likely = classified
@@ -217,7 +230,7 @@ def autoattack(
                 otherwise: Any = stop and partial(lots.run, rule=stop, verbose=verbose)
                 if fast:
                     otherwise = partial(fast_version.run, whole=whole, verbose=verbose)
-                result, met = ensemble.run(under_way, settings, meter, known, otherwise)
+                result, met = ensemble.run(under_way, settings, meter, known, otherwise, users)
     ids, labels, clean, likely, finite = (a[met] for a in (ids, labels, clean, likely, finite))
     flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
@@ -234,7 +247,7 @@ def autoattack(
         "images_sha256": own["images"],
         "classes": classes,
         "image": held.shape[1:],
-        "chosen": bool(attacks or overrides),
+        "chosen": bool(attacks is not None or overrides),
         "arrays_sha256": own["arrays"],
     }
     if known.robust_beyond.any():
@@ -245,6 +258,24 @@ def autoattack(
     result = result._replace(about={**result.about, **about})
     tell(result.table())
     return result
+
+
+def _plan(
+    norm: str,
+    version: str,
+    attacks: Sequence[str] | None,
+    overrides: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    users: Sequence[UserAttack],
+    stop: StopRule | None,
+) -> list[Setting]:
+    """List the attacks to run; there may be none beside those of the user."""
+    if not users:
+        return ensembles.plan(norm, version, attacks, overrides)
+    if stop is not None or version in ("rand", ensembles.FAST):
+        raise ValueError("users go with neither stop nor version 'rand' or 'fast'; leave them out")
+    alone = attacks is not None and not len(attacks)
+    return [] if alone else ensembles.plan(norm, version, attacks, overrides)
 
 
 def _unfit(runner: engine.Engine, replay: Sequence[Any], beyond: np.ndarray) -> str:

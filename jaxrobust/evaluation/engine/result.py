@@ -143,8 +143,9 @@ class AutoAttackResult(NamedTuple):
     def _method(self) -> str:
         if "fast" in self.about:
             return survivors.METHOD
-        names = " + ".join(attack["name"] for attack in self.attacks)
-        method = names if self.about["chosen"] else f"autoattack {self.about['version']}"
+        version = [] if self.about["chosen"] else [f"autoattack {self.about['version']}"]
+        named = [own["name"] for own in self.attacks if not version or "sha256" in own]
+        method = " + ".join(version + named)
         if draws := self.about.get("draws"):
             method += f", {randomised.VerdictRule(draws['rule'], draws['draws']).words()}"
         return f"{method}, stopped" if "stopped" in self.about else method

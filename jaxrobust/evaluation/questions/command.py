@@ -66,6 +66,7 @@ def evaluated(
     flags.check(given)
     many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
     several_of = [name for name, there in many.items() if there]
+    given = flags.of_users(given, several_of)
     flags.check_fast(given, several_of)
     stops.check_flags(given, several_of)
     if given.finish:

@@ -11,6 +11,8 @@ from jaxrobust.attacks.ensembles import FAST
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.network import user_attacks
+from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.target import Subject
@@ -77,6 +79,8 @@ class GivenFlags(NamedTuple):
     tie: float | None = None  # points
     until_width: float | None = None  # points
     finish: bool = False
+    points: tuple[str, ...] = ()
+    users: tuple[UserAttack, ...] = ()  # that --points and --attack name, which `of_users` reads
     shipped: str | None = None  # the word for a run of the package, which `of_shipped` spells out
 
 
@@ -104,6 +108,29 @@ def of_shipped(given: GivenFlags) -> GivenFlags:
     out = given.out or f"runs/evaluation-{weights.replace(':', '-')}"
     own: dict[str, Any] = {"weights": weights, "shipped": weights, "phase": None, "out": out}
     return given._replace(**own, dataset=given.dataset or known.dataset)
+
+
+def of_users(given: GivenFlags, several: Sequence[str]) -> GivenFlags:
+    """Read the points and attacks of the user; `several` name many evaluations."""
+    attack, users = user_attacks.of_flags(given.attack, given.points)
+    if not users:
+        return given
+    beside = {
+        "--corruptions": given.corruptions is not None,
+        "--certify": given.certify is not None,
+        f"--version={given.version}": given.version in (FAST, "rand"),
+        "--finish": given.finish,
+        "--against": given.against is not None,
+        "--until_width": given.until_width is not None,
+        "--worst_case": given.worst_case,
+        "--union_only": given.union_only,
+    }
+    if found := [*(name for name, there in beside.items() if there), *several]:
+        raise ValueError(
+            f"{users[0].flag} is tried on the images that one evaluation of one threat leaves; "
+            f"leave {' and '.join(found)} out"
+        )
+    return given._replace(attack=attack, users=users)
 
 
 def placed(given: GivenFlags) -> GivenFlags:

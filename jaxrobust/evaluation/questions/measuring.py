@@ -88,6 +88,7 @@ def searched(
         rule=question.rule,
         draws=question.draws,
         stop=stop,
+        users=question.users,
     )
     return result.measured()
 

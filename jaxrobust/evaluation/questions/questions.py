@@ -11,6 +11,7 @@ from jaxrobust.data import evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import randomised
+from jaxrobust.evaluation.network.user_attacks import ALONE, UserAttack
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.runtime.text.spelling import near
@@ -51,17 +52,20 @@ class Question(NamedTuple):
     tie: float | None = None  # points; also stop once both differ by less
     until_width: float | None = None  # points; or stop once the interval is narrower
     finish: bool = False  # make the standard evaluation of one of the fast version
+    users: tuple[UserAttack, ...] = ()  # points and attacks of the user, tried on what stands
 
     @property
     def names(self) -> tuple[str, ...] | None:
         """List the attacks that are searched with; None: those of the version."""
+        if self.attack == ALONE:
+            return ()
         return None if self.attack == AUTOATTACK else tuple(self.attack.split(","))
 
     @property
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
         known = attack_rows.searching().keys()
-        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= known
+        return self.attack in (AUTOATTACK, ALONE) or set(self.attack.split(",")) <= known
 
     @property
     def replays(self) -> bool:
@@ -85,11 +89,14 @@ class Question(NamedTuple):
         judged = [randomised.verdict(self.rule, self.draws).words()] * (self.version == "rand")
         if self.version == ensembles.FAST:
             return survivors.METHOD
+        names = [] if self.attack == ALONE else self.attack.split(",")
+        names = [f"{AUTOATTACK} {self.version}"] if self.attack == AUTOATTACK else names
+        attacks = " + ".join([*names, *(user.name for user in self.users)])
         if self.attack == AUTOATTACK:
-            return ", ".join([f"{AUTOATTACK} {self.version}", *judged])
+            return ", ".join([attacks, *judged])
         version = [self.version] if self.version != "standard" else []
         words = [f"{key} {_as_flag(key, value)}" for key, value in self.changes.items()]
-        return ", ".join([self.attack.replace(",", " + "), *version, *words, *judged])
+        return ", ".join([attacks, *version, *words, *judged])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
         """List the changes of each attack, as `autoattack` takes them: of settings that it has."""
@@ -147,7 +154,7 @@ def check(question: Question, subject: Subject, source: registry.Source) -> None
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
     _check_choices(question, subject)
     _check_numbers(question)
-    if question.searches:
+    if question.searches and question.attack != ALONE:
         try:
             ensembles.plan(subject.norm, question.version, question.names, question.overrides())
         except ValueError as error:
@@ -178,6 +185,11 @@ def _check_choices(question: Question, subject: Subject) -> None:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
         if value != known[0] and not question.searches:
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
+    if question.users and not question.searches:
+        raise ValueError(
+            f"{question.users[0].flag} is tried on what attacks leave image by image, not on what "
+            f"--attack={attack} does; give --attack autoattack, or clean for its points alone"
+        )
     _check_draws(question, subject)
     if question.union_only and not question.searches:
         raise ValueError(

@@ -17,6 +17,7 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
+from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
@@ -96,9 +97,16 @@ class Evaluation:
         ours |= {"image_ids": records.ids_of(self.question.images)}
         earlier.warn_of_older(self.out, ours, subject.ball)
         self.announce(subject)
-        ledgers = self.ledgers_to_replay(subject, number)
-        measured = self.measure(subject, number, ledgers=ledgers)
+        begun = self.begun(subject)
+        ledgers = self.ledgers_to_replay(subject, begun)
+        measured = self.measure(subject, begun, ledgers=ledgers)
         return self.write(number, self.question.method, *measured)
+
+    def begun(self, subject: Subject) -> str:
+        """Choose the number whose ledger continues: with a user's attacks, that without them."""
+        if not self.question.users or self.question.attack == ALONE:
+            return self.number(subject)
+        return self.with_question(self.question._replace(users=())).number(subject)
 
     def _stopped(self, subject: Subject) -> AccuracyRecord:
         """Record an evaluation that stops, whose ledger is that of the plain one, which goes on."""

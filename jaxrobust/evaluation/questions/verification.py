@@ -272,7 +272,8 @@ def _other_split(about: Any, source: Any) -> str | None:
 
 def _other_attacks(record: dict[str, Any]) -> str | None:
     """Say that a record has other attacks than the version of AutoAttack that it names."""
-    kind, _, version = str(record.get("method")).partition(",")[0].partition(" ")
+    named = str(record.get("method")).partition(",")[0].partition(" + ")[0]
+    kind, _, version = named.partition(" ")
     if kind != questions.AUTOATTACK or version not in ensembles.VERSIONS:
         return None
     norm, known = record["attacks"][0]["norm"], ("name", "steps", "restarts")
@@ -281,8 +282,10 @@ def _other_attacks(record: dict[str, Any]) -> str | None:
         all(own.get(key, ours[key]) == ours[key] for key in known)
         for own, ours in zip(record["attacks"], wanted, strict=False)
     ]
-    if len(wanted) == len(record["attacks"]) and all(same):
-        return None
+    if len(same) == len(wanted) and all(same):
+        others = record["attacks"][len(wanted) :]
+        if all("sha256" in own for own in others):  # of the user
+            return None
     return (
         f"its record names the method {record['method']!r:.40}, and its attacks are others: "
         f"{', '.join(str(attack['name']) for attack in record['attacks']):.80}"
