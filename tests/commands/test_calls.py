@@ -337,6 +337,7 @@ class VerifyTest(CallCase):
         (given,) = check.call_args.args
         own = {"bundle": Path("there"), "weights": "w", "function": None, "dataset": "d"}
         own |= {"split": "s", "classes": "c", "data_dir": "f", "batch": 3, "frost": "g"}
+        own |= {"sample": 60, "seed": None}
         self.assertEqual(given._asdict(), own)
 
     def test_images_are_written_without_weights(self):

@@ -15,15 +15,12 @@ class EvaluateFlags(SubjectFlags):
         "Side of the images in pixels, one record each; default: that of the run or data set.", ()
     )
     attack: str = flag(
-        "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, or one of K "
-        "steps such as pgd-20; or yours, my_attack.py:attack, a function (logits_fn, key, images, "
-        "labels) -> images, alone or behind others.",
+        "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, one of K "
+        "steps such as pgd-20, or yours: my_attack.py:attack (logits_fn, key, images, labels).",
         "autoattack",
     )
     points: tuple[str, ...] = flag(
-        "File .npz of adversarial images of yours, ids int[M] and images [M,H,W,C], uint8 or "
-        "floats in [0, 1], tried on what the attacks leave; with --attack clean alone.",
-        (),
+        "File .npz of your adversarial images: ids int[M], images [M,H,W,C] in [0, 1] or uint8.", ()
     )
     version: str = flag(
         "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, whose "
@@ -58,9 +55,7 @@ class EvaluateFlags(SubjectFlags):
         False,
     )
     steps: int | None = flag("Number of steps of a named attack; default: its own.")
-    targets: int | None = flag(
-        "Number of classes that a named targeted attack aims at; default: its own."
-    )
+    targets: int | None = flag("Number of classes of a named targeted attack; default: its own.")
     restarts: int | None = flag("Number of restarts of a named attack; default: its own.")
     relative_step: float | None = flag(
         "Length of a step of an attack of K steps, in epsilon / K; default: its own.", reads=number
@@ -114,9 +109,7 @@ class EvaluateFlags(SubjectFlags):
         "Folder of an evaluation of these images, whose adversarial images are tried first.", ()
     )
     noreplay: bool = flag("Whether to attack without trying what was found at other radii.", False)
-    again: bool = flag(
-        "Whether to compute what is done already anew, as a record beside the first.", False
-    )
+    again: bool = flag("Whether to compute again what is done, as a second record.", False)
     selected: bool = flag("Whether to evaluate the weights that jaxrobust select chose.", False)
     bundle: str | None = flag(
         "New folder for adversarial images, hashes and a program that checks the number."

@@ -30,6 +30,7 @@ from jaxrobust.evaluation.bundles.contradictions import BundleFacts, ImageRow
 from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
@@ -58,7 +59,8 @@ def check(given: Any, count: int) -> None:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
-    if not (is_cascade(given.attack) or given.users) and given.corruptions is None:
+    searched = given.attack == ALONE or is_cascade(given.attack)
+    if not searched and given.corruptions is None:
         raise ValueError(
             f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"
@@ -80,10 +82,10 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
             images = evaluation.images
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
             split = len(evaluation.source)
-            ledger = evaluation.ledger(evaluation.begun(subject))
-            of_record(
-                place, record, evaluation.out, images, logits, split_images=split, ledger=ledger
-            )
+            more: Any = {"split_images": split}
+            if question.users:
+                more["ledger"] = evaluation.ledger(evaluation.begun(subject))
+            of_record(place, record, evaluation.out, images, logits, **more)
 
     hosts.together(write)
     return record

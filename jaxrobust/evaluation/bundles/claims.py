@@ -470,4 +470,4 @@ def why_not(findings: ClaimFindings) -> list[str]:
         f"{len(ids):,} images are not confirmed: {WHY[why]}"
         for why, ids in findings.unconfirmed.items()
     ]
-    return unconfirmed + [findings.short] * bool(findings.short)
+    return [*unconfirmed, *([findings.short] if findings.short else [])]

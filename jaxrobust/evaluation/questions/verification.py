@@ -143,9 +143,8 @@ def check(settings: VerificationSettings) -> Verification:
         findings = claims_corrupted.judge_corrupted(bundle, each, logits, **how)
         return Verification(bundle, findings, *others, remark)
     found = claims.judge(bundle, lambda ids: prepared[np.asarray(ids)], logits, **how)
-    drawn = {"count": settings.sample, "seed": settings.seed, "batch": settings.batch}
-    if settings.seed is None:
-        drawn["seed"] = secrets.randbits(32)
+    seed = secrets.randbits(32) if settings.seed is None else settings.seed
+    drawn: Any = {"count": settings.sample, "seed": seed, "batch": settings.batch}
     sample = standing.attacked(bundle, found, prepared, network, **drawn)
     return Verification(bundle, found, *others, remark, sample)
 

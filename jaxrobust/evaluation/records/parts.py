@@ -23,6 +23,8 @@ class AttackSettings(TypedDict, total=False):
     step_size: float
     relative_step: float
     l1_rule: str
+    file: str  # of the user's points, or the name of the user's function; others have none
+    sha256: str | None  # of that file
 
 
 class AttackCost(TypedDict, total=False):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 
 from jaxrobust.convert import robustbench_entry
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
@@ -108,21 +109,35 @@ def _attack(record: AccuracyRecord) -> list[str]:
     if record.fast:
         return [*words, "--attack", "autoattack", "--version", "fast"]
     name, *settings = (record.method or "").split(", ")
+    name, functions, files = _of_user(name, attacks)
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))
     if name.startswith("autoattack "):
-        return [*words, "--attack", "autoattack", "--version", name.split()[1]]
+        attack = ",".join(["autoattack", *functions])
+        return [*words, "--attack", attack, "--version", name.split()[1], *files]
     if record.method in (None, "", sentences.UNION):
         whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
         words += ["--attack", "autoattack" if whole else ",".join(names)]
         same = {a.get("steps") for a in attacks}
         return words if whole or len(same) > 1 else [*words, "--steps", str(same.pop())]
-    words += ["--attack", name.replace(" + ", ",")]
+    listed = [*filter(None, name.split(" + ")), *functions]
+    words += ["--attack", ",".join(listed) or "clean", *files]
     for setting in settings:
         if match := _SETTINGS.fullmatch(setting):
             words += [f"--{match[1]}", match[2]]
         elif setting in _VERSIONS:
             words += ["--version", setting]
     return words
+
+
+def _of_user(
+    name: str, attacks: Sequence[parts.AttackSettings]
+) -> tuple[str, list[str], list[str]]:
+    """Part a method's name into those of our attacks, the user's functions, and words of files."""
+    users = {one["name"]: one["file"] for one in attacks if "sha256" in one}
+    others = " + ".join(one for one in name.split(" + ") if one not in users)
+    functions = [file for file in users.values() if ":" in file]
+    files = [w for file in users.values() if ":" not in file for w in ("--points", file)]
+    return others, functions, files
 
 
 def part(one: ReportedEvaluation) -> Html:

@@ -776,6 +776,7 @@ class VerificationTest(parameterized.TestCase):
             ),
             mock.patch.object(verification.measuring, "networks_of"),
             mock.patch.object(verification.bundles, "forward"),
+            mock.patch.object(verification.standing, "attacked", return_value=None),
             mock.patch("builtins.print") as printed,
         ):
             found = verification.verify(VerificationSettings(Path("b"), function="f"))

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.commands import verify
+from jaxrobust.commands import compare, report, verify
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.records import verdicts
 from tests.support import paths, result_lines
@@ -221,6 +221,19 @@ class LoweredTest(Case):
         self.assertIn(record["attacks"][-1]["name"], verdicts_of)
         shutil.copytree(self.root / "bundled", self.root / "elsewhere")
         self.assertLen(self.found(out="elsewhere", points=[file], bundle=str(folder)), 1)
+
+    def test_reports_and_comparisons_read_the_record(self):
+        file = self.saved(ids=np.arange(N), images=self.own_points())
+        attack = f"apgd-ce,{self.root}/nets.py:in_jax"
+        self.found(out="reported", points=[file], attack=attack, steps=2)
+        code, _, said = called(report, self.root / "reported", "--out", self.root / "page.html")
+        self.assertIn(code, (None, 0), said)
+        page = (self.root / "page.html").read_text()
+        self.assertIn("--points adv.npz", page)
+        self.assertIn("--attack apgd-ce,nets.py:in_jax", page)
+        code, printed, said = called(compare, self.root / "reported", self.root / "whole")
+        self.assertEqual((code, printed), (2, ""))
+        self.assertIn('attacks is "apgd-ce, nets.py:in_jax (', said)  # other attacks, other numbers
 
 
 class MistakesTest(Case):
