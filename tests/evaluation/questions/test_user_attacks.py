@@ -231,7 +231,8 @@ class LoweredTest(Case):
         page = (self.root / "page.html").read_text()
         self.assertIn("--points adv.npz", page)
         self.assertIn("--attack apgd-ce,nets.py:in_jax", page)
-        code, printed, said = called(compare, self.root / "reported", self.root / "whole")
+        self.found(out="compared")
+        code, printed, said = called(compare, self.root / "reported", self.root / "compared")
         self.assertEqual((code, printed), (2, ""))
         self.assertIn('attacks is "apgd-ce, nets.py:in_jax (', said)  # other attacks, other numbers
 
