@@ -51,7 +51,7 @@ def _images(
     model = record.model or {}
     source = registry.open_source(
         str(record.dataset), str(record.split), data_dir=data_dir, num_classes=model["num_classes"]
-    )
+    ).for_channels(model["in_channels"])
     count = min(count, int(str(record.image_ids).partition("..")[2]) + 1)
     parts = pipeline.evaluation_batches(
         source,

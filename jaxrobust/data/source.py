@@ -58,6 +58,8 @@ class Source:
         of a prepared data set's description; None where the name or `ids_sha256` says it.
       held: whether decoded images may stay in memory; not those of a source that has too many.
       soft: whether its labels are `SoftLabel`s.
+      grey_as_rgb: whether its grey images may be read as RGB, as torchvision reads files.
+      notes: sentences on what a person may have meant otherwise.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Source:
     labels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     held: bool = dataclasses.field(default=True, repr=False)
     soft: bool = dataclasses.field(default=False, repr=False)
+    grey_as_rgb: bool = dataclasses.field(default=False, repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.size
@@ -87,6 +91,13 @@ class Source:
     def where(self) -> str:
         """Return the words that name this split in a message."""
         return f"data set {self.name!r}, split {self.split!r}"
+
+    def for_channels(self, channels: int | None) -> "Source":
+        """Read grey image files as RGB where a network takes colours; else return the source."""
+        if not (self.grey_as_rgb and self.channels == 1 and channels == 3):
+            return self
+        shape = self.image_shape and (*self.image_shape[:2], channels)
+        return dataclasses.replace(self, channels=channels, image_shape=shape)
 
 
 def content_sha256(source: Source, images: int) -> str:

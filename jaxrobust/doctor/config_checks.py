@@ -59,7 +59,7 @@ class PlannedRun:
                 data_dir=data.dir,
                 classes=data.get("classes"),
                 num_classes=self.config.model.num_classes,
-            )
+            ).for_channels(self.config.model.in_channels)
         except (DataError, ValueError, OSError) as error:
             return str(error)
 

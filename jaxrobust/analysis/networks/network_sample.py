@@ -52,6 +52,7 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> NetworkSample:
     flags.check(given)
     origin, subject, source = flags.settled(given)
     which, subject, weights = flags.weights(given, subject, source)
+    source = source.for_channels(subject.network.in_channels)
     if attacked and subject.threat is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
     if source.channels != subject.network.in_channels:

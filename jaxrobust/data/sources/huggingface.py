@@ -6,17 +6,16 @@ Arrow files there; records are the encoded images in these, mapped into memory.
 
 import dataclasses
 import hashlib
-import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from jaxrobust.data.source import DataError, Record, Source, SourceKind, add, first_few
+from jaxrobust.data.sources import headers, plausibility
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.runtime.files import download
 
@@ -27,7 +26,6 @@ _HUB = re.compile(
 )
 _IMAGES = ("image", "img")  # usual names, where types do not decide
 _LABELS = ("label", "labels", "fine_label", "cls")
-_SAMPLE = 200  # images whose headers say whether all have one size
 _IMAGENET_NAME = re.compile(r"(ILSVRC2012_val_\d{8})_n\d{8}(\.JPEG)")  # with the class, as there
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
@@ -55,9 +53,13 @@ class _Reader:
     where: str
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
+        pairs = zip(indices, self.heads(indices), strict=True)
+        return [Record(data, int(self.labels[index])) for index, data in pairs]
+
+    def heads(self, indices: Sequence[int]) -> list[bytes]:
+        """Return the images' files."""
         rows = self.data[list(map(int, indices))][self.image_key] if len(indices) else []
-        pairs = zip(indices, rows, strict=True)
-        return [Record(self._bytes(row), int(self.labels[index])) for index, row in pairs]
+        return [self._bytes(row) for row in rows]
 
     def _bytes(self, row: Mapping[str, Any] | None) -> bytes:
         if row and row["bytes"] is None and row["path"]:
@@ -94,22 +96,36 @@ def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     encoded = datasets.Image(decode=False)
     data = loaded[part].select_columns([image_key]).cast_column(image_key, encoded)
     reader = _Reader(data, image_key, labels, where)
-    channels, shape = _look(reader, len(labels), where)
+    beside = "train" in loaded and label_key in loaded["train"].features
+    trained = _labels(loaded, "train", label_key, where)[0] if beside else labels
+    classes = names if isinstance(names, tuple) else ()
     files, sizes = _files(data.with_format("arrow")[:].column(image_key))
-    described = repr((files, sizes, names)).encode()
+    described = hashlib.sha256(labels.tobytes() + repr((files, sizes, names)).encode()).hexdigest()
+    facts = headers.look(
+        reader.heads,
+        len(labels),
+        where,
+        reader.describe,
+        lambda: f"{name} {getattr(data, '_fingerprint', '')} {described}",
+        several_grey=True,
+    )
+    if facts is None:
+        looked = [f"record {place}" for place in range(min(len(labels), 32))]
+        raise DataError(f"{where}: of {first_few(looked)} none is an image")
     source = Source(
         name=name,
         split=wanted.name,
         size=len(labels),
         num_classes=count,
-        channels=channels,
-        image_shape=shape,
+        channels=facts.channels,
+        image_shape=facts.image_shape,
         read=reader,
         remedy=_remedy(address),
-        classes=names if isinstance(names, tuple) else (),
+        classes=classes,
         describe=reader.describe,
-        files_sha256=hashlib.sha256(labels.tobytes() + described).hexdigest(),
+        files_sha256=described,
         labels=labels,
+        notes=(*facts.notes, *plausibility.foreign(labels, trained, classes, where)),
     )
     return choosing.choose(source, wanted, split, choice, lambda: (labels, files))
 
@@ -274,14 +290,18 @@ def _labels(
     }
     if columns[split].null_count:
         raise DataError(f"{where}: {key} is missing in some records; give a labelled split")
-    named = isinstance(kind, datasets.ClassLabel)
-    if not named and "str" in kind.dtype:
+    named, dtype = isinstance(kind, datasets.ClassLabel), str(getattr(kind, "dtype", kind))
+    if not named and dtype.endswith("string"):
         every = (column.drop_null().unique().to_pylist() for column in columns.values())
         names = tuple(sorted(set().union(*every)))
         labels = np.searchsorted(names, columns[split].to_pylist())
         return labels.astype(np.int32), names
-    if not named and "int" not in kind.dtype:
-        raise DataError(f"{where}: {key} is {kind.dtype}; labels are integers or texts")
+    if not named and not re.fullmatch(r"u?int\d+", dtype):
+        one_hot = "; of one-hot labels write their argmax" if "List" in dtype else ""
+        numbers = "; write whole numbers as int64" if "float" in dtype else ""
+        raise DataError(
+            f"{where}: {key} is {dtype}; labels are integers or texts{one_hot}{numbers}"
+        )
     labels = columns[split].to_numpy()
     largest = max(int(c.drop_null().to_numpy().max(initial=-1)) for c in columns.values())
     count = kind.num_classes if named else largest + 1
@@ -290,27 +310,24 @@ def _labels(
             f"{where}: {key} holds {labels.min() if len(labels) else 'nothing'}, no class; a split "
             "that is published without its labels cannot be used"
         )
+    train = loaded["train"].features[key] if "train" in columns else kind
+    if named and isinstance(train, datasets.ClassLabel) and train.names != kind.names:
+        return _in_order(labels, kind.names, train.names, where), tuple(train.names)
     return labels.astype(np.int32), tuple(kind.names) if named else count
 
 
-def _look(
-    read: Callable[[Sequence[int]], list[Record]], size: int, where: str
-) -> tuple[int, tuple[int, int, int] | None]:
-    """Return the channels of the images, and their shape if they all have one, by some of them."""
-    rows = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(int)).tolist()
-    sizes, modes = set(), set()
-    for start in range(0, len(rows), 20):
-        for record in read(rows[start : start + 20]):
-            try:
-                with Image.open(io.BytesIO(record.image)) as image:  # reads the header only
-                    sizes.add((image.height, image.width))
-                    modes.add(image.mode)
-            except Exception:  # a damaged image, which is named where it is used
-                continue
-    if not sizes:
-        raise DataError(f"{where}: of {first_few([f'record {r}' for r in rows])} none is an image")
-    channels = 1 if modes <= {"L", "1"} else 3
-    return channels, (*sizes.pop(), channels) if len(sizes) == 1 else None
+def _in_order(
+    labels: np.ndarray, names: Sequence[str], trained: Sequence[str], where: str
+) -> np.ndarray:
+    """Label records by the places of their classes among those of `train`."""
+    used = [names[label] for label in np.unique(labels)]
+    if foreign := [name for name in used if name not in set(trained)]:
+        raise DataError(
+            f"{where} has records of {first_few(foreign)}, and split 'train' has no such class; "
+            "remove these records, or write both splits with the same classes"
+        )
+    places = [trained.index(name) if name in used else -1 for name in names]
+    return np.array(places, np.int32)[labels]
 
 
 def _files(images: Table) -> tuple[list[str] | None, list[int]]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.data.source import DataError, Record, Source, SourceKind, add
+from jaxrobust.data.sources import plausibility
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 
@@ -90,6 +91,8 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     # The checksum lets a file that was replaced be read again.
     array = functools.partial(_array, file.path, images, file.sums[images])
     known = every[labels]
+    where = f"data set {name!r}, split {parsed.name!r}"
+    trained = every[there["train"][1]] if "train" in there else known
     reader = ArrayRecords(array, known, "image", f"{images} in {file.path}")
     sums = [file.sums[key] for key in (images, labels)]
     source = Source(
@@ -105,10 +108,12 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         describe=reader.describe,
         files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
         labels=known,
+        notes=plausibility.foreign(known, trained, names, where),
     )
     source = choosing.choose(source, parsed, split, choice, lambda: (known, None))
-    source[0]  # reads the images, whose checksum shows a damaged file
-    return source
+    # Reads the images, whose checksum shows a damaged file.
+    dark = plausibility.of_pixels(int(array().max()), len(known), where)
+    return dataclasses.replace(source, notes=(*source.notes, *dark))
 
 
 @contextmanager
@@ -174,9 +179,7 @@ def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
     shape, dtype = file.arrays[key]
     problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
-        of_floats = f"np.round(255 * {key}).astype('uint8') of images in [0, 1]"
-        remedy = of_floats if dtype.kind == "f" else "pixels from 0 to 255 as uint8"
-        raise DataError(f"{problem}; write {remedy}")
+        raise DataError(f"{problem}; write {_as_uint8(file, key, dtype)}")
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise DataError(f"{problem}; write {key}.transpose(0, 2, 3, 1)")
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:
@@ -184,13 +187,42 @@ def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[3] if len(shape) == 4 else 1
 
 
+def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
+    """Say how pixels of another type become uint8, by the range that they have."""
+    usual = "pixels from 0 to 255 as uint8"
+    if dtype.kind not in "fiub":
+        return usual
+    if dtype.kind == "b":
+        return f"255 * {key}.astype('uint8')"
+    pixels = _array.__wrapped__(file.path, key, file.sums[key])
+    if not pixels.size:
+        return usual
+    low, high = float(pixels.min()), float(pixels.max())
+    if dtype.kind == "f" and low >= 0 and high <= 1:
+        return f"np.round(255 * {key}).astype('uint8') of images in [0, 1]"
+    if dtype.kind == "f" and -1 <= low < 0 and high <= 1:
+        return (
+            f"np.round(127.5 * ({key} + 1)).astype('uint8') if they are in [-1, 1], or undo their "
+            "normalisation"
+        )
+    if low >= 0 and high <= 255:
+        whole = f"np.round({key})" if dtype.kind == "f" else key
+        return f"{usual}, here {whole}.astype('uint8')"
+    if low >= 0 and high <= 65535 and dtype.kind in "iu":
+        return f"{usual}, np.round({key} / 257).astype('uint8') if they are of 16 bits"
+    return f"{usual}, after undoing what makes them {low:.3g} to {high:.3g}"
+
+
 def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
     shape, dtype = file.arrays[key]
     count = file.arrays[images][0][0]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:
+        one_hot = len(shape) == 2 and shape[1] > 1 and dtype.kind in "fiub"
+        numbers = f"{key}.argmax(1) of one-hot labels" if one_hot else f"{key}.astype('int64')"
+        instead = f", such as {numbers}" if one_hot or dtype.kind == "f" else ""
         raise DataError(
             f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "
-            f"images of {images}; write the number of the class, from 0 on"
+            f"images of {images}; write the number of the class, from 0 on{instead}"
         )
     values = _array.__wrapped__(file.path, key, file.sums[key]).reshape(count)
     if values.min() < 0:

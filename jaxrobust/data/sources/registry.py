@@ -28,6 +28,7 @@ from jaxrobust.data.sources import (
     huggingface,  # noqa: F401
     image_folder,  # noqa: F401
     npz,  # noqa: F401
+    plausibility,
     tfds,
 )
 from jaxrobust.data.splits import grammar, storage, subsets
@@ -36,6 +37,7 @@ from jaxrobust.runtime.text import spelling
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
 _SHIPPED = {"digits": Path(__file__).parents[1] / "digits"}
+_TOLD: set[str] = set()  # notes, of which each is told once
 _PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
 
 
@@ -71,7 +73,8 @@ def open_source(
     Raises:
       DataError: not a name; no such data set, directory or split; another file format; a damaged
         file; class folders that mean ImageNet's and are not they; a list of ids or classes that is
-        damaged or does not fit the data; another number of classes; an extra that is missing.
+        damaged or does not fit the data; another number of classes; an extra that is missing;
+        pixels of 0 and 1, or of more than 8 bits.
       ConnectionError: Hugging Face's hub does not answer.
     """
     name, parsed = spelling.dataset(name), grammar.parse(split)
@@ -84,6 +87,16 @@ def open_source(
             f"{source.num_classes} classes; set num_classes={source.num_classes} if the data set "
             "is whole and the right one"
         )
+    doubts = (*plausibility.of_labels(source), *plausibility.of_names(source))
+    source = dataclasses.replace(source, notes=(*source.notes, *doubts))
+    if new := [note for note in dict.fromkeys(source.notes) if note not in _TOLD]:
+        from jaxrobust.runtime.text.progress import (
+            say,
+        )  # with JAX, which reading images does not need
+
+        for note in new:
+            say(f"WARNING: {note}", every_process=True)  # `say` would ask for devices otherwise
+        _TOLD.update(new)
     return source
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.sources import headers, plausibility
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.runtime.text.spelling import near
 
@@ -26,6 +27,7 @@ _FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id
 # What needs no TensorFlow to be prepared.
 _OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
 _OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
+_FEW = 10_000  # records whose labels are read at once
 _CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
 _KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
 
@@ -168,12 +170,20 @@ class _Reader:
     def __call__(self, indices: Sequence[int]) -> list[Record]:
         records = []
         for index, feature in zip(indices, self.features(indices), strict=True):
-            try:
-                image = feature[self.image_key].bytes_list.value[0]
-            except Exception as error:
-                self.no_example(index, error)
-            records.append(Record(image, self.label(index, feature)))
+            records.append(Record(self.image(index, feature), self.label(index, feature)))
         return records
+
+    def image(self, index: int, feature: Any) -> bytes:
+        """Return the image's file in a feature map."""
+        try:
+            return feature[self.image_key].bytes_list.value[0]
+        except Exception as error:
+            self.no_example(index, error)
+
+    def heads(self, indices: Sequence[int]) -> list[bytes]:
+        """Return the images' files."""
+        pairs = zip(indices, self.features(indices), strict=True)
+        return [self.image(index, feature) for index, feature in pairs]
 
     def describe(self, index: int) -> str:
         """Return the file's name, if records have one, and where the record is."""
@@ -195,6 +205,8 @@ def open_prepared(
         parsed = parsed._replace(name=there)
     if choice.classes is None and choice.ids is None:
         source = _open_split(name, split, info, features, directory, remedy)
+        if parsed and split in info.splits:
+            source = _with_label_notes(source, split, info, directory)
     else:
         if parsed is None or parsed.name not in info.splits:
             raise _no_split(name, split, info.splits)
@@ -261,25 +273,39 @@ def _open_split(
         label_key=label_key,
         name_key=next((key for key in _FILE_NAMES if key in features), None),
         num_classes=label.num_classes,
-        where=f"data set {name!r}, split {split!r}",
+        where=(where := f"data set {name!r}, split {split!r}"),
         remedy=remedy,
     )
+    if (dtype := np.dtype(image.np_dtype)) != np.uint8:
+        raise DataError(f"{where}: its images are {dtype}; prepare it with images of uint8")
     height, width, channels = image.shape
-    fixed = height is not None and width is not None and channels is not None
+    channels = 1 if channels == 1 else 3  # which alpha is left out of
+    shape = None if None in (height, width) else (height, width, channels)
+    version = _files_sha256(split, files, info, directory)
+    facts = headers.look(
+        reader.heads,
+        size,
+        where,
+        reader.describe,
+        lambda: f"{os.path.abspath(directory)} {version}",
+        channels=channels,
+        declared=shape is not None,
+    )
     names = tuple(label.names)
     return Source(
         name=name,
         split=split,
         size=size,
         num_classes=label.num_classes,
-        channels=channels or 3,
-        image_shape=(height, width, channels) if fixed else None,
+        channels=channels,
+        image_shape=shape or (facts and facts.image_shape),
         read=reader,
         remedy=remedy,
         # TFDS counts where a data set does not name its classes.
         classes=() if names == tuple(map(str, range(len(names)))) else names,
         describe=reader.describe,
-        files_sha256=_files_sha256(split, files, info, directory),
+        files_sha256=version,
+        notes=facts.notes if facts else (),
     )
 
 
@@ -314,8 +340,7 @@ def _feature(
 def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:
     """Return labels and file names of a whole split: from its index, else from all its records."""
     reader: Any = source.read
-    key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
-    cached = subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    cached = _cached_index(split, info, directory)
     for place in (directory, cached):
         index = subsets.read_index(place, split)
         if index is not None and _fits(index, reader, len(source)):
@@ -337,6 +362,31 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
             cached.mkdir(parents=True, exist_ok=True)
             subsets.write_index(cached, split, labels, names)
     return subsets.Index(labels, np.asarray(names, np.bytes_))
+
+
+def _with_label_notes(source: Source, split: str, info: Any, directory: Any) -> Source:
+    """Say what is unusual in the labels of a whole split, where reading them costs little."""
+    reader: Any = source.read
+    places = (directory, _cached_index(split, info, directory))
+    there = (subsets.read_index(place, split) for place in places)
+    labels = next(
+        (index.labels for index in there if index and len(index.labels) == len(source)), None
+    )
+    if labels is None and len(source) > _FEW:
+        return source
+    if labels is None:
+        try:
+            pairs = enumerate(reader.features(range(len(source))))
+            labels = np.array([reader.label(place, feature) for place, feature in pairs])
+        except DataError:  # a damaged record, which is named where it is used
+            return source
+    notes = plausibility.of_labels(dataclasses.replace(source, labels=labels))
+    return dataclasses.replace(source, notes=(*source.notes, *notes))
+
+
+def _cached_index(split: str, info: Any, directory: Any) -> Any:
+    key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
+    return subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _fits(index: subsets.Index, reader: _Reader, size: int) -> bool:

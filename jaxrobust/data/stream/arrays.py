@@ -91,6 +91,8 @@ def load(
 def _size(source: registry.Source, preprocessing: str | None) -> int:
     """Return the side of the images that a preprocessing gives, or that they have."""
     shape = source.image_shape or (_USUAL_SIZE, _USUAL_SIZE, source.channels)
+    if shape[0] != shape[1] and min(shape[:2]) > _USUAL_SIZE:  # photographs of one format
+        shape = (_USUAL_SIZE, _USUAL_SIZE, source.channels)
     if preprocessing is None:
         return shape[0]
     transform = preparing.evaluation_transform(preparing.resolve(preprocessing, shape[0]))

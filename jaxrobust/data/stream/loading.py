@@ -96,7 +96,7 @@ class DecodedImages:
 
 def decoded(source: Source, data: bytes) -> np.ndarray:
     """Decode a record of `source`, uint8[H,W,C]; `ValueError` says what is wrong with it."""
-    image = decoding.decode(data, channels=source.channels)
+    image = decoding.decode(data, channels=source.channels, clips=False)
     if source.image_shape not in (None, image.shape):
         raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
     return image

@@ -23,7 +23,9 @@ _ENCODED = re.compile(rb"P([56]) ([1-9]\d*) ([1-9]\d*) 255\n")
 _FAST = {("RGB", "RGB"): "RGBX", ("L", "RGB"): "RGBX", ("L", "L"): "GRAY"}
 
 
-def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None) -> np.ndarray:
+def decode(
+    data: bytes | bytearray | memoryview, *, channels: int | None = None, clips: bool = True
+) -> np.ndarray:
     """Return the image `uint8[H,W,C]` in `data` (JPEG, PNG or whatever else PIL reads).
 
     It is read-only, and its pixels may lie four bytes apart.
@@ -31,8 +33,9 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
     Args:
       data: the bytes of the file.
       channels: 1 or 3, converted if need be; default: 1 for a grey file, else 3.
+      clips: whether grey values of 16 bits or floats are clipped, as Pillow does, or refused.
     Raises:
-      ValueError: the bytes are not an image, or not a whole one.
+      ValueError: the bytes are not an image, or not a whole one; values that would be clipped.
     """
     if not len(data):
         raise ValueError("not a whole image file: it is empty")
@@ -46,12 +49,25 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
                 if array is not None and array.shape[1::-1] == image.size:
                     array.flags.writeable = False
                     return array[:, :, :3]
+            if not clips and is_deep(image.mode):
+                raise _Deep(f"its grey values ({image.mode}) do not fit 8 bits; write it with 8")
             array = to_pixels(image, mode)
+    except _Deep:
+        raise
     except UnidentifiedImageError as error:  # whose own words are about our buffer
         raise ValueError("not a whole image file: it has no format that Pillow knows") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... on bad files
         raise ValueError(f"not a whole image file: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]
+
+
+class _Deep(ValueError):
+    """Grey values of more than 8 bits, or floats."""
+
+
+def is_deep(mode: str) -> bool:
+    """Tell whether a mode of Pillow's has grey values of more than 8 bits, or floats."""
+    return mode == "F" or mode.startswith("I")
 
 
 def _as_encoded(data: Any, channels: int | None) -> np.ndarray | None:

@@ -156,6 +156,7 @@ def _of_size(
         origin, subject, source = flags.settled(given)
         size = subject.image_size
         which, subject, weights = flags.weights(given, subject, source)
+        source = source.for_channels(subject.network.in_channels)
     shared = {key: getattr(given, key) for key in Question._fields if key in GivenFlags._fields}
     shared["preprocessing"] = subjects.preprocessing(origin, size, source, given.preprocessing)
     if given.certify is not None:

@@ -207,7 +207,7 @@ def settled(
     if sizes.in_channels is None and (subject.function or functions.is_name(sizes.name)):
         sizes = replace(sizes, in_channels=source.channels)
     models.check_size(sizes.image_size or 224)
-    return replace(subject, network=sizes), source
+    return replace(subject, network=sizes), source.for_channels(sizes.in_channels)
 
 
 def preprocessing(

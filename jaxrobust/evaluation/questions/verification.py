@@ -181,6 +181,7 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
 
 def _prepared(source: Any, bundle: Any) -> Prepared:
     size, _, channels = bundle.about["image"]
+    source = source.for_channels(channels)
     if source.channels != channels:
         raise ValueError(
             f"the bundle is of images with {channels} channels, and {source.where()} has "

@@ -170,6 +170,7 @@ def _images(one: ReportedEvaluation, shape: tuple[int, ...]) -> Any:
     own = own if own.get("name") == record.dataset else {}
     how = {"data_dir": own.get("dir"), "classes": own.get("classes")}
     source = registry.open_source(str(record.dataset), str(record.split), **how)
+    source = source.for_channels(shape[-1])
     count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
     preprocessing = str(record.preprocessing)
     return Prepared(source, image_size=shape[0], preprocessing=preprocessing, images=count)

@@ -26,7 +26,7 @@ def opened(config: Config, key: str) -> registry.Source:
     data, model = config.data, config.model
     source = registry.open_source(
         data.name, data[key], data_dir=data.dir, classes=data.classes, num_classes=model.num_classes
-    )
+    ).for_channels(model.in_channels)
     if source.channels != model.in_channels:
         raise ValueError(
             f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
@@ -41,7 +41,7 @@ def extra(config: Config) -> registry.Source | None:
         return None
     return registry.open_source(
         data.extra, data.extra_split, data_dir=data.dir, classes=data.classes
-    )
+    ).for_channels(config.model.in_channels)
 
 
 def _how(config: Config) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class ReadingTest(FolderTest):
         )
         self.assertEqual((source.classes, source.num_classes), (("ape", "cat"), 2))
         self.assertEqual([record.label for record in source], [0, 1, 1])
-        self.assertEqual((source.channels, source.image_shape), (3, None))
+        self.assertEqual((source.channels, source.image_shape), (3, (7, 9, 3)))
         self.assertEqual(source[2].image, image_bytes(0))
         self.assertEqual(source.read([2, 0, 2]), [source[2], source[0], source[2]])
         self.assertEqual(pickle.loads(pickle.dumps(source)).read([1]), [source[1]])
@@ -339,17 +339,83 @@ class RefusalTest(FolderTest):
         self.assertIsNotNone(whole.files_sha256)
         self.assertIsNone(whole.ids_sha256)
 
-    def test_splits_with_other_classes(self):
-        write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg"])
-        train, val = self.open("train"), self.open("val")
+    def test_sets_with_other_classes(self):
+        write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "other/val/b/1.jpg"])
+        train = self.open("train")
+        other = registry.open_source(f"folder:{self.root}/other", "val")
         registry.same_classes([train, train])
-        for pair in ([train, val], [val, train]):
+        for pair in ([train, other], [other, train]):
             with self.assertRaisesRegex(
                 registry.DataError,
                 r"split 'val' lacks classes of split 'train', .* differ: a \(1\)",
             ):
                 registry.same_classes(pair)
         registry.same_classes([train, registry.open_source("fake", "test")])
+
+
+class ClassOrderTest(FolderTest):
+    """Each split counted its own folders: val {b, c} beside train {a, b, c} had the labels 0, 1."""
+
+    def labels(self, split, **options):
+        source = self.open(split, **options)
+        return [record.label for record in source], source.num_classes, source.classes
+
+    @parameterized.parameters("val", "validation", "test", "dev", "holdout")
+    def test_every_split_has_the_classes_of_train(self, split):
+        write_tree(self.root, [f"train/{c}/1.jpg" for c in "abc"])
+        write_tree(self.root / split, ["b/1.jpg", "c/1.jpg", "c/2.jpg"])
+        expected = [1, 2, 2], 3, ("a", "b", "c")
+        self.assertEqual(self.labels(split), expected)
+        self.assertEqual(self.open(split).labels.tolist(), expected[0])
+        self.assertEqual(self.labels(f"{split}[1:]")[0], [2, 2])
+        (self.root / "ids").write_text("c/2.jpg\nb/1.jpg\n")
+        self.assertEqual(self.labels(f"{split}@{self.root}/ids")[0], [2, 1])
+        registry.same_classes([self.open("train"), self.open(split)])
+        self.open(split, num_classes=3)
+        self.assert_refused("num_classes=2, but .* has 3 classes", split=split, num_classes=2)
+
+    @parameterized.parameters("Train", "TRAIN", "training")
+    def test_how_train_is_written(self, folder):
+        write_tree(self.root, [f"{folder}/{c}/1.jpg" for c in "abc"] + ["val/c/1.jpg"])
+        self.assertEqual(self.labels("val")[:2], ([2], 3))
+
+    def test_nested_folders(self):
+        """As Tiny ImageNet lays them out, where each class has a folder images."""
+        names = [f"train/{c}/images/1.jpg" for c in "abc"] + ["val/b/images/1.jpg"]
+        write_tree(self.root, names)
+        self.assertEqual(self.labels("val")[:2], ([1], 3))
+
+    def test_a_class_that_train_lacks(self):
+        write_tree(self.root, ["train/a/1.jpg", "train/c/1.jpg", "val/b/1.jpg", "val/c/1.jpg"])
+        self.assert_refused(
+            r"split 'val': .*/train has no class folder for b \(1\), so that .* no such class; add",
+            split="val",
+        )
+        self.assertEqual(self.labels("train")[0], [0, 1])
+        (self.root / "classes").write_text("c\na\n")
+        chosen = {"classes": f"{self.root}/classes"}
+        self.assertEqual(self.labels("val", **chosen), ([0], 2, ("c", "a")))
+
+    def test_the_remedy_does_not_break_the_other_split(self):
+        """It was "set num_classes=2", with which train could not be opened any more."""
+        write_tree(self.root, [f"train/{c}/1.jpg" for c in "abc"] + ["val/b/1.jpg", "val/c/1.jpg"])
+        for split in ("train", "val"):
+            self.assertEqual(self.open(split, num_classes=3).num_classes, 3)
+            self.assert_refused("set num_classes=3 if", split=split, num_classes=9)
+
+    def test_a_folder_of_classes_without_images(self):
+        """A class folder that is there and empty is one that was not unpacked."""
+        write_tree(self.root, [f"train/{c}/1.jpg" for c in "abc"] + ["val/b/1.jpg"])
+        (self.root / "val" / "c").mkdir()
+        self.assert_refused(r"hold no image .*: c \(1\)", split="val")
+
+    def test_without_train_and_without_splits(self):
+        write_tree(self.root, ["val/b/1.jpg", "val/c/1.jpg", "test/c/1.jpg"])
+        self.assertEqual(self.labels("val")[:2], ([0, 1], 2))
+        self.assertEqual(self.labels("test")[:2], ([0], 1))
+        write_tree(self.root / "flat", ["train/1.jpg", "zebra/1.jpg"])
+        flat = registry.open_source(f"folder:{self.root}/flat", "all")
+        self.assertEqual((flat.classes, flat.labels.tolist()), (("train", "zebra"), [0, 1]))
 
 
 class ImageNetTest(FolderTest):

@@ -280,13 +280,17 @@ class ColumnTest(FolderCase):
         (["RGBA", "RGBA"], (6, 8), 3),
     )
     def test_channels_and_sides_of_what_is_looked_at(self, modes, shape, channels):
-        records = [data.Record(file(3, mode=mode), 0) for mode in modes]
-        read = lambda rows: [records[row] for row in rows]  # noqa: E731
-        self.assertEqual(huggingface._look(read, 2, "x"), (channels, (*shape, channels)))
-        records[1] = data.Record(file(3, size=(6, 8)), 0)  # on its side
-        self.assertEqual(huggingface._look(read, 2, "x")[1], None)
-        records[1] = data.Record(b"no image", 0)
-        self.assertEqual(huggingface._look(read, 2, "x")[1][:2], shape)
+        images = [{"bytes": file(3, mode=mode), "path": None} for mode in modes]
+
+        def looked():
+            source = data.open_source(self.write(images=images), "train")
+            return source.channels, source.image_shape
+
+        self.assertEqual(looked(), (channels, (*shape, channels)))
+        images[1]["bytes"] = file(3, size=(6, 8))  # on its side
+        self.assertIsNone(looked()[1])
+        images[1]["bytes"] = b"no image"
+        self.assertEqual(looked()[1][:2], shape)
 
     def test_a_split_without_labels(self):
         """Labels of -1, as ImageNet's test split has them, or none."""

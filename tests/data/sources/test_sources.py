@@ -228,7 +228,7 @@ class BuildersTest(TempDirTest):
         name = place.partition("/")[0]
         source = registry.open_source(f"tfds:{name}", "train", data_dir=self.root, num_classes=3)
         self.assertEqual((source.name, len(source)), (name, 5))
-        self.assertEqual((source.classes, source.image_shape), (("a", "b", "c"), None))
+        self.assertEqual((source.classes, source.image_shape), (("a", "b", "c"), (7, 9, 3)))
         self.assertEqual([record.image for record in source], [image_bytes(i) for i in range(5)])
         self.assertEqual([record.label for record in source], [0, 1, 2, 0, 1])
         self.assertStartsWith(source.describe(3), description)

@@ -1,0 +1,84 @@
+"""What a person may have meant otherwise, of any source: its pixels, its labels, its classes."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Source, first_few
+
+DARK = 127  # below half of white: 4 bits, or the digits of scikit-learn from 0 to 16
+
+
+def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
+    """Doubt pixels by the brightest one of so many images; 255 is white.
+
+    Raises:
+      DataError: pixels of 0 and 1 in place of 0 and 255.
+    """
+    looked = f"{where}: the {images} images looked at"
+    if brightest == 1:
+        raise DataError(
+            f"{looked} have pixels of 0 and 1, where white is 255, so that a radius of 8/255 would "
+            "be eight times their range; write 255 * x in place of x"
+        )
+    if brightest > DARK:
+        return ()
+    return (
+        f"{looked} have no pixel above {brightest}, where white is 255; scale them to 0..255 if "
+        "they are not that dark, since radii are shares of 255",
+    )
+
+
+def of_labels(source: Source) -> list[str]:
+    """Name the classes of which a source has no image, where it is not a list or a few images."""
+    if source.labels is None or source.ids_sha256 or len(source) < 2 * source.num_classes:
+        return []
+    absent = np.setdiff1d(np.arange(source.num_classes), source.labels).tolist()
+    if not absent:
+        return []
+    names = [source.classes[label] if source.classes else str(label) for label in absent]
+    lines = f"{source.where()} has no image of {len(absent)} of its {source.num_classes} classes"
+    counted = "; if its labels are counted from 1, subtract 1" if absent == [0] else ""
+    return [f"{lines}: {first_few(names)}{counted}"]
+
+
+def foreign(
+    labels: np.ndarray, trained: np.ndarray, names: Sequence[str], where: str
+) -> tuple[str, ...]:
+    """Name the classes of a split of which `train` beside it has no image."""
+    absent = np.setdiff1d(labels, trained).tolist()
+    written = [names[label] if names else str(label) for label in absent]
+    lines = f"{where} has images of classes of which split 'train' has none"
+    return (f"{lines}: {first_few(written)}",) if absent else ()
+
+
+def of_names(source: Source) -> list[str]:
+    """Doubt classes whose order, names or number look accidental."""
+    names, notes = source.classes, []
+    if source.num_classes == 1:
+        notes.append(
+            f"{source.where()} has one class{f', {names[0]}' if names else ''}: any network of one "
+            "output is always right; name the folder or the labels of several classes"
+        )
+    numbers = sorted(names, key=_natural)
+    if list(names) == sorted(names) and numbers != sorted(names, key=str.lower):
+        place = next(i for i, name in enumerate(names) if name != numbers[i])
+        notes.append(
+            f"{source.where()} has its classes in the order of texts: label {place} is "
+            f"{names[place]!r}, not {numbers[place]!r} as in the order of numbers (timm's); "
+            "data.classes (--classes FILE) gives another order"
+        )
+    elif names and all(map(str.isdecimal, names)) and int(names[0]) != 0:
+        notes.append(f"{source.where()} has label 0 for its class {names[0]!r}: labels are places")
+    same = Counter(name.strip().lower() for name in names)
+    if twins := [name for name in names if same[name.strip().lower()] > 1]:
+        notes.append(f"{source.where()} has classes that differ in case alone: {first_few(twins)}")
+    return notes
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Return the key by which `2` comes before `10`."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
