@@ -56,7 +56,7 @@ def write(
         folder.mkdir()
         arrays = {f"x_{split}": np.stack(images) for split, (images, _) in splits.items()}
         arrays |= {f"y_{split}": np.asarray(labels) for split, (_, labels) in splits.items()}
-        np.savez(folder / "set.npz", **arrays, classes=np.array(names))
+        np.savez(folder / "set.npz", **arrays, classes=np.array(list(names)))
         return {"name": f"npz:{folder}/set.npz", "data_dir": None}
     if kind == "tfds":
         import tensorflow_datasets as tfds

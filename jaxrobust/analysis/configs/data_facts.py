@@ -28,7 +28,7 @@ class DataFacts(NamedTuple):
     classes: tuple[str, ...]  # their names; numbers where they have none
     channels: int
     sides: tuple[int, int, int]  # pixels of the shorter side: smallest, usual, largest
-    same_size: bool  # whether all images have one shape
+    same_size: bool  # whether all images are squares of one size
     splits: dict[str, str]  # "train", "selection", "test" -> the split
     divided: str  # how they came about, a clause
     lists: Mapping[str, list[str]]  # name of a file -> the images that it is to list
@@ -62,7 +62,7 @@ def look(place: str, *, beside: Path) -> DataFacts:
         classes=names,
         channels=train.channels,
         sides=_sides(train),
-        same_size=train.image_shape is not None,
+        same_size=train.image_shape is not None and len(set(train.image_shape[:2])) == 1,
         splits=every,
         divided=divided,
         lists=lists,
@@ -98,6 +98,8 @@ def _splits(name: str) -> dict[str, Source]:
         try:
             found[split] = registry.open_source(name, split)
         except DataError as error:
+            if name.startswith(image_folder.PREFIX) and "no split" not in str(error):
+                raise
             refused.append(error)
     if "train" in found:
         return found

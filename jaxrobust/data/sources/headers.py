@@ -4,6 +4,7 @@ Pixels are not read. Images of several sizes show in the first few that are look
 photographs cost next to nothing; of one size all are, once, and the answer is kept on disk.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -152,8 +153,9 @@ def _of(
             with Image.open(head if isinstance(head, str) else io.BytesIO(head)) as image:
                 size = (image.height, image.width)
                 kinds = [*_kinds(image), *(_more(image) if careful else ())]
-                if careful and not found.kinds["deep"] and _undecided(found):
-                    found.brightest.append(int(np.asarray(image.convert("RGB")).max()))
+                if careful and "deep" not in kinds and _undecided(found):
+                    with contextlib.suppress(Exception):  # pixels that are damaged
+                        found.brightest.append(int(decoding.to_pixels(image, "RGB").max()))
                     found.large |= math.prod(size) > _LARGE
         except Exception:  # a damaged image, which is named where it is used
             continue

@@ -215,10 +215,12 @@ def preprocessing(
 ) -> str | None:
     """Choose the flag's preprocessing, else that of a run's tests, or what imported weights expect.
 
-    Imported weights expect it of photographs, not of images that all have one size. At another
-    image size only a crop percentage means the same, and what is dropped is said.
+    Imported weights expect it of photographs, not of images that all have one size that is not
+    above the network's. At another image size only a crop percentage means the same, and what is
+    dropped is said.
     """
-    expected = origin.expected if source.image_shape is None else None
+    small = source.image_shape and min(source.image_shape[:2]) <= image_size
+    expected = None if small else origin.expected
     own = origin.tested or expected
     if own and image_size != origin.network.image_size and resolve(own, image_size) == own:
         if not given:

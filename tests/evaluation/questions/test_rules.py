@@ -96,7 +96,8 @@ class EvaluatedTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.subject = Subject(SPEC, threat=LINF)
-        settled = lambda given: (self.given.append(given) or "origin", self.subject, "source")  # noqa: E731
+        read = mock.Mock(for_channels=lambda channels: "source")
+        settled = lambda given: (self.given.append(given) or "origin", self.subject, read)  # noqa: E731
         self.given, self.checked, self.trained = [], [], []
         for place, name, value in (
             (command.flags, "settled", mock.Mock(side_effect=settled)),
@@ -460,7 +461,7 @@ class SubjectTest(parameterized.TestCase):
         self.assertIsNone(Subject(SPEC).flag)
 
     def settled(self, origin, shape=(8, 8, 3), **changes):
-        source = SimpleNamespace(image_shape=shape, num_classes=7, channels=1)
+        source = mock.Mock(image_shape=shape, num_classes=7, channels=1)
         with mock.patch.object(target.registry, "open_source", return_value=source) as opened:
             subject, _ = target.settled(origin, **changes)
         return subject, opened.call_args
@@ -833,6 +834,7 @@ class VerificationTest(parameterized.TestCase):
         rows = [{"image": place} for place in (5, 11, 2)]
         own = SimpleNamespace(about=about, rows=rows, record={"preprocessing": "P"})
         source = mock.MagicMock(channels=changes.get("channels", 3))
+        source.for_channels.return_value = source
         source.__len__.return_value = images
         source.where.return_value = "there"
         with mock.patch.object(verification, "Prepared") as made:
