@@ -23,7 +23,7 @@ def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
             f"{looked} have pixels of 0 and 1, where white is 255, so that a radius of 8/255 would "
             "be eight times their range; write 255 * x in place of x"
         )
-    if brightest > DARK:
+    if brightest > DARK or not brightest:
         return ()
     return (
         f"{looked} have no pixel above {brightest}, where white is 255; scale them to 0..255 if "
