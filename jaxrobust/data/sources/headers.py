@@ -190,7 +190,8 @@ def _kinds(image: Image.Image) -> Iterable[str]:
         yield mode
     if mode in _ALPHA or "transparency" in image.info:
         yield "alpha"
-    if image.format in ("PNG", "TIFF") and mode not in ("1", "L") and "16" in str(image.tile):
+    stored = getattr(image, "tile", ()) if image.format in ("PNG", "TIFF") else ()
+    if mode not in ("1", "L") and "16" in str([tile[3] for tile in stored]):
         yield "16 bit"
 
 
