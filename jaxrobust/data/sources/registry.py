@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -37,7 +38,6 @@ from jaxrobust.runtime.text import spelling
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
 _SHIPPED = {"digits": Path(__file__).parents[1] / "digits"}
-_TOLD: set[str] = set()  # notes, of which each is told once
 _PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
 
 
@@ -89,15 +89,16 @@ def open_source(
         )
     doubts = (*plausibility.of_labels(source), *plausibility.of_names(source))
     source = dataclasses.replace(source, notes=(*source.notes, *doubts))
-    if new := [note for note in dict.fromkeys(source.notes) if note not in _TOLD]:
-        from jaxrobust.runtime.text.progress import (
-            say,
-        )  # with JAX, which reading images does not need
-
-        for note in new:
-            say(f"WARNING: {note}", every_process=True)  # `say` would ask for devices otherwise
-        _TOLD.update(new)
+    for note in source.notes:
+        _tell(note)
     return source
+
+
+@functools.cache  # each is told once
+def _tell(note: str) -> None:
+    from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
+
+    say(f"WARNING: {note}", every_process=True)  # else it asks for devices
 
 
 def _open(
