@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.analysis.figures import drawing, latex
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
 from jaxrobust.report.parts import sentences
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.types import fraction
 
 _RESULTS, _METRICS, _CONFIG = "results.jsonl", "metrics.jsonl", "config.json"
@@ -164,11 +165,21 @@ def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
         notes.append(f"{path} cannot be read ({error.strerror or error}); it is left out.")
         return
     notes += damaged
+    missing = 0
     for row in rows:
         try:
-            yield gathered.record_of(row, path)
+            record = gathered.record_of(row, path)
+            checked.if_there(record, path)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
+        else:
+            missing += bool(checked.missing(record, path))
+            yield record
+    if missing:
+        notes.append(
+            f"The verdicts of {counted(missing, 'evaluation')} in {path} are missing, so that "
+            "nothing confirms these numbers."
+        )
 
 
 def _row(

@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     run("import")
     sys.exit()
 
-from jaxrobust.convert import certificate
+from jaxrobust.convert import certificate, network_account
 from jaxrobust.runtime.text import patience
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
@@ -35,6 +35,8 @@ def import_weights(
     with patience.of(f"reading {source}"):
         network = imports.imported(sources.fetch(sources.parse(source), sha256=sha256), request)
     config, facts, compared = imports.described(network), network.facts, None
+    if facts.workdir is not None:
+        network_account.records_of_run(facts.workdir, network.weights_sha256)  # refuses
     if facts.file:
         print(f"{facts.file}: sha256 {config['source_sha256']}")
     if facts.file and certified:

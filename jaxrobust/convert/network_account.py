@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrobust.data import imagenet, resolve
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
@@ -57,13 +57,29 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         dataset=config.data.name,
         classes=classes,
         imagenet=classes == imagenet.synsets(),
-        records=tuple(map(AccuracyRecord.from_json, runs.records_of(workdir, sha256))),
+        records=records_of_run(workdir, sha256),
     )
+
+
+def records_of_run(workdir: Path, sha256: str) -> tuple[AccuracyRecord, ...]:
+    """Read the records of some weights in a run; refuse those that contradict themselves."""
+    return tuple(one for file in runs.record_files(workdir) for one in _records(file, sha256))
+
+
+def _records(file: Path, sha256: str) -> list[AccuracyRecord]:
+    rows = map(AccuracyRecord.from_json, jsonl.read(file))
+    of_these = [record for record in rows if record.weights_sha256 == sha256]
+    for record in of_these:
+        checked.confirmed(record, file)
+    return of_these
 
 
 def of_weights(network: Network, which: str) -> Account:
     """Take the facts that stand in or beside the file or imported folder of a network."""
     about = load.about(network)
+    accuracies = tuple(map(AccuracyRecord.from_json, about["accuracies"] or ()))
+    for record in accuracies:
+        checked.check(record, f"config.json of {which}")
     key = about.get("published_id")
     board = PUBLISHED[key].board if key in PUBLISHED else None
     return Account(
@@ -72,7 +88,7 @@ def of_weights(network: Network, which: str) -> Account:
         preprocessing=about["preprocessing"],
         dataset=board.data if board and board.dataset != "imagenet" else None,
         imagenet=board is not None and board.dataset == "imagenet",
-        records=tuple(map(AccuracyRecord.from_json, about["accuracies"] or ())),
+        records=accuracies,
         published=key,
         source=about.get("source"),
         source_sha256=about.get("source_sha256"),
@@ -82,8 +98,7 @@ def of_weights(network: Network, which: str) -> Account:
 
 def with_records(known: Account, file: Path | None, sha256: str) -> Account:
     """Add the records of these weights in a file of records to an account."""
-    rows = map(AccuracyRecord.from_json, jsonl.read(file) if file else [])
-    of_these = [record for record in rows if record.weights_sha256 == sha256]
+    of_these = _records(file, sha256) if file else []
     new = tuple(record for record in of_these if record not in known.records)
     expected = (record.preprocessing for record in (*known.records, *new))
     on_imagenet = any(str(record.dataset).startswith("imagenet2012") for record in new)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust import models
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.evaluation.records import checked
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.interop import modules
 from jaxrobust.models.interface import torch_modules
@@ -123,6 +124,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
             f"(--workdir RUN | --weights FOLDER) {p.data_flags} --norm {p.threat.norm} "
             f"--epsilon {p.eps} --attack autoattack --version standard"
         )
+    checked.confirmed(counting[-1], path)
     return counting[-1]
 
 

@@ -102,12 +102,18 @@ class Source:
 
 def content_sha256(source: Source, images: int) -> str:
     """Hash the encoded bytes and the labels of the first records of a source, in their order."""
-    digest = hashlib.sha256()
+    return content_hashes(source, images)[0]
+
+
+def content_hashes(source: Source, images: int) -> tuple[str, list[str]]:
+    """Hash the first records as `content_sha256` does, and the encoded bytes of each by itself."""
+    digest, each = hashlib.sha256(), []
     for start in range(0, images, _READ):
         for record in source.read(range(start, min(start + _READ, images))):
             digest.update(f"{record.label} {len(record.image)} ".encode())
             digest.update(record.image)
-    return digest.hexdigest()
+            each.append(hashlib.sha256(record.image).hexdigest())
+    return digest.hexdigest(), each
 
 
 def first_few(names: Sequence[str]) -> str:

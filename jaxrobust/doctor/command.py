@@ -21,7 +21,7 @@ from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import checked, records
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
@@ -111,6 +111,7 @@ def _recorded(
     for record in reversed(records.read(run)):
         same, clean = (record.dataset, record.split, record.weights) == requested, record.clean
         if same and clean is not None and math.isfinite(clean):
+            checked.confirmed(record, run / "results.jsonl")
             return Recorded(float(clean), f"{run.name}/results.jsonl")
     return None
 

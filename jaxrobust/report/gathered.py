@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import stopping, survivors, verdicts
+from jaxrobust.evaluation.records import checked, stopping, survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import curves
@@ -263,10 +263,10 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEv
     for row in rows:
         try:
             record = record_of(row, file)
+            own = _verdicts(file, record, notes)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
         else:
-            own = _verdicts(file, record, notes)
             yield ReportedEvaluation(name, file, record, own, classes, run, config)
 
 
@@ -277,6 +277,7 @@ def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
     record = AccuracyRecord.from_json(row)
     check(record, str(file))
     _check_parts(record, file)
+    checked.check(record, file)
     return record
 
 
@@ -323,7 +324,9 @@ def _verdicts(file: Path, record: AccuracyRecord, notes: list[str]) -> Verdicts 
     if not record.verdicts:
         return None
     try:
-        return verdicts.read(file.parent / record.verdicts)
+        found = verdicts.read(file.parent / record.verdicts)
     except (ValueError, OSError) as error:
         notes.append(f"{error}. What needs the verdicts is left out.")
         return None
+    checked.compare(record, file, found)
+    return found

@@ -43,7 +43,7 @@ class Folders(parameterized.TestCase):
                 weights=weights,
                 dataset="digits",
                 split="test",
-                image_ids="0..396",
+                image_ids="0..399",
                 attacks=[{"name": "apgd-ce", "norm": "linf", "epsilon": 4 / 255, "steps": 40}],
                 clean=0.9,
                 robust=robust,
@@ -84,7 +84,7 @@ class ListTest(Folders):
         (folder / "evaluation" / "attacks.pdf").write_bytes(b"")
         training, evaluation = listing.find(self.folder).rows
         self.assertEqual(training.weights, "b, step 8000, ema")  # the last phase alone
-        self.assertEqual((training.clean, training.robust, training.images), (0.9, 0.4, 397))
+        self.assertEqual((training.clean, training.robust, training.images), (0.9, 0.4, 400))
         self.assertEqual((training.network, training.threats), ("vit_s", ["linf 4/255"]))
         self.assertEqual(
             (training.attack, training.figures), ("apgd-ce, steps 40", ["report.html"])
@@ -108,7 +108,7 @@ class ListTest(Folders):
             lines[1:3],
             (
                 f"evaluation one/evaluation resnet18 .* {robust:.1f}%\\? 600 linf 8/255 autoattack",
-                "training one vit_s 90.0% 40.0% 397 linf 4/255 apgd-ce, steps 40 b, step 8000, ema",
+                "training one vit_s 90.0% 40.0% 400 linf 4/255 apgd-ce, steps 40 b, step 8000, ema",
             ),
             strict=True,
         ):

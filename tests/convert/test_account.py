@@ -105,12 +105,10 @@ class RunTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         if names:
             (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-        with (
-            mock.patch.object(runs, "run_config", lambda workdir, phase: config),
-            mock.patch.object(runs, "records_of", lambda workdir, sha256: [ROW][: sha256 == "a"]),
-        ):
+        with mock.patch.object(runs, "run_config", lambda workdir, phase: config):
+            (folder / "results.jsonl").write_text(json.dumps(ROW) + "\n")
             which = "train, epoch 3, ema"
-            return network_account.of_run(folder, which, "a", image_size=size)
+            return network_account.of_run(folder, which, ROW["weights_sha256"], image_size=size)
 
     def test_facts(self):
         found = self.account(names=("cat", "dog"))

@@ -17,7 +17,7 @@ from jaxrobust.evaluation.bundles.contradictions import Rows
 from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN, rights
 from jaxrobust.evaluation.questions import verification
 from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
-from jaxrobust.evaluation.records import comparable, survivors
+from jaxrobust.evaluation.records import checked, comparable, survivors
 from jaxrobust.evaluation.records import record as records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
@@ -113,6 +113,7 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     about = done.bundle.about
     record = AccuracyRecord.from_json(done.bundle.record)
     records.check(record, str(listed.folder))
+    checked.check(record, listed.folder)
     if record.fast or record.method == survivors.METHOD:
         raise ValueError(
             "its record is of the fast version, which is no number of AutoAttack; make the "

@@ -8,7 +8,14 @@ import numpy as np
 
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.evaluation.records import comparable, records, stopping, survivors, verdicts
+from jaxrobust.evaluation.records import (
+    checked,
+    comparable,
+    records,
+    stopping,
+    survivors,
+    verdicts,
+)
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
@@ -93,15 +100,7 @@ def _load(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> ComparedEvaluation:
     ours = _chosen(place, threat, ball, beside)
-    record = ours.record
-    own = verdicts.read(ours.file.parent / str(record.verdicts))
-    for key in ("clean", "robust") if record.attacks else ("clean",):
-        right, accuracy = getattr(own, key), getattr(record, key)
-        if len(right) and (accuracy is None or abs(right.mean() - accuracy) > 0.5 / len(right)):
-            raise ValueError(
-                f"{record.verdicts} does not belong to its record in {ours.file}: {key} is "
-                f"{right.mean():.4f} there, {accuracy} in the record; get both again"
-            )
+    own = checked.verdicts(ours.record, ours.file)
     return ComparedEvaluation(place, ours, own, len(own.labels))
 
 
@@ -175,9 +174,12 @@ def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
     texts = [comparable.question_differences(first.record, other.record)]
     texts.append(_other_images(first.verdicts, other.verdicts))
-    if comparable.other_pictures(first.record, other.record):
-        texts.append(comparable.OTHER_PICTURES)
+    texts.append(comparable.image_differences(*_images_of(first, other)))
     return "; ".join(part for part in texts if part)
+
+
+def _images_of(first: ComparedEvaluation, other: ComparedEvaluation) -> tuple[Any, ...]:
+    return first.record, other.record, first.verdicts.images, other.verdicts.images
 
 
 def _other_images(first: Verdicts, other: Verdicts) -> str:
@@ -244,11 +246,7 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
     tried = [name for name, record in named if record.replayed]
     if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
-    if older := [name for name, record in named if not comparable.pictures(record)]:
-        sentences.append(
-            f"What {_and(older)} evaluated is known by the names of the images alone: an older "
-            "version, which did not note their bytes, wrote that."
-        )
+    sentences += unconfirmed(evaluations, names)
     seeds = [one.record.seed for one in evaluations]
     if evaluations[0].record.attacks and len(set(seeds)) > 1:
         sentences.append(f"The attacks' draws have different seeds: {_each(seeds, names)}.")
@@ -262,6 +260,32 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
             sentences.append(f"In doubt of {names[at]}: {words}.")
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
+    return sentences
+
+
+def unconfirmed(evaluations: Sequence[ComparedEvaluation], names: Sequence[str]) -> list[str]:
+    """Say where nothing but their names shows that images are the same."""
+    sentences = []
+    older = [
+        name
+        for name, one in zip(names, evaluations, strict=True)
+        if not comparable.pictures(one.record)
+    ]
+    if older:
+        sentences.append(
+            f"What {_and(older)} evaluated is known by the names of the images alone: an older "
+            "version, which did not note their bytes, wrote that."
+        )
+    unsure = [
+        name
+        for name, one in zip(names, evaluations, strict=True)
+        if not comparable.same_images_shown(*_images_of(evaluations[0], one)) and name not in older
+    ]
+    if unsure and names[0] not in older:
+        sentences.append(
+            f"That {_and(unsure)} evaluated the same images as {names[0]} is known by their names "
+            "alone: no hashes of each image, which older versions did not note, show it."
+        )
     return sentences
 
 

@@ -8,7 +8,7 @@ from jaxrobust.analysis.comparison.comparison_findings import LEVEL, compare_all
 from jaxrobust.analysis.figures import figure_records, latex, letters
 from jaxrobust.analysis.figures.figure_records import FigureRecord
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records import checked
 from jaxrobust.types import fraction
 
 MOST_LINES = 7  # of one figure: the palette has no more that can be told apart
@@ -78,7 +78,7 @@ def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     ticks = ["clean", *map(latex.attack_name, steps)]
     return FigureContent(
         *("attacks", ticks, [float(at) for at in range(len(ticks))], "", series, [], caption),
-        *(rows, list(sources(names, shown)), notes(names, [[one.record] for one in shown])),
+        *(rows, list(sources(names, shown)), notes(names, [[one] for one in shown])),
     )
 
 
@@ -111,11 +111,10 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
     )
     scale = 255 if of_255 else 1
     axis = rf"${latex.NORMS[norm]}$ radius" + (" (in 1/255)" if of_255 else "")
-    every = [[one.record for one in rungs] for rungs in shown]
     return FigureContent(
         *("radius", words, [scale * r for r in radii], axis, series, []),
         *(caption, rows, list(sources(names, [rungs[-1] for rungs in shown]))),
-        notes=notes(names, every),
+        notes=notes(names, shown),
     )
 
 
@@ -186,7 +185,7 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
         caption=caption,
         rows=rows,
         sources=list(sources(names, shown)),
-        notes=notes(names, [[one.record] for one in shown]),
+        notes=notes(names, [[one] for one in shown]),
     )
 
 
@@ -216,7 +215,7 @@ def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     if len(places) > MOST_ROWS:
         raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer places")
     loaded = evaluations.load(places, threat)
-    held = [FigureRecord(one.place, one.ours) for one in loaded]
+    held = [FigureRecord(one.place, one.ours, one.verdicts) for one in loaded]
     figure_records.check_together(held)
     names = figure_records.names(held, given)
     if not loaded[0].record.attacks:
@@ -249,10 +248,11 @@ def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
         rf"{100 * (1 - LEVEL):.0f}\,\% ({which}{corrected})."
     )
     said = [left_out.replace("*", "")] if left_out else []
+    said += evaluations.unconfirmed(loaded, names)
     return FigureContent(
         *("compare", [], [], "robust accuracy (%)", series, given_letters, caption, rows),
         list(sources([names[at] for at in order], [held[at] for at in order])),
-        said + notes(names, [[one.record] for one in loaded]),
+        said + notes(names, [[one] for one in held]),
     )
 
 
@@ -304,12 +304,12 @@ def sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str
         )
 
 
-def notes(names: Sequence[str], of: Sequence[Sequence[AccuracyRecord]]) -> list[str]:
+def notes(names: Sequence[str], of: Sequence[Sequence[FigureRecord]]) -> list[str]:
     """List what puts the records of each network in doubt."""
-    every = (
-        note
-        for name, own in zip(names, of, strict=True)
-        for record in own
-        for note in figure_records.doubts(name, record)
-    )
+    every = list[str]()
+    for name, own in zip(names, of, strict=True):
+        for one in own:
+            every += figure_records.doubts(name, one.record)
+            if words := checked.missing(one.record, one.ours.file):
+                every.append(f"Of {name}: {words}.")
     return list(dict.fromkeys(every))

@@ -1,12 +1,13 @@
 """Records of a figure: which of the named places belong together, and what people call them."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from jaxrobust.analysis.comparison import evaluations
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.evaluation.records import comparable, records
+from jaxrobust.evaluation.records import checked, comparable, records
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
+from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
 
 _RADII = ("radius", "ladder", "images met by the first attack alone")  # that rungs differ in
 _RESOLUTIONS = ("image size", "preprocessing", "norm", "radius")  # that resolutions differ in
@@ -18,6 +19,12 @@ class FigureRecord(NamedTuple):
 
     place: str
     ours: Ours
+    verdicts: Verdicts | None  # None: the record has none, or their file is missing
+
+    @classmethod
+    def read(cls, place: str, ours: Ours) -> Self:
+        """Read the verdicts of a record; `ValueError`: they contradict it."""
+        return cls(place, ours, checked.if_there(ours.record, ours.file))
 
     @property
     def record(self) -> AccuracyRecord:
@@ -39,7 +46,7 @@ class FigureRecord(NamedTuple):
 def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
     """Read the evaluation of each place whose attacks followed each other; they belong together."""
     ball = None if threat is None else evaluations.ball_of(threat)
-    found = [FigureRecord(place, _cascade(place, threat, ball)) for place in places]
+    found = [FigureRecord.read(place, _cascade(place, threat, ball)) for place in places]
     _check_each_once([(one.place, one.ours) for one in found])
     check_together(found)
     return found
@@ -78,7 +85,7 @@ def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
 def certified(place: str) -> list[FigureRecord]:
     """Read what randomised smoothing has certified at a place, smallest noise first."""
     _, _, held = _checked(place)
-    found = [FigureRecord(place, ours) for ours in held.values() if ours.record.certified]
+    found = [FigureRecord.read(place, ours) for ours in held.values() if ours.record.certified]
     if not found:
         raise ValueError(
             f"{place} has nothing that is certified, so that no figure of it can be made; evaluate "
@@ -141,7 +148,7 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     (own,) = groups.values()
     latest = {(o.record.image_size, *comparable.balls(o.record)): o for o in own.values()}
     return [
-        FigureRecord(place, latest[key])
+        FigureRecord.read(place, latest[key])
         for key in sorted(latest, key=lambda key: (key[0] or 0, *key[1:]))
     ]
 
@@ -211,7 +218,7 @@ def _ladder(place: str) -> list[FigureRecord]:
         listed = evaluations.few(evaluations.addresses(folder, firsts))
         raise ValueError(f"{place} holds {len(groups)} ladders; name one radius of one: {listed}")
     (own,) = groups.values()
-    rungs = {_radius(ours.record): FigureRecord(place, ours) for ours in own.values()}
+    rungs = {_radius(ours.record): FigureRecord.read(place, ours) for ours in own.values()}
     there = {f"{radius:.6g}" for radius in rungs}
     radii = _radii(next(iter(own.values())).record)
     if missing := [radius for radius in radii if f"{radius:.6g}" not in there]:
@@ -282,8 +289,9 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
         if first.record.image_ids != other.record.image_ids:
             here, there = other.record.image_ids, first.record.image_ids
             texts.append(f"images are {there} there, {here} here")
-        elif comparable.other_pictures(first.record, other.record):
-            texts.append("the images or labels of the same names are others")
+        else:
+            images = (_hashed(first), _hashed(other))
+            texts.append(comparable.image_differences(first.record, other.record, *images))
         if text := "; ".join(filter(None, texts)):
             wrong.append(f"{other.place} (here): {text}")
     if wrong:
@@ -292,6 +300,10 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
             "evaluate all of them on the same images, with the same preprocessing and attack, or "
             "make a figure of each"
         )
+
+
+def _hashed(one: FigureRecord) -> HashedImages:
+    return HashedImages.none() if one.verdicts is None else one.verdicts.images
 
 
 def names(shown: Sequence[FigureRecord], given: Sequence[str]) -> list[str]:

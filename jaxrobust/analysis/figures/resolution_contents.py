@@ -54,7 +54,7 @@ def resolution(places: Sequence[str], given: Sequence[str], threat: str | None) 
         caption=caption,
         rows=rows,
         sources=list(contents.sources(called, records)),
-        notes=[_preprocessing(records), *contents.notes(called, [[one.record] for one in records])],
+        notes=[_preprocessing(records), *contents.notes(called, [[one] for one in records])],
     )
 
 

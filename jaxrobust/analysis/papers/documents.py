@@ -27,7 +27,7 @@ def answer(
         raise ValueError("--row is one of --table, and is shown by --commands; give both")
     names = [paper] if paper else list(tables.PAPERS)
     wanted = {name: tables.tables(name, table) for name in names}
-    records = matching.collect(list(places))
+    records = matching.collect_checked(list(places))
     texts = []
     for name, of_paper in wanted.items():
         shown = [tables_markdown.filled(each, records, alike=alike) for each in of_paper]

@@ -19,6 +19,8 @@ from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline.arguments import run_name
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import start_run
 
@@ -62,6 +64,22 @@ def collect(places: list[Path]) -> list[Ours]:
         ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in collected
     ]
     return [ours._replace(started=_started(ours)) for ours in found]
+
+
+def collect_checked(places: list[Path]) -> list[Ours]:
+    """Return the records of places; refuse those that contradict themselves or their verdicts."""
+    from jaxrobust.evaluation.records import checked  # which imports JAX
+
+    collected, missing = collect(places), 0
+    for ours in collected:
+        checked.if_there(ours.record, ours.file)
+        missing += bool(checked.missing(ours.record, ours.file))
+    if missing:
+        say(
+            f"WARNING: the verdicts of {counted(missing, 'evaluation')} are missing, so that "
+            "nothing confirms these numbers"
+        )
+    return collected
 
 
 def _started(ours: Ours) -> dict[str, Any] | None:

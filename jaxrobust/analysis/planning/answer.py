@@ -25,7 +25,7 @@ def of(flags: Any, made_by: str) -> str:
     places = [
         Path(each.folder) for each in planned if (Path(each.folder) / "config.json").is_file()
     ]
-    records = matching.collect([*places, *flags.records])
+    records = matching.collect_checked([*places, *flags.records])
     steps = progress.in_order(flags.paper, priced, records, root=Path(), budget=flags.budget)
     shown = text(steps, flags.paper, target, flags.utilisation, flags.budget)
     for doubt in dict.fromkeys(filter(None, map(matching.other_config, records))):

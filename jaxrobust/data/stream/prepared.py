@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data.source import Source, content_sha256
+from jaxrobust.data.source import Source, content_hashes
 from jaxrobust.data.stream import loading
 
 _READ = 256  # records at a time, where only their labels are wanted
@@ -44,14 +44,19 @@ class Prepared:
         return image
 
     @functools.cached_property
-    def _content_sha256(self) -> str:
-        content = content_sha256(self._prepared.source, len(self))
+    def _hashes(self) -> tuple[str, np.ndarray]:
+        content, each = content_hashes(self._prepared.source, len(self))
         made = f"{content} {self._prepared.preprocessing} {self.shape}"
-        return hashlib.sha256(made.encode()).hexdigest()
+        shortened = [f"f{sha256[:8]}" for sha256 in each]
+        return hashlib.sha256(made.encode()).hexdigest(), np.array(shortened, str)
 
     def content_sha256(self) -> str:
         """Hash the images' bytes, their labels and how they are prepared; nothing is decoded."""
-        return self._content_sha256
+        return self._hashes[0]
+
+    def image_hashes(self) -> np.ndarray:
+        """Hash the encoded bytes of each image by itself, str[N]: f and 8 digits."""
+        return self._hashes[1]
 
     def labels(self) -> np.ndarray:
         """Read i32[N], for which no image is decoded."""

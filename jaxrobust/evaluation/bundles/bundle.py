@@ -31,7 +31,7 @@ from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.network.user_attacks import ALONE
-from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records import checked
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.files import jsonl, whole
@@ -119,7 +119,7 @@ def of_record(
             f"the record {record.evaluation} has no verdicts image by image, as those of an "
             "older version; evaluate again with --out DIR"
         )
-    own = verdicts.read(out / record.verdicts)
+    own = checked.verdicts(record, out / "results.jsonl")
     ledger = ledger or out / f"ledger-{record.evaluation}.jsonl"
     points = _Points(ledger, own, tuple(images.shape[1:]))
     whole_split = split_images or len(images)

@@ -39,14 +39,16 @@ from jaxrobust.evaluation.network import (
     reliability,
     user_attacks,
 )
-from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped, hashed
+from jaxrobust.evaluation.network import images as image_sets
+from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped
 from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.stopping import StopRule
+from jaxrobust.evaluation.records.verdicts import HashedImages
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Array, Threat, check_number
+from jaxrobust.types import Array, Threat, check_number, unmasked
 
 
 def autoattack(
@@ -192,8 +194,8 @@ def autoattack(
             held = np.ascontiguousarray(held, np.float32)
         known_as = identity if isinstance(identity, str) else None
         with first("looking at what tells this network and these images from others"):
-            own, search = _computed(runner, held, None if known_as else identity)
-            own |= {"images": hashed(held, labels, ids)}
+            own, search = _computed(runner, held, labels, None if known_as else identity)
+            own["images"], hashes = image_sets.hashes(held, labels, ids)
         user_attacks.check(users, held, ids, within)
         evaluation: dict[str, Any] = {
             "network": known_as,
@@ -205,16 +207,20 @@ def autoattack(
             "search": search,
             "image": list(held.shape[1:]),
         } | ({"verdict": how._asdict()} if how else {})
+        replays.check_images(known.sources, HashedImages(ids, hashes), held.shape[1:])
         known = replays.ordered(known, evaluation)
         if stop is not None:
-            stop.check(ids, labels)
+            stop.check(ids, labels, hashes)
             hosts.agree({"stop": stop.settings()})
         with open_ledger(ledger, evaluation, ids) as book:
             most = max([1, *(setting.targets for setting in whole)])
             with first(f"classifying {len(held)} images"):
                 classified = _classified(runner, held, labels, ids, seed, most, how)
-            clean, once, finite, likely = classified
+            clean, once, finite, sure, likely = classified
             reliability.check_answers(finite)  # refuses what answers nothing
+            answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class
+            answers = np.where(finite, answers, -1)
+            hosts.together(lambda: book.confirm(answers, clean, sure, hashes))
             seen = Sample(held, labels, ids, clean, likely, classes, within, seed)
             plain = not runner.keyed and len(held) > 0
             with first("checking whether the attacks can take this network"):
@@ -231,10 +237,9 @@ def autoattack(
                 if fast:
                     otherwise = partial(fast_version.run, whole=whole, verbose=verbose)
                 result, met = ensemble.run(under_way, settings, meter, known, otherwise, users)
-    ids, labels, clean, likely, finite = (a[met] for a in (ids, labels, clean, likely, finite))
-    flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
-    answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
-    result = result._replace(answers=np.where(finite, answers, -1))
+    ids, labels, answers = ids[met], labels[met], answers[met]
+    flags |= reliability.check_answers(finite[met], result.fooled_by, result.verdicts.reached)
+    result = result._replace(answers=answers, verdicts=result.verdicts._replace(hashes=hashes[met]))
     flags |= collapse.flags(result.answers, labels)
     own = fingerprint.resolved(evaluation["fingerprint"])
     flags |= reliability.check_slopes(own["probe"])
@@ -311,14 +316,15 @@ def _classified(
     most: int,
     how: randomised.VerdictRule | None,
 ) -> tuple[np.ndarray, ...]:
-    """Compute which images are right, by one draw too, and finite, bool[N]; and likely others.
+    """Compute which images are right, by one draw too, finite, and sure, bool[N]; likely others.
 
+    An answer is sure where rounding cannot change it, which is unknown of a randomised network's.
     The last are u[N, most], the likeliest wrong classes. All processes get the same, each computes
     its share.
     """
     mine = hosts.share(np.arange(len(images)))
     classes = runner.traces[0].classes
-    clean, once, finite = np.zeros((3, len(images)), bool)
+    clean, once, finite, sure = np.zeros((4, len(images)), bool)
     likely = np.zeros((len(images), most), np.min_scalar_type(classes))
     for start in range(0, len(mine), runner.slots):
         part = mine[start : start + runner.slots]
@@ -327,12 +333,13 @@ def _classified(
             logits = logits_of(runner, rows[0], rows[2], seed, draw=0)
             clean[part] = once[part] = checks.is_right(logits, rows[1])
             finite[part] = checks.answered(logits)
+            sure[part] = finite[part] & _sure(logits)
         else:
             clean[part], once[part], finite[part], _, logits = answers_of(
                 runner, how, *rows, seed=seed, draw=0
             )
         likely[part] = ensembles.ranks(logits, rows[1], most)
-    answers = (clean, once, finite, likely)
+    answers = (clean, once, finite, sure, likely)
     for process, shares in enumerate(hosts.everyone([array[mine] for array in answers])):
         theirs = np.arange(len(images))[process :: jax.process_count()]
         for array, share in zip(answers, shares, strict=True):
@@ -340,10 +347,20 @@ def _classified(
     return answers
 
 
-def _computed(runner: engine.Engine, images: Any, known: Any) -> tuple[dict[str, Any], Any]:
+def _sure(logits: np.ndarray) -> np.ndarray:
+    """Tell where the largest of logits f[n,K] is ahead of the others by more than rounding."""
+    with np.errstate(invalid="ignore"):  # infinite ones
+        second, first = np.partition(logits, (-2, -1), axis=1)[:, -2:].T
+        spread = np.ptp(logits[:, unmasked(logits)], axis=1)
+        return first - second > 2 * hosts.ROUNDING * spread
+
+
+def _computed(
+    runner: engine.Engine, images: Any, labels: np.ndarray, known: Any
+) -> tuple[dict[str, Any], Any]:
     """Take the fingerprint of the network that decides, and the hashes of the one that searches."""
     how: Any = {"each": runner.slots // runner.mesh.size, "keyed": runner.keyed}
-    own = known or fingerprint.of_network(runner.logits_fn, images, **how)
+    own = known or fingerprint.of_network(runner.logits_fn, images, labels=labels, **how)
     guide = runner.search_fn
     return own._asdict(), guide and fingerprint.exact(guide, images.shape[1:], **how)
 

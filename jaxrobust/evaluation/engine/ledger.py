@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from jaxrobust.evaluation.network import fingerprint, randomised
+from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.files import jsonl, locks, whole
 from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
 
 _SHARE = "put the ledger into a folder that all hosts share"
 # What is kept in memory of an attack on an image; the rest of a record is on disk alone.
@@ -66,6 +68,8 @@ class Ledger:
         self.begun_by: dict[str, str] | None = None  # versions, if they are others than today's
         self._lock = contextlib.ExitStack()
         self._unwritten: dict[str, Any] | None = None  # the first line, until there is a second
+        self._noted: dict[str, Any] = {}  # what stands in that line beside the identity
+        self._read_from: list[tuple[Path, np.ndarray | None]] = []  # files, and clean answers there
         if path is None:
             return
         first = Path(path)
@@ -92,6 +96,8 @@ class Ledger:
             self.begun_by = _begun_by(file, lines[0].get("identity"), identity) or self.begun_by
         if not lines[1:]:
             return
+        answers = lines[0].get("answers")
+        self._read_from.append((file, None if answers is None else np.array(answers)))
         order = np.argsort(self._ids)
         ascending = self._ids[order]
         for number, record in enumerate(lines[1:], 2):
@@ -113,6 +119,44 @@ class Ledger:
         self._made(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
         if tried := record.get("tried"):
             self._tried[place, record["attack"]] = TriedJobs(tried["targets"], tried["restarts"])
+
+    def confirm(
+        self, answers: np.ndarray, right: np.ndarray, sure: np.ndarray, hashes: np.ndarray
+    ) -> None:
+        """Refuse verdicts of a network that answers clean images otherwise, and note the answers.
+
+        An older version noted no answers; but what it attacked was right.
+
+        Args:
+          answers: i[N], the class of each image; -1: none.
+          right: bool[N], whether it is the label.
+          sure: bool[N], where rounding cannot change the answer.
+          hashes: str[N], of the images, for evaluations that replay the ledger.
+        """
+        self._noted = {
+            "image_ids": records.ranges(self._ids.tolist()),
+            "answers": answers.tolist(),
+            "hashes": hashes.tolist(),
+        }
+        attacked = np.zeros(len(answers), bool)
+        for rows in self._rows.values():
+            attacked |= rows["known"]
+        for file, theirs in self._read_from:
+            older = theirs is None or theirs.shape != answers.shape
+            others = int((sure & (attacked & ~right if older else theirs != answers)).sum())
+            if others:
+                raise ValueError(
+                    f"ledger {file} belongs to another evaluation: its network answers {others:,} "
+                    f"of {len(answers):,} clean images otherwise. Pass another ledger, or the "
+                    "network of that one"
+                )
+            if older:
+                say(
+                    f"WARNING: {file} is of an older version, which noted no answers: that it is "
+                    f"of this network is known by a few noisy images, and by the "
+                    f"{int(attacked.sum()):,} of {len(answers):,} that it attacked and that are "
+                    "right here too"
+                )
 
     def _number(self, file: Path | None) -> int:
         if file is None:
@@ -230,7 +274,7 @@ class Ledger:
         identity, self._unwritten = self._unwritten, None
         if identity is not None:
             known = fingerprint.resolved(identity["fingerprint"])
-            self._append({"identity": identity | {"fingerprint": known}})
+            self._append({"identity": identity | {"fingerprint": known}} | self._noted)
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._path is not None:

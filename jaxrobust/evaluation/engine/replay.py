@@ -21,8 +21,9 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, confirmed, refuse_damaged
 from jaxrobust.evaluation.network import checks, fingerprint
+from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.parts import ReplayedLedger
-from jaxrobust.evaluation.records.verdicts import REPLAY
+from jaxrobust.evaluation.records.verdicts import REPLAY, HashedImages, other_images
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.types import Array, Threat
@@ -35,6 +36,7 @@ class LedgerSource(NamedTuple):
     network: Any  # names it, as in the ledger
     threat: Threat
     shape: tuple[int, ...]  # H, W, C
+    images: HashedImages = HashedImages.none()  # those of an older version have no hashes
 
 
 class Points(NamedTuple):
@@ -79,8 +81,31 @@ def ledgers(folder: Path) -> list[Path]:
 
 def header(path: Path) -> dict[str, Any]:
     """Read the identity of the evaluation that a ledger is of."""
+    return _first_line(path)["identity"]
+
+
+def _first_line(path: Path) -> dict[str, Any]:
     with path.open() as lines:
-        return json.loads(lines.readline())["identity"]
+        return json.loads(lines.readline())
+
+
+def images(path: Path) -> HashedImages:
+    """Read which images a ledger is of; none where an older version did not note them."""
+    first = _first_line(path)
+    ids = records.places(first.get("image_ids") or "")
+    return HashedImages.none() if ids is None else HashedImages(ids, np.array(first["hashes"], str))
+
+
+def check_images(
+    sources: Sequence[LedgerSource], ours: HashedImages, shape: tuple[int, ...]
+) -> None:
+    """Refuse ledgers of other images with the ids of ours, which have this shape."""
+    for source in sources:
+        words = other_images(source.images, ours)
+        if words and source.shape == shape:  # else `run` says how large both are
+            raise ValueError(
+                f"{source.path} is of other images: {words}; replay an evaluation of these images"
+            )
 
 
 def source(path: Path) -> LedgerSource:
@@ -95,7 +120,8 @@ def source(path: Path) -> LedgerSource:
             f"{path} was written by an older version, which did not note the size of its images; "
             "evaluate again to replay it"
         )
-    return LedgerSource(path, network_of(identity), Threat.of(identity), tuple(identity["image"]))
+    about = (network_of(identity), Threat.of(identity), tuple(identity["image"]))
+    return LedgerSource(path, *about, images(path))
 
 
 def points(source: LedgerSource) -> Points:

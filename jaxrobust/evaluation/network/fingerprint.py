@@ -3,7 +3,9 @@
 A network is its traced program (of the logits, and of the input gradient, where masked and
 straight-through gradients show) and all of its arrays. Another version of this package, of JAX or
 of the platform may write the same computation as another program. So a probe goes with it: the
-logits and input gradients of a few noisy images, as a few numbers, which then must agree.
+logits and input gradients of 64 noisy images, as a few numbers, which then must agree: of the first
+eight, which is all that older versions probed, and of others that are spread over classes,
+brightness and contrast, because the first ones of a folder are of one class.
 """
 
 import functools
@@ -23,8 +25,17 @@ from jaxrobust.types import VERDICT_PRECISION, Array, unmasked
 Probe = dict[str, list[list[float]]]
 EXACT = ("program", "gradient", "arrays")
 _IMAGES = 8
+_SPREAD = 56  # images beside the first ones
+# Four of them are the darkest, four the brightest, four of the least and four of the most contrast.
+_FIRST, _LAST = slice(4), slice(-4, None)
+_RANKS = 20  # of them at even ranks of brightness; the others are spread over the classes
+# Images of a large set among which those are looked for: so many values, or so many images.
+_VALUES, _LEAST = 2**23, 256
+_PART = 32  # images that are read at a time
 _NOISE = 8 / 255  # to both sides, of each pixel
 _NUMBERS = 8  # products with random signs, which stand for a row beside its length
+_FEWER = 3  # of them, for images beside the first ones
+_PREFIX = "spread_"  # of those images' part of a probe
 # By how much the probes of one network may differ on other devices, seen from a row's length: of
 # gradients more, because rounding moves some units of a network across their kinks.
 _LIMITS = {"logits": hosts.ROUNDING, "gradients": 1e-2}
@@ -36,7 +47,8 @@ class Fingerprint(NamedTuple):
     program: str  # hash of the traced program of the logits, for arrays of any content
     gradient: str  # and of the input gradient
     arrays: str  # hash of all arrays
-    probe: "Probe | Future[Probe]"  # "logits" and "gradients", f[8, 9] each
+    # "logits" and "gradients", f[8, 9] each; "spread_logits" and "spread_gradients", f[56, 4] each
+    probe: "Probe | Future[Probe]"
     versions: dict[str, str]  # of what wrote the program
     question: str = ""  # hash of what is asked of it, where its caller has more to ask than one
 
@@ -48,7 +60,8 @@ class Fingerprint(NamedTuple):
     @property
     def has_answers(self) -> bool:
         """Tell whether the logits of any of the noisy images are finite."""
-        return any(row[0] >= 0 for row in self.computed_probe["logits"])
+        probe = self.computed_probe
+        return any(row[0] >= 0 for row in [*probe["logits"], *probe.get(_PREFIX + "logits", ())])
 
     @property
     def computed_probe(self) -> Probe:
@@ -56,16 +69,21 @@ class Fingerprint(NamedTuple):
         return resolved(self._asdict())["probe"]
 
 
-def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> Fingerprint:
+def of_network(
+    network: Any, images: Any, *, each: int, keyed: bool = False, labels: Any = None
+) -> Fingerprint:
     """Take the fingerprint of a network, whose probe is computed while its caller goes on.
 
     `network` is what `tracing.argument` made of it, and is given `each` images at a time, where it
-    takes no eight; `keyed`: with one key each. It is probed with the first of the `images`.
+    takes no eight; `keyed`: with one key each. It is probed with the first of the `images`, and
+    with others that `spread` chooses by the `labels`, i[N] or a function that reads them.
     """
     exact, both, operands = _traced(network, tuple(images.shape[1:]), each, keyed)
     rows = len(operands[1])
     use = ("fingerprint", tuple(images.shape[1:]), rows, keyed)
-    noisy = _noisy(images, rows)
+    first = _noisy(images, rows)
+    # Other image sets than ours may be read by one thread alone.
+    others = None if hasattr(images, "image_hashes") else _spread_noisy(images, labels, rows)
 
     def compiled() -> Any:
         # It runs once, on a few images: to compile it well would take longer.
@@ -74,10 +92,22 @@ def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> 
 
     def probe() -> Probe:
         program = tracing.keep((network,), use, exact["gradient"], compiled)
-        outputs = program(network, operands[0], noisy, *operands[2:])
-        logits, gradients = (np.asarray(array, np.float64) for array in outputs)
-        logits = np.where(unmasked(logits), logits, 0)  # beside -1e9 others would not count
-        return dict(zip(_LIMITS, map(_sketch, (logits, gradients)), strict=True))
+        noisy = _spread_noisy(images, labels, rows) if others is None else others
+        found: Probe = {}
+        for prefix, given in (("", first), (_PREFIX, noisy)):
+            if not len(given):
+                found |= {prefix + name: [] for name in _LIMITS}
+                continue
+            batches = [
+                program(network, operands[0], np.resize(batch, first.shape), *operands[2:])
+                for batch in np.split(given, range(rows, len(given), rows))
+            ]
+            for name, arrays in zip(_LIMITS, zip(*batches, strict=True), strict=True):
+                array = np.concatenate([np.asarray(a, np.float64) for a in arrays])[: len(given)]
+                if name == "logits":
+                    array = np.where(unmasked(array), array, 0)  # beside -1e9 others do not count
+                found[prefix + name] = _sketch(array, *((_FEWER, 5) if prefix else ()))
+        return found
 
     # XLA compiles without Python's lock, so that the attacks' programs are traced meanwhile.
     worker = ThreadPoolExecutor(1, "fingerprint")
@@ -139,6 +169,64 @@ def _logits_and_gradient(
     return logits, pull(along)[0]
 
 
+def spread(images: Any, labels: Any = None) -> np.ndarray:
+    """Choose the places of 56 images beside the first eight, by a fixed rule; of few, all.
+
+    Some are the darkest, the brightest, those of least and of most contrast; some lie at even ranks
+    of brightness; the others are spread over the classes.
+    """
+    n = len(images)
+    if n <= _IMAGES + _SPREAD:
+        return np.arange(min(_IMAGES, n), n)
+    most = max(_LEAST, _VALUES // int(np.prod(images.shape[1:])))
+    draws = np.random.default_rng(2)
+    pool = np.arange(_IMAGES, n)
+    if len(pool) > most:
+        pool = np.sort(draws.choice(pool, most, replace=False))
+    places, brightness, contrast = _statistics(images, pool)
+    of = np.zeros(n, int) if labels is None else np.asarray(labels)
+    at = draws.permutation(len(places))
+    by_class = at[np.argsort(_rank_in_class(of[places[at]]), kind="stable")]
+    bright, rich = (np.argsort(values, kind="stable") for values in (brightness, contrast))
+    ranks = np.linspace(0, len(places) - 1, _RANKS).round().astype(int)
+    extremes = [order[at] for order in (bright, rich) for at in (_FIRST, _LAST)]
+    wanted = np.concatenate([*extremes, bright[ranks], by_class])
+    return np.sort(places[[*dict.fromkeys(wanted.tolist())][:_SPREAD]])
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Count the earlier images of the class of each, i[N]."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order])
+    ranks = np.empty(len(labels), int)
+    ranks[order] = np.arange(len(labels)) - starts
+    return ranks
+
+
+def _statistics(images: Any, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute mean and standard deviation of images; those that cannot be read are left out."""
+    places, means, deviations = [], [], []
+    for part in np.split(pool, range(_PART, len(pool), _PART)):
+        try:
+            pixels = np.asarray(images[part], np.float32).reshape(len(part), -1)
+        except ValueError:  # the evaluation says which is damaged
+            continue
+        places.append(part)
+        means.append(pixels.mean(axis=1))
+        deviations.append(pixels.std(axis=1))
+    return np.concatenate(places), np.concatenate(means), np.concatenate(deviations)
+
+
+def _spread_noisy(images: Any, labels: Any, rows: int) -> np.ndarray:
+    """Read the images that `spread` chooses, with noise; none where the first rows are all."""
+    places = spread(images, labels() if callable(labels) else labels)
+    places = places[places >= rows]
+    noise = np.random.default_rng(3).uniform(-_NOISE, _NOISE, (len(places), *images.shape[1:]))
+    if not len(places):
+        return noise.astype(np.float32)
+    return np.clip(np.asarray(images[places], np.float32) + noise, 0, 1).astype(np.float32)
+
+
 def _noisy(images: Any, rows: int) -> np.ndarray:
     first = np.full((1, *images.shape[1:]), 0.5, np.float32)  # where there are none
     if len(images):
@@ -152,14 +240,14 @@ def _signs(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(1).choice(np.array([-1, 1], np.int8), shape)
 
 
-def _sketch(rows: np.ndarray) -> list[list[float]]:
+def _sketch(rows: np.ndarray, numbers: int = _NUMBERS, digits: int = 7) -> list[list[float]]:
     """Compute of each row its length, then products with random signs; -1 where not finite."""
     flat = np.where(np.isfinite(rows), rows, 0).reshape(len(rows), -1)
     finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-    products = flat @ _signs((flat.shape[1], _NUMBERS)).astype(np.float64)
+    products = flat @ _signs((flat.shape[1], numbers)).astype(np.float64)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    numbers = np.where(finite[:, None], np.hstack([lengths, products]), -1)
-    return [[float(f"{v:.7g}") for v in row] for row in numbers]
+    values = np.where(finite[:, None], np.hstack([lengths, products]), -1)
+    return [[float(f"{v:.{digits}g}") for v in row] for row in values]
 
 
 @functools.cache
@@ -181,12 +269,25 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     there, here = theirs.get("versions") or {}, ours["versions"]
     if not all(same) and not other_versions(there, here):
         return f"the program of its {'input gradient' if same[0] else 'logits'} is another one"
-    ours = resolved(ours)
+    probe, own = theirs.get("probe") or {}, resolved(ours)["probe"]
     for name, limit in _LIMITS.items():
-        if not _near((theirs.get("probe") or {}).get(name), ours["probe"][name], limit):
-            both = "" if all(same) else f" (there {words(there)}, here {words(here)})"
+        both = "" if all(same) else f" (there {words(there)}, here {words(here)})"
+        if not _near(probe.get(name), own[name], limit):
             return f"its {name} on eight noisy images are others{both}"
+        more = _PREFIX + name
+        older = more not in probe or more not in own
+        if not (older or probe[more] == own[more] or _near(probe[more], own[more], limit)):
+            return f"its {name} on {len(own[more])} more noisy images are others{both}"
     return ""
+
+
+def is_shown(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Tell whether fingerprints without a `difference` show that networks are equal.
+
+    Another program with the probe of an older version, of the first images alone, does not.
+    """
+    same = all(theirs.get(key) == ours[key] for key in EXACT)
+    return same or _PREFIX + "logits" in (theirs.get("probe") or {})
 
 
 def other_versions(theirs: dict[str, str], ours: dict[str, str]) -> bool:

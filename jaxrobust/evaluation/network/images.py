@@ -54,8 +54,9 @@ class InRange:
     def __init__(self, images: ImageSet) -> None:
         self._images, self.shape = images, tuple(images.shape)
         self._seen: dict[int, ClippedPixels] = {}
-        if content := getattr(images, "content_sha256", None):
-            self.content_sha256 = content
+        for name in ("content_sha256", "image_hashes"):
+            if hasattr(images, name):
+                setattr(self, name, getattr(images, name))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -126,6 +127,10 @@ class Subset:
         of = f"{hashed(self._images)} {self._places.tolist()}"
         return hashlib.sha256(of.encode()).hexdigest()
 
+    def image_hashes(self) -> np.ndarray:
+        """Hash each of these images by itself, as `hashes` does."""
+        return hashes(self._images)[1][self._places]
+
 
 def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
     """Yield all images in their order, f32[n,H,W,C], n <= size."""
@@ -134,19 +139,32 @@ def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
 
 
 def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
-    """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
+    """Hash images and arrays together, as `hashes` does."""
+    return hashes(images, *arrays)[0]
+
+
+def hashes(images: ImageSet, *arrays: np.ndarray) -> tuple[str, np.ndarray]:
+    """Hash images with some arrays, and each image by itself, str[N].
+
+    Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
 
     Of an image set that has a `content_sha256()`, that is taken instead: what its images
     are made of, such as the bytes of their files, and how, so that none needs to be decoded.
+    The hashes of the images are p (pixels) and 8 digits, or those of its `image_hashes()`: f
+    (files) and 8 digits. An image set with a `content_sha256()` alone has "".
     """
-    digest = hashlib.sha256()
+    digest, each = hashlib.sha256(), list[str]()
     digest.update(f"float32 {tuple(images.shape)}".encode())
     if content := getattr(images, "content_sha256", None):
         digest.update(content().encode())
+        own = getattr(images, "image_hashes", None)
+        each = own().tolist() if own else [""] * len(images)
     else:
         for part in parts(images):
-            digest.update(np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint8).data)
+            rows = np.ascontiguousarray(part, np.float32).reshape(len(part), -1).view(np.uint8)
+            digest.update(rows.reshape(-1).data)
+            each += [f"p{hashlib.sha256(row.data).hexdigest()[:8]}" for row in rows]
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return digest.hexdigest(), np.array(each, str)

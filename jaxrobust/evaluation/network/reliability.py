@@ -197,12 +197,14 @@ def check_answers(
 
 def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
     """Flag `nan-gradients` where a probe's logits are finite and its input gradients are not."""
-    pairs = zip(probe["logits"], probe["gradients"], strict=True)
-    broken = sum(logits[0] >= 0 > gradient[0] for logits, gradient in pairs)
+    logits, gradients = (
+        [*probe[name], *probe.get(f"spread_{name}", ())] for name in ("logits", "gradients")
+    )
+    broken = sum(own[0] >= 0 > slope[0] for own, slope in zip(logits, gradients, strict=True))
     if not broken:
         return {}
     return {
-        "nan-gradients": f"the input gradients of {broken} of {len(probe['logits'])} noisy images "
+        "nan-gradients": f"the input gradients of {broken} of {len(logits)} noisy images "
         "are NaN or infinite, though their logits are finite: attacks that follow gradients fail, "
         "and the network looks robust; look for sqrt, norm or log at 0, and put the safe value "
         "inside before jnp.where chooses"

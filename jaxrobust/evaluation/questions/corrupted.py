@@ -27,7 +27,7 @@ from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
-from jaxrobust.evaluation.records import parts, verdicts
+from jaxrobust.evaluation.records import checked, parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
@@ -218,7 +218,7 @@ def _write_bundle(
     images: dict[str, ImageSet] = {}
     if measured.verdicts:
         images[CLEAN] = evaluation.images
-        right[CLEAN] = verdicts.read(evaluation.out / measured.verdicts).clean
+        right[CLEAN] = checked.verdicts(measured, evaluation.out / "results.jsonl").clean
     for name, source in opened.sources.items():
         packed = rows.get(name, {}).get("right")
         if packed is None:

@@ -1,24 +1,35 @@
 """The records and ledgers that a folder holds already: which of them answer, or can be replayed."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxrobust.evaluation.engine import replay
 from jaxrobust.evaluation.network import fingerprint
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import HashedImages
+from jaxrobust.evaluation.records.verdicts import other_images as other_hashes
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Threat
 
 
 def number(
-    out: Path, identity: dict[str, Any], question: str, network: Fingerprint, *, again: bool
+    out: Path,
+    identity: dict[str, Any],
+    question: str,
+    network: Fingerprint,
+    *,
+    again: bool,
+    confirmed: Callable[[AccuracyRecord], bool] = lambda record: True,
 ) -> str:
-    """Choose the number of an evaluation: that of one of the same network, done or begun."""
+    """Choose the number of an evaluation: that of one of the same network, done or begun.
+
+    `confirmed` looks at the record of an older version, whose fingerprint does not show that.
+    """
     exact = records.number_of(identity)
     done = {record.evaluation: record for record in records.read(out)}
     if again:
@@ -32,6 +43,11 @@ def number(
         for own, theirs in known.items()
         if theirs and not fingerprint.difference(theirs, network._asdict())
     }
+    for own in [own for own in same if own in done]:
+        asked = own == exact or same[own].get("question") == question
+        shown = fingerprint.is_shown(same[own], network._asdict())
+        if asked and not shown and not confirmed(done[own]):
+            del same[own]
     if exact in same or exact not in known:
         equal = [own for own, theirs in same.items() if theirs.get("question") == question]
         equal.sort(key=lambda own: (own not in done, own != exact))
@@ -50,6 +66,8 @@ def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord
     known = [record for record in records.read(out) if record.evaluation == number]
     if not hosts.first(bool(known)):
         return None
+    file = out / "results.jsonl"
+    hosts.together(lambda: checked.confirmed(known[-1], file) if known else None)
     if not known:  # a host that does not see the first one's records
         return AccuracyRecord(evaluation=number)
     theirs = (known[-1].fingerprint or {}).get("versions") or {}
@@ -95,13 +113,23 @@ def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
 
 
 def ledgers_beside(
-    out: Path, number: str, network: Fingerprint, norm: str, images: Mapping[str, Any]
+    out: Path,
+    number: str,
+    network: Fingerprint,
+    norm: str,
+    images: Mapping[str, Any],
+    hashed: HashedImages | None = None,
 ) -> Iterator[Path]:
-    """Yield the ledgers of a folder that are of this network and norm, at other radii."""
+    """Yield the ledgers of a folder that are of this network and norm, at other radii.
+
+    Not those of other `images`, by their record's fields, or by `hashed`, their hashes.
+    """
     done = {record.evaluation: record for record in records.read(out)}
     for path in replay.ledgers(out):
         of = _number_in(path)
         if of == number or of not in done or other_images(done[of], images):
+            continue
+        if hashed is not None and other_hashes(replay.images(path), hashed):
             continue
         head = replay.header(path)
         if replay.network_of(head) == list(network.exact.values()) and head["norm"] == norm:

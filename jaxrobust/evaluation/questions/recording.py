@@ -21,7 +21,7 @@ from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import parts, records, trained, verdicts
+from jaxrobust.evaluation.records import checked, parts, records, trained, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.devices import hardware
@@ -32,6 +32,7 @@ from jaxrobust.weights.store import hashes
 from jaxrobust.weights.store.checkpoint import disk_full
 
 _LOW = 0.5  # clean accuracy
+_TURNED = 0.005  # of the clean answers, by rounding
 
 
 class Evaluation:
@@ -67,10 +68,11 @@ class Evaluation:
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = tracing.argument("logits_fn", logits_fn, here)
         self.fingerprint = fingerprint.of_network(
-            network, self.images, each=self.batch, keyed=subject.keyed
+            network, self.images, each=self.batch, keyed=subject.keyed, labels=self.images.labels
         )
         self.questions: dict[str, str] = {}  # number -> hash of its question
         self._size: list[parts.NetworkSize] = []  # once it is known, shared by all questions
+        self._clean: list[verdicts.Verdicts] = []  # likewise
 
     def with_question(self, question: Question) -> "Evaluation":
         """Ask another checked question of the same network and images."""
@@ -111,7 +113,7 @@ class Evaluation:
     def _stopped(self, subject: Subject) -> AccuracyRecord:
         """Record an evaluation that stops, whose ledger is that of the plain one, which goes on."""
         images = self.images.content_sha256()
-        rule, about = stops.rule(self.question, subject, self.source, images)
+        rule, about = stops.rule(self.question, subject, self.source, images, self.hashed)
         plain = self.number(subject)
         number = self.number(subject, stop=rule.settings())
         if there := self.recorded(number):
@@ -162,10 +164,38 @@ class Evaluation:
             text = text.replace(getattr(self.fingerprint, key), key)
         question = records.number_of({"asked": text})
         again = self.question.again
-        chosen = earlier.number(self.out, identity, question, self.fingerprint, again=again)
+        how: dict[str, Any] = {"again": again, "confirmed": self._confirms}
+        chosen = earlier.number(self.out, identity, question, self.fingerprint, **how)
         number = hosts.everyone(chosen)[0]
         self.questions[number] = question
         return number
+
+    def _confirms(self, record: AccuracyRecord) -> bool:
+        """Compare the clean answers of all images with the verdicts of an older version's record.
+
+        Rounding may turn few of them.
+        """
+        about = (
+            f"the record {record.evaluation} is of an older version, which probed eight noisy "
+            "images, and the network's program is another"
+        )
+        there = checked.if_there(record, self.out / "results.jsonl")
+        if there is None or self.subject.keyed or jax.process_count() > 1:
+            say(f"WARNING: {about}: nothing else confirms that it is of this network")
+            return True
+        plain = self.question._replace(attack="clean", start=None, l1_rule=None)
+        if not self._clean:
+            how = (self.subject, self.source, self.weights, plain)
+            self._clean.append(measuring.counted(*how).verdicts)
+        before, now = verdicts.aligned([there, self._clean[0]])
+        others = int((before.clean != now.clean).sum())
+        if others > _TURNED * len(now.clean):
+            say(f"{about}: {others:,} of {len(now.clean):,} clean answers are others, so it is not")
+            return False
+        say(
+            f"WARNING: {about}: beside these, {len(now.clean):,} clean answers agree, not gradients"
+        )
+        return True
 
     def identity(self, subject: Subject) -> dict[str, Any]:
         """List what tells this evaluation from others."""
@@ -185,6 +215,11 @@ class Evaluation:
             **({"replay": sorted(path.stem for path in self.given)} if self.given else {}),
             **({"replay": None} if question.noreplay else {}),
         }
+
+    @property
+    def hashed(self) -> verdicts.HashedImages:
+        """Return the images by their places in the split, each with its hash."""
+        return verdicts.HashedImages(np.arange(self.question.images), self.images.image_hashes())
 
     @property
     def batch(self) -> int:
@@ -216,7 +251,7 @@ class Evaluation:
         """Find the ledgers of this folder that are replayed: this network's at other radii."""
         if self.question.noreplay or not self.question.replays:
             return []
-        of = (number, self.fingerprint, subject.ball.norm, self._image_fields())
+        of = (number, self.fingerprint, subject.ball.norm, self._image_fields(), self.hashed)
         ledgers = list(earlier.ledgers_beside(self.out, *of))
         return hosts.everyone(ledgers)[0]  # as the first process sees the folder
 
@@ -348,6 +383,8 @@ class Evaluation:
         ).stamped()
         if jax.process_index() == 0:
             if own is not None:
+                at = np.searchsorted(self.hashed.ids, own.image_ids)
+                own = own._replace(hashes=self.hashed.hashes[at])
                 verdicts.write(self.out / verdicts.file_of(number), number, own)
             records.append(self.out / "results.jsonl", record)
         return record

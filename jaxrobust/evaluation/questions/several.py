@@ -9,7 +9,7 @@ import numpy as np
 from jaxrobust.evaluation.questions import three_norms
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import parts, unions, verdicts
+from jaxrobust.evaluation.records import checked, parts, unions
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 
 # The fields of a record that are measured, which the record of a union is made of.
@@ -131,4 +131,4 @@ def _shared(
 
 def _of_record(record: AccuracyRecord, out: Path) -> Measured:
     kept = AccuracyRecord(**{name: getattr(record, name) for name in _MEASURED})
-    return Measured(kept, verdicts.read(out / str(record.verdicts)))
+    return Measured(kept, checked.verdicts(record, out / "results.jsonl"))

@@ -10,10 +10,12 @@ from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import comparable, records, stopping, verdicts
+from jaxrobust.evaluation.records import checked, comparable, records, stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.stopping import StopRule
+from jaxrobust.evaluation.records.verdicts import HashedImages
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
 
 _SHOWN = 6  # evaluations that a message lists
@@ -95,27 +97,46 @@ def check_images(question: Question, images: int) -> None:
 
 
 def rule(
-    question: Question, subject: Subject, source: registry.Source, images: str
+    question: Question,
+    subject: Subject,
+    source: registry.Source,
+    images: str,
+    each: HashedImages | None = None,
 ) -> tuple[StopRule, dict[str, Any]]:
     """Make the rule that the flags ask for, and what its record notes of the other network.
 
-    `images` is the hash of the images' content.
+    `images` is the hash of the images' content, `each` that of each image; None: it is unknown.
     """
     alpha = 0.05 if question.alpha is None else question.alpha
     if question.until_width is not None:
         return StopRule(width=question.until_width / 100, alpha=alpha), {}
     place = str(question.against)
-    other = found(place, _ours(question, subject, source, images))
-    own = verdicts.read(other.file.parent / str(other.record.verdicts))
+    ours = _ours(question, subject, source, images)
+    other = found(place, ours)
+    own = checked.verdicts(other.record, other.file)
     if count := int(comparable.replayed(own).sum()):
         raise ValueError(
             f"--against={place}: replayed points decided {count} of its images, which the attacks "
             "alone might have left standing; evaluate it again with --noreplay"
         )
+    if each is not None:
+        _check_images(place, other.record, ours, own.images, each)
     tie = None if question.tie is None else question.tie / 100
     name = (other.record.model or {}).get("name")
     about = {"evaluation": other.record.evaluation, "model": name, "weights": other.record.weights}
     return StopRule(against=own, tie=tie, alpha=alpha), {"against": about}
+
+
+def _check_images(place: str, *both: Any) -> None:
+    if words := comparable.image_differences(*both):
+        raise ValueError(
+            f"--against={place} is of other images: {words}; give an evaluation of these images"
+        )
+    if not comparable.same_images_shown(*both):
+        say(
+            f"WARNING: that --against={place} is of the same images is known by their names alone: "
+            "no hashes of each image, which older versions did not note, show it"
+        )
 
 
 def _ours(

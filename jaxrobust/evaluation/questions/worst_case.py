@@ -114,7 +114,7 @@ def worst_case(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
     within = _radii(held.shape[1:], radii or {})
-    known = _answering(logits_fn, held, batch_size)
+    known = _answering(logits_fn, held, right, batch_size)
     measured: list[Measured] = []
     questions = three_norms.questions(Question(seed=seed), skips=union_only)
     threats = [within[norm] for norm, _ in questions]
@@ -182,10 +182,10 @@ def _number(
 
 
 def _answering(
-    logits_fn: Callable[..., Array], images: np.ndarray, batch_size: int
+    logits_fn: Callable[..., Array], images: np.ndarray, labels: np.ndarray, batch_size: int
 ) -> fingerprint.Fingerprint:
     network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
-    known = fingerprint.of_network(network, images, each=batch_size)
+    known = fingerprint.of_network(network, images, each=batch_size, labels=labels)
     if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         logits = [

@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxrobust.attacks.ensembles import CUSTOM, FAST, VERSIONS
 from jaxrobust.data.transforms.preparing import same_preprocessing
-from jaxrobust.evaluation.records import pairs, sequential
+from jaxrobust.evaluation.records import pairs, sequential, verdicts
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.evaluation.records.verdicts import REPLAY, HashedImages, Verdicts
 from jaxrobust.runtime.processes import hosts
 
 OTHER_PICTURES = "the images or labels of the same names are others"
@@ -59,6 +59,27 @@ def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
     """Tell whether two records are surely of other images or labels, whatever their names."""
     a, b = pictures(one), pictures(other)
     return bool(a and b and a[:-1] == b[:-1] and a != b)
+
+
+def image_differences(
+    one: AccuracyRecord, other: AccuracyRecord, first: HashedImages, second: HashedImages
+) -> str:
+    """Say that two records are of different images of the same names; "" where nothing shows it.
+
+    `first` and `second` are the images of both, whose hashes may be unknown.
+    """
+    if words := verdicts.other_images(first, second):
+        return words
+    return OTHER_PICTURES if other_pictures(one, other) else ""
+
+
+def same_images_shown(
+    one: AccuracyRecord, other: AccuracyRecord, first: HashedImages, second: HashedImages
+) -> bool:
+    """Tell whether hashes show that the images of the same names are the same images."""
+    found = verdicts.common_images(first, second)
+    known = pictures(one)
+    return found.compared == found.common or (known is not None and known == pictures(other))
 
 
 _ORDER = "order of images, by its seed"

@@ -130,13 +130,28 @@ def images_of(record: AccuracyRecord) -> int | None:
 
     Images that a test could not read are among the places, and do not count.
     """
-    count = 0
-    for run in str(record.image_ids or "").split(", "):
+    runs = _runs(record.image_ids or "")
+    if runs is None:
+        return None
+    return sum(last - first + 1 for first, last in runs) - len(record.damaged or ())
+
+
+def places(ids: str) -> np.ndarray | None:
+    """List the places that `ranges` names, i[N]; None: they are unknown."""
+    runs = _runs(ids)
+    if runs is None:
+        return None
+    return np.concatenate([np.arange(first, last + 1) for first, last in runs])
+
+
+def _runs(ids: str) -> list[tuple[int, int]] | None:
+    runs = []
+    for run in ids.split(", "):
         first, dots, last = run.partition("..")
         if not first.isdigit() or not (last.isdigit() if dots else not last):
             return None
-        count += int(last or first) - int(first) + 1
-    return count - len(record.damaged or ())
+        runs.append((int(first), int(last or first)))
+    return runs
 
 
 def attack_line(record: AccuracyRecord) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.evaluation.records import parts, sequential
-from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts, other_images
 
 AHEAD, TIE, WIDTH, ENDED = "ahead", "tie", "width", "images"  # which rule stopped an evaluation
 RULES = (AHEAD, TIE, WIDTH, ENDED)
@@ -26,8 +26,11 @@ class StopRule(NamedTuple):
     tie: float | None = None  # or when their accuracies differ by less than this
     alpha: float = 0.05  # probability of an error, of each claim, over all looks
 
-    def check(self, ids: np.ndarray, labels: np.ndarray) -> None:
-        """Raise `ValueError` for a rule that cannot be meant on images with ids and labels."""
+    def check(self, ids: np.ndarray, labels: np.ndarray, hashes: np.ndarray | None = None) -> None:
+        """Raise `ValueError` for a rule that cannot be meant on images with ids and labels.
+
+        `hashes` of the images are as those of `Verdicts`; None: they are unknown.
+        """
         if not 0 < self.alpha < 1:
             raise ValueError(
                 f"alpha={self.alpha:g} is the probability of a false alarm; give one between 0 and "
@@ -52,6 +55,13 @@ class StopRule(NamedTuple):
             raise ValueError(
                 f"the verdicts to compare with have other labels on {wrong} of {len(there)} images"
             )
+        if hashes is not None:
+            words = other_images(self.against.images, HashedImages(ids, hashes))
+            if words:
+                raise ValueError(
+                    f"the verdicts to compare with are of other images: {words}; pass those of "
+                    "these images"
+                )
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
         """Order the places of the images that can be met, i[M]: of `against`, those it has."""

@@ -123,14 +123,26 @@ def _group(own: Sequence[ReportedEvaluation], key: str) -> Html | None:
         "Images that replayed points decided are left out, as the attacks alone might have left "
         f"them standing: {', '.join(without)}."
     )
+    unsure = [_label(one) for one in others if not _same_images(first, one)]
+    names_alone = (
+        f"That {', '.join(unsure)} saw the same images as {_label(first)} is known by their names "
+        "alone: older versions noted no hash of each image."
+    )
     name = f"{sentences.method(first.record)}, {threat}; the first is {_label(first)}"
     return tag(
         "section",
         tag("h3", name),
         tag("p", sentence) if without else None,
+        tag("p", names_alone) if unsure else None,
         tag("div", drawn, class_="figures"),
         table(f"Differences to {_label(first)}", _HEAD, rows, words=2),
     )
+
+
+def _same_images(first: ReportedEvaluation, other: ReportedEvaluation) -> bool:
+    assert first.verdicts is not None and other.verdicts is not None, "groups() has them"
+    images = (first.verdicts.images, other.verdicts.images)
+    return comparable.same_images_shown(first.record, other.record, *images)
 
 
 def _label(one: ReportedEvaluation) -> str:

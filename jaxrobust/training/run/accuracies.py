@@ -10,7 +10,7 @@ from jaxrobust.config import NetworkSpec, network_of
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse
-from jaxrobust.evaluation.records import parts, records, trained
+from jaxrobust.evaluation.records import checked, parts, records, trained
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -113,6 +113,8 @@ def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> d
 def table(workdir: Path) -> str:
     """Write the records as a table for people."""
     rows = records.read(workdir)
+    for record in rows:
+        checked.check(record, workdir / "results.jsonl")
     width = max(len(str(r.weights)) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
     for r in rows:

@@ -125,9 +125,13 @@ def check_classes(path: Path, source: registry.Source, *, renamed: bool = False)
 
 def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
     """Find the records of some weights in a run: those of its tests and of its evaluations."""
-    files = (workdir / "results.jsonl", workdir / "evaluation" / "results.jsonl")
-    rows = [row for file in files for row in jsonl.read(file)]
+    rows = [row for file in record_files(workdir) for row in jsonl.read(file)]
     return [row for row in rows if row.get("weights_sha256") == weights_sha256]
+
+
+def record_files(workdir: Path) -> tuple[Path, Path]:
+    """Name the files of records of a run: of its tests, and of its evaluations."""
+    return workdir / "results.jsonl", workdir / "evaluation" / "results.jsonl"
 
 
 def run_weights(

@@ -812,6 +812,7 @@ class ArgumentsTest(parameterized.TestCase):
             np.array([True, True]),
             np.array([True, False]),
             np.array([True, True]),
+            np.array([False, True]),
             np.array([[7], [8]]),
         ]
         with (
@@ -823,7 +824,8 @@ class ArgumentsTest(parameterized.TestCase):
             ids = np.arange(5, dtype=np.uint32)
             labels = np.zeros(5, np.int32)
             found = autoattack._classified(runner, np.zeros((5, *SHAPE)), labels, ids, 7, 1, how)
-        clean, once, finite, likely = (part.tolist() for part in found)
+        clean, once, finite, sure, likely = (part.tolist() for part in found)
+        self.assertEqual(sure, [rule is None, False, rule is None, True, rule is None])
         self.assertEqual(clean, [True, True, True, True, False])
         self.assertEqual(once, [True, True, True, False, False])
         self.assertEqual(finite, [True] * 5)

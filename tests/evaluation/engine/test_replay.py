@@ -147,12 +147,18 @@ class RefusalTest(parameterized.TestCase):
 
     def test_other_images(self):
         asked = {"norm": "linf", "epsilon": 2 / 255, "attacks": FIRST, "batch_size": 8}
+        ledger, given = self.ledger(), (NETS["lin"], IMAGES[8:16], LABELS[8:16])
+        with self.assertRaisesRegex(ValueError, "is of other images: 8 of 8 images of the same na"):
+            evaluate(*given, replay=[ledger], **asked)
+        head, *rows = ledger.read_text().splitlines()
+        head = json.dumps({"identity": json.loads(head)["identity"]})  # as of an older version
+        ledger.write_text("\n".join([head, *rows]) + "\n")
         with self.assertRaisesRegex(
             ValueError,
             r"is of other images, .* for image \d+ is [\d.]+ in linf away from ours, more than its "
             "radius of 0.007843; replay an evaluation of these images",
         ):
-            evaluate(NETS["lin"], IMAGES[8:16], LABELS[8:16], replay=[self.ledger()], **asked)
+            evaluate(*given, replay=[ledger], **asked)
 
     def test_another_size(self):
         network = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1)[:, :10])

@@ -40,7 +40,8 @@ class EvaluationCase(parameterized.TestCase):
         self.out = Path(self.create_tempdir())
         source = SimpleNamespace(name="digits", split="test", ids_sha256="", classes=("a", "b"))
         source.where = lambda: "digits test"
-        images = SimpleNamespace(content_sha256=lambda: "content")
+        hashes = np.array(["f0", "f1", "f2"])
+        images = SimpleNamespace(content_sha256=lambda: "content", image_hashes=lambda: hashes)
         self.own = object.__new__(Evaluation)
         weights = Weights({"w": np.ones((2, 2), np.float32)}, {})
         question = Question(attack="apgd-ce", images=3, preprocessing="none")
@@ -100,12 +101,13 @@ class IdentityTest(EvaluationCase):
             out, identity, question, network = number.call_args.args
             self.assertEqual((out, network), (self.out, OWN))
             self.assertEqual(identity, self.own.identity(SUBJECT) | {"more": 1})
-            self.assertEqual(number.call_args.kwargs, {"again": False})
+            how = {"again": False, "confirmed": self.own._confirms}
+            self.assertEqual(number.call_args.kwargs, how)
             self.assertEqual(self.own.questions, {"7": question})
             self.own.fingerprint = OWN._replace(program="another", gradient="one more")
             self.ask(again=True).number(SUBJECT, more=1)
             self.assertEqual(number.call_args.args[2], question)
-            self.assertEqual(number.call_args.kwargs, {"again": True})
+            self.assertEqual(number.call_args.kwargs, how | {"again": True})
             self.own.number(SUBJECT)
             self.assertNotEqual(number.call_args.args[2], question)
 
@@ -146,7 +148,9 @@ class AskingTest(EvaluationCase):
         if expected:
             images = {"dataset": "digits", "split": "test", "ids_sha256": "", "image_size": 8}
             images |= {"preprocessing": "none"}
-            own.assert_called_once_with(self.out, "7", OWN, "linf", images)
+            *given, hashed = own.call_args.args
+            self.assertEqual(given, [self.out, "7", OWN, "linf", images])
+            self.assertEqual(hashed.hashes.tolist(), ["f0", "f1", "f2"])
 
     @parameterized.parameters(
         ({"noreplay": True}, (), True),

@@ -316,7 +316,7 @@ class RuleTest(absltest.TestCase):
         left = mock.patch.multiple(
             stops, found=lambda place, ours: other, _ours=lambda *given: None
         )
-        read = mock.patch.object(verdicts, "read")
+        read = mock.patch.object(stops.checked, "verdicts")
         fooled = mock.patch.object(stops.comparable, "replayed", lambda own: np.zeros(3, bool))
         with left, read, fooled:
             rule, about = stops.rule(Question(against="there", tie=1.0, alpha=0.1), None, None, "")
