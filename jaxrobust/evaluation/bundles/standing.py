@@ -11,13 +11,14 @@ from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.bundles.claims import Bundle, ClaimFindings
 from jaxrobust.evaluation.bundles.contradictions import RecordJson, is_a
 from jaxrobust.evaluation.engine.autoattack import autoattack
+from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.runtime.text.progress import say
 
 IMAGES = 60  # after none of which falls at most 5 % of all that stand would
 ATTACKS = ("apgd-ce", "apgd-t")
-_CHANCE = 0.01  # share of standing images that another seed of the same attacks may fool
+_CHANCE = 0.01  # probability that another seed of the same attacks fools an image that stood
 
 
 class StandingSample(NamedTuple):
@@ -39,21 +40,18 @@ class StandingSample(NamedTuple):
     @property
     def least(self) -> int:
         """Bound from below how many of those that stand would fall, with 95 % confidence."""
-        return self._least(len(self.fallen))
+        stood = self.attacked - len(self.fallen)
+        return self.standing - survivors.most_fooled(stood, self.attacked, self.standing)
 
     @property
     def contradicts(self) -> str | None:
         """Say that more images fall to attacks of the record than by chance; None: they do not."""
-        if self._least(self.refuted) <= _CHANCE * self.standing:
+        if checks.binomial_interval(self.refuted, self.attacked, 0.9)[0] <= _CHANCE:
             return None
         return (
             f"{self.refuted:,} of {self.attacked:,} images that it says stand fell to attacks that "
             "its record says they withstand"
         )
-
-    def _least(self, fooled: int) -> int:
-        stood = survivors.most_fooled(self.attacked - fooled, self.attacked, self.standing)
-        return self.standing - stood
 
     def bounds(self, at_most: int) -> tuple[float, float]:
         """Bound the robust accuracy, where forward passes leave `at_most` images."""

@@ -29,6 +29,7 @@ from jaxrobust.evaluation.bundles.standing import StandingSample
 from jaxrobust.evaluation.questions import corrupted, flags, measuring, questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.records import survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
@@ -271,24 +272,32 @@ def _other_split(about: Any, source: Any) -> str | None:
 
 
 def _other_attacks(record: dict[str, Any]) -> str | None:
-    """Say that a record has other attacks than the version of AutoAttack that it names."""
-    named = str(record.get("method")).partition(",")[0].partition(" + ")[0]
-    kind, _, version = named.partition(" ")
-    if kind != questions.AUTOATTACK or version not in ensembles.VERSIONS:
-        return None
-    norm, known = record["attacks"][0]["norm"], ("name", "steps", "restarts")
-    wanted = [own._asdict() for own in ensembles.plan(norm, version, None, None)]
-    same = [
-        all(own.get(key, ours[key]) == ours[key] for key in known)
-        for own, ours in zip(record["attacks"], wanted, strict=False)
-    ]
-    if len(same) == len(wanted) and all(same):
-        others = record["attacks"][len(wanted) :]
-        if all("sha256" in own for own in others):  # of the user
+    """Say that the method that a record names is not that of its attacks."""
+    method, attacks = record.get("method"), record["attacks"]
+    names = [str(own["name"]) for own in attacks]
+    users = [str(own["name"]) for own in attacks if "sha256" in own]
+    ours = [own for own in attacks if "sha256" not in own]
+    known = [version for version in ensembles.VERSIONS if _is_version(version, ours)]
+    heads = [names, *([f"{questions.AUTOATTACK} {version}", *users] for version in known)]
+    for head in (" + ".join(own) for own in heads):
+        if method in (None, survivors.METHOD, head) or str(method).startswith(f"{head}, "):
             return None
     return (
-        f"its record names the method {record['method']!r:.40}, and its attacks are others: "
-        f"{', '.join(str(attack['name']) for attack in record['attacks']):.80}"
+        f"its record names the method {method!r:.40}, and its attacks are others: "
+        f"{', '.join(names):.80}"
+    )
+
+
+def _is_version(version: str, attacks: list[dict[str, Any]]) -> bool:
+    """Tell whether attacks of a record are those of a version of AutoAttack."""
+    if not attacks:
+        return False
+    wanted = ensembles.plan(attacks[0]["norm"], version, None, None)
+    return len(wanted) == len(attacks) and all(
+        own.get(key, value) == value
+        for own, ours in zip(attacks, wanted, strict=True)
+        for key, value in ours._asdict().items()
+        if key in ("name", "steps", "restarts")
     )
 
 

@@ -57,21 +57,29 @@ def lost_verdict(folder: Path, honest) -> None:
     bundles.resigned(folder)
 
 
-def one_erased(folder: Path, honest) -> None:
-    rows = bundles.rows_of(folder)
-    next(row for row in rows if row["verdict"].startswith("apgd"))["verdict"] = ""
-    bundles.rows_changed(folder, rows)
+def some_erased(count: int) -> forgeries.Edit:
+    def edit(folder: Path, honest) -> None:
+        rows = bundles.rows_of(folder)
+        for row in [row for row in rows if row["verdict"].startswith("apgd")][:count]:
+            row["verdict"] = ""
+        bundles.rows_changed(folder, rows)
+
+    return edit
 
 
 # Each has a name, an edit, and what is said of it: by the board as the reason why it is not ranked.
 WORSE_THAN_SAID = [
     *(f._replace(said=f.said or "stand fell to attacks that") for f in forgeries.BETTER),
-    forgeries.Forgery("one erased", one_erased, "1 of .* stand fell to attacks that its record"),
+    forgeries.Forgery("some erased", some_erased(4), "4 of .* stand fell to attacks that its rec"),
     forgeries.Forgery("another norm", forgeries.ball(norm="linf"), forgeries.REACH),
     forgeries.Forgery("no hash of weights", changed_record(function={}), "This is another network"),
     forgeries.Forgery(
         "the name of a stronger attack", changed_record(method="autoattack standard"),
         "names the method 'autoattack standard', and its attacks are others: apgd-ce, apgd-t",
+    ),
+    forgeries.Forgery(
+        "a name like that of a stronger attack", changed_record(method="AutoAttack standard"),
+        "names the method 'AutoAttack standard', and its attacks are others: apgd-ce, apgd-t",
     ),
     forgeries.Forgery("a lost verdict", lost_verdict, "None for the verdict"),
 ]  # fmt: skip
@@ -148,6 +156,16 @@ class BetterTest(parameterized.TestCase):
         self.assertEqual(plain["boards"], [])
         self.assertRegex("".join(plain["left_out"].values()), forgery.said)
         self.assertIn("it is not ranked", plain["said"])
+
+    def test_one_erased_is_no_gain(self):
+        """One image may fall to another seed, which is no accusation; the number is honest."""
+        some_erased(1)(self.folder, None)
+        code, said, plain = self.verified(self.folder)
+        honest = claims.read(self.honest).record["robust"]
+        self.assertEqual((code, plain["sample"]["fell"], plain["robust_at_most"]), (0, 1, honest))
+        self.assertRegex(said, r"fell: image \d+ .apgd-")
+        ((row,),) = (b["tables"][0]["rows"] for b in self.boarded(forged="logits_fn")["boards"])
+        self.assertAlmostEqual(row["robust"], honest)
 
     def test_verdicts_of_another_network(self):
         """The bundle of one network beside the weights of another."""
@@ -242,9 +260,9 @@ class SampleTest(parameterized.TestCase):
 
     def test_chance_contradicts_nothing(self):
         self.assertIsNone(self.sample(1).contradicts)
-        self.assertIsNone(self.sample(9, refuted=1).contradicts)
-        self.assertRegex(self.sample(4).contradicts, "4 of 60 images that it says stand fell")
-        self.assertIsNotNone(self.sample(1, standing=60).contradicts)
+        self.assertIsNone(self.sample(9, refuted=2).contradicts)
+        self.assertRegex(self.sample(3).contradicts, "3 of 60 images that it says stand fell")
+        self.assertIsNotNone(self.sample(2, standing=20, attacked=20).contradicts)
 
 
 if __name__ == "__main__":

@@ -751,7 +751,7 @@ class VerificationTest(parameterized.TestCase):
         (True, None, None, "another program", True),  # which says nothing of the claim
     )
     def test_what_is_confirmed(self, whole, network, split, program, expected):
-        record = {"model": {"num_classes": 3, "image_size": 8}}
+        record = {"model": {"num_classes": 3, "image_size": 8}, "attacks": []}
         read = mock.Mock(record=record, number="n", threat={"norm": "l2", "epsilon": 0.5})
         read.corrupted = False
         findings = mock.Mock(whole=whole)
