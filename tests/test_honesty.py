@@ -37,7 +37,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training.run import warnings
 from jaxrobust.types import Classifier
-from jaxrobust.weights.trained import kept
+from jaxrobust.weights.trained import history, kept
 from tests.support import (
     bundles,
     datasets,
@@ -615,7 +615,7 @@ class ChosenTest(parameterized.TestCase):
     def test_records_of_a_choice(self, name, split, evaluated, expected):
         chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
         on = {"dataset": "digits", "split": evaluated}
-        said = trained.training(runs.tiny(), "train", **on, chosen=chosen)
+        said = trained.training([history.of_config(runs.tiny(), "train", chosen=chosen)], **on)
         self.assertIs(said["selection"]["on_evaluated_images"], expected)
         self.assertEqual("selection" in trained.flags(said), expected is not False)
 
@@ -628,7 +628,9 @@ class ChosenTest(parameterized.TestCase):
     def test_records_of_what_was_trained_on(self, more, evaluated, expected):
         config = runs.tiny().unlock()
         config.data.update(more)
-        said = trained.training(config, "train", dataset="digits", split=evaluated)
+        said = trained.training(
+            [history.of_config(config, "train")], dataset="digits", split=evaluated
+        )
         self.assertEqual(said["on_evaluated_images"], expected)
         self.assertEqual("training" in trained.flags(said), expected)
 

@@ -142,7 +142,11 @@ def read(given: ExportSettings) -> ExportedNetwork:
     chosen = kept.selected(workdir) if given.selected else None
     network, which = of_run(workdir, given.phase, given.which, chosen)
     sha256 = network.weights_sha256
-    known = network_account.of_run(workdir, which, sha256, image_size=network.image_size)
+    known = network_account.of_run(
+        *(workdir, which, sha256),
+        image_size=network.image_size,
+        chosen=kept.chosen_on(workdir) if chosen else None,
+    )
     return ExportedNetwork(network, which, None, _known(given, known, sha256), sha256)
 
 

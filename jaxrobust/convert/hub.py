@@ -117,6 +117,7 @@ def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
         "preprocessing": known.preprocessing,
         **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
         "accuracies": [record.to_json() for record in known.records] or None,
+        "training": known.training,
         "weights_sha256": sha256,
     }
     names = known.classes or (imagenet.synsets() if known.imagenet else ())

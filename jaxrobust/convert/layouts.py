@@ -156,6 +156,7 @@ def described(network: Network, known: Account) -> dict[str, Any]:
         "preprocessing": known.preprocessing,
         **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
         "accuracies": [record.to_json() for record in known.records] or None,
+        "training": known.training,
         "published_id": known.published,
         "source": known.source or known.which,
         "source_sha256": known.source_sha256,

@@ -1,7 +1,7 @@
 """Accounts of networks that are handed on: their inputs, their training and their records."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrobust.data import imagenet, resolve
 from jaxrobust.evaluation.records import checked, records
@@ -12,7 +12,7 @@ from jaxrobust.training.update import objectives
 from jaxrobust.types import Threat, threats
 from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network
-from jaxrobust.weights.trained import runs
+from jaxrobust.weights.trained import history, runs
 
 UNKNOWN = "not known"
 _NAMED = 20  # classes; more stand in a file
@@ -33,9 +33,17 @@ class Account(NamedTuple):
     source: str | None = None  # where imported weights are from
     source_sha256: str | None = None
     license: str | None = None  # SPDX
+    training: history.History | None = None
 
 
-def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = None) -> Account:
+def of_run(
+    workdir: Path,
+    which: str,
+    sha256: str,
+    *,
+    image_size: int | None = None,
+    chosen: dict[str, Any] | None = None,
+) -> Account:
     """Take the facts of a run's weights; a preprocessing to its size is nothing for another."""
     phase = which.partition(",")[0]
     config = runs.run_config(workdir, phase)
@@ -58,6 +66,7 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         classes=classes,
         imagenet=classes == imagenet.synsets(),
         records=records_of_run(workdir, sha256),
+        training=history.of_run(workdir, phase, chosen=chosen),
     )
 
 
@@ -93,6 +102,7 @@ def of_weights(network: Network, which: str) -> Account:
         source=about.get("source"),
         source_sha256=about.get("source_sha256"),
         license=(PUBLISHED[key].license or None) if key in PUBLISHED else None,
+        training=about["training"],
     )
 
 

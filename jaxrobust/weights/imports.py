@@ -159,6 +159,7 @@ def described(network: Network) -> dict[str, Any]:
         "image_size": size,
         "in_channels": network.in_channels,
         **expected,
+        "training": facts.training,
         "published_id": key,
         "source": facts.source,
         "source_sha256": facts.record.get("sha256") or (file and hashes.file_sha256(file)),

@@ -10,7 +10,7 @@ from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.store import certificates, files, weights_folder
 from jaxrobust.weights.store.artifact import Artifact, WeightFacts
-from jaxrobust.weights.trained import runs
+from jaxrobust.weights.trained import history, runs
 
 _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
 
@@ -30,11 +30,13 @@ def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = 
 
 
 def _expected(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config.get(key) for key in ("preprocessing", "norm", "epsilon", "accuracies")}
+    keys = ("preprocessing", "norm", "epsilon", "accuracies", "training")
+    return {key: config.get(key) for key in keys}
 
 
 def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
     assert source.file is not None
+    certificates.check(source.file)
     settings = sources.settings_of(source.settings)
     arrays, stored = files.artifact(source.file, which=which, cast=cast)
     own = settings.get("jaxrobust") or {}
@@ -116,6 +118,7 @@ def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         preprocessing=config.data.get("preprocessing"),
         norm=ball.norm if ball else None,
         epsilon=ball.epsilon if ball else None,
+        training=history.of_run(workdir, runs.phase_of(workdir)),
         which=held,
     )
     arrays: dict[str, Any] = {k: np.asarray(a) for k, a in (params | stats).items()}

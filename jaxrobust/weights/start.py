@@ -1,6 +1,5 @@
 """The weights that a run starts from, and those that its phases hand on."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from jaxrobust.weights.naming.compose import check_choices, compose, normalized
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates, hashes
 from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
-from jaxrobust.weights.trained import start_run
+from jaxrobust.weights.trained import history, start_run
 
-RECORD = "init.json"  # in a run's workdir
 # Fields of the families' rows.
 _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
@@ -53,11 +51,12 @@ def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str
     theirs, ours = (row.get("stem_strides") for row in _rows(artifact.facts, config.model))
     if init.stem == "keep" and theirs != ours:
         say(f"init.weights={source}: trained with stem_strides={theirs}, here {ours}")
-    record = {"weights": source, "where": artifact.facts.where}
+    record: dict[str, Any] = {"weights": source, "where": artifact.facts.where}
     record |= {"stem": init.stem, "head": init.head}
     if init.normalize != "keep":
         record["normalize"] = init.normalize
     record |= {"weights_sha256": hashes.weights_sha256(artifact.arrays, {})}
+    record["training"] = history.checked(artifact.facts.training)
     return start, record | {"start_sha256": start.weights_sha256}
 
 
@@ -144,7 +143,8 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     start = normalized(drawn, how)
     sha256 = hashes.weights_sha256(start.params, start.stats)
     where = "the module's own weights" if of_torch else f"random weights of seed {config.seed}"
-    record = {"weights": None, "where": where, "normalize": how}
+    record: dict[str, Any] = {"weights": None, "where": where, "normalize": how}
+    record["training"] = [None] if of_torch else []
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
@@ -196,15 +196,9 @@ def _rows(facts: WeightFacts, model: ModelSection) -> tuple[dict[str, Any], dict
     return models.computed(facts.model, own[0]), models.computed(model.name, own[1])
 
 
-def record_of(workdir: Path) -> dict[str, Any] | None:
-    """Read the record of the weights that a run started from; None: they were random."""
-    path = workdir / RECORD
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def changed(config: Config, workdir: Path) -> str:
     """Warn where the weights that a run started from are others by now; empty: they are not."""
-    before = record_of(workdir)
+    before = history.start_of(workdir)
     if before is None or not config.init.weights:
         return ""
     try:

@@ -22,6 +22,7 @@ from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import commands, sentences
 from jaxrobust.training import build
 from jaxrobust.training.update import inner
+from jaxrobust.weights.trained import history
 from tests.support import evaluations, paths
 from tests.support.ensemble import IMAGES, LABELS, NETS
 from tests.support.runs import tiny
@@ -217,7 +218,9 @@ class EverywhereTest(parameterized.TestCase):
 
     def test_what_a_record_says_of_a_training(self):
         config = tiny(attack__name="mim", pretrain__epochs=0)
-        found = trained.training(config, "train", dataset="digits", split="test")
+        found = trained.training(
+            [history.of_config(config, "train")], dataset="digits", split="test"
+        )
         self.assertEqual((found["phases"][-1]["attack"], found["passes"]), ("mim", 3 * (1 + 2)))
 
     def test_names_that_a_message_lists(self):

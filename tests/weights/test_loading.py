@@ -21,6 +21,7 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.fetch import remote_weights
 from jaxrobust.weights.store import hashes, weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.trained import history
 from tests.support import evaluations
 from tests.support import runs as training
 from tests.support.servers import ServedCase
@@ -219,7 +220,7 @@ class HubTest(Case):
             self.server.close()
             workdir = self.folder / "run"
             workdir.mkdir()
-            (workdir / start_weights.RECORD).write_text(json.dumps(record))
+            (workdir / history.START).write_text(json.dumps(record))
             config = training.tiny(init__weights="hf://me/net")
             self.assertEqual(start_weights.changed(config, workdir), "")
 

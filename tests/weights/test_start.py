@@ -26,6 +26,7 @@ from jaxrobust.training.run import loop, run
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose, convert
 from jaxrobust.weights.store import hashes, weights_folder
+from jaxrobust.weights.trained import history
 from tests.support import result_lines, sweeps
 from tests.support import runs as training
 from tests.support.evaluations import call
@@ -693,6 +694,7 @@ class RecordOfStartTest(parameterized.TestCase):
         self.assertIs(start, self.made)
         expected = {"weights": "w", "where": "there", "stem": "keep", "head": "keep"} | init
         expected |= {"weights_sha256": self.sha256, "start_sha256": "made"}
+        expected["training"] = [None]  # nothing is known of it
         self.assertEqual(record, expected)
         expected = {"fresh_stem": "stem" in init, "as_it_is": False}
         self.assertEqual(self.local.call_args.kwargs, expected)
@@ -713,7 +715,7 @@ class RecordOfStartTest(parameterized.TestCase):
 
     def note(self, sha256: str) -> None:
         text = json.dumps({"weights_sha256": sha256, "start_sha256": "made"})
-        (self.workdir / start_weights.RECORD).write_text(text)
+        (self.workdir / history.START).write_text(text)
 
     def test_weights_that_have_changed(self):
         self.note("f" * 64)

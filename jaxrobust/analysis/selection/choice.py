@@ -14,7 +14,6 @@ from jaxrobust.analysis.selection import at_one_size, begun
 from jaxrobust.analysis.selection.at_one_size import Size
 from jaxrobust.data.splits import grammar as splits
 from jaxrobust.evaluation.network import collapse
-from jaxrobust.evaluation.records import trained
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
@@ -22,7 +21,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.update import objectives
 from jaxrobust.types import Threat, threats
 from jaxrobust.weights.store import hashes
-from jaxrobust.weights.trained import kept, runs
+from jaxrobust.weights.trained import history, kept, runs
 
 RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
 ONE_CLASS = "one that answers one class only where all do"
@@ -116,10 +115,11 @@ def _config(given: SelectionSettings, phase: str) -> Any:
             f"{data.selection_split} {why} the test split of {given.run}, which a choice must not "
             "look at; give another --split"
         )
-    for images in trained.trained_on(config):
-        if splits.same_images(images, (data.name, data.selection_split)):
+    for images in history.trained_on(config, phase):
+        own, ours = (images["dataset"], images["split"]), (data.name, data.selection_split)
+        if splits.same_images(own, ours):
             say(
-                f"WARNING: {data.selection_split} holds images of {images[1]}, which {phase} is "
+                f"WARNING: {data.selection_split} holds images of {own[1]}, which {phase} is "
                 "trained on: the choice does not see where the weights overfit"
             )
     return config

@@ -24,7 +24,7 @@ from jaxrobust.types import NORMS, Threat, Weights, threats
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.fetch import sources as weights_sources
-from jaxrobust.weights.trained import kept, runs
+from jaxrobust.weights.trained import history, kept, runs
 
 
 class GivenFlags(NamedTuple):
@@ -332,7 +332,8 @@ def weights(
             subject = replace(subject, chosen=kept.chosen_on(run))
         else:
             which, read = runs.run_weights(run, given.phase, image_size=size)
-        return which, subject, read
+        steps = history.of_run(run, which.partition(",")[0], chosen=subject.chosen)
+        return which, replace(subject, history=steps), read
     if given.torch:
         images = _some(subject, source, given)
         following = () if given.corruptions else questions.following(given.attack, given.version)

@@ -202,7 +202,7 @@ class Evaluation:
         source, question, network = self.source, self.question, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         how = [*subject.ball.settings().values(), question.seed, question.search_dtype]
-        seen = trained.flags(_training(subject, self.which, source))
+        seen = trained.flags(_training(subject, source))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
@@ -340,7 +340,7 @@ class Evaluation:
         """Write the record of what was measured, in the first process, and return it."""
         subject, question, source = self.subject, self.question, self.source
         named = None if subject.net else self.weights
-        training = _training(subject, self.which, source)
+        training = _training(subject, source)
         network: parts.NetworkFingerprint = {
             **fingerprint.resolved(self.fingerprint._asdict()),
             "images": self.images.content_sha256(),
@@ -390,13 +390,9 @@ class Evaluation:
         return record
 
 
-def _training(
-    subject: Subject, which: str | None, source: registry.Source
-) -> parts.TrainingFacts | None:
-    if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
-        return None
-    on: dict[str, Any] = {"dataset": source.name, "split": source.split, "chosen": subject.chosen}
-    return trained.training(subject.config, which.partition(",")[0], **on)
+def _training(subject: Subject, source: registry.Source) -> parts.TrainingFacts | None:
+    on: dict[str, Any] = {"dataset": source.name, "split": source.split}
+    return trained.training(subject.history or [], **on, files_sha256=source.files_sha256)
 
 
 def claim(out: Path) -> None:

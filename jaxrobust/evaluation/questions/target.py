@@ -28,6 +28,7 @@ from jaxrobust.types import Classifier, Threat, Weights, threats
 from jaxrobust.weights.naming import convert, state_dicts
 from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.trained import runs
+from jaxrobust.weights.trained.history import History, checked
 
 FUNCTION, TORCH = "--function", "--torch"
 _TURNS = 8  # images for each slot, below which more slots stand idle for what they save
@@ -50,6 +51,7 @@ class Subject:
     expected: str | None = None  # the preprocessing that imported weights expect of photographs
     config: Any = None  # what the network was made from, for the record
     chosen: dict[str, Any] | None = None  # on which images --selected chose the weights
+    history: History | None = None  # how the weights came about
     function: functions.Named | None = None  # of images to logits, which is the whole network
     net: Classifier | None = None  # of that function, after `with_arrays`
     arrays_sha256: str | None = None  # the same
@@ -146,6 +148,7 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
         norm=norm,
         expected=about["preprocessing"],
         config=about,
+        history=checked(about.get("training")),
     )
 
 
@@ -243,6 +246,7 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
     if line := certificates.line(path):
         say(line)
     path = path / weights_folder.WEIGHTS if path.is_dir() else path
+    certificates.check(path)
     sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}
     if functions.is_name(network.name):
         sizes["in_channels"] = network.in_channels

@@ -86,11 +86,11 @@ class SelectionImages(TypedDict, total=False):
 
 
 class TrainingFacts(TypedDict):
-    """How weights were trained, up to the phase whose weights the record is of."""
+    """How weights were trained, up to those that the record is of; None: it is not known."""
 
-    phases: list[dict[str, Any]]  # objective, epochs and attack of each
-    passes: float  # over an image, of all phases
-    on_evaluated_images: bool
+    phases: list[dict[str, Any]]  # objective, epochs and attack of each, of all runs
+    passes: float | None  # over an image, of all phases and of the runs before
+    on_evaluated_images: bool | None
     selection: SelectionImages
 
 

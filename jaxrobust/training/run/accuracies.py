@@ -18,8 +18,8 @@ from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.types import Weights, threats
-from jaxrobust.weights import start
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import history
 
 
 def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict[str, float]:
@@ -44,8 +44,9 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         for ball in balls
     ]
     ids = records.ids_of(len(images))
-    known = ((r.weights, r.attacks, r.image_ids) for r in records.read(workdir))
-    if hosts.first((which, made, ids) in known):
+    sha256 = hashes.weights_sha256(best.params, best.stats)
+    known = ((r.weights, r.attacks, r.image_ids, r.weights_sha256) for r in records.read(workdir))
+    if hosts.first((which, made, ids, sha256) in known):
         return {}
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     scores = _scores(run, best, images)
@@ -53,12 +54,17 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     function: Any = models.origin(spec.name, **spec.sizes(), **spec.options)
     damaged = sorted(damage.met) if damage is not None else []
     one = scores.get("collapse")
-    data, wanted = config.data, config.data.preprocessing
-    training = trained.training(config, name, dataset=data.name, split=data.test_split)
+    data, wanted, init = config.data, config.data.preprocessing, history.start_of(workdir)
+    training = trained.training(
+        history.of_run(workdir, name),
+        dataset=data.name,
+        split=data.test_split,
+        files_sha256=source.files_sha256,
+    )
     record = AccuracyRecord(
         config_sha256=hashes.config_sha256(plain),
         weights=which,
-        weights_sha256=hashes.weights_sha256(best.params, best.stats),
+        weights_sha256=sha256,
         dataset=data.name,
         split=data.test_split,
         image_ids=ids,
@@ -75,7 +81,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         training=training,
         ids_sha256=source.ids_sha256 or None,
         classes_sha256=hashes.classes_sha256(source.classes),
-        init=start.record_of(workdir),
+        init=init and {key: value for key, value in init.items() if key != "training"},
         clean_top5=scores.get("clean_top5"),
         function=function,
         damaged=[source.describe(index) for index in damaged] or None,

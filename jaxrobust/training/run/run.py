@@ -44,7 +44,7 @@ from jaxrobust.weights.naming import compose
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, disk_full, steps
-from jaxrobust.weights.trained import runs
+from jaxrobust.weights.trained import history, runs
 
 # What a workdir may change between two runs of the same command without becoming another run; a
 # record carries its own test settings.
@@ -214,7 +214,7 @@ def _data_of(config: Config) -> str:
 
 def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
     if jax.process_index() == 0:
-        jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
+        jsonl.replace(workdir / history.START, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
     for line in compose.summary(start):
         say(f"  {line}")

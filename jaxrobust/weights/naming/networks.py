@@ -52,7 +52,15 @@ def network(artifact: Artifact, request: Request) -> Network:
         )
     except ValueError as error:
         raise ValueError(f"{facts.where}: {error}") from error
-    return made._replace(facts=facts, normalized_by=normalized_by)
+    made = made._replace(facts=facts, normalized_by=normalized_by)
+    exported = (facts.settings.get("jaxrobust") or {}).get("weights_sha256")
+    as_stored = not (made.fresh or made.resized or request.raw or request.normalize != "auto")
+    if exported and as_stored and made.weights_sha256 != exported:
+        raise ValueError(
+            f"{facts.where} holds other weights than config.json beside it describes (another "
+            "sha256); get both again"
+        )
+    return made
 
 
 def normalisation(

@@ -30,6 +30,7 @@ class WeightFacts(NamedTuple):
     norm: str | None = None  # of the threat that they were trained or published for
     epsilon: float | None = None  # its radius, in units of [0, 1] pixels
     accuracies: list[dict[str, Any]] | None = None  # records, or what others published
+    training: list[dict[str, Any] | None] | None = None  # a `trained.history`
     published: str | None = None  # the RobustBench id under which the file is read
     which: str | None = None  # "ema" or "raw"
     place: str = ""  # keys in a checkpoint, "/" between; empty: it has none

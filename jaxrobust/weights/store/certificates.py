@@ -24,10 +24,14 @@ def line(weights: Path) -> str | None:
     weights = weights / WEIGHTS if weights.is_dir() else weights
     if (certificate := _read(weights)) is None:
         return None
-    path = beside(weights)
-    if not certificate.own:
-        return f"{path.name} belongs to another file than {weights.name} (another sha256)"
-    return f"{path.name}: {certificate.line}"
+    return f"{beside(weights).name}: {certificate.line}"
+
+
+def check(weights: Path) -> None:
+    """Refuse a file that is not what a certificate or `config.json` beside it describes."""
+    _read(weights)
+    if weights.name == WEIGHTS:
+        weights_folder.about(weights.parent)
 
 
 def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
@@ -43,7 +47,7 @@ def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
     if (in_file := weights_folder.stated(weights)) is not None:
         return in_file
     certificate = _read(weights)
-    return certificate.network if certificate and certificate.own else None
+    return certificate.network if certificate else None
 
 
 def options(
@@ -69,7 +73,6 @@ def options(
 class _Certificate(NamedTuple):
     line: str
     network: tuple[str, dict[str, Any]]
-    own: bool  # of this very file
 
 
 def _read(weights: Path) -> _Certificate | None:
@@ -80,9 +83,15 @@ def _read(weights: Path) -> _Certificate | None:
         certificate = json.loads(path.read_text())
         files = [file["sha256"] for file in certificate["files"].values()]
         whose = str(certificate["model"]), dict(certificate["options"])
-        return _Certificate(summary(certificate), whose, file_sha256(weights) in files)
+        found = _Certificate(summary(certificate), whose)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it") from error
+    if file_sha256(weights) not in files:
+        raise ValueError(
+            f"{weights} is not the file that {path.name} describes (another sha256): get it again, "
+            "or remove the certificate if you replaced the weights"
+        )
+    return found
 
 
 def summary(certificate: dict[str, Any]) -> str:

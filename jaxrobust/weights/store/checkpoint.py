@@ -1,14 +1,22 @@
-"""Checkpoints of a run, written in the background by Orbax, the latest one kept."""
+"""Checkpoints of a run, written in the background by Orbax, the latest one kept.
+
+Beside the arrays of a step, `meta/metadata` holds JSON with the SHA-256 of each array and one of
+itself. They are compared whenever a checkpoint is read.
+"""
 
 import contextlib
+import dataclasses
 import errno
+import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
@@ -17,6 +25,31 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.files.whole import DiskFull, disk_full
 from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.weights.store import hashes
+
+_ARRAYS, _SEAL = "arrays_sha256", "meta_sha256"  # in the JSON: of each array, of all other keys
+
+
+class _MetaHandler(ocp.JsonCheckpointHandler):
+    """Hashes arrays on the host and writes JSON, both in the background thread of a save."""
+
+    async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> Any:
+        async def write() -> None:
+            if jax.process_index() == 0:
+                sha256 = {name: hashes.array_sha256(array) for name, array in args.host.items()}
+                meta = args.meta | {_ARRAYS: sha256}
+                text = json.dumps(meta | {_SEAL: hashes.config_sha256(meta)})
+                (directory / "metadata").write_text(text)
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="meta")]
+
+
+@ocp.checkpoint_args.register_with_handler(_MetaHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _Meta(ocp.args.CheckpointArgs):
+    meta: dict[str, Any]
+    host: dict[str, np.ndarray]  # the arrays of the step, on the first process
 
 
 class Checkpoints:
@@ -32,7 +65,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,  # they may be those of a run that goes on
             read_only=read_only,
         )
-        handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": _MetaHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
         self._size = 0  # bytes of what is written
         saved = steps(self.directory)
@@ -61,25 +94,40 @@ class Checkpoints:
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
         """Start writing `arrays` and `meta` (JSON); a step that is there already stays."""
-        kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": ocp.args.JsonSave(meta)}
-        items = ocp.args.Composite(**kinds)
         self.wait()
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if step != self.latest_step():
+            # A copy: the next step overwrites the arrays, which the thread has yet to hash.
+            host = _on_host(arrays, copy=True) if jax.process_index() == 0 else {}
+            kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": _Meta(meta, host)}
             with self._explained(), _lasting(f"writing the checkpoint of step {step}"):
-                self._manager.save(step, args=items, force=True)
+                self._manager.save(step, args=ocp.args.Composite(**kinds), force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Read arrays with shapes, types and shardings of `abstract`; refuse another network's."""
-        self._same_network(step, abstract)
+        """Read arrays with shapes, types and shardings of `abstract`.
+
+        Raises:
+          ValueError: they are of another network, or not what was saved.
+        """
+        expected = self._read_meta(step).get(_ARRAYS, {})
+        with self._readable(step):
+            saved = self._manager.item_metadata(step)["arrays"].tree["params"]
+        self._same_network(step, saved, abstract)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-        with _lasting(f"reading the checkpoint of step {step}"):
-            return self._manager.restore(step, args=items)["arrays"]
+        with _lasting(f"reading the checkpoint of step {step}"), self._readable(step):
+            arrays = self._manager.restore(step, args=items)["arrays"]
+        host = {n: array for n, array in _on_host(arrays).items() if n in expected}
+        if bad := [n for n, array in host.items() if hashes.array_sha256(array) != expected[n]]:
+            raise self._damaged(step, f"{bad[0]} has another sha256 than when it was saved")
+        if unknown := len(jax.tree.leaves(arrays)) - len(host):
+            where = f"{self.directory / str(step)} has no hashes of {unknown} of its arrays"
+            say(f"{where}: whether they are damaged is unknown")
+        return arrays
 
     def meta(self, step: int) -> dict:
         """Read the JSON that was saved beside the arrays."""
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)["meta"]
+        meta = self._read_meta(step)
+        return {key: value for key, value in meta.items() if key not in (_ARRAYS, _SEAL)}
 
     def clear(self) -> None:
         """Remove all; a kill leaves each step whole or gone. To be called by all hosts."""
@@ -100,6 +148,59 @@ class Checkpoints:
     def close(self) -> None:
         """End the background threads."""
         self._manager.close()
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        with self._readable(step):
+            meta = dict(json.loads((self.directory / str(step) / "meta" / "metadata").read_text()))
+        seal = meta.pop(_SEAL, None)
+        if (seal or _ARRAYS in meta) and hashes.config_sha256(meta) != seal:
+            raise self._damaged(step, "meta/metadata has another sha256 than when it was saved")
+        return meta
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Turn whatever damaged files lead to into one sentence."""
+        hook = sys.unraisablehook
+
+        def without_reads(unraisable: Any) -> None:  # that end after one of them has failed
+            code = getattr(unraisable.object, "cr_code", None)
+            of_orbax = code is not None and "orbax" in code.co_filename
+            if not (of_orbax or str(unraisable.exc_value) == "Event loop is closed"):
+                hook(unraisable)
+
+        sys.unraisablehook = without_reads
+        try:
+            yield
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            raise self._damaged(step, "its files cannot be read") from error
+        sys.unraisablehook = hook
+
+    def _damaged(self, step: int, reason: str) -> ValueError:
+        """Name a damaged checkpoint, RUN/PHASE/KIND/STEP, and what else the run has."""
+        kind, phase = self.directory.name, self.directory.parent
+        before = [other for other in steps(self.directory) if other != step]
+        rest = [f"the previous step ({before[-1]})"] if before else []
+        kinds = {"latest": "the latest checkpoint", "best": "the best weights"}
+        kinds["stopped"] = "the checkpoint of the last stop"
+        if kind == "best":
+            kinds["latest"] += ", which the training command then evaluates"
+        rest += [
+            f"{words} ({phase.name}/{other}/{there[-1]})"
+            for other, words in kinds.items()
+            if other != kind and (there := steps(phase / other))
+        ]
+        rest += [
+            f"another phase (--phase={path.parent.name})"
+            for path in sorted(phase.parent.glob(f"*/{kind}"))
+            if path != self.directory and steps(path)
+        ]
+        rest += ["the start of the phase, where training begins again"] * (kind == "latest")
+        return ValueError(
+            f"{self.directory / str(step)} is damaged ({reason}); restore it from a copy, or "
+            + (f"move it away and use {' or '.join(rest)}" if rest else "train in a new --workdir")
+        )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -122,12 +223,11 @@ class Checkpoints:
                 "command again: it continues there",
             ) from error
 
-    def _same_network(self, step: int, abstract: Any) -> None:
+    def _same_network(self, step: int, params: Any, abstract: Any) -> None:
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
             return {name: tuple(leaf.shape) for name, leaf in tree.items()}
 
-        saved = shapes(self._manager.item_metadata(step)["arrays"].tree["params"])
-        wanted = shapes(abstract.params)
+        saved, wanted = shapes(params), shapes(abstract.params)
         differing = sorted(
             name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)
         )
@@ -151,6 +251,36 @@ def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, 
         assert step is not None
         arrays = checkpoints.restore(step, abstract_state(abstract, everywhere))
         return step, arrays, checkpoints.meta(step)
+
+
+def _on_host(arrays: Any, *, copy: bool = False) -> dict[str, np.ndarray]:
+    """Take the arrays that this process holds in full, by their names.
+
+    Those are all of them, unless `fsdp` splits one over several hosts: no process could hash it
+    without sending it over the network, and its damage stays unknown.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    for _, leaf in leaves:
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()  # all at once
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    host = {name: _joined(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
+    return {n: np.array(a) if copy else a for n, a in host.items() if a is not None}
+
+
+def _joined(array: Any) -> np.ndarray | None:
+    """Join the parts of an array that lie on this process's devices; None: some lie elsewhere."""
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array.addressable_data(0))  # every device has the same
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    parts = {str(shard.index): shard for shard in array.addressable_shards}.values()
+    if sum(shard.data.size for shard in parts) < array.size:
+        return None
+    host = np.empty(array.shape, array.dtype)
+    for shard in parts:
+        host[shard.index] = shard.data
+    return host
 
 
 def steps(directory: Path) -> list[int]:

@@ -3,6 +3,7 @@
 import pickle
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
             f"{path} needs PyTorch to be read: pip install 'jaxrobust[torch]', or save it as "
             ".safetensors where PyTorch is"
         ) from error
+    if zipfile.is_zipfile(path):
+        _check_parts(path)
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -184,6 +187,22 @@ def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
                 f"{path}: {key} is no plain array ({kind}); save it anew in float32"
             ) from error
     return stored._replace(arrays=arrays)
+
+
+def _check_parts(path: Path) -> None:
+    """Compare the checksums that PyTorch writes with each tensor, and does not read."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if not part.CRC:  # written without, see torch.serialization.set_crc32_options
+                continue
+            try:
+                with archive.open(part) as file:
+                    while file.read(2**20):
+                        pass
+            except zipfile.BadZipFile as error:
+                raise ValueError(
+                    f"{path} is damaged ({part.filename} has another checksum); get it again"
+                ) from error
 
 
 def _state(path: Path, tree: Any, which: str | None) -> Artifact:

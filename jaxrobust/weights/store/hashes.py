@@ -11,7 +11,7 @@ import numpy as np
 from jaxrobust.runtime.files.download import file_sha256
 from jaxrobust.types import Params
 
-__all__ = ["classes_sha256", "config_sha256", "file_sha256", "weights_sha256"]
+__all__ = ["array_sha256", "classes_sha256", "config_sha256", "file_sha256", "weights_sha256"]
 
 
 def weights_sha256(params: Params, stats: Params) -> str:
@@ -21,6 +21,13 @@ def weights_sha256(params: Params, stats: Params) -> str:
         host = np.asarray(jax.device_get(array))
         digest.update(f"{name} {host.dtype} {host.shape}".encode())
         digest.update(np.ascontiguousarray(host).tobytes())
+    return digest.hexdigest()
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """Hash type, shape and bytes, without a copy, so that other threads run meanwhile."""
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import checkpoint
+from jaxrobust.weights.store import checkpoint, hashes
 
 FUNCTION = "function.json"  # of a run: the network's `models.origin` when it began
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
@@ -147,9 +147,18 @@ def run_weights(
         )
     shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
     number, weights, _ = checkpoint.read(workdir / name / "best", shapes)
+    words = f"{name}, step {number}, {config.evaluation.weights}"
+    rows = jsonl.read(workdir / "results.jsonl")
+    tested = {row.get("weights_sha256") for row in rows if row.get("weights") == words}
+    if tested and hashes.weights_sha256(*weights) not in tested:
+        raise ValueError(
+            f"{workdir / name / 'best' / str(number)} holds other weights than {workdir}/"
+            f"results.jsonl records of {words} (another sha256); restore it from a copy, or repeat "
+            "the training command, which tests these"
+        )
     if image_size is not None:
         weights = at_size(config, weights, image_size)
-    return f"{name}, step {number}, {config.evaluation.weights}", weights
+    return words, weights
 
 
 def at_size(config: Config, weights: Weights, image_size: int) -> Weights:

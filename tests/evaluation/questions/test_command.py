@@ -164,6 +164,7 @@ class RunTest(OfRun):
         self.assertGreater(record["local_lipschitz"], 0)
         selection = record["training"]["selection"]
         expected = {"split": "train[256:320]", "attack": "apgd-ce", "on_evaluated_images": False}
+        expected["dataset"] = "digits"
         self.assertEqual(selection, expected)
         self.assertNotIn("stable", self.evaluated(attack="clean", n=8))
 

@@ -53,7 +53,7 @@ class SelectedTest(absltest.TestCase):
         self.assertEqual(record["training"]["selection"], said | {"on_evaluated_images": True})
         # 2 clean epochs, and 3 of an update and an attack of 2 steps.
         self.assertEqual(record["training"]["passes"], 2 + 3 * (1 + 2))
-        self.assertIn("flag selection: the weights were chosen on images of test[5:]", printed)
+        self.assertIn("chosen on images of test[5:]", printed)
         for more, message in (
             ({"phase": "train"}, "--selected names the phase too; leave --phase out"),
             ({"workdir": None}, "--selected names weights of a run; give its --workdir RUN"),

@@ -13,6 +13,8 @@ from jaxrobust.evaluation.network import checks, collapse, randomised, reliabili
 from jaxrobust.evaluation.records import pairs, records, trained, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.resolved import Values
+from jaxrobust.weights.trained import history
 
 ATTACK = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255, "steps": 20}
 
@@ -265,12 +267,15 @@ class TrainedTest(parameterized.TestCase):
     def facts(self, phase="b", chosen=None, split="test", **changes):
         attack = {"name": "pgd", "steps": 3, "norm": "linf", "epsilon": 0.1, "step_size": None}
         attack |= {"relative_step": 0.5, "start": "random", "start_std": None}
-        own = lambda objective, epochs: SimpleNamespace(objective=objective, epochs=epochs)  # noqa: E731
+
+        def own(objective, epochs):
+            return SimpleNamespace(objective=objective, epochs=epochs, start=None)
+
         phases = {"a": own("clean", 4), "b": own("adversarial", 2), "c": own("adversarial", 5)}
         data = {"name": "digits", "train_split": "train", "selection_split": "train[90%:]"}
         data |= {"extra": None, "extra_split": None} | changes.pop("data", {})
         phases |= changes
-        config = SimpleNamespace(phases=["a", "b", "c"])
+        config = Values({"phases": ["a", "b", "c"], **phases})
 
         class Section(SimpleNamespace):
             get = lambda self, key: getattr(self, key, None)  # noqa: E731
@@ -282,8 +287,10 @@ class TrainedTest(parameterized.TestCase):
             evaluation={"attack": "apgd-5"},
             **phases,
         )
-        with mock.patch.object(trained, "of_phase", lambda config, name: seen):
-            return trained.training(config, phase, dataset="digits", split=split, chosen=chosen)
+        with mock.patch.object(history, "of_phase", lambda config, name: seen):
+            return trained.training(
+                [history.of_config(config, phase, chosen=chosen)], dataset="digits", split=split
+            )
 
     def test_phases_up_to_that_of_the_weights(self):
         found = self.facts()
@@ -309,7 +316,7 @@ class TrainedTest(parameterized.TestCase):
         self.assertEqual(self.facts(split=split, data=data)["on_evaluated_images"], seen)
 
     def test_a_phase_without_epochs_trained_on_nothing(self):
-        none = SimpleNamespace(objective="clean", epochs=0)
+        none = SimpleNamespace(objective="clean", epochs=0, start=None)
         self.assertFalse(self.facts("a", split="train", a=none)["on_evaluated_images"])
 
     @parameterized.parameters(

@@ -19,6 +19,7 @@ from jaxrobust.training.run import warnings
 from jaxrobust.training.update import inner, objectives, several, step
 from jaxrobust.training.update.memory import Remembering
 from jaxrobust.types import Threat
+from jaxrobust.weights.trained import history
 from tests.support import rows
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 from tests.support.steps import batch_of, small_config, standard
@@ -215,7 +216,9 @@ class CostTest(parameterized.TestCase):
         for mix, count in steps.items():
             passes = math.ceil(3 * (1 + count))
             config = small_config(**NORMS, attack__mix=mix)
-            facts = trained.training(config, "train", dataset="d", split="test")
+            facts = trained.training(
+                [history.of_config(config, "train")], dataset="d", split="test"
+            )
             self.assertEqual(facts["passes"], passes, mix)
             self.assertEqual(facts["phases"][-1]["mix"], mix)
             self.assertNotIn("at_once", facts["phases"][-1])

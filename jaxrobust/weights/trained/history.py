@@ -1,0 +1,130 @@
+"""How weights came about: the images and attacks that trained and chose them, run by run.
+
+A history lists the runs that led to some weights, the oldest first; None stands for training of
+which nothing is known. It is copied into `init.json` when a run starts and into the `config.json`
+of exported weights, so that it holds wherever the folders before go.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.attacks import mixes, registry
+from jaxrobust.models.interface import torch_modules
+from jaxrobust.resolved import of_phase
+from jaxrobust.weights.trained import runs
+
+History = list[dict[str, Any] | None]
+
+START = "init.json"  # in a run's workdir: the weights that it started from
+_KEYS = {"phases": list, "passes": int | float, "trained_on": list, "selected_on": list}
+
+
+def of_run(workdir: Path, phase: str, *, chosen: dict[str, Any] | None = None) -> History:
+    """Read the history of the weights of a run's phase; `chosen`: the images of another choice."""
+    config = runs.whole_config(workdir)
+    path = workdir / "data.json"
+    data = json.loads(path.read_text()) if path.exists() else {}
+    facts = of_config(config, phase, data=data, chosen=chosen)
+    return [*before(workdir, config), facts]
+
+
+def before(workdir: Path, config: Any) -> History:
+    """Read the history of the weights that a run started from; empty: they were random."""
+    start = start_of(workdir)
+    own = torch_modules.is_name(config["model"]["name"])  # which may have loaded weights
+    if start is None:
+        return [None] if own or config["init"]["weights"] else []
+    return checked(start.get("training", [None]))
+
+
+def start_of(workdir: Path) -> dict[str, Any] | None:
+    """Read the record of the weights that a run started from; None: they were random."""
+    path = workdir / START
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def checked(history: Any) -> History:
+    """Take a history from a file; whatever else stands there is training of which nothing is known.
+
+    >>> checked(None), checked([{"phases": []}])
+    ([None], [None])
+    """
+    sound = lambda run: (  # noqa: E731
+        isinstance(run, dict) and all(isinstance(run.get(k), kind) for k, kind in _KEYS.items())
+    )
+    if not isinstance(history, list):
+        return [None]
+    return [run if sound(run) else None for run in history]
+
+
+def of_config(
+    config: Any,
+    phase: str,
+    *,
+    data: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """List the facts of one run up to a phase; `data`: what it noted of its data sets.
+
+    A pass is one over an image: an attack of K steps costs K passes forward and backward before
+    that of the update, and those of several norms at once so many times as much, see `mixes.cost`;
+    rounded up.
+    """
+    made: list[dict[str, Any]] = []
+    names, passes = list(config.phases), 0.0
+    trained: list[dict[str, Any]] = []
+    selected: list[dict[str, Any]] = []
+    path = _path(config, phase)
+    for name in names[: names.index(phase) + 1]:
+        if config[name].epochs and name not in path:
+            continue
+        seen = of_phase(config, name)
+        section, attack = seen[name], seen.attack
+        clean = section.objective == "clean"
+        steps = 0 if clean else registry.steps(attack.name, attack.steps)
+        made.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
+        made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
+        if steps:
+            keys = ("norm", "epsilon", "mix", "relative_step", "step_size", "start", "start_std")
+            made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
+        passes += section.epochs * (1 + steps * (mixes.cost(attack) if steps else 1))
+        if section.epochs or name == phase:
+            how = {"attack": seen.evaluation.get("attack")}
+            images = _images(seen.data, "name", "selection_split", name, data or {})
+            selected.append(images | how)
+        if section.epochs:
+            trained += trained_on(seen, name, data)
+    if chosen is not None:
+        selected[-1] = dict(chosen)
+    return {
+        "phases": made,
+        "passes": math.ceil(passes),
+        "trained_on": trained,
+        "selected_on": selected,
+    }
+
+
+def trained_on(config: Any, phase: str, data: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """List the images that a config, as a phase sees it, trains on."""
+    found = [_images(config.data, "name", "train_split", phase, data or {})]
+    if config.data.get("extra"):
+        found.append(_images(config.data, "extra", "extra_split", phase, data or {}))
+    return found
+
+
+def _images(section: Any, name: str, split: str, phase: str, noted: dict[str, Any]) -> Any:
+    """Name images, with the hash of their files that `data.json` has, if any."""
+    key = f"data.{'extra' if name == 'extra' else split}.files_sha256"
+    sha256 = noted.get(f"{phase}.{key}", noted.get(key))
+    return {"dataset": section[name], "split": section[split], "files_sha256": sha256}
+
+
+def _path(config: Any, phase: str) -> list[str]:
+    """List the phases that lead to one, through those that each starts from."""
+    names = list(config.phases)
+    path = [phase]
+    while earlier := [n for n in names[: names.index(path[0])] if config[n].epochs]:
+        path.insert(0, config[path[0]].start or earlier[-1])
+    return path
