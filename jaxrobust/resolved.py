@@ -25,6 +25,11 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(config) if isinstance(config, dict) else config.to_json())
 
 
+def attributes(config: dict[str, Any]) -> Any:
+    """Let the keys of plain values, and of sections in them, be read as attributes."""
+    return json.loads(json.dumps(config), object_hook=Values)
+
+
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """Give a run's config the defaults of keys that are younger than the run."""
     defaults = plain(base())
@@ -79,7 +84,7 @@ def of_phase(config: Config, name: str) -> Config:
     seen = plain(config)
     for keys, value in _leaves(changes):
         _change(seen, keys, value, f"{name}.changes.")
-    return json.loads(json.dumps(seen), object_hook=Values)
+    return attributes(seen)
 
 
 def _leaves(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:

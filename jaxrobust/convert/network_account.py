@@ -102,7 +102,7 @@ def of_weights(network: Network, which: str) -> Account:
         source=about.get("source"),
         source_sha256=about.get("source_sha256"),
         license=(PUBLISHED[key].license or None) if key in PUBLISHED else None,
-        training=about["training"],
+        training=about.get("training"),
     )
 
 

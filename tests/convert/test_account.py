@@ -105,8 +105,12 @@ class RunTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         if names:
             (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-        with mock.patch.object(runs, "run_config", lambda workdir, phase: config):
-            (folder / "results.jsonl").write_text(json.dumps(ROW) + "\n")
+        with (
+            mock.patch.object(runs, "run_config", lambda workdir, phase: config),
+            mock.patch.object(runs, "whole_config", lambda workdir: config),
+        ):
+            (folder / "results.jsonl").write_text(json.dumps(ROW) + "
+")
             which = "train, epoch 3, ema"
             return network_account.of_run(folder, which, ROW["weights_sha256"], image_size=size)
 
@@ -243,6 +247,7 @@ class LayoutTest(parameterized.TestCase):
             "preprocessing": "none",
             "norm": "l2",
             "epsilon": 0.5,
+            "training": None,
             "published_id": None,
             "source": "train, epoch 30, raw",
             "source_sha256": None,

@@ -56,7 +56,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     one = scores.get("collapse")
     data, wanted, init = config.data, config.data.preprocessing, history.start_of(workdir)
     training = trained.training(
-        history.of_run(workdir, name),
+        history.of_run(workdir, name, config=plain),
         dataset=data.name,
         split=data.test_split,
         files_sha256=source.files_sha256,

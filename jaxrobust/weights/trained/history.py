@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxrobust.attacks import mixes, registry
 from jaxrobust.models.interface import torch_modules
-from jaxrobust.resolved import of_phase
+from jaxrobust.resolved import attributes, of_phase
 from jaxrobust.weights.trained import runs
 
 History = list[dict[str, Any] | None]
@@ -21,9 +21,15 @@ START = "init.json"  # in a run's workdir: the weights that it started from
 _KEYS = {"phases": list, "passes": int | float, "trained_on": list, "selected_on": list}
 
 
-def of_run(workdir: Path, phase: str, *, chosen: dict[str, Any] | None = None) -> History:
-    """Read the history of the weights of a run's phase; `chosen`: the images of another choice."""
-    config = runs.whole_config(workdir)
+def of_run(
+    workdir: Path, phase: str, *, config: Any = None, chosen: dict[str, Any] | None = None
+) -> History:
+    """Read the history of the weights of a run's phase.
+
+    `config`: the run's, as plain values, where its workdir may be on another host; `chosen`: the
+    images on which a choice took the weights.
+    """
+    config = runs.whole_config(workdir) if config is None else attributes(config)
     path = workdir / "data.json"
     data = json.loads(path.read_text()) if path.exists() else {}
     facts = of_config(config, phase, data=data, chosen=chosen)

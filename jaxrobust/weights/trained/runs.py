@@ -12,7 +12,7 @@ from jaxrobust.config import VERSION, Config, NetworkSpec, network_of
 from jaxrobust.data.sources import registry
 from jaxrobust.interop import kept
 from jaxrobust.models.interface import torch_modules
-from jaxrobust.resolved import Values, completed, of_phase
+from jaxrobust.resolved import attributes, completed, of_phase
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Weights
@@ -54,7 +54,7 @@ def _config(workdir: Path) -> Any:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
     remember_programs(workdir, config.get("phases", ()))
     own = completed(of_this_version(config, path))
-    return json.loads(json.dumps(own), object_hook=Values)
+    return attributes(own)
 
 
 def remember_programs(workdir: Path, phases: Sequence[str]) -> None:
