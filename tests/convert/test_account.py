@@ -109,8 +109,7 @@ class RunTest(parameterized.TestCase):
             mock.patch.object(runs, "run_config", lambda workdir, phase: config),
             mock.patch.object(runs, "whole_config", lambda workdir: config),
         ):
-            (folder / "results.jsonl").write_text(json.dumps(ROW) + "
-")
+            (folder / "results.jsonl").write_text(json.dumps(ROW) + "\n")
             which = "train, epoch 3, ema"
             return network_account.of_run(folder, which, ROW["weights_sha256"], image_size=size)
 
