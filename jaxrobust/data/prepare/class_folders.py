@@ -14,14 +14,16 @@ from jaxrobust.data.prepare.known import (
     known,
     validation_label,
 )
-from jaxrobust.data.sources.image_folder import ENDINGS
+from jaxrobust.data.sources.image_folder import ENDINGS, NO_CLASSES
 
-SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
-def find(root: Path) -> dict[str, Path]:
-    """Return the folder of each split."""
+def find(root: Path, name: str | None) -> dict[str, Path]:
+    """Return the folder of each split of a data set; ImageNet's test images have no labels."""
     splits = {folder: root / folder for folder in SPLITS if (root / folder).is_dir()}
+    if name in (None, IMAGENET) or not any(e.is_dir() for e in splits.get("test", root).iterdir()):
+        splits.pop("test", None)
     if not splits:
         raise ValueError(
             f"{root} holds neither the official tar files nor the folders train/ and val/ (or "
@@ -40,6 +42,7 @@ def is_flat(folder: Path) -> bool:
 def class_folders(folder: Path) -> list[str]:
     """Return the names of the class folders, sorted; hidden ones do not count."""
     names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+    names = [name for name in names if name not in NO_CLASSES]
     if not names:
         raise ValueError(f"{folder} has no class folders")
     return sorted(names)
@@ -73,13 +76,12 @@ def identify(
 
 
 def _check_same(classes: dict[str, list[str]], allow_partial: bool) -> None:
-    if len(classes) < 2:
-        return
-    train, validation = (set(classes[split]) for split in ("train", "validation"))
-    if extra := sorted(validation - train):
-        raise ValueError(f"train has no folder for the class {extra[0]!r} of validation")
-    if (extra := sorted(train - validation)) and not allow_partial:
-        raise ValueError(f"validation has no folder for the class {extra[0]!r}; {PARTIAL}")
+    first, *others = classes or [""]
+    for split in others:
+        if extra := sorted(set(classes[split]) - set(classes[first])):
+            raise ValueError(f"{first} has no folder for the class {extra[0]!r} of {split}")
+        if (extra := sorted(set(classes[first]) - set(classes[split]))) and not allow_partial:
+            raise ValueError(f"{split} has no folder for the class {extra[0]!r}; {PARTIAL}")
 
 
 def flat_rows(folder: Path, left_out: Counter[str]) -> Iterator[TarredImage]:

@@ -1,7 +1,8 @@
 """`jaxrobust prepare imagenet SOURCE --out OUT`: ImageNet as ArrayRecord.
 
 SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or these files, or an
-ImageFolder with train/ and val/ (or validation/), of ImageNet or, with --name, of other classes.
+ImageFolder with train/ and val/ (or validation/), of ImageNet or, with --name, of other classes,
+which may have a test/ too.
 
 OUT/imagenet2012/5.1.0 is then what `tfds build` would write, except that images are copied byte
 for byte (TFDS converts 22 CMYK images and a PNG); jaxrobust, TFDS and Grain read it. Records are
@@ -16,10 +17,14 @@ stopped for another reason that it names (full disk, damaged shards); 130 interr
 """
 
 import argparse
+import hashlib
 import itertools
+import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from jaxrobust.data.prepare.directory import About, DatasetPlan
 from jaxrobust.data.prepare.known import IMAGENET, known, package_folder
 from jaxrobust.data.prepare.raw_source import Content
 from jaxrobust.data.prepare.shards import Shard
+from jaxrobust.data.sources import headers
 
 _SHARD_BYTES = 128 * 10**6
 _SHARDS = {"train": 1024, "validation": 64}  # of the whole ImageNet, as TFDS writes it
@@ -99,10 +105,33 @@ def _about(content: Content) -> About:
         module=module if whole else "jaxrobust.data.prepare.imagenet",
         order=shards.SALT.decode(),
         labels={"label": content.classes},
-        image=directory.image((None, None, 3), _encoding(content)),
+        image=directory.image((None, None, 3) if whole else _shape(content), _encoding(content)),
         name_key="file_name",
         citation=(package_folder() / "CITATIONS.bib").read_text() if whole else "",
     )
+
+
+def _shape(content: Content) -> tuple[int | None, int | None, int]:
+    """Return the shape that all images have, (None, None, 3) for several; note what is unusual."""
+    shapes = set()
+    for origin, rows in content.splits.values():
+        paths = [f"{origin}/{os.fsdecode(place)}" for place in rows["place"].tolist()]
+        sha256 = hashlib.sha256(rows.tobytes()).hexdigest()
+        facts = headers.look(
+            partial(_chosen, paths),
+            len(paths),
+            f"{origin}",
+            paths.__getitem__,
+            partial("{} {}".format, origin, sha256),
+        )
+        shapes.add(facts and facts.image_shape)
+        content.notes.extend(facts.notes if facts else ())
+    (shape, *others) = shapes
+    return shape if shape and not others else (None, None, 3)
+
+
+def _chosen(paths: Sequence[str], places: Sequence[int]) -> list[str]:
+    return [paths[place] for place in places]
 
 
 def _encoding(content: Content) -> str | None:
@@ -125,7 +154,7 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
         count = _SHARDS[split] if whole else round(int(rows["size"].sum()) / _SHARD_BYTES)
         count = min(max(count, 1), len(rows))
         if wanted:
-            count = wanted[list(_SHARDS).index(split)]
+            count = wanted[split != "train"]
         if not 1 <= count <= len(rows):
             raise ValueError(f"--shards: {split} with {len(rows):,} images can't be {count} shards")
         table = folder / f"{split}.npy{shards.PARTIAL}"

@@ -74,7 +74,7 @@ def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
 
 
 def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
-    paths = class_folders.find(root)
+    paths = class_folders.find(root, name)
     flat = {split for split, path in paths.items() if class_folders.is_flat(path)}
     classes = {s: class_folders.class_folders(path) for s, path in paths.items() if s not in flat}
     name, order = class_folders.identify(root, classes, name, allow_partial)

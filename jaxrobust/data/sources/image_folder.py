@@ -23,7 +23,7 @@ PREFIX = "folder:"
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Other images, which torchvision leaves out too; and folders that are written by programs.
 _OTHERS = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".npy", ".tga", ".dcm")
-_NO_CLASSES = ("__MACOSX", "@eaDir", "lost+found", "__pycache__", "$RECYCLE.BIN")
+NO_CLASSES = ("__MACOSX", "@eaDir", "lost+found", "__pycache__", "$RECYCLE.BIN")
 _TRAIN = ("train", "training")  # whose classes are those of the other splits
 _USUAL_SPLITS = ("train", "val", "validation", "test")
 _REMEDY = "restore the file, or remove it for a new run"
@@ -183,7 +183,7 @@ def _notes(root: Any, listing: _Listing, where: str) -> list[str]:
         notes.append(
             f"{where}: {len(loose)} images of {root} lie in no class folder and are left out"
         )
-    if top and (skipped := [folder for folder in top.folders if folder in _NO_CLASSES]):
+    if top and (skipped := [folder for folder in top.folders if folder in NO_CLASSES]):
         notes.append(f"{where}: {', '.join(skipped)} in {root} does not count as a class")
     inside = listing.inside
     if len(inside) > 1 and "" not in inside:  # one name for all, such as images/, is a habit
@@ -236,7 +236,7 @@ def _present(path: Any, top: storage.Entries) -> list[str]:
 
 def _folders(path: Any) -> list[str]:
     entries = storage.entries(path)
-    return [name for name in entries.folders if name not in _NO_CLASSES] if entries else []
+    return [name for name in entries.folders if name not in NO_CLASSES] if entries else []
 
 
 def _list(root: str, folders: list[str], present: set[str], *, allow_empty: bool) -> _Listing:

@@ -24,7 +24,7 @@ from jaxrobust import data
 from jaxrobust.data.prepare import directory, imagenet, shards
 from jaxrobust.data.prepare.known import known
 from jaxrobust.data.prepare.raw_source import Content, RawSplit
-from tests.support import paths
+from tests.support import four_sources, paths
 from tests.support.paths import NO_SHARED, SHARED
 
 ROOT = paths.ROOT
@@ -238,6 +238,25 @@ class RecordsTest(PrepareTest):
         found = {(record.image, record.label) for record in map(read.__getitem__, range(3))}
         self.assertEqual(found, {(jpeg(1), 1), (jpeg(2), 1), (jpeg(3), 0)})
         self.assertTrue((self.out / "pets" / "1.0.0" / "label.labels.txt").exists())
+
+    @parameterized.parameters(1, 3)
+    def test_images_of_one_size_are_read_as_the_folder_is(self, channels):
+        """They were resized in evaluation, and grey ones had three channels."""
+        draw = np.random.default_rng(0).integers(0, 256, (9, 8, 8, channels), np.uint8)
+        files = [four_sources.png(image) for image in draw]
+        of = lambda numbers: {f"{number}.png": files[number] for number in numbers}  # noqa: E731
+        splits = {"train": {"a": of((0, 1)), "b": of((2,)), "c": of((3,))}}
+        splits |= {"val": {c: of((at,)) for at, c in enumerate("abc", 4)}}
+        splits |= {"test": {"b": of((7,)), "c": of((8,))}}
+        source = self.folder(splits)
+        said, _ = self.run_tool(source, "--name", "shapes", "--allow-partial")
+        self.assertIn("test: 2 images", said)
+        for split in ("train", "val", "test"):
+            folder = data.load(f"folder:{source}", split=split)
+            prepared = data.load("shapes", split=split, data_dir=self.out)
+            self.assertEqual(prepared.images.shape, (len(folder.labels), 8, 8, channels))
+            same = lambda one: sorted(zip(one.labels, one.images.tolist(), strict=True))  # noqa: E731
+            self.assertEqual(same(prepared), same(folder))
 
     def test_classes_are_in_the_order_of_their_bytes(self):
         """As ImageFolder sorts them: capital letters come first, so that labels agree with it."""
@@ -592,6 +611,12 @@ class RefusedTest(PrepareTest):
             },
             ("--name", "pets"),
             "validation has no folder for the class 'cat'",
+        ),
+        (
+            "differs_in_test",
+            {"train": {"cat": {"1.jpg": b"x"}}, "test": {"dog": {"1.jpg": b"x"}}},
+            ("--name", "pets"),
+            "train has no folder for the class 'dog' of test",
         ),
         (
             "no_image",
