@@ -40,7 +40,8 @@ def of_labels(source: Source) -> list[str]:
         return []
     names = [source.classes[label] if source.classes else str(label) for label in absent]
     lines = f"{source.where()} has no image of {len(absent)} of its {source.num_classes} classes"
-    counted = "; if its labels are counted from 1, subtract 1" if absent == [0] else ""
+    every = not source.classes or source.split.partition("[")[0] in ("train", "all")
+    counted = "; if its labels are counted from 1, subtract 1" * (absent == [0] and every)
     return [f"{lines}: {first_few(names)}{counted}"]
 
 

@@ -282,9 +282,11 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
         taken = tracing.argument(what, function.function, mesh)
         seen = tracing.trace(what, function.function, taken, image, 8, subject.keyed)
     if seen.classes != sizes.num_classes:
+        more = seen.classes == (sizes.num_classes or 0) + 1
+        background = ", without a background class: logits[:, 1:] if it is the first" * more
         raise ValueError(
             f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
-            f"{sizes.num_classes} classes; return one for each of them, in its order"
+            f"{sizes.num_classes} classes; return one for each of them, in its order{background}"
         )
     arrays = {str(number): array for number, array in enumerate(taken.args[0])}
 

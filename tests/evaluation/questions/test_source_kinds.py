@@ -16,6 +16,7 @@ from jaxrobust.commands.configure import new
 from jaxrobust.doctor import command as doctor
 from jaxrobust.runtime.commandline.arguments import load_config
 from jaxrobust.training.run import run as training_run
+from jaxrobust.training.run import splits
 from tests.support import command_calls, four_sources
 from tests.support.evaluations import call
 from tests.support.four_sources import KINDS
@@ -42,12 +43,12 @@ class SourceKindsTest(parameterized.TestCase):
         environment = {"XDG_CACHE_HOME": str(cls.root / "cache")}
         cls.enterClassContext(mock.patch.dict(os.environ, environment))
         (cls.root / "net.py").write_text(NETWORK)
-        splits = {}
+        parts = {}
         for split, (images, labels) in four_sources.digits(100).items():
             order = np.argsort(labels, kind="stable")  # as class folders have them
-            splits[split] = (images[order], labels[order])
-        splits["validation"] = tuple(part[::2] for part in splits["test"])
-        cls.splits, cls.written = splits, {}
+            parts[split] = (images[order], labels[order])
+        parts["validation"] = tuple(part[::2] for part in parts["test"])
+        cls.splits, cls.written = parts, {}
 
     def given(self, kind):
         if kind == "hf":
@@ -121,6 +122,35 @@ class SourceKindsTest(parameterized.TestCase):
         parts, described = training_run.check(config, self.root / f"check-{kind}")
         self.assertEqual(list(parts), ["train"])
         self.assertEqual(described["data.train_split.records"], 100)
+
+    def test_a_run_in_colour_still_reads_grey_files(self):
+        """Runs of before have three channels on grey folders, as torchvision reads them."""
+        for kind in ("folder", "npz"):
+            config = self.config(self.given(kind))
+            config.unlock().model.in_channels = 3
+            if kind == "npz":
+                with self.assertRaisesRegex(ValueError, "has 1 channels; set model.in_channels=1"):
+                    training_run.check(config, self.root / "check-colour")
+                continue
+            training_run.check(config, self.root / "check-colour")
+            source = splits.opened(config, "test_split")
+            self.assertEqual(source.image_shape, (8, 8, 3))
+
+    def test_a_background_class(self):
+        """Networks of TensorFlow have 1,001 outputs for ImageNet's 1,000 classes."""
+        net = self.root / "more.py"
+        net.write_text(
+            f"{NETWORK}\nimport jax.numpy as jnp\n\n"
+            "def more(x):\n    return jnp.pad(logits_fn(x), ((0, 0), (1, 0)))\n"
+        )
+        own = self.given("folder")
+        code, _, said = call(
+            function=f"{net}:more", dataset=own["name"], split="test", attack="clean",
+            out=str(self.root / "background"),
+        )  # fmt: skip
+        self.assertEqual(code, 2)
+        self.assertIn("gives 11 logits, and", said)
+        self.assertIn("without a background class: logits[:, 1:] if it is the first", said)
 
     @pytest.mark.slow
     def test_training_gives_the_same_numbers(self):
