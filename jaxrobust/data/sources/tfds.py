@@ -27,7 +27,7 @@ _FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id
 # What needs no TensorFlow to be prepared.
 _OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
 _OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
-_FEW = 10_000  # records whose labels are read at once
+_FEW, _SEVERAL = 10_000, 100_000  # records whose labels are read at once, or from their index
 _CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
 _KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
 
@@ -366,6 +366,8 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
 
 def _with_label_notes(source: Source, split: str, info: Any, directory: Any) -> Source:
     """Say what is unusual in the labels of a whole split, where reading them costs little."""
+    if len(source) > _SEVERAL:
+        return source
     reader: Any = source.read
     places = (directory, _cached_index(split, info, directory))
     there = (subsets.read_index(place, split) for place in places)

@@ -57,7 +57,7 @@ def load(
       preprocessing: an id of `evaluation_transform`, such as `Res256Crop224`; default: none where
         all images have the size `image_size`, else `bicubic-0.875`.
       image_size: pixels, H and W; default: what `preprocessing` gives, else that of the data set's
-        images where they have one, else 224.
+        images where they have one, else 224; so of larger ones that are not squares.
       data_dir: the directory of prepared data sets; default: as in `open_source`.
       classes: only these, as in `open_source`.
       strict: whether a damaged image is an error; else it is left out, which `ids` shows.

@@ -1,5 +1,6 @@
 """A config for somebody's images: what it holds, that it trains, and what is refused."""
 
+import itertools
 import json
 import os
 import tempfile
@@ -97,6 +98,25 @@ class WrittenTest(FolderCase):
         facts = data_facts.look("birds", beside=Path("b.py"))
         self.assertEqual((*facts.splits.values(),), ("train", "validation", "test"))
         self.assertEqual((facts.images, facts.lists), (30, {}))
+
+    def test_images_of_one_size_are_cropped(self):
+        """A folder was said to have several sizes, so that its images were resized."""
+        rng = np.random.default_rng(0)
+        for place, sides in (("small", (32, 32)), ("wide", (32, 40))):
+            for name, i in itertools.product("ab", range(6)):
+                path = Path(place) / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 256, (*sides, 3), np.uint8)
+                Image.fromarray(pixels).save(path)
+        for place, same in (("small", True), ("wide", False)):
+            facts = data_facts.look(f"folder:{place}", beside=Path("b.py"))
+            self.assertEqual((facts.same_size, facts.sides), (same, (32, 32, 32)))
+
+    def test_a_split_with_other_classes_is_refused(self):
+        photographs(Path("birds/train"))
+        photographs(Path("birds/val"), classes=("owl", "emu"))
+        with self.assertRaisesRegex(registry.DataError, r"train has no class folder for emu \(1\)"):
+            data_facts.look("birds", beside=Path("b.py"))
 
     def test_mixed_arrays_are_cut_into_parts(self):
         labels = np.tile(np.arange(4), 50)
