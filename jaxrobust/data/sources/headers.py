@@ -94,7 +94,7 @@ def look(
       DataError: images with more than 8 bits of grey, or with floats.
     """
     places = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(int)).tolist()
-    found = _of(places, heads, careful=True)
+    found = _of(places, heads, decode=True)
     if not found.looked_at:
         return None
     _refuse_deep(found, where, describe)
@@ -107,7 +107,7 @@ def look(
 
     if declared or len(places) == size or settled(found):
         return _facts(found, where, describe, channels, several_grey, dark)
-    text = f"{identity()} {found.sizes} {channels} {several_grey}"
+    text = f"{where} {identity()} {found.sizes} {channels} {several_grey}"
     path = subsets.index_cache() / f"headers-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
         shape, count, notes = json.loads(path.read_text())
@@ -145,15 +145,15 @@ def _remember(path: Any, facts: HeaderFacts) -> None:
 
 
 def _of(
-    places: Sequence[int], heads: Callable[[Sequence[int]], Iterable[Any]], careful: bool = False
+    places: Sequence[int], heads: Callable[[Sequence[int]], Iterable[Any]], decode: bool = False
 ) -> _Found:
     found = _Found()
     for place, head in zip(places, _whole(heads, places), strict=True):
         try:
             with Image.open(head if isinstance(head, str) else io.BytesIO(head)) as image:
                 size = (image.height, image.width)
-                kinds = [*_kinds(image), *(_more(image) if careful else ())]
-                if careful and "deep" not in kinds and _undecided(found):
+                kinds = list(_kinds(image))
+                if decode and "deep" not in kinds and _undecided(found):
                     with contextlib.suppress(Exception):  # pixels that are damaged
                         found.brightest.append(int(decoding.to_pixels(image, "RGB").max()))
                     found.large |= math.prod(size) > _LARGE
@@ -193,10 +193,8 @@ def _kinds(image: Image.Image) -> Iterable[str]:
     stored = getattr(image, "tile", ()) if image.format in ("PNG", "TIFF") else ()
     if mode not in ("1", "L") and "16" in str([tile[3] for tile in stored]):
         yield "16 bit"
-
-
-def _more(image: Image.Image) -> Iterable[str]:
-    if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
+    described = "exif" in image.info or image.format == "TIFF"  # else `getexif` decodes a PNG
+    if described and image.getexif().get(_ORIENTATION, 1) not in (0, 1):
         yield "turned"
     if getattr(image, "is_animated", False):
         yield "animated"
