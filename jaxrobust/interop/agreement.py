@@ -149,11 +149,12 @@ def _check_exactly(
     off = _apart(ours(images, "float64"), exact)
     if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
         return
+    unlike = ", for one has NaN or an infinity where the other has none" if np.inf in off else ""
     # What is drawn is PyTorch's own there.
     first = None if network.program.draws else first_difference(network, images[:2])
     raise ValueError(
         f"JAX and PyTorch differ: logits by {errors[0]:.1e} of the largest in float32 and "
-        f"{off[0]:.1e} in float64, input gradients by {errors[1]:.1e} and {off[1]:.1e}. "
+        f"{off[0]:.1e} in float64, input gradients by {errors[1]:.1e} and {off[1]:.1e}{unlike}. "
         + (
             f"The first operator whose values differ is {first}"
             if first
@@ -164,12 +165,24 @@ def _check_exactly(
 
 
 def _apart(ours: Any, theirs: Any) -> tuple[float, float]:
-    """Compare logits, to the largest one, and input gradients, to their length."""
-    logits, gradients = zip(ours, theirs, strict=True)
-    apart, answers = np.abs(logits[0] - logits[1]).max(), unmasked(logits[1])
-    largest = apart / max(np.abs(logits[1][:, answers]).max(), 1e-30)
-    length = np.linalg.norm(gradients[0] - gradients[1])
-    return float(largest), float(length / max(float(np.linalg.norm(gradients[1])), 1e-30))
+    """Compare logits, to the largest one, and input gradients, to their length.
+
+    Infinite: one side has a number where the other has none.
+    """
+    (logits, of_logits), (gradients, of_gradients) = map(_differences, ours, theirs)
+    answers = unmasked(theirs[0])
+    largest = logits.max() / max(of_logits[:, answers].max(), 1e-30)
+    length = np.linalg.norm(gradients) / max(float(np.linalg.norm(of_gradients)), 1e-30)
+    return float(largest), float(length)
+
+
+def _differences(ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return sizes of differences, none between equal infinities or NaNs, and of finite numbers."""
+    ours, theirs = (np.asarray(value, np.float64) for value in (ours, theirs))
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    apart = np.abs(np.subtract(ours, theirs, where=finite, out=np.full(theirs.shape, np.inf)))
+    return np.where(same, 0, apart), np.where(np.isfinite(theirs), np.abs(theirs), 0)
 
 
 def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
@@ -304,10 +317,8 @@ def _off(ours: Any, theirs: Any) -> float:
         return float("inf")
     if not value.size:
         return 0.0
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(np.asarray(ours, np.float64) - value.astype(np.float64))
-    same = np.asarray(ours) == value  # infinities
-    return float(np.where(same, 0, apart).max() / max(np.abs(value).max(), 1e-30))
+    apart, size = _differences(ours, value)
+    return float(apart.max() / max(size.max(), 1e-30))
 
 
 def _torch_values(network: Converted, images: np.ndarray) -> dict[str, Any]:

@@ -49,6 +49,20 @@ class MeasuresTest(parameterized.TestCase):
         self.assertEqual(agreement._apart(nothing, nothing), (0.0, 0.0))
         self.assertGreater(min(agreement._apart(theirs, nothing)), 1e29)
 
+    def test_equal_infinities_and_nans_are_equal(self):
+        """They were refused as differing "by nan", also where PyTorch has the same."""
+        inf, nan = np.inf, np.nan
+        theirs = np.array([[nan, -8.0, inf]]), np.array([[3.0, 4.0, nan, -inf]])
+        ours = np.array([[nan, -6.0, inf]]), np.array([[3.0, 4.5, nan, -inf]])
+        self.assertEqual(agreement._apart(theirs, theirs), (0.0, 0.0))
+        self.assertEqual(agreement._apart(ours, theirs), (0.25, 0.1))
+        for other in (np.array([[1.0, -8.0, inf]]), np.array([[nan, -8.0, -inf]])):
+            self.assertEqual(agreement._apart((other, theirs[1]), theirs), (inf, 0.0))
+            self.assertEqual(agreement._apart((theirs[0], other), (theirs[0], other)), (0.0, 0.0))
+        numbers = np.zeros((1, 4))
+        self.assertEqual(agreement._apart((theirs[0], numbers), theirs), (0.0, inf))
+        self.assertEqual(agreement._apart(theirs, (theirs[0], numbers)), (0.0, inf))
+
     @parameterized.parameters((0.0, 1e-5), (1e-5, 1e-5), (3e-5, 3e-5), (1e-4, 1e-4), (1.0, 1e-4))
     def test_a_bar_is_pytorchs_own_error_between_two_ends(self, own, bar):
         self.assertEqual(agreement._bar(agreement.LOGITS, own), bar)
@@ -57,6 +71,8 @@ class MeasuresTest(parameterized.TestCase):
         torch = SimpleNamespace
         made = torch(detach=lambda: torch(numpy=lambda: np.array([1.0, -4.0, np.inf])))
         self.assertEqual(agreement._off(np.array([1.0, -4.0, np.inf]), made), 0.0)
+        made = torch(detach=lambda: torch(numpy=lambda: np.array([np.nan, -4.0])))
+        self.assertEqual(agreement._off(np.array([np.nan, -3.0]), made), 0.25)
         finite = torch(detach=lambda: torch(numpy=lambda: np.array([1.0, -4.0])))
         self.assertEqual(agreement._off(np.array([2.0, -4.0]), finite), 0.25)
         self.assertEqual(agreement._off(np.array([1.0]), finite), np.inf)
@@ -128,6 +144,16 @@ class CheckedTest(parameterized.TestCase):
                     self.assertRaisesRegex(ValueError, f"JAX and PyTorch differ: logits.*{named}"),
                 ):
                     agreement._checked(network(draws=draws), IMAGES, Side(), wrong)
+
+    def test_nan_on_one_side_only_is_said(self):
+        none = Side(exact=lambda images: (LOGITS, np.full(4, np.nan)), gradient=np.nan)
+        agreement._checked(network(), IMAGES, none, none)
+        said = "gradients by inf and inf, for one has NaN or an infinity where the other has none."
+        with (
+            mock.patch.object(agreement, "first_difference", lambda *given: None),
+            self.assertRaisesRegex(ValueError, said),
+        ):
+            agreement._checked(network(), IMAGES, Side(), none)
 
     def test_pytorchs_own_error_moves_the_bars(self):
         """Twice that of its logits, four times that of its gradients."""

@@ -1,5 +1,6 @@
 """Values whose gradient is written down beside them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,3 +23,19 @@ def _(values: Any, tangents: Any) -> tuple[Array, Array]:
 def with_gradient_of(value: Array, linear: Array) -> Array:
     """Return a value whose gradient is that of another expression, of the same shape and type."""
     return _first(lax.stop_gradient(value), linear)
+
+
+def sloped(value: Callable[..., Array], *slopes: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a function of arrays of one shape and type, with a slope for each of them.
+
+    Args:
+      value: computes each number by itself.
+      slopes: functions of the result and the operands, as PyTorch has them at kinks and ends.
+    """
+
+    def times(slope: Callable[..., Array]) -> Callable[..., Array]:
+        return lambda tangent, *values: tangent * slope(*values)
+
+    function = jax.custom_jvp(value)
+    function.defjvps(*map(times, slopes))
+    return function

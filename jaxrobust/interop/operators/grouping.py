@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
-from jaxrobust.interop.operators.reductions import along
+from jaxrobust.interop.operators.reductions import along, norm_slope
 from jaxrobust.interop.program import Ints, OperatorRule
 from jaxrobust.types import Array
 
@@ -82,9 +82,7 @@ def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Arr
         value, share = size.sum(-1), sign
     else:
         value = (size**order).sum(-1) ** (1 / order)
-        none = (size == 0) | (value == 0)[..., None]
-        ratio = jnp.where(none, 1, size) / jnp.where(none, 1, value[..., None])
-        share = jnp.where(none, 0, sign * ratio ** (order - 1))
+        share = norm_slope(lax.stop_gradient(apart), value[..., None], order)
     return with_gradient_of(value, (share * apart).sum(-1))
 
 

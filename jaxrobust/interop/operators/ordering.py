@@ -110,11 +110,11 @@ def _selected(row: Array, k: int) -> Array:
             order = swapped(order, i, j)
             return order, *meet(order, i, j, pivot)
 
-        order, _, j = lax.while_loop(
+        order, i, j = lax.while_loop(
             lambda held: held[1] <= held[2], exchange, (order, *meet(order, low + 1, high, pivot))
         )
         order = swapped(order, low, j)
-        next_low, next_high = jnp.where(j <= k, j + 1, low), jnp.where(j >= k, j - 1, high)
+        next_low, next_high = jnp.where(j <= k, i, low), jnp.where(j >= k, j - 1, high)
         return (
             jnp.where(pair, two, order),
             jnp.where(pair, high, next_low),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.operators.gradients import with_gradient_of
+from jaxrobust.interop.operators.gradients import sloped, with_gradient_of
 from jaxrobust.interop.operators.shapes import moved
 from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
@@ -39,21 +39,58 @@ def _over(reduce: Callable[..., Array]) -> OperatorRule:
     return OperatorRule(plain, last)
 
 
-def _deviation(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
-    return jnp.var(x, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims)
+def _variance(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
+    """Return variances; that of equal numbers is exactly 0, whatever their mean rounds to."""
+    first = x[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    from_first = x - lax.stop_gradient(first)
+    return jnp.var(
+        from_first, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims
+    )
+
+
+_root = sloped(jnp.sqrt, lambda root, x: jnp.where(root == 0, 0, 0.5 / root))
+
+
+def _deviation(x: Array, axes: Any, **how: Any) -> Array:
+    return _root(_variance(x, axes, **how))
 
 
 def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
-    axes, size = _axes(dims, x.ndim), jnp.abs(x)
+    axes = _axes(dims, x.ndim)
+
+    @jax.custom_jvp
+    def norm(x: Array) -> Array:
+        size = jnp.abs(x)
+        if order == 0:
+            return (size != 0).sum(axes, keepdims=True).astype(size.dtype)
+        if abs(order) == np.inf:
+            return (size.max if order > 0 else size.min)(axes, keepdims=True)
+        if order == 1:
+            return size.sum(axes, keepdims=True)
+        if order == 2:
+            return jnp.sqrt(jnp.square(size).sum(axes, keepdims=True))
+        return (size**order).sum(axes, keepdims=True) ** (1 / order)
+
+    def slope(value: Array, x: Array) -> Array:
+        if abs(order) == np.inf:
+            chosen = (jnp.abs(x) == value).astype(x.dtype)
+            return jnp.sign(x) * chosen / chosen.sum(axes, keepdims=True)
+        return norm_slope(x, value, order)
+
+    norm.defjvps(lambda tangent, value, x: (slope(value, x) * tangent).sum(axes, keepdims=True))
+    value = norm(x if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs(x))
+    return value if keepdim else value.squeeze(axes)
+
+
+def norm_slope(x: Array, norm: Array, order: float) -> Array:
+    """Return the slopes of a norm of finite order, which are 0 at 0."""
     if order == 0:
-        return (size != 0).sum(axes, keepdims=keepdim).astype(size.dtype)
-    if abs(order) == float("inf"):
-        return (size.max if order > 0 else size.min)(axes, keepdims=keepdim)
+        return jnp.zeros_like(x)
     if order == 1:
-        return size.sum(axes, keepdims=keepdim)
-    powers = (size**order).sum(axes, keepdims=keepdim)
-    none = powers == 0
-    return jnp.where(none, 0, jnp.where(none, 1, powers) ** (1 / order))
+        return jnp.sign(x)
+    none = (x == 0) | (norm == 0)
+    ratio = jnp.where(none, 1, jnp.abs(x)) / jnp.where(none, 1, norm)
+    return jnp.where(none, 0, jnp.sign(x) * ratio ** (order - 1))
 
 
 def taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
@@ -169,7 +206,8 @@ TABLE = {
     ),
     "aten.amax.default": _over(jnp.max),
     "aten.amin.default": _over(jnp.min),
-    "aten.var.correction": _over(_deviation),
+    "aten.var.correction": _over(_variance),
+    "aten.std.correction": _over(_deviation),
     "aten.prod.dim_int": OperatorRule(
         lambda x, dim, keepdim, dtype=None: jnp.prod(x, dim, dtype, keepdims=keepdim)
     ),

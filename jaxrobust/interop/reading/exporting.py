@@ -4,7 +4,7 @@ import contextlib
 import functools
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ _KEPT = (
     "_euclidean_dist",
     "bernoulli",
     "linalg_vector_norm",
+    # PyTorch's decomposition has other gradients at kinks and ends than the operator.
+    *("hardsigmoid", "hardswish", "logit", "sinc", "special_entr", "binary_cross_entropy"),
+    *("std.correction", "xlogy.Tensor", "xlogy.Scalar_Self", "xlogy.Scalar_Other"),
+    *("special_xlog1py", "special_xlog1py.self_scalar", "special_xlog1py.other_scalar"),
 )
-_MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 # Of sizes, types and matrices that have no inverse; they compute nothing.
 _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
@@ -140,14 +143,33 @@ def decomposed(program: Any) -> Any:
     import torch
 
     table = torch.export.default_decompositions()
-    more = [getattr(torch.ops.aten, name) for name in _MORE]
-    table.update(torch._decomp.get_decompositions(more))
+    sampler = torch.ops.aten.grid_sampler_2d.default
+    table[sampler] = _strict(torch._decomp.get_decompositions([sampler])[sampler])
     drop = any(map(drops, program.graph.nodes))
     for name in _KEPT:
         if not (drop and "attention" in name):
-            table.pop(getattr(torch.ops.aten, name).default, None)
+            packet, _, overload = name.partition(".")
+            table.pop(getattr(getattr(torch.ops.aten, packet), overload or "default"), None)
     with quietly():
         return custom_gradients.kept(program).run_decompositions(table)
+
+
+def _strict(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decomposition where `clamp` has no gradient at its bounds, as PyTorch's sampler."""
+    import torch
+    from torch.nn.functional import threshold
+
+    def clamp(x: Any, low: float, high: float) -> Any:
+        return -threshold(-threshold(x, low, low), -high, -high)
+
+    def strict(*operands: Any, **named: Any) -> Any:
+        before, torch.clamp = torch.clamp, clamp  # type: ignore[assignment]
+        try:
+            return decomposition(*operands, **named)
+        finally:
+            torch.clamp = before
+
+    return strict
 
 
 def read(
