@@ -27,6 +27,7 @@ class Outcome(NamedTuple):
     values: float
     gradients: float
     operators: frozenset[str]  # of the program that it was part of
+    ties: tuple[str, ...]  # of which kinds of tied images values or gradients are others
 
 
 class Beside(torch.nn.Module):
@@ -88,21 +89,48 @@ def _begun(
         program, weights = exporting.read(_exported(tuple(names), dynamic, dtype))
         given = weights, jnp.asarray(x)
         compiled = compiling(_values_and_gradient(program).lower(*given).compile)
-    theirs, their_gradient = _theirs(net, _channels_first(x))
     used = frozenset(step.operator for step in program.steps)
 
-    def outcomes() -> dict[str, Outcome]:
+    def both(x: np.ndarray) -> Any:
+        """Yield the values and the gradients of each, ours and theirs."""
+        theirs = _theirs(net, _channels_first(x))
         with jax.enable_x64(dtype == "float64"):
-            ours, our_gradient = jax.device_get(compiled()(*given))
-        parts = [np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)]
+            ours = jax.device_get(compiled()(weights, jnp.asarray(x)))
+        parts = [np.split(gradient, len(names), -1) for _, gradient in (ours, theirs)]
+        return zip(zip(ours[0], theirs[0], strict=True), zip(*parts, strict=True), strict=True)
+
+    def outcomes() -> dict[str, Outcome]:
+        off: dict[str, list[str]] = {name: [] for name in names}
+        for kind, tied in _tied(names).items():
+            for name, (values, gradients) in zip(names, both(tied.astype(dtype)), strict=True):
+                if not (_equal(*values, dtype) and _equal(*gradients, dtype)):
+                    off[name].append(kind)
         return {
-            name: Outcome(_apart(*values), _apart(*gradients), used)
-            for name, values, gradients in zip(
-                names, zip(ours, theirs, strict=True), zip(*parts, strict=True), strict=True
-            )
+            name: Outcome(_apart(*values), _apart(*gradients), used, tuple(off[name]))
+            for name, (values, gradients) in zip(names, both(x), strict=True)
         }
 
     return outcomes
+
+
+def _tied(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return tied images f64[B,H,W,C] by their kind, for each of the names beside each other."""
+    each = [torch_operators.tied(name, (BATCH, SIDE, SIDE, CHANNELS)) for name in names]
+    kinds = dict.fromkeys(kind for images in each for kind in images)
+    return {
+        kind: np.concatenate([images.get(kind, images["zeros"]) for images in each], -1)
+        for kind in kinds
+    }
+
+
+def _equal(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> bool:
+    """Tell whether numbers are PyTorch's, infinities and NaNs too."""
+    if ours.shape != theirs.shape:
+        return False
+    finite = np.abs(theirs[np.isfinite(theirs)])
+    bar = (1e-9 if dtype == "float64" else 1e-4) * max(1.0, float(finite.max(initial=0)))
+    with np.errstate(invalid="ignore"):
+        return bool(np.isclose(ours, theirs, rtol=0, atol=bar, equal_nan=True).all())
 
 
 def _channels_first(images: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.support import torch_choices, torch_matrices
+from tests.support import torch_choices, torch_kinks, torch_matrices
 from tests.support.torch_choices import CHANNELS, SIDE
 
 aten = torch.ops.aten
@@ -22,7 +22,9 @@ class Computed(nn.Module):
         self.function = function
 
     def forward(self, x):
-        return self.function(x).flatten(1)
+        found = self.function(x)
+        parts = found if isinstance(found, tuple) else (found,)
+        return torch.cat([part.reshape(len(x) if part.ndim else 1, -1).to(x) for part in parts], 1)
 
 
 class Within(nn.Module):
@@ -118,7 +120,7 @@ def _with_min(x):
 
 def _order(x):
     values, places = x.sort(dim=2, descending=True)
-    return values + 0.01 * places.to(x.dtype)
+    return values + 0.01 * places.to(x.dtype) + x.sort(dim=2, stable=True)[0]
 
 
 def _top(x):
@@ -192,7 +194,20 @@ def _strided(x):
 COMPUTED: dict[str, Callable[[Any], Any]] = {
     "unary": lambda x: x.abs() + (-x).exp() + x.expm1() + (x + 1).log() + (x + 1).log2(),
     "roots": lambda x: (x + 1).sqrt() + (x + 1).rsqrt() + (x + 1).reciprocal() + (x + 2).log10(),
-    "waves": lambda x: x.sin() + x.cos() + x.tan() + x.asin() + x.acos() + x.atan() + x.log1p(),
+    "logarithms": lambda x: (
+        torch.xlogy(x, x + 1)
+        + torch.xlogy(2.0, x + 1)
+        + torch.xlogy(x, 2.0)
+        + torch.special.xlog1py(x, x)
+        + torch.special.xlog1py(2.0, x)
+        + torch.special.xlog1py(x, 2.0)
+        + torch.special.entr(x)
+        + torch.logit(0.5 * x + 0.2)
+        + F.binary_cross_entropy(0.5 * x + 0.2, x)
+    ),
+    "waves": lambda x: (
+        torch.sinc(x) + x.sin() + x.cos() + x.tan() + x.asin() + x.acos() + x.atan() + x.log1p()
+    ),
     "hyperbolic": lambda x: x.sinh() + x.cosh() + x.tanh() + x.asinh() + (x + 2).acosh(),
     "errors": lambda x: x.erf() + (x / 2).atanh() + x.sigmoid() + torch.special.erfc(x),
     "steps": lambda x: x * x.floor() + x * x.ceil() + x * (3 * x).round() + x * (x - 0.5).sign(),
@@ -492,7 +507,7 @@ OF_SIZES = (
 )
 # PyTorch writes these with operators that others of them use in the same way.
 _OF_OTHERS = (
-    *("PReLU", "PReLU of channels", "CELU", "SELU", "Mish", "Hardswish", "Hardsigmoid", "GLU"),
+    *("PReLU", "PReLU of channels", "CELU", "SELU", "Mish", "GLU"),
     *("Hardshrink", "Softshrink", "Tanhshrink", "Softplus", "Softsign", "LogSigmoid", "Threshold"),
     *("Softmin", "Softmax2d", "Tanh", "Sigmoid"),
 )
@@ -512,10 +527,31 @@ def prepared(name: str, images: np.ndarray) -> np.ndarray:
     return images * 6 - 3 if name in MODULES else images
 
 
+def tied(name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return images by their kind: flat, binary and saturated ones."""
+    random = np.random.default_rng(1)
+    flat = random.random(shape)
+    flat[0], flat[1, ..., 0], flat[-1, ..., 1] = 0.3, 0.7, 0
+    kinds = {
+        "zeros": np.zeros(shape),
+        "ones": np.ones(shape),
+        "equal": np.full(shape, 0.5),
+        "binary": random.integers(0, 2, shape).astype(float),
+        "dark": (random.random(shape) > 0.9).astype(float),
+        "flat": flat,
+        "quarters": random.integers(0, 5, shape) / 4,
+        "noise": random.random(shape),
+    }
+    images = {kind: prepared(name, x) for kind, x in kinds.items()}
+    wide = random.choice(torch_kinks.LEVELS, shape)
+    return images if name in COMPUTED else images | {"levels": wide}
+
+
 def module(name: str) -> nn.Module:
     """Return one of them in eval mode, with seeded weights and statistics."""
     torch.manual_seed(0)
-    made = MODULES[name]() if name in MODULES else Computed(COMPUTED[name])
+    functions = COMPUTED | torch_kinks.KINKS
+    made = MODULES[name]() if name in MODULES else Computed(functions[name])
     for key, buffer in made.named_buffers():
         if key.endswith(("mean", "var")):
             buffer.copy_(torch.rand(buffer.shape) + 0.5)

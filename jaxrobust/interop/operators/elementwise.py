@@ -53,6 +53,16 @@ _power_of_pairs = _of_pairs(
 )
 
 
+_remainder_of_pairs = _of_pairs(
+    jnp.remainder, lambda rest, x, y: 1, lambda rest, x, y: -jnp.floor_divide(x, y)
+)
+
+
+def _remainder(x: Any, y: Any) -> Array:
+    floating = jnp.issubdtype(jnp.result_type(x, y), jnp.inexact)
+    return (_remainder_of_pairs if floating else jnp.remainder)(x, y)
+
+
 def _power(x: Any, exponent: Any) -> Array:
     if not jnp.issubdtype(jnp.result_type(x, exponent), jnp.inexact):
         return jnp.power(x, exponent)
@@ -103,7 +113,7 @@ def _times_logarithm(logarithm: Function, end: float) -> Function:
 
 _entropy = sloped(
     lambda x, y: -(y * jnp.maximum(jnp.log(x), -100) + (1 - y) * jnp.maximum(jnp.log1p(-x), -100)),
-    lambda loss, x, y: (x - y) / jnp.maximum((1 - x) * x, 1e-12),
+    lambda loss, x, y: (x - y) / jnp.maximum((1 - x) * x, float(np.float32(1e-12))),
     lambda loss, x, y: jnp.log1p(-x) - jnp.log(x),
 )
 
@@ -182,7 +192,7 @@ _UNARY: Functions = {
     "hardtanh": _hardtanh,
     "hardsigmoid": sloped(
         lambda x: jnp.clip(x + 3, 0, 6) / 6,
-        lambda value, x: jnp.where((x > -3) & (x < 3), 1 / 6, 0).astype(x.dtype),
+        lambda value, x: jnp.where((x > -3) & (x < 3), float(np.float32(1 / 6)), 0).astype(x.dtype),
     ),
     "hardswish": sloped(
         lambda x: x * jnp.clip(x + 3, 0, 6) / 6,
@@ -232,7 +242,8 @@ _OF_TENSOR_OR_SCALAR: Functions = {
     "le": jnp.less_equal,
     "gt": jnp.greater,
     "ge": jnp.greater_equal,
-    **_called(jnp, "bitwise_and", "bitwise_or", "bitwise_xor", "remainder", "fmod"),
+    **_called(jnp, "bitwise_and", "bitwise_or", "bitwise_xor", "fmod"),
+    "remainder": _remainder,
 }
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxrobust.interop.operators import sorting
 from jaxrobust.interop.operators.gradients import sloped, with_gradient_of
 from jaxrobust.interop.operators.shapes import moved
 from jaxrobust.interop.program import ChannelsLast, Ints, OperatorRule
@@ -107,13 +108,22 @@ def _extreme(arg: Callable[..., Array]) -> OperatorRule:
 
 
 def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
+    places = sorting.order(x, dim, descending)
+    return jnp.take_along_axis(x, places, axis=dim), places
+
+
+def _stable_sort(
+    x: Array, *, stable: bool | None, dim: int = -1, descending: bool = False
+) -> tuple[Array, Array]:
+    if not stable:
+        return _sort(x, dim, descending)
     places = jnp.argsort(x, axis=dim, stable=True, descending=descending)
     return jnp.take_along_axis(x, places, axis=dim), places
 
 
 def _topk(x: Array, k: int, dim: int, largest: bool, in_order: bool) -> tuple[Array, Array]:
-    pair = _sort(x, dim, largest)
-    return tuple(jax.lax.slice_in_dim(each, 0, k, axis=dim % x.ndim) for each in pair)  # type: ignore[return-value]
+    places = sorting.first(x, k, dim, largest, in_order)
+    return jnp.take_along_axis(x, places, axis=dim), places
 
 
 def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
@@ -229,6 +239,7 @@ TABLE = {
     "aten._softmax.default": OperatorRule(lambda x, dim, half: jax.nn.softmax(x, axis=dim)),
     "aten._log_softmax.default": OperatorRule(lambda x, dim, half: jax.nn.log_softmax(x, axis=dim)),
     "aten.sort.default": OperatorRule(_sort),
+    "aten.sort.stable": OperatorRule(_stable_sort),
     "aten.topk.default": OperatorRule(_topk),
     "aten._fft_c2c.default": OperatorRule(_fourier),
     "aten._fft_r2c.default": OperatorRule(_fourier_of_reals),

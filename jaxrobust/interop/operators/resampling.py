@@ -58,8 +58,12 @@ def _axes(
     return axes
 
 
+def _wins(y: Array, x: Array) -> Array:
+    return (y > x) | jnp.isnan(y)  # of equal ones the gradient goes to the first, as PyTorch's
+
+
 def _first_largest(x: Array, y: Array) -> Array:
-    return jnp.where(y > x, y, x)  # of equal ones the gradient goes to the first, as PyTorch's
+    return jnp.where(_wins(y, x), y, x)
 
 
 class _Largest(Sequence[Any]):
@@ -83,7 +87,7 @@ def _numbered(x: Array) -> Array:
 
 
 def _larger_pair(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
-    wins = y[0] > x[0]
+    wins = _wins(y[0], x[0])
     return jnp.where(wins, y[0], x[0]), jnp.where(wins, y[1], x[1])
 
 
