@@ -146,7 +146,7 @@ def _hardtanh(x: Array, low: float, high: float) -> Array:
 
 
 def _clamp(x: Array, low: Any, high: Any) -> Array:
-    """Return numbers within bounds; where these do not leave room, the lower has no gradient."""
+    """Return numbers within bounds; a lower one that is not below the upper has no gradient."""
     if low is not None:
         low = jnp.asarray(low, x.dtype)
         held = low if high is None else jnp.where(low < high, low, lax.stop_gradient(low))
