@@ -51,8 +51,6 @@ _power_of_pairs = _of_pairs(
     lambda power, x, y: jnp.where(y == 0, 0, y * jnp.power(x, y - 1)),
     lambda power, x, y: jnp.where((x == 0) & (y >= 0), 0, power * jnp.log(x)),
 )
-
-
 _remainder_of_pairs = _of_pairs(
     jnp.remainder, lambda rest, x, y: 1, lambda rest, x, y: -jnp.floor_divide(x, y)
 )
@@ -68,13 +66,13 @@ def _power(x: Any, exponent: Any) -> Array:
         return jnp.power(x, exponent)
     if not isinstance(exponent, int | float):
         return _power_of_pairs(x, exponent)
+    x = jnp.asarray(x, jnp.result_type(x, exponent))
     if exponent == 0:
         return jnp.ones_like(x)
-    x = jnp.asarray(x)
     power = sloped(
         lambda x: _raised(x, exponent), lambda power, x: exponent * _raised(x, exponent - 1)
     )
-    return power(x.astype(jnp.result_type(x, exponent)))
+    return power(x)
 
 
 def _raised(x: Array, exponent: float) -> Array:
