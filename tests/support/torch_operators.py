@@ -23,8 +23,9 @@ class Computed(nn.Module):
 
     def forward(self, x):
         found = self.function(x)
-        parts = found if isinstance(found, tuple) else (found,)
-        return torch.cat([part.reshape(len(x) if part.ndim else 1, -1).to(x) for part in parts], 1)
+        if isinstance(found, tuple):  # values and places
+            return torch.cat([part.flatten(1).to(x) for part in found], 1)
+        return found.flatten(1) if found.ndim > 1 else found.reshape(-1, 1)
 
 
 class Within(nn.Module):
@@ -513,7 +514,7 @@ _OF_OTHERS = (
 )
 COMPOSED = (
     *("matrices", "equal ones", "other padding", "splits", "shuffles", "unpooling", "sampling"),
-    *("patches", "patches back", "spread", "any of several", "pooling of a line", "recurrence"),
+    *("patches", "patches back", "any of several", "pooling of a line", "recurrence"),
     *("resizing, cubic", "resizing, linear", "resizing, a line", "attention", "attention, scaled"),
     *("convolution, same", "convolution, reflected", "linear", "linear, plain", "rms norm"),
     *("response norm", *(f"activation {name}" for name in _OF_OTHERS)),
