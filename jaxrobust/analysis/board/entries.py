@@ -152,7 +152,7 @@ def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) 
     return {
         "attack": _attack(record),
         "settings": _settings(record),
-        "flags": done.sample.flags | _flags(record),
+        "flags": done.flags | _flags(record),
         "verdicts": _verdicts(rows),
         "falling": (done.sample.least - len(fallen), done.sample.most - len(fallen)),
         "passes": _sum(record, "forward", "backward"),
@@ -182,7 +182,7 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
     if frost := measured.get("frost_sha256"):
         drawn += f", frost of photographs {frost[:12]}"
     where = {"data": listed.given.get("data") or str(record.dataset).partition(":")[0]}
-    flags = _flags(record)
+    flags = done.flags | _flags(record)
     if (found := done.findings).undecided:
         of = f"{found.undecided:,} of {found.answers:,} answers"
         flags["rounding"] = f"Float32 rounding decides {of}, which are others here."

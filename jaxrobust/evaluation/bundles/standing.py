@@ -14,6 +14,7 @@ from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records import survivors
+from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 
 IMAGES = 60  # after none of which falls at most 5 % of all that stand would
@@ -79,7 +80,7 @@ class StandingSample(NamedTuple):
             named = [f"{image} ({name})" for image, name in self.fallen.items()]
             more = ", ..." * (fell > claims.SHOWN)
             shown.append(f"  fell: image {', '.join(named[: claims.SHOWN])}{more}")
-        return shown + [f"flag {name}: {text}" for name, text in self.flags.items()]
+        return shown
 
 
 def attacked(
@@ -104,17 +105,18 @@ def attacked(
         return StandingSample(**about, fallen={}, refuted=0, seed=seed, flags={})
     say(f"attacking {len(chosen)} of {len(rows)} standing images: {', '.join(ATTACKS)}")
     ids = [row["image"] for row in chosen]
-    result = autoattack(
-        logits_fn,
-        images[np.array(ids)],
-        np.array([row["label"] for row in chosen]),
-        **bundle.threat,
-        attacks=ATTACKS,
-        seed=seed,
-        batch_size=batch,
-        image_ids=ids,
-        verbose=False,
-    )
+    with patience.of("attacking standing images"):
+        result = autoattack(
+            logits_fn,
+            images[np.array(ids)],
+            np.array([row["label"] for row in chosen]),
+            **bundle.threat,
+            attacks=ATTACKS,
+            seed=seed,
+            batch_size=batch,
+            image_ids=ids,
+            verbose=False,
+        )
     found = dict(zip(ids, result.fooled_by.tolist(), strict=True))
     fallen = {image: name for image, name in found.items() if name}
     ran = [own["name"] for own in result.attacks if _withstood(bundle.record, own)]

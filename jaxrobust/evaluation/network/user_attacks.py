@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxrobust.evaluation.network import checks
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Threat
 
 ALONE = "user"  # in place of the attacks of an evaluation that has a user's alone
@@ -100,6 +101,8 @@ def of_file(path: str) -> UserAttack:
             f"{flag}: images have shape {images.shape} for {len(ids)} ids; save one image for each "
             "id, [M,H,W,C], channels last"
         )
+    if not len(ids):
+        raise ValueError(f"{flag} has no points; save one for each image that is to be tried")
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -108,6 +111,8 @@ def of_file(path: str) -> UserAttack:
         )
     points = _floats(flag, images)
     _check_range(flag, points, ids)
+    unit = "from 0 to 255" if images.dtype == np.uint8 else "from 0 to 1"
+    say(f"{flag}: {len(ids)} points, {images.dtype} {unit}")
     sha256 = hashlib.sha256(content).hexdigest()
     return UserAttack(flag, Path(path).name, sha256, dict(zip(ids.tolist(), points, strict=True)))
 

@@ -177,13 +177,13 @@ def _near(attack: str) -> str:
 
 
 def _check_choices(question: Question, subject: Subject) -> None:
-    attack = question.attack
+    attack = question.users[0].file if question.attack == ALONE else question.attack
     versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
     for flag, known in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
         value = getattr(question, flag)
         if value not in known:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-        if value != known[0] and not question.searches:
+        if value != known[0] and (not question.searches or question.attack == ALONE):
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
     if question.users and not question.searches:
         raise ValueError(

@@ -29,7 +29,7 @@ from jaxrobust.evaluation.bundles.standing import StandingSample
 from jaxrobust.evaluation.questions import corrupted, flags, measuring, questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.records import survivors
+from jaxrobust.evaluation.records import survivors, trained
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
@@ -61,6 +61,7 @@ class Verification(NamedTuple):
     other_split: str | None  # likewise of the images
     other_attacks: str | None  # likewise of the attacks
     remark: str | None  # on the program in the bundle
+    flags: dict[str, str]  # what makes the network's numbers doubtful, as was seen here
     sample: StandingSample | None = None  # None: of common corruptions, where every answer is known
 
     @property
@@ -92,13 +93,14 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
 def lines(done: Verification) -> list[str]:
     """Write the claim of a bundle and what was found, for people."""
     if isinstance(done.findings, CorruptionFindings):
-        return claims_corrupted.corrupted_lines(done.bundle, done.findings)
-    *rows, last = claims.lines(done.bundle, done.findings)
-    if done.sample is None:
-        return [*rows, last]
-    contradicted = done.sample.contradicts
-    last = f"Contradicted: {contradicted}" if contradicted else last
-    return [*rows, *done.sample.lines(done.findings.standing), last]
+        *rows, last = claims_corrupted.corrupted_lines(done.bundle, done.findings)
+    else:
+        *rows, last = claims.lines(done.bundle, done.findings)
+    if done.sample is not None and isinstance(done.findings, claims.ClaimFindings):
+        rows += done.sample.lines(done.findings.standing)
+        contradicted = done.sample.contradicts
+        last = f"Contradicted: {contradicted}" if contradicted else last
+    return [*rows, *(f"flag {name}: {text}" for name, text in done.flags.items()), last]
 
 
 def why_not(done: Verification) -> list[str]:
@@ -138,16 +140,23 @@ def check(settings: VerificationSettings) -> Verification:
     how: Any = {"count": len(prepared), "split_images": len(source), "batch": batch, "tell": say}
     how["labels"] = prepared.labels()
     remark = _other_program(bundle.folder)
+    on: dict[str, Any] = {
+        "dataset": source.name,
+        "split": source.split,
+        "files_sha256": source.files_sha256,
+    }
+    doubts = trained.flags(trained.training(subject.history or [], **on))
     if bundle.corrupted:
         shown = _corrupted(settings, bundle, source, prepared)
         each = lambda name, ids: shown[name][np.asarray(ids)]  # noqa: E731
         findings = claims_corrupted.judge_corrupted(bundle, each, logits, **how)
-        return Verification(bundle, findings, *others, remark)
+        return Verification(bundle, findings, *others, remark, doubts)
     found = claims.judge(bundle, lambda ids: prepared[np.asarray(ids)], logits, **how)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     drawn: Any = {"count": settings.sample, "seed": seed, "batch": settings.batch}
     sample = standing.attacked(bundle, found, prepared, network, **drawn)
-    return Verification(bundle, found, *others, remark, sample)
+    doubts |= sample.flags if sample else {}
+    return Verification(bundle, found, *others, remark, doubts, sample)
 
 
 def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:

@@ -117,6 +117,18 @@ class RunTest(Case):
         self.assertRegex(text[0], "convnext_n, apgd-ce, linf 0.03, on digits test")
         self.assertIn("Confirmed: robust accuracy on these images is at most", text[-1])
 
+    def test_an_erased_flag_of_training_is_raised_again(self):
+        folder = self.workdir.parent / "trained_on"
+        out = str(self.workdir.parent / "trained_on_out")
+        code, _, said = call(
+            **self.flags | {"split": "train", "out": out, "bundle": str(folder), "n": 8}
+        )
+        self.assertEqual(code, 0, said)
+        self.assertIn("training", claims.read(folder).record["flags"])
+        bundles.changed(folder, record={"flags": {}})
+        _, printed, _ = called(verify, folder, "--weights", self.workdir)
+        self.assertIn("flag training: the weights, or those", printed)
+
     @parameterized.parameters(True, False)
     @pytest.mark.slow
     def test_a_file_of_the_same_weights(self, says):

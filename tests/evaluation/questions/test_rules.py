@@ -758,7 +758,8 @@ class VerificationTest(parameterized.TestCase):
         findings.plain.return_value = {"whole": whole, "images": 4}
         judged = {"read": mock.Mock(return_value=read), "judge": mock.Mock(return_value=findings)}
         judged["lines"] = mock.Mock(return_value=["the claim"])
-        placed = mock.Mock(weights=mock.Mock(return_value=(None, mock.Mock(), ({}, {}))))
+        subject = mock.Mock(history=None)
+        placed = mock.Mock(weights=mock.Mock(return_value=(None, subject, ({}, {}))))
         with (
             mock.patch.multiple(verification.claims, **judged),
             mock.patch.object(verification, "flags", placed),

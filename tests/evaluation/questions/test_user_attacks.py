@@ -222,6 +222,15 @@ class LoweredTest(Case):
         shutil.copytree(self.root / "bundled", self.root / "elsewhere")
         self.assertLen(self.found(out="elsewhere", points=[file], bundle=str(folder)), 1)
 
+    def test_a_bundle_of_points_alone(self):
+        file = self.saved(ids=np.arange(N), images=self.own_points())
+        folder = self.root / "alone"
+        self.found(out="alone-bundle", attack="clean", points=[file], bundle=str(folder))
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, said = called(verify, folder, *network, "--sample=1")
+        self.assertEqual(code, 0, printed + said)
+        self.assertIn("adv.npz (", printed)
+
     def test_reports_and_comparisons_read_the_record(self):
         file = self.saved(ids=np.arange(N), images=self.own_points())
         attack = f"apgd-ce,{self.root}/nets.py:in_jax"
@@ -259,6 +268,7 @@ class MistakesTest(Case):
         ("above", {"images": np.full(SHAPE, 1.001)}, "2 of 2 images leave .* by 0.001; clip"),
         ("bytes", {"images": np.full(SHAPE, 200.0)}, "by 199; divide by 255, or save uint8"),
         ("whole", {"images": np.zeros(SHAPE, np.int64)}, "are int64; give floats in .0, 1.,"),
+        ("empty", {"ids": np.zeros(0, int), "images": np.zeros((0, 8, 8, 1))}, "has no points;"),
         ("objects", {"images": np.array([None, None])}, "of plain arrays .Object arrays cannot"),
         ("names", {"images": None, "x": [1]}, "has no array 'images', but ids, x; save ids"),
     )  # fmt: skip
@@ -307,6 +317,8 @@ class MistakesTest(Case):
         ({"attack": "autoattack", "until_width": "2"}, "leave --until_width out"),
         ({"attack": "autoattack", "worst_case": True}, "leave --worst_case out"),
         ({"attack": "clean", "corruptions": "fog"}, "leave --corruptions out"),
+        ({"attack": "clean", "steps": 3}, "--steps=3 has no effect on --attack=adv.npz; leave it"),
+        ({"attack": "clean", "version": "plus"}, "--version=plus has no effect on"),
     )
     def test_what_it_does_not_go_with(self, given, said):
         points = [self.saved(ids=[0], images=self.images[:1])]
