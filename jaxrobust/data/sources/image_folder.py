@@ -202,7 +202,8 @@ def _class_folders(
     top = storage.entries(path)
     if top is None:
         problem = f"the directory {path} does not exist, or may not be read"
-        raise DataError(f"data set {name!r}: {problem}")
+        archive = f"{path} is a file; unpack it, and name the folder of train/ or of the classes"
+        raise DataError(f"data set {name!r}: {archive if path.is_file() else problem}")
     present = _present(path, top)
     wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
     chosen = [folder for folder in wanted if folder in top.folders and _folders(path / folder)]

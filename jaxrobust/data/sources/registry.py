@@ -8,8 +8,10 @@ import functools
 import itertools
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,12 +92,12 @@ def open_source(
     doubts = (*plausibility.of_labels(source), *plausibility.of_names(source))
     source = dataclasses.replace(source, notes=(*source.notes, *doubts))
     for note in source.notes:
-        _tell(note)
+        _tell(note, sys.stderr)
     return source
 
 
-@functools.cache  # each is told once
-def _tell(note: str) -> None:
+@functools.lru_cache(maxsize=256)  # once on a stream
+def _tell(note: str, stream: Any) -> None:
     from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
 
     say(f"WARNING: {note}", every_process=True)  # else it asks for devices

@@ -4,6 +4,7 @@ The table follows what users of torchvision, timm, Keras, TFDS and Pillow report
 of texts, folders of programs, labels from 1, one-hot labels, 16 bits, alpha, CMYK, EXIF, floats.
 """
 
+import contextlib
 import io
 import os
 import tempfile
@@ -331,6 +332,19 @@ class NamesTest(ConventionsCase):
         images = [colours() for _ in range(3)]
         given = self.write(source, {"train": (images, [0, 0, 0])}, ["cat"])
         self.says(given, "has one class, cat: any network of one output is always right")
+
+
+class ToldTest(ConventionsCase):
+    def test_sentences_are_told_once_on_each_stream(self):
+        images = [colours(17) for _ in range(8)]
+        given = self.write("npz", {"train": (images, [0, 1] * 4)}, "ab")
+        for _ in range(2):
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
+                loaded = [data.load(**given, split="train") for _ in range(2)]
+            self.assertEqual(said.getvalue().count("WARNING: "), 1)
+            self.assertIn("no pixel above 16", said.getvalue())
+            self.assertEqual(loaded[0].images.max(), np.float32(16) / np.float32(255))
 
 
 class FoldersTest(ConventionsCase):

@@ -246,6 +246,11 @@ class RefusalTest(FolderTest):
         self.name += "/nowhere"
         self.assert_refused("nowhere does not exist")
 
+    def test_an_archive(self):
+        (self.root / "images.zip").write_bytes(b"PK")
+        self.name += "/images.zip"
+        self.assert_refused("images.zip is a file; unpack it, and name the folder of train/")
+
     def test_missing_split(self):
         write_tree(self.root, ["train/a/1.jpg", "val/a/1.jpg"])
         self.assert_refused("has no split 'test': it has train, val; parts are", split="test")
