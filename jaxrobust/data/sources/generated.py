@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.data.source import DataError, Record, SoftLabel, Source, SourceKind, add
+from jaxrobust.data.sources import plausibility
 from jaxrobust.data.splits import grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
 
@@ -294,8 +295,10 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
         held=False,
         soft=layout.soft,
     )
-    source.read(sorted({0, len(source) - 1}))  # a file of other records shows itself now
-    return source
+    records = source.read(sorted({0, len(source) - 1}))  # a file of other records shows itself now
+    brightest = max(int(decoding.decode(record.image).max()) for record in records)
+    notes = plausibility.of_pixels(brightest, len(records), source.where())
+    return dataclasses.replace(source, notes=notes)
 
 
 _ABOUT = ("generated", "generated:DIR", "shards of generated images")

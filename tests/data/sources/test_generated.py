@@ -76,6 +76,12 @@ class GeneratedTest(parameterized.TestCase):
         self.assertEndsWith(source.describe(129), "generated-all.array_record-00002-of-00003")
         self.assertIn("record 29 of", source.describe(129))
 
+    def test_pixels_of_0_and_1(self):
+        folder = Path(self.create_tempdir())
+        out = prepared(folder, self.images % 2, self.labels)
+        with self.assertRaisesRegex(data.DataError, "have pixels of 0 and 1, where white is 255"):
+            data.open_source(f"generated:{out}", "all")
+
     @absltest.skipUnless(hasattr(os, "posix_fadvise"), "the system takes no announcements")
     def test_several_records_are_announced_before_the_first_is_read(self):
         source, calls = data.open_source(self.name, "all"), []
