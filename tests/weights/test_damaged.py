@@ -206,6 +206,39 @@ class EveryFileTest(RunOfCheckpoints):
                 runs.run_weights(self.workdir)
 
 
+class RemedyTest(RunOfCheckpoints):
+    @parameterized.parameters(
+        ("kept", (4, 8), 8, r"the previous step \(4\) or the latest checkpoint \(train/latest/4\)"),
+        ("kept", (4, 8), 4, r"a later step \(8\) or .*the best weights \(train/best/4\)"),
+        (
+            "best",
+            (4,),
+            4,
+            r"latest checkpoint, which .* evaluates .* or another phase \(--phase=pre",
+        ),
+        ("latest", (4,), 4, "the best weights .* or the start of the phase, where training begins"),
+    )
+    def test_what_else_the_run_has(self, kind, steps, damaged, remedy):
+        folder = self.workdir / "train" / kind
+        for step in steps:
+            if not (folder / str(step)).exists():
+                shutil.copytree(folder / "4", folder / str(step))
+        cut(metadata(folder / str(damaged)))
+        with (
+            contextlib.closing(Checkpoints(folder, read_only=True)) as files,
+            self.assertRaisesRegex(ValueError, f"{kind}/{damaged} is damaged .*{remedy}"),
+        ):
+            files.meta(damaged)
+
+    def test_a_run_that_has_nothing_else(self):
+        for path in self.workdir.rglob("*"):
+            if path.name in ("latest", "epochs", "kept", "pretrain"):
+                shutil.rmtree(path, ignore_errors=True)
+        cut(metadata(self.workdir / "train" / "best" / "4"))
+        with self.assertRaisesRegex(ValueError, "from a copy, or train in a new --workdir"):
+            runs.run_weights(self.workdir)
+
+
 class OldTest(RunOfCheckpoints):
     """Checkpoints of before have no hashes; a run's records may still have theirs."""
 

@@ -168,6 +168,14 @@ class WaysTest(parameterized.TestCase):
         self.assertIsNone(said["selection"]["on_evaluated_images"])
         self.assertIsNone(said["passes"])
 
+    @parameterized.parameters("init.json", "data.json")
+    def test_a_damaged_file_is_named(self, name):
+        run = begin(self.folder / "first", self.weights)
+        for text in ("{", "[1]"):
+            (run / name).write_text(text)
+            with self.assertRaisesRegex(ValueError, f"{name} is damaged .*; restore it"):
+                facts(run)
+
     def test_an_exported_folder_is_evaluated_with_its_facts(self):
         first = begin(self.folder / "first", self.weights, data__train_split="test")
         subject = target.of_folder(exported(first, "jaxrobust"), None, None)

@@ -180,8 +180,10 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> ValueError:
         """Name a damaged checkpoint, RUN/PHASE/KIND/STEP, and what else the run has."""
         kind, phase = self.directory.name, self.directory.parent
-        before = [other for other in steps(self.directory) if other != step]
+        there = [other for other in steps(self.directory) if other != step]
+        before = [other for other in there if other < step]
         rest = [f"the previous step ({before[-1]})"] if before else []
+        rest += [f"a later step ({there[0]})"] if there and not before else []
         kinds = {"latest": "the latest checkpoint", "best": "the best weights"}
         kinds["stopped"] = "the checkpoint of the last stop"
         if kind == "best":

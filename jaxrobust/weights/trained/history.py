@@ -30,8 +30,7 @@ def of_run(
     images on which a choice took the weights.
     """
     config = runs.whole_config(workdir) if config is None else attributes(config)
-    path = workdir / "data.json"
-    data = json.loads(path.read_text()) if path.exists() else {}
+    data = _read(workdir / "data.json") or {}
     facts = of_config(config, phase, data=data, chosen=chosen)
     return [*before(workdir, config), facts]
 
@@ -47,8 +46,14 @@ def before(workdir: Path, config: Any) -> History:
 
 def start_of(workdir: Path) -> dict[str, Any] | None:
     """Read the record of the weights that a run started from; None: they were random."""
-    path = workdir / START
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read(workdir / START)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it from a copy") from error
 
 
 def checked(history: Any) -> History:
