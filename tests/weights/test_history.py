@@ -168,6 +168,11 @@ class WaysTest(parameterized.TestCase):
         self.assertIsNone(said["selection"]["on_evaluated_images"])
         self.assertIsNone(said["passes"])
 
+    def test_random_weights_that_an_older_version_normalised_are_known(self):
+        run = begin(self.folder / "first", self.weights)
+        (run / history.START).write_text('{"weights": null, "normalize": "half"}')
+        self.assertIs(facts(run)["on_evaluated_images"], False)
+
     @parameterized.parameters("init.json", "data.json")
     def test_a_damaged_file_is_named(self, name):
         run = begin(self.folder / "first", self.weights)

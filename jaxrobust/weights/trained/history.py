@@ -39,9 +39,10 @@ def before(workdir: Path, config: Any) -> History:
     """Read the history of the weights that a run started from; empty: they were random."""
     start = start_of(workdir)
     own = torch_modules.is_name(config["model"]["name"])  # which may have loaded weights
-    if start is None:
-        return [None] if own or config["init"]["weights"] else []
-    return checked(start.get("training", [None]))
+    weights = config["init"]["weights"] if start is None else start.get("weights")
+    if start is None or "training" not in start:
+        return [None] if own or weights else []
+    return checked(start["training"])
 
 
 def start_of(workdir: Path) -> dict[str, Any] | None:
