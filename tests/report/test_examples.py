@@ -57,15 +57,13 @@ class ExamplesTest(absltest.TestCase):
                     same = {"weights_sha256": "w", "attacks": attacks[-1]}
                     reports.evaluation(folder, number, **same)
             union = {"method": "union", "attacks": attacks[0] + attacks[1], "weights_sha256": "w"}
-            reports.evaluation(folder, "u1", accuracy_after=dict.fromkeys(threats, 0.5), **union)
-            path = folder / verdicts.file_of("u1")
-            there = json.loads(path.read_text())
-            there["clean"] = 60 * [True]
-            there["fooled_by"] = 60 * [""]
-            for image, by in ((7, "linf 0.1: apgd-ce"), (9, "linf 0.1: apgd-t")):
-                there["fooled_by"][image] = by
-            there["fooled_by"][11] = "l2 0.5: apgd-ce"
-            path.write_text(json.dumps(there))
+            after = dict(zip(threats, (58 / 60, 57 / 60), strict=True))
+            union |= {"clean": 1.0, "robust": 57 / 60, "interval": None, "accuracy_after": after}
+            there = reports.evaluation(folder, "u1", **union)
+            fooled_by = np.full(60, "", object)
+            fooled_by[[7, 9, 11]] = "linf 0.1: apgd-ce", "linf 0.1: apgd-t", "l2 0.5: apgd-ce"
+            there = there._replace(clean=np.ones(60, bool), fooled_by=fooled_by.astype(str))
+            verdicts.write(folder / verdicts.file_of("u1"), "u1", there)
             reports.ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9)}, numbers[0])
             reports.ledger(
                 folder, {7: ("apgd-ce", 1), 9: ("apgd-t", 2), 11: ("apgd-ce", 1)}, numbers[1]

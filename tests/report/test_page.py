@@ -203,7 +203,8 @@ class EvaluationTest(PageCase):
         names = ("apgd-ce", "apgd-t", "fab-t", "square")
         attacks = [{"name": n, "norm": "linf", "epsilon": 8 / 255} for n in names]
         counts = {"dataset": "cifar10", "image_ids": "0..9999", "method": "autoattack standard"}
-        reports.evaluation(self.folder / "mine", attacks=attacks, verdicts=None, **counts)
+        counts |= {"interval": None, "verdicts": None}
+        reports.evaluation(self.folder / "mine", attacks=attacks, **counts)
         _, text, _ = self.page(self.folder)
         self.assertIn('"eps": "8/255"', text)
         self.assertIn("[New Model] AuthorYearTitle", text)
