@@ -70,6 +70,13 @@ class Verification(NamedTuple):
         return [text for text in (self.other_network, self.other_split, self.other_attacks) if text]
 
     @property
+    def outcome(self) -> claims.ClaimFindings | CorruptionFindings:
+        """Return the findings, with the images that fell in the sample among the fallen."""
+        if self.sample is None or isinstance(self.findings, CorruptionFindings):
+            return self.findings
+        return self.findings._replace(fallen=self.findings.fallen + len(self.sample.fallen))
+
+    @property
     def confirmed(self) -> bool:
         """Tell whether the bundle's whole claim holds for the network and images of its record."""
         contradicted = self.sample is not None and self.sample.contradicts
@@ -81,21 +88,21 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
     done = check(settings)
     beside = [*done.denied, *filter(None, [done.remark])]
     print("\n".join([*lines(done), *beside]))
-    named = {"bundle": done.bundle.number, "other_network": bool(done.other_network)}
-    sampled: dict[str, Any] = {}
+    named: dict[str, Any] = {
+        "bundle": done.bundle.number,
+        "other_network": bool(done.other_network),
+    }
     if done.sample and isinstance(done.findings, claims.ClaimFindings):
-        left = done.findings.standing
-        at_most = (left - len(done.sample.fallen)) / done.findings.images
-        sampled = {"sample": done.sample.plain(left), "robust_at_most": at_most}
-    return done.findings.plain() | {"whole": done.confirmed} | named | sampled
+        named["sample"] = done.sample.plain(done.findings.standing)
+    return done.outcome.plain() | {"whole": done.confirmed} | named
 
 
 def lines(done: Verification) -> list[str]:
     """Write the claim of a bundle and what was found, for people."""
-    if isinstance(done.findings, CorruptionFindings):
-        *rows, last = claims_corrupted.corrupted_lines(done.bundle, done.findings)
+    if isinstance(done.outcome, CorruptionFindings):
+        *rows, last = claims_corrupted.corrupted_lines(done.bundle, done.outcome)
     else:
-        *rows, last = claims.lines(done.bundle, done.findings)
+        *rows, last = claims.lines(done.bundle, done.outcome)
     if done.sample is not None and isinstance(done.findings, claims.ClaimFindings):
         rows += done.sample.lines(done.findings.standing)
         contradicted = done.sample.contradicts

@@ -164,6 +164,7 @@ class BetterTest(parameterized.TestCase):
         honest = claims.read(self.honest).record["robust"]
         self.assertEqual((code, plain["sample"]["fell"], plain["robust_at_most"]), (0, 1, honest))
         self.assertRegex(said, r"fell: image \d+ .apgd-")
+        self.assertIn(f"Confirmed: robust accuracy on these images is at most {honest:.2%}", said)
         ((row,),) = (b["tables"][0]["rows"] for b in self.boarded(forged="logits_fn")["boards"])
         self.assertAlmostEqual(row["robust"], honest)
 
