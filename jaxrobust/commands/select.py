@@ -43,7 +43,9 @@ class SelectFlags:
         "Split to choose on; default: the selection split of the run, never its test."
     )
     n: int = flag(
-        "Number of images, the first ones of the split; default: all.", "all", reads=how_many
+        "Number of images, spread over the classes of the split; default: all.",
+        "all",
+        reads=how_many,
     )
     batch: int | None = flag("Images at a time; default: evaluation.batch_size.", least=1)
     json: bool = shared("json", False)

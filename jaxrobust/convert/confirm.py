@@ -10,7 +10,9 @@ import numpy as np
 from jaxrobust.convert.references import INSTALL
 from jaxrobust.data import EvaluationBatch
 from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
@@ -23,50 +25,61 @@ _BATCH = 250
 def verdicts(
     net: Any, record: AccuracyRecord, ledger: Path, count: int, *, data_dir: str | None = None
 ) -> str:
-    """Attack the first images of a record with pyautoattack, and count the equal verdicts."""
+    """Attack `count` images of a record with pyautoattack, and count the equal verdicts."""
     try:
         import pyautoattack
     except ImportError as error:
         raise ValueError(f"--confirm needs pyautoattack: {INSTALL}") from error
-    images, labels = _images(record, count, data_dir)
-    ours = _ours(ledger, record, len(images))
+    places, images, labels = _images(record, count, data_dir)
+    ours = _ours(ledger, record, places)
     ball = record.threats[0]
     say(f"pyautoattack on {len(images)} images in PyTorch, {ball}")
     theirs = _theirs(pyautoattack, net, images, labels, ball)
     other = np.flatnonzero(ours != theirs)
     text = (
         f"pyautoattack {importlib.metadata.version('pyautoattack')} on the exported network in "
-        f"PyTorch, the first {len(images):,} images: {len(images) - len(other):,} of "
+        f"PyTorch, {len(images):,} of its images: {len(images) - len(other):,} of "
         f"{len(images):,} verdicts equal"
     )
     if len(other):
-        shown = ", ".join(f"{i} ({'robust' if ours[i] else 'fooled'} here)" for i in other[:8])
+        ids = [(places[i], "robust" if ours[i] else "fooled") for i in other[:8]]
+        shown = ", ".join(f"{place} ({verdict} here)" for place, verdict in ids)
         text += f", not those of image {shown}{', ...' * (len(other) > 8)}"
     return text
 
 
 def _images(
     record: AccuracyRecord, count: int, data_dir: str | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read some images of a record: their places in the split, them, their labels."""
     model = record.model or {}
     source = registry.open_source(
         str(record.dataset), str(record.split), data_dir=data_dir, num_classes=model["num_classes"]
     ).for_channels(model["in_channels"])
-    count = min(count, int(str(record.image_ids).partition("..")[2]) + 1)
+    places = _places(record)
+    # Those of a record on fewer images, where these are spread; else its first ones.
+    own = spread.places(source, count)
+    places = own if np.isin(own, places).all() else places[:count]
     parts = pipeline.evaluation_batches(
         source,
-        batch_size=min(count, _BATCH),
+        batch_size=min(len(places), _BATCH),
         image_size=int(model["image_size"] or 0),
         preprocessing=record.preprocessing,
-        limit=count,
+        places=places.tolist(),
     )
     with contextlib.closing(parts):
-        fields = [np.concatenate(field)[:count] for field in zip(*parts, strict=True)]
+        fields = [np.concatenate(field)[: len(places)] for field in zip(*parts, strict=True)]
     batch = EvaluationBatch(*fields)
-    return batch.images.astype(np.float32) / np.float32(255), batch.labels.astype(np.int64)
+    images = batch.images.astype(np.float32) / np.float32(255)
+    return places, images, batch.labels.astype(np.int64)
 
 
-def _ours(ledger: Path, record: AccuracyRecord, count: int) -> np.ndarray:
+def _places(record: AccuracyRecord) -> np.ndarray:
+    found = records.places(record.image_ids or "")
+    return np.zeros(0, np.int64) if found is None else found
+
+
+def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarray:
     """Read bool[N]: no attack fooled the image; one that none was tried on was misclassified."""
     files = [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]
     rows = [row for file in files for row in jsonl.read(file) if "image" in row]
@@ -75,16 +88,15 @@ def _ours(ledger: Path, record: AccuracyRecord, count: int) -> np.ndarray:
             f"{ledger} is not there, or empty: --confirm compares with the verdicts that an "
             "evaluation writes beside its records; give the results.jsonl in its folder"
         )
-    total = int(str(record.image_ids).partition("..")[2]) + 1
-    last, robust = record.attacks[-1]["name"], np.zeros(total, bool)
+    last, every = record.attacks[-1]["name"], _places(record)
     standing = [r["image"] for r in rows if r["attack"] == last and not r["fooled"]]
-    robust[[image for image in standing if image < total]] = True
-    if round((record.robust or 0) * total) != robust.sum():
+    robust = np.isin(every, standing)
+    if round((record.robust or 0) * len(every)) != robust.sum():
         raise ValueError(
-            f"{ledger} has {robust.sum():,} robust images of {total:,}, and its record says "
+            f"{ledger} has {robust.sum():,} robust images of {len(every):,}, and its record says "
             f"{record.robust:.2%}: another evaluation's; evaluate again into a new --out"
         )
-    return robust[:count]
+    return np.isin(places, standing)
 
 
 def _theirs(

@@ -176,9 +176,8 @@ def threat(known: Account) -> str:
 
 def images(record: AccuracyRecord) -> str:
     """Describe the images of a record."""
-    first, _, last = str(record.image_ids or "").partition("..")
-    count = f"{int(last) - int(first) + 1:,} of " if first.isdigit() and last.isdigit() else ""
-    return f"{count}{record.dataset}, split {record.split}"
+    count = records.images_of(record)
+    return f"{f'{count:,} of ' if count else ''}{record.dataset}, split {record.split}"
 
 
 def row(record: AccuracyRecord) -> tuple[str, str, str, str, str]:

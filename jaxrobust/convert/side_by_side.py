@@ -15,6 +15,7 @@ from PIL import Image
 from jaxrobust import attacks, models
 from jaxrobust.convert.references import Network
 from jaxrobust.data import evaluation_transform
+from jaxrobust.data.splits import spread
 from jaxrobust.models.modules import positions
 
 EPSILON = 4 / 255
@@ -42,9 +43,11 @@ def smooth_images(size: int, channels: int, count: int = IMAGES) -> np.ndarray:
 
 
 def photographs(folder: Path, size: int) -> np.ndarray:
-    """Read f32[B,size,size,3]: the first photographs of a folder, B at most 8."""
+    """Read f32[B,size,size,3]: photographs of a folder, spread over its folders, B at most 8."""
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)[:IMAGES]
+    every = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
+    _, classes = np.unique([str(path.parent) for path in every], return_inverse=True)
+    paths = [every[row] for row in spread.rows(classes, IMAGES)]
     if not paths:
         raise ValueError(f"--images {folder} holds no {', '.join(sorted(suffixes))}")
     transform = evaluation_transform(f"bicubic-{round(size * 256 / 224)}-crop-{size}")

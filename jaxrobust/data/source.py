@@ -54,6 +54,8 @@ class Source:
       describe: an index -> the words for that record in a message, with its file's name if any.
       ids_sha256: of the list of ids that chose the records, where one did.
       labels: int32[size] of the records, where they are known without reading these.
+      split_counts: int64[num_classes], of the split's records in each class, where these are a part
+        of it and its labels are known.
       files_sha256: of what says which records these are, but their content: of the files' names, or
         of a prepared data set's description; None where the name or `ids_sha256` says it.
       held: whether decoded images may stay in memory; not those of a source that has too many.
@@ -75,6 +77,7 @@ class Source:
     ids_sha256: str | None = None
     files_sha256: str | None = None
     labels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    split_counts: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     held: bool = dataclasses.field(default=True, repr=False)
     soft: bool = dataclasses.field(default=False, repr=False)
     grey_as_rgb: bool = dataclasses.field(default=False, repr=False)
@@ -100,16 +103,16 @@ class Source:
         return dataclasses.replace(self, channels=channels, image_shape=shape)
 
 
-def content_sha256(source: Source, images: int) -> str:
-    """Hash the encoded bytes and the labels of the first records of a source, in their order."""
-    return content_hashes(source, images)[0]
+def content_sha256(source: Source, places: Sequence[int]) -> str:
+    """Hash the encoded bytes and the labels of the records at some places, in their order."""
+    return content_hashes(source, places)[0]
 
 
-def content_hashes(source: Source, images: int) -> tuple[str, list[str]]:
-    """Hash the first records as `content_sha256` does, and the encoded bytes of each by itself."""
+def content_hashes(source: Source, places: Sequence[int]) -> tuple[str, list[str]]:
+    """Hash records as `content_sha256` does, and the encoded bytes of each by itself."""
     digest, each = hashlib.sha256(), []
-    for start in range(0, images, _READ):
-        for record in source.read(range(start, min(start + _READ, images))):
+    for start in range(0, len(places), _READ):
+        for record in source.read(places[start : start + _READ]):
             digest.update(f"{record.label} {len(record.image)} ".encode())
             digest.update(record.image)
             each.append(hashlib.sha256(record.image).hexdigest())

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxrobust.config import Config
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.doctor import resizing
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
@@ -81,15 +81,15 @@ def _read(given: GivenFlags, images: int) -> tuple[str, Patient]:
     which, subject, weights = flags.weights(given, subject, source)
     wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
     preprocessing = pipeline.preprocessing_id(source, size, wanted)
-    prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=len(source))
-    places = np.arange(len(source))
-    if len(places) > images:  # of the whole split: its first ones may be all of one class
-        places = np.sort(np.random.default_rng(0).choice(len(places), images, replace=False))
+    prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=images)
+    labels = prepared.labels()
+    spread_out = spread.order(labels, prepared.ids)  # so that the first of them are too
+    places = prepared.ids[spread_out]
     logits_of = measuring.networks_of(subject, weights)
     patient = Patient(
         logits_fn=logits_of("float32"),
-        images=prepared[places],
-        labels=prepared.labels()[places],
+        images=prepared[spread_out],
+        labels=labels[spread_out],
         threat=subject.threat or Threat(subject.norm, _RADII[subject.norm]),
         others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
         arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),

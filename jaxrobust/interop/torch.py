@@ -125,7 +125,8 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
 
 def _some(images: Any, count: int) -> np.ndarray:
     arrays = isinstance(images, np.ndarray | jax.Array)
-    first = np.asarray(images[:count] if arrays else images[:count].detach(), np.float32)
+    rows = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    first = np.asarray(images[rows] if arrays else images[rows].detach(), np.float32)
     first = first if arrays else first.transpose(0, 2, 3, 1)
     if len(first) and first.std((1, 2, 3)).min() > 0:
         return first

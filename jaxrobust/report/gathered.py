@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import checked, stopping, survivors, verdicts
+from jaxrobust.evaluation.records import checked, records, stopping, survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.drawing import curves
@@ -80,9 +80,7 @@ class ReportedEvaluation(NamedTuple):
             return len(self.verdicts.labels)
         if self.record.stopped:
             return int(self.record.stopped["stopped_after"])
-        first, dots, last = str(self.record.image_ids or "").partition("..")
-        whole = dots and first.isdigit() and last.isdigit()
-        return int(last) - int(first) + 1 if whole else 0
+        return records.images_of(self.record) or 0
 
     def class_name(self, label: int) -> str:
         """Name a class."""

@@ -81,8 +81,8 @@ class ChooseTest(parameterized.TestCase):
 
 class QuestionTest(parameterized.TestCase):
     @parameterized.parameters(
-        ({}, {"first_images": None, "dtype": "bfloat16"}),
-        ({"n": 7}, {"first_images": 7}),
+        ({}, {"images": None, "dtype": "bfloat16"}),
+        ({"n": 7}, {"images": 7}),
         ({"attack": "autoattack", "steps": None}, {"dtype": "float32"}),
         ({"attack": "apgd-ce", "steps": 3}, {"metric": "robust"}),
         ({"phase": "pretrain"}, {"phase": "pretrain", "metric": "clean"}),
@@ -257,7 +257,7 @@ class SelectTest(absltest.TestCase):
     def at_size(self, run, phase, config, side, *, steps, folder):
         self.assertIsNone(steps)
         self.assertTrue(folder.is_dir())
-        return Size("crop", self.measure, None, None)
+        return Size("crop", self.measure, None, SimpleNamespace(choice="all"))
 
     def read(self, run, phase, step):
         return step / 4, SimpleNamespace(of=lambda which: (step, which))
@@ -480,6 +480,7 @@ class OneSizeTest(parameterized.TestCase):
         self.assertEqual((network.func, network.args), (sum, ("params", "stats")))
         self.assertEqual(given, [shown, shown.labels()])
         expected = {"norm": "l2", "epsilon": 0.1, "attacks": attacks, "seed": 5, "batch_size": 16}
+        expected |= {"image_ids": shown.ids.tolist()}
         expected |= {"ledger": folder / "ledger-8-0.jsonl", "replay": []}
         self.assertEqual(asked.call_args.kwargs, expected)
 

@@ -64,7 +64,9 @@ def blank(name, classes=10, size=32, moments=((0.0,) * 3, (1.0,) * 3), **options
 
 class ImagesTest(absltest.TestCase):
     def test_both_ends_are_counted(self):
-        record = types.SimpleNamespace(dataset="digits", split="test", image_ids="0..7")
+        record = types.SimpleNamespace(
+            dataset="digits", split="test", image_ids="0..7", damaged=None
+        )
         self.assertEqual(network_account.images(record), "8 of digits, split test")
         record.image_ids = "2..7"
         self.assertEqual(network_account.images(record), "6 of digits, split test")

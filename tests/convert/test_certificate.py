@@ -163,7 +163,7 @@ class ImagesTest(Case):
 
         with self.assertRaisesRegex(ValueError, "--images .* holds no .jpeg"):
             side_by_side.photographs(self.folder, 32)
-        for i in range(9):
+        for i in range(8):
             pixels = np.full((50, 60, 3), i, np.uint8)
             Image.fromarray(pixels).save(self.folder / f"{i}.png")
         images = side_by_side.photographs(self.folder, 32)

@@ -473,7 +473,7 @@ class VerdictsTest(absltest.TestCase):
         with (
             mock.patch.dict("sys.modules", pyautoattack=SimpleNamespace()),
             mock.patch.object(confirm.importlib.metadata, "version", lambda name: f"{name} 7"),
-            mock.patch.object(confirm, "_images", of("images", ("x" * 1200, "y"))),
+            mock.patch.object(confirm, "_images", of("images", (np.arange(1200), "x" * 1200, "y"))),
             mock.patch.object(confirm, "_ours", of("ours", ours)),
             mock.patch.object(confirm, "_theirs", of("theirs", theirs)),
             mock.patch.object(confirm, "say", said.append),
@@ -482,11 +482,12 @@ class VerdictsTest(absltest.TestCase):
         self.assertEqual(said, [f"pyautoattack on 1200 images in PyTorch, {threat}"])
         images, own, other = asked
         self.assertEqual(images, ("images", record, 1500, "data"))
-        self.assertEqual(own, ("ours", Path("ledger"), record, 1200))
+        self.assertEqual(own[:3], ("ours", Path("ledger"), record))
+        self.assertEqual(own[3].tolist(), [*range(1200)])
         self.assertEqual(other[2:], ("net", "x" * 1200, "y", threat))
-        head = "pyautoattack pyautoattack 7 on the exported network in PyTorch, the first 1,200 "
-        self.assertStartsWith(text, head + "images: ")
-        return text.removeprefix(head + "images: ")
+        head = "pyautoattack pyautoattack 7 on the exported network in PyTorch, 1,200 of "
+        self.assertStartsWith(text, head + "its images: ")
+        return text.removeprefix(head + "its images: ")
 
     def test_equal_verdicts_are_counted_and_others_named(self):
         self.assertEqual(self.verdicts([]), "1,200 of 1,200 verdicts equal")
@@ -525,13 +526,15 @@ class VerdictsTest(absltest.TestCase):
         record = AccuracyRecord.from_json(
             {"image_ids": "0..5", "robust": 0.5, "attacks": [{"name": "square"}]}
         )
-        self.assertEqual(confirm._ours(file, record, 3).tolist(), [True, False, True])
+        self.assertEqual(
+            confirm._ours(file, record, np.array([0, 3, 4])).tolist(), [True, False, True]
+        )
         for robust in (1 / 3, 2 / 3):
             other = dataclasses.replace(record, robust=robust)
             with self.assertRaisesRegex(
                 ValueError, "has 3 robust images of 6, and its record says"
             ):
-                confirm._ours(file, other, 3)
+                confirm._ours(file, other, np.arange(3))
 
 
 class NamesTest(absltest.TestCase):

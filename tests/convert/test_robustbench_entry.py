@@ -201,7 +201,7 @@ class ConfirmTest(parameterized.TestCase):
 
     def test_equal(self):
         said, seen = self.verdicts([True] * 3 + [False] * 5)
-        self.assertRegex(said, r"^pyautoattack 0.2.0 on .*, the first 8 images: 8 of 8 verdicts eq")
+        self.assertRegex(said, r"^pyautoattack 0.2.0 on .*, 8 of its images: 8 of 8 verdicts eq")
         self.assertTrue(said.endswith("equal"))
         self.assertEqual(seen["images"].shape, (8, 8, 8, 1))
         self.assertBetween(seen["images"].max(), 0.9, 1.0)
@@ -213,7 +213,7 @@ class ConfirmTest(parameterized.TestCase):
         said, _ = self.verdicts([True, False, True, True, False, False, False, False])
         self.assertIn("6 of 8 verdicts equal, not those of image 1 (robust here), 3 (fooled", said)
         said, _ = self.verdicts([True] * 8, count=3)
-        self.assertIn("the first 3 images: 3 of 3 verdicts equal", said)
+        self.assertIn("3 of its images: 3 of 3 verdicts equal", said)
         said, _ = self.verdicts([True] * 3 + [False] * 5, count=100)
         self.assertIn("8 of 8", said)
 

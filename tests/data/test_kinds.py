@@ -62,7 +62,7 @@ class KindsTest(parameterized.TestCase):
     def test_its_contents_enter_the_fingerprint(self):
         plain = data.open_source("stripes:here", "train")
         other = data.open_source("stripes:bright", "train")
-        self.assertEqual(plain.files_sha256, sources.content_sha256(plain, 6))
+        self.assertEqual(plain.files_sha256, sources.content_sha256(plain, range(6)))
         self.assertNotEqual(plain.files_sha256, other.files_sha256)
         sources.KINDS["stripes"] = self.kind._replace(contents=False)
         self.assertIsNone(data.open_source("stripes:here", "train").files_sha256)

@@ -215,7 +215,9 @@ class ReadTest(parameterized.TestCase):
         np.testing.assert_array_equal(whole.images[places], patient.images)
         np.testing.assert_array_equal(whole.labels[places], patient.labels)
         self.assertLess(100, max(places))
-        self.assertEqual(places, sorted(set(places)))
+        self.assertLen(set(places), 60)
+        for some in (10, 30, 60):  # of which some checks take the first
+            self.assertLen(set(patient.labels[:some]), 10)
 
     def test_what_the_checks_compare_with(self):
         """What the run recorded, the images as arrays, the same network in another type."""
@@ -255,7 +257,8 @@ class ReadTest(parameterized.TestCase):
 
     def test_of_a_small_split_all_are_looked_at(self):
         _, patient = self.read(images=60, split="test[:9]")
-        np.testing.assert_array_equal(patient.images, load("digits", split="test[:9]")[0])
+        whole = load("digits", split="test[:9]")
+        self.assertCountEqual(patient.images.sum((1, 2, 3)), whole.images.sum((1, 2, 3)))
 
 
 class GivenTest(parameterized.TestCase):

@@ -198,7 +198,13 @@ class EvaluationTest(parameterized.TestCase):
         self.assertEqual(names, ["a", "b", "class 2", "class -1"])
 
     @parameterized.parameters(
-        ("0..9", 10), ("5..9", 5), ("3", 0), ("", 0), (None, 0), ("0..99, 200..299", 0), ("..9", 0)
+        ("0..9", 10),
+        ("5..9", 5),
+        ("3", 1),
+        ("", 0),
+        (None, 0),
+        ("0..99, 200..299", 200),
+        ("..9", 0),
     )
     def test_images_by_the_record(self, ids, count):
         self.assertEqual(self.one(image_ids=ids).images, count)

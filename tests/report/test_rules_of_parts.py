@@ -80,12 +80,18 @@ class CommandsTest(parameterized.TestCase):
         self.assertIn(markup.join([commands.evaluate(one(robust=0.5, seed=7), None)]), text)
 
     @parameterized.parameters(
-        ("0..59", "60"), ("5..59", None), (None, None), ("0", None), ("0..9, 20..29", None)
+        ("0..59", None, None, "test[:60]"),  # older, of the first ones or of all
+        ("5..59", None, None, "test"),
+        (None, None, None, "test"),
+        ("0..59", "all", None, "test"),
+        ("0..9, 20, 29..31", "hash", "14", "test"),
+        ("0..59", "robustbench", "60", "test"),
     )
-    def test_a_number_of_images(self, ids, n):
-        self.assertEqual(after(words(image_ids=ids), "--n"), n)
-        some = words(seen=verdicts([""] * 3), image_ids=ids)
-        self.assertEqual(after(some, "--n"), "3" if str(ids).startswith("0..") else None)
+    def test_a_number_of_images(self, ids, choice, n, split):
+        said = words(image_ids=ids, image_choice=choice, split="test", dataset="digits")
+        self.assertEqual((after(said, "--n"), after(said, "--split")), (n, split))
+        old = words(image_ids="0..9", split="test[:90]", dataset="digits")
+        self.assertEqual((after(old, "--n"), after(old, "--split")), ("10", "test[:90]"))
 
     @parameterized.parameters((None, None), ("float32", None), ("bfloat16", "bfloat16"))
     def test_the_type_of_the_search(self, dtype, said):
@@ -609,7 +615,9 @@ class ExamplesTest(parameterized.TestCase):
             ):
                 examples._images(of, (8, 8, 1))
             opened.assert_called_once_with(dataset, "test", **own)
-            prepared.assert_called_once_with("s", image_size=8, preprocessing="none", images=9)
+            prepared.assert_called_once_with(
+                "s", image_size=8, preprocessing="none", places=range(9)
+            )
 
     def test_the_last_record_that_asks_about_one_threat_alone(self):
         file = Path(self.create_tempdir(), "results.jsonl")

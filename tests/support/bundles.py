@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrobust.evaluation.bundles import bundle, claims
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
@@ -92,7 +92,7 @@ def honest(root: Path) -> Honest:
         "evaluation": "a1",
         "dataset": "noise",
         "split": "test",
-        "image_ids": records.ids_of(N),
+        "image_ids": f"0..{N - 1}",
         "preprocessing": "none",
         "method": "apgd-ce + square",
         "model": {"name": "linear", "num_classes": 10, "image_size": 8, "options": {}},

@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxrobust.evaluation.bundles import bundle_corrupted, claims
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from tests.support import bundles
 
@@ -42,7 +41,7 @@ def corrupted(root: Path, *, clean: bool = True) -> Corrupted:
         "evaluation": "c1",
         "dataset": "noise",
         "split": "test",
-        "image_ids": records.ids_of(bundles.N),
+        "image_ids": f"0..{bundles.N - 1}",
         "preprocessing": "none",
         "method": "corruptions",
         "model": {"name": "linear", "num_classes": 10, "image_size": 8, "options": {}},
@@ -55,7 +54,8 @@ def corrupted(root: Path, *, clean: bool = True) -> Corrupted:
     values |= numbers({name: own.tolist() for name, own in right.items()})
     folder = root / "corrupted"
     record = AccuracyRecord.from_json(values)
-    bundle_corrupted.of_record(folder, record, images, labels, right, split_images=SPLIT, batch=7)
+    how = {"ids": np.arange(bundles.N), "split_images": SPLIT, "batch": 7}
+    bundle_corrupted.of_record(folder, record, images, labels, right, **how)
     return Corrupted(images, labels, right, folder)
 
 

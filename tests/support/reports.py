@@ -109,7 +109,7 @@ def evaluation(
 def ledger(folder: Path, fooled: dict[int, tuple[str, int]], number: str = "a1") -> np.ndarray:
     """Write a ledger of digits, whose adversarial images are 0.25 brighter, which are returned."""
     source = registry.open_source("digits", "test")
-    images = Prepared(source, image_size=8, preprocessing="none", images=60)[:]
+    images = Prepared(source, image_size=8, preprocessing="none", places=range(60))[:]
     rows = [{"identity": {"image": [8, 8, 1], "norm": "linf", "epsilon": 0.25}}]
     with (folder / f"ledger-{number}.images").open("wb") as file:
         for stored, (image, (attack, iterations)) in enumerate(fooled.items()):

@@ -44,7 +44,7 @@ class NetworkSample(NamedTuple):
 
 
 def seen(named: dict[str, Any], *, attacked: bool = True) -> NetworkSample:
-    """Read the network that flags name, and the first `n` images of its test split."""
+    """Read the network that flags name, and `n` images of its test split (0: all)."""
     given = flags.GivenFlags(**_NONE | named)
     if given.n < 0 or given.n > 100_000:
         raise ValueError(f"--n={given.n} must be at least 1 image, at most 100000")

@@ -90,6 +90,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
             shown,
             shown.labels(),
             **ball.settings(),
+            image_ids=shown.ids.tolist(),
             attacks=None if full else ("apgd-ce",),
             seed=config.seed,
             batch_size=config.evaluation.batch_size,

@@ -37,7 +37,7 @@ class SelectionSettings(NamedTuple):
     attack: str = "apgd-ce"  # or autoattack
     steps: int | None = 10  # None: of AutoAttack
     split: str | None = None
-    n: int = 0  # images, the first ones; 0: all
+    n: int = 0  # images, spread over the classes; 0: all
     batch: int | None = None
 
 
@@ -63,7 +63,7 @@ def select(given: SelectionSettings) -> dict[str, Any]:
         there = hosts.together(lambda: begun.candidates(path, question, computed))
         candidates, computed = hosts.everyone(there)[0]
         begun.check_weights(given.run, candidates)
-        code |= computed
+        code |= computed | {"image_choice": at[sides[0]].images.choice}
         for row in _measured(given, phase, at, {key_of(row) for row in candidates}):
             candidates = sorted([*candidates, row], key=key_of)
             _write(path, question, candidates, code)
@@ -132,7 +132,7 @@ def _question(given: SelectionSettings, phase: str, config: Any) -> dict[str, An
         "metric": "robust" if objectives.named(config[phase].objective).attacks else "clean",
         "dataset": config.data.name,
         "split": config.data.selection_split,
-        "first_images": given.n or None,  # null: all
+        "images": given.n or None,  # null: all
         "seed": config.seed,
         "dtype": "float32" if given.attack == "autoattack" else config.model.dtype,
         "attack": attack | _settings(threats(config.attack)),

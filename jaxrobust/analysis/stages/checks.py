@@ -11,7 +11,7 @@ from jaxrobust.analysis.stages.stage import ATTACK, CLEAN, EXPORT, SELECT, Stage
 from jaxrobust.config import Config, NetworkSpec
 from jaxrobust.convert import layouts, robustbench_entry
 from jaxrobust.convert.references import Network
-from jaxrobust.data.splits import grammar
+from jaxrobust.data.splits import grammar, spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
@@ -128,7 +128,7 @@ def _entry(seen: Config, stage: Stage, before: Sequence[Stage]) -> None:
             dataset=seen.data.name,
             split=seen.data.test_split,
             ids_sha256=source.ids_sha256 or None,
-            image_ids=records.ids_of(count),
+            image_ids=records.ranges(spread.places(source, count).tolist()),
             preprocessing=how,
             dtype="float32",
             method=f"{AUTOATTACK} standard",

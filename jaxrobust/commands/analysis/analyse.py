@@ -28,7 +28,9 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
     """Which analysis, of which network, on which images."""
 
     analysis: str = flag("Which analysis.", word=True, required=True, choices=[*analyses.ANALYSES])
-    n: int | None = flag("Number of images, the first of the split, or of samples.", least=1)
+    n: int | None = flag(
+        "Number of images, spread over the classes of the split, or of samples.", least=1
+    )
     steps: tuple[int, ...] = flag("Attack steps; some analyses take several.", ())
     seed: int = shared("seed", 0, least=0)
     batch: int = flag("Images at a time; no number depends on it.", 64, least=1)

@@ -24,7 +24,9 @@ class LandscapeFlags(NetworkFlags, ImageFlags):
     """A network, its training images, and the points at which the loss is computed."""
 
     split: str | None = shared("split", default="that of the run's training, or train")
-    n: int = flag("Number of images, the first of the split; default: 1000.", 1000, least=1)
+    n: int = flag(
+        "Number of images, spread over the classes of the split; default: 1000.", 1000, least=1
+    )
     side: int = flag("Number of points along a side, an odd number; default: 51.", 51, least=3)
     points: int = flag("Number of points that a call computes; default: 51.", 51, least=1)
     batch: int = flag("Images at a time; default: 250.", 250, least=1)

@@ -64,7 +64,7 @@ class ExportFlags:
     evaluation: str | None = flag("Id of the record; default: the last one of these weights.")
     id: str | None = flag("Id of the entry of a new network; default: that of the layout.")
     confirm: int | None = flag(
-        "Number of images, the first ones, that pyautoattack attacks in PyTorch too; the issue "
+        "Number of the record's images that pyautoattack attacks in PyTorch too; the issue "
         "says whether its verdicts are the record's.",
         metavar="N",
     )

@@ -100,7 +100,7 @@ class EvaluateFlags(SubjectFlags):
         "default: 0.05; or that the certificate of an image by --certify is wrong; default: 0.001.",
         reads=number,
     )
-    n: int = flag("Number of images, the first ones of the split, or all.", "all", reads=how_many)
+    n: int = flag("Number of images, of all classes of the split, or all.", "all", reads=how_many)
     batch: int | None = flag(
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it."
     )

@@ -118,7 +118,9 @@ def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         rows = subsets.find(ids, files.labels, names, folders, there, whole=whole)
     part = grammar.rows(parsed.part, len(rows), where)
     if ids is not None or parsed.part is not None:
-        source = subsets.view(source, rows[part.start : part.stop])
+        of_split = files.labels if ids is None else files.labels[rows]
+        counts = None if parsed.part is None else np.bincount(of_split, minlength=len(folders))
+        source = subsets.view(source, rows[part.start : part.stop], split_counts=counts)
     source[0]  # whether files can be read at all shows here
     return source
 

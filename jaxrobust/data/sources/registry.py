@@ -111,7 +111,9 @@ def _open(
     if kind := kind_of(name):
         source = kind.open(name, split, choice)
         if kind.contents and not (source.files_sha256 or source.ids_sha256):
-            files_sha256 = content_sha256(source, len(source))  # nothing else says which they are
+            files_sha256 = content_sha256(
+                source, range(len(source))
+            )  # nothing else says which they are
             return dataclasses.replace(source, files_sha256=files_sha256)
         return source
     others = written()

@@ -48,6 +48,10 @@ def choose(
         rows = rows[inside]
     part = grammar.rows(parsed.part, len(rows), f"data set {source.name!r}, split {split!r}")
     source, changes = dataclasses.replace(source, labels=labels), dict[str, Any]()
+    if parsed.part is not None:
+        of_split = labels[rows] if lookup is None else lookup[labels[rows]]
+        classes_left = source.num_classes if wanted is None else len(wanted)
+        changes["split_counts"] = np.bincount(of_split, minlength=classes_left)
     if ids is not None:  # which say themselves which records these are
         source = dataclasses.replace(source, files_sha256=None)
         changes["ids_sha256"] = ids.sha256

@@ -24,6 +24,9 @@ from jaxrobust.data.splits import storage
 from jaxrobust.runtime.files import folders, whole
 
 ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # what `ids_sha256` is for @robustbench
+CIFAR_SHA256 = (
+    "2392b99468320cf4129d1003b9232aa8fde94ab84bc351cd1585884b0a8e3452"  # of CIFAR-10 and CIFAR-100
+)
 
 _LISTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "robustbench": imagenet.robustbench,

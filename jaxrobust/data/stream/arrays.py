@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import loading, pipeline
 from jaxrobust.data.transforms import preparing
 
@@ -41,19 +43,20 @@ def load(
     classes: str | None = None,
     strict: bool = True,
 ) -> ImageArrays:
-    """Return the images of a split as arrays, in the order of the split, prepared for evaluation.
+    """Return images of a split as arrays, in the order of the split, prepared for evaluation.
 
     >>> from jaxrobust import data
     >>> digits = data.load("digits", split="test", n=100)
     >>> digits.images.shape, digits.images.dtype, float(digits.images.max())
     ((100, 8, 8, 1), dtype('float32'), 1.0)
     >>> digits.labels[:3], digits.ids[:3]
-    (array([0, 6, 3], dtype=int32), array([0, 1, 2], dtype=int32))
+    (array([3, 1, 4], dtype=int32), array([2, 4, 6], dtype=int32))
 
     Args:
       name: `cifar10`, `folder:PATH`, `npz:PATH`, `hf:NAME`, ...: as in `open_source`.
       split: `test`, `train[:10%]`, `val@robustbench`, ...: as in `open_source`.
-      n: the first n images; default: all. A thousand images of 224x224 pixels need 0.6 GB.
+      n: so many images, spread over the classes by a rule that is always the same; default: all. A
+        thousand images of 224x224 pixels need 0.6 GB.
       preprocessing: an id of `evaluation_transform`, such as `Res256Crop224`; default: none where
         all images have the size `image_size`, else `bicubic-0.875`.
       image_size: pixels, H and W; default: what `preprocessing` gives, else that of the data set's
@@ -85,6 +88,8 @@ def load(
         np.divide(part, np.float32(255), out=images[row : row + len(part)])
         row += len(part)
     labels, ids = (np.concatenate([batch[i] for batch in loaded])[kept] for i in (1, 3))
+    for words in spread.choice_flags(source, labels, spread.choice(source, n)).values():
+        warnings.warn(f"{source.where()}: {words}", stacklevel=2)
     return ImageArrays(images, labels, ids, source.classes)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from jaxrobust.data.sources.registry import DataError, Source
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import loading
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations, preparing
@@ -152,8 +153,8 @@ def evaluation_batches(
       image_size: pixels, H and W of the batches.
       preprocessing: an id of `preparing.evaluation_transform`; default: `preprocessing_id`.
       process_index, process_count: which rows of each global batch to return.
-      limit: only the first `limit` records.
-      places: only the records there, in this order; None: all, or the first ones.
+      limit: only so many records, spread over the classes; None: all.
+      places: only the records there, in this order; None: all, or as `limit` says.
       workers: processes that read and decode; 0: threads of this process.
       strict: whether a damaged image is an error; else it is left out.
     Raises:
@@ -165,7 +166,7 @@ def evaluation_batches(
     if batch_size < 1 or (limit is not None and limit < 1):
         raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
     preprocessing = preprocessing_id(source, image_size, preprocessing)
-    taken = range(min(len(source), limit or len(source))) if places is None else places
+    taken = spread.places(source, limit).tolist() if places is None else places
     read = loading.Evaluated(source, image_size, preprocessing, strict)
     load = functools.partial(loading.load_in_order, read=read, places=taken)
     steps = -(-len(taken) // batch_size)

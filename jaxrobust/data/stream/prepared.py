@@ -3,12 +3,14 @@
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from jaxrobust.data.source import Source, content_hashes
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import loading
 
 _READ = 256  # records at a time, where only their labels are wanted
@@ -16,23 +18,37 @@ _THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
 
 
 class Prepared:
-    """The first N images of a source as an evaluation takes them, an `evaluation.ImageSet`.
+    """N images of a source as an evaluation takes them, an `evaluation.ImageSet`.
 
-    `prepared[which]` makes the images at places i[n] anew: f32[n,H,W,C] in [0, 1].
+    `prepared[which]` makes the images of the rows i[n] anew: f32[n,H,W,C] in [0, 1]. `ids` int64[N]
+    are their places in the split, and `choice` names the rule that chose them (`spread.choice`).
     """
 
-    def __init__(self, source: Source, *, image_size: int, preprocessing: str, images: int) -> None:
-        """Take the first `images` of a source; `preprocessing` is a resolved id."""
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: int,
+        preprocessing: str,
+        images: int = 0,
+        places: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Take `images` of a source, spread over its classes (0: all), or those at some places.
+
+        `preprocessing` is a resolved id.
+        """
         self._prepared = loading.Evaluated(source, image_size, preprocessing)
-        self.shape = (images, *self._prepared.shape)
+        self.ids = np.asarray(spread.places(source, images) if places is None else places)
+        self.choice = spread.choice(source, images) if places is None else None
+        self.shape = (len(self.ids), *self._prepared.shape)
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, which: Any) -> np.ndarray:
-        """Return the images at these places, in their order."""
-        places = np.arange(len(self))[which]
+        """Return the images of these rows, in their order."""
+        places = self.ids[which]
         if not len(places):
             return np.zeros((0, *self.shape[1:]), np.float32)
         read = self._pool.map(self._read, places.tolist())
@@ -45,7 +61,7 @@ class Prepared:
 
     @functools.cached_property
     def _hashes(self) -> tuple[str, np.ndarray]:
-        content, each = content_hashes(self._prepared.source, len(self))
+        content, each = content_hashes(self._prepared.source, self.ids.tolist())
         made = f"{content} {self._prepared.preprocessing} {self.shape}"
         shortened = [f"f{sha256[:8]}" for sha256 in each]
         return hashlib.sha256(made.encode()).hexdigest(), np.array(shortened, str)
@@ -62,9 +78,9 @@ class Prepared:
         """Read i32[N], for which no image is decoded."""
         known = self._prepared.source.labels
         if known is not None:
-            return np.asarray(known[: len(self)], np.int32)
+            return np.asarray(known[self.ids], np.int32)
         values: list[int] = []
         for start in range(0, len(self), _READ):
-            part = range(start, min(start + _READ, len(self)))
+            part = self.ids[start : start + _READ].tolist()
             values += [record.label for record in self._prepared.source.read(part)]
         return np.array(values, np.int32)

@@ -33,6 +33,7 @@ def of_record(
     labels: np.ndarray,
     right: Mapping[str, np.ndarray],
     *,
+    ids: np.ndarray,
     split_images: int,
     batch: int = 64,
 ) -> None:
@@ -41,8 +42,8 @@ def of_record(
     Args:
       images, right: for each corruption by its name, and for `clean` where that was measured, the
         images, and bool[N], which of them the network classifies correctly.
-      labels: i[N].
-      split_images: images of the split, of which these are the first ones.
+      labels, ids: i[N]; ids are the images' places in the split.
+      split_images: images of the split.
     Raises:
       ValueError: the folder is taken.
     """
@@ -67,12 +68,12 @@ def of_record(
                 for own in images.values():
                     for digest, image in zip(sums, own[which], strict=True):
                         digest.update(pixels(image))
-                for image_id, digest in zip(which.tolist(), sums, strict=True):
+                for number, digest in zip(which.tolist(), sums, strict=True):
                     row: ImageRow = {
-                        "image": image_id,
-                        "label": int(labels[image_id]),
+                        "image": int(ids[number]),
+                        "label": int(labels[number]),
                         "sha256": digest.hexdigest(),
-                        "right": "".join(str(int(mark)) for mark in marks[image_id]),
+                        "right": "".join(str(int(mark)) for mark in marks[number]),
                     }
                     rows.write(json.dumps(row) + "\n")
     answers = f"{len(labels):,} images under {len(images)} corruptions"

@@ -5,6 +5,7 @@ one number has to change the adversarial images. The text of this module is a pa
 every bundle.
 """
 
+import bisect
 import math
 import re
 from collections import Counter
@@ -112,24 +113,36 @@ def ids(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
         return f"has the image {min(own)}, and images are numbered from 0"
     if repeated := sorted(image for image, count in Counter(own).items() if count > 1):
         return f"has an image twice: {repeated[0]}"
-    listed = about["record"]["image_ids"]
-    first = re.fullmatch(r"0(?:\.\.(\d{1,12}))?", listed) if isinstance(listed, str) else None
-    if not first:
+    listed, spread = about["record"]["image_ids"], about["record"].get("image_choice") == "hash"
+    runs = _runs(listed) if isinstance(listed, str) else []
+    if not runs or (not spread and (len(runs) > 1 or runs[0].start)):
         return f"is of the images {listed!r:.40}, which are not the first ones of a split"
-    count = int(first[1] or 0) + 1
-    if max(own) >= count:
-        return f"has the image {max(own)}, and its record is of {count:,}, {listed}"
+    count, there = sum(map(len, runs)), set(own)
+    starts = [run.start for run in runs]
+    foreign = [i for i in own if i not in runs[bisect.bisect_right(starts, i) - 1]]
+    if foreign:
+        return f"has the image {max(foreign)}, and its record is of {count:,}, {listed:.40}"
     if count > len(own):
-        there = set(own)
-        missing = next(image for image in range(count) if image not in there)
+        missing = next(image for run in runs for image in run if image not in there)
         left_out = count - len(own)
         return f"leaves out {left_out:,} of the {count:,} images of its record, as {missing}"
     split = about.get("split_images")
     if split is None and about["schema"] < 2:
         return None
-    if type(split) is not int or split < count:
+    if type(split) is not int or split <= runs[-1][-1]:
         return f"is of {count:,} images of a split that has {split!r:.20}"
     return None
+
+
+def _runs(listed: str) -> list[range]:
+    """Read places such as `0..99` or `3, 7..9`, which rise; empty: they are none."""
+    runs: list[range] = []
+    for run in listed.split(", "):
+        found = re.fullmatch(r"(\d{1,12})(?:\.\.(\d{1,12}))?", run)
+        if not found or int(found[1]) < (runs[-1].stop if runs else 0):
+            return []
+        runs.append(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return runs if all(runs) else []
 
 
 def _threat(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:

@@ -15,8 +15,9 @@ from jaxtyping import Key, UInt8
 from jaxrobust import attacks
 from jaxrobust import types as t
 from jaxrobust.data import Damage, Source
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
-from jaxrobust.evaluation.network import checks, collapse
+from jaxrobust.evaluation.network import checks, collapse, label_checks
 from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding
 from jaxrobust.runtime.text import panel, patience
@@ -34,12 +35,12 @@ class EvaluatedImages:
     source: Source
     image_size: int  # pixels
     batch_size: int  # of all devices together
-    limit: int = 0  # the first ones of the split; 0: all
+    limit: int = 0  # so many of the split, spread over the classes; 0: all
     seed: int = 0  # of the attack's draws
     preprocessing: str | None = None  # an id of `evaluation_transform`; None: as training tests
     workers: int = 0  # processes that decode; 0: threads of this one
     meets: Damage | None = None  # is told of damaged images, which are left out; None: an error
-    places: tuple[int, ...] | None = None  # only the images there; None: all of these
+    places: tuple[int, ...] | None = None  # only the images there; None: as `limit` says
 
     def __len__(self) -> int:
         if self.places is not None:
@@ -58,8 +59,8 @@ def count(
 ) -> dict:
     """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar.
 
-    With a counter of the top 5, `clean_top5` too; `collapse` where `collapse.of` says something, as
-    a dict. After each batch `between` is called, and what it raises ends the count.
+    With a counter of the top 5, `clean_top5` too; and what `found` says. After each batch `between`
+    is called, and what it raises ends the count.
     """
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
     parts: list[np.ndarray] = []  # answers and labels
@@ -71,8 +72,21 @@ def count(
             totals[name] = totals.get(name, 0) + int(value)
     number = totals.pop("count")
     reached = {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
-    one = collapse.of(*np.concatenate(parts, axis=1)) if parts else None
-    return reached | ({"collapse": one._asdict()} if one else {})
+    if not parts:
+        return reached
+    answers, labels = np.concatenate(parts, axis=1)
+    return reached | found(images, answers, labels)
+
+
+def found(images: EvaluatedImages, answers: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """List what answers to clean images show beside the accuracy: `collapse`, and `doubts`, flags
+    of the images' labels; each where there is something.
+    """
+    choice = spread.choice(images.source, images.limit)
+    doubts = label_checks.check_answers(answers, labels, images.source.num_classes)
+    doubts |= spread.choice_flags(images.source, labels, choice)
+    one = collapse.of(answers, labels)
+    return ({"collapse": one._asdict()} if one else {}) | ({"doubts": doubts} if doubts else {})
 
 
 def each(

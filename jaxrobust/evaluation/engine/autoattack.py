@@ -35,11 +35,13 @@ from jaxrobust.evaluation.network import (
     checks,
     collapse,
     fingerprint,
+    label_checks,
     randomised,
     reliability,
     user_attacks,
 )
 from jaxrobust.evaluation.network import images as image_sets
+from jaxrobust.evaluation.network.fingerprint import Fingerprint
 from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped
 from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.records import records
@@ -240,6 +242,8 @@ def autoattack(
     ids, labels, answers = ids[met], labels[met], answers[met]
     flags |= reliability.check_answers(finite[met], result.fooled_by, result.verdicts.reached)
     result = result._replace(answers=answers, verdicts=result.verdicts._replace(hashes=hashes[met]))
+    alone = not isinstance(identity, Fingerprint)  # else these may be a part of its caller's images
+    flags |= label_checks.check_answers(result.answers, labels, classes, whole=alone)
     flags |= collapse.flags(result.answers, labels)
     own = fingerprint.resolved(evaluation["fingerprint"])
     flags |= reliability.check_slopes(own["probe"])

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.network import collapse, tracing
 from jaxrobust.evaluation.network.checks import answered, is_right
 from jaxrobust.evaluation.network.images import ImageSet
@@ -24,7 +25,7 @@ from jaxrobust.types import LogitsFn, unmasked
 Flags = dict[str, str]
 Forward = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K], any n
 _LOOKED_AT = 64  # images
-_ENOUGH = 32  # images for a statement about accuracy
+ENOUGH = 32  # images for a statement about accuracy
 _PASSES = 5
 _ROUNDING = 1e-6  # of float32 sums, relative to the logits
 _NORMALISATIONS = {
@@ -46,8 +47,7 @@ def check_network(
     Args:
       forward: the compiled network.
       logits_fn: the function that `forward` compiles; only traced.
-      images: f[N,H,W,C] in [0, 1], N = 0 included. The 64 are drawn with a fixed seed: the first
-        ones of a sorted data set are all of one class.
+      images: f[N,H,W,C] in [0, 1], N = 0 included. The 64 are spread over the classes.
       batch_size: the batch to trace with, for a `logits_fn` that takes no other; default: as many
         images as are looked at.
     Returns:
@@ -58,9 +58,7 @@ def check_network(
     """
     if not len(images):
         return {}
-    chosen = np.arange(len(images))
-    if len(images) > _LOOKED_AT:
-        chosen = np.sort(np.random.default_rng(0).choice(len(images), _LOOKED_AT, replace=False))
+    chosen = spread.rows(labels, _LOOKED_AT)
     images = np.asarray(images[chosen], np.float32)
     labels = np.asarray(labels)[chosen]
     passes = [_logits(forward, images) for _ in range(_PASSES)]
@@ -70,8 +68,8 @@ def check_network(
         flags |= _batch_dependent(forward, images, passes[0])
     flags |= _degenerate(images, passes[0], labels)
     flags |= _softmax(passes[0])
-    flags |= _inaccurate(passes[0], labels)
-    if len(images) >= _ENOUGH and images.shape[-1] == 3:
+    flags |= check_accuracy(is_right(passes[0], labels), int(unmasked(passes[0]).sum()))
+    if len(images) >= ENOUGH and images.shape[-1] == 3:
         flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
     return flags
 
@@ -256,14 +254,14 @@ def _above_chance(correct: np.ndarray, classes: int) -> bool:
     return bool(correct.mean() > chance + 3 * math.sqrt(chance * (1 - chance) / len(correct)))
 
 
-def _inaccurate(logits: np.ndarray, labels: np.ndarray) -> Flags:
-    correct, classes = is_right(logits, labels), int(unmasked(logits).sum())
-    if len(labels) < _ENOUGH:
-        return _too_few(int(correct.sum()), len(labels), classes)
+def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
+    """Flag `low-accuracy` if clean images, bool[n], are right no more often than by guessing."""
+    if len(correct) < ENOUGH:
+        return _too_few(int(correct.sum()), len(correct), classes) if len(correct) else {}
     if _above_chance(correct, classes):
         return {}
     return {
-        "low-accuracy": f"{correct.sum()} of {len(labels)} clean images are classified correctly, "
+        "low-accuracy": f"{correct.sum()} of {len(correct)} clean images are classified correctly, "
         f"no more than guessing among {classes} classes explains: check the weights, the order of "
         "the classes, the order of the channels (RGB) and the normalisation inside logits_fn"
     }
@@ -279,7 +277,7 @@ def _too_few(right: int, n: int, classes: int) -> Flags:
     return {
         "low-accuracy": f"{right} of {n} clean images are classified correctly: guessing among "
         f"{classes} classes is right as often with probability {by_chance:.2g}, so these images "
-        f"are too few to tell this network from it; look at {_ENOUGH} or more before any accuracy "
+        f"are too few to tell this network from it; look at {ENOUGH} or more before any accuracy "
         "is quoted"
     }
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrobust.evaluation.engine import engine, smoothing
 from jaxrobust.evaluation.engine.smoothing import Certificate, Smoothing
+from jaxrobust.evaluation.network import label_checks
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.records import parts
@@ -75,12 +76,13 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
     say(f"{evaluation.subject.network.name} on {evaluation.source.where()}: {words}")
     start, labels = time.perf_counter(), evaluation.images.labels()
     known = _certified(evaluation, number, how)
-    answers = np.array([known[i].answer for i in range(question.images)])
-    radii = np.array([known[i].radius for i in range(question.images)])
-    right = answers == labels[: question.images]
+    ids = evaluation.images.ids.tolist()
+    answers = np.array([known[i].answer for i in ids])
+    radii = np.array([known[i].radius for i in ids])
+    right = answers == labels
     steps = int(how.largest_radius / how.sigma * _STEPS) + 1
     grid = [step * how.sigma / _STEPS for step in range(steps)]
-    flags: dict[str, str] = {}
+    flags = label_checks.check_answers(answers, labels, evaluation.source.num_classes)
     if broken := sum(each.unanswered > 0 for each in known.values()):
         flags["nan-under-noise"] = (
             f"{broken} images have NaN or infinite logits under some noise: such draws count for "
@@ -113,7 +115,8 @@ def _certified(evaluation: Evaluation, number: str, how: Smoothing) -> Certifica
     """Certify the images that no file of this evaluation has; all processes get all."""
     question, labels = evaluation.question, evaluation.images.labels()
     known = hosts.everyone(_known(evaluation.out, number, how))[0]
-    left = np.array([i for i in range(question.images) if i not in known], int)
+    ids = evaluation.images.ids.tolist()
+    left = np.array([row for row, i in enumerate(ids) if i not in known], int)
     shape = evaluation.images.shape[1:]
     runner = engine.make(
         evaluation.logits_of("float32"), slots=question.batch, image_size=max(shape[:2])
@@ -122,11 +125,11 @@ def _certified(evaluation: Evaluation, number: str, how: Smoothing) -> Certifica
     found: Certificates = {}
     with jax.set_mesh(runner.mesh):
         runner = engine.trace(runner, shape)
-        for place in hosts.share(left).tolist():
-            (image,) = evaluation.images[np.array([place])]
+        for row in hosts.share(left).tolist():
+            (image,), place = evaluation.images[np.array([row])], ids[row]
             found[place] = smoothing.certify(runner, image, place, how, seed=question.seed)
-            row = {"image": place, "label": int(labels[place]), **found[place]._asdict()}
-            jsonl.append(ledger, row)
+            line = {"image": place, "label": int(labels[row]), **found[place]._asdict()}
+            jsonl.append(ledger, line)
     for theirs in hosts.everyone(found):
         known |= theirs
     return known

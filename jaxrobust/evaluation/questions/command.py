@@ -17,6 +17,7 @@ import jax
 from jaxrobust.attacks.fixed_steps import is_cascade
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.network import first_figure
@@ -35,6 +36,7 @@ from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.several import ThreatMember
 from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.records import attack_line, notes_of
 from jaxrobust.runtime.commandline import threats as threat_flags
@@ -245,7 +247,7 @@ def _of_several(written: Sequence[AccuracyRecord], out: Path) -> str:
     flags = dict.fromkeys(f"flag {k}: {text}" for r in written for k, text in r.flags.items())
     remarks = dict.fromkeys(line for record in written for line in notes_of(record))
     head = [f"\n{_network(first)}{weights}"]
-    head.append(f"{first.dataset}, split {first.split}, images {first.image_ids}")
+    head.append(f"{first.dataset}, split {first.split}, {_images(first)}")
     numbers = ", ".join(str(record.evaluation) for record in written)
     last = f"records {numbers} in {out / 'results.jsonl'}"
     return "\n".join([*head, *lines, *remarks, *flags, last])
@@ -272,9 +274,11 @@ def _of_one(record: AccuracyRecord, out: Path) -> str:
 
 
 def _images(record: AccuracyRecord) -> str:
-    """Name the images; of those that a rule stopped at the record has the list, which is long."""
+    """Name the images; of those that were spread, or stopped at, the record has the long list."""
     if record.stopped:
         return f"{record.stopped['stopped_after']:,} images in a random order"
+    if record.image_choice == spread.HASH:
+        return f"{records.images_of(record):,} images, spread over its classes"
     return f"images {record.image_ids}"
 
 

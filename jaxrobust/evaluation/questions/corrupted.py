@@ -22,7 +22,7 @@ from jaxrobust.data.transforms.corruptions import Corruption as Asked
 from jaxrobust.evaluation.bundles import bundle, bundle_corrupted
 from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.network import collapse, reliability
+from jaxrobust.evaluation.network import collapse, label_checks, reliability
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.questions.flags import GivenFlags
@@ -124,7 +124,7 @@ def _measured(evaluation: Evaluation, given: GivenFlags, opened: _Opened) -> Acc
     start = time.perf_counter()
     judge = _judge(evaluation)
     clean = None if opened.published else _answered(judge(own, CLEAN))
-    kept = None if clean is None else measuring.verdicts_of(clean, CLEAN)
+    kept = None if clean is None else measuring.verdicts_of(clean, CLEAN, evaluation.images.ids)
     ledger = _ledger(evaluation, number)
     reached = hosts.everyone(_done(ledger))[0]
     for each in wished:
@@ -145,7 +145,11 @@ def _measured(evaluation: Evaluation, given: GivenFlags, opened: _Opened) -> Acc
     flags: dict[str, str] = {}
     if clean is not None:
         flags |= reliability.check_answers(clean["finite"])
+        flags |= label_checks.check_answers(clean["answers"], clean["labels"], own.num_classes)
         flags |= collapse.flags(clean["answers"], clean["labels"])
+    else:
+        right = [_right(reached[str(each)], count) for each in wished]
+        flags |= reliability.check_accuracy(np.concatenate(right), own.num_classes)
     lost = {name: row.get("not_finite", 0) for name, row in reached.items()}
     if broken := {str(each): lost[str(each)] for each in wished if lost[str(each)]}:
         words = ", ".join(f"{name}: {count}" for name, count in broken.items())
@@ -192,7 +196,7 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
             source,
             image_size=size,
             batch_size=-(-batch // mesh.size) * mesh.size,
-            limit=question.images,
+            places=tuple(evaluation.images.ids.tolist()),
             # Computed images are prepared before they are corrupted.
             preprocessing=None if _fits(source, size) else question.preprocessing,
             workers=subject.workers,
@@ -204,6 +208,12 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
 
 def _done(ledger: Path) -> dict[str, dict[str, Any]]:
     return {str(Asked(row["kind"], row["severity"])): row for row in jsonl.read(ledger)}
+
+
+def _right(row: dict[str, Any], count: int) -> np.ndarray:
+    """Read which images were right under a corruption, bool[count]."""
+    bits = np.frombuffer(bytes.fromhex(row["right"]), np.uint8)
+    return np.unpackbits(bits)[:count].astype(bool)
 
 
 def _ledger(evaluation: Evaluation, number: str) -> Path:
@@ -226,18 +236,24 @@ def _write_bundle(
                 f"{ledger} lacks the answers image by image, as those of an older version do; "
                 "--bundle needs them: evaluate again with --again, or with another --out DIR"
             )
-        bits = np.frombuffer(bytes.fromhex(packed), np.uint8)
-        right[name] = np.unpackbits(bits)[:count].astype(bool)
+        right[name] = _right(rows[name], count)
         size, how = evaluation.subject.image_size, str(evaluation.question.preprocessing)
-        images[name] = prepared(source, size, how, count)
-    labels, split = evaluation.images.labels(), len(evaluation.source)
-    bundle_corrupted.of_record(place, measured, images, labels, right, split_images=split)
+        images[name] = prepared(source, size, how, evaluation.images.ids)
+    bundle_corrupted.of_record(
+        place,
+        measured,
+        images,
+        evaluation.images.labels(),
+        right,
+        ids=evaluation.images.ids,
+        split_images=len(evaluation.source),
+    )
 
 
-def prepared(source: Source, size: int, preprocessing: str, images: int) -> Prepared:
-    """Prepare the first images of a corrupted source; computed ones were, before corruption."""
+def prepared(source: Source, size: int, preprocessing: str, places: np.ndarray) -> Prepared:
+    """Prepare images of a corrupted source; computed ones were, before corruption."""
     how = pipeline.preprocessing_id(source, size) if _fits(source, size) else preprocessing
-    return Prepared(source, image_size=size, preprocessing=how, images=images)
+    return Prepared(source, image_size=size, preprocessing=how, places=places)
 
 
 def _fits(source: Source, size: int) -> bool:

@@ -14,7 +14,7 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.autoattack import autoattack
-from jaxrobust.evaluation.network import collapse, reliability
+from jaxrobust.evaluation.network import collapse, label_checks, reliability
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
 from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.questions.questions import Question
@@ -63,11 +63,11 @@ def searched(
     stop: StopRule | None = None,
 ) -> Measured:
     """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes."""
-    labels, places = prepared.labels(), np.arange(len(prepared))
+    labels, rows = prepared.labels(), np.arange(len(prepared))
     images: Any = prepared
     if standing is not None:
-        places = np.flatnonzero(standing)
-        images, labels = Subset(prepared, places), labels[places]
+        rows = np.flatnonzero(standing)
+        images, labels = Subset(prepared, rows), labels[rows]
     decides, drawn = logits_of("float32"), question.version == "rand" and not subject.keyed
     result = autoattack(
         jax.tree_util.Partial(_without_keys, decides) if drawn else decides,
@@ -79,12 +79,12 @@ def searched(
         overrides=question.overrides(),
         seed=question.seed,
         batch_size=question.batch or subject.slots_for(len(labels)),
-        image_ids=places.tolist(),
+        image_ids=prepared.ids[rows].tolist(),
         ledger=ledger,
         identity=known,
         search_fn=None if question.search_dtype == "float32" else logits_of(question.search_dtype),
         replay=replay,
-        robust_beyond=None if beyond is None else beyond[places],
+        robust_beyond=None if beyond is None else beyond[rows],
         rule=question.rule,
         draws=question.draws,
         stop=stop,
@@ -102,8 +102,7 @@ def counted(
     source: registry.Source,
     weights: Weights,
     question: Question,
-    *,
-    standing: np.ndarray | None = None,
+    places: np.ndarray,
 ) -> Measured:
     """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
 
@@ -113,13 +112,11 @@ def counted(
     settings, attack = attack_of(question, subject.ball)
     mesh = sharding.make_mesh()
     batch = min(question.batch or subject.batch_size, question.images)
-    places = np.arange(question.images) if standing is None else np.flatnonzero(standing)
     images = accuracy.EvaluatedImages(
         source,
         image_size=subject.image_size,
         batch_size=-(-batch // mesh.size) * mesh.size,
-        limit=question.images,
-        places=None if standing is None else tuple(places.tolist()),
+        places=tuple(places.tolist()),
         seed=question.seed,
         preprocessing=question.preprocessing,
         workers=subject.workers,
@@ -130,7 +127,7 @@ def counted(
     run = (counter, weights, images, mesh)
     reached = accuracy.each(*run, bar=question.attack) if len(places) else dict(_NOTHING)
     seconds = time.perf_counter() - start  # with what compiles
-    measured = answered(reached, question, places, settings, seconds)
+    measured = answered(reached, question, places, settings, seconds, source.num_classes)
     if not len(places):
         return measured
     moved = ("stable", "local_lipschitz") if question.fixed else ()
@@ -144,6 +141,7 @@ def answered(
     places: np.ndarray,
     settings: list[parts.AttackSettings],
     seconds: float,
+    classes: int,
 ) -> Measured:
     """Gather what `accuracy.judged` says image by image, on the images at some places."""
     verdicts, n = verdicts_of(reached, question.attack, places), len(places)
@@ -164,6 +162,7 @@ def answered(
         robust=robust,
         accuracy_after={question.attack: robust} if named else {},
         flags=reliability.check_answers(reached["finite"], verdicts.fooled_by, verdicts.reached)
+        | label_checks.check_answers(reached["answers"], reached["labels"], classes)
         | collapse.flags(reached["answers"], reached["labels"]),
         costs=[cost],
     )
@@ -186,14 +185,11 @@ def attack_of(question: Question, threat: Threat) -> tuple[list[parts.AttackSett
     return [settings], fixed_steps.attack_of(settings)
 
 
-def verdicts_of(
-    reached: dict[str, np.ndarray], attack: str, places: np.ndarray | None = None
-) -> Verdicts:
-    """Make the verdicts of an attack on the images at some places of a split; None: its first."""
+def verdicts_of(reached: dict[str, np.ndarray], attack: str, places: np.ndarray) -> Verdicts:
+    """Make the verdicts of an attack on the images at some places of a split."""
     clean, robust = reached["clean"], reached["robust"]
-    ids = np.arange(len(clean)) if places is None else places
     return Verdicts(
-        image_ids=ids.astype(np.uint32),
+        image_ids=places.astype(np.uint32),
         labels=reached["labels"],
         clean=clean,
         fooled_by=np.where(clean, np.where(robust, "", attack), "clean"),

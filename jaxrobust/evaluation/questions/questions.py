@@ -29,7 +29,7 @@ class Question(NamedTuple):
     # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
     version: str = "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is none of it
-    images: int = 0  # the first ones of the split; 0: all
+    images: int = 0  # so many of the split, spread over its classes; 0: all
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
     seed: int = 0  # of the attacks' draws
     preprocessing: str | None = None  # None: `pipeline.preprocessing_id`

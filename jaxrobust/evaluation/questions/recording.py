@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxrobust.attacks import ensembles
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.user_attacks import ALONE
@@ -74,6 +75,11 @@ class Evaluation:
         self._size: list[parts.NetworkSize] = []  # once it is known, shared by all questions
         self._clean: list[verdicts.Verdicts] = []  # likewise
 
+    @property
+    def image_ids(self) -> str:
+        """Name the images as records do."""
+        return records.ranges(self.images.ids.tolist())
+
     def with_question(self, question: Question) -> "Evaluation":
         """Ask another checked question of the same network and images."""
         settled = {key: getattr(self.question, key) for key in ("images", "preprocessing")}
@@ -96,7 +102,7 @@ class Evaluation:
             return there
         ours: dict[str, Any] = {"dataset": self.source.name, "split": self.source.split}
         ours |= {"method": self.question.method, "seed": self.question.seed, "weights": self.which}
-        ours |= {"image_ids": records.ids_of(self.question.images)}
+        ours |= {"image_ids": self.image_ids}
         earlier.warn_of_older(self.out, ours, subject.ball)
         self.announce(subject)
         begun = self.begun(subject)
@@ -219,7 +225,7 @@ class Evaluation:
     @property
     def hashed(self) -> verdicts.HashedImages:
         """Return the images by their places in the split, each with its hash."""
-        return verdicts.HashedImages(np.arange(self.question.images), self.images.image_hashes())
+        return verdicts.HashedImages(self.images.ids, self.images.image_hashes())
 
     @property
     def batch(self) -> int:
@@ -289,11 +295,12 @@ class Evaluation:
     ) -> Measured:
         """Measure what one ball's record needs."""
         if not self.question.searches:
+            of, ids = (subject, self.source, self.weights), self.images.ids
             if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
                 plain = self.question._replace(attack="clean", start=None, l1_rule=None)
-                measuring.counted(subject, self.source, self.weights, plain)  # refuses
-            how = (subject, self.source, self.weights, self.question)
-            measured = measuring.counted(*how, standing=standing)
+                measuring.counted(*of, plain, ids)  # refuses
+            left = ids if standing is None else ids[standing]
+            measured = measuring.counted(*of, self.question, left)
             if not self.question.fixed:
                 return measured
             slopes = reliability.check_slopes(self.fingerprint.computed_probe)
@@ -358,11 +365,12 @@ class Evaluation:
             weights_sha256=hashes.weights_sha256(named.params, named.stats) if named else None,
             dataset=source.name,
             split=source.split,
-            image_ids=record.image_ids or records.ids_of(question.images),
+            image_ids=record.image_ids or self.image_ids,
+            image_choice=self.images.choice,
             preprocessing=question.preprocessing or "",
             dtype="float32" if named else None,
             seed=question.seed,
-            flags=record.flags | trained.flags(training),
+            flags=record.flags | self._choice_flags(own) | trained.flags(training),
             verdicts=None if own is None else verdicts.file_of(number),
             interval=(
                 None
@@ -388,6 +396,10 @@ class Evaluation:
                 verdicts.write(self.out / verdicts.file_of(number), number, own)
             records.append(self.out / "results.jsonl", record)
         return record
+
+    def _choice_flags(self, own: verdicts.Verdicts | None) -> dict[str, str]:
+        labels = self.images.labels() if own is None else own.labels
+        return spread.choice_flags(self.source, labels, self.images.choice)
 
 
 def _training(subject: Subject, source: registry.Source) -> parts.TrainingFacts | None:

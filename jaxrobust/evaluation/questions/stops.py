@@ -111,7 +111,7 @@ def rule(
     if question.until_width is not None:
         return StopRule(width=question.until_width / 100, alpha=alpha), {}
     place = str(question.against)
-    ours = _ours(question, subject, source, images)
+    ours = _ours(question, subject, source, images, records.ranges(each.ids.tolist()) if each else "")
     other = found(place, ours)
     own = checked.verdicts(other.record, other.file)
     if count := int(comparable.replayed(own).sum()):
@@ -140,7 +140,7 @@ def _check_images(place: str, *both: Any) -> None:
 
 
 def _ours(
-    question: Question, subject: Subject, source: registry.Source, images: str
+    question: Question, subject: Subject, source: registry.Source, images: str, image_ids: str
 ) -> AccuracyRecord:
     """Make what the record of this evaluation will say of its question."""
     architecture: Any = dataclasses.asdict(subject.network)
@@ -155,7 +155,7 @@ def _ours(
         split=source.split,
         ids_sha256=source.ids_sha256 or None,
         classes_sha256=hashes.classes_sha256(source.classes),
-        image_ids=records.ids_of(question.images),
+        image_ids=image_ids,
         preprocessing=question.preprocessing,
         model=architecture,
         method=question.method,

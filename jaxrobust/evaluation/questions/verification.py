@@ -18,6 +18,7 @@ from jaxrobust.attacks import ensembles
 from jaxrobust.data import Prepared, Source
 from jaxrobust.data.source import KINDS
 from jaxrobust.data.sources import cifar_c, registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import SEVERITIES
@@ -137,7 +138,7 @@ def check(settings: VerificationSettings) -> Verification:
     prepared = _prepared(source, bundle)
     others = (
         _other(bundle.record, subject, sha256),
-        _other_split(bundle.about, source),
+        _other_split(bundle, source),
         None if bundle.corrupted else _other_attacks(bundle.record),
     )
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
@@ -206,7 +207,7 @@ def _prepared(source: Any, bundle: Any) -> Prepared:
         )
     last = max(row["image"] for row in bundle.rows) + 1
     how, count = bundle.record["preprocessing"], min(len(source), last)
-    return Prepared(source, image_size=size, preprocessing=how, images=count)
+    return Prepared(source, image_size=size, preprocessing=how, places=range(count))
 
 
 def _corrupted(
@@ -249,7 +250,7 @@ def _corrupted(
         classes=settings.classes,
         num_classes=record["model"]["num_classes"],
     )
-    made = {name: corrupted.prepared(own, size, how, len(clean)) for name, own in opened.items()}
+    made = {name: corrupted.prepared(own, size, how, clean.ids) for name, own in opened.items()}
     return ({CLEAN: clean} if CLEAN in names else {}) | made
 
 
@@ -277,9 +278,15 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     )
 
 
-def _other_split(about: Any, source: Any) -> str | None:
+def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
+    about, ids = bundle.about, sorted(row["image"] for row in bundle.rows)
     if about.get("split_images") in (None, len(source)):
-        return None
+        if ids == list(range(len(ids))) or ids == spread.places(source, len(ids)).tolist():
+            return None
+        return (
+            f"the {len(ids):,} images of the record are not those that stand for this split by the "
+            "rule of evaluate --n: they may have been picked, and the claim itself is not confirmed"
+        )
     return (
         f"{source.where()} has {len(source):,} images, and the bundle says "
         f"{about['split_images']:,}: this is another split, or version of the data set, and the "

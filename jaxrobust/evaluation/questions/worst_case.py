@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array
+from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.engine.result import AutoAttackResult, CallerFacts
 from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
@@ -151,6 +152,7 @@ def worst_case(
         record,
         image_ids=records.ranges(own.image_ids.tolist()),
         clipped=overshot,
+        flags=record.flags | spread.flags(right, whole.about["classes"]),
         images_sha256=images_sha256,
         fingerprint={**whole.about["fingerprint"], "images": images_sha256},
         method="union",
@@ -242,4 +244,6 @@ def _stepped(
         judgement = jax.device_get(judged(network, images[which], labels[which], there, which, key))
         parts.append({name: values[there] for name, values in judgement.items()})
     reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return measuring.answered(reached, question, ids, settings, time.perf_counter() - start)
+    classes = 1 + int(max(labels.max(), reached["answers"].max(initial=0)))  # at least
+    seconds = time.perf_counter() - start
+    return measuring.answered(reached, question, ids, settings, seconds, classes)

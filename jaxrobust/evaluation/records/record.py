@@ -68,6 +68,8 @@ class AccuracyRecord:
     costs: list[parts.AttackCost] | None = always()  # of each attack
     size: parts.NetworkSize | None = always()
     training: parts.TrainingFacts | None = always()
+    # all, hash or robustbench, see `spread.choice`; None: of an older version, the first ones.
+    image_choice: str | None = None
     ids_sha256: str | None = None  # of the list of ids that makes the split
     classes_sha256: str | None = None  # of the classes' names in the order of labels
     init: dict[str, Any] | None = None  # what the training started from

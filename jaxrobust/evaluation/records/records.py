@@ -109,11 +109,6 @@ def size(net: Any, weights: Any, image_size: int, channels: int) -> parts.Networ
     return {"parameters": sum(a.size for a in arrays.values()), "multiply_adds": adds}
 
 
-def ids_of(images: int) -> str:
-    """Name the first images of a split, as records do."""
-    return f"0..{images - 1}"
-
-
 def ranges(ids: Sequence[int]) -> str:
     """Name images of a split, in their order, as records do: "0..99, 7, 200..299"."""
     runs: list[list[int]] = []

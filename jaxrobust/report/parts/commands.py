@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Sequence
 
 from jaxrobust.convert import robustbench_entry
+from jaxrobust.data.splits.spread import ALL
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
 from jaxrobust.evaluation.network import randomised
-from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.records import parts, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.drawing.markup import Html, copied, remark, tag
 from jaxrobust.report.gathered import ReportedEvaluation
@@ -33,19 +34,25 @@ def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
     else:
         words += ["--model", str((record.model or {}).get("name")), "--weights", "WEIGHTS"]
     of_files = (record.corruptions or {}).get("images") == "files"  # each of which is a split
-    split = None if of_files else record.split
+    split, n = (None if of_files else record.split), _number(record, one.images)
+    if n and not record.image_choice and split and "[" not in split:
+        split, n = f"{split}[:{n}]", 0  # of an older version, whose --n took the first ones
     images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
-    ids, count = str(record.image_ids), one.images
-    if record.stopped:
-        ids = str(record.stopped.get("images"))
-        count = int(ids.partition("..")[2] or -1) + 1 if re.fullmatch(r"0\.\.\d+", ids) else 0
-    if count and ids.startswith("0.."):
-        words += ["--n", str(count)]
+    words += ["--n", str(n)] if n else []
     words += [*_attack(record), *_judged(record), *_stop(record), "--seed", str(record.seed or 0)]
     if record.search_dtype == "bfloat16":
         words += ["--search_dtype", "bfloat16"]
     return shlex.join(words)
+
+
+def _number(record: AccuracyRecord, evaluated: int) -> int:
+    """Count the images that the evaluation was asked for; 0: it does not say, or all of them."""
+    ids = str((record.stopped or {}).get("images") or record.image_ids)
+    if record.image_choice == ALL or not (record.image_choice or ids.startswith("0..")):
+        return 0
+    whole = records.images_of(AccuracyRecord(image_ids=ids)) or 0
+    return whole if record.stopped else evaluated
 
 
 def _stop(record: AccuracyRecord) -> list[str]:

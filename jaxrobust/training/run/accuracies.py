@@ -7,9 +7,9 @@ import jax
 
 from jaxrobust import models
 from jaxrobust.config import NetworkSpec, network_of
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.network import collapse
 from jaxrobust.evaluation.records import checked, parts, records, trained
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.processes import hosts
@@ -43,7 +43,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         }
         for ball in balls
     ]
-    ids = records.ids_of(len(images))
+    ids = records.ranges(spread.places(source, images.limit).tolist())
     sha256 = hashes.weights_sha256(best.params, best.stats)
     known = ((r.weights, r.attacks, r.image_ids, r.weights_sha256) for r in records.read(workdir))
     if hosts.first((which, made, ids, sha256) in known):
@@ -53,7 +53,8 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     spec = NetworkSpec.of_config(config)
     function: Any = models.origin(spec.name, **spec.sizes(), **spec.options)
     damaged = sorted(damage.met) if damage is not None else []
-    one = scores.get("collapse")
+    one, doubts = scores.get("collapse"), scores.get("doubts", {})
+    doubts |= {"collapsed": one["words"]} if one else {}
     data, wanted, init = config.data, config.data.preprocessing, history.start_of(workdir)
     training = trained.training(
         history.of_run(workdir, name, config=plain),
@@ -68,6 +69,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         dataset=data.name,
         split=data.test_split,
         image_ids=ids,
+        image_choice=spread.choice(source, images.limit),
         dtype="float32",
         preprocessing=pipeline.preprocessing_id(source, config.model.image_size, wanted),
         attacks=made,
@@ -76,7 +78,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
-        flags=trained.flags(training) | ({"collapsed": one["words"]} if one else {}),
+        flags=trained.flags(training) | doubts,
         interval=records.intervals(scores["clean"], scores["robust"], scores["images"]),
         training=training,
         ids_sha256=source.ids_sha256 or None,
@@ -110,10 +112,9 @@ def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> d
         each = accuracy.each(evaluate, best, images, mesh, bar=f"testing in {ball.norm}")
         left = each["robust"] & left
         after[str(ball)] = float(left.mean())
-    one = collapse.of(each["answers"], each["labels"])
     scores = {"images": len(each["clean"]), "after": after, "robust": after[str(balls[-1])]}
     scores |= {key: float(each[key].mean()) for key in ("clean", "clean_top5") if key in each}
-    return scores | ({"collapse": one._asdict()} if one else {})
+    return scores | accuracy.found(images, each["answers"], each["labels"])
 
 
 def table(workdir: Path) -> str:
@@ -124,12 +125,11 @@ def table(workdir: Path) -> str:
     width = max(len(str(r.weights)) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
     for r in rows:
-        n = int(str(r.image_ids).split("..")[1]) + 1 - len(r.damaged or ())
+        n = records.images_of(r) or 0
         robust = "-" if r.robust is None else f"{r.robust:.1%}"
         attack = records.attack_line(r)
         lines.append(f"{r.weights:{width}}  {r.clean:7.1%}  {robust:>7}  {n:6d}  {attack}")
     split = f"{rows[-1].dataset}, split {rows[-1].split}"
-    lines += [
-        f"WARNING: {r.weights}: {r.flags['collapsed']}" for r in rows if "collapsed" in r.flags
-    ]
+    warned = ("collapsed", "one-class", "lopsided-classes", "permuted-labels")
+    lines += [f"WARNING: {r.weights}: {r.flags[f]}" for r in rows for f in warned if f in r.flags]
     return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])

@@ -4,16 +4,19 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import numpy as np
 
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import Config, network_of
+from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
@@ -73,6 +76,12 @@ def selection(
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)
+    choice = spread.choice(images.source, images.limit)
+    chosen_by = {"image_choice": choice} if choice == spread.HASH else {}
+    older = [row for row in jsonl.read(run.file("selection.jsonl")) if "image_choice" not in row]
+    if chosen_by and hosts.first(bool(older)):  # weights are compared on the same images
+        say(f"{name}: the choice goes on with the first {len(images)} images, as it began")
+        images, chosen_by = replace(images, places=tuple(range(len(images)))), {}
     evaluate = counter(config, phase.mesh)
     attacked = objectives.named(config[name].objective).attacks
     metric = settings.metric or ("robust" if attacked else "clean")
@@ -84,6 +93,7 @@ def selection(
         reached = accuracy.count(
             evaluate, weights, images, phase.mesh, bar="selection", between=between
         )
+        doubts = reached.pop("doubts", {})
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
@@ -101,8 +111,12 @@ def selection(
         one = reached.pop("collapse", None)
         if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
             file = run.file("selection.jsonl")
-            rows = [r for r in jsonl.read(file) if r["step"] < step] + [{"step": step} | reached]
+            rows = [r for r in jsonl.read(file) if r["step"] < step]
+            rows.append({"step": step} | reached | chosen_by)
             jsonl.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+        for flag in ("one-class", "lopsided-classes", "permuted-labels"):
+            if flag in doubts:
+                say(f"{name}: WARNING, at step {step}: {doubts[flag]}")
         if one:
             say(f"{name}: WARNING, at step {step}: {one['words']}")
         if attacked and (sentence := _overfitting(run)):

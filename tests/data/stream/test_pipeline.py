@@ -21,6 +21,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import loading, pipeline
 from jaxrobust.data.transforms import preparing
 from tests.support import sweeps
@@ -267,9 +268,11 @@ class EvaluationTest(parameterized.TestCase):
         images, labels, mask, ids, damaged = (
             np.concatenate(arrays) for arrays in zip(*batches, strict=True)
         )
-        np.testing.assert_array_equal(ids[mask], np.arange(count))
-        np.testing.assert_array_equal(images[mask][:, 0, 0, 0], np.arange(count))
-        np.testing.assert_array_equal(labels[mask], np.arange(count) % 10)
+        places = spread.places(numbered(size), limit)
+        self.assertLen(places, count)
+        np.testing.assert_array_equal(ids[mask], places)
+        np.testing.assert_array_equal(images[mask][:, 0, 0, 0], places)
+        np.testing.assert_array_equal(labels[mask], places % 10)
         self.assertFalse(mask[count:].any())
         self.assertTrue(np.all(ids[count:] == -1))
         self.assertFalse(images[count:].any() or labels[count:].any())
@@ -301,13 +304,12 @@ class EvaluationTest(parameterized.TestCase):
 
     def test_resizes_what_has_another_size(self):
         source = registry.open_source("fake:40x56x3", "test")
-        (batch,) = self.evaluate(source, image_size=28, limit=3)
+        how = {"image_size": 28, "places": range(3)}
+        (batch,) = self.evaluate(source, **how)
         transform = preparing.evaluation_transform("bicubic-32-crop-28")
         for row in range(3):
             np.testing.assert_array_equal(batch.images[row], transform(source[row].image))
-        (named,) = self.evaluate(
-            source, image_size=28, limit=3, preprocessing="bilinear-28-crop-28"
-        )
+        (named,) = self.evaluate(source, preprocessing="bilinear-28-crop-28", **how)
         self.assertFalse(np.array_equal(named.images, batch.images))
 
     def test_preprocessing_of_another_size_is_refused(self):

@@ -35,16 +35,18 @@ class PreparedTest(parameterized.TestCase):
         np.testing.assert_array_equal(images[:], expected)
         self.assertEqual(images[np.zeros(0, int)].shape, (0, size, size, source.channels))
 
-    def test_labels_and_contents_of_the_first_images_alone(self):
+    def test_labels_and_contents_of_some_images_alone(self):
         source = data.open_source("fake:20x24x3:5", "train[:300]")
         how = {"image_size": 16, "preprocessing": "bicubic-20-crop-16"}
-        self.assertIsNone(source.labels)  # which are read then, 256 at a time
-        images = data.Prepared(source, images=290, **how)
+        source = dataclasses.replace(source, labels=None)  # which are read then, 256 at a time
+        images = data.Prepared(source, places=range(290), **how)
         self.assertEqual(images.labels().tolist(), [record.label for record in source][:290])
         self.assertEqual(images.labels().dtype, np.int32)
         known = dataclasses.replace(source, labels=np.arange(300) % 7)
-        found = data.Prepared(known, images=9, **how).labels()
+        found = data.Prepared(known, places=range(9), **how).labels()
         self.assertEqual((found.tolist(), found.dtype), ([*range(7), 0, 1], np.int32))
+        found = data.Prepared(known, images=7, **how).labels()
+        self.assertCountEqual(found.tolist(), range(7))
         hashes = [data.Prepared(source, images=n, **how).content_sha256() for n in (9, 9, 10)]
         self.assertEqual(hashes[0], hashes[1])
         other = how | {"preprocessing": "bilinear-20-crop-16"}
@@ -53,7 +55,7 @@ class PreparedTest(parameterized.TestCase):
 
     def test_a_preprocessing_of_another_size(self):
         source = data.open_source("fake:20x24x3:5", "train[:50]")
-        images = data.Prepared(source, image_size=16, preprocessing="bicubic-24-crop-20", images=4)
+        images = data.Prepared(source, image_size=16, preprocessing="bicubic-24-crop-20")
         with self.assertRaisesRegex(data.DataError, r"makes record 2 \(20, 20, 3\), not \(16, 16"):
             images[np.array([2])]
 

@@ -208,7 +208,7 @@ class ForgedTest(Case):
     def test_lines_in_another_order(self):
         rows = bundles.rows_of(self.folder)
         corrupted_bundles.rows_changed(self.folder, rows[::-1])
-        self.assertIn(f"has image {N - 1} in line 1, and its images are in order", self.read())
+        self.assertIn(f"has image {N - 2} in line 2, and its images are in order", self.read())
 
     @parameterized.parameters(
         ({"split_images": 7}, "is of 40 images of a split that has 7"),

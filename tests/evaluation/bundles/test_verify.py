@@ -312,11 +312,11 @@ class FunctionTest(Case):
     def test_another_size_of_the_split_is_not_confirmed(self):
         other = Path(self.create_tempdir()) / "changed"
         shutil.copytree(self.bundle, other)
-        bundles.changed(other, split_images=50)
+        bundles.changed(other, split_images=5000)
         network = ("--function", f"{self.root}/nets.py:logits_fn")
         code, printed, _ = called(verify, other, *network)
         self.assertEqual(code, 1)
-        self.assertIn("and the bundle says 50: this is another split, or version", printed)
+        self.assertIn("and the bundle says 5,000: this is another split, or version", printed)
 
     @parameterized.parameters(
         ("dataset", "npz:theirs.npz"),
@@ -361,7 +361,10 @@ class FunctionTest(Case):
     @parameterized.parameters(
         ({"images": "none.npy"}, "none.npy is no .npy file that can be read"),
         ({"images": "linear.py"}, "linear.py is no .npy file that can be read"),
-        ({"images": "channels.npy"}, r"is uint8\(32, 1, 8, 8\); the bundle needs uint8 or float32"),
+        (
+            {"images": "channels.npy"},
+            r"is uint8\(393, 1, 8, 8\); the bundle needs uint8 or float32",
+        ),
         ({"module": "linear.py"}, "is no FILE.py:NAME, such as net.py:load"),
         ({"module": "linear.py:missing"}, "gives no torch.nn.Module; name one"),
         ({"module": "linear.py:nothing"}, "gives no torch.nn.Module; name one"),
@@ -435,7 +438,7 @@ class FunctionTest(Case):
         np.save(self.root / "few.labels.npy", labels[:4])
         code, _, said = self.checked("--labels", self.root / "few.labels.npy")
         self.assertEqual(code, 2)
-        self.assertIn("--labels has shape (4,), and there are 32 images", said)
+        self.assertIn("--labels has shape (4,), and there are 393 images", said)
         for kind, expected in ((np.uint8, 0), (np.float32, 2)):
             np.save(self.root / "kind.labels.npy", labels.astype(kind))
             code, _, said = self.checked("--labels", self.root / "kind.labels.npy")

@@ -194,7 +194,8 @@ class BundleTest(CommandCase):
             printed,
         )
         plain = json.loads(printed.splitlines()[-1])
-        self.assertEqual((plain["whole"], plain["answers"], plain["mean"]), (True, 168, mean))
+        self.assertEqual((plain["whole"], plain["answers"]), (True, 168))
+        self.assertAlmostEqual(plain["mean"], mean)
         kept = claims.read(self.bundle)
         rows = contradictions_corrupted.rights(kept.rows)
         np.testing.assert_allclose(rows[:, 0].mean(), found["clean"])
@@ -257,10 +258,12 @@ class BundleTest(CommandCase):
         place = self.folder / "images"
         code, printed, said = self.check("--write_images", place, function=None)
         self.assertEqual(code, 0, said)
-        self.assertIn("24 images under 7 corruptions", printed)
+        last = max(row["image"] for row in claims.read(self.bundle).rows) + 1
+        self.assertIn(f"{last} images under 7 corruptions", printed)
         fog, labels = np.load(place / "fog.npy"), np.load(place / "labels.npy")
-        self.assertEqual((fog.shape, fog.dtype), ((120, 32, 32, 3), np.uint8))
-        self.assertEqual(np.flatnonzero(fog.any(axis=(1, 2, 3))).tolist(), list(range(24, 48)))
+        self.assertEqual((fog.shape, fog.dtype), ((5 * last, 32, 32, 3), np.uint8))
+        shown = np.flatnonzero(fog.any(axis=(1, 2, 3))).tolist()
+        self.assertEqual(shown, list(range(last, 2 * last)))
         names = claims.read(self.bundle).about["corruptions"]
         shown, count, own = claims_torch.stored_corruptions(place, names, (32, 32, 3))
         np.testing.assert_array_equal(own, labels)

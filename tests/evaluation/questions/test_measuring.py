@@ -30,8 +30,6 @@ class AnsweredTest(parameterized.TestCase):
         self.assertEqual(own.norms.tolist(), [0, 0.5, 0, 1])
         self.assertEqual(own.reached.tolist(), [-1, 2, -1, 1])
         self.assertEqual(own.image_ids.tolist(), PLACES.tolist())
-        ids = measuring.verdicts_of(REACHED, "pgd-3").image_ids
-        self.assertEqual(ids.tolist(), [0, 1, 2, 3])
 
     @parameterized.parameters(
         ("pgd-3", 4 * (3 + 2), 4 * 3, 0.25, {"pgd-3": 0.25}),  # and two passes that judge
@@ -40,7 +38,7 @@ class AnsweredTest(parameterized.TestCase):
     )
     def test_a_record(self, attack, forward, backward, robust, after):
         settings = [{"name": attack}]
-        measured = measuring.answered(REACHED, Question(attack), PLACES, settings, 7.0)
+        measured = measuring.answered(REACHED, Question(attack), PLACES, settings, 7.0, 3)
         record, (cost,) = measured.record, measured.record.costs
         self.assertEqual((record.clean, record.robust), (0.75, robust))
         self.assertEqual((record.accuracy_after, record.attacks), (after, settings))
@@ -51,28 +49,28 @@ class AnsweredTest(parameterized.TestCase):
 
     def test_of_no_images_no_accuracy_is_known(self):
         none = {key: value[:0] for key, value in REACHED.items()}
-        record = measuring.answered(none, Question("pgd-3"), PLACES[:0], [], 0.0).record
+        record = measuring.answered(none, Question("pgd-3"), PLACES[:0], [], 0.0, 3).record
         self.assertEqual((record.clean, record.robust), (None, None))
 
 
 class CountedTest(parameterized.TestCase):
     """Which images are counted, in which batches, and what is told of them."""
 
-    def counted(self, question: Question, *, devices=4, standing=None):
+    def counted(self, question: Question, *, devices=4, places=PLACES):
         subject = SimpleNamespace(
             ball=Threat("l2", 0.5), norm="l2", batch_size=100, image_size=8, workers=2,
             create=lambda dtype: f"net in {dtype}",
         )  # fmt: skip
         more = {"stable": np.array([1.0, 0, 0, 0]), "local_lipschitz": np.arange(4.0)}
         self.each = mock.Mock(return_value=REACHED | more | {"clean_top5": np.ones(4)})
-        mesh = SimpleNamespace(size=devices)
+        mesh, source = SimpleNamespace(size=devices), SimpleNamespace(num_classes=3)
         with (
             mock.patch.object(measuring, "attack_of", return_value=([{"name": "x"}], "attack")),
             mock.patch.object(measuring.sharding, "make_mesh", return_value=mesh),
             mock.patch.object(measuring.accuracy, "counter") as counter,
             mock.patch.object(measuring.accuracy, "each", self.each),
         ):
-            found = measuring.counted(subject, "source", "weights", question, standing=standing)
+            found = measuring.counted(subject, source, "weights", question, places)
         counter.assert_called_once_with("net in float32", "attack", mesh=mesh, top5=True, each="l2")
         return found
 
@@ -83,16 +81,14 @@ class CountedTest(parameterized.TestCase):
         question = Question("pgd-3", batch=batch, images=images, seed=7)
         self.counted(question, devices=devices)
         _, weights, given, _ = self.each.call_args.args
-        self.assertEqual((weights, given.source, given.batch_size), ("weights", "source", size))
-        self.assertEqual((given.limit, given.seed, given.workers), (images, 7, 2))
-        self.assertIsNone(given.places)
+        self.assertEqual((weights, given.batch_size), ("weights", size))
+        self.assertEqual((given.seed, given.workers), (7, 2))
 
     def test_only_images_that_stand_are_counted(self):
-        standing = np.isin(np.arange(8), PLACES)
-        found = self.counted(Question("pgd-3", images=8), standing=standing)
+        found = self.counted(Question("pgd-3", images=8))
         self.assertEqual(self.each.call_args.args[2].places, tuple(PLACES.tolist()))
         self.assertEqual(found.verdicts.image_ids.tolist(), PLACES.tolist())
-        none = self.counted(Question("pgd-3", images=8), standing=np.zeros(8, bool))
+        none = self.counted(Question("pgd-3", images=8), places=PLACES[:0])
         self.each.assert_not_called()
         self.assertIsNone(none.record.clean_top5)
 

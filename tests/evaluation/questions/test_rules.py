@@ -823,7 +823,9 @@ class VerificationTest(parameterized.TestCase):
         source.where.return_value = "digits test"
         source.__len__.return_value = 1797
         for count, fine in ((None, True), (1797, True), (50, False)):
-            said = verification._other_split({"split_images": count}, source)
+            rows = [{"image": place} for place in (2, 0, 1)]
+            own = SimpleNamespace(about={"split_images": count}, rows=rows)
+            said = verification._other_split(own, source)
             self.assertEqual(said is None, fine)
         folder = Path(self.create_tempdir())
         self.assertIn("is not the program that this version", verification._other_program(folder))
@@ -843,8 +845,9 @@ class VerificationTest(parameterized.TestCase):
         return made.call_args.kwargs
 
     def test_images_up_to_the_last_of_the_bundle(self):
-        self.assertEqual(self.prepared(100), {"image_size": 8, "preprocessing": "P", "images": 12})
-        self.assertEqual(self.prepared(9)["images"], 9)
+        whole = {"image_size": 8, "preprocessing": "P", "places": range(12)}
+        self.assertEqual(self.prepared(100), whole)
+        self.assertEqual(self.prepared(9)["places"], range(9))
         with self.assertRaisesRegex(ValueError, "images with 3 channels, and there has 1"):
             self.prepared(100, channels=1)
 

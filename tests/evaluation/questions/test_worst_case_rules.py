@@ -55,7 +55,7 @@ class Attacked:
         np.testing.assert_array_equal(labels, LABELS[image_ids])
         self.how = how
         found = self.measured(norm, "autoattack", image_ids)
-        about = {"fingerprint": {"arrays": "a"}}
+        about = {"fingerprint": {"arrays": "a"}, "classes": 4}
         return SimpleNamespace(measured=lambda: found, about=about)
 
 
@@ -181,7 +181,7 @@ class SteppedTest(parameterized.TestCase):
             mock.patch.object(worst_case.jax, "jit", lambda function: function),
             mock.patch.object(worst_case.jax, "device_get", lambda values: values),
             mock.patch.object(worst_case.tracing, "argument", lambda *given: None),
-            mock.patch.object(measuring, "answered", lambda reached, *rest: (reached, *rest)),
+            mock.patch.object(measuring, "answered", lambda reached, *rest: (reached, *rest[:-1])),
         ):
             reached, asked, places, (settings,), seconds = worst_case._stepped(
                 None, IMAGES, LABELS, ids, Threat("linf", 0.1), question, batch_size=size

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from absl.testing import parameterized
 
+from jaxrobust import data
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.resolved import of_phase
 from jaxrobust.runtime.devices import sharding
@@ -17,6 +18,10 @@ from jaxrobust.training.run import accuracies
 from jaxrobust.types import Weights
 from tests.support import result_lines
 from tests.support.runs import tiny
+
+IMAGES = accuracy.EvaluatedImages(
+    data.open_source("fake:8x8x1:4", "test"), image_size=8, batch_size=4
+)
 
 
 def of_test(workdir, config, step, **reached) -> dict[str, float]:
@@ -67,7 +72,7 @@ class CollapsedTest(parameterized.TestCase):
                 accuracy, "each", side_effect=[{"robust": r} | same for r in reached]
             ),
         ):
-            found = accuracies._scores(run, None, None)
+            found = accuracies._scores(run, None, IMAGES)
         self.assertEqual(list(found["after"].values()), [0.5, 0.25])
         self.assertEqual((found["robust"], found["clean"]), (0.25, 1.0))
 

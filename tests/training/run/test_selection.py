@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
+from jaxrobust import data
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.devices import sharding
@@ -50,7 +51,19 @@ class SelectionTest(parameterized.TestCase):
         lines = [{"step": step} | reached for step in (4, 8, 12)]
         self.check("adversarial", reached, reached, True, lines=lines, stay=lines[:1])
 
-    def check(self, objective, before, reached, kept, metric=None, lines=(), stay=()):
+    @parameterized.parameters(({}, True), ({"image_choice": "hash"}, False))
+    def test_a_choice_that_began_on_the_first_images_goes_on_with_them(self, noted, first):
+        """An older version took the first ones: on others, weights are not compared."""
+        reached = {"clean": 0.8, "robust": 0.5, "images": 64}
+        lines = [{"step": 4} | reached | noted]
+        how = {"lines": lines, "stay": lines, "limit": 20, "noted": {} if first else noted}
+        self.check("adversarial", reached, reached, True, **how)
+        images = accuracy.count.call_args.args[2]
+        self.assertEqual(images.places, tuple(range(20)) if first else None)
+
+    def check(
+        self, objective, before, reached, kept, metric=None, lines=(), stay=(), limit=0, noted=None
+    ):
         folder = Path(self.create_tempdir())
         for line in lines:  # of a run that was killed, or rolled back
             jsonl.append(folder / "selection.jsonl", line)
@@ -72,8 +85,11 @@ class SelectionTest(parameterized.TestCase):
             best=mock.Mock(**{"latest_step.return_value": 4, "meta.return_value": before}),
             file=lambda name: folder / name,
         )
+        images = accuracy.EvaluatedImages(
+            data.open_source("fake:8x8x1:4", "test"), image_size=8, batch_size=4, limit=limit
+        )
         for module, name, value in (
-            (splits, "evaluated", None), (build, "evaluation", None), (accuracy, "count", reached)
+            (splits, "evaluated", images), (build, "evaluation", None), (accuracy, "count", reached)
         ):  # fmt: skip
             self.enter_context(mock.patch.object(module, name, return_value=value))
         select = best_weights.selection(run)
@@ -82,7 +98,7 @@ class SelectionTest(parameterized.TestCase):
         self.assertEqual(found, {f"selection_{k}": v for k, v in numbers.items()})
         self.assertEqual(run.best.save.called, kept)
         written = jsonl.read(folder / "selection.jsonl")
-        self.assertEqual(written, [*stay, {"step": 8} | numbers])
+        self.assertEqual(written, [*stay, {"step": 8} | numbers | (noted or {})])
 
 
 class AttackTest(parameterized.TestCase):

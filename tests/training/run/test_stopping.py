@@ -118,12 +118,14 @@ class EvaluationTest(absltest.TestCase):
     def test_a_count_asks_after_each_batch(self):
         each = {"mask": np.ones(2, bool), "answers": np.zeros(2, int), "labels": np.arange(2)}
         counts = {"count": 2, "clean": 1, "robust": 1}
+        source = registry.open_source("fake:8x8x1:2", "test")
+        images = accuracy.EvaluatedImages(source, image_size=8, batch_size=2)
         found = lambda *_: iter([counts | each for _ in range(3)])  # noqa: E731
         with mock.patch.object(accuracy, "_judgements", found):
             between = mock.Mock(side_effect=[None, stopping.Preempted("saved")])
             with self.assertRaises(stopping.Preempted):
-                accuracy.count(None, None, None, None, between=between)
-            self.assertEqual(accuracy.count(None, None, None, None)["images"], 6)
+                accuracy.count(None, None, images, None, between=between)
+            self.assertEqual(accuracy.count(None, None, images, None)["images"], 6)
 
 
 if __name__ == "__main__":

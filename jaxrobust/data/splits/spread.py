@@ -1,0 +1,154 @@
+"""Which n images of a split stand for all of them: spread over its classes by a fixed rule.
+
+Records of a folder are sorted by class, so that its first ones are of one class. The rule takes
+the images of each class in the order of a hash of their place in the split: each class has one
+image before any has two, then as many as its share of the split. The n images are among the m, for
+every m > n. RobustBench's numbers are of the first n of its lists, whose order stays.
+"""
+
+import numpy as np
+
+from jaxrobust.data.source import Source
+from jaxrobust.data.splits import subsets
+
+ALL, HASH, ROBUSTBENCH = "all", "hash", "robustbench"
+_PUBLISHED = "cifar10-c:"  # whose files RobustBench reads from their first image on
+_BLOCK = 4096  # records whose labels are read at least, where a source does not list them
+_ENOUGH = 32  # images, below which few classes are chance
+_CHUNK = 1 << 22  # hashes in memory at a time
+
+
+def places(source: Source, n: int | None) -> np.ndarray:
+    """Choose `n` images of a split by their places, int64[n], ascending; 0 or None: all of them.
+
+    Where the source does not list its labels, those of `max(4096, n)` records at most are read.
+    """
+    size = len(source)
+    n = min(n or size, size)
+    if choice(source, n) != HASH:
+        return np.arange(n)
+    if source.labels is not None:
+        return rows(source.labels, n)
+    # The order of hashes, in blocks that double; by class in the last one, all of the others.
+    start, end = 0, _BLOCK
+    while end < n:
+        start, end = end, 2 * end
+    nearest = _smallest(size, min(end, size))
+    whole, last = nearest[:start], np.sort(nearest[start:])
+    labels = np.array([record.label for record in source.read(last.tolist())], np.int64)
+    return np.sort(np.concatenate([whole, last[rows(labels, n - start, last)]]))
+
+
+def choice(source: Source, n: int | None) -> str:
+    """Name the rule by which `n` images of a split are chosen."""
+    if not n or n >= len(source):
+        return ALL
+    lists = (subsets.ROBUSTBENCH_SHA256, subsets.CIFAR_SHA256)
+    fixed = source.ids_sha256 in lists if source.ids_sha256 else source.name.startswith(_PUBLISHED)
+    return ROBUSTBENCH if fixed else HASH
+
+
+def rows(labels: np.ndarray, n: int, ids: np.ndarray | None = None) -> np.ndarray:
+    """Choose `n` of the images with these labels i[N], ascending; `ids` i[N]: their places."""
+    return np.sort(order(labels, ids)[:n])
+
+
+def order(labels: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
+    """Order images with labels i[N] so that the first n, for any n, are spread over the classes.
+
+    The image of rank r among the N_c of its class comes at r / N_c (Adams' apportionment), equal
+    ones by their hashes; `ids` i[N] are what is hashed, by default the rows.
+    """
+    labels = np.asarray(labels)
+    hashes = _hashes(np.arange(len(labels)) if ids is None else np.asarray(ids))
+    by_class = np.lexsort((hashes, labels))
+    _, first, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    ranks = np.arange(len(labels)) - np.repeat(first, counts)
+    at = np.empty(len(labels))
+    at[by_class] = ranks / np.repeat(counts, counts)
+    return np.lexsort((hashes, at))
+
+
+def _smallest(size: int, count: int) -> np.ndarray:
+    """Return the `count` of `size` places with the smallest hashes, by their hashes."""
+    found = np.zeros(0, np.int64)
+    for start in range(0, size, _CHUNK):
+        found = np.concatenate([found, np.arange(start, min(start + _CHUNK, size))])
+        if len(found) > count:
+            found = found[np.argpartition(_hashes(found), count - 1)[:count]]
+    return found[np.argsort(_hashes(found))]
+
+
+def _hashes(ids: np.ndarray) -> np.ndarray:
+    """Hash ids i[N] to u64[N], different ones differently; SplitMix64 (Steele et al. 2014)."""
+    z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+_REMEDY = (
+    "give images of all classes: --n and the keys `images` spread theirs over the whole split, a "
+    "part such as [:1000] takes what stands there"
+)
+
+
+def one_class(labels: np.ndarray, classes: int) -> str:
+    """Return a sentence if several images with these labels i[N] are of one class, else ""."""
+    labels = np.asarray(labels)
+    if len(labels) < 2 or classes < 2 or (labels != labels[0]).any():
+        return ""
+    return (
+        f"all {len(labels)} images are of class {labels[0]}, one of {classes}, so that no accuracy "
+        f"is that of the split; {_REMEDY}"
+    )
+
+
+def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None) -> str:
+    """Return a sentence if images with these labels i[N] do not stand for their split, else "".
+
+    `counts` i[classes] are the split's images in each class. The shares of the classes differ by a
+    twentieth or more (total variation), and by more than a random choice explains: the chi-square
+    statistic is eight standard deviations above its mean. Without `counts`, less than half of the
+    classes that so many images, 32 or more, could have are there.
+    """
+    n, own = len(labels), np.bincount(labels, minlength=classes)
+    if not n or classes < 2:
+        return ""
+    there, most = int((own > 0).sum()), int(own.argmax())
+    words = f"{n} images are of {there} of {classes} classes, {own[most] / n:.1%} of them of {most}"
+    if counts is None:
+        return f"{words}; {_REMEDY}" if n >= _ENOUGH and 2 * there < min(n, classes) else ""
+    total, held = int(counts.sum()), counts > 0
+    if n >= total or held.sum() < 2:
+        return ""
+    expected = n * counts[held] / total
+    apart = np.abs(own[held] - expected)
+    statistic = (apart**2 / expected).sum() * (total - 1) / (total - n)
+    freedom = int(held.sum()) - 1
+    if apart.sum() / (2 * n) < 0.05 or statistic <= freedom + 8 * (2 * freedom) ** 0.5:
+        return ""
+    return (
+        f"{words}, which has {counts[most] / total:.1%} of the split's {total:,} images: they are "
+        f"no random part of it; {_REMEDY}"
+    )
+
+
+def flags(labels: np.ndarray, classes: int, counts: np.ndarray | None = None) -> dict[str, str]:
+    """Flag `one-class` or `lopsided-classes`; arguments as of `lopsided`."""
+    if words := one_class(labels, classes):
+        return {"one-class": words}
+    words = lopsided(labels, classes, counts)
+    return {"lopsided-classes": words} if words else {}
+
+
+def choice_flags(source: Source, labels: np.ndarray, chosen_by: str | None) -> dict[str, str]:
+    """Flag the labels i[N] of images of a source, which the rule `chosen_by` chose (`choice`)."""
+    classes, counts = source.num_classes, source.split_counts
+    if chosen_by == HASH:
+        counts = None  # which the rule follows only roughly where images are few
+    elif counts is None and source.labels is not None:
+        counts = np.bincount(source.labels, minlength=classes)
+    elif counts is None and "[" not in source.split:  # the whole split stands for itself
+        counts = np.bincount(labels, minlength=classes)
+    return flags(labels, classes, counts)
