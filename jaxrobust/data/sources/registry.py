@@ -111,10 +111,8 @@ def _open(
     if kind := kind_of(name):
         source = kind.open(name, split, choice)
         if kind.contents and not (source.files_sha256 or source.ids_sha256):
-            files_sha256 = content_sha256(
-                source, range(len(source))
-            )  # nothing else says which they are
-            return dataclasses.replace(source, files_sha256=files_sha256)
+            every = range(len(source))  # nothing else says which they are
+            return dataclasses.replace(source, files_sha256=content_sha256(source, every))
         return source
     others = written()
     if name in _SHIPPED:

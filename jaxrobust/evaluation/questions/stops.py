@@ -111,7 +111,9 @@ def rule(
     if question.until_width is not None:
         return StopRule(width=question.until_width / 100, alpha=alpha), {}
     place = str(question.against)
-    ours = _ours(question, subject, source, images, records.ranges(each.ids.tolist()) if each else "")
+    ours = _ours(
+        question, subject, source, images, records.ranges(each.ids.tolist()) if each else ""
+    )
     other = found(place, ours)
     own = checked.verdicts(other.record, other.file)
     if count := int(comparable.replayed(own).sum()):
