@@ -192,7 +192,7 @@ class Evaluation:
         plain = self.question._replace(attack="clean", start=None, l1_rule=None)
         if not self._clean:
             how = (self.subject, self.source, self.weights, plain)
-            self._clean.append(measuring.counted(*how).verdicts)
+            self._clean.append(measuring.counted(*how, self.images.ids).verdicts)
         before, now = verdicts.aligned([there, self._clean[0]])
         others = int((before.clean != now.clean).sum())
         if others > _TURNED * len(now.clean):

@@ -40,6 +40,7 @@ class EvaluationCase(parameterized.TestCase):
         self.out = Path(self.create_tempdir())
         source = SimpleNamespace(name="digits", split="test", ids_sha256="", classes=("a", "b"))
         source.num_classes, source.split_counts, source.labels = 4, None, None
+        source.files_sha256 = None
         source.where = lambda: "digits test"
         hashes = np.array(["f0", "f1", "f2"])
         images = SimpleNamespace(content_sha256=lambda: "content", image_hashes=lambda: hashes)

@@ -319,9 +319,7 @@ class RuleTest(absltest.TestCase):
         read = mock.patch.object(stops.checked, "verdicts")
         fooled = mock.patch.object(stops.comparable, "replayed", lambda own: np.zeros(3, bool))
         with left, read, fooled:
-            rule, about = stops.rule(
-                Question(against="there", tie=1.0, alpha=0.1), None, None, "", ""
-            )
+            rule, about = stops.rule(Question(against="there", tie=1.0, alpha=0.1), None, None, "")
         self.assertEqual((rule.tie, rule.alpha), (0.01, 0.1))
         self.assertEqual(about["against"]["evaluation"], "e1")
 

@@ -91,7 +91,7 @@ class Case(parameterized.TestCase):
         np.save(cls.root / "weights.npy", cls.weights)
         (cls.root / "nets.py").write_text(CODE)
         test = data.open_source("digits", "test")
-        cls.images = data.Prepared(test, image_size=8, preprocessing="none", images=N)[:]
+        cls.images = data.Prepared(test, image_size=8, preprocessing="none", places=range(N))[:]
         (cls.whole,) = cls.found(out="whole", attack="apgd-ce,apgd-t")
         cls.robust = verdicts.read(cls.root / "whole" / cls.whole["verdicts"]).robust
 
@@ -100,7 +100,7 @@ class Case(parameterized.TestCase):
         settings = {"attack": "apgd-ce", "steps": 2} if "attack" not in how else {}
         return call(
             function=f"{cls.root}/nets.py:logits_fn", dataset="digits", norm="l2",
-            epsilon=str(EPSILON), n=N, out=str(cls.root / out), **settings | how,
+            epsilon=str(EPSILON), split=f"test[:{N}]", out=str(cls.root / out), **settings | how,
         )  # fmt: skip
 
     @classmethod
@@ -120,7 +120,7 @@ class Case(parameterized.TestCase):
         module: dict = {"__file__": str(self.root / "nets.py")}
         exec(CODE, module)
         labels = data.Prepared(
-            data.open_source("digits", "test"), image_size=8, preprocessing="none", images=N
+            data.open_source("digits", "test"), image_size=8, preprocessing="none", places=range(N)
         ).labels()
         images = jax.numpy.asarray(self.images)
         return module["in_jax"](module["logits_fn"], None, images, labels)
