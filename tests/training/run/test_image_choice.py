@@ -3,6 +3,7 @@
 Before, they were its first ones, so that a run reported and chose its weights by one class.
 """
 
+import json
 import types
 from pathlib import Path
 from unittest import mock
@@ -66,7 +67,10 @@ class ImagesTest(parameterized.TestCase):
             phase=types.SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1])),
         )  # fmt: skip
         reached = {"images": 39, "clean": 0.5, "robust": 0.25, "doubts": {"one-class": "words"}}
-        plain, weights = {"a": 1}, Weights({"w": np.ones(1, np.float32)}, {})
+        plain, weights = (
+            json.loads(self.config.to_json()),
+            Weights({"w": np.ones(1, np.float32)}, {}),
+        )
         with mock.patch.object(accuracy, "count", return_value=reached):
             accuracies.test(run, plain, 3, weights)
         (row,) = result_lines.read(self.folder)
