@@ -160,9 +160,18 @@ def check_radius(norm: str, epsilon: float) -> None:
     epsilon = check_number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
-    if norm == "linf" and epsilon > 1:
+    check_length("epsilon", epsilon, norm)
+
+
+def check_length(name: str, value: float, norm: str = "linf") -> None:
+    """Refuse a length of pixels above 1 on Linf, which is meant in 0..255.
+
+    >>> check_length("step_size", 2 / 255), check_length("step_size", 1.5, "l2")
+    (None, None)
+    """
+    if norm == "linf" and value > 1:
         raise ValueError(
-            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
+            f"{name}={value} is larger than the pixel range [0, 1]; write {value:g}/255"
         )
 
 

@@ -27,14 +27,17 @@ def check_settings(
     t.check_norm(norm)
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
-        t.check_radius(norm, epsilon)
+    if not isinstance(epsilon, jax.core.Tracer):  # inside `jit`, whoever calls it has checked
+        array = isinstance(epsilon, jax.Array) and epsilon.size
+        t.check_radius(norm, float(np.asarray(epsilon).max()) if array else epsilon)
     if not t.is_count(steps):
         raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
     if step_size is not None and not 0 < t.check_number("step_size", step_size) < math.inf:
         raise ValueError(
             f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
         )
+    if step_size is not None:
+        t.check_length("step_size", step_size, norm)
     if not 0 < t.check_number("kept_fraction", kept_fraction) <= 1:
         raise ValueError(
             f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
@@ -148,6 +151,7 @@ def check_noise(noise: bool | Noise, norm: str) -> None:
             f"a start with noise of std={noise.std} is the image; pass a number of pixels above 0, "
             "such as 0.001"
         )
+    t.check_length("std", noise.std)
     if not noise.normal and not GEOMETRIES[norm].fill:
         raise ValueError(
             f"a uniform start is of {filled()}, not of {norm}; start at random or with gauss"

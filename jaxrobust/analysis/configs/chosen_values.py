@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust.analysis.configs.data_facts import DataFacts
 from jaxrobust.runtime.text.spelling import counted
+from jaxrobust.types import check_radius
 
 _SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 224)  # of networks, in pixels
 _SMALL = 64  # pixels up to which networks for small images are chosen
@@ -163,6 +164,7 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
     reason = "the one that you gave"
     if choice.epsilon is None:
         reason = f"the usual radius of images {'up to' if small else 'above'} {_SMALL} px"
+    check_radius(choice.norm, float(Fraction(written.replace(" ", ""))))
     value = Expression(" / ".join(part.strip() for part in written.split("/")))
     wide = choice.norm == "linf" and Fraction(written.replace(" ", "")) >= Fraction(8, 255)
     steps, why = (5, "few steps overfit to themselves at a wide radius") if wide else (2, "")

@@ -74,6 +74,9 @@ def checked(given: dict[str, Any], named: dict[str, Any]) -> AnalysisSettings:
         raise ValueError("--steps must name an attack of at least 1 step")
     if settings.step_size <= 0:
         raise ValueError(f"--step_size={settings.step_size} must be above 0")
+    from jaxrobust.types import check_length
+
+    check_length("--step_size", settings.step_size)
     if name == "semantic-score" and not settings.judges:
         raise ValueError("semantic-score needs --judges, the networks that classify perturbations")
     return settings._replace(steps=tuple(sorted(set(steps))))

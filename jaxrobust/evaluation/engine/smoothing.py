@@ -10,7 +10,6 @@ core.py; parity: tests/evaluation/engine/test_smoothing.py.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.evaluation.engine.engine import Engine
-from jaxrobust.models.kernels import winograd
-from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, fast_formulas
-from jaxrobust.types import VERDICT_PRECISION, Array
+from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
+from jaxrobust.types import VERDICT_PRECISION, Array, check_length
 
 ABSTAINS = -1  # the answer where no class is sure to win
 _SHARED, _SPLIT = PartitionSpec(), PartitionSpec("slots")
@@ -54,6 +52,7 @@ def check(how: Smoothing) -> None:
     """Refuse numbers that certify nothing."""
     if not 0 < how.sigma < math.inf:
         raise ValueError(f"sigma={how.sigma:g} is no noise; give one above 0, such as 0.25")
+    check_length("sigma", how.sigma)
     if not 0 < how.alpha < 0.5:
         raise ValueError(f"alpha={how.alpha:g} must be between 0 and 0.5, such as 0.001")
     if how.selection < 1:
@@ -118,51 +117,28 @@ def counts(
 ) -> Array:
     """Begin to count the answers of draws `first` to `end`, i32[devices, K + 1]; wait for none."""
     (traced,) = engine.traces
-    each = (engine.slots // engine.mesh.size, *image.shape)
-    prepare = engine.compiled(_prepare_program, engine.mesh, each)
     program = engine.compiled(_count_program, engine.mesh, traced.classes)
     sharding = NamedSharding(engine.mesh, _SPLIT)
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
     root = np.asarray(jax.random.key_data(key))
     about = (jnp.asarray(image), root, np.float32(sigma), np.uint32(end))
     total = jax.device_put(np.zeros((engine.mesh.size, traced.classes + 1), np.int32), sharding)
-    made = prepare(engine.logits_fn)
     for start in range(first, end, engine.slots):
         draws = np.arange(start, start + engine.slots, dtype=np.uint32)
         drawn = jax.device_put(draws, sharding)
-        total = program(engine.logits_fn, made, *about, total, drawn)
+        total = program(engine.logits_fn, *about, total, drawn)
     return total
 
 
-def _network(mesh: Mesh, logits_fn: Any, images: Any) -> tuple[Callable[[], Any], Any]:
-    """Split the network into what its weights determine, on CPU, and the rest of it."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return list, lambda made, noisy: logits_fn(noisy)
-    return before_a_loop(fast_formulas(logits_fn, tiles=winograd.values), images)
-
-
-def _prepare_program(mesh: Mesh, each: tuple[int, ...]) -> Any:
-    """Make network -> what its passes of images f32[each] share."""
-
-    def prepare(logits_fn: Any) -> Any:
-        with jax.default_matmul_precision(VERDICT_PRECISION):
-            return _network(mesh, logits_fn, jax.ShapeDtypeStruct(each, jnp.float32))[0]()
-
-    shared = jax.shard_map(prepare, mesh=mesh, in_specs=_SHARED, out_specs=_SHARED, check_vma=False)
-    return jax.jit(shared)
-
-
 def _count_program(mesh: Mesh, classes: int) -> Any:
-    """Make (network, made, image, root, sigma, end, total, draws) -> total, on all devices."""
+    """Make (network, image, root, sigma, end, total, draws) -> total, on all devices.
+
+    Nothing confirms a vote, so no convolution is in tiles, which round more than products do.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def count(
-        logits_fn: Any,
-        made: Any,
-        image: Array,
-        root: Array,
-        sigma: Array,
-        end: Array,
-        *rows: Array,
+        logits_fn: Any, image: Array, root: Array, sigma: Array, end: Array, *rows: Array
     ) -> Array:
         total, draws = rows
         key = jax.random.wrap_key_data(root, impl="threefry2x32")
@@ -170,13 +146,13 @@ def _count_program(mesh: Mesh, classes: int) -> Any:
         noise = jax.vmap(lambda key: jax.random.normal(key, image.shape, jnp.float32))(keys)
         noisy = image[None] + sigma * noise
         with jax.default_matmul_precision(VERDICT_PRECISION):
-            logits = _network(mesh, logits_fn, noisy)[1](made, noisy)
+            logits = (fast_formulas(logits_fn) if on_cpu else logits_fn)(noisy)
         there = jnp.isfinite(logits).all(axis=1)
         answers = jnp.where(there, jnp.argmax(logits, axis=1), classes)
         counted = jnp.where(draws < end, answers, classes + 1)  # the rest of the last call: none
         votes = jax.nn.one_hot(counted, classes + 1, dtype=jnp.int32)
         return total + jnp.sum(votes, axis=0, keepdims=True, dtype=jnp.int32)
 
-    specs = (*([_SHARED] * 6), _SPLIT, _SPLIT)
+    specs = (*([_SHARED] * 5), _SPLIT, _SPLIT)
     each = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)
-    return jax.jit(each, donate_argnums=6)
+    return jax.jit(each, donate_argnums=5)

@@ -15,7 +15,7 @@ from jaxrobust.evaluation.network.user_attacks import ALONE, UserAttack
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.runtime.text.spelling import near
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, check_length
 
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
@@ -210,7 +210,7 @@ def _check_choices(question: Question, subject: Subject) -> None:
             remedy = name if attack == AUTOATTACK else "leave it out"
             typed = f"--{flag}={_as_flag(flag, value)}"
             raise ValueError(f"{typed} has no effect on --attack={attack}; {remedy}")
-    _check_steps(question)
+    _check_steps(question, subject.norm)
     _check_start(question, subject)
 
 
@@ -231,7 +231,7 @@ def _check_draws(question: Question, subject: Subject) -> None:
         raise ValueError(f"--{error}") from error
 
 
-def _check_steps(question: Question) -> None:
+def _check_steps(question: Question, norm: str) -> None:
     if question.step is not None and question.relative_step is not None:
         raise ValueError(
             f"--step={question.step:g} and --relative_step={question.relative_step:g} both say how "
@@ -241,6 +241,7 @@ def _check_steps(question: Question) -> None:
         value = getattr(question, flag)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be above 0")
+    check_length("--step", question.step or 0, norm)
 
 
 def _check_start(question: Question, subject: Subject) -> None:

@@ -65,8 +65,8 @@ def softmax_gradient(probabilities: Array, g: Array) -> Array:
     return wide * (g - (wide * g).sum(-1, keepdims=True))
 
 
-def _scale(q: Array, scale: float | None = None) -> Array:
-    return q * (q.shape[-1] ** -0.5 if scale is None else scale)
+def _scale(x: Array, q: Array, scale: float | None) -> Array:
+    return x * (q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 # ----------------------------------------------------------------------------------------- tokens
@@ -74,15 +74,20 @@ def _scale(q: Array, scale: float | None = None) -> Array:
 
 def scores(q: Array, k: Array, scale: float | None = None) -> Array:
     """Compute the logits f[B,h,Nq,Nk] of queries and keys f[B,h,N,d]; None: times `d ** -0.5`."""
-    return product(_scale(q, scale), k, "nt", wide_dtype(q))
+    if q.dtype.itemsize < 4:  # rounding of scaled queries grows with the logits
+        return _scale(product(q, k, "nt", wide_dtype(q)), q, scale)
+    return product(_scale(q, q, scale), k, "nt", wide_dtype(q))
 
 
 def scores_gradient(
     q: Array, k: Array, g: Array, scale: float | None = None
 ) -> tuple[Array, Array]:
     """Compute the gradients of `scores` for queries and keys from that of its result."""
+    if q.dtype.itemsize < 4:
+        g = _scale(g, q, scale).astype(q.dtype)
+        return product(g, k, "nn"), product(g, q, "tn")
     g = g.astype(q.dtype)
-    return _scale(product(g, k, "nn"), scale), product(g, _scale(q, scale), "tn")
+    return _scale(product(g, k, "nn"), q, scale), product(g, _scale(q, q, scale), "tn")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -24,7 +24,7 @@ from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.training.update import alarm, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Weights, threats
+from jaxrobust.types import Weights, check_length, threats
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
@@ -53,6 +53,7 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
     inside = e.step_size is None or 0 < e.step_size < math.inf
     must_be("evaluation.step_size", e.step_size, inside, "above 0")
     balls = threats(config.attack)
+    check_length("evaluation.step_size", e.step_size or 0, balls[0].norm)
     if e.step_size is not None and len(balls) > 1:
         raise ValueError(
             f"evaluation.step_size={e.step_size:.4g} pixels would be of several norms, whose radii "

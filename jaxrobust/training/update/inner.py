@@ -20,7 +20,7 @@ from jaxrobust.training.update import objectives, several
 from jaxrobust.training.update.norms import steepest
 from jaxrobust.training.update.step import keys_alone
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Attack, Keys, PerImage, threats
+from jaxrobust.types import Attack, Keys, PerImage, check_length, threats
 
 
 def training_attack(
@@ -138,6 +138,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
             f"attack.start_std={a.start_std} has no effect on attack.start={a.start!r}; leave it "
             "out, or set attack.start='gauss'"
         )
+    check_length("attack.start_std", a.start_std or 0)
     if not isinstance(start, attacks.Noise):
         return start
     if registry.trained(a.name).length is None:
@@ -202,9 +203,10 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     """Refuse a length or a step that cannot work."""
     several.check(attack)
     warmup = attack.warmup_epochs
-    for size in several.step_sizes(attack):
+    for ball, size in zip(threats(attack), several.step_sizes(attack), strict=True):
         inside = size is None or 0 < size < math.inf
         must_be("attack.step_size", size, inside, "above 0, in pixels, such as 2/255")
+        check_length("attack.step_size", size or 0, ball.norm)
     wanted = f"at least 0 and below {phase}.epochs={epochs}, so that the radius reaches "
     must_be("attack.warmup_epochs", warmup, 0 <= warmup < epochs, wanted + "attack.epsilon")
     delay = attack.get("delay_epochs") or 0

@@ -121,17 +121,20 @@ class KernelCostsTest(parameterized.TestCase):
         self.assertEqual(cycles, 6 * (products * 197 * 2 / 4 + 25 * 2 * (8 / 4 + 1) + more))
 
     def test_of_talking_heads(self):
-        """Each product 196 x 3 x 2 tiles / 4 units, on 50 registers of scores and 75 of tokens."""
+        """Eight heads of 48 channels meet ten tiles of 128, whose scores are mixed; each product of
+        all channels takes 196 x 3 x 2 tiles / 4 units. Scores are 50 registers, tokens 75.
+        """
         qkv, mix = shape(1, 196, 1152), (shape(8, 8), shape(8))
         *_, powers, forward = declared(talking_heads.forward, qkv, mix, mix)
         self.assertEqual(powers, 8 * 196 * 196)
-        self.assertEqual(forward, 8 * (2 * 294 + 50 * (8 / 4 + 1) + 75 * 3 / 4))
+        mixed = 10 * 98 + 50 * 2 * 8 * 8 / 4
+        self.assertEqual(forward, mixed + 8 * (294 + 50 * (8 / 4 + 1) + 75 * 2 / 4))
         for needed, name in ((0, "talking_heads_gradient"), (1, "talking_heads_sums")):
             operands = qkv, TOKENS, mix, mix
             found, *_, cycles = declared(talking_heads.backward, *operands, needed=bool(needed))
-            products, scaled = 5 + needed, 75 * (6 + needed) / 4
-            scores = 50 * (14 / 4 + 1)
-            self.assertEqual((found, cycles), (name, 8 * (products * 294 + scores + scaled)))
+            products = 3 + needed
+            each = products * (294 + 75 * 2 / 4) + 50 * (14 / 4 + 1)
+            self.assertEqual((found, cycles), (name, 2 * mixed + 8 * each))
 
     def test_of_channel_attention(self):
         """Eight heads of 48 channels as one; norms take 4 operations, and each further map 6."""

@@ -41,37 +41,12 @@ from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
 from jaxrobust.models.kernels.tpu import talking_heads as heads_kernel
 from jaxrobust.runtime.devices import cpus, topology
 from tests.support import paths, sweeps
+from tests.support.interpreted import PlatformRules, on_tpu
 
 # In bfloat16 the plain formulas round probabilities, or what is normalised, before the backward
 # pass reads them; the kernels keep float32, so a value of the gradient may be one step of bfloat16
 # (2 ** -8 of the largest) and its rounding apart.
 ROUNDED = 2 * 2.0**-8
-
-KERNELS = token_attention, channels, depthwise_norm, conv_stem, token_interaction, batch_stem
-KERNELS = *KERNELS, block_kernel, halving_kernel, token_norm, heads_kernel
-CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
-CALLS |= {"third", "first_sums", "second_sums", "all_gradients"}
-
-
-def on_tpu(*modules):
-    """Take the rules of TPUs on this platform, with interpreted kernels."""
-    stack = [mock.patch.object(m, "lax", _Lax(m.lax)) for m in modules]
-    for module in KERNELS:
-        for name in CALLS & {*vars(module)}:
-            interpreted = functools.partial(getattr(module, name), interpret=True)
-            stack.append(mock.patch.object(module, name, interpreted))
-    return stack
-
-
-class _Lax:
-    def __init__(self, lax):
-        self.lax = lax
-
-    def __getattr__(self, name):
-        return getattr(self.lax, name)
-
-    def platform_dependent(self, *operands, **rules):
-        return rules["tpu"](*operands)
 
 
 def vjp(function, *operands):
@@ -235,7 +210,8 @@ class KernelsTest(parameterized.TestCase):
         (2500, 384, 8, "bfloat16", "2500 tokens of 384 channels are larger than .* of a chip"),
         (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
         (196, 392, 8, "float32", "392 channels of 8 heads are no multiple of 32 and of the heads"),
-        (784, 384, 8, "bfloat16", None),
+        (784, 384, 8, "bfloat16", "784 tokens of 384 channels are larger than .* of a chip"),
+        (676, 384, 8, "bfloat16", None),
     )
     def test_what_talking_heads_do_not_take(self, tokens, dim, heads, dtype, reason):
         found = heads_kernel.refused(tokens, dim, heads, jnp.dtype(dtype))
@@ -423,13 +399,10 @@ class KernelsTest(parameterized.TestCase):
         blocks = [lambda x, p=p: convnext_layers.convnext_block(x, p) for p in (ones, none)]
         by_steps = jax.jit(lambda x: [block(x) for block in blocks])(x)
 
-        class Default(_Lax):
-            def platform_dependent(self, *operands, **rules):
-                return rules["default"](*operands)
-
+        lax = PlatformRules(convnext_layers.lax, "default")
         with (
             mock.patch.object(block_kernel, "refused", lambda *_: None),
-            mock.patch.object(convnext_layers, "lax", Default(convnext_layers.lax)),
+            mock.patch.object(convnext_layers, "lax", lax),
         ):
             at_once = jax.jit(lambda x: [block(x) for block in blocks])(x)
         for found in (*by_steps[1:], *at_once):

@@ -4,18 +4,20 @@ An image comes in and its tokens go out: scores live in fast memory only, and th
 computes the probabilities again. XLA writes scores f[B,h,N,N] in both types, and mixes heads on
 copies of them.
 
-Heads are mixed by products over all channels. A mixed score is a sum over channels, in which
-channel c counts with the weight of its head, so that queries times a row of weights give mixed
-scores at once; likewise the weight of a head's values is that of its channels. No array of scores
-is mixed, no head is cut out of the lanes that it shares with others, and the gradients of both
-mixes are sums over tokens of arrays f[N,D] that exist anyway.
+Scores stay in float32 until their softmax, and the gradients of mixed ones until the first mix:
+rounded factors of either mix in a product of bfloat16 would move a gradient by 10 % at logits of
+200. A head's scores are the product of its channels within whole registers, the others set to 0,
+so no lane moves; eight heads of scores are mixed in registers. The values are weighted behind
+their product: the weight of a head's values is that of its channels, so no array of probabilities
+is mixed, and the gradients of both mixes are sums over tokens of arrays f[N,D] that exist anyway.
 
-By hand, for 196 tokens of 384 channels in 8 heads on a v5e: each product takes 196 rows x 3 x 2
-tiles / 4 units = 294 cycles, two forward and five backward for each head; a softmax on 25 x 2
-registers 150, with its gradient 225, and scaled arrays on 25 x 3 registers 56 and 112. So an attack
-step of 88 images needs 88 x 8 x (794 + 1,807) = 1.83 M cycles = 1.22 ms (the compiler schedules 6.5
-and 13.0 k cycles for an image, which by hand are 6.4 and 14.5), and moves 88 x 196 x 384 x (3 + 1 +
-3 + 1 + 3) values = 146 MB = 0.18 ms.
+By hand, for 196 tokens of 384 channels in 8 heads on a v5e: a head's 48 channels lie in one or two
+tiles of 128, whose product takes 98 cycles each, 980 in all; a mix of 50 registers of scores takes
+1,600. A product of all channels takes 196 rows x 3 x 2 tiles / 4 units = 294 cycles, one forward
+and three backward for each head; a softmax 150, with its gradient 225, and scaled sums on 25 x 3
+registers 37 and 112. So an attack step of 88 images needs 88 x (6,432 + 14,916) = 1.88 M cycles =
+1.25 ms (the compiler schedules 6.6 and 14.6 k cycles for an image), and moves 88 x 196 x 384 x (3 +
+1 + 3 + 1 + 3) values = 146 MB = 0.18 ms.
 """
 
 import functools
@@ -26,6 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.models.kernels.tpu.calls import (
+    LANES,
+    SUBLANES,
     Kernel,
     KernelCost,
     dot,
@@ -40,6 +44,7 @@ Array = jax.Array
 Mix = tuple[Array, Array]
 WIDTH = 32  # which divides the number of channels
 _UNROLLED = 2  # heads in one turn of the loop, at most
+_REGISTERS = 5  # of each head that is mixed, at most: eight heads take 40 of 64
 
 
 def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
@@ -49,7 +54,8 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
     if dim % WIDTH or dim % heads:
         return f"{dim} channels of {heads} heads are no multiple of {WIDTH} and of the heads"
     blocks = 2 * tiled((tokens, 7 * dim), jnp.dtype(dtype).itemsize)
-    if blocks + _beside(tokens, dim) > fast_memory():
+    scores = 2 * tiled(_scores(tokens, heads), 4)
+    if blocks + scores + _beside(tokens, dim) > fast_memory():
         return f"{tokens} tokens of {dim} channels are larger than the fast memory of a chip"
     return None
 
@@ -58,17 +64,62 @@ def _beside(tokens: int, dim: int) -> int:
     return 6 * tiled((tokens, tokens), 4) + 6 * tiled((tokens, dim), 4)
 
 
+def _scores(tokens: int, heads: int) -> tuple[int, ...]:
+    return heads, -(-tokens // SUBLANES) * SUBLANES, tokens
+
+
+def _registers(height: int) -> int:
+    """Find how many registers of rows each head has in a turn of the loop that mixes heads."""
+    most = height // SUBLANES
+    return max(n for n in range(1, _REGISTERS + 1) if most % n == 0)
+
+
 def _parts(qkv: Any) -> list[Array]:
     dim = qkv.shape[2] // 3
     return [qkv[0, :, i * dim : (i + 1) * dim] for i in range(3)]
 
 
-def _scaled(x: Array, row: Array) -> Array:
-    return (x.astype(jnp.float32) * row).astype(x.dtype)
+def _lanes(head: int, dim: int, heads: int) -> tuple[int, int]:
+    """Find the whole registers that hold a head's channels."""
+    first, last = head * dim // heads, (head + 1) * dim // heads
+    return first // LANES * LANES, min(-(-last // LANES) * LANES, dim)
 
 
-def _probabilities(q: Array, k: Array, row: Array) -> Array:
-    logits = dot(_scaled(q, row), k, "nt")
+def _products(a: Array, b: Array, heads: int, out: Any) -> None:
+    """Write the product of each head's channels f[N,d] into a row of f32[heads,...].
+
+    A head's channels are cut out where registers end; those of others are set to 0.
+    """
+    tokens, dim = a.shape
+    width = dim // heads
+    for head in range(heads):
+        start, end = _lanes(head, dim, heads)
+        lanes = start + jax.lax.broadcasted_iota(jnp.int32, (1, end - start), 1)
+        own = ((lanes >= head * width) & (lanes < (head + 1) * width)).astype(jnp.float32)
+        part = (a[:, start:end].astype(jnp.float32) * own).astype(a.dtype)
+        out[head, :tokens] = dot(part, b[:, start:end], "nt")
+
+
+def _mix(scores: Any, weights: Any) -> None:
+    """Mix heads of scores f32[h,N,N] in place by f32[h*h,128], whose rows have one value each."""
+    from jax.experimental import pallas as pl
+
+    heads, height, tokens = scores.shape
+    size = _registers(height) * SUBLANES
+
+    @pl.loop(0, height // size)
+    def mix(block: Any) -> None:
+        rows = pl.ds(pl.multiple_of(block * size, SUBLANES), size)
+        for start in range(0, tokens, LANES):
+            lanes = slice(start, min(start + LANES, tokens))
+            each = [scores[head, rows, lanes] for head in range(heads)]
+            for head in range(heads):
+                factors = (weights[head * heads + i, : lanes.stop - start] for i in range(heads))
+                terms = (x * factor[None] for x, factor in zip(each, factors, strict=True))
+                scores[head, rows, lanes] = functools.reduce(jnp.add, terms)
+
+
+def _softmax(logits: Array) -> Array:
     powers = jnp.exp(logits - logits.max(-1, keepdims=True))
     return powers * (1 / powers.sum(-1, keepdims=True))
 
@@ -84,34 +135,40 @@ def _together(heads: int) -> int:
     return max(n for n in range(1, _UNROLLED + 1) if heads % n == 0)
 
 
-def _forward(qkv, before, after, bias, out, total) -> None:
+def _forward(qkv, mix, after, bias, out, total, scores) -> None:
     from jax.experimental import pallas as pl
 
     q, k, v = _parts(qkv)
+    tokens, heads = len(q), len(after)
     total[...] = jnp.broadcast_to(bias[...] * _sum(v), total.shape)
+    _products(q, k, heads, scores)
+    _mix(scores, mix)
 
-    @pl.loop(0, len(before), unroll=_together(len(before)))
+    @pl.loop(0, heads, unroll=_together(heads))
     def attend(head: Any) -> None:
-        p = _probabilities(q, k, before[pl.ds(head, 1)]).astype(v.dtype)
+        p = _softmax(scores[head, :tokens]).astype(v.dtype)
         total[...] += dot(p, v, "nn") * after[pl.ds(head, 1)]
 
     out[0] = total[...].astype(out.dtype)
 
 
-def _backward(qkv, g, before, after, bias, out, *rest) -> None:
+def _backward(qkv, g, mix, mix_back, before, after, bias, out, *rest) -> None:
     from jax.experimental import pallas as pl
 
-    *sums, to_q, to_k, to_v = rest
+    *sums, to_q, to_k, to_v, scores, to_scores = rest
     heads, dim = before.shape
     (q, k, v), to_out = _parts(qkv), g[0]
+    tokens = len(q)
     to_v[...] = jnp.broadcast_to(bias[...] * _sum(to_out), to_v.shape)
     to_q[...], to_k[...] = jnp.zeros_like(to_q), jnp.zeros_like(to_k)
+    for a, b, weights, ref in ((q, k, mix, scores), (to_out, v, mix_back, to_scores)):
+        _products(a, b, heads, ref)
+        _mix(ref, weights)
 
     @pl.loop(0, heads, unroll=_together(heads))
     def differentiate(head: Any) -> None:
         row_before, row_after = before[pl.ds(head, 1)], after[pl.ds(head, 1)]
-        p = _probabilities(q, k, row_before)
-        to_p = dot(_scaled(to_out, row_after), v, "nt")
+        p, to_p = _softmax(scores[head, :tokens]), to_scores[head, :tokens]
         to_logits = (p * (to_p - (p * to_p).sum(-1, keepdims=True))).astype(q.dtype)
         p = p.astype(v.dtype)
         of_keys = dot(to_logits, k, "nn")
@@ -128,6 +185,11 @@ def _backward(qkv, g, before, after, bias, out, *rest) -> None:
         out[0, :, i * dim : (i + 1) * dim] = part[...].astype(out.dtype)
 
 
+def _weights(mix: Array) -> Array:
+    """Repeat the weights f[out,in] of a mix for all lanes: f32[out*in,128]."""
+    return jnp.broadcast_to(mix.astype(jnp.float32).reshape(-1, 1), (mix.size, LANES))
+
+
 def _rows(before: Mix, after: Mix, dim: int) -> list[Array]:
     """Give every channel the weights of its head: f32[h,D] of each mix, and f32[1,D] of the bias.
 
@@ -139,23 +201,30 @@ def _rows(before: Mix, after: Mix, dim: int) -> list[Array]:
     return [jnp.repeat(row.astype(wide), dim // heads, axis=1) for row in rows]
 
 
-def _cost(tokens: int, dim: int, heads: int, *, products: int, operations: int) -> KernelCost:
-    """Count products of tokens with tokens, and operations on scores; then scaled arrays."""
+def _cost(
+    tokens: int, dim: int, heads: int, *, mixes: int, products: int, operations: int
+) -> KernelCost:
+    """Count mixed scores; then products with channels, and operations on scores, of each head."""
+    mixed = elementwise(tokens, tokens, 2 * heads * heads)
+    for start, end in (_lanes(head, dim, heads) for head in range(heads)):
+        mixed += product(tokens, end - start, tokens)
     scores = elementwise(tokens, tokens, operations, powers=1)
-    scaled = elementwise(tokens, dim, products + 1)
-    return (product(tokens, dim, tokens) * products + scores + scaled) * heads
+    scaled = elementwise(tokens, dim, 2 * products)
+    return mixed * mixes + (product(tokens, tokens, dim) * products + scores + scaled) * heads
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def forward(qkv: Array, before: Mix, after: Mix, *, interpret: bool = False) -> Array:
     """Compute the attention of f[B,N,3*D] as f[B,N,D]; a mix is a kernel f[h,h] and a bias f[h]."""
-    tokens, dim = qkv.shape[1], qkv.shape[2] // 3
-    cost = _cost(tokens, dim, len(before[1]), products=2, operations=8)
+    tokens, dim, heads = qkv.shape[1], qkv.shape[2] // 3, len(before[1])
+    cost = _cost(tokens, dim, heads, mixes=1, products=1, operations=8)
+    scratch = [(tokens, dim), _scores(tokens, heads)]
+    scale, _, *rows = (dim // heads) ** -0.5, *_rows(before, after, dim)
     (out,) = over_images(
-        Kernel("talking_heads", _forward, cost, [(tokens, dim)], beside=_beside(tokens, dim)),
+        Kernel("talking_heads", _forward, cost, scratch, beside=_beside(tokens, dim)),
         [qkv],
         [(tokens, dim)],
-        parameters=_rows(before, after, dim),
+        parameters=[_weights(before[0].T.astype(jnp.float32) * scale), *rows],
         interpret=interpret,
     )
     return out
@@ -171,13 +240,17 @@ def backward(
     tokens, dim = g.shape[1:]
     heads = len(before[1])
     wide = [jax.ShapeDtypeStruct((2 * heads + 1, dim), jnp.float32)] * needed
-    cost = _cost(tokens, dim, heads, products=5 + needed, operations=14)
+    cost = _cost(tokens, dim, heads, mixes=2, products=3 + needed, operations=14)
+    scratch = [(tokens, dim)] * 3 + [_scores(tokens, heads)] * 2
+    scale = (dim // heads) ** -0.5
+    mixes = before[0].T.astype(jnp.float32) * scale, after[0]
+    mixes = [_weights(mix) for mix in mixes]
     name = "talking_heads_sums" if needed else "talking_heads_gradient"
     to_qkv, *sums = over_images(
-        Kernel(name, _backward, cost, [(tokens, dim)] * 3, beside=_beside(tokens, dim)),
+        Kernel(name, _backward, cost, scratch, beside=_beside(tokens, dim)),
         [qkv, g],
         [(tokens, 3 * dim), *wide],
-        parameters=_rows(before, after, dim),
+        parameters=[*mixes, *_rows(before, after, dim)],
         interpret=interpret,
     )
     if not needed:
