@@ -28,8 +28,10 @@ def check_settings(
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if not isinstance(epsilon, jax.core.Tracer):  # inside `jit`, whoever calls it has checked
-        array = isinstance(epsilon, jax.Array) and epsilon.size
-        t.check_radius(norm, float(np.asarray(epsilon).max()) if array else epsilon)
+        radius: Any = epsilon
+        if isinstance(epsilon, jax.Array) and epsilon.size:
+            radius = float(np.asarray(epsilon).max())
+        t.check_radius(norm, radius)
     if not t.is_count(steps):
         raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
     if step_size is not None and not 0 < t.check_number("step_size", step_size) < math.inf:
