@@ -610,9 +610,10 @@ class ExamplesTest(parameterized.TestCase):
         ):
             of = one(seen, config=config, dataset=dataset, preprocessing="none")
             with (
-                mock.patch.object(examples.registry, "open_source", return_value="s") as opened,
+                mock.patch.object(examples.registry, "open_source") as opened,
                 mock.patch.object(examples, "Prepared") as prepared,
             ):
+                opened.return_value.for_channels.return_value = "s"
                 examples._images(of, (8, 8, 1))
             opened.assert_called_once_with(dataset, "test", **own)
             prepared.assert_called_once_with(

@@ -1,5 +1,7 @@
 """What labels and the answers to clean images show of the images: which classes, in which order."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxrobust.data.splits import spread
@@ -12,9 +14,7 @@ _CLASSES = 2000  # above which a matrix of answers is too large
 _SHOWN = 5
 
 
-def check_answers(
-    answers: np.ndarray, labels: np.ndarray, classes: int, *, whole: bool = False
-) -> Flags:
+def check_answers(answers: Any, labels: Any, classes: int, *, whole: bool = False) -> Flags:
     """Flag `low-accuracy` and `permuted-labels` of the answers i[N] to clean images; -1: none.
 
     Where these are the `whole` of what is evaluated, `spread.flags` too.

@@ -173,8 +173,8 @@ def _images(one: ReportedEvaluation, shape: tuple[int, ...]) -> Any:
     source = source.for_channels(shape[-1])
     count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
     preprocessing = str(record.preprocessing)
-    how: dict[str, Any] = {"image_size": shape[0], "preprocessing": preprocessing}
-    return Prepared(source, places=range(count), **how)
+    places = range(count)
+    return Prepared(source, image_size=shape[0], preprocessing=preprocessing, places=places)
 
 
 def _pictures(fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:
