@@ -243,8 +243,7 @@ def backward(
     cost = _cost(tokens, dim, heads, mixes=2, products=3 + needed, operations=14)
     scratch = [(tokens, dim)] * 3 + [_scores(tokens, heads)] * 2
     scale = (dim // heads) ** -0.5
-    mixes = before[0].T.astype(jnp.float32) * scale, after[0]
-    mixes = [_weights(mix) for mix in mixes]
+    mixes = [_weights(mix) for mix in (before[0].T.astype(jnp.float32) * scale, after[0])]
     name = "talking_heads_sums" if needed else "talking_heads_gradient"
     to_qkv, *sums = over_images(
         Kernel(name, _backward, cost, scratch, beside=_beside(tokens, dim)),
