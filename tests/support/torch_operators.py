@@ -24,7 +24,7 @@ class Computed(nn.Module):
     def forward(self, x):
         found = self.function(x)
         if isinstance(found, tuple):  # values and places
-            return torch.cat([part.flatten(1).to(x) for part in found], 1)
+            return torch.cat([part.reshape(part.shape[0], -1).to(x) for part in found], 1)
         return found.flatten(1) if found.ndim > 1 else found.reshape(-1, 1)
 
 
