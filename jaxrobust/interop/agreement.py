@@ -14,7 +14,7 @@ import numpy as np
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import Converted
-from jaxrobust.interop.reading import exporting, refusals, scripted
+from jaxrobust.interop.reading import exporting, refusals, scripted, wrappers
 from jaxrobust.interop.reading.drawing import injected
 from jaxrobust.interop.reading.folding import COMPUTED
 from jaxrobust.interop.reading.results import chosen
@@ -280,6 +280,7 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
             return torch.cat([chosen(net(row[None]), network.output) for row in x])
         return chosen(net(x), network.output)
 
+    @wrappers.uncompiled()
     def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         x = torch.from_numpy(nchw).to(getattr(torch, dtype)).requires_grad_()

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxrobust.interop.reading import wrappers
 from jaxrobust.runtime.commandline import functions
 
 PREFIX, TIMM = "torch:", "timm/"
@@ -19,7 +20,7 @@ def installed(package: str) -> bool:
 
 
 def module(name: str, given: Mapping[str, Any]) -> Any:
-    """Make the module of a name `torch:...`.
+    """Make the module of a name `torch:...`; of a wrapped one (`wrappers.inside`) the inside.
 
     Args:
       name: as in `model.name`.
@@ -50,7 +51,7 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
     if not isinstance(made, torch.nn.Module):
         what = "nothing" if made is None else f"a {type(made).__module__}.{type(made).__name__}"
         raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
-    return made
+    return wrappers.inside(made)
 
 
 def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxrobust.interop import agreement
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import Converted, Program
-from jaxrobust.interop.reading import exporting
+from jaxrobust.interop.reading import exporting, wrappers
 from jaxrobust.interop.reading.results import chosen_output
 from jaxrobust.types import Array
 
@@ -79,8 +79,10 @@ def converted(
 
     if isinstance(module, torch.export.ExportedProgram):
         return of_exported(module, output=output, random=random)
+    module = wrappers.inside(module)
     exporting.check(module, random=random)
-    exported, single = exporting.exported(module, image)
+    with wrappers.uncompiled():
+        exported, single = exporting.exported(module, image)
     network = of_exported(exported, single=single, output=output, random=random)
     return network._replace(module=module)
 

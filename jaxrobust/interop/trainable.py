@@ -149,6 +149,17 @@ class _Computing(NamedTuple):
     images: int  # how many
     dtype: Any
     single: Any  # of norms, softmax and statistics
+    states: frozenset[str]  # steps that move statistics, which are computed in that
+
+
+def _states(program: Program) -> frozenset[str]:
+    """Choose the steps that give moved statistics, or are computed of these alone: counters."""
+    alone = {value for value, key in program.weights.items() if key in program.moved}
+    for step in blocks.needed(program.steps, program.moved.values()):
+        read = programs.read_by(step)
+        if read and read <= alone:
+            alone.add(step.name)
+    return frozenset(alone) | {*program.moved.values()}
 
 
 def run(
@@ -182,7 +193,9 @@ def run(
     values |= {name: held[key] for name, key in program.weights.items()}
     values[program.images] = programs.ChannelsLast(images.astype(dtype))
     places = {name: place for place, name in enumerate(program.draws)}
-    how = _Computing(program, kernels, patterns, fused, keys, images.shape[0], dtype, single)
+    how = _Computing(
+        program, kernels, patterns, fused, keys, images.shape[0], dtype, single, _states(program)
+    )
     compute = functools.partial(_part, how)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return blocks.computed(program, compute, values, wide, places, remat=remat, scan=scan)
@@ -225,7 +238,7 @@ def _steps(
 def _value(
     how: _Computing, step: OperatorCall, values: Mapping[str, Any], wide: Mapping[str, Any]
 ) -> Any:
-    kinds, states = {how.program.dtype: how.dtype}, how.program.moved.values()
+    kinds, states = {how.program.dtype: how.dtype}, how.states
     if step.operator in how.kernels:  # which compute in float32 what has to be
         made = programs.compute(step, how.kernels, {**values, **wide}, kinds)
         if made is not None:

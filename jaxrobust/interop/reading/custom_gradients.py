@@ -53,22 +53,27 @@ def declared() -> Any:
 
 @contextlib.contextmanager
 def written_down() -> Iterator[None]:
-    """Keep the backward pass of each `torch.autograd.Function` called, and `Tensor.data`."""
+    """Keep the backward pass of each `torch.autograd.Function` called, `Tensor.data` and lists."""
     import torch
 
     declared()
     function: Any = torch.autograd.Function
     own: Any = vars(torch._C.TensorBase)["data"]  # of the C class, a property
     apply, fake = vars(function)["apply"], torch._subclasses.FakeTensor
+    tolist = vars(fake).get("tolist")  # which asks for each number by itself
 
     def data(tensor: Any) -> Any:
         return tensor.detach() if isinstance(tensor, fake) else own.__get__(tensor)
 
     function.apply = classmethod(_applied)
     torch.Tensor.data = property(data, own.__set__)  # type: ignore[assignment, misc]
+    if tolist:
+        del fake.tolist
     try:
         yield
     finally:
+        if tolist:
+            fake.tolist = tolist
         del torch.Tensor.data
         function.apply = apply  # type: ignore[method-assign]
 

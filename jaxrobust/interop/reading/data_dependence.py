@@ -18,7 +18,7 @@ from jaxrobust.interop.reading.refusals import own_line
 
 _QUESTIONS = {
     *("__bool__", "__int__", "__float__", "__index__", "__contains__"),
-    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+    *("item", "tolist", "numpy", "__array__", "equal", "allclose", "is_nonzero"),
 }
 
 

@@ -13,7 +13,14 @@ import numpy as np
 
 from jaxrobust.interop.operators import DRAWS, TABLE, TRAINING
 from jaxrobust.interop.program import OWN, NumberType, Of, OperatorCall, Program, names_in, read_by
-from jaxrobust.interop.reading import custom_gradients, data_dependence, masks, refusals, scripted
+from jaxrobust.interop.reading import (
+    changing,
+    custom_gradients,
+    data_dependence,
+    masks,
+    refusals,
+    scripted,
+)
 from jaxrobust.interop.reading.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.reading.folding import COMPUTED, Free
 from jaxrobust.interop.reading.refusals import line, own_line
@@ -151,7 +158,7 @@ def decomposed(program: Any) -> Any:
             packet, _, overload = name.partition(".")
             table.pop(getattr(getattr(torch.ops.aten, packet), overload or "default"), None)
     with quietly():
-        return custom_gradients.kept(program).run_decompositions(table)
+        return changing.one_name(custom_gradients.kept(program)).run_decompositions(table)
 
 
 def _strict(decomposition: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.interop.reading import wrappers
+
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
 _SIZED = ("nonzero", "_unique", "unique_", "bincount", "repeat_interleave", "masked_select")
 _SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
@@ -197,6 +199,7 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
     return f"{problem}; only attacks without gradients mean something here"
 
 
+@wrappers.uncompiled()
 def _reaches(module: Any, image: Any) -> bool:
     """Tell whether a logit of an image [1,C,H,W] has a gradient in it that is not all zeros."""
     import torch

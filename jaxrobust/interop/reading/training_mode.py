@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.interop.program import Program
-from jaxrobust.interop.reading import exporting, hierarchy, refusals
+from jaxrobust.interop.program import Of, OperatorCall, Program
+from jaxrobust.interop.reading import changing, exporting, hierarchy, refusals, wrappers
 from jaxrobust.interop.reading.drawing import is_draw
 from jaxrobust.interop.reading.refusals import line
 from jaxrobust.interop.reading.results import chosen, chosen_output
@@ -28,49 +28,81 @@ def trainable(module: Any, image: tuple[int, int, int], *, output: str | None = 
     Raises:
       ValueError: the module has what cannot be trained here; the message names its line.
     """
+    module = wrappers.inside(module)
     check(module)
     exporting.check(module, random=True, modes=False)
-    with _as_it_was(module):
+    with _as_it_was(module), wrappers.uncompiled(), _cumulative(module) as norms:
+        changing.check(module, image)
         module.eval()
-        evaluation = _program(module, image, output, train=False)
+        evaluation = _averaged(_program(module, image, output, train=False), norms)
         module.train()
-        training = _program(module, image, output, train=True)
+        training = _averaged(_program(module, image, output, train=True), norms)
     return _of(module, evaluation, training, image)
 
 
-# Of float32 logits, relative to the largest: rounding of a deep network; a wrong rule gives 1e-1.
+_COUNTER, _INVERSE = "num_batches_tracked", "aten.reciprocal.default"
+_BATCH_NORM, _MOMENTUM = "_native_batch_norm_legit", -2  # the place of an operand
+_OF_EVALUATION = "aten._native_batch_norm_legit_no_training.default"
+
+# Of the largest float32 number: rounding of a deep network; a wrong rule gives 1e-1.
 _ROUNDING = 1e-3
+_STEP = 0.1  # by which parameters differ between two passes, so that one that is a constant shows
 
 
 def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
     """Compare a module that holds a network's weights with it, in both modes where nothing draws.
 
+    That is done twice, before and after a change of all parameters, and what a pass in training
+    mode leaves of all tensors is compared too.
+
     Args:
       module: made anew, for it gets the network's state dict and is put into training mode.
       net: the network's functions, which are compiled.
     Raises:
-      ValueError: they give other logits.
+      ValueError: they give other logits, or leave other tensors.
     """
     import torch
 
     params, stats = net.init(jax.random.key(0))
-    state = state_dict(network, {**params, **stats})
-    module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
     x = np.random.default_rng(0).random((2, *network.image), np.float32)
-    for train in (False, True)[: 1 if network.training.draws else 2]:
-        module.train(train)
-        with torch.no_grad():
-            made = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-        theirs = chosen(made, next(iter(network.training.results))).numpy()
-        ours = np.asarray(jax.jit(functools.partial(net.apply, train=train))(params, stats, x)[0])
-        largest = np.abs(theirs[:, unmasked(theirs)]).max()
-        apart = float(np.abs(ours - theirs).max() / max(largest, 1e-6))
-        if not apart <= _ROUNDING:
+    passes = {train: jax.jit(functools.partial(net.apply, train=train)) for train in (False, True)}
+    for _ in range(2):
+        state = state_dict(network, {**params, **stats})
+        module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
+        for train in (False, True)[: 1 if network.training.draws else 2]:
             mode = "training" if train else "evaluation"
-            raise ValueError(
-                f"its program gives other logits than PyTorch in {mode} mode: {apart:.1e} of the "
-                f"largest apart, where rounding explains {_ROUNDING}; report it with the module"
-            )
+            module.train(train)
+            with torch.no_grad(), wrappers.uncompiled():
+                made = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+            theirs = chosen(made, next(iter(network.training.results))).numpy()
+            logits, after = passes[train](params, stats, x)
+            said = f"gives other logits than PyTorch in {mode} mode"
+            _check_close(logits, theirs, theirs[:, unmasked(theirs)], said)
+            stats = after if train else stats
+            ours = state_dict(network, {**params, **stats})
+            for name, tensor in module.state_dict().items():
+                said = f"leaves another {name} than PyTorch after a pass in {mode} mode"
+                _check_close(ours[name], tensor.numpy(), tensor.numpy(), said)
+        params = {name: _stepped(array) for name, array in params.items()}
+
+
+def _check_close(ours: Any, theirs: np.ndarray, size: np.ndarray, said: str) -> None:
+    ours, theirs = np.asarray(ours, np.float64), theirs.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+        apart = np.where(same, 0, np.abs(ours - theirs)).max(initial=0)
+    apart /= max(np.abs(size[np.isfinite(size)]).max(initial=0), 1e-6)
+    if not apart <= _ROUNDING:
+        raise ValueError(
+            f"its program {said}: {apart:.1e} of the largest apart, where rounding explains "
+            f"{_ROUNDING}; report it with the module"
+        )
+
+
+def _stepped(array: Any) -> Any:
+    """Move each number by up to a tenth, none over 0."""
+    step = _STEP * np.cos(np.arange(array.size, dtype=np.float32)).reshape(array.shape)
+    return np.where(array == 0, _STEP * np.abs(step), array * (1 + step)).astype(np.float32)
 
 
 def check(module: Any) -> None:
@@ -98,16 +130,70 @@ def check(module: Any) -> None:
 
 @contextlib.contextmanager
 def _as_it_was(module: Any) -> Iterator[None]:
-    """Put back modes and buffers, which the looks at a module change."""
+    """Put back modes and tensors, which the looks at a module change."""
     modes = {part: part.training for part in module.modules()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [(tensor.data, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     finally:
         for part, mode in modes.items():
             part.training = mode
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
+        for tensor, (data, numbers) in zip(tensors, before, strict=True):
+            data.copy_(numbers)
+            tensor.data = data
+
+
+@contextlib.contextmanager
+def _cumulative(module: Any) -> Iterator[dict[float, str]]:
+    """Give batch norms of cumulative averages, 1/n, a momentum each by which programs know them."""
+    import torch
+
+    norms = {
+        2.0**-40 * (1 + place): (name, part)
+        for place, (name, part) in enumerate(module.named_modules())
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        and part.momentum is None
+        and part.num_batches_tracked is not None
+        and type(part).forward.__module__.startswith(("torch.", "timm."))
+    }
+    for mark, (_, part) in norms.items():
+        part.momentum = mark  # type: ignore[assignment]
+    try:
+        yield {mark: f"{name}.{_COUNTER}".lstrip(".") for mark, (name, _) in norms.items()}
+    finally:
+        for _, part in norms.values():
+            part.momentum = None
+
+
+def _averaged(program: Program, norms: Mapping[float, str]) -> Program:
+    """Put 1/n, of each norm's counter, where its mark is the momentum."""
+    value_of = {key: value for value, key in program.weights.items()}
+    by_name = {step.name: step for step in program.steps}
+    counts = {}  # value of a counter in the course of a pass -> its name
+    for counter, value in program.moved.items():
+        while value in by_name and counter in norms.values():
+            counts[value] = counter
+            value = by_name[value].operands[0].name
+    now, steps, blocks = dict(value_of), [], dict(program.blocks)
+    for step in program.steps:
+        if step.name in counts:
+            now[counts[step.name]] = step.name
+        if _BATCH_NORM in step.operator and (counter := norms.get(step.operands[_MOMENTUM])):
+            momentum: Any = 0.0  # nothing moves
+            if counter in program.moved and step.operator != _OF_EVALUATION:
+                inverse = OperatorCall(
+                    f"{step.name}_momentum", _INVERSE, (Of(now[counter]),), {}, step.line
+                )
+                steps.append(inverse)
+                momentum = Of(inverse.name)
+                if step.name in blocks:
+                    blocks[inverse.name] = blocks[step.name]
+            operands = list(step.operands)
+            operands[_MOMENTUM] = momentum
+            step = step._replace(operands=tuple(operands))
+        steps.append(step)
+    return program._replace(steps=tuple(steps), blocks=blocks)
 
 
 def _program(
@@ -119,6 +205,7 @@ def _program(
         raise ValueError(
             f"{mode} its code is written for one number of images; compute with x.shape[0]"
         )
+    changing.check_memory(exported, _norm_buffers(module))
     exported = exporting.decomposed(exported)
     _check_images_stay(exported)
     if not train:
@@ -202,13 +289,14 @@ def _of(
 ) -> Trainable:
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     state = module.state_dict(keep_vars=True)
+    buffers = dict(module.named_buffers(remove_duplicate=False))
     first: dict[int, str] = {}
     tied = {}
-    for name, tensor in [*params.items(), *state.items()]:
+    for name, tensor in [*params.items(), *state.items(), *buffers.items()]:
         own = first.setdefault(id(tensor), name)
         if own != name:
             tied[name] = own
-    tensors = {**state, **dict(module.named_buffers()), **dict(module.named_parameters())}
+    tensors = {**state, **buffers, **dict(module.named_parameters())}
     arrays = {
         name: np.array(tensor.detach().numpy())
         for name, tensor in tensors.items()
