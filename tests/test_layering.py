@@ -48,7 +48,7 @@ INSIDE = {
     ),
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "interop": (
-        *("program", "blocks", "operators", "trainable", "kept", "modules", "reading", "agreement"),
+        *("program", "blocks", "operators", "trainable", "kept", "reading", "modules", "agreement"),
         *("torch", "named"),
     ),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
