@@ -1,10 +1,7 @@
 """Numbers that a module reads of what training changes, beside PyTorch after changes of weights."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -17,46 +14,14 @@ from torch import nn  # noqa: E402
 from jaxrobust.interop.reading import changing, exporting, training_mode  # noqa: E402
 from jaxrobust.interop.torch import from_module  # noqa: E402
 from tests.support import torch_numbers as numbers  # noqa: E402
+from tests.support.torch_passes import (  # noqa: E402
+    IMAGE,
+    channels_first,
+    images,
+    largest_difference,
+)
 
-IMAGE = (numbers.SIDE, numbers.SIDE, numbers.CHANNELS)
 KINDS = {"parameter": "parameter `a`", "buffer": "buffer `norm.running_var`"}
-
-
-def channels_first(x: np.ndarray):
-    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((count, *IMAGE), np.float32)
-
-
-def largest_difference(module, network, updates: int = 2) -> float:
-    """How far logits and state are apart in both modes, over passes with changes of weights."""
-    net = trained.classifier(network)
-    params, stats = net.init(jax.random.key(0))
-    passes = {
-        mode: jax.jit(lambda p, s, x, mode=mode: net.apply(p, s, x, train=mode))
-        for mode in (True, False)
-    }
-    worst = 0.0
-    for update, mode in itertools.product(range(updates), (True, False)):
-        module.train(mode)
-        x = images(3, update)
-        with torch.no_grad():
-            theirs = module(channels_first(x)).numpy()
-        logits, stats = passes[mode](params, stats, x)
-        worst = max(worst, np.abs(logits - theirs).max() / np.abs(theirs).max())
-        if mode:
-            continue
-        step = {name: 0.3 * np.abs(np.cos(np.arange(p.size))) for name, p in params.items()}
-        params = {name: p + step[name].reshape(p.shape) for name, p in params.items()}
-        params = {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}
-        for name, parameter in module.named_parameters():
-            if name in params:
-                parameter.data = torch.from_numpy(np.array(params[name]))
-    state = trained.state_dict(network, {**params, **stats})
-    apart = (np.abs(state[name] - t.numpy()).max() for name, t in module.state_dict().items())
-    return float(max(worst, *apart))
 
 
 class ReadsTest(parameterized.TestCase):

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 from jaxrobust.interop import modules  # noqa: E402
 from jaxrobust.interop.reading import refusals, training_mode, wrappers  # noqa: E402
 from jaxrobust.interop.torch import from_module  # noqa: E402
-from tests.interop.test_changing import IMAGE, images, largest_difference  # noqa: E402
+from tests.support.torch_passes import IMAGE, images, largest_difference  # noqa: E402
 
 
 class Net(nn.Module):

@@ -73,7 +73,7 @@ def written_down() -> Iterator[None]:
         yield
     finally:
         if tolist:
-            fake.tolist = tolist
+            fake.tolist = tolist  # type: ignore[method-assign]
         del torch.Tensor.data
         function.apply = apply  # type: ignore[method-assign]
 

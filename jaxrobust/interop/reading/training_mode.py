@@ -179,11 +179,11 @@ def _averaged(program: Program, norms: Mapping[float, str]) -> Program:
     for step in program.steps:
         if step.name in counts:
             now[counts[step.name]] = step.name
-        if _BATCH_NORM in step.operator and (counter := norms.get(step.operands[_MOMENTUM])):
+        if _BATCH_NORM in step.operator and (norm := norms.get(step.operands[_MOMENTUM])):
             momentum: Any = 0.0  # nothing moves
-            if counter in program.moved and step.operator != _OF_EVALUATION:
+            if norm in program.moved and step.operator != _OF_EVALUATION:
                 inverse = OperatorCall(
-                    f"{step.name}_momentum", _INVERSE, (Of(now[counter]),), {}, step.line
+                    f"{step.name}_momentum", _INVERSE, (Of(now[norm]),), {}, step.line
                 )
                 steps.append(inverse)
                 momentum = Of(inverse.name)
