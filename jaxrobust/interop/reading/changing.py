@@ -56,9 +56,9 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
             return
         attributes.append(_attributes(module))
         now = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        for name in now.keys() & noted.tensors.keys():
-            if _storage(now[name])[0] != _storage(noted.tensors[name])[0]:
-                noted.written[-1].setdefault(name, "")  # another tensor took its place
+        for name in now.keys() & noted.storages.keys():
+            if _storage(now[name])[0] != noted.storages[name][0]:
+                noted.written[-1].setdefault(name, "")  # other memory took its place
     written = noted.written
     moved = {name for of_pass in written for name in of_pass}
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
@@ -211,9 +211,10 @@ class _Noted:
         self.tensors = dict(tensors)
         self.reads: list[_Read] = []
         self.written: list[dict[str, str]] = []  # in each pass: names, and lines
+        self.storages = {name: _storage(tensor) for name, tensor in tensors.items()}
         self._names: dict[int, set[str]] = {}
-        for name, tensor in tensors.items():
-            self._names.setdefault(_storage(tensor)[0], set()).add(name)
+        for name, (key, _) in self.storages.items():
+            self._names.setdefault(key, set()).add(name)
         # Storages are held, so that no other tensor takes their place.
         self._origins: dict[int, tuple[frozenset[str], Any]] = {}
         self._printing = False
