@@ -468,9 +468,11 @@ def blocks():
         )[0]
 
     plain, shapes = functools.partial(interaction, width=7), [(2, 49, 32), *INTERACTION]
-    yield from norm_cases("local_interaction", "local_interaction", interact, plain, shapes)
+    # Float32 gradients through its batch norm are off by up to 6e-6, plain ones by 5e-7.
+    here = "local_interaction", interact, plain, shapes
+    yield from norm_cases("local_interaction", *here, limit=16)
     args = "tpu/token_interaction", interact, plain, shapes, tpu(local_interaction)
-    yield from norm_cases("local_interaction on TPUs", *args)
+    yield from norm_cases("local_interaction on TPUs", *args, limit=16)
 
 
 CASES = dict([*attentions(), *convolving(), *layer_cases(), *blocks()])
