@@ -476,6 +476,7 @@ def blocks():
 
 
 CASES = dict([*attentions(), *convolving(), *layer_cases(), *blocks()])
+HEADS = [name for name in CASES if "talking_heads" in name]
 # No arithmetic of their own, or none that runs here.
 OTHERS = {
     "cuda/fused_attention": "is cuDNN's, which test_cuda_kernels.py compares where there is a GPU",
@@ -529,6 +530,20 @@ def exactly(name):
     return at
 
 
+def check(test, name, dtype):
+    """Compare the errors of a kernel and of its plain formula, at all sizes."""
+    case = CASES[name]
+    with case.platform():
+        ours, plain = compiled(lambda *p: case.function(*p)), compiled(case.plain)
+        for size in SIZES:
+            operands, g, exact = exactly(name)(size, dtype)
+            results, expected = (jax.tree.leaves(f(operands, g)) for f in (ours, plain))
+            found, allowed = errors(results, exact), errors(expected, exact)
+            for i, (own, other) in enumerate(zip(found, allowed, strict=True)):
+                with test.subTest(size=size, array=i):
+                    test.assertLessEqual(own, max(LEAST[dtype], case.limit * other))
+
+
 class LargeValuesTest(parameterized.TestCase):
     def test_every_kernel_is_here(self):
         folder = Path(kernels.__file__).parent
@@ -538,21 +553,17 @@ class LargeValuesTest(parameterized.TestCase):
         covered = {name for case in CASES.values() for name in case.files.split()}
         self.assertEqual(files, covered | {*OTHERS})
 
+    @parameterized.parameters(*HEADS)
+    def test_heads_in_bfloat16(self, name):
+        check(self, name, "bfloat16")
+
+
+class EveryKernelTest(parameterized.TestCase):
+    """Takes minutes, and is therefore in `slow.txt`."""
+
     @parameterized.product(name=tuple(CASES), dtype=("float32", "bfloat16"))
     def test_errors(self, name, dtype):
-        case = CASES[name]
-        with case.platform():
-            ours = compiled(lambda *operands: case.function(*operands))
-            self.check(name, dtype, ours, compiled(case.plain))
-
-    def check(self, name, dtype, ours, plain):
-        for size in SIZES:
-            operands, g, exact = exactly(name)(size, dtype)
-            results, expected = (jax.tree.leaves(f(operands, g)) for f in (ours, plain))
-            found, allowed = errors(results, exact), errors(expected, exact)
-            for i, (own, other) in enumerate(zip(found, allowed, strict=True)):
-                with self.subTest(size=size, array=i):
-                    self.assertLessEqual(own, max(LEAST[dtype], CASES[name].limit * other))
+        check(self, name, dtype)
 
 
 if __name__ == "__main__":
