@@ -150,6 +150,22 @@ class CumulativeTest(parameterized.TestCase):
 
 
 class AgreementTest(parameterized.TestCase):
+    @parameterized.parameters(0.01, 0.1, 1.0)
+    def test_means_that_are_rounding_alone(self, momentum):
+        """Behind a norm, as in MobileNetV2's blocks: they were refused as 2 % apart."""
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6, momentum=momentum),
+            nn.Conv2d(6, 12, 1, bias=False),
+            nn.BatchNorm2d(12, momentum=momentum),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 5),
+        )
+        network = training_mode.trainable(module, IMAGE)
+        training_mode.check_agreement(module, network, trained.classifier(network))
+
     def test_constants_of_parameters_show_in_the_second_pass(self):
         """The first pass of a program that holds a number is right, and was the only one."""
         module = numbers.Reading("product")
