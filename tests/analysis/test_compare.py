@@ -413,6 +413,19 @@ class RefusedTest(Folders):
             f"; {b}#fits (autoattack standard, linf 0.03137) can be; else evaluate all", error
         )
 
+    def test_other_images_of_the_same_names_do_not_fit(self):
+        """The refused evaluation itself was named as one that "can be" compared."""
+        seen = found(1)
+        hashes = np.array([f"p{number:x}" for number in range(len(seen.labels))])
+        a = self.write("a", seen._replace(hashes=hashes), "a1")
+        b = self.write("b", found(2)._replace(hashes=hashes[::-1]), "b1")
+        error = self.refused(a, b)
+        self.assertIn("600 of 600 images of the same names are other images; evaluate all", error)
+        self.write("b", found(3)._replace(hashes=hashes), "b2")
+        said = f"of which these can be compared with {a}: {b}#b2 (autoattack standard, linf 0.03137"
+        self.assertIn(f"{said}); name one of them", self.refused(a, b))
+        self.assertIn(f"{b}#b2 (autoattack standard", self.refused(a, f"{b}#b1"))
+
     def test_threats(self):
         l2 = {"attacks": attacks(norm="l2", epsilon=0.5)}
         both = {"attacks": attacks() + l2["attacks"]}

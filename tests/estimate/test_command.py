@@ -135,6 +135,10 @@ class QuickCommandTest(parameterized.TestCase):
             "--on h100:1 --config.train.epochs=2",
             "warmup_epochs=2 must be at least 0 and below epochs=2; shorten it to 1 or less, or",
         ),
+        (
+            "--on h100:1 --config.train.epochs=1",
+            "warmup_epochs=2 must be at least 0 and below epochs=1; set it to 0, or train longer",
+        ),
         ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),
         (
             "--on h100:192",

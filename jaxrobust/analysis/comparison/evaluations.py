@@ -63,7 +63,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
     first, *others = evaluations
     if wrong := [f"{o.place} (here): {text}" for o in others if (text := differences(first, o))]:
         held = {folder: rows for folder, _, rows in (held_at(o.place) for o in others)}
-        fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.record], rows)]
+        fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.ours], rows)]
         raise ValueError(
             f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
             + (f"{few(fit)} can be; else " if fit else "")
@@ -99,7 +99,10 @@ def ball_of(threat: str) -> set[tuple[str, str]]:
 def _load(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
 ) -> ComparedEvaluation:
-    ours = _chosen(place, threat, ball, beside)
+    return _evaluation(place, _chosen(place, threat, ball, beside))
+
+
+def _evaluation(place: str, ours: Ours) -> ComparedEvaluation:
     own = checked.verdicts(ours.record, ours.file)
     return ComparedEvaluation(place, ours, own, len(own.labels))
 
@@ -111,11 +114,20 @@ def held_at(place: str) -> tuple[str, str, dict[str, Ours]]:
     return folder, wanted, held
 
 
-def _fitting(folder: str, beside: Sequence[AccuracyRecord], held: dict[str, Ours]) -> list[str]:
-    questions = [dict(comparable.question(record)) for record in beside]
+def _fitting(folder: str, beside: Sequence[Ours], held: dict[str, Ours]) -> list[str]:
     having = {key: o for key, o in held.items() if o.record.verdicts}
-    fit = {key: o for key, o in having.items() if dict(comparable.question(o.record)) in questions}
+    fit = {key: o for key, o in having.items() if any(_fits(other, o) for other in beside)}
     return addresses(folder, fit)
+
+
+def _fits(*pair: Ours) -> bool:
+    one, other = (dict(comparable.question(ours.record)) for ours in pair)
+    if one != other:
+        return False
+    try:
+        return not differences(*(_evaluation(str(ours.file), ours) for ours in pair))
+    except ValueError:  # verdicts that are missing or damaged
+        return False
 
 
 def addresses(folder: str, held: dict[str, Ours]) -> list[str]:
@@ -147,8 +159,7 @@ def _chosen(
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
         others = []
         for _, number, rows in map(held_at, beside):
-            others += [o.record for key, o in rows.items() if key.startswith(number)]
-        others = [record for record in others if record.verdicts]
+            others += [o for key, o in rows.items() if key.startswith(number) and o.record.verdicts]
         holds = f"{place} holds {len(decided)} evaluations"
         if fit := _fitting(folder, others, decided):
             raise ValueError(

@@ -26,6 +26,7 @@ _SPLITS = ("train", "val", "validation", "test")
 # The keys of images and labels: MedMNIST's, Keras' and its users', of a file with one split.
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
 WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
+_OVERSHOOT = 0.01  # of pixels in [0, 1], as resampling leaves it
 _CLASSES = ("classes", "class_names", "label_names")
 _WRITTEN = (
     "write one with np.savez(PATH, train_images=..., train_labels=..., test_images=..., "
@@ -198,8 +199,9 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
     if not pixels.size:
         return usual
     low, high = float(pixels.min()), float(pixels.max())
-    if dtype.kind == "f" and low >= 0 and high <= 1:
-        return f"np.round(255 * {key}).astype('uint8') of images in [0, 1]"
+    if dtype.kind == "f" and low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+        inside = key if low >= 0 and high <= 1 else f"np.clip({key}, 0, 1)"
+        return f"np.round(255 * {inside}).astype('uint8') of images in [0, 1]"
     if dtype.kind == "f" and -1 <= low < 0 and high <= 1:
         return (
             f"np.round(127.5 * ({key} + 1)).astype('uint8') if they are in [-1, 1], or undo their "

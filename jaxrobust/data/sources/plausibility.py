@@ -23,7 +23,7 @@ def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
             f"{looked} have pixels of 0 and 1, where white is 255, so that a radius of 8/255 would "
             "be eight times their range; write 255 * x in place of x"
         )
-    if brightest > DARK or not brightest:
+    if not images or brightest > DARK:
         return ()
     return (
         f"{looked} have no pixel above {brightest}, where white is 255; scale them to 0..255 if "
@@ -40,7 +40,7 @@ def of_labels(source: Source) -> list[str]:
         return []
     names = [source.classes[label] if source.classes else str(label) for label in absent]
     lines = f"{source.where()} has no image of {len(absent)} of its {source.num_classes} classes"
-    every = not source.classes or source.split.partition("[")[0] in ("train", "all")
+    every = not source.classes or source.split in ("train", "all")
     counted = "; if its labels are counted from 1, subtract 1" * (absent == [0] and every)
     return [f"{lines}: {first_few(names)}{counted}"]
 

@@ -181,7 +181,8 @@ def _check_lengths(
 ) -> None:
     wanted = f"at least {row.least_warmup} and below {epochs=}"
     if warmup_epochs >= epochs:
-        wanted += f"; shorten it to {max(epochs - 1, 0)} or less, or train longer"
+        shorter = f"shorten it to {epochs - 1} or less" if epochs > 1 else "set it to 0"
+        wanted += f"; {shorter}, or train longer"
     inside = row.least_warmup <= warmup_epochs < epochs
     must_be("warmup_epochs", warmup_epochs, inside, wanted)
     if cooldown_epochs and not row.ends:

@@ -146,6 +146,12 @@ class ImagesTest(ConventionsCase):
         self.says(given, "have no pixel above 16, where white is 255; scale them to 0..255")
 
     @parameterized.parameters(*KINDS)
+    def test_black_images(self, source):
+        """What `astype("uint8")` leaves of pixels below 1 passed in silence."""
+        given = self.write(source, {"train": ([colours(1)] * 8, [0, 1] * 4)}, "ab")
+        self.says(given, "have no pixel above 0, where white is 255; scale them to 0..255")
+
+    @parameterized.parameters(*KINDS)
     def test_usual_pixels_say_nothing(self, source):
         for channels in (1, 3):
             images = [colours(256, channels) for _ in range(8)]
@@ -176,6 +182,11 @@ class ImagesTest(ConventionsCase):
     @parameterized.named_parameters(
         ("float32", RNG.random((4, 8, 8), np.float32), r"write np.round\(255 \* x_train\)"),
         ("float64", RNG.random((4, 8, 8)), r"write np.round\(255 \* x_train\)"),
+        (  # whose advice was np.round(x_train), which leaves 0 and 1
+            "beyond_1",
+            np.linspace(-0.001, 1.001, 256, dtype=np.float32).reshape(4, 8, 8),
+            r"write np.round\(255 \* np.clip\(x_train, 0, 1\)\)",
+        ),
         ("float16", RNG.random((4, 8, 8)).astype("float16"), r"np.round\(255 \* x_train\)"),
         ("floats_to_255", 255 * RNG.random((4, 8, 8)), r"here np.round\(x_train\).astype"),
         ("from_minus_1", 2 * RNG.random((4, 8, 8)) - 1, r"np.round\(127.5 \* \(x_train \+ 1\)\)"),
@@ -218,6 +229,12 @@ class LabelsTest(ConventionsCase):
         self.says(
             given, r"has no image of 1 of its 4 classes: none \(1\); if .* from 1, subtract 1"
         )
+
+    def test_a_part_of_a_folder_is_not_counted_from_1(self):
+        """Its labels are those of the folders; that of the first one is not in the second half."""
+        write_tree(self.root, [f"train/{name}/{i}.png" for name in "abc" for i in range(4)])
+        notes = self.open({"name": f"folder:{self.root}", "data_dir": None}, "train[50%:]").notes
+        self.assertRegex("\n".join(notes), r"has no image of 1 of its 3 classes: a \(1\)$")
 
     def test_folders_counted_from_1(self):
         write_tree(self.root, [f"train/{number}/1.png" for number in range(1, 5)])
