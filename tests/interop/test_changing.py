@@ -105,6 +105,44 @@ class ReadsTest(parameterized.TestCase):
         torch.testing.assert_close(exported.module()(x), module(x))
 
 
+class Keeps(nn.Module):
+    """Keeps a tensor that it computes of a parameter or of its images, or a mask by its size."""
+
+    def __init__(self, of: str, modes: tuple[bool, ...], clears: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.head = nn.Parameter(torch.rand(3)), nn.Linear(3, 5)
+        self.of, self.modes, self.clears, self.kept = of, modes, clears, {}
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode and self.clears:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        numbers = {"parameter": 2 * self.a, "images": x.mean((0, 2, 3)), "sizes": torch.ones(3)}
+        kept = self.kept if self.training in self.modes else {}
+        if "it" not in kept:
+            kept["it"] = numbers[self.of].detach()
+        return self.head(x.mean((2, 3)) * kept["it"] + self.a)
+
+
+class KeptTest(parameterized.TestCase):
+    @parameterized.product(of=("parameter", "images"), modes=((True, False), (True,), (False,)))
+    def test_what_a_later_pass_reads(self, of, modes):
+        """Its numbers stayed in the program, without a word where they were of the first pass."""
+        said = r"line \d+ .* reads its tensor `kept` as an earlier pass left it"
+        with self.assertRaisesRegex(ValueError, said):
+            training_mode.trainable(Keeps(of, modes), IMAGE)
+
+    @parameterized.parameters(("parameter", (False,), True), ("sizes", (True, False), False))
+    def test_what_train_clears(self, of, modes, clears):
+        """As timm's LeViT: "gives other logits than PyTorch in evaluation mode", by 8e-2."""
+        network = training_mode.trainable(Keeps(of, modes, clears), IMAGE)
+        net = trained.classifier(network)
+        training_mode.check_agreement(Keeps(of, modes, clears), network, net)
+
+
 class Averages(nn.Module):
     """Batch norms, of cumulative averages and others."""
 

@@ -16,7 +16,7 @@ from jaxrobust.interop.reading.custom_gradients import Refused
 from jaxrobust.interop.reading.drawing import is_draw
 from jaxrobust.interop.reading.silence import quietly
 
-_MODES = (True, True, False)  # of the passes: in training mode?
+_MODES = (True, True, False, True, False)  # of the passes: in training mode?
 # Numbers are read here without an operator; all others call one that PyTorch tags.
 _UNTAGGED = {"tolist", "numpy", "__array__", "__dlpack__", "storage", "untyped_storage"}
 _PRINTED = {"__repr__", "__format__"}
@@ -30,13 +30,20 @@ class _Read(NamedTuple):
     origins: frozenset[str]
 
 
+class _Stale(NamedTuple):
+    line: str
+    name: str  # of the attribute
+    origins: frozenset[str]
+
+
 def check(module: Any, image: tuple[int, int, int]) -> None:
     """Refuse a module whose program would hold a number that training changes.
 
     Raises:
       Refused: it reads a number of a trained parameter or of a buffer that a pass moves, changes a
-        parameter in its forward pass, or counts its passes in an attribute. The message names
-        the line. What keeps a module from running at all is left to its export.
+        parameter in its forward pass, counts its passes in an attribute, or reads a tensor that an
+        earlier pass computed. The message names the line. What keeps a module from running at all
+        is left to its export.
     """
     import torch
 
@@ -55,6 +62,7 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         except Exception:
             return
         attributes.append(_attributes(module))
+        noted.remember(module)
         now = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name in now.keys() & noted.storages.keys():
             if _storage(now[name])[0] != noted.storages[name][0]:
@@ -80,6 +88,7 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
                 + ", or freeze it with requires_grad_(False)" * (name in trained)
             )
         )
+    _check_stale(noted, frozenset(trained | moved | {_IMAGES}))
     if changed := sorted(moved & parameters.keys()):
         line = next(each[changed[0]] for each in written if changed[0] in each)
         raise Refused(
@@ -94,6 +103,16 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
                 f"its attribute `{name}` changes in a training pass ({before} before, {after} "
                 "after), and a program would keep the number of now; take it out of the forward "
                 "pass"
+            )
+
+
+def _check_stale(noted: "_Noted", changing: frozenset[str]) -> None:
+    for line, name, origins in noted.stale:
+        if origins & changing:
+            raise Refused(
+                f"{line or 'it'} reads its tensor `{name}` as an earlier pass left it, and a "
+                "program would keep the numbers of now; compute it in every pass, or in an "
+                "evaluation alone and clear it in train()"
             )
 
 
@@ -217,7 +236,19 @@ class _Noted:
             self._names.setdefault(key, set()).add(name)
         # Storages are held, so that no other tensor takes their place.
         self._origins: dict[int, tuple[frozenset[str], Any]] = {}
+        self.stale: list[_Stale] = []
+        self._left: dict[int, tuple[str, frozenset[str], Any]] = {}  # attributes after a pass
         self._printing = False
+
+    def remember(self, module: Any) -> None:
+        """Remember the tensors that a pass left in attributes, which a later one may read."""
+        for place, part in module.named_modules():
+            for key, value in list(vars(part).items()):
+                for tensor in () if key in ("_parameters", "_buffers") else _tensors(value):
+                    number, storage = _storage(tensor)
+                    origins = self._origins.get(number, (frozenset(), None))[0]
+                    if origins and number not in self._names:
+                        self._left[number] = f"{place}.{key}".lstrip("."), origins, storage
 
     @contextlib.contextmanager
     def passing(self, images: Any) -> Iterator[None]:
@@ -268,6 +299,10 @@ class _Noted:
 
         name = func._schema.name.removeprefix("aten::")
         origins = self._of((args, kwargs))
+        for tensor in _tensors((args, kwargs)):
+            left = self._left.get(_storage(tensor)[0])
+            if left and left[0] not in {each.name for each in self.stale}:
+                self.stale.append(_Stale(_line(), *left[:2]))
         if is_draw(name):
             origins |= {_IMAGES}
         if torch.Tag.data_dependent_output in func.tags:

@@ -83,8 +83,13 @@ def _named(names: list[str]) -> str:
     return f"{names[0]}{more}"
 
 
-def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
-    """Export a module for images H, W, C; the second result says that it takes one image only."""
+def exported(
+    module: Any, image: tuple[int, int, int], *, trainable: bool = False
+) -> tuple[Any, bool]:
+    """Export a module for images H, W, C; the second result says that it takes one image only.
+
+    The program of a `trainable` one computes what the module keeps from evaluation to evaluation.
+    """
     import torch
 
     if not module.training:  # where a norm of one image would have nothing to normalise
@@ -100,6 +105,8 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
         with quietly(), torch.enable_grad():
             seen = data_dependence.watched(module, example)
             functions.extend(seen.functions)
+            if trainable and not module.training:
+                module.train().eval()
             # PyTorch reads the module's source where it is strict, and our answers are no part.
             ours = data_dependence.answering(module, seen)
             with contextlib.nullcontext() if strict else ours:

@@ -215,7 +215,7 @@ def _averaged(program: Program, norms: Mapping[float, str]) -> Program:
 def _program(
     module: Any, image: tuple[int, int, int], output: str | None, *, train: bool
 ) -> Program:
-    exported, single = exporting.exported(module, image)
+    exported, single = exporting.exported(module, image, trainable=True)
     mode = "in training mode" if train else "in evaluation mode"
     if single:
         raise ValueError(
