@@ -349,7 +349,7 @@ class AnsweredTest(parameterized.TestCase):
             "    bright = x.mean((1, 2, 3)) > 0.5\n"
             "    return jnp.stack([1.0 - bright, 1.0 * bright], 1)\n"
         )
-        given = {"function": "black.py:logits_fn", "n": 6, "image_size": 8}
+        given = {"function": "black.py:logits_fn", "split": "test[:6]", "n": 6, "image_size": 8}
         wide = {"preprocessing": "none"} if kind == "npz" else {}
         first, *_ = self.ask(**given, **wide, **pictures(kind, 0))
         self.assertEqual(first["clean"], 1)

@@ -55,7 +55,7 @@ def _images(
     model = record.model or {}
     source = registry.open_source(
         str(record.dataset), str(record.split), data_dir=data_dir, num_classes=model["num_classes"]
-    ).for_channels(model["in_channels"])
+    ).for_channels(model.get("in_channels"))
     places = _places(record)
     # Those of a record on fewer images, where these are spread; else its first ones.
     own = spread.places(source, count)

@@ -215,11 +215,12 @@ class FigureTest(Folders):
         place = self.ladder("a", 1)
         for at, radius in enumerate(RADII[1:]):
             own = {"attacks": attacks(epsilon=radius, norm="l2"), "ladder": {"radii": RADII}}
-            own |= {"weights_sha256": "1" * 64, "clean": 0.8}
+            own |= {"weights_sha256": "1" * 64}
             self.write("a", 5, f"s{at}", **own)
         self.assertIn("holds 2 ladders", self.refused("radius", place))
         linf, l2 = (self.made("radius", f"{place}#{of}")[0] for of in ("r1", "s1"))
-        self.assertEqual([own["series"][0]["values"][0] for own in (linf, l2)], [0.8, 0.8])
+        clean = float(found(1).clean.mean())
+        self.assertEqual([own["series"][0]["values"][0] for own in (linf, l2)], [clean] * 2)
         self.assertEqual(l2["series"][0]["values"][-1], float(found(5).robust.mean()))
         alone, _ = self.made("radius", self.ladder("b", 1), names="a")
         self.assertEqual(linf["series"], alone["series"])

@@ -381,7 +381,7 @@ class DocumentsTest(parameterized.TestCase):
         for place, name, own in (
             (documents.tables_markdown, "filled", self.filled),
             (documents.lines, "document", self.lines),
-            (documents.matching, "collect", lambda places: places),
+            (documents.matching, "collect_checked", lambda places: places),
             (documents.tables_markdown, "document", lambda name, shown, records: f"page {name}\n"),
         ):
             self.enter_context(mock.patch.object(place, name, own))

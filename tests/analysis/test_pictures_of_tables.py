@@ -266,7 +266,7 @@ class DocumentsTest(parameterized.TestCase):
         super().setUp()
         self.mocks = {}
         for place, name, value in (
-            (documents.matching, "collect", ["record"]),
+            (documents.matching, "collect_checked", ["record"]),
             (documents.tables, "tables", [filled([row("a"), row("b")]).table]),
             (documents.tables_markdown, "filled", filled([row("a"), row("b")])),
             (documents.tables_markdown, "document", "# P\n\n## Table 2: A\n"),
@@ -282,7 +282,7 @@ class DocumentsTest(parameterized.TestCase):
     def test_all_papers_as_one_text(self):
         text = documents.answer([Path("a")])
         self.assertEqual(text, "\n".join(["# P\n\n## Table 2: A\n"] * len(tables.PAPERS)))
-        self.mocks["matching.collect"].assert_called_once_with([Path("a")])
+        self.mocks["matching.collect_checked"].assert_called_once_with([Path("a")])
         asked = [call.args for call in self.mocks["tables.tables"].call_args_list]
         self.assertEqual(asked, [(name, None) for name in tables.PAPERS])
         self.assertFalse(self.mocks["tables_markdown.filled"].call_args.kwargs["alike"])
@@ -306,7 +306,7 @@ class DocumentsTest(parameterized.TestCase):
         self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
         how = self.mocks["lines.document"].call_args.kwargs
         self.assertEqual(how, {"measured": True, "only": None})
-        self.mocks["matching.collect"].return_value = []
+        self.mocks["matching.collect_checked"].return_value = []
         out = Path(self.create_tempdir(), "new")
         text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         self.assertEqual(text, f"{out / 'p-commands.md'}\n")

@@ -22,7 +22,7 @@ class AnswerTest(parameterized.TestCase):
         for place, name, value in (
             (answer.runs, "of_paper", self.planned),
             (answer.costs, "of_runs", iter(["priced"])),
-            (answer.matching, "collect", ["one", "two", "three"]),
+            (answer.matching, "collect_checked", ["one", "two", "three"]),
             (answer.progress, "in_order", ["steps"]),
             (answer, "text", "the page"),
             (answer.scripts, "write", [Path("a.sh"), Path("b.sh")]),
@@ -46,7 +46,7 @@ class AnswerTest(parameterized.TestCase):
         self.assertEqual((target.name, target.chips), ("v5e:8x8", 64))
         how = self.mocks["of_runs"].call_args.kwargs
         self.assertEqual(how, {"utilisation": 0.25, "file": Path("e.jsonl")})
-        self.mocks["collect"].assert_called_once_with([self.run, Path("more")])
+        self.mocks["collect_checked"].assert_called_once_with([self.run, Path("more")])
         self.assertEqual(
             self.mocks["in_order"].mock_calls,
             [mock.call("p", ["priced"], ["one", "two", "three"], root=Path(), budget=9.0)],

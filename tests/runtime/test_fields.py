@@ -117,7 +117,7 @@ class SharedTest(parameterized.TestCase):
 
     def test_evaluate_has_a_flag_for_all_that_it_is_given(self):
         flags = {field.name for field in fields(EvaluateFlags)}
-        words = {"shipped"}  # a word of the command line, in place of flags
+        words = {"shipped", "users"}  # a word of the command line; what --points and --attack name
         self.assertSameElements(flags - {"threat", "ladder"} | words, GivenFlags._fields)
 
     @parameterized.parameters(*COMMANDS)

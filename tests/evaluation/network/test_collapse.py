@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import evaluation
+from jaxrobust import data, evaluation
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.types import Classifier
@@ -135,8 +135,9 @@ class EvaluationTest(absltest.TestCase):
                 ),
             )
             parts = [jax.device_get(found)]
+            source = data.open_source("fake:8x8x1:10", "test")
             with mock.patch.object(accuracy, "_judgements", return_value=parts):
-                reached = accuracy.count(None, None, None, None)
+                reached = accuracy.count(None, None, mock.Mock(source=source, limit=None), None)
             self.assertEqual(reached["images"], 38)
             self.assertEqual(reached.get("collapse", {}).get("proven", False), collapsed)
 

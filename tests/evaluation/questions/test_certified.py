@@ -99,7 +99,9 @@ class RecordTest(CommandCase):
         (self.folder / "out" / "results.jsonl").unlink()
         code, _, said = self.evaluate(draws=100)
         self.assertEqual(code, 2, said)
-        self.assertRegex(said, rf"certifies for image {at} what its \d+ votes do not; remove that")
+        self.assertRegex(
+            said, rf"certifies for image {PLACES[at]} what its \d+ votes do not; remove that"
+        )
 
     def test_other_settings_are_other_evaluations(self):
         self.record(draws=100)

@@ -11,6 +11,7 @@ from PIL import Image
 from jaxrobust import data
 from jaxrobust.commands import verify
 from jaxrobust.commands.analysis import board
+from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding
 from jaxrobust.data.transforms.corruptions import Corruption
@@ -64,9 +65,10 @@ class Killed(BaseException):
 class ComputedTest(CommandCase):
     def test_record(self):
         found = self.record(corruptions="contrast,fog-2", seed=3)
-        source = data.open_source(FAKE, "test[:24]")
-        images = [decoding.decode(r.image, channels=3) for r in source.read(range(24))]
-        labels = np.array([r.label for r in source.read(range(24))])
+        source = data.open_source(FAKE, "test")
+        places = spread.places(source, 24).tolist()
+        images = [decoding.decode(r.image, channels=3) for r in source.read(places)]
+        labels = np.array([r.label for r in source.read(places)])
         said = found["corruptions"]
         self.assertEqual(said["images"], "computed")
         self.assertEqual(list(said["accuracy"]), ["fog", "contrast"])
@@ -76,7 +78,7 @@ class ComputedTest(CommandCase):
                 asked = Corruption(kind, int(severity))
                 changed = [
                     corruptions.corrupt(image, asked, corruptions.draws(3, asked, number))
-                    for number, image in enumerate(images)
+                    for number, image in zip(places, images, strict=True)
                 ]
                 reached.append((answers(changed) == labels).mean())
                 self.assertAlmostEqual(value, reached[-1], places=9)
