@@ -333,7 +333,7 @@ class RefusedTest(Folders):
         ({"dataset": "cifar100"}, 'data set is "cifar10" there, "cifar100" here'),
         ({"split": "test@list"}, 'split is "test" there, "test@list" here'),
         ({"preprocessing": "bicubic-32-crop-32"}, 'preprocessing is "none" there, "bicubic-32'),
-        ({"attacks": attacks(epsilon=4 / 255)}, 'radius is "0.0313725" there, "0.0156863" here'),
+        ({"attacks": attacks(epsilon=16 / 255)}, 'radius is "0.0313725" there, "0.0627451" here'),
         ({"attacks": attacks(norm="l2")}, 'norm is "linf" there, "l2" here'),
         ({"attacks": attacks()[:1]}, 'attacks is "apgd-ce, apgd-t" there, "apgd-ce" here; eval'),
         ({"attacks": attacks(steps=10)}, "apgd-ce: steps is 100 there, 10 here; apgd-t: steps is"),

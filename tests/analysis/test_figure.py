@@ -219,7 +219,7 @@ class FigureTest(Folders):
             self.write("a", 5, f"s{at}", **own)
         self.assertIn("holds 2 ladders", self.refused("radius", place))
         linf, l2 = (self.made("radius", f"{place}#{of}")[0] for of in ("r1", "s1"))
-        clean = float(found(1).clean.mean())
+        clean = float(found(1, share=0.7).clean.mean())
         self.assertEqual([own["series"][0]["values"][0] for own in (linf, l2)], [clean] * 2)
         self.assertEqual(l2["series"][0]["values"][-1], float(found(5).robust.mean()))
         alone, _ = self.made("radius", self.ladder("b", 1), names="a")

@@ -60,6 +60,8 @@ def write(folder: Path, seen: Verdicts, number: str = "a1", **changes) -> Path:
         "verdicts": verdicts.file_of(number),
     }
     record |= changes
+    most = max((attack.get("epsilon", np.inf) for attack in record["attacks"]), default=np.inf)
+    seen = seen._replace(norms=np.minimum(seen.norms, most))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.jsonl").open("a") as lines:
         lines.write(json.dumps(record) + "\n")

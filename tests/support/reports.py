@@ -100,6 +100,7 @@ def evaluation(
     """Add an evaluation to a folder: its record, and its verdicts beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     seen = found(n, seed, classes)
+    seen = seen._replace(norms=np.minimum(seen.norms, epsilon))
     with (folder / "results.jsonl").open("a") as lines:
         lines.write(json.dumps(record(seen, number, epsilon) | changes) + "\n")
     verdicts.write(folder / verdicts.file_of(number), number, seen)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import records, stopping
 from jaxrobust.evaluation.records import verdicts as files
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -141,6 +142,14 @@ def _disagreements(record: AccuracyRecord, path: Path, found: Verdicts) -> Itera
         yield f"it is of other images than {record.image_ids:.40}, as the record says"
     for key in ("clean", "robust") if record.attacks else ("clean",):
         yield from _of_verdicts(key, getattr(found, key), getattr(record, key))
+    threats, norms = {*record.threats}, found.norms[np.isfinite(found.norms)]
+    if len(threats) == 1 and norms.size:
+        (threat,), distance = threats, norms.max()
+        if distance > checks.most(threat.epsilon):
+            yield (
+                f"its points are up to {distance:.4g} in {threat.norm} away, and the record's "
+                f"radius is {threat.epsilon:g}"
+            )
     after = record.accuracy_after or {}
     if {*found.fooled_by.tolist()} <= {"", CLEAN, *after}:
         standing = found.clean.copy()

@@ -176,6 +176,13 @@ class CommandsTest(parameterized.TestCase):
         shown = command in ("report", "runs") or (wrong == "missing verdicts" and not needed)
         self.assertEqual(code, 0 if shown else 2, said)
 
+    @parameterized.parameters("report", "runs", "compare")
+    def test_an_edited_radius(self, command):
+        """A record of a smaller radius than that of its points was shown without a word."""
+        edit(lambda row: {"attacks": [attack | {"epsilon": 0.01} for attack in row["attacks"]]})
+        said = (ONE | TWO)[command]()[1]
+        self.assertIn("0.02 in linf away, and the record's radius is 0.01", " ".join(said.split()))
+
     @parameterized.parameters(*TWO)
     def test_other_images(self, command):
         (path,) = Path("b").glob("verdicts-*.json")
