@@ -123,8 +123,9 @@ class WheelTest(absltest.TestCase):
         run = ["--workdir", "runs/mine"]
         words = ["jaxrobust", "export", *run, "--layout", "module", "--out", "ship"]
         self.run_here(*words)
-        attack = ["--dataset", "digits", "--epsilon", "0.1", "--attack", "pgd-2", "--n", "32"]
-        ours = self.run_here("jaxrobust", "evaluate", *run, *attack[2:])
+        attack = ["--epsilon", "0.1", "--attack", "pgd-2", "--n", "32"]
+        ours = self.run_here("jaxrobust", "evaluate", *run, *attack)
+        attack += ["--dataset", "digits", "--split", "test[:64]"]  # the run's
         words = ["jaxrobust", "evaluate", "--weights", "ship/convnext_n.pt", *attack]
         said = self.run_here(*words, "--model", "convnext_n", "--options", self.options())
         self.assertLen(figures(ours), 2)
