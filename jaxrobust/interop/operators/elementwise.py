@@ -202,7 +202,8 @@ _OF_FLOATS: Functions = {
     **_called(jnp, "exp", "expm1", "log", "log2", "log10", "log1p", "sqrt", "reciprocal"),
     **_called(jnp, "sin", "cos", "tan", "sinh", "cosh", "tanh"),
     **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sin", "cos", "tan")},
-    **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sinh", "cosh", "tanh")},
+    **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sinh", "tanh")},
+    "acosh": sloped(jnp.arccosh, lambda value, x: lax.rsqrt(x * x - 1)),  # infinite at -1 too
     **_called(lax, "erf", "erfc"),
     "erfinv": lax.erf_inv,
     "sigmoid": jax.nn.sigmoid,
