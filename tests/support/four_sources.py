@@ -1,9 +1,11 @@
 """The same images as class folders, an `.npz` file, a TFDS directory and parquet files."""
 
 import io
+import unittest
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -28,6 +30,16 @@ def digits(count: int = 60) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     loaded = {split: data.load("digits", split=split, n=count) for split in ("train", "test")}
     pixels = {split: np.round(255 * of.images).astype(np.uint8) for split, of in loaded.items()}
     return {split: (pixels[split], of.labels) for split, of in loaded.items()}
+
+
+def cache_hugging_face(test: unittest.TestCase, folder: Path) -> None:
+    """Let Hugging Face's datasets cache in a folder until a test ends; skip it without them."""
+    try:
+        import datasets
+    except ImportError:
+        test.skipTest("needs Hugging Face's datasets: pip install 'jaxrobust[hf]'")
+    datasets.disable_progress_bars()
+    test.enterContext(mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder))
 
 
 def write(

@@ -78,16 +78,18 @@ class BoardEntry(NamedTuple):
         return claims.interval(round(self.robust * self.n), self.n)
 
 
-def verified(listed: ListedBundle, **how: Any) -> BoardEntry | str:
-    """Verify a bundle as `jaxrobust verify` does, which `how` is for; say why it does not verify.
+def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
+    """Verify a bundle; return its entry, or the reason why it does not verify.
+
+    `settings` are `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
 
     A bundle comes from somebody else: whatever is wrong with it is a reason, and stops no board.
     """
     if not listed.flags:
         return f"no network is named for it; give [{listed.folder.name}] of {NETWORKS} its weights"
     try:
-        given: dict[str, Any] = {**listed.flags, **how}
-        done = verification.check(VerificationSettings(listed.folder, **given))
+        flags: dict[str, Any] = {**listed.flags, **settings}
+        done = verification.check(VerificationSettings(listed.folder, **flags))
         return _why(done) or entry(listed, done)
     except (ValueError, OSError) as error:
         return functions.of_users(error) or str(error)

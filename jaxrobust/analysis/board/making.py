@@ -14,7 +14,7 @@ PAGE = "index.html"
 
 
 def make(
-    paths: Sequence[Path], out: Path, *, networks: Path | None = None, **how: Any
+    paths: Sequence[Path], out: Path, *, networks: Path | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Write `out`/index.html of the bundles that verified; return all of it for JSON.
 
@@ -22,7 +22,7 @@ def make(
       paths: bundles, or folders of several.
       out: folder of the page, which is made if need be.
       networks: file that says which network each bundle is of; None: `networks.toml` beside each.
-      how: `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
+      settings: `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
     Raises:
       ValueError: there is no bundle, or `out` is a file. A bundle that does not verify is named on
         stderr and on the page, and `whole` is False.
@@ -34,7 +34,7 @@ def make(
     left_out: dict[str, str] = {}
     for number, one in enumerate(listed, 1):
         say(f"bundle {number} of {len(listed)}: {one.folder}")
-        verified = entries.verified(one, **how)
+        verified = entries.verified(one, **settings)
         if isinstance(verified, str):
             left_out[str(one.folder)] = verified
             say(f"{one.folder} is left out: {verified}; it is not ranked")

@@ -59,5 +59,5 @@ def _made(flags: BoardFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
         from jaxrobust.analysis.board import making
 
-    how = {"batch": flags.batch, "sample": flags.sample, "seed": flags.seed}
-    return making.make(flags.bundles, flags.out, networks=flags.networks, **how)
+    settings = {"batch": flags.batch, "sample": flags.sample, "seed": flags.seed}
+    return making.make(flags.bundles, flags.out, networks=flags.networks, **settings)

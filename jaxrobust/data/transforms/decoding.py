@@ -66,7 +66,7 @@ class _Deep(ValueError):
 
 
 def is_deep(mode: str) -> bool:
-    """Tell whether a mode of Pillow's has grey values of more than 8 bits, or floats."""
+    """Return whether a Pillow mode holds grey values of more than 8 bits, or floats."""
     return mode == "F" or mode.startswith("I")
 
 

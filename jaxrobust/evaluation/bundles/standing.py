@@ -119,16 +119,17 @@ def attacked(
         )
     found = dict(zip(ids, result.fooled_by.tolist(), strict=True))
     fallen = {image: name for image, name in found.items() if name}
-    ran = [own["name"] for own in result.attacks if _withstood(bundle.record, own)]
+    ran = [own["name"] for own in result.attacks if _claims_attack(bundle.record, own)]
     refuted = sum(name in ran for name in fallen.values())
     return StandingSample(**about, fallen=fallen, refuted=refuted, seed=seed, flags=result.flags)
 
 
-def _withstood(record: RecordJson, ours: dict[str, Any]) -> bool:
-    """Tell whether a record says that it ran an attack for as long as ours, or longer."""
+def _claims_attack(record: RecordJson, attack: dict[str, Any]) -> bool:
+    """Return whether a record claims `attack` with at least its steps, restarts and targets."""
 
-    def lasts(own: dict[str, Any], key: str) -> bool:
-        return not is_a(own.get(key), int) or own[key] >= ours[key]
+    def is_at_least(claimed: dict[str, Any], key: str) -> bool:
+        return not is_a(claimed.get(key), int) or claimed[key] >= attack[key]
 
-    same = [own for own in record["attacks"] if own["name"] == ours["name"]]
-    return any(all(lasts(own, key) for key in ("steps", "restarts", "targets")) for own in same)
+    claims_of_name = [one for one in record["attacks"] if one["name"] == attack["name"]]
+    keys = "steps", "restarts", "targets"
+    return any(all(is_at_least(one, key) for key in keys) for one in claims_of_name)

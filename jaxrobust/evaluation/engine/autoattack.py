@@ -352,7 +352,7 @@ def _classified(
 
 
 def _sure(logits: np.ndarray) -> np.ndarray:
-    """Tell where the largest of logits f[n,K] is ahead of the others by more than rounding."""
+    """Mark the images whose largest logit of f[n,K] leads by more than rounding, bool[n]."""
     with np.errstate(invalid="ignore"):  # infinite ones
         second, first = np.partition(logits, (-2, -1), axis=1)[:, -2:].T
         spread = np.ptp(logits[:, unmasked(logits)], axis=1)

@@ -282,7 +282,7 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def is_shown(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Tell whether fingerprints without a `difference` show that networks are equal.
+    """Return whether fingerprints without a `difference` prove two networks equal.
 
     Another program with the probe of an older version, of the first images alone, does not.
     """

@@ -312,7 +312,7 @@ def _other_attacks(record: dict[str, Any]) -> str | None:
 
 
 def _is_version(version: str, attacks: list[dict[str, Any]]) -> bool:
-    """Tell whether attacks of a record are those of a version of AutoAttack."""
+    """Return whether a record's attacks are exactly those of this version of AutoAttack."""
     if not attacks:
         return False
     wanted = ensembles.plan(attacks[0]["norm"], version, None, None)

@@ -159,10 +159,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """Turn whatever damaged files lead to into one sentence."""
-        hook = sys.unraisablehook
+        """Raise one sentence for whatever damaged files lead to.
 
-        def without_reads(unraisable: Any) -> None:  # that end after one of them has failed
+        Orbax's other reads end after one has failed, each with a traceback on stderr; so the hook
+        that leaves these out stays after a damaged read, and only then.
+        """
+        hook, is_damaged = sys.unraisablehook, False
+
+        def without_reads(unraisable: Any) -> None:
             code = getattr(unraisable.object, "cr_code", None)
             of_orbax = code is not None and "orbax" in code.co_filename
             if not (of_orbax or str(unraisable.exc_value) == "Event loop is closed"):
@@ -174,8 +178,11 @@ class Checkpoints:
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
+            is_damaged = True
             raise self._damaged(step, "its files cannot be read") from error
-        sys.unraisablehook = hook
+        finally:
+            if not is_damaged:
+                sys.unraisablehook = hook
 
     def _damaged(self, step: int, reason: str) -> ValueError:
         """Name a damaged checkpoint, RUN/PHASE/KIND/STEP, and what else the run has."""

@@ -94,13 +94,7 @@ class ConventionsCase(parameterized.TestCase):
 
     def write(self, kind, splits, names):
         if kind == "hf":
-            try:
-                import datasets
-            except ImportError:
-                self.skipTest("needs Hugging Face's datasets: pip install 'jaxrobust[hf]'")
-            datasets.disable_progress_bars()
-            cache = mock.patch.object(datasets.config, "HF_DATASETS_CACHE", self.root / "hf_cache")
-            self.enter_context(cache)
+            four_sources.cache_hugging_face(self, self.root / "hf_cache")
         return four_sources.write(kind, self.root, splits, names)
 
     def open(self, given, split="train"):

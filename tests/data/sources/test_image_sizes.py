@@ -42,18 +42,8 @@ class SizesCase(parameterized.TestCase):
 
     def write(self, kind, splits, names=tuple("abcdefghij")):
         if kind == "hf":
-            datasets = self.hf()
-            cache = self.root / "hf_cache"
-            self.enter_context(mock.patch.object(datasets.config, "HF_DATASETS_CACHE", cache))
+            four_sources.cache_hugging_face(self, self.root / "hf_cache")
         return four_sources.write(kind, self.root, splits, names)
-
-    def hf(self):
-        try:
-            import datasets
-        except ImportError:
-            self.skipTest("needs Hugging Face's datasets: pip install 'jaxrobust[hf]'")
-        datasets.disable_progress_bars()
-        return datasets
 
 
 class OneSizeTest(SizesCase):

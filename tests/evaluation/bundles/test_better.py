@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import data
 from jaxrobust.analysis.board import entries, listing
 from jaxrobust.commands import verify
 from jaxrobust.commands.analysis import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.bundles.standing import StandingSample
-from tests.support import bundles, forgeries
+from tests.support import bundles, digits_network, forgeries
 from tests.support.command_line import called
 from tests.support.evaluations import call
 
@@ -90,12 +89,7 @@ class BetterTest(parameterized.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.root = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-        source = data.open_source("digits", "train")
-        ours = data.Prepared(source, image_size=8, preprocessing="none", images=len(source))
-        design = ours[:].reshape(len(ours), -1).astype(np.float64)
-        ridge = design.T @ design + 30 * np.eye(64)
-        weights = np.linalg.solve(ridge, design.T @ np.eye(10)[ours.labels()])
-        np.save(cls.root / "weights.npy", weights.astype(np.float32))
+        np.save(cls.root / "weights.npy", digits_network.ridge())
         (cls.root / "nets.py").write_text(FUNCTION)
         cls.honest = cls.bundle("honest")
 

@@ -52,13 +52,7 @@ class SourceKindsTest(parameterized.TestCase):
 
     def given(self, kind):
         if kind == "hf":
-            try:
-                import datasets
-            except ImportError:
-                self.skipTest("needs Hugging Face's datasets: pip install 'jaxrobust[hf]'")
-            datasets.disable_progress_bars()
-            cache = mock.patch.object(datasets.config, "HF_DATASETS_CACHE", self.root / "hf_cache")
-            self.enter_context(cache)
+            four_sources.cache_hugging_face(self, self.root / "hf_cache")
         if kind not in self.written:
             self.written[kind] = four_sources.write(kind, self.root, self.splits, NAMES)
         return self.written[kind]

@@ -13,7 +13,7 @@ from jaxrobust import data
 from jaxrobust.commands import compare, report, verify
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.records import verdicts
-from tests.support import paths, result_lines
+from tests.support import digits_network, paths, result_lines
 from tests.support.command_line import called
 from tests.support.evaluations import call
 
@@ -83,11 +83,7 @@ class Case(parameterized.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.root = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-        source = data.open_source("digits", "train")
-        ours = data.Prepared(source, image_size=8, preprocessing="none", images=len(source))
-        design = ours[:].reshape(len(ours), -1).astype(np.float64)
-        ridge = design.T @ design + 30 * np.eye(64)
-        cls.weights = np.linalg.solve(ridge, design.T @ np.eye(10)[ours.labels()]).astype("f")
+        cls.weights = digits_network.ridge()
         np.save(cls.root / "weights.npy", cls.weights)
         (cls.root / "nets.py").write_text(CODE)
         test = data.open_source("digits", "test")
