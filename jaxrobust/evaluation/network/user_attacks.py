@@ -18,6 +18,7 @@ import numpy as np
 from jaxrobust.evaluation.network import checks
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.types import Threat
 
 ALONE = "user"  # in place of the attacks of an evaluation that has a user's alone
@@ -106,8 +107,8 @@ def of_file(path: str) -> UserAttack:
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"{flag} has {(counts > 1).sum()} ids more than once, as {values[counts > 1][0]}; save "
-            "one point for each image"
+            f"{flag} repeats {counted(int((counts > 1).sum()), 'id')}, such as "
+            f"{values[counts > 1][0]}; save one point for each image"
         )
     points = _floats(flag, images)
     _check_range(flag, points, ids)
@@ -164,8 +165,8 @@ def _check_points(
     places = {image: place for place, image in enumerate(ids.tolist())}
     if others := sorted(by_id.keys() - places.keys()):
         raise ValueError(
-            f"{user.flag} has {len(others)} ids that are not among the {len(ids)} images of this "
-            f"evaluation, as {others[0]}; leave them out, or evaluate more images"
+            f"{user.flag}: {counted(len(others), 'id')} not among the {len(ids)} images of this "
+            f"evaluation, such as {others[0]}; leave them out, or evaluate more images"
         )
     own = sorted(by_id)
     outside: dict[int, float] = {}

@@ -251,9 +251,9 @@ class MistakesTest(Case):
         self.assertFalse((self.root / out / "results.jsonl").exists())
 
     @parameterized.named_parameters(
-        ("others", {"ids": [0, 400]}, "1 ids that are not among the 32 images .* as 400; leave"),
-        ("twice", {"ids": [3, 3]}, "has 1 ids more than once, as 3; save one point"),
-        ("negative", {"ids": [-1, 3]}, "1 ids that are not among the 32 .* as -1"),
+        ("others", {"ids": [0, 400]}, "1 id not among the 32 images .* as 400; leave"),
+        ("twice", {"ids": [3, 3]}, "repeats 1 id, such as 3; save one point"),
+        ("negative", {"ids": [-1, 3]}, "1 id not among the 32 .* as -1"),
         ("floats", {"ids": [0.0, 1.0]}, r"ids are float64\[2\]; save integers"),
         ("fewer", {"ids": [0]}, r"shape \(2, 8, 8, 1\) for 1 ids; save one image for each"),
         ("first", {"images": np.zeros((2, 1, 8, 8))}, "images are .1, 8, 8., .* channels last"),
