@@ -175,6 +175,23 @@ def check_length(name: str, value: float, norm: str = "linf") -> None:
         )
 
 
+def check_threat(threat: Threat, size: int, channels: int) -> None:
+    """Refuse a radius that is probably meant in another norm, or holds every image."""
+    norm, epsilon = threat.norm, threat.epsilon
+    if norm == "l1" and 0 < epsilon < 1:
+        raise ValueError(
+            f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
+            "Linf ball: write linf, or an l1 radius such as 12"
+        )
+    pixels = channels * size**2
+    largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    if epsilon > largest:
+        raise ValueError(
+            f"a radius of {epsilon:g} in {norm} holds every image of {size}x{size} pixels in "
+            f"[0, 1], two of which are at most {largest:.4g} apart; give it in that range"
+        )
+
+
 def check_number(name: str, value: Any) -> float:
     """Read a setting as a number; `ValueError` where it is none."""
     try:

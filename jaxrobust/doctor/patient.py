@@ -12,8 +12,7 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.evaluation.network import checks, reliability
-from jaxrobust.evaluation.questions import questions
-from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Threat
+from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Threat, check_threat
 
 STEPS = 10  # of PGD, and points of random noise
 _ATTACKED = 100  # images at most
@@ -53,7 +52,7 @@ class Patient:
     def __post_init__(self) -> None:
         """Refuse a radius that holds every image."""
         _, height, _, channels = self.images.shape
-        questions.check_threat(self.threat, height, channels)
+        check_threat(self.threat, height, channels)
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Compute the logits f[n,K] of any number of images f32[n,H,W,C]."""

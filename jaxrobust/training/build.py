@@ -35,7 +35,7 @@ from jaxrobust.training.update import (
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.training.update.memory import Memory, joined, remembering
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Batch, Classifier, Params, threats
+from jaxrobust.types import Batch, Classifier, Params, check_threat, threats
 
 
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
@@ -142,6 +142,8 @@ def phase(
     one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
     if attacked:
         inner.check(config.attack, epochs=p.epochs, phase=name)
+        for ball in threats(config.attack):
+            check_threat(ball, config.model.image_size, config.model.in_channels)
     one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
     net = network_of(config)
     mesh = mesh_of(config, devices)

@@ -170,9 +170,10 @@ def foreign_classes(train: Source, other: Source) -> str:
         "another split, or lists of files of all classes, SPLIT@FILE"
     )
     if foreign.any():
-        classes = f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r}"
+        count = len(np.unique(other.labels[foreign]))
+        classes = "1 class" if count == 1 else f"{count} classes"
         records = f"{foreign.mean():.0%} of the records of {other.where()}"
-        share = f"{records} are of {classes} has no record of. {why}"
+        share = f"{records} are of {classes} that split {train.split!r} has no record of. {why}"
         if foreign.mean() > 0.5:
             raise DataError(share)
         return share

@@ -29,6 +29,7 @@ from jaxrobust.evaluation.bundles.contradictions import (
     lacking,
 )
 from jaxrobust.evaluation.bundles.contradictions_corrupted import corrupted_fault
+from jaxrobust.runtime.text.spelling import counted
 
 SCHEMA = 2
 CORRUPTED_SCHEMA = 3  # of a bundle of common corruptions, which older programs do not know
@@ -467,7 +468,7 @@ def lines(bundle: Bundle, findings: ClaimFindings) -> list[str]:
 def why_not(findings: ClaimFindings) -> list[str]:
     """List why a claim is not confirmed, a reason each."""
     unconfirmed = [
-        f"{len(ids):,} images are not confirmed: {WHY[why]}"
+        f"{counted(len(ids), 'image')} not confirmed: {WHY[why]}"
         for why, ids in findings.unconfirmed.items()
     ]
     return [*unconfirmed, *([findings.short] if findings.short else [])]

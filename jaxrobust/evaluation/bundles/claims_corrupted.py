@@ -28,6 +28,7 @@ from jaxrobust.evaluation.bundles.claims import (
 )
 from jaxrobust.evaluation.bundles.contradictions import Rows, lacking
 from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN, rights
+from jaxrobust.runtime.text.spelling import counted
 
 CorruptedImages = Callable[[str, Sequence[int]], np.ndarray]  # corruption, ids -> f32[n,H,W,C]
 OTHER = "other answer"  # of an image, in `CorruptionFindings.unconfirmed`
@@ -167,7 +168,8 @@ def corrupted_lines(bundle: Bundle, findings: CorruptionFindings) -> list[str]:
         rows.append(f"  {findings.undecided:,} answers are others here by float32 rounding alone")
     for why, ids in findings.unconfirmed.items():
         shown = ", ".join(map(str, ids[:SHOWN])) + ", ..." * (len(ids) > SHOWN)
-        rows.append(f"  {len(ids):,} images not confirmed: {_WHY_CORRUPTED[why]} (image {shown})")
+        found = counted(len(ids), "image")
+        rows.append(f"  {found} not confirmed: {_WHY_CORRUPTED[why]} (image {shown})")
     if missing := lacking(bundle.about):
         rows.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
     if findings.labels != "compared":
@@ -187,6 +189,6 @@ def corrupted_lines(bundle: Bundle, findings: CorruptionFindings) -> list[str]:
 def why_not_corrupted(findings: CorruptionFindings) -> list[str]:
     """List why a claim is not confirmed, a reason each."""
     return [
-        f"{len(ids):,} images are not confirmed: {_WHY_CORRUPTED[why]}"
+        f"{counted(len(ids), 'image')} not confirmed: {_WHY_CORRUPTED[why]}"
         for why, ids in findings.unconfirmed.items()
     ]

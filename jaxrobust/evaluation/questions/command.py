@@ -43,7 +43,7 @@ from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Threat, Weights, fraction
+from jaxrobust.types import Threat, Weights, check_threat, fraction
 
 
 def answer(
@@ -222,7 +222,7 @@ def _asking(
         return [(question, subject.within(ball)) for ball in balls] or [(question, subject)]
     size, channels = subject.image_size, subject.network.in_channels or 3
     for ball in balls:
-        questions.check_threat(ball, size, channels)
+        check_threat(ball, size, channels)
     radii = three_norms.radii(size, balls)
     return [
         (own, subject.within(radii[norm]))

@@ -15,7 +15,7 @@ from jaxrobust.evaluation.network.user_attacks import ALONE, UserAttack
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.runtime.text.spelling import near
-from jaxrobust.types import Threat, check_length
+from jaxrobust.types import check_length, check_threat
 
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
@@ -121,23 +121,6 @@ def following(attack: str, version: str) -> tuple[str, ...]:
 def _as_flag(key: str, value: Any) -> str:
     """Write a setting for people; a step such as 0.8/255 exactly, as it can be read again."""
     return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
-
-
-def check_threat(threat: Threat, size: int, channels: int) -> None:
-    """Refuse a radius that is probably meant in another norm, or holds every image."""
-    norm, epsilon = threat.norm, threat.epsilon
-    if norm == "l1" and 0 < epsilon < 1:
-        raise ValueError(
-            f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
-            "Linf ball: write linf, or an l1 radius such as 12"
-        )
-    pixels = channels * size**2
-    largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
-    if epsilon > largest:
-        raise ValueError(
-            f"a radius of {epsilon:g} in {norm} holds every image of {size}x{size} pixels in "
-            f"[0, 1], two of which are at most {largest:.4g} apart; give it in that range"
-        )
 
 
 def check(question: Question, subject: Subject, source: registry.Source) -> None:

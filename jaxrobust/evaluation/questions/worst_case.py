@@ -23,7 +23,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord, Measured, keys_o
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import NORMS, Array, Classifier, Threat, check_number
+from jaxrobust.types import NORMS, Array, Classifier, Threat, check_number, check_threat
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.questions.questions import Question
@@ -199,7 +199,7 @@ def _answering(
 
 
 def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Threat]:
-    from jaxrobust.evaluation.questions import questions, three_norms
+    from jaxrobust.evaluation.questions import three_norms
 
     if unknown := sorted(given.keys() - set(NORMS)):
         known = ", ".join(NORMS)
@@ -210,7 +210,7 @@ def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Thre
     write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
     by_norm = three_norms.radii(side, own, write=write)
     for threat in by_norm.values():
-        questions.check_threat(threat, max(height, width), channels)
+        check_threat(threat, max(height, width), channels)
     return by_norm
 
 

@@ -96,4 +96,4 @@ def network(text: str) -> str:
 
 def counted(number: int, what: str) -> str:
     """Write a number of things."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

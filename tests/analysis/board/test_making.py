@@ -176,7 +176,7 @@ class BoardTest(parameterized.TestCase):
         plain, said, page = self.made(folder)
         (reason,) = plain["left_out"].values()
         self.assertIn("This is another network than the record's", reason)
-        self.assertIn("images are not confirmed: classified correctly here", reason)
+        self.assertIn("images not confirmed: classified correctly here", reason)
         self.assertIn("bad_l2 is left out: This is another", said)
         self.assertNotIn("Noise", page)
 

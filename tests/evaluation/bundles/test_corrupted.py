@@ -87,7 +87,7 @@ class JudgedTest(Case):
             findings, said = self.judged(net)
             self.assertFalse(findings.whole)
             self.assertEqual(findings.unconfirmed, {"other answer": [place]})
-            self.assertIn(f"1 images not confirmed: another answer here (image {place})", said)
+            self.assertIn(f"1 image not confirmed: another answer here (image {place})", said)
             self.assertIn("Not confirmed: the accuracy on these images", said)
 
     def test_an_answer_that_rounding_turns(self):

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.evaluation.questions import measuring, questions, three_norms
 from jaxrobust.evaluation.questions.questions import Question
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, check_threat
 
 REACHED = {
     "clean": np.array([True, True, False, True]),
@@ -113,9 +113,9 @@ class LimitsTest(parameterized.TestCase):
     )
     def test_a_radius(self, norm, epsilon, said):
         if said is None:
-            return questions.check_threat(Threat(norm, epsilon), 8, 1)
+            return check_threat(Threat(norm, epsilon), 8, 1)
         with self.assertRaisesRegex(ValueError, said):
-            questions.check_threat(Threat(norm, epsilon), 8, 1)
+            check_threat(Threat(norm, epsilon), 8, 1)
 
     @parameterized.parameters(
         ({"images": 0, "batch": 1, "seed": 2**32 - 1}, None),

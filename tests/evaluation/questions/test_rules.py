@@ -25,7 +25,7 @@ from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.questions.verification import VerificationSettings
 from jaxrobust.evaluation.records import comparable
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.types import Threat
+from jaxrobust.types import Threat, check_threat
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
 SPEC = NetworkSpec("net", num_classes=10, image_size=8, in_channels=3)
@@ -85,7 +85,7 @@ class BallsTest(parameterized.TestCase):
             command._asking(GivenFlags(worst_case=True), question, small, [Threat("l2", 60.0)])
         for channels, checked in ((1, 1), (None, 3)):
             own = dataclasses.replace(SPEC, image_size=32, in_channels=channels)
-            with mock.patch.object(command.questions, "check_threat") as check:
+            with mock.patch.object(command, "check_threat") as check:
                 command._asking(GivenFlags(worst_case=True), question, Subject(own), [L2])
             check.assert_called_once_with(L2, 32, checked)
 
@@ -357,11 +357,11 @@ class QuestionTest(parameterized.TestCase):
     )
     def test_radii(self, norm, epsilon, fits):
         if fits:
-            questions.check_threat(Threat(norm, epsilon), 8, 3)
+            check_threat(Threat(norm, epsilon), 8, 3)
             return
         words = "less than one pixel" if epsilon < 1 else "holds every image of 8x8 pixels"
         with self.assertRaisesRegex(ValueError, words):
-            questions.check_threat(Threat(norm, epsilon), 8, 3)
+            check_threat(Threat(norm, epsilon), 8, 3)
 
     def check(self, subject=Subject(SPEC, threat=LINF), channels=3, **changes):  # noqa: B008
         source = SimpleNamespace(channels=channels, where=lambda: "there", image_shape=(8, 8, 3))
