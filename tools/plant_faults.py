@@ -1,14 +1,16 @@
 """Which small faults in the package its tests let through: mutation testing, folder by folder.
 
 python tools/plant_faults.py draw PATH ... [--count 10] [--seed 0] > faults.jsonl
-python tools/plant_faults.py run faults.jsonl
+python tools/plant_faults.py run faults.jsonl [--seconds 60 --out verdicts.jsonl]
 
 `draw` writes one fault a line, each in another of the files while there are enough. A line says
 what stands where and what is to stand there instead: lines can be taken out (a fault that changes
-nothing is none) or written by hand, without `line` and `column` where the text is there once.
+nothing is none) or written by hand, without `text` and `column` where `old` is there once. A fault
+is found by its function and line of text, so that it follows a function that moves.
 `run` plants one after the other into a clone of the last commit, and runs with each the tests that
 import its file, then those of its folder. It prints which test caught it, after a look that this
-one passes without the fault.
+one passes without the fault. `--seconds` runs the tests that import the file alone, slow ones too,
+for so long; `--out` adds each verdict to a file, whose faults are not planted again.
 """
 
 import argparse
@@ -104,19 +106,54 @@ def draw(file: Path, dice: random.Random) -> dict[str, Any] | None:
     kind, node, other = dice.choice(kinds[dice.choice(sorted(kinds))])
     new, old = ast.unparse(other), ast.get_source_segment(source, node)
     new = f"({new})" if isinstance(other, ast.BinOp | ast.BoolOp | ast.Compare) else new
-    place = {"line": node.lineno, "column": node.col_offset}
-    return {"file": str(file.relative_to(ROOT)), **place, "kind": kind, "old": old, "new": new}
+    line = source.splitlines()[node.lineno - 1]
+    indent = len(line) - len(line.lstrip())
+    place = {"function": _function(ast.parse(source), node.lineno), "text": line.strip()}
+    place |= {"column": node.col_offset - indent, "kind": kind}
+    return {"file": str(file.relative_to(ROOT)), **place, "old": old, "new": new}
+
+
+def _function(tree: ast.AST, line: int) -> str:
+    """Return the name of the innermost function or class around a line, empty at module level."""
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.end_lineno
+        if node.lineno <= line <= node.end_lineno
+    ]
+    return max(around, key=lambda node: node.lineno).name if around else ""
+
+
+def _places(source: str, row: dict[str, Any]) -> list[int]:
+    """Find where the text of a fault stands in a source, in a function of its name."""
+    if "text" not in row:
+        return [m.start() for m in re.finditer(re.escape(row["old"]), source)]
+    tree, found, start = ast.parse(source), [], 0
+    for number, line in enumerate(source.splitlines(keepends=True), 1):
+        at = start + len(line) - len(line.lstrip()) + row["column"]
+        if line.strip() == row["text"] and source.startswith(row["old"], at):
+            found += [at] * (_function(tree, number) == row["function"])
+        start += len(line)
+    return found
+
+
+def moved(tree: Path, row: dict[str, Any]) -> Path | None:
+    """Return the file that holds a fault's text now: its own, or the only other; None: deleted."""
+    file = tree / row["file"]
+    if file.exists() and _places(file.read_text(), row):
+        return file
+    package = sorted((tree / file.relative_to(tree).parts[0]).rglob("*.py"))
+    others = [other for other in package if _places(other.read_text(), row)]
+    same_name = [other for other in others if other.name == file.name]
+    return (same_name or others or [None])[0]
 
 
 def planted(source: str, row: dict[str, Any]) -> str:
     """Return the source with the fault; `ValueError` where its text does not stand there."""
-    lines = source.splitlines(keepends=True)
-    at = sum(map(len, lines[: row.get("line", 1) - 1])) + row.get("column", 0)
-    if "line" not in row and source.count(row["old"]) == 1:
-        at = source.index(row["old"])
-    if not source.startswith(row["old"], at):
+    places = _places(source, row)
+    if not places or ("text" not in row and len(places) > 1):
         raise ValueError(f"{row['file']}: {row['old']!r} does not stand there, or not once")
-    return source[:at] + row["new"] + source[at + len(row["old"]) :]
+    return source[: places[0]] + row["new"] + source[places[0] + len(row["old"]) :]
 
 
 def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -135,43 +172,63 @@ def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
     yield "folder", [str(room), *(f"--ignore={name}" for name in names)] if own else []
 
 
-def failing(tree: Path, tests: list[str]) -> str | None:
-    """Return the first of these tests that fails, or the first of all if it never ends."""
-    command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-rfE", *tests]
-    how: Any = {"cwd": tree, "env": {**os.environ, "PYTHONPATH": str(tree)}, "timeout": 600}
+def failing(tree: Path, tests: list[str], seconds: int = 0) -> str | None:
+    """Return the first of these tests that fails, or the first of all if it never ends.
+
+    With `seconds`, slow tests run too, and what has not failed by then passes.
+    """
+    marks = ["-m", "not matrix"] if seconds else []
+    command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-rfE", *marks, *tests]
+    process: Any = {"cwd": tree, "env": {**os.environ, "PYTHONPATH": str(tree)}}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, **how)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds or 600, **process
+        )
     except subprocess.TimeoutExpired:
-        return tests[0]
+        return None if seconds else tests[0]
     found = re.search(r"^(?:SUB)?(?:FAILED|ERROR).*? (tests/\S+)", done.stdout, re.MULTILINE)
     return (
         None if done.returncode in (0, 5) else found[1] if found else tests[0]
     )  # 5: there are none
 
 
-def run(rows: list[dict[str, Any]]) -> None:
+def run(rows: list[dict[str, Any]], seconds: int = 0, out: Path | None = None) -> None:
     """Plant each fault and print what caught it, then the sums."""
-    caught: Counter[str] = Counter()
+    done = (
+        [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    )
+    caught = Counter(row.pop("verdict") for row in done)
+    before = [{key: row[key] for key in row if key != "by"} for row in done]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
-        subprocess.run(
-            ["git", "-c", "advice.detachedHead=false", "clone", "-q", str(ROOT), str(tree)],
-            check=True,
-        )
-        for number, row in enumerate(rows, 1):
-            file, verdict, test = tree / row["file"], "missed", None
-            healthy = file.read_text()
-            file.write_text(planted(healthy, row))
-            os.utime(file, (0, number))  # or Python might take the bytecode of the one before
-            for stage, tests in tests_of(tree, Path(row["file"])):
-                if tests and not test and (test := failing(tree, tests)):
-                    verdict = stage
-            file.write_text(healthy)
-            if test and failing(tree, [test]):
-                verdict = "fails without it"
+        clone = ["git", "-c", "advice.detachedHead=false", "clone", "-q", str(ROOT), str(tree)]
+        subprocess.run(clone, check=True)
+        for number, row in enumerate(row for row in rows if row not in before):
+            verdict, test = _judged(tree, row, seconds, number)
             caught[verdict] += 1
-            print(verdict, json.dumps({**row, "by": test}), flush=True)
+            line = json.dumps({**row, "verdict": verdict, "by": test})
+            print(line, flush=True)
+            if out:
+                with out.open("a") as verdicts:
+                    verdicts.write(line + "\n")
     print(*(f"{verdict} {n}" for verdict, n in sorted(caught.items())), sep=", ")
+
+
+def _judged(tree: Path, row: dict[str, Any], seconds: int, number: int) -> tuple[str, str | None]:
+    """Plant one fault, and return a word for what became of it and the test that caught it."""
+    if not (file := moved(tree, row)):
+        return "deleted", None
+    healthy, verdict, test = file.read_text(), "missed", None
+    file.write_text(planted(healthy, row))
+    os.utime(file, (0, number + 1))  # or Python might take the bytecode of the one before
+    for stage, tests in tests_of(tree, file.relative_to(tree)):
+        runs = tests and not test and not (seconds and stage == "folder")
+        if runs and (test := failing(tree, tests, seconds)):
+            verdict = stage
+    file.write_text(healthy)
+    return (
+        ("fails without it", test) if test and failing(tree, [test], seconds) else (verdict, test)
+    )
 
 
 def main() -> None:
@@ -181,10 +238,12 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.what == "run":
         lines = [line for path in given.paths for line in path.read_text().splitlines()]
-        return run([json.loads(line) for line in lines])
+        return run([json.loads(line) for line in lines], given.seconds, given.out)
     dice, paths = random.Random(given.seed), [p.resolve() for p in given.paths]
     files = sorted({f for p in paths for f in ([p] if p.is_file() else p.rglob("*.py"))})
     dice.shuffle(files)

@@ -36,10 +36,22 @@ class FaultsTest(parameterized.TestCase):
         self.assertEqual(all_faults(source), expected)
 
     def test_only_what_was_drawn_is_another_text(self):
-        row = {"file": "f.py", "line": 2, "column": 4, "old": "1", "new": "2"}
+        row = {"file": "f.py", "function": "", "text": "b = 1", "column": 4, "old": "1", "new": "2"}
         self.assertEqual(plant_faults.planted("a = 1\nb = 1\n", row), "a = 1\nb = 2\n")
         with self.assertRaisesRegex(ValueError, "does not stand there, or not once"):
             plant_faults.planted("a = 1\nb = 1\n", {"file": "f.py", "old": "1", "new": "2"})
+
+    def test_a_fault_follows_its_function(self):
+        row = {"file": "p/a.py", "function": "f", "text": "return 1", "column": 7}
+        row |= {"old": "1", "new": "2"}
+        tree = Path(self.create_tempdir().full_path)
+        (tree / "p/q").mkdir(parents=True)
+        (tree / "p/a.py").write_text("def g():\n    return 1\n")
+        self.assertIsNone(plant_faults.moved(tree, row))
+        text = "class C:\n    def f():\n        return 1\n"
+        (tree / "p/q/b.py").write_text(text)
+        self.assertEqual(plant_faults.moved(tree, row), tree / "p/q/b.py")
+        self.assertEqual(plant_faults.planted(text, row), text.replace("1", "2"))
 
     def test_a_seed_draws_the_same_in_several_files(self):
         command = [sys.executable, "tools/plant_faults.py", "draw", "jaxrobust/attacks"]

@@ -1,0 +1,80 @@
+"""The size of the package, which only falls.
+
+`python -m tests.test_budget > tests/budget.txt` writes today's figures as limits, which fail when
+they are 2 % too high. `USED` lines of the issues' allowances, `ALLOWED`, raise limits of lines.
+"""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+
+from absl.testing import absltest
+
+from tests.support import paths
+from tests.test_layering import FLOOR, PACKAGE, arrows, room
+
+ALLOWED = {"attacks": 1200, "seeds": 1500, "GPU kernels": 2500, "encoders": 3500}
+USED = dict.fromkeys(ALLOWED, 0)
+WORDS = {"given", "known", "seen", "own", "kept", "how", "whole", "made", "ours", "beside"}
+ENTRIES = ("training.run.run", "training.update.step", "models.families.convnext")
+LOADED = "import sys, {}; print(sum(n.split('.')[0] == 'jaxrobust' for n in sys.modules))"
+
+
+def lines(folder: str, *patterns: str) -> int:
+    files = {file for pattern in patterns for file in (paths.ROOT / folder).rglob(pattern)}
+    return sum(file.read_bytes().count(b"\n") for file in files)
+
+
+def loaded(module: str) -> int:
+    command = [sys.executable, "-c", LOADED.format(f"jaxrobust.{module}")]
+    return int(subprocess.check_output(command, cwd=paths.ROOT))
+
+
+def of_file(file) -> Counter[str]:
+    top, nodes = file.relative_to(PACKAGE).parts[0], [*ast.walk(ast.parse(file.read_text()))]
+    found = Counter({f"lines of {top}": len(file.read_text().splitlines())})
+    for node in nodes:
+        found[f"nodes of {top}"] += 1
+        if isinstance(node, ast.arguments):
+            named = [arg.arg for arg in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+            rest = [arg.arg for arg in (node.vararg, node.kwarg) if arg]
+            found["parameters of private words"] += len(WORDS.intersection(named + rest))
+            found["functions of more than 8 parameters"] += len(named) > 8
+    return found
+
+
+def figures() -> dict[str, int]:
+    files = [*PACKAGE.rglob("*.py")]
+    data = [file for file in PACKAGE.rglob("*.*") if file.suffix not in (".py", ".pyc")]
+    pairs = {(room(a), room(b)) for a, b in arrows() if room(a) != room(b)}
+    return {
+        **sum(map(of_file, files), Counter()),
+        **{f"modules loaded by {name}": loaded(name) for name in ENTRIES},
+        "arrows": len(pairs),
+        "arrows up": sum(FLOOR[a] <= FLOOR[b] for a, b in pairs),
+        "bytes of data": sum(file.stat().st_size for file in data),
+        "files": len(files),
+        "lines of golden text": lines("tests", "*.txt", "*.json", "*.csv", "*.md"),
+        "lines of tests": lines("tests", "*.py"),
+        "lines of tools": lines("tools", "*.py"),
+        "rooms": len(FLOOR),
+    }
+
+
+class BudgetTest(absltest.TestCase):
+    def test_figures_only_fall(self):
+        rows = (row.split(" ", 1) for row in (paths.ROOT / "tests/budget.txt").open())
+        limits = {name.rstrip(): int(number) for number, name in rows}
+        today = figures()
+        self.assertEqual(today.keys(), limits.keys())
+        self.assertTrue(all(USED[issue] <= ALLOWED[issue] for issue in ALLOWED))
+        for name, limit in limits.items():
+            with self.subTest(name):
+                most = limit + sum(USED.values()) * name.startswith("lines of")
+                self.assertLessEqual(today[name], most, "make something smaller")
+                self.assertGreaterEqual(today[name], 0.98 * limit - 2, "lower the limit")
+
+
+if __name__ == "__main__":
+    print(*(f"{n} {name}" for name, n in sorted(figures().items())), sep="\n")
