@@ -12,7 +12,7 @@ from collections import Counter
 from absl.testing import absltest
 
 from tests.support import paths
-from tests.test_layering import FLOOR, PACKAGE, arrows, room
+from tests.support.layers import FLOOR, PACKAGE, arrows, room
 
 ALLOWED = {"attacks": 1200, "seeds": 1500, "GPU kernels": 2500, "encoders": 3500}
 USED = dict.fromkeys(ALLOWED, 0)

@@ -1,0 +1,1 @@
+"""PyTorch's networks in JAX: reading, training and checking them."""

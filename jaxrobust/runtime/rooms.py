@@ -1,0 +1,41 @@
+"""The optional rooms: what they add is found by name, and nothing in the core imports them.
+
+A room's `names.py` holds plain dicts of strings, one per registry of the core, from a name to
+"module:OBJECT".
+"""
+
+import importlib
+from typing import Any
+
+ROOMS = ("zoo", "pytorch", "papers")
+
+
+def entries(registry: str) -> dict[str, str]:
+    """Collect the rows that the optional rooms add to a registry; nothing else of them is imported.
+
+    Raises:
+      ValueError: two rooms use the same name.
+    """
+    merged: dict[str, str] = {}
+    for room in ROOMS:
+        rows = getattr(importlib.import_module(f"jaxrobust.{room}.names"), registry, {})
+        if twice := sorted(merged.keys() & rows.keys()):
+            raise ValueError(f"{registry}: jaxrobust/{room}/names.py repeats {', '.join(twice)}")
+        merged |= rows
+    return merged
+
+
+def resolve(entry: str) -> Any:
+    """Import the object of an entry, "module:OBJECT".
+
+    Raises:
+      ValueError: there is no such module or object.
+
+    >>> resolve("math:sqrt")(9.0)
+    3.0
+    """
+    module, _, name = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"registry entry {entry!r} cannot be imported: {error}") from error

@@ -1,0 +1,1 @@
+"""Networks of the study at 32 px, searched cells and further objectives."""
