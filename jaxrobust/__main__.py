@@ -1,7 +1,7 @@
 """`jaxrobust COMMAND ...`, or `python -m jaxrobust COMMAND ...`: the commands by their names."""
 
 import functools
-import importlib
+import importlib.util
 import os
 import runpy
 import select
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxrobust import __version__
+from jaxrobust.runtime import rooms
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.processes.launch import keep_large_buffers, use_every_core
 from jaxrobust.runtime.text import patience
@@ -17,7 +18,7 @@ from jaxrobust.runtime.text.spelling import meant
 
 
 class Command(NamedTuple):
-    """A module of `jaxrobust.commands`, its usage, and what it does."""
+    """A module, `.name` of `jaxrobust.commands` or in full, its usage, and what it does."""
 
     module: str
     usage: str
@@ -25,46 +26,35 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "new": Command("configure.new", "birds.py --data DIR", "writes a config for your images"),
-    "check": Command("configure.check", "CONFIG", "says all that is wrong with a config"),
-    "train": Command("train", "--config FILE", "trains a network, or continues to"),
-    "evaluate": Command("evaluate", "--workdir RUN", "attacks a network, keeps the record"),
-    "doctor": Command("doctor", "RUN", "looks for usual faults of a network or config"),
-    "estimate": Command("estimate", "CONFIG --on v5e:8x8", "says what a run will cost"),
-    "why": Command("why", "CONFIG", "says where the values of a config come from"),
-    "report": Command("report", "RUN", "shows runs and evaluations as one HTML file"),
-    "select": Command("select", "RUN", "chooses a run's weights on held-out images"),
-    "compare": Command("compare", "A B", "tells whether two evaluations really differ"),
-    "figure": Command("results.figure", "A B --out F.pdf", "draws records as papers show them"),
-    "runs": Command("results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
-    "verify": Command("verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
+    "new": Command(".configure.new", "birds.py --data DIR", "writes a config for your images"),
+    "check": Command(".configure.check", "CONFIG", "says all that is wrong with a config"),
+    "train": Command(".train", "--config FILE", "trains a network, or continues to"),
+    "evaluate": Command(".evaluate", "--workdir RUN", "attacks a network, keeps the record"),
+    "doctor": Command(".doctor", "RUN", "looks for usual faults of a network or config"),
+    "estimate": Command(".estimate", "CONFIG --on v5e:8x8", "says what a run will cost"),
+    "why": Command(".why", "CONFIG", "says where the values of a config come from"),
+    "report": Command(".report", "RUN", "shows runs and evaluations as one HTML file"),
+    "select": Command(".select", "RUN", "chooses a run's weights on held-out images"),
+    "compare": Command(".compare", "A B", "tells whether two evaluations really differ"),
+    "runs": Command(".results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
+    "verify": Command(".verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
     "board": Command(
-        "analysis.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
+        ".analysis.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
     ),
-    "models": Command("models", "", "lists architectures and checkpoints that load"),
-    "scaling": Command("scaling", "5e9", "says how deep and wide a network should be"),
+    "models": Command(".models", "", "lists architectures and checkpoints that load"),
     "import": Command(
-        "conversion.import_weights", "SOURCE --out DIR", "takes weights of files, URLs, hub or timm"
+        *(".conversion.import_weights", "SOURCE --out DIR"),
+        "takes weights of files, URLs, hub or timm",
     ),
     "export": Command(
-        "conversion.export_weights", "--workdir RUN", "writes weights for us, PyTorch, RobustBench"
+        ".conversion.export_weights", "--workdir RUN", "writes weights for us, PyTorch, RobustBench"
     ),
     "certificate": Command(
-        "conversion.certificate", "--model M", "compares a network with its reference"
+        ".conversion.certificate", "--model M", "compares a network with its reference"
     ),
-    "prepare": Command("prepare", "cifar10 --out DIR", "writes data sets as training reads them"),
-    "analyse": Command(
-        "analysis.analyse", "ANALYSIS --workdir RUN", "draws what a network has learnt"
-    ),
-    "landscape": Command(
-        "analysis.landscape", "--workdir RUN", "draws the loss around the weights"
-    ),
-    "sparsity": Command(
-        "analysis.sparsity", "--workdir RUN", "draws how many weights are next to nothing"
-    ),
-    "plan": Command("plan", "PAPER --on v5e:8x8", "lists a paper's runs, costs and order"),
-    "reproduce": Command("reproduce", "RUN --paper P", "shows papers' tables beside our records"),
+    "prepare": Command(".prepare", "cifar10 --out DIR", "writes data sets as training reads them"),
 }
+COMMANDS |= {name: Command(*row) for name, row in rooms.entries("COMMANDS").items()}
 # Of absl: they run as `__main__`, whose document and flags its --help shows.
 _ABSL = ("train", "evaluate", "doctor")
 _LOADING = functools.partial(patience.begin, patience.LOADING)  # a config imports the package too
@@ -86,7 +76,7 @@ _BEFORE: dict[str, tuple[Callable[[], None], ...]] = {  # a command's module is 
 
 def module_of(name: str) -> str:
     """Return the full name of the module that a command is."""
-    return f"jaxrobust.commands.{COMMANDS[name].module}"
+    return importlib.util.resolve_name(COMMANDS[name].module, "jaxrobust.commands")
 
 
 def run(name: str) -> None:

@@ -1,1 +1,36 @@
 """What this room adds to the registries of the core: name -> "module:OBJECT"."""
+
+# name -> module, usage, what it does: the fields of `jaxrobust.__main__.Command`
+COMMANDS = {
+    "figure": (
+        "jaxrobust.commands.results.figure",
+        "A B --out F.pdf",
+        "draws records as papers show them",
+    ),
+    "scaling": ("jaxrobust.commands.scaling", "5e9", "says how deep and wide a network should be"),
+    "analyse": (
+        "jaxrobust.commands.analysis.analyse",
+        "ANALYSIS --workdir RUN",
+        "draws what a network has learnt",
+    ),
+    "landscape": (
+        "jaxrobust.commands.analysis.landscape",
+        "--workdir RUN",
+        "draws the loss around the weights",
+    ),
+    "sparsity": (
+        "jaxrobust.commands.analysis.sparsity",
+        "--workdir RUN",
+        "draws how many weights are next to nothing",
+    ),
+    "plan": (
+        "jaxrobust.commands.plan",
+        "PAPER --on v5e:8x8",
+        "lists a paper's runs, costs and order",
+    ),
+    "reproduce": (
+        "jaxrobust.commands.reproduce",
+        "RUN --paper P",
+        "shows papers' tables beside our records",
+    ),
+}

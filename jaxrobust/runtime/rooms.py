@@ -1,7 +1,7 @@
 """The optional rooms: what they add is found by name, and nothing in the core imports them.
 
 A room's `names.py` holds plain dicts of strings, one per registry of the core, from a name to
-"module:OBJECT".
+"module:OBJECT", or to "module"; a command's row has its help beside that.
 """
 
 import importlib
@@ -10,13 +10,13 @@ from typing import Any
 ROOMS = ("zoo", "pytorch", "papers")
 
 
-def entries(registry: str) -> dict[str, str]:
+def entries(registry: str) -> dict[str, Any]:
     """Collect the rows that the optional rooms add to a registry; nothing else of them is imported.
 
     Raises:
       ValueError: two rooms use the same name.
     """
-    merged: dict[str, str] = {}
+    merged: dict[str, Any] = {}
     for room in ROOMS:
         rows = getattr(importlib.import_module(f"jaxrobust.{room}.names"), registry, {})
         if twice := sorted(merged.keys() & rows.keys()):
@@ -26,7 +26,7 @@ def entries(registry: str) -> dict[str, str]:
 
 
 def resolve(entry: str) -> Any:
-    """Import the object of an entry, "module:OBJECT".
+    """Import the object of an entry, "module:OBJECT", or its module.
 
     Raises:
       ValueError: there is no such module or object.
@@ -36,6 +36,7 @@ def resolve(entry: str) -> Any:
     """
     module, _, name = entry.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
+        return getattr(imported, name) if name else imported
     except (ImportError, AttributeError) as error:
         raise ValueError(f"registry entry {entry!r} cannot be imported: {error}") from error

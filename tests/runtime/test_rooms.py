@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest
@@ -9,7 +10,7 @@ from absl.testing import absltest
 from jaxrobust.runtime import rooms
 
 
-def names(room: str) -> dict[str, dict[str, str]]:
+def names(room: str) -> dict[str, dict[str, Any]]:
     module = sys.modules.get(f"jaxrobust.{room}.names") or __import__(
         f"jaxrobust.{room}.names", fromlist=["names"]
     )
@@ -20,7 +21,8 @@ class RoomsTest(absltest.TestCase):
     def test_every_entry_can_be_imported(self):
         for room in rooms.ROOMS:
             for registry, rows in names(room).items():
-                for entry in rows.values():
+                for row in rows.values():
+                    entry = row[0] if registry == "COMMANDS" else row
                     with self.subTest(registry, entry=entry):
                         self.assertIsNotNone(rooms.resolve(entry))
 
