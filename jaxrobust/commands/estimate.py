@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.estimate import changes, command, law
+from jaxrobust.estimate import changes, command
+from jaxrobust.runtime import rooms
 from jaxrobust.runtime.commandline import arguments, fields
 
 BEGUN = time.perf_counter()
@@ -29,19 +30,15 @@ class EstimateFlags(command.EstimateSettings):
     json: bool = shared("json", False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetFlags(law.TargetSettings):
-    """Which accuracy is asked for, and how it is told."""
-
-    json: bool = shared("json", False)
-
-
 def main() -> None:
     """Read the command line and print what the run will cost."""
     words, changed = changes.divided(sys.argv[1:])
     again = "nothing is lost; the same command begins again"
     if any(word.partition("=")[0].lstrip("-") == "target" for word in words):
-        asked = fields.read(TargetFlags, __doc__, words, usage="%(prog)s --target 65 [flags]")
+        law = rooms.resolve(rooms.entries("ESTIMATES")["target"])
+        asked = fields.read(
+            law.TargetSettings, __doc__, words, usage="%(prog)s --target 65 [flags]"
+        )
         arguments.answer(law.answer, asked, again)
         return
     flags = fields.read(

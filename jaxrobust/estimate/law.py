@@ -95,6 +95,7 @@ class TargetSettings:
         reads=number,
     )
     price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
+    json: bool = flag("Print one JSON object on the last line.", False)
 
 
 def parameters(depth: int, width: int) -> int:

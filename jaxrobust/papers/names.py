@@ -34,3 +34,12 @@ COMMANDS = {
         "shows papers' tables beside our records",
     ),
 }
+# public name of `jaxrobust.evaluation`
+PUBLIC_EVALUATION = {
+    "WorstCaseResult": "jaxrobust.evaluation.questions.worst_case:WorstCaseResult",
+    "worst_case": "jaxrobust.evaluation.questions.worst_case:worst_case",
+}
+# flag of `jaxrobust evaluate` that says which attacks in which balls -> module
+EVALUATIONS = {"worst_case": "jaxrobust.evaluation.questions.three_norms"}
+# flag of `jaxrobust estimate` that asks for something else than the cost of a config -> module
+ESTIMATES = {"target": "jaxrobust.estimate.law"}

@@ -28,7 +28,6 @@ from jaxrobust.evaluation.questions import (
     questions,
     several,
     stops,
-    three_norms,
 )
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
@@ -39,6 +38,7 @@ from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.records import attack_line, notes_of
+from jaxrobust.runtime import rooms
 from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
@@ -74,13 +74,13 @@ def evaluated(
     if given.finish:
         given = given._replace(version="standard")
     if given.worst_case:
-        three_norms.check(given, ladder)
+        _three_norms().check(given, ladder)
     given = certified.settled(corrupted.settled(given))
     if given.certify is not None and (threats or ladder):
         flag = "ladder" if ladder else "threat"
         raise ValueError(f"--certify finds the radius of each image itself; leave --{flag} out")
     if given.worst_case:
-        balls = three_norms.balls(threats)
+        balls = _three_norms().balls(threats)
     else:
         balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
     if len(set(sizes)) < len(sizes):
@@ -106,6 +106,11 @@ def evaluated(
 def told(written: Sequence[AccuracyRecord], place: Path) -> str:
     """Write records for people; `place` keeps them."""
     return _of_one(written[0], place) if len(written) == 1 else _of_several(written, place)
+
+
+def _three_norms() -> Any:
+    """Import the attacks of --worst_case."""
+    return rooms.resolve(rooms.entries("EVALUATIONS")["worst_case"])
 
 
 def _balls(given: GivenFlags, threats: Sequence[str]) -> list[Threat]:
@@ -151,7 +156,7 @@ def _of_size(
 ) -> tuple[Path, list[AccuracyRecord]]:
     """Make the folder and the records of all threats at one image size, and of their union."""
     if given.worst_case:
-        given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
+        given = given._replace(norm="linf", epsilon=_three_norms().LINF)  # until its size is known
     elif balls:
         given = given._replace(**balls[-1].settings())  # the largest rung
     with _of("reading the network and its images"):
@@ -223,6 +228,7 @@ def _asking(
     size, channels = subject.image_size, subject.network.in_channels or 3
     for ball in balls:
         check_threat(ball, size, channels)
+    three_norms = _three_norms()
     radii = three_norms.radii(size, balls)
     return [
         (own, subject.within(radii[norm]))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.evaluation.questions import three_norms
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, parts, unions
@@ -52,7 +51,8 @@ def union(
         whole = unions.united(measured, balls, [*map(str, balls)])
         more: dict[str, Any] = {"union": {"each_on_all_images": bool(done)}}
     else:
-        names = [three_norms.name(*own) for own in zip(balls, questions, strict=True)]
+        # Several attacks may have the same ball.
+        names = [f"{ball} {q.attack}" for ball, q in zip(balls, questions, strict=True)]
         whole = unions.united(measured, balls, names)
         numbers = [record.evaluation for record in done] or [None] * len(members)
         methods = [question.method for question in questions]

@@ -49,11 +49,6 @@ def parts(*, skips: bool) -> list[NormAttack]:
     return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
 
 
-def name(ball: Threat, question: Question) -> str:
-    """Name one of the attacks with its ball; of one ball there are two."""
-    return f"{ball} {question.attack}"
-
-
 def radii(
     size: int, given: Sequence[Threat], *, write: Callable[[Sequence[str]], str] | None = None
 ) -> dict[str, Threat]:

@@ -143,7 +143,7 @@ def worst_case(
             verbose=verbose,
         )
         measured.append(whole.measured())
-    names = [three_norms.name(b, q) for b, (_, q) in zip(threats, questions, strict=True)]
+    names = [f"{ball} {q.attack}" for ball, (_, q) in zip(threats, questions, strict=True)]
     methods = [question.method for _, question in questions]
     rows = unions.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
     record, own, _ = unions.united(measured, threats, names)
