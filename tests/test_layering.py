@@ -36,8 +36,8 @@ INSIDE = {
     "convert": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
-        *("plotting", "key_sources", "papers", "networks", "comparison", "planning"),
-        *("selection", "stages", "figures", "listing", "board", "configs"),
+        *("plotting", "key_sources", "run_records", "comparison", "selection", "stages"),
+        *("listing", "board", "configs", "papers", "networks", "planning", "figures"),
     ),
     "commands": ("flags", ".", "analysis", "configure", "conversion", "results"),
 }

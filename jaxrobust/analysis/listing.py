@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.analysis.figures import drawing, latex
+from jaxrobust.analysis.plotting import MARK, SUFFIXES
 from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
@@ -17,7 +17,7 @@ from jaxrobust.types import fraction
 
 _RESULTS, _METRICS, _CONFIG = "results.jsonl", "metrics.jsonl", "config.json"
 _RUN = {_CONFIG, "data.json"}  # what a training has before its first metrics
-_PICTURES = (*(f".{suffix}" for suffix in drawing.SUFFIXES), ".html")
+_PICTURES = (*(f".{suffix}" for suffix in SUFFIXES), ".html")
 _TAIL = 4096  # bytes at the end of metrics.jsonl in which its last line is
 _CHECKPOINTS = ("best", "latest", "stopped")  # folders of a phase, where no records are
 _HEAD = (
@@ -137,7 +137,7 @@ def _figures(found: _Found) -> list[str]:
 def _is_ours(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(len(latex.MARK)) == latex.MARK.encode()
+            return file.read(len(MARK)) == MARK.encode()
     except OSError:
         return False
 

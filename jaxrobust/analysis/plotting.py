@@ -2,6 +2,10 @@
 
 from typing import Any
 
+SUFFIXES = ("pdf", "svg", "png")  # of figures
+# First line of the table beside a figure: what begins otherwise is somebody's text.
+MARK = "% Written by jaxrobust figure"
+
 
 def plotting() -> Any:
     """Return matplotlib's pyplot for files; `ValueError`: it is not installed."""
@@ -15,3 +19,10 @@ def plotting() -> Any:
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def figure(about: str, width: float, height: float) -> Any:
+    """Return a figure with a caption above."""
+    made = plotting().figure(figsize=(width, height), layout="constrained")
+    made.suptitle(about, fontsize=9)
+    return made

@@ -16,7 +16,7 @@ from jaxrobust.analysis.comparison import (
 )
 from jaxrobust.analysis.comparison.comparison_findings import ComparisonFindings, Difference, Pair
 from jaxrobust.analysis.comparison.evaluations import ComparedEvaluation
-from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
@@ -39,7 +39,7 @@ def evaluated(seen: Verdicts, images: int | None = None, **about) -> ComparedEva
     known |= {"method": "autoattack standard", "evaluation": "e", "weights": "train"}
     record = AccuracyRecord(**(known | about))
     count = len(seen.labels) if images is None else images
-    return ComparedEvaluation("place", Ours(record, Path("results.jsonl"), None), seen, count)
+    return ComparedEvaluation("place", RunRecord(record, Path("results.jsonl"), None), seen, count)
 
 
 def counted(gained: int, lost: int, n: int, both: int = 0) -> pairs.Paired:
@@ -474,7 +474,7 @@ class PictureTest(parameterized.TestCase):
             made["size"] = (about, width, height)
             return matplotlib.figure.Figure()
 
-        with mock.patch.object(picture.picture_parts, "figure", figure):
+        with mock.patch.object(picture.plotting, "figure", figure):
             return picture.draw(found).axes, made["size"]
 
     @parameterized.parameters((40, 40), (41, 0))

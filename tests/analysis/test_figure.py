@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.analysis.figures import drawing, figure, latex, letters
+from jaxrobust.analysis.plotting import SUFFIXES
 from jaxrobust.commands.results import figure as command
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import pairs, records
@@ -269,7 +270,7 @@ class FigureTest(Folders):
         self.assertIn("% In doubt of a, gradients: some are zero.", table)
         self.assertIn("note: In doubt of a", "\n".join(figure.lines(made)))
 
-    @parameterized.parameters(*drawing.SUFFIXES)
+    @parameterized.parameters(*SUFFIXES)
     def test_files(self, suffix):
         """Of one column's width, letters as TrueType in a PDF, and the same bytes twice."""
         places = [self.ladder("a", 1), self.ladder("b", 2)]

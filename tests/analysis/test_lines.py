@@ -13,9 +13,10 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import lines, matching, rules_imagenet, tables
 from jaxrobust.analysis.papers.tables_markdown import Filled
-from jaxrobust.analysis.papers.training_words import whole_config
+from jaxrobust.analysis.run_records import whole_config
 from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.commands import reproduce
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
@@ -86,7 +87,7 @@ def images_of(row: dict, what: dict, trained: dict | None) -> dict:
     return known
 
 
-def record_of(line: lines.RowLine, row: dict, what: dict, *, of_run: bool) -> matching.Ours:
+def record_of(line: lines.RowLine, row: dict, what: dict, *, of_run: bool) -> run_records.RunRecord:
     """An evaluation of a line, invented: all but its accuracies is as a real one has it."""
     config = config_of(line.run) if of_run else None
     model = (config or {}).get("model", {})
@@ -104,7 +105,7 @@ def record_of(line: lines.RowLine, row: dict, what: dict, *, of_run: bool) -> ma
     own |= images_of(row, what, config)
     before = config_of(line.before[-1]) if of_run and line.before else None
     record = AccuracyRecord.from_json(own)
-    return matching.Ours(record, Path("run/results.jsonl"), config or about, before)
+    return run_records.RunRecord(record, Path("run/results.jsonl"), config or about, before)
 
 
 class RowsTest(parameterized.TestCase):
@@ -306,7 +307,7 @@ class StartTest(parameterized.TestCase):
             (place / name / "config.json").write_text(json.dumps({"version": 1} | config))
         record = ours.record.to_json() | {"config_sha256": hashes.config_sha256(ours.config)}
         (place / "own" / "results.jsonl").write_text(json.dumps(record) + "\n")
-        (found,) = matching.collect([place / "own"])
+        (found,) = run_records.collect([place / "own"])
         self.assertEqual(found.started["model"]["name"], "convnext_b_cvst")
         self.assertEqual(matching.differences(self.table, self.row, "linf_8_255", found), [])
 

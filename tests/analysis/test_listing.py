@@ -8,8 +8,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis import listing
-from jaxrobust.analysis.figures import latex
+from jaxrobust.analysis import listing, plotting
 from jaxrobust.commands.results import runs
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from tests.support import command_calls
@@ -140,7 +139,7 @@ class ListTest(Folders):
         place = self.folder / "figures"
         place.mkdir()
         (place / "a.pdf").write_bytes(b"")
-        (place / "a.tex").write_text(f"{latex.MARK}; more\n")
+        (place / "a.tex").write_text(f"{plotting.MARK}; more\n")
         (place / "paper.pdf").write_bytes(b"")
         (place / "paper.tex").write_text("somebody's")
         given = listing.find(self.folder)

@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import (
     documents,
     lines,
@@ -18,9 +19,9 @@ from jaxrobust.analysis.papers import (
     tables_markdown,
     training_words,
 )
-from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.analysis.papers.tables_markdown import Cell, Filled
+from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -56,8 +57,8 @@ def record(**more) -> AccuracyRecord:
     return AccuracyRecord(**(known | more))
 
 
-def ours(**more) -> Ours:
-    return Ours(record(**more), Path("run/results.jsonl"), None)
+def ours(**more) -> RunRecord:
+    return RunRecord(record(**more), Path("run/results.jsonl"), None)
 
 
 class TablesTest(parameterized.TestCase):
@@ -210,15 +211,15 @@ class AttackTest(parameterized.TestCase):
     def test_an_edited_config(self):
         folder = Path(self.create_tempdir().full_path)
         inner = folder / "evaluation" / "results.jsonl"
-        known = Ours(record(config_sha256="abcdef0123456789"), inner, None)
-        self.assertEqual(matching.other_config(known), "")  # there is none
+        known = RunRecord(record(config_sha256="abcdef0123456789"), inner, None)
+        self.assertEqual(run_records.other_config(known), "")  # there is none
         (folder / "config.json").write_text("{}")
-        said = matching.other_config(known)
+        said = run_records.other_config(known)
         self.assertStartsWith(said, f"{folder}/config.json is not the config that the record was")
         self.assertIn("begins with abcdef012345:", said)
-        self.assertEqual(matching.other_config(known._replace(config={})), "")
+        self.assertEqual(run_records.other_config(known._replace(config={})), "")
         unknown = known._replace(record=record(config_sha256=None))
-        self.assertEqual(matching.other_config(unknown), "")
+        self.assertEqual(run_records.other_config(unknown), "")
 
 
 class MarkdownTest(parameterized.TestCase):
@@ -624,32 +625,32 @@ class FoundTest(absltest.TestCase):
         folder = Path(self.create_tempdir())
         whole = plain(base())
         (folder / "config.json").write_text(json.dumps({"version": 1} | whole))
-        found = list(matching._read(folder))
+        found = list(run_records._read(folder))
         hashed = [sha256 for sha256, _ in found]
-        self.assertEqual(hashed[0], matching.hashes.config_sha256(json.loads(json.dumps(whole))))
+        self.assertEqual(hashed[0], run_records.hashes.config_sha256(json.loads(json.dumps(whole))))
         self.assertLen(found, 4)  # as it is, completed, and as each of two phases sees it
         self.assertTrue(all(config["model"] == whole["model"] for _, config in found))
         about = {"architecture": "convnext_t", "image_size": 224}
         (folder / "config.json").write_text(json.dumps({"version": 3} | about))
         self.assertEqual(
-            list(matching._read(folder)), [(matching.hashes.config_sha256(about), about)]
+            list(run_records._read(folder)), [(run_records.hashes.config_sha256(about), about)]
         )
         for text in ("{", "[1]"):
             (folder / "config.json").write_text(text)
             with self.assertRaisesRegex(ValueError, "config.json is damaged .*; get it again"):
-                list(matching._read(folder))
+                list(run_records._read(folder))
 
     def test_lines_that_are_no_records_are_refused(self):
         file = Path(self.create_tempdir()) / "results.jsonl"
         whole = {"clean": 0.5, "attacks": [], "config_sha256": "ab", "dataset": "digits"}
         file.write_text(json.dumps(whole) + "\n")
-        (found,) = matching._records(file)
+        (found,) = run_records._records(file)
         self.assertEqual((found.clean, found.dataset), (0.5, "digits"))
         for key in whole:
             line = {name: value for name, value in whole.items() if name != key}
             file.write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
             with self.assertRaisesRegex(ValueError, "holds lines that are no records of jaxrobust"):
-                list(matching._records(file))
+                list(run_records._records(file))
 
 
 class CleanTest(absltest.TestCase):

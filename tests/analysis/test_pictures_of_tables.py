@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import documents, matching, tables
 from jaxrobust.analysis.papers.pictures import resolutions, scatter
 from jaxrobust.analysis.papers.pictures.scatter import Point
@@ -29,10 +30,10 @@ def filled(rows: list[dict], cells: dict | None = None, results: dict | None = N
     return Filled(table, cells or {})
 
 
-def ours(robust: float, name: str = "net") -> matching.Ours:
+def ours(robust: float, name: str = "net") -> run_records.RunRecord:
     """A record of AutoAttack in linf; the name tells it."""
     about = {"clean": 0.8, "robust": robust, "dataset": "imagenet", "image_ids": "0..9"}
-    return matching.Ours(SimpleNamespace(**about, name=name), Path("r"), None)
+    return run_records.RunRecord(SimpleNamespace(**about, name=name), Path("r"), None)
 
 
 class PointsTest(parameterized.TestCase):

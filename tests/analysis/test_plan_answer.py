@@ -31,7 +31,7 @@ class AnswerTest(parameterized.TestCase):
                 mock.patch.object(place, name, return_value=value)
             )
         doubts = {"one": "other config", "two": None, "three": "other config"}
-        self.enter_context(mock.patch.object(answer.matching, "other_config", doubts.get))
+        self.enter_context(mock.patch.object(answer.run_records, "other_config", doubts.get))
 
     def flags(self, **changes):
         known = {"paper": "p", "table": "2", "row": "3", "on": "v5e:8x8", "utilisation": 0.25}

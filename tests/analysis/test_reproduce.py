@@ -13,6 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from configs import revisiting_at, transfer
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import matching, tables, tables_markdown
 from jaxrobust.analysis.papers.pictures import resolutions, scatter
 from jaxrobust.commands import reproduce
@@ -75,10 +76,10 @@ def record(plain: dict, **changes) -> dict:
     return copy.deepcopy(own) | changes
 
 
-def ours(plain: dict | None = None, **changes) -> matching.Ours:
+def ours(plain: dict | None = None, **changes) -> run_records.RunRecord:
     plain = plain or config()
     named = start_run.named(plain.get("init", {}).get("weights"))
-    return matching.Ours(
+    return run_records.RunRecord(
         AccuracyRecord.from_json(record(plain, **changes)),
         Path("run/results.jsonl"),
         plain,

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from configs import cifar_aligned
 from jaxrobust import models
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import matching, tables, tables_markdown
 from jaxrobust.commands import reproduce
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
@@ -54,7 +55,7 @@ def config(**changes) -> dict:
     return plain
 
 
-def ours(plain: dict | None = None, **changes) -> matching.Ours:
+def ours(plain: dict | None = None, **changes) -> run_records.RunRecord:
     plain = plain or config()
     model = plain["model"]
     keys = ("name", "options", "num_classes", "image_size")
@@ -74,7 +75,9 @@ def ours(plain: dict | None = None, **changes) -> matching.Ours:
         "device": "1 x cpu",
         "model": {key: model[key] for key in keys} | {"in_channels": 3},
     }
-    return matching.Ours(AccuracyRecord.from_json(own | changes), Path("run/results.jsonl"), plain)
+    return run_records.RunRecord(
+        AccuracyRecord.from_json(own | changes), Path("run/results.jsonl"), plain
+    )
 
 
 def row(table: str = "1", objective: str = "adversarial", name: str = "ResNet", **wanted):
@@ -193,7 +196,7 @@ class TableTest(parameterized.TestCase):
             reproduce.main([*map(str, words), "--paper", "twenty_architectures", "--table", "1"])
         return out.getvalue()
 
-    def folder(self, *found: matching.Ours) -> Path:
+    def folder(self, *found: run_records.RunRecord) -> Path:
         place = Path(self.create_tempdir())
         (place / "config.json").write_text(json.dumps({"version": 1} | (found[0].config or {})))
         lines = "".join(json.dumps(each.record.to_json()) + "\n" for each in found)

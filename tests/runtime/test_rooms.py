@@ -1,5 +1,6 @@
-"""What the optional rooms add to the core's registries."""
+"""What the optional rooms add to the core's registries, and that the core loads none of them."""
 
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,30 @@ from unittest import mock
 from absl.testing import absltest
 
 from jaxrobust.runtime import rooms
+
+# Imports the core's modules that name papers, mistypes a command, and prints the papers' modules.
+PROGRAM = """
+import importlib, pkgutil, sys
+import jaxrobust.__main__ as overview
+import jaxrobust.analysis.comparison as comparison, jaxrobust.analysis.listing
+import jaxrobust.commands.estimate, jaxrobust.evaluation.questions.command
+import jaxrobust.report as report
+for package in (comparison, report):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+sys.argv = ["jaxrobust", "sparsty"]
+try:
+    overview.main()
+except SystemExit:
+    pass
+analysis = [f"jaxrobust.analysis.{name}" for name in ("papers", "planning", "figures", "networks")]
+entries = overview.rooms.entries
+rows = [row for name in ("EVALUATIONS", "ESTIMATES") for row in entries(name).values()]
+rows += [row[0] for row in entries("COMMANDS").values()]
+others = ("jaxrobust.evaluation.questions.worst_case", "jaxrobust.models.scaling")
+print(*(name for name in sys.modules if name.startswith((*analysis, *others, *rows))))
+"""
 
 
 def names(room: str) -> dict[str, dict[str, Any]]:
@@ -18,6 +43,11 @@ def names(room: str) -> dict[str, dict[str, Any]]:
 
 
 class RoomsTest(absltest.TestCase):
+    def test_the_core_loads_nothing_of_papers(self):
+        done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, "\n"), done.stderr)
+        self.assertIn("sparsty is no command; did you mean sparsity?", done.stderr)
+
     def test_every_entry_can_be_imported(self):
         for room in rooms.ROOMS:
             for registry, rows in names(room).items():

@@ -13,7 +13,6 @@ from jaxrobust.analysis.comparison.comparison_findings import (
     Pair,
 )
 from jaxrobust.analysis.comparison.evaluations import letter
-from jaxrobust.analysis.papers.tables_markdown import grid
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.pairs import Paired
 
@@ -220,6 +219,13 @@ def _points(one: Paired) -> str:
 
 def _interval(one: Paired) -> str:
     return f"{100 * one.low:+.2f} to {100 * one.high:+.2f}"
+
+
+def grid(rows: list[list[str]]) -> str:
+    """Write rows of cells as a table, the first of them as its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in safe)
 
 
 def p_value(value: float) -> str:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.analysis.papers import matching
-from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.analysis import run_records
+from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.evaluation.records import (
     checked,
     comparable,
@@ -29,7 +29,7 @@ class ComparedEvaluation(NamedTuple):
     """A record with its verdicts."""
 
     place: str  # as it was named
-    ours: Ours
+    ours: RunRecord
     verdicts: Verdicts
     images: int  # that were evaluated; verdicts are of those that are compared
 
@@ -102,25 +102,25 @@ def _load(
     return _evaluation(place, _chosen(place, threat, ball, beside))
 
 
-def _evaluation(place: str, ours: Ours) -> ComparedEvaluation:
+def _evaluation(place: str, ours: RunRecord) -> ComparedEvaluation:
     own = checked.verdicts(ours.record, ours.file)
     return ComparedEvaluation(place, ours, own, len(own.labels))
 
 
-def held_at(place: str) -> tuple[str, str, dict[str, Ours]]:
+def held_at(place: str) -> tuple[str, str, dict[str, RunRecord]]:
     """Read `PLACE[#NUMBER]`: its folder, that number or "", and all records by their numbers."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
-    held = {str(o.record.evaluation): o for o in matching.collect([Path(folder)])}
+    held = {str(o.record.evaluation): o for o in run_records.collect([Path(folder)])}
     return folder, wanted, held
 
 
-def _fitting(folder: str, beside: Sequence[Ours], held: dict[str, Ours]) -> list[str]:
+def _fitting(folder: str, beside: Sequence[RunRecord], held: dict[str, RunRecord]) -> list[str]:
     having = {key: o for key, o in held.items() if o.record.verdicts}
     fit = {key: o for key, o in having.items() if any(_fits(other, o) for other in beside)}
     return addresses(folder, fit)
 
 
-def _fits(*pair: Ours) -> bool:
+def _fits(*pair: RunRecord) -> bool:
     one, other = (dict(comparable.question(ours.record)) for ours in pair)
     if one != other:
         return False
@@ -130,7 +130,7 @@ def _fits(*pair: Ours) -> bool:
         return False
 
 
-def addresses(folder: str, held: dict[str, Ours]) -> list[str]:
+def addresses(folder: str, held: dict[str, RunRecord]) -> list[str]:
     """List records as `PLACE#NUMBER`, each with its attack."""
     return [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
 
@@ -143,7 +143,7 @@ def few(names: Sequence[str]) -> str:
 
 def _chosen(
     place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
-) -> Ours:
+) -> RunRecord:
     folder, wanted, held = held_at(place)
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
@@ -177,7 +177,7 @@ def _chosen(
     return ours
 
 
-def _listed(folder: str, held: dict[str, Ours]) -> str:
+def _listed(folder: str, held: dict[str, RunRecord]) -> str:
     return f"name one of them: {few(addresses(folder, held))}"
 
 
@@ -267,7 +267,7 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
             both = f"{names[hashes.index(value)]} and {names[at]}"
             sentences.append(f"{both} have the same weights.")
     for at, one in enumerate(evaluations):
-        if words := matching.other_config(one.ours):
+        if words := run_records.other_config(one.ours):
             sentences.append(f"In doubt of {names[at]}: {words}.")
     for of, record in named:
         sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from jaxrobust.analysis.comparison.comparison_findings import INTERVAL, LEVEL
-from jaxrobust.analysis.comparison.comparison_markdown import p_value, said_p
+from jaxrobust.analysis.comparison.comparison_markdown import grid, p_value, said_p
 from jaxrobust.analysis.comparison.group_tests import Over
 from jaxrobust.analysis.comparison.groups import GroupDifference, GroupFindings
-from jaxrobust.analysis.papers.tables_markdown import grid
 from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.text.spelling import counted
 

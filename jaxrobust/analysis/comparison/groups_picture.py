@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.analysis import plotting
 from jaxrobust.analysis.comparison import groups, groups_markdown, picture
 from jaxrobust.analysis.comparison.comparison_findings import INTERVAL
 from jaxrobust.analysis.comparison.groups import GroupDifference, GroupFindings
-from jaxrobust.analysis.networks import picture_parts
 from jaxrobust.evaluation.records import records
 
 _COLOURS = {"A": "#1f4e79", "B": "#d1495b"}
@@ -20,7 +20,7 @@ def draw(findings: GroupFindings) -> Any:
     record = findings.evaluations[0].record
     about = f"{findings.images:,} images of {record.dataset}, {record.split}; attack: "
     sizes = f"A: {findings.sizes[0]}, B: {findings.sizes[1]} networks\n"
-    figure = picture_parts.figure(sizes + about + records.attack_line(record), 9, 3.2)
+    figure = plotting.figure(sizes + about + records.attack_line(record), 9, 3.2)
     left, right = figure.subplots(1, 2)
     _networks(left, shown)
     _gaps(right, shown)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.analysis import plotting
 from jaxrobust.analysis.comparison import comparison_markdown
 from jaxrobust.analysis.comparison.comparison_findings import (
     LEVEL,
@@ -17,7 +18,6 @@ from jaxrobust.analysis.comparison.comparison_findings import (
 )
 from jaxrobust.analysis.comparison.comparison_markdown import row, title
 from jaxrobust.analysis.comparison.evaluations import letter
-from jaxrobust.analysis.networks import picture_parts
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.runtime.files import jsonl, whole
 
@@ -36,7 +36,7 @@ def draw(findings: ComparisonFindings) -> Any:
     wide = len(pair.classes) > 1
     classes = min(len(pair.classes), _NAMED // 2) if wide else 0
     height = max(1.6 + max(0.34 * len(lines), 0.18 * classes), 3.2)
-    figure = picture_parts.figure(title(findings), 11.5 if wide else 7, height)
+    figure = plotting.figure(title(findings), 11.5 if wide else 7, height)
     panels = figure.subplots(1, 1 + wide, squeeze=False)[0]
     axis = f"B minus A: points, with {findings.interval}s"
     _forest(panels[0], "accuracy", lines, axis)
@@ -48,7 +48,7 @@ def draw(findings: ComparisonFindings) -> Any:
 def _several(findings: ComparisonFindings) -> Any:
     kinds = ("robust", "clean") if findings.pairs[0].robust else ("clean",)
     height = max(1.4 + 0.24 * len(findings.pairs), 3.0)
-    figure = picture_parts.figure(title(findings), 3.5 + 4 * len(kinds), height)
+    figure = plotting.figure(title(findings), 3.5 + 4 * len(kinds), height)
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     labels = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)][1:]
     shown = ["\n".join(textwrap.wrap(label, _WIDTH)[:2]) for label in labels]

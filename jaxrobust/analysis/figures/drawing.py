@@ -15,7 +15,6 @@ from typing import Any
 from jaxrobust.analysis.figures.contents import FigureContent, Series
 from jaxrobust.analysis.plotting import plotting
 
-SUFFIXES = ("pdf", "svg", "png")
 WIDTH = 3.25  # inches: a column of a paper in two columns
 _SIZE = 8  # points of letters
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

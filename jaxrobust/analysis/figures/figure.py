@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.analysis.figures import contents, drawing, latex, resolution_contents
-from jaxrobust.analysis.plotting import plotting
+from jaxrobust.analysis.plotting import MARK, SUFFIXES, plotting
 from jaxrobust.runtime.files import jsonl, whole
 
 KINDS = {
@@ -54,7 +54,7 @@ def lines(made: dict[str, Any]) -> list[str]:
 
 def _table_of(out: Path) -> Path:
     """Name the table beside a picture; refuse a suffix, and files that are somebody else's."""
-    known = [f".{suffix}" for suffix in drawing.SUFFIXES]
+    known = [f".{suffix}" for suffix in SUFFIXES]
     if out.suffix not in known:
         raise ValueError(
             f"--out={out} ends with none of {', '.join(known)}, which say what is written; name a "
@@ -63,7 +63,7 @@ def _table_of(out: Path) -> Path:
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'figure.pdf'}")
     table = out.with_suffix(".tex")
-    ours = table.is_file() and table.read_bytes()[: len(latex.MARK)] == latex.MARK.encode()
+    ours = table.is_file() and table.read_bytes()[: len(MARK)] == MARK.encode()
     for path in (table, out):
         if path.exists() and not ours:
             raise ValueError(

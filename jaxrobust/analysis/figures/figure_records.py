@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Self
 
 from jaxrobust.analysis.comparison import evaluations
-from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.evaluation.records import checked, comparable, records
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
@@ -18,11 +18,11 @@ class FigureRecord(NamedTuple):
     """A record of a figure, and the place that named it."""
 
     place: str
-    ours: Ours
+    ours: RunRecord
     verdicts: Verdicts | None  # None: the record has none, or their file is missing
 
     @classmethod
-    def read(cls, place: str, ours: Ours) -> Self:
+    def read(cls, place: str, ours: RunRecord) -> Self:
         """Read the verdicts of a record; `ValueError`: they contradict it."""
         return cls(place, ours, checked.if_there(ours.record, ours.file))
 
@@ -52,7 +52,7 @@ def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
     return found
 
 
-def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Ours:
+def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> RunRecord:
     folder, wanted, held = _checked(place)
     having = {key: o for key, o in held.items() if o.record.accuracy_after}
     having = {key: o for key, o in having.items() if ball in (None, {*comparable.balls(o.record)})}
@@ -111,7 +111,7 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     """
     folder, wanted, held = _checked(place, all_of_the_folder=True)
     ball = None if threat is None else evaluations.ball_of(threat)
-    groups: dict[str, dict[str, Ours]] = {}
+    groups: dict[str, dict[str, RunRecord]] = {}
     for key, ours in held.items():
         record = ours.record
         alone = len({*comparable.balls(record)}) < 2 and not (record.ladder or record.is_union)
@@ -153,7 +153,7 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     ]
 
 
-def _attacked_alike(ours: Ours) -> str:
+def _attacked_alike(ours: RunRecord) -> str:
     """Write as a text what the evaluations of a curve share, whatever their size and ball."""
     record = ours.record
     images = (record.dataset, record.split, record.image_ids)
@@ -197,7 +197,7 @@ def _images_of(one: FigureRecord) -> tuple[str | None, ...]:
 def _ladder(place: str) -> list[FigureRecord]:
     folder, wanted, held = _checked(place, all_of_the_folder=True)
     rungs_of = {key: ours for key, ours in held.items() if ours.record.ladder}
-    groups: dict[tuple[str, str], dict[str, Ours]] = {}
+    groups: dict[tuple[str, str], dict[str, RunRecord]] = {}
     for key, ours in rungs_of.items():
         if ours.record.attacks:
             groups.setdefault((_ladder_of(ours), _attack_of(ours)), {})[key] = ours
@@ -239,19 +239,21 @@ def _radii(record: AccuracyRecord) -> list[float]:
     return record.ladder["radii"] if record.ladder else []
 
 
-def _ladder_of(ours: Ours) -> str:
+def _ladder_of(ours: RunRecord) -> str:
     """Write as a text what all rungs of a ladder share, also the clean one without a norm."""
     record = ours.record
     images = (record.dataset, record.split, record.image_ids)
     return str((str(ours.file), record.weights_sha256 or record.weights, _radii(record), *images))
 
 
-def _attack_of(ours: Ours) -> str:
+def _attack_of(ours: RunRecord) -> str:
     record = ours.record
     return str((record.threats[0].norm, record.method, record.search_dtype, record.seed))
 
 
-def _checked(place: str, *, all_of_the_folder: bool = False) -> tuple[str, str, dict[str, Ours]]:
+def _checked(
+    place: str, *, all_of_the_folder: bool = False
+) -> tuple[str, str, dict[str, RunRecord]]:
     folder, wanted, held = evaluations.held_at(place)
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
@@ -264,7 +266,7 @@ def _checked(place: str, *, all_of_the_folder: bool = False) -> tuple[str, str, 
     return folder, wanted, held if all_of_the_folder else chosen
 
 
-def _check_each_once(named: Sequence[tuple[str, Ours]]) -> None:
+def _check_each_once(named: Sequence[tuple[str, RunRecord]]) -> None:
     seen: dict[tuple[str, str], str] = {}
     for place, ours in named:
         key = str(ours.file.resolve()), str(ours.record.evaluation)

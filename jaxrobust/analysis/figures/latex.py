@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 
+from jaxrobust.analysis.plotting import MARK
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.types import fraction
 
-MARK = "% Written by jaxrobust figure"  # the first line: what begins otherwise is somebody's text
 _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"}
 _SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.analysis.plotting import plotting
+from jaxrobust.analysis.plotting import figure, plotting
 
 MOST = 16  # images of a grid: more are in the CSV alone
 Rows = list[dict[str, Any]]  # of a CSV: column -> value
@@ -34,13 +34,6 @@ def save(out: Path, name: str, figure: Any, lines: Rows) -> tuple[Path, Path]:
         writer.writeheader()
         writer.writerows(lines)
     return table, picture
-
-
-def figure(about: str, width: float, height: float) -> Any:
-    """Return a figure with a caption above."""
-    made = plotting().figure(figsize=(width, height), layout="constrained")
-    made.suptitle(about, fontsize=9)
-    return made
 
 
 def grid(cells: Sequence[tuple[np.ndarray, str, bool]], across: int, about: str) -> Any:

@@ -4,25 +4,23 @@ A record counts for a row if nothing that the row says of network, training, ima
 differs from what the record and the config beside it prove: what is not proved, differs.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jaxrobust import models
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import tables, training_words, twenty
 from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
-from jaxrobust.resolved import of_phase, phases
-from jaxrobust.runtime.commandline.arguments import run_name
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.resolved import phases
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.weights.store import hashes
-from jaxrobust.weights.trained import start_run
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -36,41 +34,11 @@ _STANDARD = {
 }
 
 
-class Ours(NamedTuple):
-    """A record, the file that holds it, and the config of its network, if that is beside it."""
-
-    record: "AccuracyRecord"
-    file: Path
-    config: dict[str, Any] | None  # of a run, or of an imported folder
-    started: dict[str, Any] | None = None  # the same of what that run started from
-
-
-def collect(places: list[Path]) -> list[Ours]:
-    """Return the records of places, with the config whose hash a record has."""
-    configs: dict[str, dict[str, Any]] = {}
-    collected: list[Ours] = []
-    for place in places:
-        for folder in (place, place.parent, place.parent.parent):
-            configs |= dict(_read(folder)) if (folder / "config.json").is_file() else {}
-        inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
-        files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
-        if not files and not (place / "config.json").is_file():
-            raise ValueError(
-                f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
-                "file, or an imported folder of weights"
-            )
-        collected += [Ours(record, file, None) for file in files for record in _records(file)]
-    found = [
-        ours._replace(config=configs.get(str(ours.record.config_sha256))) for ours in collected
-    ]
-    return [ours._replace(started=_started(ours)) for ours in found]
-
-
-def collect_checked(places: list[Path]) -> list[Ours]:
+def collect_checked(places: list[Path]) -> list[RunRecord]:
     """Return the records of places; refuse those that contradict themselves or their verdicts."""
     from jaxrobust.evaluation.records import checked  # which imports JAX
 
-    collected, missing = collect(places), 0
+    collected, missing = run_records.collect(places), 0
     for ours in collected:
         checked.if_there(ours.record, ours.file)
         missing += bool(checked.missing(ours.record, ours.file))
@@ -82,51 +50,8 @@ def collect_checked(places: list[Path]) -> list[Ours]:
     return collected
 
 
-def _started(ours: Ours) -> dict[str, Any] | None:
-    """Return the config of the run or imported folder that `init.weights` names.
-
-    It is looked for there, and beside the own run, where a start is that is named by its config.
-    """
-    start = (ours.config or {}).get("init", {}).get("weights")
-    if not start:
-        return None
-    named = start_run.named(start)
-    name = run_name(named) if named else Path(start).name
-    for place in (Path(start), *(parent / name for parent in ours.file.parents)):
-        if (place / "config.json").is_file():
-            (config, *_) = [config for _, config in _read(place)]
-            return config
-    return None
-
-
-def _records(file: Path) -> "Iterator[AccuracyRecord]":
-    from jaxrobust.evaluation.records.record import AccuracyRecord  # which imports JAX
-
-    for record in map(AccuracyRecord.from_json, jsonl.read(file)):
-        if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
-            raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
-        yield record
-
-
-def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a config under the hashes that records have: as found, completed, of each phase."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        values = {key: value for key, value in config.items() if key != "version"}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); get it again") from error
-    if "architecture" in values:  # of an imported folder
-        yield hashes.config_sha256(values), values
-        return
-    whole = training_words.whole_config(values)
-    phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
-    for seen in (values, whole, *phases):
-        yield hashes.config_sha256(seen), whole
-
-
 def differences(
-    table: Table, row: dict[str, Any], key: str, ours: Ours, *, of_training: bool = True
+    table: Table, row: dict[str, Any], key: str, ours: RunRecord, *, of_training: bool = True
 ) -> list[str]:
     """List all that is in the way of a record as the measurement of one value of a table."""
     what = table.results[key]
@@ -137,10 +62,13 @@ def differences(
     ]
 
 
-def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Iterator[str]:
+def _other_network(table: Table, row: Any, ours: RunRecord, of_training: bool) -> Iterator[str]:
     config = ours.config
     if config is None:
-        yield other_config(ours) or "no config beside the record proves which network it is"
+        yield (
+            run_records.other_config(ours)
+            or "no config beside the record proves which network it is"
+        )
         return
     imported = "architecture" in config
     model = config if imported else config.get("model", {})
@@ -162,29 +90,12 @@ def _other_network(table: Table, row: Any, ours: Ours, of_training: bool) -> Ite
     else:
         yield from training_words.differences(table, row, _named(ours), ours.started)
         of = str(ours.record.weights).partition(",")[0]
-        last = phases(training_words.whole_config(config))[-1]
+        last = phases(run_records.whole_config(config))[-1]
         if of != last:
             yield f"weights of the phase {of}, not of the last"
 
 
-def other_config(ours: Ours) -> str:
-    """Say that the config beside a record is another than the record was made with; "" where it is
-    that, or there is none.
-    """
-    if ours.config is not None or ours.record.config_sha256 is None:
-        return ""
-    folders = (ours.file.parent, ours.file.parent.parent)
-    beside = next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
-    if beside is None:
-        return ""
-    return (
-        f"{beside} is not the config that the record was made with, whose hash begins with "
-        f"{ours.record.config_sha256[:12]}: it was edited since, the run went on with other values "
-        "of keys that may change, or it is of another run"
-    )
-
-
-def _named(ours: Ours) -> dict[str, Any]:
+def _named(ours: RunRecord) -> dict[str, Any]:
     """Return the config of a run, its class folders by the name of the classes in them, which the
     record of an evaluation on these folders proves.
     """
@@ -304,7 +215,7 @@ def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
     return None if value is None else 100 * value
 
 
-def label(ours: Ours) -> str:
+def label(ours: RunRecord) -> str:
     """Return the name of what a record measures, for people."""
     record, config = ours.record, ours.config or {}
     own = config.get("model") or {"name": config.get("architecture")}
@@ -313,7 +224,7 @@ def label(ours: Ours) -> str:
     return f"{model['name'] or 'a network'} ({weights})"
 
 
-def sizes(ours: Ours) -> dict[str, float]:
+def sizes(ours: RunRecord) -> dict[str, float]:
     """Return the parameters and multiply-adds of a record's network, in the tables' units."""
     config, record = ours.config or {}, ours.record
     model: Mapping[str, Any] = record.model or config.get("model") or config

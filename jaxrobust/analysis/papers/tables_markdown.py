@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxrobust.analysis.comparison.comparison_markdown import grid
 from jaxrobust.analysis.papers import matching, tables
-from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.analysis.run_records import RunRecord
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -28,7 +29,7 @@ class Filled(NamedTuple):
     cells: dict[tuple[int, str], Cell]  # (row, key of a result) -> ours
 
 
-def filled(table: Table, records: list[Ours], *, alike: bool = False) -> Filled:
+def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Filled:
     """Return a table with the last record of each value, else, if `alike`, the last near it."""
     cells: dict[tuple[int, str], Cell] = {}
     for index, row in enumerate(table.rows):
@@ -43,7 +44,7 @@ def filled(table: Table, records: list[Ours], *, alike: bool = False) -> Filled:
     return Filled(table, cells)
 
 
-def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
+def document(name: str, shown: list[Filled], records: list[RunRecord]) -> str:
     """Return the tables of one paper, what they say in doubt, and the records."""
     source = tables.paper(name)["source"]
     where = f"arXiv {source['arxiv']}" if source["arxiv"] else "thesis"
@@ -98,13 +99,6 @@ def varying(table: Table) -> list[str]:
     return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
 
 
-def grid(rows: list[list[str]]) -> str:
-    """Write rows of cells as a table, the first of them as its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in safe)
-
-
 def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
     cell = shown.cells.get((index, key))
     if cell is None:
@@ -128,7 +122,7 @@ def _title(key: str, what: dict[str, Any]) -> str:
     return f"{what['attack']}{ball}"
 
 
-def _records(records: list[Ours], shown: list[Filled]) -> str:
+def _records(records: list[RunRecord], shown: list[Filled]) -> str:
     used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
     lines = ["## Records", ""]
     for number, ours in enumerate(records):
@@ -169,7 +163,7 @@ def short(record: "AccuracyRecord") -> str:
     return commit[:8] + ("+changes" if plus else "")
 
 
-def _nearest(ours: Ours, shown: list[Filled]) -> str:
+def _nearest(ours: RunRecord, shown: list[Filled]) -> str:
     best: tuple[int, str] | None = None
     for each in shown:
         for row in each.table.rows:

@@ -9,11 +9,12 @@ from typing import Any
 
 from jaxrobust.analysis.papers import code_facts, residual, tables, twenty
 from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.analysis.run_records import whole_config
 from jaxrobust.attacks import registry
 from jaxrobust.config import Config, ModelSection, base
 from jaxrobust.data.imagenet import IMAGENETTE
 from jaxrobust.data.transforms.presets import PRESETS, Preset
-from jaxrobust.resolved import Values, completed, of_phase, phases, plain
+from jaxrobust.resolved import Values, of_phase, phases, plain
 from jaxrobust.runtime.commandline.arguments import RECIPES
 from jaxrobust.training.update import objectives
 from jaxrobust.weights.store import hashes
@@ -47,16 +48,6 @@ _CLASSES = {hashes.classes_sha256(IMAGENETTE): "imagenette"}
 @functools.cache
 def _published() -> dict[str, Any]:
     return runpy.run_path(str(RECIPES / "revisiting_at.py"))
-
-
-def whole_config(config: dict[str, Any]) -> Values:
-    """Return the config of a run with the keys that are younger."""
-    return _completed(json.dumps(config))
-
-
-@functools.lru_cache(256)
-def _completed(text: str) -> Values:
-    return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.analysis import run_records
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.planning import costs, progress, runs, scripts
 from jaxrobust.analysis.planning.progress import APART, BEYOND, DONE, OVER, PlannedStep
@@ -28,7 +29,7 @@ def of(flags: Any, made_by: str) -> str:
     records = matching.collect_checked([*places, *flags.records])
     steps = progress.in_order(flags.paper, priced, records, root=Path(), budget=flags.budget)
     shown = text(steps, flags.paper, target, flags.utilisation, flags.budget)
-    for doubt in dict.fromkeys(filter(None, map(matching.other_config, records))):
+    for doubt in dict.fromkeys(filter(None, map(run_records.other_config, records))):
         shown += f"\nnot counted: {doubt}"
     if flags.write is None:
         return shown

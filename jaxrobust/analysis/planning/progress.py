@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrobust.analysis.papers import matching, tables
-from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.planning import claims
 from jaxrobust.analysis.planning.costs import RunCost
 from jaxrobust.analysis.planning.runs import PaperRun, config_of
+from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.weights.trained import start_run
 
 DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"
@@ -28,7 +28,7 @@ class PlannedStep(NamedTuple):
 def in_order(
     paper: str,
     costs: Sequence[tuple[PaperRun, RunCost]],
-    records: list[Ours],
+    records: list[RunRecord],
     *,
     root: Path,
     budget: float | None,
@@ -76,7 +76,7 @@ def _spend(costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], le
     states |= {folder: BEYOND for folder in states.keys() - paid if states[folder] != REFUSED}
 
 
-def _cells(planned: PaperRun, by_id: dict, records: list[Ours]) -> tuple[int, int]:
+def _cells(planned: PaperRun, by_id: dict, records: list[RunRecord]) -> tuple[int, int]:
     filled = every = 0
     for place in planned.rows:
         table = by_id[place.table]

@@ -21,14 +21,7 @@ from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.network import first_figure
-from jaxrobust.evaluation.questions import (
-    certified,
-    corrupted,
-    flags,
-    questions,
-    several,
-    stops,
-)
+from jaxrobust.evaluation.questions import certified, corrupted, flags, questions, several, stops
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.analysis.papers import matching
-from jaxrobust.analysis.papers.matching import Ours
 from jaxrobust.analysis.papers.tables import named, paper, title
 from jaxrobust.analysis.papers.tables_markdown import Filled
 from jaxrobust.analysis.plotting import plotting
+from jaxrobust.analysis.run_records import RunRecord
 
 _AXES = {"params_m": "parameters, millions", "macs_g": "multiply-adds, 1e9", "clean": "clean, %"}
 _LOG = ("params_m", "macs_g")
@@ -35,7 +35,7 @@ def robust_key(filled: Filled) -> str | None:
     return min(keys, key=lambda key: order.get(kinds[key], 2), default=None)
 
 
-def points(filled: Filled, records: list[Ours]) -> list[Point]:
+def points(filled: Filled, records: list[RunRecord]) -> list[Point]:
     """Return the paper's networks, our values of them, and our other records of that attack."""
     table, robust = filled.table, robust_key(filled)
     if robust is None:
@@ -65,7 +65,7 @@ def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return name
 
 
-def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[Point]:
+def _beside(what: dict[str, Any], records: list[RunRecord], used: set[int]) -> list[Point]:
     shown: list[Point] = []
     for number, ours in enumerate(records):
         record = ours.record
@@ -78,7 +78,7 @@ def _beside(what: dict[str, Any], records: list[Ours], used: set[int]) -> list[P
     return shown
 
 
-def draw(filled: Filled, records: list[Ours], folder: Path) -> list[Path]:
+def draw(filled: Filled, records: list[RunRecord], folder: Path) -> list[Path]:
     """Write a picture a data set of a table, of at least four networks whose size it has."""
     rows = filled.table.rows
     names = dict.fromkeys(row.get("dataset") for row in rows)
@@ -94,7 +94,7 @@ def draw(filled: Filled, records: list[Ours], folder: Path) -> list[Path]:
     return made
 
 
-def _drawn(filled: Filled, records: list[Ours], path: Path, dataset: str) -> bool:
+def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -> bool:
     shown, robust = points(filled, records), robust_key(filled)
     theirs = [p for p in shown if p.kind in ("authors", "others")]
     axes = [a for a in _AXES if sum(a in p.values for p in theirs) >= _LEAST]

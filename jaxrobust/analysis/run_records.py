@@ -1,0 +1,111 @@
+"""Records of runs and evaluations, with the configs beside them whose hashes they have."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.resolved import Values, completed, of_phase
+from jaxrobust.runtime.commandline.arguments import run_name
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import start_run
+
+
+class RunRecord(NamedTuple):
+    """A record, the file that holds it, and the config of its network, if that is beside it."""
+
+    record: AccuracyRecord
+    file: Path
+    config: dict[str, Any] | None  # of a run, or of an imported folder
+    started: dict[str, Any] | None = None  # the same of what that run started from
+
+
+def collect(places: list[Path]) -> list[RunRecord]:
+    """Return the records of places, with the config whose hash a record has."""
+    configs: dict[str, dict[str, Any]] = {}
+    collected: list[RunRecord] = []
+    for place in places:
+        for folder in (place, place.parent, place.parent.parent):
+            configs |= dict(_read(folder)) if (folder / "config.json").is_file() else {}
+        inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
+        files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
+        if not files and not (place / "config.json").is_file():
+            raise ValueError(
+                f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
+                "file, or an imported folder of weights"
+            )
+        collected += [RunRecord(record, file, None) for file in files for record in _records(file)]
+    found = [one._replace(config=configs.get(str(one.record.config_sha256))) for one in collected]
+    return [one._replace(started=_started(one)) for one in found]
+
+
+def _started(found: RunRecord) -> dict[str, Any] | None:
+    """Return the config of the run or imported folder that `init.weights` names.
+
+    It is looked for there, and beside the own run, where a start is that is named by its config.
+    """
+    start = (found.config or {}).get("init", {}).get("weights")
+    if not start:
+        return None
+    named = start_run.named(start)
+    name = run_name(named) if named else Path(start).name
+    for place in (Path(start), *(parent / name for parent in found.file.parents)):
+        if (place / "config.json").is_file():
+            (config, *_) = [config for _, config in _read(place)]
+            return config
+    return None
+
+
+def _records(file: Path) -> Iterator[AccuracyRecord]:
+    for record in map(AccuracyRecord.from_json, jsonl.read(file)):
+        if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
+            raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
+        yield record
+
+
+def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a config under the hashes that records have: as found, completed, of each phase."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        values = {key: value for key, value in config.items() if key != "version"}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); get it again") from error
+    if "architecture" in values:  # of an imported folder
+        yield hashes.config_sha256(values), values
+        return
+    whole = whole_config(values)
+    phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
+    for config in (values, whole, *phases):
+        yield hashes.config_sha256(config), whole
+
+
+def other_config(found: RunRecord) -> str:
+    """Say that the config beside a record is another than the record was made with; "" where it is
+    that, or there is none.
+    """
+    config_sha256 = found.record.config_sha256
+    if found.config is not None or config_sha256 is None:
+        return ""
+    folders = (found.file.parent, found.file.parent.parent)
+    beside = next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
+    if beside is None:
+        return ""
+    return (
+        f"{beside} is not the config that the record was made with, whose hash begins with "
+        f"{config_sha256[:12]}: it was edited since, the run went on with other values "
+        "of keys that may change, or it is of another run"
+    )
+
+
+def whole_config(config: dict[str, Any]) -> Values:
+    """Return the config of a run with the keys that are younger."""
+    return _completed(json.dumps(config))
+
+
+@functools.lru_cache(256)
+def _completed(text: str) -> Values:
+    return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
