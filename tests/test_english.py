@@ -52,8 +52,9 @@ EMPTY = re.compile(r"\bReturns? (what|how|where|which)\b")
 WORDS = re.compile(r"(?<![.\w-])(nobody|of its own|in words|rooms?|doors?|floors?)\b(?!\()", re.I)
 OPERATORS = {"floor"}  # of PyTorch
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
-# Where a house is drawn, it may have rooms.
+# Where a house is drawn, it may have rooms, and where rooms are looked through.
 _DRAWINGS = ("docs/architecture.md", "tools/generate/draw_architecture.py")
+_DRAWINGS += ("jaxrobust/runtime/rooms.py",)
 OF_A_HOUSE = {name: {"room", "rooms"} for name in _DRAWINGS}
 
 
