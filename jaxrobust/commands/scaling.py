@@ -45,7 +45,7 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
     """Print the networks, and return them."""
     with patience.of(patience.LOADING):
         from jaxrobust.models import scaling
-        from jaxrobust.models.families import robust_resnet
+        from jaxrobust.models.families.robust_resnets import robust_resnet
 
     sizes: dict[str, Any] = {"block": scaling.known(flags.block), "image_size": flags.image_size}
     if flags.study:

@@ -7,59 +7,25 @@
     cifar/      the twenty of a study, and DeepMind's networks, for 32 px
 
 An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
-head, weight-decay mask and the papers' counts. A new one is one file and one entry of `FAMILIES`.
+head, weight-decay mask and the papers' counts. A new one is one file and one line of `names.py`,
+and is imported when one of its networks is asked for.
 A name such as `my_nets.py:make` is a function of the user's, see `foreign`.
 """
 
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust.models.cifar.convolutional import (
-    densenet,
-    dm_preact_resnet,
-    dm_wide_resnet,
-    preact_resnet,
-    ra_resnet,
-    resnext,
-    vgg,
-    wide_resnet,
-)
-from jaxrobust.models.cifar.transformers import (
-    botnet,
-    cct,
-    ceit,
-    coatnet,
-    cpvt,
-    cvt,
-    levit,
-    mixer,
-    mobilevit,
-    poolformer,
-    pvt_v2,
-    vitae,
-)
-from jaxrobust.models.cifar.transformers import cifar_swin as cifar_swin
-from jaxrobust.models.cifar.transformers import cifar_vit as cifar_vit
-from jaxrobust.models.families import (
-    cait,
-    convnext,
-    internimage,
-    iso_convnext,
-    resnet,
-    robust_resnet,
-    searched,
-    swin,
-    vit,
-    xcit,
-)
 from jaxrobust.models.interface import foreign, torch_modules
 from jaxrobust.models.interface.classifier import OfModule, loaded
 from jaxrobust.models.interface.classifier import classifier as as_functions
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Renaming
+from jaxrobust.models.names import FAMILIES
+from jaxrobust.runtime import rooms
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text import spelling
 from jaxrobust.types import Classifier, Params
@@ -67,16 +33,6 @@ from jaxrobust.types import Classifier, Params
 __all__ = ["available", "create", "module"]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-# Each of them ends with its `FAMILY`.
-_FILES = (
-    *(convnext, internimage, resnet, iso_convnext, vit, cait, xcit, swin, robust_resnet, searched),
-    *(vgg, wide_resnet, densenet, preact_resnet, resnext, dm_wide_resnet, dm_preact_resnet),
-    *(ra_resnet,),
-    *(cifar_vit, mixer, poolformer, cpvt, cct, botnet, ceit, levit, mobilevit, vitae, coatnet),
-    *(pvt_v2, cifar_swin, cvt),
-)
-FAMILIES: tuple[Family, ...] = tuple(file.FAMILY for file in _FILES)
-_FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
 
 def available() -> list[str]:
@@ -85,7 +41,7 @@ def available() -> list[str]:
     >>> [name for name in available() if name.startswith("vit")]
     ['vit_b', 'vit_b_cvst', 'vit_m', 'vit_m_cvst', 'vit_s', 'vit_s_cvst']
     """
-    return sorted(_FAMILY)
+    return sorted(_entries())
 
 
 def create(
@@ -275,7 +231,20 @@ def family(name: str) -> Family:
 
     Of a user's function that is `foreign.FAMILY`, of which nothing is known.
     """
-    return foreign.FAMILY if functions.is_name(name) else _FAMILY[known(name)]
+    if functions.is_name(name):
+        return foreign.FAMILY
+    entry = _entries()[known(name)]
+    found = rooms.resolve(entry)
+    if known(name) not in found.variants:
+        raise ValueError(f"{entry} has no network {known(name)!r}; correct its line in names.py")
+    return found
+
+
+@lru_cache
+def _entries() -> dict[str, str]:
+    """Map the names of all networks to the entries of their architectures."""
+    rows = FAMILIES | rooms.entries("FAMILIES")
+    return {name: entry for names, entry in rows.items() for name in names.split()}
 
 
 def member(name: str) -> Member:
@@ -314,7 +283,7 @@ def known(name: str) -> str:
         )
     if name.endswith(".py"):
         raise ValueError(f"unknown model {name!r}; of a file name a function too: {name}:make")
-    if name not in _FAMILY:
+    if name not in _entries():
         near = difflib.get_close_matches(name, available(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"
         raise ValueError(f"unknown model {name!r}; {hint}")

@@ -31,8 +31,8 @@ class ArchitectureRow(NamedTuple):
 
 
 def architecture(name: str) -> ArchitectureRow:
-    """Return the line of one network, from the figures that are shipped: nothing is traced."""
-    return _line(name, *COUNTED[name])
+    """Return the line of one network, from the figures that are shipped; others are counted."""
+    return _line(name, *COUNTED[name]) if name in COUNTED else counted(name)
 
 
 def counted(name: str) -> ArchitectureRow:

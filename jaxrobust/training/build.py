@@ -308,7 +308,8 @@ def one_device(config: Config, cores: int) -> str | None:
             remedy = f"; JAX_NUM_CPU_DEVICES={fits[-1]} before the command works" if fits else ""
             return f"{name}.batch_size={p.batch_size} cannot be split so{remedy}"
         model = seen.model.name
-        if "BN" in COUNTED[model][3] if model in COUNTED else functions.is_name(model):
+        uncounted = functions.is_name(model) or model in models.available()
+        if "BN" in COUNTED[model][3] if model in COUNTED else uncounted:
             return (
                 f"batch norms of {model} would see {p.batch_size // cores} images at a time; "
                 f"JAX_NUM_CPU_DEVICES={cores} before the command allows it, and is often faster"

@@ -12,7 +12,6 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import models
 from jaxrobust.convert import confirm, robustbench_entry
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -21,6 +20,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 from tests.support import paths
+from tests.support.families import all_families
 from tests.support.modules import hidden
 from tests.support.runs import tiny
 
@@ -539,7 +539,7 @@ class VerdictsTest(absltest.TestCase):
 
 class NamesTest(absltest.TestCase):
     def test_every_module_file_is_there(self):
-        for family in models.FAMILIES:
+        for family in all_families():
             file = references.MODULES.rglob(f"{family.file}.py") if torch else [1]
             self.assertLen([*file], 1, family.file)
 

@@ -10,7 +10,7 @@ from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights.naming import convert
 from tests.support import paths, reference, small_networks, sweeps
-from tests.support.families import CASES
+from tests.support.families import CASES, all_families
 from tests.support.torch_modules import LISTINGS, NETWORKS, built, relative, row
 
 try:
@@ -70,13 +70,13 @@ class DefaultsTest(parameterized.TestCase):
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class SignaturesTest(parameterized.TestCase):
-    @parameterized.parameters(*(family.file for family in models.FAMILIES))
+    @parameterized.parameters(*(family.file for family in all_families()))
     def test_what_may_be_left_out_is_as_in_the_rows(self, file):
         from jaxrobust.convert import torch_networks  # which needs PyTorch
 
         given = inspect.signature(torch_networks.module(file).model).parameters.items()
         found = {key: p.default for key, p in given if p.default is not inspect.Parameter.empty}
-        (variants,) = [family.variants for family in models.FAMILIES if family.file == file]
+        (variants,) = [family.variants for family in all_families() if family.file == file]
         defaults = type(next(iter(variants.values())))._field_defaults
         self.assertEqual(found.get("in_channels"), 3)
         for key in found.keys() & defaults.keys():
@@ -217,7 +217,7 @@ class SmallTest(parameterized.TestCase):
 
     def test_every_file_has_rows(self):
         files = {models.family(name).file for name, *_ in small_networks.ROWS.values()}
-        self.assertEqual(files, {family.file for family in models.FAMILIES})
+        self.assertEqual(files, {family.file for family in all_families()})
 
 
 @pytest.mark.matrix

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.commands import scaling
-from jaxrobust.models.families import robust_resnet
+from jaxrobust.models.families.robust_resnets import robust_resnet
 from jaxrobust.models.scaling import OPTIONS, cost, robust_scaling, study, whole
 from jaxrobust.runtime.commandline.arguments import load_config
 from tests.support.golden32 import COUNTED

@@ -8,8 +8,15 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
+from jaxrobust import models
+from jaxrobust.models.interface.family import Family
 from jaxrobust.models.modules import positions
 from tests.support import parity, paths
+
+
+def all_families() -> list[Family]:
+    """Import every architecture, of the core and of the optional rooms."""
+    return [*{(found := models.family(name)).file: found for name in models.available()}.values()]
 
 
 class Case(NamedTuple):
@@ -375,7 +382,7 @@ CASES = {
         },
     ),
     "searched": Case(
-        listings={},  # of smaller ones: tests/models/families/test_searched.py
+        listings={},  # of smaller ones: tests/zoo/test_searched.py
         counts={},
         golden32={},
         golden64={},
@@ -386,7 +393,7 @@ CASES = {
             for cell, name in _SEARCHED.items()
         },
     ),
-    # Golden logits: tests/models/cifar/test_convolutional.py.
+    # Golden logits: tests/zoo/test_convolutional.py.
     "cifar_vgg": Case(
         listings={"cifar_vgg16": "vgg16_bn"},
         counts={"cifar_vgg16": 14_728_266},
@@ -437,7 +444,7 @@ CASES = {
         references={"cifar_resnext50_224": 224},
         digits={"cifar_resnext29": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1}},
     ),
-    # Golden logits and RobustBench's own: tests/models/cifar/test_deepmind.py.
+    # Golden logits and RobustBench's own: tests/zoo/test_deepmind.py.
     "dm_wide_resnet": Case(
         listings={},
         counts={"dm_wrn_28_10": 36_479_194, "ra_wrn_70_16": 267_240_802},
@@ -468,7 +475,7 @@ CASES = {
         references={},
         digits={"dm_preactresnet18": {"depths": (1, 2), "width": 8, "bn_group": 4}},
     ),
-    # Golden logits and references of the study's networks: tests/models/cifar.
+    # Golden logits and references of the study's networks: tests/zoo.
     "cifar_vit": _study(
         *("cifar_vit", "vit_p4_d512_L6_mlphead"),
         **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "dropout": 0.0, "image_size": 8},
@@ -500,7 +507,7 @@ CASES = {
         **{"image_size": 6},
         digits={"cifar_cct": {"dim": 16, "depth": 2, "heads": 2, "hidden": 16, "drop_path": 0.05}},
     ),
-    # Golden logits and options: tests/models/cifar/test_hybrids.py.
+    # Golden logits and options: tests/zoo/test_hybrids.py.
     "cifar_botnet": Case(
         listings={"cifar_botnet50": "botnet50_3x3stem_nopool"},
         counts={"cifar_botnet50": 18_827_082},
@@ -582,7 +589,7 @@ CASES = {
             }
         },
     ),
-    # Golden logits and behaviour with batch norm: tests/models/cifar/test_stages.py.
+    # Golden logits and behaviour with batch norm: tests/zoo/test_stages.py.
     "cifar_coatnet": Case(
         listings={"cifar_coatnet": "coatnet0_CCTT"},
         counts={"cifar_coatnet": 16_997_816, "cifar_coatnet_224": 17_029_304},

@@ -16,6 +16,7 @@ import yaml
 from absl.testing import absltest, parameterized
 
 import jaxrobust
+from tests.support import signatures
 from tests.support.paths import ROOT
 from tools.docs import public
 from tools.release import make as release
@@ -103,6 +104,10 @@ class PublicNamesTest(absltest.TestCase):
         for name in listed:
             with self.subTest(name):
                 self.assertIsNotNone(public.value(name))
+
+    def test_signatures_are_the_reviewed_ones(self):
+        """After a change that is meant, `python -m tests.support.signatures` writes them."""
+        self.assertEqual(signatures.FILE.read_text(), signatures.text())
 
     def test_new_ones_are_listed(self):
         listed = (ROOT / "tests" / "golden" / "public_names.txt").read_text().split()

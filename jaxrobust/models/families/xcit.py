@@ -23,7 +23,6 @@ from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
     keys,
-    linear_oi,
     row,
     table,
 )
@@ -335,7 +334,7 @@ OTHER_NAMES = [
         [
             *_SHARED,
             *table(convs={r"pos_embed(?:er)?\.token_projection": _POSITIONS}),
-            row(_FUSED + r"\.weight", _KERNELS, lambda a: np.split(linear_oi(a), 3, axis=1)),
+            row(_FUSED + r"\.weight", _KERNELS, lambda a: np.split(a.T, 3, axis=1)),
             row(_FUSED + r"\.bias", _BIASES, lambda a: np.split(a, 3)),
         ],
     )

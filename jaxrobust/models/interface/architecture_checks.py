@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.types import Array
 
 
@@ -68,3 +69,20 @@ def refusing(what: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
         )
 
     return refused
+
+
+def check_row(v: Any, **lows: int) -> None:
+    """Raise `ValueError` for fields of a row below these, and for an unknown activation."""
+    check_least(v, **lows)
+    if v.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"activation={v.activation!r} is unknown; one of {known}")
+
+
+def check_halvings(image_size: int, halvings: int) -> None:
+    """Raise `ValueError` for images that cannot be halved so often, rests left out."""
+    if image_size < 1 << halvings:
+        raise ValueError(
+            f"image_size={image_size}: the map is halved {halvings} times, so take at least "
+            f"{1 << halvings}"
+        )

@@ -1,7 +1,7 @@
 """What others need to know of an architecture: the last lines of its file.
 
 The optimiser, the table, conversion, export and certificates read it, so that a new architecture
-is one file and one entry of `models.FAMILIES`.
+is one file and one line of `models/names.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Transform = Callable[[np.ndarray], Any]  # an array, or as many as the row has targets
+Move = Callable[[np.ndarray], Any]  # gives an array, or as many as the row has targets
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 # (our arrays, the match of a name of theirs) -> what stands under it
 Make = Callable[[Mapping[str, Any], re.Match[str]], np.ndarray]
+
+
+class Transform(NamedTuple):
+    """What turns an array of PyTorch into ours, and the way back, which exports need."""
+
+    to_ours: Move
+    to_torch: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class Renaming(NamedTuple):
@@ -32,57 +39,33 @@ class Renaming(NamedTuple):
     make: Make | None = None  # None: torch's counter of batches, at 0
 
 
-def same(array: np.ndarray) -> np.ndarray:
-    """Return the array itself."""
-    return array
-
-
-def conv_oihw(array: np.ndarray) -> np.ndarray:
-    """Transpose torch's [out, in, kh, kw] to [kh, kw, in, out]; depthwise: to [k, k, 1, C]."""
-    return np.transpose(array, (2, 3, 1, 0))
-
-
-def linear_oi(array: np.ndarray) -> np.ndarray:
-    """Transpose torch's [out, in] to [in, out]."""
-    return np.transpose(array)
-
-
-def pointwise_oi(array: np.ndarray) -> np.ndarray:
-    """Turn torch's 1x1 convolution [out, in, 1, 1] into a linear map, [in, out]."""
-    return array[:, :, 0, 0].T
-
-
-def pointwise1_oi(array: np.ndarray) -> np.ndarray:
-    """Turn torch's convolution of one tap along one axis, [out, in, 1], into [in, out]."""
-    return array[:, :, 0].T
-
-
-def channels(array: np.ndarray) -> np.ndarray:
-    """Reshape torch's [1, C, 1, 1] to [C]."""
-    return np.ravel(array)
-
-
-# The way back, for the transforms that have one.
-INVERSE: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
-    same: same,
-    conv_oihw: lambda array: np.transpose(array, (3, 2, 0, 1)),
-    linear_oi: np.transpose,
-    pointwise_oi: lambda array: array.T[:, :, None, None],
-    pointwise1_oi: lambda array: array.T[:, :, None],
-    channels: lambda array: array.reshape(1, -1, 1, 1),
-}
+same = Transform(lambda array: array, lambda array: array)
+# [out, in, kh, kw] to [kh, kw, in, out]; depthwise: to [k, k, 1, C]
+conv_oihw = Transform(
+    lambda array: np.transpose(array, (2, 3, 1, 0)), lambda array: np.transpose(array, (3, 2, 0, 1))
+)
+# [out, in] to [in, out]
+linear_oi = Transform(np.transpose, np.transpose)
+# a 1x1 convolution [out, in, 1, 1] to a linear map [in, out]
+pointwise_oi = Transform(lambda array: array[:, :, 0, 0].T, lambda array: array.T[:, :, None, None])
+# a convolution of one tap along one axis [out, in, 1] to [in, out]
+pointwise1_oi = Transform(lambda array: array[:, :, 0].T, lambda array: array.T[:, :, None])
+# [1, C, 1, 1] to [C]
+channels = Transform(np.ravel, lambda array: array.reshape(1, -1, 1, 1))
 
 
 def row(
     pattern: str,
     target: str | tuple[str, ...],
-    transform: Transform = same,
+    transform: Transform | Move = same,
     resize: Resize | None = None,
 ) -> Renaming:
-    r"""Make a row whose `target` may use the groups of `pattern` as `\1`; the whole name must
-    match.
+    r"""Make a row whose `target` may use groups of `pattern` as `\1`; the whole name must match.
+
+    A `transform` that is a plain function has no way back: such weights are read and not exported.
     """
-    return Renaming(re.compile(pattern), target, transform, resize=resize)
+    pair = transform if isinstance(transform, Transform) else Transform(transform)
+    return Renaming(re.compile(pattern), target, pair, resize=resize)
 
 
 def drop(pattern: str, reason: str, make: Make | None = None) -> Renaming:

@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.models.interface.renaming import (
-    INVERSE,
     Renaming,
     Transform,
     channels,
@@ -263,7 +262,7 @@ def to_torch(
 
 def _buffer(ours: Mapping, key: str) -> np.ndarray:
     name, transform = _BUFFERS[key]
-    array = _out(ours[name], transform, float_type(ours))
+    array = _out(ours[name], transform, float_type(ours), name)
     return array[0] if transform is channels else array
 
 
@@ -282,7 +281,7 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
         (target,) = (match.expand(template) for template in targets(renaming))
         if target not in ours:
             raise ValueError(f"{target} is missing: these are not the weights of {name}")
-        theirs[full] = _out(ours[target], renaming.transform, dtype)
+        theirs[full] = _out(ours[target], renaming.transform, dtype, target)
         used.add(target)
     if extra := ours.keys() - used:
         raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
@@ -321,13 +320,18 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
             )
 
 
-def _out(array: Any, transform: Transform, dtype: np.dtype) -> np.ndarray:
+def _out(array: Any, transform: Transform, dtype: np.dtype, name: str) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype != dtype:
         raise ValueError(
             f"weights are {array.dtype}, expected float32, or float64 of all; cast them first"
         )
-    return np.ascontiguousarray(INVERSE[transform](array))
+    if transform.to_torch is None:
+        raise ValueError(
+            f"{name} cannot be exported: its row in the architecture's file has no way back; give "
+            "renaming.Transform(to_ours, to_torch)"
+        )
+    return np.ascontiguousarray(transform.to_torch(array))
 
 
 def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:

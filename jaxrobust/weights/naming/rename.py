@@ -100,7 +100,8 @@ def _moved(
     if not targets:
         return []
     try:
-        moved = renaming.transform(np.array(array, order="C"))  # a copy: the source may be in use
+        copy = np.array(array, order="C")  # the source may be in use
+        moved = renaming.transform.to_ours(copy)
         parts = list(moved) if isinstance(renaming.target, tuple) else [moved]
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error

@@ -57,7 +57,7 @@ class ForeignClassesTest(FolderTest):
     def test_parts_of_a_folder_are_refused(self):
         with self.assertRaisesRegex(
             registry.DataError,
-            r"100% of the records of .* split 'train\[75%:\]' are of 1 classes that split "
+            r"100% of the records of .* split 'train\[75%:\]' are of 1 class that split "
             r"'train\[:75%\]' has no record of.*sorted by class; give another split, or lists",
         ):
             self.between("train[:75%]", "train[75%:]")
@@ -70,7 +70,7 @@ class ForeignClassesTest(FolderTest):
     def test_a_half_is_told_and_more_is_refused(self):
         self.assertIn("50% of the records", self.between("train[:50%]", "val"))
         (self.root / "ids").write_text("a/0.jpg\nb/0.jpg\nc/0.jpg\n")
-        self.assertIn("of 1 classes", self.between("train[:50%]", f"val@{self.root}/ids"))
+        self.assertIn("of 1 class", self.between("train[:50%]", f"val@{self.root}/ids"))
         (self.root / "ids").write_text("a/0.jpg\nd/0.jpg\nc/0.jpg\n")
         with self.assertRaisesRegex(registry.DataError, "67% of the records .* of 2 classes"):
             self.between("train[:50%]", f"val@{self.root}/ids")

@@ -8,8 +8,9 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.models.families import residual, robust_resnet
-from jaxrobust.models.families.robust_resnet import VARIANTS
+from jaxrobust.models.families import residual
+from jaxrobust.models.families.robust_resnets import robust_resnet
+from jaxrobust.models.families.robust_resnets.robust_resnet import VARIANTS
 from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity, paths, sweeps
 

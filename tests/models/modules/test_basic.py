@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.cifar.shared import common, transformer
 from jaxrobust.models.families import residual
 from jaxrobust.models.modules import basic
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
+from jaxrobust.zoo.shared import common, transformer
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 3, 3, 2)).astype(np.float32)

@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxrobust import models
 from tests.support import sweeps
+from tests.support.families import all_families
 
 SMALL = {
     "convnext_n": {"depths": (1,), "dims": (8,), "image_size": 16},
@@ -75,7 +76,7 @@ class ModuleTest(parameterized.TestCase):
 
     def test_all_families_are_here(self):
         families = [models.family(name) for name in SMALL]
-        self.assertCountEqual([f.file for f in families], [f.file for f in models.FAMILIES])
+        self.assertCountEqual([f.file for f in families], [f.file for f in all_families()])
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "unknown model 'convnet'; did you mean"):

@@ -115,7 +115,10 @@ class RadiusTest(parameterized.TestCase):
             "is of attack.name='fgsm', 'pgd'.*; APGD starts at",
         ),
         ({"name": "pgd", "start": "gauss"}, "needs attack.start_std, its standard deviation in"),
-        ({"name": "pgd", "start": "uniform", "norm": "l1"}, "start is of linf and l2, not of l1"),
+        (
+            {"name": "pgd", "start": "uniform", "norm": "l1", "epsilon": 12.0},
+            "start is of linf and l2, not of l1",
+        ),
         ({"start": "random", "start_std": 0.1}, "start_std=0.1 has no effect .*; leave it out, or"),
         ({"name": "pgd", "start": "gauss", "start_std": 0.0}, "std=0.0 is the image; pass a"),
     )

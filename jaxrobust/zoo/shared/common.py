@@ -1,0 +1,53 @@
+"""What the networks of the study share: names of weights, and their tables."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Renaming, table
+from jaxrobust.types import ModuleMaker
+
+
+def rows(conv: str, norm: str, linear: str = r"(linear)") -> list[Renaming]:
+    """List the rows of convolutions, batch norms and linear maps that keep their names.
+
+    Each pattern has one group, which is the name here.
+    """
+    return table(
+        BATCH_NORM_COUNT, convs={conv: r"\1"}, norms={norm: r"\1"}, linears={linear: r"\1"}
+    )
+
+
+class Study(NamedTuple):
+    """One network of a family of the study."""
+
+    title: str  # on leaderboards
+    options: Mapping[str, Any] = MappingProxyType({})  # of its row, and of its PyTorch file
+    more: Mapping[str, Any] = MappingProxyType({})  # of its row alone
+    counted: str = ""  # millions of parameters as the study prints them, of those for 32 px
+    other: bool = False  # whether these are another network's
+
+
+def family(
+    file: str,
+    title: str,
+    variant: Callable[..., Any],
+    maker: Callable[..., ModuleMaker],
+    names: Names,
+    networks: Mapping[str, Study],
+    any_size: bool = True,
+) -> Family:
+    """Make a family of networks for 10 classes, see `Family`; `variant` makes a row."""
+
+    def member(study: Study) -> Member:
+        plain = Member(TorchVariant(f"{file}.py", study.options), num_classes=10, title=study.title)
+        if not study.counted:
+            return plain
+        return plain._replace(
+            paper=PaperFigures(study.counted, "", other=study.other), counted_at=32
+        )
+
+    members = {name: member(study) for name, study in networks.items()}
+    variants = {name: variant(**study.options, **study.more) for name, study in networks.items()}
+    return Family(file, title, variants, maker, names, members, "all", any_size=any_size)
