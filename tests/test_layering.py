@@ -19,7 +19,7 @@ ROOT = paths.ROOT
 
 # The same inside a room, of its folders and files; `.` stands for the files that are not named.
 INSIDE = {
-    "runtime": ("moved", "text", "files", "devices", "processes", "commandline"),
+    "runtime": (".", "moved", "text", "files", "devices", "processes", "commandline"),
     "data": ("source", "imagenet", "transforms", "splits", "sources", "stream", "prepare"),
     "attacks": ("geometry", ".", "", "ensembles", "fixed_steps"),
     "models": (

@@ -227,9 +227,10 @@ def torch_module(config: "ConfigDict") -> Any:
     """Make the network in PyTorch: the module of a `torch:` name, else ours written there."""
     from jaxrobust.convert import torch_networks
     from jaxrobust.models.interface import torch_modules
+    from jaxrobust.runtime import pytorch
 
     name, model = config.model.name, config.model
-    if torch_modules.is_name(name):
+    if pytorch.is_name(name):
         sizes = ("num_classes", "image_size", "in_channels")
         return torch_modules.build(name, **{key: model[key] for key in sizes}, **model.options)
     return torch_networks.network(name, num_classes=model.num_classes, img_size=model.image_size)

@@ -29,8 +29,8 @@ from jaxrobust.convert import (
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update import optim
@@ -179,7 +179,7 @@ def of_run(
 ) -> tuple[Network, str]:
     """Read the network of a run with its best weights, or those chosen, and their name."""
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
-    if not torch_modules.is_name(config.model.name):
+    if not pytorch.is_name(config.model.name):
         models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
         name, (params, stats) = kept.selected_weights(workdir, chosen)

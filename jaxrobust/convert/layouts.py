@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.convert import hub, references, self_contained, users_module
+from jaxrobust.convert import hub, references, self_contained
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, weights_folder
@@ -40,7 +40,7 @@ def known(layout: str, out: Path) -> str:
 
 def check(network: Network, layout: str) -> None:
     """Refuse a network that a layout cannot name, whatever its weights are."""
-    of_torch = torch_modules.is_name(network.name)
+    of_torch = pytorch.is_name(network.name)
     if layout != "jaxrobust" and of_torch != (layout in _OF_TORCH):
         own = "state-dict or robustbench, or jaxrobust," if of_torch else "timm, hub or module"
         raise ValueError(
@@ -48,7 +48,7 @@ def check(network: Network, layout: str) -> None:
             + " which names weights as its own module does" * of_torch
         )
     if layout == "robustbench":
-        users_module.check(network)
+        pytorch.find("check_export")(network)
     if layout == "timm":
         _same_function(network, network.name, "timm's network")
     if layout in PUBLISHED:
@@ -60,12 +60,11 @@ def check(network: Network, layout: str) -> None:
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     """Build the state dict of a layout; `ValueError` if it cannot express the network."""
-    if layout in _OF_TORCH or torch_modules.is_name(network.name):
+    if layout in _OF_TORCH or pytorch.is_name(network.name):
         check(network, layout)
         if layout == "robustbench":
-            users_module.check_source(network)
-            return references.named(network, wrapped=network.normalised)
-        return torch_modules.state_dict(network.name, network.params, network.stats, network.sizes)
+            pytorch.find("check_source")(network)
+        return references.named(network, wrapped=layout == "robustbench" and network.normalised)
     if layout == "hub" and hub.timm_name(network):
         return references.named(network, wrapped=False)  # timm's transforms normalise
     if layout in ("hub", "module"):
@@ -129,9 +128,9 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
         save_pt(folder / STATE_DICT, state)
         return folder / STATE_DICT
     if layout == "robustbench":
-        file = folder / f"{users_module.label(network.name)}.pt"
+        file = folder / f"{pytorch.find('label')(network.name)}.pt"
         save_pt(file, state)
-        if own := users_module.copied(network):
+        if own := pytorch.find("copied")(network):
             (folder / own.name).write_bytes(own.read_bytes())
         return _write_module(file.with_suffix(".py"), network, known, file)
     if layout == "module":
@@ -192,7 +191,7 @@ def usage(network: Network, layout: str, out: Path) -> str:
         mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
         return f"{how}; it takes (images - {mean}) / {std}"
     if layout == "robustbench":
-        label = users_module.label(network.name)
+        label = pytorch.find("label")(network.name)
         return (
             f"in {out}: `from {label} import load; net = load()`; a row of RobustBench's zoo has "
             f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}'

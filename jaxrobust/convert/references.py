@@ -18,9 +18,8 @@ from unittest import mock
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxrobust import models
-from jaxrobust.interop import modules
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
@@ -55,10 +54,12 @@ def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
 def named(network: Network, *, wrapped: bool) -> Arrays:
     """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
     ours = network.params | network.stats
-    if torch_modules.is_name(network.name):
-        state = torch_modules.state_dict(network.name, *network[1:3], network.sizes)
+    if pytorch.is_name(network.name):
+        state = pytorch.find("state_dict")(network.name, *network[1:3], network.sizes)
+        if not wrapped:
+            return state
         first = {key: ours[key].reshape(1, -1, 1, 1) for key in ("normalize.mean", "normalize.std")}
-        return first | {f"model.{key}": a for key, a in state.items()} if wrapped else state
+        return first | {f"model.{key}": a for key, a in state.items()}
     return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
 
 
@@ -97,7 +98,7 @@ def reference(
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        of_others = torch_modules.is_name(network.name)
+        of_others = pytorch.is_name(network.name)
         explained = functions.explained("model.name", network.name) if of_others else _NOTHING
         with explained, _no_byte_code():
             spec.loader.exec_module(module)
@@ -158,8 +159,8 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     """Return timm's network if it has this row, else ours, with the arrays of a file."""
     import torch
 
-    if torch_modules.is_name(network.name):
-        net = _giving_logits(torch_modules.build(network.name, **network.sizes), network)
+    if pytorch.is_name(network.name):
+        net = pytorch.find("rebuilt")(network)
         net.load_state_dict(torch.load(path, weights_only=True), strict=True)
         how = "by load_state_dict(strict=True)"
         net = _normalising(net, network.stats) if network.normalised else net.eval()
@@ -181,16 +182,6 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     if network.normalised:
         net = _normalising(net, network.stats | source)  # ours, where the file has none
     return Reference(net.eval(), origin, independent, how)
-
-
-def _giving_logits(net: Any, network: Network) -> Any:
-    """Let a module of several results give the one that the network's option names."""
-    from jaxrobust.interop.reading import results
-
-    if output := network.options.get(modules.OUTPUT):
-        forward = net.forward
-        net.forward = lambda images: results.chosen(forward(images), output)
-    return net
 
 
 def _normalising(net: Any, stats: Arrays) -> Any:

@@ -15,8 +15,7 @@ from jaxrobust import models
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records import checked
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.interop import modules
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Threat, fraction
 
@@ -87,8 +86,8 @@ def check_id(robustbench_id: str) -> str:
 def architecture(name: str, options: dict[str, Any]) -> str:
     """Return an architecture as leaderboards write it."""
     with_options = "".join(f", {key}={value}" for key, value in options.items())
-    if torch_modules.is_name(name):
-        of_timm = torch_modules.PREFIX + modules.TIMM
+    if pytorch.is_name(name):
+        of_timm = pytorch.PREFIX + pytorch.TIMM
         return name.removeprefix(of_timm) + with_options if name.startswith(of_timm) else BY_HAND
     stem = name.removesuffix("_cvst")
     base, patch = re.fullmatch(r"(.+?)(?:_p(\d+))?", stem).groups()  # type: ignore[union-attr]

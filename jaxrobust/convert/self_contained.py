@@ -4,10 +4,10 @@ import ast
 import textwrap
 from pathlib import Path
 
-from jaxrobust.convert import network_account, references, users_module
+from jaxrobust.convert import network_account, references
 from jaxrobust.convert.network_account import Account
 from jaxrobust.convert.references import Network
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 
 _LAYERS = "jaxrobust.convert.torch_modules.layers"
 _HEAD = '''"""{title}
@@ -62,13 +62,13 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
     """Write the file: that of torch_modules, or what makes a user's module; the layers that it
     imports, its row and `load()`.
     """
-    if torch_modules.is_name(network.name):
-        code, fields, sources = users_module.written(network)
+    if pytorch.is_name(network.name):
+        code, fields, sources = pytorch.find("written")(network)
         title, of = (
             "A network of PyTorch, trained adversarially in JAX.",
             ", trained with jaxrobust,",
         )
-        label = users_module.label(network.name)
+        label = pytorch.find("label")(network.name)
     else:
         code = references.module_file(network.name).read_text()
         title, _, rest = (ast.get_docstring(ast.parse(code)) or "").partition("\n")
@@ -111,7 +111,7 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
 def facts(network: Network, known: Account) -> list[str]:
     """Write the inputs that a network expects and its accuracies as lines of a docstring."""
     inside = network_account.normalisation(network)
-    of_torch = torch_modules.is_name(network.name)
+    of_torch = pytorch.is_name(network.name)
     otherwise = ", as the module takes them" if of_torch else ": no layer does that either"
     expects = {
         "Range": f"float32 in [0, 1] ({network_account.channels(network)}), not normalised"

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxrobust.convert import references
 from jaxrobust.interop import modules
+from jaxrobust.interop.reading import results
 from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.weights.store.artifact import Network
 
 _OF_FILE = '''
@@ -62,8 +64,8 @@ def label(name: str) -> str:
     >>> label("torch:nets/mine.py:build"), label("torch:timm/resnet18.a1_in1k")
     ('robust_mine', 'robust_resnet18_a1_in1k')
     """
-    own = name.removeprefix(torch_modules.PREFIX)
-    own = own.removeprefix(modules.TIMM) if _of_timm(name) else own.rpartition(":")[0]
+    own = name.removeprefix(pytorch.PREFIX)
+    own = own.removeprefix(pytorch.TIMM) if _of_timm(name) else own.rpartition(":")[0]
     stem = Path(own).stem if own.endswith(".py") else own
     return f"robust_{_identifier(stem)}"
 
@@ -123,6 +125,15 @@ def check_source(network: Network) -> None:
         )
 
 
+def rebuilt(network: Network) -> Any:
+    """Make the module of a network; of several results it gives the one that the option names."""
+    net = torch_modules.build(network.name, **network.sizes)
+    if output := network.options.get(modules.OUTPUT):
+        forward = net.forward
+        net.forward = lambda images: results.chosen(forward(images), output)
+    return net
+
+
 def copied(network: Network) -> Path | None:
     """Return the file that is handed on as it is; None: the module is an installed package's."""
     name = network.name
@@ -153,11 +164,11 @@ def _identifier(text: str) -> str:
 
 
 def _of_timm(name: str) -> bool:
-    return name.startswith(torch_modules.PREFIX + modules.TIMM)
+    return name.startswith(pytorch.PREFIX + pytorch.TIMM)
 
 
 def _place(name: str) -> str:
-    return name.removeprefix(torch_modules.PREFIX).rpartition(":")[0]
+    return name.removeprefix(pytorch.PREFIX).rpartition(":")[0]
 
 
 def _is_file(name: str) -> bool:

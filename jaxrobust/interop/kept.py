@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust.interop.program import NumberType, Of, OperatorCall, Program
 from jaxrobust.interop.trainable import Trainable
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import jsonl
 
-FOLDER = "torch_program"  # of a run
 _VERSION = 1
-PROGRAMS, _ARRAYS = "programs.json", "arrays.safetensors"
+_ARRAYS = "arrays.safetensors"
 _GROUPS = ("params", "stats", "integers")
 _MODES = ("evaluation", "training")
 
@@ -44,12 +44,7 @@ def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None
     head |= {"tied": dict(network.tied), "image": network.image, "names": network.names}
     head |= {"head": network.head}
     # Last, because it says that all is there.
-    jsonl.replace(folder / PROGRAMS, json.dumps(head | programs) + "\n")
-
-
-def is_kept(folder: Path) -> bool:
-    """Tell whether a folder holds a whole network."""
-    return (folder / PROGRAMS).is_file()
+    jsonl.replace(folder / pytorch.PROGRAMS, json.dumps(head | programs) + "\n")
 
 
 def identity(folder: Path) -> dict[str, Any]:
@@ -98,16 +93,16 @@ def read(folder: Path) -> Trainable:
 
 def _head(folder: Path) -> dict[str, Any]:
     try:
-        head = json.loads((folder / PROGRAMS).read_text())
+        head = json.loads((folder / pytorch.PROGRAMS).read_text())
         version = head["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / PROGRAMS} cannot be read ({error}); restore it, or begin a new run"
+            f"{folder / pytorch.PROGRAMS} cannot be read ({error}); restore it, or begin a new run"
         ) from error
     if version != _VERSION:
         raise ValueError(
-            f"{folder / PROGRAMS} has version {version}, and this code reads {_VERSION}: use the "
-            "version of jaxrobust that began the run"
+            f"{folder / pytorch.PROGRAMS} has version {version}, and this code reads {_VERSION}: "
+            "use the version of jaxrobust that began the run"
         )
     return head
 

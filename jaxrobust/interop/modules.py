@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxrobust.interop.reading import wrappers
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 
-PREFIX, TIMM = "torch:", "timm/"
 OUTPUT = "torch_output"  # the option that says which of several results are the logits
 _SIZES = ("num_classes", "image_size", "in_channels")
 _HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
@@ -56,21 +56,21 @@ def module(name: str, given: Mapping[str, Any]) -> Any:
 
 def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Select the keywords that the function of a name is called with; errors as of `module`."""
-    own = name.removeprefix(PREFIX)
+    own = name.removeprefix(pytorch.PREFIX)
     sizes: dict[str, Any]
-    if own.startswith(TIMM):
-        sizes = {"model_name": own.removeprefix(TIMM)}
+    if own.startswith(pytorch.TIMM):
+        sizes = {"model_name": own.removeprefix(pytorch.TIMM)}
         sizes |= {"num_classes": given["num_classes"], "in_chans": given["in_channels"]}
     else:
         taken = inspect.signature(_function(name)).parameters
         sizes = {key: given[key] for key in _SIZES if key in taken}
-    own_keys = (*_SIZES, OUTPUT)
-    return sizes | {key: tuples(value) for key, value in given.items() if key not in own_keys}
+    options = {key: given[key] for key in given if key not in (*_SIZES, OUTPUT)}
+    return sizes | {key: functions.tuples(value) for key, value in options.items()}
 
 
 def _function(name: str) -> Callable[..., Any]:
-    own = name.removeprefix(PREFIX)
-    if own.startswith(TIMM):
+    own = name.removeprefix(pytorch.PREFIX)
+    if own.startswith(pytorch.TIMM):
         if not installed("timm"):
             raise ValueError(f"model.name={name} needs timm: pip install timm")
         import timm
@@ -79,8 +79,3 @@ def _function(name: str) -> Callable[..., Any]:
     if ":" not in own:
         raise ValueError(f"model.name={name} names no function; {_HOW}")
     return functions.find("model.name", own).function
-
-
-def tuples(value: Any) -> Any:
-    """Make tuples of lists, at every depth."""
-    return tuple(map(tuples, value)) if isinstance(value, list) else value

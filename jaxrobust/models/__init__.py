@@ -19,13 +19,13 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust.models.interface import foreign, torch_modules
+from jaxrobust.models.interface import foreign
 from jaxrobust.models.interface.classifier import OfModule, loaded
 from jaxrobust.models.interface.classifier import classifier as as_functions
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.models.names import FAMILIES
-from jaxrobust.runtime import rooms
+from jaxrobust.runtime import pytorch, rooms
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text import spelling
 from jaxrobust.types import Classifier, Params
@@ -137,8 +137,8 @@ def origin(name: str, **given: Any) -> dict[str, Any] | None:
 
     `given`, sizes and options, tells which network it makes, where a run keeps that.
     """
-    if torch_modules.is_name(name):
-        return torch_modules.origin(name, **given)
+    if pytorch.is_name(name):
+        return pytorch.find("origin")(name, **given)
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 

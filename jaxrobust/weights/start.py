@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import Config, ModelSection, NetworkSpec, StartSection, network_of
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases, plain
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Weights
@@ -39,7 +39,7 @@ def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str
     source = str(init.weights)
     try:
         named = _parsed(source, workdir)
-        of_torch = torch_modules.is_name(config.model.name)
+        of_torch = pytorch.is_name(config.model.name)
         here = imports.local(named, fresh_stem=init.stem == "fresh", as_it_is=of_torch)
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
@@ -137,7 +137,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     program = compilation.program(f"{model.name}: random weights", shapes)
     with compilation.waiting("compiling the draw of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
-    of_torch = torch_modules.is_name(model.name)  # which has drawn or loaded its own
+    of_torch = pytorch.is_name(model.name)  # which has drawn or loaded its own
     fresh = () if of_torch else (*params,)
     drawn = Network(model.name, params, stats, *sizes, fresh=fresh, seed=config.seed)
     start = normalized(drawn, how)
@@ -205,7 +205,7 @@ def changed(config: Config, workdir: Path) -> str:
         named = _parsed(config.init.weights, workdir)
         if named.path is None:  # on the internet, which a run that has begun does not need
             return ""
-        here = imports.local(named, as_it_is=torch_modules.is_name(config.model.name))
+        here = imports.local(named, as_it_is=pytorch.is_name(config.model.name))
         now = hashes.weights_sha256(reading.artifact_of(here).arrays, {})
     except ValueError:  # gone: it does not need them either
         return ""

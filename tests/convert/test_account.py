@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.convert import layouts, network_account
+from jaxrobust.convert import layouts, network_account, users_module
 from jaxrobust.convert.network_account import Account
 from jaxrobust.data import imagenet
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -303,7 +303,7 @@ class LayoutTest(parameterized.TestCase):
         said = layouts.usage(network, "state-dict", Path("out"))
         self.assertEqual(said, f"{how}; it takes (images - [0.5, 0.25]) / [0.5, 1.0]")
         said = layouts.usage(network, "robustbench", Path("out"))
-        label = layouts.users_module.label(network.name)
+        label = users_module.label(network.name)
         self.assertStartsWith(said, f"in out: `from {label} import load; net = load()`; a row ")
         self.assertIn(f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}', said)
 

@@ -18,8 +18,8 @@ from jaxrobust.convert import export_torch, layouts, robustbench_entry, torch_ne
 from jaxrobust.convert.export_torch import ExportSettings
 from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.interop import kept
 from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.weights.store import weights_folder
 from tests.support import paths
 
@@ -259,7 +259,7 @@ class ExportTest(parameterized.TestCase):
         self.assertTrue(certificate["agrees"])
 
     def test_a_file_that_is_gone_or_another(self):
-        folder = Path("run") / kept.FOLDER
+        folder = Path("run") / pytorch.FOLDER
         torch_modules.keep(folder, NAME, **SIZES)
         network = self.network()
         Path("nets.py").write_text(NETS.replace("stride=4", "stride=4, bias=True"))

@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.interop import blocks, kept
 from jaxrobust.interop import program as programs
 from jaxrobust.interop import trainable as trained
+from jaxrobust.runtime import pytorch
 from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
@@ -252,7 +253,7 @@ class BlocksTest(parameterized.TestCase):
         self.assertNotEmpty(again.evaluation.blocks)
         with self.subTest("and the hash of what is computed does not depend on them"):
             parted = kept.program_sha256(Path(folder))
-            file = Path(folder) / kept.PROGRAMS
+            file = Path(folder) / pytorch.PROGRAMS
             head = json.loads(file.read_text())
             for mode in ("training", "evaluation"):
                 del head[mode]["blocks"]

@@ -12,6 +12,7 @@ from torch import nn  # noqa: E402
 from jaxrobust.interop import modules  # noqa: E402
 from jaxrobust.interop.reading import refusals, training_mode, wrappers  # noqa: E402
 from jaxrobust.interop.torch import from_module  # noqa: E402
+from jaxrobust.runtime import pytorch  # noqa: E402
 from tests.support.torch_passes import IMAGE, images, largest_difference  # noqa: E402
 
 
@@ -181,7 +182,7 @@ class WrappersTest(parameterized.TestCase):
 
     def test_modules_by_name_are_those_inside(self):
         place = f"{__name__}:wrapped"
-        self.assertIsInstance(modules.module(modules.PREFIX + place, {}), Net)
+        self.assertIsInstance(modules.module(pytorch.PREFIX + place, {}), Net)
 
 
 def wrapped():

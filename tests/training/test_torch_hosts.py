@@ -8,8 +8,8 @@ import pytest
 from absl.testing import absltest
 from safetensors.torch import save_file
 
-from jaxrobust.interop import kept
 from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from tests.support import paths
 from tests.support.processes import start, wait
 from tests.support.runs import tiny, write_config
@@ -108,7 +108,7 @@ class HostsTest(absltest.TestCase):
         self.assertEqual(codes, [0, 0], said)
         first, second = self.held(said)
         self.assertEqual(first, second)
-        self.assertTrue(kept.is_kept(self.folder / "one" / kept.FOLDER))
+        self.assertTrue(pytorch.has_programs(self.folder / "one" / pytorch.FOLDER))
         with self.subTest("as where both have PyTorch"):
             codes, said = self.trained("both", "")
             self.assertEqual(codes, [0, 0], said)

@@ -13,8 +13,9 @@ from absl.testing import absltest
 from ml_collections import ConfigDict
 
 from jaxrobust.commands.conversion import export_weights
-from jaxrobust.interop import kept, modules
+from jaxrobust.interop import modules
 from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.trained import runs
@@ -85,7 +86,7 @@ class RunTest(absltest.TestCase):
         for record in result_lines.read(Path("run")):
             self.assertEqual(record["function"]["file"], "nets.py")
             self.assertLen(record["function"]["sha256"], 64)
-        self.assertTrue(kept.is_kept(Path("run") / kept.FOLDER))
+        self.assertTrue(pytorch.has_programs(Path("run") / pytorch.FOLDER))
 
     def test_statistics_move_and_are_averaged(self):
         state, _ = training.final_state(Path("run"), config())
@@ -227,8 +228,8 @@ class RunTest(absltest.TestCase):
             asked.data.augmentation = "basic"
             asked.train.changes = ConfigDict({"model": {"image_size": 12}})
         training.quiet_run(asked, Path("sizes"))
-        self.assertTrue(kept.is_kept(Path("sizes/train") / kept.FOLDER))
-        self.assertFalse(kept.is_kept(Path("sizes/pretrain") / kept.FOLDER))
+        self.assertTrue(pytorch.has_programs(Path("sizes/train") / pytorch.FOLDER))
+        self.assertFalse(pytorch.has_programs(Path("sizes/pretrain") / pytorch.FOLDER))
         forget()
         with mock.patch.object(modules, "installed", return_value=False):
             training.quiet_run(asked, Path("sizes"))

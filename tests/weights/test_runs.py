@@ -8,7 +8,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import VERSION
-from jaxrobust.interop import kept
+from jaxrobust.runtime import pytorch
 from jaxrobust.weights.trained import runs
 from tests.support.runs import tiny
 
@@ -53,11 +53,18 @@ class RunsTest(parameterized.TestCase):
             runs.run_config(self.workdir)
 
     def test_the_programs_of_a_run_and_of_its_phases_are_remembered(self):
-        with mock.patch.object(runs.torch_modules, "remember") as remember:
+        parts = (self.workdir, self.workdir / "pretrain", self.workdir / "train")
+        expected = [part / pytorch.FOLDER for part in parts]
+        with mock.patch.object(pytorch, "find") as find:
             runs.whole_config(self.workdir)
-        own, phases = self.workdir / kept.FOLDER, ("pretrain", "train")
-        expected = [own, *(self.workdir / phase / kept.FOLDER for phase in phases)]
-        self.assertEqual([call.args for call in remember.call_args_list], [(p,) for p in expected])
+            find.assert_not_called()
+            for folder in expected:
+                folder.mkdir(parents=True)
+                (folder / pytorch.PROGRAMS).touch()
+            runs.whole_config(self.workdir)
+        find.assert_called_with("remember")
+        calls = find.return_value.call_args_list
+        self.assertEqual([call.args for call in calls], [(folder,) for folder in expected])
 
     def test_another_version_of_the_keys(self):
         path = self.workdir / "config.json"
@@ -100,7 +107,7 @@ class RunsTest(parameterized.TestCase):
         self.assertIn(f"sha256 {'a' * 12} then, {'b' * 12} now", said)
         module = now | {"name": "torch:own.py:make"}
         self.assertStartsWith(runs.rewritten(self.workdir, module), "WARNING: own.py has changed")
-        program = self.workdir / kept.FOLDER / kept.PROGRAMS  # which the run keeps
+        program = self.workdir / pytorch.FOLDER / pytorch.PROGRAMS  # which the run keeps
         program.parent.mkdir()
         program.touch()
         self.assertStartsWith(runs.rewritten(self.workdir, module), "own.py is no longer what the")

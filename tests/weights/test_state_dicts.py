@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from jaxrobust.config import NetworkSpec
 from jaxrobust.interop import kept
 from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose, state_dicts
 from tests.support import paths
@@ -219,7 +220,7 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(record["head"], head)
 
     def test_the_head_of_timms_modules_stays_known_where_the_program_is_kept(self):
-        folder, name = Path("run") / kept.FOLDER, "torch:nets.py:named"
+        folder, name = Path("run") / pytorch.FOLDER, "torch:nets.py:named"
         torch_modules.keep(folder, name, num_classes=10, image_size=8, in_channels=1)
         self.assertEqual(kept.read(folder).head, ("fc",))
 

@@ -13,8 +13,8 @@ from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, YELLOW, examined
 from jaxrobust.estimate import elsewhere
 from jaxrobust.estimate.work import work
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases
+from jaxrobust.runtime import pytorch
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import run, splits, start_runs, warnings
 from jaxrobust.training.update import inner, objectives, optim
@@ -132,7 +132,7 @@ def _memory(config: Config, devices: int) -> list[str]:
     for part in work(config):
         state = elsewhere.state_bytes(part, part.config.mesh.fsdp or devices)
         images = part.batch_size // devices
-        torch = torch_modules.is_name(part.config.model.name)
+        torch = pytorch.is_name(part.config.model.name)
         kept = elsewhere.kept(part.config, part.name, images=images)
         has = _capacity() // (devices if jax.default_backend() == "cpu" else 1)
         total = f"about {_gigabytes(state + kept)} GB of {_gigabytes(has)}"

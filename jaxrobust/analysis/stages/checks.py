@@ -18,8 +18,8 @@ from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import of_phase, phases
+from jaxrobust.runtime import pytorch
 from jaxrobust.training.run import splits
 from jaxrobust.types import Threat, threats
 
@@ -93,7 +93,7 @@ def _attack(seen: Config, stage: Stage, workdir: Path) -> None:
 
 def _export(seen: Config, stage: Stage, workdir: Path) -> None:
     model = seen.model
-    if not torch_modules.is_name(model.name):
+    if not pytorch.is_name(model.name):
         models.known(model.name)  # of a user's function nobody knows the PyTorch side
     layouts.known(stage.layout, place(workdir, stage))
     sizes = (model.num_classes, model.image_size, dict(model.options))

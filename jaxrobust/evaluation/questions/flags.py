@@ -17,6 +17,7 @@ from jaxrobust.evaluation.questions import questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
@@ -345,9 +346,7 @@ def weights(
 
 
 def _some(subject: Subject, source: registry.Source, given: GivenFlags) -> np.ndarray:
-    from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
-
-    size = subject.image_size
+    size, few = subject.image_size, pytorch.find("compared_images")
     how = pipeline.preprocessing_id(source, size, given.preprocessing)
-    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(FEW, len(source)))
+    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(few, len(source)))
     return np.asarray(prepared[np.arange(len(prepared))], np.float32)

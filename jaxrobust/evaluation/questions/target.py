@@ -16,16 +16,15 @@ from jaxrobust.data import resolve, same_preprocessing
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import tracing
-from jaxrobust.interop import named
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
 from jaxrobust.resolved import decoders
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier, Threat, Weights, threats
-from jaxrobust.weights.naming import convert, state_dicts
+from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.trained import runs
 from jaxrobust.weights.trained.history import History, checked
@@ -55,7 +54,9 @@ class Subject:
     function: functions.Named | None = None  # of images to logits, which is the whole network
     net: Classifier | None = None  # of that function, after `with_arrays`
     arrays_sha256: str | None = None  # the same
-    built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
+    built: Any = (
+        None  # PyTorch's module (`named.Built`), of which `with_arrays` makes that function
+    )
     slots: int | None = None  # as many as are cheapest for it, by measurement
     keyed: bool = False  # whether it takes a key for each image too, of which it draws
 
@@ -123,7 +124,7 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
 def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
     """Describe a network `name` by its file of weights; `given` are its options."""
     options = given or {}
-    if torch_modules.is_name(name) or not functions.is_name(name):  # others have no description
+    if pytorch.is_name(name) or not functions.is_name(name):  # others have no description
         options = certificates.options(name, given, certificates.stated(path), path)
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
@@ -161,7 +162,7 @@ def of_torch(
     name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
 ) -> Subject:
     """Describe a network in PyTorch, which may draw `random` numbers."""
-    built = named.built(TORCH, name, arguments, output, random=random)
+    built = pytorch.find("built")(TORCH, name, arguments, output, random=random)
     return Subject(NetworkSpec(name), function=built.named, built=built, keyed=random)
 
 
@@ -250,8 +251,8 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
     sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}
     if functions.is_name(network.name):
         sizes["in_channels"] = network.in_channels
-    if torch_modules.is_name(network.name):
-        params, stats = state_dicts.load(network, path)
+    if pytorch.is_name(network.name):
+        params, stats = pytorch.find("load")(network, path)
     else:
         params, stats = convert.load(network.name, path, **sizes, **network.options)
     if not functions.is_name(network.name):
@@ -264,7 +265,7 @@ def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) 
     """Make the network in PyTorch of a settled subject a function of ours."""
     assert subject.built is not None and subject.function is not None
     fast = fast_formulas if jax.default_backend() == "cpu" else lambda function: function
-    function, at_once = named.in_jax(TORCH, subject.built, images, fast, following)
+    function, at_once = pytorch.find("in_jax")(TORCH, subject.built, images, fast, following)
     built = subject.built._replace(network=None)  # whose memory is free again
     slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
     own = subject.function._replace(function=function)

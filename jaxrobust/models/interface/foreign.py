@@ -1,5 +1,5 @@
 """Networks that are not the package's: a function of the user makes one, under the name
-`my_package.nets:make` or `my_nets.py:make`; see `torch_modules` for PyTorch's.
+`my_package.nets:make` or `my_nets.py:make`; see `runtime.pytorch` for PyTorch's.
 
 It is called by keyword with `num_classes`, `image_size` (pixels), `in_channels`, `dtype` (the
 compute type, "float32" or "bfloat16") and `remat`, with those of them that its signature takes, and
@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.interop.modules import tuples
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.interface.classifier import of_foreign
 from jaxrobust.models.interface.family import Family, Names
 from jaxrobust.models.interface.network_inputs import cast
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.functions import Named
 from jaxrobust.types import Classifier
@@ -48,13 +47,13 @@ def create(name: str, **given: Any) -> Classifier:
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its network.
     """
-    if torch_modules.is_name(name):
-        net = torch_modules.create(name, **given)
+    if pytorch.is_name(name):
+        net = pytorch.find("create")(name, **given)
         if given["dtype"] != "float64":  # which a certificate asks for, of what was seen before
             _check(name, net, given)
         return net
     try:
-        text = json.dumps(given, sort_keys=True, default=torch_modules.as_dict)
+        text = json.dumps(given, sort_keys=True, default=functions.as_dict)
     except TypeError as error:
         raise ValueError(f"{KEY}={name}: options are plain values; {error}") from error
     return _created(functions.find(KEY, name), text)
@@ -62,7 +61,7 @@ def create(name: str, **given: Any) -> Classifier:
 
 @functools.lru_cache(maxsize=8)  # a run asks for the same one again and again
 def _created(named: Named, text: str) -> Classifier:
-    given = {key: tuples(value) for key, value in json.loads(text).items()}
+    given = {key: functions.tuples(value) for key, value in json.loads(text).items()}
     with functions.explained(KEY, named.name):
         net = _made(named, _taken(named, given), given["in_channels"])
     _check(named.name, net, given)

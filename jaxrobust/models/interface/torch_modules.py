@@ -22,18 +22,13 @@ from jaxrobust.interop import trainable as trained
 from jaxrobust.interop.trainable import Trainable
 from jaxrobust.models.interface import torch_blocks, torch_fusions, torch_kernels
 from jaxrobust.models.interface.network_inputs import cast
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Array, Classifier, Params
 
-PREFIX = modules.PREFIX
 _KERNELS = torch_kernels.KERNELS | torch_fusions.KERNELS
 _KNOWN = (_KERNELS, torch_blocks.PATTERNS, torch_fusions.fused)
 _kept: dict[str, Path] = {}  # which network -> folder of the run that keeps it
-
-
-def is_name(name: str) -> bool:
-    """Tell whether a name is that of a module of PyTorch's."""
-    return name.startswith(PREFIX)
 
 
 def create(
@@ -64,7 +59,7 @@ def program(name: str, **given: Any) -> Trainable:
     """Return a module's two programs: those that a run keeps, else what PyTorch writes down now."""
     identity = identified(name, given)
     if folder := _kept.get(identity):
-        return _read(folder, (folder / kept.PROGRAMS).stat().st_mtime_ns)
+        return _read(folder, (folder / pytorch.PROGRAMS).stat().st_mtime_ns)
     return _written_down(identity, _source_sha256(name))
 
 
@@ -89,7 +84,9 @@ def normalises(name: str, given: Mapping[str, Any]) -> bool:
 def identified(name: str, given: Mapping[str, Any]) -> str:
     """Write as text all that tells one network from another."""
     try:
-        return json.dumps({"name": name} | _of_module(given), sort_keys=True, default=as_dict)
+        return json.dumps(
+            {"name": name} | _of_module(given), sort_keys=True, default=functions.as_dict
+        )
     except TypeError as error:
         raise ValueError(f"model.name={name}: options are plain values; {error}") from error
 
@@ -100,13 +97,11 @@ def _of_module(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remember(folder: Path) -> None:
-    """Take the network that a run keeps in `folder` whenever the same is asked for; maybe none.
+    """Take the network that a run keeps in `folder` whenever the same is asked for.
 
     Raises:
       ValueError: another run keeps one of this name that computes something else.
     """
-    if not kept.is_kept(folder):
-        return
     identity = kept.identity(folder)["network"]
     other = _kept.setdefault(identity, folder)
     if other != folder and kept.program_sha256(other) != kept.program_sha256(folder):
@@ -125,7 +120,7 @@ def keep(folder: Path, name: str, **given: Any) -> None:
       ValueError: the folder keeps another one.
     """
     identity = identified(name, given)
-    if kept.is_kept(folder):
+    if pytorch.has_programs(folder):
         if kept.identity(folder)["network"] != identity:
             raise ValueError(f"{folder} keeps another network; give a new --workdir")
     else:
@@ -158,7 +153,7 @@ def origin(name: str, **given: Any) -> dict[str, Any]:
     if given and (folder := _kept.get(identified(name, given))):
         return kept.identity(folder)["origin"] | {"program_sha256": kept.program_sha256(folder)}
     file = _file(name)
-    of_timm = name.startswith(PREFIX + modules.TIMM)
+    of_timm = name.startswith(pytorch.PREFIX + pytorch.TIMM)
     where = (
         {"timm": importlib.metadata.version("timm")}
         if of_timm and modules.installed("timm")
@@ -168,7 +163,7 @@ def origin(name: str, **given: Any) -> dict[str, Any]:
 
 
 def _file(name: str) -> str | None:
-    place = name.removeprefix(PREFIX).rpartition(":")[0]
+    place = name.removeprefix(pytorch.PREFIX).rpartition(":")[0]
     if not place or place.endswith(".py"):
         return place or None
     functions.look_in(Path.cwd())
@@ -205,10 +200,3 @@ def _written_down(identity: str, source: str | None) -> Trainable:
             said = str(error).replace("--torch_output NAME", f"model.options.{modules.OUTPUT}=NAME")
             raise ValueError(f"model.name={name}: {said}") from error
     return network
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """Make a plain dict of a section of a config, for JSON; `TypeError`: it is none."""
-    if not hasattr(value, "items"):
-        raise TypeError(f"{value!r} is none")
-    return dict(value.items())

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from jaxrobust.runtime import pytorch
+
 HOW = "my_package.nets:make, or my_nets.py:make"
 _PACKAGE = Path(__file__).parents[2]
 _PYTHON = Path(sysconfig.get_path("stdlib"))
@@ -112,6 +114,18 @@ def _of_file(what: str, name: str, path: Path) -> ModuleType:
     return module
 
 
+def tuples(value: Any) -> Any:
+    """Make tuples of lists, at every depth."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """Make a plain dict of a section of a config, for JSON; `TypeError`: it is none."""
+    if not hasattr(value, "items"):
+        raise TypeError(f"{value!r} is none")
+    return dict(value.items())
+
+
 def look_in(folder: Path) -> None:
     """Let Python find modules in a folder, behind all others."""
     if str(folder) not in sys.path:
@@ -130,7 +144,7 @@ def explained(what: str, name: str) -> Iterator[None]:
             raise
         if isinstance(error, SyntaxError) and error.filename:
             lines.append((Path(error.filename), error.lineno))
-        where = _where(lines, name.removeprefix("torch:").rpartition(":")[0])
+        where = _where(lines, name.removeprefix(pytorch.PREFIX).rpartition(":")[0])
         raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {_text(error)}") from error
 
 

@@ -13,9 +13,8 @@ import jax
 from jaxrobust import models
 from jaxrobust.config import VERSION, Config, NetworkSpec
 from jaxrobust.data.sources import registry
-from jaxrobust.interop import kept
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import completed, of_phase, phases, plain
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, hardware, sharding
 from jaxrobust.runtime.devices.profiling import Profile
@@ -198,10 +197,12 @@ def _keep_programs(config: Config, workdir: Path) -> None:
 
     def keep() -> None:
         for folder, spec in specs.items():
-            if jax.process_index() == 0 and torch_modules.is_name(spec.name):
-                torch_modules.keep(folder / kept.FOLDER, spec.name, **spec.sizes(), **spec.options)
+            if jax.process_index() == 0 and pytorch.is_name(spec.name):
+                pytorch.find("keep")(
+                    folder / pytorch.FOLDER, spec.name, **spec.sizes(), **spec.options
+                )
 
-    if any(torch_modules.is_name(spec.name) for spec in specs.values()):
+    if any(pytorch.is_name(spec.name) for spec in specs.values()):
         hosts.together(keep)
         hosts.together(lambda: runs.remember_programs(workdir, config.phases))
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.config import NetworkSpec
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier
-from jaxrobust.weights.naming import convert, state_dicts
+from jaxrobust.weights.naming import convert
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.naming.rename import Shapes
 from jaxrobust.weights.store.artifact import Arrays, Network
@@ -53,8 +53,8 @@ def compose(
       normalize: mean and std of the first layer, for weights that do not hold theirs.
     """
     check_choices(spec.name, stem, head)
-    if torch_modules.is_name(spec.name):
-        stored = state_dicts.stored(spec, stored.arrays, head)
+    if pytorch.is_name(spec.name):
+        stored = pytorch.find("stored")(spec, stored.arrays, head)
         head = head.partition(":")[0]
     _check_types(stored.arrays)
     assert spec.num_classes is not None and spec.image_size is not None
@@ -109,8 +109,8 @@ def compose(
 
 def check_choices(name: str, stem: str, head: str) -> None:
     """Refuse an `init.stem` or `init.head` that is none, or is not for the network."""
-    named = head.startswith(f"{state_dicts.FRESH}:")
-    of_torch = torch_modules.is_name(name)
+    named = head.startswith("fresh:")
+    of_torch = pytorch.is_name(name)
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES[key] and not (key == "head" and named):
             raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")

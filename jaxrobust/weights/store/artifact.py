@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import models
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.types import Classifier
 from jaxrobust.weights.store import hashes
 
@@ -86,7 +86,7 @@ class Network(NamedTuple):
     @property
     def normalises_itself(self) -> bool:
         """Tell whether mean and std are those of a PyTorch module's own layer `normalize`."""
-        return torch_modules.is_name(self.name) and torch_modules.normalises(self.name, self.sizes)
+        return pytorch.is_name(self.name) and pytorch.find("normalises")(self.name, self.sizes)
 
     @property
     def normalised(self) -> bool:

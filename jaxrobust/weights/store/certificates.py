@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import models
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.store.weights_folder import WEIGHTS
@@ -57,7 +57,7 @@ def options(
     where: Path | str,
 ) -> dict[str, Any]:
     """Choose the options of stored weights of `name`: those beside them, else the given ones."""
-    own = models.computed(name if torch_modules.is_name(name) else models.known(name), given or {})
+    own = models.computed(name if pytorch.is_name(name) else models.known(name), given or {})
     if given:  # fields that make no other network contradict nothing
         given = {key: value for key, value in given.items() if key in own} or None
     model, theirs = stored or (name, given or {})

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.attacks import mixes, registry
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import attributes, of_phase
+from jaxrobust.runtime import pytorch
 from jaxrobust.weights.trained import runs
 
 History = list[dict[str, Any] | None]
@@ -38,7 +38,7 @@ def of_run(
 def before(workdir: Path, config: Any) -> History:
     """Read the history of the weights that a run started from; empty: they were random."""
     start = start_of(workdir)
-    own = torch_modules.is_name(config["model"]["name"])  # which may have loaded weights
+    own = pytorch.is_name(config["model"]["name"])  # which may have loaded weights
     weights = config["init"]["weights"] if start is None else start.get("weights")
     if start is None or "training" not in start:
         return [None] if own or weights else []

@@ -10,9 +10,8 @@ import jax
 
 from jaxrobust.config import VERSION, Config, NetworkSpec, network_of
 from jaxrobust.data.sources import registry
-from jaxrobust.interop import kept
-from jaxrobust.models.interface import torch_modules
 from jaxrobust.resolved import attributes, completed, of_phase
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Weights
@@ -60,7 +59,8 @@ def _config(workdir: Path) -> Any:
 def remember_programs(workdir: Path, phases: Sequence[str]) -> None:
     """Take the programs of PyTorch's modules that a run keeps, for itself and for its phases."""
     for folder in (workdir, *(workdir / name for name in phases)):
-        torch_modules.remember(folder / kept.FOLDER)
+        if pytorch.has_programs(programs := folder / pytorch.FOLDER):
+            pytorch.find("remember")(programs)
 
 
 def whole_config(workdir: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     noted = json.loads(path.read_text())["sha256"]
     if noted == function["sha256"]:
         return ""
-    if torch_modules.is_name(function["name"]) and kept.is_kept(workdir / kept.FOLDER):
+    if pytorch.is_name(function["name"]) and pytorch.has_programs(workdir / pytorch.FOLDER):
         what = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
         return f"{what} began with; the run goes on with the program that it keeps since then"
     return (

@@ -16,6 +16,8 @@ from jaxrobust import models
 from jaxrobust.convert import torch_networks
 from jaxrobust.interop import kept, modules
 from jaxrobust.models.interface import torch_modules
+from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.commandline import functions
 from tests.support import paths
 
 pytest.importorskip("torch", reason=paths.PARITY)
@@ -152,7 +154,7 @@ class NamesTest(parameterized.TestCase):
         ):
             torch_modules.identified(name, {"of": object()})
         with self.assertRaisesRegex(TypeError, "^3 is none$"):
-            torch_modules.as_dict(3)
+            functions.as_dict(3)
 
     def test_what_is_kept_is_compared_with_the_module_first(self):
         name = "torch:nets.py:build"
@@ -164,14 +166,14 @@ class NamesTest(parameterized.TestCase):
             mock.patch(check, side_effect=ValueError("they differ")) as compared,
             self.assertRaisesRegex(ValueError, f"^model.name={name}: they differ$"),
         ):
-            torch_modules.keep(Path("run") / kept.FOLDER, name, **SIZES)
+            torch_modules.keep(Path("run") / pytorch.FOLDER, name, **SIZES)
         module, network, net = compared.call_args.args
         self.assertEqual((type(module).__name__, network), ("Sequential", "network"))
         self.assertIs(net, made.return_value)
         kernels = torch_modules.torch_kernels.KERNELS | torch_modules.torch_fusions.KERNELS
         known = kernels, torch_modules.torch_blocks.PATTERNS, torch_modules.torch_fusions.fused
         made.assert_called_once_with("network", *known)
-        self.assertFalse(kept.is_kept(Path("run") / kept.FOLDER))
+        self.assertFalse(pytorch.has_programs(Path("run") / pytorch.FOLDER))
 
     def test_a_pass_is_given_its_key_and_weights_of_its_type(self):
         calls = []
@@ -224,7 +226,7 @@ class NamesTest(parameterized.TestCase):
         self.assertRegex(said, "needs PyTorch to write the module down: pip install .*workdir")
 
     def test_a_kept_network_needs_neither_pytorch_nor_the_file(self):
-        folder = Path("run") / kept.FOLDER
+        folder = Path("run") / pytorch.FOLDER
         torch_modules.keep(folder, "torch:nets.py:build", **SIZES)
         want = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
         Path("nets.py").unlink()
@@ -239,16 +241,12 @@ class NamesTest(parameterized.TestCase):
                     torch_modules.keep(folder, "torch:nets.py:build", **SIZES, width=2)
                 self.assertIn("needs PyTorch", self.refused("torch:nets.py:build", width=2))
 
-    def test_a_folder_that_keeps_nothing(self):
-        torch_modules.remember(Path("run"))
-        self.assertEmpty(torch_modules._kept)
-
     def test_two_runs_whose_file_changed_between_them(self):
         """The second would be evaluated, or start, as the network of the first."""
         name, first, second = (
             "torch:nets.py:build",
-            Path("a") / kept.FOLDER,
-            Path("b") / kept.FOLDER,
+            Path("a") / pytorch.FOLDER,
+            Path("b") / pytorch.FOLDER,
         )
         torch_modules.keep(first, name, **SIZES)
         began = models.origin(name, **SIZES)
@@ -268,8 +266,8 @@ class NamesTest(parameterized.TestCase):
     def test_two_runs_of_one_file(self):
         name, first, second = (
             "torch:nets.py:build",
-            Path("a") / kept.FOLDER,
-            Path("b") / kept.FOLDER,
+            Path("a") / pytorch.FOLDER,
+            Path("b") / pytorch.FOLDER,
         )
         torch_modules.keep(first, name, **SIZES)
         torch_modules.keep(second, name, **SIZES)
