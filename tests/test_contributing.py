@@ -38,7 +38,7 @@ def changed(text: str, diff: str) -> str:
 @pytest.mark.slow  # a copy of the package and a process for each
 class RecipesTest(parameterized.TestCase):
     def test_there_are_recipes(self):
-        self.assertLen(recipes(), 3)
+        self.assertLen(recipes(), 4)
 
     @parameterized.parameters(*recipes())
     def test_does_what_it_says(self, title):

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from jaxrobust.attacks import registry
 from jaxrobust.types import threats
 
 EXTREME = ("linf", "l1")  # E-AT's norms, whose balls' hull holds much of those between them
@@ -32,6 +33,17 @@ MIXES = {
 }
 
 
+def is_mixed(attack: Any) -> bool:
+    """Tell whether the settings of a config have several norms, or mix them."""
+    return attack.get("mix") is not None or len(threats(attack)) > 1
+
+
+def described(attack: Any) -> str:
+    """Name several norms with their mix, for a line of text; "" of one."""
+    norms = [ball.norm for ball in threats(attack)]
+    return f"{attack.get('mix')} of {', '.join(norms)}" if len(norms) > 1 else ""
+
+
 def norms_of(attack: Any) -> list[str]:
     """List the norms that attack in training, of the settings of a config or of a run."""
     own, row = [ball.norm for ball in threats(attack)], MIXES.get(attack.get("mix") or "")
@@ -53,3 +65,25 @@ def cost(attack: Any) -> float:
     """
     row = MIXES.get(attack.get("mix") or "")
     return 1 + at_once(attack) / 2 if row and row.steepest else at_once(attack)
+
+
+def passes(attack: Any, mix: str | None = None) -> int:
+    """Count the passes per image that a step's attacks cost: their sum, or, where one norm attacks
+    in a step, their mean, which is that of any: all take the same steps.
+
+    Where the points found are compared, a forward pass more for each; of steps that norms choose
+    together, those of one attack and in each step so many forward passes as there are norms.
+    `mix`: of several norms, another one than the section's.
+    """
+    own = attack.get("mix")
+    row, alone = MIXES.get((mix or own) if own else ""), registry.passes(attack.name, attack.steps)
+    if row and row.steepest:
+        return alone + attack.steps * at_once(attack, mix)
+    looks = bool(row and row.looks)
+    return at_once(attack, mix) * (alone + looks)
+
+
+def updates(attack: Any) -> int:
+    """Count the norms whose points an update passes: all of them, or one."""
+    row = MIXES.get(attack.get("mix") or "")
+    return at_once(attack) if row and row.updates else 1

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.attacks import mixes
 from jaxrobust.attacks import registry as attack_rows
 from jaxrobust.config import AttackSection, Config, network_of
 from jaxrobust.data import DataError
@@ -22,8 +23,8 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import splits, warnings
-from jaxrobust.training.update import inner, objectives, several
-from jaxrobust.types import Classifier
+from jaxrobust.training.update import inner, objectives
+from jaxrobust.types import Classifier, Threat
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 
 _ONE_STEP = 8 / 255  # of L-inf: from here on one step is known to overfit to itself
@@ -125,13 +126,13 @@ def _worst_norm(
     """Look at each norm's attack by itself, and take the worst that is seen."""
 
     def looks(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-        a, norms = seen.attack, several.alone(seen.attack)
+        a, norms = seen.attack, inner.alone(seen.attack)
         found = [look(name, seen, own) for own in norms]
         worst = min(found, key=lambda each: (RED, YELLOW, SKIPPED, GREEN).index(each.level))
         if len(norms) == 1:
             return worst
-        passes = f"{several.described(a)} attacks with {several.passes(a)} passes a step, where "
-        passes += f"one norm takes {several.passes(norms[0])}"
+        passes = f"{mixes.described(a)} attacks with {mixes.passes(a)} passes a step, where "
+        passes += f"one norm takes {mixes.passes(norms[0])}"
         return worst._replace(sentence=f"{worst.sentence}; {passes}")
 
     return looks
@@ -141,7 +142,7 @@ def _step(name: str, seen: Config, a: AttackSection) -> CheckResult:
     doubts = warnings.of_step(seen, name)
     size = inner.step_of(a)
     row = attack_rows.trained(a.name)
-    epsilon = several.radius(a)
+    epsilon = Threat.of(a).epsilon
     if row.length is None or size is None or not epsilon:
         sentence = f"{name}: {a.name} chooses its steps itself"
         return CheckResult(YELLOW, doubts[0]) if doubts else CheckResult(GREEN, sentence)
@@ -156,7 +157,7 @@ def _step(name: str, seen: Config, a: AttackSection) -> CheckResult:
 
 
 def _one_step(name: str, seen: Config, a: AttackSection) -> CheckResult:
-    epsilon = several.radius(a)
+    epsilon = Threat.of(a).epsilon
     steps = attack_rows.trained(a.name).steps(a.steps)
     sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {epsilon:.4g}"
     wide = a.norm == "linf" and epsilon >= _ONE_STEP - 1e-6

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxrobust.attacks import mixes
 from jaxrobust.config import Config
 from jaxrobust.estimate import attacked, elsewhere, feeding, here
 from jaxrobust.estimate.devices import Target
@@ -12,7 +13,7 @@ from jaxrobust.estimate.work import PhaseWork, work
 from jaxrobust.resolved import decoders
 from jaxrobust.runtime.text import patience
 from jaxrobust.training import batch_sizes, build
-from jaxrobust.training.update import objectives, several
+from jaxrobust.training.update import objectives
 
 
 def account(
@@ -109,7 +110,7 @@ def _phase(
 ) -> dict[str, Any]:
     config, p = part.config, part.config[part.name]
     attacks = objectives.named(p.objective).attacks
-    norms = several.described(config.attack) if attacks else ""
+    norms = mixes.described(config.attack) if attacks else ""
     with patience.of(f"{part.name}: counting its operations"):
         flops = build.flops_per_image(config, part.name)
     if target.here:

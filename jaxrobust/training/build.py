@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, models
+from jaxrobust.attacks import mixes
 from jaxrobust.config import AttackSection, Config, PhaseSection, network_of
 from jaxrobust.data.sources import generated
 from jaxrobust.data.transforms.presets import PRESETS
@@ -21,17 +22,7 @@ from jaxrobust.models.table import multiply_adds
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import cpus, sharding, tpus
-from jaxrobust.training.update import (
-    alarm,
-    averages,
-    hat_examples,
-    inner,
-    mixing,
-    objectives,
-    optim,
-    several,
-    step,
-)
+from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.training.update.memory import Memory, joined, remembering
 from jaxrobust.training.update.value_checks import must_be, one_of
@@ -41,15 +32,16 @@ from jaxrobust.types import Batch, Classifier, Params, check_threat, threats
 def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
     row = objectives.named(p.objective)
     made = row.make(p, attack)
-    if row.attacks and not row.pairs and (count := several.updates(attack)) > 1:
-        made = objectives.averaged(made, count)
+    if row.attacks and not row.pairs and (count := mixes.updates(attack)) > 1:
+        made = inner.several_norms("averaged")(made, count)
     return objectives.sparse(made, p.l1) if p.l1 else made
 
 
 def memory_of(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
     """Make what a step remembers: of the turns of norms, and what its objective does."""
     own = objectives.named(p.objective)
-    turns = several.memory(config.attack) if own.attacks else None
+    is_mixed = own.attacks and mixes.is_mixed(config.attack)
+    turns = inner.several_norms("memory")(config.attack) if is_mixed else None
     told = own.remembers and own.remembers(config.model.num_classes, steps_per_epoch)
     return joined([each for each in (turns, told) if each])
 
@@ -133,14 +125,19 @@ def phase(
     compiler lower the very same function. A `ValueError` refuses what cannot work together.
     """
     p = config[name]
-    attacked = objectives.named(p.objective).attacks
+    row = objectives.named(p.objective)
     must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
-    for key in (key for row in objectives.ROWS.values() for key in row.weights):
+    for key in row.weights:
+        if key not in p:
+            raise ValueError(
+                f"{name}.objective={p.objective!r} reads {name}.{key}, which the config lacks; "
+                f"write phase({key}=..., ...) in it"
+            )
         must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
     must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, "at least 0, which penalises large weights")
     must_be(f"{name}.microbatches", p.microbatches, p.microbatches >= 1, "at least 1")
     one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
-    if attacked:
+    if row.attacks:
         inner.check(config.attack, epochs=p.epochs, phase=name)
         for ball in threats(config.attack):
             check_threat(ball, config.model.image_size, config.model.in_channels)
@@ -173,7 +170,7 @@ def phase(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
             "scales the loss; set model.dtype='bfloat16', or 'float32'"
         )
-    if objectives.named(p.objective).displaces and config.model.dtype == "bfloat16":
+    if row.displaces and config.model.dtype == "bfloat16":
         raise ValueError(
             f"{name}.objective={p.objective!r} moves weights by less than bfloat16 tells apart; "
             "set model.dtype='float32'"
@@ -244,8 +241,8 @@ def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
     """Choose the network that shows its images' statistics, where the phase moves running ones, and
     that leaves out what stands beside them, where its objective has a helper network.
     """
-    if objectives.named(p.objective).helped:
-        net = hat_examples.without_helper(net)
+    if helped := objectives.named(p.objective).helped:
+        net = helped(net)
     if not p.bn_momentum:
         return net
     if (shown := classifier.showing_batches(net)) is None:

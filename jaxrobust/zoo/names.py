@@ -24,3 +24,15 @@ FAMILIES = {
     "cifar_swin cifar_swin_224": "jaxrobust.zoo.transformers.cifar_swin:FAMILY",
     "cifar_cvt cifar_cvt_224": "jaxrobust.zoo.transformers.cvt:FAMILY",
 }
+OBJECTIVES = {
+    "trades-awp": "jaxrobust.training.update.weight_perturbation:TRADES_AWP",
+    "dkl": "jaxrobust.training.update.improved_kl:DKL",
+    "hat": "jaxrobust.training.update.hat_examples:HAT",
+    "ramp": "jaxrobust.training.update.norms.pairing:RAMP",
+}
+SEVERAL_NORMS = {
+    "check": "jaxrobust.training.update.several:check",
+    "attack": "jaxrobust.training.update.several:attack_of",
+    "memory": "jaxrobust.training.update.several:memory",
+    "averaged": "jaxrobust.training.update.several:averaged",
+}

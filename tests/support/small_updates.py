@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxrobust.config import phase
 from jaxrobust.models.kernels import batch_norms, layers
-from jaxrobust.training.update import averages, hat_examples, memory, objectives, optim, step
+from jaxrobust.training.update import averages, memory, objectives, optim, step
 from jaxrobust.types import Batch, Classifier
 
 EPSILON, STEP = 8 / 255, 4 / 255
@@ -101,7 +101,7 @@ def updates(recipe: dict, count: int, steps_per_epoch: int = 1, attack=attack, s
         told = memory.joined([row.remembers(10, steps_per_epoch)])
     tx = memory.remembering(tx, told)
     if row.helped:
-        net = hat_examples.without_helper(net)
+        net = row.helped(net)
 
     def gradients(*given):
         how = {"net": net, "attack": attack, "objective": objective, "attack_train": False}

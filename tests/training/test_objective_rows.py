@@ -1,5 +1,7 @@
 """An objective is a row: what is added by one call trains, is counted and is examined."""
 
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -14,6 +16,7 @@ from jaxrobust.doctor.findings import YELLOW
 from jaxrobust.training import build
 from jaxrobust.training.update import alarm, averages, inner, objectives
 from tests.support import steps
+from tests.support.paths import ROOT
 from tests.support.runs import tiny
 
 
@@ -82,7 +85,24 @@ class RowsTest(parameterized.TestCase):
         config = self.config(train__bn_momentum=(1.0, 0.01))
         with self.assertRaisesRegex(ValueError, "objective='halves' moves them twice"):
             averages.running_statistics(config.train, "train")
-        with self.assertRaisesRegex(ValueError, r"unknown objective 'thirds'; one of .*'halves'"):
+        for name, meant in (("halve", "halves"), ("trades-awq", "trades-awp"), ("hatt", "hat")):
+            said = rf"unknown objective '{name}'; did you mean {meant}\?"
+            with self.assertRaisesRegex(ValueError, said):
+                build.phase(steps.small_config(train__objective=name), "train", 24)
+
+    def test_a_key_of_its_own(self):
+        """It is checked where its objective is used; a config that lacks it is told so."""
+        row = objectives.ObjectiveRow(halves, both=True, weights=("thirds_beta",))
+        objectives.add("thirds", row)
+        config = steps.small_config()
+        with config.unlocked():
+            config.train.thirds_beta = -1.0
+        build.phase(config, "train", 24)
+        config.train.objective = "thirds"
+        with self.assertRaisesRegex(ValueError, "train.thirds_beta=-1.0 must be at least 0"):
+            build.phase(config, "train", 24)
+        said = r"reads train.thirds_beta, which the config lacks; write phase\(thirds_beta="
+        with self.assertRaisesRegex(ValueError, said):
             build.phase(steps.small_config(train__objective="thirds"), "train", 24)
 
     def test_an_attack_at_probabilities(self):
@@ -97,6 +117,24 @@ class RowsTest(parameterized.TestCase):
             own.look for own in config_checks.CONFIG_CHECKS if own.name == "batch-statistics"
         )
         self.assertEqual(look(config_checks.PlannedRun(config)).level, YELLOW)
+
+    def test_optional_ones_are_imported_when_asked_for(self):
+        code = (
+            "import sys, jaxrobust.training.run.run, jaxrobust.doctor.command\n"
+            "from jaxrobust.estimate import account\n"
+            "from jaxrobust.training.update import objectives\n"
+            "from jaxrobust.zoo import names\n"
+            "rows = [*names.OBJECTIVES.values(), *names.SEVERAL_NORMS.values()]\n"
+            "loaded = lambda: {row.split(':')[0] for row in rows} & set(sys.modules)\n"
+            "print(*loaded())\n"
+            "objectives.named('hat')\n"
+            "print(*loaded())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        expected = ["", "jaxrobust.training.update.hat_examples"]
+        self.assertEqual(done.stdout.splitlines(), expected)
 
     def test_a_name_that_is_there(self):
         with self.assertRaisesRegex(ValueError, "there is an objective mart already"):

@@ -7,7 +7,8 @@ from jaxrobust.config import AttackSection, Config
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.training import build
-from jaxrobust.training.update import objectives, several
+from jaxrobust.training.update import inner, objectives
+from jaxrobust.types import Threat
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
@@ -43,7 +44,7 @@ def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     if not objectives.named(config[name].objective).attacks:
         return []
-    each = [_of_step(own) for own in several.alone(config.attack)]
+    each = [_of_step(own) for own in inner.alone(config.attack)]
     return list(dict.fromkeys(sentence for own in each for sentence in own))
 
 
@@ -53,10 +54,10 @@ def _of_step(a: AttackSection) -> list[str]:
         return []
     if registry.trained(a.name).length is None:
         return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
-    (size,) = several.step_sizes(a)
+    (size,) = inner.step_sizes(a)
     if size is None or not a.epsilon:
         return []
-    epsilon = several.radius(a)
+    epsilon = Threat.of(a).epsilon
     share = f"{size / epsilon:.3g}"
     return [
         f"attack.step_size={size:.4g} is {share} of attack.epsilon={epsilon:.4g}; written "

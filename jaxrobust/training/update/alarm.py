@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.attacks import mixes
 from jaxrobust.config import Config
 from jaxrobust.models.interface.network_inputs import cast, unit_range
-from jaxrobust.training.update import objectives, several
+from jaxrobust.training.update import objectives
 from jaxrobust.training.update.objectives import Objective, cross_entropy
 from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
 
@@ -183,9 +184,9 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
     """
     p, a, every = config[name], config.attack, config.alarm.every_steps
     before = int(objectives.named(p.objective).of_probabilities)
-    passes = several.passes(a, mix=MIX)
+    passes = mixes.passes(a, mix=MIX)
     gradients = 2 + 2 * (1 if config.model.dtype == "float32" else _FLOAT32)
-    more = 2 * STRONGER * len(several.trained(a))
+    more = 2 * STRONGER * len(mixes.norms_of(a))
     of_probe = before + passes + 1 + (passes + more) + 1 + gradients
     # Of a single step.
     cost = of_probe * images / (objectives.passes(p.objective, a) * p.batch_size)

@@ -1,11 +1,10 @@
 """Helper examples: images beyond the attacked ones, labelled by a network that is not robust."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 
+from jaxrobust.training.update import objectives
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import Array, Classifier, Params
 
@@ -48,34 +47,44 @@ def helper_classes(net: Classifier, params: Params, stats: Params, images: Array
     return net.apply(own, rest, images)[0].argmax(-1)
 
 
-def loss_of(
-    beta: float,
-    gamma: float,
-    *,
-    cross_entropy: Callable[[Array, Array], Array],
-    divergence: Callable[[Array, Array], Array],
-    accuracy: Callable[[Array, Array], Array],
-    draws: Callable[[Array | None], tuple[Array | None, ...]],
-    both: bool,
-) -> Callable[..., Any]:
-    """Build the loss of `objectives.hat`; all parts of logits are those of the other objectives."""
+def hat(beta: float, gamma: float, statistics: str = "both") -> objectives.Objective:
+    """Build TRADES + gamma CE(f(x_help), y_help) on helper examples (Rade & Moosavi-Dezfooli 2022,
+    "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off", ICLR).
+
+    With x' the attacked image, x_help = x + 2 (x' - x), not cut to [0, 1], and y_help the class
+    that a network of standard training sees in x'. They pass after images and attacked images.
+    Ours: that network has the weights that the phase starts from (see `memory`), so that the
+    robust one starts there too; theirs starts at random, and may have another architecture.
+    Parity: tests/training/update/test_own_objectives.py, 20 updates.
+    """
+    cross_entropy, accuracy = objectives.cross_entropy, objectives.accuracy
+    draws = objectives.draws(3)
 
     def loss(
         net: Classifier, params: Params, stats: Params, batch: Any, images_adv: Array, key: Any
-    ) -> tuple[Array, tuple[Params, dict[str, Array]]]:
+    ) -> objectives.Value:
         images, (first, second, third) = batch.images.clip(0, 1), draws(key)
         classes = helper_classes(net, params, stats, images_adv)
         beyond = images + REACH * (images_adv - images)
         clean, moved = net.apply(params, stats, images, train=True, key=first)
-        before = moved if both else stats
+        before = moved if statistics == "both" else stats
         robust, moved = net.apply(params, before, images_adv, train=True, key=second)
-        before = moved if both else stats
+        before = moved if statistics == "both" else stats
         helped, after = net.apply(params, before, beyond, train=True, key=third)
-        after = after if both else moved
-        kl = divergence(clean, robust)
-        help_loss = optax.softmax_cross_entropy_with_integer_labels(helped, classes).mean()
+        after = after if statistics == "both" else moved
+        kl = objectives.divergence(clean, robust)
+        help_loss = cross_entropy(helped, classes).mean()
         value = cross_entropy(clean, batch.labels).mean() + beta * kl + gamma * help_loss
         metrics = {"clean": accuracy(clean, batch.labels), "robust": accuracy(robust, batch.labels)}
         return value, (after, metrics | {"kl": kl, "helper": accuracy(helped, classes)})
 
-    return loss
+    return objectives.Objective(objectives.clean_probabilities, loss, lambda key: draws(key)[:2])
+
+
+HAT = objectives.named("trades")._replace(
+    make=lambda phase, attack: hat(phase.hat_beta, phase.hat_gamma, phase.bn_statistics),
+    weights=("hat_beta", "hat_gamma"),
+    also=4,  # the helper examples, and what the helper network sees
+    remembers=lambda classes, steps_per_epoch: memory(),
+    helped=without_helper,
+)

@@ -7,20 +7,21 @@ length.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from jaxrobust import attacks
-from jaxrobust.attacks import registry
+from jaxrobust.attacks import mixes, registry
 from jaxrobust.config import AttackSection, Config
-from jaxrobust.training.update import objectives, several
-from jaxrobust.training.update.norms import steepest
+from jaxrobust.resolved import Values
+from jaxrobust.runtime import rooms
+from jaxrobust.training.update import objectives
 from jaxrobust.training.update.step import keys_alone
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Attack, Keys, PerImage, check_length, threats
+from jaxrobust.types import Attack, Keys, PerImage, Threat, check_length, threats
 
 
 def training_attack(
@@ -28,20 +29,57 @@ def training_attack(
 ) -> Attack:
     """Build the inner maximisation, or one of `more` steps; for the clean objective, nothing.
 
-    Of several norms it is mixed by the config, or by `mix`, a row of `several.MIXES`.
+    Of several norms it is mixed by the config, or by `mix`, a row of `mixes.MIXES`.
     """
     own, a = objectives.named(objective), config.attack
     if not own.attacks:
         return lambda logits_fn, key, images, labels: images
-    several.check(a)
-    several.check_pairs(a, objective, pairs=own.pairs)
-    if not (own_mix := a.get("mix")):
-        return _of_norm(several.alone(a)[0], objective, more)
-    plans = [_planned(each, objective, more) for each in several.trained(a)]
-    if several.MIXES[mix or own_mix].steepest:
-        return _together(plans, grows=grows(a))
-    searches = [_of_plan(plan, grows(a), number) for number, plan in enumerate(plans)]
-    return several.mixed(searches, mix or own_mix, own.attack_loss or "ce")
+    if own.pairs or mixes.is_mixed(a):
+        several_norms("check")(a, objective)
+    norms = mixes.norms_of(a)
+    plans = [_planned(each, objective, more) for each in alone(a) if each.norm in norms]
+    if not mixes.is_mixed(a):
+        return of_plan(plans[0], grows(a))
+    how = {"growing": grows(a), "loss": own.attack_loss}
+    return several_norms("attack")(plans, mix or a.mix, **how)
+
+
+def several_norms(what: str) -> Callable[..., Any]:
+    """Find one of the functions that train several norms at once."""
+    return rooms.resolve(rooms.entries("SEVERAL_NORMS")[what])
+
+
+def alone(attack: AttackSection) -> list[AttackSection]:
+    """List the section as it would be of each norm by itself; of one norm, as it is."""
+    if isinstance(attack["norm"], str) and not isinstance(attack["step_size"], list | tuple):
+        return [attack]
+    own = {key: attack[key] for key in attack} | {"mix": None}  # type: ignore[attr-defined]
+    return [
+        Values(own | ball.settings() | {"step_size": size})  # type: ignore[misc]
+        for ball, size in zip(threats(attack), step_sizes(attack), strict=True)
+    ]
+
+
+def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
+    """List the step in pixels of each norm, None where it is not set; refuse one of several."""
+    given, balls = attack["step_size"], threats(attack)
+    if given is None:
+        return (None,) * len(balls)
+    norms, sizes = ",".join(b.norm for b in balls), given
+    if not isinstance(given, list | tuple):
+        if len(balls) > 1:
+            raise ValueError(
+                f"attack.step_size={given:.4g} pixels would be of all norms {norms}, whose radii "
+                "differ; give one for each, in their order, or set attack.relative_step"
+            )
+        sizes = (given,)
+    if len(sizes) != len(balls):
+        listed = ",".join(f"{size:.4g}" for size in sizes)
+        raise ValueError(
+            f"attack.step_size={listed} and attack.norm={norms}: give a step for each norm, in "
+            "their order, or set attack.relative_step"
+        )
+    return tuple(sizes)
 
 
 class InnerPlan(NamedTuple):
@@ -85,15 +123,11 @@ def _planned(a: AttackSection, objective: str, more: int) -> InnerPlan:
         row, size = registry.trained(row.stronger), None
     assert row.make is not None
     settings: dict[str, Any] = {"random_start": _start(a), "loss": own.attack_loss}
-    radius, norm = several.radius(a), str(a.norm)
-    return InnerPlan(row.make, norm, radius, steps, row.length, size, settings)
+    ball = Threat.of(a)
+    return InnerPlan(row.make, ball.norm, ball.epsilon, steps, row.length, size, settings)
 
 
-def _of_norm(a: AttackSection, objective: str, more: int) -> Attack:
-    return _of_plan(_planned(a, objective, more), grows(a))
-
-
-def _of_plan(plan: InnerPlan, growing: bool, number: int | None = None) -> Attack:
+def of_plan(plan: InnerPlan, growing: bool, number: int | None = None) -> Attack:
     """Make the attack of one norm; `number`: which of several it is."""
     make = partial(plan.make, norm=plan.norm, steps=plan.steps, **plan.settings)
     attack = make(**plan.step(plan.epsilon))
@@ -104,27 +138,6 @@ def _of_plan(plan: InnerPlan, growing: bool, number: int | None = None) -> Attac
         radii = given.radii if number is None else given.radii[:, number]
         own = make(**plan.step(radii, whole=plan.epsilon))
         return own(logits_fn, given.keys, images, labels)
-
-    return of_radii
-
-
-def _together(plans: Sequence[InnerPlan], *, grows: bool) -> Attack:
-    """Make one attack whose steps all norms choose together, from the first one's start."""
-    first = plans[0]
-
-    def make(balls: Sequence[steepest.SteepestBall]) -> Attack:
-        return steepest.msd(balls, steps=first.steps, **first.settings)
-
-    attack = make([steepest.SteepestBall(plan.norm, **plan.step(plan.epsilon)) for plan in plans])
-    if not grows:
-        return attack
-
-    def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
-        balls = [
-            steepest.SteepestBall(plan.norm, **plan.step(radii, whole=plan.epsilon))
-            for plan, radii in zip(plans, given.radii.T, strict=True)
-        ]
-        return make(balls)(logits_fn, given.keys, images, labels)
 
     return of_radii
 
@@ -160,10 +173,10 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
 
 def step_of(attack: AttackSection) -> float | None:
     """Compute the step of an attack in pixels, where it is set; None: the attack's own."""
-    (size,), relative = several.step_sizes(attack), attack.relative_step
+    (size,), relative = step_sizes(attack), attack.relative_step
     if relative is None:
         return size
-    epsilon = several.radius(attack)
+    epsilon = Threat.of(attack).epsilon
     if size is not None:
         raise ValueError(
             f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
@@ -201,9 +214,10 @@ def share(step: int, steps_per_epoch: int, warmup_epochs: int, delay_epochs: int
 
 def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     """Refuse a length or a step that cannot work."""
-    several.check(attack)
+    if mixes.is_mixed(attack):
+        several_norms("check")(attack)
     warmup = attack.warmup_epochs
-    for ball, size in zip(threats(attack), several.step_sizes(attack), strict=True):
+    for ball, size in zip(threats(attack), step_sizes(attack), strict=True):
         inside = size is None or 0 < size < math.inf
         must_be("attack.step_size", size, inside, "above 0, in pixels, such as 2/255")
         check_length("attack.step_size", size or 0, ball.norm)
@@ -225,14 +239,16 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
 
 def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
     """Build (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
-    if not (objectives.named(objective).attacks and grows(config.attack)):
+    a = config.attack
+    if not (objectives.named(objective).attacks and grows(a)):
         return keys_alone
-    if config.attack.get("mix"):
-        radii = jnp.asarray([several.radius(own) for own in several.trained(config.attack)])
+    if mixes.is_mixed(a):
+        norms = mixes.norms_of(a)
+        radii = jnp.asarray([ball.epsilon for ball in threats(a) if ball.norm in norms])
         return lambda keys, share: GrowingRadii(
             keys, jnp.broadcast_to(radii.astype(jnp.float32) * share, (*keys.shape, len(radii)))
         )
-    epsilon = several.radius(config.attack)
+    epsilon = Threat.of(a).epsilon
     return lambda keys, share: GrowingRadii(
         keys, jnp.full(keys.shape, epsilon, jnp.float32) * share
     )

@@ -1,4 +1,4 @@
-"""What a training step minimises: cross-entropy, TRADES and its kin, MART, sparsity."""
+"""What a training step minimises: cross-entropy, TRADES, MART, sparsity."""
 
 import functools
 from collections.abc import Callable
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32
 
+from jaxrobust.attacks import mixes
 from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.training.update import hat_examples, improved_kl, several, weight_perturbation
+from jaxrobust.runtime import rooms
+from jaxrobust.runtime.text.spelling import meant
 from jaxrobust.training.update.memory import Memory
-from jaxrobust.training.update.norms import pairing
 from jaxrobust.types import (
     Array,
     Batch,
@@ -71,7 +72,8 @@ ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _at_labels(attack_labels: str) -> Callable[[LogitsFn, Batch], Array]:
+def at_labels(attack_labels: str) -> Callable[[LogitsFn, Batch], Array]:
+    """Build the targets of an attack at labels, by a key of `ATTACK_LABELS`."""
     return lambda logits_fn, batch: ATTACK_LABELS[attack_labels](batch.labels)
 
 
@@ -85,7 +87,7 @@ def _on_images(
         value = cross_entropy(logits, batch.labels).mean()
         return value, (stats, {metric: accuracy(logits, batch.labels)})
 
-    return Objective(_at_labels(attack_labels), loss, lambda key: (key, key))
+    return Objective(at_labels(attack_labels), loss, lambda key: (key, key))
 
 
 def clean() -> Objective:
@@ -106,19 +108,19 @@ def adversarial(attack_labels: str = "soft") -> Objective:
 STATISTICS = ("both", "adversarial")
 
 
-def _draws(count: int) -> Callable[[Array | None], tuple[Any, ...]]:
+def draws(count: int) -> Callable[[Array | None], tuple[Any, ...]]:
     """Split a key, or keys [B], for so many passes; None, so many of it."""
 
-    def draws(key: Array | None) -> tuple[Any, ...]:
+    def keys(key: Array | None) -> tuple[Any, ...]:
         if key is None:
             return (None,) * count
         split = partial(jax.random.split, num=count)
         return tuple(split(key) if key.ndim == 0 else jax.vmap(split, out_axes=1)(key))
 
-    return draws
+    return keys
 
 
-_two_draws = _draws(2)
+_two_draws = draws(2)
 
 
 def divergence(clean: Logits, robust: Logits) -> Array:
@@ -127,11 +129,12 @@ def divergence(clean: Logits, robust: Logits) -> Array:
     return (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
 
 
-def _clean_probabilities(logits_fn: LogitsFn, batch: Batch) -> Array:
+def clean_probabilities(logits_fn: LogitsFn, batch: Batch) -> Array:
+    """Compute the targets of an attack at what the network says of the images themselves."""
     return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
 
 
-def _of_two_passes(
+def of_two_passes(
     attack_targets: Callable[[LogitsFn, Batch], Array],
     terms: Callable[[Any, Logits, Logits], tuple[Array, dict[str, Array]]],
     statistics: str,
@@ -173,64 +176,7 @@ def trades(beta: float, statistics: str = "both") -> Objective:
         kl = divergence(clean, robust)
         return cross_entropy(clean, batch.labels).mean() + beta * kl, {"kl": kl}
 
-    return _of_two_passes(_clean_probabilities, terms, statistics)
-
-
-def dkl(alpha: float, beta: float, statistics: str = "both") -> Objective:
-    """Build clean cross-entropy + the improved KL divergence of p(x) and p(x_adv) (Cui et al. 2023,
-    "Decoupled Kullback-Leibler Divergence Loss", arXiv 2305.13948).
-
-    KL splits into a distance of logits and a cross-entropy with soft labels. With clean and robust
-    logits c and r, [.] held fixed, and w the mean probabilities of the image's class, the mean of
-
-        CE(c, y) + alpha CE(r, [softmax(c)]) + beta/4 sum_jk w_j w_k ((c_j - c_k) - (r_j - r_k))^2.
-
-    Theirs: both logits move in the distance, and w is of the class (`improved_kl.memory`), where KL
-    has the image's own probabilities. The attack is TRADES', as in their code. Ours: images pass
-    before attacked ones. Parity: tests/training/update/test_own_objectives.py, 20 updates.
-    """
-
-    def terms(batch: Any, clean: Array, robust: Array) -> tuple[Array, dict[str, Array]]:
-        soft = improved_kl.soft_cross_entropy(clean, robust).mean()
-        distance = improved_kl.weighed_distance(clean, robust, batch.weights).mean()
-        value = cross_entropy(clean, batch.labels).mean() + alpha * soft + beta * distance
-        sums = improved_kl.class_sums(clean, likeliest(batch.labels))
-        return value, {"distance": distance, "class_sums": sums}
-
-    return _of_two_passes(_clean_probabilities, terms, statistics)
-
-
-def hat(beta: float, gamma: float, statistics: str = "both") -> Objective:
-    """Build TRADES + gamma CE(f(x_help), y_help) on helper examples (Rade & Moosavi-Dezfooli 2022,
-    "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off", ICLR).
-
-    With x' the attacked image, x_help = x + 2 (x' - x), not cut to [0, 1], and y_help the class
-    that a network of standard training sees in x'. They pass after images and attacked images.
-    Ours: that network has the weights that the phase starts from (`hat_examples.memory`), so
-    that the robust one starts there too; theirs starts at random, and may have another
-    architecture. Parity: tests/training/update/test_own_objectives.py, 20 updates.
-    """
-    how = {"cross_entropy": cross_entropy, "divergence": divergence, "accuracy": accuracy}
-    loss = hat_examples.loss_of(beta, gamma, draws=_draws(3), both=statistics == "both", **how)
-    return Objective(_clean_probabilities, loss, lambda key: _draws(3)(key)[:2])
-
-
-def ramp(weight: float, attack_labels: str = "soft") -> Objective:
-    """Build RAMP's loss on the points of two norms (Jiang & Singh 2024, "RAMP: Boosting Adversarial
-    Robustness Against Multiple l_p Perturbations for Universal Robustness", arXiv 2402.06827).
-
-    With q and r the logits at an image's two points, and n_c the images that are right at the
-    first, the mean over images of max(CE(q, y), CE(r, y)), plus weight / n_c times the sum over
-    those n_c of KL(softmax(q) || softmax(r)). Points f32[B, 2, H, W, C] are those of `several`'s
-    "pair", the first norm's first: linf and l1, which the paper finds to be the pair that trade off
-    at the usual radii. Both pass with the same draws, and move the statistics of batch norms.
-    Ours: the maximum is of these two passes, where the authors' code passes the worst points a
-    third time; n_c is of the images that pass at once on a device. Their gradient projection, which
-    mixes in a network of natural training, is not here. Parity:
-    tests/training/update/norms/test_pairing.py, 20 updates.
-    """
-    loss = pairing.loss_of(weight, cross_entropy=cross_entropy, likeliest=likeliest)
-    return Objective(_at_labels(attack_labels), loss, lambda key: (key, key))
+    return of_two_passes(clean_probabilities, terms, statistics)
 
 
 def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> Objective:
@@ -260,7 +206,7 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
         kl = (each.sum(-1) * unsure).mean()
         return (cross_entropy(robust, labels) + margin).mean() + beta * kl, {"kl": kl}
 
-    return _of_two_passes(_at_labels(attack_labels), terms, statistics)
+    return of_two_passes(at_labels(attack_labels), terms, statistics)
 
 
 def kernels(params: Params) -> list[Array]:
@@ -292,29 +238,6 @@ def sparse(objective: Objective, weight: float) -> Objective:
     return objective._replace(loss=loss)
 
 
-def averaged(objective: Objective, count: int) -> Objective:
-    """Average a loss over the points of `count` attacks, f32[B, count, H, W, C].
-
-    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000). The points of one attack pass after
-    those of the other, each with the same draws; running statistics of batch norms move each time.
-    """
-
-    def loss(
-        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
-    ) -> Value:
-        values, found = [], []
-        for i in range(count):
-            value, (stats, metrics) = objective.loss(
-                net, params, stats, batch, images_adv[:, i], key
-            )
-            values.append(value)
-            found.append(metrics)
-        mean = jax.tree.map(lambda *parts: sum(parts) / count, *found)
-        return functools.reduce(jnp.add, values) / count, (stats, mean)
-
-    return objective._replace(loss=loss)
-
-
 class ObjectiveRow(NamedTuple):
     """What others need to know of an objective: the attack, the checks, the counts of passes."""
 
@@ -328,7 +251,9 @@ class ObjectiveRow(NamedTuple):
     # (classes, steps of an epoch) -> what a step remembers of those before it.
     remembers: Callable[[int, int], Memory] | None = None
     pairs: bool = False  # its loss compares the points of two norms
-    helped: bool = False  # by the weights that the phase starts from, which cannot be random
+    # Its helper has the weights that the phase starts from, which cannot be random; this makes of
+    # a network one that leaves the helper out.
+    helped: Callable[[Classifier], Classifier] | None = None
 
     @property
     def attacks(self) -> bool:
@@ -336,30 +261,31 @@ class ObjectiveRow(NamedTuple):
         return self.attack_loss is not None
 
 
-ROWS: dict[str, ObjectiveRow] = {}
+ROWS: dict[str, ObjectiveRow | str] = {}  # a string: an entry of an optional room
 
 
-def add(name: str, row: ObjectiveRow) -> None:
+def add(name: str, row: ObjectiveRow | str) -> None:
     """Enter an objective, which `objective` of a phase names from then on."""
     if name in ROWS:
         raise ValueError(f"there is an objective {name} already; choose another name")
     ROWS[name] = row
 
 
+def named(name: str) -> ObjectiveRow:
+    """Find an objective, and import it if it is optional; a `ValueError` says which there are."""
+    if name not in ROWS:
+        raise ValueError(f"unknown objective {name!r}; {meant(name, sorted(ROWS))}")
+    row = ROWS[name]
+    return rooms.resolve(row) if isinstance(row, str) else row
+
+
 def passes(name: str, attack: AttackSection) -> int:
     """Count the forward passes that an update of one image costs, attack included."""
     row = named(name)
-    passes = several.passes(attack) if row.attacks else 0
+    passes = mixes.passes(attack) if row.attacks else 0
     update = row.also + (6 if row.both else 3)  # forward and backward, of each image
-    update *= several.updates(attack) if row.attacks else 1
+    update *= mixes.updates(attack) if row.attacks else 1
     return int(row.of_probabilities) + passes + update * (2 if row.displaces else 1)
-
-
-def named(name: str) -> ObjectiveRow:
-    """Find an objective; a `ValueError` says which there are."""
-    if name not in ROWS:
-        raise ValueError(f"unknown objective {name!r}; one of {sorted(ROWS)}")
-    return ROWS[name]
 
 
 add("clean", ObjectiveRow(lambda phase, attack: clean(), attack_loss=None))
@@ -375,33 +301,6 @@ add(
     ),
 )
 add(
-    "trades-awp",
-    ROWS["trades"]._replace(
-        make=lambda phase, attack: (
-            ROWS["trades"].make(phase, attack)._replace(displaced=weight_perturbation.awp())
-        ),
-        displaces=True,
-    ),
-)
-add(
-    "dkl",
-    ROWS["trades"]._replace(
-        make=lambda phase, attack: dkl(phase.dkl_alpha, phase.dkl_beta, phase.bn_statistics),
-        weights=("dkl_alpha", "dkl_beta"),
-        remembers=improved_kl.memory,
-    ),
-)
-add(
-    "hat",
-    ROWS["trades"]._replace(
-        make=lambda phase, attack: hat(phase.hat_beta, phase.hat_gamma, phase.bn_statistics),
-        weights=("hat_beta", "hat_gamma"),
-        also=4,  # the helper examples, and what the helper network sees
-        remembers=lambda classes, steps_per_epoch: hat_examples.memory(),
-        helped=True,
-    ),
-)
-add(
     "mart",
     ObjectiveRow(
         lambda phase, attack: mart(phase.mart_beta, phase.bn_statistics, attack.labels),
@@ -409,11 +308,5 @@ add(
         weights=("mart_beta",),
     ),
 )
-add(
-    "ramp",
-    ObjectiveRow(
-        lambda phase, attack: ramp(phase.ramp_lambda, attack.labels),
-        weights=("ramp_lambda",),
-        pairs=True,
-    ),
-)
+for _name, _entry in rooms.entries("OBJECTIVES").items():
+    add(_name, _entry)

@@ -1,5 +1,6 @@
-"""Several norms at once: which attack of a step's norms it trains on, and what that costs."""
+"""Several norms at once: which attack of a step's norms it trains on."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,12 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import attacks
-from jaxrobust.attacks.mixes import EXTREME, MIXES, at_once, norms_of
+from jaxrobust.attacks import mixes
+from jaxrobust.attacks.mixes import EXTREME, MIXES, norms_of
 from jaxrobust.config import AttackSection
-from jaxrobust.resolved import Values
+from jaxrobust.training.update import inner, objectives
 from jaxrobust.training.update.memory import Memory
+from jaxrobust.training.update.norms import steepest
+from jaxrobust.training.update.objectives import Objective, Value
 from jaxrobust.training.update.value_checks import one_of
-from jaxrobust.types import Array, Attack, Threat, threats
+from jaxrobust.types import Array, Attack, Batch, Classifier, Params, threats
 
 STEEPEST = "pgd"  # the attack whose steps norms can choose between
 _OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
@@ -25,62 +29,17 @@ class TurnKeys(NamedTuple):
     turn: Array  # i32[B], the same everywhere: which of the trained norms attacks
 
 
-def alone(attack: AttackSection) -> list[AttackSection]:
-    """List the section as it would be of each norm by itself; of one norm, as it is."""
-    if isinstance(attack["norm"], str) and not isinstance(attack["step_size"], list | tuple):
-        return [attack]
-    own = {key: attack[key] for key in attack} | {"mix": None}  # type: ignore[attr-defined]
-    return [
-        Values(own | ball.settings() | {"step_size": size})  # type: ignore[misc]
-        for ball, size in zip(threats(attack), step_sizes(attack), strict=True)
-    ]
+def check(attack: AttackSection, objective: str | None = None) -> None:
+    """Refuse norms that cannot be trained together, or by this objective, in a sentence."""
+    if mixes.is_mixed(attack):
+        _check_norms(attack)
+    if objective is not None:
+        _check_pairs(attack, objective, pairs=objectives.named(objective).pairs)
 
 
-def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
-    """List the step in pixels of each norm, None where it is not set; refuse one of several."""
-    given, balls = attack["step_size"], threats(attack)
-    if given is None:
-        return (None,) * len(balls)
-    norms, sizes = ",".join(b.norm for b in balls), given
-    if not isinstance(given, list | tuple):
-        if len(balls) > 1:
-            raise ValueError(
-                f"attack.step_size={given:.4g} pixels would be of all norms {norms}, whose radii "
-                "differ; give one for each, in their order, or set attack.relative_step"
-            )
-        sizes = (given,)
-    if len(sizes) != len(balls):
-        listed = ",".join(f"{size:.4g}" for size in sizes)
-        raise ValueError(
-            f"attack.step_size={listed} and attack.norm={norms}: give a step for each norm, in "
-            "their order, or set attack.relative_step"
-        )
-    return tuple(sizes)
-
-
-def described(attack: AttackSection) -> str:
-    """Name several norms with their mix, for a line of text; "" of one."""
-    norms = [ball.norm for ball in threats(attack)]
-    return f"{attack.get('mix')} of {', '.join(norms)}" if len(norms) > 1 else ""
-
-
-def radius(attack: AttackSection) -> float:
-    """Read the radius of a section of one norm."""
-    return Threat.of(attack).epsilon
-
-
-def trained(attack: AttackSection) -> list[AttackSection]:
-    """List the sections of the norms that attack in training."""
-    norms = norms_of(attack)
-    return [each for each in alone(attack) if each.norm in norms]
-
-
-def check(attack: AttackSection) -> None:
-    """Refuse norms that cannot be trained together, in a sentence."""
+def _check_norms(attack: AttackSection) -> None:
     balls, mix = threats(attack), attack.get("mix")
     norms = ",".join(ball.norm for ball in balls)
-    if mix is None and len(balls) == 1:
-        return
     if mix is None:
         raise ValueError(
             f"attack.norm={norms} are several norms; say with attack.mix which of them a step "
@@ -109,8 +68,7 @@ def check(attack: AttackSection) -> None:
         )
 
 
-def check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
-    """Refuse an objective of two norms' points without them, and these with another objective."""
+def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
     mix, norms = attack.get("mix"), [ball.norm for ball in threats(attack)]
     given = bool(mix) and MIXES[str(mix)].pairs
     if pairs and len(norms) < 2:
@@ -131,26 +89,33 @@ def check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
         )
 
 
-def passes(attack: AttackSection, mix: str | None = None) -> int:
-    """Count the passes per image that a step's attacks cost: their sum, or, where one norm attacks
-    in a step, their mean, which is that of any: all take the same steps.
-
-    Where the points found are compared, a forward pass more for each; of steps that norms choose
-    together, those of one attack and in each step so many forward passes as there are norms.
-    `mix`: of several norms, another one than the section's.
-    """
-    own = attack.get("mix")
-    row, alone = MIXES.get((mix or own) if own else ""), attacks.passes(attack.name, attack.steps)
-    if row and row.steepest:
-        return alone + attack.steps * at_once(attack, mix)
-    looks = bool(row and row.looks)
-    return at_once(attack, mix) * (alone + looks)
+def attack_of(plans: Sequence[inner.InnerPlan], mix: str, *, growing: bool, loss: str) -> Attack:
+    """Make the attack of a step of the plans of each norm, by a row of `MIXES`."""
+    if MIXES[mix].steepest:
+        return _together(plans, growing=growing)
+    searches = [inner.of_plan(plan, growing, number) for number, plan in enumerate(plans)]
+    return mixed(searches, mix, loss)
 
 
-def updates(attack: AttackSection) -> int:
-    """Count the norms whose points an update passes: all of them, or one."""
-    row = MIXES.get(attack.get("mix") or "")
-    return at_once(attack) if row and row.updates else 1
+def _together(plans: Sequence[inner.InnerPlan], *, growing: bool) -> Attack:
+    """Make one attack whose steps all norms choose together, from the first one's start."""
+    first = plans[0]
+
+    def make(balls: Sequence[steepest.SteepestBall]) -> Attack:
+        return steepest.msd(balls, steps=first.steps, **first.settings)
+
+    attack = make([steepest.SteepestBall(plan.norm, **plan.step(plan.epsilon)) for plan in plans])
+    if not growing:
+        return attack
+
+    def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+        balls = [
+            steepest.SteepestBall(plan.norm, **plan.step(radii, whole=plan.epsilon))
+            for plan, radii in zip(plans, given.radii.T, strict=True)
+        ]
+        return make(balls)(logits_fn, given.keys, images, labels)
+
+    return of_radii
 
 
 def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
@@ -158,8 +123,8 @@ def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
 
     "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX
     of Tramèr & Boneh; "average" and "pair" return all points, f32[B, norms, H, W, C], for
-    `averaged` and `ramp` of the objectives; "alternate" and "extreme" are given `TurnKeys`, and run
-    the attack whose turn it is.
+    `averaged` and `pairing.ramp`; "alternate" and "extreme" are given `TurnKeys`, and run the
+    attack whose turn it is.
     """
     row, loss_of = MIXES[mix], attacks.LOSSES[loss]
 
@@ -183,6 +148,29 @@ def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
     return every if row.each else in_turn
 
 
+def averaged(objective: Objective, count: int) -> Objective:
+    """Average a loss over the points of `count` attacks, f32[B, count, H, W, C].
+
+    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000). The points of one attack pass after those of the
+    other, each with the same draws; running statistics of batch norms move each time.
+    """
+
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
+        values, found = [], []
+        for i in range(count):
+            value, (stats, metrics) = objective.loss(
+                net, params, stats, batch, images_adv[:, i], key
+            )
+            values.append(value)
+            found.append(metrics)
+        mean = jax.tree.map(lambda *parts: sum(parts) / count, *found)
+        return functools.reduce(jnp.add, values) / count, (stats, mean)
+
+    return objective._replace(loss=loss)
+
+
 def memory(attack: AttackSection) -> Memory | None:
     """Make what a step remembers of the turns before it; None: it takes none.
 
@@ -195,7 +183,7 @@ def memory(attack: AttackSection) -> Memory | None:
     mix = attack.get("mix")
     if mix is None or MIXES[mix].each:
         return None
-    norms = [each.norm for each in trained(attack)]
+    norms = norms_of(attack)
     extreme = MIXES[mix].extreme
 
     def turn(state: Any) -> Array:

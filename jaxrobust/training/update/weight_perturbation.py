@@ -1,10 +1,12 @@
 """Adversarial weight perturbation: a loss is minimised where weights that move make it worst."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.training.update import objectives
 from jaxrobust.types import Params
 
 GAMMA = 5e-3  # of each layer's norm: the authors' choice, of TRADES too
@@ -51,3 +53,10 @@ def awp(gamma: float = GAMMA) -> Callable[[Params, Params], Params]:
     Parity: tests/training/update/test_weight_perturbation.py, 20 updates against PyTorch.
     """
     return lambda params, ascent: perturbed(params, ascent, gamma)
+
+
+def _trades_awp(phase: Any, attack: Any) -> objectives.Objective:
+    return objectives.named("trades").make(phase, attack)._replace(displaced=awp())
+
+
+TRADES_AWP = objectives.named("trades")._replace(make=_trades_awp, displaces=True)

@@ -152,7 +152,7 @@ class RowTest(parameterized.TestCase):
 
         memory = {f"{hat_examples.HELPER}moved": jnp.zeros(())}
         batch = Batch(jnp.zeros((4, 2, 2, 3)), jnp.zeros(4, jnp.int32))
-        _, (stats, _) = objectives.hat(1.0, 0.5, which).loss(
+        _, (stats, _) = hat_examples.hat(1.0, 0.5, which).loss(
             Classifier(lambda key: ({}, {}), apply),
             {},
             {"moved": jnp.zeros(())} | memory,
@@ -173,7 +173,8 @@ class RowTest(parameterized.TestCase):
 
     @parameterized.parameters("dkl_alpha", "dkl_beta", "hat_beta", "hat_gamma")
     def test_weights_of_parts(self, key):
-        config = small_config(**{f"train__{key}": -1.0})
+        objective = {"train__objective": key.partition("_")[0], "attack__start": "random"}
+        config = small_config(**objective, **{f"train__{key}": -1.0})
         with self.assertRaisesRegex(ValueError, f"train.{key}=-1.0 must be at least 0"):
             build.phase(config, "train", 64)
 

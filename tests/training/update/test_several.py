@@ -11,6 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from jaxrobust.attacks import mixes
 from jaxrobust.doctor import config_checks
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.records import records, trained
@@ -91,7 +92,7 @@ class PointsTest(parameterized.TestCase):
         batch = step.Batch(IMAGES, LABELS)
         other = shift(1)(None, None, IMAGES, None)
         stacked = jnp.stack([IMAGES, other], axis=1)
-        value, (stats, metrics) = objectives.averaged(one, 2).loss(
+        value, (stats, metrics) = several.averaged(one, 2).loss(
             Net, {}, {"n": 0}, batch, stacked, None
         )
         each = [one.loss(Net, {}, {"n": 0}, batch, x, None) for x in (IMAGES, other)]
@@ -180,7 +181,7 @@ class CostTest(parameterized.TestCase):
         """APGD of 3 steps takes 7 passes, and an update 3."""
         plain = small_config().attack
         self.assertEqual(objectives.passes("adversarial", plain), 7 + 3)
-        self.assertEqual(several.passes(plain, mix="worst"), 7)  # the alarm of one norm
+        self.assertEqual(mixes.passes(plain, mix="worst"), 7)  # the alarm of one norm
         expected = {
             "worst": 3 * 7 + 3 + 3,  # and a look at each of the three points
             "average": 3 * 7 + 3 * 3,
@@ -208,7 +209,7 @@ class CostTest(parameterized.TestCase):
         attack(counted, keys, IMAGES, LABELS)
         looks = 2 if mix == "worst" else 0
         self.assertLen(made, 2 + looks)  # each norm's gradient is traced once
-        passes = several.passes(small_config(**how).attack)
+        passes = mixes.passes(small_config(**how).attack)
         self.assertEqual(passes, 2 * (1 if mix == "alternate" else 2) + looks)
 
     def test_a_record_counts_them_too(self):

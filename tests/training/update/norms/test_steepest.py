@@ -6,7 +6,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.training.update import inner, several
+from jaxrobust.attacks import mixes
+from jaxrobust.training.update import inner
 from jaxrobust.training.update.norms import steepest
 from tests.support.steps import small_config
 
@@ -151,7 +152,7 @@ class CostTest(absltest.TestCase):
         jax.effects_barrier()
         steps, forward = 3, len(made)
         self.assertEqual(forward, steps * (1 + 3))
-        self.assertEqual(several.passes(config.attack), forward + steps)  # as many backward
+        self.assertEqual(mixes.passes(config.attack), forward + steps)  # as many backward
 
 
 if __name__ == "__main__":
