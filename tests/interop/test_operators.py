@@ -21,8 +21,9 @@ _QUICK, _OTHERS = _FIXED[::3], [name for place, name in enumerate(_FIXED) if pla
 GROUPS = [_QUICK, *(_OTHERS[i : i + EACH] for i in range(0, len(_OTHERS), EACH)), *_APART]
 # PyTorch's own gradient of digamma is 5e-10 off what mpmath says, ours 3e-16.
 GRADIENTS = {"errors back": 1e-9}
-# Of equal singular values any vectors are right, so LAPACK's and their gradients are others.
-UNTIED = {"singular values": ("ones", "equal", "dark", "flat")}
+# Of equal singular values any vectors are right, so LAPACK's and their gradients differ, on which
+# images depends on the kind of CPU.
+UNTIED = {"singular values": {"ones", "equal", "binary", "dark", "flat"}}
 
 
 # (number of a group, whether of any number of images) -> what was found
@@ -44,7 +45,7 @@ class OperatorsTest(parameterized.TestCase):
             raise found
         self.assertLess(found.values, 1e-12, name)
         self.assertLess(found.gradients, GRADIENTS.get(name, 1e-10), name)
-        self.assertSequenceEqual(found.ties, UNTIED.get(name, ()), name)
+        self.assertContainsSubset(found.ties, UNTIED.get(name, set()), name)
 
     @parameterized.parameters(*_QUICK)
     def test_every_third_is_pytorchs(self, name):
