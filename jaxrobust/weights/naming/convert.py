@@ -270,7 +270,7 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
     """Put our arrays under the reference's names and in its order, of a row with any options."""
     rows, used, dtype = models.torch_names(name), {*_NORMALIZATION}, float_type(ours)
     inside = _NORMALIZATION if wrapped else ()
-    theirs = {key: _out(ours[key], channels, dtype) for key in inside}
+    theirs = {key: _out(ours[key], channels, dtype, key) for key in inside}
     for key in models.torch_keys(name, **overrides):
         ((renaming, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
