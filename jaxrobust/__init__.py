@@ -10,7 +10,6 @@ import importlib
 import sys
 from typing import Any
 
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.text import patience
 
 __version__ = "0.2.0"
@@ -22,7 +21,6 @@ _FUNCTIONS = {
 }
 __all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
 
-moved.follow()
 # `python -m` imports the packages above a command before the command itself, with this as argv[0].
 if sys.argv[:1] == ["-m"] and any(word.startswith("jaxrobust") for word in sys.orig_argv):
     patience.begin(patience.LOADING)

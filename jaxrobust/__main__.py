@@ -39,7 +39,7 @@ COMMANDS = {
     "runs": Command(".results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
     "verify": Command(".verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
     "board": Command(
-        ".analysis.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
+        ".results.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
     ),
     "models": Command(".models", "", "lists architectures and checkpoints that load"),
     "import": Command(

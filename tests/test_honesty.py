@@ -1296,7 +1296,7 @@ class TorchNetworksTest(parameterized.TestCase):
         cls.images = np.random.default_rng(0).random(shape, np.float32)
 
     def from_module(self, module, **how):
-        from jaxrobust.interop.torch import from_module
+        from jaxrobust.pytorch.torch import from_module
 
         return from_module(module, self.images, **how)
 
@@ -1335,7 +1335,7 @@ class TorchNetworksTest(parameterized.TestCase):
         module = self.nets.network(*layers)
         self.from_module(module)  # which compares
         with (
-            mock.patch("jaxrobust.interop.reading.custom_gradients.kept", lambda program: program),
+            mock.patch("jaxrobust.pytorch.reading.custom_gradients.kept", lambda program: program),
             self.assertRaisesRegex(ValueError, "same values, so a gradient differs"),
         ):
             self.from_module(module)

@@ -19,36 +19,29 @@ ROOT = paths.ROOT
 
 # The same inside a room, of its folders and files; `.` stands for the files that are not named.
 INSIDE = {
-    "runtime": (".", "moved", "text", "files", "devices", "processes", "commandline"),
+    "runtime": (".", "text", "files", "devices", "processes", "commandline"),
     "data": ("source", "imagenet", "transforms", "splits", "sources", "stream", "prepare"),
     "attacks": ("geometry", ".", "", "ensembles", "fixed_steps"),
     "models": (
-        *(
-            "names",
-            "published",
-            "counted",
-            "scaling",
-            "kernels",
-            "modules",
-            "interface",
-            "families",
-        ),
+        *("names", "published", "counted", "kernels", "modules", "interface", "families"),
         *("", "table"),
     ),
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
-    "interop": (
-        *("program", "blocks", "operators", "trainable", "kept", "reading", "modules", "agreement"),
-        *("torch", "named"),
-    ),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
     "training": ("update", "build", "batch_sizes", "run"),
     "convert": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "analysis": (
         *("plotting", "key_sources", "run_records", "comparison", "selection", "stages"),
-        *("listing", "board", "configs", "papers", "networks", "planning", "figures"),
+        *("listing", "board", "configs"),
     ),
-    "commands": ("flags", ".", "analysis", "configure", "conversion", "results"),
+    "commands": ("flags", ".", "configure", "conversion", "results"),
+    "zoo": ("names", "shared", ".", "convolutional", "transformers", "objectives"),
+    "pytorch": (
+        *("names", "program", "blocks", "operators", "trainable", "kept", "reading", "modules"),
+        *("agreement", "torch", "networks", "state_dicts", "users_module", "named"),
+    ),
+    "papers": ("names", ".", "tables", "networks", "planning", "figures", "commands"),
 }
 MOST_FILES = 15  # of a folder: more is a drawer
 MOST_LINES = 120  # of a command
@@ -67,16 +60,22 @@ ALLOWED = {
     "wandb": ("training.run.trackers",),
     "resvg_py": ("runtime.text.raster",),
     "rich": ("runtime.text.panel",),
-    "ml_collections": ("commands", "estimate.changes", "config", "runtime.commandline"),
-    "torch": ("interop", "weights.store.files", "convert", "evaluation.bundles.claims_torch"),
+    "ml_collections": (
+        "commands",
+        "papers.commands",
+        "estimate.changes",
+        "config",
+        "runtime.commandline",
+    ),
+    "torch": ("pytorch", "weights.store.files", "convert", "evaluation.bundles.claims_torch"),
     "huggingface_hub": (*("weights.fetch.remote_weights", "data.sources.huggingface", "convert"),),
     "datasets": ("data.sources.huggingface",),
     "pyarrow": ("data.sources.huggingface",),
-    "timm": ("convert.torch_networks", "interop.modules"),
+    "timm": ("convert.torch_networks", "pytorch.modules"),
     "torchvision": ("convert.torch_networks",),
     "tensorflow": (),
     "robustbench": ("convert",),
-    "matplotlib": ("analysis", "commands"),
+    "matplotlib": ("analysis", "papers", "commands"),
 }
 INSIDE_FUNCTIONS = {
     *("tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"),

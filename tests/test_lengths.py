@@ -9,10 +9,11 @@ from jaxrobust.configs import quickstart
 
 from jaxrobust import attacks
 from jaxrobust.analysis.configs import chosen_values
-from jaxrobust.analysis.networks import analyses
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.evaluation.engine import autoattack, smoothing
-from jaxrobust.evaluation.questions import questions, worst_case
+from jaxrobust.evaluation.questions import questions
+from jaxrobust.papers import worst_case
+from jaxrobust.papers.networks import analyses
 from jaxrobust.runtime.commandline import threats
 from jaxrobust.training.run import best_weights
 from jaxrobust.training.update import inner

@@ -13,7 +13,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.commands import compare, select, verify
-from jaxrobust.commands.results import figure, runs
+from jaxrobust.commands.results import runs
+from jaxrobust.papers.commands import figure
 from jaxrobust.runtime.text import terminal
 from tests.support import runs as training
 from tests.support.commands import commands

@@ -39,7 +39,7 @@ PACKAGES = (
     "jaxrobust/attacks/README.md",
     "jaxrobust/models/README.md",
     "jaxrobust/weights/README.md",
-    "jaxrobust/interop/README.md",
+    "jaxrobust/pytorch/README.md",
     "jaxrobust/runtime/README.md",
 )
 DOCS = ("docs/architecture.md", "docs/glossary.md", "docs/versions.md")

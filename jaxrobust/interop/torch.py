@@ -1,144 +1,17 @@
-"""Networks in PyTorch as functions in JAX, without rewriting them.
+"""PyTorch modules as functions of images in JAX: `from_module` and `from_file`.
 
-`torch.export` writes a module down as a list of PyTorch's operators, and `operators.TABLE` computes
-each of them in JAX. Needs the extra `torch`; what comes out needs no PyTorch.
-
-    logits_fn, weights = from_module(module, images)
-    logits = logits_fn(images)  # f32[B,H,W,C] in [0, 1] -> f32[B,K]
+They are in `jaxrobust.pytorch.torch`, which is imported when one of them is used.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+import importlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jaxrobust.interop import agreement
-from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import DRAWS, TABLE
-from jaxrobust.interop.program import Converted, Program
-from jaxrobust.interop.reading import exporting, wrappers
-from jaxrobust.interop.reading.results import chosen_output
-from jaxrobust.types import Array
-
-INSTALL = "pip install 'jaxrobust[torch]'"
+_NAMES = ("from_file", "from_module")
+__all__ = [*_NAMES]
 
 
-def from_module(
-    module: Any,
-    example_images: Any,
-    *,
-    output: str | None = None,
-    compare: bool = True,
-    random: bool = False,
-) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
-    """Return a module's network as a function in JAX, and its weights.
-
-    Args:
-      module: `torch.nn.Module` in eval mode on the CPU, in float32; of images f32[B,C,H,W] in
-        [0, 1] it gives logits f32[B,K]. Or a `torch.export.ExportedProgram` of one.
-      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]. On the first ones
-        logits and input gradients are compared with PyTorch's; random ones stand for images that
-        are of one value each.
-      output: which of several results are the logits: a key, or a place in a tuple such as "0".
-        None: the only one that could be.
-      compare: False: believe the conversion, of whose images only the shape matters then.
-      random: it may draw random numbers, and `logits_fn` takes keys [B] as a second argument: one
-        for each image, of which all is drawn that PyTorch draws for it, alone in its batch.
-    Returns:
-      `logits_fn`, a `jax.tree_util.Partial` over the weights, of images [B,H,W,C] for any B. It
-      computes in the floating type of the weights, and its logits are at least f32. And the weights
-      by their names in the module: `jax.tree_util.Partial(logits_fn.func, others)` has others.
-      What is computed of weights alone is one, `computed.NAME`.
-    Raises:
-      ValueError: the module is not what is taken, computes something that has no row, or gives
-        other logits or gradients than its conversion; the message names the module's own line.
-    """
-    network = converted(module, _image(example_images), output=output, random=random)
-    if compare:
-        agreement.check(network, _some(example_images, agreement.FEW))
-    return network.logits_fn, network.weights
-
-
-def from_file(
-    path: str | Path, *, output: str | None = None
-) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
-    """Return the network of a `.pt2` that `torch.export.save` wrote, as `from_module` does."""
-    exported, single = exporting.loaded(Path(path))
-    network = of_exported(exported, single=single, output=output)
-    return network.logits_fn, network.weights
-
-
-def converted(
-    module: Any, image: tuple[int, int, int], *, output: str | None = None, random: bool = False
-) -> Converted:
-    """Return both sides of a module for images H, W, C; raises as `from_module`."""
-    import torch
-
-    if isinstance(module, torch.export.ExportedProgram):
-        return of_exported(module, output=output, random=random)
-    module = wrappers.inside(module)
-    exporting.check(module, random=random)
-    with wrappers.uncompiled():
-        exported, single = exporting.exported(module, image)
-    network = of_exported(exported, single=single, output=output, random=random)
-    return network._replace(module=module)
-
-
-def of_exported(
-    exported: Any, *, single: bool = False, output: str | None = None, random: bool = False
-) -> Converted:
-    """Return both sides of an exported program; `single`: it takes one image at a time."""
-    module = exported.module()
-    exported = exporting.decomposed(exported)
-    program, weights = exporting.read(exported, single=single, random=random)
-    output = chosen_output(exported, program, output)
-    logits_fn = jax.tree_util.Partial(_function(program, output, random), weights)
-    return Converted(logits_fn, weights, program, exported, module, output, random)
-
-
-def _function(program: Program, output: str, random: bool = False) -> Any:
-    """Build `logits_fn`; a program that draws runs image by image, so that each has its draws."""
-    name = str(program.results[output])
-    table = TABLE | DRAWS if random else TABLE
-
-    def logits_of(weights: Mapping[str, Array], images: Array, *key: Array) -> Array:
-        return programs.plain(programs.run(program, table, weights, images, *key)[name])
-
-    def one(weights: Mapping[str, Array], image: Array, *key: Array) -> Array:
-        return logits_of(weights, image[None], *key)[0]
-
-    def computed(weights: Mapping[str, Array], *given: Array) -> Array:
-        alone = program.single or program.draws
-        function = jax.vmap(one, (None, *(0 for _ in given))) if alone else logits_of
-        logits = function(weights, *given)
-        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
-
-    def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
-        return computed(weights, images)
-
-    def keyed(weights: Mapping[str, Array], images: Array, keys: Array) -> Array:
-        return computed(weights, images, keys) if program.draws else computed(weights, images)
-
-    return keyed if random else logits_fn
-
-
-def _some(images: Any, count: int) -> np.ndarray:
-    arrays = isinstance(images, np.ndarray | jax.Array)
-    rows = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-    first = np.asarray(images[rows] if arrays else images[rows].detach(), np.float32)
-    first = first if arrays else first.transpose(0, 2, 3, 1)
-    if len(first) and first.std((1, 2, 3)).min() > 0:
-        return first
-    return np.random.default_rng(0).random((count, *first.shape[1:]), np.float32)
-
-
-def _image(images: Any) -> tuple[int, int, int]:
-    shape = tuple(images.shape)
-    if len(shape) != 4:
-        raise ValueError(f"images have shape {shape}; pass [B,H,W,C], or a tensor [B,C,H,W]")
-    if not isinstance(images, np.ndarray | jax.Array):
-        return shape[2], shape[3], shape[1]
-    return shape[1], shape[2], shape[3]
+def __getattr__(name: str) -> Any:
+    """Import a function when it is first used."""
+    if name in _NAMES:
+        return getattr(importlib.import_module("jaxrobust.pytorch.torch"), name)
+    raise AttributeError(f"module 'jaxrobust.interop.torch' has no attribute {name!r}")

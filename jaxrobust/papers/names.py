@@ -3,43 +3,47 @@
 # name -> module, usage, what it does: the fields of `jaxrobust.__main__.Command`
 COMMANDS = {
     "figure": (
-        "jaxrobust.commands.results.figure",
+        "jaxrobust.papers.commands.figure",
         "A B --out F.pdf",
         "draws records as papers show them",
     ),
-    "scaling": ("jaxrobust.commands.scaling", "5e9", "says how deep and wide a network should be"),
+    "scaling": (
+        "jaxrobust.papers.commands.scaling",
+        "5e9",
+        "says how deep and wide a network should be",
+    ),
     "analyse": (
-        "jaxrobust.commands.analysis.analyse",
+        "jaxrobust.papers.commands.analyse",
         "ANALYSIS --workdir RUN",
         "draws what a network has learnt",
     ),
     "landscape": (
-        "jaxrobust.commands.analysis.landscape",
+        "jaxrobust.papers.commands.landscape",
         "--workdir RUN",
         "draws the loss around the weights",
     ),
     "sparsity": (
-        "jaxrobust.commands.analysis.sparsity",
+        "jaxrobust.papers.commands.sparsity",
         "--workdir RUN",
         "draws how many weights are next to nothing",
     ),
     "plan": (
-        "jaxrobust.commands.plan",
+        "jaxrobust.papers.commands.plan",
         "PAPER --on v5e:8x8",
         "lists a paper's runs, costs and order",
     ),
     "reproduce": (
-        "jaxrobust.commands.reproduce",
+        "jaxrobust.papers.commands.reproduce",
         "RUN --paper P",
         "shows papers' tables beside our records",
     ),
 }
 # public name of `jaxrobust.evaluation`
 PUBLIC_EVALUATION = {
-    "WorstCaseResult": "jaxrobust.evaluation.questions.worst_case:WorstCaseResult",
-    "worst_case": "jaxrobust.evaluation.questions.worst_case:worst_case",
+    "WorstCaseResult": "jaxrobust.papers.worst_case:WorstCaseResult",
+    "worst_case": "jaxrobust.papers.worst_case:worst_case",
 }
 # flag of `jaxrobust evaluate` that says which attacks in which balls -> module
-EVALUATIONS = {"worst_case": "jaxrobust.evaluation.questions.three_norms"}
+EVALUATIONS = {"worst_case": "jaxrobust.papers.three_norms"}
 # flag of `jaxrobust estimate` that asks for something else than the cost of a config -> module
-ESTIMATES = {"target": "jaxrobust.estimate.law"}
+ESTIMATES = {"target": "jaxrobust.papers.law"}

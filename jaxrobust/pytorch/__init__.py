@@ -1,1 +1,5 @@
-"""PyTorch's networks in JAX: reading, training and checking them."""
+"""PyTorch's networks in JAX.
+
+`torch` takes modules: `reading` writes them down as a `program` of `operators`, and `agreement`
+compares both sides before anything is believed. `networks` trains them.
+"""

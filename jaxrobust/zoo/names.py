@@ -25,14 +25,14 @@ FAMILIES = {
     "cifar_cvt cifar_cvt_224": "jaxrobust.zoo.transformers.cvt:FAMILY",
 }
 OBJECTIVES = {
-    "trades-awp": "jaxrobust.training.update.weight_perturbation:TRADES_AWP",
-    "dkl": "jaxrobust.training.update.improved_kl:DKL",
-    "hat": "jaxrobust.training.update.hat_examples:HAT",
-    "ramp": "jaxrobust.training.update.norms.pairing:RAMP",
+    "trades-awp": "jaxrobust.zoo.objectives.weight_perturbation:TRADES_AWP",
+    "dkl": "jaxrobust.zoo.objectives.improved_kl:DKL",
+    "hat": "jaxrobust.zoo.objectives.hat_examples:HAT",
+    "ramp": "jaxrobust.zoo.objectives.norms.pairing:RAMP",
 }
 SEVERAL_NORMS = {
-    "check": "jaxrobust.training.update.several:check",
-    "attack": "jaxrobust.training.update.several:attack_of",
-    "memory": "jaxrobust.training.update.several:memory",
-    "averaged": "jaxrobust.training.update.several:averaged",
+    "check": "jaxrobust.zoo.objectives.several:check",
+    "attack": "jaxrobust.zoo.objectives.several:attack_of",
+    "memory": "jaxrobust.zoo.objectives.several:memory",
+    "averaged": "jaxrobust.zoo.objectives.several:averaged",
 }

@@ -8,20 +8,10 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.commands import (
-    compare,
-    models,
-    plan,
-    prepare,
-    reproduce,
-    scaling,
-    select,
-    verify,
-    why,
-)
-from jaxrobust.commands.analysis import analyse, landscape, sparsity
+from jaxrobust.commands import compare, models, prepare, select, verify, why
 from jaxrobust.commands.conversion import certificate, export_weights, import_weights
-from jaxrobust.models import scaling as rules
+from jaxrobust.papers import scaling as rules
+from jaxrobust.papers.commands import analyse, landscape, plan, reproduce, scaling, sparsity
 from jaxrobust.runtime.devices import compilation
 from tests.support import command_calls
 

@@ -7,10 +7,9 @@ import re
 from absl.testing import absltest, parameterized
 
 from jaxrobust import __main__ as overview
-from jaxrobust.analysis.networks import analyses
-from jaxrobust.commands import scaling
-from jaxrobust.commands.analysis import analyse
 from jaxrobust.commands.flags import evaluation, shared
+from jaxrobust.papers.commands import analyse, scaling
+from jaxrobust.papers.networks import analyses
 from jaxrobust.runtime.commandline import fields
 from tests.support.command_line import refused
 

@@ -11,11 +11,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.convert import layouts, network_account, users_module
+from jaxrobust.convert import layouts, network_account
 from jaxrobust.convert.network_account import Account
 from jaxrobust.data import imagenet
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.pytorch import users_module
 from jaxrobust.types import Threat
 from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network

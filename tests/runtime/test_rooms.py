@@ -30,7 +30,7 @@ analysis = [f"jaxrobust.analysis.{name}" for name in ("papers", "planning", "fig
 entries = overview.rooms.entries
 rows = [row for name in ("EVALUATIONS", "ESTIMATES") for row in entries(name).values()]
 rows += [row[0] for row in entries("COMMANDS").values()]
-others = ("jaxrobust.evaluation.questions.worst_case", "jaxrobust.models.scaling")
+others = ("jaxrobust.papers.worst_case", "jaxrobust.papers.scaling")
 print(*(name for name in sys.modules if name.startswith((*analysis, *others, *rows))))
 """
 

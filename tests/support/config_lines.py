@@ -9,8 +9,8 @@ from typing import Any
 from unittest import mock
 
 from configs import larger_radius, revisiting_at
-from jaxrobust.analysis.papers import lines as papers
 from jaxrobust.config import ArgumentError
+from jaxrobust.papers.tables import lines as papers
 from tools.generate import refresh_configs
 
 # Families whose runs are all that their arguments allow.

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "jaxrobust"
 ROOMS = (
     {"types"},
     {"runtime"},
-    {"data", "interop"},
+    {"data"},
     {"attacks", "models"},
     {"config"},
     {"resolved"},
@@ -24,6 +24,7 @@ ROOMS = (
     {"analysis"},
     {"commands"},
     {"zoo", "pytorch", "papers"},  # optional: nothing imports them
+    {"interop"},  # a door to `pytorch`
     {"__main__"},
     {"main", "evaluate"},
 )

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import TABLE
-from jaxrobust.interop.reading import exporting
-from jaxrobust.interop.reading.silence import quietly
+from jaxrobust.pytorch import program as programs
+from jaxrobust.pytorch.operators import TABLE
+from jaxrobust.pytorch.reading import exporting
+from jaxrobust.pytorch.reading.silence import quietly
 from tests.support import torch_operators
 from tests.support.torch_operators import CHANNELS, SIDE
 from tests.support.torch_side import as_evaluated, cotangent

@@ -7,7 +7,6 @@ reads too, and that one runs no test.
 
 import functools
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -15,7 +14,6 @@ import jax
 import jaxtyping
 from beartype import beartype
 
-from jaxrobust.runtime import moved
 from jaxrobust.runtime.devices.compilation import use_persistent_cache
 from jaxrobust.runtime.text import patience
 
@@ -50,7 +48,6 @@ def _names_shape(hint: Any) -> bool:
 def start() -> None:
     """Compare shapes, keep programs, and be patient; before the first import of `SHAPED`."""
     jaxtyping.install_import_hook(SHAPED, f"{__name__}.shapes")
-    sys.meta_path.sort(key=lambda finder: type(finder).__module__ != moved.__name__)  # as for users
     # What tests read on stderr does not depend on how busy the machine is.
     patience.AFTER_S = 1e6
     # Three quarters of a test's time are XLA's, and many tests compile the same program. Small ones

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.interop import trainable as trained
+from jaxrobust.pytorch import trainable as trained
 
 IMAGE = (4, 4, 3)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.interop.reading import exporting
-from jaxrobust.interop.torch import Converted, of_exported
 from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
+from jaxrobust.pytorch.reading import exporting
+from jaxrobust.pytorch.torch import Converted, of_exported
 from jaxrobust.runtime.devices import cpus
 
 EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.interop import trainable as trained
-from jaxrobust.interop.reading import exporting
-from jaxrobust.interop.reading.training_mode import trainable
-from jaxrobust.models.interface import torch_fusions, torch_kernels
+from jaxrobust.pytorch import trainable as trained
+from jaxrobust.pytorch.networks import torch_fusions, torch_kernels
+from jaxrobust.pytorch.reading import exporting
+from jaxrobust.pytorch.reading.training_mode import trainable
 from jaxrobust.types import Params
 from tests.support import torch_families
 

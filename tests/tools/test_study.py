@@ -18,8 +18,8 @@ from configs import (
     residual_study,
     stem_study,
 )
-from jaxrobust.analysis.papers import tables
 from jaxrobust.evaluation.records import verdicts
+from jaxrobust.papers.tables import tables
 from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training.update import objectives
 from tools import study

@@ -133,7 +133,7 @@ class RowsTest(parameterized.TestCase):
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        expected = ["", "jaxrobust.training.update.hat_examples"]
+        expected = ["", "jaxrobust.zoo.objectives.hat_examples"]
         self.assertEqual(done.stdout.splitlines(), expected)
 
     def test_a_name_that_is_there(self):

@@ -8,7 +8,7 @@ import pytest
 from absl.testing import absltest
 from safetensors.torch import save_file
 
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch
 from tests.support import paths
 from tests.support.processes import start, wait

@@ -13,8 +13,8 @@ from absl.testing import absltest
 from ml_collections import ConfigDict
 
 from jaxrobust.commands.conversion import export_weights
-from jaxrobust.interop import modules
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.pytorch import modules
+from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights import start as start_weights

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import data
 from jaxrobust.analysis.board import entries, making
-from jaxrobust.commands.analysis import board
+from jaxrobust.commands.results import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.questions import verification
 from tests.support import bundles

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.board import entries, listing
 from jaxrobust.commands import verify
-from jaxrobust.commands.analysis import board
+from jaxrobust.commands.results import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.bundles.standing import StandingSample
 from tests.support import bundles, digits_network, forgeries

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
-from jaxrobust.interop import agreement
+from jaxrobust.pytorch import agreement
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.types import unmasked
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxrobust import data
 from jaxrobust.commands import verify
-from jaxrobust.commands.analysis import board
+from jaxrobust.commands.results import board
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding

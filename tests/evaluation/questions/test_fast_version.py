@@ -12,7 +12,6 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.analysis.comparison import evaluations
-from jaxrobust.analysis.figures import figure_records, latex
 from jaxrobust.attacks import ensembles
 from jaxrobust.convert import robustbench_entry
 from jaxrobust.evaluation.bundles import bundle
@@ -22,6 +21,7 @@ from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.records import survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.papers.figures import figure_records, latex
 from jaxrobust.report.gathered import gather
 from jaxrobust.report.page import page
 from jaxrobust.report.parts import sentences

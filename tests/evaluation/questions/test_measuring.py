@@ -7,8 +7,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.evaluation.questions import measuring, questions, three_norms
+from jaxrobust.evaluation.questions import measuring, questions
 from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.papers import three_norms
 from jaxrobust.types import Threat, check_threat
 
 REACHED = {

@@ -7,12 +7,13 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.questions import several, three_norms
+from jaxrobust.evaluation.questions import several
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.several import ThreatMember
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.papers import three_norms
 from jaxrobust.types import Threat
 
 N = 6

@@ -9,8 +9,9 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import base
 from jaxrobust.training import build
 from jaxrobust.training.run import warnings
-from jaxrobust.training.update import hat_examples, improved_kl, memory, objectives, step
+from jaxrobust.training.update import memory, objectives, step
 from jaxrobust.types import Batch, Classifier
+from jaxrobust.zoo.objectives import hat_examples, improved_kl
 from tests.support import parity
 from tests.support import small_updates as small
 from tests.support.steps import batch_of, small_config, standard

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.interop import modules
-from jaxrobust.models.interface import torch_modules
+from jaxrobust.pytorch import modules
+from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.training import build
 from jaxrobust.types import Batch
 from tests.support import paths, runs

@@ -1,1 +1,0 @@
-"""Commands that look at a network: analyses, its loss landscape, its sparsity."""

@@ -1,0 +1,50 @@
+"""Show the papers' tables beside our records: paper, ours or `not measured`.
+
+`jaxrobust reproduce RUN_OR_RECORDS... --paper revisiting_at --table 2 --out FOLDER`. Records
+are those of `jaxrobust train` and `jaxrobust evaluate`; without any, the tables are the paper's
+alone. A record stands in a cell only if it measures just that: the same network, trained or
+downloaded, the same attack, radius and images. Others are listed with what differs. `--commands`
+prints what trains and evaluates each row, or why nothing does.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jaxrobust.papers.tables import tables
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import ending
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceFlags:
+    """Which records stand beside which tables."""
+
+    records: tuple[Path, ...] = flag(
+        "Runs, folders with results.jsonl, such files, imported folders of weights.",
+        (),
+        word=True,
+        nargs="*",
+    )
+    paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
+    table: str | None = flag("Only one table of --paper: its number, or an id such as text_1.")
+    row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
+    out: Path | None = flag("Folder for one Markdown file a paper and its pictures; else stdout.")
+    commands: bool = flag(
+        "Print the commands that measure each row instead, or why there are none.", False
+    )
+    alike: bool = flag(
+        "Show records of another training or of other images too, in italics.", False
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, print or write."""
+    given = asdict(fields.read(ReproduceFlags, __doc__, argv))
+    places = given.pop("records")
+    with ending("the same command starts again"):
+        with patience.of(patience.LOADING):
+            from jaxrobust.papers.tables import documents
+
+        print(documents.answer(places, **given), end="")

@@ -1,0 +1,33 @@
+"""Show how many of a network's weights are next to nothing: one PNG and one CSV.
+
+`jaxrobust sparsity --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The ratio of
+a set of weights is the share below a hundredth of the largest of them. Sets are the whole network,
+and its convolutions, its maps to queries, keys and values, and its feed-forward parts. Source: Tang
+et al. 2022 (arXiv 2209.14105), section 4.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jaxrobust.commands.flags.shared import NetworkFlags, shared
+from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline.arguments import ending, quiet_libraries
+from jaxrobust.runtime.text import patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityFlags(NetworkFlags):
+    """A network, and where the files go."""
+
+    out: Path | None = shared("out")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, count, write both files."""
+    quiet_libraries()
+    named = asdict(fields.read(SparsityFlags, __doc__, argv))
+    with ending("the same command starts again"):
+        with patience.of(patience.LOADING):
+            from jaxrobust.papers.networks import sparsity
+
+        print("\n".join(map(str, sparsity.written(named, named.pop("out")))))

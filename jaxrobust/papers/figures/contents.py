@@ -1,0 +1,315 @@
+"""What a figure shows, whoever draws it: series with intervals, and the table beside it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.comparison import evaluations
+from jaxrobust.analysis.comparison.comparison_findings import LEVEL, compare_all
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import checked
+from jaxrobust.papers.figures import figure_records, latex, letters
+from jaxrobust.papers.figures.figure_records import FigureRecord
+from jaxrobust.types import fraction
+
+MOST_LINES = 7  # of one figure: the palette has no more that can be told apart
+MOST_ROWS = 30  # networks of a comparison: more are no figure of a column
+EXACT = (
+    rf"exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals, each for itself"  # of the images
+)
+
+
+class Series(NamedTuple):
+    """The accuracies of one network, as fractions, with the ends of their intervals."""
+
+    name: str
+    values: list[float]
+    ends: list[tuple[float, float]]
+
+
+class FigureContent(NamedTuple):
+    """A figure and its table, before anything is drawn or written."""
+
+    kind: str
+    ticks: list[str]  # of the axis that is no accuracy: attacks; of radii their numbers
+    places: list[float]  # where the values of a series are on it
+    axis: str
+    series: list[Series]
+    letters: list[str]  # of each series: those that share one cannot be told apart
+    caption: str
+    rows: list[list[str]]  # of the table, the head first
+    sources: list[str]
+    notes: list[str]  # for people: what puts a number in doubt, what was left out
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON has it; accuracies are fractions."""
+        series = [one._asdict() for one in self.series]
+        own = {key: getattr(self, key) for key in ("kind", "ticks", "places", "letters")}
+        return own | {"series": series, "caption": self.caption, "notes": self.notes}
+
+
+def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show the accuracy of each network as it is and after each attack of a cascade."""
+    few_enough(places)
+    shown = figure_records.cascades(places, threat)
+    names = figure_records.names(shown, given)
+    steps = list(dict.fromkeys(key for one in shown for key in one.record.accuracy_after or ()))
+    first = shown[0]
+    series = []
+    for name, one in zip(names, shown, strict=True):
+        after = one.record.accuracy_after or {}
+        values = [known(one, one.record.clean)]
+        for step in steps:  # what a record does not list, as a replay, removed nothing
+            value = after.get(step)
+            values.append(values[-1] if value is None else value)
+        series.append(_series(name, values, one.images))
+    words = [latex.escaped_name(step) for step in steps]
+    rows = [["network", "clean", *words, rf"{100 * LEVEL:.0f}\,\% interval"]]
+    for each in series:
+        cells = [latex.percent(value) for value in each.values]
+        rows.append([latex.escaped(each.name), *cells, latex.between(each.ends[-1])])
+    union = first.record.is_union
+    order = "after each threat in turn" if union else "after each attack in turn"
+    caption = (
+        rf"Accuracy in \% on images as they are (clean) and {order}: "
+        f"{latex.attack_words(first.record)}, {latex.threat_words(first.record)}; "
+        f"{latex.images_words(first.record, first.images)}. Intervals of the last column and bars: "
+        f"{EXACT}."
+    )
+    ticks = ["clean", *map(latex.attack_name, steps)]
+    return FigureContent(
+        *("attacks", ticks, [float(at) for at in range(len(ticks))], "", series, [], caption),
+        *(rows, list(sources(names, shown)), notes(names, [[one] for one in shown])),
+    )
+
+
+def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show the accuracy of each network within rising radii, which a ladder has evaluated."""
+    few_enough(places)
+    if threat:
+        raise ValueError(
+            "a ladder has all radii of its norm; leave --threat out, and name one of several "
+            "ladders as FOLDER#NUMBER"
+        )
+    shown = figure_records.ladders(places)
+    names = figure_records.names([rungs[-1] for rungs in shown], given)
+    points = [_points(rungs) for rungs in shown]
+    largest = shown[0][-1]
+    norm = largest.record.threats[0].norm
+    radii = sorted({radius for own in points for radius in own})
+    of_255 = norm == "linf" and all("/255" in fraction(r) for r in radii if r)
+    words = [fraction(r) if of_255 else f"{r:.4g}" for r in radii]
+    series = [Series(name, *along(own, radii)) for name, own in zip(names, points, strict=True)]
+    rows = [[rf"${latex.NORMS[norm]}$ radius", *map(latex.escaped, names)]]
+    for at in range(len(radii)):
+        rows.append([f"${words[at]}$", *cells(series, at)])
+    caption = (
+        rf"Accuracy in \% within balls of rising ${latex.NORMS[norm]}$ radius; attack: "
+        f"{latex.attack_words(largest.record)}, whose points count at every radius that contains "
+        f"them; radii 0 to ${words[-1]}$ of pixels in $[0, 1]$; "
+        f"{latex.images_words(largest.record, largest.images)}. Radius 0 is clean accuracy. "
+        f"Brackets and bands: {EXACT}."
+    )
+    scale = 255 if of_255 else 1
+    axis = rf"${latex.NORMS[norm]}$ radius" + (" (in 1/255)" if of_255 else "")
+    return FigureContent(
+        *("radius", words, [scale * r for r in radii], axis, series, []),
+        *(caption, rows, list(sources(names, [rungs[-1] for rungs in shown]))),
+        notes=notes(names, shown),
+    )
+
+
+def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
+    """List the accuracy and the number of images at each radius of a ladder; at 0 it is clean."""
+    own = {0.0: (known(rungs[0], rungs[0].record.clean), rungs[0].images)}
+    for one in rungs:
+        if one.record.attacks:
+            own[one.record.threats[0].epsilon] = (known(one, one.record.robust), one.images)
+    return own
+
+
+def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves beside it.
+
+    Curves of other noise have other radii: between its radii a curve has the value at the next,
+    which is certified there too.
+    """
+    if threat:
+        raise ValueError("what is certified holds at every radius in l2; leave --threat out")
+    shown = [one for place in places for one in figure_records.certified(place)]
+    few_enough([one.place for one in shown])
+    figure_records.check_together(shown)
+    facts: list[Any] = [one.record.certified for one in shown]
+    own = [f"noise {fact['sigma']:g}" for fact in facts]
+    if len(places) > 1:
+        own = [f"{one.place}, {noise}" for one, noise in zip(shown, own, strict=True)]
+    names = figure_records.names(shown, given) if given else own
+    curves = [
+        {float(radius): (value, one.images) for radius, value in fact["accuracy"].items()}
+        for one, fact in zip(shown, facts, strict=True)
+    ]
+    ladder = figure_records.ladder_in_l2(places[0], shown[0]) if len(places) == 1 else []
+    attacked = _points(ladder) if ladder else {}
+    radii = sorted({*attacked, *(radius for curve in curves for radius in curve)})
+    series = [
+        Series(name, *along(_stepped(curve, radii), radii))
+        for name, curve in zip(names, curves, strict=True)
+    ]
+    if attacked:
+        series.append(Series("attacked, no noise", *along(attacked, radii)))
+    steps = [radius for radius in curves[-1] if radius in attacked or not attacked]
+    rows = [[rf"${latex.NORMS['l2']}$ radius", *(latex.escaped(one.name) for one in series)]]
+    for radius in steps:
+        at = radii.index(radius)
+        cells = [latex.percent(one.values[at]) for one in series]
+        rows.append([f"${radius:.4g}$", *cells])
+    first = facts[0]
+    beside = (
+        f" Beside it, what {latex.attack_words(ladder[-1].record)} leaves of the network without "
+        "noise, which is another classifier."
+        if attacked
+        else ""
+    )
+    caption = (
+        rf"Accuracy in \% that randomised smoothing certifies within ${latex.NORMS['l2']}$ balls: "
+        f"{latex.number(first['draws'])} draws, an image's certificate fails with probability "
+        f"{first['alpha']:g}; {latex.images_words(shown[0].record, shown[0].images)}.{beside} "
+        f"Bands: {EXACT}."
+    )
+    return FigureContent(
+        kind="certified",
+        ticks=[f"{radius:.4g}" for radius in radii],
+        places=radii,
+        axis=rf"${latex.NORMS['l2']}$ radius",
+        series=series,
+        letters=[],
+        caption=caption,
+        rows=rows,
+        sources=list(sources(names, shown)),
+        notes=notes(names, [[one] for one in shown]),
+    )
+
+
+def _stepped(
+    curve: dict[float, tuple[float, int]], radii: Sequence[float]
+) -> dict[float, tuple[float, int]]:
+    """Fill in radii that a certified curve lacks by its next one; beyond its last nothing is."""
+    nothing = (0.0, next(iter(curve.values()))[1])
+    return {
+        radius: next((curve[known] for known in sorted(curve) if known >= radius), nothing)
+        for radius in radii
+    }
+
+
+def along(
+    own: dict[float, tuple[float, int]], radii: Sequence[float]
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Return accuracies and their intervals at all places of an axis; NaN where there is none."""
+    none = float("nan")
+    values = [own[r][0] if r in own else none for r in radii]
+    ends = [checks.binomial_interval(*_of(own[r])) if r in own else (none, none) for r in radii]
+    return values, ends
+
+
+def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show the robust accuracy of several networks, and which pairs a test tells apart."""
+    if len(places) > MOST_ROWS:
+        raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer places")
+    loaded = evaluations.load(places, threat)
+    held = [FigureRecord(one.place, one.ours, one.verdicts) for one in loaded]
+    figure_records.check_together(held)
+    names = figure_records.names(held, given)
+    if not loaded[0].record.attacks:
+        raise ValueError(
+            "these are evaluations without an attack, which have no robust accuracy; name others, "
+            "or another --threat"
+        )
+    loaded, left_out = evaluations.without_replayed(loaded)
+    robust = [one.verdicts.robust for one in loaded]
+    n = len(robust[0])
+    order = sorted(range(len(loaded)), key=lambda at: (-int(robust[at].sum()), at))
+    pairs_of = compare_all([robust[at] for at in order])
+    apart = [places_of for places_of, difference in pairs_of.items() if difference.apart]
+    series = [_series(names[at], [float(robust[at].mean())], n) for at in order]
+    given_letters = letters.of_pairs(len(order), apart)
+    clean = [float(loaded[at].verdicts.clean.mean()) for at in order]
+    interval = rf"{100 * LEVEL:.0f}\,\% interval"
+    rows = [["network", "clean", "robust", interval, "not apart"]]
+    for each, own, letter in zip(series, clean, given_letters, strict=True):
+        cells = [latex.percent(own), latex.percent(each.values[0]), latex.between(each.ends[0])]
+        rows.append([latex.escaped(each.name), *cells, letter])
+    record = loaded[0].record
+    tests = len(pairs_of)
+    which = f"exact McNemar {'tests' if tests > 1 else 'test'} on the same images"
+    corrected = f", Holm's correction for all {tests} pairs" if tests > 1 else ""
+    caption = (
+        rf"Clean and robust accuracy in \%: {latex.attack_words(record)}, "
+        f"{latex.threat_words(record)}; {latex.images_words(record, n)}. Intervals of robust "
+        f"accuracy: {EXACT}. Networks that share a letter cannot be told apart at the level of "
+        rf"{100 * (1 - LEVEL):.0f}\,\% ({which}{corrected})."
+    )
+    said = [left_out.replace("*", "")] if left_out else []
+    said += evaluations.unconfirmed(loaded, names)
+    return FigureContent(
+        *("compare", [], [], "robust accuracy (%)", series, given_letters, caption, rows),
+        list(sources([names[at] for at in order], [held[at] for at in order])),
+        said + notes(names, [[one] for one in held]),
+    )
+
+
+def cells(series: Sequence[Series], at: int) -> list[str]:
+    """Write the accuracies of a table's row with their intervals; -- where a series has none."""
+    return [
+        rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
+        if one.values[at] == one.values[at]
+        else "--"
+        for one in series
+    ]
+
+
+def few_enough(places: Sequence[str]) -> None:
+    """Refuse more lines than the palette has colours."""
+    if len(places) > MOST_LINES:
+        raise ValueError(
+            f"a figure of lines shows at most {MOST_LINES} networks, whose colours can be told "
+            f"apart; name fewer than these {len(places)}, or take --kind compare"
+        )
+
+
+def known(one: FigureRecord, value: float | None) -> float:
+    """Return an accuracy of a record; refuse one that it lacks."""
+    if value is None:
+        raise ValueError(
+            f"{one.place} has a record without a clean or a robust accuracy, which the figure "
+            "needs; name another evaluation"
+        )
+    return value
+
+
+def _of(point: tuple[float, int]) -> tuple[int, int]:
+    return round(point[0] * point[1]), point[1]
+
+
+def _series(name: str, values: list[float], n: int) -> Series:
+    return Series(name, values, [checks.binomial_interval(*_of((value, n))) for value in values])
+
+
+def sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str]:
+    """Yield a line for each record: its file, its evaluation, its weights."""
+    for name, one in zip(names, shown, strict=True):
+        record = one.record
+        sha = str(record.weights_sha256 or "not known")[:12]
+        yield (
+            f"{name}: {one.ours.file}, evaluation {record.evaluation}, weights {record.weights}, "
+            f"sha256 {sha}, commit {record.commit}, {record.time}"
+        )
+
+
+def notes(names: Sequence[str], of: Sequence[Sequence[FigureRecord]]) -> list[str]:
+    """List what puts the records of each network in doubt."""
+    every = list[str]()
+    for name, own in zip(names, of, strict=True):
+        for one in own:
+            every += figure_records.doubts(name, one.record)
+            if words := checked.missing(one.record, one.ours.file):
+                every.append(f"Of {name}: {words}.")
+    return list(dict.fromkeys(every))

@@ -1,0 +1,73 @@
+"""Figures of records as files: a picture by its suffix, and the LaTeX table beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.analysis.plotting import MARK, SUFFIXES, plotting
+from jaxrobust.papers.figures import contents, drawing, latex, resolution_contents
+from jaxrobust.runtime.files import jsonl, whole
+
+KINDS = {
+    "attacks": contents.attacks,
+    "radius": contents.radius,
+    "compare": contents.compare,
+    "certified": contents.certified,
+    "resolution": resolution_contents.resolution,
+}
+
+
+def make(
+    places: Sequence[str], kind: str, out: Path, *, names: Sequence[str] = (), threat: str | None
+) -> dict[str, Any]:
+    """Make a figure and its table, and return their names and numbers as JSON has them.
+
+    Args:
+      places: folders of evaluations, runs, or files of records, as `PLACE[#NUMBER]`.
+      kind: a key of `KINDS`.
+      out: the picture; its suffix says what it is, and the table beside it ends with `.tex`.
+      names: what the networks are called, in the order of `places`; empty: what tells them apart.
+      threat: only evaluations under it, `NORM:RADIUS`.
+    Raises:
+      ValueError: the records do not belong together, the kind is not in them, or a file there was
+        not written by this; nothing is written then.
+    """
+    table = _table_of(out)
+    plotting()  # refuses before anything is read
+    content = KINDS[kind](places, names, threat)
+    picture = drawing.rendered(content, out.suffix[1:])
+    comments = [f"{out.name}, kind {kind}", *content.sources, *content.notes]
+    text = latex.table(out.stem, content.caption, content.rows, comments)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole.writing(out, len(picture)) as part:
+        part.write_bytes(picture)
+    jsonl.replace(table, text)
+    return {"schema": 1, "figure": str(out), "table": str(table)} | content.plain()
+
+
+def lines(made: dict[str, Any]) -> list[str]:
+    """Say in lines for people what was made."""
+    shown = ", ".join(one["name"] for one in made["series"])
+    first = f"{made['figure']} and {made['table']}: {made['kind']} of {shown}"
+    return [first, *(f"note: {note}" for note in made["notes"])]
+
+
+def _table_of(out: Path) -> Path:
+    """Name the table beside a picture; refuse a suffix, and files that are somebody else's."""
+    known = [f".{suffix}" for suffix in SUFFIXES]
+    if out.suffix not in known:
+        raise ValueError(
+            f"--out={out} ends with none of {', '.join(known)}, which say what is written; name a "
+            "file such as figure.pdf"
+        )
+    if out.is_dir():
+        raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'figure.pdf'}")
+    table = out.with_suffix(".tex")
+    ours = table.is_file() and table.read_bytes()[: len(MARK)] == MARK.encode()
+    for path in (table, out):
+        if path.exists() and not ours:
+            raise ValueError(
+                f"{path} is there, and {table.name} is no table that jaxrobust figure wrote, so "
+                "that it may be yours; name another file with --out"
+            )
+    return table

@@ -1,0 +1,106 @@
+"""Accuracy against the resolution that networks are tested at: what such a figure shows."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from jaxrobust.papers.figures import contents, figure_records, latex
+from jaxrobust.papers.figures.contents import FigureContent, Series
+from jaxrobust.papers.figures.figure_records import FigureRecord
+from jaxrobust.types import fraction
+
+SEVERAL = "own radius"  # of each resolution, as where radii grow with the image
+
+
+def resolution(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+    """Show clean and robust accuracy of each network at the image sizes that it was tested at.
+
+    A norm whose every size has another radius is one curve; else each radius is.
+    """
+    shown = [figure_records.of_resolutions(place, threat) for place in places]
+    figure_records.check_resolutions(shown)
+    names = figure_records.names([records[-1] for records in shown], given)
+    curves = [own for name, of in zip(names, shown, strict=True) for own in _curves(of, name)]
+    if len(shown) == 1:
+        curves = [(what, "", own) for what, _, own in curves]
+    contents.few_enough([what for what, _, _ in curves])
+    sizes = sorted({_size(one) for records in shown for one in records})
+    series = []
+    for what, name, own in curves:
+        points = {
+            float(size): (contents.known(one, _accuracy(one, what)), one.images)
+            for size, one in own.items()
+        }
+        series.append(Series(", ".join(filter(None, (name, what))), *contents.along(points, sizes)))
+    rows = [["resolution", *(latex.escaped(one.name) for one in series)]]
+    rows += [[str(size), *contents.cells(series, at)] for at, size in enumerate(sizes)]
+    last = shown[0][-1]
+    attack = latex.attack_words(last.record) if last.record.attacks else "no attack"
+    caption = (
+        rf"Accuracy in \% at several test resolutions, in pixels, of networks that were not "
+        f"trained anew for them: {attack}{_radii_words(curves)}; "
+        f"{latex.images_words(last.record, last.images)}. Brackets and bands: {contents.EXACT}."
+    )
+    records = [one for of in shown for one in of]
+    called = [
+        f"{name} at {_size(one)} px" for name, of in zip(names, shown, strict=True) for one in of
+    ]
+    return FigureContent(
+        kind="resolution",
+        ticks=[str(size) for size in sizes],
+        places=[float(size) for size in sizes],
+        axis="test resolution (pixels)",
+        series=series,
+        letters=[],
+        caption=caption,
+        rows=rows,
+        sources=list(contents.sources(called, records)),
+        notes=[_preprocessing(records), *contents.notes(called, [[one] for one in records])],
+    )
+
+
+def _curves(
+    records: Sequence[FigureRecord], name: str
+) -> Iterator[tuple[str, str, dict[int, FigureRecord]]]:
+    """Yield what each curve of a network is of, and its records by image size."""
+    yield "clean", name, {_size(one): one for one in records}
+    norms: dict[str, list[FigureRecord]] = defaultdict(list)
+    for one in records:
+        if one.record.attacks:
+            norms[one.record.threats[0].norm].append(one)
+    for norm, own in norms.items():
+        radii = {_radius(one) for one in own}
+        if len(radii) > 1 and len(radii) == len(own) == len({_size(one) for one in own}):
+            yield f"{norm}, {SEVERAL}", name, {_size(one): one for one in own}
+            continue
+        for radius in sorted(radii):
+            at = {_size(one): one for one in own if _radius(one) == radius}
+            yield f"{norm} {fraction(radius)}", name, at
+
+
+def _preprocessing(records: Sequence[FigureRecord]) -> str:
+    """Say how images got their sizes, which is another preprocessing for each."""
+    how = {_size(one): one.record.preprocessing or "not known" for one in records}
+    return f"Preprocessing: {', '.join(f'{how[size]} at {size} px' for size in sorted(how))}."
+
+
+def _radii_words(curves: Sequence[tuple[str, str, dict[int, FigureRecord]]]) -> str:
+    """List for the caption the radii of curves that have one for each resolution."""
+    told = []
+    for what, _, own in curves:
+        norm, _, rest = what.partition(", ")
+        if rest == SEVERAL:
+            of = ", ".join(f"{fraction(_radius(own[size]))} at {size}" for size in sorted(own))
+            told.append(rf"${latex.NORMS[norm]}$ radii {of}")
+    return "".join(f"; {text}" for text in dict.fromkeys(told))
+
+
+def _size(one: FigureRecord) -> int:
+    return one.record.image_size or 0
+
+
+def _radius(one: FigureRecord) -> float:
+    return one.record.threats[0].epsilon
+
+
+def _accuracy(one: FigureRecord, what: str) -> float | None:
+    return one.record.clean if what == "clean" else one.record.robust

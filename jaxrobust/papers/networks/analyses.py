@@ -1,0 +1,100 @@
+"""The analyses by their names: what each takes, its defaults, and both of its files."""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Analysis(NamedTuple):
+    """One analysis, whose file has its name: its defaults, and the settings that are its own."""
+
+    n: int
+    steps: tuple[int, ...] = ()
+    takes: tuple[str, ...] = ()
+    many: bool = False  # whether it runs several numbers of steps
+    least: int = 1  # step
+
+
+ANALYSES = {
+    "perturbations": Analysis(16, (100,), ("sign",)),
+    "semantic-score": Analysis(256, (100,), ("sign", "judges", "top")),
+    "synthesis": Analysis(16, (100,), ("step_size", "targets")),
+    "effectiveness": Analysis(256, (1, 2, 5, 10, 200), ("seeds", "checkpoints"), many=True),
+    "convergence": Analysis(
+        32, (0, 1, 2, 5, 10, 50, 100, 200, 500), ("seeds",), many=True, least=0
+    ),
+    "augmentations": Analysis(6, (), ("images", "chain", "views")),
+}
+OWN = {name for row in ANALYSES.values() for name in row.takes}
+# Defaults that `AnalysisSettings` has otherwise.
+_OTHER: dict[str, Any] = {"semantic-score": {"sign": "code"}, "convergence": {"seeds": 20}}
+
+
+class AnalysisSettings(NamedTuple):
+    """What an analysis is computed with; those that it does not take have their defaults."""
+
+    analysis: str
+    named: dict[str, Any]  # flags of an evaluation that name a network and its images
+    n: int
+    steps: tuple[int, ...]
+    seed: int = 0
+    batch: int = 64
+    out: Path | None = None
+    sign: str = "attack"  # or code: what is shown of a perturbation
+    judges: tuple[str, ...] = ()
+    top: int | None = None
+    step_size: float = 0.225
+    targets: tuple[int, ...] = ()
+    seeds: int = 3
+    checkpoints: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
+    chain: str = "heavy"
+    views: int = 6
+
+
+def checked(given: dict[str, Any], named: dict[str, Any]) -> AnalysisSettings:
+    """Fill in an analysis' defaults: of `given` fields of its settings, and of `named` flags."""
+    name = given["analysis"]
+    row = ANALYSES[name]
+    given = {key: value for key, value in given.items() if value not in (None, ())}
+    strange = sorted(given.keys() & OWN - set(row.takes))
+    if name == "augmentations":
+        there = {key for key, value in named.items() if value is not None}
+        strange += sorted(there - {"image_size"} | given.keys() & {"steps"})
+    if strange:
+        raise ValueError(f"--{strange[0]} has no effect on {name}; leave it out")
+    defaults: dict[str, Any] = {"n": row.n, "steps": row.steps} | _OTHER.get(name, {})
+    settings = AnalysisSettings(named=named, **(defaults | given))
+    steps = settings.steps
+    if any(step < row.least for step in steps):
+        raise ValueError(f"--steps of {name} must be at least {row.least}")
+    if len(steps) > 1 and not row.many:
+        raise ValueError(f"{name} takes one number of --steps")
+    if row.many and max(steps) < 1:
+        raise ValueError("--steps must name an attack of at least 1 step")
+    if settings.step_size <= 0:
+        raise ValueError(f"--step_size={settings.step_size} must be above 0")
+    from jaxrobust.types import check_length
+
+    check_length("--step_size", settings.step_size)
+    if name == "semantic-score" and not settings.judges:
+        raise ValueError("semantic-score needs --judges, the networks that classify perturbations")
+    return settings._replace(steps=tuple(sorted(set(steps))))
+
+
+def written(settings: AnalysisSettings) -> tuple[Path, Path]:
+    """Compute an analysis, then write both of its files or none; their paths come back."""
+    import jax
+
+    from jaxrobust.papers.networks import network_sample, picture_parts
+    from jaxrobust.types import VERDICT_PRECISION
+
+    picture_parts.plotting()  # refuses before anything is computed
+    module = importlib.import_module(f"{__package__}.{settings.analysis.replace('-', '_')}")
+    own_images = settings.analysis == "augmentations"
+    seen = None if own_images else network_sample.seen(settings.named | {"n": settings.n})
+    with jax.default_matmul_precision(VERDICT_PRECISION):
+        rows, made = module.analyse(seen, settings)
+    figure = module.draw(seen, rows, made, settings)
+    out = picture_parts.folder(settings.out, settings.named["workdir"])
+    return picture_parts.save(out, settings.analysis, figure, rows)

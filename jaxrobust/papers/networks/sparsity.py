@@ -1,0 +1,117 @@
+"""The share of a network's weights that are next to nothing: counted, and drawn as histograms.
+
+The ratio of a set of weights is the share below a hundredth of the largest of them.
+Source: Tang et al. 2022 (arXiv 2209.14105), section 4.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.papers.networks import network_sample, picture_parts
+
+SMALL = 0.01  # of the largest weight; what is below counts as zero
+BINS = 200
+# Parts of names that say what a weight is for, in our networks and in the repositories they follow.
+_QKV = {"qkv", "kqv", "to_qkv", "q", "k", "v", "kv", "to_q", "to_k", "to_v", "to_kv"}
+_FEED = {"mlp", "mlp1", "mlp2", "ffn", "ff", "leff"}
+SETS = ("whole", "convolution", "qkv", "feed-forward")
+_TITLES = {"whole": "whole network", "qkv": "queries, keys, values"}
+
+
+class WeightGroup(NamedTuple):
+    """A set of weights, and what is said of it."""
+
+    name: str
+    tensors: int
+    weights: np.ndarray  # f32[N], of convolutions and linear maps
+    others: np.ndarray  # f32[M], of norms, biases, tokens and positions in that part
+
+    @property
+    def ratio(self) -> float:
+        """Return the share of the weights that are next to nothing."""
+        return ratio(self.weights)
+
+    @property
+    def ratio_of_all(self) -> float:
+        """Return the same of all parameters, against the largest of them."""
+        return ratio(np.concatenate([self.weights, self.others]))
+
+
+def ratio(values: np.ndarray) -> float:
+    """Return the share of values below a hundredth of the largest, by their size."""
+    sizes = np.abs(values)
+    return float((sizes < SMALL * sizes.max()).mean())
+
+
+def of_name(name: str, axes: int) -> str | None:
+    """Find the set beside the whole that a parameter is of; of a convolution in an MLP, that."""
+    parts = set(name.split("."))
+    if parts & _FEED:
+        return "feed-forward"
+    if parts & _QKV:
+        return "qkv"
+    return "convolution" if axes == 4 and name.endswith(".kernel") else None
+
+
+def parts(params: dict[str, Any]) -> list[WeightGroup]:
+    """Return the sets of a network that hold anything."""
+    sets = []
+    for which in SETS:
+        own = {n: p for n, p in params.items() if which in ("whole", of_name(n, np.ndim(p)))}
+        flat = {name: np.asarray(value, np.float32).ravel() for name, value in own.items()}
+        if kernels := [values for name, values in flat.items() if name.endswith(".kernel")]:
+            rest = [values for name, values in flat.items() if not name.endswith(".kernel")]
+            others = np.concatenate([np.zeros(0, np.float32), *rest])
+            sets.append(WeightGroup(which, len(kernels), np.concatenate(kernels), others))
+    return sets
+
+
+def rows(sets: list[WeightGroup]) -> picture_parts.Rows:
+    """Return a row for each bin of each set's histogram, with what is said of the set."""
+    made = []
+    for part in sets:
+        density, edges = np.histogram(part.weights, BINS, density=True)
+        of_set = {"set": part.name, "tensors": part.tensors, "weights": part.weights.size}
+        of_set |= {"largest": float(np.abs(part.weights).max())}
+        of_set |= {"ratio": part.ratio, "ratio_of_all_parameters": part.ratio_of_all}
+        for low, high, value in zip(edges[:-1], edges[1:], density, strict=True):
+            made.append(of_set | {"from": float(low), "to": float(high), "density": float(value)})
+    return made
+
+
+def draw(name: str, sets: list[WeightGroup]) -> Any:
+    """Draw the histograms, one below the other; what counts as zero is marked."""
+    title = f"{name}: share of weights below 1 % of the largest of their set"
+    figure = picture_parts.figure(title, 6.4, 0.5 + 1.75 * len(sets))
+    panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]
+    for panel, part in zip(panels, sets, strict=True):
+        largest = float(np.abs(part.weights).max())
+        density, edges = np.histogram(part.weights, BINS, density=True)
+        panel.stairs(density, edges, fill=True, color="#1f4e79")
+        panel.axvspan(-SMALL * largest, SMALL * largest, color="#d1495b", alpha=0.5, linewidth=0)
+        panel.set(yscale="log", xlim=(-1.02 * largest, 1.02 * largest))
+        about = f"{part.ratio:.1%} of {part.weights.size:,} weights in {part.tensors} tensors"
+        panel.set_title(f"{_TITLES.get(part.name, part.name)}: {about}", fontsize=9)
+        panel.set_ylabel("density", fontsize=8)
+        panel.tick_params(labelsize=8)
+    panels[-1].set_xlabel("weight", fontsize=8)
+    return figure
+
+
+def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
+    """Count, and write both files, by default beside the run; their paths come back."""
+    picture_parts.plotting()  # refuses before anything is read
+    name, weights = network_sample.weights_of(named)
+    sets = parts(dict(weights.params))
+    if not sets:
+        raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
+    out = picture_parts.folder(out, named["workdir"])
+    paths = picture_parts.save(out, "sparsity", draw(name, sets), rows(sets))
+    for part in sets:
+        of_all = f"{part.ratio_of_all:.1%} of all its parameters"
+        text = f"{part.name:13} {part.ratio:6.1%} of {part.weights.size:,} weights, {of_all}"
+        print(text, file=sys.stderr)
+    return paths

@@ -1,0 +1,80 @@
+"""What the runs of a plan cost on some devices, by `jaxrobust estimate`, remembered in a file."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust import __version__
+from jaxrobust.estimate import account
+from jaxrobust.estimate.devices import Target
+from jaxrobust.papers.planning import runs
+from jaxrobust.papers.planning.runs import PaperRun
+from jaxrobust.resolved import phases, plain
+from jaxrobust.runtime.files import jsonl
+
+# Keys that change no cost: two runs that differ in nothing else are estimated once.
+_SECTIONS = ("seed", "init", "label_smoothing", "mixup", "erase", "log", "trouble")
+_KEYS = (
+    *("lr", "final_lr", "warmup_lr", "warmup_epochs", "weight_decay", "b2", "ema_decay"),
+    *("from_random", "trades_beta", "mart_beta", "dkl_alpha", "dkl_beta", "hat_beta", "hat_gamma"),
+    *("l1", "head", "stem", "normalize"),
+)
+
+
+class RunCost(NamedTuple):
+    """Hours on all devices together."""
+
+    training: float
+    evaluations: float  # AutoAttack in each threat of its rows; other attacks count as nothing
+    refused: str = ""  # why training cannot run on these devices; then nothing is known
+
+    @property
+    def hours(self) -> float:
+        """Add them up."""
+        return self.training + self.evaluations
+
+
+def of_runs(
+    planned: list[PaperRun], target: Target, *, utilisation: float, file: Path
+) -> Iterator[tuple[PaperRun, RunCost]]:
+    """Estimate each run; what the file has is not computed again, what is computed is added."""
+    known = {row["key"]: row for row in jsonl.read(file)}
+    for each in planned:
+        config = runs.config_of(each.run)
+        key = _key(config, target, utilisation)
+        if key not in known:
+            known[key] = {"key": key, **_estimated(config, target, utilisation)}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            jsonl.append(file, known[key])
+        if refused := known[key].get("refused"):
+            yield each, RunCost(0.0, 0.0, refused)
+            continue
+        threats = sum(flags.count("--threat") for flags in each.flags if "--attack" not in flags)
+        threats += 3 * sum("--worst_case" in flags for flags in each.flags)
+        yield each, RunCost(known[key]["training"], threats * known[key]["autoattack"])
+
+
+def _key(config: Any, target: Target, utilisation: float) -> str:
+    values = plain(config)
+    for name in _SECTIONS:
+        values.pop(name, None)
+    for name in config.phases:
+        own = values.pop(name)
+        if name in phases(config):
+            values[name] = {k: v for k, v in own.items() if k not in _KEYS}
+    about = [__version__, target.name, utilisation, values]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _estimated(config: Any, target: Target, utilisation: float) -> dict[str, Any]:
+    try:
+        result = account.account(config, target, utilisation=utilisation)
+    except ValueError as error:  # with training's own sentence, such as about the batch
+        return {"refused": str(error)}
+    attacked = result.get("autoattack")
+    return {
+        "training": result["training"]["hours"],
+        "autoattack": attacked["expected"]["hours"] if attacked else 0.0,
+    }

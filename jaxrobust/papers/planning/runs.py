@@ -1,0 +1,106 @@
+"""The runs that the rows of a paper's tables need, each once, behind those whose weights it takes.
+
+Training makes a run that another one starts from (`init.weights=run:CONFIG`) by itself; a plan
+names it, so that runs which share it can be made side by side.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jaxrobust.papers.tables import lines, tables
+from jaxrobust.papers.tables.lines import Run
+from jaxrobust.runtime.commandline import arguments
+from jaxrobust.weights.trained import start_run
+
+# Tables in the order in which a paper's claims rest on them; the others follow as they stand.
+CLAIMS = {
+    "revisiting_at": ("table_1", "table_2", "table_12", "table_16", "table_7", "table_9"),
+    "xcit_light_recipe": ("table_5", "table_6", "table_3", "table_2", "table_4"),
+    "twenty_architectures": ("table_1",),
+    "robust_resnets": ("table_2", "text_1", "table_1"),
+}
+
+
+class RowPlace(NamedTuple):
+    """A row of a table: the table's id, and the row's place in it, from 0."""
+
+    table: str
+    row: int
+
+
+class PaperRun(NamedTuple):
+    """A run, and what asks for it."""
+
+    folder: str  # that it writes
+    run: Run
+    needs: tuple[str, ...] = ()  # folders of runs that come before
+    rows: tuple[RowPlace, ...] = ()
+    flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation of its rows
+
+    def commands(self) -> list[str]:
+        """Write the commands that train and evaluate it; each goes on where it was stopped."""
+        return [
+            self.run.command(),
+            *(f"jaxrobust evaluate --workdir {self.folder} {f}" for f in self.flags),
+        ]
+
+
+def config_of(run: Run) -> Any:
+    """Load the config of a run, with its changes; it is unlocked."""
+    file, _, words = run.config.partition(":")
+    config = arguments.load_config(f"{file}:{words}" if words else file)
+    for key, value in run.changes:
+        *sections, last = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return config
+
+
+def of_paper(paper: str, table: str | None = None, row: str | None = None) -> list[PaperRun]:
+    """List the runs of a paper, of one of its tables or of one row: those of its claims first.
+
+    Raises:
+      ValueError: there is no such paper, table or row, or nothing trains that row.
+    """
+    chosen = tables.tables(paper, table)
+    places = list(_places(paper, {each.id for each in chosen}))
+    if row is not None:
+        at = tables.row(chosen[0], row)
+        places = [each for each in places if each[0].row == at]
+        if not places:
+            raise ValueError(
+                f"--row {row}: nothing is trained for that row; jaxrobust reproduce --commands "
+                f"--paper {paper} --table {table} --row {row} says why"
+            )
+    first = [*CLAIMS[paper], *dict.fromkeys(place.table for place, _ in places)]
+    places.sort(key=lambda each: first.index(each[0].table))
+    found: dict[str, PaperRun] = {}
+    for place, line in places:
+        assert line.run is not None
+        _add(found, line.run, (place,), line.flags)
+    return list(found.values())
+
+
+def _add(
+    found: dict[str, PaperRun], run: Run, rows: tuple[RowPlace, ...] = (), flags: Iterable[str] = ()
+) -> None:
+    folder = run.workdir
+    if folder not in found:
+        start = start_run.named(config_of(run).init.weights)
+        before = (Run(start),) if start else ()
+        for own in before:
+            _add(found, own)
+        found[folder] = PaperRun(folder, run, tuple(own.workdir for own in before))
+    known = found[folder]
+    more = tuple(dict.fromkeys((*known.flags, *flags)))
+    found[folder] = known._replace(rows=(*known.rows, *rows), flags=more)
+
+
+def _places(paper: str, wanted: set[str]) -> Iterator[tuple[RowPlace, lines.RowLine]]:
+    counts: dict[str, int] = {}
+    for table, _, line in lines.of_tables(paper):
+        row = counts[table.id] = counts.get(table.id, -1) + 1
+        if table.id in wanted and line.run is not None:
+            yield RowPlace(table.id, row), line

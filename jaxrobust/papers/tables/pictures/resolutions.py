@@ -1,0 +1,94 @@
+"""Accuracy against the resolution that a network is tested at, where a table has several."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.plotting import plotting
+from jaxrobust.papers.tables.tables import named, paper, title
+from jaxrobust.papers.tables.tables_markdown import Filled
+
+_LEAST = 3  # resolutions that make a curve
+_OURS = "#d1495b"
+
+
+class ResolutionCurve(NamedTuple):
+    """One result of one network by image size in pixels, in percent."""
+
+    network: str
+    result: str  # "clean", "linf 4/255", ...
+    theirs: dict[int, float]
+    ours: dict[int, float]
+
+
+def curves(filled: Filled) -> list[ResolutionCurve]:
+    """Return a curve for each network and result of which the table has three resolutions."""
+    rows: dict[tuple[str, Any], list[int]] = defaultdict(list)
+    for index, row in enumerate(filled.table.rows):
+        if row.get("image_size"):
+            rows[named(row), row.get("run")].append(index)
+    found = []
+    for (name, _), places in rows.items():
+        for key, what in filled.table.attacked().items():
+            theirs, ours = {}, {}
+            for index in places:
+                row = filled.table.rows[index]
+                if row.get(key) is not None:
+                    theirs[row["image_size"]] = row[key]
+                if (cell := filled.cells.get((index, key))) and not cell.alike:
+                    ours[row["image_size"]] = cell.value
+            if len(theirs) >= _LEAST:
+                words = f"{what['norm']} {what['epsilon']}" if "norm" in what else what["attack"]
+                found.append(ResolutionCurve(name, words, theirs, ours))
+    return found
+
+
+def draw(filled: Filled, folder: Path) -> list[Path]:
+    """Write a picture of each network with such curves: as printed, and measured by us."""
+    made = []
+    of_network: dict[str, list[ResolutionCurve]] = defaultdict(list)
+    for curve in curves(filled):
+        of_network[curve.network].append(curve)
+    for number, (name, own) in enumerate(of_network.items()):
+        suffix = f"-{number + 1}" if len(of_network) > 1 else ""
+        path = folder / f"{filled.table.paper}-{filled.table.id}-resolution{suffix}.png"
+        _draw(filled, name, own, path)
+        made.append(path)
+    return made
+
+
+def _draw(filled: Filled, name: str, own: list[ResolutionCurve], path: Path) -> None:
+    pyplot = plotting()
+    figure, panel = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
+    shades = pyplot.get_cmap("Blues")
+    for number, curve in enumerate(own):
+        shade = shades(0.95 - 0.6 * number / max(len(own) - 1, 1))
+        sizes = sorted(curve.theirs)
+        values = [curve.theirs[size] for size in sizes]
+        panel.plot(sizes, values, marker="o", color=shade, label=curve.result)
+        panel.plot(
+            *zip(*sorted(curve.ours.items()), strict=True) if curve.ours else ([], []),
+            marker="*",
+            markersize=13,
+            linestyle="",
+            color=_OURS,
+        )
+        panel.annotate(
+            curve.result,
+            (sizes[-1], values[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    panel.set_xticks(sorted({size for curve in own for size in curve.theirs}))
+    panel.set(xlabel="test resolution, pixels", ylabel="accuracy, %")
+    panel.margins(x=0.16)
+    panel.grid(color="#b9c4d0", linewidth=0.5)
+    count = sum(len(curve.ours) for curve in own)
+    ours = f"{count} values measured by us" if count else "nothing of it measured by us yet"
+    source = paper(filled.table.paper)["source"]
+    about = f"{source['authors']} {source['year']}, {title(filled.table)}: {name}"
+    figure.suptitle(f"{about}\nblue: as the paper prints it; red: {ours}", fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,139 @@
+"""The result tables of the papers, from `data/*.json`.
+
+The numbers are those that the papers print, captions and notes are our words. A row is one trained
+network on one data set at one test size; what a table says of all its rows is a default of each. In
+a row, `uncertain` names the values that something contradicts (`note` says what). Radii are strings
+in units of the [0, 1] pixel range, accuracies percent, `params_m` millions, `macs_g` 1e9
+multiply-adds.
+"""
+
+import functools
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.papers.tables import code_facts, residual, twenty
+from jaxrobust.runtime.text.spelling import meant
+
+_DATA = Path(__file__).parent / "data"
+PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
+PLACES = ("dataset", "split", "images", "image_size")
+
+# What a row says of itself, and not of how its network was trained or tested.
+ABOUT = (
+    *("name", "origin", "note", "uncertain", "inferred", "approximate", "robustbench", "run"),
+    *("stem", "family", "size", "varied", "unit", "width", "architecture_from", "params_m"),
+    *("macs_g", "passes_per_image", "hours", "batch_per_core", "timm", "meta", "options"),
+)
+
+
+class Table(NamedTuple):
+    """One table of a paper."""
+
+    paper: str
+    id: str  # table_2, text_1
+    caption: str
+    kind: str  # accuracy, size, cost, settings, weights, other
+    decimals: int
+    results: dict[str, dict[str, Any]]  # key of a row -> what it is: attack, norm, epsilon
+    rows: list[dict[str, Any]]  # with the table's defaults
+    notes: list[str]
+
+    def value(self, row: dict[str, Any], key: str) -> str:
+        """Return a printed value; empty: the paper has none."""
+        number = row.get(key)
+        if number is None:
+            return ""
+        mark = "?" if key in row.get("uncertain", ()) else ""
+        fixed = key in self.attacked() and isinstance(number, float | int)
+        return (f"{number:.{self.decimals}f}" if fixed else f"{number}") + mark
+
+    def attacked(self) -> dict[str, dict[str, Any]]:
+        """Return the results that are accuracies."""
+        return {key: what for key, what in self.results.items() if "attack" in what}
+
+
+@functools.cache
+def paper(name: str) -> dict[str, Any]:
+    """Return the file of a paper: `source`, `tables`, `contradictions`."""
+    if name not in PAPERS:
+        raise ValueError(f"--paper {name} is unknown; {meant(name, PAPERS)}")
+    return json.loads((_DATA / f"{name}.json").read_text())
+
+
+def tables(name: str, wanted: str | None = None) -> list[Table]:
+    """Return the tables of a paper, or only `wanted`: an id, or its number."""
+    all_tables = [_table(name, raw) for raw in paper(name)["tables"]]
+    if wanted is None:
+        return all_tables
+    chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
+    if not chosen:
+        ids = [table.id for table in all_tables]
+        raise ValueError(f"--table {wanted}: {name} has no such table; {meant(wanted, ids)}")
+    return chosen
+
+
+def row(table: Table, wanted: str) -> int:
+    """Find a row of a table by its number, from 1, or by the name of its network; from 0."""
+    names = [named(each) for each in table.rows]
+    if wanted.isdecimal() and 0 < int(wanted) <= len(names):
+        return int(wanted) - 1
+    found = [at for at, name in enumerate(names) if name == wanted]
+    if len(found) == 1:
+        return found[0]
+    of = f"--row {wanted}: {title(table)} of {table.paper} has"
+    if found:
+        numbers = ", ".join(str(at + 1) for at in found)
+        raise ValueError(f"{of} {len(found)} rows of that name; give the number, one of {numbers}")
+    near = meant(wanted, dict.fromkeys(names))
+    known = near if near.startswith("did") else f"give a name, or a number from 1 to {len(names)}"
+    raise ValueError(f"{of} no such row; {known}")
+
+
+def _table(name: str, raw: dict[str, Any]) -> Table:
+    defaults = {key: raw.get(key) for key in PLACES} | raw.get("settings", {})
+    rows, results, notes = [defaults | row for row in raw["rows"]], raw["results"], raw["notes"]
+    for study in (twenty, residual):
+        if name == study.PAPER:
+            rows, results = [study.row(row) for row in rows], study.results(results)
+            notes = [*notes, study.NOTE]
+    notes = [*notes, *code_facts.notes(name, raw["id"], rows)]
+    rows = [code_facts.of_row(name, raw["id"], row) for row in rows]
+    own = {key: raw[key] for key in ("id", "caption", "kind")}
+    decimals = raw.get("decimals", 2)
+    return Table(name, **own, decimals=decimals, results=results, rows=rows, notes=notes)
+
+
+def named(row: dict[str, Any]) -> str:
+    """Return the name of a row's network, with who trained it, if not the paper's authors."""
+    origin = row.get("origin", "authors")
+    return row["name"] if origin == "authors" else f"{row['name']} [{origin}]"
+
+
+def title(table: Table) -> str:
+    """Return the name of a table as people write it: Table 2."""
+    return table.id.replace("_", " ").capitalize()
+
+
+def settings(table: Table, row: dict[str, Any], places: tuple[str, ...] = PLACES) -> dict[str, Any]:
+    """Select the entries of a row that describe how its network was trained."""
+    left = {*ABOUT, *places, *table.results, "model"}
+    return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are one, radii in either writing."""
+    try:
+        numbers = [float(Fraction(x) if isinstance(x, str) else x) for x in (one, other)]
+        return math.isclose(*numbers, rel_tol=1e-9)
+    except (TypeError, ValueError):
+        return one == other and one is not None
+
+
+def shown(value: Any) -> str:
+    """Return a value for people."""
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

@@ -1,0 +1,201 @@
+"""The tables as Markdown: paper, ours or `not measured`, and beside them what fits no row."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxrobust.analysis.comparison.comparison_markdown import grid
+from jaxrobust.analysis.run_records import RunRecord
+from jaxrobust.papers.tables import matching, tables
+from jaxrobust.papers.tables.tables import Table
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.records.record import AccuracyRecord
+
+NOT_MEASURED = "not measured"
+_NEAR = 3  # differences that are named of a record beside a table
+
+
+class Cell(NamedTuple):
+    """A value of ours in a cell: percent, and the number of its record."""
+
+    value: float
+    record: int
+    alike: bool = False  # of the same network and attack, but another training or other images
+
+
+class Filled(NamedTuple):
+    """A table with what our records say of it."""
+
+    table: Table
+    cells: dict[tuple[int, str], Cell]  # (row, key of a result) -> ours
+
+
+def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Filled:
+    """Return a table with the last record of each value, else, if `alike`, the last near it."""
+    cells: dict[tuple[int, str], Cell] = {}
+    for index, row in enumerate(table.rows):
+        for key, what in table.attacked().items():
+            for strict in (False, True) if alike else (True,):
+                for number, ours in enumerate(records):
+                    value = matching.measured(what, ours.record)
+                    if value is not None and not matching.differences(
+                        table, row, key, ours, of_training=strict
+                    ):
+                        cells[index, key] = Cell(value, number, not strict)
+    return Filled(table, cells)
+
+
+def document(name: str, shown: list[Filled], records: list[RunRecord]) -> str:
+    """Return the tables of one paper, what they say in doubt, and the records."""
+    source = tables.paper(name)["source"]
+    where = f"arXiv {source['arxiv']}" if source["arxiv"] else "thesis"
+    parts = [
+        f"# {source['title']}",
+        f"{source['authors']} {source['year']} ({where}); its numbers beside ours. A number of "
+        "ours appears only with its record. `?`: something contradicts the printed value.",
+    ]
+    if any(cell.alike for each in shown for cell in each.cells.values()):
+        parts.append(
+            "*In italics*: the same network, data set, objective and attack, but another training "
+            "or other images; what differs stands below, under Records."
+        )
+    tables_shown = [_table(each) for each in shown]
+    if any(f"| {NOT_MEASURED} |" in text for text in tables_shown):
+        parts.append(
+            f"`{NOT_MEASURED}`: `jaxrobust reproduce --paper {name} --commands` prints what "
+            "measures each row."
+        )
+    parts += tables_shown
+    if records:
+        parts.append(_records(records, shown))
+    if len(shown) == len(tables.tables(name)):
+        parts.append(_contradictions(tables.paper(name)["contradictions"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(shown: Filled) -> str:
+    table = shown.table
+    attacked = table.attacked()
+    keys = varying(table)
+    head = ["network", *keys]
+    for key, what in table.results.items():
+        head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
+    lines = [head]
+    for index, row in enumerate(table.rows):
+        cells = [tables.named(row), *(plain(row.get(key)) for key in keys)]
+        for key in table.results:
+            cells.append(table.value(row, key))
+            if key in attacked:
+                cells.append(_ours(shown, index, key, table.value(row, key)))
+        lines.append(cells)
+    title = f"## {tables.title(table)}: {table.caption}"
+    of_rows = [f"{row['name']}: {row['note']}" for row in table.rows if "note" in row]
+    notes = "\n".join(f"- {note}" for note in dict.fromkeys([*table.notes, *of_rows]))
+    return "\n\n".join(filter(None, (title, _same(table, keys), grid(lines), notes)))
+
+
+def varying(table: Table) -> list[str]:
+    """List the settings that are not the same in all rows of a table."""
+    keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
+    return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
+
+
+def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
+    cell = shown.cells.get((index, key))
+    if cell is None:
+        return NOT_MEASURED if printed else ""
+    mark = "*" if cell.alike else "**"
+    return f"{mark}{cell.value:.{max(shown.table.decimals, 1)}f}{mark} [{cell.record + 1}]"
+
+
+def _same(table: Table, varying: list[str]) -> str:
+    row = table.rows[0]
+    keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
+    settings = [f"{key} {plain(row[key])}" for key in keys if row[key] is not None]
+    return f"All rows: {', '.join(settings)}." if settings else ""
+
+
+def _title(key: str, what: dict[str, Any]) -> str:
+    if "attack" not in what or "classifier" in what:
+        units = {"params_m": "parameters, M", "macs_g": "multiply-adds, G"}
+        return units.get(key, key.replace("_", " "))
+    ball = f" {what['norm']} {what['epsilon']}" if what.get("norm") else ""
+    return f"{what['attack']}{ball}"
+
+
+def _records(records: list[RunRecord], shown: list[Filled]) -> str:
+    used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
+    lines = ["## Records", ""]
+    for number, ours in enumerate(records):
+        record = ours.record
+        robust = "" if record.robust is None else f", {record.robust:.2%} robust"
+        place = f"{ours.file.parent.name}/{ours.file.name}"
+        attack = "no attack"
+        if record.attacks:
+            first = record.attacks[0]
+            method = record.method or f"{first['name']}, {first['steps']} steps"
+            attack = f"{method}, {first['norm']} {first['epsilon']:.4g}"
+        text = (
+            f"{number + 1}. {matching.label(ours)}: {_clean(record)}{robust}; "
+            f"{record.dataset}, split {record.split}, images {record.image_ids}; "
+            f"{attack}; weights sha256 {str(record.weights_sha256)[:12]}, commit "
+            f"{short(record)}; {place}."
+        )
+        for name, doubt in record.flags.items():
+            text += f" In doubt, {name}: {doubt}."
+        if number not in used:
+            alike = any(c.record == number for each in shown for c in each.cells.values())
+            where = "In cells in italics alone" if alike else "In no cell above"
+            text += f" **{where}**: {_nearest(ours, shown)}."
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def _clean(record: "AccuracyRecord") -> str:
+    parts = [] if record.clean is None else [f"{record.clean:.2%} clean"]
+    if measured := record.corruptions:
+        parts.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
+    return ", ".join(parts)
+
+
+def short(record: "AccuracyRecord") -> str:
+    """Return the commit of a record, cut, with a mark where files had changed."""
+    commit, plus, _ = str(record.commit).partition("+")
+    return commit[:8] + ("+changes" if plus else "")
+
+
+def _nearest(ours: RunRecord, shown: list[Filled]) -> str:
+    best: tuple[int, str] | None = None
+    for each in shown:
+        for row in each.table.rows:
+            for key, what in each.table.attacked().items():
+                if row.get(key) is None or not _concerns(what, ours.record):
+                    continue
+                differing = matching.differences(each.table, row, key, ours)
+                if best is None or len(differing) < best[0]:
+                    more = [f"and {len(differing) - _NEAR} more"] if differing[_NEAR:] else []
+                    named = "; ".join(differing[:_NEAR] + more)
+                    best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {named}"
+    return best[1] if best else "no table above has such a value"
+
+
+def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
+    if what["attack"] == "corruptions" or record.corruptions:
+        return what["attack"] == "corruptions" and bool(record.corruptions)
+    return (what["attack"] == "clean") == (not record.attacks)
+
+
+def _contradictions(contradictions: list[dict[str, Any]]) -> str:
+    rows = [["where", "says", "likelier", "why"]]
+    for row in contradictions:
+        says = " / ".join(plain(value) for value in row["says"])
+        rows.append([row["where"], says, plain(row["likely"]), row["why"]])
+    return "## Where the paper contradicts itself or others\n\n" + grid(rows)
+
+
+def plain(value: Any) -> str:
+    """Return a value of a row for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,249 @@
+"""The worst case of a function over three norms, in a program; the attacks are in `three_norms`.
+
+What the command line reads weights and data with is imported when it is called.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks.inputs import check_array
+from jaxrobust.data.splits import spread
+from jaxrobust.evaluation.engine.autoattack import autoattack
+from jaxrobust.evaluation.engine.result import AutoAttackResult, CallerFacts
+from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
+from jaxrobust.evaluation.network.images import clipped, hashed
+from jaxrobust.evaluation.records import parts, records
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured, keys_of
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import NORMS, Array, Classifier, Threat, check_number, check_threat
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.questions.questions import Question
+
+
+class WorstCaseResult(NamedTuple):
+    """The verdicts on N images."""
+
+    clean: np.ndarray  # bool[N], classified correctly
+    robust: np.ndarray  # bool[N], nothing found anything
+    fooled_by: np.ndarray  # str[N]: ball and attack; "clean"; "" if robust
+    parts: list[parts.WorstCasePart]  # of each attack
+    accuracy_after: dict[str, float | None]  # the accuracy that is left after each, in their order
+    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
+    autoattack: AutoAttackResult  # on the images that it was given
+    verdicts: Verdicts  # all that is known image by image
+    own: AccuracyRecord  # what the record says of all attacks together
+
+    def table(self) -> str:
+        """Write the accuracies for people."""
+        n = len(self.clean)
+        lines = [f"{'clean':28} {self.clean.mean():8.2%} of {n}"]
+        for part, (name, after) in zip(self.parts, self.accuracy_after.items(), strict=True):
+            alone = part["robust"]
+            left = f"{after:8.2%} left" if alone is None else f"{alone:8.2%}"
+            lines.append(f"{name:28} {left} of {n if alone is None else part['images']}")
+        low, high = checks.binomial_interval(int(self.robust.sum()), n)
+        lines.append(
+            f"{'worst case':28} {self.robust.mean():8.2%}, 95 % interval {low:.1%} to {high:.1%}"
+        )
+        lines += records.notes_of(self.own)
+        return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
+
+    def _typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
+        fields: Any = {key.name: getattr(self.own, key.name) for key in keys_of(AccuracyRecord)}
+        own = {name: value for name, value in fields.items() if value is not None}
+        whole = self.autoattack.typed_record(**known)
+        return dataclasses.replace(whole, **(own | {"worst_case": self.parts}))
+
+    def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
+        """Make the record's JSON; arguments as in `AutoAttackResult.record`."""
+        return self._typed_record(**known).to_json()
+
+    def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
+        """Append the record to a file of JSON lines and return it, as `AutoAttackResult.save`."""
+        return records.save(Path(path), self.verdicts, lambda: self._typed_record(**known))
+
+
+def worst_case(
+    logits_fn: Callable[..., Array],
+    images: np.ndarray | Array,
+    labels: np.ndarray | Array,
+    *,
+    radii: Mapping[str, float] | None = None,
+    union_only: bool = False,
+    seed: int = 0,
+    batch_size: int = 128,
+    ledger: str | Path | None = None,
+    verbose: bool = True,
+) -> WorstCaseResult:
+    """Measure accuracy under PGD and AutoAttack in Linf, PGD in L2 and PGD in L1.
+
+    For one process.
+
+    Args:
+      logits_fn: see `autoattack`.
+      images: f32[N,H,W,C] in [0, 1]; pixels up to 1e-6 outside are clipped.
+      labels: i[N].
+      radii: of "linf", "l2" and "l1"; default, also of a norm that is not there: those of Tang et
+        al. 2022 for images of 32 and of 224 px.
+      union_only: attack only what stands before each attack, AutoAttack last; then the worst case
+        alone is known. Else each attack sees all images.
+      seed: of all random draws.
+      batch_size: images at a time; no verdict depends on it.
+      ledger: of AutoAttack, see there.
+      verbose: progress and a table on stderr.
+    """
+    from jaxrobust.evaluation.questions.questions import Question
+    from jaxrobust.evaluation.records import unions
+    from jaxrobust.papers import three_norms
+
+    check_array("images", images)
+    check_array("labels", labels)
+    checks.check_images(np.asarray(images), np.asarray(labels))
+    inside, overshot = clipped(np.asarray(images))
+    held, right = np.ascontiguousarray(inside, np.float32), np.asarray(labels, np.int32)
+    if not len(held):
+        raise ValueError("there are no images; pass at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
+    within = _radii(held.shape[1:], radii or {})
+    known = _answering(logits_fn, held, right, batch_size)
+    measured: list[Measured] = []
+    questions = three_norms.questions(Question(seed=seed), skips=union_only)
+    threats = [within[norm] for norm, _ in questions]
+    whole: Any = None
+    for count, (threat, (_, question)) in enumerate(zip(threats, questions, strict=True)):
+        standing = np.ones(len(held), bool)
+        if union_only and count:
+            standing = unions.joined(measured, threats).robust
+        ids = np.flatnonzero(standing)
+        if question.fixed:
+            given = (logits_fn, held, right, ids, threat, question)
+            measured.append(_stepped(*given, batch_size=batch_size))
+            continue
+        whole = autoattack(
+            logits_fn,
+            held[ids],
+            right[ids],
+            **threat.settings(),
+            attacks=question.names,
+            overrides=question.overrides(),
+            seed=seed,
+            image_ids=ids.tolist(),
+            ledger=ledger,
+            identity=known,
+            verbose=verbose,
+        )
+        measured.append(whole.measured())
+    names = [f"{ball} {q.attack}" for ball, (_, q) in zip(threats, questions, strict=True)]
+    methods = [question.method for _, question in questions]
+    rows = unions.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
+    record, own, _ = unions.united(measured, threats, names)
+    images_sha256 = hashed(held, right, own.image_ids)
+    record = dataclasses.replace(
+        record,
+        image_ids=records.ranges(own.image_ids.tolist()),
+        clipped=overshot,
+        flags=record.flags | spread.flags(right, whole.about["classes"]),
+        images_sha256=images_sha256,
+        fingerprint={**whole.about["fingerprint"], "images": images_sha256},
+        method="union",
+        interval=records.intervals(record.clean, record.robust, len(held)),
+    )
+    result = WorstCaseResult(
+        clean=own.clean,
+        robust=own.robust,
+        fooled_by=own.fooled_by,
+        parts=rows,
+        accuracy_after=record.accuracy_after or {},
+        flags=record.flags,
+        autoattack=whole,
+        verdicts=own,
+        own=dataclasses.replace(record, evaluation=_number(record, rows, whole)),
+    )
+    if verbose:
+        say(result.table())
+    return result
+
+
+def _number(
+    record: AccuracyRecord, rows: list[parts.WorstCasePart], whole: AutoAttackResult
+) -> str:
+    names = ("attacks", "costs", "image_ids", "clipped", "images_sha256", "fingerprint")
+    own = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    about = own | {"parts": rows} | records.identity(whole.about)
+    return records.number_of(records.identity(about))
+
+
+def _answering(
+    logits_fn: Callable[..., Array], images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> fingerprint.Fingerprint:
+    network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
+    known = fingerprint.of_network(network, images, each=batch_size, labels=labels)
+    if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
+        parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        logits = [
+            np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
+            for part in parts
+        ]
+        reliability.check_answers(checks.answered(np.concatenate(logits)))
+    return known
+
+
+def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Threat]:
+    from jaxrobust.papers import three_norms
+
+    if unknown := sorted(given.keys() - set(NORMS)):
+        known = ", ".join(NORMS)
+        raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {known}")
+    height, width, channels = image
+    side = height if height == width else 0  # the study's images are squares
+    own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in given.items()]
+    write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
+    by_norm = three_norms.radii(side, own, write=write)
+    for threat in by_norm.values():
+        check_threat(threat, max(height, width), channels)
+    return by_norm
+
+
+def _stepped(
+    logits_fn: Callable[..., Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    ball: Threat,
+    question: "Question",
+    *,
+    batch_size: int,
+) -> Measured:
+    from jaxrobust.evaluation.engine import accuracy
+    from jaxrobust.evaluation.questions import measuring
+
+    settings, attack = measuring.attack_of(question, ball)
+    start, parts = time.perf_counter(), []
+    key = jax.random.key(question.seed)
+    network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
+
+    @jax.jit
+    def judged(network: Any, *batch: Array) -> dict[str, Array]:
+        net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
+        how = accuracy.Judging(net, attack, "float32", norm=ball.norm, moved=True)
+        return accuracy.judged({}, {}, *batch, how=how)
+
+    for first in range(0, max(len(ids), 1), batch_size):
+        which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
+        there = np.arange(batch_size) < len(ids) - first
+        judgement = jax.device_get(judged(network, images[which], labels[which], there, which, key))
+        parts.append({name: values[there] for name, values in judgement.items()})
+    reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    classes = 1 + int(max(labels.max(), reached["answers"].max(initial=0)))  # at least
+    seconds = time.perf_counter() - start
+    return measuring.answered(reached, question, ids, settings, seconds, classes)

@@ -1,0 +1,165 @@
+"""A `Trainable` as a folder of a run: programs as JSON, arrays as safetensors; no code, no pickle.
+
+Who resumes, evaluates or joins a run reads it, and needs neither PyTorch nor the module's source.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jaxrobust.pytorch.program import NumberType, Of, OperatorCall, Program
+from jaxrobust.pytorch.trainable import Trainable
+from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.files import jsonl
+
+_VERSION = 1
+_ARRAYS = "arrays.safetensors"
+_GROUPS = ("params", "stats", "integers")
+_MODES = ("evaluation", "training")
+
+
+def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None:
+    """Keep a network; `identity` says which one it is: plain values, for `read`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        f"{group}/{name}": np.ascontiguousarray(array).reshape(np.shape(array))
+        for group in _GROUPS
+        for name, array in getattr(network, group).items()
+    }
+    programs: dict[str, Any] = {}
+    for mode in _MODES:
+        program = getattr(network, mode)
+        constants = {name: np.array(array) for name, array in program.constants.items()}
+        arrays |= {f"{mode}/{name}": array for name, array in constants.items()}
+        programs[mode] = _as_json(program)
+    save_file(arrays, folder / _ARRAYS)
+    head = {"version": _VERSION, "identity": dict(identity)}
+    head |= {"tied": dict(network.tied), "image": network.image, "names": network.names}
+    head |= {"head": network.head}
+    # Last, because it says that all is there.
+    jsonl.replace(folder / pytorch.PROGRAMS, json.dumps(head | programs) + "\n")
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """Read which network a folder holds; raises as `read`."""
+    return _head(folder)["identity"]
+
+
+def program_sha256(folder: Path) -> str:
+    """Hash what a kept network computes, without the weights that it starts with."""
+    head, network = _head(folder), read(folder)
+    # How steps are parted changes no value, and runs that are older do not say it.
+    computed = [{k: v for k, v in head[mode].items() if k != "blocks"} for mode in _MODES]
+    digest = hashlib.sha256(json.dumps(computed).encode())
+    fixed = {"integers": network.integers}
+    fixed |= {mode: dict(getattr(network, mode).constants) for mode in _MODES}
+    for arrays in fixed.values():
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def read(folder: Path) -> Trainable:
+    """Read a network that `write` kept.
+
+    Raises:
+      ValueError: a file is missing or damaged, or of another version of this code.
+    """
+    head = _head(folder)
+    try:
+        arrays = load_file(folder / _ARRAYS)
+        groups: dict[str, dict[str, Any]] = {group: {} for group in (*_GROUPS, *_MODES)}
+        for key, array in arrays.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = array
+        made: Any = {mode: _program(head[mode], groups.pop(mode)) for mode in _MODES}
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} is damaged ({error}); restore it, or begin a new run"
+        ) from error
+    own: Any = groups | {"tied": head["tied"]}
+    own |= {key: tuple(head[key]) for key in ("names", "image")}
+    own["head"] = tuple(head.get("head", ()))  # folders that are older lack it
+    return Trainable(**made, **own)
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    try:
+        head = json.loads((folder / pytorch.PROGRAMS).read_text())
+        version = head["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / pytorch.PROGRAMS} cannot be read ({error}); restore it, or begin a new run"
+        ) from error
+    if version != _VERSION:
+        raise ValueError(
+            f"{folder / pytorch.PROGRAMS} has version {version}, and this code reads {_VERSION}: "
+            "use the version of jaxrobust that began the run"
+        )
+    return head
+
+
+def _as_json(program: Program) -> dict[str, Any]:
+    own = program._asdict()
+    own["steps"] = [_call(step) for step in program.steps]
+    own["constants"] = sorted(program.constants)
+    return own | {
+        key: dict(own[key]) for key in ("weights", "results", "moved", "image_axes", "blocks")
+    }
+
+
+def _program(own: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Program:
+    constants = {name: jnp.asarray(arrays[name]) for name in own["constants"]}
+    steps = tuple(map(_called, own["steps"]))
+    return Program(**{**own, "constants": constants, "steps": steps, "draws": tuple(own["draws"])})
+
+
+def _call(step: OperatorCall) -> list[Any]:
+    named = {name: _operand(value) for name, value in step.named.items()}
+    operands = [_operand(each) for each in step.operands]
+    return [step.name, step.operator, operands, named, step.line, [*map(_call, step.backward)]]
+
+
+def _called(written: list[Any]) -> OperatorCall:
+    name, operator, operands, named, line, backward = written
+    return OperatorCall(
+        name,
+        operator,
+        tuple(map(_read, operands)),
+        {key: _read(value) for key, value in named.items()},
+        line,
+        tuple(map(_called, backward)),
+    )
+
+
+def _operand(value: Any) -> Any:
+    match value:
+        case Of(name):
+            return {"of": name}
+        case NumberType(name):
+            return {"type": name}
+        case tuple() | list():
+            return [_operand(each) for each in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case complex():
+            return {"complex": [value.real, value.imag]}
+    raise ValueError(f"an operator takes {value!r}, which cannot be written down")
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_read, value))
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    kinds: dict[str, Any] = {"of": Of, "type": NumberType, "complex": lambda c: complex(*c)}
+    return kinds[kind](content)

@@ -1,0 +1,1 @@
+"""PyTorch modules as networks that train: which kernels of ours take which of their patterns."""

@@ -1,0 +1,257 @@
+"""Operators that look at many numbers: sums and extremes, softmax, order, lookups."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrobust.pytorch.operators import sorting
+from jaxrobust.pytorch.operators.gradients import sloped, with_gradient_of
+from jaxrobust.pytorch.operators.shapes import moved
+from jaxrobust.pytorch.program import ChannelsLast, Ints, OperatorRule
+from jaxrobust.types import Array
+
+Dims = Ints | None
+
+
+def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
+    """Return the dimensions of a reduction; PyTorch means all of them by none."""
+    return tuple(dim % axes for dim in dims) if dims else tuple(range(axes))
+
+
+def _over(reduce: Callable[..., Array]) -> OperatorRule:
+    def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
+        x = x if dtype is None else x.astype(dtype)
+        return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **rest)
+
+    def last(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Any:
+        gone = _axes(dims, x.ndim)
+        if not keepdim and not {0, 1}.isdisjoint(gone):
+            return plain(ChannelsLast(x).plain(), dims, keepdim, dtype, **rest)
+        x = x if dtype is None else x.astype(dtype)
+        reduced = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdims=keepdim, **rest)
+        if keepdim:
+            return ChannelsLast(reduced)
+        return reduced if reduced.ndim == 2 else ChannelsLast(reduced)
+
+    return OperatorRule(plain, last)
+
+
+def _variance(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
+    """Return variances; that of equal numbers is exactly 0, whatever their mean rounds to."""
+    first = x[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    from_first = x - lax.stop_gradient(first)
+    return jnp.var(
+        from_first, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims
+    )
+
+
+_root = sloped(jnp.sqrt, lambda root, x: jnp.where(root == 0, 0, 0.5 / root))
+
+
+def _deviation(x: Array, axes: Any, **how: Any) -> Array:
+    return _root(_variance(x, axes, **how))
+
+
+def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
+    axes = _axes(dims, x.ndim)
+
+    @jax.custom_jvp
+    def norm(x: Array) -> Array:
+        size = jnp.abs(x)
+        if order == 0:
+            return (size != 0).sum(axes, keepdims=True).astype(size.dtype)
+        if abs(order) == np.inf:
+            return (size.max if order > 0 else size.min)(axes, keepdims=True)
+        if order == 1:
+            return size.sum(axes, keepdims=True)
+        if order == 2:
+            return jnp.sqrt(jnp.square(size).sum(axes, keepdims=True))
+        return (size**order).sum(axes, keepdims=True) ** (1 / order)
+
+    def slope(value: Array, x: Array) -> Array:
+        if abs(order) == np.inf:
+            chosen = (jnp.abs(x) == value).astype(x.dtype)
+            return jnp.sign(x) * chosen / chosen.sum(axes, keepdims=True)
+        return norm_slope(x, value, order)
+
+    norm.defjvps(lambda tangent, value, x: (slope(value, x) * tangent).sum(axes, keepdims=True))
+    value = norm(x if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs(x))
+    return value if keepdim else value.squeeze(axes)
+
+
+def norm_slope(x: Array, norm: Array, order: float) -> Array:
+    """Return the slopes of a norm of finite order, which are 0 at 0."""
+    if order == 0:
+        return jnp.zeros_like(x)
+    if order == 1:
+        return jnp.sign(x)
+    none = (x == 0) | (norm == 0)
+    ratio = jnp.where(none, 1, jnp.abs(x)) / jnp.where(none, 1, norm)
+    return jnp.where(none, 0, jnp.sign(x) * ratio ** (order - 1))
+
+
+def taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    """Return the numbers at one place of each row along `dim`, and the places."""
+    values = jnp.take_along_axis(x, places, axis=dim)
+    return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
+
+
+def _extreme(arg: Callable[..., Array]) -> OperatorRule:
+    """Return the row of an extreme with its place; the gradient goes to that place alone."""
+    return OperatorRule(
+        lambda x, dim, keepdim: taken(x, arg(x, axis=dim, keepdims=True), dim, keepdim)
+    )
+
+
+def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
+    places = sorting.order(x, dim, descending)
+    return jnp.take_along_axis(x, places, axis=dim), places
+
+
+def _stable_sort(
+    x: Array, *, stable: bool | None, dim: int = -1, descending: bool = False
+) -> tuple[Array, Array]:
+    if not stable:
+        return _sort(x, dim, descending)
+    places = jnp.argsort(x, axis=dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, places, axis=dim), places
+
+
+def _topk(x: Array, k: int, dim: int, largest: bool, in_order: bool) -> tuple[Array, Array]:
+    places = sorting.first(x, k, dim, largest, in_order)
+    return jnp.take_along_axis(x, places, axis=dim), places
+
+
+def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
+    inner = [slice(0, n) for n in places.shape]
+    inner[dim] = slice(None)
+    return jnp.take_along_axis(x[tuple(inner)], places, axis=dim)
+
+
+def along(places: Array, dim: int) -> tuple[Array, ...]:
+    """Return the index of every number that `places` names along an axis."""
+    index = list(jnp.meshgrid(*map(jnp.arange, places.shape), indexing="ij"))
+    index[dim] = places
+    return tuple(index)
+
+
+def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
+    """Write numbers into `x`; each has the gradient of its place, as in PyTorch."""
+    value = x.at[index].set(source)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return value
+    named = jnp.zeros(x.shape, bool).at[index].set(True)
+    linear = jnp.where(named, 0, x).at[index].add(jnp.asarray(source, x.dtype))
+    return with_gradient_of(value, linear)
+
+
+def _scatter(x: Array, dim: int, places: Array, source: Any) -> Array:
+    part = source if not getattr(source, "ndim", 0) else source[tuple(map(slice, places.shape))]
+    return _written(x, along(places, dim), part)
+
+
+def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
+    return x.at[along(places, dim)].add(source[tuple(map(slice, places.shape))])
+
+
+def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
+    """Translate PyTorch's indices, known places as lists among them, to NumPy's."""
+    return tuple(
+        slice(None) if each is None else np.asarray(each, int) if isinstance(each, list) else each
+        for each in indices
+    )
+
+
+def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
+    if any(str(getattr(each, "dtype", "")) == "bool" for each in indices):
+        return _put_where(x, indices, values, add)
+    index = _chosen(x, indices)
+    return x.at[index].add(values) if add else _written(x, index, values)
+
+
+def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Array:
+    flat, index = x.reshape(-1), (places.reshape(-1),)
+    values = source.reshape(-1)
+    result = flat.at[index].add(values) if accumulate else _written(flat, index, values)
+    return result.reshape(x.shape)
+
+
+def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
+    (place,) = [i for i, each in enumerate(indices) if each is not None]
+    mask = indices[place]
+    mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
+    return jnp.where(mask, x + value if add else value, x)
+
+
+def _share(sizes: Ints, normalization: int) -> float:
+    """Return the factor of a Fourier transform: none, one by the root of its size, or by that."""
+    size = float(np.prod(sizes))
+    return (1.0, size**-0.5, 1 / size)[normalization]
+
+
+def _fourier(x: Array, dims: Ints, normalization: int, forward: bool) -> Array:
+    out = jnp.fft.fftn(x, axes=dims) if forward else jnp.fft.ifftn(x, axes=dims, norm="forward")
+    return out * _share([x.shape[dim] for dim in dims], normalization)
+
+
+def _fourier_of_reals(x: Array, dims: Ints, normalization: int, half: bool) -> Array:
+    spectrum = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
+    return spectrum * _share([x.shape[dim] for dim in dims], normalization)
+
+
+def _fourier_to_reals(x: Array, dims: Ints, normalization: int, last: int) -> Array:
+    sizes = [x.shape[dim] for dim in dims[:-1]] + [last]
+    return jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward") * _share(sizes, normalization)
+
+
+TABLE = {
+    "aten.sum.dim_IntList": _over(jnp.sum),
+    "aten.mean.dim": _over(jnp.mean),
+    "aten.mean.default": OperatorRule(
+        lambda x, dtype=None: jnp.mean(x if dtype is None else x.astype(dtype))
+    ),
+    "aten.amax.default": _over(jnp.max),
+    "aten.amin.default": _over(jnp.min),
+    "aten.var.correction": _over(_variance),
+    "aten.std.correction": _over(_deviation),
+    "aten.prod.dim_int": OperatorRule(
+        lambda x, dim, keepdim, dtype=None: jnp.prod(x, dim, dtype, keepdims=keepdim)
+    ),
+    "aten.any.dim": OperatorRule(lambda x, dim, keepdim: jnp.any(x, dim, keepdims=keepdim)),
+    "aten.any.dims": _over(jnp.any),
+    "aten.any.default": OperatorRule(jnp.any),
+    "aten.linalg_vector_norm.default": OperatorRule(_norm),
+    "aten.cumsum.default": OperatorRule(lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype)),
+    "aten.cumprod.default": OperatorRule(lambda x, dim, dtype=None: jnp.cumprod(x, dim, dtype)),
+    "aten.logcumsumexp.default": OperatorRule(lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim)),
+    "aten.max.dim": _extreme(jnp.argmax),
+    "aten.min.dim": _extreme(jnp.argmin),
+    "aten.argmax.default": OperatorRule(
+        lambda x, dim, keepdim: jnp.argmax(x, dim, keepdims=keepdim)
+    ),
+    "aten.argmin.default": OperatorRule(
+        lambda x, dim, keepdim: jnp.argmin(x, dim, keepdims=keepdim)
+    ),
+    "aten._softmax.default": OperatorRule(lambda x, dim, half: jax.nn.softmax(x, axis=dim)),
+    "aten._log_softmax.default": OperatorRule(lambda x, dim, half: jax.nn.log_softmax(x, axis=dim)),
+    "aten.sort.default": OperatorRule(_sort),
+    "aten.sort.stable": OperatorRule(_stable_sort),
+    "aten.topk.default": OperatorRule(_topk),
+    "aten._fft_c2c.default": OperatorRule(_fourier),
+    "aten._fft_r2c.default": OperatorRule(_fourier_of_reals),
+    "aten._fft_c2r.default": OperatorRule(_fourier_to_reals),
+    "aten.view_as_real.default": OperatorRule(lambda x: jnp.stack([x.real, x.imag], -1)),
+    "aten.view_as_complex.default": OperatorRule(lambda x: lax.complex(x[..., 0], x[..., 1])),
+    "aten.gather.default": OperatorRule(_gather),
+    **{f"aten.scatter.{name}": OperatorRule(_scatter) for name in ("src", "value")},
+    "aten.scatter_add.default": OperatorRule(_scatter_add),
+    "aten.index.Tensor": OperatorRule(lambda x, indices: x[_chosen(x, indices)]),
+    "aten.index_put.default": OperatorRule(_index_put),
+    "aten.put.default": OperatorRule(_put),
+    "aten.index_select.default": OperatorRule(lambda x, dim, places: jnp.take(x, places, axis=dim)),
+    "aten.embedding.default": OperatorRule(lambda table, places, *ignored: table[places]),
+}

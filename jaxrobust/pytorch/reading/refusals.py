@@ -1,0 +1,267 @@
+"""Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do."""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.pytorch.reading import wrappers
+
+SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
+_SIZED = ("nonzero", "_unique", "unique_", "bincount", "repeat_interleave", "masked_select")
+_SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
+_ITEM = ("_local_scalar_dense", "item")
+_QUANTISED = ("quantized", "quantize_per", "quantize_affine", "dequantize", "int_repr", "_packed")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a stack trace
+_STEPS = ("cond", "while_loop", "scan", "map_impl")
+
+
+def line(node: Any) -> str:
+    """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
+    return own_line(node.meta.get("stack_trace") or "") or node.name
+
+
+def own_line(text: str) -> str:
+    """Return the innermost line of a stack trace that is not PyTorch's own."""
+    import torch
+
+    inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    lines = text.splitlines()
+    frames = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
+    own = [(i, m) for i, m in frames if not m[1].startswith((inside, ours, "torch/", "<"))]
+    if not own:
+        return ""
+    place, match = own[-1]
+    code = lines[place + 1].strip() if place + 1 < len(lines) else ""
+    return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
+
+
+def check(module: Any) -> None:
+    """Raise `ValueError` where a module's weights are quantised, whatever else is wrong with it."""
+    for name, part in module.named_modules():
+        if "quantized" in type(part).__module__.split("."):
+            raise ValueError(
+                f"{name or 'it'} is {type(part).__module__}.{type(part).__name__}: its weights are "
+                "quantised, and integer kernels have no gradient; give the float module that it "
+                "was made from"
+            )
+
+
+def no_row(line: str, name: str) -> str:
+    """Explain why an operator cannot be computed here; `line` is the module's own."""
+    word = name.removeprefix("aten.")
+    if word.startswith(_SIZED):
+        if word.startswith("bincount"):
+            return (
+                f"{line}: bincount gives as many counts as the largest number says, and sizes that "
+                "depend on the images cannot be compiled; keep the size, with torch.histc or "
+                "torch.zeros(n).scatter_add(0, numbers, ones)"
+            )
+        return (
+            f"{line}: {word.partition('.')[0]} gives as many numbers as the images say, and sizes "
+            "that depend on the images cannot be compiled; keep the size, with torch.where or a sum"
+        )
+    if word in _SIZES or word.partition(".")[0] in _ITEM:
+        return (
+            f"{line}: a plain number or a size is taken of values there, and sizes that depend on "
+            "the images cannot be compiled; compute with tensors of fixed sizes"
+        )
+    if any(part in name for part in _QUANTISED):
+        return f"{line}: {name} is of quantised weights: give the float module"
+    if word in _STEPS:
+        return (
+            f"{line}: torch.{word} runs one of several functions by what the images say; compute "
+            "both and choose with torch.where"
+        )
+    return (
+        f"{line}: PyTorch's operator {name} has no row in jaxrobust/pytorch/operators; write it "
+        "with others, or add the row"
+    )
+
+
+def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
+    """Tell whether a node compares sizes, and only `checks`, parts of names, read that."""
+    return getattr(node.target, "__name__", "") in _SIZES and all(
+        any(part in str(user.target) for part in checks) for user in node.users
+    )
+
+
+def example(module: Any, image: tuple[int, int, int], count: int) -> Any:
+    """Return images H, W, C without a content, in the type of a module's weights."""
+    import torch
+
+    floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    height, width, channels = image
+    dtype = floating[0] if floating else torch.float32
+    return torch.zeros(count, channels, height, width, dtype=dtype)
+
+
+def check_takes(module: Any, image: tuple[int, int, int]) -> None:
+    """Refuse a module that does not take images H, W, C, or computes in lower precision."""
+    with _cast_to() as types:
+        problems = [_problem(module, example(module, image, count)) for count in (2, 1)]
+    if types:
+        raise ValueError(
+            f"torch.autocast computes in {types[0]} inside of it: verdicts are those of float32; "
+            "take it out, or say enabled=False"
+        )
+    if all(problems):
+        raise ValueError(problems[0])
+
+
+@contextlib.contextmanager
+def _cast_to() -> Iterator[list[str]]:
+    import torch
+
+    types: list[str] = []
+    before = torch.autocast.__enter__
+
+    def entered(self: Any) -> Any:
+        if self.device == "cpu" and self._enabled:
+            types.append(str(self.fast_dtype).removeprefix("torch."))
+        return before(self)
+
+    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
+    try:
+        yield types
+    finally:
+        torch.autocast.__enter__ = before  # type: ignore[method-assign]
+
+
+def _problem(module: Any, images: Any) -> str | None:
+    """Explain why a module does not take images of a shape, and which it takes; None: it does."""
+    import torch
+
+    inside: list[tuple[str, Any]] = []
+    names = {part: name or "it" for name, part in module.named_modules()}
+    hooked = [part for part in names if not isinstance(part, torch.jit.ScriptModule)]
+
+    def enter(part: Any, given: Any) -> None:
+        inside.append((names.get(part, "it"), part))
+
+    hooks = [part.register_forward_pre_hook(enter) for part in hooked]
+    hooks += [part.register_forward_hook(lambda *given: inside.pop() and None) for part in hooked]
+    try:
+        with torch.no_grad():
+            module(images)
+        return None
+    except RuntimeError as error:
+        message = str(error).strip().partition("\n")[0]
+        if not any(word in message for word in ("shape", "size", "channels", "dimension")):
+            return None
+        name, part = inside[-1] if inside else ("it", module)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shape = "[B," + ",".join(map(str, images.shape[1:])) + "]"
+    what = " ".join(str(part).split())
+    where = f"its {name}, {what[:120]}, fails" if part is not module else "it fails"
+    taken = _taken(module, images)
+    return f"the images are {shape}, and {where} on them; " + (
+        f"the module takes {taken}"
+        if taken
+        else f"PyTorch says: {message}; it takes images of another shape, or its layers do not fit"
+    )
+
+
+def _taken(module: Any, images: Any) -> str | None:
+    import torch
+
+    for channels in dict.fromkeys([images.shape[1], 3, 1]):
+        for side in (images.shape[2], *SIDES):
+            with contextlib.suppress(Exception), torch.no_grad():
+                module(torch.zeros(1, channels, side, side, dtype=images.dtype))
+                same = channels == images.shape[1]
+                return f"[B,{channels},{side},{side}]" + f"; give image_size={side}" * same
+    return None
+
+
+def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
+    """Warn of logits without a gradient; `ValueError`, if attacks are `following` it."""
+    import torch
+
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    reached = [_reaches(module, row) for row in x.split(1)]
+    if any(reached):
+        return ""
+    problem = (
+        "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or "
+        "NumPy between them and the logits)"
+    )
+    if following:
+        raise ValueError(
+            f"{problem}, so {', '.join(following)} would find nothing and the network would look "
+            "robust; make the step straight-through (x + (step(x) - x).detach()), or give "
+            "--attack=square, which needs no gradient"
+        )
+    return f"{problem}; only attacks without gradients mean something here"
+
+
+@wrappers.uncompiled()
+def _reaches(module: Any, image: Any) -> bool:
+    """Tell whether a logit of an image [1,C,H,W] has a gradient in it that is not all zeros."""
+    import torch
+
+    x = image.clone().requires_grad_()
+    for result in _tensors(module(x.clone())):
+        weights = torch.cos(torch.arange(result.numel())).reshape(result.shape)
+        if gradient(result, x, weights.to(result), module).any():
+            return True
+    return False
+
+
+def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
+    """Take PyTorch's gradient in `x`; where it fails, `again` finds the module's line."""
+    import torch
+
+    grads = (None,)
+    if logits.requires_grad:
+        with _differentiable(again, x):
+            grads = torch.autograd.grad(logits, x, cotangent, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if grads[0] is None else grads[0]
+
+
+@contextlib.contextmanager
+def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        where = _line_without_gradient(again, x)
+        raise ValueError(
+            f"{where + ': ' if where else ''}PyTorch itself cannot differentiate the module: "
+            + (
+                "what its backward pass reads of this line is changed in place afterwards; write "
+                "y = 2 * y for y.mul_(2), or change y.clone()"
+                if "modified by an inplace operation" in text
+                else f"{text[:200]}; use operators that have a gradient, or .detach() what shall "
+                "have none"
+            )
+        ) from error
+
+
+def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
+    """Return the module's line whose backward pass fails; "": PyTorch does not know it."""
+    import torch
+
+    x = x.detach().clone().requires_grad_()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with contextlib.suppress(Exception), torch.autograd.detect_anomaly(check_nan=False):
+            sums = [result.sum() for result in _tensors(again(x.clone()))]
+            torch.autograd.grad(sum(sums), x)
+    return next(filter(None, (own_line(str(each.message)) for each in caught)), "")
+
+
+def _tensors(value: Any) -> list[Any]:
+    import torch
+
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for each in value for tensor in _tensors(each)]
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        return []
+    return [value] if value.is_floating_point() else []

@@ -1,0 +1,1 @@
+"""Objectives and attacks of several norms that a config names."""

@@ -1,0 +1,216 @@
+"""Several norms at once: which attack of a step's norms it trains on."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import attacks
+from jaxrobust.attacks import mixes
+from jaxrobust.attacks.mixes import EXTREME, MIXES, norms_of
+from jaxrobust.config import AttackSection
+from jaxrobust.training.update import inner, objectives
+from jaxrobust.training.update.memory import Memory
+from jaxrobust.training.update.objectives import Objective, Value
+from jaxrobust.training.update.value_checks import one_of
+from jaxrobust.types import Array, Attack, Batch, Classifier, Params, threats
+from jaxrobust.zoo.objectives.norms import steepest
+
+STEEPEST = "pgd"  # the attack whose steps norms can choose between
+_OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
+
+
+class TurnKeys(NamedTuple):
+    """What an attack that takes turns is given in place of keys."""
+
+    keys: Any  # Keys [B], or what an attack whose radius grows is given in their place
+    turn: Array  # i32[B], the same everywhere: which of the trained norms attacks
+
+
+def check(attack: AttackSection, objective: str | None = None) -> None:
+    """Refuse norms that cannot be trained together, or by this objective, in a sentence."""
+    if mixes.is_mixed(attack):
+        _check_norms(attack)
+    if objective is not None:
+        _check_pairs(attack, objective, pairs=objectives.named(objective).pairs)
+
+
+def _check_norms(attack: AttackSection) -> None:
+    balls, mix = threats(attack), attack.get("mix")
+    norms = ",".join(ball.norm for ball in balls)
+    if mix is None:
+        raise ValueError(
+            f"attack.norm={norms} are several norms; say with attack.mix which of them a step "
+            f"trains on, one of {', '.join(map(repr, MIXES))}"
+        )
+    one_of("attack.mix", mix, MIXES)
+    if MIXES[mix].extreme and not {ball.norm for ball in balls}.issuperset(EXTREME):
+        raise ValueError(
+            f"attack.mix={mix!r} chooses between {' and '.join(EXTREME)}, and attack.norm={norms} "
+            "lacks one of them; name both, or take attack.mix='worst'"
+        )
+    if len(balls) == 1:
+        raise ValueError(
+            f"attack.mix={mix!r} mixes several norms, and attack.norm={norms} is one; name more, "
+            "such as attack.norm=linf,l2,l1, or leave attack.mix out"
+        )
+    if attack.start_std is not None:
+        raise ValueError(
+            f"attack.start_std={attack.start_std:.4g} pixels would be of all norms {norms}, whose "
+            "radii differ; leave it out, or set attack.relative_step"
+        )
+    if MIXES[mix].steepest and attack.name != STEEPEST:
+        raise ValueError(
+            f"attack.mix={mix!r} takes every norm's step of attack.name={STEEPEST!r} from the same "
+            f"point, and attack.name={attack.name!r} steps otherwise; set it to {STEEPEST!r}"
+        )
+
+
+def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
+    mix, norms = attack.get("mix"), [ball.norm for ball in threats(attack)]
+    given = bool(mix) and MIXES[str(mix)].pairs
+    if pairs and len(norms) < 2:
+        raise ValueError(
+            f"objective={objective!r} pairs what two norms find in the same images, and "
+            f"attack.norm={norms[0]} is one; name more, such as attack.norm=linf,l2,l1, with a "
+            "radius each, and set attack.mix='pair'"
+        )
+    if pairs and not given:
+        raise ValueError(
+            f"objective={objective!r} pairs what two norms find in the same images, which "
+            f"attack.mix={mix!r} does not keep; set attack.mix='pair'"
+        )
+    if given and not pairs:
+        raise ValueError(
+            f"attack.mix={mix!r} is of objective='ramp', which compares the points of two norms; "
+            f"with objective={objective!r} take attack.mix='worst' or 'average'"
+        )
+
+
+def attack_of(plans: Sequence[inner.InnerPlan], mix: str, *, growing: bool, loss: str) -> Attack:
+    """Make the attack of a step of the plans of each norm, by a row of `MIXES`."""
+    if MIXES[mix].steepest:
+        return _together(plans, growing=growing)
+    searches = [inner.of_plan(plan, growing, number) for number, plan in enumerate(plans)]
+    return mixed(searches, mix, loss)
+
+
+def _together(plans: Sequence[inner.InnerPlan], *, growing: bool) -> Attack:
+    """Make one attack whose steps all norms choose together, from the first one's start."""
+    first = plans[0]
+
+    def make(balls: Sequence[steepest.SteepestBall]) -> Attack:
+        return steepest.msd(balls, steps=first.steps, **first.settings)
+
+    attack = make([steepest.SteepestBall(plan.norm, **plan.step(plan.epsilon)) for plan in plans])
+    if not growing:
+        return attack
+
+    def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+        balls = [
+            steepest.SteepestBall(plan.norm, **plan.step(radii, whole=plan.epsilon))
+            for plan, radii in zip(plans, given.radii.T, strict=True)
+        ]
+        return make(balls)(logits_fn, given.keys, images, labels)
+
+    return of_radii
+
+
+def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
+    """Make one attack of those of each norm, by a row of `MIXES`.
+
+    "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX
+    of Tramèr & Boneh; "average" and "pair" return all points, f32[B, norms, H, W, C], for
+    `averaged` and `pairing.ramp`; "alternate" and "extreme" are given `TurnKeys`, and run the
+    attack whose turn it is.
+    """
+    row, loss_of = MIXES[mix], attacks.LOSSES[loss]
+
+    def every(logits_fn: Any, keys: Any, images: Any, labels: Any) -> Any:
+        found = [search(logits_fn, keys, images, labels) for search in searches]
+        points = jnp.stack(found, axis=1)
+        if not row.looks:
+            return points
+        values = jnp.stack(
+            [loss_of(logits_fn(own).astype(images.dtype), labels) for own in found], axis=1
+        )
+        best = values.argmax(1).reshape(-1, *[1] * (points.ndim - 1))
+        return jnp.take_along_axis(points, best, axis=1)[:, 0]
+
+    def in_turn(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+        def branch(search: Attack) -> Callable[[Any], Any]:
+            return lambda keys: search(logits_fn, keys, images, labels)
+
+        return jax.lax.switch(given.turn[0], [*map(branch, searches)], given.keys)
+
+    return every if row.each else in_turn
+
+
+def averaged(objective: Objective, count: int) -> Objective:
+    """Average a loss over the points of `count` attacks, f32[B, count, H, W, C].
+
+    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000). The points of one attack pass after those of the
+    other, each with the same draws; running statistics of batch norms move each time.
+    """
+
+    def loss(
+        net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
+    ) -> Value:
+        values, found = [], []
+        for i in range(count):
+            value, (stats, metrics) = objective.loss(
+                net, params, stats, batch, images_adv[:, i], key
+            )
+            values.append(value)
+            found.append(metrics)
+        mean = jax.tree.map(lambda *parts: sum(parts) / count, *found)
+        return functools.reduce(jnp.add, values) / count, (stats, mean)
+
+    return objective._replace(loss=loss)
+
+
+def memory(attack: AttackSection) -> Memory | None:
+    """Make what a step remembers of the turns before it; None: it takes none.
+
+    "alternate" counts the updates. "extreme" draws linf or l1 with probabilities that are as their
+    robust errors so far, each the mean over all its steps since the phase began; until both have
+    had one, they are equally likely. That is the rule of Croce & Hein 2022 (arXiv 2105.12508) as
+    the authors' code has it. Ours: the error of a step is that of its images under the attack as
+    the update passes them, which costs nothing, where theirs is that of the attack's last look.
+    """
+    mix = attack.get("mix")
+    if mix is None or MIXES[mix].each:
+        return None
+    norms = norms_of(attack)
+    extreme = MIXES[mix].extreme
+
+    def turn(state: Any) -> Array:
+        if not extreme:
+            return state.step % len(norms)
+        told = state.opt_state.memory
+        known = (told["turns"] > 0).all() & (told["errors"].sum() > 0)
+        shares = jnp.where(known, told["errors"], 1.0)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _OF_TURNS)
+        return jax.random.categorical(key, jnp.log(shares)).astype(jnp.int32)
+
+    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+        images = len(jax.tree.leaves(keys)[0])  # there may be radii beside the keys
+        return state.stats, batch, TurnKeys(keys, jnp.broadcast_to(turn(state), (images,)))
+
+    def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
+        now = jnp.arange(len(norms)) == turn(state)
+        shown = {f"trained_{norm}": now[i].astype(jnp.float32) for i, norm in enumerate(norms)}
+        if extreme:
+            told = opt_state.memory
+            turns = told["turns"] + now
+            step = (1 - metrics["robust"] - told["errors"]) / jnp.maximum(turns, 1)
+            errors = told["errors"] + jnp.where(now, step, 0).astype(jnp.float32)
+            opt_state = opt_state._replace(memory=told | {"turns": turns, "errors": errors})
+        return opt_state, metrics | shown
+
+    def first(params: Any, stats: Any) -> dict[str, Array]:
+        return {"turns": jnp.zeros(2, jnp.int32), "errors": jnp.zeros(2, jnp.float32)}
+
+    return Memory(recall, learn, first if extreme else None)

@@ -1,0 +1,667 @@
+"""The papers' tables beside our records, rule by rule: made-up tables and records."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.analysis import run_records
+from jaxrobust.analysis.run_records import RunRecord
+from jaxrobust.config import base
+from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.papers.tables import (
+    documents,
+    lines,
+    matching,
+    residual,
+    tables,
+    tables_markdown,
+    training_words,
+)
+from jaxrobust.papers.tables.tables import Table
+from jaxrobust.papers.tables.tables_markdown import Cell, Filled
+from jaxrobust.resolved import Values, plain
+
+LINF = {"norm": "linf", "epsilon": 4 / 255}
+STANDARD = [
+    {"name": name, "steps": steps, "restarts": 1, "targets": targets, **LINF}
+    for name, steps, targets in (
+        ("apgd-ce", 100, 0), ("apgd-t", 100, 9), ("fab-t", 100, 9), ("square", 5000, 0)
+    )
+]  # fmt: skip
+AA = {"attack": "autoattack", "norm": "linf", "epsilon": "4/255"}
+APGD = {"attack": "apgd-ce", "norm": "linf", "epsilon": "4/255", "steps": 20, "restarts": 2}
+RESULTS = {"clean": {"attack": "clean"}, "aa": AA, "params_m": {"unit": "M"}}
+
+
+def row(name="net", **more) -> dict:
+    known = {"name": name, "model": name, "origin": "authors", "dataset": "cifar10"}
+    known |= {"split": "test", "images": 10, "image_size": 32, "clean": 70.0, "aa": 50.0}
+    return known | more
+
+
+def table(rows, results=None, **more) -> Table:
+    known = {"paper": "revisiting_at", "id": "table_2", "caption": "About", "kind": "accuracy"}
+    known |= {"decimals": 2, "results": results or RESULTS, "notes": []}
+    return Table(**(known | more), rows=rows)
+
+
+def record(**more) -> AccuracyRecord:
+    known = {"dataset": "cifar10", "split": "test", "image_ids": "0..9", "attacks": STANDARD}
+    known |= {"clean": 0.7, "robust": 0.5, "method": "autoattack standard", "weights": "train, ema"}
+    return AccuracyRecord(**(known | more))
+
+
+def ours(**more) -> RunRecord:
+    return RunRecord(record(**more), Path("run/results.jsonl"), None)
+
+
+class TablesTest(parameterized.TestCase):
+    def test_a_row_by_number_or_name(self):
+        of = table([row("a"), row("b"), row("b"), row("c", origin="others"), row("7")])
+        for wanted, place in (("1", 0), ("5", 4), ("a", 0), ("c [others]", 3), ("7", 4)):
+            self.assertEqual(tables.row(of, wanted), place)
+        for wanted, said in (
+            ("b", "has 2 rows of that name; give the number, one of 2, 3"),
+            ("0", "no such row; give a name, or a number from 1 to 5"),
+            ("6", "no such row"),
+            ("c", "no such row"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"--row {wanted}: Table 2 of revis.* {said}"):
+                tables.row(of, wanted)
+
+    @parameterized.parameters(
+        ("4/255", 4 / 255, True), (0.5, "1/2", True), (1, 1.0, True), ("1", 1, True),
+        (1.0, 1.0 + 1e-8, False), (1e-9, 2e-9, False), ("a", "a", True), ("a", "b", False),
+        (None, None, False), (None, 0, False), (True, True, True), ((1,), (1,), True),
+    )  # fmt: skip
+    def test_same(self, one, other, same):
+        self.assertEqual(tables.same(one, other), same)
+        self.assertEqual(tables.same(other, one), same)
+
+    def test_values_as_they_are_printed(self):
+        of = table([], decimals=1)
+        own = row(clean=70, aa=None, params_m=28.59, uncertain=["clean"], other="text")
+        values = [of.value(own, key) for key in ("clean", "aa", "params_m", "other", "none")]
+        self.assertEqual(values, ["70.0?", "", "28.59", "text", ""])
+        self.assertEqual([*of.attacked()], ["clean", "aa"])
+        for value, text in ((None, "unknown"), (0.123456, "0.1235"), (12345, "12345"), ("x", "x")):
+            self.assertEqual(tables.shown(value), text)
+
+    def test_settings_are_what_is_left(self):
+        own = row(epochs=5, aa_std=0.1, params_m=1, note="x", train_size=8)
+        of = table([own])
+        self.assertEqual(tables.settings(of, own), {"epochs": 5, "train_size": 8})
+        places = {"dataset": "cifar10", "split": "test", "images": 10, "image_size": 32}
+        self.assertEqual(tables.settings(of, own, ()), {"epochs": 5, "train_size": 8} | places)
+
+
+class AttackTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (AA, {}, []),
+        (AA, {"attacks": STANDARD[:3]}, ["another attack than standard AutoAttack"]),
+        (AA, {"fast": {"sampled": 3}}, ["the fast version, whose verdicts are not AutoAttack's"]),
+        (AA, {"attacks": []}, ["clean accuracy only"]),
+        (AA, {"robust": None}, ["clean accuracy only"]),
+        (AA | {"epsilon": "8/255"}, {}, ["linf 0.01569, not 8/255"]),
+        (AA | {"norm": "l2"}, {}, ["linf, not l2"]),
+        (AA | {"epsilon": 4 / 255}, {}, []),
+        (APGD, {}, ["another attack than APGD-CE, 20 steps, 2 restarts"]),
+        ({"attack": "pgd", "norm": "linf", "epsilon": "4/255"}, {},
+         ["the paper does not say the settings of its pgd"]),
+        ({"attack": "clean"}, {}, []),
+        ({"attack": "clean"}, {"clean": None}, ["no clean images"]),
+        ({"attack": "clean"}, {"attacks": [], "robust": None}, []),
+        ({"members": [AA], "attack": "union"}, {},
+         ["one attack, not the worst case of several"]),
+        ({"members": [AA], "attack": "union"}, {"method": "union"}, []),
+        ({"members": [AA], "attack": "union"}, {"method": "union", "attacks": STANDARD[1:]},
+         ["another attack than standard AutoAttack"]),
+    )  # fmt: skip
+    def test_other_attack(self, what, changes, said):
+        self.assertEqual([*matching.other_attack(what, record(**changes))], said)
+
+    @parameterized.parameters((20, 2, True), (21, 2, False), (20, 1, False))
+    def test_apgd_of_steps_and_restarts(self, steps, restarts, same):
+        own = [{"name": "apgd-ce", "steps": steps, "restarts": restarts, **LINF}]
+        found = [*matching.other_attack(APGD, record(attacks=own))]
+        self.assertEqual(not found, same)
+
+    def test_the_first_wrong_ball_alone_is_said(self):
+        own = [STANDARD[0], STANDARD[1] | {"norm": "l2"}, STANDARD[2] | {"norm": "l1"}, STANDARD[3]]
+        self.assertEqual([*matching.other_attack(AA, record(attacks=own))], ["l2, not linf"])
+
+    @parameterized.parameters(
+        ("clean", 70.0), ("autoattack", 50.0), ("union", 50.0), ("corruptions", 30.0)
+    )
+    def test_measured(self, attack, value):
+        own = record(corruptions={"mean": 0.3})
+        self.assertEqual(matching.measured({"attack": attack}, own), value)
+        none = replace(own, corruptions=None, clean=None, robust=None)
+        self.assertIsNone(matching.measured({"attack": attack}, none))
+
+    @parameterized.parameters(
+        ({}, {}, []),
+        ({"split": "val"}, {}, ["split test, not val"]),
+        ({"dataset": "cifar100"}, {}, ["cifar10, not cifar100"]),
+        ({"images": 11}, {}, ["images 0..9, not all 11"]),
+        ({"images": None}, {}, ["the paper does not say on how many images"]),
+        ({}, {"damaged": [1, 2]}, ["2 damaged images are left out"]),
+        ({"split": "val@robustbench"}, {}, ["split test, not RobustBench's list of images"]),
+        ({"split": "val@robustbench", "dataset": "imagenet2012"},
+         {"ids_sha256": ROBUSTBENCH_SHA256, "dataset": "folder:x"}, []),
+        ({}, {"dataset": "cifar10-c:files", "split": "any"}, []),
+        ({"dataset": "imagenet100"}, {}, ["cifar10 with other classes than imagenet100"]),
+    )  # fmt: skip
+    def test_other_images(self, wanted, changes, said):
+        own = row(**wanted)
+        self.assertEqual([*matching._other_images(own, record(**changes), True)], said)
+
+    def test_near_images_are_a_part_of_the_split(self):
+        own = record(split="test[:5]", image_ids="0..4", damaged=[1])
+        self.assertEmpty([*matching._other_images(row(), own, False)])
+        self.assertLen([*matching._other_images(row(), own, True)], 3)
+
+    @parameterized.parameters(
+        ({"model": {"name": "vit"}}, None, "vit (train)"),
+        ({"model": None}, {"model": {"name": "own"}}, "own (train)"),
+        ({"model": None}, {"architecture": "theirs"}, "theirs (train)"),
+        ({"model": None, "weights": "train, epoch 3, raw"}, None, "a network (train, epoch 3)"),
+    )
+    def test_label(self, changes, config, label):
+        given = ours(**changes)._replace(config=config)
+        self.assertEqual(matching.label(given), label)
+
+    def test_sizes(self):
+        """Of the record's network, else of the config's or of an imported folder's."""
+        from jaxrobust import config, models  # noqa: F401
+        from jaxrobust.models import table as adds
+
+        own = {"name": "net", "num_classes": 10, "image_size": 8, "in_channels": 1, "options": {}}
+        init = lambda key: ({"a": np.zeros((3, 4)), "b": np.zeros(8)}, {"s": np.zeros(99)})  # noqa: E731
+        with (
+            mock.patch.object(config, "NetworkSpec") as spec,
+            mock.patch.object(adds, "multiply_adds", return_value=3e9) as counted,
+        ):
+            spec.return_value.create.return_value = net = SimpleNamespace(init=init)
+            for given in (
+                ours(model=own),
+                ours(model=None)._replace(config={"model": own}),
+                ours(model=None)._replace(config={"architecture": "net"} | own | {"name": None}),
+            ):
+                self.assertEqual(matching.sizes(given), {"params_m": 20e-6, "macs_g": 3.0})
+                self.assertEqual(spec.call_args.args, ("net", 10, 8, 1, {}))
+                self.assertIs(counted.call_args.args[0], net)
+                self.assertEqual(counted.call_args.kwargs, {"image_size": 8, "in_channels": 1})
+            matching.sizes(ours(model=own | {"in_channels": None, "options": None}))
+            self.assertEqual(spec.call_args.args, ("net", 10, 8, 3, {}))
+            for given in (
+                ours(model=own, function={"name": "f"}),
+                ours(model=own | {"num_classes": None}),
+                ours(model=own | {"image_size": None}),
+                ours(model=None),
+            ):
+                self.assertEqual(matching.sizes(given), {})
+
+    def test_an_edited_config(self):
+        folder = Path(self.create_tempdir().full_path)
+        inner = folder / "evaluation" / "results.jsonl"
+        known = RunRecord(record(config_sha256="abcdef0123456789"), inner, None)
+        self.assertEqual(run_records.other_config(known), "")  # there is none
+        (folder / "config.json").write_text("{}")
+        said = run_records.other_config(known)
+        self.assertStartsWith(said, f"{folder}/config.json is not the config that the record was")
+        self.assertIn("begins with abcdef012345:", said)
+        self.assertEqual(run_records.other_config(known._replace(config={})), "")
+        unknown = known._replace(record=record(config_sha256=None))
+        self.assertEqual(run_records.other_config(unknown), "")
+
+
+class MarkdownTest(parameterized.TestCase):
+    def filled(self, of, records, differing, **how):
+        """`differing`: (name of a row, weights of a record, strictly) -> words."""
+
+        def differences(of, own, key, given, *, of_training=True):
+            return differing.get((own["name"], given.record.weights, of_training), [])
+
+        with mock.patch.object(tables_markdown.matching, "differences", differences):
+            return tables_markdown.filled(of, records, **how).cells
+
+    def test_the_last_record_that_fits_strictly_counts(self):
+        of = table([row("a")], results={"aa": AA})
+        records = [ours(weights=str(at), robust=0.5 + at / 10) for at in range(3)]
+        self.assertEqual(self.filled(of, records, {}), {(0, "aa"): Cell(70.0, 2, False)})
+        last = {("a", "2", True): ["epochs"]}
+        for alike in (False, True):  # a strict one before an alike one
+            cells = self.filled(of, records, last, alike=alike)
+            self.assertEqual(cells, {(0, "aa"): Cell(60.0, 1, False)})
+        other = {("a", str(at), True): ["epochs"] for at in range(3)}
+        self.assertEmpty(self.filled(of, records, other))
+        found = self.filled(of, records, other, alike=True)
+        self.assertEqual(found, {(0, "aa"): Cell(70.0, 2, True)})
+        none = [ours(weights="0", robust=None)]
+        self.assertEmpty(self.filled(of, none, {}, alike=True))
+        nothing = [ours(weights="0", robust=0.0)]  # which is a result
+        self.assertEqual(self.filled(of, nothing, {}), {(0, "aa"): Cell(0.0, 0, False)})
+
+    def test_cells(self):
+        of = table([row("a"), row("b")], decimals=0)
+        cells = {(0, "aa"): Cell(51.26, 1), (1, "aa"): Cell(49.0, 0, alike=True)}
+        shown = Filled(of, cells)
+        for index, key, printed, text in (
+            (0, "aa", "50", "**51.3** [2]"), (1, "aa", "50", "*49.0* [1]"),
+            (0, "clean", "70", "not measured"), (0, "clean", "", ""), (0, "aa", "", "**51.3** [2]"),
+        ):  # fmt: skip
+            self.assertEqual(tables_markdown._ours(shown, index, key, printed), text)
+
+    def test_a_table(self):
+        notes = ["of all", "of all"]
+        of = table([row("a", epochs=5, flag=True, note="odd"), row("b", epochs=7, flag=True)],
+                   notes=notes)  # fmt: skip
+        text = tables_markdown._table(Filled(of, {(1, "aa"): Cell(40, 0)}))
+        self.assertEqual(
+            text,
+            "## Table 2: About\n\nAll rows: dataset cifar10, split test, images 10, image_size 32, "
+            "flag yes.\n\n| network | epochs | clean: paper | ours | autoattack linf 4/255: paper |"
+            " ours | parameters, M |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+            "| a | 5 | 70.00 | not measured | 50.00 | not measured |  |\n"
+            "| b | 7 | 70.00 | not measured | 50.00 | **40.00** [1] |  |\n\n- of all\n- a: odd",
+        )
+
+    @parameterized.parameters(
+        (True, "yes"), (False, "no"), ([1, 2], "1 2"), (None, ""), (0, "0"), ("x", "x")
+    )
+    def test_plain(self, value, text):
+        self.assertEqual(tables_markdown.plain(value), text)
+
+    @parameterized.parameters(
+        ("0123456789abcdef", "01234567"), ("0123456789abcdef+changes", "01234567+changes"),
+        (None, "None"),
+    )  # fmt: skip
+    def test_commits(self, commit, text):
+        self.assertEqual(tables_markdown.short(record(commit=commit)), text)
+
+    def test_records(self):
+        """What stands in no cell says to what it is nearest, by the fewest differences."""
+        shown = Filled(table([row("a"), row("b"), row("c", aa=None)], results={"aa": AA}), {})
+        records = [ours(robust=0.5), ours(robust=0.25, flags={"x": "odd"}, weights="other")]
+        records += [ours(robust=None, attacks=[], weights="w")]
+        counts = {"a": 5, "b": 4, "c": 1}
+
+        def differences(of, own, key, given, *, of_training=True):
+            return [f"{own['name']}{at}" for at in range(counts[own["name"]])]
+
+        with mock.patch.object(tables_markdown.matching, "differences", differences):
+            cells = {(0, "aa"): Cell(50.0, 0)}
+            lines = tables_markdown._records(records, [shown._replace(cells=cells)]).splitlines()
+            self.assertStartsWith(
+                lines[2],
+                "1. a network (train): 70.00% clean, 50.00% robust; cifar10, split test, images "
+                "0..9; autoattack standard, linf",
+            )
+            self.assertEndsWith(lines[2], "; run/results.jsonl.")
+            self.assertEndsWith(
+                lines[3],
+                " In doubt, x: odd. **In no cell above**: nearest is table_2, b, but b0; b1; b2; "
+                "and 1 more.",
+            )
+            self.assertIn("; no attack; ", lines[4])
+            self.assertEndsWith(lines[4], "**: no table above has such a value.")
+            cells = {(0, "aa"): Cell(50.0, 1, alike=True), (1, "aa"): Cell(50.0, 2, alike=True)}
+            lines = tables_markdown._records(records, [shown._replace(cells=cells)]).splitlines()
+            self.assertIn(" **In cells in italics alone**: nearest", lines[3])
+            self.assertIn(" **In no cell above**: nearest", lines[2])
+
+    def test_a_document(self):
+        name, none = "robust_resnets", tables_markdown.NOT_MEASURED
+        every = [Filled(each, {}) for each in tables.tables(name)]
+        text = tables_markdown.document(name, every, [])
+        places = [text.index(words) for words in ("# ", "its numbers beside ours", f"`{none}`: ",
+                  "## Table 1:", "## Table 2:", "## Where the paper contradicts")]  # fmt: skip
+        self.assertEqual(places, sorted(places))
+        self.assertNotIn("In italics", text)
+        self.assertNotIn("## Records", text)
+        self.assertIn(f"jaxrobust reproduce --paper {name} --commands", text)
+        one = Filled(table([row()], results={"aa": AA}), {(0, "aa"): Cell(50.0, 0, alike=True)})
+        with mock.patch.object(tables_markdown, "_records", return_value="the records"):
+            text = tables_markdown.document(name, [one], ["a record"])
+        self.assertIn("*In italics*", text)
+        self.assertEndsWith(text, "| *50.00* [1] |\n\nthe records\n")
+        self.assertNotIn(none, text)
+
+    @parameterized.parameters(
+        (1, "a"), (3, "a; b; c"), (4, "a; b; c; and 1 more"), (5, "and 2 more")
+    )
+    def test_three_differences_are_named_of_the_nearest_row(self, count, said):
+        shown = [Filled(table([row("x"), row("y")], results={"aa": AA}), {})]
+        found = list("abcde")[:count]
+        both = mock.Mock(side_effect=[[*found, "z"], found])
+        with mock.patch.object(tables_markdown.matching, "differences", both):
+            text = tables_markdown._nearest(ours(), shown)
+        self.assertStartsWith(text, "nearest is table_2, y, but a")
+        self.assertEndsWith(text, said)
+
+    def test_of_rows_as_near_the_first_is_named(self):
+        shown = [Filled(table([row("x"), row("y", aa=None), row("z")], results={"aa": AA}), {})]
+        with mock.patch.object(
+            tables_markdown.matching, "differences", return_value=["a"]
+        ) as asked:
+            text = tables_markdown._nearest(ours(), shown)
+        self.assertEqual(text, "nearest is table_2, x, but a")
+        self.assertEqual(asked.call_count, 2)  # a row without a value is none
+
+    def test_contradictions(self):
+        rows = [{"where": "Table 1", "says": [1, None], "likely": [2, 3], "why": "a | b"}]
+        lines = tables_markdown._contradictions(rows).splitlines()
+        self.assertEqual(lines[-1], "| Table 1 | 1 /  | 2 3 | a \\| b |")
+
+    @parameterized.parameters(
+        ("corruptions", {"corruptions": {"mean": 0.5}}, True),
+        ("corruptions", {}, False),
+        ("autoattack", {"corruptions": {"mean": 0.5}}, False),
+        ("clean", {}, False),
+        ("clean", {"attacks": []}, True),
+        ("autoattack", {}, True),
+        ("autoattack", {"attacks": []}, False),
+    )
+    def test_concerns(self, attack, changes, concerns):
+        what = {"attack": attack}
+        self.assertEqual(tables_markdown._concerns(what, record(**changes)), concerns)
+
+
+class DocumentsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.filled = mock.Mock(side_effect=lambda of, records, alike: Filled(of, {}))
+        self.lines = mock.Mock(side_effect=lambda name, shown, **how: f"lines of {name}")
+        for place, name, own in (
+            (documents.tables_markdown, "filled", self.filled),
+            (documents.lines, "document", self.lines),
+            (documents.matching, "collect_checked", lambda places: places),
+            (documents.tables_markdown, "document", lambda name, shown, records: f"page {name}\n"),
+        ):
+            self.enter_context(mock.patch.object(place, name, own))
+
+    def test_all_papers_or_one(self):
+        pages = [f"page {name}\n" for name in tables.PAPERS]
+        self.assertEqual(documents.answer([]), "\n".join(pages))
+        self.assertEqual(documents.answer([], paper="robust_resnets"), "page robust_resnets\n")
+        self.filled.reset_mock()
+        documents.answer(["a record"], paper="robust_resnets", table="2", alike=True)
+        (call,) = self.filled.call_args_list
+        self.assertEqual((call.args[0].id, call.args[1]), ("table_2", ["a record"]))
+        self.assertTrue(call.kwargs["alike"])
+
+    def test_commands(self):
+        how = {"paper": "revisiting_at", "table": "1", "commands": True}
+        self.assertEqual(documents.answer([], **how, row="2"), "lines of revisiting_at")
+        self.assertEqual(self.lines.call_args.kwargs, {"measured": False, "only": 1})
+        documents.answer(["a record"], **how)
+        self.assertEqual(self.lines.call_args.kwargs, {"measured": True, "only": None})
+        out = Path(self.create_tempdir().full_path, "new")
+        said = documents.answer([], **how, out=out)
+        path = out / "revisiting_at-commands.md"
+        self.assertEqual((said, path.read_text()), (f"{path}\n", "lines of revisiting_at"))
+
+    def test_pictures_stand_under_their_title(self):
+        of = [table([row()]), table([row()], id="table_21")]
+        text = "# P\n\n## Table 2: About\n\nrows\n\n## Table 21: About\n\nrows"
+        out = Path(self.create_tempdir().full_path, "new")
+        drawn = lambda each, records, out: [out / f"{each.table.id}.png"]  # noqa: E731
+        scatter = SimpleNamespace(plotting=lambda: None, draw=drawn)
+        with (
+            mock.patch.object(documents, "scatter", scatter),
+            mock.patch.object(documents.resolutions, "draw", lambda each, out: []),
+        ):
+            shown = [Filled(each, {}) for each in of]
+            made = documents._written(out, "p", shown, [], text)
+        names = ["p.md", "table_2.png", "table_21.png"]
+        self.assertEqual(made, [str(out / name) for name in names])
+        self.assertEqual(
+            (out / "p.md").read_text(),
+            "# P\n\n![About](table_2.png)\n\n## Table 2: About\n\nrows\n\n"
+            "![About](table_21.png)\n\n## Table 21: About\n\nrows",
+        )
+
+
+class TrainingWordsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("cifar10", None, "cifar10"), ("tfds:imagenet2012:5.1.0", None, "imagenet2012"),
+        ("imagenet2012", "imagenet100", "imagenet100"), ("imagenet2012", "others", None),
+        ("cifar10", "some", None), ("folder:place", None, "folder"),
+    )  # fmt: skip
+    def test_data_sets(self, name, classes, known):
+        self.assertEqual(training_words.dataset(name, classes), known)
+
+    @parameterized.parameters(
+        ("batch_size", 1090, 1000, True), ("batch_size", 910, 1000, True),
+        ("batch_size", 1110, 1000, False), ("batch_size", 890, 1000, False),
+        ("epochs", 51, 50, False), ("epochs", 50.0, 50, True), ("epsilon_train", 4 / 255, "4/255",
+                                                               True),
+    )  # fmt: skip
+    def test_a_batch_that_devices_divide_is_the_papers(self, key, own, wanted, same):
+        found = [*training_words._unlike(key, {key: own}, {key: wanted})]
+        self.assertEqual(not found, same, found)
+
+    @parameterized.parameters((1, None), (2, 2), (3, 3))
+    def test_views_of_an_image(self, views, told):
+        config = plain(base())
+        config["data"]["views"] = views
+        self.assertEqual(training_words.trained(config).get("repeated_augmentation"), told)
+
+    def test_a_batch_that_is_not_near_is_not_the_papers_however_small(self):
+        (said,) = training_words._unlike("batch_size", {"batch_size": 64}, {"batch_size": 1024})
+        self.assertEqual(said, "batch_size 64, not 1024")
+
+    def test_what_is_missing_differs(self):
+        (said,) = training_words._unlike("epochs", {}, {"epochs": 5})
+        self.assertEqual(said, "epochs unknown, not 5")
+
+    @parameterized.parameters(
+        ({"augmentation": "heavy", "label_smoothing": 0.1}, ""),
+        ({"augmentation": "basic", "label_smoothing": 0.1}, " after augmentation basic"),
+        ({"augmentation": "heavy", "label_smoothing": 0.0}, " after label_smoothing 0"),
+        ({}, " after augmentation unknown, label_smoothing unknown"),
+    )
+    def test_a_new_stems_clean_epochs(self, of_images, words):
+        self.assertEqual(training_words._clean_start(of_images), f"clean+stem{words}")
+
+    @parameterized.parameters(
+        ("convnext_t", ["convnext_tiny.fb_in1k"]), ("convnext_t_cvst", ["convnext_tiny.fb_in1k"]),
+        ("internimage_t_ps", [training_words.INTERNIMAGE]), ("nothing", []),
+    )  # fmt: skip
+    def test_clean_weights(self, model, names):
+        found = training_words.clean_weights(model)
+        self.assertContainsSubset(names, found)
+        self.assertEqual(bool(found), bool(names))
+
+    def test_a_start_from_published_robust_weights(self):
+        """As one phase of a network whose stem and head are kept or are both new."""
+        (published,) = tables.tables("revisiting_at", "table_2")
+        of = next(row for row in published.rows if row.get("robustbench"))
+
+        def started(before=(), **init):
+            init = {"weights": of["robustbench"], "stem": "keep", "head": "keep"} | init
+            last = {"start": None, "stem": "keep", "head": "keep"}
+            whole = {"init": init, "train": last, "model": {"name": "none_of_them"}}
+            return training_words._started(
+                json.loads(json.dumps(whole), object_hook=Values), list(before), "train", None
+            )
+
+        robust = {"start": "robust-4/255", "start_epochs": of["epochs"]}
+        self.assertEqual(started(), robust)
+        self.assertEqual(started(stem="fresh"), {})
+        self.assertEqual(started(before=["pretrain"]), {})
+        self.assertEqual(started(weights=None), {"start": "random"})
+        self.assertEqual(started(before=["pretrain"], weights=None), {})
+        self.assertEqual(started(weights="elsewhere"), {})
+
+    def by_run(self, **first):
+        """The start of a network from the weights of a run that was trained so."""
+        known = {"train_dataset": "imagenet2012", "objective": "adversarial", "epochs": 50}
+        known |= {"norm_train": "linf", "epsilon_train": 4 / 255, "start": "fresh-stem"}
+        known |= {"augmentation": "heavy", "label_smoothing": 0.1} | first
+        model = SimpleNamespace(model=SimpleNamespace(name="convnext_t_cvst"))
+        with (
+            mock.patch.object(training_words, "trained", return_value=known),
+            mock.patch.object(training_words, "whole_config", return_value=model),
+        ):
+            return training_words._by_run(model, {})
+
+    def test_a_start_from_a_run(self):
+        robust = {"start": "robust-4/255", "start_epochs": 50, "start_origin": "authors"}
+        self.assertEqual(self.by_run(), robust)
+        clean = {"start": "clean+stem", "pretrain_epochs": 50}
+        self.assertEqual(self.by_run(objective="clean"), clean)
+
+    @parameterized.parameters(
+        {"norm_train": "l2"},
+        {"objective": "trades"},
+        {"train_dataset": "imagenet100"},
+        {"train_dataset": "cifar10"},
+        {"train_dataset": None},
+        {"objective": "clean", "start": "random"},
+        {"objective": "clean", "start": "clean"},
+    )
+    def test_a_start_that_no_paper_has(self, **first):
+        self.assertEqual(self.by_run(**first), {})
+
+
+class ResidualTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("WRN-28-10", "BAT", {}, "wrn_28_10", {}),
+        ("WRN-28-10", "AAT", {}, "wrn_28_10", {"activation": "silu"}),
+        ("RACL (7@104)", "BAT", {}, "racl_7_104", {}),
+        ("A", "AAT", {"extra_images": 500}, "a", {"activation": "silu"}),
+        ("A", "AAT", {"extra_images": 0}, None, None),  # which one is not said
+    )
+    def test_networks(self, name, recipe, more, model, options):
+        found = residual.network({"name": name, "recipe": recipe} | more)
+        expected = {"model": model} | ({} if options is None else {"options": options})
+        self.assertEqual(found, expected)
+
+
+class LinesTest(parameterized.TestCase):
+    def test_weights_that_a_row_names(self):
+        """Those of RobustBench, else those drawn in Table 9, else the last of the clean ones."""
+        names = ["convnext_tiny", "convnext_tiny.fb_in1k"]
+        with mock.patch.object(training_words, "clean_weights", return_value=names):
+            for more, weights in (
+                ({"timm": "convnext_tiny"}, "convnext_tiny.fb_in1k"),
+                ({"meta": "convnext_tiny_1k_224"}, "convnext_tiny.fb_in1k"),
+                ({"timm": "convnext_tiny", "robustbench": "Liu"}, "Liu"),
+                (
+                    {"model": "xcit_s12", "origin": "timm", "timm": "x"},
+                    "xcit_small_12_p16_224.fb_in1k",
+                ),
+                ({}, None),
+            ):
+                self.assertEqual(lines._more(row(**more))["weights"], weights, more)
+
+    def evaluations(self, results, rule=None, **of_row):
+        rule = rule or SimpleNamespace(split="test", published=False)
+        wanted = {key: RESULTS[key] for key in results if key in RESULTS}
+        wanted |= {"apgd": APGD} if "apgd" in results else {}
+        wanted |= {key: {"attack": key} for key in results if key == "corruptions"}
+        return [*lines._evaluations(row(**of_row), wanted, rule)]
+
+    @parameterized.parameters((0.8, "0.8"), (2, "2"), (1.25, "1.25"), (10, "10"), (2.345, "2.35"))
+    def test_steps_are_written_in_pixels_of_255(self, size, said):
+        what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
+        found = lines._settings(what | {"step_size": size / 255})
+        self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
+
+    def test_each_attack_of_its_own_is_an_evaluation(self):
+        pgd = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform", "norm": "linf"}
+        pgd |= {"epsilon": "8/255", "step_size": 2 / 255}
+        found = [*lines._attacks([APGD, AA, pgd, AA | {"epsilon": "8/255"}])]
+        standard = "--threat linf:4/255 --threat linf:8/255"
+        own = "--attack apgd-ce --steps 20 --restarts 2 --threat linf:4/255"
+        other = "--attack pgd-20 --step 2/255 --start uniform --threat linf:8/255"
+        self.assertEqual(found, [standard, own, other])
+        self.assertEqual([*lines._attacks([AA, {"members": []}])], ["--worst_case"])
+
+    def test_evaluations_of_a_row(self):
+        standard, apgd = "--threat linf:4/255", "--attack apgd-ce --steps 20 --restarts 2"
+        self.assertEqual(self.evaluations(["clean"]), ["--attack clean"])
+        self.assertEqual(self.evaluations(["clean", "aa"]), [standard])  # which has both
+        both = self.evaluations(["clean", "aa", "apgd"])
+        self.assertEqual(both, [standard, f"{apgd} {standard}"])
+        self.assertEqual(
+            self.evaluations(["corruptions"]), ["--corruptions all --dataset cifar10-c:CIFAR-10-C"]
+        )
+        self.assertEqual(self.evaluations(["corruptions"], dataset="other"), ["--corruptions all"])
+
+    @parameterized.parameters(
+        ({"train_size": 24}, " --image_size 32"),
+        ({"train_size": 48}, " --image_size 32"),
+        ({"train_size": 32}, ""),
+        ({"split": "validation"}, " --split validation"),
+        ({"split": "validation", "train_size": 24}, " --image_size 32 --split validation"),
+    )
+    def test_images_otherwise_than_in_training(self, of_row, said):
+        self.assertEqual(self.evaluations(["clean"], **of_row), [f"--attack clean{said}"])
+
+    def test_published_networks_have_no_split_of_a_config(self):
+        rule = SimpleNamespace(split="test", published=True)
+        self.assertEqual(self.evaluations(["clean"], rule, split="x"), ["--attack clean"])
+
+    def test_whose_it_is_and_the_batch_of_a_pod(self):
+        found = lines._more(row(batch_per_core=16))
+        self.assertEqual((found["own"], found["batch"]), (True, 1024))
+        found = lines._more(row(origin="timm"))
+        self.assertEqual((found["own"], found["batch"]), (False, 0))
+
+
+class FoundTest(absltest.TestCase):
+    """Configs and records of a folder."""
+
+    def test_a_config_is_found_under_each_of_its_hashes(self):
+        folder = Path(self.create_tempdir())
+        whole = plain(base())
+        (folder / "config.json").write_text(json.dumps({"version": 1} | whole))
+        found = list(run_records._read(folder))
+        hashed = [sha256 for sha256, _ in found]
+        self.assertEqual(hashed[0], run_records.hashes.config_sha256(json.loads(json.dumps(whole))))
+        self.assertLen(found, 4)  # as it is, completed, and as each of two phases sees it
+        self.assertTrue(all(config["model"] == whole["model"] for _, config in found))
+        about = {"architecture": "convnext_t", "image_size": 224}
+        (folder / "config.json").write_text(json.dumps({"version": 3} | about))
+        self.assertEqual(
+            list(run_records._read(folder)), [(run_records.hashes.config_sha256(about), about)]
+        )
+        for text in ("{", "[1]"):
+            (folder / "config.json").write_text(text)
+            with self.assertRaisesRegex(ValueError, "config.json is damaged .*; get it again"):
+                list(run_records._read(folder))
+
+    def test_lines_that_are_no_records_are_refused(self):
+        file = Path(self.create_tempdir()) / "results.jsonl"
+        whole = {"clean": 0.5, "attacks": [], "config_sha256": "ab", "dataset": "digits"}
+        file.write_text(json.dumps(whole) + "\n")
+        (found,) = run_records._records(file)
+        self.assertEqual((found.clean, found.dataset), (0.5, "digits"))
+        for key in whole:
+            line = {name: value for name, value in whole.items() if name != key}
+            file.write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
+            with self.assertRaisesRegex(ValueError, "holds lines that are no records of jaxrobust"):
+                list(run_records._records(file))
+
+
+class CleanTest(absltest.TestCase):
+    def test_a_record_of_corruptions_alone_has_no_clean_accuracy(self):
+        record = replace(AccuracyRecord(), corruptions={"mean": 0.25, "images": 100})
+        self.assertEqual(tables_markdown._clean(record), "25.00% under corruptions (100)")
+        record = replace(record, clean=0.5)
+        self.assertEqual(
+            tables_markdown._clean(record), "50.00% clean, 25.00% under corruptions (100)"
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,335 @@
+"""The pictures of the papers' tables: which networks stand where, in which colour and words."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.analysis import run_records
+from jaxrobust.papers.tables import documents, matching, tables
+from jaxrobust.papers.tables.pictures import resolutions, scatter
+from jaxrobust.papers.tables.pictures.scatter import Point
+from jaxrobust.papers.tables.tables import Table
+from jaxrobust.papers.tables.tables_markdown import Cell, Filled
+
+LINF = {"attack": "autoattack", "norm": "linf", "epsilon": "4/255"}
+RESULTS = {"clean": {"attack": "clean"}, "aa": LINF}
+
+
+def row(name: str, robust: float | None = 50.0, **more) -> dict:
+    known = {"name": name, "origin": "authors", "dataset": "imagenet"}
+    known |= {"params_m": 20.0, "clean": 70.0, "aa": robust}
+    return known | more
+
+
+def filled(rows: list[dict], cells: dict | None = None, results: dict | None = None) -> Filled:
+    about = {"caption": "A caption", "kind": "accuracy", "decimals": 2, "notes": []}
+    table = Table("revisiting_at", "table_2", results=results or RESULTS, rows=rows, **about)
+    return Filled(table, cells or {})
+
+
+def ours(robust: float, name: str = "net") -> run_records.RunRecord:
+    """A record of AutoAttack in linf; the name tells it."""
+    about = {"clean": 0.8, "robust": robust, "dataset": "imagenet", "image_ids": "0..9"}
+    return run_records.RunRecord(SimpleNamespace(**about, name=name), Path("r"), None)
+
+
+class PointsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (("clean", "apgd-ce", "autoattack"), 2),
+        (("pgd-20", "apgd-ce"), 1),
+        (("pgd-20", "cw-40"), 0),
+        (("autoattack", "autoattack"), 0),  # the first of equals
+        (("clean", "union", "corruptions"), None),
+    )
+    def test_the_ordinate(self, attacks, place):
+        results = {f"key {i}": {"attack": attack} for i, attack in enumerate(attacks)}
+        results["size"] = {"unit": "M"}  # no accuracy
+        found = scatter.robust_key(filled([row("a")], results=results))
+        self.assertEqual(found, None if place is None else f"key {place}")
+
+    def test_no_ordinate_no_points(self):
+        table = filled([row("a")], results={"clean": {"attack": "clean"}})
+        self.assertEqual(scatter.points(table, []), [])
+
+    def test_each_network_has_its_number_and_ours_the_same(self):
+        rows = [row("a", epochs=5), row("b", None), row("a", 51.0, epochs=7, attack_steps=2)]
+        rows += [row("c", origin="others", params_m=None)]
+        cells = {(0, "aa"): Cell(48.0, 1), (0, "clean"): Cell(69.0, 1)}
+        cells |= {(2, "aa"): Cell(47.0, 0, alike=True), (3, "aa"): Cell(46.0, 2)}
+        with mock.patch.object(scatter, "_beside", return_value=["beside"]) as beside:
+            found = scatter.points(filled(rows, cells), [])
+        self.assertEqual(
+            found,
+            [
+                Point("1", "a, 5 epochs", {"params_m": 20, "clean": 70, "robust": 50}, "authors"),
+                Point("1", "", {"params_m": 20, "clean": 69, "robust": 48}, "ours"),
+                Point(
+                    *("2", "a, 7 epochs, 2 steps"),
+                    *({"params_m": 20, "clean": 70, "robust": 51}, "authors"),
+                ),
+                Point("3", "c [others]", {"clean": 70, "robust": 50}, "others"),
+                Point("3", "", {"clean": 70, "robust": 46}, "ours"),
+                "beside",
+            ],
+        )
+        self.assertEqual(beside.call_args.args, (LINF, [], {1, 2}))  # what is alike is beside
+
+    def test_other_records_of_the_attack_stand_beside(self):
+        records = [ours(0.1 * i, f"net {i}") for i in range(30)]
+        none = lambda what, record: ["another norm"] if record.name == "net 3" else []  # noqa: E731
+        with (
+            mock.patch.object(matching, "other_attack", none),
+            mock.patch.object(matching, "label", lambda ours: ours.record.name),
+            mock.patch.object(matching, "sizes", lambda ours: {"params_m": 5.0}),
+        ):
+            found = scatter._beside(LINF, records, {0, 7})
+        self.assertLen(found, 27)
+        self.assertEqual([p.label for p in found][24:], ["y", "z", "a"])
+        names = [p.name.partition(",")[0] for p in found]
+        self.assertEqual(names[:6], [f"net {i}" for i in (1, 2, 4, 5, 6, 8)])
+        self.assertEqual(found[0].name, "net 1, imagenet, images 0..9")
+        expected = {"clean": 80.0, "robust": 10.0, "params_m": 5.0}
+        self.assertEqual((found[0].values, found[0].kind), (expected, "beside"))
+
+
+class DrawnTest(parameterized.TestCase):
+    def test_a_picture_for_each_data_set(self):
+        rows = [row("a"), row("b", dataset="cifar"), row("c"), row("d", dataset="cifar")]
+        cells = {(1, "aa"): Cell(1.0, 0), (2, "aa"): Cell(2.0, 1), (3, "clean"): Cell(3.0, 2)}
+        with mock.patch.object(scatter, "_drawn", side_effect=[True, False]) as drawn:
+            made = scatter.draw(filled(rows, cells), ["r"], Path("out"))
+        self.assertEqual(made, [Path("out/revisiting_at-table_2-imagenet.png")])
+        first, second = (call.args for call in drawn.call_args_list)
+        self.assertEqual([r["name"] for r in first[0].table.rows], ["a", "c"])
+        self.assertEqual(first[0].cells, {(1, "aa"): Cell(2.0, 1)})
+        self.assertEqual(second[0].cells, {(0, "aa"): Cell(1.0, 0), (1, "clean"): Cell(3.0, 2)})
+        self.assertEqual(first[1:], (["r"], made[0], "imagenet"))
+        with mock.patch.object(scatter, "_drawn", return_value=True):
+            (path,) = scatter.draw(filled([row("a")]), [], Path("out"))
+        self.assertEqual(path, Path("out/revisiting_at-table_2.png"))
+
+    @parameterized.parameters(
+        (4, {}, True),
+        (3, {}, False),
+        (4, {"params_m": None}, False),  # the clean accuracy alone is no picture
+        (4, {"params_m": None, "macs_g": 4.0}, True),
+    )
+    def test_four_networks_whose_size_is_known(self, count, changes, drawn):
+        with (
+            mock.patch.object(scatter, "plotting") as plotting,
+            mock.patch.object(scatter, "_panel") as panel,
+            mock.patch.object(scatter, "_label") as label,
+        ):
+            figure = plotting.return_value.figure.return_value
+            figure.subplots.side_effect = lambda a, b, **how: [mock.MagicMock() for _ in range(b)]
+            rows = [row(f"n{i}", **changes) for i in range(count)]
+            found = scatter._drawn(filled(rows), [], Path("x.png"), "imagenet")
+        self.assertEqual(found, drawn)
+        self.assertEqual(figure.savefig.called, drawn)
+        if drawn:
+            axes = [call.args[1] for call in panel.call_args_list]
+            size = "params_m" if not changes else "macs_g"
+            self.assertEqual(axes, [size, "clean"])
+            self.assertEqual([call.args[1] for call in label.call_args_list], axes)
+            self.assertEqual(panel.call_args.args[3], "AutoAttack, linf 4/255, %")
+            self.assertIn("nothing of it measured by us yet", figure.suptitle.call_args.args[0])
+            (legend,) = figure.legend.call_args_list
+            handles = panel.call_args_list[0].args[0].get_legend_handles_labels.return_value
+            self.assertEqual(legend.args, tuple(handles))
+            self.assertEqual(legend.kwargs["loc"], "outside lower center")  # over no point
+            figure.get_layout_engine.return_value.execute.assert_called_once_with(figure)
+            figure.savefig.assert_called_once_with(Path("x.png"), dpi=120)
+            plotting.return_value.close.assert_called_once_with(figure)
+
+    def test_values_of_ours_are_counted(self):
+        with (
+            mock.patch.object(scatter, "plotting") as plotting,
+            mock.patch.object(scatter, "_panel"),
+            mock.patch.object(scatter, "_label"),
+            mock.patch.object(scatter, "_beside", return_value=[Point("a", "x", {}, "beside")]),
+        ):
+            figure = plotting.return_value.figure.return_value
+            figure.subplots.side_effect = lambda a, b, **how: [mock.MagicMock() for _ in range(b)]
+            table = filled([row(f"n{i}") for i in range(4)], {(0, "aa"): Cell(48.0, 0)})
+            scatter._drawn(table, [], Path("x.png"), "imagenet")
+        self.assertIn("red: 2 values measured by us", figure.suptitle.call_args.args[0])
+
+    def test_points_of_each_kind_where_the_axis_is_known(self):
+        shown = [
+            Point("1", "a", {"params_m": 1.0, "robust": 50.0}, "authors"),
+            Point("2", "b", {"clean": 70.0, "robust": 51.0}, "authors"),
+            Point("2", "", {"params_m": 30.0, "robust": 49.0}, "ours"),
+        ]
+        panel = mock.MagicMock()
+        scatter._panel(panel, "params_m", shown, "y")
+        first, second = panel.scatter.call_args_list
+        self.assertEqual((first.args, second.args), (([1.0], [50.0]), ([30.0], [49.0])))
+        self.assertGreater(second.kwargs["zorder"], first.kwargs["zorder"])
+        panel.set_xscale.assert_called_once_with("log")
+        panel = mock.MagicMock()
+        scatter._panel(panel, "clean", shown, "y")
+        self.assertEqual(panel.scatter.call_args.args, ([70.0], [51.0]))
+        panel.set_xscale.assert_not_called()
+
+    @parameterized.parameters((20.0, True), (20.5, False))
+    def test_few_ticks_where_sizes_are_more_than_20_fold(self, largest, fine):
+        values = [{"macs_g": size, "robust": 50.0} for size in (1.0, largest, 5.0)]
+        panel = mock.MagicMock()
+        scatter._panel(panel, "macs_g", [Point("1", "", own, "others") for own in values], "y")
+        ticks = panel.xaxis.set_major_locator.call_args.args[0].tick_values(1, 10)
+        self.assertContainsSubset({1, 2, 5}, set(ticks))
+        self.assertEqual({3, 4, 7} <= set(ticks), fine)
+        panel.xaxis.set_major_formatter.assert_called_once_with("{x:g}")
+        panel.set.assert_called_once_with(xlabel="multiply-adds, 1e9", ylabel="y")
+
+    def test_a_label_is_beside_its_point_and_off_the_others(self):
+        shown = [Point(str(i), "", {"clean": float(i), "robust": 0.0}, "ours") for i in range(2)]
+        shown.append(Point("x", "", {"params_m": 1.0, "robust": 0.0}, "authors"))
+        panel = mock.MagicMock()
+        panel.transData.transform = lambda place: (14 * place[0], place[1])
+        scatter._label(panel, "clean", shown)
+        calls = panel.annotate.call_args_list
+        self.assertEqual([call.args for call in calls], [("0", (0.0, 0.0)), ("1", (1.0, 0.0))])
+        labels = [np.add((14 * i, 0), call.kwargs["xytext"]) for i, call in enumerate(calls)]
+        points = [(0, 0), (14, 0)]
+        self.assertGreater(np.abs(labels[0] - labels[1]).max(), 10)
+        for label in labels:
+            self.assertGreater(min(np.abs(np.subtract(label, p)).max() for p in points), 10)
+
+    def test_the_nearest_free_place_and_above_first(self):
+        self.assertEqual(scatter._free((0, 0), [(0, 0)]), (0, 12))
+        dx, dy = scatter._free((0, 0), [(0, 0), (0, 12)])
+        self.assertEqual((round(dx, 6), dy), (15.6, 0))  # to the right, as labels are wide
+
+
+class ResolutionsTest(parameterized.TestCase):
+    def table(self, cells=None, more=()):
+        rows = [row("a", 40.0 + i, image_size=size) for i, size in enumerate((288, 160, 224))]
+        rows += [row("b", image_size=224), row("c"), *more]
+        return filled(rows, cells)
+
+    def test_three_resolutions_make_a_curve(self):
+        cells = {(0, "aa"): Cell(39.0, 0), (2, "aa"): Cell(38.0, 1, alike=True)}
+        clean, robust = resolutions.curves(self.table(cells))
+        self.assertEqual((clean.network, clean.result, robust.result), ("a", "clean", "linf 4/255"))
+        self.assertEqual(robust.theirs, {288: 40.0, 160: 41.0, 224: 42.0})
+        self.assertEqual((robust.ours, clean.ours), ({288: 39.0}, {}))
+
+    def test_runs_are_told_apart(self):
+        more = [row("a", 30.0, image_size=size, run="second") for size in (160, 224)]
+        self.assertLen(resolutions.curves(self.table(more=more)), 2)
+        more.append(row("a", 30.0, image_size=288, run="second"))
+        found = resolutions.curves(self.table(more=more))
+        self.assertEqual([len(curve.theirs) for curve in found], [3] * 4)
+
+    def test_a_picture_for_each_network(self):
+        with mock.patch.object(resolutions, "_draw") as draw:
+            made = resolutions.draw(self.table(), Path("out"))
+            self.assertEqual(made, [Path("out/revisiting_at-table_2-resolution.png")])
+            more = [row("d", 30.0, image_size=size) for size in (160, 224, 288)]
+            made = resolutions.draw(self.table(more=more), Path("out"))
+        names = [f"revisiting_at-table_2-resolution-{i}.png" for i in (1, 2)]
+        self.assertEqual([path.name for path in made], names)
+        for call, name in zip(draw.call_args_list[1:], ("a", "d"), strict=True):
+            self.assertEqual(call.args[1], name)
+            self.assertEqual({curve.network for curve in call.args[2]}, {name})
+
+    def test_shades_are_from_dark_to_pale(self):
+        for count, expected in ((1, [0.95]), (2, [0.95, 0.35]), (4, [0.95, 0.75, 0.55, 0.35])):
+            curve = resolutions.ResolutionCurve("a", "clean", {160: 1.0, 224: 2.0}, {})
+            with mock.patch.object(resolutions, "plotting") as plotting:
+                plotting.return_value.subplots.return_value = mock.MagicMock(), mock.MagicMock()
+                resolutions._draw(self.table(), "a", [curve] * count, Path("out.png"))
+            shades = plotting.return_value.get_cmap.return_value.call_args_list
+            np.testing.assert_allclose([call.args[0] for call in shades], expected)
+
+    def test_curves_are_in_the_order_of_sizes(self):
+        cells = {(0, "aa"): Cell(39.0, 0), (1, "aa"): Cell(38.0, 1)}
+        with mock.patch.object(resolutions, "plotting") as plotting:
+            figure, panel = mock.MagicMock(), mock.MagicMock()
+            plotting.return_value.subplots.return_value = figure, panel
+            resolutions.draw(self.table(cells), Path("out"))
+        plots = [list(map(list, call.args)) for call in panel.plot.call_args_list]
+        sizes = [160, 224, 288]
+        self.assertEqual(plots[:2], [[sizes, [70.0] * 3], [[], []]])
+        self.assertEqual(plots[2:], [[sizes, [41.0, 42.0, 40.0]], [[160, 288], [38.0, 39.0]]])
+        panel.set_xticks.assert_called_once_with(sizes)
+        self.assertEqual(panel.annotate.call_args.args, ("linf 4/255", (288, 40.0)))
+        self.assertIn("red: 2 values measured by us", figure.suptitle.call_args.args[0])
+        figure.savefig.assert_called_once()
+
+
+class DocumentsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.mocks = {}
+        for place, name, value in (
+            (documents.matching, "collect_checked", ["record"]),
+            (documents.tables, "tables", [filled([row("a"), row("b")]).table]),
+            (documents.tables_markdown, "filled", filled([row("a"), row("b")])),
+            (documents.tables_markdown, "document", "# P\n\n## Table 2: A\n"),
+            (documents.lines, "document", "commands\n"),
+            (documents.scatter, "plotting", None),
+            (documents.scatter, "draw", [Path("s.png")]),
+            (documents.resolutions, "draw", [Path("r.png")]),
+        ):
+            key = f"{place.__name__.rpartition('.')[2]}.{name}"
+            patched = mock.patch.object(place, name, return_value=value)
+            self.mocks[key] = self.enter_context(patched)
+
+    def test_all_papers_as_one_text(self):
+        text = documents.answer([Path("a")])
+        self.assertEqual(text, "\n".join(["# P\n\n## Table 2: A\n"] * len(tables.PAPERS)))
+        self.mocks["matching.collect_checked"].assert_called_once_with([Path("a")])
+        asked = [call.args for call in self.mocks["tables.tables"].call_args_list]
+        self.assertEqual(asked, [(name, None) for name in tables.PAPERS])
+        self.assertFalse(self.mocks["tables_markdown.filled"].call_args.kwargs["alike"])
+
+    def test_one_table_with_what_is_alike(self):
+        documents.answer([], paper="p", table="2", alike=True)
+        self.mocks["tables.tables"].assert_called_once_with("p", "2")
+        self.assertTrue(self.mocks["tables_markdown.filled"].call_args.kwargs["alike"])
+
+    def test_files_with_their_pictures(self):
+        out = Path(self.create_tempdir(), "new")
+        text = documents.answer([], paper="p", out=out)
+        self.assertEqual(text, f"{out / 'p.md'}\ns.png\nr.png\n")
+        links = "![A caption](s.png)\n\n![A caption](r.png)\n\n"
+        self.assertEqual((out / "p.md").read_text(), f"# P\n\n{links}## Table 2: A\n")
+        self.assertEqual(self.mocks["scatter.draw"].call_args.args[1:], (["record"], out))
+        again = documents.answer([], paper="p", out=out)  # into a folder that is there
+        self.assertEqual(again, text)
+
+    def test_commands(self):
+        self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
+        how = self.mocks["lines.document"].call_args.kwargs
+        self.assertEqual(how, {"measured": True, "only": None})
+        self.mocks["matching.collect_checked"].return_value = []
+        out = Path(self.create_tempdir(), "new")
+        text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
+        self.assertEqual(text, f"{out / 'p-commands.md'}\n")
+        self.assertEqual((out / "p-commands.md").read_text(), "commands\n")
+        self.mocks["lines.document"].return_value = "others\n"
+        documents.answer([], paper="p", out=out, commands=True)  # into a folder that is there
+        self.assertEqual((out / "p-commands.md").read_text(), "others\n")
+        documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
+        how = self.mocks["lines.document"].call_args.kwargs
+        self.assertEqual(how, {"measured": False, "only": 1})
+        self.mocks["scatter.draw"].assert_not_called()
+
+    @parameterized.parameters(
+        ({"table": "2"}, "--table needs --paper"),
+        ({"paper": "p", "row": "1"}, "--row is one of --table, and is shown by --commands"),
+        ({"paper": "p", "table": "2", "row": "1"}, "--row is one of --table"),
+        ({"paper": "p", "row": "1", "commands": True}, "--row is one of --table"),
+    )
+    def test_mistakes(self, flags, words):
+        with self.assertRaisesRegex(ValueError, words):
+            documents.answer([], **flags)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,570 @@
+"""The papers' tables beside records: what fits a cell, and what is in the way of it."""
+
+import contextlib
+import copy
+import functools
+import importlib.util
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from configs import revisiting_at, transfer
+from jaxrobust.analysis import run_records
+from jaxrobust.config import base
+from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models import published
+from jaxrobust.papers.commands import reproduce
+from jaxrobust.papers.tables import matching, tables, tables_markdown
+from jaxrobust.papers.tables.pictures import resolutions, scatter
+from jaxrobust.resolved import plain
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import runs, start_run
+from tests.support import paths
+from tools.generate import readme_table, refresh_configs
+
+PLOT = importlib.util.find_spec("matplotlib") is not None
+_STANDARD = [
+    {"name": name, "steps": steps, "restarts": 1, "targets": targets, "norm": "linf"}
+    for name, steps, targets in (
+        ("apgd-ce", 100, 0),
+        ("apgd-t", 100, 9),
+        ("fab-t", 100, 9),
+        ("square", 5000, 0),
+    )
+]
+
+
+def config(**changes) -> dict:
+    """The first row of Table 1 of "Revisiting AT": ConvNeXt-T, random start, basic, 50 epochs."""
+    made = base()
+    made.model.name = "convnext_t"
+    plain = json.loads(made.to_json())
+    for key, value in changes.items():
+        *sections, name = key.split("__")
+        part = plain
+        for section in sections:
+            part = part[section]
+        part[name] = value
+    return plain
+
+
+def record(plain: dict, **changes) -> dict:
+    """An evaluation of it, invented, as `jaxrobust.evaluate` writes them."""
+    own = {
+        "config_sha256": hashes.config_sha256(plain),
+        "weights": "train, step 45, ema",
+        "weights_sha256": "ab" * 32,
+        "commit": "c" * 40,
+        "dataset": "imagenet2012",
+        "split": "validation@robustbench",
+        "ids_sha256": ROBUSTBENCH_SHA256,
+        "image_ids": "0..4999",
+        "attacks": [a | {"epsilon": 4 / 255} for a in _STANDARD],
+        "clean": 0.6512,
+        "robust": 0.3812,
+        "flags": {},
+        "device": "1 x cpu",
+        "method": "autoattack standard",
+    }
+    sizes = {"num_classes": 1000, "image_size": 224, "in_channels": 3}
+    own["model"] = {"name": "convnext_t", "options": {}} | sizes
+    return copy.deepcopy(own) | changes
+
+
+def ours(plain: dict | None = None, **changes) -> run_records.RunRecord:
+    plain = plain or config()
+    named = start_run.named(plain.get("init", {}).get("weights"))
+    return run_records.RunRecord(
+        AccuracyRecord.from_json(record(plain, **changes)),
+        Path("run/results.jsonl"),
+        plain,
+        json.loads(_start_of(named)) if named else None,
+    )
+
+
+@functools.cache
+def _start_of(named: str) -> str:
+    return json.dumps(plain(refresh_configs.load(named)))
+
+
+def call(*words) -> tuple[int, str, str]:
+    out, said, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        try:
+            reproduce.main([str(word) for word in words])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return code, out.getvalue(), said.getvalue()
+
+
+def first_row():
+    (table,) = tables.tables("revisiting_at", "1")
+    return table, table.rows[0]
+
+
+class TablesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("revisiting_at", 21, 171),
+        ("xcit_light_recipe", 15, 86),
+        ("twenty_architectures", 4, 148),
+        ("robust_resnets", 6, 52),
+    )
+    def test_all_are_there(self, name, count, rows):
+        found = tables.tables(name)
+        self.assertLen(found, count)
+        self.assertEqual(sum(len(table.rows) for table in found), rows)
+
+    @parameterized.parameters(*tables.PAPERS)
+    def test_robust_accuracy_is_not_above_clean(self, name):
+        for table in tables.tables(name):
+            for row in table.rows:
+                values = [row.get(k) for k, w in table.attacked().items() if w["attack"] != "clean"]
+                if row.get("clean") is not None and table.kind == "accuracy":
+                    self.assertFalse([v for v in values if v and v > row["clean"]], row)
+
+    def test_published_networks_have_what_robustbench_lists(self):
+        seen = 0
+        for table in (*tables.tables("revisiting_at"), *tables.tables("xcit_light_recipe")):
+            for row in table.rows:
+                if (key := row.get("robustbench")) and row.get("linf_4_255"):
+                    listed = published.PUBLISHED[key]
+                    self.assertEqual(
+                        (row["model"], row["clean"], row["linf_4_255"]),
+                        (listed.model, listed.clean, listed.autoattack),
+                    )
+                    seen += 1
+        self.assertEqual(seen, 14)
+
+    def test_what_is_printed_keeps_its_zeros_and_its_doubt(self):
+        (table,) = tables.tables("revisiting_at", "2")
+        doubted = table.rows[0]
+        self.assertEqual(table.value(doubted, "clean"), "65.88?")
+        self.assertEqual(table.value(table.rows[9], "linf_4_255"), "44.40")
+        self.assertEqual(table.value(table.rows[3], "l2_2"), "")
+
+
+class MatchingTest(parameterized.TestCase):
+    def test_the_same_in_everything(self):
+        table, row = first_row()
+        for key in ("clean", "linf_4_255"):
+            self.assertEqual(matching.differences(table, row, key, ours()), [])
+        (wrong,) = matching.differences(table, row, "l2_2", ours())
+        self.assertEqual(wrong, "linf, not l2")
+
+    @parameterized.parameters(
+        ({"train__epochs": 49}, "epochs 49, not 50"),
+        ({"attack__steps": 3}, "attack_steps 3, not 2"),
+        ({"attack__name": "pgd"}, "train_attack pgd, not apgd"),
+        ({"attack__epsilon": 8 / 255}, "epsilon_train 0.03137, not 4/255"),
+        ({"attack__norm": "l2"}, "trained in l2, not linf"),
+        ({"data__augmentation": "light"}, "augmentation light, not basic"),
+        ({"mixup__mixup": 0.8}, "augmentation unknown, not basic"),
+        ({"erase__probability": 0.25}, "augmentation unknown, not basic"),
+        ({"label_smoothing": 0.1}, "label_smoothing 0.1, not 0"),
+        ({"data__views": 3}, "repeated_augmentation 3"),
+        ({"data__extra": "npz:more.npz"}, "synthetic_share 0.5"),
+        ({"attack__start": "random"}, "attack.start random, not image"),
+        ({"model__options": {"drop_path": 0.1}}, "model.options.drop_path is set"),
+        ({"train__stem": "fresh"}, "start unknown, not random"),
+        ({"train__changes": {"attack": {"steps": 1}}}, "attack_steps 1, not 2"),
+        ({"data__classes": "imagenet100"}, "train_dataset imagenet100, not imagenet2012"),
+        ({"model__image_size": 192}, "train_size 192, not 224"),
+        ({"train__lr": 0.01}, "lr 0.01, not 0.001"),
+        ({"train__objective": "trades"}, "objective trades, not adversarial"),
+        ({"init__weights": "my.safetensors"}, "start unknown, not random"),
+        ({"init__weights": "convnext_tiny.fb_in1k"}, "start clean, not random"),
+        ({"pretrain__epochs": 100}, "start unknown, not random"),
+        ({"model__name": "convnext_s"}, "network convnext_s, not convnext_t"),
+    )
+    def test_another_training(self, changes, said):
+        table, row = first_row()
+        plain = config(**changes)
+        self.assertEqual(matching.differences(table, row, "linf_4_255", ours(plain)), [said])
+
+    @parameterized.parameters(
+        ({"image_ids": "0..511"}, "images 0..511, not all 5000"),
+        ({"split": "validation", "ids_sha256": None}, "split validation, not RobustBench's list"),
+        ({"dataset": "cifar10", "ids_sha256": None}, "cifar10, not imagenet2012"),
+        ({"damaged": ["a"]}, "1 damaged images are left out"),
+        ({"weights": "pretrain, step 3, ema"}, "weights of the phase pretrain, not of the last"),
+        ({"attacks": [], "robust": None}, "clean accuracy only"),
+        (
+            {"attacks": [a | {"epsilon": 8 / 255} for a in _STANDARD]},
+            "linf 0.03137, not 4/255",
+        ),
+        (
+            {"attacks": [_STANDARD[0] | {"epsilon": 4 / 255}]},
+            "another attack than standard AutoAttack",
+        ),
+        (
+            {"attacks": [a | {"epsilon": 4 / 255, "steps": 20} for a in _STANDARD]},
+            "another attack than standard AutoAttack",
+        ),
+    )
+    def test_another_evaluation(self, changes, said):
+        table, row = first_row()
+        found = matching.differences(table, row, "linf_4_255", ours(**changes))
+        self.assertStartsWith(found[0], said)
+
+    def test_what_nobody_proves(self):
+        table, row = first_row()
+        unknown = ours()._replace(config=None)
+        (said,) = matching.differences(table, row, "clean", unknown)
+        self.assertIn("no config beside the record", said)
+
+    def test_a_table_that_does_not_say_how_it_attacked(self):
+        (table,) = tables.tables("xcit_light_recipe", "text_2")
+        found = matching.differences(table, table.rows[0], "pgd10_linf_4_255", ours())
+        self.assertIn("the paper does not say the settings of its pgd-10", found)
+
+    def test_every_row_of_ours_is_its_own_config(self):
+        """A line of configs/revisiting_at.py is the training of one row of the table it is of."""
+        lines = {
+            "convnext_t,start=21k": ("15", [0]),
+            "vit_b,start=21k": ("15", [1]),
+            "convnext_t,start=21k,epochs=300": ("15", [2]),
+            "convnext_t_cvst,start=clean": ("7", [5]),
+            "vit_s_cvst,start=clean": ("9", [1]),
+            "vit_s_cvst": ("9", []),
+            "vit_s_cvst,augmentation=basic": ("16", [0]),
+            "convnext_t_cvst,augmentation=light": ("16", [4]),
+            "vit_s_cvst,label_smoothing=0.0": ("17", [3]),
+            "convnext_t_cvst,label_smoothing=0.2": ("17", [11]),
+        }
+        lines |= {
+            f"{model},start=clean,stem={stem}": {
+                "convnext_t_cvst": ("7", [1 + i]),
+                "convnext_b_cvst": ("8", [1]),
+                "vit_s_cvst": ("9", [i - 3]),
+            }[model]
+            for i, (model, stem) in enumerate(revisiting_at.STEMS)
+        }
+        for line, (number, rows) in lines.items():
+            run = ours(plain(revisiting_at.get_config(line)))
+            (table,) = tables.tables("revisiting_at", number)
+            key = next(iter(table.results))  # Table 17 has robust accuracy alone
+            found = [matching.differences(table, row, key, run) for row in table.rows]
+            with self.subTest(line):
+                self.assertEqual([i for i, said in enumerate(found) if not said], rows, found)
+        (table,) = tables.tables("revisiting_at", "1")
+        said = matching.differences(table, table.rows[0], "clean", run)
+        self.assertIn("design C5", said)
+
+    def test_cifar_of_the_light_recipe(self):
+        """XCiT-S12 with patches of 4 px is our `xcit_s12` with other strides."""
+        (table,) = tables.tables("xcit_light_recipe", "8")
+        line = plain(transfer.get_config("xcit_s12,cifar10,start=random"))
+        synthetic = line | {"data": line["data"] | {"extra": "npz:more.npz", "extra_share": 0.5}}
+        on = {"dataset": "cifar10", "split": "test", "image_ids": "0..9999", "ids_sha256": None}
+        on["model"] = line["model"]
+        for own, row in ((line, 2), (synthetic, 1)):
+            found = [matching.differences(table, r, "clean", ours(own, **on)) for r in table.rows]
+            self.assertEqual([i for i, said in enumerate(found) if not said], [row], found)
+        line["model"]["options"]["stem_strides"] = (2, 2, 2, 2)
+        self.assertIn("network", matching.differences(table, table.rows[2], "clean", ours(line))[0])
+
+    @parameterized.parameters(
+        ("revisiting_at:vit_s_cvst", "1", "69.9", "imagenet"),
+        ("revisiting_at:convnext_t_cvst,epochs=300", "1", "72.7", "keep"),
+        ("light_recipe:xcit_s12", "5", "72.34", "keep"),
+    )
+    def test_images_that_are_normalised_otherwise(self, line, number, clean, own):
+        config = plain(refresh_configs.load(line))
+        (table,) = tables.tables(
+            "revisiting_at" if line.startswith("revisiting") else "xcit_light_recipe", number
+        )
+        rows = [row for row in table.rows if row["model"] == config["model"]["name"]]
+        (row,) = [row for row in rows if table.value(row, "clean") == clean]
+        self.assertEqual(config["init"]["normalize"], own)
+        self.assertEqual(matching.differences(table, row, "clean", ours(config)), [])
+        other = "none" if own == "imagenet" else "half"
+        config["init"]["normalize"] = other
+        (said,) = matching.differences(table, row, "clean", ours(config))
+        self.assertEqual(said, f"init.normalize {other}, not {own}")
+
+    def test_every_line_of_the_main_paper(self):
+        """Each line that the family's docstring gives figures of is the row with these figures."""
+        lines = re.findall(
+            r"^    ((?:convnext|iso|vit)_\S+)(.*)", revisiting_at.__doc__ or "", re.MULTILINE
+        )
+        self.assertLen(lines, 45)
+        for line, figures in lines:
+            run = ours(plain(revisiting_at.get_config(line)))
+            found = [
+                [table.value(row, key).strip("?") for key in table.attacked()]
+                for table in tables.tables("revisiting_at")
+                for row in table.rows
+                if row.get("model") == run.config["model"]["name"]
+                and table.attacked()
+                and not matching.differences(table, row, next(iter(table.results)), run)
+            ]
+            with self.subTest(line):
+                self.assertIn(re.findall(r"\d+\.\d+", figures), found)
+
+    def test_clean_weights_with_a_new_stem(self):
+        plain = config(
+            model__name="convnext_t_cvst",
+            data__augmentation="heavy",
+            init__weights="convnext_tiny.fb_in1k",
+            init__stem="fresh",
+            pretrain__epochs=100,
+        )
+        (table,) = tables.tables("revisiting_at", "16")
+        found = [matching.differences(table, row, "linf_4_255", ours(plain)) for row in table.rows]
+        self.assertEqual([i for i, said in enumerate(found) if not said], [5])
+
+    @parameterized.parameters(
+        (
+            {"data__augmentation": "light"},
+            "16",
+            4,
+            "start clean+stem after augmentation light, label_smoothing 0, not clean+stem",
+        ),
+        (
+            {"data__augmentation": "heavy", "label_smoothing": 0.2},
+            "17",
+            11,
+            "start clean+stem after label_smoothing 0.2, not clean+stem",
+        ),
+    )
+    def test_clean_epochs_of_another_recipe(self, changes, number, index, said):
+        """The paper trains a new stem with heavy augmentation and smoothing 0.1 in every row."""
+        stem = {"model__name": "convnext_t_cvst", "init__weights": "convnext_tiny.fb_in1k"}
+        stem |= {"init__stem": "fresh", "pretrain__epochs": 100} | changes
+        (table,) = tables.tables("revisiting_at", number)
+        row, key = table.rows[index], "linf_4_255"
+        self.assertEqual(matching.differences(table, row, key, ours(config(**stem))), [said])
+        stem["pretrain__changes"] = {"data": {"augmentation": "heavy"}, "label_smoothing": 0.1}
+        self.assertEqual(matching.differences(table, row, key, ours(config(**stem))), [])
+        stem["pretrain__changes"] |= {"model": {"image_size": 160}}
+        left = matching.differences(table, row, key, ours(config(**stem)))
+        self.assertIn("start unknown, not clean+stem", left)
+
+    def test_published_weights(self):
+        about = {"architecture": "convnext_t_cvst", "image_size": 224}
+        about["published_id"] = "Singh2023Revisiting_ConvNeXt-T-ConvStem"
+        (table,) = tables.tables("revisiting_at", "2")
+        found = [matching.differences(table, row, "clean", ours(about)) for row in table.rows]
+        self.assertEqual([table.rows[i]["clean"] for i, s in enumerate(found) if not s], [72.72])
+
+
+class FamiliesTest(parameterized.TestCase):
+    """Configs of this repository are the rows that they are meant to be."""
+
+    @parameterized.parameters(
+        ("convnext_b_cvst", ("table_2", 75.9, 56.14)),
+        ("vit_s_cvst", ("table_1", 69.9, 44.0)),
+        ("convstem_pretraining:vit_b_cvst", ("table_10", 81.6, None)),
+        ("larger_radius:convnext_t_cvst", ("table_4", 68.6, None)),
+        ("revisiting_at:convnext_t,start=random,augmentation=basic", ("table_1", 64.0, 37.1)),
+        ("revisiting_at:convnext_t,attack=pgd", ("table_12", 72.8, 45.4)),
+        ("revisiting_at:convnext_t_cvst,epochs=300,steps=3", ("table_2", 72.7, 50.16)),
+        ("revisiting_at:iso_convnext_s_cvst", ("table_1", 69.5, 42.1)),
+        ("revisiting_at:vit_s_cvst,augmentation=light", ("table_16", 70.1, 43.6)),
+        ("light_recipe:xcit_s12", ("table_5", 72.34, 41.78)),
+        ("light_ablation:xcit_n12,augmentation=mcre,warmup=0", ("table_2", 48.46, None)),
+        ("light_ablation:xcit_n12", ("table_3", 66.78, None)),
+        ("light_ablation:xcit_n12,augmentation=re,objective=clean", ("table_3", 78.08, None)),
+        (
+            "light_ablation:deit_s,data=imagenet,augmentation=mcre,warmup=0",
+            ("table_5", 66.3, 32.7),
+        ),
+    )
+    def test_first_row(self, name, expected):
+        found = readme_table.published(plain(refresh_configs.load(name)))
+        table, row = next(found)
+        self.assertEqual((table.id, row.get("clean"), row.get("linf_4_255")), expected)
+
+
+class CommandTest(parameterized.TestCase):
+    def run_of(self, **changes) -> Path:
+        folder = Path(self.create_tempdir()) / "run"
+        folder.mkdir()
+        plain = config()
+        (folder / "config.json").write_text(json.dumps({"version": 1} | plain))
+        (folder / "results.jsonl").write_text(json.dumps(record(plain, **changes)) + "\n")
+        return folder
+
+    def test_without_records(self):
+        code, out, _ = call("--paper", "robust_resnets", "--table", "2")
+        self.assertEqual(code, 0)
+        self.assertIn("not measured", out)
+        self.assertNotIn("## Records", out)
+        rows = [line for line in out.splitlines() if line.startswith("| WRN-28-10 ")]
+        self.assertIn("| 51.66 | not measured |", rows[0])
+
+    def test_a_record_in_its_cells_alone(self):
+        code, out, _ = call(self.run_of(), "--paper", "revisiting_at", "--table", "1")
+        self.assertEqual(code, 0)
+        self.assertIn("| 64.0 | **65.1** [1] | 37.1 | **38.1** [1] | 28.9 | not measured |", out)
+        self.assertEqual(out.count("[1]"), 2)
+        self.assertIn("weights sha256 abababababab, commit cccccccc; run/results.jsonl.", out)
+
+    def test_a_config_that_was_edited_by_hand_proves_nothing(self):
+        folder = self.run_of()
+        path = folder / "config.json"
+        edited = json.loads(path.read_text())
+        edited["train"]["epochs"] += 1
+        path.write_text(json.dumps(edited))
+        code, out, _ = call(folder, "--paper", "revisiting_at", "--table", "1")
+        self.assertEqual(code, 0)
+        self.assertNotIn("[1]", out)
+        self.assertIn("run/config.json is not the config that the record was made with, whose", out)
+
+    def test_one_row(self):
+        words = ("--paper", "revisiting_at", "--table", "1", "--commands", "--row")
+        code, out, _ = call(*words, "2")
+        self.assertEqual((code, out.count("- Row ")), (0, 1))
+        self.assertIn("- Row 2: ", out)
+
+    @parameterized.parameters(
+        (("--table", "1", "--row", "99"), "no such row; give a name, or a number from 1 to "),
+        (("--table", "1", "--row", "ConvNeXt-T + CvS"), "no such row; did you mean ConvNeXt-T + C"),
+        (("--table", "1", "--row", "ConvNeXt-T"), "rows of that name; give the number, one of 1,"),
+        (("--row", "1"), "--row is one of --table, and is shown by --commands; give both"),
+        (("--table", "tabel_2"), "no such table; did you mean table_2?"),
+    )
+    def test_rows_and_tables_that_are_none(self, words, said):
+        code, _, error = call("--paper", "revisiting_at", "--commands", *words)
+        self.assertEqual(code, 2)
+        self.assertIn(said, " ".join(error.split()))
+
+    def test_a_record_of_other_images_is_beside(self):
+        folder = self.run_of(image_ids="0..99", flags={"zero-gradient": "of 5 images"})
+        _, out, _ = call(folder, "--paper", "revisiting_at", "--table", "1")
+        self.assertNotIn("[1]", out)
+        self.assertIn("**In no cell above**: nearest is table_1, ConvNeXt-T, but images 0..99", out)
+        self.assertIn("In doubt, zero-gradient: of 5 images.", out)
+
+    @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
+    @pytest.mark.slow
+    def test_pictures(self):
+        out = Path(self.create_tempdir()) / "new"
+        code, said, _ = call("--paper", "robust_resnets", "--table", "2", "--out", out)
+        self.assertEqual(code, 0)
+        names = {p.name for p in out.iterdir()}
+        pictures = {f"robust_resnets-table_2-{data}.png" for data in ("cifar10", "cifar100")}
+        self.assertEqual(names, {"robust_resnets.md", *pictures})
+        self.assertEqual({Path(line).name for line in said.split()}, names)
+        text = (out / "robust_resnets.md").read_text()
+        self.assertEqual(set(re.findall(r"\]\((.*?)\)", text)), pictures)
+
+    def test_points_of_ours(self):
+        (table,) = tables.tables("revisiting_at", "2")
+        plain = config(
+            data__augmentation="heavy",
+            init__weights="convnext_tiny.fb_in1k",
+            train__epochs=300,
+            train__warmup_epochs=20,
+        )
+        both = [ours(plain), ours(plain, image_ids="0..9")]
+        filled = tables_markdown.filled(table, both)
+        found = scatter.points(filled, both)
+        self.assertLen([p for p in found if p.kind in ("authors", "others")], 36)
+        (own,) = [p for p in found if p.kind == "ours"]
+        (beside,) = [p for p in found if p.kind == "beside"]
+        self.assertEqual((own.label, own.values["macs_g"]), ("13", 4.5))
+        self.assertAlmostEqual(beside.values["params_m"], 28.589128)
+        for point in (own, beside):
+            self.assertAlmostEqual(point.values["robust"], 38.12)
+            self.assertAlmostEqual(point.values["clean"], 65.12)
+
+    def test_curves_over_resolutions(self):
+        """Table 5 has one network at five sizes, clean and at four radii."""
+        (table,) = tables.tables("revisiting_at", "5")
+        at_256 = [row["image_size"] for row in table.rows].index(256)
+        cells = {
+            (at_256, "linf_4_255"): tables_markdown.Cell(57.0, 0),
+            (at_256, "linf_8_255"): tables_markdown.Cell(30.0, 0, alike=True),
+        }
+        found = {c.result: c for c in resolutions.curves(tables_markdown.Filled(table, cells))}
+        radii = [f"linf {n}/255" for n in (2, 4, 6, 8)]
+        self.assertEqual([*found], ["clean", *radii])
+        sizes = [192, 224, 256, 288, 320]
+        self.assertEqual([*found["clean"].theirs], sizes)
+        self.assertEqual(found["linf 4/255"].theirs[192], 53.0)
+        self.assertEqual(found["linf 4/255"].ours, {256: 57.0})
+        self.assertEmpty(found["linf 8/255"].ours)  # of another training
+        (table,) = tables.tables("revisiting_at", "3")  # one size of each network
+        self.assertEmpty(resolutions.curves(tables_markdown.Filled(table, {})))
+
+    @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
+    @pytest.mark.slow
+    def test_picture_of_resolutions(self):
+        out = Path(self.create_tempdir()) / "new"
+        code, said, _ = call("--paper", "revisiting_at", "--table", "5", "--out", out)
+        self.assertEqual(code, 0)
+        self.assertIn("revisiting_at-table_5-resolution.png", said)
+        self.assertGreater((out / "revisiting_at-table_5-resolution.png").stat().st_size, 10_000)
+
+    @parameterized.parameters(
+        (["--paper", "other"], "--paper other is unknown; one of revisiting_at"),
+        (["--table", "2"], "--table needs --paper"),
+        (["--paper", "robust_resnets", "--table", "9"], "no such table; one of table_1"),
+        (["nowhere"], "nowhere has no records; name a run"),
+    )
+    def test_mistakes(self, words, said):
+        code, out, error = call(*words)
+        self.assertEqual((code, out), (2, ""))
+        self.assertIn(said, error)
+        self.assertEqual(error.count("\n"), 1)
+
+    @parameterized.parameters(
+        ("nowhere", "nowhere has no results.jsonl"), ("nowhere.py", "no such file")
+    )
+    def test_rows_of_what_is_no_run(self, place, said):
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as error,
+            self.assertRaises(SystemExit) as end,
+        ):
+            readme_table.main([place])
+        self.assertEqual(end.exception.code, 2)
+        self.assertIn(said, error.getvalue())
+
+    def test_lines_that_are_no_records(self):
+        file = Path(self.create_tempdir()) / "metrics.jsonl"
+        file.write_text('{"step": 3}\n')
+        code, _, error = call(file)
+        self.assertEqual(code, 2)
+        self.assertIn("no records of jaxrobust evaluate", error)
+
+
+class ReadmeTest(absltest.TestCase):
+    def test_figures_come_from_kept_records(self):
+        """The rows that README has of kept runs are those that their records give."""
+        page = (paths.ROOT / "README.md").read_text()
+        kept = readme_table.kept()
+        self.assertLen(kept, 2)
+        for line in readme_table.rows(kept).splitlines()[2:]:
+            figures = re.findall(r"[\d.]+ % clean, [\d.]+ % robust", line)
+            self.assertLen(figures, 2)
+            self.assertRegex(page, rf"\| {figures[0]} \| {figures[1]} \|")
+
+    def test_commands(self):
+        config = runs.run_config(readme_table.KEPT / "quickstart-seed1")
+        self.assertEqual(
+            readme_table.command(config), "`--config configs/quickstart.py --config.seed=1`"
+        )
+
+    def test_what_nobody_has_run(self):
+        folder = Path(self.create_tempdir())
+        (folder / "mine.py").write_text(
+            "from jaxrobust.config import base\n"
+            "def get_config():\n    config = base()\n    config.model.name = 'convnext_t'\n"
+            "    return config\n"
+        )
+        headline = readme_table.rows([paths.ROOT / "configs" / "convnext_t_cvst.py"])
+        self.assertIn("**the paper's** (Table 1): 69.1 % clean, 47.5 % under AutoAttack", headline)
+        rows = readme_table.rows(
+            [folder / "mine.py", Path("configs/revisiting_at.py:vit_s,epochs=50")]
+        )
+        self.assertIn("**the paper's** (Table 1): 64.0 % clean, 37.1 % under AutoAttack", rows)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,386 @@
+"""Rules by which modules of PyTorch's are read: what draws, what is refused, what stays quiet."""
+
+import logging
+import warnings
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.pytorch.program import Of, OperatorCall
+from jaxrobust.pytorch.reading import drawing, exporting, masks, refusals, results, scripted
+from jaxrobust.pytorch.reading.folding import Free
+from jaxrobust.pytorch.reading.silence import quietly
+from tests.support import paths
+
+torch = pytest.importorskip("torch", reason=paths.PARITY)
+
+
+def node(target="", *args, op="call_function", **kwargs):
+    return SimpleNamespace(op=op, target=target, args=args, kwargs=kwargs)
+
+
+class DrawingTest(parameterized.TestCase):
+    @parameterized.parameters(
+        *(
+            "aten.rand.default",
+            "aten.randn_like.default",
+            "aten.bernoulli.p",
+            "aten.normal_.default",
+        ),
+        *("aten.multinomial.default", "aten.exponential.default", "aten.uniform.default"),
+        *("aten.native_dropout.default", "aten.log_normal.default", "aten.cauchy.default"),
+        *("aten.geometric.default", "aten.poisson.default", "randint"),
+    )
+    def test_what_draws(self, operator):
+        self.assertTrue(drawing.is_draw(operator))
+
+    @parameterized.parameters(
+        *("aten.add.Tensor", "aten.native_layer_norm.default", "aten.linalg_vector_norm.default"),
+        *("aten.expand.default", "aten.grand.default", "aten.batch_norm.default"),
+    )
+    def test_what_does_not(self, operator):
+        self.assertFalse(drawing.is_draw(operator))
+
+    def test_a_random_slope_is_drawn_in_training_alone(self):
+        for training in (True, False):
+            one = node("rrelu", "x", "noise", 0.1, 0.3, training)
+            self.assertEqual(drawing.draws(one, "aten.rrelu_with_noise.default"), training)
+        self.assertFalse(drawing.draws(node("rrelu", "x"), "aten.rrelu_with_noise.default"))
+
+    def test_attention_that_drops(self):
+        name = "aten.scaled_dot_product_attention.default"
+        for args, kwargs, drops in (
+            (("q", "k", "v"), {}, False),
+            (("q", "k", "v", None, 0.1), {}, True),
+            (("q", "k", "v", None, 0.0), {}, False),
+            (("q", "k", "v"), {"dropout_p": 0.1}, True),
+            (("q", "k", "v"), {"dropout_p": 0.0}, False),
+        ):
+            self.assertEqual(drawing.drops(node(name, *args, **kwargs)), drops)
+        self.assertFalse(drawing.drops(node("aten.mm.default", 1, 2, 3, 4, 0.5)))
+        self.assertFalse(drawing.drops(node(name, "q", "k", "v", None, 0.5, op="placeholder")))
+
+    def test_given_draws_are_all_taken_in_their_order(self):
+        given = [np.full(3, 2.0, np.float32), np.full((2, 1), 5.0, np.float32)]
+        with drawing.injected(given):
+            first, second = torch.rand(3), torch.randn(2, 1)
+        self.assertEqual((first.tolist(), second.tolist()), ([2, 2, 2], [[5], [5]]))
+        with (
+            self.assertRaisesRegex(ValueError, "draws 1 times and its program 2 times"),
+            drawing.injected(given),
+        ):
+            torch.rand(3)
+        with (
+            self.assertRaisesRegex(ValueError, r"draws \(4,\) .* where its program draws \(3,\)"),
+            drawing.injected(given),
+        ):
+            torch.rand(4)
+        with (
+            self.assertRaisesRegex(ValueError, r"draws \(3,\) .* draws nothing more"),
+            drawing.injected([]),
+        ):
+            torch.rand(3)
+
+
+class RefusalsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("aten.bincount.default", "bincount gives as many counts as the largest number says"),
+        ("aten.nonzero.default", "nonzero gives as many numbers as the images say"),
+        ("aten._unique2.default", "_unique2 gives as many numbers as the images say"),
+        ("aten.masked_select.default", "masked_select gives as many numbers"),
+        ("aten._local_scalar_dense.default", "a plain number or a size is taken of values"),
+        ("aten.item.default", "a plain number or a size is taken of values"),
+        ("sym_max", "a plain number or a size is taken of values"),
+        ("quantized.linear.default", "is of quantised weights: give the float module"),
+        ("aten.dequantize.self", "is of quantised weights: give the float module"),
+        ("cond", "torch.cond runs one of several functions"),
+        ("aten.lgamma.default", "PyTorch's operator aten.lgamma.default has no row"),
+    )
+    def test_why_there_is_no_row(self, name, said):
+        text = refusals.no_row("net.py, line 3", name)
+        self.assertStartsWith(text, "net.py, line 3: ")
+        self.assertIn(said, text)
+
+    def test_the_innermost_line_of_ones_own(self):
+        frames = [
+            ("/made/up/main.py", 9, "net(x)"),
+            ("/made/up/net.py", 5, "y = F.relu(x)"),
+            (f"{Path(torch.__file__).parent}/nn/functional.py", 1, "return"),
+            ("<eval_with_key>.3", 2, "relu"),
+        ]
+        text = "\n".join(f'  File "{f}", line {n}, in f\n    {code}' for f, n, code in frames)
+        self.assertEqual(refusals.own_line(text), "/made/up/net.py, line 5 (y = F.relu(x))")
+        self.assertEqual(refusals.own_line('File "/me/a.py", line 4'), "/me/a.py, line 4")
+        self.assertEqual(refusals.own_line("nothing of it"), "")
+
+    @parameterized.parameters((3, (1, 32, 32)), (1, (3, 32, 32)))
+    def test_which_images_a_module_takes(self, channels, given):
+        """Those of its channels and of the side that was tried, if that is not what is wrong."""
+        module = torch.nn.Conv2d(channels, 4, 3)
+        said = f"the module takes [B,{channels},32,32]"
+        with self.assertRaisesRegex(ValueError, "the images are .* fails") as caught:
+            refusals.check_takes(module, (32, 32, given[0]))
+        self.assertEndsWith(str(caught.exception), said)
+
+    def test_which_side_a_module_takes(self):
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+        with self.assertRaisesRegex(ValueError, r"takes \[B,3,32,32\]; give image_size=32$"):
+            refusals.check_takes(module, (224, 224, 3))
+
+    def test_a_module_of_one_image_at_a_time_is_taken(self):
+        class One(torch.nn.Module):
+            def forward(self, x):
+                return x.reshape(1, -1)[:, :4] + torch.zeros(len(x), 1).reshape(1, 1)
+
+        refusals.check_takes(One(), (8, 8, 3))
+
+    def test_a_gradient_in_one_image_is_enough(self):
+        def bright(x):
+            return torch.relu(x.mean((2, 3)) - 0.5)
+
+        images = np.stack([np.full((2, 2, 3), value, np.float32) for value in (0.2, 0.8)])
+        self.assertEqual(refusals.without_gradient(bright, images, ["apgd-ce"]), "")
+        with self.assertRaisesRegex(ValueError, "so apgd-ce would find nothing"):
+            refusals.without_gradient(bright, images[:1], ["apgd-ce"])
+
+    def test_autocast_that_is_off_is_nothing(self):
+        class Cast(torch.nn.Module):
+            def __init__(self, enabled):
+                super().__init__()
+                self.enabled = enabled
+
+            def forward(self, x):
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+                    return x.mean((2, 3))
+
+        before = torch.autocast.__enter__
+        refusals.check_takes(Cast(False), (8, 8, 3))
+        with self.assertRaisesRegex(ValueError, "torch.autocast computes in bfloat16 inside"):
+            refusals.check_takes(Cast(True), (8, 8, 3))
+        self.assertIs(torch.autocast.__enter__, before)
+
+
+class CheckTest(parameterized.TestCase):
+    def test_dropout_may_train_where_draws_are_meant_and_norms_may_not(self):
+        drops, norms = torch.nn.Dropout(0.5).train(), torch.nn.BatchNorm2d(3).train()
+        exporting.check(drops, random=True)
+        for module, random in ((drops, False), (norms, True), (norms, False)):
+            with self.assertRaisesRegex(ValueError, "it is in training mode; call module.eval"):
+                exporting.check(module, random=random)
+
+    def test_other_types(self):
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()).eval()
+        with self.assertRaisesRegex(ValueError, r"1.weight \(and 1 more\) is float64"):
+            exporting.check(module)
+
+    def test_what_is_drawn_stays_whoever_reads_it(self):
+        """PyTorch draws it too, and what comes after is drawn from the same numbers."""
+        steps = [
+            OperatorCall("a", "aten.rand.default", (), {}, ""),
+            OperatorCall("b", "aten.relu.default", (Of("x"),), {}, ""),
+            OperatorCall("c", "aten.relu.default", (Of("b"),), {}, ""),
+            OperatorCall("d", "aten.relu.default", (Of("b"),), {}, ""),
+        ]
+        self.assertEqual([s.name for s in exporting._living(steps, {"d"})], ["a", "b", "d"])
+
+    def test_why_it_cannot_be_exported(self):
+        place = '\n  File "/me/net.py", line 3, in forward\n    if x.sum() > 0:'
+        said = exporting._reason(ValueError(f"Could not guard on data-dependent u0 > 0{place}"))
+        self.assertStartsWith(
+            said, "Could not guard on data-dependent u0 > 0 at /me/net.py, line 3"
+        )
+        self.assertIn("use torch.where for the branch", said)
+        self.assertEqual(exporting._reason(KeyError()), "KeyError")
+
+    def test_programs_of_any_number_of_images_and_of_one(self):
+        def loaded(*shapes):
+            nodes = [node(op="placeholder") for _ in shapes] + [node()]
+            for each, shape in zip(nodes, shapes, strict=False):
+                each.meta = {"val": SimpleNamespace(shape=shape)}
+            program = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+            with mock.patch.object(torch.export, "load", lambda path: program):
+                found, single = exporting.loaded(Path("a.pt2"))
+            self.assertIs(found, program)
+            return single
+
+        self.assertFalse(loaded((5,), ("batch", 3, 4, 4)))
+        self.assertTrue(loaded((1, 3, 4, 4)))
+        for shapes, said in (
+            (
+                [("batch", 3, 4, 4), ("batch", 48)],
+                r"^it takes \('batch', 48\), no images \[B,C,H,W",
+            ),
+            ([], r"^it takes \(\), no images"),
+            ([(2, 3, 4, 4)], "^it takes 2 images at a time and no other number; export it with"),
+            ([(0, 3, 4, 4)], "^it takes 0 images"),
+        ):
+            with self.assertRaisesRegex(ValueError, said):
+                loaded(*shapes)
+
+    def test_the_type_of_weights_is_one(self):
+        float32, float64 = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+        whole = torch.zeros(1, dtype=torch.int64)
+        self.assertEqual(exporting._dtype({"a": float64, "n": whole}), "float64")
+        self.assertEqual(exporting._dtype({"n": whole}), "float32")
+        with self.assertRaisesRegex(ValueError, "several types .torch.float32, torch.float64.$"):
+            exporting._dtype({"a": float64, "b": float32})
+
+    def test_steps_that_nothing_reads_are_left_out_but_for_draws(self):
+        steps = [
+            OperatorCall("a", "aten.relu.default", (Of("x"),), {}, ""),
+            OperatorCall("b", "aten.relu.default", (Of("a"),), {}, ""),
+            OperatorCall("c", "aten.neg.default", (Of("a"),), {}, ""),
+            OperatorCall("d", "aten.rand_like.default", (Of("x"),), {}, ""),
+        ]
+        living = exporting._living(steps, {"c"})
+        self.assertEqual([step.name for step in living], ["a", "c", "d"])
+        self.assertEqual([s.name for s in exporting._living(steps, {"b", "c"})], [*"abcd"])
+
+    def test_one_weight_under_two_names_is_one_array(self):
+        weight = torch.arange(6.0).reshape(2, 3)
+        same = {"a": "x", "b": "y", "c": "z"}
+        tensors = {"x": weight, "y": weight, "z": weight.t()}
+        names, arrays = exporting._shared(same, tensors)
+        self.assertEqual(names, {"a": "x", "b": "x", "c": "z"})
+        np.testing.assert_array_equal(arrays["z"], weight.t())
+        self.assertEqual(sorted(arrays), ["x", "z"])
+        square = torch.arange(4.0).reshape(2, 2)  # turned, of one shape and one place
+        names, _ = exporting._shared({"a": "x", "b": "y"}, {"x": square, "y": square.t()})
+        self.assertEqual(names, {"a": "x", "b": "y"})
+
+
+class FreeTest(absltest.TestCase):
+    def test_doubles_are_those_of_the_weights_type_alone(self):
+        given = {"w": torch.ones(2), "h": torch.ones(2).half(), "i": torch.ones(2).int()}
+        wide = Free(given, {"c": torch.ones(1)}, "float32", double=True).values
+        kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in wide.items()}
+        self.assertEqual(kinds, {"c": "float64", "w": "float64", "h": "float16", "i": "int32"})
+        self.assertEqual(Free(given, {}, "float32").values["w"].dtype, torch.float32)
+
+    def test_plain_numbers(self):
+        free = Free({"w": torch.ones(2)}, {}, "float32")
+        free.values |= {"n": 3, "x": 0.5, "b": True}
+        self.assertEqual([free.is_number(k) for k in "nxbwz"], [True] * 3 + [False] * 2)
+
+
+class ScriptedTest(absltest.TestCase):
+    def test_files_of_torchscript(self):
+        folder = Path(self.create_tempdir())
+        for name, inside, expected in (
+            ("a.pt", "net/code/__torch__.py", True),
+            ("b.pt", "net/data.pkl", False),
+            ("c.pt", "codes.txt", False),
+        ):
+            with zipfile.ZipFile(folder / name, "w") as archive:
+                archive.writestr(inside, "")
+            self.assertEqual(scripted.is_file(folder / name), expected, name)
+        (folder / "d.pt").write_bytes(b"/code/")
+        self.assertFalse(scripted.is_file(folder / "d.pt"))
+        self.assertFalse(scripted.is_file(folder / "none.pt"))
+
+    def test_a_copy_in_float64_leaves_the_module_as_it_is(self):
+        module = torch.nn.Linear(2, 2)
+        self.assertEqual(scripted.in_float64(module).weight.dtype, torch.float64)
+        self.assertEqual(module.weight.dtype, torch.float32)
+
+    def export(self, *outcomes):
+        """What is made of a module of which PyTorch writes so many images, or raises."""
+        left, given = list(outcomes), []
+
+        class Converter:
+            def __init__(self, module, examples):
+                (example,) = examples
+                given.append(tuple(example.shape))
+
+            def convert(self):
+                outcome = left.pop(0)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                nodes = [
+                    SimpleNamespace(name=name, meta={"val": torch.zeros(1)})
+                    for name in ("w", "out")
+                ]
+                shape = SimpleNamespace(shape=(outcome, 3, 4, 5))
+                nodes.insert(1, SimpleNamespace(name="x", meta={"val": shape}))
+                signature = SimpleNamespace(user_inputs=("x",))
+                graph = SimpleNamespace(nodes=nodes)
+                return SimpleNamespace(graph_signature=signature, graph=graph, of=outcome)
+
+        there = SimpleNamespace(TS2EPConverter=Converter)
+        with mock.patch.dict("sys.modules", {"torch._export.converter": there}):
+            program, single = scripted.exported(torch.nn.Identity(), (4, 5, 3))
+        return program.of, single, given
+
+    def test_a_module_is_written_down_for_any_number_of_images_or_for_one(self):
+        two, one = (2, 3, 4, 5), (1, 3, 4, 5)
+        self.assertEqual(self.export("any"), ("any", False, [two]))
+        self.assertEqual(self.export(2, 1), (1, True, [two, one]))
+        self.assertEqual(self.export(RuntimeError("no"), 1), (1, True, [two, one]))
+        first, second = RuntimeError("first\nand more"), RuntimeError("second")
+        said = r"^it is a module of TorchScript \(Identity\) that .* made from \(first\)$"
+        with self.assertRaisesRegex(ValueError, said):
+            self.export(first, second)
+        with self.assertRaisesRegex(ValueError, r"made from \(second\)$"):
+            self.export(2, second)
+        none = mock.patch.dict("sys.modules", {"torch._export.converter": None})
+        with none, self.assertRaisesRegex(ValueError, "^it is a module of .* it was made from$"):
+            scripted.exported(torch.nn.Identity(), (4, 5, 3))
+
+    def test_the_logits_among_results(self):
+        result = {"a": [1, (2, SimpleNamespace(logits=3))], "0": 4}
+        for path, expected in (("", result), ("a.0", 1), ("a.1.0", 2), ("a.1.1.logits", 3)):
+            self.assertEqual(results.chosen(result, path), expected)
+        self.assertEqual(results.chosen(result, "0"), 4)
+
+
+class SilenceTest(absltest.TestCase):
+    def test_what_was_quiet_before_stays_so(self):
+        before = logging.root.manager.disable
+        self.addCleanup(logging.disable, before)
+        for level in (logging.NOTSET, logging.INFO):
+            logging.disable(level)
+            with self.assertRaises(KeyError), quietly():
+                self.assertEqual(logging.root.manager.disable, logging.CRITICAL)
+                warnings.warn("of PyTorch's", stacklevel=1)  # else it would be an error here
+                raise KeyError
+            self.assertEqual(logging.root.manager.disable, level)
+
+
+class MasksTest(parameterized.TestCase):
+    def puts(self, value=(), mask=True, operator="aten.index_put.default", of=True):
+        nodes = {"v": SimpleNamespace(meta={"val": torch.zeros(value)})}
+        given = masks.Of("v") if of else 1.0
+        indices = (masks.Of("m"),) if mask else (masks.Of("m"), masks.Of("n"))
+        return masks._puts_one_number(
+            SimpleNamespace(operator=operator, operands=("x", indices, given)), nodes
+        )
+
+    def test_one_number_where_a_mask_is(self):
+        self.assertTrue(self.puts())
+        self.assertFalse(self.puts(value=(1,)))
+        self.assertFalse(self.puts(mask=False))
+        self.assertFalse(self.puts(of=False))
+        self.assertFalse(self.puts(operator="aten.index.Tensor"))
+
+    def test_a_mask_of_images_is_refused_where_more_is_put(self):
+        values = {"m": torch.zeros(2, dtype=torch.bool), "v": torch.zeros(())}
+        for shape in ((), (2,)):
+            values["v"] = torch.zeros(shape)
+            nodes = [SimpleNamespace(name=k, meta={"val": v}) for k, v in values.items()]
+            exported = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
+            operands = Of("x"), (Of("m"),), Of("v")
+            step = OperatorCall("out", "aten.index_put.default", operands, {}, "net.py:3")
+            if shape:
+                with self.assertRaisesRegex(ValueError, "^net.py:3: a mask .*use torch.where"):
+                    masks.resolved(exported, [step], {})
+            else:
+                self.assertEqual(masks.resolved(exported, [step], {}), (step,))
+
+
+if __name__ == "__main__":
+    absltest.main()
