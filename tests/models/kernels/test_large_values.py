@@ -1,8 +1,10 @@
 """Every kernel at large values: about as close to float64 as XLA's plain operations are.
 
 Attention is given logits of up to 1,000, other kernels activations of that size. In float32 and
-bfloat16 the value and each gradient may be off by twice what the same formula in `jax.numpy` and
-`lax` is, whose products add up in float32 and whose norms and softmax are float32.
+bfloat16 the value and each gradient of a kernel for TPUs may be off by twice what XLA's paths in
+the same type are: the same formula in `jax.numpy` and `lax`, whose products add up in float32 and
+whose norms and softmax are float32, and what other platforms compile. The latter is compared with
+the formula alone; where it may be off by more than twice, its case says why.
 """
 
 import contextlib
@@ -54,7 +56,7 @@ class Case(NamedTuple):
     plain: Callable[..., Any]
     operands: Callable[[float], list[np.ndarray]]
     platform: Callable[[], Any] = contextlib.nullcontext
-    limit: float = 2  # times the plain formula's error
+    limit: float = 2  # times the error of the plain formula, for what XLA compiles
 
 
 def normal(seed, *shape):
@@ -312,12 +314,12 @@ def attentions():
     yield "attention with a bias", Case("attention", *with_bias, limit=KEPT)
     yield (
         "token_attention with a bias",
-        Case("tpu/token_attention", *with_bias, tpu(attention), KEPT),
+        Case("tpu/token_attention", *with_bias, tpu(attention)),
     )
     for width in (16, 48):
         of = lambda x, *m: talking_heads.talking_heads(x, m[:2], m[2:])  # noqa: E731
         yield f"talking_heads {width}", Case("talking_heads", of, talk, mixes(width), limit=KEPT)
-        case = Case("tpu/talking_heads", of, talk, mixes(width), tpu(talking_heads), KEPT)
+        case = Case("tpu/talking_heads", of, talk, mixes(width), tpu(talking_heads))
         yield f"talking_heads on TPUs {width}", case
     of = channel_attention.self_cross_covariance
     yield "channel_attention", Case("channel_attention", of, cross, temperature, limit=KEPT)
@@ -472,7 +474,7 @@ def blocks():
     here = "local_interaction", interact, plain, shapes
     yield from norm_cases("local_interaction", *here, limit=16)
     args = "tpu/token_interaction", interact, plain, shapes, tpu(local_interaction)
-    yield from norm_cases("local_interaction on TPUs", *args, limit=16)
+    yield from norm_cases("local_interaction on TPUs", *args)
 
 
 CASES = dict([*attentions(), *convolving(), *layer_cases(), *blocks()])
@@ -531,17 +533,23 @@ def exactly(name):
 
 
 def check(test, name, dtype):
-    """Compare the errors of a kernel and of its plain formula, at all sizes."""
+    """Compare the errors of a kernel with those of XLA's paths, at all sizes.
+
+    A TPU kernel's paths are the plain formula and what other platforms compile.
+    """
     case = CASES[name]
-    with case.platform():
-        ours, plain = compiled(lambda *p: case.function(*p)), compiled(case.plain)
-        for size in SIZES:
-            operands, g, exact = exactly(name)(size, dtype)
-            results, expected = (jax.tree.leaves(f(operands, g)) for f in (ours, plain))
-            found, allowed = errors(results, exact), errors(expected, exact)
-            for i, (own, other) in enumerate(zip(found, allowed, strict=True)):
-                with test.subTest(size=size, array=i):
-                    test.assertLessEqual(own, max(LEAST[dtype], case.limit * other))
+    kernel, *by_xla = (compiled(lambda *p: case.function(*p)), compiled(case.plain))
+    if case.platform is not contextlib.nullcontext:
+        by_xla.append(compiled(lambda *p: case.function(*p)))
+    for size in SIZES:
+        operands, g, exact = exactly(name)(size, dtype)
+        paths = [errors(jax.tree.leaves(path(operands, g)), exact) for path in by_xla]
+        with case.platform():
+            results = jax.tree.leaves(kernel(operands, g))
+        allowed = [max(of_array) for of_array in zip(*paths, strict=True)]
+        for i, (error, most) in enumerate(zip(errors(results, exact), allowed, strict=True)):
+            with test.subTest(size=size, array=i):
+                test.assertLessEqual(error, max(LEAST[dtype], case.limit * most))
 
 
 class LargeValuesTest(parameterized.TestCase):
