@@ -219,7 +219,7 @@ class ResumeTest(absltest.TestCase):
         """Stopped in the second of three epochs of growth, of four steps each."""
         self.enter_context(
             mock.patch.object(
-                accuracy, "count", return_value={"clean": 0.5, "robust": 0.25, "images": 64}
+                accuracy, "count", return_value={"clean": 0.5, "robust": 0.25, "images": 80}
             )
         )
         folder = Path(self.create_tempdir())

@@ -314,11 +314,12 @@ class RunTest(absltest.TestCase):
         """The errors that extreme chooses by stand in the checkpoint, so the bits are the same."""
         self.enter_context(
             mock.patch.object(
-                accuracy, "count", return_value={"clean": 0.5, "robust": 0.25, "images": 64}
+                accuracy, "count", return_value={"clean": 0.5, "robust": 0.25, "images": 80}
             )
         )
-        each = [np.array(bits, bool) for bits in ([1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0])]
-        clean, answers = np.array([True, True, True, False]), np.array([0, 1, 2, 3])
+        of_four = ([1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0])
+        each = [np.tile(bits, 20).astype(bool) for bits in of_four]
+        clean, answers = (np.tile(row, 20) for row in ([True, True, True, False], [0, 1, 2, 3]))
         told = {"clean": clean, "answers": answers, "labels": answers}
         judged = [told | {"robust": robust & clean} for robust in each]
         self.enter_context(mock.patch.object(accuracy, "each", side_effect=judged * 2))
