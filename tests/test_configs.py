@@ -32,7 +32,7 @@ def sized(size, name):
 
 
 class ConfigsTest(parameterized.TestCase):
-    @parameterized.parameters(*refresh_configs.names())
+    @parameterized.parameters("base", *refresh_configs.names())
     def test_resolved_text_is_reviewed(self, name):
         self.assertEqual(
             refresh_configs.golden(name).read_text(),

@@ -1,5 +1,7 @@
-"""Writes what is made of the configs: the resolved text of each, in `tests/golden_configs/`, and in
-docstrings the keys that `jaxrobust why` prints; review the difference.
+"""Writes what is made of the configs; review the difference.
+
+`tests/golden_configs/` holds the keys in which each differs from `base()`, which is `base.json`;
+docstrings hold the keys that `jaxrobust why` prints.
 """
 
 import importlib
@@ -14,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.analysis import key_sources
+from jaxrobust.config import base
 from jaxrobust.runtime.commandline.arguments import config_name, load_config
 
 COLUMNS = 100
@@ -41,11 +44,29 @@ def load(name: str) -> Any:
 
 
 def resolved(name: str) -> str:
-    return json.dumps(json.loads(load(name).to_json()), indent=2) + "\n"
+    """Write the keys of a config that differ from `base()`, or all keys of `base`."""
+    default = {} if name == "base" else _flat(base())
+    keys = _flat(base() if name == "base" else load(name))
+    changed = {k: v for k, v in keys.items() if k not in default or v != default[k]}
+    if gone := default.keys() - keys.keys():
+        changed["without"] = sorted(gone)
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in changed.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """Map "section.key" to its value; options of a network are one value."""
+    sections = json.loads(config.to_json())
+    flat = {
+        f"{s}.{k}": v for s, keys in sections.items() if type(keys) is dict for k, v in keys.items()
+    }
+    return flat | {s: value for s, value in sections.items() if type(value) is not dict}
 
 
 def golden(name: str) -> Path:
-    return ROOT / "tests" / "golden_configs" / f"{config_name(name)}.json"
+    return (
+        ROOT / "tests" / "golden_configs" / f"{name if name == 'base' else config_name(name)}.json"
+    )
 
 
 def explained(source: str) -> str:
@@ -61,7 +82,7 @@ def explained(source: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in names():
+    for name in ("base", *names()):
         golden(name).parent.mkdir(exist_ok=True)
         golden(name).write_text(resolved(name))
     for path in paths():
