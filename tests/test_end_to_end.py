@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.convert import confirm
 from jaxrobust.evaluation.records import records
+from jaxrobust.publish import confirm
 from tests.support import paths, result_lines
 from tests.support.commands import commands
 

@@ -8,12 +8,12 @@ from absl.testing import absltest, parameterized
 from jaxrobust.configs import quickstart
 
 from jaxrobust import attacks
-from jaxrobust.analysis.configs import chosen_values
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.evaluation.engine import autoattack, smoothing
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.papers import worst_case
 from jaxrobust.papers.networks import analyses
+from jaxrobust.results.configs import chosen_values
 from jaxrobust.runtime.commandline import threats
 from jaxrobust.training.run import best_weights
 from jaxrobust.training.update import inner

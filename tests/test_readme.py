@@ -31,7 +31,7 @@ PACKAGES = (
     "jaxrobust/data/README.md",
     "jaxrobust/training/README.md",
     "jaxrobust/evaluation/README.md",
-    "jaxrobust/convert/README.md",
+    "jaxrobust/publish/README.md",
     "jaxrobust/report/README.md",
     "jaxrobust/estimate/README.md",
     "tools/launch/README.md",

@@ -91,7 +91,7 @@ def theirs() -> dict[str, Program]:
     try:
         import torch
 
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         timm_data = torch_networks.import_timm().data
         from torchvision import transforms as vision

@@ -225,7 +225,7 @@ def theirs(
 
 def torch_module(config: "ConfigDict") -> Any:
     """Make the network in PyTorch: the module of a `torch:` name, else ours written there."""
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
     from jaxrobust.pytorch.networks import torch_modules
     from jaxrobust.runtime import pytorch
 

@@ -68,7 +68,7 @@ def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
     """Train in PyTorch as the phase `name` of a run did; write the losses and the average."""
     import torch
 
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
     from tools.bench import torch_reference
 
     check(config, name)

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _compared(flags: CompareFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.comparison import (
+        from jaxrobust.results.comparison import (
             comparison_findings,
             comparison_markdown,
             evaluations,
@@ -58,7 +58,7 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
             groups_picture,
             picture,
         )
-        from jaxrobust.analysis.plotting import plotting
+        from jaxrobust.results.plotting import plotting
 
     if flags.out:
         plotting()  # refuses before anything is computed

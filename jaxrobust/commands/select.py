@@ -66,6 +66,6 @@ def _selected(flags: SelectFlags) -> dict[str, Any]:
     if flags.attack != "autoattack" and flags.steps is None:
         del settings["steps"]
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.selection import choice
+        from jaxrobust.results.selection import choice
 
     return choice.select(choice.SelectionSettings(**settings))

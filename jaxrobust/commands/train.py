@@ -50,8 +50,8 @@ def main(argv: list[str]) -> None:
     patience.end()  # the first host speaks for all, and joining has its own words
     with patience.of(patience.LOADING, here=pod is None):
         # After the flags: --help needs no JAX.
-        from jaxrobust.analysis.stages import running
         from jaxrobust.report import pictures
+        from jaxrobust.results.stages import running
         from jaxrobust.runtime.devices import profiling
         from jaxrobust.runtime.files import folders
         from jaxrobust.training.run import run as training_run

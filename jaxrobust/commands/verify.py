@@ -88,8 +88,8 @@ def _verified(flags: VerifyFlags) -> dict[str, Any]:
 
 def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[str, Any]:
     """Write a bundle's adversarial images, and of a confirmed one RobustBench's issue."""
-    from jaxrobust.convert import layouts, robustbench_entry
     from jaxrobust.evaluation.questions import verification
+    from jaxrobust.publish import layouts, robustbench_entry
     from jaxrobust.runtime.files import whole
     from jaxrobust.weights.store import hashes
 

@@ -41,7 +41,7 @@ def main() -> None:
         usage="%(prog)s CONFIG [KEY] [--config.key=value ...] [flags]",
     )
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis import key_sources
+        from jaxrobust.results import key_sources
 
     names = [word.partition("=")[0].lstrip("-").partition(".")[2] for word in changed]
     config = changes.configured(flags.config, changed)

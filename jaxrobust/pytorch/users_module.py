@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.convert import references
+from jaxrobust.publish import references
 from jaxrobust.pytorch import modules
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.pytorch.reading import results
@@ -100,7 +100,7 @@ def check(network: Network) -> None:
 
 
 def _check_names(network: Network) -> None:
-    from jaxrobust.convert.torch_modules.layers import name_in_zoo
+    from jaxrobust.publish.torch_modules.layers import name_in_zoo
 
     first: dict[str, str] = {}
     for key in references.named(network, wrapped=network.normalised):

@@ -186,7 +186,7 @@ class PublishedTest(parameterized.TestCase):
 
     def test_is_robustbenchs(self):
         try:
-            from jaxrobust.convert import torch_networks
+            from jaxrobust.publish import torch_networks
 
             torch_networks.import_robustbench()
         except ImportError as error:

@@ -9,9 +9,6 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.comparison import groups_picture, picture
-from jaxrobust.analysis.comparison.group_tests import Over
-from jaxrobust.analysis.comparison.groups import GroupDifference
 from jaxrobust.papers.networks import (
     augmentations,
     convergence,
@@ -25,6 +22,9 @@ from jaxrobust.papers.networks import (
 )
 from jaxrobust.papers.networks.analyses import AnalysisSettings
 from jaxrobust.papers.networks.network_sample import NetworkSample
+from jaxrobust.results.comparison import groups_picture, picture
+from jaxrobust.results.comparison.group_tests import Over
+from jaxrobust.results.comparison.groups import GroupDifference
 from jaxrobust.types import Threat, Weights
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jaxrobust.analysis.plotting import SUFFIXES
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import figure as command
 from jaxrobust.papers.figures import drawing, figure, latex, letters
+from jaxrobust.results.plotting import SUFFIXES
 from tests.support import command_calls
 from tests.support.compared import N, attacks, found, write
 from tests.support.paths import ROOT

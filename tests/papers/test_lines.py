@@ -13,8 +13,6 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.analysis import run_records
-from jaxrobust.analysis.run_records import whole_config
 from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.data import imagenet
@@ -27,6 +25,8 @@ from jaxrobust.papers.commands import reproduce
 from jaxrobust.papers.tables import lines, matching, rules_imagenet, tables
 from jaxrobust.papers.tables.tables_markdown import Filled
 from jaxrobust.resolved import Values, phases, plain
+from jaxrobust.results import run_records
+from jaxrobust.results.run_records import whole_config
 from jaxrobust.runtime.commandline.arguments import config_name
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import start_run

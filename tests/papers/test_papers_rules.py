@@ -9,8 +9,6 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis import run_records
-from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.config import base
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -26,6 +24,8 @@ from jaxrobust.papers.tables import (
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.papers.tables.tables_markdown import Cell, Filled
 from jaxrobust.resolved import Values, plain
+from jaxrobust.results import run_records
+from jaxrobust.results.run_records import RunRecord
 
 LINF = {"norm": "linf", "epsilon": 4 / 255}
 STANDARD = [

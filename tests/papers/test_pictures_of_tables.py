@@ -7,12 +7,12 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis import run_records
 from jaxrobust.papers.tables import documents, matching, tables
 from jaxrobust.papers.tables.pictures import resolutions, scatter
 from jaxrobust.papers.tables.pictures.scatter import Point
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.papers.tables.tables_markdown import Cell, Filled
+from jaxrobust.results import run_records
 
 LINF = {"attack": "autoattack", "norm": "linf", "epsilon": "4/255"}
 RESULTS = {"clean": {"attack": "clean"}, "aa": LINF}

@@ -6,9 +6,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis import key_sources
-from jaxrobust.analysis.key_sources import ConfigKey
 from jaxrobust.papers.planning import answer
+from jaxrobust.results import key_sources
+from jaxrobust.results.key_sources import ConfigKey
 
 
 class AnswerTest(parameterized.TestCase):

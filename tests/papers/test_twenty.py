@@ -9,12 +9,12 @@ from absl.testing import absltest, parameterized
 
 from configs import cifar_aligned
 from jaxrobust import models
-from jaxrobust.analysis import run_records
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import reproduce
 from jaxrobust.papers.tables import matching, tables, tables_markdown
+from jaxrobust.results import run_records
 from jaxrobust.weights.store import hashes
 
 LINF = 8 / 255

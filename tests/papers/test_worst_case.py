@@ -11,10 +11,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import evaluation
-from jaxrobust.convert import network_account
 from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers import three_norms
+from jaxrobust.publish import network_account
 from jaxrobust.report import gathered
 from jaxrobust.report.parts import commands, sentences
 from jaxrobust.report.parts import evaluation as evaluation_part

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from tests.support import paths
 
 pytest.importorskip("torch", reason=paths.PARITY)
-from jaxrobust.convert import torch_networks
+from jaxrobust.publish import torch_networks
 from jaxrobust.pytorch import agreement
 from jaxrobust.pytorch import torch as interop
 from tests.support import torch_families

@@ -193,7 +193,7 @@ class ConvNeXtTest(parameterized.TestCase):
         self.assertEmpty(called.call_args_list)
 
     def test_timm_s_own(self):
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         module = torch_networks.import_timm().create_model(
             "convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5

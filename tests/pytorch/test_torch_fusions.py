@@ -214,7 +214,7 @@ class FusionTest(parameterized.TestCase):
         )
 
     def test_timm_s_own(self):
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         timm = torch_networks.import_timm()
         module = timm.create_model(

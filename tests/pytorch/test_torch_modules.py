@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust import models
-from jaxrobust.convert import torch_networks
+from jaxrobust.publish import torch_networks
 from jaxrobust.pytorch import kept, modules
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from tests.support import paths
 
 pytest.importorskip("torch", reason=paths.PARITY)
-from jaxrobust.convert import torch_networks
+from jaxrobust.publish import torch_networks
 from tests.support import torch_families, torch_training
 
 GRADIENTS, STATISTICS = 1e-9, 1e-12  # of the largest

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.convert import export_torch, layouts, robustbench_entry, torch_networks
-from jaxrobust.convert.export_torch import ExportSettings
-from jaxrobust.convert.references import Network
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.publish import export_torch, layouts, robustbench_entry, torch_networks
+from jaxrobust.publish.export_torch import ExportSettings
+from jaxrobust.publish.references import Network
 from jaxrobust.pytorch import users_module
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch

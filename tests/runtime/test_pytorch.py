@@ -10,7 +10,7 @@ from tests.support import paths
 CODE = """
 import sys
 
-import jaxrobust.convert.export_torch
+import jaxrobust.publish.export_torch
 import jaxrobust.evaluation.questions.command
 import jaxrobust.training.run.run
 from jaxrobust.resolved import of_phase, phases

@@ -14,7 +14,7 @@ from jaxrobust.runtime import rooms
 PROGRAM = """
 import importlib, pkgutil, sys
 import jaxrobust.__main__ as overview
-import jaxrobust.analysis.comparison as comparison, jaxrobust.analysis.listing
+import jaxrobust.results.comparison as comparison, jaxrobust.results.listing
 import jaxrobust.commands.estimate, jaxrobust.evaluation.questions.command
 import jaxrobust.report as report
 for package in (comparison, report):
@@ -26,7 +26,7 @@ try:
     overview.main()
 except SystemExit:
     pass
-analysis = [f"jaxrobust.analysis.{name}" for name in ("papers", "planning", "figures", "networks")]
+analysis = [f"jaxrobust.results.{name}" for name in ("papers", "planning", "figures", "networks")]
 entries = overview.rooms.entries
 rows = [row for name in ("EVALUATIONS", "ESTIMATES") for row in entries(name).values()]
 rows += [row[0] for row in entries("COMMANDS").values()]

@@ -69,7 +69,7 @@ def check_both_ways(test, name: str, arrays, **options) -> None:
     if not made:
         return
     parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     net = torch_networks.network(name, img_size=32, num_classes=10, **options)
     state = torch_networks.state_arrays(net)
@@ -165,7 +165,7 @@ def check_storing(test, name: str, *hows: str, **options) -> None:
 def drawn_in_torch(test, name: str, image_size: int, options):
     """(our network in PyTorch, its arrays), drawn by their names but for what sizes decide."""
     torch = parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     row = {key: options[key] for key in options.keys() & models.computed(name, {}).keys()}
     net = torch_networks.network(name, img_size=image_size, num_classes=10, **row)
@@ -202,7 +202,7 @@ def check_options(test, name: str, **options) -> None:
     net, arrays = drawn_in_torch(test, name, side, options)
     import torch
 
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     x = np.random.default_rng(0).random((3, side, side, 3))
     theirs = parity.torch_logits_and_gradients(net, x, "float64")

@@ -25,7 +25,7 @@ _IMPORTED = (
         "jaxrobust.evaluation.questions.command",
         "jaxrobust.models.table",
     ),
-    *("jaxrobust.convert.import_torch", "jaxrobust.convert.export_torch"),
+    *("jaxrobust.publish.import_torch", "jaxrobust.publish.export_torch"),
 )
 
 

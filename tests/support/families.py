@@ -75,7 +75,7 @@ def reference_here():
     try:
         import torch  # noqa: F401
 
-        from jaxrobust.convert import torch_networks  # noqa: F401
+        from jaxrobust.publish import torch_networks  # noqa: F401
     except ImportError as error:
         raise absltest.SkipTest(paths.PARITY) from error
     with rounded_as(torchs_waves):

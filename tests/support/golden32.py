@@ -134,7 +134,7 @@ def check_pytorch(test, golden: str, name: str, arrays, **options) -> None:
     1e-3 to 1e-2 of the largest entry. A fault would show in all images.
     """
     torch = parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     theirs = stored(golden)
     sizes = {"num_classes": 10, "image_size": 32} | options

@@ -40,7 +40,7 @@ def torchvision(test):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on import
         try:
-            from jaxrobust.convert import torch_networks
+            from jaxrobust.publish import torch_networks
         except ImportError:
             test.skipTest(PARITY)
         torch_networks.import_timm()  # declares what torchvision misses on a CPU build

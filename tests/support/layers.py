@@ -19,12 +19,12 @@ ROOMS = (
     {"weights"},
     {"evaluation"},
     {"training"},
-    {"convert", "doctor", "estimate"},
+    {"publish", "doctor", "estimate"},
     {"report"},
-    {"analysis"},
+    {"results"},
     {"commands"},
     {"zoo", "pytorch", "papers"},  # optional: nothing imports them
-    {"interop"},  # a door to `pytorch`
+    {"convert", "interop"},  # doors to `publish` and `pytorch`
     {"__main__"},
     {"main", "evaluate"},
 )

@@ -133,7 +133,7 @@ def torch_network(name: str, num_classes: int, image_size: int):
     """The reference network with its weights spread enough that each of them matters."""
     import torch
 
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     net = torch_networks.network(name, num_classes=num_classes, img_size=image_size)
     generator = torch.Generator().manual_seed(0)
@@ -155,10 +155,10 @@ def check_reference(test, name: str, *, image_size: int, num_classes: int = 10, 
     try:
         import torch  # noqa: F401
 
-        from jaxrobust.convert import torch_networks  # noqa: F401
+        from jaxrobust.publish import torch_networks  # noqa: F401
     except ImportError:
         test.skipTest(paths.PARITY)
-    from jaxrobust.convert.torch_networks import state_arrays
+    from jaxrobust.publish.torch_networks import state_arrays
 
     net = torch_network(name, num_classes, image_size)
     images = np.random.default_rng(1).random((batch, image_size, image_size, 3), np.float32)

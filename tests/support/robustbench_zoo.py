@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from jaxrobust.convert import torch_networks
+from jaxrobust.publish import torch_networks
 from tests.support import torch_families
 
 SIDES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}

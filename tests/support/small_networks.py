@@ -225,7 +225,7 @@ def made(label: str) -> Any:
     """Return a row's network in PyTorch in float64, with seeded weights and statistics."""
     import torch
 
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     name, side, own = ROWS[label]
     model = torch_networks.module(models.family(name).file).model

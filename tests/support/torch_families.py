@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from jaxrobust.convert import torch_networks
+from jaxrobust.publish import torch_networks
 
 # timm's name -> side of its images: the smallest of each file of timm's, and kinds that are rare.
 FAMILIES = {

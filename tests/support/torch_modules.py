@@ -21,7 +21,7 @@ def row(name: str, **options) -> dict:
 
 
 def built(listing: str):
-    from jaxrobust.convert import torch_networks  # which needs PyTorch
+    from jaxrobust.publish import torch_networks
 
     name, options = NETWORKS[listing]
     module, layers = (torch_networks.module(file) for file in (models.family(name).file, "layers"))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from jaxrobust.commands.conversion import export_weights
-from jaxrobust.convert import export_torch
+from jaxrobust.publish import export_torch
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights import start as start_weights

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 import jaxrobust
 from jaxrobust.config import VERSION, network_of
-from jaxrobust.convert import export_torch
 from jaxrobust.evaluation.questions import target
 from jaxrobust.papers.networks import network_sample
+from jaxrobust.publish import export_torch
 from jaxrobust.training import build
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights

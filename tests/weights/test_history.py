@@ -17,9 +17,9 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust.config import VERSION, network_of
-from jaxrobust.convert import export_torch
 from jaxrobust.evaluation.questions import target
 from jaxrobust.evaluation.records import trained
+from jaxrobust.publish import export_torch
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import hashes

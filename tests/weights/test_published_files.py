@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 import jaxrobust
 from jaxrobust import models
-from jaxrobust.convert import layouts, network_account
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.publish import layouts, network_account
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import convert
@@ -143,7 +143,7 @@ class RobustbenchTest(absltest.TestCase):
     def test_its_loader_reads_what_we_export(self):
         """A folder of ours, read by `load_model` of the right table."""
         torch = parity.torch_or_skip(self)
-        from jaxrobust.convert import references, torch_networks
+        from jaxrobust.publish import references, torch_networks
 
         try:
             torch_networks.import_robustbench()

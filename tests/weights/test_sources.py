@@ -150,7 +150,7 @@ class TablesTest(parameterized.TestCase):
     def test_names_of_timm(self):
         """Each is at hf://timm/NAME.TAG, but for CLIP's networks without a classifier."""
         try:
-            from jaxrobust.convert import torch_networks
+            from jaxrobust.publish import torch_networks
 
             timm = torch_networks.import_timm()
         except ImportError:

@@ -153,7 +153,7 @@ class MessageTest(parameterized.TestCase):
 
 def needs_robustbench(test):
     parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     try:
         torch_networks.import_robustbench()

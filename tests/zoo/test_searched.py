@@ -48,7 +48,7 @@ class GoldenTest(parameterized.TestCase):
     @parameterized.parameters(*LISTINGS.items())
     def test_beside_our_file_in_pytorch(self, listing, name):
         torch = parity.torch_or_skip(self)
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         row = models.variant(name, **SMALL)
         module = torch_networks.module("searched.py")

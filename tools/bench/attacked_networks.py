@@ -22,7 +22,7 @@ def their_network(name: str) -> Any:
     if name == "golden":
         net = _golden_in_torch()
     elif name == "convnext_n":
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         net = torch_networks.network(name, num_classes=10, img_size=32)
     else:

@@ -101,7 +101,7 @@ def of_torch(given: Operands, groups: int, repeats: int, by_points: bool) -> dic
     """Time PyTorch's: the gradients reuse one forward pass."""
     import torch
 
-    from jaxrobust.convert.torch_modules.internimage import deformed
+    from jaxrobust.publish.torch_modules.internimage import deformed
 
     core: Callable = functools.partial(deformed, scale=1.0) if by_points else _all_at_once
 

@@ -33,8 +33,8 @@ def main() -> None:
     import torch
 
     from jaxrobust import convert, models
-    from jaxrobust.convert import torch_networks
     from jaxrobust.evaluation.engine import engine, smoothing
+    from jaxrobust.publish import torch_networks
     from tools.bench import torch_reference
 
     about = {"num_classes": 10}

@@ -24,7 +24,7 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.convert import torch_networks
+from jaxrobust.publish import torch_networks
 from jaxrobust.runtime.commandline.arguments import Arguments
 
 WEIGHTS = ROOT / "runs/torch"

@@ -15,8 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.analysis import key_sources
 from jaxrobust.config import base
+from jaxrobust.results import key_sources
 from jaxrobust.runtime.commandline.arguments import config_name, load_config
 
 COLUMNS = 100

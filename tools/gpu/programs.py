@@ -67,7 +67,7 @@ def logits(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from jaxrobust import convert, models
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
     from tools.bench import torch_reference
 
     name, about = config.model.name, {"num_classes": config.model.num_classes}
@@ -194,7 +194,7 @@ def pyautoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, An
     import pyautoattack as reference
     import torch
 
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
 
     gpu = torch.cuda.is_available()
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ def main() -> None:
     with patience.of(patience.LOADING):
         import jax
 
-        from jaxrobust.analysis.configs import refusals
+        from jaxrobust.results.configs import refusals
 
     config = changes.configured(flags.config, changed)
     with arguments.ending("the same command starts again"), patience.of("looking at the config"):

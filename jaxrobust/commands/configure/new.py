@@ -67,7 +67,7 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     if flags.epsilon is not None and number("epsilon", flags.epsilon) <= 0:
         raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the usual")
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.configs import (
+        from jaxrobust.results.configs import (
             chosen_values,
             config_text,
             data_facts,

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     given = asdict(fields.read(CertificateFlags, __doc__, argv))
     as_json, weights, against = (given.pop(name) for name in ("json", "weights", "against"))
     with patience.of(patience.LOADING):
-        from jaxrobust.convert import certificate
+        from jaxrobust.publish import certificate
         from jaxrobust.runtime.devices import compilation
 
     compilation.use_persistent_cache()

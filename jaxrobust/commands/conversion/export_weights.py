@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _exported(flags: ExportFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.convert import export_torch
+        from jaxrobust.publish import export_torch
         from jaxrobust.runtime.devices import compilation
 
     compilation.use_persistent_cache()

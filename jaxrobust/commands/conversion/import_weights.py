@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _imported(flags: ImportFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.convert import import_torch
+        from jaxrobust.publish import import_torch
         from jaxrobust.weights.naming.networks import Request
 
     given = asdict(flags)

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _made(flags: BoardFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis.board import making
+        from jaxrobust.results.board import making
 
     settings = {"batch": flags.batch, "sample": flags.sample, "seed": flags.seed}
     return making.make(flags.bundles, flags.out, networks=flags.networks, **settings)

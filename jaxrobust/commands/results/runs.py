@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _listed(flags: RunsFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.analysis import listing
+        from jaxrobust.results import listing
 
     found = listing.find(flags.folder)
     print(listing.text(found))

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxrobust.analysis.comparison import evaluations
-from jaxrobust.analysis.comparison.comparison_findings import LEVEL, compare_all
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import checked
 from jaxrobust.papers.figures import figure_records, latex, letters
 from jaxrobust.papers.figures.figure_records import FigureRecord
+from jaxrobust.results.comparison import evaluations
+from jaxrobust.results.comparison.comparison_findings import LEVEL, compare_all
 from jaxrobust.types import fraction
 
 MOST_LINES = 7  # of one figure: the palette has no more that can be told apart

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from jaxrobust.analysis.plotting import plotting
 from jaxrobust.papers.figures.contents import FigureContent, Series
+from jaxrobust.results.plotting import plotting
 
 WIDTH = 3.25  # inches: a column of a paper in two columns
 _SIZE = 8  # points of letters

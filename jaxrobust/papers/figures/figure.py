@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.analysis.plotting import MARK, SUFFIXES, plotting
 from jaxrobust.papers.figures import contents, drawing, latex, resolution_contents
+from jaxrobust.results.plotting import MARK, SUFFIXES, plotting
 from jaxrobust.runtime.files import jsonl, whole
 
 KINDS = {

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Self
 
-from jaxrobust.analysis.comparison import evaluations
-from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.evaluation.records import checked, comparable, records
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
+from jaxrobust.results.comparison import evaluations
+from jaxrobust.results.run_records import RunRecord
 
 _RADII = ("radius", "ladder", "images met by the first attack alone")  # that rungs differ in
 _RESOLUTIONS = ("image size", "preprocessing", "norm", "radius")  # that resolutions differ in

@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from jaxrobust.analysis.plotting import MARK
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.results.plotting import MARK
 from jaxrobust.types import fraction
 
 _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.analysis.plotting import figure, plotting
+from jaxrobust.results.plotting import figure, plotting
 
 MOST = 16  # images of a grid: more are in the CSV alone
 Rows = list[dict[str, Any]]  # of a CSV: column -> value

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.analysis import run_records
 from jaxrobust.estimate import devices
 from jaxrobust.estimate.devices import Target
 from jaxrobust.papers.planning import costs, progress, runs, scripts
 from jaxrobust.papers.planning.progress import APART, BEYOND, DONE, OVER, PlannedStep
 from jaxrobust.papers.tables import matching
+from jaxrobust.results import run_records
 from jaxrobust.runtime.text import patience
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.analysis.comparison import evaluations
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.papers.planning.runs import PaperRun
 from jaxrobust.papers.tables import tables
 from jaxrobust.papers.tables.tables import Table
+from jaxrobust.results.comparison import evaluations
 
 SIGNIFICANT = 0.05
 _METHOD = "autoattack standard"  # of records that the tables are about

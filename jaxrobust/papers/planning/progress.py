@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.papers.planning import claims
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.runs import PaperRun, config_of
 from jaxrobust.papers.tables import matching, tables
+from jaxrobust.results.run_records import RunRecord
 from jaxrobust.weights.trained import start_run
 
 DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxrobust.analysis.comparison.comparison_markdown import grid
-from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.papers.tables import matching, tables
 from jaxrobust.papers.tables.tables import Table
+from jaxrobust.results.comparison.comparison_markdown import grid
+from jaxrobust.results.run_records import RunRecord
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord

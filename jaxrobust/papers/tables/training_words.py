@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from jaxrobust.analysis.run_records import whole_config
 from jaxrobust.attacks import registry
 from jaxrobust.config import Config, ModelSection, base
 from jaxrobust.data.imagenet import IMAGENETTE
@@ -15,6 +14,7 @@ from jaxrobust.data.transforms.presets import PRESETS, Preset
 from jaxrobust.papers.tables import code_facts, residual, tables, twenty
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.resolved import Values, of_phase, phases, plain
+from jaxrobust.results.run_records import whole_config
 from jaxrobust.runtime.commandline.arguments import RECIPES
 from jaxrobust.training.update import objectives
 from jaxrobust.weights.store import hashes

@@ -5,12 +5,12 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from jaxrobust.convert import robustbench_entry
 from jaxrobust.data.splits.spread import ALL
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.records import parts, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.publish import robustbench_entry
 from jaxrobust.report.drawing.markup import Html, copied, remark, tag
 from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import sentences

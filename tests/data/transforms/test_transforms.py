@@ -322,7 +322,7 @@ class TorchvisionTest(Reference):
     @parameterized.parameters("Res256Crop224", "BicubicRes256Crop224", "Res224", "Crop288", None)
     def test_robustbench(self, preprocessing):
         torchvision(self)
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         try:
             torch_networks.import_robustbench()

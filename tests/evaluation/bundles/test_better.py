@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.board import entries, listing
 from jaxrobust.commands import verify
 from jaxrobust.commands.results import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.bundles.standing import StandingSample
+from jaxrobust.results.board import entries, listing
 from tests.support import bundles, digits_network, forgeries
 from tests.support.command_line import called
 from tests.support.evaluations import call

@@ -409,7 +409,7 @@ class FunctionTest(Case):
         if not TORCH:
             self.skipTest(paths.PARITY)
         path = Path(self.create_tempdir()) / "adversarial.pt"
-        entry = "jaxrobust.convert.robustbench_entry.external_evaluation"
+        entry = "jaxrobust.publish.robustbench_entry.external_evaluation"
         for function, expected in (("logits_fn", 0), ("another", 1)):
             network = ("--function", f"{self.root}/nets.py:{function}")
             with mock.patch(entry, return_value="the issue") as issue:

@@ -11,9 +11,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.comparison import evaluations
 from jaxrobust.attacks import ensembles
-from jaxrobust.convert import robustbench_entry
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.engine.fast import fast_version
 from jaxrobust.evaluation.questions import command, flags
@@ -22,9 +20,11 @@ from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.records import survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.figures import figure_records, latex
+from jaxrobust.publish import robustbench_entry
 from jaxrobust.report.gathered import gather
 from jaxrobust.report.page import page
 from jaxrobust.report.parts import sentences
+from jaxrobust.results.comparison import evaluations
 from tests.support.evaluations import call
 
 N = 100

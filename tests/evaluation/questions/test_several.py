@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.convert import network_account
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.publish import network_account
 from tests.support import paths, result_lines
 from tests.support.ensemble import GOLDEN, LABELS
 from tests.support.evaluations import call, run_for, trained

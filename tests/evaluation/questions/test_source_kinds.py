@@ -11,9 +11,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.analysis.configs import refusals
 from jaxrobust.commands.configure import new
 from jaxrobust.doctor import command as doctor
+from jaxrobust.results.configs import refusals
 from jaxrobust.runtime.commandline.arguments import load_config
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import splits

@@ -12,7 +12,6 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.analysis.comparison import comparison_findings, comparison_markdown, evaluations
 from jaxrobust.evaluation.questions import command, stops
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
@@ -21,6 +20,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.gathered import gather
 from jaxrobust.report.page import page
 from jaxrobust.report.parts import sentences
+from jaxrobust.results.comparison import comparison_findings, comparison_markdown, evaluations
 from tests.support.evaluations import call
 
 N = 200

@@ -14,11 +14,11 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.commands import compare, report
 from jaxrobust.commands.results import runs
-from jaxrobust.convert import network_account, robustbench_entry
-from jaxrobust.convert.network_account import Account
 from jaxrobust.evaluation.records import checked, records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import figure, reproduce
+from jaxrobust.publish import network_account, robustbench_entry
+from jaxrobust.publish.network_account import Account
 from jaxrobust.training.run import accuracies
 from tests.support import command_calls, reports
 from tests.support.evaluations import call

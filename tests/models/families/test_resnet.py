@@ -31,7 +31,7 @@ def torch_network(name: str, num_classes: int = 10):
 
 def ours_of(name, net, **overrides):
     """Our network with the weights of a torch one, in float64; to be called in x64."""
-    from jaxrobust.convert.torch_networks import state_arrays
+    from jaxrobust.publish.torch_networks import state_arrays
 
     ours = models.create(name, num_classes=10, image_size=64, dtype="float64", **overrides)
     params, stats = jax.eval_shape(ours.init, jax.random.key(0))

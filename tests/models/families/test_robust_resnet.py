@@ -102,7 +102,7 @@ class OthersTest(parameterized.TestCase):
     @parameterized.parameters(*OTHERS.items())
     def test_the_pytorch_module_is_theirs(self, listing, options):
         torch = parity.torch_or_skip(self)
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         net = torch_networks.network(A1, img_size=32, num_classes=10, **options).eval()
         arrays = {k: torch.tensor(a) for k, a in cifar_study.weights(listing).items()}

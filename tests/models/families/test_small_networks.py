@@ -1,6 +1,6 @@
 """Small networks of every family give what their PyTorch modules give, in evaluation and training.
 
-What is compared with is stored; tests/convert/test_torch_modules.py computes it anew.
+What is compared with is stored; tests/publish/test_torch_modules.py computes it anew.
 """
 
 import re
@@ -22,7 +22,7 @@ from tests.support import paths, small_networks, sweeps
 try:
     import torch
 
-    from jaxrobust.convert import torch_networks  # noqa: F401
+    from jaxrobust.publish import torch_networks  # noqa: F401
 except ImportError:
     torch = None
 

@@ -73,7 +73,7 @@ class KernelsTest(parameterized.TestCase):
     def test_is_torchs(self, row):
         """A network of that stem alone, with the channels of the row, in float32."""
         torch = torch_or_skip(self)
-        from jaxrobust.convert import torch_networks
+        from jaxrobust.publish import torch_networks
 
         name, changes = options(row)
         width = changes["stem_widths"][-1]

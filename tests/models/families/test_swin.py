@@ -272,7 +272,7 @@ class ReferenceTest(parameterized.TestCase):
         try:
             import torch
 
-            from jaxrobust.convert import torch_networks
+            from jaxrobust.publish import torch_networks
         except ImportError:
             self.skipTest(paths.PARITY)
         shape = {"depths": (1, 1, 1, 2), "embed_dim": 8, "num_heads": (1, 1, 2, 2)}
@@ -297,7 +297,7 @@ class ReferenceTest(parameterized.TestCase):
         try:
             import torch
 
-            from jaxrobust.convert import torch_networks
+            from jaxrobust.publish import torch_networks
         except ImportError:
             self.skipTest(paths.PARITY)
         shape = {"depths": (2, 2), "embed_dim": 8, "num_heads": (2, 4)}

@@ -143,7 +143,7 @@ class BatchStatisticsTest(absltest.TestCase):
     def _check_batch_statistics(self, group):
         import torch
 
-        from jaxrobust.convert.torch_networks import state_arrays
+        from jaxrobust.publish.torch_networks import state_arrays
 
         net = copy.deepcopy(parity.torch_network("xcit_n12", 10, 64)).double()
         images, labels = np.random.default_rng(0).random((4, 64, 64, 3)), np.array([1, 3, 5, 7])

@@ -94,7 +94,7 @@ def first_weights(module):
 
 def theirs_of(case: Case):
     """Their network, and their recipe."""
-    from jaxrobust.convert import torch_networks
+    from jaxrobust.publish import torch_networks
     from tests.support import torch_updates
 
     name = case.argument.partition(",")[0]
@@ -114,7 +114,7 @@ def theirs_of(case: Case):
 
 def state_of(case: Case, phase, module):
     """The first state of a run from their weights, in float64."""
-    from jaxrobust.convert.torch_networks import state_arrays
+    from jaxrobust.publish.torch_networks import state_arrays
 
     name = case.argument.partition(",")[0]
     sizes = {"num_classes": 10, "image_size": SIDE}

@@ -52,7 +52,7 @@ def linear(torch, optimiser):
 
 
 def timm():
-    from jaxrobust.convert import torch_networks  # imports torch
+    from jaxrobust.publish import torch_networks
 
     return torch_networks.import_timm()
 

@@ -168,7 +168,7 @@ class TrainStepTest(parameterized.TestCase):
         try:
             import torch
 
-            from jaxrobust.convert import torch_networks
+            from jaxrobust.publish import torch_networks
             from tools.bench import torch_reference
         except ImportError:
             self.skipTest(paths.PARITY)

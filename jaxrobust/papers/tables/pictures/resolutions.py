@@ -4,9 +4,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.analysis.plotting import plotting
 from jaxrobust.papers.tables.tables import named, paper, title
 from jaxrobust.papers.tables.tables_markdown import Filled
+from jaxrobust.results.plotting import plotting
 
 _LEAST = 3  # resolutions that make a curve
 _OURS = "#d1495b"

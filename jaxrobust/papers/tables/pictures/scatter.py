@@ -5,11 +5,11 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.analysis.plotting import plotting
-from jaxrobust.analysis.run_records import RunRecord
 from jaxrobust.papers.tables import matching
 from jaxrobust.papers.tables.tables import named, paper, title
 from jaxrobust.papers.tables.tables_markdown import Filled
+from jaxrobust.results.plotting import plotting
+from jaxrobust.results.run_records import RunRecord
 
 _AXES = {"params_m": "parameters, millions", "macs_g": "multiply-adds, 1e9", "clean": "clean, %"}
 _LOG = ("params_m", "macs_g")

@@ -1,0 +1,1 @@
+"""Import, export and certificates: weights from timm and from RobustBench's files, and back."""

@@ -1,0 +1,323 @@
+"""Weights as files for this package, for PyTorch, for the model hub and for RobustBench."""
+
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from jaxrobust.__main__ import run
+
+    run("export")
+    sys.exit()
+
+import jax
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.config import network_of
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.publish import (
+    certificate,
+    confirm,
+    layouts,
+    network_account,
+    references,
+    robustbench_entry,
+)
+from jaxrobust.publish.network_account import Account
+from jaxrobust.publish.references import Network
+from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text import patience
+from jaxrobust.training.update import optim
+from jaxrobust.training.update.step import averaged, init_state
+from jaxrobust.weights import imports, load, reading
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.fetch.sources import WeightSource
+from jaxrobust.weights.store import certificates, checkpoint
+from jaxrobust.weights.store.hashes import file_sha256
+from jaxrobust.weights.trained import kept, runs
+
+
+class ExportSettings(NamedTuple):
+    """What is exported, and as what."""
+
+    layout: str  # one of `layouts.LAYOUTS`, or a RobustBench id
+    out: Path
+    workdir: Path | None = None
+    phase: str | None = None
+    weights: str | None = None  # instead of a run's
+    model: str | None = None  # of a file of weights, as the next two
+    image_size: int | None = None
+    options: dict[str, Any] | None = None
+    which: str | None = None  # ema or raw; None: what the run evaluates
+    selected: bool = False  # those that a selection chose
+    record: Path | None = None  # results.jsonl
+    evaluation: str | None = None  # id of the record; None: the last one of these weights
+    id: str | None = None  # of the entry of a new network
+    confirm: int | None = None  # images that pyautoattack attacks too
+    data_dir: str | None = None
+    license: str | None = None
+    nocertificate: bool = False
+
+
+def _check(given: ExportSettings) -> None:
+    if (given.workdir is None) == (given.weights is None):
+        raise ValueError("give --workdir RUN or --weights PATH, one of them")
+    if given.workdir:
+        known = ("model", "image_size", "options")
+        if extra := [k for k in known if getattr(given, k) is not None]:
+            raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
+    elif given.phase:
+        raise ValueError("--phase is one of a --workdir; --weights has but one")
+    named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
+    if given.selected and named:
+        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
+    layouts.known(given.layout, given.out)
+    if given.out.exists() and not given.out.is_dir():
+        raise ValueError(f"--out {given.out} is a file; name a folder")
+    if given.license and given.layout != "hub":
+        raise ValueError("--license stands in the model card; it belongs to --layout hub")
+    _check_entry(given)
+    if given.record and not given.record.is_file():
+        raise ValueError(f"--record {given.record}: no such file; evaluations write results.jsonl")
+
+
+def _check_entry(given: ExportSettings) -> None:
+    if not given.record:
+        if extra := [k for k in ("evaluation", "id", "confirm") if getattr(given, k) is not None]:
+            raise ValueError(f"--{extra[0]} belongs to --record FILE")
+        return
+    if not _entry_id(given):
+        if (
+            given.layout not in ("jaxrobust", "hub", "module", "robustbench")
+            or given.confirm is not None
+        ):
+            raise ValueError(
+                "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
+            )
+        return
+    robustbench_entry.check_id(_entry_id(given))
+    if given.layout == "jaxrobust":
+        raise ValueError(
+            "--id is of an entry of RobustBench, which reads PyTorch's files; choose "
+            "--layout module"
+        )
+    if given.confirm is None:
+        return
+    if given.confirm < 1:
+        raise ValueError(f"--confirm={given.confirm} must be at least 1")
+    if given.layout not in ("module", "robustbench", *PUBLISHED):
+        raise ValueError("--confirm attacks a network in PyTorch; choose --layout module")
+
+
+def _entry_id(given: ExportSettings) -> str:
+    own = own_id(given.layout) if given.layout in PUBLISHED else ""
+    return (given.id or own) if given.record else ""
+
+
+class ExportedNetwork(NamedTuple):
+    """What is exported."""
+
+    network: Network
+    which: str  # the weights, in words
+    file: Path | None  # that they are from, if it is one
+    account: Account
+    sha256: str  # of the weights, as records have it
+
+
+def read(given: ExportSettings) -> ExportedNetwork:
+    """Read the network and the facts about it; `ValueError`: there are no such weights."""
+    workdir = given.workdir or Path()
+    if given.weights:
+        named = sources.parse(given.weights)
+        here = imports.local(named, model=given.model, which=given.which, tell=print)
+        if here.kind != "run":
+            return _of_weights(given, here)
+        workdir = here.path or workdir
+    chosen = kept.selected(workdir) if given.selected else None
+    network, which = of_run(workdir, given.phase, given.which, chosen)
+    sha256 = network.weights_sha256
+    known = network_account.of_run(
+        *(workdir, which, sha256),
+        image_size=network.image_size,
+        chosen=kept.chosen_on(workdir) if chosen else None,
+    )
+    return ExportedNetwork(network, which, None, _known(given, known, sha256), sha256)
+
+
+def _of_weights(given: ExportSettings, here: WeightSource) -> ExportedNetwork:
+    name = None if given.model in PUBLISHED else given.model
+    artifact = reading.artifact_of(here, which=given.which)
+    network = load.fitted(artifact, name, image_size=given.image_size, options=given.options)
+    which = artifact.facts.which
+    words = Path(str(given.weights)).name + (f", {which}" if which else "")
+    sha256 = network.weights_sha256
+    known = network_account.of_weights(network, words)
+    return ExportedNetwork(network, words, here.file, _known(given, known, sha256), sha256)
+
+
+def _known(given: ExportSettings, known: Account, sha256: str) -> Account:
+    rows = jsonl.read(given.record) if given.record else []
+    of_these = any(row.get("weights_sha256") == sha256 for row in rows)
+    if given.record and given.layout == "jaxrobust" and not of_these:
+        raise ValueError(
+            f"--record {given.record} has no record of these weights (weights_sha256 "
+            f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly them"
+        )
+    return network_account.with_records(known, given.record, sha256)._replace(
+        license=given.license or known.license
+    )
+
+
+def of_run(
+    workdir: Path, phase: str | None, which: str | None, chosen: kept.ChosenWeights | None = None
+) -> tuple[Network, str]:
+    """Read the network of a run with its best weights, or those chosen, and their name."""
+    config = runs.run_config(workdir, chosen.phase if chosen else phase)
+    if not pytorch.is_name(config.model.name):
+        models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
+    if chosen:
+        name, (params, stats) = kept.selected_weights(workdir, chosen)
+    elif which in (None, config.evaluation.weights):
+        name, (params, stats) = runs.run_weights(workdir, phase)
+    else:
+        assert which is not None
+        name, (params, stats) = _latest(config, workdir, phase, which)
+    model = config.model
+    network = Network(
+        model.name,
+        {k: np.asarray(v) for k, v in params.items()},
+        {k: np.asarray(v) for k, v in stats.items()},
+        model.num_classes,
+        chosen.image_size if chosen else model.image_size,
+        dict(model.options),
+    )
+    return network, name
+
+
+def _latest(config, workdir: Path, phase: str | None, which: str):
+    phases = [phase] if phase else list(reversed(config.phases))
+    done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
+    if not done:
+        raise ValueError(f"{workdir} has no checkpoint of {' or '.join(phases)}; train first")
+    # Of the optimiser, only the shapes of its state matter here.
+    mask = models.decay_mask(config.model.name)
+    tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
+    init = partial(init_state, network_of(config), tx)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    step, state, _ = checkpoint.read(workdir / done[0] / "latest", shapes)
+    weights = averaged(state) if which == "ema" else (state.params, state.stats)
+    return f"{done[0]}, step {step}, {which}, latest checkpoint", weights
+
+
+def _measured(
+    given: ExportSettings, network: Network, origin: Path | None, file: Path
+) -> dict[str, Any] | None:
+    if given.nocertificate or given.layout == "jaxrobust":
+        return None
+    weights = layouts.weights_of(file)
+    compared = {"theirs": weights} | ({"ours": origin} if origin else {})
+    reference = references.reference(network, file, given.layout)
+    certified = certificate.certify(network, reference, compared=compared)
+    certificate.checked(certified, weights.name)
+    certificate.write(weights, certified)
+    return certified
+
+
+def publish(staged: Path, out: Path) -> None:
+    """Move all staged files to their places, or none: another file at one raises `ValueError`."""
+    files = [p.relative_to(staged) for p in sorted(staged.rglob("*")) if p.is_file()]
+    for file in files:
+        derived = file.name.endswith(".certificate.json")  # names its commit and versions
+        at = out / file
+        if at.exists() and not derived and file_sha256(at) != file_sha256(staged / file):
+            raise ValueError(f"{at} exists and is another file; name a new --out")
+    new = [file for file in files if not (out / file).exists()]
+    try:
+        for file in files:
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged / file, out / file)
+    except OSError:
+        for file in new:
+            (out / file).unlink(missing_ok=True)
+        raise
+
+
+def export(given: ExportSettings) -> dict[str, Any]:
+    """Export, and say what was written; what is raised leaves nothing behind.
+
+    On several hosts all read the weights, and the first one writes; the others return nothing.
+    """
+    _check(given)
+    with patience.of("reading the weights", here=jax.process_index() == 0):
+        subject, name = read(given), _entry_id(given)
+    if jax.process_index():
+        return {}
+    network = subject.network
+    record = None
+    if given.record and name:
+        record = robustbench_entry.find(given.record, subject.sha256, given.evaluation)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    staged = given.out.with_name(f"{given.out.name}.part-{os.getpid()}")
+    staged.mkdir()
+    confirmed = None
+    try:
+        file = layouts.stage(staged, network, subject.account, given.layout)
+        with patience.of(f"comparing {file.name} with the network, which compiles both"):
+            certified = _measured(given, network, subject.file, file)
+        if record:
+            if given.confirm:
+                confirmed = _confirmed(given, subject, record, file)
+            weights = layouts.weights_of(file)
+            entry = robustbench_entry.files(
+                name, record, weights.name, file_sha256(weights), confirmed
+            )
+            for path, text in entry.items():
+                (staged / path).parent.mkdir(parents=True, exist_ok=True)
+                (staged / path).write_text(text)
+        written = [p for p in sorted(staged.rglob("*")) if p.is_file()]
+        digests = {str(p.relative_to(staged)): file_sha256(p) for p in written}
+        publish(staged, given.out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    done = {
+        "model": network.name,
+        "weights": subject.which,
+        "weights_sha256": subject.sha256,
+        "layout": given.layout,
+        "out": str(given.out),
+        "files": digests,
+        "certificate": certified and certificates.summary(certified),
+        "confirmed": confirmed,
+        "usage": layouts.usage(network, given.layout, given.out),
+        "by_hand": robustbench_entry.unknown(record) if record else [],
+    }
+    _print(given, done, network.num_classes)
+    return done
+
+
+def _confirmed(given: ExportSettings, subject: ExportedNetwork, record: AccuracyRecord, file: Path):
+    reference = references.reference(subject.network, file, given.layout)
+    if reference is None:
+        raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")
+    ledger = robustbench_entry.ledger_of(Path(str(given.record)), record)
+    return confirm.verdicts(
+        reference.net, record, ledger, given.confirm or 0, data_dir=given.data_dir
+    )
+
+
+def _print(given: ExportSettings, done: dict[str, Any], classes: int) -> None:
+    sha256 = done["weights_sha256"]
+    print(f"{done['model']} ({done['weights']}), {classes} classes, weights sha256 {sha256}")
+    for name, value in done["files"].items():
+        print(f"  {given.out / name}: sha256 {value}")
+    for key, label in (("certificate", "certificate: "), ("confirmed", ""), ("usage", "")):
+        if done[key]:
+            print(f"  {label}{done[key]}")
+    if done["by_hand"]:
+        print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")

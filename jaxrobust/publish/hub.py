@@ -1,0 +1,251 @@
+"""A network as a repository of the model hub: `--layout hub`.
+
+`model.safetensors` and `config.json` as timm has them, where timm builds the network; else the
+self-contained module beside its `model.safetensors`. README.md is the model card. Its facts are
+those of `account`; unknown facts are marked as to be filled in by hand.
+Source: timm 1.0.9, timm/models/_hub.py (`load_model_config_from_hf`), for the keys of config.json;
+the hub's documentation of model cards for those of the card's head.
+"""
+
+import json
+import re
+from typing import Any
+
+from jaxrobust import models
+from jaxrobust.data import imagenet
+from jaxrobust.models.published import PUBLISHED, Paper, paper
+from jaxrobust.publish import network_account, references
+from jaxrobust.publish.network_account import Account
+from jaxrobust.publish.references import Network
+from jaxrobust.publish.robustbench_entry import BY_HAND
+from jaxrobust.weights.naming import convert
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_RESIZED = re.compile(r"(bicubic|bilinear)-(\d+)-crop-(\d+)")
+_SHARE = re.compile(r"(bicubic|bilinear)-(0?\.\d+|1\.0)")
+_ROBUSTBENCH = {  # in timm's words: interpolation, the share of the side that the crop keeps
+    "Res256Crop224": ("bilinear", 224 / 256),
+    "BicubicRes256Crop224": ("bicubic", 224 / 256),
+}
+_AUTOATTACK = Paper(
+    "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+    "attacks",
+    "Francesco Croce, Matthias Hein",
+    "ICML 2020",
+    "https://arxiv.org/abs/2003.01690",
+)
+# What the card says of the use: of a network of timm's, of a self-contained module, of both.
+_TIMM = f"""With timm (`local-dir:` needs 1.0.16 or newer):
+
+```python
+import timm
+
+# or "local-dir:FOLDER", a clone of it
+net = timm.create_model("hf-hub:ORG/REPO", pretrained=True).eval()
+```
+
+With PyTorch, the tensors by timm's names:
+
+```python
+from safetensors.torch import load_file
+
+state_dict = load_file("{WEIGHTS}")
+```
+
+"""
+_MODULE = """With PyTorch and safetensors alone, {name}.py of this repository is the network:
+
+```python
+import sys
+
+from huggingface_hub import snapshot_download
+
+sys.path.append(snapshot_download("ORG/REPO"))
+from {name} import load
+
+logits = load()(images)  # f32[B,{shape}] in [0, 1]
+```
+
+"""
+_JAX = """With JAX:
+
+```python
+import jaxrobust
+
+net, params, stats, about = jaxrobust.load("hf://ORG/REPO")  # or a clone of it
+logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]
+```
+
+`jaxrobust evaluate --weights hf://ORG/REPO --dataset NAME` attacks it."""
+
+
+def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
+    """Look up timm's name and other arguments of `create_model`; None: timm does not build it."""
+    known, row = models.member(network.name).reference, models.variant(network.name)
+    other = known.base.endswith(".py") or known.strides or getattr(row, "stem_widths", ())
+    if other or references.deviations(network, network.name):
+        return None
+    arguments = dict(known.options)
+    if not models.family(network.name).any_size and network.image_size != 224:
+        arguments["img_size"] = network.image_size
+    if network.in_channels != 3:
+        arguments["in_chans"] = network.in_channels
+    return known.base, arguments
+
+
+def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
+    """Write `config.json`: timm's keys, and under `jaxrobust` what our import reads."""
+    built = timm_name(network)
+    size, channels = network.image_size, network.in_channels
+    mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
+    plain = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    timm: dict[str, Any] = {
+        "tag": "",
+        "custom_load": False,
+        "input_size": [channels, size, size],
+        "fixed_input_size": not models.family(network.name).any_size,
+        **_resized(known.preprocessing),
+        "crop_mode": "center",
+        **({"mean": mean, "std": std} if built else plain),  # the module normalises inside
+        "num_classes": network.num_classes,
+        **_ends(network),
+        **({"license": known.license.lower()} if known.license else {}),
+    }
+    ours = {
+        "architecture": network.name,
+        "options": models.essential(network.name, network.options),
+        "preprocessing": known.preprocessing,
+        **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
+        "accuracies": [record.to_json() for record in known.records] or None,
+        "training": known.training,
+        "weights_sha256": sha256,
+    }
+    names = known.classes or (imagenet.synsets() if known.imagenet else ())
+    return {
+        **({"architecture": built[0]} if built else {}),
+        "num_classes": network.num_classes,
+        **({"label_names": list(names)} if len(names) == network.num_classes else {}),
+        **({"model_args": built[1]} if built and built[1] else {}),
+        "pretrained_cfg": timm,
+        "jaxrobust": ours,
+    }
+
+
+def _resized(preprocessing: str | None) -> dict[str, Any]:
+    """Return timm's words for a preprocessing; empty: unknown, or timm has none."""
+    name = preprocessing or ""
+    if name in _ROBUSTBENCH:
+        how, share = _ROBUSTBENCH[name]
+    elif match := _RESIZED.fullmatch(name):
+        how, share = match[1], int(match[3]) / int(match[2])
+    elif match := _SHARE.fullmatch(name):
+        how, share = match[1], float(match[2])
+    elif name == "none":
+        how, share = "bicubic", 1.0
+    else:
+        return {}
+    return {"interpolation": how, "crop_pct": share}
+
+
+def _ends(network: Network) -> dict[str, str]:
+    """Find timm's names of the first and last layer, replaced for other images and classes."""
+    names = models.family(network.name).names
+    ours = network.params | network.stats
+    stored = convert.names(network.name, references.named(network, wrapped=False))
+    first: dict[str, str] = {}
+    last: dict[str, str] = {}
+    for key, _, targets in stored.matched:
+        target = targets[0] if len(targets) == 1 else ""
+        if re.fullmatch(names.stem, target) and ours[target].ndim == 4:
+            first.setdefault("first_conv", key.removesuffix(".weight"))
+        if any(re.fullmatch(names.head, target) for target in targets) and key.endswith(".bias"):
+            last["classifier"] = key.removesuffix(".bias")
+    return first | last
+
+
+def card(network: Network, known: Account) -> str:
+    """Return README.md: YAML that the hub reads, then text for people."""
+    built = timm_name(network)
+    shape = f"{network.in_channels},{network.image_size},{network.image_size}"
+    torch = _TIMM if built else _MODULE.format(name=network.name, shape=shape)
+    title = f"{network.name}, {network.num_classes:,} classes"
+    title += "" if known.threat is None else f", threat model {known.threat.written()}"
+    inside = network_account.normalisation(network)
+    outside = "timm's transforms normalise them" if built else "the network's first layer does that"
+    facts = {
+        "Architecture": f"`{network.name}` of jaxrobust"
+        + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
+        "Images": f"{network_account.channels(network)} in [0, 1], "
+        + network_account.prepared(network, known),
+        "Normalisation": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
+        "Classes": network_account.classes(network, known),
+        "Threat model": network_account.threat(known),
+        "Training": known.trained or network_account.UNKNOWN,
+        "Weights": known.which
+        + (f", from {known.source}" if known.source else "")
+        + (f" (sha256 {known.source_sha256})" if known.source_sha256 else ""),
+        "Licence": network_account.licence(known) or f"({BY_HAND}: the licence of the weights)",
+    }
+    lines = [
+        *_head(built is not None, known),
+        f"# {title}",
+        "",
+        *(f"- **{key}**: {value}" for key, value in facts.items()),
+        "",
+        "## Accuracy",
+        "",
+        *_accuracies(known),
+        "",
+        "## Use",
+        "",
+        *(torch + _JAX).splitlines(),
+        "",
+        "## Citation",
+        "",
+        *_citation(known),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(timm: bool, known: Account) -> list[str]:
+    tags = ["image-classification", "adversarial-robustness", "jaxrobust"] + ["timm"] * timm
+    datasets = ["imagenet-1k"] if known.imagenet else []
+    return [
+        "---",
+        "pipeline_tag: image-classification",
+        f"library_name: {'timm' if timm else 'pytorch'}",
+        f"license: {(known.license or 'unknown').lower()}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        *(["datasets:"] if datasets else []),
+        *(f"- {name}" for name in datasets),
+        "---",
+        "",
+    ]
+
+
+def _accuracies(known: Account) -> list[str]:
+    if not known.records:
+        return [f"There is no record of these weights ({BY_HAND}, or export with `--record`)."]
+    rows = [network_account.row(record) for record in known.records]
+    return [
+        "| images | attack | clean | robust | record |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _citation(known: Account) -> list[str]:
+    own = [paper(known.published)] if known.published in PUBLISHED else []
+    attacked = any(str(one.method).startswith("autoattack") for one in known.records)
+    papers = own + [_AUTOATTACK] * attacked
+    lines = [f"- {p.authors}: {p.title}. {p.venue}. <{p.link}>" for p in papers]
+    return lines if own else [f"- ({BY_HAND}: the paper of these weights)", *lines]
+
+
+def texts(network: Network, known: Account, sha256: str) -> dict[str, str]:
+    """Return name -> text of the files beside the weights."""
+    return {
+        CONFIG: json.dumps(config(network, known, sha256), indent=2) + "\n",
+        CARD: card(network, known),
+    }

@@ -1,0 +1,204 @@
+"""The PyTorch network that a conversion is compared with, holding the weights of the file.
+
+PyTorch and timm are imported inside of functions: without them there is no reference.
+"""
+
+import contextlib
+import importlib.metadata
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+# Before PyTorch is loaded: its threads would spin while JAX computes, on cores that JAX needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from jaxrobust import models
+from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import files
+from jaxrobust.weights.store.artifact import Network
+
+Arrays = dict[str, Any]  # np.ndarray
+
+MODULES = Path(__file__).parent / "torch_modules"
+_NOTHING = contextlib.nullcontext()
+INSTALL = "pip install 'jaxrobust[parity]'"
+
+
+class Reference(NamedTuple):
+    """A PyTorch network in evaluation mode, from images in [0, 1], and how it came about."""
+
+    net: Any
+    origin: str
+    independent: bool  # not written by us
+    weights: str  # how it got them
+
+
+def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
+    """Compare fields that matter with an architecture's: those that differ -> (ours, theirs)."""
+    ours, theirs = models.computed(network.name, network.options), models.computed(other, {})
+    return {
+        key: (ours.get(key), theirs.get(key))
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
+
+
+def named(network: Network, *, wrapped: bool) -> Arrays:
+    """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
+    ours = network.params | network.stats
+    if pytorch.is_name(network.name):
+        state = pytorch.find("state_dict")(network.name, *network[1:3], network.sizes)
+        if not wrapped:
+            return state
+        first = {key: ours[key].reshape(1, -1, 1, 1) for key in ("normalize.mean", "normalize.std")}
+        return first | {f"model.{key}": a for key, a in state.items()}
+    return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
+
+
+def module_file(name: str) -> Path:
+    """Find the PyTorch file of an architecture."""
+    return next(MODULES.rglob(f"{models.family(name).file}.py"))
+
+
+def module_row(network: Network) -> dict[str, Any]:
+    """Return the arguments of `model(**row)` of that file."""
+    from jaxrobust.publish import torch_networks
+
+    model = torch_networks.module(module_file(network.name).name).model
+    fields = models.variant(network.name, **network.options)._asdict()
+    fields = {key: fields[key] for key in models.computed(network.name, network.options)}
+    fields |= {"in_channels": network.in_channels, "num_classes": network.num_classes}
+    if "image_size" in inspect.signature(model).parameters:
+        fields["image_size"] = network.image_size
+    return fields
+
+
+def reference(
+    network: Network, path: Path, layout: str = "timm", which: str | None = None
+) -> Reference | None:
+    """Build a reference with a file's weights; without PyTorch: None; `ValueError`: no fit.
+
+    `layout`: "timm", or a RobustBench id, whose own loader then reads the file.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return None
+    if path.suffix == ".py":
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        of_others = pytorch.is_name(network.name)
+        explained = functions.explained("model.name", network.name) if of_others else _NOTHING
+        with explained, _no_byte_code():
+            spec.loader.exec_module(module)
+            net = module.load()
+        return Reference(net, f"the exported {path.name}", of_others, "by its load()")
+    if layout in PUBLISHED and PUBLISHED[layout].file:
+        with contextlib.suppress(ImportError):
+            return _robustbench(path, layout)
+    return _rebuilt(network, path, which)
+
+
+@contextlib.contextmanager
+def _no_byte_code() -> Iterator[None]:
+    """Leave no `__pycache__` beside what is imported: that folder is handed on as it is."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _robustbench(path: Path, robustbench_id: str) -> Reference:
+    from jaxrobust.publish import torch_networks
+
+    torch_networks.import_robustbench()
+    with tempfile.TemporaryDirectory() as folder:
+        link = place(Path(folder), robustbench_id)
+        link.parent.mkdir(parents=True)
+        link.symlink_to(path.resolve())
+        net = load_model(Path(folder), robustbench_id)
+    version = importlib.metadata.version("robustbench")
+    return Reference(net, f"robustbench {version}", True, "by its load_model()")
+
+
+def place(folder: Path, robustbench_id: str) -> Path:
+    """Find the place where RobustBench looks for an id's file: below `model_dir` or $TORCH_HOME."""
+    file = PUBLISHED[robustbench_id].file
+    if not file:
+        raise ValueError(
+            f"RobustBench reads no file for {robustbench_id}: it takes torchvision's own weights; "
+            "choose another layout"
+        )
+    return folder / file if "/" in file else folder / "hub" / "checkpoints" / file
+
+
+def load_model(folder: Path, robustbench_id: str) -> Any:
+    """Load RobustBench's network of an id, with weights from `place(folder, id)`, by its loader."""
+    from robustbench.utils import load_model
+
+    home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
+    with home, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        board = PUBLISHED[robustbench_id].board
+        where = {"dataset": board.dataset, "threat_model": board.threat}
+        return load_model(own_id(robustbench_id), model_dir=str(folder), **where)
+
+
+def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
+    """Return timm's network if it has this row, else ours, with the arrays of a file."""
+    import torch
+
+    if pytorch.is_name(network.name):
+        net = pytorch.find("rebuilt")(network)
+        net.load_state_dict(torch.load(path, weights_only=True), strict=True)
+        how = "by load_state_dict(strict=True)"
+        net = _normalising(net, network.stats) if network.normalised else net.eval()
+        return Reference(net, network.name, True, how)
+    net, origin, independent = _built(network)
+    try:
+        source = convert.unwrapped(files.read(path, which=which))
+    except ValueError as error:
+        if "bfloat16" not in str(error):  # NumPy has no such type
+            raise
+        source = {}
+    plain = {k: v for k, v in source.items() if not k.startswith("normalize.")}
+    want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    how = "read from the file by their names"
+    if {k: v.shape for k, v in plain.items()} != want:
+        plain = named(network, wrapped=False)
+        how = "ours, under its names, for those of the file are others"
+    net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
+    if network.normalised:
+        net = _normalising(net, network.stats | source)  # ours, where the file has none
+    return Reference(net.eval(), origin, independent, how)
+
+
+def _normalising(net: Any, stats: Arrays) -> Any:
+    from jaxrobust.publish.torch_modules.layers import normalized
+
+    return normalized(net, *(stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))).eval()
+
+
+def _built(network: Network) -> tuple[Any, str, bool]:
+    from jaxrobust.publish import torch_networks
+
+    sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}
+    if not deviations(network, network.name):
+        with contextlib.suppress(ImportError):
+            if origin := torch_networks.source(network.name):
+                net = torch_networks.network(network.name, img_size=network.image_size, **sizes)
+                return net, origin, True
+    file = module_file(network.name)
+    net = torch_networks.module(file.name).model(**module_row(network))
+    return net, f"torch_modules/{file.name}", False

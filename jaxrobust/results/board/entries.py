@@ -1,0 +1,326 @@
+"""What a board knows of a network, of bundles that verified and of nothing else."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
+from jaxrobust.evaluation.bundles import claims, claims_corrupted
+from jaxrobust.evaluation.bundles.claims_corrupted import CorruptionFindings
+from jaxrobust.evaluation.bundles.contradictions import Rows
+from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN, rights
+from jaxrobust.evaluation.questions import verification
+from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
+from jaxrobust.evaluation.records import checked, comparable, survivors
+from jaxrobust.evaluation.records import record as records
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.report.parts import sentences
+from jaxrobust.results.board.listing import NETWORKS, ListedBundle
+from jaxrobust.runtime.commandline import functions
+
+
+class BoardEntry(NamedTuple):
+    """A network under one threat, or under several at once, or under common corruptions."""
+
+    name: str
+    weights: str  # which ones: "train, step 440, ema"
+    network: str  # that no other network shares
+    data: str  # data set and split
+    images: str  # of which places mean the same images: split and list of ids
+    threats: tuple[tuple[str, float], ...]  # norm, radius
+    attack: str
+    settings: str  # of its attacks; what is compared has the same
+    verdicts: Verdicts
+    sha256: np.ndarray  # str[N], of the clean images as they were prepared
+    split_images: int | None
+    flags: dict[str, str]
+    passes: float | None  # forward and backward, of all images; None: the bundle does not say
+    seconds: float | None
+    device: str
+    numbers: tuple[str, ...]  # of the bundles
+    commands: tuple[str, ...]  # that check them
+    corruptions: tuple[str, ...] = ()  # fog-1 and so on; empty: it was attacked
+    withstood: np.ndarray | None = None  # share of the corruptions under which each image is right
+    falling: tuple[int, int] = (0, 0)  # standing images that the board's attacks would fool: bounds
+
+    @property
+    def n(self) -> int:
+        """Count the images."""
+        return len(self.verdicts.labels)
+
+    @property
+    def clean(self) -> float | None:
+        """Compute the share of images that are right as they are; None: it was not measured."""
+        return float(self.verdicts.clean.mean()) if len(self.verdicts.clean) else None
+
+    @property
+    def robust(self) -> float:
+        """Compute the share of images that at most withstand it all; else 1 - mean error."""
+        shares = self.verdicts.robust if self.withstood is None else self.withstood
+        return float(shares.mean()) - self.falling[0] / self.n
+
+    @property
+    def at_least(self) -> float:
+        """Compute the share of images that attacks of the board leave, with 95 % confidence."""
+        return self.robust - (self.falling[1] - self.falling[0]) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Compute the 95 % interval of `robust`, which is exact but under corruptions."""
+        if self.withstood is not None:
+            return claims_corrupted.mean_interval(self.withstood)
+        return claims.interval(round(self.robust * self.n), self.n)
+
+
+def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
+    """Verify a bundle; return its entry, or the reason why it does not verify.
+
+    `settings` are `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
+
+    A bundle comes from somebody else: whatever is wrong with it is a reason, and stops no board.
+    """
+    if not listed.flags:
+        return f"no network is named for it; give [{listed.folder.name}] of {NETWORKS} its weights"
+    try:
+        flags: dict[str, Any] = {**listed.flags, **settings}
+        done = verification.check(VerificationSettings(listed.folder, **flags))
+        return _why(done) or entry(listed, done)
+    except (ValueError, OSError) as error:
+        return functions.of_users(error) or str(error)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        if said := functions.of_users(error):
+            return said
+        return f"its record cannot be read ({type(error).__name__}: {error})"
+    except Exception as error:  # of a network that its maker wrote
+        if said := functions.of_users(error):
+            return said
+        raise
+
+
+def _why(done: Verification) -> str | None:
+    """Say why a bundle does not verify; None: it does."""
+    if done.confirmed:
+        return None
+    return "; ".join(verification.why_not(done))
+
+
+def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
+    """Make the entry of a bundle that verified; `ValueError` where its record is none."""
+    about = done.bundle.about
+    record = AccuracyRecord.from_json(done.bundle.record)
+    records.check(record, str(listed.folder))
+    checked.check(record, listed.folder)
+    if record.fast or record.method == survivors.METHOD:
+        raise ValueError(
+            "its record is of the fast version, which is no number of AutoAttack; make the "
+            "standard evaluation of it by --finish, and a bundle of that"
+        )
+    model = record.model or {}
+    name = str(model.get("name"))
+    words = ["jaxrobust", "verify", listed.folder.resolve().name]
+    words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
+    images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
+    fields = _corrupted if done.bundle.corrupted else _attacked
+    data = f"{listed.given.get('data') or record.dataset}, {record.split}"
+    return BoardEntry(
+        name=listed.given.get("name") or name.rpartition(":")[2],
+        weights=str(record.weights or ""),
+        network=_network(record),
+        images=json.dumps(images),
+        threats=tuple(sorted({(t.norm, float(t.epsilon)) for t in record.threats})),
+        sha256=np.array([row["sha256"] for row in done.bundle.rows]),
+        split_images=about.get("split_images"),
+        device=str(record.device or ""),
+        numbers=(done.bundle.number,),
+        commands=(shlex.join(words),),
+        **{"data": data, **fields(done, record, listed)},
+    )
+
+
+def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
+    """Make the fields of an entry that an attack gives it, and the board's own attacks."""
+    del listed
+    assert done.sample is not None
+    fallen = {image: f"{name} of the board" for image, name in done.sample.fallen.items()}
+    rows: Rows = [
+        {**row, "verdict": fallen.get(row["image"], row["verdict"])} for row in done.bundle.rows
+    ]
+    return {
+        "attack": _attack(record),
+        "settings": _settings(record),
+        "flags": done.flags | _flags(record),
+        "verdicts": _verdicts(rows),
+        "falling": (done.sample.least - len(fallen), done.sample.most - len(fallen)),
+        "passes": _sum(record, "forward", "backward"),
+        "seconds": _sum(record, "seconds"),
+    }
+
+
+def _verdicts(rows: Rows) -> Verdicts:
+    return Verdicts(
+        np.array([row["image"] for row in rows], np.int64),
+        np.array([row["label"] for row in rows]),
+        np.array([row["verdict"] != "clean" for row in rows]),
+        np.array([row["verdict"] for row in rows]),
+        np.zeros(len(rows)),
+        np.full(len(rows), -1),
+    )
+
+
+def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
+    """Make the fields of an entry that common corruptions give it."""
+    assert isinstance(done.findings, CorruptionFindings)
+    rows, names = done.bundle.rows, done.bundle.about["corruptions"]
+    right, measured = rights(rows), record.corruptions or {}
+    clean = right[:, names.index(CLEAN)] if CLEAN in names else np.zeros(0, bool)
+    published = measured.get("images") == "files"
+    drawn = f"computed with seed {record.seed}"
+    if frost := measured.get("frost_sha256"):
+        drawn += f", frost of photographs {frost[:12]}"
+    where = {"data": listed.given.get("data") or str(record.dataset).partition(":")[0]}
+    flags = done.flags | _flags(record)
+    if (found := done.findings).undecided:
+        of = f"{found.undecided:,} of {found.answers:,} answers"
+        flags["rounding"] = f"Float32 rounding decides {of}, which are others here."
+    return {
+        **(where if published else {}),
+        "flags": flags,
+        "attack": "the published files" if published else drawn,
+        "settings": json.dumps([names, published, frost, record.seed]),
+        "verdicts": _verdicts([{**row, "verdict": ""} for row in rows])._replace(clean=clean),
+        "corruptions": tuple(name for name in names if name != CLEAN),
+        "withstood": claims_corrupted.withstood(done.bundle),
+        "passes": float(right.size),
+        "seconds": _duration(measured.get("seconds")),
+    }
+
+
+def _network(record: AccuracyRecord) -> str:
+    """Identify a network by all that tells it from others, and how its images are prepared."""
+    model, function = record.model or {}, record.function or {}
+    name = str(model.get("name"))
+    own = [function.get("sha256"), function.get("arrays_sha256") or record.weights_sha256]
+    options = models.essential(name, model.get("options") or {})
+    return json.dumps([name.rpartition(":")[2], options, *own, record.preprocessing])
+
+
+def _attack(record: AccuracyRecord) -> str:
+    """Name an attack, and what else keeps its verdicts from being compared with others."""
+    parts = [str(record.method)]
+    if record.search_dtype not in (None, "float32"):
+        parts.append(f"searched in {record.search_dtype}")
+    if record.ladder:
+        parts.append(f"a ladder of {len(record.ladder['radii'])} radii")
+    return ", ".join(parts)
+
+
+def _settings(record: AccuracyRecord) -> str:
+    ball = ("norm", "epsilon", "step_size")  # a step is a share of the radius
+    own = [{k: v for k, v in attack.items() if k not in ball} for attack in record.attacks]
+    how = comparable.procedure(record) | {"images met by the first attack alone": None}
+    return json.dumps([own, how, record.search_dtype], sort_keys=True)
+
+
+def _flags(record: AccuracyRecord) -> dict[str, str]:
+    flags = {str(name): str(text) for name, text in record.flags.items()}
+    if tried := comparable.replayed_line(record):
+        flags["replayed"] = f"{tried}, which the attacks alone might have left standing."
+    if str(record.split).startswith("train"):
+        flags["training split"] = "The network may have been trained on these images."
+    if "+changes" in str(record.commit):
+        flags["changed code"] = "The code differed from its commit when this was measured."
+    return flags
+
+
+def _sum(record: AccuracyRecord, *keys: str) -> float | None:
+    """Add a record's costs; None where one is not said, or is no number."""
+    costs: list[Any] = list(record.costs or ())
+    values = [cost.get(key) for cost in costs for key in keys]
+    known = [own for own in map(_duration, values) if own is not None]
+    return sum(known) if values and len(known) == len(values) else None
+
+
+def _duration(value: Any) -> float | None:
+    """Read what is no less than nothing: seconds, or passes; None: it is no such number."""
+    sound = type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return float(value) if sound else None
+
+
+def corruptions_of(one: BoardEntry) -> str:
+    """Write the corruptions of an entry for people, a kind in all its severities as the kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in one.corruptions:
+        kinds.setdefault(name.rpartition("-")[0], []).append(name)
+    whole = [kind for kind, own in kinds.items() if len(own) == len(SEVERITIES)]
+    if len(whole) == len(kinds) and whole in (
+        list(KINDS),
+        [kind for kind in KINDS if kind != "frost"],
+    ):
+        without = "" if len(whole) == len(KINDS) else ", without frost"
+        return f"{len(whole)} common corruptions in {len(SEVERITIES)} severities{without}"
+    named = [name for kind, own in kinds.items() for name in ([kind] if kind in whole else own)]
+    return f"common corruptions: {', '.join(named)}"
+
+
+def ball(norm: str, epsilon: float) -> str:
+    """Write a threat for people: L∞ 8/255."""
+    return sentences.ball({"norm": norm, "epsilon": epsilon})
+
+
+def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
+    """Put one network's entries under several threats together; None: they share no image.
+
+    An image stands where it stands in each. As every verdict is confirmed, so is the union.
+    """
+    first, place = several[0], several[0].verdicts.image_ids
+    for one in several[1:]:
+        place = np.intersect1d(place, one.verdicts.image_ids)
+    at = [np.intersect1d(place, e.verdicts.image_ids, return_indices=True)[2] for e in several]
+    pictures = np.array([one.sha256[own] for one, own in zip(several, at, strict=True)])
+    same = (pictures == pictures[0]).all(axis=0)
+    if not same.any():
+        return None
+    at = [own[same] for own in at]
+    fooled_by = np.full(int(same.sum()), "", object)
+    for one, own in zip(several, at, strict=True):
+        found, where = one.verdicts.fooled_by[own], ball(*one.threats[0])
+        named = np.array([f"{where}: {name}" if name else "" for name in found], object)
+        fooled_by = np.where(fooled_by == "", named, fooled_by)
+    clean = np.all([e.verdicts.clean[own] for e, own in zip(several, at, strict=True)], axis=0)
+    verdicts = Verdicts(*(column[at[0]] for column in first.verdicts))
+    verdicts = verdicts._replace(
+        clean=clean, fooled_by=np.where(clean, fooled_by, "clean").astype(str)
+    )
+    costs = [[getattr(one, key) for one in several] for key in ("passes", "seconds")]
+    passes, seconds = (None if None in own else sum(own) for own in costs)
+    devices = {one.device for one in several}
+    return first._replace(
+        threats=tuple(sorted(threat for one in several for threat in one.threats)),
+        attack=f"{first.attack}, each threat alone",
+        settings=json.dumps([one.settings for one in several]),
+        verdicts=verdicts,
+        sha256=first.sha256[at[0]],
+        flags=_flags_of_all(several),
+        falling=(0, sum(one.falling[1] for one in several)),
+        passes=passes,
+        seconds=seconds,
+        device=", ".join(sorted(devices)),
+        numbers=tuple(number for one in several for number in one.numbers),
+        commands=tuple(command for one in several for command in one.commands),
+    )
+
+
+def _flags_of_all(several: Sequence[BoardEntry]) -> dict[str, str]:
+    """Put flags of entries together, with the threat behind the name where not all have them."""
+    flags = {}
+    for one in several:
+        for name, text in one.flags.items():
+            everywhere = all(other.flags.get(name) == text for other in several)
+            flags[name if everywhere else f"{name} ({ball(*one.threats[0])})"] = text
+    return flags

@@ -1,0 +1,169 @@
+"""Boards: a data set under a threat, and on each the networks in their order and with their ranks.
+
+Networks share a rank with the first of their group where the paired test cannot tell the two apart.
+Of an attacked network what counts is what it keeps under the attacks of the board, which are of a
+sample of its standing images: those that may fall are taken as fallen.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.evaluation.records import pairs
+from jaxrobust.report.parts import sentences
+from jaxrobust.results.board import entries
+from jaxrobust.results.board.entries import BoardEntry
+
+ALPHA = 0.05  # below which two networks are told apart
+
+
+class Standing(NamedTuple):
+    """A network's place."""
+
+    entry: BoardEntry
+    rank: int
+    common: int  # images on which it was compared with the first of its rank
+    p: float  # of that comparison, corrected; 1 of the first itself
+
+
+class AttackTable(NamedTuple):
+    """The networks of a board that were attacked in the same way, best first."""
+
+    attack: str
+    rows: list[Standing]
+
+    @property
+    def corrupted(self) -> bool:
+        """The kind of table: True of accuracies under common corruptions."""
+        return bool(self.rows[0].entry.corruptions)
+
+    @property
+    def standard(self) -> bool:
+        """True of bundles that standard AutoAttack made, or that needed no attack."""
+        return self.corrupted or self.attack.partition(",")[0] == sentences.STANDARD
+
+
+class Board(NamedTuple):
+    """A data set under a threat, or under common corruptions."""
+
+    data: str
+    threat: str
+    tables: list[AttackTable]
+
+
+def boards(found: Sequence[BoardEntry]) -> list[Board]:
+    """Sort entries into boards, with those of the union of three norms where a network has them."""
+    known = [*found, *_unions(found)]
+    made = []
+    key = lambda one: (one.data, bool(one.corruptions), len(one.threats), one.threats, _which(one))  # noqa: E731
+    for own in _grouped(known, key):
+        tables = [
+            AttackTable(rows[0].attack, ranked(rows))
+            for rows in _grouped(own, lambda one: (one.attack, one.settings))
+        ]
+        tables.sort(key=lambda table: (not table.standard, table.attack))
+        made.append(Board(own[0].data, _which(own[0]), tables))
+    return made
+
+
+def _which(one: BoardEntry) -> str:
+    """Write the threats of an entry, or its corruptions, for people."""
+    if one.corruptions:
+        return entries.corruptions_of(one)
+    balls = ", ".join(entries.ball(*each) for each in one.threats)
+    return f"union of {balls}" if len(one.threats) > 1 else balls
+
+
+def _grouped(
+    found: Sequence[BoardEntry], key: Callable[[BoardEntry], tuple[object, ...]]
+) -> list[list[BoardEntry]]:
+    order = sorted(found, key=key)  # type: ignore[arg-type]  # tuples of texts and numbers
+    return [list(own) for _, own in itertools.groupby(order, key)]
+
+
+def _unions(found: Sequence[BoardEntry]) -> list[BoardEntry]:
+    """Make the entries of the union of three norms, for each choice of a radius in each."""
+    made = []
+    for own in _grouped(found, lambda one: (one.network, one.images, one.data, one.attack)):
+        by_norm: dict[str, list[BoardEntry]] = {}
+        for one in own:
+            if len(one.threats) == 1:
+                by_norm.setdefault(one.threats[0][0], []).append(one)
+        if len(by_norm) == 3:
+            several = itertools.product(*(by_norm[norm] for norm in sorted(by_norm)))
+            made += [both for each in several if (both := entries.union(each))]
+    return made
+
+
+def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
+    """Order networks by the robust accuracy that is bounded from below, and give each a rank.
+
+    A group is the best network that is left and those behind it which the paired test cannot tell
+    from it, up to the first which it can: McNemar's exact test on the images that stand, the
+    paired t test on the shares of corruptions. p-values are Holm's of all pairs, as any of them may
+    come to be asked.
+    """
+    best = lambda one: (-one.at_least, -one.robust, -(one.clean or 0), one.name, one.numbers)  # noqa: E731
+    order = sorted(rows, key=best)
+    asked = list(itertools.combinations(range(len(order)), 2))
+    tested = _shares_apart if order[0].corruptions else _verdicts_apart
+    numbers, plain = tested([(order[a], order[b]) for a, b in asked])
+    p = dict(zip(asked, pairs.holm(plain).tolist(), strict=True))
+    common = dict(zip(asked, numbers, strict=True))
+    standings: list[Standing] = []
+    leader = 0
+    for at, one in enumerate(order):
+        if at and p[leader, at] < ALPHA:
+            leader = at
+        first = at == leader
+        compared = (one.n, 1.0) if first else (common[leader, at], p[leader, at])
+        standings.append(Standing(one, leader + 1, *compared))
+    return standings
+
+
+_Pairs = Sequence[tuple[BoardEntry, BoardEntry]]
+
+
+def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
+    """Count the common images of each pair, and test their verdicts.
+
+    Images that the board's attacks might fool are none that a network alone keeps, as far as that
+    could turn the outcome.
+    """
+    counts = np.array([_discordant(*both) for both in asked], int).reshape(-1, 3)
+    fewest = counts[:, 1:].min(axis=1)
+    falling = [[other.falling[1], one.falling[1]] for one, other in asked]
+    kept = np.maximum(counts[:, 1:] - np.array(falling, int).reshape(-1, 2), fewest[:, None])
+    return counts[:, 0].tolist(), pairs.mcnemar(kept[:, 0], kept[:, 1])
+
+
+def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
+    """Count the common images of each pair, and test the shares of corruptions they withstand.
+
+    Images are the same if their hashes are, which are of all corrupted versions of one.
+    """
+    numbers, plain = [], []
+    for one, other in asked:
+        assert one.withstood is not None and other.withstood is not None
+        _, first, second = np.intersect1d(one.sha256, other.sha256, return_indices=True)
+        same = one.verdicts.labels[first] == other.verdicts.labels[second]
+        numbers.append(int(same.sum()))
+        plain.append(pairs.paired_t(one.withstood[first[same]] - other.withstood[second[same]]))
+    return numbers, np.array(plain)
+
+
+def _discordant(one: BoardEntry, other: BoardEntry) -> tuple[int, int, int]:
+    """Count the images that both have, and those that only the second, or only the first, keeps.
+
+    Images are the same by their place in the same split, else by the hash of what the network
+    sees. What a replayed point fools counts: the point was confirmed, and whoever wrote the bundle
+    could call any point replayed.
+    """
+    places = one.images == other.images
+    keys = [e.verdicts.image_ids if places else e.sha256 for e in (one, other)]
+    _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
+    same = one.verdicts.labels[first] == other.verdicts.labels[second]
+    ours, theirs = one.verdicts.robust[first][same], other.verdicts.robust[second][same]
+    return len(ours), int((theirs & ~ours).sum()), int((ours & ~theirs).sum())

@@ -1,0 +1,207 @@
+"""What evaluations say of each other: every one against the first, on the images of all."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.evaluation.records import comparable, pairs
+from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.results.comparison.evaluations import (
+    ComparedEvaluation,
+    letter,
+    remarks,
+    without_replayed,
+)
+
+LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
+INTERVAL = f"{100 * LEVEL:.0f} % interval"
+SEQUENCE = f"{100 * LEVEL:.0f} % sequence"  # where an evaluation stopped when its numbers said so
+_OF_RECORD = (
+    *("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing"),
+    *("attacks", "seed", "commit", "flags"),
+)
+
+
+class Difference(NamedTuple):
+    """The comparison of one accuracy, clean or robust, of two networks."""
+
+    paired: Paired
+    p: float  # of the exact test, corrected for the number of pairs
+
+    @property
+    def apart(self) -> bool:
+        """Return whether the two can be told apart."""
+        return self.p < 1 - LEVEL
+
+
+class Pair(NamedTuple):
+    """One evaluation against the first."""
+
+    first: str  # letters
+    other: str
+    clean: Difference
+    robust: Difference | None  # None: no attack
+    after: dict[str, Paired]  # each attack, of what it and those before it have left
+    classes: np.ndarray  # labels [G]
+    by_class: Paired  # [G], robust accuracy where there was an attack, else clean
+    p_by_class: np.ndarray  # f64[G], corrected for the number of classes
+    sequence: bool = False  # intervals and p-values hold at all looks: an evaluation has stopped
+
+    @property
+    def steps(self) -> dict[str, Paired]:
+        """Return the comparisons from clean to robust accuracy, attack by attack."""
+        between = {f"after {name}": one for name, one in [*self.after.items()][:-1]}
+        last = {"robust": self.robust.paired} if self.robust else {}
+        return {"clean": self.clean.paired} | between | last
+
+
+class ComparisonFindings(NamedTuple):
+    """All that a comparison finds."""
+
+    evaluations: list[ComparedEvaluation]
+    pairs: list[Pair]
+    removed: dict[str, list[int]]  # images that each attack fooled, of each evaluation
+    remarks: list[str]
+    left_out: str = ""  # which images are not compared, and why; to be said first
+
+    @property
+    def interval(self) -> str:
+        """Name what stands beside differences: intervals, or sequences that hold at all looks."""
+        return SEQUENCE if any(pair.sequence for pair in self.pairs) else INTERVAL
+
+    @property
+    def images(self) -> int:
+        """Return the number of images that are compared."""
+        return len(self.evaluations[0].verdicts.labels)
+
+
+def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
+    """Compare evaluations, which answer the same question on the same images, with the first."""
+    notes = remarks(evaluations)
+    evaluations, left_out = without_replayed(evaluations)
+    order = _attacks(evaluations)
+    seen = [one.verdicts for one in evaluations]
+    records = [one.record for one in evaluations]
+    both = partial(comparable.paired, records, seen[0].image_ids)
+    clean = _differences(both, [v.clean for v in seen])
+    attacked = bool(evaluations[0].record.attacks)
+    robust = _differences(both, [v.robust for v in seen]) if attacked else [None] * len(clean)
+    stopped = comparable.stop_order(records) is not None
+    compared = []
+    for at, other in enumerate(seen[1:]):
+        two = (seen[0], other)
+        after = {
+            name: both(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in two))
+            for end, name in enumerate(order, 1)
+        }
+        first, last = (v.robust if attacked else v.clean for v in two)
+        classes, each = pairs.compare_groups(first, last, seen[0].labels)
+        if stopped:
+            each = _of_classes(records, seen[0], first, last)
+        corrected = pairs.holm(each.p)
+        names = letter(0), letter(at + 1)
+        own: Any = (clean[at], robust[at], after, classes, each, corrected, stopped)
+        compared.append(Pair(*names, *own))
+    removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
+    return ComparisonFindings(evaluations, compared, removed, notes, left_out)
+
+
+def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
+    """List the attacks that may have fooled images, in the order in which they were tried.
+
+    Of several balls, verdicts name each with its attack: "l2 0.5: apgd-ce". What records do not
+    list, such as a replayed point, was tried before all attacks, or before those of its ball.
+    """
+    record = evaluations[0].record
+    fooling = {n for one in evaluations for n in one.verdicts.fooled_by.tolist()} - {"", "clean"}
+    listed: dict[str, None] = {}
+    for attack, threat in zip(record.attacks, record.threats, strict=True):
+        ball = f"{threat}: " * record.is_union
+        of_ball = [name for name in listed if ball and name.startswith(ball)]
+        if not of_ball:
+            listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{REPLAY}"))
+        plain = f"{ball}{attack['name']}"
+        fixed = f"{plain}-{attack.get('steps')}"  # as verdicts name attacks of fixed steps
+        listed[fixed if fixed in fooling else plain] = None
+    again = [f"{name} (full)" for name in listed if f"{name} (full)" in fooling]
+    before = sorted(fooling - {*listed, *again})
+    return [*before, *listed, *again]
+
+
+def _of_classes(
+    records: Sequence[AccuracyRecord], seen: Verdicts, first: np.ndarray, last: np.ndarray
+) -> Paired:
+    """Compare class by class as `pairs.compare_groups` does, where an evaluation has stopped."""
+    rows = []
+    for label in np.unique(seen.labels):
+        own = seen.labels == label
+        rows.append(comparable.paired(records, seen.image_ids[own], first[own], last[own]))
+    return Paired(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def _differences(both: Callable[..., Paired], verdicts: Sequence[np.ndarray]) -> list[Difference]:
+    compared = [both(verdicts[0], other) for other in verdicts[1:]]
+    corrected = pairs.holm(np.array([one.p for one in compared]))
+    return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
+
+
+def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Difference]:
+    """Compare every pair of verdicts bool[N] on the same images, corrected for all of them."""
+    places = list(itertools.combinations(range(len(verdicts)), 2))
+    compared = [pairs.compare(verdicts[one], verdicts[other]) for one, other in places]
+    corrected = pairs.holm(np.array([one.p for one in compared]))
+    each = (Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True))
+    return dict(zip(places, each, strict=True))
+
+
+def plain(findings: ComparisonFindings) -> dict[str, Any]:
+    """Return findings as JSON has them; accuracies and their differences are fractions."""
+    return {
+        "schema": 1,
+        "level": LEVEL,
+        **({"sequence": True} if findings.interval == SEQUENCE else {}),
+        "images": findings.images,
+        "evaluations": [
+            plain_evaluation(letter(at), one) for at, one in enumerate(findings.evaluations)
+        ],
+        "pairs": [_plain_pair(pair) for pair in findings.pairs],
+        "left_out": findings.left_out,
+        "remarks": findings.remarks,
+    }
+
+
+def plain_evaluation(name: str, one: ComparedEvaluation) -> dict[str, Any]:
+    """Return an evaluation of a comparison as JSON has it, under its short name."""
+    record, seen = one.record, one.verdicts
+    return {
+        "name": name,
+        "network": one.label,
+        "file": str(one.ours.file),
+        **{key: getattr(record, key) for key in _OF_RECORD},
+        "evaluated": one.images,
+        "clean": float(seen.clean.mean()),
+        "robust": float(seen.robust.mean()) if record.attacks else None,
+        "removed": dict(sorted(Counter(filter(None, seen.fooled_by.tolist())).items())),
+    }
+
+
+def _plain_pair(pair: Pair) -> dict[str, Any]:
+    def difference(one: Difference | None) -> dict[str, Any] | None:
+        return one and one.paired._asdict() | {"p_corrected": one.p, "apart": one.apart}
+
+    columns = {"label": pair.classes, **pair.by_class._asdict(), "p_corrected": pair.p_by_class}
+    rows = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+    return {
+        "first": pair.first,
+        "second": pair.other,
+        "clean": difference(pair.clean),
+        "robust": difference(pair.robust),
+        "after": {name: one._asdict() for name, one in pair.after.items()},
+        "classes": [dict(zip(columns, row, strict=True)) for row in rows],
+    }

@@ -1,0 +1,183 @@
+"""The values that a config gets for a data set and a network, each with its reason."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from jaxrobust.results.configs.data_facts import DataFacts
+from jaxrobust.runtime.text.spelling import counted
+from jaxrobust.types import check_radius
+
+_SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 224)  # of networks, in pixels
+_SMALL = 64  # pixels up to which networks for small images are chosen
+_CLEAN_UPDATES, _ATTACKED_UPDATES = 600, 1500  # of a first run
+_MOST_EPOCHS = 40
+# norm -> radius of small images, and of larger ones: usual for CIFAR-10 and for ImageNet.
+RADII = {"linf": ("8/255", "4/255"), "l2": ("0.5", "2"), "l1": ("12", "75")}
+_PUBLIC = "convnext_tiny.fb_in1k"  # of timm's; the paper's clean start of ConvNeXt-T
+
+
+class ConfigLine(NamedTuple):
+    """A key of a config, its value, and why it has it."""
+
+    key: str
+    value: Any  # plain, or `Expression`
+    reason: str
+
+
+class Expression(str):
+    """An expression that stands in the config as it is written, such as 8 / 255."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkChoice:
+    """What somebody says of the network and the threat; None: it is chosen."""
+
+    torch: str | None = None  # my_models.py:build
+    torch_args: dict[str, Any] | None = None
+    weights: str | None = None  # to start from
+    model: str | None = None  # the network of these weights, or one of ours
+    classes: int | None = None  # of the head of these weights
+    norm: str = "linf"
+    epsilon: str | None = None
+    image_size: int | None = None
+
+
+def lines(data: DataFacts, choice: NetworkChoice) -> list[ConfigLine]:
+    """Choose a value for each key that depends on the data, the network and the threat."""
+    size = choice.image_size or side(data)
+    network = _network(data, choice, size)
+    starts = any(line.key == "init.weights" for line in network)
+    return [
+        *network,
+        *_data(data, size),
+        *_training(data, size, starts),
+        *_threat(choice, size),
+        *_evaluation(),
+    ]
+
+
+def side(data: DataFacts) -> int:
+    """Choose the side of the network's images: that of all images, or a usual one below theirs."""
+    usual = data.sides[1]
+    if data.same_size and usual <= _SIDES[-1]:
+        return usual
+    return max((s for s in _SIDES if s <= usual), default=_SIDES[0])
+
+
+def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLine]:
+    lines = [
+        ConfigLine("model.num_classes", len(data.classes), f"classes: {_few(data.classes)}"),
+        ConfigLine("model.image_size", size, _why_side(data, size)),
+        ConfigLine("model.in_channels", data.channels, "grey" if data.channels == 1 else "colour"),
+    ]
+    if choice.torch:
+        name = ConfigLine("model.name", f"torch:{choice.torch}", "your PyTorch network")
+        if not choice.torch_args:
+            return [name, *lines]
+        options = ConfigLine("model.options", choice.torch_args, "arguments of that function")
+        return [name, *lines, options]
+    if choice.weights:
+        name = ConfigLine("model.name", choice.model, "the network of the weights below")
+        start = ConfigLine("init.weights", choice.weights, "the weights that you named")
+        if choice.classes in (None, len(data.classes)):
+            return [name, *lines, start]
+        reason = f"they tell {choice.classes} classes apart, and yours are {len(data.classes)}"
+        return [name, *lines, start, ConfigLine("init.head", "fresh", reason)]
+    if choice.model or size <= _SMALL or data.channels != 3:
+        small = "convnext_n" if size < 16 else "convnext_n_cvst"
+        why = "the one that you named" if choice.model else "small, made for 8 to 64 px"
+        return [ConfigLine("model.name", choice.model or small, why), *lines]
+    return [
+        ConfigLine("model.name", "convnext_t_cvst", "the paper's smallest, with its ConvStem"),
+        *lines,
+        ConfigLine("init.weights", _PUBLIC, "public clean weights, to download; None: random"),
+        ConfigLine("init.stem", "fresh", "these weights have another stem"),
+        ConfigLine("init.head", "fresh", "these weights are for ImageNet's 1,000 classes"),
+        ConfigLine("init.normalize", "imagenet", "as these weights were trained"),
+    ]
+
+
+def _why_side(data: DataFacts, size: int) -> str:
+    smallest, usual, largest = data.sides
+    if data.same_size:
+        return f"all images have {usual} px on their shorter side"
+    seen = f"shorter sides are {smallest} to {largest} px, mostly near {usual}"
+    return seen + ("; smaller ones are blown up" if smallest < size else "")
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+
+
+def _data(data: DataFacts, size: int) -> list[ConfigLine]:
+    # A crop of a padded image leaves its size; only resized crops take images of several sizes.
+    crop = "crop" if data.same_size and size <= _SMALL and size == data.sides[1] else "basic"
+    mirrored = {"crop": "crop-flip", "basic": "resized-crop-flip"}[crop]
+    grey = data.channels == 1  # mostly signs
+    why = "mirrored signs would be others" if grey else f"{crop}: where left is not right"
+    augmentation = ConfigLine("data.augmentation", crop if grey else mirrored, why)
+    reasons = {
+        "train": data.divided,
+        "selection": "on these the best weights are chosen",
+        "test": "on these the result is reported",
+    }
+    return [
+        ConfigLine("data.name", data.name, f"{data.images:,} images to train on"),
+        *(
+            ConfigLine(f"data.{part}_split", data.splits[part], reason)
+            for part, reason in reasons.items()
+        ),
+        augmentation,
+    ]
+
+
+def _training(data: DataFacts, size: int, starts: bool) -> list[ConfigLine]:
+    batch = 256 if size <= _SMALL else 64
+    while batch > 8 and batch > data.images // 16:
+        batch //= 2
+    per_epoch = max(data.images // batch, 1)
+    clean = "for the fresh parts, before the attack" if starts else "first: the paper's clean start"
+    found = []
+    for phase, updates, why in (
+        ("pretrain", _CLEAN_UPDATES, f"clean ones {clean}"),
+        ("train", _ATTACKED_UPDATES, "a first run; papers train far longer"),
+    ):
+        epochs = min(max(round(updates / per_epoch), 3), _MOST_EPOCHS)
+        steps = epochs * per_epoch
+        decay = float(f"{min(max(1 - 10 / steps, 0.5), 0.9999):.3g}")
+        found += [
+            ConfigLine(f"{phase}.epochs", epochs, why),
+            ConfigLine(f"{phase}.batch_size", batch, f"{counted(per_epoch, 'update')} an epoch"),
+            ConfigLine(f"{phase}.warmup_epochs", max(epochs // 10, 1), "a tenth of the epochs"),
+            ConfigLine(f"{phase}.ema_decay", decay, f"averages a tenth of {steps:,} updates"),
+        ]
+    return found
+
+
+def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
+    small = size <= _SMALL
+    usual = RADII[choice.norm][0 if small else 1]
+    written = choice.epsilon or usual
+    reason = "the one that you gave"
+    if choice.epsilon is None:
+        reason = f"the usual radius of images {'up to' if small else 'above'} {_SMALL} px"
+    check_radius(choice.norm, float(Fraction(written.replace(" ", ""))))
+    value = Expression(" / ".join(part.strip() for part in written.split("/")))
+    wide = choice.norm == "linf" and Fraction(written.replace(" ", "")) >= Fraction(8, 255)
+    steps, why = (5, "few steps overfit to themselves at a wide radius") if wide else (2, "")
+    return [
+        ConfigLine("attack.norm", choice.norm, "the norm of the perturbations"),
+        ConfigLine("attack.epsilon", value, f"{reason}, pixels are in [0, 1]"),
+        ConfigLine("attack.steps", steps, why or "the paper's number of APGD steps"),
+    ]
+
+
+def _evaluation() -> list[ConfigLine]:
+    return [
+        ConfigLine("evaluation.every_epochs", 5, "looks at the selection split"),
+        ConfigLine("test.images", 1000, "at most; 0: all of the test split"),
+        ConfigLine("alarm.images", 16, "a look for overfitting to the attack takes few images"),
+    ]

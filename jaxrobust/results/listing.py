@@ -1,0 +1,293 @@
+"""What lies below a folder: trainings and evaluations with their numbers, newest first."""
+
+import datetime
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.evaluation.records import checked, records
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.report import gathered
+from jaxrobust.report.parts import sentences
+from jaxrobust.results.plotting import MARK, SUFFIXES
+from jaxrobust.runtime.text.spelling import counted
+from jaxrobust.types import fraction
+
+_RESULTS, _METRICS, _CONFIG = "results.jsonl", "metrics.jsonl", "config.json"
+_RUN = {_CONFIG, "data.json"}  # what a training has before its first metrics
+_PICTURES = (*(f".{suffix}" for suffix in SUFFIXES), ".html")
+_TAIL = 4096  # bytes at the end of metrics.jsonl in which its last line is
+_CHECKPOINTS = ("best", "latest", "stopped")  # folders of a phase, where no records are
+_HEAD = (
+    "date, UTC",
+    "kind",
+    "folder",
+    "network",
+    "clean",
+    "robust",
+    "n",
+    "threat",
+    "attack",
+    "weights",
+)
+_RIGHT = ("clean", "robust", "n")
+_DOUBT = "?: flags of the record put the number in doubt; jaxrobust report FOLDER says why"
+
+
+class ListedRow(NamedTuple):
+    """A training or an evaluation; None: it is not known, or there is none."""
+
+    time: str  # UTC, to the second
+    kind: str  # training or evaluation
+    folder: str  # below the one that is listed
+    network: str | None
+    clean: float | None
+    robust: float | None
+    images: int | None
+    threats: list[str]
+    attack: str | None
+    weights: str | None  # of a training without numbers: how far it is
+    dataset: str | None
+    split: str | None
+    evaluation: str | None  # its number
+    flags: dict[str, str]
+    figures: list[str]  # names of files beside the records
+
+
+class Listing(NamedTuple):
+    """All that is below a folder."""
+
+    folder: Path
+    rows: list[ListedRow]
+    figures: list[str]  # of jaxrobust figure, in folders without records
+    notes: list[str]  # what could not be read
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        rows = [row._asdict() for row in self.rows]
+        about = {"schema": 1, "folder": str(self.folder)}
+        return about | {"rows": rows, "figures": self.figures, "notes": self.notes}
+
+
+class _Found(NamedTuple):
+    """A folder with something to list, and the names of its files."""
+
+    folder: Path
+    files: frozenset[str]
+
+    @property
+    def is_run(self) -> bool:
+        return _METRICS in self.files or self.files >= _RUN
+
+
+def find(folder: Path) -> Listing:
+    """List what is below a folder; `ValueError`: the folder is missing, or nothing is there.
+
+    Neither metrics nor verdicts are read whole, so that hundreds of runs take a second.
+    """
+    again = "name a folder of runs; jaxrobust train --config quickstart makes the first"
+    if not folder.exists():
+        raise ValueError(f"{folder} is not there; {again}")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; {again}")
+    notes: list[str] = []
+    rows: list[ListedRow] = []
+    figures: list[str] = []
+    for found in _walk(folder, set(), notes):
+        if found.is_run or _RESULTS in found.files:
+            rows += _rows(found, folder, notes)
+        else:
+            figures += [str((found.folder / name).relative_to(folder)) for name in _figures(found)]
+    if not rows and not figures:
+        nothing = f"{folder} holds neither a run ({_METRICS}) nor records ({_RESULTS}); {again}"
+        raise ValueError(" ".join([nothing, *(f"({note})" for note in notes[:1])]))
+    rows.sort(key=lambda row: (row.time, row.folder), reverse=True)
+    return Listing(folder, rows, sorted(figures), list(dict.fromkeys(notes)))
+
+
+def _walk(folder: Path, seen: set[str], notes: list[str]) -> Iterator[_Found]:
+    """Yield folders with runs, records or figures, each once, also behind links."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    try:
+        with os.scandir(folder) as entries:
+            kinds = {entry.name: entry.is_dir() for entry in entries}
+    except OSError as error:
+        notes.append(f"{folder} cannot be read ({error.strerror or error}); it is left out.")
+        return
+    found = _Found(folder, frozenset(name for name, is_folder in kinds.items() if not is_folder))
+    if found.is_run or _RESULTS in found.files or any(n.endswith(".tex") for n in found.files):
+        yield found
+    for name in sorted(name for name, is_folder in kinds.items() if is_folder):
+        if not name.startswith(".") and name not in _CHECKPOINTS:
+            yield from _walk(folder / name, seen, notes)
+
+
+def _figures(found: _Found) -> list[str]:
+    """List pictures beside which a table of jaxrobust figure lies."""
+    tables = [name for name in sorted(found.files) if name.endswith(".tex")]
+    own = {name[:-4] for name in tables if _is_ours(found.folder / name)}
+    return [n for n in sorted(found.files) if n.endswith(_PICTURES) and Path(n).stem in own]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MARK)) == MARK.encode()
+    except OSError:
+        return False
+
+
+def _rows(found: _Found, top: Path, notes: list[str]) -> list[ListedRow]:
+    folder = found.folder
+    where = "." if folder == top else str(folder.relative_to(top))
+    pictures = sorted(name for name in found.files if name.endswith(_PICTURES))
+    # An evaluation is of the run above it, where its config says the network.
+    configs = [f for f in (folder, folder.parent) if (f / _CONFIG).is_file()]
+    config = gathered.json_of(configs[0] / _CONFIG, notes) if configs else {}
+    own = [*_records(folder / _RESULTS, notes)] if _RESULTS in found.files else []
+    rows = [_row(r, folder / _RESULTS, where, config, pictures) for r in own]
+    evaluated = [row for row in rows if row.kind == "evaluation"]
+    trained = [row for row in rows if row.kind == "training"]
+    if trained:  # of a training's phases, the last one
+        return [*evaluated, max(reversed(trained), key=lambda row: row.time)]
+    return [*evaluated, _begun(found, where, config, pictures)] if found.is_run else evaluated
+
+
+def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
+    try:
+        rows, damaged = gathered.rows_of(path)
+    except OSError as error:
+        notes.append(f"{path} cannot be read ({error.strerror or error}); it is left out.")
+        return
+    notes += damaged
+    missing = 0
+    for row in rows:
+        try:
+            record = gathered.record_of(row, path)
+            checked.if_there(record, path)
+        except ValueError as error:
+            notes.append(f"{error}; it is left out.")
+        else:
+            missing += bool(checked.missing(record, path))
+            yield record
+    if missing:
+        notes.append(
+            f"The verdicts of {counted(missing, 'evaluation')} in {path} are missing, so that "
+            "nothing confirms these numbers."
+        )
+
+
+def _row(
+    record: AccuracyRecord, file: Path, where: str, config: dict[str, Any], pictures: list[str]
+) -> ListedRow:
+    threats = [f"{threat.norm} {fraction(threat.epsilon)}" for threat in record.threats]
+    model = (record.model or {}).get("name") or gathered.section(config, "model").get("name")
+    return ListedRow(
+        time=_utc(record.time) or _changed(file),
+        kind="training" if record.evaluation is None else "evaluation",
+        folder=where,
+        network=None if model is None else str(model),
+        clean=record.clean,
+        robust=record.robust,
+        images=records.images_of(record),
+        threats=list(dict.fromkeys(threats)),
+        attack=sentences.method(record),
+        weights=record.weights,
+        dataset=record.dataset,
+        split=record.split,
+        evaluation=record.evaluation,
+        flags=record.flags,
+        figures=pictures,
+    )
+
+
+def _begun(found: _Found, where: str, config: dict[str, Any], pictures: list[str]) -> ListedRow:
+    """Make the row of a training that has no record yet."""
+    folder, model = found.folder, gathered.section(config, "model").get("name")
+    data = gathered.section(config, "data").get("name")
+    files = [folder / name for name in (_METRICS, _CONFIG) if name in found.files]
+    return ListedRow(
+        time=max(map(_changed, files)),
+        kind="training",
+        folder=where,
+        network=None if model is None else str(model),
+        clean=None,
+        robust=None,
+        images=None,
+        threats=[],
+        attack=None,
+        weights=f"no numbers yet; {_progress(folder / _METRICS)}",
+        dataset=None if data is None else str(data),
+        split=None,
+        evaluation=None,
+        flags={},
+        figures=pictures,
+    )
+
+
+def _progress(metrics: Path) -> str:
+    """Say at which step a training is, by the end of its metrics."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return "it has not begun"
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+            return f"{row['phase']}, step {row['step']}"
+        except (ValueError, KeyError, TypeError):
+            continue
+    return "its metrics name no step"
+
+
+def _utc(text: str | None) -> str | None:
+    try:
+        time = datetime.datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    known = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    return known.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _changed(path: Path) -> str:
+    try:
+        seconds = path.stat().st_mtime
+    except OSError:
+        seconds = 0.0
+    time = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def text(listing: Listing) -> str:
+    """Write a listing as a table for people, with notes below it."""
+    cells = [[*_HEAD, "figures"], *map(_cells, listing.rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
+    right = [cells[0][at] in _RIGHT for at in range(len(widths))]
+    lines = [_line(row, widths, right) for row in cells]
+    if any(row.flags for row in listing.rows):
+        lines.append(_DOUBT)
+    lines += [f"figure: {name}" for name in listing.figures]
+    return "\n".join([*lines, *(f"note: {note}" for note in listing.notes)])
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    cells = zip(row, widths, right, strict=True)
+    return "  ".join(f"{c:>{w}}" if on else f"{c:<{w}}" for c, w, on in cells).rstrip()
+
+
+def _cells(row: ListedRow) -> list[str]:
+    doubt = "?" if row.flags else ""
+    shares = ["-" if v is None else f"{100 * v:.1f}%" for v in (row.clean, row.robust)]
+    shares[1] += doubt
+    count = "-" if row.images is None else f"{row.images:,}"
+    about = (", ".join(row.threats) or "-", row.attack or "-", row.weights or "-")
+    figures = ", ".join(row.figures)
+    first = (row.time[:16], row.kind, row.folder, row.network or "-")
+    return [*first, *shares, count, *about, figures]

@@ -1,0 +1,275 @@
+"""The choice among the weights that a run kept: evaluated, compared, and written down."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust.data.splits import grammar as splits
+from jaxrobust.evaluation.network import collapse
+from jaxrobust.results.plotting import plotting
+from jaxrobust.results.selection import at_one_size, begun
+from jaxrobust.results.selection.at_one_size import Size
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.files import jsonl, locks, provenance
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training.update import objectives
+from jaxrobust.types import Threat, threats
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import history, kept, runs
+
+RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
+ONE_CLASS = "one that answers one class only where all do"
+_COLOURS = ("#1f4e79", "#d1495b", "#3c896d", "#b07d2b", "#6b4c9a", "#5f6b73")
+
+
+class SelectionSettings(NamedTuple):
+    """What is chosen among, on which images, and under which attack."""
+
+    run: Path
+    phase: str | None = None
+    image_size: tuple[int, ...] = ()
+    attack: str = "apgd-ce"  # or autoattack
+    steps: int | None = 10  # None: of AutoAttack
+    split: str | None = None
+    n: int = 0  # images, spread over the classes; 0: all
+    batch: int | None = None
+
+
+def select(given: SelectionSettings) -> dict[str, Any]:
+    """Evaluate what is missing, choose, and return what stands in the file.
+
+    Several hosts evaluate together, and the first one writes.
+    """
+    phase = _phase(given)
+    config, path = _config(given, phase), given.run / kept.SELECTION
+    sides = sorted(set(given.image_size or [config.model.image_size]))
+    question = _question(given, phase, config)
+    code = {"commit": provenance.commit(), "versions": provenance.versions()}
+    compilation.use_persistent_cache(given.run.parent)
+    lock = given.run / "selection.lock"
+    held = locks.held(lock, what=f"the choice in {given.run}", otherwise="copy the run")
+    first = jax.process_index() == 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ours:
+        hosts.together(lambda: ours.enter_context(held) if first else None)
+        how: dict[str, Any] = {"steps": given.steps, "folder": Path(folder)}
+        at = {side: at_one_size.at_size(given.run, phase, config, side, **how) for side in sides}
+        computed = begun.computed(given.run, phase, at)
+        there = hosts.together(lambda: begun.candidates(path, question, computed))
+        candidates, computed = hosts.everyone(there)[0]
+        begun.check_weights(given.run, candidates)
+        code |= computed | {"image_choice": at[sides[0]].images.choice}
+        for row in _measured(given, phase, at, {key_of(row) for row in candidates}):
+            candidates = sorted([*candidates, row], key=key_of)
+            _write(path, question, candidates, code)
+        chosen, reason = choose(candidates, question["metric"])
+        while not chosen.get("exact", True):  # what is below an exact best, no attack makes better
+            own = _in_full(given, phase, at, chosen)
+            candidates = [own if key_of(row) == key_of(own) else row for row in candidates]
+            _write(path, question, candidates, code)
+            chosen, reason = choose(candidates, question["metric"])
+        written = _write(path, question, candidates, code, chosen=chosen, reason=reason)
+        picture = draw(written, given.run / "selection.png") if first else ""
+    if first:
+        _tell(given.run, chosen, reason, candidates, picture)
+    return written
+
+
+def _tell(run: Path, chosen: Any, reason: str, candidates: Any, picture: str) -> None:
+    path = run / kept.SELECTION
+    words = kept.selected(run).words
+    print(f"{words}, {chosen['image_size']} px: {reason}")
+    for line in warnings_of(chosen, candidates):
+        print(f"WARNING: {line}")
+    print(f"{path}\n{picture}")
+    print(f"test it once: jaxrobust evaluate --workdir {run} --selected")
+
+
+def _phase(given: SelectionSettings) -> str:
+    config = runs.run_config(given.run, given.phase)
+    having = [name for name in config.phases if kept.steps_of(given.run, name)]
+    if not having or given.phase not in (None, *having):
+        of = f"the phase {given.phase} of {given.run}" if having else str(given.run)
+        raise ValueError(
+            f"{of} has kept no weights to choose from; train with "
+            "--config.checkpoint.keep_every_epochs=N"
+        )
+    return given.phase or having[-1]
+
+
+def _config(given: SelectionSettings, phase: str) -> Any:
+    config = runs.run_config(given.run, phase)
+    changes = {"images": given.n, "batch_size": given.batch}
+    sections: dict[str, Any] = {"data": {"selection_split": given.split}, "evaluation": changes}
+    config = at_one_size.changed(config, sections)
+    data = config.data
+    if splits.overlap(data.selection_split, data.test_split, data.name):
+        same = data.selection_split == data.test_split
+        why = "is" if same else f"holds images, or may, of {data.test_split},"
+        raise ValueError(
+            f"{data.selection_split} {why} the test split of {given.run}, which a choice must not "
+            "look at; give another --split"
+        )
+    for images in history.trained_on(config, phase):
+        own, ours = (images["dataset"], images["split"]), (data.name, data.selection_split)
+        if splits.same_images(own, ours):
+            say(
+                f"WARNING: {data.selection_split} holds images of {own[1]}, which {phase} is "
+                "trained on: the choice does not see where the weights overfit"
+            )
+    return config
+
+
+def _question(given: SelectionSettings, phase: str, config: Any) -> dict[str, Any]:
+    attack = {"name": given.attack, "steps": given.steps}
+    return {
+        "phase": phase,
+        "metric": "robust" if objectives.named(config[phase].objective).attacks else "clean",
+        "dataset": config.data.name,
+        "split": config.data.selection_split,
+        "images": given.n or None,  # null: all
+        "seed": config.seed,
+        "dtype": "float32" if given.attack == "autoattack" else config.model.dtype,
+        "attack": attack | _settings(threats(config.attack)),
+    }
+
+
+def _settings(balls: Sequence[Threat]) -> dict[str, Any]:
+    """Write the ball of an attack, or several, in all of which an image has to be right."""
+    each = [ball.settings() for ball in balls]
+    return each[0] if len(each) == 1 else {key: [own[key] for own in each] for key in each[0]}
+
+
+def _measured(
+    given: SelectionSettings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
+) -> Iterator[dict[str, Any]]:
+    for step in kept.steps_of(given.run, phase):
+        each = ((which, size) for which in kept.WHICH for size in at)
+        missing = [one for one in each if (step, *one) not in done]
+        if not missing:
+            continue
+        epoch, both = kept.read(given.run, phase, step)
+        for which, size in missing:
+            weights = kept.at_size(given.run, phase, both.of(which), size)
+            reached = at[size].measure(weights, False)
+            exact = given.attack != "autoattack"
+            collapsed = ", collapsed to one class" if collapse.proven(reached) else ""
+            say(
+                f"{phase}, epoch {epoch:g}, {which}, {size} px: clean {reached['clean']:.2%}, "
+                f"robust {'' if exact else 'at most '}{reached['robust']:.2%} of "
+                f"{reached['images']:,} images{collapsed}"
+            )
+            yield {
+                "phase": phase,
+                "step": step,
+                "epoch": epoch,
+                "weights": which,
+                "image_size": size,
+                "preprocessing": at[size].preprocessing,
+                "weights_sha256": hashes.weights_sha256(*weights),
+                **{key: reached[key] for key in ("clean", "robust", "images")},
+                "passes": reached.get("passes"),  # of AutoAttack; a backward one counts 2
+                "exact": exact,
+                "collapse": reached.get("collapse"),  # null: not seen
+            }
+
+
+def _in_full(given: SelectionSettings, phase: str, at: dict[int, Size], row: Any) -> dict[str, Any]:
+    size, which = row["image_size"], row["weights"]
+    if size not in at:
+        raise ValueError(
+            f"{size} px may be the best size, and has only met the first attack; give "
+            f"--image_size {size} too"
+        )
+    epoch, both = kept.read(given.run, phase, row["step"])
+    reached = at[size].measure(kept.at_size(given.run, phase, both.of(which), size), True)
+    robust = min(row["robust"], reached["robust"])
+    say(f"{phase}, epoch {epoch:g}, {which}, {size} px, in full: robust {robust:.2%}")
+    passes = (row["passes"] or 0) + reached.get("passes", 0)
+    return row | {"robust": robust, "exact": True, "passes": passes}
+
+
+def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any], str]:
+    """Return the best of the candidates, and why it is that.
+
+    A network of one class keeps its answer under attack, which is no robustness: it is chosen only
+    where all are such networks.
+    """
+
+    def rank(row: dict[str, Any]) -> tuple[Any, ...]:
+        one = collapse.proven(row)
+        return not one, row[metric], row["step"], row["weights"] == "ema", -row["image_size"]
+
+    best = max(candidates, key=rank)
+    aside = [] if collapse.proven(best) else [row for row in candidates if collapse.proven(row)]
+    equal = sum(row[metric] == best[metric] for row in candidates if row not in aside) - 1
+    reason = (
+        f"the highest {metric} accuracy of {len(candidates)} candidates, {best[metric]:.2%} of "
+        f"{best['images']:,} images"
+    )
+    if aside:
+        left = "one that answers" if len(aside) == 1 else f"{len(aside)} that answer"
+        reason += f"; {left} one class left out, at most {max(r[metric] for r in aside):.2%}"
+    bounded = sum(not row.get("exact", True) for row in candidates)
+    reason += f"; {bounded} reach no more after APGD-CE alone" if bounded else ""
+    others = "another one reaches" if equal == 1 else f"{equal} others reach"
+    return best, reason + (f"; {others} as much: {RULE}" if equal else "")
+
+
+def key_of(row: dict[str, Any]) -> tuple[int, str, int]:
+    """Return step, kind of weights and image size, which tell candidates apart."""
+    return row["step"], row["weights"], row["image_size"]
+
+
+def warnings_of(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what puts a choice in doubt: it answers one class, or that is unknown."""
+    if chosen.get("collapse"):
+        yield chosen["collapse"]["words"]
+    if older := sum("collapse" not in row for row in candidates):
+        yield (
+            f"{older} of {len(candidates)} candidates were measured by an older version, which did "
+            "not look whether they answer one class; move the file away to measure them again"
+        )
+
+
+def _write(
+    path: Path, question: Any, candidates: Any, code: Any, *, chosen: Any = None, reason: Any = None
+) -> dict[str, Any]:
+    written = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
+    written |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
+    if jax.process_index() == 0:
+        jsonl.replace(path, json.dumps(written, indent=2) + "\n")
+    return written
+
+
+def draw(selection: dict[str, Any], path: Path) -> str:
+    """Draw both accuracies over the epochs; return the picture's path, or why there is none."""
+    try:
+        plt = plotting()
+    except ValueError as error:
+        return f"no curve: {error}"
+    figure, panel = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    rows, chosen = selection["candidates"], selection["chosen"]
+    lines = sorted({(row["image_size"], row["weights"]) for row in rows})
+    for i, (size, which) in enumerate(lines):
+        own = [row for row in rows if (row["image_size"], row["weights"]) == (size, which)]
+        epochs, colour = [row["epoch"] for row in own], _COLOURS[i % len(_COLOURS)]
+        for key, style in (("robust", "o-"), ("clean", "o--")):
+            values, label = [100 * row[key] for row in own], f"{key}, {which}, {size} px"
+            panel.plot(epochs, values, style, ms=3, color=colour, label=label)
+    best, steps = 100 * chosen[selection["metric"]], selection["attack"]["steps"]
+    panel.plot(chosen["epoch"], best, "*", ms=14, color="black", label="chosen", zorder=0)
+    bounds = not all(row.get("exact", True) for row in rows)
+    attack = selection["attack"]["name"] + ", upper bounds" * bounds
+    attack += f", {steps} steps" if steps else ""
+    panel.set(xlabel=f"epoch of {selection['phase']}", ylabel="accuracy, %", ylim=(0, 103))
+    panel.set_title(f"{selection['dataset']}, split {selection['split']}: {attack}", fontsize=9)
+    panel.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return str(path)

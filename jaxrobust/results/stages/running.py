@@ -1,0 +1,202 @@
+"""Stages before a training, read and checked, and after it, one behind the other.
+
+What each made is noted, and what is there is not made again.
+"""
+
+import contextlib
+import datetime
+import functools
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrobust.config import Config
+from jaxrobust.evaluation.questions import command
+from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.questions.questions import AUTOATTACK
+from jaxrobust.evaluation.records import records
+from jaxrobust.publish import export_torch
+from jaxrobust.publish.export_torch import ExportSettings
+from jaxrobust.results.selection import choice
+from jaxrobust.results.stages import checks, costs
+from jaxrobust.results.stages.stage import EXPORT, SELECT, Stage, parse
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.files import jsonl, locks, provenance
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text import terminal
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.weights.store.hashes import file_sha256
+from jaxrobust.weights.trained import kept, runs
+
+NOTES = "stages.jsonl"  # of a run: a line for each stage that is done
+
+
+def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> list[Stage]:
+    """Read and check the stages of `--then`; None: there are none.
+
+    Where nothing has begun and `estimate` is asked for, what all of it costs is said.
+    Raises:
+      ValueError: a stage that is none, or that cannot work after this training.
+    """
+    if then is None:
+        return []
+    named = parse(then)
+    for line in checks.prepared(config, named):
+        say(line)
+    hosts.together(lambda: checks.check(config, named, workdir))
+    if estimate and not hosts.first((workdir / "config.json").is_file()):
+        compilation.use_persistent_cache(workdir.parent)  # training finds what this compiles
+        for line in costs.lines(config, named, workdir):
+            say(line)
+    return named
+
+
+def run(
+    stages: Sequence[Stage],
+    config: Config,
+    workdir: Path,
+    *,
+    begin: Callable[[Stage], None] = lambda stage: None,
+) -> None:
+    """Run the stages on the weights of a run that is trained; all hosts call it.
+
+    The same call again goes on where it was stopped: a stage that is done, with what it made still
+    there, is passed over.
+    Raises:
+      ValueError: another process does the same, or what a stage writes is in the way.
+    """
+    if not stages:
+        return
+    selects = any(stage.kind == SELECT for stage in stages)
+    entry = any(stage.id for stage in stages)
+    with _alone(workdir):
+        for stage in stages:
+            begin(stage)
+            asked: dict[str, Any] = {"stage": stage.text, "selected": selects}
+            asked["images"] = checks.images(config)
+            if stage.kind != SELECT:
+                asked["weights_sha256"] = _by_first(lambda: _weights(workdir, selects))
+            if _by_first(functools.partial(_is_done, workdir, asked)):
+                say(f"{stage.text}: done before, see {workdir / NOTES}")
+                continue
+            say(f"{stage.text}: begins")
+            start = time.perf_counter()
+            if stage.kind == SELECT:
+                made = _select(workdir)
+            elif stage.kind == EXPORT:
+                made = _export(stage, workdir, selected=selects)
+            else:
+                made = _attack(stage, config, workdir, selected=selects, entry=entry)
+            _note(workdir, asked | made | {"seconds": round(time.perf_counter() - start, 1)})
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as ours:
+        what, otherwise = f"what follows the training in {workdir}", "copy the run"
+        lock = locks.held(workdir / "stages.lock", what=what, otherwise=otherwise)
+        hosts.together(lambda: None if jax.process_index() else ours.enter_context(lock))
+        yield
+
+
+def _by_first(function: Callable[[], Any]) -> Any:
+    """Return for all hosts what the first one finds in the files; what it refuses, all do."""
+    found = hosts.together(lambda: None if jax.process_index() else function())
+    return hosts.everyone(found)[0]
+
+
+def _weights(workdir: Path, selected: bool) -> str:
+    if selected:
+        return kept.selected(workdir).weights_sha256
+    last = runs.phase_of(workdir)
+    tested = [r for r in records.read(workdir) if str(r.weights).startswith(f"{last},")]
+    return str(tested[-1].weights_sha256)
+
+
+def _is_done(workdir: Path, asked: dict[str, Any]) -> bool:
+    """Tell whether the last line of a stage is of this one, and what it made is there."""
+    lines = [row for row in jsonl.read(workdir / NOTES) if row.get("stage") == asked["stage"]]
+    if not lines or any(lines[-1].get(key) != value for key, value in asked.items()):
+        return False
+    there = {record.evaluation for record in records.read(workdir / "evaluation")}
+    files = lines[-1].get("files") or {}
+    return set(lines[-1].get("evaluations") or ()) <= there and _are(workdir, files)
+
+
+def _are(folder: Path, files: dict[str, str]) -> bool:
+    return all(
+        (folder / name).is_file() and file_sha256(folder / name) == sha256
+        for name, sha256 in files.items()
+    )
+
+
+def _note(workdir: Path, row: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        jsonl.append(workdir / NOTES, row | {"time": now, "commit": provenance.commit()})
+    hosts.together(lambda: None)  # who is behind reads the line
+
+
+def _select(workdir: Path) -> dict[str, Any]:
+    written = choice.select(choice.SelectionSettings(workdir))
+    file = workdir / kept.SELECTION
+    chosen = {key: written["chosen"][key] for key in ("step", "weights", "weights_sha256")}
+    return {"chosen": chosen, "files": {kept.SELECTION: file_sha256(file)}}
+
+
+def _attack(
+    stage: Stage, config: Config, workdir: Path, *, selected: bool, entry: bool
+) -> dict[str, Any]:
+    given = GivenFlags(
+        workdir=str(workdir),
+        attack=stage.attack,
+        n=checks.images(config),
+        selected=selected,
+        # RobustBench takes no accuracy in which images of other evaluations were tried.
+        noreplay=entry and stage.attack == AUTOATTACK,
+    )
+    written, place = command.evaluated(given, threats=stage.threats)
+    if jax.process_index() == 0:
+        terminal.show(command.told(written, place))
+    return {"evaluations": [record.evaluation for record in written]}
+
+
+def _export(stage: Stage, workdir: Path, *, selected: bool) -> dict[str, Any]:
+    """Export into a new folder, which takes its place as a whole."""
+    out = checks.place(workdir, stage)
+    new = workdir / "export" / "unfinished" / stage.layout
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(new.parent, ignore_errors=True)  # of a process that was killed
+    record = workdir / "evaluation" / "results.jsonl" if stage.id else None
+    how: dict[str, Any] = {"selected": selected, "record": record, "id": stage.id}
+    given = ExportSettings(stage.layout, new, workdir=workdir, **how)
+
+    def exported() -> dict[str, str]:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            done = export_torch.export(given)
+        if not first:
+            return {}
+        _place(new, out, done["files"])
+        print(said.getvalue().replace(str(new), str(out)), end="")
+        return {f"export/{stage.layout}/{name}": own for name, own in done["files"].items()}
+
+    return {"files": hosts.together(exported)}
+
+
+def _place(new: Path, out: Path, files: dict[str, str]) -> None:
+    lasting = {name: own for name, own in files.items() if not name.endswith(".certificate.json")}
+    if out.exists() and not _are(out, lasting):  # a certificate has its date
+        raise ValueError(
+            f"{out} holds something else than the export of these weights; move it away, and the "
+            "same command continues"
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    new.rename(out)
+    new.parent.rmdir()

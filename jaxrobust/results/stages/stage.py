@@ -1,0 +1,96 @@
+"""Stages by their names, as `--then` has them: select, autoattack:linf:4/255+l2:2, export:hub."""
+
+from typing import NamedTuple
+
+from jaxrobust.attacks import fixed_steps
+from jaxrobust.attacks import registry as attack_rows
+from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.publish import layouts
+from jaxrobust.runtime.commandline import threats
+from jaxrobust.runtime.text.spelling import meant
+from jaxrobust.types import Threat
+
+SELECT, ATTACK, EXPORT, CLEAN = "select", "attack", "export", "clean"
+_FORM = "write such as --then select,autoattack:linf:4/255+l2:2+l1:75,export:hub"
+
+
+class Stage(NamedTuple):
+    """One stage; of an export and of an attack, which."""
+
+    text: str  # as it was written
+    kind: str  # SELECT, ATTACK or EXPORT
+    attack: str = ""
+    threats: tuple[str, ...] = ()  # none: those that the run trained against
+    layout: str = ""  # of an export
+    id: str | None = None  # of an entry of RobustBench for a new network
+
+    @property
+    def balls(self) -> list[Threat]:
+        """Parse the threats."""
+        return [threats.parse(text, "then") for text in self.threats]
+
+
+def parse(text: str) -> list[Stage]:
+    """Parse the stages of `--then`, in their order; a `ValueError` says what to write instead.
+
+    >>> [stage.kind for stage in parse("select,autoattack:linf:4/255+l2:2,export:hub")]
+    ['select', 'attack', 'export']
+    """
+    stages = [_parsed(word.strip()) for word in text.split(",")]
+    for number, stage in enumerate(stages):
+        earlier = stages[:number]
+        if any(_alike(stage, other) for other in earlier):
+            raise ValueError(f"--then={text} has {stage.text} twice; give it once")
+        if stage.kind == SELECT and earlier:
+            raise ValueError(
+                f"--then={text}: select chooses the weights that {earlier[0].text} takes; put it "
+                "first"
+            )
+        if stage.id and not any(other.attack == AUTOATTACK for other in earlier):
+            raise ValueError(
+                f"--then={text}: {stage.text} writes the entry {stage.id} of RobustBench, which "
+                "holds an accuracy under AutoAttack; put autoattack before it"
+            )
+    return stages
+
+
+def _alike(one: Stage, other: Stage) -> bool:
+    return (one.kind, one.attack, one.layout) == (other.kind, other.attack, other.layout) and (
+        one.kind != ATTACK or set(one.balls) == set(other.balls)
+    )
+
+
+def _parsed(word: str) -> Stage:
+    name, colon, rest = (part.strip() for part in word.partition(":"))
+    if not name:
+        raise ValueError(f"--then has an empty stage; {_FORM}")
+    if colon and not rest:
+        raise ValueError(f"--then={word} has nothing behind its colon; {_FORM}")
+    if name == SELECT:
+        if rest:
+            raise ValueError(f"--then={word}: select takes nothing behind a colon; leave it out")
+        return Stage(word, SELECT)
+    if name == EXPORT:
+        return _export(word, rest)
+    if name != CLEAN and not Question(name).searches and fixed_steps.parse(name) is None:
+        known = (SELECT, EXPORT, AUTOATTACK, CLEAN, *attack_rows.searching(), "pgd-20", "fgsm")
+        raise ValueError(
+            f"--then={word}: {name!r} is neither a stage nor an attack; {meant(name, known)}"
+        )
+    stage = Stage(word, ATTACK, name, tuple(part.strip() for part in rest.split("+") if rest))
+    if name == CLEAN and rest:
+        raise ValueError(f"--then={word}: clean images are in no ball; leave {rest} out")
+    if len(set(stage.balls)) < len(stage.threats):  # parsed, which refuses
+        raise ValueError(f"--then={word} has a threat twice; give it once")
+    return stage
+
+
+def _export(word: str, rest: str) -> Stage:
+    layout, _, name = (part.strip() for part in rest.partition(":"))
+    if layout not in (*layouts.LAYOUTS, *PUBLISHED):
+        said = f"{layout!r} is no layout" if layout else "it does not say in which layout"
+        near = meant(layout, [*layouts.LAYOUTS, *PUBLISHED])
+        of = f"one of {', '.join(layouts.LAYOUTS)}, or an id of RobustBench, as export:hub"
+        raise ValueError(f"--then={word}: {said}; {near if near.startswith('did') else of}")
+    return Stage(word, EXPORT, layout=layout, id=name or None)

@@ -1,0 +1,386 @@
+"""Imports of weights from files and from servers on this machine."""
+
+import contextlib
+import inspect
+import io
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from safetensors.numpy import load_file, save_file
+
+from jaxrobust.commands.conversion import import_weights
+from jaxrobust.config import VERSION
+from jaxrobust.publish import import_torch
+from jaxrobust.runtime.files import download
+from jaxrobust.types import Weights
+from jaxrobust.weights import imports
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.naming import networks
+from jaxrobust.weights.store import hashes, weights_folder
+from jaxrobust.weights.store.artifact import WeightFacts
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from tests.support import paths
+from tests.support import runs as training
+from tests.support.servers import ServedCase
+from tests.support.stored import as_timm, weights
+
+
+class ImportTest(ServedCase):
+    def setUp(self):
+        super().setUp()
+        self.file = self.folder / "timm.safetensors"
+        save_file(as_timm(weights()), self.file)
+        self.out = self.folder / "out"
+
+    def call(self, *extra, source=None, model="convnext_n", classes="10") -> tuple[dict, str]:
+        arguments = [str(source or self.file), f"--out={self.out}", "--json"]
+        arguments += [f"--model={model}"] if model else []
+        arguments += [
+            "--image-size=16",
+            "--nocertificate",
+            *([f"--num_classes={classes}"] if classes else []),
+        ]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            import_weights.main([*arguments, *extra])
+        return json.loads(printed.getvalue().splitlines()[-1]), printed.getvalue()
+
+    def refused(self, message, *extra, code=2, **given):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), self.assertRaises(SystemExit) as end:
+            self.call(*extra, **given)
+        self.assertEqual(end.exception.code, code, said.getvalue())
+        self.assertRegex(said.getvalue(), message)
+        self.assertEmpty([*self.folder.glob("*.part*")])
+
+    def test_same_bits_and_all_that_is_known(self):
+        done, printed = self.call()
+        arrays = load_file(self.out / "weights.safetensors")
+        self.assertEqual(arrays.keys(), weights().keys())
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, weights()[key], err_msg=key)
+        config = weights_folder.about(self.out)
+        self.assertEqual(config, {key: done[key] for key in config})
+        self.assertEqual(config["architecture"], "convnext_n")
+        self.assertEqual(config["source_sha256"], hashes.file_sha256(self.file))
+        for unknown in ("preprocessing", "norm", "epsilon", "accuracies"):
+            self.assertIsNone(config[unknown], unknown)
+        self.assertIn("70 arrays from the stored weights", printed)
+        self.assertIn("none is stored: raw [0, 1] images; --normalize imagenet", printed)
+
+    def test_options_travel_with_the_weights(self):
+        self.assertEqual(self.call()[0]["options"], {})
+        strides, self.out = {"downsample_strides": [1, 1]}, self.folder / "other"
+        done, _ = self.call(f"--options={strides | {'drop_path': 0.1}}")
+        self.assertEqual(done["options"], strides)
+        self.assertEqual(weights_folder.about(self.out)["options"], strides)
+        file = self.out / "weights.safetensors"
+        self.assertEqual(weights_folder.stated(file), ("convnext_n", strides))
+        self.out = self.folder / "third"
+        self.assertEqual(self.call(source=file)[0]["options"], strides)
+        self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
+        self.refused("unknown option .'strides'.", "--options={'strides': 3}")
+        self.refused("--options={ is no dict", "--options={")
+        self.refused(r"--seed=4294967296 must be from 0 to 2\^32 - 1", f"--seed={2**32}")
+
+    @parameterized.parameters(
+        ("convnext_tiny", "convnext_t", {}),  # timm's name
+        ("Singh2023Revisiting_ConvNeXt-T-ConvStem", "convnext_t_cvst", {"stem_widths": (4, 8)}),
+    )
+    def test_other_names_of_networks(self, theirs, ours, stem):
+        """Each of them means the same network as our own name, and so imports the same."""
+        small = {"depths": (1,), "dims": (8,)} | stem
+        save_file(as_timm(weights(ours, **small)), self.file)
+        done = {}
+        for name in (theirs, ours):
+            self.out = self.folder / name
+            done[name], _ = self.call(f"--options={small}", model=name)
+        self.assertEqual(done[theirs]["architecture"], ours)
+        for key in ("options", "weights_sha256", "num_classes", "image_size", "drawn"):
+            self.assertEqual(done[theirs][key], done[ours][key], key)
+        self.assertEqual(weights_folder.about(self.folder / theirs)["architecture"], ours)
+
+    def test_what_is_damaged(self):
+        folder = Path(self.call()[0]["out"])
+        config = json.loads((folder / "config.json").read_text())
+        for change in (
+            {"options": [3]},
+            {"num_classes": 10.0},
+            {"architecture": None},
+            {"norm": 3},
+        ):
+            (folder / "config.json").write_text(json.dumps(config | change))
+            (key,) = change
+            with self.assertRaisesRegex(ValueError, f"config.json is damaged .{key}=.*; import"):
+                weights_folder.about(folder)
+        del config["norm"]
+        (folder / "config.json").write_text(json.dumps(config))
+        self.assertIsNone(weights_folder.about(folder)["norm"])
+        for text in ("{", "[]", '{"architecture": "convnext_n"}', '{"options": 3}'):
+            save_file(weights(), self.file, metadata={"jaxrobust.network": text})
+            with self.assertRaisesRegex(ValueError, "its metadata jaxrobust.network is damaged"):
+                weights_folder.stated(self.file)
+
+    def test_again_is_the_same_but_nothing_is_overwritten(self):
+        self.assertEqual(self.call()[0]["sha256"], self.call()[0]["sha256"])
+        before = (self.out / "config.json").read_text()
+        self.refused("holds other weights", "--normalize=imagenet")
+        self.assertEqual((self.out / "config.json").read_text(), before)
+        (self.folder / "full").mkdir()
+        (self.folder / "full" / "notes.txt").write_text("mine")
+        self.out = self.folder / "full"
+        self.refused("holds other files; name a new folder")
+
+    def test_a_new_convstem_as_pytorch_draws_it(self):
+        self.refused(r"only the stem is another one.*--init_stem", model="convnext_n_cvst")
+        done, printed = self.call("--init-stem", model="convnext_n_cvst")
+        arrays = load_file(self.out / "weights.safetensors")
+        stem = {key for key in weights("convnext_n_cvst") if key.startswith("stem.")}
+        self.assertEqual(set(done["drawn"]["names"]), stem)
+        for key in stem - {"stem.1.scale", "stem.1.bias", "stem.4.scale", "stem.4.bias"}:
+            bound = 1 / np.sqrt(27 if ".0." in key else 9 * 32)  # 1 / sqrt(fan_in), biases too
+            self.assertLessEqual(np.abs(arrays[key]).max(), bound, key)
+            self.assertGreater(np.abs(arrays[key]).max(), 0.8 * bound, key)
+        for key in arrays.keys() - stem:
+            np.testing.assert_array_equal(arrays[key], weights()[key], err_msg=key)
+        self.assertIn("4 left out (is drawn anew)", printed)
+
+    def test_a_file_without_a_stem(self):
+        body = {k: a for k, a in as_timm(weights()).items() if not k.startswith("stem.")}
+        save_file(body, self.file)
+        self.assertEqual(self.call("--init_stem", model="convnext_n_cvst")[0]["left_out"], {})
+
+    def test_a_new_head_only_where_the_width_differs(self):
+        self.assertIsNone(self.call()[0]["drawn"])
+        self.out = self.folder / "out7"
+        done, _ = self.call("--seed=5", classes="7")
+        self.assertEqual(done["drawn"]["seed"], 5)
+        arrays = load_file(self.out / "weights.safetensors")
+        self.assertEqual(arrays["head.fc.kernel"].shape, (256, 7))
+        self.assertBetween(arrays["head.fc.kernel"].std(), 0.018, 0.022)  # timm's 0.02
+        np.testing.assert_array_equal(arrays["head.fc.bias"], 0)
+        self.out = self.folder / "out1000"
+        self.refused("head has 10 classes, not 1000; --num_classes 10 keeps it", classes=None)
+
+    def test_halves_are_cast_only_where_asked_for(self):
+        save_file({k: a.astype(np.float16) for k, a in as_timm(weights()).items()}, self.file)
+        self.refused("70 weights are float16 .*where rounding .*--cast")
+        self.call("--cast")
+        array = load_file(self.out / "weights.safetensors")["head.fc.kernel"]
+        expected = weights()["head.fc.kernel"].astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(array, expected)
+
+    def test_bfloat16_that_numpy_does_not_have(self):
+        from safetensors.flax import save_file as save
+
+        rounded = {k: jax.numpy.asarray(a, "bfloat16") for k, a in as_timm(weights()).items()}
+        save(rounded, self.file)
+        self.refused("bfloat16.*cast")
+        self.call("--cast")
+        array = load_file(self.out / "weights.safetensors")["stem.1.scale"]
+        np.testing.assert_array_equal(array, np.float32(rounded["stem.1.weight"]))
+
+    def test_averaged_or_raw(self):
+        torch = self.torch()
+        raw = {k: torch.tensor(a) for k, a in as_timm(weights()).items()}
+        both = {"model": raw, "model_ema": {k: t + 1 for k, t in raw.items()}}
+        torch.save(both, self.folder / "both.pth")
+        for which, added in (("ema", 1), ("raw", 0)):
+            self.out = self.folder / which
+            done, printed = self.call(f"--which={which}", source=self.folder / "both.pth")
+            self.assertEqual(done["which"], which)
+            words = {"ema": "averaged weights, which are under 'model_ema'", "raw": "raw weights, "}
+            self.assertIn(f"  the {words[which]}", printed)
+            array = load_file(self.out / "weights.safetensors")["head.fc.bias"]
+            np.testing.assert_array_equal(array, weights()["head.fc.bias"] + added)
+        one = self.folder / "one.pth"
+        torch.save({"model": raw}, one)
+        self.out = self.folder / "one"
+        self.assertIsNone(self.call(source=one)[0]["which"])
+        self.out = self.folder / "asked"
+        for which in ("raw", "ema"):
+            message = "one set of weights, under 'model', and does not say .* leave --which out"
+            self.refused(message, f"--which={which}", source=one)
+        self.refused("holds one set of weights; leave --which out", "--which=ema")
+
+    def test_averaged_beside_unaveraged(self):
+        """As the training code of Gowal, Rade, Rebuffi and RobustResNet saves them."""
+        torch, file = self.torch(), self.folder / "weights-best.pt"
+        raw = {f"module.{k}": torch.tensor(a) for k, a in as_timm(weights()).items()}
+        averaged = {k.removeprefix("module."): t + 1 for k, t in raw.items()}
+        both = {"model_state_dict": averaged, "unaveraged_model_state_dict": raw, "epoch": 3}
+        for content, flags, which, added in (
+            (both, ["--which=raw"], "raw", 0),
+            (both, ["--which=ema"], "ema", 1),
+            (both, [], "ema", 1),
+            ({"unaveraged_model_state_dict": raw}, [], "raw", 0),
+        ):
+            torch.save(content, file)
+            self.out = self.folder / f"{which}{len(flags)}{len(content)}"
+            done, printed = self.call(*flags, source=file)
+            self.assertEqual((done["which"], weights_folder.about(self.out)["which"]), (which,) * 2)
+            place = "model_state_dict" if added else "unaveraged_model_state_dict"
+            self.assertIn(f"weights, which are under '{place}'", printed)
+            array = load_file(self.out / "weights.safetensors")["head.fc.bias"]
+            np.testing.assert_array_equal(array, weights()["head.fc.bias"] + added)
+        self.out = self.folder / "none"
+        message = "raw weights only, under 'unaveraged_model_state_dict'; ask for raw"
+        self.refused(message, "--which=ema", source=file)
+
+    def test_averaged_weights_alone(self):
+        torch, file = self.torch(), self.folder / "ema.pt"
+        torch.save({"state_dict_ema": {k: torch.tensor(a) for k, a in as_timm(weights()).items()}},
+                   file)  # fmt: skip
+        self.assertEqual(self.call(source=file)[0]["which"], "ema")
+        self.out = self.folder / "raw"
+        self.refused("averaged weights only, under 'state_dict_ema'", "--which=raw", source=file)
+
+    def torch(self):
+        try:
+            import torch
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        return torch
+
+    def test_from_a_server(self):
+        self.server.files["/n.safetensors"] = self.file.read_bytes()
+        self.server.cut_after = [50_000]
+        done, _ = self.call(source=self.server.address + "/n.safetensors")
+        self.assertEqual(done["source"], self.server.address + "/n.safetensors")
+        np.testing.assert_array_equal(
+            load_file(self.out / "weights.safetensors")["head.fc.kernel"],
+            weights()["head.fc.kernel"],
+        )
+
+    def test_from_an_imported_folder(self):
+        first = Path(self.call()[0]["out"])
+        self.out = self.folder / "again"
+        done, _ = self.call(source=first, model=None, classes=None)
+        before = weights_folder.about(first)
+        for key in ("architecture", "num_classes", "image_size", "weights_sha256", "options"):
+            self.assertEqual(done[key], before[key], key)
+
+    def test_from_a_run(self):
+        workdir = self.folder / "run"
+        workdir.mkdir()
+        own = {"version": VERSION} | json.loads(training.tiny().to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
+        sizes = {"stem_strides": (1,), "depths": (1,), "dims": (8,), "in_channels": 1}
+        arrays = weights("convnext_n", image_size=8, **sizes)
+        stats = {k: a for k, a in arrays.items() if k.startswith("normalize.")}
+        params = {k: a for k, a in arrays.items() if k not in stats}
+        with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
+            best.save(7, jax.tree.map(jax.numpy.asarray, Weights(params, stats)), {})
+        arguments = [str(workdir), f"--out={self.out}", "--json"]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            import_weights.main(arguments)
+        done = json.loads(printed.getvalue().splitlines()[-1])
+        self.assertEqual(done["weights_sha256"], hashes.weights_sha256(params, stats))
+        self.assertEqual((done["norm"], done["epsilon"]), ("linf", 0.1))
+        self.assertEqual(done["source"], "run (train, step 7, ema)")
+        self.assertEqual(weights_folder.about(self.out)["options"]["dims"], [8])
+        said = io.StringIO()
+        for flag, message in (("--cast", "--cast is for weights of oth"), ("--sha256=0", "no one")):
+            with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):
+                import_weights.main([*arguments[:1], f"--out={self.folder / 'new'}", flag])
+            self.assertIn(message, said.getvalue())
+
+    def test_mistakes_leave_nothing(self):
+        self.refused("nowhere.pth: no such file", source="nowhere.pth")
+        self.refused("unknown model 'convnext'; did you mean", model="convnext")
+        self.refused("has sha256 .*expected 00", "--sha256=00")
+        self.refused("does not say whose weights it holds; give --model NAME", model=None)
+        self.refused("that is an architecture, which is without weights", source="convnext_n")
+        with mock.patch.object(download, "_TRIES", 1):
+            self.server.close()
+            self.refused("refused", source=f"{self.server.address}/n.pth", code=3)
+        page = self.folder / "page.pth"
+        page.write_text("<!DOCTYPE html><html>")
+        self.refused("is a web page, not weights", source=page)
+        self.assertFalse(self.out.exists())
+
+
+class KnownTest(parameterized.TestCase):
+    """What files that others made are known to be."""
+
+    @parameterized.parameters(
+        ("Salman2020Do_R50", "any.pt", "Salman2020Do_R50"),
+        ("convnext_t_cvst", "Singh2023Revisiting_ConvNeXt-T-ConvStem.pt", None),
+        (
+            "xcit_s12",
+            "debenedetti2022light-xcit-s-imagenet-linf.pth.tar",
+            "Debenedetti2022Light_XCiT-S12",
+        ),
+        ("xcit_m12", "debenedetti2022light-xcit-s-imagenet-linf.pth.tar", None),
+        ("convnext_t_cvst", "mine.pt", None),
+    )
+    def test_published(self, model, file, expected):
+        if file.startswith("Singh"):
+            expected = file.removesuffix(".pt")
+        self.assertEqual(imports.published(model, Path(file)), expected)
+
+    @parameterized.parameters(
+        ({"interpolation": "bicubic", "crop_pct": 0.875}, 224, "bicubic-256-crop-224"),
+        ({"interpolation": "bicubic", "crop_pct": 0.9}, 224, "bicubic-248-crop-224"),
+        ({"interpolation": "bicubic", "crop_pct": 1.0}, 384, "bicubic-384-crop-384"),
+        ({"interpolation": "random", "crop_pct": 1.0}, 384, None),
+        ({}, 224, None),
+    )
+    def test_preprocessing(self, settings, size, expected):
+        self.assertEqual(imports.preprocessing(settings, size), expected)
+
+    @parameterized.parameters(
+        *(({name: value}, f"--{name}={value} must be at least 1")
+          for name in ("num_classes", "image_size") for value in (0, -1)),
+        ({"seed": -1}, "--seed=-1 must be from 0 to 2"),
+        ({"seed": 2**32}, "--seed=4294967296 must be from 0 to 2"),
+        *(({name: 1}, "") for name in ("num_classes", "image_size")),
+        *(({"seed": seed}, "") for seed in (0, 2**32 - 1)),
+    )  # fmt: skip
+    def test_numbers(self, given, said):
+        request = networks.Request(**given)
+        if not said:
+            return import_torch._check_numbers(request)
+        with self.assertRaisesRegex(ValueError, f"^{said}"):
+            import_torch._check_numbers(request)
+
+    def test_what_is_imported_is_certified_unless_it_is_told_otherwise(self):
+        parameters = inspect.signature(import_torch.import_weights).parameters
+        self.assertIs(parameters["certified"].default, True)
+        self.assertEqual(parameters["request"].default, networks.Request())
+        self.assertIsNone(parameters["sha256"].default)
+
+    def test_normalisation(self):
+        hub = {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+        def values(key=None, arrays=(), **wanted):
+            found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=(0.0, 1.0))
+            facts = WeightFacts(published=key, settings=hub)
+            return networks.normalisation(found, facts, networks.Request(**wanted))[0]
+
+        self.assertEqual(values(), ((0.5,) * 3, (0.25,) * 3))
+        self.assertIsNone(values(init_stem=True))  # a new stem takes raw images, as in the paper
+        self.assertEqual(values(normalize="none"), ((0.0,), (1.0,)))
+        self.assertEqual(values(key="Salman2020Do_R50")[0], (0.485, 0.456, 0.406))
+        self.assertEqual(values(key="Chen2024Data_WRN_50_2"), ((0.0,), (1.0,)))
+        self.assertIsNone(values(arrays=["normalize.mean"]))
+        with self.assertRaisesRegex(ValueError, "its own mean and std; leave --normalize out"):
+            values(normalize="none", arrays=["normalize.mean"])
+
+    def test_settings_of_timm(self):
+        file = Path(self.create_tempfile("config.json").full_path)
+        file.write_text(json.dumps({"num_classes": 7, "pretrained_cfg": {"crop_pct": 0.9}}))
+        settings = sources.settings_of(file)
+        self.assertEqual((settings["num_classes"], settings["crop_pct"]), (7, 0.9))
+        file.write_text("[]")
+        with self.assertRaisesRegex(ValueError, "is damaged"):
+            sources.settings_of(file)
+
+
+if __name__ == "__main__":
+    absltest.main()

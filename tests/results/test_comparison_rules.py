@@ -1,0 +1,554 @@
+"""What a comparison says: edges of its sentences, orders of its tables, which lines are red."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.results.comparison import (
+    comparison_findings,
+    comparison_markdown,
+    evaluations,
+    picture,
+)
+from jaxrobust.results.comparison.comparison_findings import ComparisonFindings, Difference, Pair
+from jaxrobust.results.comparison.evaluations import ComparedEvaluation
+from jaxrobust.results.run_records import RunRecord
+from tests.support.compared import attacks
+
+L2 = {"norm": "l2", "epsilon": 0.5}
+LINF = {"norm": "linf", "epsilon": 8 / 255}
+
+
+def verdicts(*, fooled, clean=None, labels=None) -> Verdicts:
+    fooled = np.array(fooled)
+    n = len(fooled)
+    clean = fooled != "clean" if clean is None else np.array(clean)
+    labels = np.zeros(n, np.int32) if labels is None else np.asarray(labels, np.int32)
+    return Verdicts(np.arange(n), labels, clean, fooled, np.zeros(n), np.full(n, -1))
+
+
+def evaluated(seen: Verdicts, images: int | None = None, **about) -> ComparedEvaluation:
+    known = {"attacks": attacks(), "dataset": "cifar10", "split": "test", "preprocessing": "none"}
+    known |= {"method": "autoattack standard", "evaluation": "e", "weights": "train"}
+    record = AccuracyRecord(**(known | about))
+    count = len(seen.labels) if images is None else images
+    return ComparedEvaluation("place", RunRecord(record, Path("results.jsonl"), None), seen, count)
+
+
+def counted(gained: int, lost: int, n: int, both: int = 0) -> pairs.Paired:
+    """Compare two lists of which these many images are right in one alone."""
+    at = np.arange(n)
+    common = (at >= gained + lost) & (at < gained + lost + both)
+    return pairs.compare(common | (at >= gained) & (at < gained + lost), common | (at < gained))
+
+
+def pair(one: pairs.Paired, *, p=None, p_by_class=(1.0,), classes=None, n=50, robust=True) -> Pair:
+    """A pair with this clean accuracy, and groups of which only the corrected p is known."""
+    count = len(p_by_class)
+    same = Difference(counted(0, 0, one.n), 1.0)
+    columns = [np.full(count, n), *[np.arange(count)] * 4, np.arange(count) / 100]
+    by_class = pairs.Paired(*columns, *[np.zeros(count)] * 2, np.ones(count))
+    classes = np.arange(count) if classes is None else classes
+    difference = Difference(one, one.p if p is None else p)
+    return Pair("A", "B", difference, same if robust else None, {}, classes, by_class,
+                np.array(p_by_class))  # fmt: skip
+
+
+class SentenceTest(parameterized.TestCase):
+    def said(self, one: Pair, count: int = 1) -> str:
+        """The sentence on clean accuracy."""
+        *_, sentence, _ = comparison_markdown.in_words(one, count)
+        return sentence
+
+    def test_each_sentence_is_there(self):
+        self.assertLen(list(comparison_markdown.in_words(pair(counted(1, 0, 9)), 1)), 3)
+        words = list(comparison_markdown.in_words(pair(counted(1, 0, 9), robust=False), 1))
+        self.assertLen(words, 2)
+        self.assertIn("clean accuracy", words[0])
+
+    @parameterized.parameters((30, 2, "B", "A"), (2, 30, "A", "B"))
+    def test_who_is_higher(self, gained, lost, winner, loser):
+        said = self.said(pair(counted(gained, lost, 200, both=50)))
+        shares = f"A has {(50 + lost) / 2:.2f} %, B {(50 + gained) / 2:.2f} %"
+        higher = f"**The clean accuracy of {winner} is higher than that of {loser}.**"
+        self.assertStartsWith(said, f"{higher} {shares}")
+        self.assertIn(f"images: {(gained - lost) / 2:+.2f} points", said)
+        self.assertEndsWith(said, f"A alone is right on {lost} images, B alone on {gained}.")
+        self.assertNotIn("corrected", said)
+
+    def test_the_corrected_one_decides_and_is_said_of_several(self):
+        said = self.said(pair(counted(30, 10, 2000), p=0.0123), count=3)
+        self.assertIn(" p = 0.0022, p = 0.012 corrected for 3 pairs. A alone", said)
+        said = self.said(pair(counted(30, 10, 2000), p=0.06), count=2)
+        self.assertStartsWith(said, "**A and B cannot be told apart in clean accuracy.**")
+
+    def test_nobody_is_higher(self):
+        said = self.said(pair(counted(0, 0, 1000, both=400)))
+        self.assertStartsWith(
+            said, "**A and B have the same clean accuracy, image by image.** Both have 40.00 %."
+        )
+        self.assertRegex(said, r"lies within -0\.\d\d to \+0\.\d\d points\.$")
+        said = self.said(pair(counted(7, 7, 1000)))
+        self.assertIn("cannot be told apart", said)
+        self.assertEndsWith(said, "B alone on 7.")  # no number of images shows no difference
+
+    @parameterized.parameters(
+        (5, 0, True), (0, 5, True), (3, 0, False), (0, 3, False), (12, 8, False)
+    )
+    def test_a_hair(self, gained, lost, hair):
+        said = self.said(pair(counted(gained, lost, 5000)))
+        self.assertIn("cannot be told apart", said)
+        self.assertEqual("leaves 0 out by a hair" in said, hair, said)
+
+    @parameterized.parameters((-0.01, 0.02, False), (0.0, 0.02, False), (1e-6, 0.02, True),
+                              (-0.02, 0.0, False), (-0.02, -1e-6, True))  # fmt: skip
+    def test_an_interval_that_ends_at_0_leaves_nothing_out(self, low, high, hair):
+        said = self.said(pair(counted(5, 3, 500)._replace(low=low, high=high)))
+        self.assertIn("cannot be told apart", said)
+        self.assertEqual("leaves 0 out by a hair" in said, hair)
+
+    def test_images_needed_have_two_digits(self):
+        one = counted(16, 10, 1000)
+        needed = pairs.images_needed(one)
+        digits = len(str(needed)) - 2
+        shown = round(needed / 10**digits) * 10**digits
+        self.assertIn(f"would show on about {shown:,} such images", self.said(pair(one)))
+        self.assertNotEqual(shown, needed)
+
+    @parameterized.parameters(
+        (1.0, "1"), (0.05, "0.05"), (0.012345, "0.012"), (1e-4, "0.0001"), (9.9e-5, "< 0.0001"),
+        (0.0, "< 0.0001"),
+    )  # fmt: skip
+    def test_p(self, value, text):
+        self.assertEqual(comparison_markdown.p_value(value), text)
+        said = comparison_markdown.said_p(value)
+        self.assertEqual(said, f"p {text}" if text[0] == "<" else f"p = {text}")
+
+
+class ClassesTest(parameterized.TestCase):
+    def said(self, p, **how) -> str:
+        *_, sentence = comparison_markdown.in_words(pair(counted(1, 0, 9), p_by_class=p, **how), 1)
+        return sentence
+
+    def test_those_apart_the_surest_first(self):
+        said = self.said([0.9, 0.04, 0.051, 0.001, 0.04], classes=[10, 11, 12, 13, 14])
+        self.assertEndsWith(
+            said,
+            "can be told apart on 3 of 5 classes (corrected for all of them; points of B minus A):"
+            " 13 (+3.00), 11 (+1.00), 14 (+4.00).",
+        )
+
+    def test_equally_sure_ones_keep_their_order(self):
+        said = self.said([0.01] * 60 + [0.001])
+        shown = [
+            int(word.split()[0]) for word in said.partition("B minus A): ")[2].split(", ")[:20]
+        ]
+        self.assertEqual(shown, [60, *range(19)])
+
+    @parameterized.parameters((20, ""), (21, ", and 1 more"), (33, ", and 13 more"))
+    def test_twenty_are_named(self, count, more):
+        said = self.said([*np.linspace(0.001, 0.04, count), 0.9])
+        self.assertIn(f"on {count} of {count + 1} classes", said)
+        self.assertEndsWith(said, f"19 (+19.00){more}.")
+        self.assertNotIn(" 20 (", said)
+
+    @parameterized.parameters((8, 10, True), (9, 10, False), (5, 1, True), (6, 1, False))
+    def test_too_few_images_a_class(self, n, count, few):
+        """Whether the smallest p of n images, in as many tests, is below 0.05."""
+        said = self.said([1.0] * count, n=n)
+        self.assertEqual("could not be told apart on a single class" in said, few)
+        self.assertEqual(f"{n} images a class at most are too few for {count} tests" in said, few)
+        self.assertEqual("cannot be told apart on any single one" in said, not few)
+
+    def test_rows_of_the_table(self):
+        """The smallest p first, of equal ones what differs most; the corrected p comes last."""
+        first, second = np.zeros((2, 30, 40), bool)
+        for at in range(30):
+            first[at, : at // 2] = at % 2
+            second[at, : at // 2] = not at % 2
+        labels = np.repeat(np.arange(30), 40)
+        seen = [verdicts(fooled=np.where(r.ravel(), "", "apgd-ce"), labels=labels,
+                         clean=np.ones(1200, bool)) for r in (first, second)]  # fmt: skip
+        (found,) = comparison_findings.find([evaluated(v) for v in seen]).pairs
+        head, *rows = comparison_markdown._classes(found)
+        self.assertLen(rows, comparison_markdown.CLASSES)
+        self.assertEqual([head[0], head[1], head[-1]], ["class", "images", "p, corrected"])
+        order = sorted(range(30), key=lambda at: (-(at // 2), at))
+        self.assertEqual([int(row[0]) for row in rows], order[:20])
+        corrected = pairs.holm(found.by_class.p)
+        np.testing.assert_array_equal(found.p_by_class, corrected)
+        for row, at in zip(rows, order, strict=False):
+            self.assertEqual(row[1], "40")
+            self.assertEqual(row[4:6], [str(at // 2 * (at % 2)), str(at // 2 * (1 - at % 2))])
+            self.assertEqual(row[-2], comparison_markdown.p_value(0.5 ** (at // 2 - 1)))
+            self.assertEqual(row[-1], comparison_markdown.p_value(corrected[at]))
+
+
+class FoundTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        drawn = np.random.default_rng(3)
+        self.labels = drawn.integers(5, 9, 300)
+        names = ["clean", "apgd-ce", "apgd-t", ""]
+        self.seen = [
+            verdicts(fooled=drawn.choice(names, 300, p=p), labels=self.labels)
+            for p in ([0.2, 0.3, 0.1, 0.4], [0.3, 0.2, 0.1, 0.4], [0.1, 0.1, 0.1, 0.7])
+        ]
+
+    def test_against_counts(self):
+        found = comparison_findings.find([evaluated(v) for v in self.seen])
+        self.assertEqual(found.images, 300)
+        self.assertEqual([(p.first, p.other) for p in found.pairs], [("A", "B"), ("A", "C")])
+        for name in ("apgd-ce", "apgd-t"):
+            counts = [int((v.fooled_by == name).sum()) for v in self.seen]
+            self.assertEqual(found.removed[name], counts)
+        for what in ("clean", "robust"):
+            sure = [getattr(v, what) for v in self.seen]
+            alone = [pairs.compare(sure[0], other) for other in sure[1:]]
+            of = [getattr(p, what) for p in found.pairs]
+            self.assertEqual([one.paired for one in of], alone)
+            corrected = pairs.holm(np.array([one.p for one in alone]))
+            self.assertEqual([one.p for one in of], corrected.tolist())
+        for one, seen in zip(found.pairs, self.seen[1:], strict=True):
+            self.assertEqual(list(one.after), ["apgd-ce", "apgd-t"])
+            self.assertEqual(one.after["apgd-t"], one.robust.paired)
+            stand = [v.clean & (v.fooled_by != "apgd-ce") for v in (self.seen[0], seen)]
+            self.assertEqual(one.after["apgd-ce"], pairs.compare(*stand))
+            self.assertEqual(one.classes.tolist(), [5, 6, 7, 8])
+            for at, label in enumerate(one.classes):
+                of = [v.robust[self.labels == label] for v in (self.seen[0], seen)]
+                self.assertEqual(comparison_markdown.row(one, at), pairs.compare(*of))
+
+    def test_without_attacks_classes_are_those_of_clean_accuracy(self):
+        found = comparison_findings.find([evaluated(v, attacks=[]) for v in self.seen[:2]])
+        rows = comparison_markdown._evaluations(found)
+        self.assertEqual([row[3] for row in rows[1:]], ["", ""])
+        (one,) = found.pairs
+        self.assertIsNone(one.robust)
+        self.assertEqual(one.by_class.first.sum(), self.seen[0].clean.sum())
+
+    def test_plain(self):
+        found = comparison_findings.find([evaluated(v, 310) for v in self.seen[:2]])
+        plain = comparison_findings.plain(found._replace(left_out="some are left out"))
+        self.assertEqual((plain["level"], plain["images"]), (0.95, 300))
+        self.assertEqual(plain["left_out"], "some are left out")
+        for one, seen, name in zip(plain["evaluations"], self.seen, "AB", strict=False):
+            self.assertEqual((one["name"], one["evaluated"]), (name, 310))
+            self.assertEqual((one["clean"], one["robust"]), (seen.clean.mean(), seen.robust.mean()))
+            names = ("apgd-ce", "apgd-t", "clean")
+            counts = {key: int((seen.fooled_by == key).sum()) for key in names}
+            self.assertEqual(one["removed"], counts)
+        (own,) = plain["pairs"]
+        self.assertEqual((own["first"], own["second"]), ("A", "B"))
+        self.assertEqual(own["robust"]["p_corrected"], found.pairs[0].robust.p)
+        self.assertEqual(own["clean"]["lost"], found.pairs[0].clean.paired.lost)
+        self.assertEqual([row["label"] for row in own["classes"]], [5, 6, 7, 8])
+        corrected = found.pairs[0].p_by_class.tolist()
+        self.assertEqual([row["p_corrected"] for row in own["classes"]], corrected)
+        json.dumps(plain)
+
+    def test_a_document_of_two_and_of_three(self):
+        found = comparison_findings.find([evaluated(v) for v in self.seen[:2]])
+        text = comparison_markdown.document(found._replace(left_out="Left out."), "c.png")
+        self.assertStartsWith(text, "# A and B, image by image\n\nLeft out.\n\n300 images of cifar")
+        wrong = [int((~v.clean).sum()) for v in self.seen]
+        self.assertIn(f"| wrong without an attack | {wrong[0]} | {wrong[1]} |\n| apgd-ce |", text)
+        self.assertIn("![Differences](c.png)\n\n## Differences", text)
+        of_b = [f"{100 * of.mean():.2f}" for of in (self.seen[1].clean, self.seen[1].robust)]
+        self.assertIn(f"| B | a network (train) | {' | '.join(of_b)} | e in results.jsonl |", text)
+        self.assertIn("| after apgd-ce |", text)
+        self.assertIn("## Classes that differ most", text)
+        self.assertIn("only A right | only B right | B - A, points", text)
+        self.assertIn("(1979) holds for the classes; clean and robust", text)
+        found = comparison_findings.find([evaluated(v) for v in self.seen])
+        text = comparison_markdown.document(found)
+        self.assertNotIn("![", text)
+        self.assertNotIn("## Classes that differ most", text)
+        self.assertIn("| A, B | clean |", text)
+        self.assertIn("only first right | only second right | second - first, points", text)
+        self.assertIn("holds for the 2 pairs of one accuracy", text)
+
+    def test_titles(self):
+        for count, names in ((2, ["A", "B"]), (3, ["A"])):
+            found = comparison_findings.find([evaluated(v) for v in self.seen[:count]])
+            *shown, about = comparison_markdown.title(found).splitlines()
+            self.assertEqual(shown, [f"{name}: a network (train)" for name in names])
+            self.assertEqual(
+                about, "300 images of cifar10, test; attack: autoattack standard, linf 0.03137"
+            )
+
+
+class OrderTest(parameterized.TestCase):
+    def order(self, fooled, own, method="autoattack standard"):
+        seen = verdicts(fooled=[*fooled, "", "clean"])
+        return comparison_findings._attacks([evaluated(seen, attacks=own, method=method)])
+
+    def test_of_one_ball(self):
+        own = attacks()
+        self.assertEqual(self.order([], own), ["apgd-ce", "apgd-t"])
+        fooled = ["apgd-t", "apgd-t (full)", "z", "b", REPLAY]
+        expected = ["b", "z", REPLAY, "apgd-ce", "apgd-t", "apgd-t (full)"]
+        self.assertEqual(self.order(fooled, own), expected)
+        fixed = [attack | {"name": "pgd", "steps": 20} for attack in own[:1]]
+        self.assertEqual(self.order(["pgd-20"], fixed, "pgd"), ["pgd-20"])
+        self.assertEqual(self.order(["pgd"], fixed, "pgd"), ["pgd"])
+
+    def test_of_a_union_replayed_points_come_before_their_ball(self):
+        own = [attack | ball for ball in (L2, LINF) for attack in attacks()]
+        l2, linf = "l2 0.5: ", "linf 0.03137: "
+        fooled = [f"{linf}{REPLAY}", f"{l2}{REPLAY}", f"{linf}apgd-t"]
+        names = (REPLAY, "apgd-ce", "apgd-t")
+        expected = [f"{ball}{name}" for ball in (l2, linf) for name in names]
+        self.assertEqual(self.order(fooled, own, "union"), expected)
+
+    def test_what_any_of_them_says(self):
+        of = [verdicts(fooled=["by hand", ""]), verdicts(fooled=["", "with a pen"])]
+        order = comparison_findings._attacks([evaluated(v) for v in of])
+        self.assertEqual(order, ["by hand", "with a pen", "apgd-ce", "apgd-t"])
+
+
+class RemarksTest(parameterized.TestCase):
+    def test_letters_and_lists(self):
+        letters = [evaluations.letter(at) for at in (0, 1, 25, 26, 27)]
+        self.assertEqual(letters, ["A", "B", "Z", "N27", "N28"])
+        said = [evaluations._and(list("ABC")[:n]) for n in (1, 2, 3)]
+        self.assertEqual(said, ["A", "A and B", "A, B and C"])
+        self.assertEqual(evaluations.few(list("abcdef")), "a, b, c, d, e, f")
+        self.assertEqual(evaluations.few(list("abcdefgh")), "a, b, c, d, e, f, and 2 more")
+
+    def test_labels(self):
+        seen = verdicts(fooled=[""])
+        for about, label in (
+            ({"model": {"name": "net"}, "weights": "ema"}, "net (ema)"),
+            ({"model": {"name": "net"}, "weights": None}, "net"),
+            ({"model": None, "weights": None}, "a network"),
+            ({"model": {}, "weights": "raw"}, "a network (raw)"),
+        ):
+            self.assertEqual(evaluated(seen, **about).label, label)
+
+    def test_remarks(self):
+        seen = verdicts(fooled=["", "apgd-ce"])
+        images = {"images": "0" * 9}
+        a = {"seed": 1, "weights_sha256": "1", "fingerprint": images}
+        b = {"seed": 2, "weights_sha256": "2", "replayed": [{"fooled": 0}], "fingerprint": None}
+        c = {"seed": 1, "weights_sha256": "1", "flags": {"x": "odd"}, "fingerprint": None}
+
+        def said(*about, **more):
+            return evaluations.remarks([evaluated(seen, **own, **more) for own in about])
+
+        self.assertEqual(
+            said(a, b, c),
+            [
+                "None of these was decided by a replayed point, which B met.",
+                "What B and C evaluated is known by the names of the images alone: an older "
+                "version, which did not note their bytes, wrote that.",
+                "The attacks' draws have different seeds: A 1, B 2, C 1.",
+                "A and C have the same weights.",
+                "In doubt of C, x: odd.",
+            ],
+        )
+        self.assertEmpty(said(a, a | {"weights_sha256": "2"}))
+        decided = verdicts(fooled=[REPLAY, ""])  # one image is enough for another sentence
+        met = a | {"weights_sha256": None, "replayed": [{"fooled": 1}]}
+        self.assertEmpty(evaluations.remarks([evaluated(decided, **met)] * 2))
+        self.assertEmpty(said(a, a | {"weights_sha256": None, "seed": 3}, attacks=[]))
+        unknown = a | {"weights_sha256": None}
+        self.assertEmpty(said(unknown, unknown))
+        same = [evaluated(seen, n, **own) for n, own in ((9, unknown), (2, unknown))]
+        (one,) = evaluations.remarks(same)
+        self.assertEqual(one, "Compared are the 2 images that all have; evaluated were A 9, B 2.")
+
+    def test_who_met_replayed_points_is_said_where_they_decided_nothing(self):
+        about = {"replayed": [{"fooled": 1}], "fingerprint": {"images": "0" * 9}}
+        without, decided = (verdicts(fooled=["", word]) for word in ("apgd-ce", REPLAY))
+        sentence = "None of these was decided by a replayed point, which A and B met."
+        for seen, said in ((without, True), (decided, False)):
+            both = [evaluated(without, **about), evaluated(seen, **about)]
+            self.assertEqual(sentence in evaluations.remarks(both), said)
+
+    def test_replayed_images_are_left_out(self):
+        seen = [
+            verdicts(fooled=[REPLAY, "", "apgd-ce", f"l2 1: {REPLAY}", "clean"]),
+            verdicts(fooled=["", "", REPLAY, "apgd-t", ""]),
+        ]
+        given = [evaluated(v) for v in seen]
+        kept, said = evaluations.without_replayed(given)
+        self.assertEqual([one.verdicts.image_ids.tolist() for one in kept], [[1, 4]] * 2)
+        self.assertEqual(kept[0].verdicts.fooled_by.tolist(), ["", "clean"])
+        left = "**3 of 5 images are left out, which replayed points decided (A 2, B 1): "
+        self.assertStartsWith(said, left)
+        ends = "lies within: A 20.00 to 60.00 %, B 60.00 to 80.00 %; --noreplay"
+        self.assertIn(ends, said)
+        others = [evaluated(verdicts(fooled=["", "clean"]))] * 2
+        same, none = evaluations.without_replayed(others)
+        self.assertEqual((len(same), none), (2, ""))
+        with self.assertRaisesRegex(ValueError, "nothing is left to compare; evaluate again with"):
+            evaluations.without_replayed([evaluated(verdicts(fooled=[REPLAY] * 3))] * 2)
+
+    @parameterized.parameters((32, True), (224, False), (None, False))
+    def test_a_share_of_the_image_is_a_size_at_one_size(self, side, same):
+        """At 32 pixels 0.875 of 36 are cropped, at 224, which is usual, of 256."""
+        how = ("bicubic-0.875", "bicubic-36-crop-32")
+        both = [
+            evaluated(verdicts(fooled=["clean"]), preprocessing=each, model={"image_size": side})
+            for each in how
+        ]
+        self.assertEqual(evaluations.differences(*both) == "", same)
+
+    def test_one_evaluation_by_two_paths_is_named_twice(self):
+        one = evaluated(verdicts(fooled=["clean"]), verdicts="v.npz")
+        places = {
+            "a": "run/results.jsonl",
+            "b": "other/../run/results.jsonl",
+            "c": "run/more.jsonl",
+        }
+
+        def load(place, *_):
+            ours = one.ours._replace(file=Path(places[place]))
+            return one._replace(place=place, ours=ours)
+
+        with mock.patch.object(evaluations, "_load", load):
+            with self.assertRaisesRegex(ValueError, "b is the same evaluation as a; name two"):
+                evaluations.load(["a", "b"])
+            self.assertLen(evaluations.load(["a", "c"]), 2)
+
+    @parameterized.parameters(
+        ("run#ab", ["abc"]),
+        ("run#", ["abc", "cab"]),
+        ("run#cab", ["cab"]),
+        ("run#b", []),  # which both hold, and neither begins with
+    )
+    def test_a_number_is_the_beginning_of_an_evaluations(self, place, found):
+        held = {
+            key: evaluated(verdicts(fooled=["clean"]), evaluation=key, verdicts="v").ours
+            for key in ("abc", "cab")
+        }
+        folder, _, wanted = place.partition("#")
+        with (
+            mock.patch.object(evaluations, "held_at", return_value=(folder, wanted, held)),
+            mock.patch.object(evaluations, "check"),
+        ):
+            if len(found) == 1:
+                chosen = evaluations._chosen(place, None, None, [])
+                self.assertEqual(chosen.record.evaluation, found[0])
+                return
+            said = "holds 2 evaluations" if found else f"has no evaluation {wanted}; name one of"
+            with self.assertRaisesRegex(ValueError, said):
+                evaluations._chosen(place, None, None, [])
+
+    @parameterized.parameters(
+        ("linf:8/255", {("linf", "0.0313725")}), ("L2:0.5", {("l2", "0.5")}), ("clean", set())
+    )
+    def test_threats(self, text, ball):
+        self.assertEqual(evaluations.ball_of(text), ball)
+
+
+class PictureTest(parameterized.TestCase):
+    """What is drawn, without files."""
+
+    def found(self, classes: int, apart: int = 0, others: int = 1) -> ComparisonFindings:
+        """Networks that differ on some classes, the later a class the more; these are apart."""
+        n = 40
+        labels = np.repeat(np.arange(classes), n)
+        right = np.zeros((classes, n), bool)
+        for at in range(classes):
+            right[at, : 30 if at >= classes - apart else at % 3] = True
+        none = verdicts(fooled=["apgd-ce"] * n * classes, labels=labels,
+                        clean=np.ones(n * classes, bool))  # fmt: skip
+        other = none._replace(fooled_by=np.where(right.ravel(), "", "apgd-ce"))
+        return comparison_findings.find([evaluated(v) for v in (none, *[other] * others)])
+
+    def drawn(self, found):
+        made = {}
+
+        def figure(about, width, height):
+            import matplotlib.figure
+
+            made["size"] = (about, width, height)
+            return matplotlib.figure.Figure()
+
+        with mock.patch.object(picture.plotting, "figure", figure):
+            return picture.draw(found).axes, made["size"]
+
+    @parameterized.parameters((40, 40), (41, 0))
+    def test_forty_classes_have_names(self, classes, named):
+        (left, right), (_, width, height) = self.drawn(self.found(classes, apart=2))
+        self.assertLen(right.get_yticks(), named)
+        self.assertEqual(width, 11.5)
+        self.assertAlmostEqual(height, 1.6 + 0.18 * 20)
+        self.assertEqual([t.get_text() for t in left.get_yticklabels()],
+                         ["clean", "after apgd-ce", "robust"])  # fmt: skip
+        self.assertEqual(left.get_title(), "accuracy; red: told apart")
+        self.assertEqual(left.get_xlabel(), "B minus A: points, with 95 % intervals")
+        bar, dot = left.lines[4:6]  # of robust accuracy, behind two lines each of the others
+        total = 100 * (60 + sum(at % 3 for at in range(classes - 2))) / (40 * classes)
+        self.assertAlmostEqual(dot.get_xdata()[0], total)
+        self.assertBetween(total, *bar.get_xdata())
+        self.assertEqual((list(bar.get_ydata()), bar.get_color()), ([2, 2], picture._APART))
+        title = f"class by class; red: told apart, corrected for all {classes}"
+        self.assertEqual(right.get_title(), title)
+        labels = [t.get_text() for t in right.get_yticklabels()]
+        if named:  # the greatest difference on top, of equal ones the first
+            order = [38, 39, *(at for rest in (2, 1, 0) for at in range(38) if at % 3 == rest)]
+            self.assertEqual(labels, [str(at) for at in order])
+            dots = [line for line in right.lines if line.get_marker() == "o"]
+            self.assertEqual([line.get_color() for line in dots[:3]],
+                             [picture._APART, picture._APART, picture._INK])  # fmt: skip
+            self.assertEqual(dots[0].get_xdata()[0], 75)
+            self.assertEqual(right.get_xlabel(), left.get_xlabel())
+        else:
+            self.assertEqual([t.get_text() for t in right.texts], [" 39", " 40"])
+            self.assertEqual(right.get_xlabel(), "B minus A: points")
+            ink, red = right.lines[:2]
+            self.assertEqual((len(ink.get_xdata()), len(red.get_xdata())), (39, 2))
+            self.assertEqual(red.get_xydata().tolist(), [[75, 0], [75, 1]])
+
+    def test_twelve_of_many_are_named(self):
+        (_, right), _ = self.drawn(self.found(60, apart=15))
+        self.assertEqual([t.get_text() for t in right.texts], [f" {at}" for at in range(45, 57)])
+
+    def test_none_apart_and_one_class(self):
+        (left, right), _ = self.drawn(self.found(3))
+        self.assertEqual(right.get_title(), "class by class; none is told apart")
+        self.assertEqual(left.get_title(), "accuracy; none is told apart")
+        (_,), (_, width, height) = self.drawn(self.found(1))
+        self.assertEqual((width, height), (7, 3.2))
+
+    def test_several(self):
+        panels, (_, width, height) = self.drawn(self.found(2, apart=1, others=3))
+        self.assertEqual((width, height), (11.5, 3.0))
+        titles = [panel.get_title() for panel in panels]
+        self.assertEqual(
+            titles, ["robust accuracy; red: told apart", "clean accuracy; none is told apart"]
+        )
+        names = [label.get_text() for label in panels[0].get_yticklabels()]
+        self.assertEqual(names, [f"{letter}: a network (train)" for letter in "BCD"])
+        self.assertEqual(panels[0].get_xlabel(), "minus A: points, with 95 % intervals")
+
+    def test_files_of_another_comparison_stay(self):
+        out = Path(self.create_tempdir().full_path, "out")
+        found = self.found(2)
+        plain = comparison_findings.plain(found)
+        image = SimpleNamespace(savefig=lambda file, **how: file.write(b"picture"))
+        with mock.patch.object(picture, "draw", return_value=image):
+            picture.write(out, "c", found, plain)
+            self.assertEqual((out / "c.png").read_bytes(), b"picture")
+            self.assertEqual(json.loads((out / "c.json").read_text()), plain)
+            self.assertIn("(c.png)", (out / "c.md").read_text())
+            picture.write(out, "c", found, plain)
+            for text in ("{", json.dumps(plain | {"evaluations": plain["evaluations"][::-1][:1]})):
+                (out / "c.json").write_text(text)
+                with self.assertRaisesRegex(ValueError, "compares other evaluations; name another"):
+                    picture.write(out, "c", found, plain)
+                self.assertEqual((out / "c.json").read_text(), text)
+
+
+if __name__ == "__main__":
+    absltest.main()
