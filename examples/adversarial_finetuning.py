@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import convert
 from jaxrobust.config import base
-from jaxrobust.publish import import_torch
+from jaxrobust.convert import import_torch
 from jaxrobust.training.run import run as training
 from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.trained import runs

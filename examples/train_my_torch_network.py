@@ -13,7 +13,7 @@ from torch import nn
 
 from jaxrobust import data, evaluation
 from jaxrobust.config import base, network_of
-from jaxrobust.publish import export_torch
+from jaxrobust.convert import export_torch
 from jaxrobust.training.run import run as training
 from jaxrobust.weights.trained import runs
 

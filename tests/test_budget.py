@@ -64,8 +64,8 @@ def figures() -> dict[str, int]:
 
 class BudgetTest(absltest.TestCase):
     def test_figures_only_fall(self):
-        rows = (row.split(" ", 1) for row in (paths.ROOT / "tests/budget.txt").open())
-        limits = {name.rstrip(): int(number) for number, name in rows}
+        rows = (paths.ROOT / "tests/budget.txt").read_text().splitlines()
+        limits = {name: int(number) for number, name in (row.split(" ", 1) for row in rows)}
         today = figures()
         self.assertEqual(today.keys(), limits.keys())
         self.assertTrue(all(USED[issue] <= ALLOWED[issue] for issue in ALLOWED))

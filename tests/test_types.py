@@ -94,8 +94,6 @@ class ThreatTest(parameterized.TestCase):
 
     def test_every_norm_has_a_geometry(self):
         self.assertEqual(tuple(attacks.GEOMETRIES), NORMS)
-        with self.assertWarnsRegex(FutureWarning, "attacks.BALLS is .*GEOMETRIES today"):
-            self.assertIs(attacks.BALLS, attacks.GEOMETRIES)
 
 
 class ShapesTest(parameterized.TestCase):

@@ -1,4 +1,4 @@
-"""What this room adds to the registries of the core: name -> "module:OBJECT"."""
+"""Additions to the registries of the core: name -> "module:OBJECT"."""
 
 # name -> module, usage, what it does: the fields of `jaxrobust.__main__.Command`
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""What this room adds to the registries of the core: name -> "module:OBJECT"."""
+"""Additions to the registries of the core: name -> "module:OBJECT"."""
 
 # What the core asks for where a network is PyTorch's, see `runtime.pytorch`.
 TORCH = {

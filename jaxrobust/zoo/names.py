@@ -1,4 +1,4 @@
-"""What this room adds to the registries of the core: names -> "module:OBJECT"."""
+"""Additions to the registries of the core: name -> "module:OBJECT"."""
 
 FAMILIES = {
     "robnet_large_v2 advrush_7_96 racl_7_104": "jaxrobust.zoo.searched:FAMILY",

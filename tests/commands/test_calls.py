@@ -30,7 +30,7 @@ class CallCase(parameterized.TestCase):
 class CompareTest(CallCase):
     def setUp(self):
         super().setUp()
-        of = "analysis.comparison"
+        of = "results.comparison"
         self.load = self.put(f"{of}.evaluations.load", return_value="loaded")
         self.find = self.put(f"{of}.comparison_findings.find", return_value="found")
         plain = self.put(f"{of}.comparison_findings.plain", side_effect=lambda found: {"of": found})
@@ -54,7 +54,7 @@ class CompareTest(CallCase):
         self.write.assert_called_once_with(Path("there"), "comparison", "found", {"of": "found"})
 
     def test_pictures_that_cannot_be_drawn_are_refused_before_anything_is_read(self):
-        self.put("analysis.plotting.plotting", side_effect=ValueError("no matplotlib"))
+        self.put("results.plotting.plotting", side_effect=ValueError("no matplotlib"))
         self.assertIn("no matplotlib", self.refused(compare.main, "a", "b", "--out=there"))
         self.load.assert_not_called()
         self.assertEqual(command_calls.words(compare.main, "a", "b").code, 0)
@@ -126,7 +126,7 @@ def on() -> str | None:
 class PlanTest(CallCase):
     def setUp(self):
         super().setUp()
-        self.answer = self.put("analysis.planning.answer.of", return_value="the plan")
+        self.answer = self.put("papers.planning.answer.of", return_value="the plan")
 
     @parameterized.parameters((None, "cpu"), ("tpu", "tpu"))
     def test_nothing_computes_unless_a_platform_is_named(self, named, platform):
@@ -223,7 +223,7 @@ class PrepareTest(CallCase):
 class ReproduceTest(CallCase):
     def setUp(self):
         super().setUp()
-        self.answer = self.put("analysis.papers.documents.answer", return_value="tables\n")
+        self.answer = self.put("papers.tables.documents.answer", return_value="tables\n")
 
     def test_what_is_shown(self):
         ended = command_calls.words(reproduce.main)
@@ -250,7 +250,7 @@ class ScalingTest(CallCase):
             rules.Studied("wrn_28_10", {"depths": (2, 3, 4)}, None),
             rules.Studied("wrn_28_10", {"depths": (4, 3, 2)}, 0.98765),
         ]
-        study = self.put("models.scaling.study", return_value=rows)
+        study = self.put("papers.scaling.study", return_value=rows)
         words = ("2e9", "--study=ratio", "--block=robust", "--image_size=64", "--json")
         _, out, _ = command_calls.words(scaling.main, *words)
         study.assert_called_once_with("ratio", multiply_adds=2e9, block="robust", image_size=64)
@@ -277,7 +277,7 @@ class ScalingTest(CallCase):
 class SelectTest(CallCase):
     def setUp(self):
         super().setUp()
-        self.select = self.put("analysis.selection.choice.select", return_value={"step": 3})
+        self.select = self.put("results.selection.choice.select", return_value={"step": 3})
 
     def settings(self, *words):
         ended = command_calls.words(select.main, "runs/1", *words)
@@ -346,7 +346,7 @@ class WhyTest(CallCase):
     def setUp(self):
         super().setUp()
         self.configured = self.put("estimate.changes.configured", return_value="config")
-        of = "analysis.key_sources"
+        of = "results.key_sources"
         self.recipe = self.put(f"{of}.of_recipe", return_value="sources")
         self.of_config = self.put(f"{of}.of_config", return_value="keys")
         key = SimpleNamespace(name="train.lr", _asdict=lambda: {"value": 1})
@@ -383,9 +383,9 @@ class WhyTest(CallCase):
 
 class NetworksTest(CallCase):
     def test_an_analysis(self):
-        checked = self.put("analysis.networks.analyses.checked", return_value="settings")
+        checked = self.put("papers.networks.analyses.checked", return_value="settings")
         written = self.put(
-            "analysis.networks.analyses.written", return_value=[Path("a.png"), Path("a.csv")]
+            "papers.networks.analyses.written", return_value=[Path("a.png"), Path("a.csv")]
         )
         words = ("effectiveness", "--workdir=w", "--split=s", "--epsilon=4/255", "--n=3")
         ended = command_calls.words(analyse.main, *words, "--steps", "1", "5", "--out=there")
@@ -401,18 +401,18 @@ class NetworksTest(CallCase):
         self.assertEqual((given["seed"], given["batch"]), (0, 64))
 
     def test_an_analysis_that_fails(self):
-        self.put("analysis.networks.analyses.checked", side_effect=OSError("a full disk"))
+        self.put("papers.networks.analyses.checked", side_effect=OSError("a full disk"))
         ended = command_calls.words(analyse.main, "effectiveness")
         self.assertEqual((ended.code, ended.out), (3, ""))
         self.assertIn("With that solved, run the same command again", ended.error)
 
     @parameterized.parameters(
-        (analyse, "analysis.networks.analyses.written", ("effectiveness",)),
-        (landscape, "analysis.networks.landscape.written", ("--workdir=w",)),
-        (sparsity, "analysis.networks.sparsity.written", ("--workdir=w",)),
+        (analyse, "papers.networks.analyses.written", ("effectiveness",)),
+        (landscape, "papers.networks.landscape.written", ("--workdir=w",)),
+        (sparsity, "papers.networks.sparsity.written", ("--workdir=w",)),
     )
     def test_libraries_are_quiet_while_it_computes(self, command, name, words):
-        self.put("analysis.networks.analyses.checked")
+        self.put("papers.networks.analyses.checked")
         written = self.put(name, return_value=[])
         with mock.patch.object(command, "quiet_libraries") as quiet:
             written.side_effect = lambda *given: quiet.assert_called_once_with() or []
@@ -420,7 +420,7 @@ class NetworksTest(CallCase):
 
     def test_a_landscape(self):
         written = self.put(
-            "analysis.networks.landscape.written", return_value=[Path("a.png"), Path("a.csv")]
+            "papers.networks.landscape.written", return_value=[Path("a.png"), Path("a.csv")]
         )
         words = ("--workdir=w", "--side=5", "--reach=0.5", "--points=7", "--batch=9", "--seed=2")
         ended = command_calls.words(landscape.main, *words, "--n=11", "--out=there")
@@ -441,12 +441,12 @@ class NetworksTest(CallCase):
         ("--n=0", "--n=0 must be at least 1"),
     )
     def test_no_landscape(self, word, sentence):
-        written = self.put("analysis.networks.landscape.written")
+        written = self.put("papers.networks.landscape.written")
         self.assertIn(sentence, self.refused(landscape.main, "--workdir=w", word))
         written.assert_not_called()
 
     def test_sparsity(self):
-        written = self.put("analysis.networks.sparsity.written", return_value=[Path("a.png")])
+        written = self.put("papers.networks.sparsity.written", return_value=[Path("a.png")])
         ended = command_calls.words(sparsity.main, "--workdir=w", "--out=there")
         self.assertEqual(ended, (0, "a.png\n", ""))
         named, out = written.call_args.args
@@ -464,7 +464,7 @@ class ConversionTest(CallCase):
     @parameterized.parameters((True, 0), (None, 0), (False, 1))
     def test_a_certificate(self, agrees, code):
         compare_them = self.put(
-            "convert.certificate.compare", return_value={"agrees": agrees, "of": 1}
+            "publish.certificate.compare", return_value={"agrees": agrees, "of": 1}
         )
         words = ("--weights=w", "--against=t.pt", "--model=m", "--image_size=64", "--images=i")
         ended = command_calls.words(certificate.main, *words, "--options={'a': 1}", "--json")
@@ -477,13 +477,13 @@ class ConversionTest(CallCase):
         (ValueError("no names"), 2), (RuntimeError("no pickle"), 2), (OSError("a full disk"), 3)
     )
     def test_no_certificate(self, error, code):
-        self.put("convert.certificate.compare", side_effect=error)
+        self.put("publish.certificate.compare", side_effect=error)
         ended = command_calls.words(certificate.main, "--weights=w", "--against=t.pt", "--json")
         self.assertEqual((ended.code, ended.out), (code, ""))
         self.assertIn(str(error), ended.error)
 
     def test_an_export(self):
-        export = self.put("convert.export_torch.export", return_value={"file": "f"})
+        export = self.put("publish.export_torch.export", return_value={"file": "f"})
         words = ("--workdir=w", "--phase=p", "--which=raw", "--selected", "--layout=hub")
         words = (*words, "--out=there", "--record=r.jsonl", "--evaluation=e", "--id=i")
         words = (*words, "--confirm=5", "--license=mit", "--nocertificate", "--json")
@@ -498,7 +498,7 @@ class ConversionTest(CallCase):
         self.logs.assert_called_once_with(export_weights.logging.FATAL)
 
     def test_an_import(self):
-        call = self.put("convert.import_torch.import_weights", return_value={"folder": "f"})
+        call = self.put("publish.import_torch.import_weights", return_value={"folder": "f"})
         words = ("source", "--model=m", "--out=there", "--image_size=64", "--num_classes=7")
         words = (*words, "--options={'a': 1}", "--init_stem", "--which=ema", "--normalize=none")
         words = (*words, "--sha256=abc", "--cast", "--seed=3", "--json")

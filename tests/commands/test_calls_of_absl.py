@@ -128,7 +128,7 @@ class TrainTest(FlagsCase):
         self.calls = mock.Mock()
         self.calls.stages.return_value = [SimpleNamespace(text="select"), SimpleNamespace(text="b")]
         self.calls.mounted.side_effect = lambda flag, folder: Path("/mounted", folder)
-        of = {"running.stages": "analysis.stages", "running.run": "analysis.stages"}
+        of = {"running.stages": "results.stages", "running.run": "results.stages"}
         for name, folder in of.items():
             own = getattr(self.calls, "stages" if "stages" in name else "follow")
             self.put(f"{folder}.{name}", new=own)

@@ -23,7 +23,7 @@ for name in phases(config):
 print(*(name.removeprefix("jaxrobust.") for name in sys.modules))
 """
 # Of the room; all commands may look into its `names.py`.
-ROOM = ("interop", "models.interface.torch_", "weights.naming.state_dicts", "convert.users_module")
+ROOM = ("pytorch", "models.interface.torch_", "pytorch.state_dicts", "pytorch.users_module")
 
 
 class PyTorchTest(absltest.TestCase):

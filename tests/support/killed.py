@@ -71,7 +71,7 @@ def _child(words: list[str], folder: str, point: Any, out: int) -> None:
 
 def _main() -> None:
     words, folder, points = json.loads(sys.stdin.read())
-    for name in ("training.run.run", "analysis.stages.running"):
+    for name in ("training.run.run", "results.stages.running"):
         importlib.import_module(f"jaxrobust.{name}")
     for point in points:
         with tempfile.TemporaryFile("w+") as out:

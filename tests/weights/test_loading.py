@@ -325,10 +325,6 @@ class AddressTest(Case):
 
 class NamesTest(parameterized.TestCase):
     def test_are_one(self):
-        with self.assertWarnsRegex(
-            FutureWarning, "jaxrobust.models.load is jaxrobust.weights.load"
-        ):
-            self.assertIs(models.load, loading.load)
         self.assertIs(jaxrobust.load, loading.load)
         self.assertIn("load", dir(jaxrobust))
         with self.assertRaisesRegex(AttributeError, "has no attribute 'nothing'"):

@@ -12,7 +12,7 @@ def our_network(name: str, *, converted: bool) -> Any:
         return _our_network(name)
     import numpy as np
 
-    from jaxrobust.pytorch.torch import from_module
+    from jaxrobust.interop.torch import from_module
 
     images = np.zeros((2, 32, 32, 3), np.float32)
     return from_module(their_network(name), images, compare=False)[0]

@@ -17,6 +17,7 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.engine import replay
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
@@ -249,9 +250,13 @@ class Evaluation:
         return self.out / f"ledger-{number}.jsonl"
 
     def ledgers(self, number: str) -> list[Path]:
-        """Find the files of an evaluation, those of all processes of a pod."""
-        there = [self.ledger(number), *self.out.glob(f"ledger-{number}.process-*.jsonl")]
-        return hosts.everyone(sorted(path for path in there if path.exists()))[0]
+        """Find the files of an evaluation, those of all processes of a pod.
+
+        A process that was killed before its first verdict leaves an empty one, which is left out.
+        """
+        names = (f"ledger-{number}.jsonl", f"ledger-{number}.process-")
+        found = [path for path in replay.ledgers(self.out) if path.name.startswith(names)]
+        return hosts.everyone(found)[0]
 
     def ledgers_to_replay(self, subject: Subject, number: str) -> list[Path]:
         """Find the ledgers of this folder that are replayed: this network's at other radii."""

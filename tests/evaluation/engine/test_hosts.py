@@ -18,12 +18,12 @@ ROOT = paths.ROOT
 
 CHILD = """
 import os, signal, sys
-from jaxrobust.runtime.launch import join_hosts
+from jaxrobust.runtime.processes.launch import join_hosts
 if "JAX_NUM_PROCESSES" in os.environ:
     join_hosts()
 import jax
 import numpy as np
-from jaxrobust.evaluation.ledger import Ledger
+from jaxrobust.evaluation.engine.ledger import Ledger
 from tests.support.ensemble import IMAGES, LABELS, NETS, QUICK, evaluate
 
 out, path, dies = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
@@ -65,13 +65,13 @@ def verdicts(folder: Path) -> list[str]:
 
 EDGES = """
 import os, pathlib, sys
-from jaxrobust.runtime.launch import join_hosts
+from jaxrobust.runtime.processes.launch import join_hosts
 if several := "JAX_NUM_PROCESSES" in os.environ:
     join_hosts()
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxrobust.runtime import sharding
+from jaxrobust.runtime.devices import sharding
 from tests.support.ensemble import IMAGES, evaluate
 
 me, folder = jax.process_index(), pathlib.Path(sys.argv[1])

@@ -8,10 +8,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.families import residual
+from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.modules import basic
 from jaxrobust.models.modules.activations import ACTIVATIONS
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
-from jaxrobust.zoo.shared import common, transformer
+from jaxrobust.zoo.shared import transformer
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 3, 3, 2)).astype(np.float32)
@@ -174,9 +175,9 @@ class SharedTest(parameterized.TestCase):
             transformer.grid_of(size, patch)
 
     def test_an_image_is_halved_down_to_a_pixel(self):
-        common.check_halvings(32, 5)
+        architecture_checks.check_halvings(32, 5)
         with self.assertRaisesRegex(ValueError, "halved 5 times, so take at least 32"):
-            common.check_halvings(31, 5)
+            architecture_checks.check_halvings(31, 5)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ VERDICT = {"attack": "square", "fooled": False, "flat": False}
 IDS = np.arange(1, dtype=np.uint32)
 HOLD = """
 import sys, time, pathlib
-from jaxrobust.runtime import locks
+from jaxrobust.runtime.files import locks
 locks._GRACE = 0.1
 with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
     print("held", flush=True)
@@ -38,7 +38,7 @@ with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
 """
 APPEND = """
 import sys, pathlib
-from jaxrobust.runtime import jsonl
+from jaxrobust.runtime.files import jsonl
 for number in range(100):
     jsonl.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
 """

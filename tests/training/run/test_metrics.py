@@ -96,7 +96,7 @@ class MetricsTest(absltest.TestCase):
         self.path.write_text("old")
         code = (
             "import resource, sys; from pathlib import Path\n"
-            "from jaxrobust.runtime import jsonl\n"
+            "from jaxrobust.runtime.files import jsonl\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
             "jsonl.replace(Path(sys.argv[1]), 5000 * 'new')"
         )
