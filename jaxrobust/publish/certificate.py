@@ -3,15 +3,8 @@
 import contextlib
 import importlib.metadata
 import json
-import sys
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    from jaxrobust.__main__ import run
-
-    run("certificate")
-    sys.exit()
 
 import numpy as np
 

@@ -2,16 +2,9 @@
 
 import os
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    from jaxrobust.__main__ import run
-
-    run("export")
-    sys.exit()
 
 import jax
 import numpy as np

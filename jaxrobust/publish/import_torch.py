@@ -1,14 +1,7 @@
 """Weights of files, URLs, the hub, timm and RobustBench as a folder of this package."""
 
-import sys
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    from jaxrobust.__main__ import run
-
-    run("import")
-    sys.exit()
 
 from jaxrobust.publish import certificate, network_account
 from jaxrobust.runtime.text import patience

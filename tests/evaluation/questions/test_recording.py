@@ -133,7 +133,8 @@ class AskingTest(EvaluationCase):
 
     def test_ledgers_of_all_processes(self):
         for name in ("7", "7.process-2", "7.process-1", "8", "7-1"):
-            (self.out / f"ledger-{name}.jsonl").write_text("")
+            (self.out / f"ledger-{name}.jsonl").write_text('{"identity": {}}\n')
+        (self.out / "ledger-7.process-3.jsonl").write_text("")  # of a process that was killed
         names = [path.name for path in self.own.ledgers("7")]
         self.assertEqual(names, [f"ledger-7{n}.jsonl" for n in ("", ".process-1", ".process-2")])
         self.assertEqual(self.own.ledgers("9"), [])
