@@ -34,7 +34,7 @@ MIXES = {
 
 
 def is_mixed(attack: Any) -> bool:
-    """Tell whether the settings of a config have several norms, or mix them."""
+    """Return True if an attack section has several norms, or mixes them."""
     return attack.get("mix") is not None or len(threats(attack)) > 1
 
 

@@ -1,6 +1,6 @@
-"""Modules of PyTorch as the core sees them: their names, and the folder that holds their programs.
+"""What the core knows of PyTorch networks: their names, and where a run stores their programs.
 
-All that computes with them is in `jaxrobust.pytorch`, which is imported when such a name is used.
+`jaxrobust.pytorch` computes with them, and is imported when such a name is used.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ FOLDER, PROGRAMS = "torch_program", "programs.json"  # of a run, and what is wri
 
 
 def is_name(name: str) -> bool:
-    """Tell whether a name is that of a module of PyTorch's."""
+    """Return True for the name of a PyTorch network, such as `torch:my_nets.py:build`."""
     return name.startswith(PREFIX)
 
 
 def has_programs(folder: Path) -> bool:
-    """Tell whether a folder holds a module's programs, all of them."""
+    """Return True if a folder holds both programs of a PyTorch network."""
     return (folder / PROGRAMS).is_file()
 
 
 def find(task: str) -> Any:
-    """Import what does a task for the core: a row of `TORCH` in `jaxrobust/pytorch/names.py`."""
+    """Import the function for a task, a key of `TORCH` in `jaxrobust/pytorch/names.py`."""
     return rooms.resolve(rooms.entries("TORCH")[task])

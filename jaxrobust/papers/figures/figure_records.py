@@ -22,9 +22,9 @@ class FigureRecord(NamedTuple):
     verdicts: Verdicts | None  # None: the record has none, or their file is missing
 
     @classmethod
-    def read(cls, place: str, ours: RunRecord) -> Self:
+    def read(cls, place: str, run_record: RunRecord) -> Self:
         """Read the verdicts of a record; `ValueError`: they contradict it."""
-        return cls(place, ours, checked.if_there(ours.record, ours.file))
+        return cls(place, run_record, checked.if_there(run_record.record, run_record.file))
 
     @property
     def record(self) -> AccuracyRecord:
@@ -153,9 +153,9 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     ]
 
 
-def _attacked_alike(ours: RunRecord) -> str:
+def _attacked_alike(run_record: RunRecord) -> str:
     """Write as a text what the evaluations of a curve share, whatever their size and ball."""
-    record = ours.record
+    record = run_record.record
     images = (record.dataset, record.split, record.image_ids)
     attack = (record.method, record.search_dtype, record.seed)
     return str((record.weights_sha256 or record.weights, *images, *attack))
@@ -239,15 +239,17 @@ def _radii(record: AccuracyRecord) -> list[float]:
     return record.ladder["radii"] if record.ladder else []
 
 
-def _ladder_of(ours: RunRecord) -> str:
+def _ladder_of(run_record: RunRecord) -> str:
     """Write as a text what all rungs of a ladder share, also the clean one without a norm."""
-    record = ours.record
+    record = run_record.record
     images = (record.dataset, record.split, record.image_ids)
-    return str((str(ours.file), record.weights_sha256 or record.weights, _radii(record), *images))
+    return str(
+        (str(run_record.file), record.weights_sha256 or record.weights, _radii(record), *images)
+    )
 
 
-def _attack_of(ours: RunRecord) -> str:
-    record = ours.record
+def _attack_of(run_record: RunRecord) -> str:
+    record = run_record.record
     return str((record.threats[0].norm, record.method, record.search_dtype, record.seed))
 
 

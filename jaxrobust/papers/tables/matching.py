@@ -51,22 +51,24 @@ def collect_checked(places: list[Path]) -> list[RunRecord]:
 
 
 def differences(
-    table: Table, row: dict[str, Any], key: str, ours: RunRecord, *, of_training: bool = True
+    table: Table, row: dict[str, Any], key: str, run_record: RunRecord, *, of_training: bool = True
 ) -> list[str]:
     """List all that is in the way of a record as the measurement of one value of a table."""
     what = table.results[key]
     return [
-        *_other_network(table, row, ours, of_training),
-        *_other_images(row, ours.record, of_training),
-        *other_attack(what, ours.record, row.get("dataset")),
+        *_other_network(table, row, run_record, of_training),
+        *_other_images(row, run_record.record, of_training),
+        *other_attack(what, run_record.record, row.get("dataset")),
     ]
 
 
-def _other_network(table: Table, row: Any, ours: RunRecord, of_training: bool) -> Iterator[str]:
-    config = ours.config
+def _other_network(
+    table: Table, row: Any, run_record: RunRecord, of_training: bool
+) -> Iterator[str]:
+    config = run_record.config
     if config is None:
         yield (
-            run_records.other_config(ours)
+            run_records.other_config(run_record)
             or "no config beside the record proves which network it is"
         )
         return
@@ -77,7 +79,7 @@ def _other_network(table: Table, row: Any, ours: RunRecord, of_training: bool) -
         yield from _other_options(str(name), model.get("options") or {}, row)
     elif name != row.get("model"):
         yield f"network {name}, not {row.get('model') or row['name']}"
-    size = ours.record.image_size if ours.record.model else model.get("image_size")
+    size = run_record.record.image_size if run_record.record.model else model.get("image_size")
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"
     if imported:
@@ -86,20 +88,20 @@ def _other_network(table: Table, row: Any, ours: RunRecord, of_training: bool) -
     elif row.get("origin") != "authors":
         yield f"a network of our own training, and the row's is of {row.get('origin')}"
     elif not of_training:
-        yield from training_words.other_kind(table, row, _named(ours), ours.started)
+        yield from training_words.other_kind(table, row, _named(run_record), run_record.started)
     else:
-        yield from training_words.differences(table, row, _named(ours), ours.started)
-        of = str(ours.record.weights).partition(",")[0]
+        yield from training_words.differences(table, row, _named(run_record), run_record.started)
+        of = str(run_record.record.weights).partition(",")[0]
         last = phases(run_records.whole_config(config))[-1]
         if of != last:
             yield f"weights of the phase {of}, not of the last"
 
 
-def _named(ours: RunRecord) -> dict[str, Any]:
+def _named(run_record: RunRecord) -> dict[str, Any]:
     """Return the config of a run, its class folders by the name of the classes in them, which the
     record of an evaluation on these folders proves.
     """
-    config, record = ours.config or {}, ours.record
+    config, record = run_record.config or {}, run_record.record
     data = config.get("data", {})
     known = training_words.of_classes(record.classes_sha256)
     if not known or data.get("classes") or data.get("name") != record.dataset:
@@ -215,18 +217,18 @@ def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
     return None if value is None else 100 * value
 
 
-def label(ours: RunRecord) -> str:
+def label(run_record: RunRecord) -> str:
     """Return the name of what a record measures, for people."""
-    record, config = ours.record, ours.config or {}
+    record, config = run_record.record, run_record.config or {}
     own = config.get("model") or {"name": config.get("architecture")}
     model: Mapping[str, Any] = record.model or own
     weights = re.sub(r", (ema|raw)$", "", str(record.weights))
     return f"{model['name'] or 'a network'} ({weights})"
 
 
-def sizes(ours: RunRecord) -> dict[str, float]:
+def sizes(run_record: RunRecord) -> dict[str, float]:
     """Return the parameters and multiply-adds of a record's network, in the tables' units."""
-    config, record = ours.config or {}, ours.record
+    config, record = run_record.config or {}, run_record.record
     model: Mapping[str, Any] = record.model or config.get("model") or config
     name = model.get("name") or model.get("architecture")
     classes, size = model.get("num_classes"), model.get("image_size")

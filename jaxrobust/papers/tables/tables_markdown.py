@@ -163,14 +163,14 @@ def short(record: "AccuracyRecord") -> str:
     return commit[:8] + ("+changes" if plus else "")
 
 
-def _nearest(ours: RunRecord, shown: list[Filled]) -> str:
+def _nearest(run_record: RunRecord, shown: list[Filled]) -> str:
     best: tuple[int, str] | None = None
     for each in shown:
         for row in each.table.rows:
             for key, what in each.table.attacked().items():
-                if row.get(key) is None or not _concerns(what, ours.record):
+                if row.get(key) is None or not _concerns(what, run_record.record):
                     continue
-                differing = matching.differences(each.table, row, key, ours)
+                differing = matching.differences(each.table, row, key, run_record)
                 if best is None or len(differing) < best[0]:
                     more = [f"and {len(differing) - _NEAR} more"] if differing[_NEAR:] else []
                     named = "; ".join(differing[:_NEAR] + more)

@@ -102,9 +102,9 @@ def _load(
     return _evaluation(place, _chosen(place, threat, ball, beside))
 
 
-def _evaluation(place: str, ours: RunRecord) -> ComparedEvaluation:
-    own = checked.verdicts(ours.record, ours.file)
-    return ComparedEvaluation(place, ours, own, len(own.labels))
+def _evaluation(place: str, run_record: RunRecord) -> ComparedEvaluation:
+    own = checked.verdicts(run_record.record, run_record.file)
+    return ComparedEvaluation(place, run_record, own, len(own.labels))
 
 
 def held_at(place: str) -> tuple[str, str, dict[str, RunRecord]]:
