@@ -10,7 +10,7 @@ is found by its function and line of text, so that it follows a function that mo
 `run` plants one after the other into a clone of the last commit, and runs with each the tests that
 import its file, then those of its folder. It prints which test caught it, after a look that this
 one passes without the fault. `--seconds` runs the tests that import the file alone, slow ones too,
-for so long; `--out` adds each verdict to a file, whose faults are not planted again.
+for so much CPU time; `--out` adds each verdict to a file, whose faults are not planted again.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import json
 import os
 import random
 import re
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -175,17 +177,22 @@ def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
 def failing(tree: Path, tests: list[str], seconds: int = 0) -> str | None:
     """Return the first of these tests that fails, or the first of all if it never ends.
 
-    With `seconds`, slow tests run too, and what has not failed by then passes.
+    With `seconds`, slow tests run too, and what has not failed after so much CPU time passes.
     """
+
+    def limit() -> None:  # not of wall time, so that other work does not change the count
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+
     marks = ["-m", "not matrix"] if seconds else []
     command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-rfE", *marks, *tests]
     process: Any = {"cwd": tree, "env": {**os.environ, "PYTHONPATH": str(tree)}}
+    process |= {"capture_output": True, "text": True, "preexec_fn": limit if seconds else None}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds or 600, **process
-        )
+        done = subprocess.run(command, timeout=10 * seconds or 600, **process)
     except subprocess.TimeoutExpired:
         return None if seconds else tests[0]
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return None
     found = re.search(r"^(?:SUB)?(?:FAILED|ERROR).*? (tests/\S+)", done.stdout, re.MULTILINE)
     return (
         None if done.returncode in (0, 5) else found[1] if found else tests[0]
@@ -203,6 +210,8 @@ def run(rows: list[dict[str, Any]], seconds: int = 0, out: Path | None = None) -
         tree = Path(folder, "tree")
         clone = ["git", "-c", "advice.detachedHead=false", "clone", "-q", str(ROOT), str(tree)]
         subprocess.run(clone, check=True)
+        if (shared := ROOT.parent / "shared").exists():  # with what some tests read
+            Path(folder, "shared").symlink_to(shared)
         for number, row in enumerate(row for row in rows if row not in before):
             verdict, test = _judged(tree, row, seconds, number)
             caught[verdict] += 1
