@@ -9,8 +9,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.config import of_phase, phases
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import best_weights, splits
 from jaxrobust.types import Weights

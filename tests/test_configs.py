@@ -8,14 +8,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import light_recipe, revisiting_at, transfer
-from jaxrobust import resolved
-from jaxrobust.config import base, network_of
+from jaxrobust import config as resolved
+from jaxrobust.config import base, network_of, of_phase, phases
 from jaxrobust.data.source import Source
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.papers.tables import tables
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline.arguments import config_name, load_config
 from jaxrobust.training import build
 from jaxrobust.training.update import optim

@@ -38,7 +38,6 @@ CLEAN = (
     "evaluation/questions",
     "__main__.py",
     "config.py",
-    "resolved.py",
     "types.py",
 )
 PAGES = (

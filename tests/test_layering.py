@@ -63,7 +63,7 @@ ALLOWED = {
     "ml_collections": (
         "commands",
         "papers.commands",
-        "estimate.changes",
+        "doctor.estimate.changes",
         "config",
         "runtime.commandline",
     ),
@@ -83,7 +83,7 @@ INSIDE_FUNCTIONS = {
 }
 
 # The modules that people start by their names; each says a line before it loads what takes long.
-ENTRY_POINTS = ("__main__", "main", "evaluate", "doctor.__main__", "estimate.__main__", "convert")
+ENTRY_POINTS = ("__main__", "main", "evaluate", "doctor.__main__", "convert")
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "torch", "tensorflow_datasets")
 
 

@@ -33,7 +33,7 @@ PACKAGES = (
     "jaxrobust/evaluation/README.md",
     "jaxrobust/publish/README.md",
     "jaxrobust/report/README.md",
-    "jaxrobust/estimate/README.md",
+    "jaxrobust/doctor/estimate/README.md",
     "tools/launch/README.md",
     "tools/README.md",
     "jaxrobust/attacks/README.md",

@@ -1,4 +1,4 @@
-"""How far `python -m jaxrobust.estimate --on cpu` is from what training and AutoAttack then take.
+"""How far `jaxrobust estimate --on cpu` is from what training and AutoAttack then take.
 
 python tools/bench_estimate.py [CONFIG ...] [--config.key=value ...] [--images 64] [--workdir DIR]
 
@@ -25,8 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.estimate import changes
-from jaxrobust.estimate.attacked import seconds_of
+from jaxrobust.doctor.estimate import changes
+from jaxrobust.doctor.estimate.attacked import seconds_of
 from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.commandline.arguments import Arguments, answer
 
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
 def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, float]:
     """Run a command; return what it prints, and its seconds, of the clock or of the CPU."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    clock = ("-c", _CPU) if cpu and module == "jaxrobust.estimate" else ("-m",)
+    clock = ("-c", _CPU) if cpu and module == "jaxrobust.doctor.estimate" else ("-m",)
     done = subprocess.run(
         [sys.executable, *clock, module, *words],
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"},
@@ -75,7 +75,7 @@ def compared(
 ) -> dict[str, Any]:
     def estimated() -> dict[str, Any]:
         words = (config, "--on", "cpu", "--images", str(images), "--json", *changed)
-        out, _ = command("jaxrobust.estimate", *words, cache=folder / "unused", cpu=cpu)
+        out, _ = command("jaxrobust.doctor.estimate", *words, cache=folder / "unused", cpu=cpu)
         return json.loads(out.splitlines()[-1])
 
     estimates = [estimated()]

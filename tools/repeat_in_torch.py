@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust import models
+from jaxrobust.config import phases
 from jaxrobust.models.interface.network_inputs import unit_range
-from jaxrobust.resolved import phases
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build

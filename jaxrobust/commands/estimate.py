@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.estimate import changes, command
+from jaxrobust.doctor.estimate import changes, command
 from jaxrobust.runtime import rooms
 from jaxrobust.runtime.commandline import arguments, fields
 

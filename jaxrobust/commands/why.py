@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.estimate import changes
+from jaxrobust.doctor.estimate import changes
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import ending
 from jaxrobust.runtime.commandline.fields import flag

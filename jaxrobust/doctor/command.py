@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.config import Config
+from jaxrobust.config import Config, of_phase, phases
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import spread
@@ -22,7 +22,6 @@ from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, records
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import counted

@@ -11,14 +11,13 @@ import numpy as np
 
 from jaxrobust.attacks import mixes
 from jaxrobust.attacks import registry as attack_rows
-from jaxrobust.config import AttackSection, Config, network_of
+from jaxrobust.config import AttackSection, Config, network_of, of_phase, phases
 from jaxrobust.data import DataError
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.known_sizes import known_images
 from jaxrobust.data.stream.loading import DecodedImages
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult
 from jaxrobust.evaluation.network import tracing
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import batch_sizes, build

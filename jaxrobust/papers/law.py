@@ -17,7 +17,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxrobust.estimate import devices as targets
+from jaxrobust.doctor.estimate import devices as targets
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience, spelling

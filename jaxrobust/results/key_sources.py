@@ -12,8 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxrobust.config import base
-from jaxrobust.resolved import plain
+from jaxrobust.config import base, plain
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.text.spelling import meant
 

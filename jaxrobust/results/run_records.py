@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.config import Values, completed, of_phase
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.resolved import Values, completed, of_phase
 from jaxrobust.runtime.commandline.arguments import run_name
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes

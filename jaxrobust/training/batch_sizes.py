@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-from jaxrobust.config import Config
-from jaxrobust.resolved import of_phase, phases
+from jaxrobust.config import Config, of_phase, phases
 from jaxrobust.training import build
 
 FARTHEST = 0.5  # of a batch, by which the nearest one may differ; a wider step is left to people

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust import attacks, models
 from jaxrobust.attacks import mixes
-from jaxrobust.config import AttackSection, Config, PhaseSection, network_of
+from jaxrobust.config import AttackSection, Config, PhaseSection, network_of, of_phase, phases
 from jaxrobust.data.sources import generated
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
@@ -19,7 +19,6 @@ from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.kernels.cpu import rewriting
 from jaxrobust.models.table import multiply_adds
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step

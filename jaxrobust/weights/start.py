@@ -8,8 +8,16 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import Config, ModelSection, NetworkSpec, StartSection, network_of
-from jaxrobust.resolved import of_phase, phases, plain
+from jaxrobust.config import (
+    Config,
+    ModelSection,
+    NetworkSpec,
+    StartSection,
+    network_of,
+    of_phase,
+    phases,
+    plain,
+)
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say

@@ -14,8 +14,8 @@ from jaxrobust import attacks
 from jaxrobust.attacks import registry
 from jaxrobust.attacks.mim import mim_machine
 from jaxrobust.doctor import config_checks
+from jaxrobust.doctor.estimate import work
 from jaxrobust.doctor.findings import RED
-from jaxrobust.estimate import work
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.records import records, trained
 from jaxrobust.report.gathered import ReportedEvaluation

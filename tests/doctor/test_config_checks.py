@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import network_of
+from jaxrobust.config import Values, network_of, plain
 from jaxrobust.doctor import command
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, SKIPPED, YELLOW, examined
-from jaxrobust.resolved import Values, plain
 from jaxrobust.types import Classifier
 from tests.support import config_lines
 from tests.support.runs import tiny

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
+from jaxrobust.config import Values, phases, plain
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.data.transforms import corruptions
@@ -24,7 +25,6 @@ from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import reproduce
 from jaxrobust.papers.tables import lines, matching, rules_imagenet, tables
 from jaxrobust.papers.tables.tables_markdown import Filled
-from jaxrobust.resolved import Values, phases, plain
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import whole_config
 from jaxrobust.runtime.commandline.arguments import config_name

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import base
+from jaxrobust.config import Values, base, plain
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.tables import (
@@ -23,7 +23,6 @@ from jaxrobust.papers.tables import (
 )
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.papers.tables.tables_markdown import Cell, Filled
-from jaxrobust.resolved import Values, plain
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
 

@@ -7,12 +7,12 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.estimate import devices
+from jaxrobust.config import plain
+from jaxrobust.doctor.estimate import devices
 from jaxrobust.papers.planning import answer, claims, costs, progress, runs, scripts
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.progress import APART, BEGUN, BEYOND, DONE, PLANNED, REFUSED
 from jaxrobust.papers.tables import lines, tables, training_words
-from jaxrobust.resolved import plain
 from tests.support import compared
 from tests.support.commands import commands
 

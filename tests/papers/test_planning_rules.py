@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.estimate import devices
+from jaxrobust.doctor.estimate import devices
 from jaxrobust.papers.planning import answer, claims, costs, progress, runs, scripts
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.progress import (

@@ -13,14 +13,13 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from configs import revisiting_at, transfer
-from jaxrobust.config import base
+from jaxrobust.config import base, plain
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models import published
 from jaxrobust.papers.commands import reproduce
 from jaxrobust.papers.tables import matching, tables, tables_markdown
 from jaxrobust.papers.tables.pictures import resolutions, scatter
-from jaxrobust.resolved import plain
 from jaxrobust.results import run_records
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs, start_run

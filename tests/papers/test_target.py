@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.estimate import devices
+from jaxrobust.doctor.estimate import devices
 
 
 class TargetTest(parameterized.TestCase):

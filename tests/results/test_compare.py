@@ -17,12 +17,11 @@ from PIL import Image
 from scipy import stats
 
 from jaxrobust.commands import compare
-from jaxrobust.config import base
+from jaxrobust.config import base, plain
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.resolved import plain
 from jaxrobust.results.comparison import comparison_findings, evaluations
 from tests.support.compared import ATTACKS, N, attacks, found, write
 

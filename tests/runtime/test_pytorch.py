@@ -13,7 +13,7 @@ import sys
 import jaxrobust.publish.export_torch
 import jaxrobust.evaluation.questions.command
 import jaxrobust.training.run.run
-from jaxrobust.resolved import of_phase, phases
+from jaxrobust.config import of_phase, phases
 from jaxrobust.runtime.commandline.arguments import load_config
 from jaxrobust.training import build
 

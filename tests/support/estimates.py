@@ -4,7 +4,7 @@ import jax
 
 from jaxrobust import models
 from jaxrobust.config import Config, base
-from jaxrobust.estimate.devices import Target
+from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.runtime.devices import hardware
 
 # Of eight chips that are nowhere here.

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxrobust.config import base
-from jaxrobust.resolved import plain
+from jaxrobust.config import base, plain
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import splits, stopping

@@ -10,7 +10,7 @@ import jax
 from absl.testing import absltest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.runtime.devices import topology
+from jaxrobust.doctor.programs import topology
 
 
 @contextlib.contextmanager

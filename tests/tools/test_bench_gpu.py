@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.doctor.programs import hlo
 from jaxrobust.models.kernels.cuda import fused_attention
-from jaxrobust.runtime.devices import hlo
 from tests.support import paths
 from tests.support.modules import hidden
 from tools import OUT_OF_MEMORY, bench_step, out_of_memory

@@ -111,7 +111,7 @@ class PagesTest(parameterized.TestCase):
         self.assertSameElements([f"{name}.md" for name in listed], {*every()} - {"index.md"})
 
     def test_each_readme_is_a_page(self):
-        readmes = {p.relative_to(ROOT).as_posix() for p in (ROOT / "jaxrobust").glob("*/README.md")}
+        readmes = {p.relative_to(ROOT).as_posix() for p in (ROOT / "jaxrobust").rglob("README.md")}
         readmes |= {"tools/README.md", "tools/launch/README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
         self.assertSameElements(readmes | {"SECURITY.md"}, pages.places())
 

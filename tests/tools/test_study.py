@@ -18,9 +18,9 @@ from configs import (
     residual_study,
     stem_study,
 )
+from jaxrobust.config import of_phase, phases
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.papers.tables import tables
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.training.update import objectives
 from tools import study
 

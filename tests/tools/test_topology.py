@@ -16,8 +16,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import ensembles
+from jaxrobust.doctor.programs import hlo, hlo_costs, topology
 from jaxrobust.evaluation.engine import slots
-from jaxrobust.runtime.devices import hardware, hlo, hlo_costs, topology
+from jaxrobust.runtime.devices import hardware
 from tests.support import paths, tpu
 from tests.support.modules import hidden
 from tools.bench import slice_programs

@@ -121,7 +121,7 @@ class RowsTest(parameterized.TestCase):
     def test_optional_ones_are_imported_when_asked_for(self):
         code = (
             "import sys, jaxrobust.training.run.run, jaxrobust.doctor.command\n"
-            "from jaxrobust.estimate import account\n"
+            "from jaxrobust.doctor.estimate import account\n"
             "from jaxrobust.training.update import objectives\n"
             "from jaxrobust.zoo import names\n"
             "rows = [*names.OBJECTIVES.values(), *names.SEVERAL_NORMS.values()]\n"

@@ -6,8 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import VERSION
-from jaxrobust.resolved import plain
+from jaxrobust.config import VERSION, plain
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.trained import start_run

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.doctor.programs import topology
 from jaxrobust.models.families.internimage import VARIANTS
 from jaxrobust.models.kernels.deformable import operator
 from jaxrobust.models.kernels.deformable.places import GridGeometry
 from jaxrobust.runtime.commandline.arguments import Arguments
-from jaxrobust.runtime.devices import topology
 from tools.bench_layers import best
 
 Operands = list[np.ndarray]

@@ -21,7 +21,7 @@ FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full
 
 def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     """Compile the step of `bench_step` for a slice of TPUs, and print."""
-    from jaxrobust.runtime.devices import topology
+    from jaxrobust.doctor.programs import topology
 
     chips = topology.devices(args.topology)
     from jaxrobust.runtime.commandline.arguments import config_name
@@ -142,7 +142,7 @@ def blocks(net: Any, images: Any) -> list[Block]:
 
 def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     """Compile one block of the network of `bench_step`, alone, for one chip of a slice."""
-    from jaxrobust.runtime.devices import topology
+    from jaxrobust.doctor.programs import topology
 
     chips = topology.devices(args.topology)
     import jax
@@ -265,7 +265,7 @@ def autoattack(args: argparse.Namespace) -> None:
     A program makes steps until enough slots are done: figures are of one such step, and sizes of
     what stays on a chip between two. The last program is the forward pass that decides.
     """
-    from jaxrobust.runtime.devices import topology
+    from jaxrobust.doctor.programs import topology
 
     chips = topology.devices(args.topology)
     import jax

@@ -13,10 +13,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.config import completed, plain
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.tables import tables, tables_markdown, training_words
-from jaxrobust.resolved import completed, plain
 from jaxrobust.runtime.commandline.arguments import Arguments, flat, load_config, stop
 from jaxrobust.weights.trained import runs, start_run
 from tools.generate import refresh_configs

@@ -113,7 +113,7 @@ def memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
     """Extrapolate from two batches what XLA says that our step needs."""
     import jax
 
-    from jaxrobust.runtime.devices import topology
+    from jaxrobust.doctor.programs import topology
 
     needed = []
     for batch in (args.batch, 2 * args.batch):

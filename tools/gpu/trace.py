@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime.devices import hlo
+from jaxrobust.doctor.programs import hlo
 
 CALLS = ("while", "conditional", "call", "async-start", "async-done")  # their bodies have events
 Events = Iterable[tuple[str, str, float]]  # (plane, operation, seconds)

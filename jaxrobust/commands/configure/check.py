@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.estimate import changes
+from jaxrobust.doctor.estimate import changes
 from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import NetworkSpec
+from jaxrobust.config import NetworkSpec, decoders
 from jaxrobust.data import resolve, same_preprocessing
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
-from jaxrobust.resolved import decoders
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding

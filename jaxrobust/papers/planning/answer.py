@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.estimate import devices
-from jaxrobust.estimate.devices import Target
+from jaxrobust.doctor.estimate import devices
+from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.papers.planning import costs, progress, runs, scripts
 from jaxrobust.papers.planning.progress import APART, BEYOND, DONE, OVER, PlannedStep
 from jaxrobust.papers.tables import matching

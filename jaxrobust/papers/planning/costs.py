@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import __version__
-from jaxrobust.estimate import account
-from jaxrobust.estimate.devices import Target
+from jaxrobust.config import phases, plain
+from jaxrobust.doctor.estimate import account
+from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.papers.planning import runs
 from jaxrobust.papers.planning.runs import PaperRun
-from jaxrobust.resolved import phases, plain
 from jaxrobust.runtime.files import jsonl
 
 # Keys that change no cost: two runs that differ in nothing else are estimated once.

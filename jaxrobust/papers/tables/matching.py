@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxrobust import models
+from jaxrobust.config import phases
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.papers.tables import tables, training_words, twenty
 from jaxrobust.papers.tables.tables import Table
-from jaxrobust.resolved import phases
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
 from jaxrobust.runtime.text.progress import say

@@ -8,12 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 from jaxrobust.attacks import registry
-from jaxrobust.config import Config, ModelSection, base
+from jaxrobust.config import Config, ModelSection, Values, base, of_phase, phases, plain
 from jaxrobust.data.imagenet import IMAGENETTE
 from jaxrobust.data.transforms.presets import PRESETS, Preset
 from jaxrobust.papers.tables import code_facts, residual, tables, twenty
 from jaxrobust.papers.tables.tables import Table
-from jaxrobust.resolved import Values, of_phase, phases, plain
 from jaxrobust.results.run_records import whole_config
 from jaxrobust.runtime.commandline.arguments import RECIPES
 from jaxrobust.training.update import objectives

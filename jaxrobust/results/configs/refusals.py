@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.config import Config, network_of
+from jaxrobust.config import Config, network_of, of_phase, phases
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
+from jaxrobust.doctor.estimate import elsewhere
+from jaxrobust.doctor.estimate.work import work
 from jaxrobust.doctor.findings import RED, YELLOW, examined
-from jaxrobust.estimate import elsewhere
-from jaxrobust.estimate.work import work
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.runtime import pytorch
 from jaxrobust.training import batch_sizes, build
 from jaxrobust.training.run import run, splits, start_runs, warnings

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from jaxrobust import evaluation
-from jaxrobust.config import network_of
+from jaxrobust.config import Values, network_of, plain
 from jaxrobust.data import Prepared
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse
 from jaxrobust.evaluation.questions import target as subjects
-from jaxrobust.resolved import Values, plain
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import splits

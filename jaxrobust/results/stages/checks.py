@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import models
-from jaxrobust.config import Config, NetworkSpec
+from jaxrobust.config import Config, NetworkSpec, of_phase, phases
 from jaxrobust.data.splits import grammar, spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.questions import questions
@@ -17,7 +17,6 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.publish import layouts, robustbench_entry
 from jaxrobust.publish.references import Network
-from jaxrobust.resolved import of_phase, phases
 from jaxrobust.results.stages.stage import ATTACK, CLEAN, EXPORT, SELECT, Stage
 from jaxrobust.runtime import pytorch
 from jaxrobust.training.run import splits

@@ -8,9 +8,9 @@ import jax
 
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import Config
-from jaxrobust.estimate import account, account_lines, start_costs
-from jaxrobust.estimate.command import UTILISATION
-from jaxrobust.estimate.devices import Target, target
+from jaxrobust.doctor.estimate import account, account_lines, start_costs
+from jaxrobust.doctor.estimate.command import UTILISATION
+from jaxrobust.doctor.estimate.devices import Target, target
 from jaxrobust.evaluation.questions.questions import AUTOATTACK
 from jaxrobust.results.stages import checks
 from jaxrobust.results.stages.stage import CLEAN, EXPORT, SELECT, Stage

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxrobust.config import decoders, plain
 from jaxrobust.data.sources import registry
-from jaxrobust.resolved import decoders, plain
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.devices.profiling import PhaseTrace
 from jaxrobust.runtime.files import provenance

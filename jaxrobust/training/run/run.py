@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import VERSION, Config, NetworkSpec
+from jaxrobust.config import VERSION, Config, NetworkSpec, completed, of_phase, phases, plain
 from jaxrobust.data.sources import registry
-from jaxrobust.resolved import completed, of_phase, phases, plain
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, hardware, sharding

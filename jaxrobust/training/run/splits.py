@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import Config, TestSection
+from jaxrobust.config import Config, TestSection, decoders
 from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
 from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
-from jaxrobust.resolved import decoders
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say

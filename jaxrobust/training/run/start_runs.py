@@ -4,8 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxrobust.config import Config
-from jaxrobust.resolved import phases
+from jaxrobust.config import Config, phases
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.run import stopping

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from jaxrobust import attacks
 from jaxrobust.attacks import mixes, registry
-from jaxrobust.config import AttackSection, Config
-from jaxrobust.resolved import Values
+from jaxrobust.config import AttackSection, Config, Values
 from jaxrobust.runtime import rooms
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.step import keys_alone

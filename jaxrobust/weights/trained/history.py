@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.attacks import mixes, registry
-from jaxrobust.resolved import attributes, of_phase
+from jaxrobust.config import attributes, of_phase
 from jaxrobust.runtime import pytorch
 from jaxrobust.weights.trained import runs
 

@@ -8,9 +8,16 @@ from typing import Any
 
 import jax
 
-from jaxrobust.config import VERSION, Config, NetworkSpec, network_of
+from jaxrobust.config import (
+    VERSION,
+    Config,
+    NetworkSpec,
+    attributes,
+    completed,
+    network_of,
+    of_phase,
+)
 from jaxrobust.data.sources import registry
-from jaxrobust.resolved import attributes, completed, of_phase
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl

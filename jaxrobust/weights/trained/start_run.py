@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.config import Config
-from jaxrobust.resolved import completed, phases, plain
+from jaxrobust.config import Config, completed, phases, plain
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import weights_folder

@@ -18,8 +18,9 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.attacks.ensembles import plan
 from jaxrobust.config import network_of
+from jaxrobust.doctor.programs import hlo, hlo_parts
 from jaxrobust.evaluation.engine import slots
-from jaxrobust.runtime.devices import cpus, hlo, hlo_parts, sharding
+from jaxrobust.runtime.devices import cpus, sharding
 from jaxrobust.training import build
 from tests.support import tpu
 from tests.support.steps import small_config

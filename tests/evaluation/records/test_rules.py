@@ -9,11 +9,11 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.config import Values
 from jaxrobust.evaluation.network import checks, collapse, randomised, reliability
 from jaxrobust.evaluation.records import pairs, records, trained, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.resolved import Values
 from jaxrobust.weights.trained import history
 
 ATTACK = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255, "steps": 20}

@@ -11,10 +11,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.doctor.programs import hlo
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.models.kernels import attention, batch_norms, channel_attention, layers, primitives
 from jaxrobust.models.kernels.talking_heads import talking_heads
-from jaxrobust.runtime.devices import hlo
 from tests.support import sweeps, tpu
 from tests.support.parity import relative
 

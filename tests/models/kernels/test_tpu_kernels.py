@@ -14,6 +14,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.doctor.programs import topology
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
@@ -39,7 +40,7 @@ from jaxrobust.models.kernels.tpu import channel_attention as channels
 from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
 from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
 from jaxrobust.models.kernels.tpu import talking_heads as heads_kernel
-from jaxrobust.runtime.devices import cpus, topology
+from jaxrobust.runtime.devices import cpus
 from tests.support import paths, sweeps
 from tests.support.interpreted import PlatformRules, on_tpu
 
@@ -731,7 +732,7 @@ class KernelsTest(parameterized.TestCase):
 
 COMPILE = """
 import sys
-from jaxrobust.runtime.devices import hlo, hlo_costs, topology
+from jaxrobust.doctor.programs import hlo, hlo_costs, topology
 chips = topology.devices(sys.argv[1])
 import functools, json
 import jax, jax.numpy as jnp, numpy as np

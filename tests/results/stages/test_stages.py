@@ -7,7 +7,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
-from jaxrobust.estimate.devices import Target
+from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.publish import layouts
 from jaxrobust.results.stages import checks, costs, running, stage
 from jaxrobust.results.stages.stage import ATTACK, EXPORT, SELECT, Stage

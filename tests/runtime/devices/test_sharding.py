@@ -10,7 +10,8 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust.config import base
-from jaxrobust.runtime.devices import hlo, sharding
+from jaxrobust.doctor.programs import hlo
+from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.types import Batch
 from tests.support import sweeps

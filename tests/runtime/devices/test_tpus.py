@@ -78,10 +78,11 @@ class OptionsTest(absltest.TestCase):
 # Three layers on 16 chips that share the state; prints what sums send, and that of those beside
 # other work.
 PROGRAM = """
-from jaxrobust.runtime.devices import topology
+from jaxrobust.doctor.programs import topology
 chips = topology.devices("v5e:4x4")
 import jax
-from jaxrobust.runtime.devices import hlo, hlo_overlap, sharding, tpus
+from jaxrobust.doctor.programs import hlo, hlo_overlap
+from jaxrobust.runtime.devices import sharding, tpus
 
 mesh = sharding.make_mesh(chips, fsdp=16)
 params = {name: jax.ShapeDtypeStruct((512, 512), "float32") for name in "abc"}

@@ -8,8 +8,7 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import VERSION
-from jaxrobust.resolved import phases
+from jaxrobust.config import VERSION, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import warnings

@@ -13,10 +13,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
+from jaxrobust.config import of_phase
 from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.records import records
-from jaxrobust.resolved import of_phase
 from jaxrobust.results.selection import at_one_size
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training.run import accuracies, splits

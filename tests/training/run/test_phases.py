@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import VERSION, base, network_of, phase
-from jaxrobust.resolved import completed, of_phase, phases, plain
+from jaxrobust.config import VERSION, base, completed, network_of, of_phase, phase, phases, plain
 from jaxrobust.training.run import run as training_run
 from jaxrobust.types import Weights
 from jaxrobust.weights import start

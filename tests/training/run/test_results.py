@@ -10,8 +10,8 @@ import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust import data
+from jaxrobust.config import of_phase
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.resolved import of_phase
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies

@@ -11,7 +11,7 @@ import jax
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.resolved import plain
+from jaxrobust.config import plain
 from jaxrobust.runtime.files import jsonl, locks
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import start_runs, stopping

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
+from jaxrobust.doctor.programs import hlo
 from jaxrobust.models.interface import network_inputs
-from jaxrobust.runtime.devices import hlo, sharding
+from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import run
 from jaxrobust.training.update import averages, objectives, optim, step

@@ -1,0 +1,225 @@
+"""Hours, chip-hours and money of a config on some devices, phase by phase, as plain values."""
+
+import math
+from typing import Any
+
+import jax
+
+from jaxrobust.attacks import mixes
+from jaxrobust.config import Config, decoders
+from jaxrobust.doctor.estimate import attacked, elsewhere, feeding, here
+from jaxrobust.doctor.estimate.devices import Target
+from jaxrobust.doctor.estimate.work import PhaseWork, work
+from jaxrobust.runtime.text import patience
+from jaxrobust.training import batch_sizes, build
+from jaxrobust.training.update import objectives
+
+
+def account(
+    config: Config,
+    target: Target,
+    *,
+    utilisation: float,
+    seconds: float = 3.0,
+    chips: list[Any] | None = None,
+    images: int | None = None,
+    robust: float = 0.5,
+    start: float = 0.0,
+) -> dict[str, Any]:
+    """Estimate the cost of a config.
+
+    Args:
+      utilisation: the assumed share of the peak; not used for devices that are here.
+      seconds: for which the step of each phase is measured.
+      chips: to compile for, see `elsewhere.computed`.
+      images: of the AutoAttack at the end; default: those of the test split; 0: no AutoAttack.
+      robust: the share of them that is assumed to be robust.
+      start: seconds until a command begins to work, as this one took.
+    """
+    config, fitted = batch_sizes.fitted(config, target.chips)
+    with patience.of("looking at the config and its data"):
+        parts = work(config)
+    end = parts[-1]
+    if images is None:
+        images = end.evaluated("test")
+    elif images > end.test.images:
+        raise ValueError(
+            f"--images={images} is more than the {end.test.images:,} images of the split "
+            f"{end.config.data.test_split!r}; give fewer, or leave it out"
+        )
+    rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
+    run = sum(row["seconds"] for row in rows) + start
+    result: dict[str, Any] = {
+        "model": config.model.name,
+        "dataset": config.data.name,
+        "on": target.name,
+        "device": f"{target.chips} x {target.kind}",
+        "chips": target.chips,
+        "chip_memory": target.chip and target.chip.memory,
+        "measured": target.here,
+        "utilisation": None if target.here else utilisation,
+        "start_s": start,
+        "phases": rows,
+        "training": costs(run, target.whole),
+    }
+    if images:
+        with patience.of("AutoAttack: looking at what it takes"):
+            if target.here:
+                once = attacked.measured(end.config, seconds=seconds)
+            else:
+                once = attacked.computed(end.config, target, utilisation=utilisation)
+        result["autoattack"] = _autoattack(once, target.whole, images, robust, start)
+    assumed = _assumed(parts, target, result, robust)
+    fed = (
+        feeding.line(part, target, row["images_per_s"])
+        for part, row in zip(parts, rows, strict=True)
+    )
+    known = [*fitted, *filter(None, fed), *_known(target, result)]
+    if target.here:
+        number = decoders(config.data)
+        known.append(f"Images are decoded by {number or 'no'} other processes (data.workers).")
+    return result | {"known": known, "assumed": assumed}
+
+
+def costs(seconds: float, chips: int) -> dict[str, float]:
+    """Return hours and chip-hours of some seconds."""
+    return {"seconds": seconds, "hours": seconds / 3600, "chip_hours": chips * seconds / 3600}
+
+
+def priced(result: Any, price: float) -> Any:
+    """Add the money to every part of an account that has chip-hours."""
+    if isinstance(result, list):
+        return [priced(each, price) for each in result]
+    if not isinstance(result, dict):
+        return result
+    new = {key: priced(value, price) for key, value in result.items()}
+    return new | ({"money": price * result["chip_hours"]} if "chip_hours" in result else {})
+
+
+def _why(target: Target) -> str:
+    if "TPU" not in target.kind or target.compiles:  # --fast
+        return ""
+    if target.chips == 1:
+        return ", as libtpu compiles for four chips at least"
+    return "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
+
+
+def _phase(
+    part: PhaseWork, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
+) -> dict[str, Any]:
+    config, p = part.config, part.config[part.name]
+    attacks = objectives.named(p.objective).attacks
+    norms = mixes.described(config.attack) if attacks else ""
+    with patience.of(f"{part.name}: counting its operations"):
+        flops = build.flops_per_image(config, part.name)
+    if target.here:
+        devices = jax.devices(target.name)
+        if target.name == "cpu" and build.one_device(config, len(devices)):
+            devices = devices[:1]
+        with patience.lasting(f"{part.name}: compiling and measuring what it runs"):
+            once = here.measured(part, devices, seconds=seconds)
+    else:
+        with patience.of(f"{part.name}: looking at what its step takes"):
+            once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
+    saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
+    spent = {
+        "steps": part.steps * once.step,
+        "selection": part.selections * once.selection,
+        "alarm": part.probes * once.probe,
+        "test": once.test,
+        "compile": once.compile,
+        "checkpoints": saves * once.save,
+    }
+    speed = part.batch_size / once.step
+    peak = target.chip and target.chips * target.chip.flops
+    return {
+        "phase": part.name,
+        "objective": p.objective,
+        "attack_steps": config.attack.steps if attacks else 0,
+        **({"attack_norms": norms} if norms else {}),
+        "epochs": p.epochs,
+        "image_size": config.model.image_size,
+        "batch_size": part.batch_size,
+        "images_per_epoch": part.rows,
+        "steps": part.steps,
+        "flops_per_image": flops,
+        "step_s": once.step,
+        "images_per_s": speed,
+        "images_per_s_per_chip": speed / target.chips,
+        "mfu": speed * flops / peak if peak else None,
+        "memory_bytes": once.memory,
+        "parts_s": spent,
+        "data_cores": None if target.here else feeding.cores(part, speed),
+        **once.figures,
+        **costs(sum(spent.values()), target.whole),
+    }
+
+
+def _autoattack(
+    once: attacked.Attacked, chips: int, images: int, robust: float, start: float
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"images": images, **once._asdict(), "robust": robust}
+    for name, share in (("at_most", 1.0), ("expected", robust)):
+        seconds = start + attacked.seconds_of(result, images=images, robust=share)
+        result[name] = costs(seconds, chips)
+    return result
+
+
+def _known(target: Target, result: dict[str, Any]) -> list[str]:
+    if target.here:
+        return [
+            "Measured on this machine, for a moment each, times how often it happens: steps, "
+            "evaluations, compilation, checkpoints, the start of the program, memory."
+        ]
+    lines = [
+        "Computed, not measured, as no step has run on such chips: the operations are counted in "
+        "the network, and divided by the chips' peak and the share of it that is assumed."
+    ]
+    if any("roofline" in row for row in result["phases"]):
+        lines.append(
+            "Compiled with libtpu: memory and roofline are those of the step's executable. No step "
+            "counts as faster than its roofline."
+        )
+    return lines
+
+
+def _assumed(
+    parts: list[PhaseWork], target: Target, result: dict[str, Any], robust: float
+) -> list[str]:
+    lines, aa = [], result.get("autoattack")
+    if target.whole < target.chips:
+        lines.append(
+            f"JAX counts {target.chips // target.whole} devices in each of the {target.whole} "
+            'chips: "a chip" above is such a device, but chip-hours are those of whole chips.'
+        )
+    if not target.here:
+        lines.append(
+            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
+            "Start, compilation, checkpoints and waiting for data are not in the times."
+        )
+    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in result["phases"]):
+        lines.append(
+            f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for their "
+            "program and their images; larger batches cost hardly more."
+        )
+    if not target.here and aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
+        lines.append(
+            "AutoAttack's passes are so short that the chips wait for their program: its time is "
+            "what is possible at best."
+        )
+    unknown = sorted({w.config.data.name for w in parts if w.train.source is None})
+    lines += [f"{name} is not here: its published number of images is taken." for name in unknown]
+    if target.here and unknown:
+        lines.append("The step was measured on random images: reading real ones is not in it.")
+    if not target.here and any("roofline" not in row for row in result["phases"]):
+        lines.append(
+            "Memory is that of parameters, average, optimiser, and of the activations that a "
+            "backward pass needs, counted in the network; compiled, it may be half or twice as "
+            f"much: the step was not compiled{_why(target)}."
+        )
+    if aa:
+        lines.append(
+            f"{robust:.0%} of the images are robust (--robust); each other one costs "
+            f"{attacked.FALLEN:.0%} of APGD-CE, as on twelve networks on CIFAR-10."
+        )
+    return lines

@@ -1,0 +1,160 @@
+"""What standard AutoAttack costs on the network that a config makes: passes, waves, seconds.
+
+The engine keeps a fixed number of slots (`evaluation.engine`). A job is one run of an attack on an
+image: one target, one restart. So an attack on n images takes n x jobs / slots waves, rounded up,
+each of which costs all slots, full or empty.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks import ensembles
+from jaxrobust.attacks.registry import Setting
+from jaxrobust.config import Config, network_of
+from jaxrobust.doctor.estimate.devices import Target
+from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine.schedule import Aims
+from jaxrobust.models.interface.network_inputs import cast
+from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.types import threats
+
+_TINY = 1e-7  # a radius in which nothing is fooled
+_SMALL = 64  # pixels; `engine.make` has more slots for such images
+# Of APGD-CE, what an image costs that is fooled or wrong as it is. In twelve evaluations of 1,000
+# CIFAR-10 images (tools/README.md) APGD-CE fooled in 2 steps of 101, APGD-T in 16 to 55 more.
+FALLEN = 0.07
+
+
+class Attacked(NamedTuple):
+    """What each attack costs in the engine, by its name."""
+
+    slots: int  # on all devices together
+    jobs_per_image: dict[str, int]  # of one that is never fooled
+    passes_per_image: dict[str, int]  # of all its jobs
+    pass_s: dict[str, float]  # of one pass in one slot, all devices together
+    compile_s: float  # of all programs
+    once_s: float  # of all else that is done once, such as the checks of the network
+
+
+def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float:
+    """Estimate AutoAttack's seconds on so many images, a share of which is robust, from the figures
+    of an account.
+    """
+    standing, slots, total = round(robust * images), estimate["slots"], 0.0
+    for name, passes in estimate["passes_per_image"].items():
+        jobs = estimate["jobs_per_image"][name]
+        waves = math.ceil(standing * jobs / slots)
+        total += waves * slots * passes / jobs * estimate["pass_s"][name]
+    first, passes = next(iter(estimate["passes_per_image"].items()))
+    fallen = (images - standing) * FALLEN * passes * estimate["pass_s"][first]
+    return total + fallen + estimate["compile_s"] + estimate["once_s"]
+
+
+def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
+    """Estimate the time of chips that are not here, at an assumed share of their peak."""
+    settings = _settings(config)
+    # Backward to the image: the same.
+    seconds = build.forward_flops(config) / (target.float32 * utilisation)
+    pass_s = dict.fromkeys((setting.name for setting in settings), seconds)
+    slots = slots_of_chip(config.model.image_size) * target.chips
+    return Attacked(slots, *_known(settings, config), pass_s, 0.0, 0.0)
+
+
+def slots_of_chip(image_size: int) -> int:
+    """Choose the number of slots that `engine.make` gives an accelerator by default."""
+    return 512 if image_size <= _SMALL else 64
+
+
+def measured(config: Config, *, seconds: float) -> Attacked:
+    """Attack a network of random weights, each attack for `seconds`, with evaluation's programs.
+
+    The network's own answers are the labels and the radius is next to nothing: slots stay full.
+    """
+    logits_fn, images, labels = _network(config)
+    settings = _settings(config)
+    once = _once(logits_fn, images, labels, config)
+    runner = engine.make(logits_fn, image_size=config.model.image_size)
+    images, labels = (a[np.arange(runner.slots) % len(a)] for a in (images, labels))
+    say(f"AutoAttack: compiling and trying its {len(settings)} attacks on {runner.slots} slots")
+    compiling, each = 0.0, {}
+    with jax.set_mesh(runner.mesh):
+        runner = engine.trace(runner, images.shape[1:])
+        for setting in settings:
+            with patience.of(f"AutoAttack: compiling and measuring {setting.name}"):
+                took, each[setting.name] = _tried(runner, setting, images, labels, seconds)
+            compiling += took
+    return Attacked(runner.slots, *_known(settings, config), each, compiling, once)
+
+
+def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray]:
+    net, model = network_of(config, dtype="float32"), config.model
+    params, stats = jax.jit(net.init)(jax.random.key(config.seed))
+    params = cast(params, jnp.dtype("float32"))
+    logits_fn = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, stats)
+    shape = (16, model.image_size, model.image_size, model.in_channels)
+    images = np.random.default_rng(0).random(shape, np.float32)
+    return logits_fn, images, np.asarray(jax.jit(logits_fn)(images)).argmax(-1)
+
+
+def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
+    """Time an evaluation beside its attacks: the clean pass, the checks."""
+    start = time.perf_counter()
+    result = autoattack(
+        logits_fn,
+        images,
+        labels,
+        norm=threats(config.attack)[0].norm,
+        epsilon=_TINY,
+        attacks=("apgd-ce",),
+        overrides={"apgd-ce": {"steps": 1, "restarts": 1}},
+        verbose=False,
+    )
+    attacks = sum(cost.seconds + cost.compile_seconds for cost in result.costs)
+    return time.perf_counter() - start - attacks
+
+
+def _tried(
+    runner: engine.Engine, setting: Setting, images: np.ndarray, labels: np.ndarray, seconds: float
+) -> tuple[float, float]:
+    number, classes = len(images), runner.traces[0].classes
+    ranks = ensembles.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
+    calls = engine.decide(
+        runner,
+        setting,
+        images,
+        labels.astype(np.int32),
+        np.arange(number, dtype=np.uint32),
+        np.arange(number),
+        Aims(ensembles.targets(setting, ranks)),
+        epsilon=_TINY,
+        seed=0,
+        confirm=lambda verdicts, last: [],
+    )
+    compiling, steps, spent = 0.0, 0, 0.0
+    for call in calls:
+        if call.compiles:
+            compiling += call.seconds
+        else:
+            steps, spent = steps + call.slot_steps, spent + call.seconds
+        if spent > seconds:
+            break
+    return compiling, spent / max(steps * ensembles.passes(setting, classes), 1)
+
+
+def _settings(config: Config) -> list[Setting]:
+    settings = ensembles.plan(threats(config.attack)[0].norm, "standard", None, None)
+    return [ensembles.fit(s, config.model.num_classes, lambda message: None) for s in settings]
+
+
+def _known(settings: list[Setting], config: Config) -> tuple[dict[str, int], dict[str, int]]:
+    jobs = {s.name: s.restarts * max(s.targets, 1) for s in settings}
+    return jobs, {s.name: ensembles.most_passes(s, config.model.num_classes) for s in settings}

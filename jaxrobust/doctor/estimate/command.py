@@ -1,0 +1,132 @@
+"""From what the command line names to an estimate: checked, computed, and printed as a page."""
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxrobust.doctor.estimate import changes
+from jaxrobust.doctor.estimate import devices as targets
+from jaxrobust.runtime.commandline.arguments import config_name, number
+from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.text import patience
+from jaxrobust.training.update.value_checks import must_be
+
+UTILISATION = 0.2  # assumed where nothing is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateSettings:
+    """What is estimated, on which devices, and what is assumed."""
+
+    config: str = flag(
+        "Config, as for training: its file, or FILE:ARGUMENTS.", word=True, required=True
+    )
+    on: str = flag(
+        "Devices: cpu, gpu or tpu for those that are here, or chips such as v5e:8x8 or h100:8.",
+        required=True,
+        metavar="DEVICES",
+    )
+    price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
+    utilisation: float | None = flag(
+        f"Assumed share of the chips' bfloat16 peak; default: {UTILISATION}. A step never counts "
+        "as faster than the roofline of its executable, where that is known.",
+        reads=number,
+    )
+    batch: int | None = flag("Images per chip and step; default: the config's.")
+    fsdp: int | None = flag("Number of devices that share the state; 0: all.")
+    seconds: float = flag(
+        "Seconds for which each step and each attack is measured; default: 3.", 3.0
+    )
+    robust: float = flag("Share of images that is assumed to be robust.", "0.5", reads=number)
+    images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
+    fast: bool = flag("Do not compile for TPUs that are not here.", False)
+    target: float | None = flag(
+        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a law of "
+        "others' published runs.",
+        reads=number,
+    )
+    dataset: str | None = flag("Data set of --target; the law is of cifar10 alone.")
+
+
+def check(given: EstimateSettings) -> None:
+    """Refuse numbers out of range."""
+    price, used, batch, images = given.price, given.utilisation, given.batch, given.images
+    if given.dataset is not None:
+        raise ValueError("--dataset is of --target; a config names its data set, so leave it out")
+    must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
+    inside = used is None or 0 < used <= 1
+    must_be("--utilisation", used, inside, "above 0 and at most 1, such as 0.4")
+    must_be("--robust", given.robust, 0 <= given.robust <= 1, "from 0 to 1")
+    must_be("--seconds", given.seconds, 0 < given.seconds < 3600, "above 0 and below 3600")
+    must_be("--batch", batch, batch is None or batch >= 1, "at least 1")
+    must_be("--images", images, images is None or images >= 0, "at least 0")
+
+
+def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[str, Any]:
+    """Print the estimate and return it.
+
+    Args:
+      changed: words that change the config, `--config.key=value`.
+      begun: start of the process, by `time.perf_counter`.
+    """
+    check(given)
+    with patience.of("loading JAX and looking for its devices"):
+        targets.prepare(given.on)
+        target = targets.target(given.on)
+    if given.price is not None and target.name == "cpu":
+        raise ValueError(
+            "--price is that of one chip for one hour, and --on cpu has no chips; name some with "
+            "--on, such as v5e:8x8, or leave --price out"
+        )
+    if given.utilisation and target.here:
+        raise ValueError(
+            f"--utilisation is assumed for chips that are not here, and --on {given.on} is "
+            "measured; leave it out"
+        )
+    compiles = target.compiles and not target.here and not given.fast
+    with patience.of("loading the package"):
+        import jax
+
+        from jaxrobust.config import phases
+        from jaxrobust.doctor.estimate import account, account_lines, start_costs
+        from jaxrobust.doctor.programs import topology
+
+        chips = topology.devices(given.on, flag="--on") if compiles else None
+        config = changes.configured(given.config, changed)
+
+    for name in phases(config):
+        if given.batch is not None:
+            config[name].batch_size = given.batch * target.chips
+    if given.fsdp is not None:
+        config.mesh.fsdp = given.fsdp
+
+    with tempfile.TemporaryDirectory() as empty:
+        # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
+        jax.config.update("jax_compilation_cache_dir", empty)
+        estimate = account.account(
+            config,
+            target,
+            utilisation=given.utilisation or UTILISATION,
+            seconds=given.seconds,
+            chips=chips,
+            images=given.images,
+            robust=given.robust,
+            start=time.perf_counter() - begun if target.here else 0.0,
+        )
+        name = config_name(given.config)
+        how: dict[str, Any] = {"utilisation": given.utilisation or UTILISATION}
+        how["seconds"] = given.seconds
+        starts = start_costs.of_config(config, Path("runs") / name, target, **how)
+    if starts:
+        estimate["starts"] = starts
+        estimate["known"] += [start_costs.sentence(row) for row in starts]
+    about = {"config": name, "changes": changed, "price": given.price}
+    estimate = about | estimate
+    if given.price is not None:
+        estimate = account.priced(estimate, given.price)
+    width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
+    print(account_lines.page(estimate, width=max(width, 60)))
+    return estimate

@@ -1,0 +1,128 @@
+"""The devices that an estimate is for: present ones, or a number of chips by their name."""
+
+import importlib.util
+import math
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from jaxrobust.doctor.programs import topology
+from jaxrobust.runtime.text.spelling import meant
+
+if TYPE_CHECKING:  # it imports JAX, which reads the environment that `prepare` sets
+    from jaxrobust.runtime.devices.hardware import Chip
+
+HERE = ("cpu", "gpu", "tpu")
+# As people write them, and as JAX calls them. TPU v2 and v3 are not here: JAX counts half of such a
+# chip as a device, as it does of TPU7x (Ironwood).
+_KINDS = {
+    "v4": "TPU v4",
+    "v5e": "TPU v5e",
+    "v5p": "TPU v5p",
+    "v6e": "TPU v6e",
+    "v7x": "TPU7x",
+    "a10": "NVIDIA A10",
+    "a10g": "NVIDIA A10G",
+    "a100": "NVIDIA A100-SXM4-80GB",
+    "a100-40gb": "NVIDIA A100-SXM4-40GB",
+    "a100-80gb": "NVIDIA A100-SXM4-80GB",
+    "l4": "NVIDIA L4",
+    "l40s": "NVIDIA L40S",
+    "h100": "NVIDIA H100 SXM",
+    "h100-pcie": "NVIDIA H100 PCIe",
+    "h100-nvl": "NVIDIA H100 NVL",
+    "h200": "NVIDIA H200",
+    "gh200": "NVIDIA GH200",
+    "b200": "NVIDIA B200",
+}
+# Slices that Cloud TPU rents, where they lie in a plane; in space, small ones, and any whose sides
+# are multiples of 4, up to so many chips (cloud.google.com/tpu/docs, the page of each version).
+_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_LARGEST = {"v4": 4096, "v5p": 6144, "v7x": 9216}
+_HALVED = {"TPU7x": 2}  # devices of a chip
+_WRITTEN = "write cpu, gpu or tpu for the devices that are here, or chips such as v5e:8x8 or h100:8"
+
+
+class Target(NamedTuple):
+    """Devices, present or not."""
+
+    name: str  # as it was written
+    kind: str  # as JAX calls one of them
+    chips: int  # how many: what JAX calls devices, which of TPU7x are halves of chips
+    chip: "Chip | None"  # its peaks; None of a CPU, and of a device that is not listed
+    here: bool
+    compiles: bool  # whether a compiler for it is installed, though it is not here
+
+    @property
+    def whole(self) -> int:
+        """Count the chips that are rented, by whose hours they are paid."""
+        return self.chips // _HALVED.get(self.kind, 1)
+
+    @property
+    def float32(self) -> float:
+        """Return FLOP/s of all chips on float32, in which networks are tested and attacked.
+
+        By default a TPU rounds what it multiplies to bfloat16, and a GPU to TF32, for which NVIDIA
+        quotes half of bfloat16's speed.
+        """
+        assert self.chip is not None, "only listed chips have names"
+        return self.chips * self.chip.flops / (1 if self.kind.startswith("TPU") else 2)
+
+
+def prepare(name: str) -> None:
+    """Make JAX compute on the CPU where the devices are not present; before it is imported."""
+    if name == "cpu" or name not in HERE:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    if name.startswith("v"):
+        os.environ.update(topology.ENVIRONMENT)
+
+
+def target(name: str) -> Target:
+    """Look up the devices that `--on` names; a `ValueError` says which names there are."""
+    if name in HERE:
+        return _present(name)
+    kind, _, shape = name.partition(":")
+    if kind not in _KINDS:
+        raise ValueError(f"--on {name}: {kind!r} is no device that is known; {meant(kind, _NAMES)}")
+    tpu = kind.startswith("v")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*" if tpu else r"[1-9]\d*", shape):
+        example = f"{kind}:4x4" if tpu else f"{kind}:8"
+        raise ValueError(f"--on {name} does not say how many chips; write one such as {example}")
+    if tpu and not _rented(kind, shape):
+        some = f"{kind}:2x2x4 or {kind}:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
+        raise ValueError(f"--on {name} is no slice of TPU {kind}; write one such as {some}")
+    from jaxrobust.runtime.devices import hardware
+
+    chip = hardware.chip(_KINDS[kind])
+    chips = math.prod(map(int, shape.split("x"))) * _HALVED.get(_KINDS[kind], 1)
+    # It knows no slices smaller than a host of four chips.
+    compiles = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
+    return Target(name, _KINDS[kind], chips, chip, False, compiles)
+
+
+def _rented(kind: str, shape: str) -> bool:
+    if kind not in _LARGEST:
+        return shape in _PLANE
+    sides = [int(side) for side in shape.split("x")]
+    whole = len(sides) == 3 and not any(side % 4 for side in sides)
+    return shape in _SPACE or (whole and math.prod(sides) <= _LARGEST[kind])
+
+
+_NAMES = (*HERE, *_KINDS)
+
+
+def _present(name: str) -> Target:
+    import jax
+
+    from jaxrobust.runtime.devices import hardware
+
+    try:
+        devices = jax.devices(name)
+    except RuntimeError as error:
+        none = f"--on {name}: JAX finds no {name.upper()} on this machine"
+        raise ValueError(f"{none}; {_WRITTEN}") from error
+    # `main` trains on one device of a CPU, which has all cores.
+    count = 1 if name == "cpu" else len(devices)
+    kind = devices[0].device_kind
+    return Target(name, kind, count, hardware.chip(kind), True, True)

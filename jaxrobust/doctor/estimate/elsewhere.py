@@ -1,0 +1,128 @@
+"""What a phase takes on chips that are not here: operations over peaks, or what was compiled."""
+
+import json
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import models
+from jaxrobust.config import Config, Values, network_of, plain
+from jaxrobust.doctor.estimate.devices import Target
+from jaxrobust.doctor.estimate.work import PhaseCost, PhaseWork, evaluation_flops
+from jaxrobust.doctor.programs import topology
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.update import objectives, optim
+from jaxrobust.training.update import step as training_step
+from jaxrobust.training.update.memory import remembering
+
+# Seconds that a step takes at least: its launch, and its batch on the way to the chips. Assumed.
+SHORTEST = 5e-3
+
+
+def computed(
+    work: PhaseWork, target: Target, *, utilisation: float, chips: list[Any] | None
+) -> PhaseCost:
+    """Estimate a phase at a share of the chips' peak, or at the roofline where that takes longer.
+
+    `chips`: of `topology.devices`, to compile the step for; None: it is not compiled.
+    """
+    assert target.chip is not None, "only listed chips have names"
+    config, name = work.config, work.name
+    check(work, target.chips)
+    images = work.batch_size / target.chips
+    flops = build.flops_per_image(config, name) * images
+    step = flops / (target.chip.flops * utilisation)
+    figures: dict[str, Any]
+    if chips is not None:
+        say(f"{name}: compiling the step for {target.name} (minutes for a large network)")
+        phase = build.phase(config, name, work.rows, devices=chips)
+        arguments = build.abstract_arguments(config, name, phase)
+        remedy = f"--batch {max(work.batch_size // target.chips // 2, 1)} or --fsdp 0"
+        compiled = topology.compiled(phase.step, *arguments, remedy=remedy)
+        roofline = topology.roofline(compiled, target.chip, flops=flops, images=images)
+        step = max(step, roofline["roofline_step_s"])
+        memory, executed = topology.memory_of(compiled), compiled["flops_executable"] / images
+        keys = (*topology.SECONDS, "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
+        figures = {"executed_flops_per_image": executed}
+        figures["roofline"] = {key: roofline[key] for key in keys if key in roofline}
+    else:
+        state = state_bytes(work, work.config.mesh.fsdp or target.chips)
+        if state > target.chip.memory:
+            raise ValueError(
+                f"{name}: parameters, their average and the optimiser's state alone take "
+                f"{state / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
+                "share them with --fsdp 0"
+            )
+        activations = kept(config, name, images=work.batch_size // target.chips)
+        memory, figures = state + activations, {"activation_bytes": activations}
+    step = max(step, SHORTEST)
+    speed = target.chips * target.chip.flops * utilisation
+    every = config.alarm.every_steps or 1
+    return PhaseCost(
+        step=step,
+        probe=step * every * 0.01,  # `alarm.check_cost` refuses more
+        selection=evaluation_flops(work, "evaluation") / speed,
+        test=evaluation_flops(work, "test") / (target.float32 * utilisation),
+        memory=memory,
+        figures=figures,
+    )
+
+
+def kept(config: Config, name: str, *, images: int) -> int:
+    """Count the bytes that a phase's backward pass needs of the forward one, in the traced network:
+    about what an update takes beside the state.
+
+    A compiler keeps less where it fuses layers, and more where it copies; the attack's passes keep
+    no more than this. `images`: of a chip and step; what `microbatches` do in parts counts once.
+    """
+    net, size = network_of(config), config.model.image_size
+    shape = (images // config[name].microbatches, size, size, config.model.in_channels)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+
+    def backward(params: Any, stats: Any, x: Any) -> Any:
+        def logits(params: Any) -> Any:
+            return net.apply(params, stats, x, train=True, key=jax.random.key(0))[0]
+
+        return jax.vjp(logits, params)[1]  # a tree of all that it needs
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    left = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
+    passes = 2 if objectives.named(config[name].objective).both else 1  # clean and attacked images
+    return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in left)
+
+
+def check(work: PhaseWork, chips: int) -> None:
+    """Refuse what training would refuse on so many chips, with training's sentence."""
+    config, name, size = work.config, work.name, work.batch_size
+    build.divides(size, chips, f"{name}.batch_size")
+    for key in ("evaluation", "test"):
+        build.divides(config[key].batch_size, chips, f"{key}.batch_size")
+    fsdp = config.mesh.fsdp or chips
+    if fsdp < 1 or chips % fsdp:
+        fits = ", ".join(str(n) for n in range(1, chips + 1) if chips % n == 0)
+        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {chips} chips; one of {fits}")
+    # A chip's share, on the one device that is here: all that does not depend on their number.
+    share = json.loads(json.dumps(plain(config)), object_hook=Values)
+    share["mesh"]["fsdp"], share[name]["batch_size"] = 1, size // chips
+    build.phase(share, name, work.rows, devices=jax.devices()[:1])
+
+
+def state_bytes(work: PhaseWork, shares: int) -> int:
+    """Count the bytes of parameters, their average and the optimiser's state on a device, with what
+    steps remember.
+
+    `shares`: how many devices share them.
+    """
+    config, mask = work.config, models.decay_mask(work.config.model.name)
+    per_epoch = work.rows // work.batch_size
+    section = config[work.name]
+    _, tx = optim.of_phase(section, work.name, decay_mask=mask, steps_per_epoch=per_epoch)
+    setup = remembering(tx, build.memory_of(config, section, per_epoch))
+    init = partial(training_step.init_state, network_of(config), setup)
+    leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
+    arrays = (leaf for leaf in leaves if leaf.dtype in (jnp.float32, jnp.int32))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+    return total // shares

@@ -1,0 +1,140 @@
+"""How much a config has to do: images, steps, evaluations of each phase; nothing is computed."""
+
+import math
+from typing import Any, NamedTuple
+
+from jaxrobust.attacks import fixed_steps
+from jaxrobust.config import Config, TestSection, of_phase, phases
+from jaxrobust.data.source import DataError, Source
+from jaxrobust.data.splits import grammar, known_sizes, subsets
+from jaxrobust.training import build
+from jaxrobust.training.run import splits
+from jaxrobust.training.update import objectives
+from jaxrobust.types import threats
+
+
+class SizedSplit(NamedTuple):
+    """A split of a data set, open where it is here."""
+
+    images: int
+    source: Source | None  # None: `images` is what is known of the data set
+
+
+class PhaseWork(NamedTuple):
+    """What one phase has to do."""
+
+    name: str
+    config: Config  # as the phase sees it
+    train: SizedSplit
+    rows: int  # of an epoch: images, each as often as it is seen
+    steps: int  # of the whole phase
+    probes: int  # looks of the alarm
+    selections: int  # evaluations on the selection split
+    selection: SizedSplit
+    test: SizedSplit
+
+    @property
+    def batch_size(self) -> int:
+        """Count the images of a step on all devices together."""
+        return self.config[self.name].batch_size
+
+    def evaluated(self, key: str) -> int:
+        """Count the images of one evaluation; `key` is "evaluation" or "test"."""
+        split = self.selection if key == "evaluation" else self.test
+        return min(split.images, self.evaluation(key).images or split.images)
+
+    def evaluation(self, key: str) -> TestSection:
+        """Look up the section of an evaluation; `key` is "evaluation" or "test"."""
+        return self.config.evaluation if key == "evaluation" else self.config.test
+
+
+class PhaseCost(NamedTuple):
+    """Seconds of each part of a phase, once, and the memory of its step."""
+
+    step: float
+    probe: float
+    selection: float  # of one evaluation, a whole one
+    test: float
+    memory: int  # bytes of a device
+    figures: dict[str, Any]  # what else is known of the step
+    compile: float = 0.0  # of all programs
+    save: float = 0.0  # of the weights and the state
+
+
+def work(config: Config) -> list[PhaseWork]:
+    """Count what the phases that happen have to do."""
+    return [_phase(of_phase(config, name), name) for name in phases(config)]
+
+
+def _phase(config: Config, name: str) -> PhaseWork:
+    p, train = config[name], split(config, "train_split")
+    rows = _rows(config, name, train)
+    if p.batch_size < 1 or p.batch_size > rows:
+        raise ValueError(
+            f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
+        )
+    steps = p.epochs * (rows // p.batch_size)
+    looks = config.alarm.every_steps if objectives.named(p.objective).attacks else 0
+    probes = steps // looks if looks else 0
+    selections = math.ceil(p.epochs / config.evaluation.every_epochs)
+    selection, test = split(config, "selection_split"), split(config, "test_split")
+    return PhaseWork(name, config, train, rows, steps, probes, selections, selection, test)
+
+
+def _rows(config: Config, name: str, train: SizedSplit) -> int:
+    """Count the rows of an epoch, also where its sources are not here and it is known."""
+    data, here = config.data, train.source is not None
+    counted = data.extra is not None and data.epoch_images is not None
+    if here and counted:
+        try:
+            splits.extra(config)
+        except DataError:
+            here = False
+    if here:
+        return splits.examples(config, name, train.source)  # type: ignore[arg-type]
+    if counted:
+        return data.epoch_images  # type: ignore[return-value]
+    fresh = 1 - data.extra_share if data.extra else 1
+    return round(train.images * data.views / fresh)
+
+
+def split(config: Config, key: str) -> SizedSplit:
+    """Open a split of the config's data set, or look up its known size where it is not here."""
+    try:
+        source = splits.opened(config, key)
+        return SizedSplit(len(source), source)
+    except DataError as error:
+        is_here = "num_classes" in str(error) and "is whole" in str(error)
+        known = None if is_here else _known(config, key)  # here: another one than is meant
+        if known is None:
+            raise
+        return SizedSplit(known, None)
+
+
+def _known(config: Config, key: str) -> int | None:
+    data, wanted = config.data, grammar.parse(config.data[key])
+    name = data.name.removeprefix("tfds:").partition(":")[0]
+    there = known_sizes.IMAGES.get(name)
+    if there is None or wanted is None:
+        return None
+    if wanted.ids is not None:
+        total = (
+            known_sizes.LISTS.get(wanted.ids) if name == "imagenet2012" else there.get(wanted.name)
+        )
+    else:
+        total = there.get(grammar.present(wanted.name, there) or "")
+    if total is None:
+        return None
+    if data.classes is not None:  # classes of equal size, about
+        total = round(total * len(subsets.read_classes(data.classes)) / known_sizes.CLASSES[name])
+    return len(grammar.rows(wanted.part, total, f"{data.name}, split {data[key]!r}"))
+
+
+def evaluation_flops(work: PhaseWork, key: str) -> float:
+    """Count the operations of one evaluation, of the model."""
+    named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
+    apgd = 2 * work.evaluation(key).steps + 1
+    each = named.forward + named.backward if named else apgd
+    norms = len(threats(work.config.attack))
+    passes = 2 + norms * each + norms - 1  # 2: answers before and after; others between norms
+    return passes * build.forward_flops(work.config) * work.evaluated(key)

@@ -1,0 +1,1 @@
+"""Compiled programs, read from XLA's text: instructions, costs, parts, topologies."""

@@ -1,0 +1,252 @@
+"""What a compiled program computes and moves on one chip, loops with their trip counts.
+
+XLA's own `cost_analysis` counts the body of a loop once.
+"""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+from jaxrobust.doctor.programs import hlo
+
+
+def flops(module: hlo.Module) -> float:
+    """Of all convolutions and products of matrices on one chip, and of kernels, as they declare.
+
+    A loop whose trip count is not in the text counts once, here and in `traffic`.
+    """
+    times, total = hlo.runs(module, unknown=1), 0.0
+    for i in hlo.instructions(module.computations):
+        if i.opcode in ("convolution", "dot"):
+            n = times[i.computation][0] or 0
+            types = [module.computations[i.computation][name].type for name in i.operands]
+            total += 2 * n * (_convolution if i.opcode == "convolution" else _dot)(i, *types)
+        elif match := re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes):
+            total += (times[i.computation][0] or 0) * int(match[1])
+    return total
+
+
+def _shape(type_: str) -> list[int]:
+    return [int(n) for n in re.search(r"\[([\d,]*)\]", type_)[1].split(",") if n]  # type: ignore[index]
+
+
+def _dot(i: hlo.Instruction, left: str, right: str) -> int:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
+    axes = contracted[1].split(",") if contracted and contracted[1] else []
+    return math.prod(_shape(i.type)) * math.prod(_shape(left)[int(axis)] for axis in axes)
+
+
+def _convolution(i: hlo.Instruction, image: str, kernel: str) -> int:
+    """Multiply-adds with what is not padding or dilation, by XLA's own rule."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    assert labels, i
+    sides = [
+        dict(zip(names, _shape(type_), strict=True))
+        for names, type_ in zip(labels.groups(), (image, kernel, i.type), strict=True)
+    ]
+    window = dict(
+        re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{(.*?)\}", i.attributes) or " ")[0])
+    )
+    spatial = sorted(key for key in sides[0] if key.isdigit())
+
+    def entry(key: str, axis: int, default: str) -> str:
+        return window[key].split("x")[axis] if key in window else default
+
+    valid = 1
+    for axis, key in enumerate(spatial):
+        valid *= _valid(
+            sides[0][key],
+            sides[1][key],
+            sides[2][key],
+            int(entry("stride", axis, "1")),
+            int(entry("pad", axis, "0_0").split("_")[0]),
+            int(entry("lhs_dilate", axis, "1")),
+            int(entry("rhs_dilate", axis, "1")),
+        )
+    groups = re.search(r"batch_group_count=(\d+)", i.attributes)
+    batch = sides[0]["b"] // (int(groups[1]) if groups else 1)
+    return batch * sides[1]["i"] * sides[2]["f"] * valid
+
+
+@functools.cache
+def _valid(
+    image: int, kernel: int, out: int, stride: int, pad: int, spread: int, apart: int
+) -> int:
+    """How many pairs of a position of the result and one of the kernel meet a value."""
+    positions = (o * stride + k * apart - pad for o in range(out) for k in range(kernel))
+    return sum(0 <= p <= (image - 1) * spread and p % spread == 0 for p in positions)
+
+
+_FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+}
+
+
+class InstructionCost(NamedTuple):
+    """What one instruction costs in all its runs."""
+
+    instruction: hlo.Instruction
+    bytes: int  # between HBM and the chip's units, with the padding of tiles
+    cycles: int  # by the compiler's estimate; of a kernel, as its file declares them
+
+
+def works(module: hlo.Module) -> list[InstructionCost]:
+    """List the instructions that take time, with what each reads and writes in HBM.
+
+    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
+    Of an array of which an instruction takes or replaces a part, such as a loop over a network's
+    blocks, the part counts. A loop whose trip count is not in the text counts once.
+    """
+    times, rows = hlo.runs(module, unknown=1), []
+    inner = {
+        callee
+        for i in hlo.instructions(module.computations)
+        if i.opcode not in ("while", "conditional", "call")
+        for callee in hlo.called(i)
+    }
+    for name, computation in module.computations.items():
+        for i in () if name in inner else computation.values():
+            if i.opcode not in _FREE and not i.opcode.endswith("-done"):
+                types = [computation[operand].type for operand in i.operands]
+                n = times[name][0] or 0
+                moved = _of_fusion(module, i, types) if i.opcode == "fusion" else _moved(i, types)
+                rows.append(InstructionCost(i, n * moved, n * cycles_of(i)))
+    return rows
+
+
+def traffic(module: hlo.Module) -> float:
+    """Add up the bytes between HBM and a chip's units; see `works`."""
+    return sum(work.bytes for work in works(module))
+
+
+def _moved(i: hlo.Instruction, operands: list[str]) -> int:
+    if i.opcode in ("copy-start", "slice-start"):  # (copy, ...) and ((operand), slice, ...)
+        part = hlo.elements(i.type)[i.opcode == "slice-start"]
+        return hlo.size(part) * (len(_in_hbm(part)) + len(_in_hbm(operands[0])))
+    if i.opcode in ("slice", "dynamic-slice"):
+        operands = [i.type]
+    if i.opcode == "dynamic-update-slice":
+        return 2 * hlo.size(operands[1])
+    return sum(hlo.padded_size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
+
+
+def _of_fusion(module: hlo.Module, i: hlo.Instruction, operands: list[str]) -> int:
+    """Count the bytes of a fusion, whose parameters are its operands and whose root it returns."""
+    (callee, *_) = hlo.called(i)
+    inside, root = module.computations[callee], module.root(callee)
+    several = root.opcode == "tuple"
+    ends = [inside[name] for name in root.operands] if several else [root]
+    types = hlo.elements(i.type) if several else [i.type]
+    met = [(whole, _placed(inside, end)) for whole, end in zip(types, ends, strict=True)]
+    for own in inside.values():
+        if own.opcode == "parameter":
+            met.append((operands[int(own.arguments)], _taken(inside, own)))
+    return sum(
+        sum(map(hlo.padded_size, arrays if parts is None else parts))
+        for arrays, parts in ((_in_hbm(whole), parts) for whole, parts in met)
+        if arrays
+    )
+
+
+def _taken(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> list[str] | None:
+    """List the types of the parts that a fusion reads of a value in it; None: it reads all."""
+    parts: list[str] = []
+    for user in inside.values():
+        if of.name not in user.operands:
+            continue
+        if of.name in user.operands[1:]:
+            return None
+        if user.opcode == "dynamic-slice":
+            parts.append(user.type)
+        elif user.opcode == "bitcast" and (more := _taken(inside, user)) is not None:
+            parts += more
+        elif user.opcode != "dynamic-update-slice" or not _returned(inside, user):
+            return None
+    return parts
+
+
+def _returned(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> bool:
+    """Tell whether a fusion only returns a value: what computes with it would read all of it."""
+    users = (user for user in inside.values() if of.name in user.operands)
+    return all(
+        u.opcode == "tuple" or (u.opcode == "bitcast" and _returned(inside, u)) for u in users
+    )
+
+
+def _placed(inside: dict[str, hlo.Instruction], end: hlo.Instruction) -> list[str] | None:
+    """Give the type of the part that a fusion replaces in an operand; None: it writes all."""
+
+    def source(of: hlo.Instruction) -> hlo.Instruction:
+        return source(inside[of.operands[0]]) if of.opcode == "bitcast" else of
+
+    end = source(end)
+    in_place = end.opcode == "dynamic-update-slice"
+    if in_place and source(inside[end.operands[0]]).opcode == "parameter":
+        return [inside[end.operands[1]].type]
+    return None
+
+
+def _in_hbm(type_: str) -> list[str]:
+    arrays = re.findall(r"\b[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?", type_)
+    return [array for array in arrays if "S(" not in array]
+
+
+class KernelCalls(NamedTuple):
+    """One of Pallas' kernels; the figures of one call are those that its file declares."""
+
+    name: str
+    calls: int
+    cycles: int
+    flops: int
+    bytes: int
+
+
+def cycles(module: hlo.Module) -> int:
+    """Add up the compiler's own estimate of cycles, which most operations of a TPU program carry.
+
+    It alone knows vector units, copies into another layout and the padding of tiles. A kernel of
+    Pallas has none: see `kernels`.
+    """
+    times = hlo.runs(module, unknown=1)
+    return sum(
+        (times[i.computation][0] or 0) * _estimate(i) for i in hlo.instructions(module.computations)
+    )
+
+
+def cycles_of(i: hlo.Instruction) -> int:
+    """Read what one run of an instruction takes; of a kernel, what its file declares."""
+    kernel = _declared(i)
+    return kernel.cycles if kernel else _estimate(i)
+
+
+def _estimate(i: hlo.Instruction) -> int:
+    match = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+    return int(match[1]) if match else 0
+
+
+def kernels(module: hlo.Module) -> list[KernelCalls]:
+    """List the kernels that a TPU program calls, each with how often it does so."""
+    times, calls_of = hlo.runs(module, unknown=1), dict[KernelCalls, int]()
+    for i in hlo.instructions(module.computations):
+        if kernel := _declared(i):
+            calls_of[kernel] = calls_of.get(kernel, 0) + (times[i.computation][0] or 0)
+    return [kernel._replace(calls=calls) for kernel, calls in sorted(calls_of.items())]
+
+
+def _declared(i: hlo.Instruction) -> KernelCalls | None:
+    """Read what a kernel's call declares, in its metadata and in `pl.CostEstimate`."""
+    if 'custom_call_target="tpu_custom_call"' not in i.attributes:
+        return None
+    number = r'"?(\d+)'
+    keys = r'kernel_metadata=\{\s*"cycles":', r'"cost_estimate":\{"flops":', r'"bytes_accessed":'
+    figures = (re.search(key + number, i.attributes) for key in keys)
+    cycles, flops, moved = (int(match[1]) if match else 0 for match in figures)
+    return KernelCalls(re.sub(r"[.\d]+$", "", i.name), 0, cycles, flops, moved)

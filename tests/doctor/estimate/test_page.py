@@ -1,0 +1,163 @@
+"""The lines for people: what they say, and that they fit."""
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.config import phase
+from jaxrobust.doctor.estimate import account, account_lines, elsewhere
+from tests.support.estimates import H100, imagenet
+
+ROOFLINE = {
+    **{"flops_s": 0.0156, "hbm_s": 0.0291, "cycles_s": 0.0211, "ici_s": 0.0012},
+    "roofline_step_s": 0.0291,
+    "roofline_images_per_s_per_chip": 2201.0,
+    "bound_by": "hbm",
+}
+
+
+class PageTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        config = imagenet()
+        config.phases = ("pretrain", "low", "train")
+        config.low = phase(epochs=20, objective="adversarial")
+        found = account.account(config, H100, utilisation=0.2)
+        for row in found["phases"]:
+            row["roofline"] = ROOFLINE
+        cls.found = account.priced(found, 2.0)
+
+    def lines(self, width):
+        return account_lines.page(self.found, width=width).splitlines()
+
+    @parameterized.parameters(60, 80, 120, 200)
+    def test_no_line_is_wider_than_the_terminal(self, width):
+        self.assertLessEqual(max(map(len, self.lines(width))), width)
+
+    def test_phases_stand_beside_each_other_as_far_as_they_fit(self):
+        for width, heads in ((60, 3), (80, 2), (200, 1)):
+            rows = [line.split()[1:] for line in self.lines(width) if line.startswith("phase ")]
+            self.assertLen(rows, heads, width)
+            self.assertEqual([w for row in rows for w in row], ["pretrain", "low", "train"])
+
+    def test_the_gaps_between_phases_count(self):
+        """What fits to the column is one table; with a column less it is two."""
+        first, *_ = [i for i, line in enumerate(self.lines(300)) if line.startswith("phase ")]
+        table = self.lines(300)[first:]
+        widest = max(map(len, table[: table.index("")]))
+        for width, heads in ((widest, 1), (widest - 1, 2)):
+            rows = [line for line in self.lines(width) if line.startswith("phase ")]
+            self.assertLen(rows, heads, width)
+
+    def test_columns_are_straight(self):
+        (head,) = (line for line in self.lines(200) if line.startswith("phase "))
+        (row,) = (line for line in self.lines(200) if line.startswith("objective "))
+        for word, below in (("pretrain", "clean"), ("low", "adversarial")):
+            self.assertEqual(head.index(word), row.index(below))
+
+    @pytest.mark.slow
+    def test_a_roofline_says_what_bounds_it(self):
+        lines = [" ".join(line.split()) for line in self.lines(60)]
+        for row in ("roofline per step 29.1 ms, by memory traffic", "arithmetic 15.6 ms"):
+            self.assertEqual(lines.count(row), 3, row)
+
+    def test_what_a_phase_does_not_have_is_a_dash(self):
+        (row,) = (line for line in self.lines(200) if line.startswith("  alarm "))
+        self.assertEqual(row.split()[1], "-")  # nothing is attacked in clean training
+
+    def test_sums_stand_under_their_heads(self):
+        (row,) = (line for line in self.lines(80) if line.startswith("training "))
+        money = self.found["training"]["money"]
+        self.assertEndsWith(row, f"  {money:,.2f}")
+        self.assertIn(f"{self.found['training']['chip_hours']:,.3g}", row)
+
+    def test_every_assumption_is_said(self):
+        text = " ".join(" ".join(self.lines(60)).split())
+        for line in (*self.found["known"], *self.found["assumed"]):
+            self.assertIn(line, text)
+
+    def test_a_step_has_a_shortest_time_and_the_page_says_so(self):
+        config = imagenet()
+        config.model.image_size = 32
+        found = account.account(config, H100, utilisation=0.2)
+        self.assertEqual(found["phases"][0]["step_s"], elsewhere.SHORTEST)
+        text = " ".join(account_lines.page(found).split())
+        self.assertIn("A step takes 5 ms at least", text)
+        self.assertIn("AutoAttack's passes are so short", text)
+
+
+ROW = {
+    **{"phase": "train", "objective": "trades", "attack_steps": 2, "images_per_epoch": 50_000},
+    **{"image_size": 32, "epochs": 1_000, "steps": 390_000, "batch_size": 1_024, "mfu": 0.125},
+    **{"flops_per_image": 1.234e10, "step_s": 0.0512, "images_per_s": 20_000.0, "seconds": 7_199.0},
+    **{"images_per_s_per_chip": 2_500.0, "memory_bytes": 3 * 2**30, "chip_hours": 12.346},
+    **{"parts_s": {"steps": 119.96, "selection": 0.25, "alarm": 0.0, "test": 7_200.0}},
+    **{"activation_bytes": 99 * 2**20, "roofline": ROOFLINE, "money": 0.004},
+}
+RESULT = {
+    **{"model": "vit_s", "dataset": "cifar10", "device": "TPU v5e", "on": "v5e:2x4", "chips": 8},
+    **{"chip_memory": 16 * 2**30, "phases": [ROW], "known": ["It is known."], "assumed": ["20 %."]},
+    "training": {"seconds": 120.0, "chip_hours": 12.346, "money": 1_234.5},
+    "autoattack": {
+        **{"images": 5_000, "robust": 0.5, "passes_per_image": {"apgd-ce": 203, "fab-t": 7_000}},
+        "expected": {"seconds": 0.9994, "chip_hours": 0.02, "money": 0.01},
+        "at_most": {"seconds": 360_000.0, "chip_hours": 1.0, "money": 2.0},
+    },
+}
+PAGE = """\
+vit_s on cifar10, TPU v5e (v5e:2x4)
+
+phase                    train
+objective                trades, 2-step attack
+images                   50,000 of 32 px
+epochs                   1,000
+steps                    390,000 of 1,024 images
+GFLOP per image          12.3
+seconds per step         0.0512
+images/s                 20,000 (2,500 a chip)
+share of peak FLOP/s     12.5%
+memory per chip          3.0 GiB of 16 GiB
+  activations, counted   99.0 MiB
+roofline per step        29.1 ms, by memory traffic
+  arithmetic             15.6 ms
+  memory traffic         29.1 ms
+  cycles                 21.1 ms
+  interconnect           1.2 ms
+  images/s at best       2,201 a chip
+time                     120.0 min
+  steps                  120.0 s
+  selection split        250 ms
+  test split             2.0 h
+chip-hours               12.3
+money                    < 0.01
+
+                                            time  chip-hours       money
+training                                 2.0 min        12.3    1,234.50
+AutoAttack, 5,000 images, 50% robust      999 ms        0.02        0.01
+  all robust, 7,203 passes each          100.0 h           1        2.00
+
+It is known.
+Assumed: 20 %.
+"""
+
+
+class WholePageTest(absltest.TestCase):
+    def test_each_quantity_has_its_unit(self):
+        self.assertEqual(account_lines.page(RESULT) + "\n", PAGE)
+
+    def test_of_a_cpu_there_are_no_chips(self):
+        row = ROW | {"attack_steps": 0, "mfu": None}
+        here = RESULT | {"on": "cpu", "chips": 1, "chip_memory": None, "phases": [row]}
+        lines = account_lines.page(here).splitlines()
+        for line in (
+            "objective                trades",
+            "images/s                 20,000",
+            "memory                   3.0 GiB",
+        ):
+            self.assertIn(line, lines)
+        self.assertNotIn("chip-hours", account_lines.page(here))
+        self.assertNotIn("share of peak", account_lines.page(here))
+
+
+if __name__ == "__main__":
+    absltest.main()

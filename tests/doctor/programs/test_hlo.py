@@ -1,0 +1,552 @@
+"""Collectives in the text of programs: compiled for 8 CPU devices, and as TPUs' are written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from jaxrobust.doctor.programs import hlo, hlo_costs
+
+
+def compiled(function, *arguments, split=(), cut=False):
+    """The text of a program of 8 devices; arguments in `split`, or the result, are cut in rows."""
+    mesh = Mesh(np.array(jax.devices()[:8]), ("x",), axis_types=(AxisType.Auto,))
+    specs = tuple(PartitionSpec("x" if n in split else None) for n in range(len(arguments)))
+    function = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec("x" if cut else None),
+        check_vma=False,
+    )
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def found(text):
+    """{kind: the only collective of this kind}."""
+    collectives = hlo.collectives(hlo.parse(text))
+    assert len({c.kind for c in collectives}) == len(collectives), collectives
+    return {c.kind: c for c in collectives}
+
+
+def repeat(steps, x, body):
+    return lax.scan(lambda carry, _: (body(carry), None), x, None, length=steps)[0]
+
+
+class CompiledTest(parameterized.TestCase):
+    @parameterized.parameters(2, 10)
+    def test_a_sum_in_a_loop_counts_each_time(self, steps):
+        def f(x):
+            return repeat(steps, x, lambda x: jnp.tanh(lax.psum(x, "x")))
+
+        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
+        self.assertEqual(total.kind, "all-reduce")
+        self.assertTrue(total.inside)
+        self.assertEqual((total.times, total.bytes, total.arrays), (steps, 64, 1))
+        self.assertEqual(total.sent, 2 * 64 * 7 / 8)
+        self.assertEqual(total.parameters, ())  # what a loop carries on is no parameter
+
+    def test_a_sum_after_a_loop_is_outside(self):
+        def f(x):
+            return lax.psum(repeat(5, x, jnp.tanh), "x")
+
+        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
+        self.assertEqual((total.inside, total.times), (False, 1))
+
+    def test_loops_in_loops(self):
+        def f(x):
+            return repeat(3, x, lambda x: repeat(4, x, lambda x: jnp.tanh(lax.psum(x, "x"))))
+
+        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
+        self.assertEqual((total.inside, total.times), (True, 12))
+
+    def test_a_loop_of_unknown_length(self):
+        def f(x):
+            return lax.while_loop(lambda x: x.sum() < 9, lambda x: x + lax.psum(x, "x"), x)
+
+        collectives = hlo.collectives(hlo.parse(compiled(f, array(8, 16), split=[0])))
+        self.assertNotEmpty(collectives)
+        for total in collectives:
+            self.assertEqual((total.inside, total.times), (True, None))
+
+    def test_the_attack_counts_as_inside_though_it_is_no_loop(self):
+        def f(x):
+            with jax.named_scope("attack"):
+                return lax.psum(jnp.tanh(x), "x")
+
+        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
+        self.assertEqual((total.inside, total.times), (True, 1))
+
+    def test_a_parameter_is_gathered_once_before_the_loop(self):
+        def f(w, x):
+            w = lax.all_gather(w, "x", axis=0, tiled=True)
+            return lax.psum(repeat(6, x, lambda x: jnp.tanh(x @ w)), "x")
+
+        kinds = found(compiled(f, array(64, 64), array(8, 64), split=[0, 1]))
+        gather = kinds["all-gather"]
+        self.assertEqual((gather.inside, gather.times, gather.bytes), (False, 1, 64 * 64 * 4))
+        self.assertEqual(gather.sent, 64 * 64 * 4 * 7 / 8)
+        self.assertLen(gather.parameters, 1)
+        self.assertEqual(kinds["all-reduce"].parameters, ())  # the loop has computed it
+
+    def test_a_parameter_that_a_loop_gathers_again(self):
+        def f(w, x):
+            def body(x):
+                return jnp.tanh(
+                    x @ lax.all_gather(lax.optimization_barrier((w, x))[0], "x", tiled=True)
+                )
+
+            return repeat(6, x, body)
+
+        gather = found(compiled(f, array(64, 64), array(8, 64), split=[0, 1]))["all-gather"]
+        self.assertEqual((gather.inside, gather.times), (True, 6))
+        self.assertLen(gather.parameters, 1)
+
+    def test_a_parameter_that_is_added_up_is_not_gathered(self):
+        (total,) = found(compiled(lambda x: lax.psum(x, "x"), array(8, 16), split=[0])).values()
+        self.assertEqual((total.kind, total.parameters), ("all-reduce", ()))
+
+    def test_gradients_that_are_scattered(self):
+        def f(x):
+            return lax.psum_scatter(jnp.tanh(x), "x", scatter_dimension=0, tiled=True)
+
+        text = compiled(f, array(64, 32), cut=True)
+        (scatter,) = found(text).values()
+        self.assertEqual(scatter.kind, "reduce-scatter")
+        self.assertEqual(scatter.bytes, 8 * 32 * 4)
+        self.assertEqual(scatter.sent, 7 * 8 * 32 * 4)
+
+    def test_other_kinds(self):
+        def f(x):
+            y = lax.ppermute(jnp.tanh(x), "x", [(i, (i + 1) % 8) for i in range(8)])
+            return y + lax.all_to_all(jnp.sin(x), "x", 1, 1, tiled=True)
+
+        kinds = found(compiled(f, array(8, 16), split=[0], cut=True))
+        self.assertCountEqual(kinds, ["collective-permute", "all-to-all"])
+        self.assertEqual({c.bytes for c in kinds.values()}, {64})
+
+    def test_a_program_without_collectives(self):
+        module = hlo.parse(compiled(lambda x: repeat(5, x, jnp.tanh), array(8, 16)))
+        self.assertEqual(hlo.collectives(module), [])
+
+    @parameterized.parameters(1, 7)
+    def test_operations_of_a_loop(self, steps):
+        def f(w, x):
+            return repeat(steps, x, lambda x: jnp.tanh(jnp.sin(x) @ w) @ w)
+
+        module = hlo.parse(compiled(f, array(48, 48), array(40, 48)))
+        self.assertEqual(hlo_costs.flops(module), steps * 2 * 2 * 40 * 48 * 48)
+
+    @parameterized.parameters((1, "SAME", 1), (2, "VALID", 1), (2, "SAME", 4))
+    def test_operations_of_a_convolution(self, stride, padding, groups):
+        def f(w, x):
+            return lax.conv_general_dilated(
+                x,
+                w,
+                (stride, stride),
+                padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+
+        # XLA's own count, which leaves out what meets padding, of the program before optimisation.
+        arguments = array(3, 3, 8 // groups, 12), array(2, 9, 9, 8)
+        lowered = jax.jit(f).lower(*arguments)
+        text = lowered.compiler_ir("hlo").as_hlo_module().to_string()
+        self.assertEqual(
+            hlo_costs.flops(hlo.parse(text)), lowered.compile().cost_analysis()["flops"]
+        )
+
+
+# Cut down from programs that libtpu 0.0.42 made for v5e:4x4 and v5e:2x2; bodies as it writes them.
+HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=16\n\n"
+PARAMETER = (
+    "  %param.6 = f32[1024,256]{1,0:T(8,128)} parameter(0), sharding={devices=[1,16]<=[16]}, "
+    "metadata={op_name=\"p[\\'0.a\\']\"}\n"
+)
+GATHER = (
+    " = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-gather(%param_0.1), channel_id=1, replica_groups="
+    "{{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}, dimensions={1}, use_global_device_ids=true, "
+    'frontend_attributes={chain_id="21"}, metadata={op_name="jit(f)/shard_map/all_gather"}\n'
+)
+# A gather that runs beside a product of matrices: its start, the fusion it runs in, and its end.
+ASYNC = HEAD + (
+    "%fused_computation.1 (param_0.1: bf16[1024,256]) -> (bf16[1024,256], bf16[1024,4096]) {\n"
+    "  %param_0.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)\n"
+    f"  %all-gather.1{GATHER}"
+    "  ROOT %custom-call.1 = (bf16[1024,256]{1,0:T(8,128)(2,1)S(1)}, bf16[1024,4096]{1,0:T(8,128)"
+    '(2,1)S(1)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"\n'
+    "}\n\n"
+    "%async_collective_fusion.1 (param_0.1: bf16[1024,256]) -> (bf16[1024,256], /*index=1*/"
+    "bf16[1024,4096]) {\n"
+    "  %param_0.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)\n"
+    f"  %all-gather.2{GATHER}"
+    "  ROOT %tuple.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) tuple(%param_0.1, "
+    "%all-gather.2)\n"
+    "}\n\n"
+    "%fused_computation.2 (param_0.1: bf16[1024,256]) -> bf16[1024,4096] {\n"
+    "  %param_0.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)\n"
+    f"  %all-gather.3{GATHER}"
+    "  ROOT %custom-call.2 = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} custom-call(%all-gather.3), "
+    'custom_call_target="AsyncCollectiveDone"\n'
+    "}\n\n"
+    "ENTRY %main.1_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
+    f"{PARAMETER}"
+    "  %convert.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} convert(%param.6)\n"
+    "  %async-collective-start = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%convert.1), "
+    "kind=kCustom, calls=%fused_computation.1\n"
+    "  %get-tuple-element.1 = bf16[1024,256]{1,0} get-tuple-element(%async-collective-start), "
+    "index=0\n"
+    "  %fusion.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%get-tuple-element.1), "
+    "kind=kOutput, calls=%async_collective_fusion.1\n"
+    "  %get-tuple-element.2 = bf16[1024,256]{1,0} get-tuple-element(%fusion.1), index=0\n"
+    "  ROOT %async-collective-done = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion("
+    "%get-tuple-element.2), kind=kCustom, calls=%fused_computation.2\n"
+    "}\n"
+)
+# The same, where the product is in a loop of four.
+LOOPED = ASYNC.partition("ENTRY")[0] + (
+    "%body (c.0: (s32[], bf16[1024,256])) -> (s32[], bf16[1024,256]) {\n"
+    "  %c.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %one = s32[] constant(1)\n"
+    "  %c.1 = s32[] get-tuple-element(%c.0), index=0\n  %c.2 = s32[] add(%c.1, %one)\n"
+    "  %c.3 = bf16[1024,256]{1,0} get-tuple-element(%c.0), index=1\n"
+    "  %fusion.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%c.3), kind=kOutput, "
+    "calls=%async_collective_fusion.1\n"
+    "  %c.4 = bf16[1024,256]{1,0} get-tuple-element(%fusion.1), index=0\n"
+    "  ROOT %c.5 = (s32[], bf16[1024,256]{1,0}) tuple(%c.2, %c.4)\n}\n\n"
+    "%condition (d.0: (s32[], bf16[1024,256])) -> pred[] {\n"
+    "  %d.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %four = s32[] constant(4)\n"
+    "  %d.1 = s32[] get-tuple-element(%d.0), index=0\n"
+    "  ROOT %less = pred[] compare(%d.1, %four), direction=LT\n}\n\n"
+    "ENTRY %main.1_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
+    f"{PARAMETER}"
+    "  %convert.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} convert(%param.6)\n"
+    "  %async-collective-start = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%convert.1), "
+    "kind=kCustom, calls=%fused_computation.1\n"
+    "  %started = bf16[1024,256]{1,0} get-tuple-element(%async-collective-start), index=0\n"
+    "  %zero = s32[] constant(0)\n"
+    "  %before = (s32[], bf16[1024,256]{1,0}) tuple(%zero, %started)\n"
+    "  %loop = (s32[], bf16[1024,256]{1,0}) while(%before), condition=%condition, body=%body\n"
+    "  %after = bf16[1024,256]{1,0} get-tuple-element(%loop), index=1\n"
+    "  ROOT %async-collective-done = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion(%after), "
+    "kind=kCustom, calls=%fused_computation.2\n}\n"
+)
+# The same gather, written as a sum of zeros into which each chip has put its part.
+SUM = HEAD + (
+    "%region_1.1 (a: bf16[], b: bf16[]) -> bf16[] {\n"
+    "  %a = bf16[] parameter(0)\n  %b = bf16[] parameter(1)\n"
+    "  ROOT %add = bf16[] add(%a, %b)\n}\n\n"
+    "%fused_computation (p0: f32[1024,256], p1: s32[]) -> bf16[1024,4096] {\n"
+    "  %p0 = f32[1024,256]{1,0:T(8,128)} parameter(0)\n  %p1 = s32[]{:T(128)} parameter(1)\n"
+    "  %zero = bf16[]{:T(512)} constant(0)\n"
+    "  %zeros = bf16[1024,4096]{1,0:T(8,128)(2,1)} broadcast(%zero), dimensions={}\n"
+    "  %part = bf16[1024,256]{1,0:T(8,128)(2,1)} convert(%p0)\n  %row = s32[] constant(0)\n"
+    "  ROOT %dus = bf16[1024,4096]{1,0:T(8,128)(2,1)} dynamic-update-slice(%zeros, %part, "
+    "%row, %p1)\n}\n\n"
+    "ENTRY %main.2_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
+    f"{PARAMETER}"
+    "  %copy-start = (f32[1024,256]{1,0:T(8,128)S(1)}, f32[1024,256]{1,0}, u32[]{:S(2)}) "
+    "copy-start(%param.6)\n"
+    "  %copy-done = f32[1024,256]{1,0:T(8,128)S(1)} copy-done(%copy-start)\n"
+    "  %id = u32[]{:T(128)} partition-id()\n  %place = s32[]{:T(128)} convert(%id)\n"
+    "  %fusion = bf16[1024,4096]{1,0:T(8,128)(2,1)} fusion(%copy-done, %place), kind=kLoop, "
+    "calls=%fused_computation\n"
+    "  ROOT %all-reduce = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-reduce(%fusion), channel_id=3, "
+    "replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_0', 'axis_1'}, use_global_device_ids=true, "
+    "to_apply=%region_1.1\n"
+    "}\n"
+)
+# Gathers with a start and an end of their own: the start's type holds operand and result.
+START = HEAD + (
+    "ENTRY %main.3_spmd (param.6: f32[1024,256]) -> f32[1024,4096] {\n"
+    f"{PARAMETER}"
+    "  %all-gather-start.1 = (f32[1024,256]{1,0}, f32[1024,4096]{1,0}) all-gather-start(%param.6), "
+    "channel_id=1, replica_groups=[1,16]<=[16], dimensions={1}, use_global_device_ids=true\n"
+    "  ROOT %all-gather-done.1 = f32[1024,4096]{1,0} all-gather-done(%all-gather-start.1)\n"
+    "}\n"
+)
+# As TPUs write loops: no trip count but that of the comparison.
+LOOP = HEAD + (
+    "%region_1.1 (a: f32[], b: f32[]) -> f32[] {\n"
+    "  %a = f32[] parameter(0)\n  %b = f32[] parameter(1)\n  ROOT %add = f32[] add(%a, %b)\n}\n\n"
+    "%wide.region_0.1_spmd.sunk (wide.param.2: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {\n"
+    "  %one = s32[]{:T(128)} constant(1)\n"
+    "  %wide.param.2 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) parameter(0)\n"
+    "  %i = s32[]{:T(128)} get-tuple-element(%wide.param.2), index=0\n"
+    "  %x = f32[8,8]{1,0:T(8,128)S(1)} get-tuple-element(%wide.param.2), index=1\n"
+    "  %next = s32[]{:T(128)} add(%i, %one)\n"
+    "  %all-reduce.1 = f32[8,8]{1,0:T(8,128)} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,"
+    "3}}, to_apply=%region_1.1\n"
+    "  ROOT %tuple.2 = (s32[]{:T(128)}, f32[8,8]{1,0}) tuple(%next, %all-reduce.1)\n}\n\n"
+    "%wide.region_1.2_spmd (wide.param.1: (s32[], f32[8,8])) -> pred[] {\n"
+    "  %constant.6.clone.1 = s32[]{:T(128)} constant(10)\n"
+    "  %wide.param.1 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) parameter(0)\n"
+    "  %get-tuple-element.53 = s32[]{:T(128)} get-tuple-element(%wide.param.1), index=0\n"
+    "  ROOT %lt.3 = pred[]{:T(512)} compare(%get-tuple-element.53, %constant.6.clone.1), "
+    "direction=LT\n}\n\n"
+    "ENTRY %main.4_spmd (param.6: f32[8,8]) -> f32[8,8] {\n"
+    "  %constant.7 = s32[]{:T(128)} constant(0)\n  %copy.23 = s32[]{:T(128)} copy(%constant.7)\n"
+    "  %param.6 = f32[8,8]{1,0:T(8,128)} parameter(0)\n"
+    "  %tuple.26 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) tuple(%copy.23, %param.6)\n"
+    "  %while.10 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) while(%tuple.26), condition="
+    "%wide.region_1.2_spmd, body=%wide.region_0.1_spmd.sunk\n"
+    "  ROOT %get-tuple-element.31 = f32[8,8]{1,0} get-tuple-element(%while.10), index=1\n"
+    "}\n"
+)
+
+
+class TpuTextTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("fused", ASYNC, "all-gather", 2, 15 / 16),
+        ("beside_a_loop", LOOPED, "all-gather", 2, 15 / 16),
+        ("as_a_sum", SUM, "all-reduce", 2, 2 * 15 / 16),
+        ("started", START, "all-gather", 4, 15 / 16),
+    )
+    def test_one_gather_of_a_parameter(self, text, kind, itemsize, factor):
+        (gather,) = hlo.collectives(hlo.parse(text))
+        size = 1024 * 4096 * itemsize
+        self.assertEqual((gather.kind, gather.bytes, gather.sent), (kind, size, size * factor))
+        self.assertEqual((gather.inside, gather.times, gather.arrays), (False, 1, 1))
+        self.assertEqual(gather.parameters, ("p['0.a']",))
+
+    def test_a_computation_that_hundreds_of_instructions_call_one_after_another(self):
+        """Who asks where one's value was meets each of them once."""
+        calls, count = "", 700
+        for number in range(1, count + 1):
+            before = f"get-tuple-element.{number - 1}" if number > 1 else "p"
+            calls += f"  %fusion.{number} = (f32[8]) fusion(%{before}), kind=kLoop, calls=%shared\n"
+            calls += f"  %get-tuple-element.{number} = f32[8] get-tuple-element(%fusion.{number}), "
+            calls += "index=0\n"
+        text = (
+            "HloModule jit_f, is_scheduled=true, num_partitions=4\n\n"
+            "%shared (q: f32[8]) -> (f32[8]) {\n  %q = f32[8] parameter(0)\n"
+            "  %moved = f32[8] copy(%q)\n  ROOT %out = (f32[8]) tuple(%moved)\n}\n\n"
+            "ENTRY %main (p: f32[8]) -> f32[32] {\n  %p = f32[8] parameter(0)\n"
+            f"{calls}"
+            f"  ROOT %all-gather.1 = f32[32] all-gather(%get-tuple-element.{count}), "
+            "dimensions={0}\n}\n"
+        )
+        (gather,) = found(text).values()
+        self.assertEqual(gather.parameters, ("p",))
+
+    def test_a_loop_s_length_is_in_its_condition(self):
+        (total,) = hlo.collectives(hlo.parse(LOOP))
+        self.assertEqual((total.inside, total.times, total.bytes), (True, 10, 256))
+        self.assertEqual((total.sent, total.parameters), (2 * 256 * 3 / 4, ()))
+
+    def test_fast_memory_costs_no_traffic(self):
+        # The loop's sum reads fast memory and writes 8 rows of 128 values, of which 8 are not
+        # padding, 10 times; a scalar stays there.
+        body = 10 * (8 * 128 * 4 + 3 * 4)
+        condition = 10 * (2 * 4 + 1)
+        self.assertEqual(hlo_costs.traffic(hlo.parse(LOOP)), body + condition + 8)
+
+    def test_a_part_that_is_written_in_place_counts_alone(self):
+        """It is read and written: 2 x 8 rows of 128 values, and not the 1,024 rows around them."""
+        text = HEAD + (
+            "ENTRY %main.4 (whole: f32[1024,128], part: f32[8,128], at: s32[]) -> f32[1024,128] {\n"
+            "  %whole = f32[1024,128]{1,0:T(8,128)} parameter(0)\n"
+            "  %part = f32[8,128]{1,0:T(8,128)} parameter(1)\n  %at = s32[]{:T(128)} parameter(2)\n"
+            "  ROOT %placed = f32[1024,128]{1,0:T(8,128)} dynamic-update-slice(%whole, %part, %at, "
+            "%at)\n}\n"
+        )
+        self.assertEqual(hlo_costs.traffic(hlo.parse(text)), 2 * 8 * 128 * 4)
+
+    @parameterized.parameters(
+        # The part that is placed (8 rows) and the one that is taken (16), not the 1,024 rows.
+        ("parameter(0)", "dynamic-slice(%whole.1, %at.1, %at.1)", 8 + 16),
+        # Zeros are no array of before: all that is written counts.
+        ("broadcast(%at.1), dimensions={}", "dynamic-slice(%whole.1, %at.1, %at.1)", 1024),
+        ("parameter(0)", "slice(%whole.1), slice={[0:16], [0:128]}", 8 + 1024),
+        # What is computed of the array with its new part reads all, and writes all.
+        ("parameter(0)", "dynamic-slice(%whole.1, %at.1, %at.1)", 1024 + 1024, "negate(%placed)"),
+    )
+    def test_a_fusion_counts_the_parts_that_it_takes_and_places(
+        self, base, taken, rows, end="bitcast(%placed)"
+    ):
+        whole, tile = "f32[1024,128]{1,0:T(8,128)", "{1,0:T(8,128)}"
+        text = HEAD + (
+            f"%fused (a: f32[1024,128], at: s32[]) -> (f32[1024,128], f32[8,128]) {{\n"
+            f"  %whole.1 = {whole}}} {base}\n  %at.1 = s32[]{{:T(128)}} parameter(1)\n"
+            f"  %rows = f32[16,128]{tile} {taken}\n"
+            f"  %part = f32[8,128]{tile} slice(%rows), slice={{[0:8], [0:128]}}\n"
+            f"  %placed = {whole}}} dynamic-update-slice(%whole.1, %part, %at.1, %at.1)\n"
+            f"  %again = {whole}}} {end}\n"
+            f"  ROOT %both = ({whole}}}, f32[8,128]{tile}) tuple(%again, %part)\n}}\n\n"
+            "ENTRY %main.5 (whole: f32[1024,128], at: s32[]) -> f32[1024,128] {\n"
+            f"  %whole = {whole}}} parameter(0)\n  %at = s32[]{{:T(128)S(1)}} parameter(1)\n"
+            f"  %f = ({whole}}}, f32[8,128]{{1,0:T(8,128)S(1)}}) fusion(%whole, %at), kind=kLoop, "
+            "calls=%fused\n"
+            f"  ROOT %end = {whole}}} get-tuple-element(%f), index=0\n}}\n"
+        )
+        self.assertEqual(hlo_costs.traffic(hlo.parse(text)), rows * 128 * 4)
+
+    def test_a_text_that_is_no_module(self):
+        with self.assertRaisesRegex(ValueError, "no ENTRY computation; pass the text of compiled"):
+            hlo.parse("HloModule jit_f\n")
+
+
+class SizeTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("f32[]", 4),
+        ("bf16[3,6,64]{2,1,0:T(8,128)(2,1)S(1)}", 2304),
+        ("(f32[8]{0}, /*index=1*/pred[3]{0}, u32[]{:S(2)})", 39),
+        ("s4[6]{0:T(8,128)E(4)}", 3),
+        ("f8e4m3fn[5]{0}", 5),
+        ("c64[2]{0}", 16),
+        ("()", 0),
+    )
+    def test_bytes_of_a_type(self, type_, size):
+        self.assertEqual(hlo.size(type_), size)
+
+    @parameterized.parameters(
+        ("bf16[88,197,384]{2,1,0:T(8,128)(2,1)}", 88 * 200 * 384 * 2),
+        ("bf16[88,6,197,197]{2,3,1,0:T(8,128)(2,1)S(1)}", 88 * 6 * 256 * 200 * 2),
+        ("f32[56,96]{1,0:T(8,128)}", 56 * 128 * 4),
+        ("f32[56,96]{0,1:T(8,128)}", 96 * 128 * 4),
+        ("f32[384]{0:T(512)}", 512 * 4),
+        ("f32[5,3]{1,0}", 60),
+        ("s32[]{:T(128)}", 4),
+    )
+    def test_bytes_with_the_padding_of_tiles(self, type_, size):
+        self.assertEqual(hlo.padded_size(type_), size)
+
+
+CALLED = """HloModule m
+
+%fused (p: f32[]) -> f32[] {
+  %p = f32[] parameter(0)
+  ROOT %n = f32[] negate(%p)
+}
+
+%body (b: f32[]) -> f32[] {
+  %b = f32[] parameter(0)
+  ROOT %f = f32[] fusion(%b), kind=kLoop, calls=%fused
+}
+
+%cond (c: f32[]) -> pred[] {
+  %c = f32[] parameter(0)
+  ROOT %t = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %w = f32[] while(%a), condition=%cond, body=%body, config={"known_trip_count":{"n":"4"}}
+}
+"""
+
+
+class RunsTest(absltest.TestCase):
+    def test_what_a_loop_calls_is_inside_of_it_too(self):
+        module = hlo.parse(CALLED)
+        found = hlo.runs(module)
+        inside = dict.fromkeys(("body", "fused", "cond"), (4, True))
+        self.assertEqual(found, inside | {"main": (1, False)})
+        unknown = hlo.parse(CALLED.replace("known_trip_count", "other"))
+        self.assertEqual(hlo.runs(unknown)["fused"], (None, True))
+        self.assertEqual(hlo.runs(unknown, unknown=1)["fused"], (1, True))
+
+
+class PlacesTest(absltest.TestCase):
+    def test_only_arrays_without_another_place_are_in_hbm(self):
+        type_ = "(f32[2]{0}, f32[3]{0:T(8)S(1)}, bf16[4,5]{1,0:T(8,128)}, s32[1]{0:S(5)}, pred[])"
+        self.assertEqual(
+            hlo_costs._in_hbm(type_), ["f32[2]{0}", "bf16[4,5]{1,0:T(8,128)}", "pred[]"]
+        )
+
+
+class WindowTest(parameterized.TestCase):
+    """Which values a kernel of two meets as it moves over four, by hand."""
+
+    @parameterized.parameters(
+        ("size=2", 3, 6),
+        ("size=2 stride=2", 2, 4),
+        ("size=2 stride=2 pad=1_0", 2, 3),  # -1 and 0, 1 and 2
+        ("size=2 stride=2 pad=0_1", 2, 4),  # 0 and 1, 2 and 3
+        ("size=2 pad=1_1", 5, 8),
+        ("size=2 rhs_dilate=3", 1, 2),  # 0 and 3
+        ("size=2 lhs_dilate=2", 6, 6),  # 0, _, 1, _, 2, _, 3: each pair has one of them
+    )
+    def test_one_axis(self, window, out, met):
+        attributes = f", window={{{window}}}, dim_labels=b0f_0io->b0f"
+        i = hlo.Instruction("c", f"f32[3,{out},7]", "convolution", (), "", attributes, "main")
+        found = hlo_costs._convolution(i, "f32[3,4,5]", "f32[2,5,7]")
+        self.assertEqual(found, 3 * 5 * 7 * met)
+
+
+class CyclesTest(absltest.TestCase):
+    def test_a_loop_s_cycles_count_as_often_as_it_runs(self):
+        each = ', backend_config={"window_config":{"estimated_cycles":"70"}}'
+        text = LOOP.replace("add(%i, %one)", "add(%i, %one)" + each)
+        self.assertEqual(hlo_costs.cycles(hlo.parse(text)), 700)
+
+    def test_kernels_say_what_they_take(self):
+        call = (
+            "  %attend.3 = f32[8,8]{1,0:T(8,128)} custom-call(%x), "
+            'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+            '"cycles":"25"\n}}, metadata={op_name="attend"}, backend_config={"cost_estimate":{'
+            '"flops":"64","transcendentals":"8","bytes_accessed":"512"}}\n'
+        )
+        text = LOOP.replace("  %all-reduce.1", call + "  %all-reduce.1")
+        self.assertEqual(hlo_costs.kernels(hlo.parse(text)), [("attend", 10, 25, 64, 512)])
+        self.assertEmpty(hlo_costs.kernels(hlo.parse(LOOP)))
+
+
+class MovedTest(parameterized.TestCase):
+    """Bytes between HBM and a chip's units, by hand: f32[8,128] are 4,096."""
+
+    HERE, FAST = "f32[8,128]{1,0:T(8,128)}", "f32[8,128]{1,0:T(8,128)S(1)}"
+    WHOLE = "f32[64,128]{1,0:T(8,128)}"
+
+    @parameterized.parameters(
+        ("copy-start", f"({FAST}, {HERE}, u32[])", (HERE,), 4096),  # read, to fast memory
+        ("copy-start", f"({HERE}, {FAST}, u32[])", (FAST,), 4096),
+        ("copy-start", f"({HERE}, {HERE}, u32[])", (HERE,), 2 * 4096),
+        ("slice-start", f"(({WHOLE}), {FAST}, u32[])", (WHOLE,), 4096),  # of the part alone
+        ("slice-start", f"(({WHOLE}), {HERE}, u32[])", (WHOLE,), 2 * 4096),
+        ("slice", HERE, (WHOLE,), 2 * 4096),
+        ("dynamic-slice", HERE, (WHOLE, "s32[]", "s32[]"), 2 * 4096),
+        ("dynamic-update-slice", WHOLE, (WHOLE, HERE, "s32[]"), 2 * 4096),
+        ("add", HERE, (HERE, HERE), 3 * 4096),
+        ("add", HERE, (HERE, FAST), 2 * 4096),
+    )
+    def test_of_an_instruction(self, opcode, type_, operands, moved):
+        i = hlo.Instruction("i", type_, opcode, (), "", "", "main")
+        self.assertEqual(hlo_costs._moved(i, list(operands)), moved)
+
+
+class TakenTest(absltest.TestCase):
+    """What a fusion reads of a value: the parts that it slices, or (None) all of it."""
+
+    def taken(self, *rows):
+        make = lambda name, opcode, operands: hlo.Instruction(  # noqa: E731
+            name, f"type of {name}", opcode, operands, "", "", "main"
+        )
+        inside = {row[0]: make(*row) for row in rows}
+        return [hlo_costs._taken(inside, make(name, "parameter", ())) for name in "abcd"]
+
+    def test_where_a_value_is_sliced_or_an_index(self):
+        found = self.taken(("s", "dynamic-slice", ("a", "b", "c")))
+        self.assertEqual(found, [["type of s"], None, None, []])
+
+    def test_what_is_placed_is_read_whole(self):
+        rows = ("u", "dynamic-update-slice", ("a", "b", "c")), ("t", "tuple", ("u",))
+        self.assertEqual(self.taken(*rows), [[], None, None, []])
+        computed = rows[0], ("t", "negate", ("u",))
+        self.assertEqual(self.taken(*computed), [None, None, None, []])
+
+    def test_parts_are_added_up_through_bitcasts(self):
+        rows = [("v", "bitcast", ("a",)), ("s", "dynamic-slice", ("v", "b")),
+                ("r", "dynamic-slice", ("a", "b"))]  # fmt: skip
+        self.assertEqual(self.taken(*rows)[0], ["type of s", "type of r"])
+        self.assertIsNone(self.taken(*rows, ("n", "negate", ("v",)))[0])
+
+
+if __name__ == "__main__":
+    absltest.main()
