@@ -1,7 +1,9 @@
-"""Parameterized tests of many rows: a few of them are fast tests, and the others slow ones."""
+"""Tests of many rows: cheap rows are one test, and of long sweeps a few rows are fast tests."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -26,3 +28,25 @@ def fast(*rows: int | str) -> Callable[[Iterable[Row]], list[Row]]:
         ]
 
     return marked
+
+
+def rows(*given: Any) -> Callable[[Row], Row]:
+    """Make one test of rows as of `@parameterized.parameters`, each in a `subTest` of its own.
+
+    For rows that are cheap and leave nothing behind: `setUp` is called once for all of them.
+    """
+
+    def of(test: Row) -> Row:
+        @functools.wraps(test)
+        def each(self: Any) -> None:
+            for row in given:
+                with self.subTest(row):
+                    if isinstance(row, dict):
+                        test(self, **row)
+                    else:
+                        test(self, *(row if isinstance(row, tuple) else (row,)))
+
+        del each.__wrapped__  # whose arguments would be those of fixtures
+        return each
+
+    return of
