@@ -12,7 +12,6 @@ from PIL import Image
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.report import gathered, page
 from jaxrobust.report.parts import examples
-from jaxrobust.report.parts.examples import Fooled
 from tests.support import reports
 
 
@@ -36,13 +35,6 @@ class ExamplesTest(absltest.TestCase):
             np.testing.assert_allclose(pixels / 255, wanted[..., 0], atol=0.5 / 255 + 1e-6)
         self.assertIn("apgd-t, 9 iterations, amplified 2 times", said)
         self.assertIn("Ties go to the smaller number", said)
-
-    def test_the_rule(self):
-        rows = [(3, "a", 2), (1, "a", 2), (2, "a", 1), (5, "b", 4), (6, "b", 7), (4, "b", 7)]
-        found = [Fooled(i, attack, k, Path(), 0) for i, attack, k in rows]
-        easy, hard = examples.choose(found, ["a", "b"])
-        self.assertEqual([f.image for f in easy], [2, 1, 3])
-        self.assertEqual([f.image for f in hard], [4, 6, 5])
 
     def test_a_union_shows_what_each_threat_fooled_first(self):
         """The first threat fools 7 and 9; the second 7, 9 and 11, of which it has 11 alone."""

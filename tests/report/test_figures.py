@@ -11,21 +11,6 @@ NAN = math.nan
 
 
 class FrameTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (Axis("x"), [2.0, 10.0], 0, 10),  # what grows from near zero is drawn from zero
-        (Axis("x"), [4.0, 10.0], 4, 10),
-        (Axis("x"), [-2.0, 10.0], -2, 10),
-        (Axis("x", low=0.0, high=1.0), [0.2, 7.0], 0, 1),
-        (Axis("x", log=True), [0.0, 0.1, 10.0, NAN], 0.1, 10),
-        (Axis("x"), [3.0, 3.0], 2.5, 3.5),
-        (Axis("x", log=True), [3.0], 1.5, 6),
-        (Axis("x"), [], 0, 1),
-    )
-    def test_ends(self, axis, values, low, high):
-        frame = figures._frame(axis, values, 100, 300)
-        self.assertEqual((frame.low, frame.high), (low, high))
-        self.assertEqual((frame(low), frame(high)), (100, 300))
-
     def test_a_logarithm_has_equal_steps_for_equal_factors(self):
         frame = figures._frame(Axis("x", log=True), [1.0, 100.0], 0, 200)
         self.assertAlmostEqual(frame(10), 100)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
 from jaxrobust.report.gathered import ReportedEvaluation
@@ -275,16 +274,6 @@ class EvaluationTest(parameterized.TestCase):
         notes = gathered.gather([folder]).notes
         self.assertLen(notes, len(set(notes)))
         self.assertLen([note for note in notes if "config.json cannot be read" in note], 1)
-
-    def test_verdicts_that_are_missing_are_noted(self):
-        folder = Path(self.create_tempdir())
-        reports.evaluation(folder)
-        (found,) = gathered.gather([folder]).evaluations
-        self.assertEqual(found.images, len(found.verdicts.labels))
-        (folder / verdicts.file_of("a1")).unlink()
-        one = gathered.gather([folder])
-        self.assertIsNone(one.evaluations[0].verdicts)
-        self.assertIn("What needs the verdicts is left out.", one.notes[0])
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from jaxrobust.commands import report as command
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.report import gathered, page
-from jaxrobust.report.drawing import curves, figures
+from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.figures import Axis, Line
-from jaxrobust.report.parts import sentences
 from jaxrobust.runtime.files import whole
 from tests.support import reports
 
@@ -58,17 +57,6 @@ class RunTest(PageCase):
         self.assertIn("No alarm was raised", text)
         self.assertIn("It has not been tested yet", text)
 
-    def test_a_long_run_stays_small_and_keeps_its_peaks(self):
-        steps = np.arange(1.0, 500_001)
-        values = np.sin(steps / 1000)
-        values[123_456] = 77.0
-        cut = curves.thinned(curves.Curve(steps, values), 400)
-        self.assertLessEqual(len(cut.steps), 402)
-        self.assertEqual(cut.values.max(), 77.0)
-        self.assertEqual(cut.values.min(), values.min())
-        self.assertEqual((cut.steps[0], cut.steps[-1]), (1, 500_000))
-        self.assertTrue((np.diff(cut.steps) > 0).all())
-
     def test_losses_that_are_not_finite_are_gaps_and_said(self):
         run = reports.run(self.folder / "run", lines=8)
         rows = [{"phase": "train", "step": s, "loss": math.nan, "skipped": 2} for s in (9, 10)]
@@ -100,14 +88,6 @@ class RunTest(PageCase):
             self.assertIn("There is nothing to draw", drawn)
             self.assertNotIn("<svg", drawn)
 
-    def test_a_torn_last_line_is_said_and_the_rest_used(self):
-        run = reports.run(self.folder / "run", lines=8)
-        with (run / "metrics.jsonl").open("a") as lines:
-            lines.write('{"phase": "train", "step": 9, "lo')
-        data, text, _ = self.page(run)
-        self.assertLen(data["t0-1-loss"]["series"][0]["x"], 8)
-        self.assertRegex(text, r"The last line of .*metrics.jsonl was cut off; the 18 before it")
-
     def test_damaged_lines_are_left_out_and_said(self):
         run = reports.run(self.folder / "run", lines=8)
         path = run / "metrics.jsonl"
@@ -132,19 +112,6 @@ class RunTest(PageCase):
         self.assertIn("catastrophic overfitting", marks[1][1])
         self.assertEmpty(data["t0-0-loss"]["marks"])
         self.assertIn("run, train, step 9: the loss under an attack", text)
-
-    def test_many_stretches_of_skipped_steps_are_told_together(self):
-        run = reports.run(self.folder / "run", lines=8)
-        with (run / "metrics.jsonl").open("a") as lines:
-            for step in range(9, 109):
-                row = {"phase": "train", "step": step, "loss": 1.0, "skipped": 3 * (step % 2)}
-                lines.write(json.dumps(row) + "\n")
-        data, _, tags = self.page(run)
-        marks = data["t0-1-loss"]["marks"]
-        self.assertEqual([at for at, _ in marks], [*range(9, 51, 2)])
-        self.assertEqual(marks[0][1], "skipped: 3 steps had no finite gradient")
-        self.assertEqual(marks[-1][1], f"skipped: {30 * 3} more steps from here on")
-        self.assertNotIn("doubts", [own.get("class") for _, own in tags])
 
     def test_resumptions_are_marks_and_no_doubts(self):
         run = reports.run(self.folder / "run", lines=8)
@@ -218,32 +185,6 @@ class EvaluationTest(PageCase):
         text = self.page(self.folder)[1]
         self.assertIn("passes forward backward idle beside them seconds", text)
         self.assertNotIn("of them idle", text)
-
-    @parameterized.parameters(
-        ((6, "autoattack standard"), (397, "apgd-ce, steps 10"), 397),
-        ((99, "autoattack standard"), (100, "apgd-ce, steps 10"), 100),
-        ((6, "autoattack standard"), (50, "apgd-ce, steps 10"), 50),
-        ((100, "autoattack standard"), (397, "apgd-ce, steps 10"), 100),
-        ((150, "apgd-ce, steps 10"), (397, "apgd-ce, steps 10"), 397),
-    )
-    def test_a_trial_of_few_images_is_no_headline(self, one, other, wanted):
-        for number, (n, method) in enumerate((one, other)):
-            how = {"weights_sha256": "w" * 64, "method": method, "time": f"2026-0{2 - number}"}
-            reports.evaluation(self.folder / "mine", f"b{number}", n=n, **how)
-        (chosen,) = sentences.chosen(gathered.gather([self.folder]))
-        self.assertEqual(chosen.images, wanted)
-
-    def test_nothing_fooled_is_a_sentence(self):
-        seen = reports.found(60)
-        all_stand = np.where(seen.clean, "", "clean")
-        given = seen._replace(fooled_by=all_stand, reached=np.full(60, -1, np.int32))
-        with mock.patch.object(reports, "found", return_value=given):
-            reports.evaluation(self.folder / "mine")
-        self.assertIn("No attack fooled an image that is right as it is", self.page(self.folder)[1])
-
-    def test_flags_are_said_beside_the_headline(self):
-        reports.evaluation(self.folder / "mine", flags={"softmax": "outputs are probabilities"})
-        self.assertIn("Flag softmax: outputs are probabilities", self.page(self.folder)[1])
 
     def test_radii_of_one_network_are_one_curve(self):
         robust = {}
@@ -450,21 +391,6 @@ class FigureTest(absltest.TestCase):
             for log in (False, True):
                 drawn = figures.lines("a", "b", [Line("c", x, y)], Axis("x"), Axis("y", log=log))
                 self.assertNotIn("nan", drawn.partition("<script")[0], (x, y, log))
-
-    def test_what_grows_from_near_zero_is_drawn_from_zero(self):
-        for least, expected in ((1.0, 0.0), (4.0, 4.0)):
-            drawn = figures.lines("a", "b", [Line("c", [0, 1], [least, 5])], Axis("x"), Axis("y"))
-            self.assertEqual(reports.read(drawn)[0]["a"]["frame"]["y"][0], expected)
-
-    def test_points_lie_where_the_frame_says(self):
-        drawn = figures.lines("a", "b", [Line("c", [0, 10], [1, 5])], Axis("x"), Axis("y"))
-        data, _, tags = reports.read(drawn)
-        frame = data["a"]["frame"]
-        path = next(own["d"] for name, own in tags if own.get("class") == "line c1")
-        x0, y0, x1, y1 = frame["x"][2], frame["y"][2], frame["x"][3], frame["y"][3]
-        low = (1 - frame["y"][0]) / (frame["y"][1] - frame["y"][0])
-        start = y0 + low * (y1 - y0)
-        self.assertEqual(path, f"M{x0:.1f} {start:.1f}L{x1:.1f} {y1:.1f}")
 
 
 if __name__ == "__main__":

@@ -133,18 +133,6 @@ class PageTest(parameterized.TestCase):
 
 
 class WatchingRulesTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("localhost", True), ("localhost:8017", True), ("127.0.0.1:80", True), ("", True),
-        ("127.9.9.9", True), ("[::1]:8017", True), ("example.org", False), ("10.0.0.1", False),
-        ("localhost.example.org", False), ("[", False),
-    )  # fmt: skip
-    def test_names_of_this_machine(self, host, local):
-        self.assertEqual(watching._is_local_name(host), local)
-
-    @parameterized.parameters(("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False))
-    def test_addresses_of_this_machine(self, host, local):
-        self.assertEqual(watching._is_loopback(host), local)
-
     @parameterized.parameters(-1, 65536)
     def test_no_port(self, port):
         with self.assertRaisesRegex(ValueError, f"--port={port} is no port; give one from 1 to"):
@@ -173,12 +161,6 @@ class WatchingRulesTest(parameterized.TestCase):
         self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
         self.assertEqual(headers["Content-Length"], "9")  # bytes, of which é has two
         request.wfile.write.assert_called_once_with("<p>é</p>".encode())
-
-    @parameterized.parameters(("/x", "localhost", 404), ("/", "example.org", 403))
-    def test_nothing_else_is_sent(self, path, host, code):
-        request = self.asked(path, host)
-        self.assertEqual(request.send_error.call_args.args[0], code)
-        request.wfile.write.assert_not_called()
 
     def test_a_page_is_renewed_every_ten_seconds_at_port_8017(self):
         here = [Path(self.create_tempdir())]

@@ -4,8 +4,6 @@ import json
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -95,25 +93,6 @@ class CurvesTest(parameterized.TestCase):
             text = f"{3 * (count - 20)} more steps from here on"
             self.assertEqual((found[-1].step, found[-1].text), (40, text))
 
-    def test_a_score_is_compared_with_the_batches_since_the_last_one(self):
-        seen = []
-
-        def overfitting(scores, training, *, images):
-            seen.append((scores, [*training], images))
-            return "overfits" if len(scores) == 3 else ""
-
-        own = {
-            "robust": self.curve([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]),
-            "selection_robust": self.curve([2, 4, 5, 7], [0.5, 0.6, 0.7, 0.8]),
-            "selection_images": self.curve([2, 4, 5, 7], [10, 20, 30, 40]),
-        }
-        with absltest.mock.patch.object(curves.alarm, "overfitting", overfitting):
-            (event,) = curves._overfitting({"train": own, "clean": {"robust": own["robust"]}})
-        self.assertEqual((event.phase, event.step, event.kind), ("train", 5, "alarm"))
-        self.assertEqual([training for _, training, _ in seen], [[1.5], [1.5, 3.5], [1.5, 3.5, 5]])
-        self.assertEqual(seen[2][0], [0.5, 0.6, 0.7])
-        self.assertEqual({images for _, _, images in seen}, {40})
-
     def read(self, text: str):
         path = Path(self.create_tempdir(), "metrics.jsonl")
         path.write_text(text)
@@ -132,32 +111,6 @@ class CurvesTest(parameterized.TestCase):
         more = " and others" if count > 5 else ""
         self.assertStartsWith(note, f"{count} damaged lines of")
         self.assertEndsWith(note, f"are left out: 1, 2, 3, 4, 5{more}.")
-
-    def test_a_torn_last_line_is_not_damaged_yet(self):
-        good = '{"phase": "a", "step": 1, "v": 1}\n'
-        (note,) = self.read(f"{good}{good}x\n" + '{"phase": "a", "st').notes[:1]
-        self.assertIn("was cut off; the 3 before it are used", note)
-        found = self.read(good + good.strip())  # whole but for its end
-        self.assertEqual(len(found.curves["a"]["v"].steps), 2)
-        self.assertEmpty(found.notes)
-
-    def test_a_file_that_grows_is_read_on_and_one_that_was_cut_anew(self):
-        path, followed = Path(self.create_tempdir(), "metrics.jsonl"), curves.Followed()
-        line = lambda step, value: json.dumps({"phase": "a", "step": step, "v": value}) + "\n"  # noqa: E731
-        path.write_text(line(1, 1) + line(2, 2))
-        steps = lambda: followed.read(path).curves["a"]["v"].values.tolist()  # noqa: E731
-        self.assertEqual(steps(), [1, 2])
-        with path.open("a") as file:
-            file.write(line(3, 3) + line(4, 4).strip())
-        self.assertEqual(steps(), [1, 2, 3, 4])
-        with path.open("a") as file:
-            file.write("\n" + line(5, 5))
-        self.assertEqual(steps(), [1, 2, 3, 4, 5])
-        self.assertEmpty(followed.read(path).notes)
-        path.write_text(line(1, 1) + line(2, 9) + line(3, 8))
-        self.assertEqual(steps(), [1, 9, 8])
-        path.unlink()
-        self.assertEqual(followed.read(path).curves, {})
 
 
 class AxesTest(parameterized.TestCase):
@@ -185,30 +138,6 @@ class AxesTest(parameterized.TestCase):
         self.assertFalse(frame.log)
 
     @parameterized.parameters(
-        (0, 1, False, [0, 0.25, 0.5, 0.75, 1]),
-        (0, 4, False, [0, 1, 2, 3, 4]),
-        (0, 7, False, [0, 2, 4, 6]),
-        (0, 9, False, [0, 2.5, 5, 7.5]),
-        (0.3, 0.9, False, [0.4, 0.6, 0.8]),
-        (1, 1000, True, [1, 10, 100, 1000]),
-        (1, 1e8, True, [1, 100, 1e4, 1e6, 1e8]),
-        (2, 30, True, [10, 20, 30]),
-        (5, 150, True, [10, 100]),
-    )
-    def test_ticks(self, low, high, log, ticks):
-        found = figures._ticks(figures._Frame(low, high, 0, 1, log), 4)
-        np.testing.assert_allclose(found, ticks, atol=1e-12)
-
-    @parameterized.parameters(
-        (0, False, "0"), (0.5, True, "50 %"), (999, False, "999"), (1000, False, "1k"),
-        (-2500, False, "-2.5k"), (1e6, False, "1M"), (1.25e9, False, "1.25G"),
-        (0.001, False, "0.001"), (0.0005, False, "5e-4"), (2.5e-5, False, "2.5e-5"),
-        (0.125, False, "0.125"), (10.0, True, "1k"),
-    )  # fmt: skip
-    def test_numbers_at_an_axis(self, value, percent, text):
-        self.assertEqual(figures._short(value, percent), text)
-
-    @parameterized.parameters(
         (None, False, "not finite"), (math.inf, False, "not finite"), (0.12345, True, "12.35 %"),
         (999.9, False, "999.9"), (1234.5, False, "1,234"), (-1500, False, "-1,500"),
     )  # fmt: skip
@@ -224,29 +153,6 @@ class AxesTest(parameterized.TestCase):
 
 
 class LinesTest(parameterized.TestCase):
-    def paths(self, figure: str) -> list[tuple[str, str]]:
-        found = re.findall(r'<path d="([^"]*)" class="(line[^"]*)"/>', figure)
-        return [(place, style) for place, style in found if place != "M0 5H22"]
-
-    def test_a_gap_interrupts_a_curve(self):
-        figure = drawn(Line("a", [0, 1, 2, 3], [0.0, 1.0, math.nan, 1.0]))
-        (curve, style), (dots, of_dots) = self.paths(figure)
-        self.assertEqual((style, of_dots), ("line c1", "line c1 dots"))
-        self.assertEqual(re.findall("[ML]", curve), ["M", "L", "M"])
-        self.assertEqual(dots.count("h0"), 3)
-        log = drawn(Line("a", [0, 1, 2], [10.0, -1.0, 1000.0]), y=Axis("value", log=True))
-        self.assertEqual(re.findall("[ML]", self.paths(log)[0][0]), ["M", "M"])
-
-    @parameterized.parameters((30, True), (31, False))
-    def test_few_points_are_dots_too(self, count, dots):
-        figure = drawn(Line("a", [*range(count)], [float(i) for i in range(count)]))
-        self.assertEqual(len(self.paths(figure)), 1 + dots)
-
-    def test_intervals(self):
-        line = Line("a", [0, 1], [1.0, 2.0], [0.5, math.nan], [1.5, 3.0])
-        ends, style = self.paths(drawn(line))[0]
-        self.assertEqual((ends.count("V"), style), (1, "line c1 interval"))
-
     def test_six_colours_then_dashes_and_a_legend_of_several(self):
         figure = drawn(*[Line(f"n{i}", [0, 1], [0.0, i]) for i in range(8)])
         styles = re.findall(r'<svg [^>]*swatch[^>]*><path d="M0 5H22" class="([^"]*)"', figure)
@@ -303,6 +209,12 @@ class MarkupTest(parameterized.TestCase):
         self.assertEqual(markup.tag("img", src="a"), '<img src="a"/>')
         self.assertEqual(markup.tag("p"), "<p></p>")
         self.assertEqual(markup.tag("p", ["a", None, [Html("<b>"), 3]]), "<p>a<b>3</p>")
+
+    def test_a_text_to_copy_has_a_button(self):
+        made = markup.copied("The <title>", "a & b")
+        button = '<button type="button" class="copy">Copy</button>'
+        inside = f'<summary>The &lt;title&gt;</summary>{button}<pre tabindex="0">a &amp; b</pre>'
+        self.assertEqual(made, f'<details class="copyonly">{inside}</details>')
 
     def test_a_percent_sign_stays_at_its_number(self):
         self.assertEqual(markup.join(["<5 %"]), "&lt;5\u00a0%")
@@ -405,42 +317,6 @@ class StandaloneTest(parameterized.TestCase):
 
 
 class OfPhaseTest(absltest.TestCase):
-    def test_its_training_and_its_last_record_alone(self):
-        here, there = Path("run"), Path("run/evaluation")
-        events = [SimpleNamespace(phase=name) for name in ("train", "pretrain", "train")]
-        metrics = _Metrics({"train": 1, "pretrain": 2}, events)
-        runs = [_Run(Path("other"), metrics), _Run(here, metrics)]
-        records = [
-            SimpleNamespace(file=folder / "results.jsonl", phase=phase, name=name)
-            for folder, phase, name in (
-                (here, "train", "first"), (here, "train", "last"), (here, "pretrain", "other"),
-                (there, "train", "evaluated"),
-            )
-        ]  # fmt: skip
-        seen = []
-
-        def part(run, name, points):
-            seen.append((run.folder, run.metrics, points))
-            return "training"
-
-        with (
-            mock.patch.object(
-                pictures.gathered, "gather",
-                return_value=SimpleNamespace(runs=runs, evaluations=records),
-            ),
-            mock.patch.object(pictures.training, "part", part),
-            mock.patch.object(
-                pictures.evaluation, "part", lambda one, name, of: f"record {one.name}"
-            ),
-            mock.patch.object(pictures, "standalone", lambda part, phase: [(part, phase)]),
-        ):  # fmt: skip
-            found = pictures.of_phase(here, "train")
-        self.assertEqual(found, {"training": "train", "record last": "train"})
-        ((folder, own, points),) = seen
-        self.assertEqual((folder, own.curves), (here, {"train": 1}))
-        self.assertEqual(points, 400)
-        self.assertEqual(own.events, [events[0], events[2]])
-
     def test_a_legend_without_signs_takes_no_line(self):
         self.assertEqual(pictures._legend([], 7.0), ([], 7.0))
 
@@ -450,16 +326,6 @@ class OfPhaseTest(absltest.TestCase):
             self.assertEqual(pictures._style("text", {"a"}), "stroke:blue")
             self.assertEqual(pictures._style("text", {"a", "b"}), "fill:red;stroke:blue")
             self.assertEqual(pictures._style("g", {"b"}), "x:1")
-
-
-class _Metrics(NamedTuple):
-    curves: dict
-    events: list
-
-
-class _Run(NamedTuple):
-    folder: Path
-    metrics: _Metrics
 
 
 if __name__ == "__main__":

@@ -317,15 +317,6 @@ class ConfusionTest(parameterized.TestCase):
         self.assertEqual(confusion.pairs(of), [(2, 1, 2), (0, 2, 1), (1, 0, 1), (1, 2, 1)])
         self.assertEqual(confusion.pairs(one()), [])
 
-    def test_a_matrix_has_labels_down_and_answers_across(self):
-        of = self.of([2, 2, 1], [1, 1, 0], classes="abcd")
-        with mock.patch.object(confusion.matrix, "cells", return_value="m") as cells:
-            self.assertEqual(confusion.part(of, "k"), ("m", None))
-        _, _, names, counts = cells.call_args.args
-        self.assertEqual((names, counts.shape), (["a", "b", "c", "d"], (4, 4)))
-        self.assertEqual((counts[2, 1], counts[1, 0], counts.sum()), (2, 1, 3))
-        self.assertStartsWith(cells.call_args.kwargs["alt"], "c became b 2 times; b became a 1")
-
     @parameterized.parameters((15, True), (16, False))
     def test_fifteen_classes_are_a_matrix(self, size, drawn):
         matrix, below = confusion.part(self.of([0, 1], [size - 1, 0]), "k")
@@ -343,22 +334,6 @@ class ConfusionTest(parameterized.TestCase):
         with mock.patch.object(confusion.matrix, "cells") as cells:
             confusion.part(some, "k")
         self.assertIn("Of 1 more fooled images it is not known.", cells.call_args.kwargs["note"])
-
-    def test_a_table_has_twenty_pairs_and_shares_of_all_of_a_label(self):
-        labels = [0] * 30 + [1]
-        reached = [*range(1, 31), 0]
-        of = self.of(labels, reached)
-        with mock.patch.object(confusion, "table", return_value=Html("t")) as table:
-            confusion.part(of, "k")
-        caption, _, rows = table.call_args.args
-        self.assertEndsWith(caption, ": the 20 most frequent of 31 pairs")
-        self.assertLen(rows, 20)
-        self.assertEqual(rows[0], ("class 0", "class 1", "1", "3 %"))  # of 30, shown or not
-        self.assertEqual(table.call_args.kwargs, {"words": 2, "of": ": net, r.jsonl"})
-        with mock.patch.object(confusion, "table", return_value=Html("t")) as table:
-            confusion._table(of, confusion.pairs(of)[:20])
-        self.assertNotIn("frequent", table.call_args.args[0])
-        self.assertLen(table.call_args.args[2], 20)
 
 
 class EvaluationPartTest(parameterized.TestCase):
@@ -509,35 +484,6 @@ class ExamplesTest(parameterized.TestCase):
         self.assertEqual(self.ids([self.point(0), self.point(1)]), ([0], [1]))
         self.assertEqual(self.ids([self.point(i) for i in range(3)]), ([0, 1], [2]))
 
-    def test_pictures_of_the_easiest_and_the_hardest(self):
-        points = [self.point(i, iterations=i + 1) for i in range(8)]
-        search = SimpleNamespace(prefix="", ledger=Path("l"), attacks=["a"])
-        of = one(verdicts(["a"] * 8, labels=range(8)), classes="abcdefgh")
-        with (
-            mock.patch.object(examples, "searched", return_value=[search]),
-            mock.patch.object(examples, "fooled", return_value=((2, 2, 1), points)),
-            mock.patch.object(examples, "_images", return_value="clean"),
-            mock.patch.object(examples, "_pictures") as pictures,
-        ):
-            pictures.side_effect = lambda f, clean, shape, name: Html(f"<i>{f.image}{name}</i>")
-            text = examples._part(of)
-        made = [re.findall(r"<i>(..)</i>", part) for part in text.split('<div class="images">')]
-        self.assertEqual(made, [[], ["0a", "1b", "2c", "3d"], ["7h", "6g", "5f", "4e"]])
-        self.assertLess(text.index("The easiest images"), text.index("The hardest images"))
-        self.assertNotIn("reduced", text)
-        self.assertNotIn("threat", text)
-        self.assertEqual(
-            {call.args[1:3] for call in pictures.call_args_list}, {("clean", (2, 2, 1))}
-        )
-
-    def test_a_full_album(self):
-        with mock.patch.object(examples, "_part", return_value="x" * 10) as part:
-            album = examples.Album(budget=15)
-            self.assertEqual([album.part(one()) for _ in range(2)], ["x" * 10] * 2)
-            self.assertIn("the page would be too large", album.part(one()))
-            self.assertEqual(part.call_count, 2)
-            self.assertIn("too large", examples.Album(budget=0).part(one()))
-
     def test_a_ledger_of_several_processes(self):
         folder = Path(self.create_tempdir())
         head = json.dumps({"identity": {"image": [2, 3, 1]}}) + "\n"
@@ -662,16 +608,6 @@ class SentencesTest(parameterized.TestCase):
             "when worst case of the worst case may change them within L∞ 8/255.",
             sentences.headline(of),
         )
-
-    @parameterized.parameters(
-        ({"split": "pretrain"}, "training split", False),
-        ({"split": "train@x"}, "training split", True),
-        ({"image_ids": "0..999", "robust": 0.5}, "Only", False),
-        ({"image_ids": "0..998", "robust": 0.5}, "Only", True),
-    )
-    def test_doubts(self, record, words, there):
-        found = " ".join(sentences.doubts(one(clean=0.9, **record), []))
-        self.assertEqual(words in found, there, found)
 
     def test_a_run_that_is_at_work(self):
         run = SimpleNamespace(at_work="somebody", folder=Path("r"))

@@ -5,8 +5,7 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.gathered import Gathered, ReportedEvaluation
-from jaxrobust.report.parts import evaluation as part
+from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import sentences
 
 WHOLE = [{"name": n, "norm": "linf", "epsilon": 8 / 255} for n in ("apgd-ce", "apgd-t", "fab-t")]
@@ -35,6 +34,8 @@ class DoubtsTest(parameterized.TestCase):
         ({"robust": None, "method": None, "attacks": []}, None),
         ({"image_ids": "0..998"}, "Only 999 images were evaluated"),
         ({"split": "train[:10%]"}, "The images are of the training split"),
+        ({"split": "train@x"}, "The images are of the training split"),
+        ({"split": "pretrain"}, None),
         ({"commit": "0123+changes"}, "The code differed from its commit"),
         ({"search_dtype": "bfloat16"}, "The attacks searched in bfloat16"),
         ({"flags": {"nan": "it is none"}}, "Flag nan: it is none"),
@@ -75,37 +76,6 @@ class HeadlineTest(parameterized.TestCase):
     )
     def test_a_method(self, record, expected):
         self.assertEqual(sentences.method(evaluation(**record).record), expected)
-
-    @parameterized.parameters(
-        ({"image_ids": "0..98", "robust": 0.9}, {"image_ids": "0..99"}),  # 100 images are enough
-        ({"image_ids": "0..49"}, {"image_ids": "0..50"}),
-        ({"method": "apgd-ce", "image_ids": "0..9999"}, {"image_ids": "0..100"}),
-        ({"robust": None, "method": None, "attacks": []}, {"method": "pgd-1"}),
-        ({"attacks": WHOLE[:3]}, {}),
-        ({"time": "2025"}, {"time": "2026"}),
-    )
-    def test_the_stronger_one_of_a_network_is_chosen(self, weaker, stronger):
-        both = [standard(weights_sha256="same", **each) for each in (weaker, stronger)]
-        for order in (both, both[::-1]):
-            self.assertEqual(sentences.chosen(Gathered([], order, [])), [both[1]])
-
-    def test_the_most_robust_network_is_first(self):
-        some = [standard(weights_sha256=str(r), robust=r) for r in (0.2, 0.6, 0.4)]
-        found = [one.record.robust for one in sentences.chosen(Gathered([], some, []))]
-        self.assertEqual(found, [0.6, 0.4, 0.2])
-
-
-class LaddersTest(absltest.TestCase):
-    def test_evaluations_that_differ_in_their_radius_alone(self):
-        def at(epsilon, **record):
-            attacks = [one | {"epsilon": epsilon} for one in WHOLE]
-            return standard(attacks=attacks, weights_sha256="same", **record)
-
-        own = [at(0.3), at(0.1), at(0.2)]
-        others = [at(0.4, method="pgd-1"), at(0.5, split="train"), at(0.6, search_dtype="bfloat16")]
-        (found,) = part.ladders([*own, *others])
-        self.assertEqual([one.record.threats[0].epsilon for one in found], [0.1, 0.2, 0.3])
-        self.assertEmpty(part.ladders([own[0], *others]))
 
 
 if __name__ == "__main__":
