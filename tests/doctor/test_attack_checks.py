@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, CheckResult
+from tests.support import sweeps
 
 RADIUS, GREY = 0.1, 0.5  # the latter is one at which all images can be the same grey
 
@@ -32,7 +33,7 @@ def look(name: str, **of_patient) -> CheckResult:
 
 
 class AttackChecksTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (1, 0, GREEN, "zero at 1.0% in float32, 0.0% in bfloat16 of 100 images"),
         (2, 0, RED, "that of the margin at 1.0%"),  # half of the share is not below its half
         (4, 0, RED, "that of the margin at 1.0%"),
@@ -60,7 +61,7 @@ class AttackChecksTest(parameterized.TestCase):
         self.assertIsNone(found.value)
 
     # Of 12 images that one loss alone fools, all are 3.46 times what chance moves; of 13, 3.6.
-    @parameterized.parameters(
+    @sweeps.rows(
         (0, 12, 0, GREEN),
         (0, 13, 0, RED),
         (0, 10, 60, GREEN),  # 10 points are not more than 10
@@ -77,7 +78,7 @@ class AttackChecksTest(parameterized.TestCase):
         expected = f"{1 - ce / 100:.1%} withstand PGD with CE, {1 - dlr / 100:.1%} with DLR"
         self.assertEqual(found.sentence, expected)
 
-    @parameterized.parameters((15, GREEN), (16, YELLOW), (33, YELLOW), (34, RED))
+    @sweeps.rows((15, GREEN), (16, YELLOW), (33, YELLOW), (34, RED))
     def test_pgd_against_noise(self, closer, level):
         noise = margins(0)
         noise[:closer] += 0.1
@@ -88,7 +89,7 @@ class AttackChecksTest(parameterized.TestCase):
         self.assertEqual(found.level, GREEN)  # as close is not closer
         self.assertIn("PGD fools 50.0%, noise of its size 50.0%", found.sentence)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({0.05: 50, 0.1: 50, 0.2: 60, GREY: 86}, GREEN),
         ({0.05: 50, 0.1: 50, 0.2: 60, GREY: 84}, YELLOW),
         ({0.05: 50, 0.1: 50, 0.2: 60, GREY: 69}, RED),
@@ -109,7 +110,7 @@ class AttackChecksTest(parameterized.TestCase):
         look("radius", everything=0.2, after_pgd=lambda e: asked.append(e) or margins(100))
         np.testing.assert_allclose(asked, [0.05, 0.1, 0.2])  # each once
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"threat": SimpleNamespace(epsilon=0.0)}, "the radius is 0"),
         ({"without_gradient": "it rounds"}, "cannot be differentiated"),
         ({"attacked": np.arange(15)}, "only 15 images are right clean"),
@@ -125,7 +126,3 @@ class AttackChecksTest(parameterized.TestCase):
             "dlr-against-ce", attacked=np.arange(16), after_pgd=lambda epsilon, loss: margins(1, 16)
         )
         self.assertEqual(found.level, GREEN)
-
-
-if __name__ == "__main__":
-    absltest.main()

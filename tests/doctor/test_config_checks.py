@@ -6,14 +6,14 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import Values, network_of, plain
 from jaxrobust.doctor import command
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, SKIPPED, YELLOW, examined
 from jaxrobust.types import Classifier
-from tests.support import config_lines
+from tests.support import config_lines, sweeps
 from tests.support.runs import tiny
 from tools.generate import refresh_configs
 
@@ -71,6 +71,12 @@ class Traced(PlannedRun):
         return shaped(json.dumps(plain(self.config)["model"] | {"num_classes": 10}))
 
 
+# Changes of a tiny config, whose radius is 0.1.
+HEAVY = {"data__augmentation": "crop|randaugment", "pretrain__epochs": 0}
+PGD = {"attack__name": "pgd", "attack__steps": 2}
+ONE = {"attack__steps": 1, "attack__epsilon": 8 / 255}
+
+
 def faults(config, devices=1):
     found = examined(CONFIG_CHECKS, PlannedRun(config, devices))
     return {f.check.name: f for f in found if f.seen.level in (RED, YELLOW)}
@@ -82,10 +88,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual({k: f.seen.level for k, f in found.items()}, {name: level}, found)
         return found[name]
 
-    def test_healthy(self):
-        self.assertEmpty(faults(tiny(train__epochs=5, pretrain__epochs=5)))
-
-    @parameterized.parameters(*refresh_configs.names())
+    @sweeps.rows(*refresh_configs.names())
     @pytest.mark.slow
     def test_published(self, name):
         found = faults(refresh_configs.load(name), devices=8)
@@ -139,26 +142,36 @@ class ConfigTest(parameterized.TestCase):
         told, _ = command.answer(again, None, config=tiny(), show=self.fail, **how)
         self.assertLen(told["examined"][0]["findings"], len(CONFIG_CHECKS))
 
-    def test_heavy_augmentation(self):
-        config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
-        found = self.check_only("heavy-augmentation", RED, config)
-        self.assertIn("give clean weights", found.seen.remedy)
-
-    @parameterized.parameters(
-        ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "the radius is never reached"),
-        ({"name": "pgd", "steps": 2, "relative_step": 3.0}, RED, "leaps over the ball"),
-        ({"name": "pgd", "steps": 2, "step_size": 0.06}, YELLOW, "attack.relative_step=0.6"),
-        ({"name": "apgd", "steps": 2, "step_size": 0.06}, YELLOW, "is not read"),
+    @sweeps.rows(
+        ("heavy-augmentation", RED, "give clean weights", HEAVY),
+        ("step-rule", RED, "the radius is never reached", PGD | {"attack__step_size": 0.02}),
+        ("step-rule", RED, "leaps over the ball", PGD | {"attack__relative_step": 3.0}),
+        ("step-rule", YELLOW, "attack.relative_step=0.6", PGD | {"attack__step_size": 0.06}),
+        ("step-rule", YELLOW, "is not read", {"attack__steps": 2, "attack__step_size": 0.06}),
+        ("one-step", RED, "leaks the label", ONE | {"attack__start": "image"}),
+        ("one-step", YELLOW, "leaks the label", ONE | {"attack__start": "random"}),
+        ("ema-horizon", RED, "set train.ema_decay=0.167", {"train__ema_decay": 0.99}),  # 12 steps
+        ("ema-horizon", YELLOW, "set train.ema_decay=0.167", {"train__ema_decay": 0.9}),
+        ("warm-up", RED, "", {"train__warmup_epochs": 3}),
+        ("warm-up", YELLOW, "", {"train__warmup_epochs": 2}),
+        ("batch-and-mesh", RED, "train.batch_size=64 cannot be split over 200", {}, 200),
+        ("batch-and-mesh", RED, "use 200 or 400", {}, 200),
+        ("batch-and-mesh", YELLOW, "over 3 devices: it becomes 63, the nearest", {}, 3),
+        ("image-size", RED, "digits have 8 px, the network 16", {"model__image_size": 16}),
+        ("image-size", RED, "digits have 1 channel, the network 3", {"model__in_channels": 3}),
+        ("image-size", RED, "set model.in_channels=1", {"model__in_channels": 3}),
     )
-    def test_step_rule(self, attack, level, words):
-        config = tiny(**{f"attack__{key}": value for key, value in attack.items()})
-        self.assertIn(words, self.check_only("step-rule", level, config).seen.sentence)
+    def test_one_fault(self, name, level, words, changes, devices=1):
+        seen = self.check_only(name, level, tiny(**changes), devices).seen
+        self.assertIn(words, " ".join((seen.sentence, seen.cause, seen.remedy)))
 
-    @parameterized.parameters(("image", RED), ("random", YELLOW))
-    def test_one_step(self, start, level):
-        config = tiny(attack__steps=1, attack__epsilon=8 / 255, attack__start=start)
-        found = self.check_only("one-step", level, config)
-        self.assertIn("leaks the label", found.seen.cause)
+    @sweeps.rows(
+        {"train__epochs": 5, "pretrain__epochs": 5},
+        {"train__ema_decay": 0.5},
+        {"train__ema_decay": 0.9999, "evaluation__weights": "raw"},  # which nobody evaluates
+    )
+    def test_healthy(self, **changes):
+        self.assertEmpty(faults(tiny(**changes)))
 
     def test_normalised_twice(self):
         file = self.create_tempfile("nets.py", TWICE)
@@ -184,17 +197,6 @@ class ConfigTest(parameterized.TestCase):
         config.model.name = "convnext_n"  # layer norm
         self.assertEmpty(faults(config))
 
-    @parameterized.parameters((0.99, RED), (0.9, YELLOW), (0.5, None))
-    def test_ema_horizon(self, decay, level):
-        config = tiny(train__ema_decay=decay)  # of 12 steps
-        if level is None:
-            return self.assertEmpty(faults(config))
-        found = self.check_only("ema-horizon", level, config)
-        self.assertIn("set train.ema_decay=0.167", found.seen.remedy)
-
-    def test_an_average_that_nobody_evaluates(self):
-        self.assertEmpty(faults(tiny(train__ema_decay=0.9999, evaluation__weights="raw")))
-
     def test_steps_of_data_that_is_not_here(self):
         config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")
         found = examined(CONFIG_CHECKS, PlannedRun(config))
@@ -204,34 +206,8 @@ class ConfigTest(parameterized.TestCase):
             config.data.update(extra="cifar10", extra_share=0.5, epoch_images=images)
             self.assertEqual(PlannedRun(config).steps("train"), steps)
 
-    @parameterized.parameters((3, RED), (2, YELLOW))
-    def test_warm_up(self, epochs, level):
-        self.check_only("warm-up", level, tiny(train__warmup_epochs=epochs))
-
-    def test_batch_and_mesh(self):
-        found = self.check_only("batch-and-mesh", RED, tiny(), devices=200)
-        self.assertIn("train.batch_size=64 cannot be split over 200 devices", found.seen.sentence)
-        self.assertIn("use 200 or 400", found.seen.remedy)
-
-    def test_a_batch_that_becomes_another(self):
-        found = self.check_only("batch-and-mesh", YELLOW, tiny(), devices=3)
-        self.assertIn("split over 3 devices: it becomes 63, the nearest", found.seen.sentence)
-
-    def test_image_size(self):
-        found = self.check_only("image-size", RED, tiny(model__image_size=16))
-        self.assertIn("images of digits have 8 px, the network 16", found.seen.sentence)
-
-    def test_channels(self):
-        found = self.check_only("image-size", RED, tiny(model__in_channels=3))
-        self.assertEqual(found.seen.sentence, "images of digits have 1 channel, the network 3")
-        self.assertEqual(found.seen.remedy, "set model.in_channels=1")
-
     def test_data_that_is_not_here(self):
         config = tiny(data__name="folder:/nowhere", data__train_split="train")
         found = examined(CONFIG_CHECKS, PlannedRun(config))
         skipped = {f.check.name for f in found if f.seen.level == SKIPPED}
         self.assertEqual(skipped, {"ema-horizon", "image-size"})
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -30,11 +30,13 @@ class FindingsTest(absltest.TestCase):
         self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
 
     def test_what_follows_from_a_sound_one_is_a_fault_of_its_own(self):
-        rows = [check("a", GREEN), check("b", RED), check("c", RED, ("a", "b")), check("d", RED)]
-        rows.append(check("e", YELLOW, ("a",)))
+        rows = [check("a", GREEN), check("b", RED), check("c", RED), check("d", RED, "abc")]
+        rows += [check("e", YELLOW, "a"), check("f", RED, "e")]
         found = findings.examined(rows, None)
-        self.assertEqual([f.after for f in found], [None, None, "b", None, None])
-        self.assertEqual([f.seen.level for f in found], [GREEN, RED, YELLOW, RED, YELLOW])
+        self.assertEqual([f.after for f in found], [None, None, None, "b", None, None])
+        levels = [GREEN, RED, RED, YELLOW, YELLOW, RED]
+        self.assertEqual([f.seen.level for f in found], levels)
+        self.assertEqual(found[3].seen.cause, "it follows from b, see there")
 
     def test_each_is_told_when_it_is_found(self):
         """A person reads the first findings while the later ones are computed."""
@@ -86,7 +88,3 @@ class FindingsTest(absltest.TestCase):
             for number, row in enumerate(table):
                 self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}", row.name)
                 self.assertLessEqual(set(row.follows), set(names[:number]), row.name)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,15 +4,15 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
-from jaxrobust.doctor import command, config_checks, explanations, findings
+from jaxrobust.doctor import config_checks, explanations, findings
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.explanations import CHANNELS, MISSING, RANGE, TWICE, Tried
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Recorded
-from jaxrobust.evaluation.questions.flags import GivenFlags
+from tests.support import sweeps
 from tests.support.runs import tiny
 
 
@@ -33,7 +33,7 @@ def config_look(name: str, **changes) -> CheckResult:
 
 
 class ConfigLevelsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (3, 0.2, RED, "the radius is never reached"),
         (5, 0.2, GREEN, "5 steps of 0.2 of attack.epsilon"),
         (1, 2.0, GREEN, "1 step of 2 of"),
@@ -59,7 +59,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         found = config_look("step-rule", attack__name="apgd", attack__step_size=0.05)
         self.assertEqual(found.level, YELLOW)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (1, "linf", 8 / 255, "image", RED),
         (1, "linf", 8 / 255, "random", YELLOW),
         (1, "linf", 7.9 / 255, "image", GREEN),
@@ -74,7 +74,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         self.assertEqual((found.level, found.value), (level, steps), str(found))
         self.assertIn(f"start={start}", found.sentence)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (0.99, "ema", 100, GREEN),  # a horizon of 100 of 100 steps
         (0.99, "ema", 99, RED),
         (0.99, "raw", 9, GREEN),
@@ -102,7 +102,7 @@ class ConfigLevelsTest(parameterized.TestCase):
             found = config_checks._ema(plan, "train", plan.phases["train"])
         self.assertEqual((found.level, found.remedy), (RED, "set train.ema_decay=0 or lower"))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (4, 1, GREEN), (5, 1, YELLOW), (7, 1, YELLOW), (8, 1, RED), (1, 5, YELLOW), (1, 8, RED)
     )
     def test_a_warm_up(self, rate, radius, level):
@@ -112,7 +112,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         found = config_checks._warmup(plan, "pretrain", plan.phases["pretrain"])
         self.assertEqual((found.level, found.value), (GREEN, 0.25))  # which attacks nothing
 
-    @parameterized.parameters((100, GREEN), (99, YELLOW), (80, YELLOW), (79, RED), (200, GREEN))
+    @sweeps.rows((100, GREEN), (99, YELLOW), (80, YELLOW), (79, RED), (200, GREEN))
     def test_the_size_of_images(self, side, level):
         plan = SimpleNamespace(
             source="opened", side=side, config=SimpleNamespace(data=SimpleNamespace(name="d"))
@@ -141,7 +141,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         with mock.patch.object(PlannedRun, "source", source):
             self.assertEqual(planned().side, 50)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((GREEN, GREEN), 0, 1),
         ((GREEN, YELLOW), 1, 1),
         ((YELLOW, RED), 1, 1),
@@ -158,7 +158,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         plan.attacked = {}
         self.assertEqual(config_checks._of_phases(seen, attacked=True)(plan).level, SKIPPED)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("keep", True, GREEN),
         ("none", True, GREEN),
         ("imagenet", True, RED),
@@ -174,7 +174,7 @@ class ConfigLevelsTest(parameterized.TestCase):
             found = config_checks._twice(plan)
         self.assertEqual((found.level, found.value), (level, ["imagenet"] * inside))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("trades", "both", "batch", True, YELLOW),
         ("trades", "both", "batch", False, GREEN),
         ("trades", "adversarial", "batch", True, GREEN),
@@ -225,7 +225,7 @@ def network(**about):
 
 
 class NetworkLevelsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0.8, 0.9, GREEN),  # 3.3 deviations
         (0.7, 0.9, RED),
         (0.94, 0.9899, GREEN),  # 5 deviations, but less than 5 points
@@ -243,9 +243,7 @@ class NetworkLevelsTest(parameterized.TestCase):
             f"{here:.1%} of 100 clean images are right, {recorded:.1%} by run/", found.sentence
         )
 
-    @parameterized.parameters(
-        (0.0, 1.0, GREEN), (1.0, 1.0, GREEN), (1.0, 0.9, RED), (0.0, 0.0, GREEN)
-    )
+    @sweeps.rows((0.0, 1.0, GREEN), (1.0, 1.0, GREEN), (1.0, 0.9, RED), (0.0, 0.0, GREEN))
     def test_a_record_of_all_or_nothing(self, recorded, here, level):
         """Its standard error is taken as of one image more or less, which is not 0."""
         right = np.arange(100) < 100 * here
@@ -260,7 +258,7 @@ class NetworkLevelsTest(parameterized.TestCase):
         found = look("accuracy", network(flags={"low-accuracy": "x"}))
         self.assertEqual((found.level, found.value), (RED, {"here": 1.0}))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (100, 5, 0, GREEN),
         (100, 6, 0, GREEN),
         (100, 12, 0, GREEN),
@@ -297,7 +295,7 @@ class NetworkLevelsTest(parameterized.TestCase):
     def explained(self, *tried: Tried, name=MISSING, n=100) -> CheckResult:
         return look(name, network(n=n, kept={"tried": list(tried)}))
 
-    @parameterized.parameters((0.1, YELLOW), (0.11, RED), (0.041, YELLOW), (0.04, GREEN))
+    @sweeps.rows((0.1, YELLOW), (0.11, RED), (0.041, YELLOW), (0.04, GREEN))
     def test_an_explanation(self, gain, level):
         own = Tried(MISSING, "words", 0.9, 0.5, gain, 9.0)
         found = self.explained(own)
@@ -368,7 +366,7 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         self.assertEqual(self.best(self.tried(0.92, 2.0), second).accuracy, 0.92)
         self.assertIsNone(self.best())
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"gain": 0.04}, False), ({"gain": 0.05}, True), ({"deviations": 3.5}, False),
         ({"deviations": 3.6}, True), ({"accuracy": 0.19}, False), ({"accuracy": 0.2}, True),
     )  # fmt: skip
@@ -431,7 +429,7 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         text = orders["classes sorted by their numbers as text (10 before 2)"]
         self.assertEqual(text.tolist(), [0, 1, 10, *range(2, 10)])
 
-    @parameterized.parameters((39, False), (40, True))
+    @sweeps.rows((39, False), (40, True))
     def test_four_images_a_class_suggest_an_order(self, count, there):
         labels = np.arange(count) % 10
         swapped = np.array([1, 0, *range(2, 10)])
@@ -462,96 +460,6 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         self.assertEndsWith(text, "output 9 is class 5")  # there are no more
 
 
-class AnswerTest(parameterized.TestCase):
-    """Which examinations a command makes, of what."""
-
-    def setUp(self):
-        super().setUp()
-        check = Check("c", "measures", "cause", "remedy", "paper", lambda patient: None)
-        self.finding = Finding(check, CheckResult(GREEN, "said"))
-        self.shown = []
-        of = lambda kind: lambda *of, tell, **how: self.examined(kind, of, how, tell)  # noqa: E731
-        self.calls = []
-        self.enter_context(mock.patch.object(command, "of_config", of("config")))
-        self.enter_context(mock.patch.object(command, "of_network", of("network")))
-        self.enter_context(mock.patch.object(command.runs, "run_config", lambda run: f"of {run}"))
-
-    def examined(self, kind, of, how, tell):
-        self.calls.append((kind, of[0], how))
-        tell(f"{kind} is examined")
-        tell(self.finding)
-        return command.Examination(kind, [self.finding])
-
-    def answer(self, place=None, config=None, devices=3, as_json=False, **given):
-        known = {"n": 50, "seed": 4} | given
-        how = {"named": "its name", "coloured": False, "show": self.shown.append}
-        return command.answer(known, place, config=config, devices=devices, as_json=as_json, **how)
-
-    def test_a_config_alone(self):
-        self.assertEqual(self.answer(config="c"), (None, 0))
-        (call,) = self.calls
-        self.assertEqual(call, ("config", "c", {"devices": 3, "name": "its name"}))
-        self.assertEqual(self.shown[0], "config is examined")
-        self.assertEqual(self.shown[-1], "1 check: 1 green")
-        self.assertNotIn("", self.shown)
-
-    def test_a_run_has_a_config_and_a_network(self):
-        run = self.create_tempdir()
-        for name in ("config.json", "metrics.jsonl"):
-            run.create_file(name)
-        self.answer(run.full_path, split="test[:9]")
-        first, (kind, given, how) = self.calls
-        name = f"{run.full_path}/config.json"
-        self.assertEqual(first, ("config", f"of {run.full_path}", {"devices": 3, "name": name}))
-        self.assertEqual((kind, how), ("network", {"images": 50}))
-        self.assertEqual((given.workdir, given.seed, given.split), (run.full_path, 4, "test[:9]"))
-        self.assertEqual(self.shown.count(""), 1)
-        self.calls.clear()
-        self.answer(run.full_path, config="own")
-        self.assertEqual(self.calls[0][:2], ("config", "own"))
-        self.assertLen(self.calls, 2)
-
-    def test_a_network_alone_as_json(self):
-        told, code = self.answer(function="f", as_json=True)
-        self.assertEqual((code, told["red"]), (0, False))
-        self.assertEqual([each["of"] for each in told["examined"]], ["network"])
-        self.assertEqual(self.shown, [])
-
-    def test_nothing(self):
-        with self.assertRaisesRegex(ValueError, "name a run, weights, a function or a config"):
-            self.answer(function=None)
-        with self.assertRaisesRegex(ValueError, "--devices=0 must be at least 1"):
-            self.answer(config="c", devices=0)
-
-    @parameterized.parameters(("cpu", 1), ("gpu", 8))
-    def test_devices_that_are_here(self, backend, count):
-        with (
-            mock.patch.object(command.jax, "default_backend", return_value=backend),
-            mock.patch.object(command.jax, "device_count", return_value=8),
-        ):
-            self.answer(config="c", devices=None)
-        self.assertEqual(self.calls[0][2]["devices"], count)
-
-    def test_what_a_word_is(self):
-        self.assertEqual(command.given_of("w.pt", seed=3, norm="Linf").weights, "w.pt")
-        found = command.given_of("net.py:f", norm=None)
-        self.assertEqual((found.function, found.weights), ("net.py:f", None))
-        self.assertEqual((found.attack, found.version, found.steps), ("clean", "standard", None))
-        self.assertEqual(found._replace(function=None), GivenFlags(attack="clean", n=None))
-        there = self.create_tempfile("x.py:f").full_path
-        self.assertEqual(command.given_of(there).weights, there)  # a file of that name
-        folder = self.create_tempdir()
-        folder.create_file("config.json")
-        self.assertEqual(command.given_of(folder.full_path).weights, folder.full_path)
-        folder.create_file("metrics.jsonl")
-        self.assertEqual(command.given_of(folder.full_path).workdir, folder.full_path)
-        self.assertEqual(command.given_of(None, norm="l2").norm, "l2")
-        with self.assertRaisesRegex(ValueError, "a and --weights=b name the same"):
-            command.given_of("a", weights="b")
-        with self.assertRaisesRegex(ValueError, "--norm=l7 is unknown; choose one of linf, l2, l1"):
-            command.given_of(None, norm="l7")
-
-
 class FindingRulesTest(parameterized.TestCase):
     def test_cause_and_remedy_are_those_of_the_look_before_those_of_the_check(self):
         look_ = lambda patient: CheckResult(RED, "s", 1, cause="own")  # noqa: E731
@@ -564,16 +472,6 @@ class FindingRulesTest(parameterized.TestCase):
         healthy = found._replace(seen=found.seen._replace(level=GREEN)).plain()
         self.assertEqual((healthy["cause"], healthy["remedy"]), (None, None))
 
-    def test_of_two_causes_the_first_is_named(self):
-        def check(name, level, follows=()):
-            return Check(name, "m", "c", "r", "p", lambda patient: CheckResult(level, "s"), follows)
-
-        table = [check("a", YELLOW), check("b", RED), check("c", RED), check("d", RED, "abc")]
-        found = findings.examined(table, None)
-        self.assertEqual([each.after for each in found], [None, None, None, "b"])
-        self.assertEqual(found[3].seen.cause, "it follows from b, see there")
-        self.assertEqual((found[3].seen.remedy, found[3].seen.level), ("mend b first", YELLOW))
-
     def test_a_fault_that_follows_names_no_paper(self):
         check = Check("a", "m", "c", "r", "a paper", lambda patient: None)
         seen = CheckResult(YELLOW, "s", cause="c", remedy="r")
@@ -582,7 +480,7 @@ class FindingRulesTest(parameterized.TestCase):
         none = Finding(check._replace(paper=""), seen)
         self.assertEndsWith(findings.line(none, coloured=False), "Remedy: r")
 
-    @parameterized.parameters((61, 8), (62, 31))
+    @sweeps.rows((61, 8), (62, 31))
     def test_further_lines_stand_below_where_they_fit(self, columns, indent):
         check = Check("a", "m", "c", "r", "p", lambda patient: None)
         found = Finding(check, CheckResult(GREEN, "many words " * 20))
@@ -597,7 +495,3 @@ class FindingRulesTest(parameterized.TestCase):
         own = [Finding(check, CheckResult(level, "s")) for level in levels]
         self.assertEqual(findings.summary(own), "4 checks: 1 green, 2 red, 1 skipped")
         self.assertEqual(findings.summary(own[:1]), "1 check: 1 red")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,11 +5,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.doctor import patient as patients
 from jaxrobust.doctor.patient import Patient
 from jaxrobust.types import Threat
+from tests.support import sweeps
 
 # Two classes that a 2x2 image's pixels vote for: the margin of class 1 is their weighted sum.
 WEIGHTS = np.float32([1.0, -2.0, 3.0, 0.5])
@@ -43,7 +44,7 @@ class PatientTest(parameterized.TestCase):
 
     # The steepest way out of a ball moves the margin by the radius times the dual norm; ten steps
     # find all of it in Linf, and more than 95 % in L2.
-    @parameterized.parameters(("linf", 6.5, 0.9999), ("l2", np.sqrt(14.25), 0.95))
+    @sweeps.rows(("linf", 6.5, 0.9999), ("l2", np.sqrt(14.25), 0.95))
     def test_pgd_goes_the_steepest_way(self, norm, dual, share):
         one = patient(norm)
         for epsilon, loss in ((0.1, "ce"), (0.2, "cw")):
@@ -51,7 +52,7 @@ class PatientTest(parameterized.TestCase):
             self.assertTrue((gain <= epsilon * dual + 1e-6).all(), gain)
             self.assertTrue((gain > share * epsilon * dual).all(), gain)
 
-    @parameterized.parameters(("linf", 0.1, 6.5), ("l2", 0.1, np.sqrt(14.25)), ("l1", 1.5, 3))
+    @sweeps.rows(("linf", 0.1, 6.5), ("l2", 0.1, np.sqrt(14.25)), ("l1", 1.5, 3))
     def test_noise_is_the_best_of_some_and_no_better_than_the_steepest(self, norm, epsilon, dual):
         one = patient(norm, epsilon)
         gain = one.after_noise - margins(IMAGES)[one.attacked]
@@ -93,7 +94,7 @@ class PatientTest(parameterized.TestCase):
         flat = patient(others={"bfloat16": lambda x: 0 * logits_fn(x)})
         np.testing.assert_array_equal(flat.slopes("ce", "bfloat16"), np.zeros(7))
 
-    @parameterized.parameters(("linf", 0.5), ("l2", 1.0), ("l1", 2.0))
+    @sweeps.rows(("linf", 0.5), ("l2", 1.0), ("l1", 2.0))
     def test_the_radius_at_which_all_images_can_be_grey(self, norm, radius):
         self.assertEqual(patient(norm, 1.5 if norm == "l1" else 0.1).everything, radius)
 
@@ -114,7 +115,3 @@ class PatientTest(parameterized.TestCase):
     def test_the_first_that_are_right_are_attacked(self):
         with mock.patch.object(patients, "_ATTACKED", 4):
             np.testing.assert_array_equal(patient().attacked, [0, 1, 2, 4])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.doctor import resizing
 from jaxrobust.doctor.findings import GREEN, RED
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient
-from tests.support import paths
+from tests.support import paths, sweeps
 
 
 class ResizingTest(parameterized.TestCase):
-    @parameterized.parameters((40, 60, 20, 30, 16), (33, 21, 45, 28, 28), (16, 16, 16, 16, 16))
+    @sweeps.rows((40, 60, 20, 30, 16), (33, 21, 45, 28, 28), (16, 16, 16, 16, 16))
     def test_bilinear(self, height, width, rows, columns, crop):
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         ours = resizing.bilinear(image, rows, columns, crop)
@@ -45,7 +45,7 @@ class ResizingTest(parameterized.TestCase):
         )[np.arange(3)]
         self.assertBetween(np.abs(found - prepared).mean(), 1e-3, 0.3)  # aliased
 
-    @parameterized.parameters((19, 2), (21, 2), (23, 4), (20, 2), (16, 0))
+    @sweeps.rows((19, 2), (21, 2), (23, 4), (20, 2), (16, 0))
     def test_the_centre_begins_at_half_the_rest_to_the_even(self, resized, first):
         """Of rests of 3, 5 and 7 pixels the half is 2, 2 and 4: as torchvision crops."""
         low, high, share = resizing._between(resized, resized, 16)
@@ -53,7 +53,7 @@ class ResizingTest(parameterized.TestCase):
         np.testing.assert_array_equal(high, np.minimum(low + 1, resized - 1))
         np.testing.assert_array_equal(share, np.zeros(16))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("75x41", "bicubic-20-crop-16", (36, 20)),  # the long side is cut to whole pixels: 36.6
         ("41x75", "bilinear-20-crop-16", (20, 36)),
         ("75x41", "Res16", (16, 16)),  # both sides, whatever their ratio
@@ -106,7 +106,3 @@ def sharpest(images, *, centres):
     """The class is the number of centres that an image's sharpness exceeds."""
     sharp = 255 * jnp.abs(jnp.diff(images, axis=1)).mean(axis=(1, 2, 3))[:, None]
     return jnp.cumsum(sharp - jnp.asarray(centres, jnp.float32)[None], axis=1)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support.commands import commands
 from tests.support.runs import quiet_run, tiny
@@ -105,7 +105,3 @@ class WrongInputTest(parameterized.TestCase):
                     error = re.sub(r"\A([^\n]+ \.\.\.\n)*", "", error)
                     self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n\Z")
                     self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
-
-
-if __name__ == "__main__":
-    absltest.main()

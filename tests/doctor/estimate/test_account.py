@@ -32,7 +32,3 @@ class PhaseTest(absltest.TestCase):
         self.assertEqual(spent["steps"], part.steps * 0.5)
         self.assertEqual(spent["alarm"], part.probes * 2.0)
         self.assertEqual((spent["test"], spent["compile"]), (7.0, 11.0))
-
-
-if __name__ == "__main__":
-    absltest.main()

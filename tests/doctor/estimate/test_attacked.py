@@ -13,6 +13,7 @@ from jaxrobust.config import base
 from jaxrobust.doctor.estimate import attacked
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.models.table import multiply_adds
+from tests.support import sweeps
 from tests.support.estimates import H100, NET, SHAPES, imagenet
 
 
@@ -30,7 +31,7 @@ def account(**changes):
 
 
 class WavesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (16, 1, 9),  # full waves alone
         (17, 2, 10),  # a last wave of one job, 153 jobs in ten waves
         (1, 1, 1),
@@ -74,7 +75,7 @@ class ComputedTest(parameterized.TestCase):
         )
         self.assertAlmostEqual(slow / fast, 2)
 
-    @parameterized.parameters(32, 64, 65, 224)
+    @sweeps.rows(32, 64, 65, 224)
     def test_slots_are_those_of_the_engine_on_an_accelerator(self, size):
         chip = types.SimpleNamespace(platform="gpu")
         with (
@@ -122,7 +123,3 @@ class MeasuredTest(absltest.TestCase):
         self.assertEqual(found.slots, 8 * jax.local_device_count())
         for seconds in (*found.pass_s.values(), found.compile_s, found.once_s):
             self.assertTrue(0 < seconds < np.inf)
-
-
-if __name__ == "__main__":
-    absltest.main()

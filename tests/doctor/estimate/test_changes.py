@@ -7,10 +7,11 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.doctor.estimate import changes
+from tests.support import sweeps
 
 
 class DividedTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("quickstart --on cpu", "quickstart --on cpu", ""),
         ("--config.seed=1 quickstart --on cpu", "quickstart --on cpu", "--config.seed=1"),
         ("quickstart --config.seed 1 --on cpu", "quickstart --on cpu", "--config.seed 1"),
@@ -39,7 +40,3 @@ class ConfiguredTest(absltest.TestCase):
             config = changes.configured("quickstart", ["--config.seed", "1"])
         self.assertEqual(seen, [["estimate", "--config=quickstart", "--config.seed", "1"]])
         self.assertIs(config, known.value.unlock())
-
-
-if __name__ == "__main__":
-    absltest.main()

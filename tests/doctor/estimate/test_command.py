@@ -150,7 +150,7 @@ class QuickCommandTest(parameterized.TestCase):
     def test_mistakes_are_one_sentence(self, words, sentence):
         self.refused(("quickstart", *words.split()), sentence)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("nothing_of_the_kind", "--config nothing_of_the_kind: no such file; give one, or"),
         ("quickstart:seed=1", "takes no arguments; leave out what stands behind the colon"),
         ("configs/cifar_study.py:best", "run=best is not among its values; one of base, patch"),
@@ -167,7 +167,3 @@ class QuickCommandTest(parameterized.TestCase):
         # What takes longer than a second on a busy machine is announced before.
         said = [line for line in err.strip().splitlines() if not line.endswith(" ...")]
         self.assertLen(said, 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

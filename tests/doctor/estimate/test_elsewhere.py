@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from configs import quickstart
 from jaxrobust.config import network_of
@@ -194,7 +194,3 @@ class ElsewhereTest(parameterized.TestCase):
         for part in (*priced["phases"], priced["training"], priced["autoattack"]["expected"]):
             self.assertAlmostEqual(part["money"], 2.5 * part["chip_hours"])
         self.assertNotIn("money", json.dumps(found))
-
-
-if __name__ == "__main__":
-    absltest.main()

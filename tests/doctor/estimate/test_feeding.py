@@ -1,12 +1,13 @@
 """What the hosts' cores decode beside what the chips want, by hand."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import base
 from jaxrobust.doctor.estimate import feeding
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.estimate.work import PhaseWork, SizedSplit
 from jaxrobust.runtime.devices import hardware
+from tests.support import sweeps
 
 
 def target(kind, chips):
@@ -22,7 +23,7 @@ def phase(augmentation="heavy", name="imagenet2012", size=224):
 
 
 class FeedingTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("heavy", "imagenet2012", 224, 405_000 / 405),
         ("basic", "tfds:imagenet2012", 224, 405_000 / 546),
         ("resized-crop|flip|randaugment", "imagenet2012", 224, 405_000 / 405),  # heavy's chain
@@ -71,7 +72,3 @@ class FeedingTest(parameterized.TestCase):
             there = 4 * (many - 4)
             line = feeding.line(phase(), target(kind, 16), 405)
             self.assertIn(f"of {there:,} on 4 hosts", line)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,6 +10,7 @@ from jax.errors import JaxRuntimeError
 from jaxrobust.config import base
 from jaxrobust.doctor.estimate import here
 from jaxrobust.doctor.estimate.work import work
+from tests.support import sweeps
 
 
 def digits():
@@ -57,7 +58,7 @@ class EvaluationTest(absltest.TestCase):
 
 
 class StepsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (2.0, 2),  # as many as fit into the seconds, behind the first
         (0.0, 1),  # but one
         (1e9, here.MOST_STEPS),
@@ -74,7 +75,3 @@ class StepsTest(parameterized.TestCase):
             found = here._steps(step, 0, itertools.count(), "control", seconds)
         self.assertEqual(found, (counted, 1.0))
         self.assertEqual(made, [(i, i, "control") for i in range(counted + 1)])
-
-
-if __name__ == "__main__":
-    absltest.main()

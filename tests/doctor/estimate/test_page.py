@@ -5,6 +5,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.config import phase
 from jaxrobust.doctor.estimate import account, account_lines, elsewhere
+from tests.support import sweeps
 from tests.support.estimates import H100, imagenet
 
 ROOFLINE = {
@@ -30,7 +31,7 @@ class PageTest(parameterized.TestCase):
     def lines(self, width):
         return account_lines.page(self.found, width=width).splitlines()
 
-    @parameterized.parameters(60, 80, 120, 200)
+    @sweeps.rows(60, 80, 120, 200)
     def test_no_line_is_wider_than_the_terminal(self, width):
         self.assertLessEqual(max(map(len, self.lines(width))), width)
 
@@ -158,6 +159,12 @@ class WholePageTest(absltest.TestCase):
         self.assertNotIn("chip-hours", account_lines.page(here))
         self.assertNotIn("share of peak", account_lines.page(here))
 
-
-if __name__ == "__main__":
-    absltest.main()
+    def test_of_one_chip_and_of_a_network_that_stands(self):
+        """What is told of each chip of several, or of less than all images, is not told twice."""
+        attacked = RESULT["autoattack"] | {"robust": 1.0}
+        result = RESULT | {"on": "h100:1", "chips": 1, "autoattack": attacked}
+        lines = account_lines.page(result).splitlines()
+        for line in ("images/s                 20,000", "chip-hours               12.3"):
+            self.assertIn(line, lines)
+        self.assertLen([line for line in lines if line.startswith("AutoAttack")], 1)
+        self.assertFalse([line for line in lines if "all robust" in line])

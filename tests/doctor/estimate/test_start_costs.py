@@ -53,7 +53,3 @@ class StartCostTest(absltest.TestCase):
         config = tiny(init__weights="run:convstem_pretraining:vit_s_cvst", pretrain__epochs=0)
         with self.assertRaisesRegex(ValueError, "run:convstem.*those of vit_s_cvst; set model.na"):
             command.of_config(config, devices=1, name="tiny", tell=self.fail)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,9 +1,10 @@
 """How much a config has to do, on data that is here and on data that is not."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import phase
 from jaxrobust.doctor.estimate import work
+from tests.support import sweeps
 from tests.support.estimates import imagenet
 
 
@@ -25,7 +26,7 @@ class WorkTest(parameterized.TestCase):
         config.evaluation.every_epochs = 3
         self.assertEqual([part.selections for part in work.work(config)], [34, 17])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cifar10", "train[:90%]", 45_000),
         ("cifar100", "test", 10_000),
         ("cifar10:3.0.2", "test@robustbench[:1000]", 1_000),
@@ -77,7 +78,7 @@ class WorkTest(parameterized.TestCase):
         found = work.split(config, "train_split")
         self.assertEqual(found.images, len(found.source))
 
-    @parameterized.parameters("flowers_that_nobody_knows", "folder:/nowhere")
+    @sweeps.rows("flowers_that_nobody_knows", "folder:/nowhere")
     def test_unknown_data_is_refused(self, name):
         config = imagenet()
         config.data.name = name
@@ -92,7 +93,3 @@ class WorkTest(parameterized.TestCase):
         low, train = work.work(config)
         self.assertEqual((low.config.model.image_size, low.config.attack.steps), (112, 1))
         self.assertEqual((train.config.model.image_size, train.config.attack.steps), (224, 2))
-
-
-if __name__ == "__main__":
-    absltest.main()

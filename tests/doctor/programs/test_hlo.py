@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxrobust.doctor.programs import hlo, hlo_costs
+from tests.support import sweeps
 
 
 def compiled(function, *arguments, split=(), cut=False):
@@ -40,7 +41,7 @@ def repeat(steps, x, body):
 
 
 class CompiledTest(parameterized.TestCase):
-    @parameterized.parameters(2, 10)
+    @sweeps.rows(2, 10)
     def test_a_sum_in_a_loop_counts_each_time(self, steps):
         def f(x):
             return repeat(steps, x, lambda x: jnp.tanh(lax.psum(x, "x")))
@@ -135,7 +136,7 @@ class CompiledTest(parameterized.TestCase):
         module = hlo.parse(compiled(lambda x: repeat(5, x, jnp.tanh), array(8, 16)))
         self.assertEqual(hlo.collectives(module), [])
 
-    @parameterized.parameters(1, 7)
+    @sweeps.rows(1, 7)
     def test_operations_of_a_loop(self, steps):
         def f(w, x):
             return repeat(steps, x, lambda x: jnp.tanh(jnp.sin(x) @ w) @ w)
@@ -143,7 +144,7 @@ class CompiledTest(parameterized.TestCase):
         module = hlo.parse(compiled(f, array(48, 48), array(40, 48)))
         self.assertEqual(hlo_costs.flops(module), steps * 2 * 2 * 40 * 48 * 48)
 
-    @parameterized.parameters((1, "SAME", 1), (2, "VALID", 1), (2, "SAME", 4))
+    @sweeps.rows((1, "SAME", 1), (2, "VALID", 1), (2, "SAME", 4))
     def test_operations_of_a_convolution(self, stride, padding, groups):
         def f(w, x):
             return lax.conv_general_dilated(
@@ -358,7 +359,7 @@ class TpuTextTest(parameterized.TestCase):
         )
         self.assertEqual(hlo_costs.traffic(hlo.parse(text)), 2 * 8 * 128 * 4)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         # The part that is placed (8 rows) and the one that is taken (16), not the 1,024 rows.
         ("parameter(0)", "dynamic-slice(%whole.1, %at.1, %at.1)", 8 + 16),
         # Zeros are no array of before: all that is written counts.
@@ -393,7 +394,7 @@ class TpuTextTest(parameterized.TestCase):
 
 
 class SizeTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("f32[]", 4),
         ("bf16[3,6,64]{2,1,0:T(8,128)(2,1)S(1)}", 2304),
         ("(f32[8]{0}, /*index=1*/pred[3]{0}, u32[]{:S(2)})", 39),
@@ -405,7 +406,7 @@ class SizeTest(parameterized.TestCase):
     def test_bytes_of_a_type(self, type_, size):
         self.assertEqual(hlo.size(type_), size)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("bf16[88,197,384]{2,1,0:T(8,128)(2,1)}", 88 * 200 * 384 * 2),
         ("bf16[88,6,197,197]{2,3,1,0:T(8,128)(2,1)S(1)}", 88 * 6 * 256 * 200 * 2),
         ("f32[56,96]{1,0:T(8,128)}", 56 * 128 * 4),
@@ -464,7 +465,7 @@ class PlacesTest(absltest.TestCase):
 class WindowTest(parameterized.TestCase):
     """Which values a kernel of two meets as it moves over four, by hand."""
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("size=2", 3, 6),
         ("size=2 stride=2", 2, 4),
         ("size=2 stride=2 pad=1_0", 2, 3),  # -1 and 0, 1 and 2
@@ -504,7 +505,7 @@ class MovedTest(parameterized.TestCase):
     HERE, FAST = "f32[8,128]{1,0:T(8,128)}", "f32[8,128]{1,0:T(8,128)S(1)}"
     WHOLE = "f32[64,128]{1,0:T(8,128)}"
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("copy-start", f"({FAST}, {HERE}, u32[])", (HERE,), 4096),  # read, to fast memory
         ("copy-start", f"({HERE}, {FAST}, u32[])", (FAST,), 4096),
         ("copy-start", f"({HERE}, {HERE}, u32[])", (HERE,), 2 * 4096),
@@ -546,7 +547,3 @@ class TakenTest(absltest.TestCase):
                 ("r", "dynamic-slice", ("a", "b"))]  # fmt: skip
         self.assertEqual(self.taken(*rows)[0], ["type of s", "type of r"])
         self.assertIsNone(self.taken(*rows, ("n", "negate", ("v",)))[0])
-
-
-if __name__ == "__main__":
-    absltest.main()

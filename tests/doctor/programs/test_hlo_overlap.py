@@ -157,7 +157,3 @@ class OverlapTest(absltest.TestCase):
         text = TEXT.replace("AsyncCollectiveStart", "Sync")
         kinds = [each.kind for each in hlo_overlap.in_flight(hlo.parse(text))]
         self.assertEqual(kinds, ["collective-permute", "all-gather"])
-
-
-if __name__ == "__main__":
-    absltest.main()

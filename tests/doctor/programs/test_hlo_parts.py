@@ -13,6 +13,7 @@ from jaxrobust.models.kernels import (
     stem_layers,
     talking_heads,
 )
+from tests.support import sweeps
 
 # Two layers of a step: x f32[8,96] (128 lanes with padding), w f32[96,96] and v f32[96,200] (256).
 # The attack goes round five times through the first, the update once through both.
@@ -115,7 +116,7 @@ class PartsTest(parameterized.TestCase):
         super().setUpClass()
         cls.found = hlo_parts.figures(hlo.parse(TEXT))
 
-    @parameterized.parameters(*WANTED)
+    @sweeps.rows(*WANTED)
     def test_a_hand_count(self, part):
         kinds = self.found["by_part"][part]
         counted = {kind: (share["bytes"], share["cycles"]) for kind, share in kinds.items()}
@@ -180,7 +181,7 @@ class SumsTest(absltest.TestCase):
 
 
 class KindsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (attention.self_attention, "attention"),
         (channel_attention.self_cross_covariance, "attention"),
         (talking_heads.talking_heads, "attention"),
@@ -195,7 +196,3 @@ class KindsTest(parameterized.TestCase):
         module = mock.Mock(stack=lambda frame: [(function.__name__, "", 1, 1)])
         found = hlo_parts._function_kind(module, 1)
         self.assertEqual(found, kind)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -232,7 +232,3 @@ class CompiledTest(absltest.TestCase):
             self.compiled(side_effect=JaxRuntimeError(used))
         with self.assertRaisesRegex(JaxRuntimeError, "INTERNAL"):
             self.compiled(side_effect=JaxRuntimeError("INTERNAL: x"))
-
-
-if __name__ == "__main__":
-    absltest.main()
