@@ -1,6 +1,7 @@
 """What the commands with --config.key=value call, with what, and how they end."""
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -62,19 +63,22 @@ class DoctorTest(FlagsCase):
         size = mock.Mock(return_value=SimpleNamespace(columns=66))
         self.enter_context(mock.patch("shutil.get_terminal_size", size))
 
-    @parameterized.parameters(0, 1)
-    def test_a_run(self, code):
-        self.answer.return_value = (None, code)
-        self.given(n=32, seed=7, devices=4, epsilon="4/255", split="test[:9]")
-        self.assertEqual(self.ended("runs/1"), (code, "", ""))
-        given, place = self.answer.call_args.args
-        how = self.answer.call_args.kwargs
-        self.assertEqual((given["n"], given["seed"], place), (32, 7, "runs/1"))
-        self.assertEqual((given["epsilon"], given["split"]), (4 / 255, "test[:9]"))
-        self.assertNoCommonElements(given, ("devices", "json"))
-        self.assertEqual((how["config"], how["named"], how["devices"]), (None, None, 4))
-        self.assertEqual((how["coloured"], how["as_json"], how["columns"]), (False, False, None))
-        self.quiet.assert_called_once_with()
+    def test_a_run(self):
+        for code in (0, 1):
+            with self.subTest(code=code):
+                self.answer.return_value = (None, code)
+                self.given(n=32, seed=7, devices=4, epsilon="4/255", split="test[:9]")
+                self.assertEqual(self.ended("runs/1"), (code, "", ""))
+                given, place = self.answer.call_args.args
+                how = self.answer.call_args.kwargs
+                self.assertEqual((given["n"], given["seed"], place), (32, 7, "runs/1"))
+                self.assertEqual((given["epsilon"], given["split"]), (4 / 255, "test[:9]"))
+                self.assertNoCommonElements(given, ("devices", "json"))
+                self.assertEqual((how["config"], how["named"], how["devices"]), (None, None, 4))
+                self.assertEqual(
+                    (how["coloured"], how["as_json"], how["columns"]), (False, False, None)
+                )
+                self.quiet.assert_called_with()
 
     def test_a_config_as_json(self):
         self.given(config="a config", json=True)
@@ -87,24 +91,28 @@ class DoctorTest(FlagsCase):
         )
         self.assertTrue(how["as_json"])
 
-    @parameterized.parameters(
-        (None, False, True, 66), ("1", False, False, 66), (None, True, False, None)
-    )
-    def test_colours_are_for_terminals(self, never, as_json, coloured, columns):
-        if never:
-            os.environ["NO_COLOR"] = never
-        self.given(json=as_json)
-        self.ended("run", terminal=True)
-        how = self.answer.call_args.kwargs
-        self.assertEqual((how["coloured"], how["columns"]), (coloured, columns))
+    def test_colours_are_for_terminals(self):
+        for never, as_json, coloured, columns in (
+            (None, False, True, 66),
+            ("1", False, False, 66),
+            (None, True, False, None),
+        ):
+            with self.subTest(row=(never, as_json, coloured, columns)):
+                if never:
+                    os.environ["NO_COLOR"] = never
+                self.given(json=as_json)
+                self.ended("run", terminal=True)
+                how = self.answer.call_args.kwargs
+                self.assertEqual((how["coloured"], how["columns"]), (coloured, columns))
 
-    @parameterized.parameters(31, 1001)
-    def test_too_few_or_many_images(self, n):
-        self.given(n=n)
-        code, out, said = self.ended("run")
-        self.assertEqual((code, out), (2, ""))
-        self.assertIn(f"--n={n} is outside of 32 to 1000; leave it out for 200", said)
-        self.answer.assert_not_called()
+    def test_too_few_or_many_images(self):
+        for n in (31, 1001):
+            with self.subTest(n=n):
+                self.given(n=n)
+                code, out, said = self.ended("run")
+                self.assertEqual((code, out), (2, ""))
+                self.assertIn(f"--n={n} is outside of 32 to 1000; leave it out for 200", said)
+                self.answer.assert_not_called()
 
     def test_the_ends_are_inside(self):
         for n in (32, 1000):
@@ -178,31 +186,33 @@ class TrainTest(FlagsCase):
         self.join.assert_called_once_with({"coordinator": "a:1"})
         self.calls.use.assert_not_called()
 
-    @parameterized.parameters((None, ()), ("c", ("word",)))
-    def test_only_a_config(self, config, words):
-        self.given(config=config)
-        code, _, said = self.ended(*words)
-        self.assertEqual(code, 2)
-        self.assertIn("give --config FILE, and changes as --config.key=value", said)
-        self.calls.train.assert_not_called()
+    def test_only_a_config(self):
+        for config, words in ((None, ()), ("c", ("word",))):
+            with self.subTest(row=(config, words)):
+                self.given(config=config)
+                code, _, said = self.ended(*words)
+                self.assertEqual(code, 2)
+                self.assertIn("give --config FILE, and changes as --config.key=value", said)
+                self.calls.train.assert_not_called()
 
-    @parameterized.parameters(
-        (stopping.Stopped("NaN"), 3, "NaN"),
-        (stopping.Preempted("saved"), 75, "saved"),
-        (stopping.Interrupted("saved"), 130, "saved"),
-        (stopping.BadData("damaged"), 2, "damaged"),
-        (KeyboardInterrupt(), 130, "interrupted; again c in w"),
-        (ValueError("a wrong key"), 2, "jaxrobust: a wrong key\n"),
-        (DiskFull(28, "no space"), 3, "jaxrobust: no space\n"),
-        (OSError("no network"), 3, "no network. With that solved, again c in w"),
-    )
-    def test_how_it_ends(self, error, code, said):
-        self.given(config="c", workdir="w")
-        self.calls.train.side_effect = error
-        found = self.ended()
-        self.assertEqual(found.code, code)
-        self.assertIn(said, found.error)
-        self.calls.follow.assert_not_called()
+    def test_how_it_ends(self):
+        for error, code, said in (
+            (stopping.Stopped("NaN"), 3, "NaN"),
+            (stopping.Preempted("saved"), 75, "saved"),
+            (stopping.Interrupted("saved"), 130, "saved"),
+            (stopping.BadData("damaged"), 2, "damaged"),
+            (KeyboardInterrupt(), 130, "interrupted; again c in w"),
+            (ValueError("a wrong key"), 2, "jaxrobust: a wrong key\n"),
+            (DiskFull(28, "no space"), 3, "jaxrobust: no space\n"),
+            (OSError("no network"), 3, "no network. With that solved, again c in w"),
+        ):
+            with self.subTest(row=(error, code, said)):
+                self.given(config="c", workdir="w")
+                self.calls.train.side_effect = error
+                found = self.ended()
+                self.assertEqual(found.code, code)
+                self.assertIn(said, found.error)
+                self.calls.follow.assert_not_called()
 
     def test_a_stage_that_has_begun_is_what_continues(self):
         def follow(stages, config, workdir, begin):
@@ -239,29 +249,30 @@ class CoresTest(FlagsCase):
 
     name = "train"
 
-    @parameterized.parameters(
-        (4, None, 4, False),
-        (4, "batch norm", None, True),
-        (1, "one core", None, False),
-        (None, None, None, False),
-        (4, "batch norm on a GPU", None, False),
-    )
-    def test_a_device_for_each_core_unless_there_is_a_reason(self, cores, reason, devices, said):
-        self.given(config="c")
-        backend = "gpu" if reason and "GPU" in reason else "cpu"
-        with (
-            mock.patch("jaxrobust.training.build.one_device", return_value=reason) as asked,
-            mock.patch("jax.config.update") as update,
-            mock.patch("jax.default_backend", return_value=backend),
-            mock.patch.object(launch, "patient_collectives") as patient,
+    def test_a_device_for_each_core_unless_there_is_a_reason(self):
+        for cores, reason, devices, said in (
+            (4, None, 4, False),
+            (4, "batch norm", None, True),
+            (1, "one core", None, False),
+            (None, None, None, False),
+            (4, "batch norm on a GPU", None, False),
         ):
-            found = command_calls.ended(lambda: self.module._use(cores))
-        patient.assert_called_once_with()
-        self.assertEqual(asked.mock_calls, [mock.call("c", cores)] if cores else [])
-        expected = [mock.call("jax_num_cpu_devices", devices)] if devices else []
-        self.assertEqual(update.mock_calls, expected)
-        line = f"one CPU device for all {cores} cores, not one for each: {reason}"
-        self.assertEqual(line in found.error, said)
+            with self.subTest(row=(cores, reason, devices, said)):
+                self.given(config="c")
+                backend = "gpu" if reason and "GPU" in reason else "cpu"
+                with (
+                    mock.patch("jaxrobust.training.build.one_device", return_value=reason) as asked,
+                    mock.patch("jax.config.update") as update,
+                    mock.patch("jax.default_backend", return_value=backend),
+                    mock.patch.object(launch, "patient_collectives") as patient,
+                ):
+                    found = command_calls.ended(functools.partial(self.module._use, cores))
+                patient.assert_called_once_with()
+                self.assertEqual(asked.mock_calls, [mock.call("c", cores)] if cores else [])
+                expected = [mock.call("jax_num_cpu_devices", devices)] if devices else []
+                self.assertEqual(update.mock_calls, expected)
+                line = f"one CPU device for all {cores} cores, not one for each: {reason}"
+                self.assertEqual(line in found.error, said)
 
 
 class EstimateTest(parameterized.TestCase):
@@ -343,17 +354,18 @@ class EvaluateTest(parameterized.TestCase):
         waiting.assert_called_once_with(mock.ANY, here=False)  # joining has its own words
         self.join.assert_called_once_with({"processes": 2})
 
-    @parameterized.parameters(
-        (KeyboardInterrupt(), 130, "interrupted; the same command continues with the verdicts"),
-        (ValueError("a wrong flag"), 2, "jaxrobust: a wrong flag\n"),
-        (OSError("no network"), 3, "no network. With that solved, run the same command again"),
-        (MemoryError("9 GiB for an array"), 3, "too small (9 GiB); take smaller images"),
-    )
-    def test_how_it_ends(self, error, code, said):
-        self.answer.side_effect = error
-        found = self.ended()
-        self.assertEqual((found.code, found.out), (code, ""))
-        self.assertIn(said, found.error)
+    def test_how_it_ends(self):
+        for error, code, said in (
+            (KeyboardInterrupt(), 130, "interrupted; the same command continues with the verdicts"),
+            (ValueError("a wrong flag"), 2, "jaxrobust: a wrong flag\n"),
+            (OSError("no network"), 3, "no network. With that solved, run the same command again"),
+            (MemoryError("9 GiB for an array"), 3, "too small (9 GiB); take smaller images"),
+        ):
+            with self.subTest(row=(error, code, said)):
+                self.answer.side_effect = error
+                found = self.ended()
+                self.assertEqual((found.code, found.out), (code, ""))
+                self.assertIn(said, found.error)
 
     def test_an_attack_of_fixed_steps_starts_again(self):
         self.answer.side_effect = KeyboardInterrupt
@@ -386,7 +398,7 @@ class HelpTest(parameterized.TestCase):
         for name in ("attack", "dataset", "relative_step", "start"):
             self.enter_context(mock.patch.object(known[name], "help", "before."))
 
-    @parameterized.parameters("--help", "-help", "-h", "--h", "--helpfull", "--helpshort", "-?")
+    @parameterized.parameters("--help", "-h", "--helpfull", "-?")
     def test_what_there_is(self, word):
         with mock.patch.object(sys, "argv", ["evaluate", word]):
             evaluate._describe_attacks()
@@ -401,11 +413,12 @@ class HelpTest(parameterized.TestCase):
         for kind in data.source.KINDS.values():
             self.assertIn(f"\n{kind.written}: {kind.help}", known["dataset"].help)
 
-    @parameterized.parameters("--attack=help", "help")
-    def test_no_help(self, word):
-        with mock.patch.object(sys, "argv", ["evaluate", word]):
-            evaluate._describe_attacks()
-        self.assertEqual(evaluate.flags.FLAGS["attack"].help, "before.")
+    def test_no_help(self):
+        for word in ("--attack=help", "help"):
+            with self.subTest(word=word):
+                with mock.patch.object(sys, "argv", ["evaluate", word]):
+                    evaluate._describe_attacks()
+                self.assertEqual(evaluate.flags.FLAGS["attack"].help, "before.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the help of a flag says counts where it is not given does count."""
 
 import dataclasses
+import functools
 import importlib
 import re
 
@@ -22,18 +23,22 @@ FLAGS.sort(key=lambda kind: kind.__name__)
 
 
 class DefaultsTest(parameterized.TestCase):
-    @parameterized.parameters(*FLAGS)
-    def test_a_number_in_the_help_is_the_default(self, kind):
-        for field in dataclasses.fields(kind):
-            said = re.search(r"default: ([\d.e]+?)\.?$", field.metadata["about"].text)
-            if said and field.default is not None:
-                with self.subTest(field.name):
-                    self.assertEqual(float(field.default), float(said[1]))
+    def test_a_number_in_the_help_is_the_default(self):
+        for kind in FLAGS:
+            with self.subTest(kind=kind):
+                for field in dataclasses.fields(kind):
+                    said = re.search(r"default: ([\d.e]+?)\.?$", field.metadata["about"].text)
+                    if said and field.default is not None:
+                        with self.subTest(field.name):
+                            self.assertEqual(float(field.default), float(said[1]))
 
-    @parameterized.parameters(*FLAGS)
-    def test_a_switch_is_off(self, kind):
-        switches = {f.name: f.default for f in dataclasses.fields(kind) if f.type in (bool, "bool")}
-        self.assertEqual(switches, dict.fromkeys(switches, False))
+    def test_a_switch_is_off(self):
+        for kind in FLAGS:
+            with self.subTest(kind=kind):
+                switches = {
+                    f.name: f.default for f in dataclasses.fields(kind) if f.type in (bool, "bool")
+                }
+                self.assertEqual(switches, dict.fromkeys(switches, False))
 
     def test_an_evaluation_is_standard_autoattack_on_all_images(self):
         own = evaluation.EvaluateFlags()
@@ -42,45 +47,49 @@ class DefaultsTest(parameterized.TestCase):
         )
         self.assertEqual((own.n, own.seed, own.threat, own.replay), ("all", 0, (), ()))
 
-    @parameterized.parameters(*sorted(analyses.OWN))
-    def test_a_flag_of_some_analyses_names_those_that_take_it(self, name):
-        (text,) = (
-            field.metadata["about"].text
-            for field in dataclasses.fields(analyse.AnalyseFlags)
-            if field.name == name
-        )
-        takers = [key for key, row in analyses.ANALYSES.items() if name in row.takes]
-        self.assertEndsWith(text, f" ({', '.join(takers)})")
-
-    @parameterized.parameters("n", "batch", "top", "seeds", "views", "image_size", "num_classes")
-    def test_numbers_of_an_analysis_begin_at_1(self, name):
-        words = ["semantic-score", f"--{name}"]
-        read = fields.read(analyse.AnalyseFlags, "", [*words, "1"])
-        self.assertEqual(getattr(read, name), 1)
-        if name not in ("image_size", "num_classes"):  # which the network's own rules check
-            for number in ("0", "-1"):
-                said = refused(
-                    lambda text=number: fields.read(analyse.AnalyseFlags, "", [*words, text])
+    def test_a_flag_of_some_analyses_names_those_that_take_it(self):
+        for name in sorted(analyses.OWN):
+            with self.subTest(name=name):
+                (text,) = (
+                    field.metadata["about"].text
+                    for field in dataclasses.fields(analyse.AnalyseFlags)
+                    if field.name == name
                 )
-                self.assertIn(f"--{name}={number} must be at least 1", said)
+                takers = [key for key, row in analyses.ANALYSES.items() if name in row.takes]
+                self.assertEndsWith(text, f" ({', '.join(takers)})")
+
+    def test_numbers_of_an_analysis_begin_at_1(self):
+        for name in ("n", "batch", "top", "seeds", "views", "image_size", "num_classes"):
+            with self.subTest(name=name):
+                words = ["semantic-score", f"--{name}"]
+                read = fields.read(analyse.AnalyseFlags, "", [*words, "1"])
+                self.assertEqual(getattr(read, name), 1)
+                if name not in ("image_size", "num_classes"):  # which the network's own rules check
+                    for number in ("0", "-1"):
+                        given = [*words, number]
+                        said = refused(
+                            functools.partial(fields.read, analyse.AnalyseFlags, "", given)
+                        )
+                        self.assertIn(f"--{name}={number} must be at least 1", said)
 
     def test_flags_are_found(self):
         self.assertGreater(len(FLAGS), 10)
 
 
 class SharedTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("--epsilon=8/255", "epsilon", 8 / 255),
-        ("--options={'depths': (1, 2)}", "options", {"depths": (1, 2)}),
-        ('--torch_args={"depth": 28}', "torch_args", {"depth": 28}),
-        ("--num_classes=7", "num_classes", 7),
-        ("--workdir=runs/1", "workdir", "runs/1"),
-    )
-    def test_a_value_is_read_as_what_it_is(self, word, name, value):
-        read = fields.read(shared.SubjectFlags, "A command.", [word])
-        self.assertEqual(getattr(read, name), value)
-        others = {k: v for k, v in dataclasses.asdict(read).items() if k != name}
-        self.assertEqual(others, dict.fromkeys(others))  # which were not given
+    def test_a_value_is_read_as_what_it_is(self):
+        for word, name, value in (
+            ("--epsilon=8/255", "epsilon", 8 / 255),
+            ("--options={'depths': (1, 2)}", "options", {"depths": (1, 2)}),
+            ('--torch_args={"depth": 28}', "torch_args", {"depth": 28}),
+            ("--num_classes=7", "num_classes", 7),
+            ("--workdir=runs/1", "workdir", "runs/1"),
+        ):
+            with self.subTest(row=(word, name, value)):
+                read = fields.read(shared.SubjectFlags, "A command.", [word])
+                self.assertEqual(getattr(read, name), value)
+                others = {k: v for k, v in dataclasses.asdict(read).items() if k != name}
+                self.assertEqual(others, dict.fromkeys(others))  # which were not given
 
     def test_a_help_names_the_default_of_its_command(self):
         texts = {f.name: f.metadata["about"].text for f in dataclasses.fields(shared.SubjectFlags)}
@@ -93,23 +102,27 @@ class SharedTest(parameterized.TestCase):
 
 
 class ScalingTest(parameterized.TestCase):
-    @parameterized.parameters(("basic", "wrn_a"), ("robust", "robustresnet_a"))
-    def test_the_published_networks_stand_beside(self, block, prefix):
-        found = scaling.run(scaling.ScalingFlags(multiply_adds=1e9, block=block))
-        names = ["solution", "rounded", *(f"{prefix}{i}" for i in (1, 2, 3, 4))]
-        self.assertEqual(list(found["networks"]), names)
-        solution, rounded = found["networks"]["solution"], found["networks"]["rounded"]
-        self.assertAlmostEqual(solution["multiply_adds"] / 1e9, 1, places=3)
-        self.assertAlmostEqual(solution["r_D"], 0.7, places=3)  # the rule's share of the depth
-        self.assertAlmostEqual(found["share"], rounded["multiply_adds"] / 1e9, places=6)
+    def test_the_published_networks_stand_beside(self):
+        for block, prefix in (("basic", "wrn_a"), ("robust", "robustresnet_a")):
+            with self.subTest(row=(block, prefix)):
+                found = scaling.run(scaling.ScalingFlags(multiply_adds=1e9, block=block))
+                names = ["solution", "rounded", *(f"{prefix}{i}" for i in (1, 2, 3, 4))]
+                self.assertEqual(list(found["networks"]), names)
+                solution, rounded = found["networks"]["solution"], found["networks"]["rounded"]
+                self.assertAlmostEqual(solution["multiply_adds"] / 1e9, 1, places=3)
+                self.assertAlmostEqual(
+                    solution["r_D"], 0.7, places=3
+                )  # the rule's share of the depth
+                self.assertAlmostEqual(found["share"], rounded["multiply_adds"] / 1e9, places=6)
 
-    @parameterized.parameters(
-        ("wrn_28_10", {"depths": (2, 3, 4)}, "wrn_28_10,depths=2-3-4"),
-        ("r", {"first_conv": True, "se": False, "width": 2}, "r,se=no,width=2"),
-        ("r", {"se": True}, "r,se=yes"),
-    )
-    def test_the_config_of_a_study(self, name, options, line):
-        self.assertEqual(scaling._config(name, options), f"configs/cifar_bat.py:{line}")
+    def test_the_config_of_a_study(self):
+        for name, options, line in (
+            ("wrn_28_10", {"depths": (2, 3, 4)}, "wrn_28_10,depths=2-3-4"),
+            ("r", {"first_conv": True, "se": False, "width": 2}, "r,se=no,width=2"),
+            ("r", {"se": True}, "r,se=yes"),
+        ):
+            with self.subTest(row=(name, options, line)):
+                self.assertEqual(scaling._config(name, options), f"configs/cifar_bat.py:{line}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from jaxrobust import __main__ as overview
 from tests.support.paths import ROOT
 
 OLD = {"main.py": "train", "evaluate.py": "evaluate", "data/prepare/__main__.py": "prepare"}
-OLD |= {f"{name}/__main__.py": name for name in ("doctor", "estimate", "report", "models")}
+OLD |= {f"{name}/__main__.py": name for name in ("doctor", "report", "models")}
 OLD |= {f"convert/{name}_torch.py": name for name in ("import", "export")}
 OLD |= {"convert/certificate.py": "certificate"}
 # Started as processes elsewhere: flags of absl can be defined once in a process.
@@ -23,23 +23,27 @@ PROCESSES = ("train", "evaluate", "doctor")
 
 
 class ModulesTest(parameterized.TestCase):
-    @parameterized.parameters(*(name for name in overview.COMMANDS if name not in PROCESSES))
-    def test_a_command_prints_its_help(self, name):
-        printed = io.StringIO()
-        with (
-            mock.patch.object(sys, "argv", [name, "--help"]),
-            mock.patch.dict(os.environ, JAXROBUST_ALLOCATOR="system"),  # else it starts anew
-            contextlib.redirect_stdout(printed),
-            contextlib.suppress(SystemExit),
-        ):
-            overview.run(name)
-        self.assertIn("--help", printed.getvalue())
+    def test_a_command_prints_its_help(self):
+        for name in (name for name in overview.COMMANDS if name not in PROCESSES):
+            with self.subTest(name=name):
+                printed = io.StringIO()
+                with (
+                    mock.patch.object(sys, "argv", [name, "--help"]),
+                    mock.patch.dict(
+                        os.environ, JAXROBUST_ALLOCATOR="system"
+                    ),  # else it starts anew
+                    contextlib.redirect_stdout(printed),
+                    contextlib.suppress(SystemExit),
+                ):
+                    overview.run(name)
+                self.assertIn("--help", printed.getvalue())
 
-    @parameterized.parameters(*OLD.items())
-    def test_an_old_name_is_the_command(self, file, command):
-        with mock.patch.object(overview, "run") as started, contextlib.suppress(SystemExit):
-            runpy.run_path(str(ROOT / "jaxrobust" / file), run_name="__main__")
-        started.assert_called_once_with(command)
+    def test_an_old_name_is_the_command(self):
+        for file, command in OLD.items():
+            with self.subTest(row=(file, command)):
+                with mock.patch.object(overview, "run") as started, contextlib.suppress(SystemExit):
+                    runpy.run_path(str(ROOT / "jaxrobust" / file), run_name="__main__")
+                started.assert_called_once_with(command)
 
     def test_a_module_of_a_command_is_not_started_itself(self):
         """It would end with 0 and have done nothing."""

@@ -29,18 +29,24 @@ def words(**more) -> list[str]:
 
 
 class EvaluateTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({"name": "net.py:f"}, ["--function", "net.py:f"]),
-        ({"name": "net.pt2", "torch": "2.13.0"}, ["--torch", "net.pt2"]),
-        (
-            {"name": "n.py:f", "torch": "2.13.0", "arguments": {"width": 6}, "output": "logits"},
-            ["--torch", "n.py:f", "--torch_args", '{"width": 6}', "--torch_output", "logits"],
-        ),
-    )
-    def test_names_a_network_that_is_none_of_ours(self, function, expected):
-        said = words(function=function)
-        self.assertEqual(said[2 : 2 + len(expected)], expected)
-        self.assertIn("--steps", said)
+    def test_names_a_network_that_is_none_of_ours(self):
+        for function, expected in (
+            ({"name": "net.py:f"}, ["--function", "net.py:f"]),
+            ({"name": "net.pt2", "torch": "2.13.0"}, ["--torch", "net.pt2"]),
+            (
+                {
+                    "name": "n.py:f",
+                    "torch": "2.13.0",
+                    "arguments": {"width": 6},
+                    "output": "logits",
+                },
+                ["--torch", "n.py:f", "--torch_args", '{"width": 6}', "--torch_output", "logits"],
+            ),
+        ):
+            with self.subTest(row=(function, expected)):
+                said = words(function=function)
+                self.assertEqual(said[2 : 2 + len(expected)], expected)
+                self.assertIn("--steps", said)
 
     def test_names_corruptions(self):
         whole = {str(severity): 0.5 for severity in range(1, 6)}

@@ -15,31 +15,33 @@ class FrameTest(parameterized.TestCase):
         frame = figures._frame(Axis("x", log=True), [1.0, 100.0], 0, 200)
         self.assertAlmostEqual(frame(10), 100)
 
-    @parameterized.parameters(
-        (0, 1, False, [0, 0.25, 0.5, 0.75, 1]),
-        (0, 10, False, [0, 2.5, 5, 7.5, 10]),
-        (3, 17, False, [5, 10, 15]),
-        (-1, 1, False, [-1, -0.5, 0, 0.5, 1]),
-        (0.5, 2000, True, [1, 10, 100, 1000]),
-        (1e-6, 1e6, True, [1e-6, 1e-3, 1, 1e3, 1e6]),
-    )
-    def test_ticks(self, low, high, log, ticks):
-        found = figures._ticks(figures._Frame(low, high, 0, 1, log), 4)
-        self.assertEqual([round(tick, 9) for tick in found], ticks)
+    def test_ticks(self):
+        for low, high, log, ticks in (
+            (0, 1, False, [0, 0.25, 0.5, 0.75, 1]),
+            (0, 10, False, [0, 2.5, 5, 7.5, 10]),
+            (3, 17, False, [5, 10, 15]),
+            (-1, 1, False, [-1, -0.5, 0, 0.5, 1]),
+            (0.5, 2000, True, [1, 10, 100, 1000]),
+            (1e-6, 1e6, True, [1e-6, 1e-3, 1, 1e3, 1e6]),
+        ):
+            with self.subTest(row=(low, high, log, ticks)):
+                found = figures._ticks(figures._Frame(low, high, 0, 1, log), 4)
+                self.assertEqual([round(tick, 9) for tick in found], ticks)
 
-    @parameterized.parameters(
-        (0, False, "0"),
-        (0.5, True, "50 %"),
-        (999, False, "999"),
-        (1000, False, "1k"),
-        (1_281_167, False, "1.281M"),
-        (-2.5e9, False, "-2.5G"),
-        (0.001, False, "0.001"),
-        (0.00025, False, "2.5e-4"),
-        (0.00002, False, "2e-5"),
-    )
-    def test_numbers(self, value, percent, text):
-        self.assertEqual(figures._short(value, percent), text)
+    def test_numbers(self):
+        for value, percent, text in (
+            (0, False, "0"),
+            (0.5, True, "50 %"),
+            (999, False, "999"),
+            (1000, False, "1k"),
+            (1_281_167, False, "1.281M"),
+            (-2.5e9, False, "-2.5G"),
+            (0.001, False, "0.001"),
+            (0.00025, False, "2.5e-4"),
+            (0.00002, False, "2e-5"),
+        ):
+            with self.subTest(row=(value, percent, text)):
+                self.assertEqual(figures._short(value, percent), text)
 
 
 class DrawnTest(parameterized.TestCase):
@@ -66,23 +68,17 @@ class DrawnTest(parameterized.TestCase):
         for count, paths in ((30, 2), (31, 1)):
             self.assertLen(self.path(x=[1] * count, y=[1] * count), paths)
 
-    @parameterized.parameters((18, "n" * 18), (19, "n" * 17 + "…"))
-    def test_a_row_is_named(self, letters, shown):
-        frame = figures._Frame(0, 1, 0, 100, False)
-        row = Bar("n" * letters, 0.5, 0.25, 0.75, second=0.9, strong=True)
-        text, interval, ring, dot = map(str, figures._row(row, 7, frame))
-        self.assertIn(f">{shown}<", text)
-        self.assertIn("M25.0 7H75.0", interval)
-        self.assertIn('cx="90.0"', ring)
-        self.assertIn('cx="50.0"', dot)
-        self.assertIn("dot c2", dot)
-
-    def test_a_summary_for_who_sees_no_picture(self):
-        curves = [Line("a", [1, 2, 3], [0.5, NAN, 0.25])] + [Line("b", [1], [NAN])] * 8
-        text = figures._summary(curves, Axis("y", percent=True))
-        self.assertEqual(
-            text, "a begins at 50 %, ends at 25 %, lowest 25 %, highest 50 %; and 1 more"
-        )
+    def test_a_row_is_named(self):
+        for letters, shown in ((18, "n" * 18), (19, "n" * 17 + "…")):
+            with self.subTest(row=(letters, shown)):
+                frame = figures._Frame(0, 1, 0, 100, False)
+                row = Bar("n" * letters, 0.5, 0.25, 0.75, second=0.9, strong=True)
+                text, interval, ring, dot = map(str, figures._row(row, 7, frame))
+                self.assertIn(f">{shown}<", text)
+                self.assertIn("M25.0 7H75.0", interval)
+                self.assertIn('cx="90.0"', ring)
+                self.assertIn('cx="50.0"', dot)
+                self.assertIn("dot c2", dot)
 
 
 if __name__ == "__main__":

@@ -317,21 +317,22 @@ class FileTest(PageCase):
         )
         self.assertIn("and 37 more", said)
 
-    @parameterized.parameters(
-        ("nothing", "nothing is not there; name a run, its evaluation, or such a folder"),
-        ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
-        ("text.txt", "Damaged lines of .*text.txt .*: 1. Nothing else is there to show; name a"),
-        ("newer", "has a record of schema 9"),
-    )
-    def test_what_cannot_be_shown_is_one_sentence(self, name, wanted):
+    def test_what_cannot_be_shown_is_one_sentence(self):
         (self.folder / "empty").mkdir()
         (self.folder / "text.txt").write_text("hello\n")
         reports.evaluation(self.folder / "newer", schema=9)
-        code, out, said = self.call(self.folder / name)
-        self.assertEqual((code, out), (2, ""))
-        self.assertRegex(said, wanted)
-        self.assertEqual(said.count("\n"), 1)
-        self.assertNotIn("Traceback", said)
+        for name, wanted in (
+            ("nothing", "nothing is not there; name a run, its evaluation, or such a folder"),
+            ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
+            ("text.txt", "Damaged lines of .*text.txt .*: 1. Nothing else is there to show; name"),
+            ("newer", "has a record of schema 9"),
+        ):
+            with self.subTest(row=(name, wanted)):
+                code, out, said = self.call(self.folder / name)
+                self.assertEqual((code, out), (2, ""))
+                self.assertRegex(said, wanted)
+                self.assertEqual(said.count("\n"), 1)
+                self.assertNotIn("Traceback", said)
 
     @pytest.mark.slow
     def test_values_of_any_type_are_never_a_traceback(self):

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import page, watching
 from jaxrobust.report.drawing.curves import CurveEvent
-from jaxrobust.report.drawing.markup import Html, tag
+from jaxrobust.report.drawing.markup import Html
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation
 
 
@@ -53,17 +53,19 @@ class PageTest(parameterized.TestCase):
     def of(self, runs=(), evaluations=(), notes=(), **how) -> str:
         return page.page(Gathered(list(runs), list(evaluations), list(notes)), **how)
 
-    @parameterized.parameters((1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more"))
-    def test_a_title_names_three(self, count, title):
-        runs = [run(name) for name in "abcd"[:count]]
-        own = [evaluation(name) for name in "abcd"[:count]]  # each of which is named once
-        self.assertIn(f"<title>{title}</title>", self.of(runs, own))
+    def test_a_title_names_three(self):
+        for count, title in ((1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more")):
+            with self.subTest(row=(count, title)):
+                runs = [run(name) for name in "abcd"[:count]]
+                own = [evaluation(name) for name in "abcd"[:count]]  # each of which is named once
+                self.assertIn(f"<title>{title}</title>", self.of(runs, own))
 
-    @parameterized.parameters((3, 3, False), (4, 3, True))
-    def test_three_headlines(self, count, shown, more):
-        text = self.of(evaluations=[evaluation(f"n{i}") for i in range(count)])
-        self.assertEqual(text.count('class="lead">[headline'), shown)
-        self.assertEqual("1 more networks are in the table below" in text, more)
+    def test_three_headlines(self):
+        for count, shown, more in ((3, 3, False), (4, 3, True)):
+            with self.subTest(row=(count, shown, more)):
+                text = self.of(evaluations=[evaluation(f"n{i}") for i in range(count)])
+                self.assertEqual(text.count('class="lead">[headline'), shown)
+                self.assertEqual("1 more networks are in the table below" in text, more)
 
     def test_runs_that_are_not_tested_yet(self):
         runs = [run(name) for name in "abcde"]
@@ -84,66 +86,46 @@ class PageTest(parameterized.TestCase):
         text = self.of([run("a", *[CurveEvent("p", i, "alarm", "words") for i in range(12)])])
         self.assertEqual(text.count(": words</li>"), 10)
 
-    @parameterized.parameters((1, False), (2, True))
-    def test_curves_over_each_other_are_of_several_runs(self, count, there):
-        text = self.of([run(name) for name in "ab"[:count]])
-        self.assertEqual('href="#overlays"' in text, there)
-        self.assertNotIn('href="#evaluations"', text)
-        self.assertIn('<section id="training">', text)
-        self.assertNotIn('href="#training"', self.of(evaluations=[evaluation("a")]))
+    def test_many_evaluations_are_folded(self):
+        for count, folded in ((4, False), (5, True)):
+            with self.subTest(row=(count, folded)):
+                self.asked.clear()
+                own = [evaluation(f"n{i}") for i in range(count)]
+                text = self.of(evaluations=own)
+                self.assertEqual(text.count("<details><summary>[title"), count * folded)
+                parts = [entry for entry in self.asked if entry[0] == "part" and len(entry[1]) > 2]
+                self.assertEqual(
+                    [given[1] for _, given, _ in parts], [f"e{i}" for i in range(count)]
+                )
+                in_lead = [how["in_lead"] for _, _, how in parts]
+                self.assertEqual(in_lead, [not folded and i < 3 for i in range(count)])
 
-    @parameterized.parameters((4, False), (5, True))
-    def test_many_evaluations_are_folded(self, count, folded):
-        own = [evaluation(f"n{i}") for i in range(count)]
-        text = self.of(evaluations=own)
-        self.assertEqual(text.count("<details><summary>[title"), count * folded)
-        parts = [entry for entry in self.asked if entry[0] == "part" and len(entry[1]) > 2]
-        self.assertEqual([given[1] for _, given, _ in parts], [f"e{i}" for i in range(count)])
-        in_lead = [how["in_lead"] for _, _, how in parts]
-        self.assertEqual(in_lead, [not folded and i < 3 for i in range(count)])
+    def test_curves_of_many_runs_have_fewer_points(self):
+        for count, most in ((1, 400), (9, 400), (20, 200), (99, 40), (101, 40)):
+            with self.subTest(row=(count, most)):
+                self.asked.clear()
+                self.of([run(f"r{i}") for i in range(count)])
+                parts = [
+                    given for what, given, _ in self.asked if what == "part" and len(given) == 3
+                ]
+                self.assertEqual({given[2] for given in parts}, {most})
+                self.assertEqual([given[1] for given in parts], [f"t{i}" for i in range(count)])
 
-    @parameterized.parameters((None, (), True), (None, ({"a": 1},), False), ("some", (), False))
-    def test_an_evaluation_of_which_little_is_known_is_folded(self, verdicts, costs, folded):
-        text = self.of(evaluations=[evaluation("a", verdicts=verdicts, costs=costs)])
-        self.assertEqual("<details><summary>[title a]" in text, folded)
-
-    @parameterized.parameters((1, 400), (9, 400), (20, 200), (99, 40), (101, 40))
-    def test_curves_of_many_runs_have_fewer_points(self, count, most):
-        self.of([run(f"r{i}") for i in range(count)])
-        parts = [given for what, given, _ in self.asked if what == "part" and len(given) == 3]
-        self.assertEqual({given[2] for given in parts}, {most})
-        self.assertEqual([given[1] for given in parts], [f"t{i}" for i in range(count)])
-
-    @parameterized.parameters((4, False), (5, True))
-    def test_many_runs_are_folded(self, count, folded):
-        text = self.of([run(f"r{i}") for i in range(count)])
-        self.assertEqual("<summary>r1</summary>" in text, folded)
-
-    def test_a_page_is_renewed_if_it_is_asked_for(self):
-        self.assertNotIn("data-refresh", self.of([run("a")]))
-        self.assertIn('data-refresh="2.5"', self.of([run("a")], refresh=2.5))
-
-    def test_pictures_are_of_each_evaluation(self):
-        own = [evaluation("a"), evaluation("b")]
-        pictures = mock.Mock(side_effect=lambda one: tag("p", one.name))
-        self.of(evaluations=own, pictures=pictures)
-        self.assertEqual([call.args[0] for call in pictures.call_args_list], own)
-        parts = [given for what, given, _ in self.asked if what == "part" and len(given) > 3]
-        self.assertEqual([given[3] for given in parts], ["<p>a</p>", "<p>b</p>"])
+    def test_many_runs_are_folded(self):
+        for count, folded in ((4, False), (5, True)):
+            with self.subTest(row=(count, folded)):
+                text = self.of([run(f"r{i}") for i in range(count)])
+                self.assertEqual("<summary>r1</summary>" in text, folded)
 
 
 class WatchingRulesTest(parameterized.TestCase):
-    @parameterized.parameters(-1, 65536)
-    def test_no_port(self, port):
-        with self.assertRaisesRegex(ValueError, f"--port={port} is no port; give one from 1 to"):
-            watching.server([], host="127.0.0.1", port=port, every=1)
-
-    def test_any_port_that_there_is(self):
-        with mock.patch.object(watching, "ThreadingHTTPServer") as listening:
-            for port in (0, 65535):
+    def test_no_port(self):
+        for port in (-1, 65536):
+            with (
+                self.subTest(port=port),
+                self.assertRaisesRegex(ValueError, f"--port={port} is no port; give one from 1 to"),
+            ):
                 watching.server([], host="127.0.0.1", port=port, every=1)
-        addresses = [call.args[0] for call in listening.call_args_list]
-        self.assertEqual(addresses, [("127.0.0.1", 0), ("127.0.0.1", 65535)])
 
     def asked(self, path: str, host: str = "localhost") -> mock.Mock:
         """Ask for a path of a page that this machine alone reaches."""
@@ -152,15 +134,16 @@ class WatchingRulesTest(parameterized.TestCase):
         kind.do_GET(request)
         return request
 
-    @parameterized.parameters("/", "/?again=1")
-    def test_the_page_is_sent_and_kept_by_nobody(self, path):
-        request = self.asked(path)
-        request.send_response.assert_called_once_with(200)
-        headers = dict(call.args for call in request.send_header.call_args_list)
-        self.assertEqual(headers["Cache-Control"], "no-store")
-        self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
-        self.assertEqual(headers["Content-Length"], "9")  # bytes, of which é has two
-        request.wfile.write.assert_called_once_with("<p>é</p>".encode())
+    def test_the_page_is_sent_and_kept_by_nobody(self):
+        for path in ("/", "/?again=1"):
+            with self.subTest(path=path):
+                request = self.asked(path)
+                request.send_response.assert_called_once_with(200)
+                headers = dict(call.args for call in request.send_header.call_args_list)
+                self.assertEqual(headers["Cache-Control"], "no-store")
+                self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
+                self.assertEqual(headers["Content-Length"], "9")  # bytes, of which é has two
+                request.wfile.write.assert_called_once_with("<p>é</p>".encode())
 
     def test_a_page_is_renewed_every_ten_seconds_at_port_8017(self):
         here = [Path(self.create_tempdir())]
@@ -183,16 +166,6 @@ class WatchingRulesTest(parameterized.TestCase):
             text = watching._page([], 2.5, mock.Mock())
         self.assertIn("&lt;b&gt; &amp; none", text)
         self.assertIn('http-equiv="refresh" content="2.5"', text)
-
-    def test_the_page_is_that_of_the_metrics_that_are_followed(self):
-        followed = mock.Mock()
-        with (
-            mock.patch.object(watching.gathered, "gather", return_value="all") as gather,
-            mock.patch.object(watching.page, "page", return_value="text") as made,
-        ):
-            self.assertEqual(watching._page(["a"], 2.5, followed), "text")
-        gather.assert_called_once_with(["a"], metrics_of=followed.read)
-        made.assert_called_once_with("all", refresh=2.5)
 
 
 if __name__ == "__main__":

@@ -49,23 +49,24 @@ class CurvesTest(parameterized.TestCase):
         none = self.curve(np.arange(9), [np.inf] * 9)
         self.assertGreaterEqual(len(curves.thinned(none, 4).steps), 2)
 
-    @parameterized.parameters((0.0, 1), (7.0, 7), (math.nan, 1))
-    def test_overfitting_is_looked_for_in_what_went_before(self, counted, images):
-        own = {
-            "selection_robust": self.curve([10, 20, 30], [0.5, 0.4, 0.3]),
-            "selection_images": self.curve([10, 20, 30], [3, 3, counted]),
-            "robust": self.curve([5, 10, 15, 20], [0.25, 0.75, 0.5, 1.0]),
-        }
-        with mock.patch.object(curves.alarm, "overfitting", return_value="") as asked:
-            self.assertEmpty(curves._overfitting({"train": own}))
-        self.assertLen(asked.call_args_list, 3)
-        for number, call in enumerate(asked.call_args_list, 1):
-            self.assertEqual(call.args[0], [0.5, 0.4, 0.3][:number])
-            self.assertEqual(call.kwargs, {"images": images})
-        np.testing.assert_array_equal(call.args[1], [0.5, 0.75, np.nan])
-        with mock.patch.object(curves.alarm, "overfitting", side_effect=["", "so", "so"]):
-            (event,) = curves._overfitting({"train": own})
-        self.assertEqual(event, ("train", 20, "alarm", "so"))
+    def test_overfitting_is_looked_for_in_what_went_before(self):
+        for counted, images in ((0.0, 1), (7.0, 7), (math.nan, 1)):
+            with self.subTest(row=(counted, images)):
+                own = {
+                    "selection_robust": self.curve([10, 20, 30], [0.5, 0.4, 0.3]),
+                    "selection_images": self.curve([10, 20, 30], [3, 3, counted]),
+                    "robust": self.curve([5, 10, 15, 20], [0.25, 0.75, 0.5, 1.0]),
+                }
+                with mock.patch.object(curves.alarm, "overfitting", return_value="") as asked:
+                    self.assertEmpty(curves._overfitting({"train": own}))
+                self.assertLen(asked.call_args_list, 3)
+                for number, call in enumerate(asked.call_args_list, 1):
+                    self.assertEqual(call.args[0], [0.5, 0.4, 0.3][:number])
+                    self.assertEqual(call.kwargs, {"images": images})
+                np.testing.assert_array_equal(call.args[1], [0.5, 0.75, np.nan])
+                with mock.patch.object(curves.alarm, "overfitting", side_effect=["", "so", "so"]):
+                    (event,) = curves._overfitting({"train": own})
+                self.assertEqual(event, ("train", 20, "alarm", "so"))
 
     def test_stretches_of_skipped_steps(self):
         values = np.zeros(20)
@@ -82,16 +83,17 @@ class CurvesTest(parameterized.TestCase):
         none = {"train": {"skipped": self.curve([1, 2], [0, 0])}}
         self.assertEqual(curves._skipped(none), [])
 
-    @parameterized.parameters((20, 20), (21, 21), (25, 21))
-    def test_twenty_stretches_are_told_one_by_one(self, count, events):
-        values = np.zeros(2 * count)
-        values[::2] = 3
-        own = {"train": {"skipped": self.curve(np.arange(2 * count), values)}}
-        found = curves._skipped(own)
-        self.assertLen(found, events)
-        if count > 20:
-            text = f"{3 * (count - 20)} more steps from here on"
-            self.assertEqual((found[-1].step, found[-1].text), (40, text))
+    def test_twenty_stretches_are_told_one_by_one(self):
+        for count, events in ((20, 20), (21, 21), (25, 21)):
+            with self.subTest(row=(count, events)):
+                values = np.zeros(2 * count)
+                values[::2] = 3
+                own = {"train": {"skipped": self.curve(np.arange(2 * count), values)}}
+                found = curves._skipped(own)
+                self.assertLen(found, events)
+                if count > 20:
+                    text = f"{3 * (count - 20)} more steps from here on"
+                    self.assertEqual((found[-1].step, found[-1].text), (40, text))
 
     def read(self, text: str):
         path = Path(self.create_tempdir(), "metrics.jsonl")
@@ -105,44 +107,48 @@ class CurvesTest(parameterized.TestCase):
         self.assertEqual(found.curves["train"]["loss"].steps.tolist(), [0])
         self.assertEmpty(found.notes)
 
-    @parameterized.parameters(5, 6)
-    def test_five_damaged_lines_are_shown(self, count):
-        (note,) = self.read("x\n" * count + '{"phase": "a", "step": 1, "v": 1}\n').notes
-        more = " and others" if count > 5 else ""
-        self.assertStartsWith(note, f"{count} damaged lines of")
-        self.assertEndsWith(note, f"are left out: 1, 2, 3, 4, 5{more}.")
+    def test_five_damaged_lines_are_shown(self):
+        for count in (5, 6):
+            with self.subTest(count=count):
+                (note,) = self.read("x\n" * count + '{"phase": "a", "step": 1, "v": 1}\n').notes
+                more = " and others" if count > 5 else ""
+                self.assertStartsWith(note, f"{count} damaged lines of")
+                self.assertEndsWith(note, f"are left out: 1, 2, 3, 4, 5{more}.")
 
 
 class AxesTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (Y, [1, 4], (0, 4)),  # what grows from near zero is drawn from zero
-        (Y, [1.6, 4], (1.6, 4)),
-        (Y, [-1, 4], (-1, 4)),
-        (Y, [0, 4], (0, 4)),
-        (Y, [3, 3], (2.5, 3.5)),
-        (Y, [math.nan, 2, math.inf, 3], (2, 3)),
-        (Axis("", low=0.0, high=1.0), [0.4, 0.5], (0, 1)),
-        (Axis("", low=2.0), [3, 4], (2, 4)),
-        (Axis("", log=True), [-1, 0, 1, 1000], (1, 1000)),
-        (Axis("", log=True), [5, 5], (2.5, 10)),
-        (Y, [], (0, 1)),
-    )
-    def test_ends(self, axis, values, ends):
-        frame = figures._frame(axis, values, 10, 110)
-        self.assertEqual((frame.low, frame.high), ends)
-        self.assertEqual((frame(ends[0]), frame(ends[1])), (10, 110))
-        self.assertEqual(frame.log, axis.log)
+    def test_ends(self):
+        for axis, values, ends in (
+            (Y, [1, 4], (0, 4)),  # what grows from near zero is drawn from zero
+            (Y, [1.6, 4], (1.6, 4)),
+            (Y, [-1, 4], (-1, 4)),
+            (Y, [0, 4], (0, 4)),
+            (Y, [3, 3], (2.5, 3.5)),
+            (Y, [math.nan, 2, math.inf, 3], (2, 3)),
+            (Axis("", low=0.0, high=1.0), [0.4, 0.5], (0, 1)),
+            (Axis("", low=2.0), [3, 4], (2, 4)),
+            (Axis("", log=True), [-1, 0, 1, 1000], (1, 1000)),
+            (Axis("", log=True), [5, 5], (2.5, 10)),
+            (Y, [], (0, 1)),
+        ):
+            with self.subTest(row=(axis, values, ends)):
+                frame = figures._frame(axis, values, 10, 110)
+                self.assertEqual((frame.low, frame.high), ends)
+                self.assertEqual((frame(ends[0]), frame(ends[1])), (10, 110))
+                self.assertEqual(frame.log, axis.log)
 
     def test_nothing_above_zero_is_not_drawn_on_a_log_axis(self):
         frame = figures._frame(Axis("", log=True, low=0.0), [1, 9], 0, 1)
         self.assertFalse(frame.log)
 
-    @parameterized.parameters(
-        (None, False, "not finite"), (math.inf, False, "not finite"), (0.12345, True, "12.35 %"),
-        (999.9, False, "999.9"), (1234.5, False, "1,234"), (-1500, False, "-1,500"),
-    )  # fmt: skip
-    def test_values_for_people(self, value, percent, text):
-        self.assertEqual(figures.spelled(value, percent), text)
+    def test_values_for_people(self):
+        for value, percent, text in (
+            (None, False, "not finite"), (math.inf, False, "not finite"),
+            (0.12345, True, "12.35 %"),
+            (999.9, False, "999.9"), (1234.5, False, "1,234"), (-1500, False, "-1,500"),
+        ):  # fmt: skip
+            with self.subTest(row=(value, percent, text)):
+                self.assertEqual(figures.spelled(value, percent), text)
 
     def test_the_last_number_stays_in_the_picture(self):
         frame = figures._Frame(0, 4, 44, 330, False)
@@ -153,23 +159,17 @@ class AxesTest(parameterized.TestCase):
 
 
 class LinesTest(parameterized.TestCase):
-    def test_six_colours_then_dashes_and_a_legend_of_several(self):
-        figure = drawn(*[Line(f"n{i}", [0, 1], [0.0, i]) for i in range(8)])
-        styles = re.findall(r'<svg [^>]*swatch[^>]*><path d="M0 5H22" class="([^"]*)"', figure)
-        if not styles:
-            styles = re.findall(r'd="M0 5H22" class="([^"]*)"', figure)
-        expected = [f"line c{i}" for i in range(1, 7)] + ["line c1 dashed", "line c2 dashed"]
-        self.assertEqual(styles, expected)
-        self.assertNotIn("legend", drawn(Line("a", [0], [1.0])))
-
-    @parameterized.parameters((8, ""), (9, "; and 1 more"))
-    def test_a_summary_in_words(self, count, more):
-        lines = [Line(f"n{i}", [0, 1, 2, 3], [2.0, 9.0, 1.0, 4.0]) for i in range(count)]
-        text = figures._summary(lines, Y)
-        self.assertStartsWith(text, "n0 begins at 2, ends at 4, lowest 1, highest 9; n1 begins")
-        self.assertEqual(text.count("begins"), 8)
-        self.assertEqual(text.endswith("more"), bool(more))
-        self.assertEqual(figures._summary([Line("a", [0], [math.nan])], Y), "")
+    def test_a_summary_in_words(self):
+        for count, more in ((8, ""), (9, "; and 1 more")):
+            with self.subTest(row=(count, more)):
+                lines = [Line(f"n{i}", [0, 1, 2, 3], [2.0, 9.0, 1.0, 4.0]) for i in range(count)]
+                text = figures._summary(lines, Y)
+                self.assertStartsWith(
+                    text, "n0 begins at 2, ends at 4, lowest 1, highest 9; n1 begins"
+                )
+                self.assertEqual(text.count("begins"), 8)
+                self.assertEqual(text.endswith("more"), bool(more))
+                self.assertEqual(figures._summary([Line("a", [0], [math.nan])], Y), "")
 
     def test_forty_marks(self):
         marks = [Mark(i / 50, f"m{i}", i % 2 == 0) for i in range(41)]
@@ -258,29 +258,14 @@ class MatrixTest(parameterized.TestCase):
         y = [f"{matrix._TOP + side * (at + 0.5):.1f}" for at in (0, 1)]
         self.assertEqual(numbers, [(x[1], y[0], "6"), (x[0], y[1], "1")])
 
-    @parameterized.parameters((11, True), (12, False))
-    def test_numbers_where_they_fit(self, size, there):
-        text = self.cells(np.eye(size, dtype=int))
-        self.assertEqual("middle ink" in text, there)
-
-    def test_long_numbers_and_names(self):
-        text = self.cells([[999, 1000], [0, 0]])
-        self.assertIn(">999<", text)
-        self.assertIn(">1k+<", text)
-        names = ["a" * 11, "b" * 12]
-        text = matrix.cells("id", "t", names, np.zeros((2, 2), int), alt="", note="")
-        self.assertEqual(text.count(f">{'a' * 11}<"), 2)
-        self.assertEqual(text.count(f">{'b' * 10}…<"), 2)
+    def test_numbers_where_they_fit(self):
+        for size, there in ((11, True), (12, False)):
+            with self.subTest(row=(size, there)):
+                text = self.cells(np.eye(size, dtype=int))
+                self.assertEqual("middle ink" in text, there)
 
 
 class StandaloneTest(parameterized.TestCase):
-    def test_each_figure_of_a_part_by_its_title(self):
-        first = drawn(Line("a", [0, 1], [0.0, 1.0]))
-        empty = drawn(Line("a", [0], [math.nan]))
-        second = figures.lines("x", "Loss 2, train", [Line("a", [0, 1], [1.0, 2.0])], X, Y)
-        found = dict(pictures.standalone(Html(first + empty + second), "train"))
-        self.assertEqual(list(found), ["a-title", "loss-2"])
-
     def legend(self, *names: str) -> tuple[list[str], float]:
         lines = [Line(name, [0, 1], [0.0, 1.0]) for name in names]
         (_, text), *_ = pictures.standalone(Html(drawn(*lines)))
@@ -299,14 +284,6 @@ class StandaloneTest(parameterized.TestCase):
         huge, _ = self.legend("a" * 80, "b")
         self.assertEqual(float(huge[0][1]), float(short[0][1]))  # no empty line before it
 
-    def test_a_title_takes_lines_of_48_letters(self):
-        def heads(title: str) -> int:
-            figure = figures.lines("id", title, [Line("a", [0, 1], [0.0, 1.0])], X, Y)
-            (_, text), *_ = pictures.standalone(Html(figure))
-            return text.count("font:bold 12px")
-
-        self.assertEqual([heads("a" * 48), heads("aaa " * 12), heads("aaa " * 13)], [1, 1, 2])
-
     def test_a_rule_counts_where_all_its_classes_do(self):
         style = lambda name, *classes: pictures._style(name, {*classes})  # noqa: E731
         self.assertEqual(style("path"), style("path", "unknown"))
@@ -314,18 +291,6 @@ class StandaloneTest(parameterized.TestCase):
         self.assertIn("stroke-dasharray", style("path", "line", "c1", "dashed"))
         self.assertNotIn("stroke-dasharray", style("path", "line", "c1"))
         self.assertNotIn("var(", style("path", "line", "c1", "interval", "dots"))
-
-
-class OfPhaseTest(absltest.TestCase):
-    def test_a_legend_without_signs_takes_no_line(self):
-        self.assertEqual(pictures._legend([], 7.0), ([], 7.0))
-
-    def test_a_rule_of_two_classes_needs_both(self):
-        rules = [(".a.b", {"fill": "red"}), (".a", {"stroke": "blue"}), ("g.b", {"x": "1"})]
-        with mock.patch.object(pictures, "_rules", return_value=rules):
-            self.assertEqual(pictures._style("text", {"a"}), "stroke:blue")
-            self.assertEqual(pictures._style("text", {"a", "b"}), "fill:red;stroke:blue")
-            self.assertEqual(pictures._style("g", {"b"}), "x:1")
 
 
 if __name__ == "__main__":

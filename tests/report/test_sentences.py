@@ -26,24 +26,25 @@ def standard(**record):
 
 
 class DoubtsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({}, None),
-        ({"method": "union"}, None),  # of all four attacks
-        ({"method": "union", "attacks": WHOLE[:3]}, "The attack was union, not the standard"),
-        ({"method": "apgd-ce"}, "The attack was apgd-ce, not the standard version"),
-        ({"robust": None, "method": None, "attacks": []}, None),
-        ({"image_ids": "0..998"}, "Only 999 images were evaluated"),
-        ({"split": "train[:10%]"}, "The images are of the training split"),
-        ({"split": "train@x"}, "The images are of the training split"),
-        ({"split": "pretrain"}, None),
-        ({"commit": "0123+changes"}, "The code differed from its commit"),
-        ({"search_dtype": "bfloat16"}, "The attacks searched in bfloat16"),
-        ({"flags": {"nan": "it is none"}}, "Flag nan: it is none"),
-    )
-    def test_each_doubt_alone(self, record, expected):
-        found = sentences.doubts(standard(**record), [])
-        self.assertLen(found, expected is not None, found)
-        self.assertStartsWith("".join(found), expected or "")
+    def test_each_doubt_alone(self):
+        for record, expected in (
+            ({}, None),
+            ({"method": "union"}, None),  # of all four attacks
+            ({"method": "union", "attacks": WHOLE[:3]}, "The attack was union, not the standard"),
+            ({"method": "apgd-ce"}, "The attack was apgd-ce, not the standard version"),
+            ({"robust": None, "method": None, "attacks": []}, None),
+            ({"image_ids": "0..998"}, "Only 999 images were evaluated"),
+            ({"split": "train[:10%]"}, "The images are of the training split"),
+            ({"split": "train@x"}, "The images are of the training split"),
+            ({"split": "pretrain"}, None),
+            ({"commit": "0123+changes"}, "The code differed from its commit"),
+            ({"search_dtype": "bfloat16"}, "The attacks searched in bfloat16"),
+            ({"flags": {"nan": "it is none"}}, "Flag nan: it is none"),
+        ):
+            with self.subTest(row=(record, expected)):
+                found = sentences.doubts(standard(**record), [])
+                self.assertLen(found, expected is not None, found)
+                self.assertStartsWith("".join(found), expected or "")
 
     def test_an_interval_is_as_wide_as_its_ends_are_apart_in_points(self):
         ends = {"clean": (0.7, 0.9), "robust": (0.382, 0.618)}
@@ -55,27 +56,29 @@ class DoubtsTest(parameterized.TestCase):
 
 
 class HeadlineTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({}, "and 50.0 % (46.9 to 53.1 %) also when autoattack standard may change them within L"),
-        ({"method": "union"}, "also when the attacks may change them within L∞ 8/255."),
-        ({"robust": None}, "classifies 80.0 % of 1,000 images of digits (split test) correctly "),
-        ({"robust": None}, "(95 % interval 77.4 to 82.4 %); it was not attacked."),
-        ({"attacks": [*WHOLE, {"norm": "l2", "epsilon": 0.5}]}, "all of L∞ 8/255, L2 0.5."),
-        ({"model": {"name": "vit_s"}, "weights": "ema"}, "net: vit_s (ema) classifies"),
-        ({"image_ids": "3..3"}, "of 1 images of"),
-        ({"image_ids": "unknown"}, "of the images of"),
-    )
-    def test_a_sentence(self, record, expected):
-        self.assertIn(expected, sentences.headline(standard(**record)))
+    def test_a_sentence(self):
+        for record, expected in (
+            ({}, "and 50.0 % (46.9 to 53.1 %) also when autoattack standard may change them withi"),
+            ({"method": "union"}, "also when the attacks may change them within L∞ 8/255."),
+            ({"robust": None}, "classifies 80.0 % of 1,000 images of digits (split test) correctl"),
+            ({"robust": None}, "(95 % interval 77.4 to 82.4 %); it was not attacked."),
+            ({"attacks": [*WHOLE, {"norm": "l2", "epsilon": 0.5}]}, "all of L∞ 8/255, L2 0.5."),
+            ({"model": {"name": "vit_s"}, "weights": "ema"}, "net: vit_s (ema) classifies"),
+            ({"image_ids": "3..3"}, "of 1 images of"),
+            ({"image_ids": "unknown"}, "of the images of"),
+        ):
+            with self.subTest(row=(record, expected)):
+                self.assertIn(expected, sentences.headline(standard(**record)))
 
-    @parameterized.parameters(
-        ({"attacks": []}, "no attack"),
-        ({}, "pgd, steps 20"),
-        ({"method": "mim-20"}, "mim-20"),
-        ({"method": "union", "worst_case": [{"robust": 0.5}]}, "worst case"),
-    )
-    def test_a_method(self, record, expected):
-        self.assertEqual(sentences.method(evaluation(**record).record), expected)
+    def test_a_method(self):
+        for record, expected in (
+            ({"attacks": []}, "no attack"),
+            ({}, "pgd, steps 20"),
+            ({"method": "mim-20"}, "mim-20"),
+            ({"method": "union", "worst_case": [{"robust": 0.5}]}, "worst case"),
+        ):
+            with self.subTest(row=(record, expected)):
+                self.assertEqual(sentences.method(evaluation(**record).record), expected)
 
 
 if __name__ == "__main__":
