@@ -13,7 +13,6 @@ import jax
 from ml_collections import ConfigDict, config_dict
 
 from jaxrobust import models
-from jaxrobust.runtime.commandline.config_values import OneOrSeveral
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text.spelling import meant
 from jaxrobust.types import Classifier
@@ -22,6 +21,26 @@ VERSION = 1  # of the keys, in a run's config.json; it grows where old values wo
 # What a phase may have of its own, beside the keys of its section.
 CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "evaluation", "test")
 SPARED = 4  # cores of a host that do not decode by default: they feed its devices, and write
+
+
+class OneOrSeveral(config_dict.FieldReference):
+    """A value of the type of its default, or a list or tuple of such."""
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        """Put one value, or a tuple of several, in place of the one before."""
+        if not isinstance(value, list | tuple):
+            super().set(value, type_safe)
+            return
+        own = self.get_type()
+        parts = tuple(own(v) if own is float and isinstance(v, int) else v for v in value)
+        if type_safe and not all(isinstance(part, own) for part in parts):
+            raise TypeError(f"of {value!r} each part must be of type {own.__name__}")
+        super().set(parts, False)
+
+    @classmethod
+    def unset(cls, kind: type) -> "OneOrSeveral":
+        """Make one that is None, and of this type where it is set."""
+        return cls(None, field_type=kind)
 
 
 class Section(Protocol):

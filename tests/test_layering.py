@@ -28,7 +28,7 @@ INSIDE = {
     ),
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
-    "training": ("update", "build", "batch_sizes", "run"),
+    "training": ("update", "build", "run"),
     "publish": ("torch_modules", "."),
     "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
     "results": (

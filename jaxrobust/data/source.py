@@ -133,7 +133,7 @@ class SourceKind(NamedTuple):
     name: str  # before the colon
     written: str  # as messages and help write it
     help: str  # in a few words, for lists
-    open: Callable[..., Source]
+    open: Callable[..., Source] | str  # or its entry, "module:function"
     pattern: str = ""  # of whole names; default: the name, a colon and anything
     is_path: bool = False  # what follows the colon is a place on disk
     contents: bool = False  # whether the records enter the fingerprint of a source without another
@@ -143,14 +143,40 @@ class SourceKind(NamedTuple):
         return bool(re.fullmatch(self.pattern or rf"{re.escape(self.name)}:.+", name, re.DOTALL))
 
 
-KINDS: dict[str, SourceKind] = {}
-
-
-def add(kind: SourceKind) -> None:
-    """Enter a kind of data set, which everything that names data sets knows from then on."""
-    if kind.name in KINDS:
-        raise ValueError(f"there are data sets {kind.written} already; choose another name")
-    KINDS[kind.name] = kind
+_KINDS = (
+    SourceKind(
+        *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
+        "jaxrobust.data.sources.cifar_c:open_cifar_c",
+        is_path=True,
+        contents=True,
+    ),
+    SourceKind(
+        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn"),
+        "jaxrobust.data.sources.fake:open_fake",
+        pattern=r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?",
+    ),
+    SourceKind(
+        *("generated", "generated:DIR", "shards of generated images"),
+        "jaxrobust.data.sources.generated:open_generated",
+        is_path=True,
+    ),
+    SourceKind(
+        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
+        "jaxrobust.data.sources.huggingface:open_hf",
+    ),
+    SourceKind(
+        *("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class"),
+        "jaxrobust.data.sources.image_folder:open_folder",
+        is_path=True,
+    ),
+    SourceKind(
+        *("npz", "npz:PATH", "a file of arrays"),
+        "jaxrobust.data.sources.npz:open_npz",
+        is_path=True,
+        contents=True,
+    ),
+)
+KINDS = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(name: Any) -> SourceKind | None:

@@ -20,7 +20,7 @@ from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckR
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.text.spelling import counted
-from jaxrobust.training import batch_sizes, build
+from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner, objectives
 from jaxrobust.types import Classifier, Threat
@@ -232,7 +232,7 @@ def _warmup(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
 
 
 def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-    changed, fitted = batch_sizes.fitted(plan.config, plan.devices)
+    changed, fitted = warnings.fitted_batches(plan.config, plan.devices)
     seen = of_phase(changed, name)
     size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
     try:

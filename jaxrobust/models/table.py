@@ -1,9 +1,11 @@
 """The table of all architectures: what each costs, its stem and norms, which checkpoints load."""
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from math import isqrt, prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +13,12 @@ import jax.numpy as jnp
 from clu import parameter_overview as overview
 
 from jaxrobust import models
-from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED, Published, own_id
 from jaxrobust.types import Classifier, Params
+
+# Name -> parameters, multiply-adds of one image, stem, norms, as `refresh_counts.py` writes them.
+COUNTED: dict[str, Any] = json.loads(Path(__file__).with_name("counted.json").read_text())
 
 
 class ArchitectureRow(NamedTuple):

@@ -15,10 +15,9 @@ from jaxrobust.config import AttackSection, Config, PhaseSection, network_of, of
 from jaxrobust.data.sources import generated
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.models.counted import COUNTED
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.kernels.cpu import rewriting
-from jaxrobust.models.table import multiply_adds
+from jaxrobust.models.table import COUNTED, multiply_adds
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step

@@ -18,9 +18,9 @@ from jaxrobust import models
 from jaxrobust.commands import models as command
 from jaxrobust.data import evaluation_transform
 from jaxrobust.models import published, table
-from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.table import COUNTED as COUNTED_BY_US
 from tests.support import parity, paths, sweeps
 from tools.generate import refresh_counts
 

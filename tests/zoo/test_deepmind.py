@@ -123,7 +123,7 @@ class GoldenTest(parameterized.TestCase):
 class CountsTest(absltest.TestCase):
     def test_every_network_of_the_ids_is_counted(self):
         """What the table ships; that it is what networks have: tests/models/test_table.py."""
-        from jaxrobust.models.counted import COUNTED as SHIPPED
+        from jaxrobust.models.table import COUNTED as SHIPPED
 
         self.assertEqual({name for name, _ in CLASSES}, COUNTED.keys())
         self.assertEqual({name: SHIPPED[name][0] for name in COUNTED}, COUNTED)

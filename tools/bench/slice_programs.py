@@ -26,9 +26,10 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     chips = topology.devices(args.topology)
     from jaxrobust.runtime.commandline.arguments import config_name
     from jaxrobust.runtime.devices import hardware
-    from jaxrobust.training import batch_sizes, build
+    from jaxrobust.training import build
+    from jaxrobust.training.run import warnings
 
-    config, fitted = batch_sizes.fitted(load(args, len(chips)), len(chips))
+    config, fitted = warnings.fitted_batches(load(args, len(chips)), len(chips))
     for line in fitted:
         print(line)
     phase = build.phase(config, "train", 1000 * config.train.batch_size, devices=chips)

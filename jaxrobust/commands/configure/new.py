@@ -19,7 +19,7 @@ from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import answer, number
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience, spelling
-from jaxrobust.weights.fetch import KINDS
+from jaxrobust.weights.fetch.shipped import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

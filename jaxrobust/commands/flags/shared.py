@@ -6,7 +6,7 @@ from typing import Any
 from jaxrobust.runtime.commandline.arguments import mapping, number
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import spelling
-from jaxrobust.weights.fetch import KINDS
+from jaxrobust.weights.fetch.shipped import KINDS
 
 # A flag -> its help, and the default that the help names where a command names no other.
 TEXTS: dict[str, tuple[str, str | None]] = {

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Source, SourceKind, add
+from jaxrobust.data.source import DataError, Source
 from jaxrobust.data.sources.npz import ArrayRecords, parsing
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions
@@ -100,7 +100,3 @@ def _array(path: str) -> np.ndarray:
             (content,) = storage.read_files([path], _REMEDY)
             return np.load(io.BytesIO(content), allow_pickle=False)
         return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-_ABOUT = ("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C")
-add(SourceKind(*_ABOUT, open_cifar_c, is_path=True, contents=True))

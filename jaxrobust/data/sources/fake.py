@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source, SourceKind, add
+from jaxrobust.data.source import KINDS, DataError, Record, Source
 from jaxrobust.data.splits import grammar, subsets
 from jaxrobust.data.transforms import decoding
 
-NAME = re.compile(r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?")
+NAME = re.compile(KINDS["fake"].pattern)
 _SPLITS = {"train": 1024, "test": 256}
 
 
@@ -59,7 +59,3 @@ def _read(
         image = pattern.astype(np.uint8)[rows[:, None], columns] + noise
         records.append(Record(decoding.encode(image), label))
     return records
-
-
-_ABOUT = ("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn")
-add(SourceKind(*_ABOUT, open_fake, pattern=NAME.pattern))

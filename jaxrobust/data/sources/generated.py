@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, SoftLabel, Source, SourceKind, add
+from jaxrobust.data.source import DataError, Record, SoftLabel, Source
 from jaxrobust.data.sources import plausibility
 from jaxrobust.data.splits import grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
@@ -299,7 +299,3 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
     brightest = max(int(decoding.decode(record.image).max()) for record in records)
     notes = plausibility.of_pixels(brightest, len(records), source.where())
     return dataclasses.replace(source, notes=notes)
-
-
-_ABOUT = ("generated", "generated:DIR", "shards of generated images")
-add(SourceKind(*_ABOUT, open_generated, is_path=True))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source, SourceKind, add, first_few
+from jaxrobust.data.source import DataError, Record, Source, first_few
 from jaxrobust.data.sources import headers, plausibility
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.runtime.files import download
@@ -340,7 +340,3 @@ def _files(images: Table) -> tuple[list[str] | None, list[int]]:
         return None, sizes
     names = [os.path.basename(path or "") for path in paths.to_pylist()]
     return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes
-
-
-_ABOUT = ("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files")
-add(SourceKind(*_ABOUT, open_hf))

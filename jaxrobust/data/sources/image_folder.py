@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxrobust.data import imagenet
-from jaxrobust.data.source import DataError, Record, Source, SourceKind, add, first_few
+from jaxrobust.data.source import DataError, Record, Source, first_few
 from jaxrobust.data.sources import headers
 from jaxrobust.data.splits import grammar, storage, subsets
 
@@ -283,7 +283,3 @@ def _list(root: str, folders: list[str], present: set[str], *, allow_empty: bool
 def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
     contents = storage.read_files([files.path(index) for index in indices], _REMEDY)
     return [Record(c, int(files.labels[i])) for c, i in zip(contents, indices, strict=True)]
-
-
-_ABOUT = ("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class")
-add(SourceKind(*_ABOUT, open_folder, is_path=True))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.data.source import DataError, Record, Source, SourceKind, add
+from jaxrobust.data.source import DataError, Record, Source
 from jaxrobust.data.sources import plausibility
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import decoding
@@ -239,6 +239,3 @@ def _class_names(file: ArrayFile) -> tuple[str, ...]:
             values = _array.__wrapped__(file.path, key, file.sums[key])
             return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
     return ()
-
-
-add(SourceKind("npz", "npz:PATH", "a file of arrays", open_npz, is_path=True, contents=True))

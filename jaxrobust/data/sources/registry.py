@@ -24,17 +24,9 @@ from jaxrobust.data.source import (
     first_few,
     kind_of,
 )
-from jaxrobust.data.sources import (
-    cifar_c,  # noqa: F401  # kinds
-    fake,  # noqa: F401
-    generated,
-    huggingface,  # noqa: F401
-    image_folder,  # noqa: F401
-    npz,  # noqa: F401
-    plausibility,
-    tfds,
-)
+from jaxrobust.data.sources import generated, plausibility, tfds
 from jaxrobust.data.splits import grammar, storage, subsets
+from jaxrobust.runtime import rooms
 from jaxrobust.runtime.text import spelling
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
@@ -109,7 +101,8 @@ def _open(
     if kind_of(name) is None and generated.is_folder(name):
         name = f"{generated.PREFIX}{name}"
     if kind := kind_of(name):
-        source = kind.open(name, split, choice)
+        opened = rooms.resolve(kind.open) if isinstance(kind.open, str) else kind.open
+        source = opened(name, split, choice)
         if kind.contents and not (source.files_sha256 or source.ids_sha256):
             every = range(len(source))  # nothing else says which they are
             return dataclasses.replace(source, files_sha256=content_sha256(source, every))

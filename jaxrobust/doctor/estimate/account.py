@@ -11,7 +11,8 @@ from jaxrobust.doctor.estimate import attacked, elsewhere, feeding, here
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.estimate.work import PhaseWork, work
 from jaxrobust.runtime.text import patience
-from jaxrobust.training import batch_sizes, build
+from jaxrobust.training import build
+from jaxrobust.training.run import warnings
 from jaxrobust.training.update import objectives
 
 
@@ -36,7 +37,7 @@ def account(
       robust: the share of them that is assumed to be robust.
       start: seconds until a command begins to work, as this one took.
     """
-    config, fitted = batch_sizes.fitted(config, target.chips)
+    config, fitted = warnings.fitted_batches(config, target.chips)
     with patience.of("looking at the config and its data"):
         parts = work(config)
     end = parts[-1]

@@ -14,9 +14,10 @@ from jaxtyping import Key, UInt8
 
 from jaxrobust import attacks
 from jaxrobust import types as t
-from jaxrobust.data import Damage, Source
+from jaxrobust.data.source import Source
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
+from jaxrobust.data.stream.pipeline import Damage
 from jaxrobust.evaluation.network import checks, collapse, label_checks
 from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding

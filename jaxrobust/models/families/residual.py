@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, Conv
+from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Conv
 from jaxrobust.models.modules.draws import Draws, Drop, branches, split, torch_default
 from jaxrobust.types import Array
 

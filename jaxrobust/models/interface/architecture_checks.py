@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import ACTIVATIONS
 from jaxrobust.types import Array
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.cuda import fused_attention
 from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
-from jaxrobust.models.kernels.tpu import calls, token_attention
 
 Array = jax.Array
 
@@ -180,14 +180,14 @@ def _kept_by_none(out: Array, qkv: Array, *bias: Array, heads: int, scale: float
 
 
 def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
-    out = token_attention.forward(qkv, heads, scale=scale, bias=_whole(bias, qkv, heads))
+    out = tpu.token_attention.forward(qkv, heads, scale=scale, bias=_whole(bias, qkv, heads))
     return _kept_by_none(out, qkv, *bias, heads=heads, scale=scale)
 
 
 def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
     del kept
     whole = _whole(bias, qkv, heads)
-    to_qkv = token_attention.backward(qkv, g, heads, scale=scale, bias=whole)
+    to_qkv = tpu.token_attention.backward(qkv, g, heads, scale=scale, bias=whole)
     if not needed:
         return [to_qkv]
     kept = _plain_forward(qkv, *bias, heads=heads, scale=scale)[1:]
@@ -255,8 +255,8 @@ def self_attention(
     """
     dim = qkv.shape[2] // 3
     scale = (dim // heads) ** -0.5 if scale is None else scale
-    reason = token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
+    reason = tpu.token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
     bias = bias if bias is None else _four_axes(bias, qkv)
-    if calls.plain("attention", reason):
+    if tpu.calls.plain("attention", reason):
         return join(_attend(*split(qkv, heads), bias, scale))
     return _attend_product(heads, scale, qkv, *([] if bias is None else [bias]))

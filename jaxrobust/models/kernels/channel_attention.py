@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.attention import (
     join,
     product,
@@ -16,8 +17,6 @@ from jaxrobust.models.kernels.attention import (
     wide_dtype,
 )
 from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
-from jaxrobust.models.kernels.tpu import calls
-from jaxrobust.models.kernels.tpu import channel_attention as kernel
 
 Array = jax.Array
 
@@ -106,13 +105,13 @@ def _plain_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
 def _kernel_forward(qkv: Array, temperature: Array) -> list[Array]:
     # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
     kept = jax.eval_shape(_plain_forward, qkv, temperature)[1:]
-    out = kernel.forward(qkv, temperature)
+    out = tpu.channel_attention.forward(qkv, temperature)
     return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
 
 
 def _kernel_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
     del kept
-    to_qkv, *sums = kernel.backward(qkv, g, temperature, needed=needed)
+    to_qkv, *sums = tpu.channel_attention.backward(qkv, g, temperature, needed=needed)
     shape, dtype = temperature.shape, temperature.dtype
     return [to_qkv, *(rounded(s.reshape(shape), dtype) for s in sums)]
 
@@ -150,7 +149,7 @@ def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
     f[B,N,h*d]. On TPUs what lies between stays on the chip.
     """
     heads = len(temperature)
-    reason = kernel.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)
-    if calls.plain("attention of channels", reason):
+    reason = tpu.channel_attention.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)
+    if tpu.calls.plain("attention of channels", reason):
         return join(_cross(*split(qkv, heads), temperature))
     return _cross_product(qkv, temperature)

@@ -2,24 +2,42 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels import layers
+from jaxrobust.models.kernels import layers, tpu
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.primitives import add_bias, as_array, asked_for, rounded
-from jaxrobust.models.kernels.tpu import calls
-from jaxrobust.models.kernels.tpu import convnext_block as block_kernel
-from jaxrobust.models.kernels.tpu import depthwise_norm as norm_kernel
-from jaxrobust.models.kernels.tpu import norm_halving as halving_kernel
-from jaxrobust.models.kernels.tpu.convnext_block import BlockParameters
-from jaxrobust.models.kernels.tpu.norm_halving import HalvingParameters
 
 Array = jax.Array
 Path = Callable[[Array], Array]  # what stochastic depth makes of a branch f[B,..]
+
+
+class BlockParameters(NamedTuple):
+    """Parameters of a block."""
+
+    taps: Array  # f[k,k,1,C]
+    bias: Array  # f[C], of the convolution
+    scale: Array  # f[C], of the norm
+    shift: Array
+    first: Array  # f[C,D]
+    first_bias: Array  # f[D]
+    second: Array  # f[D,C]
+    second_bias: Array  # f[C]
+    gamma: Any  # f[C]; None: none
+
+
+class HalvingParameters(NamedTuple):
+    """Parameters of the norm and of the convolution."""
+
+    scale: Array  # f[C]
+    shift: Array
+    kernel: Array  # f[2,2,C,D]
+    bias: Array  # f[D]
 
 
 # --------------------------------------------------------------------------------- the first half
@@ -43,7 +61,7 @@ def _plain_norm_gradients(x, z, g, beside, *parameters, eps: float, needed: bool
 
 
 def _norm_kernel_gradients(x, z, g, beside, *parameters, eps: float, needed: bool) -> list[Array]:
-    to_x = norm_kernel.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
+    to_x = tpu.depthwise_norm.backward(z, g, beside, parameters[0], parameters[2], eps=eps)
     if not needed:
         return [to_x]
     return [to_x, *_plain_norm_gradients(x, z, g, beside, *parameters, eps=eps, needed=True)[1:]]
@@ -58,7 +76,7 @@ def _norm_rule(eps, x, *parameters):
     return lax.platform_dependent(
         x,
         *parameters,
-        tpu=functools.partial(norm_kernel.forward, eps=eps),
+        tpu=functools.partial(tpu.depthwise_norm.forward, eps=eps),
         default=functools.partial(_plain_norm, eps=eps),
     )
 
@@ -92,7 +110,9 @@ def depthwise_norm(
 
     Whoever adds the result's branch to the returned `x` has both gradients added on the chip.
     """
-    if calls.plain("a depthwise convolution with its norm", norm_kernel.refused(x, taps)):
+    if tpu.calls.plain(
+        "a depthwise convolution with its norm", tpu.depthwise_norm.refused(x, taps)
+    ):
         return _plain_norm(x, taps, bias, scale, shift, eps=eps)[0], x
     return _depthwise_norm(eps, x, taps, bias, scale, shift)
 
@@ -121,14 +141,16 @@ def _plain_block(x: Array, share: Array | None, *parameters: Array, eps: float) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _block(eps: float, x: Array, share: Array | None, *parameters: Array) -> Array:
-    return block_kernel.forward(x, share, BlockParameters(*parameters), eps=eps, keep=False)[0]
+    return tpu.convnext_block.forward(x, share, BlockParameters(*parameters), eps=eps, keep=False)[
+        0
+    ]
 
 
 def _block_forward(eps, x, share, *parameters):
     perturbed = asked_for(parameters)
     share = None if share is None else share.value
     values = BlockParameters(*(p.value for p in parameters))
-    out, z = block_kernel.forward(x.value, share, values, eps=eps)
+    out, z = tpu.convnext_block.forward(x.value, share, values, eps=eps)
     return out, (None if perturbed is None else x.value, z, share, values)
 
 
@@ -137,8 +159,8 @@ def _block_backward(eps, residuals, g):
     g = as_array(g)
     to_share = None if share is None else jnp.zeros_like(share)  # a draw, which has no gradient
     if x is None:
-        return block_kernel.backward(z, g, share, p, eps=eps), to_share, *(None for _ in p)
-    to_x, sums = block_kernel.all_gradients(x, z, g, share, p, eps=eps)
+        return tpu.convnext_block.backward(z, g, share, p, eps=eps), to_share, *(None for _ in p)
+    to_x, sums = tpu.convnext_block.all_gradients(x, z, g, share, p, eps=eps)
     return to_x, to_share, *(rounded(s, a.dtype) for s, a in zip(sums, p, strict=True))
 
 
@@ -152,7 +174,7 @@ def convnext_block(
 
     Without `p.gamma` the branch is added as it is.
     """
-    if calls.plain("a block of ConvNeXt", block_kernel.refused(x, p)):
+    if tpu.calls.plain("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
         return _add_branch(x, y, p, path)
     share = None if path is None else path(jnp.ones(len(x), jnp.float32))
@@ -177,21 +199,21 @@ def _plain_halving(x: Array, *parameters: Array, stride: int, eps: float) -> Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _halving(eps: float, x: Array, *parameters: Array) -> Array:
-    return halving_kernel.forward(x, HalvingParameters(*parameters), eps=eps)
+    return tpu.norm_halving.forward(x, HalvingParameters(*parameters), eps=eps)
 
 
 def _halving_forward(eps, x, *parameters):
     perturbed = asked_for(parameters)
     p = HalvingParameters(*(p.value for p in parameters))
-    return halving_kernel.forward(x.value, p, eps=eps), (x.value, p, perturbed)
+    return tpu.norm_halving.forward(x.value, p, eps=eps), (x.value, p, perturbed)
 
 
 def _halving_backward(eps, residuals, g):
     x, p, perturbed = residuals
     g = as_array(g)
     if perturbed is None:
-        return halving_kernel.backward(x, g, p, eps=eps), *(None for _ in p)
-    to_x, sums = halving_kernel.all_gradients(x, g, p, eps=eps)
+        return tpu.norm_halving.backward(x, g, p, eps=eps), *(None for _ in p)
+    to_x, sums = tpu.norm_halving.all_gradients(x, g, p, eps=eps)
     return to_x, *(rounded(s, a.dtype) for s, a in zip(sums, p, strict=True))
 
 
@@ -201,6 +223,6 @@ _halving.defvjp(_halving_forward, _halving_backward, symbolic_zeros=True)
 def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e-6) -> Array:
     """Normalise f[B,H,W,C] over channels and convolve it without padding."""
     plain = functools.partial(_plain_halving, stride=stride, eps=eps)
-    if calls.plain("what stands between stages", halving_kernel.refused(x, p, stride)):
+    if tpu.calls.plain("what stands between stages", tpu.norm_halving.refused(x, p, stride)):
         return plain(x, *p)
     return lax.platform_dependent(x, *p, tpu=functools.partial(_halving, eps), default=plain)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.primitives import (
     add_bias,
     along,
@@ -31,7 +32,6 @@ from jaxrobust.models.kernels.primitives import (
     rows,
     widened,
 )
-from jaxrobust.models.kernels.tpu import calls, token_norm
 
 Array = jax.Array
 _TILE = 8  # rows of a tile of a TPU
@@ -89,7 +89,7 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _token_norm(eps: float, beside: bool, x: Array, scale: Array, bias: Array) -> list[Array]:
-    y = token_norm.forward(x, scale, bias, eps=eps)
+    y = tpu.token_norm.forward(x, scale, bias, eps=eps)
     # Else XLA may let images be rows of the residual stream, and copy it for each kernel.
     return [y, with_layout_constraint(x, Layout(tuple(range(x.ndim))))] if beside else [y]
 
@@ -105,8 +105,8 @@ def _token_norm_backward(eps, beside, residuals, gradients):
     x, scale, bias, perturbed = residuals
     gradients = [as_array(g) for g in gradients]
     if perturbed is None:
-        return token_norm.backward(x, gradients, scale, eps=eps), None, None
-    to_x, to_scale, to_bias = token_norm.all_gradients(x, gradients, scale, eps=eps)
+        return tpu.token_norm.backward(x, gradients, scale, eps=eps), None, None
+    to_x, to_scale, to_bias = tpu.token_norm.all_gradients(x, gradients, scale, eps=eps)
     return to_x, rounded(to_scale, scale.dtype), rounded(to_bias, bias.dtype)
 
 
@@ -131,7 +131,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
     convolution, with which the compiler makes one loop of it: 5.1 instead of 5.7 ms for the image
     gradient of a ConvStem.
     """
-    if x.ndim != 3 or token_norm.refused(x):
+    if x.ndim != 3 or tpu.token_norm.refused(x):
         return _plain_norm(x, scale, bias, eps=eps, beside=False)[0]
     return _norm_of(x, scale, bias, eps, beside=False)[0]
 
@@ -141,7 +141,7 @@ def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> t
 
     On TPUs the gradient's kernel adds up what comes back to the two.
     """
-    if calls.plain("a LayerNorm of tokens", token_norm.refused(x)):
+    if tpu.calls.plain("a LayerNorm of tokens", tpu.token_norm.refused(x)):
         y, x = _plain_norm(x, scale, bias, eps=eps, beside=True)
     else:
         y, x = _norm_of(x, scale, bias, eps, beside=True)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.batch_norms import (
     EPS,
     Statistics,
@@ -21,8 +22,6 @@ from jaxrobust.models.kernels.batch_norms import (
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm, scaled_residual
 from jaxrobust.models.kernels.primitives import as_array, asked_for, rounded, widened
-from jaxrobust.models.kernels.tpu import calls
-from jaxrobust.models.kernels.tpu import token_interaction as kernel
 
 Array = jax.Array
 Path = Callable[[Array], Array]  # of a branch, which it multiplies by a number for each image
@@ -93,14 +92,14 @@ def _interaction(asked: _Asked, x, parameters, statistics, factors):
 
 def _forward(asked, x, parameters, statistics, factors):
     p, width = parameters, asked.width
-    y, sums = kernel.first(
+    y, sums = tpu.token_interaction.first(
         *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=width, eps=EPS_LAYER
     )
     norm, moved = norm_of_sums(sums, None if asked.train else statistics, x.shape[1], asked.group)
     factor = widened(p.batch_scale[None])[0] * norm.inverse
     gamma = _scales(p.gamma, factors)
     rows = image_rows(len(x), norm.mean, factor, p.batch_shift, gamma, p.bias2)
-    return (kernel.second(x, y, rows, p.taps2, width=width), moved), (y, norm)
+    return (tpu.token_interaction.second(x, y, rows, p.taps2, width=width), moved), (y, norm)
 
 
 def _forward_rule(asked, x, parameters, statistics, factors):
@@ -122,11 +121,13 @@ def _backward_rule(asked, residuals, gradients):
     constant = slope = jnp.zeros_like(norm.mean)
     if needed or asked.train:
         means = image_rows(batch, norm.mean)
-        sums, *every = kernel.sums(g, y, means, p.taps2, width=asked.width, needed=needed)
+        sums, *every = tpu.token_interaction.sums(
+            g, y, means, p.taps2, width=asked.width, needed=needed
+        )
         total, weighted = sums[:, 0] * gamma, sums[:, 1] * gamma
         if asked.train:
             constant, slope = subtracted(total, weighted, norm, tokens, asked.group)
-    to_x, *first = kernel.gradient(
+    to_x, *first = tpu.token_interaction.gradient(
         *(x, g, image_rows(batch, gamma, norm.mean, factor, constant, slope), (p.taps1, p.taps2)),
         (p.norm_scale, p.norm_shift, p.bias1),
         **{"width": asked.width, "eps": EPS_LAYER, "needed": needed},
@@ -183,8 +184,8 @@ def local_interaction(
     if statistics is None:
         check_group(len(x), group)
     plain: Callable[..., Any] = functools.partial(_plain, path=path, width=width, group=group)
-    reason = kernel.refused(x, parameters.taps1, width)
-    if calls.plain("the exchange between neighbours", reason):
+    reason = tpu.token_interaction.refused(x, parameters.taps1, width)
+    if tpu.calls.plain("the exchange between neighbours", reason):
         return plain(x, parameters, statistics)
     factors = None if path is None else path(jnp.ones((len(x), 1), jnp.float32))
 

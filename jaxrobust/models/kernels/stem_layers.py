@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.batch_norms import (
     ImageNorm,
     Statistics,
@@ -24,8 +25,6 @@ from jaxrobust.models.kernels.batch_norms import (
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm
 from jaxrobust.models.kernels.primitives import as_array, asked_for, rounded, widened
-from jaxrobust.models.kernels.tpu import batch_stem, calls
-from jaxrobust.models.kernels.tpu import conv_stem as kernel
 
 Array = jax.Array
 LAYERS, EACH = 2, 4  # parameters: kernel and bias of the convolution, scale and shift of the norm
@@ -45,23 +44,23 @@ def _planes(x: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _stem_kernel(eps: float, x: Array, *parameters: Array) -> Array:
-    return kernel.forward(_planes(x), *parameters, eps=eps)[0]
+    return tpu.conv_stem.forward(_planes(x), *parameters, eps=eps)[0]
 
 
 def _stem_kernel_forward(eps, x, *parameters):
     perturbed = asked_for(parameters)
     x, *values = (operand.value for operand in (x, *parameters))
-    out, kept = kernel.forward(_planes(x), *values, eps=eps)
+    out, kept = tpu.conv_stem.forward(_planes(x), *values, eps=eps)
     return out, (x, kept, values, perturbed)
 
 
 def _stem_kernel_backward(eps, residuals, g):
     x, kept, values, perturbed = residuals
     g = as_array(g)
-    to_planes = kernel.backward(_planes(x), kept, g, *values, eps=eps)
+    to_planes = tpu.conv_stem.backward(_planes(x), kept, g, *values, eps=eps)
     of_parameters: tuple = (None,) * len(values)
     if perturbed is not None:
-        sums = kernel.parameter_gradients(_planes(x), kept, g, *values, eps=eps)
+        sums = tpu.conv_stem.parameter_gradients(_planes(x), kept, g, *values, eps=eps)
         of_parameters = tuple(rounded(s, p.dtype) for s, p in zip(sums, values, strict=True))
     return to_planes.transpose(0, 2, 3, 1), *of_parameters
 
@@ -78,7 +77,7 @@ def stem_layers(x: Array, *parameters: Array, eps: float = 1e-6) -> Array:
         has stride 2 and padding 1, and scale and shift of the norm; an exact GELU follows.
       eps: of the norms.
     """
-    if calls.plain("a ConvStem", kernel.refused(x, *parameters)):
+    if tpu.calls.plain("a ConvStem", tpu.conv_stem.refused(x, *parameters)):
         return _plain(x, *parameters, eps=eps)
     return lax.platform_dependent(
         x,
@@ -141,11 +140,11 @@ def _batch_forward(asked, x, layers, statistics):
     given = (None, None) if statistics is None else statistics
     batch, height, width, _ = x.shape
     # Sums that statistics make needless are of nothing.
-    sums = batch_stem.first(planes, one.kernel) if asked.train else image_rows(batch, one.scale)
+    sums = tpu.batch_stem.first(planes, one.kernel) if asked.train else image_rows(batch, one.scale)
     norm1, moved1 = norm_of_sums(sums, given[0], height * width // 4, asked.group)
-    kept, sums = batch_stem.second(planes, _given(one, norm1), one.kernel, two.kernel)
+    kept, sums = tpu.batch_stem.second(planes, _given(one, norm1), one.kernel, two.kernel)
     norm2, moved2 = norm_of_sums(sums, given[1], height * width // 16, asked.group)
-    out = batch_stem.third(kept, _given(two, norm2), width // 4)
+    out = tpu.batch_stem.third(kept, _given(two, norm2), width // 4)
     return (out, (moved1, moved2)), (kept, norm1, norm2)
 
 
@@ -166,18 +165,18 @@ def _batch_backward_rule(asked, residuals, gradients):
     less1, less2 = ((jnp.zeros_like(norm.mean),) * 2 for norm in (norm1, norm2))
     if needed or asked.train:
         zeros1, zeros2 = _given(one, norm1, *less1), _given(two, norm2, *less2)
-        sums2 = batch_stem.second_sums(kept, g, zeros2)
+        sums2 = tpu.batch_stem.second_sums(kept, g, zeros2)
         if asked.train:
             less2 = subtracted(sums2[:, 0], sums2[:, 1], norm2, pixels // 4, asked.group)
         rows = zeros1, _given(two, norm2, *less2)
-        sums1 = batch_stem.first_sums(planes, kept, g, rows, kernels)
+        sums1 = tpu.batch_stem.first_sums(planes, kept, g, rows, kernels)
         if asked.train:
             less1 = subtracted(sums1[:, 0], sums1[:, 1], norm1, pixels, asked.group)
     rows = _given(one, norm1, *less1), _given(two, norm2, *less2)
-    to_x = batch_stem.backward(planes, kept, g, rows, kernels).transpose(0, 2, 3, 1)
+    to_x = tpu.batch_stem.backward(planes, kept, g, rows, kernels).transpose(0, 2, 3, 1)
     if not needed:
         return to_x, jax.tree.map(lambda _: None, (one, two)), nothing
-    to_kernels = batch_stem.parameter_gradients(planes, kept, g, rows, kernels)
+    to_kernels = tpu.batch_stem.parameter_gradients(planes, kept, g, rows, kernels)
     found = (
         BatchLayer(to_kernel, (norm.inverse * sums[:, 1]).sum(0), sums[:, 0].sum(0))
         for to_kernel, norm, sums in zip(to_kernels, (norm1, norm2), (sums1, sums2), strict=True)
@@ -205,7 +204,7 @@ def batch_stem_layers(
         check_group(len(x), group)
     plain: Callable[..., Any] = functools.partial(_plain_batch, group=group)
     one, two = layers
-    if calls.plain("XCiT's stem", batch_stem.refused(x, *one, one.shift, two.kernel)):
+    if tpu.calls.plain("XCiT's stem", tpu.batch_stem.refused(x, *one, one.shift, two.kernel)):
         return plain(x, layers, statistics)
     asked = _Asked(group, train=statistics is None)
     on_tpu = functools.partial(_batch_kernel, asked)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.attention import (
     join,
     product,
@@ -19,8 +20,6 @@ from jaxrobust.models.kernels.attention import (
     wide_dtype,
 )
 from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
-from jaxrobust.models.kernels.tpu import calls
-from jaxrobust.models.kernels.tpu import talking_heads as kernel
 
 Array = jax.Array
 Mix = tuple[Array, Array]
@@ -66,13 +65,13 @@ def _plain_backward(qkv, g, kept, before, after, *, needed: bool):
 def _kernel_forward(qkv: Array, before: Mix, after: Mix) -> list[Array]:
     # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
     kept = jax.eval_shape(_plain_forward, qkv, before, after)[1:]
-    out = kernel.forward(qkv, before, after)
+    out = tpu.talking_heads.forward(qkv, before, after)
     return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
 
 
 def _kernel_backward(qkv, g, kept, before, after, *, needed: bool):
     del kept
-    return kernel.backward(qkv, g, before, after, needed=needed)
+    return tpu.talking_heads.backward(qkv, g, before, after, needed=needed)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -122,5 +121,5 @@ def talking_heads(qkv: Array, before: Mix, after: Mix) -> Array:
     Source: Touvron et al. 2021 (arXiv 2103.17239), after Shazeer et al. 2020 (arXiv 2003.02436);
       parity: tests/models/kernels/test_attention.py against torch.
     """
-    reason = kernel.refused(qkv.shape[1], qkv.shape[2] // 3, len(before[1]), qkv.dtype)
-    return _talk(calls.plain("attention with talking heads", reason), qkv, before, after)
+    reason = tpu.talking_heads.refused(qkv.shape[1], qkv.shape[2] // 3, len(before[1]), qkv.dtype)
+    return _talk(tpu.calls.plain("attention with talking heads", reason), qkv, before, after)

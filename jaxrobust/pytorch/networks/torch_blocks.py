@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrobust.models.kernels.convnext_layers import convnext_block, norm_halving
-from jaxrobust.models.kernels.tpu.convnext_block import BlockParameters
-from jaxrobust.models.kernels.tpu.norm_halving import HalvingParameters
+from jaxrobust.models.kernels.convnext_layers import (
+    BlockParameters,
+    HalvingParameters,
+    convnext_block,
+    norm_halving,
+)
 from jaxrobust.pytorch.blocks import Part, Pattern, Subset
 from jaxrobust.pytorch.program import ChannelsLast, Of, OperatorCall
 from jaxrobust.types import Array

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from jaxrobust.config import base
 from jaxrobust.results.configs.data_facts import DataFacts
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.types import check_radius
@@ -167,11 +168,13 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
     check_radius(choice.norm, float(Fraction(written.replace(" ", ""))))
     value = Expression(" / ".join(part.strip() for part in written.split("/")))
     wide = choice.norm == "linf" and Fraction(written.replace(" ", "")) >= Fraction(8, 255)
-    steps, why = (5, "few steps overfit to themselves at a wide radius") if wide else (2, "")
+    usual_steps = base().attack.steps
+    few = "few steps overfit to themselves at a wide radius"
+    steps, why = (5, few) if wide else (usual_steps, "the paper's number of APGD steps")
     return [
         ConfigLine("attack.norm", choice.norm, "the norm of the perturbations"),
         ConfigLine("attack.epsilon", value, f"{reason}, pixels are in [0, 1]"),
-        ConfigLine("attack.steps", steps, why or "the paper's number of APGD steps"),
+        ConfigLine("attack.steps", steps, why),
     ]
 
 

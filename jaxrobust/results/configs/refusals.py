@@ -14,7 +14,7 @@ from jaxrobust.doctor.estimate import elsewhere
 from jaxrobust.doctor.estimate.work import work
 from jaxrobust.doctor.findings import RED, YELLOW, examined
 from jaxrobust.runtime import pytorch
-from jaxrobust.training import batch_sizes, build
+from jaxrobust.training import build
 from jaxrobust.training.run import run, splits, start_runs, warnings
 from jaxrobust.training.update import inner, objectives, optim
 from jaxrobust.types import threats
@@ -43,7 +43,7 @@ def review(config: Config, devices: int) -> Review:
     Training ends with the first mistake that it meets; here each part is looked at by itself, and
     what several parts say alike is listed once.
     """
-    config, fitted = batch_sizes.fitted(config, devices)
+    config, fitted = warnings.fitted_batches(config, devices)
     refused = list(
         dict.fromkeys(sentence for look in _looks(config) for sentence in _refusal(look))
     )

@@ -21,7 +21,7 @@ from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
-from jaxrobust.training import batch_sizes, build
+from jaxrobust.training import build
 from jaxrobust.training.run import (
     accuracies,
     best_weights,
@@ -74,7 +74,9 @@ def run(
     """
     first = start_runs.before(config, workdir)
     if first:  # a mistake in this run's own config is better known before days of the others
-        hosts.together(lambda: check(batch_sizes.fitted(config, jax.device_count())[0], workdir))
+        hosts.together(
+            lambda: check(warnings.fitted_batches(config, jax.device_count())[0], workdir)
+        )
     for start in first:
         with start_runs.explained(start):
             _run(start.config, start.folder, draw=draw, otherwise=start_runs.OTHERWISE)
@@ -91,7 +93,7 @@ def _run(
     otherwise: str,
 ) -> None:
     """Train one run; `otherwise`: what to do where another process is at work in its folder."""
-    config, fitted = batch_sizes.fitted(config, jax.device_count())
+    config, fitted = warnings.fitted_batches(config, jax.device_count())
     given = plain(config)
     own = {k: v for k, v in flat(given).items() if k not in ("data.dir", "data.workers")}
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")

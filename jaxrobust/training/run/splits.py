@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from jaxrobust.config import Config, TestSection, decoders
-from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
+from jaxrobust.data.stream.pipeline import Damage
+from jaxrobust.data.transforms.preparing import evaluation_transform
 from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl

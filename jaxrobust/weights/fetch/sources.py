@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, own_id
-from jaxrobust.weights.fetch import KINDS, remote_weights, shipped
+from jaxrobust.weights.fetch import remote_weights, shipped
 from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
+from jaxrobust.weights.fetch.shipped import KINDS
 from jaxrobust.weights.store import files, weights_folder
 
 _TIMM = re.compile(r"([a-z][a-z0-9_]*)\.([a-z0-9_]+)")

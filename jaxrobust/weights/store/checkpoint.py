@@ -1,7 +1,8 @@
 """Checkpoints of a run, written in the background by Orbax, the latest one kept.
 
 Beside the arrays of a step, `meta/metadata` holds JSON with the SHA-256 of each array and one of
-itself. They are compared whenever a checkpoint is read.
+itself. Of arrays that `fsdp` splits over several hosts, `meta/blocks_0`, `blocks_1`, ... hold those
+of the blocks that each process wrote. They are compared whenever a checkpoint is read.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.files.whole import DiskFull, disk_full
+from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
@@ -36,11 +38,20 @@ class _MetaHandler(ocp.JsonCheckpointHandler):
 
     async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> Any:
         async def write() -> None:
-            if jax.process_index() == 0:
-                sha256 = {name: hashes.array_sha256(array) for name, array in args.host.items()}
-                meta = args.meta | {_ARRAYS: sha256}
-                text = json.dumps(meta | {_SEAL: hashes.config_sha256(meta)})
-                (directory / "metadata").write_text(text)
+            whole_arrays: dict[str, str] = {}
+            blocks: dict[str, dict[str, str]] = {}
+            for (name, index), block in args.host.items():
+                sha256 = hashes.array_sha256(block)
+                if index:
+                    blocks.setdefault(name, {})[index] = sha256
+                else:
+                    whole_arrays[name] = sha256
+            process = jax.process_index()
+            files = {"metadata": args.meta | {_ARRAYS: whole_arrays}} if process == 0 else {}
+            files |= {f"blocks_{process}": {_ARRAYS: blocks}} if blocks else {}
+            for name, values in files.items():
+                sealed = values | {_SEAL: hashes.config_sha256(values)}
+                (directory / name).write_text(json.dumps(sealed))
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="meta")]
 
@@ -49,7 +60,7 @@ class _MetaHandler(ocp.JsonCheckpointHandler):
 @dataclasses.dataclass
 class _Meta(ocp.args.CheckpointArgs):
     meta: dict[str, Any]
-    host: dict[str, np.ndarray]  # the arrays of the step, on the first process
+    host: dict[tuple[str, str], np.ndarray]  # what this process hashes of the step, see `_on_host`
 
 
 class Checkpoints:
@@ -98,8 +109,8 @@ class Checkpoints:
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if step != self.latest_step():
             # A copy: the next step overwrites the arrays, which the thread has yet to hash.
-            host = _on_host(arrays, copy=True) if jax.process_index() == 0 else {}
-            kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": _Meta(meta, host)}
+            meta_and_host = _Meta(meta, _on_host(arrays))
+            kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": meta_and_host}
             with self._explained(), _lasting(f"writing the checkpoint of step {step}"):
                 self._manager.save(step, args=ocp.args.Composite(**kinds), force=True)
 
@@ -109,19 +120,34 @@ class Checkpoints:
         Raises:
           ValueError: they are of another network, or not what was saved.
         """
-        expected = self._read_meta(step).get(_ARRAYS, {})
+        expected = {(n, ""): sha for n, sha in self._read_meta(step).get(_ARRAYS, {}).items()}
+        files = sorted((self.directory / str(step) / "meta").glob("blocks_*"))
+        for file in files:
+            of_file = self._read_meta(step, file.name)[_ARRAYS]
+            expected |= {(n, i): sha for n, rows in of_file.items() for i, sha in rows.items()}
         with self._readable(step):
             saved = self._manager.item_metadata(step)["arrays"].tree["params"]
         self._same_network(step, saved, abstract)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
         with _lasting(f"reading the checkpoint of step {step}"), self._readable(step):
             arrays = self._manager.restore(step, args=items)["arrays"]
-        host = {n: array for n, array in _on_host(arrays).items() if n in expected}
-        if bad := [n for n, array in host.items() if hashes.array_sha256(array) != expected[n]]:
+        leaves = _by_name(arrays)
+        digests: dict[tuple[str, str], str] = {}
+        for name, index in expected:
+            if name in leaves and (block := _block(leaves[name], index)) is not None:
+                digests[name, index] = hashes.array_sha256(block)
+        if files:  # a process holds some of the blocks, and all have to stop
+            digests = {
+                k: v for of_process in hosts.everyone(digests) for k, v in of_process.items()
+            }
+        if bad := [name for (name, i), sha256 in digests.items() if sha256 != expected[name, i]]:
             raise self._damaged(step, f"{bad[0]} has another sha256 than when it was saved")
-        if unknown := len(jax.tree.leaves(arrays)) - len(host):
-            where = f"{self.directory / str(step)} has no hashes of {unknown} of its arrays"
-            say(f"{where}: whether they are damaged is unknown")
+        unchecked = {name for name, _ in expected.keys() - digests.keys()}
+        if unchecked := unchecked | (leaves.keys() - {name for name, _ in expected}):
+            say(
+                f"{self.directory / str(step)} has no hashes of {len(unchecked)} of its arrays "
+                "that these devices can compare: whether they are damaged is unknown"
+            )
         return arrays
 
     def meta(self, step: int) -> dict:
@@ -149,12 +175,12 @@ class Checkpoints:
         """End the background threads."""
         self._manager.close()
 
-    def _read_meta(self, step: int) -> dict[str, Any]:
+    def _read_meta(self, step: int, name: str = "metadata") -> dict[str, Any]:
         with self._readable(step):
-            meta = dict(json.loads((self.directory / str(step) / "meta" / "metadata").read_text()))
+            meta = dict(json.loads((self.directory / str(step) / "meta" / name).read_text()))
         seal = meta.pop(_SEAL, None)
         if (seal or _ARRAYS in meta) and hashes.config_sha256(meta) != seal:
-            raise self._damaged(step, "meta/metadata has another sha256 than when it was saved")
+            raise self._damaged(step, f"meta/{name} has another sha256 than when it was saved")
         return meta
 
     @contextlib.contextmanager
@@ -262,34 +288,62 @@ def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, 
         return step, arrays, checkpoints.meta(step)
 
 
-def _on_host(arrays: Any, *, copy: bool = False) -> dict[str, np.ndarray]:
-    """Take the arrays that this process holds in full, by their names.
-
-    Those are all of them, unless `fsdp` splits one over several hosts: no process could hash it
-    without sending it over the network, and its damage stays unknown.
-    """
+def _by_name(arrays: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    for _, leaf in leaves:
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+
+def _on_host(arrays: Any) -> dict[tuple[str, str], np.ndarray]:
+    """Copy what this process hashes, by name and index.
+
+    Arrays that a process holds in full are hashed by the first one, with the index "". Where `fsdp`
+    splits an array over several hosts, each process hashes its blocks.
+    """
+    leaves = _by_name(arrays)
+    copies: dict[tuple[str, str], np.ndarray] = {}
+    for leaf in leaves.values():
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()  # all at once
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    host = {name: _joined(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
-    return {n: np.array(a) if copy else a for n, a in host.items() if a is not None}
+    for name, leaf in leaves.items():
+        shards = {str(s.index): s for s in getattr(leaf, "addressable_shards", ())}
+        if sum(s.data.size for s in shards.values()) < leaf.size and shards:
+            written = [shard for shard in shards.values() if shard.replica_id == 0]
+            copies |= {(name, _text(s.index, leaf.shape)): np.array(s.data) for s in written}
+        elif jax.process_index() == 0:
+            copies[name, ""] = np.array(_block(leaf))
+    return copies
 
 
-def _joined(array: Any) -> np.ndarray | None:
-    """Join the parts of an array that lie on this process's devices; None: some lie elsewhere."""
+def _text(index: Sequence[slice], shape: Sequence[int]) -> str:
+    ends = (axis.indices(size) for axis, size in zip(index, shape, strict=True))
+    return ",".join(f"{start}:{stop}" for start, stop, _ in ends)
+
+
+def _block(array: Any, index: str = "") -> np.ndarray | None:
+    """Join a block of an array, such as "0:8,16:32", from what lies on this process's devices.
+
+    Without an index it is the whole array. None: a part of it lies elsewhere.
+    """
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array.addressable_data(0))  # every device has the same
-    if getattr(array, "is_fully_addressable", True):
+    if not index and getattr(array, "is_fully_addressable", True):
         return np.asarray(array)
-    parts = {str(shard.index): shard for shard in array.addressable_shards}.values()
-    if sum(shard.data.size for shard in parts) < array.size:
-        return None
-    host = np.empty(array.shape, array.dtype)
-    for shard in parts:
-        host[shard.index] = shard.data
-    return host
+    ends = [(0, size) for size in array.shape]
+    ends = (
+        [(int(a), int(b)) for a, b in (e.split(":") for e in index.split(","))] if index else ends
+    )
+    block, filled = np.empty([stop - start for start, stop in ends], array.dtype), 0
+    for shard in {str(shard.index): shard for shard in array.addressable_shards}.values():
+        source, target = [], []
+        for axis, size, (start, stop) in zip(shard.index, array.shape, ends, strict=True):
+            first, last, _ = axis.indices(size)
+            low = max(start, first)
+            high = max(low, min(stop, last))
+            source.append(slice(low - first, high - first))
+            target.append(slice(low - start, high - start))
+        block[tuple(target)] = np.asarray(shard.data)[tuple(source)]
+        filled += block[tuple(target)].size
+    return block if filled == block.size else None
 
 
 def steps(directory: Path) -> list[int]:

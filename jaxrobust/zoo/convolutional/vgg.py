@@ -14,8 +14,7 @@ from jaxrobust.models.interface.classifier import run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Conv, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, dropouts, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common

@@ -15,8 +15,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common

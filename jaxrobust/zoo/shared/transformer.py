@@ -9,8 +9,7 @@ from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import LayerNorm, Linear
+from jaxrobust.models.modules.basic import ACTIVATIONS, LayerNorm, Linear
 from jaxrobust.models.modules.draws import (
     Draws,
     Drop,

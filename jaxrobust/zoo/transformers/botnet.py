@@ -18,8 +18,7 @@ from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, tab
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.layers import dropout
 from jaxrobust.models.kernels.primitives import spread, widened
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common

@@ -20,8 +20,14 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, conv_oihw, keys, row, table
 from jaxrobust.models.kernels.pooling import max_pool
 from jaxrobust.models.kernels.primitives import add_bias
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    LayerNorm,
+    Linear,
+    Normalize,
+)
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, ModuleMaker

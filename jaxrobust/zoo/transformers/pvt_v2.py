@@ -20,8 +20,14 @@ from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import (
+    ACTIVATIONS,
+    Conv,
+    DepthwiseConv,
+    LayerNorm,
+    Linear,
+    Normalize,
+)
 from jaxrobust.models.modules.draws import Draws, fan_out
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common

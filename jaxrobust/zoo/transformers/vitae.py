@@ -22,8 +22,15 @@ from jaxrobust.models.interface.family import Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.models.modules.activations import ACTIVATIONS, silu
-from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.basic import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    LayerNorm,
+    Linear,
+    Normalize,
+    silu,
+)
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, split, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common

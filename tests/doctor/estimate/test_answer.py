@@ -226,7 +226,7 @@ class AccountTest(parameterized.TestCase):
         self.once = attacked.Attacked(8, {"a": 1}, {"a": 100}, {"a": 0.01}, 2.0, 1.0)
         self.mocks = {}
         for place, name, value in (
-            (account.batch_sizes, "fitted", (config, ["fitted"])),
+            (account.warnings, "fitted_batches", (config, ["fitted"])),
             (account, "work", [part, part]),
             (attacked, "computed", self.once),
             (attacked, "measured", self.once),

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.modules import basic
-from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import ACTIVATIONS
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.zoo.shared import transformer
 

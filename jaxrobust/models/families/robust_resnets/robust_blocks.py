@@ -18,8 +18,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.kernels.primitives import widened
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Linear
+from jaxrobust.models.modules.basic import ACTIVATIONS, Linear
 from jaxrobust.models.modules.draws import Draws, Drop, branches, fan_out, torch_default
 from jaxrobust.models.modules.norms import NORMS
 from jaxrobust.types import Array

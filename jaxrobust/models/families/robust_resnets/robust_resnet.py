@@ -26,8 +26,7 @@ from jaxrobust.models.interface.renaming import (
     keys,
     table,
 )
-from jaxrobust.models.modules.activations import ACTIVATIONS
-from jaxrobust.models.modules.basic import Linear, Normalize
+from jaxrobust.models.modules.basic import ACTIVATIONS, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_uniform
 from jaxrobust.models.modules.norms import NORMS
 from jaxrobust.types import Array, ModuleMaker

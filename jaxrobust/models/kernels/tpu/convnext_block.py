@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.convnext_layers import BlockParameters
 from jaxrobust.models.kernels.primitives import largest_divisor
 from jaxrobust.models.kernels.tpu import depthwise_norm
 from jaxrobust.models.kernels.tpu.calls import (
@@ -43,20 +44,6 @@ from jaxrobust.models.kernels.tpu.stem_blocks import gelu, gelu_slope
 
 Array = jax.Array
 _ROWS, _COLUMNS = 256, 512  # of the hidden layer that are computed at once, at most
-
-
-class BlockParameters(NamedTuple):
-    """Parameters of a block."""
-
-    taps: Array  # f[k,k,1,C]
-    bias: Array  # f[C], of the convolution
-    scale: Array  # f[C], of the norm
-    shift: Array
-    first: Array  # f[C,D]
-    first_bias: Array  # f[D]
-    second: Array  # f[D,C]
-    second_bias: Array  # f[C]
-    gamma: Any  # f[C]; None is for `kernels.convnext_block` alone
 
 
 class _Sizes(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.convnext_layers import HalvingParameters
 from jaxrobust.models.kernels.primitives import largest_divisor
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
@@ -36,15 +37,6 @@ from jaxrobust.models.kernels.tpu.depthwise_norm import groups, norm_gradient, n
 Array = jax.Array
 _ROWS = 256  # of a matrix, at most
 _PIXELS = [(p, q) for p in (0, 1) for q in (0, 1)]  # of a window
-
-
-class HalvingParameters(NamedTuple):
-    """Parameters of the norm and of the convolution."""
-
-    scale: Array  # f[C]
-    shift: Array
-    kernel: Array  # f[2,2,C,D]
-    bias: Array  # f[D]
 
 
 class _Sizes(NamedTuple):

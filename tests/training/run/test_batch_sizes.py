@@ -6,14 +6,14 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.training import batch_sizes
 from jaxrobust.training.run import run as training_run
+from jaxrobust.training.run import warnings
 from tests.support.runs import quiet_run, tiny
 
 
 def sizes(devices, **changes):
     """The batches of both phases on so many devices."""
-    config, said = batch_sizes.fitted(tiny(**changes), devices)
+    config, said = warnings.fitted_batches(tiny(**changes), devices)
     return config.pretrain.batch_size, config.train.batch_size, len(said)
 
 
@@ -47,7 +47,7 @@ class NearestTest(parameterized.TestCase):
     )
     def test_images_that_go_together(self, changes, count):
         config = tiny(**{"data__augmentation": "none", "train__microbatches": 1} | changes)
-        self.assertEqual(batch_sizes._at_a_time(config, "train"), count)
+        self.assertEqual(warnings._at_a_time(config, "train"), count)
 
     def test_each_phase_has_its_own(self):
         found = sizes(3, pretrain__batch_size=65, train__batch_size=63)
@@ -55,19 +55,19 @@ class NearestTest(parameterized.TestCase):
 
     def test_the_config_that_is_given_stays(self):
         given = tiny()
-        changed, _ = batch_sizes.fitted(given, 3)
+        changed, _ = warnings.fitted_batches(given, 3)
         self.assertEqual((given.train.batch_size, changed.train.batch_size), (64, 63))
-        self.assertIs(batch_sizes.fitted(given, 8)[0], given)
+        self.assertIs(warnings.fitted_batches(given, 8)[0], given)
 
     def test_what_is_said(self):
-        _, (pretrain, train) = batch_sizes.fitted(tiny(train__lr=0.003), 3)
+        _, (pretrain, train) = warnings.fitted_batches(tiny(train__lr=0.003), 3)
         self.assertEqual(
             train,
             "train.batch_size=64 cannot be split over 3 devices: it becomes 63, the nearest that "
             "can, and train.lr stays 0.003",
         )
         self.assertStartsWith(pretrain, "pretrain.batch_size=64 cannot be split over 3 devices")
-        _, (said,) = batch_sizes.fitted(
+        _, (said,) = warnings.fitted_batches(
             tiny(mixup__mixup=0.8, pretrain__epochs=0, train__batch_size=192), 64
         )
         self.assertStartsWith(
