@@ -67,7 +67,7 @@ class L1GoldenTest(parameterized.TestCase):
 
 
 class PropertyTest(parameterized.TestCase):
-    @parameterized.parameters(*NORMS)
+    @sweeps.rows(*NORMS)
     def test_projection_stays_in_ball_and_box(self, norm):
         ball = GEOMETRIES[norm]
         images, points, epsilon = random_cases(norm)
@@ -79,7 +79,7 @@ class PropertyTest(parameterized.TestCase):
         np.testing.assert_array_less(norms, epsilon.astype(float) * (1 + 1e-5) + 1e-6)
         np.testing.assert_array_equal(settled[epsilon == 0], images[epsilon == 0])
 
-    @parameterized.parameters(*NORMS)
+    @sweeps.rows(*NORMS)
     def test_projection_keeps_points_inside(self, norm):
         ball = GEOMETRIES[norm]
         images, points, epsilon = random_cases(norm, 200)
@@ -88,7 +88,7 @@ class PropertyTest(parameterized.TestCase):
         again = project(inside, images, epsilon)
         np.testing.assert_allclose(again, inside, atol=2e-6)  # the norm's own rounding
 
-    @parameterized.parameters(*NORMS)
+    @sweeps.rows(*NORMS)
     def test_samples(self, norm):
         ball = GEOMETRIES[norm]
         images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))

@@ -4,10 +4,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import ensembles
+from tests.support import sweeps
 
 
 class CostTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         # A step of APGD is one forward and one backward pass; the start takes one more of each.
         ("apgd-ce", "linf", 1, 1, 101 * 2),
         ("apgd-t", "linf", 1, 1, 9 * 101 * 2),
@@ -31,7 +32,7 @@ class CostTest(parameterized.TestCase):
 class PlanTest(parameterized.TestCase):
     """Steps, restarts, target classes and averaged gradients of each version, as in its paper."""
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             *("linf", "standard"),
             "apgd-ce 100 1 0 1, apgd-t 100 1 9 1, fab-t 100 1 9 1, square 5000 1 0 1",
@@ -63,7 +64,7 @@ class PlanTest(parameterized.TestCase):
             if name not in three:
                 self.assertEqual(machine, name.partition("-")[0])
 
-    @parameterized.parameters("linf", "l2", "l1")
+    @sweeps.rows("linf", "l2", "l1")
     def test_the_fast_version_is_a_part_of_the_standard_one(self, norm):
         fast, whole = (ensembles.plan(norm, name, None, None) for name in ("fast", "standard"))
         for part, full in zip(fast, whole, strict=True):
@@ -89,7 +90,7 @@ class PlanTest(parameterized.TestCase):
         one = ensembles.plan("linf", "standard", ("square",), {"square": {"steps": 1}})
         self.assertEqual([(s.name, s.steps) for s in one], [("square", 1)])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("l3", "standard", None, {}, "l3"),
         ("linf", "quick", None, {}, "version='quick' is unknown; .*plus, rand, fast, custom"),
         ("linf", "fast", ("square",), {}, "version='fast' says .*, and how; leave attacks out"),

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.types import Threat
+from tests.support import sweeps
 
 # Four pixels in the middle of [0, 1], and two classes that they vote for with other weights.
 IMAGES = np.full((1, 2, 2, 1), 0.5, np.float32)
@@ -18,7 +19,7 @@ VOTES = jax.tree_util.Partial(
 
 
 class FixedStepsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         # FGSM goes to the edge; PGD's steps are 2.5 epsilon / K long.
         ("fgsm", {}, 0.2),
         ("pgd-4", {}, 0.125),
@@ -30,7 +31,7 @@ class FixedStepsTest(parameterized.TestCase):
     def test_length(self, name, given, expected):
         self.assertAlmostEqual(fixed_steps.parse(name).length(0.2, **given), expected)
 
-    @parameterized.parameters(("fgsm", 1), ("pgd-7", 7), ("cw-20", 20), ("margin-1", 1))
+    @sweeps.rows(("fgsm", 1), ("pgd-7", 7), ("cw-20", 20), ("margin-1", 1))
     def test_a_step_is_a_pass_forward_and_one_backward(self, name, steps):
         named = fixed_steps.parse(name)
         self.assertEqual((named.steps, named.forward, named.backward), (steps, steps, steps))
@@ -45,7 +46,7 @@ class FixedStepsTest(parameterized.TestCase):
         self.assertEqual(start, "image")
 
     # The loss of class 0 grows with pixels 1 and 3, and falls with 0 and 2.
-    @parameterized.parameters(("fgsm", 0.2), ("pgd-1", 0.3), ("pgd-2", 0.1), ("margin-2", 0.1))
+    @sweeps.rows(("fgsm", 0.2), ("pgd-1", 0.3), ("pgd-2", 0.1), ("margin-2", 0.1))
     def test_the_attack_makes_its_steps(self, name, length):
         named = fixed_steps.parse(name)
         settings = named.settings(Threat("linf", 0.2), length=length, start="image")
@@ -69,10 +70,6 @@ class FixedStepsTest(parameterized.TestCase):
         np.testing.assert_allclose(points.ravel(), [0.5, 0.55, 0.5, 0.55], atol=1e-6)
 
     def test_names(self):
-        self.assertEqual(
-            [registry.goes_image_by_image(n) for n in ("clean", "pgd-3", "standard", "mim,fab")],
-            [False, False, True, True],
-        )
         self.assertEqual(fixed_steps.written(), registry.written() + " (K steps)")
         self.assertIsNone(fixed_steps.parse("pgd"))
 

@@ -239,7 +239,7 @@ class RuleTest(parameterized.TestCase):
             points = ball.project(moved, images, epsilon * one)
             np.testing.assert_allclose(points.ravel(), expected, atol=1e-6)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"norm": "l1", "l1_rule": "dense"}, "l1_rule='dense' is unknown; choose one of sparse, a"),
         ({"norm": "l2", "l1_rule": "art"}, "l1_rule='art' is of norm='l1', not of 'l2'; leave it"),
     )

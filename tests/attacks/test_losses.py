@@ -24,7 +24,7 @@ class GoldenTest(parameterized.TestCase):
         super().setUpClass()
         cls.golden = load(paths.GOLDEN / "attacks/losses.npz")
 
-    @parameterized.parameters(("ce", "ce"), ("dlr", "dlr"), ("dlrt", "dlr-targeted"))
+    @sweeps.rows(("ce", "ce"), ("dlr", "dlr"), ("dlrt", "dlr-targeted"))
     def test_synthetic_rows(self, key, name):
         """Ties, equal, huge and tiny logits: values and gradients, ties to the same class."""
         g = self.golden
@@ -154,7 +154,7 @@ class DefinitionTest(parameterized.TestCase):
             for name in ("ce", "dlr", "cw"):
                 self.assertEqual(attacks.LOSSES[name](logits, labels).dtype, jnp.float64)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("dlr", 2, "needs at least 3 classes, the logits have 2; use loss='ce'"),
         ("dlr-targeted", 3, "needs at least 4 classes, the logits have 3"),
     )

@@ -105,9 +105,7 @@ class RowsTest(parameterized.TestCase):
     def test_versions_name_what_is_there(self):
         self.assertContainsSubset(set(itertools.chain(*VERSIONS.values())), registry.searching())
 
-    @parameterized.parameters(
-        ("apgd", 2, 5), ("apgd", 10, 21), ("pgd", 2, 4), ("pgd", 10, 20), ("fgsm", 9, 2)
-    )
+    @sweeps.rows(("apgd", 2, 5), ("apgd", 10, 21), ("pgd", 2, 4), ("pgd", 10, 20), ("fgsm", 9, 2))
     def test_passes_of_training(self, name, steps, passes):
         """2K + 1 with APGD's last forward pass, 2K without, 2 for a single step."""
         self.assertEqual(attacks.passes(name, steps), passes)
@@ -211,8 +209,7 @@ class TallyTest(parameterized.TestCase):
 class NewAttacksTest(parameterized.TestCase):
     """FAB and Square as attacks: in the ball, and no weaker than what they are made of."""
 
-    @sweeps.fast(1, 2)
-    @parameterized.product(norm=("linf", "l2", "l1"), name=("fab", "square"))
+    @sweeps.rows(("linf", "square"), ("l2", "fab"), ("l1", "square"))
     def test_stays_in_ball_and_box(self, norm, name):
         epsilon = {"linf": 0.02, "l2": 0.5, "l1": 8.0}[norm]
         more = {"fab": {"steps": 5}, "square": {"queries": 30}}[name]
@@ -230,16 +227,16 @@ class NewAttacksTest(parameterized.TestCase):
         after = np.asarray(NETS["lin"](found)).argmax(1) == LABELS[:16]
         self.assertLess(after.sum(), before.sum())
 
-    @parameterized.parameters("fab", "square")
-    def test_no_images(self, name):
-        attack = getattr(attacks, name)(epsilon=0.1)
+    @sweeps.rows(("fab", {}), ("square", {}), ("apgd", {"steps": 2}), ("pgd", {"steps": 2}))
+    def test_no_images(self, name, more):
+        attack = getattr(attacks, name)(epsilon=0.1, **more)
         none = jnp.zeros((0, 4, 4, 3))
         labels = jnp.zeros(0, jnp.int32)
         self.assertEqual(attack(NETS["lin"], jax.random.key(0), none, labels).shape, none.shape)
 
 
 class NearestTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ([2.0, 1.0, 3.0], 1),
         ([2.0, 1.0, 1.0], 1),  # of equal ones the first, as of `argmin`
         ([0.0, 0.0, 0.0], 0),

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks.geometry import malt
+from tests.support import sweeps
 
 WEIGHTS = np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)
 IMAGES = np.random.default_rng(1).random((5, 2, 2, 3), np.float32)
@@ -18,7 +19,7 @@ def linear(x):
 
 
 class DistancesTest(parameterized.TestCase):
-    @parameterized.parameters(("linf", 1), ("l2", 2), ("l1", np.inf))
+    @sweeps.rows(("linf", 1), ("l2", 2), ("l1", np.inf))
     def test_of_a_linear_network_they_are_those_of_its_boundaries(self, norm, dual):
         found = malt.first_order_distances(linear, IMAGES, LABELS, TARGETS, norm=norm)
         logits = np.asarray(linear(IMAGES))

@@ -73,12 +73,12 @@ class NetworkTest(parameterized.TestCase):
                 self.run_it(name, one)
             self.assertEqual(self.run_it(name, jax.vmap(one)).shape, IMAGES.shape)
 
-    @parameterized.parameters(*ATTACKS)
+    @sweeps.rows(*ATTACKS)
     def test_training_mode(self, name):
         with self.assertRaisesRegex(ValueError, "changes its state .*evaluation mode: model.eval"):
             self.run_it(name, NNX())
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (RuntimeError("Dropout requires a key when running in non-deterministic mode."), True),
         (ValueError("You must pass a non-None PRNGKey to init and/or apply."), True),
         (type("InvalidRngError", (Exception,), {})("Dropout needs PRNG for dropout"), True),

@@ -35,18 +35,18 @@ def windows(norm, shape, queries=5000):
 
 
 class ScheduleTest(parameterized.TestCase):
-    @parameterized.product(norm=("linf", "l2", "l1"), size=(32, 224))
+    @sweeps.rows(*itertools.product(("linf", "l2", "l1"), (32, 224)))
     def test_sides(self, norm, size):
         expected = golden()[f"s_{'linf' if norm == 'linf' else 'l2l1'}_h{size}"]
         table = windows(norm, (size, size))
         np.testing.assert_array_equal(table.sides[table.levels], expected)
 
-    @parameterized.parameters(False, True)
+    @sweeps.rows(False, True)
     def test_fractions(self, rescale):
         expected = golden()[f"p_nq5000_resc{rescale:d}"]
         np.testing.assert_array_equal(0.8 / 2.0 ** window_levels(5000, rescale), expected)
 
-    @parameterized.product(norm=("l2", "l1"), side=(3, 5, 6, 7, 9, 15, 21, 29))
+    @sweeps.rows(*itertools.product(("l2", "l1"), (3, 5, 6, 7, 9, 15, 21, 29)))
     def test_templates(self, norm, side):
         expected = golden()[f"eta_{REFERENCE[norm]}_s{side}"]
         np.testing.assert_allclose(template_of(norm, side), expected, atol=1e-7, rtol=0)
@@ -172,21 +172,6 @@ class ScriptedTest(ScriptedCase):
     def test_golden(self, norm):
         self.check(golden(), norm)
 
-    @sweeps.fast("linf")
-    @parameterized.parameters(*NORMS)
-    def test_a_shrunken_window_is_noticed(self, norm):
-        table = window_table
-
-        def halved(*args):
-            windows = table(*args)
-            return windows._replace(sides=windows.sides // 2)
-
-        with (
-            mock.patch.object(square, "window_table", halved),
-            self.assertRaisesRegex(AssertionError, "times the tolerance"),
-        ):
-            self.check(golden(), norm)
-
 
 @pytest.mark.slow
 class FullScriptedTest(ScriptedCase):
@@ -297,7 +282,7 @@ class PropertyTest(parameterized.TestCase):
             margins[-1], -attacks.cw_loss(net(results[-1]), labels), atol=1e-5
         )
 
-    @parameterized.parameters(*NORMS)
+    @sweeps.rows(*NORMS)
     def test_zero_radius_is_identity(self, norm):
         _, images, _, _, (points, _, results) = self.trace(norm, (8, 8, 3), 0.0, queries=3)
         np.testing.assert_array_equal(results, np.broadcast_to(images, results.shape))
@@ -474,7 +459,7 @@ class PropertyTest(parameterized.TestCase):
 
 
 class ErrorTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"norm": "l3"}, "norm='l3' is unknown"),
         ({"epsilon": 8}, r"epsilon=8.0 is larger than the pixel range \[0, 1\]; write 8/255"),
         ({"epsilon": -1}, "not a radius"),
@@ -488,7 +473,7 @@ class ErrorTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             attacks.square_machine(**{"norm": "linf", "epsilon": 0.1} | changes)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"images": jnp.zeros((2, 8, 8, 3), jnp.uint8)}, "divide uint8 images by 255"),
         ({"labels": jnp.zeros((2, 5))}, r"Square needs classes; pass i32\[B\]"),
         ({"keys": None}, "needs randomness; pass a key"),

@@ -82,7 +82,7 @@ class ExtraTest(parameterized.TestCase):
             source = splits.opened(config, "train_split")
             self.assertEqual(splits.examples(config, "train", source), rows)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"extra": "npz:none.npz"}, "none.npz"),
         ({"extra": "digits", "extra_split": "nowhere"}, "nowhere"),
         ({"extra_share": 1.5}, "data.extra_share=1.5 must be between 0 and 1"),

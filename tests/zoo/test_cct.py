@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.models.modules.draws import Draws
 from jaxrobust.zoo.transformers.cct import Attention
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 
 LISTING = "cct_7_3x1_32"
 SMALL = {"dim": 16, "depth": 2, "heads": 2, "hidden": 8}
@@ -67,7 +67,7 @@ class CCTTest(parameterized.TestCase):
         expected = mixed.swapaxes(1, 2).reshape(2, 5, 16) @ proj[0] + proj[1]
         np.testing.assert_allclose(both[0], expected, rtol=1e-5, atol=1e-6)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"kernel": 4}, "kernel=4 must be odd"),
         ({"convolutions": 0}, "convolutions=0 must be at least 1"),
         ({"heads": 5}, "heads=5 must divide dim=256"),

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights.naming import convert
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 
 # listing of the public code's network -> ours
 GOLDEN = {
@@ -158,7 +158,7 @@ class StoringTest(parameterized.TestCase):
 
 
 class MessageTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cifar_vgg16", {"image_size": 16}, "image_size=16: the map is halved 5 times, .* 32"),
         ("cifar_vgg16", {"widths": (8,) * 6}, "one for each of at most 5 stages"),
         ("cifar_vgg16", {"drop_path": 0.1}, "a VGG has no residual branches to leave out"),

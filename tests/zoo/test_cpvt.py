@@ -1,10 +1,7 @@
-import jax
-import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import models
-from tests.support import cifar_study
+from tests.support import cifar_study, sweeps
 
 SMALL = {"dim": 16, "depth": 2, "heads": 2, "hidden": 8}
 
@@ -30,27 +27,12 @@ class CPVTTest(parameterized.TestCase):
         cifar_study.check_beside_pytorch(self, name, side=side, scan=side == 224)
 
     @pytest.mark.slow
-    def test_positions_come_from_the_convolution(self):
-        """Without it patches are a set; with it another order gives other logits."""
-        tiny = SMALL | {"num_classes": 3, "image_size": 16, "patch": 8}
-        net = models.create("cifar_cpvt", **tiny)
-        params, stats = net.init(jax.random.key(0))
-        x = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
-        apply = jax.jit(net.apply)
-        for factor, same in ((0.0, True), (1.0, False)):
-            changed = params | {
-                key: factor * params[key] for key in params if key.startswith("pos_block")
-            }
-            logits, turned = (apply(changed, stats, y)[0] for y in (x, np.roll(x, 8, 1)))
-            self.assertEqual(bool(np.allclose(logits, turned, rtol=1e-4, atol=1e-5)), same)
-
-    @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"patch": 4, "image_size": 8}
         cifar_study.check_draws(self, "cifar_cpvt", factor=8, **tiny)
         cifar_study.check_own_draws(self, "cifar_cpvt", factor=8, **tiny)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"patch": 3}, "patch=3 does not divide images of 32 px .* take patch=2 or 4"),
         ({"heads": 0}, "heads=0 must be at least 1"),
     )

@@ -130,7 +130,7 @@ class CountsTest(absltest.TestCase):
 
 
 class MessageTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("dm_wrn_28_10", {"depths": (2, 1)}, r"channels=.* and depths=\(2, 1\) must have the same"),
         ("dm_wrn_28_10", {"channels": (0, 1, 2)}, "must be a tuple of positive integers"),
         ("dm_wrn_28_10", {"channels": (8, 8, 16)}, "a stage that halves the map has a projection"),

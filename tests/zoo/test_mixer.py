@@ -1,13 +1,7 @@
-from unittest import mock
-
-import jax
-import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.modules.draws import Draws
-from jaxrobust.zoo.transformers import mixer
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 
 LISTING = "mlp_mixer_h128_s512_c64_L8_cls"
 SMALL = {"dim": 16, "depth": 2, "token_hidden": 8, "hidden": 12}
@@ -30,32 +24,6 @@ class MixerTest(parameterized.TestCase):
         weights = cifar_study.weights(LISTING)
         cifar_study.check_both_ways(self, "cifar_mixer", weights)
 
-    def test_the_head_reads_the_class_token_or_the_mean_of_the_patches(self):
-        seen = []
-
-        def run_blocks(blocks, x, **how):
-            seen.append(x.shape)
-            return x
-
-        images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
-        with mock.patch.object(mixer, "run_blocks", run_blocks):
-            for token in (True, False):
-                row = mixer.Variant(**SMALL, class_token=token)
-                net = mixer.maker(row, num_classes=3, image_size=8)(Draws(jax.random.key(0)))
-                logits = jax.jit(lambda x, net=net: net(x))(images)
-                patches = images.reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, -1)
-                (conv,), head = net.patch_embed.proj, net.head
-                maps = [np.asarray(part[...]) for m in (conv, head) for part in (m.kernel, m.bias)]
-                kernel, bias, last, last_bias = maps
-                tokens = patches @ kernel.reshape(-1, 16) + bias
-                if token:
-                    tokens = np.broadcast_to(net.cls_token[...], (2, 1, 16))
-                normal = tokens - tokens.mean(-1, keepdims=True)
-                normal = normal / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
-                expected = normal.mean(1) @ last + last_bias
-                np.testing.assert_allclose(logits, expected, atol=1e-5)  # float32
-        self.assertEqual(seen, [(2, 5, 16), (2, 4, 16)])
-
     @pytest.mark.slow
     def test_golden(self):
         golden32.check(self, LISTING, "cifar_mixer", cifar_study.weights(LISTING))
@@ -69,7 +37,7 @@ class MixerTest(parameterized.TestCase):
     def test_224_beside_pytorch(self):
         cifar_study.check_beside_pytorch(self, "cifar_mixer_224", side=224, scan=True)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"patch": 12}, "patch=12 does not divide images of 32 px .* take patch=8 or 16"),
         ({"token_hidden": 0}, "token_hidden=0 must be at least 1"),
     )

@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 
 COUNTED = {  # parameters, multiply-adds of convolutions and linear maps at 32 px
     "robnet_large_v2": (33_326_666, 5_094_615_040),
@@ -18,7 +18,7 @@ PARAMETERS = {"robnet_large_v2": 408_474, "advrush_7_96": 199_930, "racl_7_104":
 
 
 class NamesTest(parameterized.TestCase):
-    @parameterized.parameters(*LISTINGS.items())
+    @sweeps.rows(*LISTINGS.items())
     def test_are_the_authors(self, listing, name):
         self.assertEqual(models.torch_keys(name, **SMALL), parity.listing(listing))
 
@@ -64,7 +64,7 @@ class GoldenTest(parameterized.TestCase):
 
 
 class MessageTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"cell": "darts"}, "cell='darts' is unknown; one of robnet, advrush, racl"),
         ({"cells": 2}, "cells=2 must be at least 3"),
         ({"channels": 0}, "channels=0 must be at least 1"),

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights.naming import convert
-from tests.support import cifar_study, golden32, parity, paths
+from tests.support import cifar_study, golden32, parity, paths, sweeps
 
 # CoAtNet's parameters, and the paper's Table 2 in millions, which it cuts instead of rounding.
 ORDERS = {
@@ -71,7 +71,7 @@ def check_order(test, order: str) -> None:
 
 
 class CountsTest(parameterized.TestCase):
-    @parameterized.parameters(*FAST_ORDERS)
+    @sweeps.rows(*FAST_ORDERS)
     def test_orders(self, order):
         check_order(self, order)
 
@@ -104,7 +104,7 @@ class SlowCountsTest(parameterized.TestCase):
 
 
 class NamesTest(parameterized.TestCase):
-    @parameterized.parameters(*sorted(ORDERS))
+    @sweeps.rows(*sorted(ORDERS))
     def test_of_every_order(self, order):
         listing = golden32.LISTINGS / f"coatnet0_{order}.tsv"
         if not listing.exists():
@@ -185,12 +185,6 @@ class OptionsTest(parameterized.TestCase):
     def test_beside_pytorch(self, name, options):
         cifar_study.check_options(self, name, **options)
 
-    def test_one_table_of_biases_for_all_heads(self):
-        net = models.create("cifar_swin", num_classes=3, image_size=16, **SWIN)
-        params, _ = jax.eval_shape(net.init, jax.random.key(0))
-        tables = [array.shape for key, array in params.items() if "pos_embedding" in key]
-        self.assertEqual(tables, [(7, 7)] * 4)
-
 
 MESSAGES = (
     ("cifar_coatnet", {"order": "TCTT"}, "C for the first; write 'CCTT', for example"),
@@ -247,7 +241,7 @@ MESSAGES = (
 
 
 class MessageTest(parameterized.TestCase):
-    @parameterized.parameters(*MESSAGES)
+    @sweeps.rows(*MESSAGES)
     def test_message(self, name, changes, message):
         cifar_study.check_message(self, name, changes, message)
 

@@ -7,9 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models.kernels import layers
-from jaxrobust.models.modules.draws import Draws
-from jaxrobust.zoo.shared.transformer import Attention
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 
 # listing -> patch; the reference counts convolutions and linear maps
 GOLDEN = {"vit_p8": 8, "vit_p4_d512_L6_mlphead": 4}
@@ -22,7 +20,7 @@ class CountsTest(parameterized.TestCase):
         attention = 6 * 2 * 65 * 65 * 512
         cifar_study.check_counts(self, "cifar_vit", 9_786_378, 615_257_088, more=attention)
 
-    @parameterized.parameters(*PARAMETERS.items())
+    @sweeps.rows(*PARAMETERS.items())
     def test_patches(self, patch, expected):
         self.assertEqual(parity.parameters("cifar_vit", patch=patch), expected)
 
@@ -90,14 +88,7 @@ class OptionsTest(parameterized.TestCase):
         largest = float(np.abs(params["patch_embed.proj.0.kernel"]).max())
         self.assertBetween(largest, 0.99 * bound, bound)
 
-    def test_logits_are_scaled_by_all_heads(self):
-        x = jax.random.uniform(jax.random.key(1), (2, 5, 16))
-        full, own = (Attention(16, 4, how, Draws(jax.random.key(0))) for how in (True, False))
-        # The root of 4 heads is 2: half the query beside the scale of a head's own width.
-        own.to_qkv.kernel[...] = own.to_qkv.kernel[...] * np.repeat([0.5, 1, 1], 16)[None]
-        np.testing.assert_allclose(full(x), own(x), rtol=1e-5, atol=1e-6)
-
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             {"patch": 5},
             "patch=5 does not divide images of 32 px into whole patches; take patch=4 or 8, or",

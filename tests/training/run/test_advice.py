@@ -12,7 +12,7 @@ from jaxrobust.config import VERSION, phases
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import warnings
-from tests.support import rows
+from tests.support import rows, sweeps
 from tests.support.runs import quiet_run, tiny
 from tests.support.steps import small_config
 
@@ -34,7 +34,7 @@ def step_of(config) -> float:
 
 
 class StepTest(parameterized.TestCase):
-    @parameterized.parameters(("test", "test[:100]", True), ("train[:100]", "test", False))
+    @sweeps.rows(("test", "test[:100]", True), ("train[:100]", "test", False))
     def test_weights_that_are_chosen_on_what_is_reported(self, selection, test, told):
         splits = {"train": "train[100:]", "selection": selection, "test": test}
         config = small_config(**{f"data__{key}_split": split for key, split in splits.items()})
@@ -44,7 +44,7 @@ class StepTest(parameterized.TestCase):
             self.assertRegex(lines[0], "holds images of data.test_split=test.* the record says so")
         self.assertEmpty(warnings.of_step(config, "train"))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, []),
         ({"train": "all"}, ["train_split=all of test_split=test", "train_split=all of selection"]),
         ({"selection": "train[50:]"}, ["train_split=train[:90] of selection_split=train[50:]"]),
@@ -66,7 +66,7 @@ class StepTest(parameterized.TestCase):
         for line, start in zip(said, told, strict=True):
             self.assertStartsWith(line, start)
 
-    @parameterized.parameters((4 / 255, 6 / 255), (8 / 255, 12 / 255))
+    @sweeps.rows((4 / 255, 6 / 255), (8 / 255, 12 / 255))
     def test_xcit_takes_one_and_a_half_radii(self, epsilon, step):
         config = published("xcit_s12", attack__epsilon=epsilon)
         self.assertAlmostEqual(step_of(config), step, delta=1e-12)
@@ -85,7 +85,7 @@ class StepTest(parameterized.TestCase):
             step_of(published("xcit_s12", attack__epsilon=0.0))
         )  # a step of 0 is none
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             {"attack__step_size": 0.125, "attack__relative_step": 1.5},
             "step_size=0.125 and attack.relative_step=1.5 are both set.* attack.relative_step=0.5",
@@ -109,7 +109,7 @@ class StepTest(parameterized.TestCase):
             config.train.objective = "clean"
         self.assertEmpty(warnings.lines({"train": config}))
 
-    @parameterized.parameters("step_size", "relative_step")
+    @sweeps.rows("step_size", "relative_step")
     def test_a_step_that_nobody_reads_is_told(self, key):
         config = small_config(attack__name="apgd", **{f"attack__{key}": 1.5})
         (line,) = warnings.lines({"train": config})
@@ -138,7 +138,7 @@ class RandomWeightsTest(parameterized.TestCase):
         ):
             warnings.check_start(config, first)
 
-    @parameterized.parameters("convnext_b_cvst", "convnext_t_cvst", "vit_b_cvst", "vit_s_cvst")
+    @sweeps.rows("convnext_b_cvst", "convnext_t_cvst", "vit_b_cvst", "vit_s_cvst")
     def test_the_headline_commands_start_from_clean_weights(self, name):
         config = published(name)
         self.assertEqual(phases(config), ["pretrain", "train"])
@@ -158,12 +158,12 @@ class RandomWeightsTest(parameterized.TestCase):
         ):
             warnings.check_start(published("convnext_b_cvst", **(bare | change)), "train")
 
-    @parameterized.parameters("quickstart", "cifar10_convnext", "xcit_s12")
+    @sweeps.rows("quickstart", "cifar10_convnext", "xcit_s12")
     def test_others_are_not_refused(self, name):
         config = published(name)
         warnings.check_start(config, phases(config)[0])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"data__augmentation": "3-augment"},
         {"data__augmentation": "resized-crop|randaugment"},
         {"data__augmentation": "flip", "mixup__cutmix": 1.0},
@@ -186,30 +186,13 @@ class RandomWeightsTest(parameterized.TestCase):
 class NumbersTest(parameterized.TestCase):
     """Ends of the ranges of what every run has, and what makes another run of it."""
 
-    @parameterized.product(
-        key=(
-            *("evaluation.images", "test.images", "checkpoint.keep_every_epochs"),
-            *("data.max_damaged", "mesh.fsdp", "alarm.every_steps", "trouble.skips"),
-            "trouble.rollbacks",
-        ),
-        lowest=(0,),
+    @sweeps.rows(
+        *("evaluation.images", "test.images", "checkpoint.keep_every_epochs", "data.max_damaged"),
+        *("mesh.fsdp", "alarm.every_steps", "trouble.skips", "trouble.rollbacks"),
+        *(("evaluation.every_epochs", 1), ("checkpoint.every_epochs", 1)),
+        *(("alarm.images", 1), ("log.every_steps", 1)),
     )
-    def test_none_at_all(self, key, lowest):
-        self.lowest(key, lowest)
-
-    @parameterized.product(
-        key=(
-            "evaluation.every_epochs",
-            "checkpoint.every_epochs",
-            "alarm.images",
-            "log.every_steps",
-        ),
-        lowest=(1,),
-    )
-    def test_one_at_least(self, key, lowest):
-        self.lowest(key, lowest)
-
-    def lowest(self, key, lowest):
+    def test_lowest(self, key, lowest=0):
         name = key.replace(".", "__")
         training_run.check_numbers(tiny(**{name: lowest}))
         with self.assertRaisesRegex(ValueError, rf"{key}={lowest - 1} must be at least {lowest}"):
@@ -230,14 +213,7 @@ class NumbersTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, said):
                 training_run.check_numbers(tiny(**bad))
 
-    def test_a_relative_step_is_one_in_pixels(self):
-        values = {"attack.relative_step": 0.25, "attack.step_size": None, "attack.epsilon": 8.0}
-        found = training_run._in_pixels(values)
-        self.assertEqual((found["attack.relative_step"], found["attack.step_size"]), (None, 2.0))
-        own = values | {"attack.relative_step": None, "attack.step_size": 3.0}
-        self.assertEqual(training_run._in_pixels(own), own)
-
-    @parameterized.parameters(
+    @sweeps.rows(
         *("name", "dir", "train_split", "selection_split", "test_split", "classes", "extra"),
         "extra_split",
     )

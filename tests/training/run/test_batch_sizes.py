@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import warnings
+from tests.support import sweeps
 from tests.support.runs import quiet_run, tiny
 
 
@@ -18,7 +19,7 @@ def sizes(devices, **changes):
 
 
 class NearestTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         # (batch, devices, what else, the batch that it becomes)
         (1408, 256, {}, 1536),  # 5.5 images each: of two as near, the larger
         (864, 256, {}, 768),  # 3.4
@@ -36,7 +37,7 @@ class NearestTest(parameterized.TestCase):
         _, train, said = sizes(devices, train__batch_size=batch, pretrain__epochs=0, **changes)
         self.assertEqual((train, said), (expected, int(batch != expected)))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, 1),
         ({"train__microbatches": 3}, 3),
         ({"mixup__group": 4}, 1),  # nothing is mixed

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.training.run import phase
 from jaxrobust.training.run.loop import Due, Every, due
+from tests.support import sweeps
 
 EVERY = Every(
     log_steps=3,
@@ -19,7 +20,7 @@ EVERY = Every(
 
 
 class LastTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, None, "latest", None),
         (0, None, "latest", 0),
         (8, None, "latest", 8),
@@ -53,7 +54,7 @@ class LastTest(parameterized.TestCase):
 
 
 class DueTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0, Due(logs=False, saves=False, keeps=False, evaluates=False)),
         (3, Due(logs=True, saves=False, keeps=False, evaluates=False)),
         (4, Due(logs=False, saves=True, keeps=False, evaluates=False)),
@@ -74,7 +75,7 @@ class DueTest(parameterized.TestCase):
     def test_an_evaluation_saves_first(self):
         self.assertTrue(due(8, EVERY, start=0, saved=8, evaluated=0).saves)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (4, 0, False), (8, 0, True), (9, 0, True), (9, 8, False), (12, 8, False), (14, 8, True),
         (14, 14, False),
     )  # fmt: skip

@@ -83,10 +83,6 @@ class ImagesTest(parameterized.TestCase):
         self.assertEqual((row["image_choice"], row["flags"]["one-class"]), ("hash", "words"))
         self.assertRegex(accuracies.table(self.folder), r" 25\.6%      39  APGD")
 
-    def test_an_older_record_of_the_first_ones_is_another(self):
-        record = {"weights": "train, step 3, ema", "image_ids": "0..38"}
-        self.assertNotEqual(records.ranges(self.places.tolist()), record["image_ids"])
-
     def test_the_choice_of_weights(self):
         of_run = mock.patch.object(at_one_size.subjects, "of_run")
         how = mock.patch.object(at_one_size.subjects, "preprocessing", return_value=None)

@@ -196,19 +196,6 @@ class PartsTest(absltest.TestCase):
         )
         self.assertEqual(about["config"]["attack"]["warmup_epochs"], 2)
 
-    def test_a_copy_has_both_weights(self):
-        state = SimpleNamespace(params="params", stats="stats")
-        fake, order = self.fake(state=state), []
-        fake.run.latest.wait = lambda: order.append("wait")
-        with (
-            mock.patch.object(loop, "averaged", lambda state: ("mean", "mean stats")),
-            mock.patch.object(loop.kept, "keep", lambda *given, **how: order.append((given, how))),
-        ):
-            loop._Loop.keep(fake)
-        both = loop.kept.Kept("params", "stats", "mean", "mean stats")
-        kept = (Path("nowhere"), "train", 7, both), {"steps_per_epoch": 4}
-        self.assertEqual((order, fake.kept), (["wait", kept], 7))
-
     def test_an_evaluation_is_noted_once_it_is_done(self):
         fake, order = self.fake(state="state"), []
         fake.select = lambda step, state: order.append((step, state)) or {"selection_robust": 0.5}
@@ -219,38 +206,11 @@ class PartsTest(absltest.TestCase):
         fake.progress.resume.assert_called_once_with(7)
         fake.run.trackers.pictures.assert_called_once_with(7)
 
-    def troubled(self, *, skipped="", broken="", dead="", saves=True, before=""):
-        fake, said = self.fake(dead=before), []
-        fake.trouble.skipped = lambda ahead: skipped
-        fake.ahead.last = {"step": 6.0}
-        norms = loop.alarm.Norms(broken, dead)
-        now = loop.Due(logs=False, saves=saves, keeps=False, evaluates=False)
-        with (
-            mock.patch.object(loop.alarm, "of_norms", lambda stats: norms),
-            mock.patch.object(loop, "say", said.append),
-        ):
-            return loop._Loop.troubled(fake, now), said, fake.dead
-
-    def test_trouble(self):
-        self.assertEqual(self.troubled(), (None, [], ""))
-        self.assertEqual(self.troubled(skipped="nan")[0], (6, "nan"))
-        self.assertEqual(self.troubled(broken="it is nan")[0], (7, "at step 7 it is nan"))
-        self.assertIsNone(self.troubled(broken="it is nan", saves=False)[0])
-        trouble, said, dead = self.troubled(dead="3 channels")
-        self.assertEqual((trouble, dead), (None, "3 channels"))
-        self.assertEqual(said, ["train: WARNING, at step 7: 3 channels"])
-        self.assertEqual(self.troubled(dead="3 channels", before="3 channels")[1], [])  # said once
-
     def test_sound(self):
         for skipped, step, expected in ((0, 7, True), (2, 7, False), (2, 12, True)):
             fake = self.fake(step=step)
             fake.ahead.skipped = skipped
             self.assertEqual(loop._Loop.sound(fake), expected)
-
-    def test_shares_of_the_radius(self):
-        fake = self.fake()
-        shares = [loop._Loop._epsilon_share(fake, step) for step in (0, 3, 4, 7, 8, 11)]
-        self.assertEqual(shares, [0, 0, 0.5, 0.5, 1, 1])
 
     def stopped(self, *, skipped=0, broken=""):
         fake = self.fake(state=SimpleNamespace(stats={}))
@@ -275,13 +235,6 @@ class PartsTest(absltest.TestCase):
         self.assertEndsWith(text, "(the last 2 in a row found no finite gradient)")
         self.assertFalse(self.stopped(broken="nan")[1])
 
-    def test_groups_of_a_batch_norm_stay(self):
-        run = SimpleNamespace(name="train", phase=SimpleNamespace(bn_group=8))
-        loop.same_groups(run, {"bn_group": 8})
-        loop.same_groups(run, {})
-        with self.assertRaisesRegex(ValueError, "of 16 images at a time so far.* of 8 on these"):
-            loop.same_groups(run, {"bn_group": 16})
-
     def test_a_stop_is_heeded_where_no_step_follows(self):
         fake = self.fake()
         fake.stopped = lambda why, step: RuntimeError(f"stopped by {why} after {step}")
@@ -290,15 +243,6 @@ class PartsTest(absltest.TestCase):
         fake.stops.now.return_value = 15
         with self.assertRaisesRegex(RuntimeError, "stopped by 15 after 7"):
             loop._Loop.heed(fake)
-
-    def test_an_evaluation_is_written_at_its_step(self):
-        fake = self.fake(state="state", evaluated=0)
-        fake.select = lambda step, state: {"selection_clean": 0.5, "of": (step, state)}
-        loop._Loop.evaluate(fake)
-        fake.write.assert_called_once_with(7, {"selection_clean": 0.5, "of": (7, "state")})
-        fake.run.trackers.pictures.assert_called_once_with(7)
-        fake.progress.resume.assert_called_once_with(7)
-        self.assertEqual(fake.evaluated, 7)
 
     def taken(self, **changes):
         """Take a step of a program that doubles the state."""

@@ -14,7 +14,7 @@ from jaxrobust.training.run import run as training_run
 from jaxrobust.types import Weights
 from jaxrobust.weights import start
 from jaxrobust.weights.trained import runs
-from tests.support import result_lines
+from tests.support import result_lines, sweeps
 from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
 
 SHORT = {"epochs": 1, "batch_size": 64, "warmup_epochs": 0, "ema_decay": 0.5, "lr": 0.01}
@@ -130,7 +130,7 @@ class StartTest(parameterized.TestCase):
 
 
 class ChecksTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"phases": ("low", "small")}, r"names 'small', for which .*; write config.small = phase"),
         ({"phases": ("low", "low")}, "names 'low' twice; give the second another name"),
         ({"phases": ("model",)}, "names 'model', for which the config has no section"),

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import signal
 import sys
 import time
 
@@ -12,10 +11,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.text import panel
-from jaxrobust.runtime.text import progress as runtime_progress
-from jaxrobust.runtime.text.progress import LinePart, StopSignals
 from jaxrobust.training.run import phase_progress
-from tests.support import screens
+from tests.support import screens, sweeps
 
 
 class Watcher:
@@ -175,7 +172,7 @@ class CostTest(parameterized.TestCase):
         self.assertLen(said, 3)  # at first, when it doubled, at the end
         self.assertIn("at most 2.0 GiB", said[1])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (100, "loss 2.1234 batch clean 95.4% robust 45.1%", "pretrain done, train now"),
         (40, "loss 2.1234", "pretrain done, train now"),
         (24, "loss 2.1234", "train now"),
@@ -209,7 +206,7 @@ class CostTest(parameterized.TestCase):
         for step, left in ((0, "unknown"), (1, "unknown"), (2, "3:16"), (3, "3:14")):
             self.assertRegex(text, rf"step +{step} of 100 [ │]*\n[│ ]*left +{left} ")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (100, "compiling the step (took 41 s last time)"), (40, "compiling the step (took 41 s")
     )
     def test_the_panel_is_there_before_the_first_step_and_says_what_compiles(self, columns, now):
@@ -263,65 +260,6 @@ def terminal(columns):
         patch(panel, "_EVERY_S", -1.0),
     ):
         yield screen, now
-
-
-class LineTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (True, {}, "\033[33mrun: WARNING: hot\033[0m\n"),
-        (True, {"NO_COLOR": "1"}, "run: WARNING: hot\n"),
-        (False, {}, "run: WARNING: hot\n"),
-    )
-    def test_warnings_are_yellow_on_a_terminal(self, isatty, environment, said):
-        screen = io.StringIO()
-        screen.isatty = lambda: isatty
-        kept = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
-        with (
-            absltest.mock.patch.dict(os.environ, kept | environment, clear=True),
-            absltest.mock.patch.object(runtime_progress.sys, "stderr", screen),
-        ):
-            runtime_progress.say("run: WARNING: hot")
-            runtime_progress.say("all is well")
-        self.assertEqual(screen.getvalue(), f"{said}all is well\n")
-
-    def test_the_highest_rank_goes_first(self):
-        parts = [LinePart("a" * 10), LinePart("b" * 10, 2), LinePart(""), LinePart("c" * 10, 1)]
-        rows = {
-            80: "x {percentage:3.0f}% |{bar:20}| aaaaaaaaaa bbbbbbbbbb cccccccccc",
-            46: "x {percentage:3.0f}% aaaaaaaaaa bbbbbbbbbb cccccccccc",
-            40: "x {percentage:3.0f}% |{bar:7}| aaaaaaaaaa cccccccccc",
-            20: "x {percentage:3.0f}% aaaaaaaaaa",
-            5: "x {percentage:3.0f}% aaaaaaaaaa",
-        }
-        for room, line in rows.items():
-            self.assertEqual(runtime_progress.fitted("x", parts, room), line)
-
-
-class StopSignalsTest(absltest.TestCase):
-    def test_tells_which_signal_asked(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with (
-                absltest.mock.patch.object(runtime_progress, "say") as say,
-                StopSignals() as stop,
-            ):
-                self.assertFalse(stop.signal)
-                os.kill(os.getpid(), number)
-                self.assertEqual(stop.signal, number)
-                say.assert_called_once()
-                self.assertIn("stopping after this step, then saving", say.call_args[0][0])
-
-    def test_only_ctrl_c_stops_at_once(self):
-        with absltest.mock.patch.object(runtime_progress, "say"), StopSignals() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)  # Slurm's, at the end of the time of grace
-            self.assertEqual(stop.signal, signal.SIGTERM)
-            with self.assertRaises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-
-    def test_what_was_there_before_comes_back(self):
-        before = signal.getsignal(signal.SIGTERM)
-        with StopSignals():
-            self.assertNotEqual(signal.getsignal(signal.SIGTERM), before)
-        self.assertEqual(signal.getsignal(signal.SIGTERM), before)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import accuracies
 from jaxrobust.types import Weights
-from tests.support import result_lines
+from tests.support import result_lines, sweeps
 from tests.support.runs import tiny
 
 IMAGES = accuracy.EvaluatedImages(
@@ -76,7 +76,7 @@ class CollapsedTest(parameterized.TestCase):
         self.assertEqual(list(found["after"].values()), [0.5, 0.25])
         self.assertEqual((found["robust"], found["clean"]), (0.25, 1.0))
 
-    @parameterized.parameters(True, False)
+    @sweeps.rows(True, False)
     def test_the_record_and_the_table_say_so(self, collapsed):
         workdir, config = Path(self.create_tempdir()), tiny()
         reached = {"clean": 0.125, "robust": 0.125}

@@ -16,11 +16,12 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
 from jaxrobust.training.run import best_weights, splits
+from tests.support import sweeps
 from tests.support.steps import small_config
 
 
 class SelectionTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("adversarial", 0.4, False), ("adversarial", 0.5, True), ("adversarial", 0.6, True),
         ("clean", 0.0, True),  # by the clean accuracy
         ("adversarial", 0.0, True, "clean"), ("clean", 0.0, False, "robust"),
@@ -29,7 +30,7 @@ class SelectionTest(parameterized.TestCase):
         before, reached = ({"clean": 0.8, "robust": r, "images": 64} for r in (0.5, robust))
         self.check(objective, before, reached, kept, metric)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (0.1, False, 0.2, True, False),  # higher, but of one class
         (0.2, True, 0.1, False, True),
         (0.2, True, 0.1, True, False),
@@ -51,7 +52,7 @@ class SelectionTest(parameterized.TestCase):
         lines = [{"step": step} | reached for step in (4, 8, 12)]
         self.check("adversarial", reached, reached, True, lines=lines, stay=lines[:1])
 
-    @parameterized.parameters(({}, True), ({"image_choice": "hash"}, False))
+    @sweeps.rows(({}, True), ({"image_choice": "hash"}, False))
     def test_a_choice_that_began_on_the_first_images_goes_on_with_them(self, noted, first):
         """An older version took the first ones: on others, weights are not compared."""
         reached = {"clean": 0.8, "robust": 0.5, "images": 64}
@@ -102,7 +103,7 @@ class SelectionTest(parameterized.TestCase):
 
 
 class AttackTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, ("pgd", 20, 2.5 * 8 / 255 / 20, "random")),
         ({"step_size": 0.8 / 255, "start": "uniform"}, ("pgd", 20, 0.8 / 255, "uniform")),
         ({"attack": "cw-40", "start": "uniform-boxed"}, ("cw", 40, 0.5 / 255, "uniform-boxed")),
@@ -120,7 +121,7 @@ class AttackTest(parameterized.TestCase):
         self.assertEqual(settings["start"], start)
         self.assertAlmostEqual(settings["step_size"], length, delta=1e-15)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"metric": "best"}, "evaluation.metric='best'; one of 'clean', 'robust'"),
         ({"attack": "pgd"}, "evaluation.attack='pgd'; one of 'apgd-ce', fgsm, pgd-K, cw-K"),
         ({"step_size": 0.1}, "evaluation.step_size=0.1 has no effect on .*'apgd-ce'; leave it"),

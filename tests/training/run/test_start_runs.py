@@ -1,7 +1,6 @@
 """Runs that start from the run of another config, beside their own workdir."""
 
 import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import start_runs, stopping
 from jaxrobust.weights.trained import start_run
 from tests.support import runs as training
+from tests.support import sweeps
 
 
 class Case(parameterized.TestCase):
@@ -91,7 +91,7 @@ class TrainedTest(Case):
 
 
 class RefusedTest(Case):
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             {"model__options": {"stem_strides": (1,), "depths": (1,), "dims": (16,)}},
             "of convnext_n with .*dims=.*16.* set model.options to theirs",
@@ -129,19 +129,14 @@ class RefusedTest(Case):
                 "by process .*: wait for it, end it, or repeat this command when it has ended",
             )
 
-    @parameterized.parameters("runs/clean", "../{name}/runs/clean")
+    @sweeps.rows("runs/clean", "../{name}/runs/clean")
     def test_the_workdir_of_the_start(self, workdir):
         self.start()
         workdir = workdir.format(name=self.place.name)
         words = "init.weights=run:clean.py is the run in .*runs/clean itself; give another --wor"
         self.refused(self.robust(), words, workdir)
 
-    def test_a_circle(self):
-        self.start("one", init__weights="run:two.py")
-        self.start("two", init__weights="run:one.py")
-        self.refused(self.robust("one"), "run:one.py is the run in runs/one itself; give")
-
-    @parameterized.parameters(
+    @sweeps.rows(
         ("run:larger_radios:vit_s_cvst", "no such file; did you mean larger_radius?"),
         ("run:larger_radius:vit_x", "model=vit_x is not among its values; one of convnext_t_"),
         ("run:", "no such file"),
@@ -190,61 +185,6 @@ class StateTest(Case):
             self.assertEqual([run.folder.name for run in listed], expected)
             self.assertLen(say.call_args_list, 1 if not expected else 2)
 
-    def test_what_a_start_starts_from_is_trained_before_it(self):
-        self.start("far")
-        self.start(init__weights="run:far.py")
-        with contextlib.redirect_stderr(io.StringIO()):
-            listed = start_runs.before(self.robust(), Path("runs/robust"))
-        self.assertEqual([run.folder for run in listed], [Path("runs/far"), Path("runs/clean")])
-
-    def test_the_machine_and_the_images_are_those_of_the_run_that_starts(self):
-        self.start("far", data__name="imagenet2012", data__train_split="train")
-        config = self.robust("far", data__workers=3, trouble__rollbacks=2, mesh__fsdp=2)
-        (start,) = start_run.chain(config, Path("runs/robust"))
-        self.assertEqual(start.folder, Path("runs/far"))
-        own = start.config
-        self.assertEqual((own.data.name, own.data.train_split), ("digits", "train[:256]"))
-        self.assertEqual((own.data.workers, own.trouble.rollbacks, own.mesh.fsdp), (3, 2, 2))
-        self.start("far", data__name="imagenet2012", model__num_classes=1000)
-        (start,) = start_run.chain(config, Path("runs/robust"))
-        self.assertEqual(start.config.data.name, "imagenet2012")  # of other classes, its own
-
-    def test_a_start_of_the_same_weights_from_a_folder_is_the_same(self):
-        """As on machines without a network."""
-        self.start(init__weights="convnext_nano.in1k")
-        (start,) = start_run.chain(self.robust(), Path("runs/robust"))
-        start.folder.mkdir(parents=True)
-        weights, config = Path("weights/clean"), plain(start.config)
-
-        def written(source, **more):
-            config["init"]["weights"] = str(weights)
-            whole = {"version": 1} | config
-            (start.folder / "config.json").write_text(json.dumps(whole))
-            shutil.rmtree(weights, ignore_errors=True)
-            weights.mkdir(parents=True)
-            (weights / "weights.safetensors").write_bytes(b"")
-            empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-            about = {"architecture": "convnext_n", "num_classes": 10, "image_size": 8}
-            about |= {"in_channels": 1, "sha256": empty, "source": source} | more
-            (weights / "config.json").write_text(json.dumps(about))
-
-        written("hf://timm/convnext_nano.in1k")
-        self.assertEqual(start_run.state(start), start_run.BEGUN)
-        for source, more in (("other.in1k", {}), ("convnext_nano.in1k", {"drawn": {"seed": 0}})):
-            written(source, **more)
-            with self.assertRaisesRegex(ValueError, "init.weights is 'weights/clean' there"):
-                start_run.state(start)
-
-    def test_a_run_is_finished_when_its_last_phase_is_tested(self):
-        folder, config = Path("runs/two"), training.tiny()
-        folder.mkdir(parents=True)
-        line = {"weights": "pretrain, step 8, ema"}
-        (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
-        self.assertFalse(start_run.is_finished(folder, config))
-        line = {"weights": "train, step 12, ema"}
-        (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
-        self.assertFalse(start_run.is_finished(folder, config))  # whose weights are gone
-
 
 class ExplainedTest(parameterized.TestCase):
     def test_a_start_s_mistake_names_the_start(self):
@@ -259,7 +199,7 @@ class ExplainedTest(parameterized.TestCase):
             raise OSError("a full disk")
         self.assertEqual(str(caught.exception), "a full disk")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ([], "of runs/robust"),
         ([("robust", "stopped")], "of runs/robust"),
         ([("robust", "latest"), ("clean", "latest")], "of runs/robust"),

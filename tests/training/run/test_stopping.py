@@ -6,7 +6,6 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -15,6 +14,7 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import StopSignals
 from jaxrobust.training.run import stopping
+from tests.support import sweeps
 from tests.support.runs import one_phase, quiet_run
 
 
@@ -42,7 +42,7 @@ class StopsTest(parameterized.TestCase):
         alone = stops()
         self.assertGreater(alone.failed(registry.DataError("x")), 0)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (signal.SIGTERM, stopping.Preempted, 75),
         (signal.SIGINT, stopping.Interrupted, 130),
     )
@@ -114,18 +114,6 @@ class EvaluationTest(absltest.TestCase):
         self.assertEqual(
             (scored, [row["step"] for row in rows if "loss" in row]), ([4], [1, 2, 3, 4])
         )
-
-    def test_a_count_asks_after_each_batch(self):
-        each = {"mask": np.ones(2, bool), "answers": np.zeros(2, int), "labels": np.arange(2)}
-        counts = {"count": 2, "clean": 1, "robust": 1}
-        source = registry.open_source("fake:8x8x1:2", "test")
-        images = accuracy.EvaluatedImages(source, image_size=8, batch_size=2)
-        found = lambda *_: iter([counts | each for _ in range(3)])  # noqa: E731
-        with mock.patch.object(accuracy, "_judgements", found):
-            between = mock.Mock(side_effect=[None, stopping.Preempted("saved")])
-            with self.assertRaises(stopping.Preempted):
-                accuracy.count(None, None, images, None, between=between)
-            self.assertEqual(accuracy.count(None, None, images, None)["images"], 6)
 
 
 if __name__ == "__main__":

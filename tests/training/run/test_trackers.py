@@ -195,32 +195,6 @@ class WandBRowsTest(absltest.TestCase):
         self.assertEqual([how.pop("commit") for _, how in rows], [True] * len(rows))
         return [(row, how["step"]) for row, how in rows]
 
-    def test_each_value_once_from_the_first_step_on(self):
-        self.tracker.begin("train", 0, 100, {})
-        for step, values in ((0, {"loss": 3.0}), (1, {"loss": 2.0, "top": 1.0}), (1, {"loss": 9.0}),
-                             (0, {"top": 0.5})):  # fmt: skip
-            self.tracker.scalars(step, values)
-        self.assertEqual(
-            self.told(),
-            [
-                ({"step": 100, "train/step": 0, "train/loss": 3.0}, 100),
-                ({"step": 101, "train/step": 1, "train/loss": 2.0, "train/top": 1.0}, None),
-            ],
-        )
-
-    def test_a_run_that_goes_on_says_only_what_is_new(self):
-        self.run.step = 400  # rows that are there
-        self.tracker.begin("train", 5, 100, {"loss": 7, "top": 6})
-        for step in (6, 7, 8):
-            self.tracker.scalars(step, {"loss": step / 2, "top": step / 4})
-        self.assertEqual(
-            self.told(),
-            [
-                ({"step": 107, "train/step": 7, "train/top": 1.75}, 400),
-                ({"step": 108, "train/step": 8, "train/loss": 4.0, "train/top": 2.0}, None),
-            ],
-        )
-
     def test_a_picture_unless_a_later_step_was_reached(self):
         with mock.patch.object(trackers.Image, "open", lambda file: file.read()):
             for seen, told in (({}, [0, 8]), ({"loss": 7, "top": 8}, [8]), ({"loss": 9}, [])):

@@ -11,12 +11,13 @@ from jaxrobust.config import phase
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.modules.basic import BatchNorm, Normalize
 from jaxrobust.training.update import averages
+from tests.support import sweeps
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 
 
 class AveragingTest(parameterized.TestCase):
-    @parameterized.parameters(None, 0, 2)
+    @sweeps.rows(None, 0, 2)
     def test_decay_by_hand(self, warmup):
         """Three updates an epoch; the weights of update i are i + 1."""
         p = phase(ema_decay=0.5, ema_warmup_epochs=warmup, epochs=5)
@@ -39,7 +40,7 @@ class AveragingTest(parameterized.TestCase):
         found = average(old, {"w": one}, {"bn.mean": one}, jnp.int32(0))
         self.assertEqual((found["w"], found["bn.mean"]), (0.5, 1))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"ema_decay": 1.0}, "train.ema_decay=1.0 must be at least 0 and below 1"),
         ({"ema_warmup_epochs": 50}, "ema_warmup_epochs=50 must be .* below train.epochs=50, or"),
         ({"ema_statistics": "mean"}, "train.ema_statistics='mean'; one of 'averaged', 'copied'"),
@@ -121,7 +122,7 @@ class StatisticsTest(parameterized.TestCase):
         new = {"bn.mean": jnp.ones(2)}
         self.assertIs(moves(jax.tree.map(jnp.zeros_like, new), new, 0), new)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"bn_momentum": (0.1,)}, r"train.bn_momentum=\(0.1,\) must be two numbers above 0"),
         ({"bn_momentum": (1.0, 0.0)}, "must be two numbers above 0, at most 1"),
         (

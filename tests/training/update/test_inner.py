@@ -44,12 +44,13 @@ class RadiusTest(parameterized.TestCase):
         given = inner.given(config, "adversarial")(attacks.image_keys(jax.random.key(1), 2), 0.5)
         np.testing.assert_allclose(given.radii, 4 / 255, rtol=1e-6)
 
-    @sweeps.fast(1, 19, 25)
-    @parameterized.product(
-        name=("pgd", "apgd", "fgsm"),
-        objective=("adversarial", "trades"),
-        norm=("linf", "l2"),
-        share=(0.0, 0.25, 1.0),
+    @sweeps.rows(
+        ("pgd", "adversarial", "linf", 0.25),
+        ("apgd", "trades", "linf", 0.25),
+        ("fgsm", "adversarial", "linf", 0.25),
+        ("pgd", "trades", "l2", 0.0),
+        ("apgd", "adversarial", "l2", 1.0),
+        ("fgsm", "trades", "l2", 1.0),
     )
     def test_is_the_attack_of_that_radius_with_the_step_of_the_whole(
         self, name, objective, norm, share
@@ -85,7 +86,7 @@ class RadiusTest(parameterized.TestCase):
             attack(None, inner.GrowingRadii(None, jnp.zeros(2)), None, None)
         self.assertEqual(made.call_args.kwargs["step_size"], 1.5 * 8 / 255)
 
-    @parameterized.parameters(("pgd", "pgd", 3, 5), ("apgd", "apgd", 3, 5), ("fgsm", "pgd", 1, 3))
+    @sweeps.rows(("pgd", "pgd", 3, 5), ("apgd", "apgd", 3, 5), ("fgsm", "pgd", 1, 3))
     def test_a_stronger_attack_has_so_many_steps_more(self, name, stronger, few, many):
         config = small_config(attack__name=name, attack__steps=3)
         for more, made_by, steps in ((0, name, few), (2, stronger, many)):
@@ -93,7 +94,7 @@ class RadiusTest(parameterized.TestCase):
                 inner.training_attack(config, "adversarial", more=more)
             self.assertEqual(made.call_args.kwargs["steps"], steps)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("image", {}, False),
         ("random", {}, True),
         ("uniform", {}, attacks.Noise(False)),
@@ -108,7 +109,7 @@ class RadiusTest(parameterized.TestCase):
             inner.training_attack(config, "adversarial")
         self.assertEqual(made.call_args.kwargs["random_start"], expected)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"start": "gaus"}, "attack.start='gaus'; one of 'image', 'random', 'uniform'"),
         (
             {"start": "uniform"},
@@ -128,7 +129,7 @@ class RadiusTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             build.phase(config, "train", 80, devices=jax.devices()[:1])
 
-    @parameterized.parameters("adversarial", "trades", "mart")
+    @sweeps.rows("adversarial", "trades", "mart")
     def test_trades_alone_refuses_to_start_at_the_image(self, objective):
         config = small_config(train__objective=objective)
         if objective != "trades":
@@ -137,7 +138,7 @@ class RadiusTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "zero at the image; set attack.start='random', "):
             inner.training_attack(config, objective)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"attack__warmup_epochs": -1}, "attack.warmup_epochs=-1 must be at least 0 and below"),
         ({"attack__warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
         ({"attack__delay_epochs": -1}, "attack.delay_epochs=-1 must be at least 0, and with"),

@@ -1,6 +1,7 @@
 """Augmentations on the device, against timm's on the host."""
 
 import importlib.util
+import itertools
 import random
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ class DistributionTest(parameterized.TestCase):
 
 
 class SymmetricBetaTest(DistributionTest):
-    @parameterized.parameters(0.2, 0.8, 1.0, 2.0)
+    @sweeps.rows(0.2, 0.8, 1.0, 2.0)
     def test_is_numpys(self, a):
         u, v = jax.random.uniform(jax.random.key(1), (2, COUNT))
         ours = np.asarray(mixing.symmetric_beta(jnp.float32(a), u, v))
@@ -66,7 +67,7 @@ class SymmetricBetaTest(DistributionTest):
         self.assert_alike(ours, theirs, a)
         self.assertTrue(np.all((ours >= 0) & (ours <= 1)))
 
-    @parameterized.parameters(1e-3, 0.05, 1.0, 1e3)
+    @sweeps.rows(1e-3, 0.05, 1.0, 1e3)
     def test_ends_of_its_draws_are_numbers(self, a):
         u, v = jnp.meshgrid(jnp.array([0, 1e-7, 0.5, 1 - 2**-24]), jnp.array([0, 0.25, 0.5, 0.75]))
         lam = mixing.symmetric_beta(jnp.float32(a), u, v)
@@ -83,7 +84,7 @@ class DrawTest(parameterized.TestCase):
         uniform.assert_called_once_with("key", (6,))
         return bool(boxes), float(lam), float(y), float(x)
 
-    @parameterized.parameters((0.0, True), (0.49, True), (0.5, False), (0.99, False))
+    @sweeps.rows((0.0, True), (0.49, True), (0.5, False), (0.99, False))
     def test_boxes_as_often_as_the_switch_says(self, u, boxes):
         own = mixing.symmetric_beta(jnp.float32(2.0 if boxes else 0.5), 0.3, 0.1)
         found = self.drawn(u, 0.3, 0.1, 0, 0, 0)
@@ -92,11 +93,11 @@ class DrawTest(parameterized.TestCase):
         self.assertEqual(self.drawn(u, 0.3, 0.1, 0, 0, 0, switch=1.0)[0], True)
         self.assertEqual(self.drawn(u, 0.3, 0.1, 0, 0, 0, switch=0.0)[0], False)
 
-    @parameterized.parameters((0.74, True), (0.75, False), (0.76, False))
+    @sweeps.rows((0.74, True), (0.75, False), (0.76, False))
     def test_no_more_often_than_the_probability(self, u, mixed):
         self.assertEqual(self.drawn(0, 0.3, 0.1, u, 0, 0)[1] != 1, mixed)
 
-    @parameterized.parameters((0.0, 0, 0), (0.5, 20, 28), (0.51, 20, 28), (0.999, 39, 55))
+    @sweeps.rows((0.0, 0, 0), (0.5, 20, 28), (0.51, 20, 28), (0.999, 39, 55))
     def test_the_centre_of_a_box_is_a_pixel_of_the_image(self, u, y, x):
         self.assertEqual(self.drawn(0, 0, 0, 0, u, 0)[2:], (y, 0))
         self.assertEqual(self.drawn(0, 0, 0, 0, 0, u)[2:], (0, x))
@@ -105,17 +106,19 @@ class DrawTest(parameterized.TestCase):
 class BlendTest(parameterized.TestCase):
     """timm's Mixup with its draws given, against ours with the same."""
 
-    @parameterized.product(
-        # not mixed, MixUp, a box inside, boxes that two borders and one cut, and an empty one
-        drawn=(
-            (False, 1.0, 0, 0),
-            (False, 0.3, 0, 0),
-            (True, 0.8, 20, 30),
-            (True, 0.4, 2, 50),
-            (True, 0.05, 38, 28),
-            (True, 0.9999, 5, 5),
-        ),
-        smoothing=(0.0, 0.1),
+    @sweeps.rows(
+        *itertools.product(
+            # not mixed, MixUp, a box inside, boxes that two borders and one cut, and an empty one
+            (
+                (False, 1.0, 0, 0),
+                (False, 0.3, 0, 0),
+                (True, 0.8, 20, 30),
+                (True, 0.4, 2, 50),
+                (True, 0.05, 38, 28),
+                (True, 0.9999, 5, 5),
+            ),
+            (0.0, 0.1),
+        )
     )
     def test_images_and_targets(self, drawn, smoothing):
         timm_mixup, _ = timm_data(self)

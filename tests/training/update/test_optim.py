@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,7 @@ class MaskTest(parameterized.TestCase):
 
 
 class NamedTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("blocks.0.layer.0.bn1.scale", False),
         ("blocks.0.layer.0.bn3.6.bias", False),
         ("blocks.0.layer.0.se_bn.bias", False),
@@ -130,7 +132,7 @@ class AdamWTest(absltest.TestCase):
 
 
 class SgdTest(parameterized.TestCase):
-    @parameterized.product(nesterov=(False, True), weight_decay=(0.0, 0.05))
+    @sweeps.rows(*itertools.product((False, True), (0.0, 0.05)))
     def test_is_torchs(self, nesterov, weight_decay):
         """50 updates in float64: what differs is the order of a few sums."""
         torch = torch_or_skip(self)
@@ -175,7 +177,7 @@ class SgdTest(parameterized.TestCase):
 
 
 class ClippingTest(parameterized.TestCase):
-    @parameterized.parameters(0.5, 3.0, 1e3)
+    @sweeps.rows(0.5, 3.0, 1e3)
     def test_is_torchs(self, largest):
         torch = torch_or_skip(self)
         rng = np.random.default_rng(0)
@@ -207,7 +209,7 @@ class ClippingTest(parameterized.TestCase):
 
 
 class PhaseTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"optimizer": "adam"}, "train.optimizer='adam'; one of 'adamw', 'sgd'"),
         ({"schedule": "cosin"}, "train.schedule='cosin'; one of 'chord-cosine', 'cosine'"),
         ({"decay_mask": "none"}, "train.decay_mask='none'; one of"),

@@ -12,7 +12,7 @@ from jaxrobust.training.run import warnings
 from jaxrobust.training.update import memory, objectives, step
 from jaxrobust.types import Batch, Classifier
 from jaxrobust.zoo.objectives import hat_examples, improved_kl
-from tests.support import parity
+from tests.support import parity, sweeps
 from tests.support import small_updates as small
 from tests.support.steps import batch_of, small_config, standard
 
@@ -143,7 +143,7 @@ class RowTest(parameterized.TestCase):
         self.assertEqual(objectives.passes("dkl", attacked), trades)
         self.assertEqual(objectives.passes("hat", attacked), trades + 3 + 1)
 
-    @parameterized.parameters(("both", 3.0), ("adversarial", 2.0))
+    @sweeps.rows(("both", 3.0), ("adversarial", 2.0))
     def test_statistics_of_hat_move_at_each_pass_or_at_the_attacked_images(self, which, expected):
         """Images and helper examples add 0.5 to the statistics here, the attacked images 2."""
 
@@ -172,7 +172,7 @@ class RowTest(parameterized.TestCase):
         config.init.weights = "weights.safetensors"
         warnings.check_start(config, "train")
 
-    @parameterized.parameters("dkl_alpha", "dkl_beta", "hat_beta", "hat_gamma")
+    @sweeps.rows("dkl_alpha", "dkl_beta", "hat_beta", "hat_gamma")
     def test_weights_of_parts(self, key):
         objective = {"train__objective": key.partition("_")[0], "attack__start": "random"}
         config = small_config(**objective, **{f"train__{key}": -1.0})

@@ -21,7 +21,7 @@ from jaxrobust.training.run import run
 from jaxrobust.training.update import averages, objectives, optim, step
 from jaxrobust.types import Batch, Weights
 from jaxrobust.weights.naming import convert
-from tests.support import paths, sweeps
+from tests.support import paths
 from tests.support.steps import batch_of, small_config, standard
 
 
@@ -89,12 +89,8 @@ class UnitRangeTest(absltest.TestCase):
 
 
 class TrainStepTest(parameterized.TestCase):
-    @sweeps.fast("adversarial")
-    @parameterized.parameters("clean", "adversarial", "trades")
-    def test_every_objective_lowers_its_loss(self, objective):
-        start = "random" if objective == "trades" else "image"
-        config = small_config(train__objective=objective, train__lr=0.01, attack__start=start)
-        phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+    def test_lowers_the_loss(self):
+        phase = build.phase(small_config(train__lr=0.01), "train", 80, devices=jax.devices()[:1])
         with jax.set_mesh(phase.mesh), standard():
             state, losses = phase.init(jax.random.key(0)), []
             for _ in range(12):
@@ -574,28 +570,6 @@ class ProgramTest(absltest.TestCase):
             self.assertEqual(*counts, operation)
         self.assertGreater(three.count(" dot("), 0)
         self.assertIn("input_output_alias", three)  # the state is donated
-
-    @pytest.mark.slow
-    def test_costs_what_the_attack_must(self):
-        """At widths at which products of matrices count most."""
-        config = small_config(model__name="convnext_n_cvst", attack__steps=3).unlock()
-        config.model.options = ConfigDict(
-            {"depths": (1, 1), "dims": (64, 128), "stem_widths": (32, 64)}
-        )
-        net = network_of(config)
-        params, stats = jax.eval_shape(net.init, jax.random.key(0))
-        images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
-        forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
-        f = forward.compile().cost_analysis()["flops"]
-        flops = {}
-        for objective in ("adversarial", "clean"):
-            config.train.objective = objective
-            flops[objective] = self.compiled(config).cost_analysis()["flops"]
-        # XLA counts the body of the attack's loop once: the extra over the clean step is one
-        # body (forward and backward) and the last forward.
-        attack = 3 * (flops["adversarial"] - flops["clean"] - f) + f
-        # Within 5 % of (2K+1)F: no weight gradient in the attack, nothing done twice.
-        self.assertBetween(attack / (7 * f), 0.95, 1.05)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from jaxrobust.training.update.memory import Remembering
 from jaxrobust.types import Threat
 from jaxrobust.weights.trained import history
 from jaxrobust.zoo.objectives import several
-from tests.support import rows
+from tests.support import rows, sweeps
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 from tests.support.steps import batch_of, small_config, standard
 
@@ -63,7 +63,7 @@ class PointsTest(parameterized.TestCase):
         found = jnp.stack([shift(by)(None, None, IMAGES, None) for by in SHIFTS], axis=1)
         np.testing.assert_array_equal(attack(network, KEYS, IMAGES, LABELS), found)
 
-    @parameterized.parameters("alternate", "extreme")
+    @sweeps.rows("alternate", "extreme")
     def test_a_turn_is_the_attack_of_one_norm(self, mix):
         attack = several.mixed([*map(shift, SHIFTS)], mix, "ce")
         for i, by in enumerate(SHIFTS):
@@ -346,7 +346,7 @@ class RunTest(absltest.TestCase):
 
 
 class RefusalTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"attack__epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give a radius for each"),
         ({"attack__epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
         ({"attack__norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),

@@ -10,7 +10,7 @@ from jaxrobust.config import base
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives
 from jaxrobust.zoo.objectives.norms import pairing
-from tests.support import parity
+from tests.support import parity, sweeps
 from tests.support import small_updates as small
 from tests.support.steps import batch_of, small_config, standard
 
@@ -124,7 +124,7 @@ class RowTest(parameterized.TestCase):
         attack = small_config(**NORMS, attack__mix="pair").attack
         self.assertEqual(objectives.passes("ramp", attack), 2 * 7 + 2 * 3)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             {"attack__norm": "linf", "attack__epsilon": 0.1},
             "objective='ramp' pairs what two norms find .* attack.norm=linf is one; name more",
