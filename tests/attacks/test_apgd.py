@@ -39,16 +39,10 @@ def drive(machine, net, state, evaluations):
     """The final state and, per evaluation, the point, its loss and what was made of it."""
 
     def body(state, _):
-        def total(points):
-            logits = NETS[net](points)
-            values = machine.loss(state, logits)
-            return values.sum(), (values, logits)
-
-        points = machine.query(state)
-        (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(points)
-        right = jnp.argmax(logits, axis=1) == state.labels
-        state = machine.tell(state, logits, gradient)
-        return state, {"points": points, "loss": values, "right": right, "state": state}
+        made = attacks.advance(machine, lambda points, draw: NETS[net](points), state)
+        right = jnp.argmax(made.logits, axis=1) == state.labels
+        seen = {"points": made.points, "loss": machine.loss(state, made.logits), "right": right}
+        return made.state, seen | {"state": made.state}
 
     return jax.lax.scan(body, state, length=evaluations)
 
@@ -673,20 +667,14 @@ class MultiRadiusTest(parameterized.TestCase):
         state = jax.jit(begin)(images, labels)
         project = jax.jit(balls.GEOMETRIES["l1"].project)
 
-        def losses(points, state):
-            logits = points.reshape(2, 3) @ weights
-            return machine.loss(state, logits).sum(), (machine.loss(state, logits), logits)
-
         @jax.jit
         def step(state):
-            points = machine.query(state)
-            gradient, (loss, logits) = jax.grad(losses, has_aux=True)(points, state)
-            best = jnp.where(
-                (loss > state.run.loss_best)[:, None, None, None], points, state.run.x_best
-            )
-            facts = {"stage": state.stage, "points": points, "best": best, "run": state.run}
+            made = attacks.advance(machine, lambda x, draw: x.reshape(2, 3) @ weights, state)
+            better = machine.loss(state, made.logits) > state.run.loss_best
+            best = jnp.where(better[:, None, None, None], made.points, state.run.x_best)
+            facts = {"stage": state.stage, "points": made.points, "best": best, "run": state.run}
             facts |= {"counts": machine.counts(state), "finished": machine.finished(state)}
-            return machine.tell(state, logits, gradient), facts
+            return made.state, facts
 
         rows = []
         for _ in range(9):

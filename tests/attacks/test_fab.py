@@ -15,6 +15,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from jaxrobust.attacks.geometry import hyperplanes
 from jaxrobust.attacks.machine import nearest
 from tests.support import compiling, paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
@@ -50,25 +51,10 @@ def drive(machine, logits_fn, state, steps):
     """The final state and, per step, the points checked, who was adversarial, and the state."""
 
     def body(state, _):
-        def loss(points):
-            logits = logits_fn(points)
-            return machine.loss(state, logits), logits
-
-        values, pull, logits = jax.vjp(loss, machine.query(state), has_aux=True)
-        if values.ndim == 1:
-            (gradient,) = pull(jnp.ones_like(values))
-        else:  # the gradients of all classes at once, then the least distance
-            pick = jax.vmap(jnp.diag)(jnp.ones_like(values)).swapaxes(0, 1)  # C, B, C
-            every, classes = jax.vmap(pull)(pick)[0], jnp.arange(values.shape[1])
-            distances = [machine.distance(state, values[:, c], every[c], c) for c in classes]
-            which = jnp.argmin(jnp.stack(distances), axis=0)
-            gradient = every[which, jnp.arange(len(which))], which.astype(jnp.int32)
-        told = machine.tell(state, logits, gradient)
-        logits = logits_fn(machine.query(told))
-        state = machine.check(told, logits)
-        adversarial = jnp.argmax(logits, axis=1) != state.labels
-        seen = {"points": told.points, "is_adv": adversarial, "counts": machine.counts(told)}
-        return state, seen | {"state": state}
+        made = attacks.advance(machine, lambda points, draw: logits_fn(points), state)
+        adversarial = jnp.argmax(made.logits, axis=1) != state.labels
+        seen = {"points": made.points, "is_adv": adversarial, "state": made.state}
+        return made.state, seen | {"counts": machine.counts(made.queried)}
 
     return jax.lax.scan(body, state, length=steps)
 
@@ -145,7 +131,7 @@ def assert_norms(actual, expected, norm, wandering=0):
 class ProjectionTest(parameterized.TestCase):
     def check(self, g, prefix, norm):
         points, normals, offsets = (jnp.asarray(g[f"{prefix}_{k}"]) for k in ("t", "w", "b"))
-        actual = attacks.project_onto_hyperplane(points, normals, offsets, norm=norm)
+        actual = hyperplanes.project_onto_hyperplane(points, normals, offsets, norm=norm)
         tolerance = np.full(actual.shape, 1e-6)
         if norm == "l1" and prefix == "fab_big":
             # The one partially moved entry divides the rounding of a sum of up to 1e3 by its
@@ -169,39 +155,12 @@ class ProjectionTest(parameterized.TestCase):
 
     @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
-    def test_against_a_sort_in_float64(self, norm):
-        """1000 rows: in the box, on the plane where that can be, and nothing is shorter."""
-        points, normals, offsets = random_planes()
-        arguments = [jnp.asarray(a, jnp.float32) for a in (points, normals, offsets)]
-        moved = attacks.project_onto_hyperplane(*arguments, norm=norm)
-        points, normals, offsets = (np.asarray(a, np.float64) for a in arguments)
-        moved = np.asarray(moved, np.float64)
-        self.assertLess(-(points + moved).min(), 1e-7)
-        self.assertLess((points + moved).max(), 1 + 1e-7)
-        excess = (normals * points).sum(1) - offsets
-        expected = np.array(
-            [by_sorting(*a, norm) for a in zip(points, normals, excess, strict=True)]
-        )
-        reach = np.abs((normals * expected).sum(1))
-        scale = np.abs(normals).sum(1)
-        feasible = reach > np.abs(excess) - 1e-9 * scale
-        self.assertBetween(feasible.mean(), 0.6, 0.8)
-        # float32 rounding of the plane's equation, of 24 terms.
-        residue = excess + (normals * moved).sum(1)
-        assert_within(residue[feasible], 0, 2e-6 * scale[feasible] + 1e-12)
-        lengths, shortest = norm_in_float64(moved, norm), norm_in_float64(expected, norm)
-        self.assertTrue((lengths < shortest * (1 + 1e-5) + 1e-6)[feasible].all())
-        # Out of reach: the corner, exactly.
-        np.testing.assert_allclose(moved[~feasible], expected[~feasible], atol=1e-7)
-
-    @sweeps.fast("l2")
-    @parameterized.parameters(*NORMS)
     def test_equal_normals_meet_the_plane(self, norm):
         """Ties: L1 may move any of the equal entries."""
         points = jnp.full((1, 8), 0.5).at[0, 0].set(1.0)
         normals = jnp.array([[1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 0.5]])
         offsets = jnp.array([0.75])
-        moved = attacks.project_onto_hyperplane(points, normals, offsets, norm=norm)
+        moved = hyperplanes.project_onto_hyperplane(points, normals, offsets, norm=norm)
         np.testing.assert_allclose(jnp.sum((points + moved) * normals, axis=1), 0.75, atol=1e-6)
         self.assertEqual(moved[0, 6], 0)
         self.assertEqual(moved[0, 7] == 0, norm == "l1")
@@ -211,7 +170,7 @@ class ProjectionTest(parameterized.TestCase):
     def test_float64_and_extremes(self, norm):
         with jax.enable_x64(True):
             arguments = [jnp.asarray(a) for a in random_planes()]
-            moved = attacks.project_onto_hyperplane(*arguments, norm=norm)
+            moved = hyperplanes.project_onto_hyperplane(*arguments, norm=norm)
             self.assertEqual(moved.dtype, jnp.float64)
             points, normals, offsets = map(np.asarray, arguments)
             excess = (normals * points).sum(1) - offsets
@@ -221,13 +180,15 @@ class ProjectionTest(parameterized.TestCase):
         for size in (1e-30, 1e-12, 1e12, 1e30, 3e38):
             normals = jnp.asarray([[size, -size, 0.0], [size, 1.0, -1.0]])
             points = jnp.full((2, 3), 0.5)
-            moved = attacks.project_onto_hyperplane(points, normals, jnp.full(2, size), norm=norm)
+            moved = hyperplanes.project_onto_hyperplane(
+                points, normals, jnp.full(2, size), norm=norm
+            )
             self.assertTrue(jnp.isfinite(moved).all())
             self.assertLessEqual(jnp.abs(moved).max(), 0.5)
 
     def test_unknown_norm(self):
         with self.assertRaisesRegex(ValueError, "norm='l3' is unknown; choose one of linf, l2, l1"):
-            attacks.project_onto_hyperplane(
+            hyperplanes.project_onto_hyperplane(
                 jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), norm="l3"
             )
 

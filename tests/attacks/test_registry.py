@@ -85,14 +85,6 @@ class MimTest(parameterized.TestCase):
         # float32 against float64; no component is so near 0 that its sign would turn.
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
-    def test_momentum_matters_and_one_step_is_fgsm(self):
-        given = (self.network, None, jnp.asarray(self.images, jnp.float32), self.labels)
-        some = attacks.mim(epsilon=EPSILON, steps=8)(*given)
-        none = attacks.mim(epsilon=EPSILON, steps=8, decay=0.0)(*given)
-        self.assertGreater(np.abs(some - none).max(), EPSILON / 8)
-        once = attacks.mim(epsilon=EPSILON, steps=1)(*given)
-        np.testing.assert_allclose(once, attacks.fgsm(epsilon=EPSILON)(*given), atol=1e-7)
-
     def test_the_last_point_of_a_search_is_evaluated(self):
         setting = SimpleNamespace(norm="linf", steps=2)
         machine = importlib.import_module("jaxrobust.attacks.mim")._searching(setting, EPSILON)

@@ -282,6 +282,28 @@ class StoringTest(parameterized.TestCase):
 
 
 class QuirksTest(absltest.TestCase):
+    def test_botnets_logits_are_not_scaled(self):
+        """With unit queries and keys a softmax of d = 8 differs from that of d / sqrt(d)."""
+        from jaxrobust.models.modules.draws import Draws
+        from jaxrobust.zoo.transformers.botnet import Attention
+
+        module = Attention(8, 1, 2, Draws(jax.random.key(0)))
+        x = np.random.default_rng(0).standard_normal((1, 2, 2, 8)).astype(np.float32)
+        ask, key, value = (
+            x.reshape(4, 8) @ np.asarray(part.kernel[0, 0]) + np.asarray(part.bias)
+            for part in (module.query, module.key, module.value)
+        )
+        columns, rows = (np.asarray(part)[0, 0] for part in (module.rel_h[...], module.rel_w[...]))
+        r = (columns + rows).reshape(8, 4).T
+        logits = ask @ key.T + r @ ask.T
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        expected = shares / shares.sum(1, keepdims=True) @ value
+        np.testing.assert_allclose(module(x).reshape(4, 8), expected, rtol=1e-4, atol=1e-5)
+        for height, width in ((1, 2), (2, 1), (4, 4)):
+            said = f"^a map of {height}x{width}, and this network has positions for 2x2: create it"
+            with self.assertRaisesRegex(ValueError, said):
+                module(np.zeros((1, height, width, 8), np.float32))
+
     def test_vitaes_features_are_not_trained(self):
         from jaxrobust.models.modules.draws import Draws
         from jaxrobust.zoo.transformers.vitae import Performer

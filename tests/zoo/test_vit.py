@@ -7,6 +7,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models.kernels import layers
+from jaxrobust.models.modules.draws import Draws
+from jaxrobust.zoo.shared.transformer import Attention
 from tests.support import cifar_study, golden32, parity, sweeps
 
 # listing -> patch; the reference counts convolutions and linear maps
@@ -87,6 +89,13 @@ class OptionsTest(parameterized.TestCase):
         bound = 48**-0.5  # PyTorch's default for a linear map of 4 x 4 x 3 pixels
         largest = float(np.abs(params["patch_embed.proj.0.kernel"]).max())
         self.assertBetween(largest, 0.99 * bound, bound)
+
+    def test_logits_are_scaled_by_all_heads(self):
+        x = jax.random.uniform(jax.random.key(1), (2, 5, 16))
+        full, own = (Attention(16, 4, how, Draws(jax.random.key(0))) for how in (True, False))
+        # The root of 4 heads is 2: half the query beside the scale of a head's own width.
+        own.to_qkv.kernel[...] = own.to_qkv.kernel[...] * np.repeat([0.5, 1, 1], 16)[None]
+        np.testing.assert_allclose(full(x), own(x), rtol=1e-5, atol=1e-6)
 
     @sweeps.rows(
         (

@@ -196,6 +196,26 @@ class PartsTest(absltest.TestCase):
         )
         self.assertEqual(about["config"]["attack"]["warmup_epochs"], 2)
 
+    def test_a_copy_has_both_weights(self):
+        state = SimpleNamespace(params="params", stats="stats")
+        fake, order = self.fake(state=state), []
+        fake.run.latest.wait = lambda: order.append("wait")
+        with (
+            mock.patch.object(loop, "averaged", lambda state: ("mean", "mean stats")),
+            mock.patch.object(loop.kept, "keep", lambda *given, **how: order.append((given, how))),
+        ):
+            loop._Loop.keep(fake)
+        both = loop.kept.Kept("params", "stats", "mean", "mean stats")
+        kept = (Path("nowhere"), "train", 7, both), {"steps_per_epoch": 4}
+        self.assertEqual((order, fake.kept), (["wait", kept], 7))
+
+    def test_groups_of_a_batch_norm_stay(self):
+        run = SimpleNamespace(name="train", phase=SimpleNamespace(bn_group=8))
+        loop.same_groups(run, {"bn_group": 8})
+        loop.same_groups(run, {})
+        with self.assertRaisesRegex(ValueError, "of 16 images at a time so far.* of 8 on these"):
+            loop.same_groups(run, {"bn_group": 16})
+
     def test_an_evaluation_is_noted_once_it_is_done(self):
         fake, order = self.fake(state="state"), []
         fake.select = lambda step, state: order.append((step, state)) or {"selection_robust": 0.5}
