@@ -392,24 +392,9 @@ class CommandTest(parameterized.TestCase):
         self.assertRegex(done.stdout, "(?m)^red +warm-up +train: train.warmup_epochs=20")
         self.assertNotIn("\033", done.stdout)
 
-    @sweeps.rows(
-        (["--n=5", "run"], "--n=5 is outside of 32 to 1000"),
-        (["a", "b"], "'b' is one word too many"),
-        ([], "name a run"),
-    )
-    @pytest.mark.slow
-    def test_mistakes(self, words, message):
-        done = doctor(*words)
-        self.assertEqual((done.returncode, done.stdout), (2, ""))
-        self.assertIn(message, done.stderr)
-
     def test_nothing_is_named(self):
         with self.assertRaisesRegex(ValueError, "name a run, weights, a function or a config"):
             examine(None)
-
-    def test_named_twice(self):
-        with self.assertRaisesRegex(ValueError, "weights.pt and --weights=b.pt name the same"):
-            examine("weights.pt", weights="b.pt")
 
     def test_a_function_without_data(self):
         file = self.create_tempfile("my_net.py", OWN)

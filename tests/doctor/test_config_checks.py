@@ -184,19 +184,6 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(found.seen.level, RED)
         self.assertIn("holds the mean of imagenet", found.seen.sentence)
 
-    def test_batch_statistics(self):
-        config = tiny(attack__statistics="batch", train__objective="trades")
-        config = config.copy_and_resolve_references().unlock()
-        config.model.update(name="resnet18", image_size=8)
-        config.model.options = {}
-        config.attack.start = "random"
-        self.check_only("batch-statistics", YELLOW, config)
-        config.train.objective = "adversarial"  # as the main paper trains
-        self.assertEmpty(faults(config))
-        config.train.objective = "trades"
-        config.model.name = "convnext_n"  # layer norm
-        self.assertEmpty(faults(config))
-
     def test_steps_of_data_that_is_not_here(self):
         config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")
         found = examined(CONFIG_CHECKS, PlannedRun(config))

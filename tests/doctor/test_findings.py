@@ -1,7 +1,5 @@
 """What a check finds, what follows from it, and how that is told."""
 
-import json
-
 from absl.testing import absltest
 
 from jaxrobust.doctor import findings
@@ -76,10 +74,6 @@ class FindingsTest(absltest.TestCase):
         self.assertEqual(lines[-2:], ["        Cause: cause", "        Remedy: remedy (paper)"])
         coloured = findings.line(red, coloured=True, columns=80)
         self.assertStartsWith(coloured, "\033[31mred\033[0m     label-order")
-
-    def test_values_are_json(self):
-        (red,) = findings.examined([check("a", RED)], None)
-        self.assertEqual(json.loads(json.dumps(red.plain()))["cause"], "cause")
 
     def test_rows_of_the_tables(self):
         for table in (NETWORK_CHECKS, CONFIG_CHECKS):

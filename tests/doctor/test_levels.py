@@ -50,14 +50,10 @@ class ConfigLevelsTest(parameterized.TestCase):
         self.assertIn(said, found.sentence)
         self.assertAlmostEqual(found.value, share)
 
-    def test_a_step_in_pixels_and_one_that_is_not_read(self):
-        how = {"attack__name": "pgd", "attack__steps": 4, "attack__step_size": 0.05}
-        self.assertEqual(config_look("step-rule", **how).level, YELLOW)
+    def test_a_step_that_is_not_asked_for(self):
         found = config_look("step-rule", attack__name="apgd")
         self.assertEqual(found.level, GREEN)
         self.assertIn("apgd chooses its steps itself", found.sentence)
-        found = config_look("step-rule", attack__name="apgd", attack__step_size=0.05)
-        self.assertEqual(found.level, YELLOW)
 
     @sweeps.rows(
         (1, "linf", 8 / 255, "image", RED),
@@ -333,11 +329,6 @@ class NetworkLevelsTest(parameterized.TestCase):
         found = look("determinism", network(flags=both))  # what five passes show comes first
         self.assertEqual((found.sentence, found.remedy), ("by passes", "draw none"))
         self.assertEqual(found.value, ["randomized", "retraced"])
-
-    def test_images_outside_of_their_range(self):
-        images = np.full((40, 2, 2, 3), 255.0)
-        found = look(RANGE, network(n=40, images=images))
-        self.assertEqual((found.level, found.cause), (RED, "the data is not what an attack takes"))
 
     def test_one_class(self):
         labels = np.arange(100) % 10

@@ -536,12 +536,6 @@ class TakenTest(absltest.TestCase):
         found = self.taken(("s", "dynamic-slice", ("a", "b", "c")))
         self.assertEqual(found, [["type of s"], None, None, []])
 
-    def test_what_is_placed_is_read_whole(self):
-        rows = ("u", "dynamic-update-slice", ("a", "b", "c")), ("t", "tuple", ("u",))
-        self.assertEqual(self.taken(*rows), [[], None, None, []])
-        computed = rows[0], ("t", "negate", ("u",))
-        self.assertEqual(self.taken(*computed), [None, None, None, []])
-
     def test_parts_are_added_up_through_bitcasts(self):
         rows = [("v", "bitcast", ("a",)), ("s", "dynamic-slice", ("v", "b")),
                 ("r", "dynamic-slice", ("a", "b"))]  # fmt: skip
