@@ -11,14 +11,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.commands import verify
 from jaxrobust.commands.results import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.bundles.standing import StandingSample
 from jaxrobust.results.board import entries, listing
-from tests.support import bundles, digits_network, forgeries
+from tests.support import bundles, digits_network, forgeries, sweeps
 from tests.support.command_line import called
 from tests.support.evaluations import call
 
@@ -226,7 +226,7 @@ class BetterTest(parameterized.TestCase):
         page = (self.place / "site" / "index.html").read_text()
         self.assertIn("Left out, not ranked", page)
 
-    @parameterized.parameters("--sample=0", "--seed=-1", "--seed=4294967296")
+    @sweeps.rows("--sample=0", "--seed=-1", "--seed=4294967296")
     def test_mistakes(self, word):
         code, said, _ = self.verified(self.folder, word)
         self.assertEqual(code, 2)
@@ -258,7 +258,3 @@ class SampleTest(parameterized.TestCase):
         self.assertIsNone(self.sample(9, refuted=2).contradicts)
         self.assertRegex(self.sample(3).contradicts, "3 of 60 images that it says stand fell")
         self.assertIsNotNone(self.sample(2, standing=20, attacked=20).contradicts)
-
-
-if __name__ == "__main__":
-    absltest.main()

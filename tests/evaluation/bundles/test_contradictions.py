@@ -3,10 +3,11 @@
 import copy
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from scipy.stats import beta
 
 from jaxrobust.evaluation.bundles import contradictions
+from tests.support import sweeps
 
 
 def clopper_pearson(successes: int, n: int) -> list[float]:
@@ -55,7 +56,7 @@ class FaultTest(parameterized.TestCase):
         self.assertIsNone(contradictions.fault(ABOUT, ROWS, SIZES))
         self.assertEqual(contradictions.lacking(ABOUT), [])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("rows", [], "has no images"),
         ("rows/1", 7, "has 7 for the image of line 2, which is none"),
         ("rows/1/label", True, "has True for the label of line 2"),
@@ -112,7 +113,7 @@ class FaultTest(parameterized.TestCase):
     def test_what_is_wrong(self, place, value, said):
         self.assertRegex(fault(place, value) or "nothing", said)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("about/schema", 1),
         ("about/split_images", 9),
         ("rows/4/bytes", 9),
@@ -133,11 +134,7 @@ class FaultTest(parameterized.TestCase):
         lacking = ["how many images its split has", "how many images each attack fooled"]
         self.assertEqual(contradictions.lacking(about), lacking)
 
-    @parameterized.parameters((0, 1), (1, 1), (0, 9), (9, 9), (3, 40), (731, 1000))
+    @sweeps.rows((0, 1), (1, 1), (0, 9), (9, 9), (3, 40), (731, 1000))
     def test_interval(self, successes, n):
         ours = contradictions.interval(successes, n)
         np.testing.assert_allclose(ours, clopper_pearson(successes, n), atol=1e-9)
-
-
-if __name__ == "__main__":
-    absltest.main()

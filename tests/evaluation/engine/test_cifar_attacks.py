@@ -104,7 +104,3 @@ class FloorTest(absltest.TestCase):
         np.testing.assert_array_equal(slope, [[-1, 1, 0], [0, 0, 0], [-1, 1, 0]])
         beyond = jax.grad(lambda z: attacks.cw_loss(z, labels).sum())(logits)
         np.testing.assert_array_equal(beyond, [[-1, 1, 0]] * 3)
-
-
-if __name__ == "__main__":
-    absltest.main()

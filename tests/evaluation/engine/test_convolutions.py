@@ -2,20 +2,18 @@
 
 import functools
 import re
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust import attacks
 from jaxrobust.models.kernels import primitives
 from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
-from jaxrobust.runtime.devices import cpus
 from tests.support import sweeps
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
@@ -158,61 +156,6 @@ class ConvolutionsTest(parameterized.TestCase):
         self.assertLen(foreign, options.get("feature_group_count", 1) == 2)
         self.assertEqual("convolution(" in text, options.get("feature_group_count") != 16)
 
-    @parameterized.named_parameters(
-        ("few_channels_in_a_group", NHWC, (3, 3), {"feature_group_count": 8}),
-        ("even_depthwise", NHWC, (2, 2), {"feature_group_count": 16}),
-        ("wide_depthwise", NHWC, (3, 3), {"feature_group_count": 16, "padding": ((2, 2), (1, 1))}),
-        ("batch_groups", NHWC, (3, 3), {"batch_group_count": 2}),
-        ("integers", NCHW, (3, 3), {"dtype": jnp.int32}),
-        ("loop", NCHW, (3, 3), {"loop": True}),
-        ("effects", NCHW, (3, 3), {"debug": True}),
-    )
-    def test_left_alone(self, numbers, window, options):
-        dtype, loop, debug = (options.pop(k, None) for k in ("dtype", "loop", "debug"))
-        x, kernel = _operands(numbers, window, options)
-        if "batch_group_count" in options:
-            kernel = _normal(1, 3, 3, 3, 4)
-        x, kernel = (a.astype(dtype or jnp.float32) for a in (x, kernel))
-        options = {"padding": "SAME", **options}
-
-        def conv(x):
-            if debug:
-                jax.debug.callback(lambda: None)
-            return lax.conv_general_dilated(x, kernel, (1, 1), dimension_numbers=numbers, **options)
-
-        def function(x):
-            return lax.map(conv, x[None]) if loop else conv(x)
-
-        canonical = fast_formulas(function)
-        # Without the addresses of callbacks.
-        texts = [
-            re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(f)(x))) for f in (canonical, function)
-        ]
-        self.assertEqual(*texts)
-
-    @parameterized.parameters((3, 3, 0), (5, 3, 0), (7, 3, 1), (3, 5, 1), (1, 3, 1))
-    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # where products are no convolutions
-    def test_windows_of_few_channels_are_copied_into_a_matrix(self, window, channels, left):
-        x, kernel = jnp.zeros((2, 9, 9, channels)), jnp.zeros((window, window, channels, 4))
-        canonical = fast_formulas(lambda x: _conv(x, kernel, NHWC))
-        text = str(jax.make_jaxpr(canonical)(x))
-        self.assertEqual(text.count("conv_general_dilated["), left)
-
-    def test_accumulates_in_the_type_asked_for(self):
-        x, kernel = (a.astype(jnp.bfloat16) for a in _operands(NCHW, (3, 3), {}))
-
-        def conv(x, kernel):
-            return lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=NCHW, preferred_element_type="float32"
-            )
-
-        expected, results = (
-            jax.jit(functools.partial(_value_and_gradients, f))(x, kernel)
-            for f in (conv, fast_formulas(conv))
-        )
-        self.assertEqual([r.dtype for r in results], [jnp.float32, jnp.bfloat16, jnp.bfloat16])
-        self.assert_close(results, expected, 1e-5)
-
     @sweeps.fast(1)
     @parameterized.parameters(False, True)
     def test_network_with_traced_parameters(self, compiled):
@@ -344,7 +287,3 @@ class ConvolutionsTest(parameterized.TestCase):
         # If this fails, XLA has learned to do without this file.
         self.assertNotEmpty(labels(lambda f: f) - CANONICAL)
         self.assertEqual(labels(fast_formulas), {"b01f_01io->b01f"})
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,13 +7,13 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
-from jaxrobust.runtime.text import panel
 from jaxrobust.types import Classifier
+from tests.support import sweeps
 
 IMAGES = EvaluatedImages(data.open_source("fake:8x8x1:10", "test"), image_size=8, batch_size=4)
 
@@ -23,7 +23,7 @@ def source(n: int) -> mock.MagicMock:
 
 
 class ImagesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, 10), ({"limit": 4}, 4), ({"limit": 10}, 10), ({"limit": 11}, 10), ({"places": ()}, 0),
         ({"places": (7, 3)}, 2), ({"places": (7, 3), "limit": 1}, 2),
     )  # fmt: skip
@@ -119,34 +119,6 @@ class BatchesTest(parameterized.TestCase):
             yield from found
         self.images = images
 
-    @parameterized.parameters(
-        ({}, {"limit": None, "places": None, "strict": True, "workers": 0, "preprocessing": None}),
-        ({"limit": 7, "workers": 2}, {"limit": 7, "workers": 2}),
-        ({"places": (3, 1), "preprocessing": "crop"}, {"places": (3, 1), "preprocessing": "crop"}),
-        ({"meets": mock.Mock()}, {"strict": False}),
-    )
-    def test_what_is_read(self, how, expected):
-        self.assertLen(list(self.judgements(**how)), 2)
-        (given,), asked = self.asked
-        self.assertIs(given, self.images.source)
-        known = {"batch_size": 4, "image_size": 8, "process_index": 0, "process_count": 1}
-        self.assertEqual({key: asked[key] for key in known | expected}, known | expected)
-        self.assertTrue(self.closed)
-
-    @parameterized.parameters("", "testing")
-    def test_a_panel_counts_batches_where_there_is_a_name_for_it(self, bar):
-        shown = mock.create_autospec(panel.LivePanel, instance=True)
-        with (
-            mock.patch.object(accuracy, "_compiling", return_value=contextlib.nullcontext()),
-            mock.patch.object(accuracy, "watched", return_value=True),
-            mock.patch.object(panel, "watched", return_value=True),
-            mock.patch.object(panel, "LivePanel", return_value=shown) as made,
-        ):
-            self.assertLen(list(self.judgements(bar)), 2)
-        self.assertEqual(made.call_args_list, [mock.call("testing", keep=False)] * bool(bar))
-        counted = [call.args[1:] for call in shown.show.call_args_list]
-        self.assertEqual(counted, [(0, 5), (1, 5)] * bool(bar))
-
     def test_a_pipe_hears_of_batches_that_are_done(self):
         with (
             mock.patch.object(accuracy, "_compiling", return_value=contextlib.nullcontext()),
@@ -211,7 +183,7 @@ class JudgedTest(parameterized.TestCase):
         self.assertEqual(found["labels"].tolist(), list(self.LABELS))
         self.assertNotIn("stable", found)
 
-    @parameterized.parameters(("linf", 2.0), ("l2", 3.0), ("l1", 5.0))
+    @sweeps.rows(("linf", 2.0), ("l2", 3.0), ("l1", 5.0))
     def test_norms(self, norm, length):
         added = np.zeros((5, 6))
         added[1] = [2, -2, 1, 0, 0, 0]
@@ -261,25 +233,3 @@ class JudgedTest(parameterized.TestCase):
                          {"clean": 2, "count": 3, "robust": 1})  # fmt: skip
         self.assertEqual(set(sums), {"clean", "count", "robust", "answers", "labels", "mask"})
         self.assertEqual(sums["mask"].tolist(), [True] * 3)
-
-
-class CounterTest(parameterized.TestCase):
-    @parameterized.parameters((None, "counts", "linf", False), ("l2", "judged", "l2", True))
-    def test_what_is_jitted(self, each, name, norm, moved):
-        with mock.patch.object(accuracy.jax, "jit") as jit:
-            mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
-            with (
-                mock.patch.object(accuracy.sharding, "replicated", lambda mesh: "whole"),
-                mock.patch.object(accuracy.sharding, "by_image", lambda mesh: "split"),
-            ):
-                accuracy.counter("net", "attack", mesh=mesh, dtype="bfloat16", top5=True, each=each)
-        (made,) = jit.call_args.args
-        self.assertIs(made.func, getattr(accuracy, name))
-        how = accuracy.Judging("net", "attack", "bfloat16", True, norm, moved)
-        self.assertEqual(made.keywords, {"how": how})
-        shardings = ("whole", "whole", *["split"] * 4, "whole")
-        self.assertEqual(jit.call_args.kwargs["in_shardings"], shardings)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -21,6 +21,7 @@ from jaxrobust.evaluation.engine.ledger import PART
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.stopping import StopRule
+from tests.support import sweeps
 from tests.support.processes import start, wait
 
 N = 120
@@ -328,9 +329,7 @@ class HostsTest(absltest.TestCase):
 class BudgetTest(parameterized.TestCase):
     # CIFAR-10 in linf: 9,721 passes of the standard version, 1,030 of the part, 2,220 of the other
     # targets of APGD-T and four of FAB-T, 8,711 of the rest.
-    @parameterized.parameters(
-        (1000, 0, 50), (1000, 400_000, 13), (20, 5_000, 1), (1, 0, 1), (0, 10**6, 0)
-    )
+    @sweeps.rows((1000, 0, 50), (1000, 400_000, 13), (20, 5_000, 1), (1, 0, 1), (0, 10**6, 0))
     def test_spends_what_is_left_of_the_share(self, standing, fallen, count):
         budget, near = Budget(whole=9721, first=1030, near=2220, rest=8711), standing // 8
         self.assertEqual(budget.sampled(standing, near, fallen), count)
@@ -343,7 +342,7 @@ class BudgetTest(parameterized.TestCase):
 
 
 class NearestTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("linf", 10, [("apgd-t", 9), ("fab-t", 4)]),
         ("l1", 10, [("apgd-ce", 0), ("apgd-t", 5), ("fab-t", 4)]),
         ("linf", 4, [("fab-t", 3)]),  # where four targets are all
@@ -356,7 +355,7 @@ class NearestTest(parameterized.TestCase):
 
 
 class RefusedTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"attacks": ("apgd-ce",)}, "says which attacks run, and how; leave attacks out"),
         ({"overrides": {"apgd-ce": {"steps": 2}}}, "and how; leave overrides out"),
         ({"stop": StopRule(width=0.2)}, "version='fast' does not go with stop; leave one"),
@@ -374,7 +373,3 @@ class RefusedTest(parameterized.TestCase):
         path.write_text(path.read_text().replace('"tried": {"targets"', '"tried": {"aims"'))
         with self.assertRaisesRegex(ValueError, r"line \d+ is no verdict; remove that line"):
             evaluated(ledger=path)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -278,7 +278,3 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(codes, [0, 0], said)
         found = self.check_same(folder, "one", "hosts")
         self.assertLen(found, 3)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,16 +1,12 @@
 """Which slot does which job: in any order, verdicts are those of one job after another."""
 
-from types import SimpleNamespace
-from unittest import mock
+import itertools
 
-import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
-from jaxrobust.evaluation.engine import slots
 from jaxrobust.evaluation.engine.schedule import Jobs
-
-NEVER = 10**6
+from tests.support import sweeps
 
 
 class Bench:
@@ -53,7 +49,7 @@ def run(needs, fools, slots, restarts=1, devices=1, steps=3, flat=None):
 
 
 class VerdictsTest(parameterized.TestCase):
-    @parameterized.product(slots=(1, 2, 3, 8, 24), steps=(1, 4, 100), seed=(0, 1))
+    @sweeps.rows(*itertools.product((1, 2, 3, 8, 24), (1, 4, 100), (0, 1)))
     def test_verdicts_are_those_of_one_job_after_another(self, slots, steps, seed):
         rng = np.random.default_rng(seed)
         needs, fools = rng.integers(1, 20, (7, 6)), rng.random((7, 6)) < 0.2
@@ -74,7 +70,7 @@ class VerdictsTest(parameterized.TestCase):
         self.assertLessEqual(bench.useful, needs.sum())
         self.assertLen(set(bench.begun), len(bench.begun))  # none was made twice
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ([1, 1, 1], [1, 1, 1], 0, 1), ([1, 1, 1], [0, 1, 1], 1, 2), ([9, 1, 1], [1, 1, 1], 0, 9)
     )
     def test_the_first_of_several_that_fool_counts(self, needs, fools, job, steps):
@@ -91,7 +87,7 @@ class VerdictsTest(parameterized.TestCase):
         (verdict,) = jobs.verdicts()
         self.assertEqual(verdict.adversarial.tolist(), [1])
 
-    @parameterized.parameters(1, 3, 12)
+    @sweeps.rows(1, 3, 12)
     def test_jobs_that_are_made_stay_out(self, slots):
         """Verdicts are as if they had been made in vain, also where a later one is refuted."""
         needs = np.array([[2, 3, 4, 5], [6, 7, 8, 9]])
@@ -153,51 +149,13 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(rows.keep.tolist(), [True] * 3)
         self.assertEqual((rows.targets[1], rows.restarts[1]), (6, 0))
 
-    @parameterized.parameters(
-        (1, [0, 0, 0, 0]), (2, [0, 1, 1, 1]), (3, [0, 1, 2, 2]), (5, [0, 1, 2, 2])
-    )
-    def test_each_restart_begins_at_its_start_and_the_others_at_the_last(self, restarts, expected):
-        """Of an attack with three starts, whose state is which of them it began at."""
-        starts = ("image", "random", "far")
-
-        def init(images, labels, *, keys, targets, start):
-            return jnp.full_like(labels, starts.index(start))
-
-        made = SimpleNamespace(starts=starts, make=lambda *_: SimpleNamespace(init=init))
-        setting = SimpleNamespace(machine="three", restarts=restarts)
-        number = np.arange(4)
-        rows = SimpleNamespace(
-            images=jnp.zeros((4, 1, 1, 1)),
-            **dict.fromkeys(("labels", "ids", "targets", "restarts", "first"), jnp.asarray(number)),
-            fresh=jnp.ones(4, bool),
-        )
-        with mock.patch.dict(slots.attacks.MACHINES, three=made):
-            begun = slots.begin(
-                setting, jnp.float32(0.1), jnp.zeros(2, jnp.uint32), jnp.uint32(0), rows
-            )
-        self.assertEqual(begun.state.tolist(), expected)
-
     def test_slots_that_suffice(self):
-        for left, each in (
-            (1, 1),
-            (2, 2),
-            (3, 3),
-            (4, 4),
-            (5, 6),
-            (6, 6),
-            (7, 8),
-            (9, 12),
-            (13, 16),
-        ):
-            jobs = Jobs(16, 1, np.arange(left), np.zeros((left, 1), np.int32), 1)
+        suffice = {1: 1, 3: 3, 4: 4, 5: 6, 6: 6, 7: 8, 9: 12, 13: 16}
+        rows = [(16, left, each) for left, each in suffice.items()]
+        for slots, left, each in (*rows, (4, 5, 4), (6, 5, 6)):  # of (4, 5) others wait
+            jobs = Jobs(slots, 1, np.arange(left), np.zeros((left, 1), np.int32), 1)
             jobs.assign()
             self.assertEqual(jobs.needed(), each, left)
-        more = Jobs(4, 1, np.arange(5), np.zeros((5, 1), np.int32), 1)
-        more.assign()
-        self.assertEqual(more.needed(), 4)  # as others wait
-        wide = Jobs(6, 1, np.arange(5), np.zeros((5, 1), np.int32), 1)
-        wide.assign()
-        self.assertEqual(wide.needed(), 6)
 
     def test_fewer_slots_keep_their_jobs(self):
         jobs = Jobs(8, 2, np.arange(3), np.zeros((3, 1), np.int32), 1)
@@ -209,7 +167,7 @@ class RowsTest(parameterized.TestCase):
         for slot, job in jobs._busy.items():
             self.assertEqual(before[places[slot]], job)
 
-    @parameterized.parameters((8, 20, [6]), (8, 8, [0]), (2, 20, [1]), (8, 3, [0]))
+    @sweeps.rows((8, 20, [6]), (8, 8, [0]), (2, 20, [1]), (8, 3, [0]))
     def test_when_a_device_comes_back_for_work(self, slots, images, floor):
         jobs = Jobs(slots, 1, np.arange(images), np.zeros((images, 1), np.int32), 1)
         jobs.assign()
@@ -272,7 +230,3 @@ class RefutedTest(parameterized.TestCase):
         self.assertEqual(self.first(jobs), {1: 0})
         (last,) = self.fool(jobs, next(iter(jobs._busy)), 3)
         self.assertEqual((last.job, last.steps), (1, 7))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -285,7 +285,3 @@ class CostTest(absltest.TestCase):
         first = lots.Cost("square", 1, 2, 3, 4, 5.0, 6.0)
         second = lots.Cost("square", 10, 20, 30, 40, 50.0, 60.0)
         self.assertEqual(first.plus(second), ("square", 11, 22, 33, 44, 55.0, 66.0))
-
-
-if __name__ == "__main__":
-    absltest.main()

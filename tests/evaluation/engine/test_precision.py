@@ -18,11 +18,10 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.attacks.ensembles import plan
 from jaxrobust.config import network_of
-from jaxrobust.doctor.programs import hlo, hlo_parts
 from jaxrobust.evaluation.engine import slots
 from jaxrobust.runtime.devices import cpus, sharding
 from jaxrobust.training import build
-from tests.support import tpu
+from tests.support import sweeps, tpu
 from tests.support.steps import small_config
 from tools.bench import slice_programs
 
@@ -52,7 +51,7 @@ def mesh():
 
 
 class NarrowerProductsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cpu", True, "bfloat16"),
         ("cpu", False, None),
         ("tpu", False, "bfloat16"),
@@ -144,20 +143,6 @@ class AmxTest(parameterized.TestCase):
         self.assertEqual(narrow, 1)
         self.assertGreaterEqual(wide, 1)
 
-    def test_the_verdict(self):
-        program, operands = slice_programs.abstract_verdict(mesh(), network(), slots=2, image=SHAPE)
-        lowered = program.lower(*operands)
-        self.assertEqual(set(precisions(lowered)), {"HIGHEST"})
-        self.assertNotIn("bf16", lowered.as_text())
-
-    def test_a_caller_who_wants_more(self):
-        (setting,) = plan("linf", "standard", ["apgd-ce"], None)
-        with jax.default_matmul_precision("highest"):
-            step, operands, _ = slice_programs.abstract_step(
-                mesh(), slots.program_of(setting), network(), slots=2, image=SHAPE
-            )
-            self.assertNotIn("bf16", step.lower(*operands).as_text())
-
 
 class EvalStepTest(absltest.TestCase):
     def test_verdicts_and_search(self):
@@ -231,18 +216,6 @@ class KernelsTest(parameterized.TestCase):
         self.assertEqual(set(search), {None})  # the device's: one product of bfloat16
         self.assertEqual(set(verdict), {(jax.lax.Precision.HIGHEST,) * 2})
 
-    def test_names_of_parts(self):
-        search, verdict = (
-            {
-                share.part
-                for share in hlo_parts.shares(hlo.parse(traced.lower().compile().as_text()))
-            }
-            for traced in self.programs()
-        )
-        self.assertEqual(search, {"attack forward", "attack backward", "other"})
-        self.assertContainsSubset({"verdict"}, verdict)
-        self.assertNoCommonElements(verdict, search)
-
 
 @pytest.mark.slow
 @absltest.skipUnless(importlib.util.find_spec("libtpu"), "needs pip install -e '.[tpu-aot]'")
@@ -258,7 +231,3 @@ class ExecutableTest(absltest.TestCase):
         self.assertNotEmpty(products)
         for product in products:
             self.assertIn("operand_precision={highest,highest}", product)
-
-
-if __name__ == "__main__":
-    absltest.main()

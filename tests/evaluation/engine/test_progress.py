@@ -5,11 +5,12 @@ import io
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine import evaluation_progress
 from jaxrobust.evaluation.network import checks
 from jaxrobust.runtime.text import panel
+from tests.support import sweeps
 
 MOST, STEP = 200, 2  # passes of an image that is never fooled, and of one step
 
@@ -127,17 +128,6 @@ class DecisionsTest(parameterized.TestCase):
         shown.close.assert_called_once_with()
         self.assertEqual(self.said.getvalue(), "")
 
-    def test_a_first_short_call_tells_no_pace(self):
-        meter = meter_of(100)
-        meter.begin("apgd-ce", 100, 0, 100, 8)
-        meter.advance(16, 0.9, False, MOST, 0)  # 8 steps of a tiny network: overhead
-        self.assertNotIn("ETA", self.said.getvalue())
-        meter.advance(2000, 1.0, False, MOST, 0)
-        self.assertIn(
-            "apgd-ce ETA at most 0:08, 2,016 of at most 20,000 passes, 0/100 decided",
-            self.said.getvalue(),
-        )
-
     def test_nothing_compiles_where_all_images_are_decided(self):
         meter = meter_of(100)
         meter.begin("square", 46, 46, 46, 8)
@@ -145,7 +135,7 @@ class DecisionsTest(parameterized.TestCase):
         meter.begin("fab-t", 0, 0, 0, 8)
         self.assertNotIn("compiling", self.said.getvalue())
 
-    @parameterized.parameters((4.9, False), (5.0, True))
+    @sweeps.rows((4.9, False), (5.0, True))
     def test_a_first_call_that_lasts_tells_the_pace(self, seconds, told):
         meter = meter_of(100)
         meter.begin("apgd-ce", 100, 0, 100, 8)
@@ -195,7 +185,7 @@ class DecisionsTest(parameterized.TestCase):
 class LeftTest(parameterized.TestCase):
     """Attacks of at most 100 passes an image on 4 slots, and 50 passes of later ones."""
 
-    @parameterized.parameters(
+    @sweeps.rows(
         # Nothing is fooled yet: all 10 take 100, and the 12 that stand are attacked later.
         ({"undecided": 10}, 12, (1000, 600, True)),
         ({"undecided": 10, "passes": 30}, 12, (970, 600, True)),
@@ -222,7 +212,3 @@ class LeftTest(parameterized.TestCase):
         made = evaluation_progress.Counts(**counts)
         found = made.left(slots=4, most=100, later=50, standing=standing)
         self.assertEqual(found, expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

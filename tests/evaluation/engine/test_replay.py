@@ -7,7 +7,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine import replay
 from jaxrobust.evaluation.engine.cascade import Attack
@@ -263,7 +263,3 @@ class SourcesTest(parameterized.TestCase):
         order += ["another network", "neither"]
         self.assertEqual([one.path.stem for one in found.sources], order)
         self.assertEqual(found.network, ["n", None])
-
-
-if __name__ == "__main__":
-    absltest.main()

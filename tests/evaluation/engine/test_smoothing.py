@@ -9,6 +9,7 @@ from scipy import stats
 from jaxrobust.evaluation.engine import engine, smoothing
 from jaxrobust.evaluation.engine.smoothing import ABSTAINS, Smoothing
 from jaxrobust.models.kernels import convolutions
+from tests.support import sweeps
 
 SEED, SHAPE = 5, (4, 4, 3)
 RNG = np.random.default_rng(0)
@@ -163,7 +164,7 @@ class TilesTest(absltest.TestCase):
 
 
 class NumbersTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"sigma": 0}, "sigma=0 is no noise; give one above 0"),
         ({"sigma": float("nan")}, "sigma=nan is no noise"),
         ({"alpha": 0}, "alpha=0 must be between 0 and 0.5"),
@@ -184,7 +185,3 @@ class NumbersTest(parameterized.TestCase):
     def test_the_largest_radius_of_the_papers_numbers(self):
         """Section 4 of the paper: 3.8 sigma at most, for 100,000 draws and alpha 0.001."""
         self.assertAlmostEqual(Smoothing(1.0).largest_radius, 3.81, delta=0.01)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -49,19 +49,7 @@ class ConvolveTest(parameterized.TestCase):
             for ours, theirs in zip(of(winograd.convolve), of(plain), strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
-    @parameterized.parameters(
-        (16, 2, 2),
-        (15, 2, None),  # too few tiles
-        (16, 3, 4),
-        (16, 4, 4),
-        (4, 4, 2),  # one tile of 4x4 each would be too few
-        (16, 5, 2),  # nine tiles of 2x2 or four of 4x4, with 144 products both
-        (16, 7, 4),
-    )
-    def test_tiles_take_the_fewest_products(self, batch, size, expected):
-        self.assertEqual(winograd.side(SAME, (batch, size, size, 64)), expected)
-
-    @parameterized.parameters((7, 3, 2), (7, 1, 1), (12, 5, 4), (7, 50, 7))
+    @sweeps.rows((7, 3, 2), (7, 1, 1), (12, 5, 4), (7, 50, 7))
     def test_a_few_images_at_a_time(self, batch, fit, at_once):
         """Those that fill the last of equal parts change nothing."""
         with jax.enable_x64(True):
@@ -87,7 +75,7 @@ class ConvolveTest(parameterized.TestCase):
         )
         self.assertEqual((count(winograd.values), count(winograd.convolve)), (1, 2))
 
-    @parameterized.parameters(2, 4)
+    @sweeps.rows(2, 4)
     def test_weights_by_the_papers_formula(self, m):
         with jax.enable_x64(True):
             kernel, g = drawn(3, 3, 5, 6), winograd.TILES[m].weights
@@ -95,33 +83,9 @@ class ConvolveTest(parameterized.TestCase):
         wanted = np.einsum("ai,ijco,bj->baco", g, kernel, g).reshape(-1, 5, 6)
         np.testing.assert_allclose(found, wanted, atol=1e-13)
 
-    @parameterized.parameters(
-        ({}, True),
-        ({"window_strides": (2, 2)}, False),
-        ({"rhs_dilation": (2, 2)}, False),
-        ({"padding": ((-1, 0), (0, 0))}, False),
-        ({"feature_group_count": 2}, False),
-        ({"kernel": (3, 3, 32, 128)}, False),
-        ({"kernel": (5, 5, 128, 128)}, False),
-        ({"size": 2}, False),
-        ({"dtype": jnp.bfloat16}, False),
-    )
-    def test_where_it_pays(self, changes, expected):
-        ones = {name: (1, 1) for name in ("window_strides", "lhs_dilation", "rhs_dilation")}
-        settings = ones | {"padding": SAME, "feature_group_count": 1} | changes
-        settings["preferred_element_type"] = None
-        shape, dtype = (
-            changes.get(k, d) for k, d in (("kernel", (3, 3, 128, 256)), ("dtype", "f4"))
-        )
-        side = changes.get("size", 4)
-        x = jax.ShapeDtypeStruct((8, side, side, shape[2]), dtype)
-        self.assertEqual(
-            winograd.applies(settings, x, jax.ShapeDtypeStruct(shape, dtype)), expected
-        )
-
 
 class LayoutTest(parameterized.TestCase):
-    @parameterized.parameters((2, False), (8, True))
+    @sweeps.rows((2, False), (8, True))
     def test_maps_are_measured_where_they_are(self, side, expected):
         """Channels in front are no height."""
         numbers = ("NCHW", "OIHW", "NCHW")
@@ -186,7 +150,3 @@ class LoopTest(absltest.TestCase):
         np.testing.assert_allclose(
             jax.jit(looped)(x, kernel, bias), expected(x, kernel, bias), atol=1e-5
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,10 +3,11 @@
 from concurrent.futures import Future
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.network import fingerprint
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
+from tests.support import sweeps
 
 LOGITS, GRADIENTS = [[2.0, 1.0], [4.0, -3.0]], [[1.0, 1.0], [1.0, 0.5]]
 BY = {"jaxrobust": "1", "jax": "0.9"}
@@ -20,7 +21,7 @@ def moved(name, by):
 
 
 class DifferenceTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, ""),
         ({"arrays": "b"}, "its arrays (weights) are others"),
         ({"arrays": "b", "program": "q"}, "its arrays (weights) are others"),
@@ -55,7 +56,7 @@ class DifferenceTest(parameterized.TestCase):
         self.assertEqual(fingerprint.resolved(known._asdict())["probe"], OWN["probe"])
         self.assertEqual(known.exact, {"program": "p", "gradient": "g", "arrays": "a"})
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ([[1.0], [2.0]], True), ([[-1.0], [2.0]], True), ([[-1.0], [-1.0]], False),
         ([[0.0], [-1.0]], True),
     )  # fmt: skip
@@ -63,7 +64,7 @@ class DifferenceTest(parameterized.TestCase):
         known = Fingerprint("p", "g", "a", {"logits": rows, "gradients": rows}, BY)
         self.assertEqual(known.has_answers, answers)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"a": "1"}, {"a": "1"}, False), ({"a": "1"}, {"a": "2"}, True), ({}, {"a": "1"}, False),
         ({"a": "1", "b": "2"}, {"a": "1", "c": "3"}, False),
         ({"a": "1", "b": "2"}, {"a": "1", "b": "3"}, True),
@@ -71,7 +72,7 @@ class DifferenceTest(parameterized.TestCase):
     def test_other_versions(self, one, other, differ):
         self.assertEqual(fingerprint.other_versions(one, other), differ)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, "jaxrobust ?"),
         ({"jaxrobust": "1", "torch": "2", "jax": "3", "platform": "cpu"},
          "jaxrobust 1, jax 3, torch 2, platform cpu"),
@@ -83,7 +84,7 @@ class DifferenceTest(parameterized.TestCase):
 
 
 class NearTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ([[10, 1]], [[10, 1.09]], True),
         ([[10, 1]], [[10, 1.11]], False),
         ([[10, 1]], [[10.1, 1.1005]], True),  # the longer of both counts
@@ -123,7 +124,7 @@ class SketchTest(parameterized.TestCase):
         text = repr(found[0, 1]).strip("-").replace(".", "").lstrip("0")
         self.assertLessEqual(len(text), 7 + len("npfloat64()"))
 
-    @parameterized.parameters((0, [0] * 8), (1, [0] * 8), (3, [0, 1, 2, 0, 1, 2, 0, 1]),
+    @sweeps.rows((0, [0] * 8), (1, [0] * 8), (3, [0, 1, 2, 0, 1, 2, 0, 1]),
                               (9, list(range(8))))  # fmt: skip
     def test_noisy_images(self, count, which):
         images = np.random.default_rng(1).random((count, 4, 4, 3)).astype(np.float32)
@@ -136,7 +137,3 @@ class SketchTest(parameterized.TestCase):
         np.testing.assert_array_equal(found, fingerprint._noisy(images, 8))
         if count == 1:
             self.assertFalse(np.array_equal(found[0], found[1]))  # each with noise of its own
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import hashlib
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.network import images
 from jaxrobust.evaluation.network.images import Adversarial, InRange, Subset
@@ -39,25 +39,6 @@ class ClippedTest(parameterized.TestCase):
         self.assertIsNone(pixels)
         self.assertIsNone(images.clipped(np.zeros((0, 2, 2, 1)))[1])
 
-    def test_pixels_outside_are_counted_by_image_and_measured(self):
-        some = pictures()
-        some[1, 0], some[3, 1, 1] = -OVER / 2, 1 + 2 * OVER
-        found, pixels = images.clipped(some)
-        self.assertEqual((found.min(), found.max()), (0, 1))
-        self.assertEqual((pixels["images"], pixels["pixels"]), (2, 3))
-        largest = float(np.float64(some[3, 1, 1, 0]) - 1)
-        self.assertEqual(pixels["largest"], largest)
-        np.testing.assert_array_equal(found, np.clip(some, 0, 1))
-
-    def test_an_image_counts_once_whatever_its_channels(self):
-        given = np.full((3, 2, 2, 3), 0.5)
-        given[0, 0, 0] = -3e-7, 1 + 5e-7, 0.5
-        given[2, 1, 1, 2] = 1 + 2e-7
-        found, overshot = images.clipped(given)
-        self.assertEqual((overshot["images"], overshot["pixels"]), (2, 3))
-        self.assertAlmostEqual(overshot["largest"], 5e-7, delta=1e-12)
-        self.assertEqual(found[0, 0, 0].tolist(), [0, 1, 0.5])
-
     def test_an_image_set_counts_each_image_once_however_often_it_is_read(self):
         some = pictures()
         some[1, 0], some[3, 1, 1], some[4, 0, 0] = -OVER, 1 + OVER, -OVER / 2
@@ -80,12 +61,6 @@ class ClippedTest(parameterized.TestCase):
         with mock.patch.object(images.hosts, "everyone", everyone):  # a place counts once
             whole = seen.overshot()
         self.assertEqual((whole["images"], whole["pixels"], whole["largest"]), (4, 5, 9.0))
-
-    def test_what_is_farther_outside_is_refused(self):
-        some = pictures()
-        some[2, 0, 0] = 1.01
-        with self.assertRaisesRegex(ValueError, r"not \[0, 1\]"):
-            InRange(Lazy(some))[np.arange(5)]
 
     def test_a_hash_of_its_own_is_kept(self):
         inside = Lazy(pictures())
@@ -145,7 +120,3 @@ class ChosenTest(parameterized.TestCase):
         own.content_sha256 = lambda: "own"
         expected = hashlib.sha256(b"float32 (40, 2, 2, 1)own").hexdigest()
         self.assertEqual(images.hashed(own), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,6 +1,5 @@
 """Images that are read in parts: the verdicts of an array, and what stays in memory."""
 
-import gc
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -11,8 +10,7 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.evaluation import autoattack
-from jaxrobust.evaluation.network import images
-from tests.support.ensemble import IMAGES, LABELS, NETS, QUICK
+from tests.support.ensemble import IMAGES, LABELS
 
 
 class Counting:
@@ -55,31 +53,6 @@ class Synthetic:
 
 
 class ImageSetTest(absltest.TestCase):
-    @pytest.mark.computes
-    @pytest.mark.slow
-    def test_verdicts_of_an_array(self):
-        settings = {"norm": "linf", "epsilon": 4 / 255, "batch_size": 8, "verbose": False}
-        settings |= {"attacks": ("apgd-ce", "square"), "overrides": {"square": QUICK["square"]}}
-        dense, counted = IMAGES[:48], Counting(IMAGES[:48])
-        expected = autoattack(NETS["conv"], dense, LABELS[:48], **settings)
-        ledger = Path(self.create_tempdir()) / "ledger.jsonl"
-        for _ in range(2):  # the second time from the ledger
-            found = autoattack(NETS["conv"], counted, LABELS[:48], ledger=ledger, **settings)
-            for name in ("clean", "robust", "fooled_by"):
-                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-            np.testing.assert_array_equal(found.images_adv[:], expected.images_adv)
-            np.testing.assert_array_equal(found.images_adv[5], expected.images_adv[5])
-            self.assertIsInstance(found.images_adv, images.ImageSet)
-            self.assertEqual(found.about["images_sha256"], expected.about["images_sha256"])
-            for one, other in zip(found.verdicts, expected.verdicts, strict=True):
-                np.testing.assert_array_equal(one, other)
-        delta = np.abs(expected.images_adv - dense).max(axis=(1, 2, 3))
-        np.testing.assert_allclose(expected.verdicts.norms, delta, rtol=1e-6)
-        gc.collect()
-        self.assertEqual(counted.alive, 0)
-        # `doubts` looks at 64, here all 48.
-        self.assertLessEqual(counted.most, 48 + 2 * 8)
-
     def test_few_are_alive_at_a_time(self):
         many = Counting(np.resize(IMAGES[:64], (1024, *IMAGES.shape[1:])))
         weights = np.random.default_rng(0).standard_normal((IMAGES[0].size, 10), np.float32)
@@ -123,7 +96,3 @@ class ImageSetTest(absltest.TestCase):
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         self.assertLess((peaks[2] - peaks[1]) / 1200, 200)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
 from jaxrobust.pytorch import agreement
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.types import unmasked
+from tests.support import sweeps
 
 WEIGHTS = np.random.default_rng(0).standard_normal((16, 10)).astype(np.float32)
 IMAGES = np.random.default_rng(1).random((128, 4, 4, 1), np.float32)
@@ -72,6 +73,8 @@ CHANGES = {
     "constant class -1e6": masked(-1e6, 1),
     "log-softmax, masked": lambda z: masked(-1e9)(jax.nn.log_softmax(z)),
 }
+CORNERS = ("as it is", "masked -1e+09", f"added {LOWEST:.0e}", "two masks", "offset -1e6")
+CORNERS += ("scaled 1e-6, masked", "masked, scaled 1e-6", "scaled 1e6")
 
 
 def blind(x):
@@ -93,18 +96,18 @@ def in_train_mode(x):
 
 
 class ScalesTest(parameterized.TestCase):
-    @parameterized.parameters(*CHANGES)
+    @sweeps.rows(*CHANGES)
     def test_healthy_networks(self, change):
         """`constant-logits` fired on every masked network: its scale was that of the mask."""
         self.assertEmpty(flags_of(lambda x: CHANGES[change](healthy(x))))
 
-    @parameterized.parameters(1e6, 1e9, 1e30)
+    @sweeps.rows(1e6, 1e9, 1e30)
     def test_a_large_constant_class(self, value):
         """It wins everywhere, but the others still see their images."""
         flags = flags_of(lambda x: masked(value, 1)(healthy(x)))
         self.assertNotIn("constant-logits", flags)
 
-    @parameterized.parameters(1e-6, 1.0, 1e6)
+    @sweeps.rows(1e-6, 1.0, 1e6)
     def test_two_classes_of_which_one_is_constant(self, scale):
         labels = (np.asarray(healthy(IMAGES))[:, 0] > 0).astype(int)
         flags = flags_of(
@@ -112,18 +115,18 @@ class ScalesTest(parameterized.TestCase):
         )
         self.assertEmpty(flags)
 
-    @parameterized.product(network=(blind, noisy), change=tuple(CHANGES))
+    @sweeps.rows(*((blind, change) for change in CHANGES), *((noisy, change) for change in CORNERS))
     def test_blind_networks(self, network, change):
         flags = flags_of(lambda x: CHANGES[change](network(x)))
         self.assertIn("all 64 images have the same logits", flags["constant-logits"])
 
-    @parameterized.parameters(*(change for change in CHANGES if "small" not in change))
+    @sweeps.rows(*CORNERS)
     def test_networks_in_train_mode(self, change):
         """Behind a mask of -1e9 logits could move by a million."""
         flags = flags_of(lambda x: CHANGES[change](in_train_mode(x)))
         self.assertIn("batch-dependent", flags)
 
-    @parameterized.parameters(*(change for change in CHANGES if "small" not in change))
+    @sweeps.rows(*CORNERS)
     def test_random_networks(self, change):
         """Behind a mask only answers that changed showed; here none does."""
         network, rng = compiled(lambda x: CHANGES[change](healthy(x))), np.random.default_rng(0)
@@ -142,12 +145,12 @@ class ScalesTest(parameterized.TestCase):
         self.assertIn("randomized", reliability._randomized(passes, labels))
         self.assertEmpty(reliability._randomized([passes[0]] * 3, labels))
 
-    @parameterized.parameters(*MASKS)
+    @sweeps.rows(*MASKS)
     def test_masked_probabilities(self, value):
         flags = flags_of(lambda x: masked(value)(jax.nn.softmax(healthy(x))))
         self.assertIn("softmax", flags)
 
-    @parameterized.parameters(*MASKS)
+    @sweeps.rows(*MASKS)
     def test_masked_logits_behind_a_relu(self, value):
         flags = flags_of(lambda x: masked(value)(jax.nn.relu(healthy(x) - 1)))
         self.assertIn("before any ReLU", flags["constant-logits"])
@@ -158,7 +161,7 @@ class ScalesTest(parameterized.TestCase):
         guess = lambda x: masked(-1e9, 97)(jnp.sin(99 * healthy(x)[:, 3:6]))  # noqa: E731
         self.assertIn("among 3 classes", flags_of(guess, IMAGES[few], LABELS[few])["low-accuracy"])
 
-    @parameterized.parameters(*MASKS)
+    @sweeps.rows(*MASKS)
     def test_margins_of_bundles(self, value):
         """Every image was at the boundary, whose width is a share of the logits' spread."""
         logits = np.random.default_rng(0).standard_normal((20, 10)).astype(np.float32)
@@ -168,7 +171,7 @@ class ScalesTest(parameterized.TestCase):
         np.testing.assert_allclose(claims.margin(wide, labels), expected)
         np.testing.assert_array_equal(claims._unmasked(wide), unmasked(wide))
 
-    @parameterized.parameters(*MASKS)
+    @sweeps.rows(*MASKS)
     def test_fingerprints_of_other_versions(self, value):
         """Beside a masked class no difference of the others counted."""
         facts = []
@@ -180,7 +183,7 @@ class ScalesTest(parameterized.TestCase):
         self.assertEqual(fingerprint.difference(facts[0], facts[0]), "")
         self.assertIn("its logits", fingerprint.difference(*facts))
 
-    @parameterized.parameters(*MASKS)
+    @sweeps.rows(*MASKS)
     def test_agreement_of_masked_modules(self, value):
         """Any two networks agreed to a share of -1e9."""
         logits = np.random.default_rng(0).standard_normal((2, 10))
@@ -189,7 +192,3 @@ class ScalesTest(parameterized.TestCase):
         )
         gradient = np.ones((2, 4))
         self.assertGreater(agreement._apart((other, gradient), (wide, gradient))[0], 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

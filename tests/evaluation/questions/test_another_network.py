@@ -8,14 +8,15 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import evaluation
 from jaxrobust.commands import compare
 from jaxrobust.evaluation.network import fingerprint
 from jaxrobust.evaluation.records.stopping import StopRule
-from tests.support import command_calls
+from tests.support import command_calls, sweeps
 from tests.support.evaluations import call
+from tests.support.outcomes import ended, refused
 
 N = 120
 NET = """
@@ -59,8 +60,7 @@ class CommandCase(parameterized.TestCase):
 
     def evaluate(self, **flags) -> tuple[dict, str]:
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
-        code, printed, said = call(**(given | BALL | {"out": "out"} | flags))
-        self.assertEqual(code, 0, said)
+        printed, said = ended(call(**(given | BALL | {"out": "out"} | flags)))
         folder = Path(flags.get("out", "out"))
         last = re.findall(r"^record (\w+) in", printed, re.M)[-1]
         rows = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
@@ -127,7 +127,7 @@ class RecordTest(CommandCase):
 
 
 class SpreadTest(parameterized.TestCase):
-    @parameterized.parameters((0, 0), (5, 0), (9, 1), (64, 56), (65, 56), (500, 56))
+    @sweeps.rows((0, 0), (5, 0), (9, 1), (64, 56), (65, 56), (500, 56))
     def test_all_of_few_images_and_some_of_many(self, n, count):
         x = np.random.default_rng(0).random((n, 4, 4, 1)).astype("f")
         places = fingerprint.spread(x, np.arange(n) // 50)
@@ -237,27 +237,23 @@ class OtherImagesTest(CommandCase):
     def test_compare(self):
         """Said that a network is more robust than itself, on images that were not the same."""
         self.evaluate(out="second", n=90)
-        code, printed, said = command_calls.words(compare.main, "first", "second")
-        self.assertEqual((code, printed), (2, ""))
+        said = refused(command_calls.words(compare.main, "first", "second"))
         self.assertIn("90 of 90 images of the same names are other images", said)
 
     def test_against(self):
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
-        code, printed, said = call(**(given | BALL), n=90, out="second", against="first")
-        self.assertEqual((code, printed), (2, ""))
+        said = refused(call(**(given | BALL), n=90, out="second", against="first"))
         self.assertIn("--against=first is of other images: 90 of 90 images", said)
 
     def test_replay(self):
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
-        code, printed, said = call(**(given | BALL), n=90, out="second", replay=["first"])
-        self.assertEqual((code, printed), (2, ""))
+        said = refused(call(**(given | BALL), n=90, out="second", replay=["first"]))
         self.assertRegex(said, "ledger-.* is of other images: 90 of 90 images of the same names")
 
     def test_the_same_images_are_compared(self):
         self.data(images())
         self.evaluate(out="second", n=90)
-        code, printed, _ = command_calls.words(compare.main, "first", "second")
-        self.assertEqual(code, 0)
+        printed, _ = ended(command_calls.words(compare.main, "first", "second"))
         self.assertIn("A and B have the same robust accuracy", printed)
         self.assertNotIn("known by their names", printed)
 
@@ -268,10 +264,5 @@ class OtherImagesTest(CommandCase):
         found = json.loads(path.read_text())
         del found["hashes"]
         path.write_text(json.dumps(found))
-        code, printed, _ = command_calls.words(compare.main, "first", "second")
-        self.assertEqual(code, 0)
+        printed, _ = ended(command_calls.words(compare.main, "first", "second"))
         self.assertIn("B evaluated the same images as A is known by their names alone", printed)
-
-
-if __name__ == "__main__":
-    absltest.main()

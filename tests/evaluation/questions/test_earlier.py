@@ -6,13 +6,12 @@ import itertools
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
 from jaxrobust.evaluation.questions import earlier
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.types import Threat
 
 VERSIONS = {"jaxrobust": "1", "jax": "2"}
 PROBE = {"logits": [[1.0, 2.0]], "gradients": [[1.0, 2.0]]}
@@ -119,53 +118,6 @@ class NumberTest(FolderCase):
         self.assertEqual(self.number(again=True), self.again[1])
 
 
-class RecordedTest(FolderCase):
-    def recorded(self, **versions):
-        return earlier.recorded(self.out, "7", VERSIONS | versions)
-
-    def test_the_last_of_its_number(self):
-        self.assertIsNone(self.recorded())
-        for number, time in (("7", "one"), ("7", "two"), ("8", "three")):
-            self.records.append(
-                AccuracyRecord(evaluation=number, time=time, fingerprint={"versions": VERSIONS})
-            )
-        self.assertEqual(self.recorded().time, "two")
-        self.assertIn("done before, two; nothing is computed (--again", self.said.getvalue())
-        self.recorded(jax="3")
-        self.assertIn("done before, two, by jaxrobust 1, jax 2 (here: ", self.said.getvalue())
-        self.assertIn("(here: jaxrobust 1, jax 3); nothing", self.said.getvalue())
-
-    def test_the_first_host_says_whether_it_is_there(self):
-        with mock.patch.object(earlier.hosts, "first", return_value=True):
-            self.assertEqual(self.recorded(), AccuracyRecord(evaluation="7"))
-        self.records.append(AccuracyRecord(evaluation="7"))
-        with mock.patch.object(earlier.hosts, "first", return_value=False):
-            self.assertIsNone(self.recorded())
-
-
-class OlderTest(FolderCase):
-    BALL = Threat("linf", 0.1)
-
-    @parameterized.parameters(
-        ({}, True),
-        ({"absent": ()}, False),
-        ({"evaluation": None}, False),  # a training's own
-        ({"split": "train"}, False),
-        ({"attacks": [{"norm": "l2", "epsilon": 0.1}]}, False),
-        ({"attacks": []}, True),
-    )
-    def test_a_record_that_seems_to_answer_is_named(self, changes, said):
-        attack = {"norm": "linf", "epsilon": 0.1}
-        known = {"evaluation": "7", "split": "test", "time": "then", "commit": "c" * 40}
-        known |= {"absent": ("fingerprint",), "attacks": [attack]}
-        self.records = [AccuracyRecord(**(known | changes))] * 2
-        earlier.warn_of_older(self.out, {"split": "test"}, self.BALL)
-        lines = self.said.getvalue().splitlines()
-        self.assertLen(lines, int(said))  # one is enough
-        if said:
-            self.assertIn(f"the record of then (commit {'c' * 12}) in out is of an older", lines[0])
-
-
 IMAGES = {"dataset": "digits", "split": "test", "image_size": 8}
 
 
@@ -203,7 +155,3 @@ class ReplayTest(FolderCase):
         self.records.append(self.record("6", split="train"))  # and 3 is not done
         found = earlier.ledgers_beside(self.out, "1", OURS, "linf", IMAGES)
         self.assertEqual([path.stem for path in found], ["ledger-2", "ledger-2-1"])
-
-
-if __name__ == "__main__":
-    absltest.main()

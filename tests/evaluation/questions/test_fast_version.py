@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.attacks import ensembles
 from jaxrobust.evaluation.bundles import bundle
@@ -25,7 +25,9 @@ from jaxrobust.report.gathered import gather
 from jaxrobust.report.page import page
 from jaxrobust.report.parts import sentences
 from jaxrobust.results.comparison import evaluations
+from tests.support import sweeps
 from tests.support.evaluations import call
+from tests.support.outcomes import ended, refused
 
 N = 100
 NETS = """
@@ -113,15 +115,13 @@ class CommandTest(parameterized.TestCase):
 
     def test_the_same_commands_again_have_the_answers(self):
         for more in ({"version": "fast"}, {"finish": True}, {"finish": True, "version": "fast"}):
-            code, _, said = call(**given(**more))
-            self.assertEqual(code, 0, said)
+            _, said = ended(call(**given(**more)))
             self.assertIn("done before", said)
         self.assertLen(written(), 2)
 
-    @parameterized.parameters({"out": "none"}, {"epsilon": "0.07"}, {"seed": 1}, {"n": "50"})
+    @sweeps.rows({"out": "none"}, {"epsilon": "0.07"}, {"seed": 1}, {"n": "50"})
     def test_finish_without_a_fast_evaluation(self, **more):
-        code, _, said = call(**given(finish=True, **more))
-        self.assertEqual(code, 2, said)
+        said = refused(call(**given(finish=True, **more)))
         self.assertRegex(
             said.replace("\n", " "),
             "--finish makes the standard evaluation of one by --version=fast, and .* has none of "
@@ -130,8 +130,7 @@ class CommandTest(parameterized.TestCase):
 
     def test_no_record_to_stop_against(self):
         number = self.fast["evaluation"]
-        code, _, said = call(**given(out="against", against=f"own#{number}"))
-        self.assertEqual(code, 2, said)
+        said = refused(call(**given(out="against", against=f"own#{number}")))
         self.assertRegex(said.replace("\n", " "), 'version is "fast" there, "standard" here')
 
     def test_no_bundle_of_the_record(self):
@@ -143,8 +142,7 @@ class CommandTest(parameterized.TestCase):
         number = self.fast["evaluation"]
         with self.assertRaisesRegex(ValueError, 'version is "fast" there, "standard" here'):
             evaluations.load([f"own#{number}", "whole"])
-        code, _, said = call(**given(out="other", version="fast", seed=0))
-        self.assertEqual(code, 0, said)
+        ended(call(**given(out="other", version="fast", seed=0)))
         (other,) = written("other")
         found = evaluations.load([f"own#{number}", "other"])
         for one, record in zip(found, (self.fast, other), strict=True):
@@ -202,15 +200,15 @@ class CommandTest(parameterized.TestCase):
 
 
 class FlagsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"attack": "apgd-ce"}, "leave --attack=apgd-ce out, or leave --version=fast out"),
         ({"attack": "pgd-20"}, "leave --attack=pgd-20 out"),
         ({"attack": "clean"}, "leave --attack=clean out"),
-        ({"against": "a"}, "leave --against out, or leave --version=fast out"),
         ({"until_width": 2.0}, "leave --until_width out"),
+        ({"corruptions": "all", "attack": "clean"}, "leave --corruptions out"),
+        ({"against": "a"}, "leave --against out, or leave --version=fast out"),
         ({"search_dtype": "bfloat16"}, "leave --search_dtype=bfloat16 out"),
         ({"worst_case": True, "union_only": True}, "leave --worst_case and --union_only out"),
-        ({"corruptions": "all", "attack": "clean"}, "leave --corruptions out"),
         ({"certify": 0.25, "attack": "clean"}, "leave --certify out"),
         ({"bundle": "b"}, "as AutoAttack's, not of --version=fast; leave it out, and give it with"),
     )
@@ -218,11 +216,11 @@ class FlagsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             flags.check_fast(GivenFlags(version="fast", **changes), [])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"version": "plus"}, "--finish makes an evaluation of the standard version; leave --ver"),
         ({"version": "rand"}, "leave --version=rand out"),
-        ({"attack": "apgd-ce"}, "--finish goes on with one evaluation.*leave --attack=apgd-ce out"),
         ({"against": "a"}, "leave --against out, or leave --finish out"),
+        ({"attack": "apgd-ce"}, "--finish goes on with one evaluation.*leave --attack=apgd-ce out"),
         ({"again": True}, "leave --again out, or leave --finish out"),
         ({"certify": 0.25, "attack": "clean"}, "leave --certify out"),
     )
@@ -247,7 +245,3 @@ class FlagsTest(parameterized.TestCase):
         flags.check_fast(GivenFlags(version="fast", replay=("a",), again=True, seed=3), [])
         flags.check_fast(GivenFlags(finish=True, version="fast", bundle="b", noreplay=True), [])
         self.assertEqual(Question(version="fast").method, survivors.METHOD)
-
-
-if __name__ == "__main__":
-    absltest.main()

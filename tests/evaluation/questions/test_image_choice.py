@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records import records, verdicts
-from tests.support import result_lines, sorted_sources
+from tests.support import result_lines, sorted_sources, sweeps
 from tests.support.evaluations import call
 
 # Right on half of the classes; one class further on all; and a network that knows nothing.
@@ -119,25 +119,21 @@ class FlagsTest(ChoiceCase):
         {"certify": "0.05", "draws": 100, "n": 40},
     )
 
-    @parameterized.parameters(*ATTACKS)
+    @sweeps.rows(*ATTACKS)
     def test_no_more_than_guessing(self, **given):
         flags = self.evaluate(function="guessing", **given)["flags"]
         self.assertIn("no more than guessing among 10 classes", flags["low-accuracy"])
         self.assertNotIn("permuted-labels", flags)
 
-    @parameterized.parameters(*ATTACKS)
+    @sweeps.rows(*ATTACKS)
     def test_labels_that_are_one_off(self, **given):
         flags = self.evaluate(function="shifted", **given)["flags"]
         self.assertIn("0 of ", flags["low-accuracy"])
         self.assertIn("would be if all labels were 1 higher", flags["permuted-labels"])
         self.assertIn("0.0% of ", flags["permuted-labels"])
 
-    @parameterized.parameters(*ATTACKS[:4])
+    @sweeps.rows(*ATTACKS[:4])
     def test_a_network_that_errs_is_none_of_them(self, **given):
         flags = self.evaluate(**given)["flags"]
         self.assertNotIn("low-accuracy", flags)
         self.assertNotIn("permuted-labels", flags)
-
-
-if __name__ == "__main__":
-    absltest.main()

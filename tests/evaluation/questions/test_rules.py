@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.bundles import bundle
@@ -23,9 +23,9 @@ from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.questions.verification import VerificationSettings
-from jaxrobust.evaluation.records import comparable
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.types import Threat, check_threat
+from tests.support import sweeps
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
 SPEC = NetworkSpec("net", num_classes=10, image_size=8, in_channels=3)
@@ -40,7 +40,7 @@ class BallsTest(parameterized.TestCase):
             command._balls(given._replace(union_only=True), ["linf:0.1", "l2:1"])[0], LINF
         )
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"norm": "l2"}, ["linf:0.1"], "--threat says norm and radius; leave --norm"),
         ({"epsilon": 0.0}, ["linf:0.1"], "--threat says norm and radius; leave --norm"),
         ({}, ["linf:0.1", "linf:1/10"], "has one of them twice"),
@@ -52,7 +52,7 @@ class BallsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, words):
             command._balls(GivenFlags(**changes), threats)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"norm": "l2"}, [], "leave --threat, --norm and --epsilon out"),
         ({"epsilon": 0.0}, [], "leave --threat, --norm and --epsilon out"),
         ({}, ["linf:0.1"], "leave --threat, --norm and --epsilon out"),
@@ -126,23 +126,6 @@ class EvaluatedTest(parameterized.TestCase):
     def ask(self, *, sizes=(), threats=(), ladder=None, **changes):
         return command.evaluated(GivenFlags(**changes), sizes, threats, ladder)
 
-    def test_one_record(self):
-        written, place = self.ask(workdir="runs/1", seed=3, n=7, batch=2, again=True)
-        self.assertEqual(written, [f"record of {LINF}"])
-        self.assertEqual(place, Path("runs/1/evaluation"))
-        subject, source, which, weights, question, out = command.Evaluation.call_args.args
-        self.assertEqual((source, which, weights, out), ("source", "which", "weights", place))
-        self.assertEqual((question.seed, question.images, question.batch), (3, 7, 2))
-        self.assertEqual((question.preprocessing, question.again), ("prepared", True))
-        self.assertEqual(self.checked, [(question, subject, "source")])
-        command.compilation.use_persistent_cache.assert_called_once_with(Path("runs"))
-
-    def test_where_records_go(self):
-        self.assertEqual(self.ask(workdir="runs/1", out="there")[1], Path("there"))
-        self.subject = Subject(dataclasses.replace(SPEC, name="my nets.py:f/x"))
-        command.flags.weights.return_value = (None, self.subject, "weights")
-        self.assertEqual(self.ask()[1], Path("runs/evaluation-my-nets.py-f-x"))
-
     def test_sizes(self):
         written, _ = self.ask(sizes=(32, 64))
         self.assertLen(written, 2)
@@ -177,7 +160,7 @@ class EvaluatedTest(parameterized.TestCase):
             self.assertLen(self.ask(workdir="runs/1", **how)[0], 1, how)
         self.assertEqual(self.ask(workdir="runs/1", ladder="linf:0:0.1:3")[0], ["a", "b"])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"version": "fast"}, "--version=fast is of one evaluation, and runs/1 trained in 2 norms"),
         (
             {"finish": True},
@@ -202,15 +185,6 @@ class EvaluatedTest(parameterized.TestCase):
         self.assertEqual([own[1].ball.epsilon for own in self.checked], [0.05, 0.1])
         self.assertEqual(self.given[0].epsilon, 0.1)
 
-    def test_a_worst_case(self):
-        self.subject = Subject(dataclasses.replace(SPEC, image_size=32))
-        command.flags.weights.return_value = (None, self.subject, "weights")
-        written, _ = self.ask(worst_case=True)
-        self.assertLen(written, 5)
-        self.assertTrue(command.several.union.call_args.kwargs["worst_case"])
-        self.assertEqual((self.given[0].norm, self.given[0].epsilon), ("linf", 8 / 255))
-        self.assertEqual(self.ask(worst_case=True, union_only=True)[0], ["union"])
-
     def test_corruptions_and_bundles(self):
         self.assertEqual(self.ask(corruptions="fog", attack="clean")[0], ["corrupted"])
         with self.assertRaisesRegex(ValueError, "--corruptions takes one --image_size"):
@@ -224,12 +198,6 @@ class EvaluatedTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "not of --version=rand"):
             self.ask(bundle=place, version="rand")
 
-    def test_the_first_process_prints(self):
-        with mock.patch.object(command, "told", return_value="text"):
-            self.assertEqual(command.answer(GivenFlags()), ("text", True))
-            with mock.patch.object(command.jax, "process_index", return_value=1):
-                self.assertEqual(command.answer(GivenFlags()), ("", False))
-
 
 def record(**changes) -> AccuracyRecord:
     attack = {"name": "apgd-ce", "norm": "linf", "epsilon": 0.1}
@@ -239,7 +207,7 @@ def record(**changes) -> AccuracyRecord:
 
 
 class RadiusTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"norm": "l2"}, 0.5), ({"norm": "l1"}, None), ({"norm": "l2", "epsilon": 0.25}, 0.25)
     )
     def test_a_norm_alone_has_the_radius_of_the_training(self, changes, epsilon):
@@ -345,7 +313,7 @@ class QuestionTest(parameterized.TestCase):
         self.assertEqual(questions.following("square,apgd-ce", "custom"), ("apgd-ce",))
         self.assertEqual(questions.following("clean", "standard"), ())
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("l1", 0.5, None),
         ("l1", 1.0, "fits"),
         ("l1", 192.0, "fits"),
@@ -367,11 +335,11 @@ class QuestionTest(parameterized.TestCase):
         source = SimpleNamespace(channels=channels, where=lambda: "there", image_shape=(8, 8, 3))
         questions.check(Question(**changes), subject, source)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {},
         {"attack": "clean"},
         {"attack": "pgd-20", "start": "uniform-boxed", "relative_step": 2.0},
-        {"attack": "apgd-t", "targets": 1},
+        {"attack": "apgd-ce,apgd-t", "targets": 1, "steps": 1, "restarts": 1},
         {"version": "rand", "rule": "mean", "draws": 1},
         {"seed": 2**32 - 1},
         {"batch": 1},
@@ -382,8 +350,12 @@ class QuestionTest(parameterized.TestCase):
     def test_what_can_be_asked(self, **changes):
         self.check(**changes)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"attack": "pgd"}, "--attack=pgd is unknown"),
+        ({"attack": "apgd_ce"}, "--attack=apgd_ce is unknown; did you mean apgd-ce"),
+        ({"attack": "apgd-ce", "targets": 3}, "--targets=3 has no effect on --attack=apgd-ce"),
+        ({"attack": "apgd-ce", "steps": 0}, "--steps=0 must be at least 1"),
+        ({"attack": "apgd-ce", "restarts": 0}, "--restarts=0 must be at least 1"),
         ({"version": "custom"}, "--version=custom needs its attacks"),
         ({"version": "best"}, "--version=best is unknown; one of standard, plus"),
         ({"search_dtype": "float16"}, "--search_dtype=float16 is unknown"),
@@ -509,7 +481,7 @@ class SubjectTest(parameterized.TestCase):
         ours = Subject(NetworkSpec("vit_s"), dataset="d")
         self.assertIsNone(self.settled(ours)[0].network.in_channels)  # its weights say it
 
-    @parameterized.parameters(
+    @sweeps.rows(
         # what a run tests with, what weights expect, what is given -> what is taken
         ("Res9Crop8", None, None, 8, "Res9Crop8"),
         ("Res9Crop8", "Res12Crop8", None, 8, "Res9Crop8"),
@@ -525,44 +497,6 @@ class SubjectTest(parameterized.TestCase):
         with mock.patch.object(target.pipeline, "preprocessing_id", return_value="other"):
             self.assertEqual(target.preprocessing(origin, size, source, given), taken)
 
-    def test_what_weights_expect_is_of_photographs(self):
-        origin = Subject(SPEC, expected="Res12Crop8")
-        photographs = SimpleNamespace(image_shape=None)
-        with self.assertRaisesRegex(
-            ValueError, "these weights expect Res12Crop8; leave the flag out"
-        ):
-            target.preprocessing(origin, 8, photographs, "Res9Crop8")
-        small = SimpleNamespace(image_shape=(8, 8, 3))
-        self.assertEqual(target.preprocessing(origin, 8, small, "Res9Crop8"), "Res9Crop8")
-        self.assertIsNone(target.preprocessing(origin, 8, small))
-
-    def test_an_imported_folder(self):
-        about = {"architecture": "resnet50", "num_classes": 5, "image_size": 8, "in_channels": 3}
-        about |= {"norm": "l2", "epsilon": 3.0, "preprocessing": "P"}
-        own = Subject(NetworkSpec("resnet50"))
-        with (
-            mock.patch.object(target.weights_folder, "about", side_effect=lambda folder: about),
-            mock.patch.object(target, "of_file", return_value=own) as of_file,
-        ):
-            found = target.of_folder(Path("f"), None, {"a": 1})
-            self.assertEqual(
-                (found.threat, found.norm, found.expected), (Threat("l2", 3.0), "l2", "P")
-            )
-            self.assertEqual((found.network.num_classes, found.network.image_size), (5, 8))
-            of_file.assert_called_once_with("resnet50", Path("f"), {"a": 1})
-            about |= {"norm": None, "epsilon": None}
-            found = target.of_folder(Path("f"), "resnet50", None)
-            self.assertEqual((found.threat, found.norm), (None, "linf"))
-            with self.assertRaisesRegex(
-                ValueError, "f holds a resnet50; leave --model=resnet18 out"
-            ):
-                target.of_folder(Path("f"), "resnet18", None)
-        with (
-            mock.patch.object(target.weights_folder, "about", return_value=None),
-            self.assertRaisesRegex(ValueError, "is no folder that jaxrobust import wrote"),
-        ):
-            target.of_folder(Path("f"), None, None)
-
     def test_arrays_in_lower_precision(self):
         seen = []
         apply = lambda p, arrays, x, **key: seen.append((arrays["0"].dtype.name, x, key))  # noqa: E731
@@ -575,39 +509,6 @@ class SubjectTest(parameterized.TestCase):
 
 
 class CorruptedTest(parameterized.TestCase):
-    def test_flags(self):
-        self.assertEqual(corrupted.settled(GivenFlags()), GivenFlags())
-        given = GivenFlags(corruptions="frost-3,fog", attack="clean", frost="f", split="test")
-        self.assertEqual(corrupted.settled(given), given)
-        files = GivenFlags(corruptions="fog-3,frost-1", attack="clean", dataset="cifar10-c:there")
-        self.assertEqual(corrupted.settled(files).split, "frost-1")  # in the order of kinds
-
-    @parameterized.parameters(
-        ({"frost": "f"}, "--frost=f has no effect without --corruptions"),
-        ({"corruptions": "fog", "attack": "clean", "frost": "f"}, "without the corruption frost"),
-        ({"corruptions": "fog"}, "leave --attack=autoattack out"),
-        ({"corruptions": "frog", "attack": "clean"}, "--corruptions=frog: "),
-        (
-            {"corruptions": "fog", "attack": "clean", "dataset": "cifar10-c:x", "split": "y"},
-            "--split=y has no effect on the files of cifar10-c:x",
-        ),
-        (
-            {"corruptions": "frost", "attack": "clean", "dataset": "cifar10-c:x", "frost": "y"},
-            "--frost=y has no effect on the files of cifar10-c:x",
-        ),
-    )
-    def test_flags_that_contradict(self, changes, words):
-        with self.assertRaisesRegex(ValueError, words):
-            corrupted.settled(GivenFlags(**changes))
-
-    def test_a_table(self):
-        accuracy = {"fog": {"1": 0.5, "3": 0.25}, "contrast": {"2": 0.125}}
-        head, fog, contrast, mean = corrupted.table({"accuracy": accuracy, "mean": 0.3})
-        self.assertEqual(head.split(), ["severity", "1", "2", "3", "mean"])
-        self.assertEqual(fog.split(), ["fog", "50.0%", "-", "25.0%", "37.5%"])
-        self.assertEqual(contrast.split(), ["contrast", "-", "12.5%", "-", "12.5%"])
-        self.assertEqual(mean.split(), ["1", "-", "mean", "error", "30.0%"])
-
     def test_what_is_done_is_read_again(self):
         file = Path(self.create_tempdir(), "x.jsonl")
         file.write_text(
@@ -620,73 +521,6 @@ class CorruptedTest(parameterized.TestCase):
                          {"fog-1": 0.6, "fog-2": 0.4})  # fmt: skip
         self.assertEqual(reached["fog-1"]["not_finite"], 0)
         self.assertEqual(corrupted._done(Path("nowhere")), {})
-
-
-class ComparableTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({"method": "autoattack standard"}, "standard"),
-        ({"method": "apgd-ce + square, custom, steps 5"}, "custom"),
-        ({"method": "autoattack rand, majority of 3 draws"}, "rand"),
-        ({"method": "pgd-20, start image"}, None),
-        ({"method": None}, None),
-        ({"method": "apgd-ce", "version": "plus"}, "plus"),
-    )
-    def test_versions(self, known, version):
-        found = comparable.procedure(AccuracyRecord(**known))
-        self.assertEqual(found["version"], version)
-
-    def test_procedures(self):
-        plain = comparable.procedure(AccuracyRecord())
-        self.assertEqual(plain["kind"], "one threat")
-        self.assertEqual((plain["ladder"], plain["each attack of a union"]), ("none", None))
-        self.assertEqual(plain["images met by the first attack alone"], 0)
-        for known, kind, order in (
-            ({"method": "union", "union": {"each_on_all_images": True}}, "union", "on all images"),
-            (
-                {"method": "union", "union": {"each_on_all_images": False}},
-                "union",
-                "on what stands before it",
-            ),
-            (
-                {"method": "union", "worst_case": [{"robust": 0.5}, {"robust": 0.0}]},
-                "worst case",
-                "on all images",
-            ),
-            (
-                {"worst_case": [{"robust": 0.5}, {"robust": None}]},
-                "worst case",
-                "on what stands before it",
-            ),
-        ):
-            found = comparable.procedure(AccuracyRecord(**known))
-            self.assertEqual((found["kind"], found["each attack of a union"]), (kind, order))
-        ladder = AccuracyRecord(ladder={"radii": [0.0, 0.00392157]}, robust_beyond=3)
-        found = comparable.procedure(ladder)
-        self.assertEqual(found["ladder"], "0, 0.003922")
-        self.assertEqual(found["images met by the first attack alone"], 3)
-
-    def test_pictures(self):
-        one = AccuracyRecord(image_ids="0..9", preprocessing="none", fingerprint={"images": "a"})
-
-        def differ(**changes):
-            return comparable.other_pictures(one, dataclasses.replace(one, **changes))
-
-        self.assertFalse(differ())
-        self.assertTrue(differ(fingerprint={"images": "b"}))
-        self.assertFalse(differ(fingerprint=None))
-        self.assertFalse(differ(fingerprint={"images": "b"}, image_ids="0..8"))  # not surely
-        self.assertFalse(differ(fingerprint={"images": "b"}, images_sha256="c"))
-        self.assertIsNone(comparable.pictures(AccuracyRecord()))
-
-    def test_replayed_points_in_words(self):
-        sources = [{"fooled": 1200}, {"fooled": 34}]
-        self.assertEqual(
-            comparable.replayed_line(AccuracyRecord(replayed=sources)),
-            "1,234 images decided by replayed points",
-        )
-        one = comparable.replayed_line(AccuracyRecord(replayed=[{"fooled": 1}]))
-        self.assertEqual(one, "1 image decided by replayed points")
-        self.assertEqual(comparable.replayed_line(AccuracyRecord()), "")
 
 
 MODEL = {"name": "net", "num_classes": 10, "image_size": 8, "options": {"a": 1}}
@@ -719,7 +553,7 @@ class VerificationTest(parameterized.TestCase):
         self.assertIsNone(self.given(weights=folder.full_path).model)
         self.assertIsNone(self.given(function="f").model)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("dataset", "npz:x.npz", False),
         ("dataset", "folder:x", False),
         ("dataset", "hf:./x", False),
@@ -742,55 +576,6 @@ class VerificationTest(parameterized.TestCase):
                 verification._source_of(plain, known)
         own = plain._replace(**{flag: "mine"})
         self.assertEqual(verification._source_of(own, known)[flag], "mine")
-
-    @parameterized.parameters(
-        (True, None, None, None, True),
-        (False, None, None, None, False),
-        (True, "another network", None, None, False),
-        (True, None, "another split", None, False),
-        (True, None, None, "another program", True),  # which says nothing of the claim
-    )
-    def test_what_is_confirmed(self, whole, network, split, program, expected):
-        record = {"model": {"num_classes": 3, "image_size": 8}, "attacks": []}
-        read = mock.Mock(record=record, number="n", threat={"norm": "l2", "epsilon": 0.5})
-        read.corrupted = False
-        findings = mock.Mock(whole=whole)
-        findings.plain.return_value = {"whole": whole, "images": 4}
-        judged = {"read": mock.Mock(return_value=read), "judge": mock.Mock(return_value=findings)}
-        judged["lines"] = mock.Mock(return_value=["the claim"])
-        subject = mock.Mock(history=None)
-        placed = mock.Mock(weights=mock.Mock(return_value=(None, subject, ({}, {}))))
-        with (
-            mock.patch.multiple(verification.claims, **judged),
-            mock.patch.object(verification, "flags", placed),
-            mock.patch.object(
-                verification.subjects, "settled", return_value=[mock.MagicMock()] * 2
-            ),
-            mock.patch.multiple(
-                verification,
-                _given=mock.Mock(),
-                _source_of=mock.Mock(return_value={}),
-                _prepared=mock.MagicMock(),
-                _other=mock.Mock(return_value=network),
-                _other_split=mock.Mock(return_value=split),
-                _other_program=mock.Mock(return_value=program),
-                say=mock.Mock(),
-            ),
-            mock.patch.object(verification.measuring, "networks_of"),
-            mock.patch.object(verification.bundles, "forward"),
-            mock.patch.object(verification.standing, "attacked", return_value=None),
-            mock.patch("builtins.print") as printed,
-        ):
-            found = verification.verify(VerificationSettings(Path("b"), function="f"))
-        self.assertEqual((found["whole"], found["bundle"], found["images"]), (expected, "n", 4))
-        self.assertEqual(found["other_network"], bool(network))
-        words = [word for word in (network, split, program) if word]
-        printed.assert_called_once_with("\n".join(["the claim", *words]))
-
-    def test_one_network_is_named(self):
-        for given in ({}, {"weights": "w", "function": "f"}):
-            with self.assertRaisesRegex(ValueError, "give --weights W, or --function"):
-                verification.verify(VerificationSettings(Path("b"), **given))
 
     def test_another_network(self):
         subject = Subject(dataclasses.replace(SPEC, options={"a": 1}))
@@ -818,20 +603,6 @@ class VerificationTest(parameterized.TestCase):
             changed = named | {"function": function | {"sha256": "other"}}
             self.assertIsNotNone(verification._other(changed, subject, "arrays"))
 
-    def test_another_split_and_program(self):
-        source = mock.MagicMock()
-        source.where.return_value = "digits test"
-        source.__len__.return_value = 1797
-        for count, fine in ((None, True), (1797, True), (50, False)):
-            rows = [{"image": place} for place in (2, 0, 1)]
-            own = SimpleNamespace(about={"split_images": count}, rows=rows)
-            said = verification._other_split(own, source)
-            self.assertEqual(said is None, fine)
-        folder = Path(self.create_tempdir())
-        self.assertIn("is not the program that this version", verification._other_program(folder))
-        (folder / bundle.PROGRAM).write_text(bundle.program())
-        self.assertIsNone(verification._other_program(folder))
-
     def prepared(self, images, **changes):
         about = {"image": [8, 8, 3]}
         rows = [{"image": place} for place in (5, 11, 2)]
@@ -855,33 +626,6 @@ class VerificationTest(parameterized.TestCase):
         for how in ({}, {"weights": "w", "function": "f"}):
             with self.assertRaisesRegex(ValueError, "give --weights W, or --function"):
                 verification.verify(VerificationSettings(Path("b"), **how))
-
-    def test_images_are_written_in_their_order(self):
-        images = (np.arange(130 * 4).reshape(130, 2, 2, 1) % 256 / np.float32(255)).astype(
-            np.float32
-        )
-        prepared = mock.MagicMock(shape=images.shape)
-        prepared.__len__.return_value = 130
-        prepared.__getitem__.side_effect = lambda places: images[places]
-        prepared.labels.return_value = np.arange(130)
-        file = Path(self.create_tempdir(), "x.npy")
-        with (
-            mock.patch.object(verification.claims, "read") as read,
-            mock.patch.object(
-                verification, "_source_of", side_effect=lambda *_: {"dataset": "d", "split": "s"}
-            ),
-            mock.patch.object(verification.registry, "open_source") as opened,
-            mock.patch.object(verification, "_prepared", return_value=prepared),
-        ):
-            read.return_value.record = {"model": {"num_classes": 7}}
-            read.return_value.corrupted = False
-            found = verification.write_images(VerificationSettings(Path("b")), file)
-            opened.assert_called_once_with("d", "s", num_classes=7)
-            with self.assertRaisesRegex(ValueError, "name a file that ends in .npy"):
-                verification.write_images(VerificationSettings(Path("b")), Path("x.npz"))
-        self.assertEqual(found, {"images": 130})
-        np.testing.assert_array_equal(np.load(file), np.rint(images * 255).astype(np.uint8))
-        np.testing.assert_array_equal(np.load(file.with_suffix(".labels.npy")), np.arange(130))
 
 
 class BundleTest(parameterized.TestCase):
@@ -907,32 +651,6 @@ class BundleTest(parameterized.TestCase):
         folder.create_file("SHA256SUMS")
         bundle.check(given(bundle=folder.full_path), 1)
 
-    @parameterized.parameters((False, 0, True), (True, 0, True), (False, 1, True))
-    def test_a_ball_is_recorded_and_bundled_by_the_first_process(self, noreplay, process, _):
-        evaluation = mock.MagicMock()
-        evaluation.number.return_value = "7"
-        evaluation.question = Question(noreplay=noreplay, batch=5)
-        evaluation.images.shape = (9, 8, 8, 3)
-        evaluation.source.__len__.return_value = 100
-        with (
-            mock.patch.object(bundle.hosts, "together", side_effect=lambda call: call()),
-            mock.patch.object(bundle.jax, "process_index", return_value=process),
-            mock.patch.object(bundle, "check_place") as check,
-            mock.patch.object(bundle, "forward", return_value="logits") as forward,
-            mock.patch.object(bundle, "of_record") as write,
-        ):
-            made = bundle.recorded(evaluation, "subject", Path("place"))
-        self.assertIs(made, evaluation.record.return_value)
-        evaluation.record.assert_called_once_with("subject")
-        expected = [] if noreplay or process else [mock.call(Path("place"), "7")]
-        self.assertEqual(check.mock_calls, expected)
-        if process:
-            write.assert_not_called()
-        else:
-            place = (Path("place"), made, evaluation.out, evaluation.images, "logits")
-            write.assert_called_once_with(*place, split_images=100)
-            forward.assert_called_once_with(evaluation.logits_of.return_value, (8, 8, 3), 5)
-
 
 class PlacedWeightsTest(parameterized.TestCase):
     """What `--weights` names: a run, an imported folder, a file."""
@@ -949,7 +667,7 @@ class PlacedWeightsTest(parameterized.TestCase):
             local.assert_called_once_with("parsed w", model=given.get("model"))
         return found.workdir, found.weights, found.model
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("run", {}, ("there", None, None)),
         ("folder", {}, (None, "there", None)),
         ("folder", {"model": "Salman2020Do_R18"}, (None, "there", None)),  # an id of RobustBench
@@ -968,21 +686,3 @@ class PlacedWeightsTest(parameterized.TestCase):
     def test_a_run_says_its_model(self):
         with self.assertRaisesRegex(ValueError, "--weights there is a run, .*; leave --model out"):
             self.placed("run", model="vit_s")
-
-    @parameterized.parameters((10, 10, True), (None, 7, True), (10, None, True), (10, 7, False))
-    def test_a_folder_says_its_classes(self, own, given, fits):
-        place = Subject(dataclasses.replace(SPEC, num_classes=own))
-        asked = GivenFlags(weights="w", num_classes=given)
-        with (
-            mock.patch.object(flags, "_folder", return_value=Path("w")),
-            mock.patch.object(flags.subjects, "of_folder", return_value=place),
-        ):
-            if fits:
-                self.assertIs(flags.origin(asked), place)
-            else:
-                with self.assertRaisesRegex(ValueError, "--num_classes=7, but w holds 10; leave"):
-                    flags.origin(asked)
-
-
-if __name__ == "__main__":
-    absltest.main()

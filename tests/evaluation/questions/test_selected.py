@@ -14,6 +14,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
 from tests.support import evaluations
 from tests.support import runs as training
+from tests.support.outcomes import ended, refused
 
 
 class SelectedTest(absltest.TestCase):
@@ -31,8 +32,7 @@ class SelectedTest(absltest.TestCase):
 
     def test_selected(self):
         given = {"workdir": str(self.workdir), "attack": "clean", "n": 16, "selected": True}
-        code, _, said = evaluations.call(**given)
-        self.assertEqual(code, 2)
+        said = refused(evaluations.call(**given))
         self.assertRegex(
             said, "--selected: nothing has been chosen in .*; choose first: jaxrobust s"
         )
@@ -43,8 +43,7 @@ class SelectedTest(absltest.TestCase):
         on = {"dataset": "digits", "split": "test[5:]", "attack": {"name": "apgd-ce"}}
         text = json.dumps({"schema": kept.SCHEMA, "candidates": [], "chosen": chosen} | on)
         (self.workdir / kept.SELECTION).write_text(text)
-        code, printed, said = evaluations.call(**given)
-        self.assertEqual(code, 0, said)
+        printed, _ = ended(evaluations.call(**given))
         self.assertIn("train, epoch 1, raw", printed)
         (record,) = jsonl.read(self.workdir / "evaluation" / "results.jsonl")
         self.assertEqual(record["weights"], "train, epoch 1, raw")
@@ -58,10 +57,4 @@ class SelectedTest(absltest.TestCase):
             ({"phase": "train"}, "--selected names the phase too; leave --phase out"),
             ({"workdir": None}, "--selected names weights of a run; give its --workdir RUN"),
         ):
-            code, _, said = evaluations.call(**given | more)
-            self.assertEqual(code, 2)
-            self.assertIn(message, said)
-
-
-if __name__ == "__main__":
-    absltest.main()
+            self.assertIn(message, refused(evaluations.call(**given | more)))

@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.commands.configure import new
@@ -164,7 +164,3 @@ class SourceKindsTest(parameterized.TestCase):
             config.pretrain.epochs = 0
             config.train.update(epochs=1, batch_size=32, warmup_epochs=0)
         return config
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
-from tests.support import paths, result_lines
+from tests.support import paths, result_lines, sweeps
 from tests.support.evaluations import call
+from tests.support.outcomes import ended, refused
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 
@@ -88,8 +89,7 @@ class TorchTest(parameterized.TestCase):
     def test_a_function_of_a_file(self):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:convolutional", "torch_args": {"width": 6}, "steps": 3}
-        code, printed, said = self.asked(out=str(out), **few)
-        self.assertEqual(code, 0, said)
+        printed, said = ended(self.asked(out=str(out), **few))
         self.assertRegex(said, r"JAX and PyTorch agree on 8 images")
         self.assertRegex(said, r"of the clean images; .* jaxrobust doctor --torch nets\.py:conv")
         (record,) = result_lines.read(out)
@@ -108,8 +108,7 @@ class TorchTest(parameterized.TestCase):
         torch.export.save(torch.export.export(linear, (x,), dynamic_shapes=sizes), "exported.pt2")
         for name in ("traced.pt", "exported.pt2"):
             out = Path(tempfile.mkdtemp(dir="."))
-            code, _, said = self.asked(out=str(out), torch=name, attack="clean", epsilon=None)
-            self.assertEqual(code, 0, said)
+            ended(self.asked(out=str(out), torch=name, attack="clean", epsilon=None))
             (record,) = result_lines.read(out)
             self.assertEqual(record["function"]["name"], name)
 
@@ -119,16 +118,14 @@ class TorchTest(parameterized.TestCase):
     def test_without_gradients_an_attack_that_needs_none(self):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:thermometer", "attack": "square", "steps": 20}
-        code, _, said = self.asked(out=str(out), **few)
-        self.assertEqual(code, 0, said)
+        _, said = ended(self.asked(out=str(out), **few))
         self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
         self.assertLen(result_lines.read(out), 1)
 
     def test_randomness_that_is_meant(self):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:random", "version": "rand", "steps": 2, "n": 8, "draws": 2}
-        code, printed, said = self.asked(out=str(out), **few)
-        self.assertEqual(code, 0, said)
+        printed, said = ended(self.asked(out=str(out), **few))
         self.assertRegex(said, r"it draws random numbers in 1 places, of a key for each image")
         (record,) = result_lines.read(out)
         self.assertRegex(record["method"], "^apgd-ce, rand")
@@ -142,7 +139,7 @@ class TorchTest(parameterized.TestCase):
         (record,) = result_lines.read(out)
         self.assertEqual(record["search_dtype"], "bfloat16")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             {"torch": "nets.py:of_width"},
             r"argument: 'width'; .*--torch_args '\{\"width\": \"\.\.\.\"\}'",
@@ -183,8 +180,7 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:ready", "dataset": "fake:8x8x1:7"}, "gives 10 logits, .* 7 classes"),
     )
     def test_refuses(self, flags, message):
-        code, _, said = self.asked(**flags)
-        self.assertEqual(code, 2, said)
+        said = refused(self.asked(**flags))
         (said,) = [line for line in said.splitlines() if line.startswith("jaxrobust: ")]
         self.assertRegex(said, message)
 
@@ -194,7 +190,3 @@ class TorchTest(parameterized.TestCase):
         self.asked(torch="nets.py:softmax", out=str(out), steps=3)
         (record,) = result_lines.read(out)
         self.assertIn("softmax", " ".join(record["flags"].values()))
-
-
-if __name__ == "__main__":
-    absltest.main()

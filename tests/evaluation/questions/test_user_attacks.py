@@ -7,15 +7,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import compare, report, verify
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.records import verdicts
-from tests.support import digits_network, paths, result_lines
+from tests.support import digits_network, paths, result_lines, sweeps
 from tests.support.command_line import called
 from tests.support.evaluations import call
+from tests.support.outcomes import ended, refused
 
 TORCH = importlib.util.find_spec("torch") is not None
 N, EPSILON = 32, 0.5
@@ -190,7 +191,7 @@ class LoweredTest(Case):
         (alone,) = self.found(out="resumed-alone")
         self.assertEqual(plain["robust"], alone["robust"])
 
-    @parameterized.parameters("in_jax", "in_numpy", "in_torch")
+    @sweeps.rows("in_jax", "in_numpy", "in_torch")
     def test_a_function(self, name):
         if name == "in_torch" and not TORCH:
             self.skipTest(paths.PARITY)
@@ -209,8 +210,7 @@ class LoweredTest(Case):
         folder = self.root / "bundle"
         record = self.found(out="bundled", points=[file], bundle=str(folder))[-1]
         network = ("--function", f"{self.root}/nets.py:logits_fn")
-        code, printed, said = called(verify, folder, *network, "--json", "--sample=1")
-        self.assertEqual(code, 0, printed + said)
+        printed, _ = ended(called(verify, folder, *network, "--json", "--sample=1"))
         plain = json.loads(printed.splitlines()[-1])
         self.assertEqual(plain["confirmed"]["standing"], round(record["robust"] * N))
         verdicts_of = {row["verdict"] for row in claims.read(folder).rows}
@@ -223,8 +223,7 @@ class LoweredTest(Case):
         folder = self.root / "alone"
         self.found(out="alone-bundle", attack="clean", points=[file], bundle=str(folder))
         network = ("--function", f"{self.root}/nets.py:logits_fn")
-        code, printed, said = called(verify, folder, *network, "--sample=1")
-        self.assertEqual(code, 0, printed + said)
+        printed, _ = ended(called(verify, folder, *network, "--sample=1"))
         self.assertIn("adv.npz (", printed)
 
     def test_reports_and_comparisons_read_the_record(self):
@@ -237,36 +236,34 @@ class LoweredTest(Case):
         self.assertIn("--points adv.npz", page)
         self.assertIn("--attack apgd-ce,nets.py:in_jax", page)
         self.found(out="compared")
-        code, printed, said = called(compare, self.root / "reported", self.root / "compared")
-        self.assertEqual((code, printed), (2, ""))
+        said = refused(called(compare, self.root / "reported", self.root / "compared"))
         self.assertIn('attacks is "apgd-ce, nets.py:in_jax (', said)  # other attacks, other numbers
 
 
 class MistakesTest(Case):
     def refused(self, pattern: str, **how) -> None:
         out = Path(self.create_tempdir()).name
-        code, printed, said = self.called(out=out, **how)
-        self.assertEqual((code, printed), (2, ""), said)
+        said = refused(self.called(out=out, **how))
         self.assertRegex(said.splitlines()[-1], pattern)
         self.assertFalse((self.root / out / "results.jsonl").exists())
 
-    @parameterized.named_parameters(
-        ("others", {"ids": [0, 400]}, "1 id not among the 32 images .* as 400; leave"),
-        ("twice", {"ids": [3, 3]}, "repeats 1 id, such as 3; save one point"),
-        ("negative", {"ids": [-1, 3]}, "1 id not among the 32 .* as -1"),
-        ("floats", {"ids": [0.0, 1.0]}, r"ids are float64\[2\]; save integers"),
-        ("fewer", {"ids": [0]}, r"shape \(2, 8, 8, 1\) for 1 ids; save one image for each"),
-        ("first", {"images": np.zeros((2, 1, 8, 8))}, "images are .1, 8, 8., .* channels last"),
-        ("shape", {"images": np.zeros((2, 9, 9, 1))}, "images are .9, 9, 1., and those of the"),
-        ("flat", {"images": np.zeros((2, 64))}, r"shape \(2, 64\) for 2 ids"),
-        ("nan", {"images": np.full(SHAPE, np.nan)}, "2 of 2 images have NaN or infinite"),
-        ("far", {"images": np.ones(SHAPE)}, r"2 of 2 points are outside .* l2 0.5, .* by \d"),
-        ("above", {"images": np.full(SHAPE, 1.001)}, "2 of 2 images leave .* by 0.001; clip"),
-        ("bytes", {"images": np.full(SHAPE, 200.0)}, "by 199; divide by 255, or save uint8"),
-        ("whole", {"images": np.zeros(SHAPE, np.int64)}, "are int64; give floats in .0, 1.,"),
-        ("empty", {"ids": np.zeros(0, int), "images": np.zeros((0, 8, 8, 1))}, "has no points;"),
-        ("objects", {"images": np.array([None, None])}, "of plain arrays .Object arrays cannot"),
-        ("names", {"images": None, "x": [1]}, "has no array 'images', but ids, x; save ids"),
+    @sweeps.rows(
+        ({'ids': [0, 400]}, '1 id not among the 32 images .* as 400; leave'),
+        ({'ids': [3, 3]}, 'repeats 1 id, such as 3; save one point'),
+        ({'ids': [-1, 3]}, '1 id not among the 32 .* as -1'),
+        ({'ids': [0.0, 1.0]}, 'ids are float64\\[2\\]; save integers'),
+        ({'ids': [0]}, 'shape \\(2, 8, 8, 1\\) for 1 ids; save one image for each'),
+        ({'images': np.zeros((2, 1, 8, 8))}, 'images are .1, 8, 8., .* channels last'),
+        ({'images': np.zeros((2, 9, 9, 1))}, 'images are .9, 9, 1., and those of the'),
+        ({'images': np.zeros((2, 64))}, 'shape \\(2, 64\\) for 2 ids'),
+        ({'images': np.full(SHAPE, np.nan)}, '2 of 2 images have NaN or infinite'),
+        ({'images': np.ones(SHAPE)}, '2 of 2 points are outside .* l2 0.5, .* by \\d'),
+        ({'images': np.full(SHAPE, 1.001)}, '2 of 2 images leave .* by 0.001; clip'),
+        ({'images': np.full(SHAPE, 200.0)}, 'by 199; divide by 255, or save uint8'),
+        ({'images': np.zeros(SHAPE, np.int64)}, 'are int64; give floats in .0, 1.,'),
+        ({'ids': np.zeros(0, int), 'images': np.zeros((0, 8, 8, 1))}, 'has no points;'),
+        ({'images': np.array([None, None])}, 'of plain arrays .Object arrays cannot'),
+        ({'images': None, 'x': [1]}, "has no array 'images', but ids, x; save ids"),
     )  # fmt: skip
     def test_points(self, changes, said):
         arrays = {"ids": np.array([0, 3]), "images": self.images[[0, 3]]} | changes
@@ -283,18 +280,18 @@ class MistakesTest(Case):
         np.save(file, self.images)
         self.refused("x.npy has no array 'ids', but none that is named; save", points=[str(file)])
 
-    @parameterized.named_parameters(
-        ("none", "none", "nets.py has no 'none'; it has"),
-        ("number", "FOUR", "FOUR is no function, but of type int"),
-        ("raising", "raising", r"nets.py, line \d+: RuntimeError: no gradient"),
-        ("arguments", "three", "TypeError: three.. takes 2 positional arguments"),
-        ("few", "few", r"returned an array \(\d+, 8, 8, 1\) for images .32, 8, 8, 1.|for images"),
-        ("bytes", "whole_numbers", "returned uint8; return floats"),
-        ("labels", "truth", r"returned an array \(\d+,\) for images"),
-        ("nothing", "nothing", r"returned an array \(\) for images"),
-        ("nan", "nan", r"(\d+) of \1 images have NaN or infinite pixels"),
-        ("far", "far", r"(\d+) of \1 points are outside of the ball of l2 0.5, that of image"),
-        ("beyond", "beyond", r"(\d+) of \1 images leave .0, 1., image \d+ by 0.01; clip them"),
+    @sweeps.rows(
+        ("none", "nets.py has no 'none'; it has"),
+        ("FOUR", "FOUR is no function, but of type int"),
+        ("raising", "nets.py, line \\d+: RuntimeError: no gradient"),
+        ("three", "TypeError: three.. takes 2 positional arguments"),
+        ("few", "returned an array \\(\\d+, 8, 8, 1\\) for images .32, 8, 8, 1.|for images"),
+        ("whole_numbers", "returned uint8; return floats"),
+        ("truth", "returned an array \\(\\d+,\\) for images"),
+        ("nothing", "returned an array \\(\\) for images"),
+        ("nan", "(\\d+) of \\1 images have NaN or infinite pixels"),
+        ("far", "(\\d+) of \\1 points are outside of the ball of l2 0.5, that of image"),
+        ("beyond", "(\\d+) of \\1 images leave .0, 1., image \\d+ by 0.01; clip them"),
     )
     def test_functions(self, name, said):
         self.refused(said, attack=f"{self.root}/nets.py:{name}")
@@ -303,7 +300,7 @@ class MistakesTest(Case):
         self.refused("names no function; write", attack="nets.py")
         self.refused("cannot read .*gone.py", attack="gone.py:attack")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             {"attack": "pgd-2"},
             "is tried on what attacks leave image by image, not on what --attack",
@@ -319,7 +316,3 @@ class MistakesTest(Case):
     def test_what_it_does_not_go_with(self, given, said):
         points = [self.saved(ids=[0], images=self.images[:1])]
         self.refused(said, points=points, **given)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.evaluation.records import sequential, stopping
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from tests.support import sweeps
 
 IDS = np.arange(10, 210, dtype=np.uint32)
 LABELS = (np.arange(200) % 10).astype(np.int32)
@@ -29,7 +30,7 @@ def looked(rule: StopRule, robust, n: int, seed: int = 0) -> dict:
 
 
 class LookTest(parameterized.TestCase):
-    @parameterized.parameters((True, "this"), (False, "other"))
+    @sweeps.rows((True, "this"), (False, "other"))
     def test_who_is_ahead(self, better, leads):
         weak, strong = np.zeros(200, bool), np.arange(200) % 4 == 0
         own, other = (strong, weak) if better else (weak, strong)
@@ -84,7 +85,7 @@ class LookTest(parameterized.TestCase):
         own[rule.places(0, IDS)[3]] = False
         self.assertEqual(looked(rule, own, 200)["rule"], stopping.TIE)
 
-    @parameterized.parameters((3.6, False), (3.7, True))
+    @sweeps.rows((3.6, False), (3.7, True))
     def test_each_side_of_a_tie_has_half_of_alpha(self, evidence, tied):
         """exp(3.69) is 2 / 0.05."""
         rule = StopRule(against=verdicts(np.zeros(200)), tie=0.05)
@@ -114,7 +115,7 @@ class LookTest(parameterized.TestCase):
 
 
 class RefusedTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"width": 0.02, "alpha": 0.0}, r"alpha=0 is .* between 0 and 1"),
         ({"width": 0.02, "alpha": 1.0}, r"alpha=1 is "),
         ({}, "give one of them"),
@@ -157,7 +158,3 @@ class LineTest(absltest.TestCase):
         text = stopping.line(behind | {"against": {"evaluation": "abc"}})
         self.assertRegex(text, r"^stopped after 60 of 200 images: .*95 % sequence\)")
         self.assertRegex(text, r"the difference from evaluation abc within -.*, 0 gained, \d+ lost")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,10 +6,11 @@ from scipy import stats
 
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from tests.support import sweeps
 
 
 class BoundTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0, 5, 20), (1, 5, 20), (3, 10, 10), (0, 30, 1000), (2, 40, 200), (0, 0, 7), (4, 9, 17)
     )
     def test_is_the_largest_count_that_is_not_refuted(self, fooled, sampled, of):
@@ -19,7 +20,7 @@ class BoundTest(parameterized.TestCase):
             left = [m for m in possible if stats.hypergeom.cdf(fooled, of, m, sampled) > 1 - level]
             self.assertEqual(bound, max(left))
 
-    @parameterized.parameters((60, 12), (200, 25))
+    @sweeps.rows((60, 12), (200, 25))
     def test_holds_for_every_true_number(self, of, sampled):
         """By the distribution itself, not by draws: coverage is at least 95 % everywhere."""
         counts = np.arange(sampled + 1)
@@ -31,28 +32,13 @@ class BoundTest(parameterized.TestCase):
         self.assertGreaterEqual(min(covered), 0.95 - 1e-9)
         self.assertLess(min(covered), 0.97)  # no more than it must
 
-    def test_holds_over_seeds_of_the_sample(self):
-        """200 seeds on kept flags, as the sample is drawn."""
-        ids = np.arange(1000, 1500)
-        standing = np.arange(500) % 5 > 0
-        missed = standing & (np.arange(500) % 11 == 3)
-        held = 0
-        for seed in range(200):
-            chosen = survivors.sample(seed, ids, standing, 40)
-            self.assertEqual((chosen.sum(), (chosen & ~standing).sum()), (40, 0))
-            fallen = ids[chosen & missed].tolist()
-            found = survivors.found(500, int(standing.sum()), 40, fallen)
-            held += found["at_most"] >= int((missed & ~chosen).sum())
-        self.assertGreaterEqual(held, 190)
-        self.assertLess(held, 200)
-
     def test_a_sample_of_all_leaves_nothing_unknown(self):
         found = survivors.found(100, 40, 40, [3, 7])
         self.assertEqual((found["at_most"], found["robust_at_least"]), (0, 0.38))
         none = survivors.found(0, 0, 0, [])
         self.assertEqual((none["at_most"], none["robust_at_least"]), (0, 0.0))
 
-    @parameterized.parameters((3, 2, 5), (0, 6, 5), (-1, 2, 5))
+    @sweeps.rows((3, 2, 5), (0, 6, 5), (-1, 2, 5))
     def test_counts_that_cannot_be_meant(self, fooled, sampled, of):
         with self.assertRaisesRegex(ValueError, "pass counts that rise from 0"):
             survivors.most_fooled(fooled, sampled, of)
@@ -96,13 +82,9 @@ class RecordTest(parameterized.TestCase):
         self.assertEqual(seen.norms.tolist(), [0, 0, 0.2, 0])
         self.assertEqual(seen.reached.tolist(), [-1, -1, 2, -1])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {}, {"sampled": 91}, {"fooled": 2}, {"at_most": 79}, {"level": 2}, {"fallen": ["17"]},
         {"survivors": None}, {"robust_at_least": "half"}, {"fooled": True},
     )  # fmt: skip
     def test_what_a_page_may_draw(self, **change):
         self.assertEqual(survivors.is_sound(self.FOUND | change), not change)
-
-
-if __name__ == "__main__":
-    absltest.main()

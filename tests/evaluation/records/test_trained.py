@@ -1,16 +1,16 @@
 """What a record says of a training, counted by hand."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records import trained
 from jaxrobust.weights.trained import history
-from tests.support import runs
+from tests.support import runs, sweeps
 
 ON = {"dataset": "digits", "split": "test"}
 
 
 class TrainingTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("pretrain", {}, 2),  # clean epochs
         ("train", {}, 2 + 3 * (1 + 2)),
         ("train", {"attack__steps": 7}, 2 + 3 * (1 + 7)),
@@ -36,6 +36,11 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(
             known, {"attack": "apgd", "attack_steps": 2, "norm": "linf", "epsilon": 0.1}
         )
+        config = runs.tiny(attack__name="pgd", attack__relative_step=0.5)
+        facts = trained.training([history.of_config(config, "train")], **ON)
+        pgd = facts["phases"][1]
+        self.assertEqual((pgd["attack"], pgd["relative_step"]), ("pgd", 0.5))
+        self.assertNotIn("step_size", pgd)
 
     def test_a_phase_without_epochs_trained_on_nothing(self):
         config = runs.tiny(pretrain__epochs=0, data__train_split="test[:9]")
@@ -46,7 +51,35 @@ class TrainingTest(parameterized.TestCase):
             trained.training([history.of_config(config, "train")], **ON)["on_evaluated_images"]
         )
 
-    @parameterized.parameters(
+    @sweeps.rows(
+        ("test", {}, False),
+        ("train[:10%]", {}, True),
+        ("test", {"train_split": "test"}, True),
+        ("test", {"extra": "digits", "extra_split": "test"}, True),
+        ("test", {"extra": "other", "extra_split": "test"}, False),
+    )
+    def test_images_that_were_trained_on(self, split, changes, expected):
+        config = runs.tiny(**{f"data__{key}": value for key, value in changes.items()})
+        facts = trained.training(
+            [history.of_config(config, "train")], dataset="digits", split=split
+        )
+        self.assertEqual(facts["on_evaluated_images"], expected)
+
+    @sweeps.rows(
+        ({"dataset": "digits", "split": None, "attack": None}, None),
+        ({"dataset": "digits", "split": "test[:5]"}, True),
+        ({"dataset": "other", "split": "test"}, False),
+    )
+    def test_images_that_weights_were_chosen_on(self, chosen, same):
+        facts = trained.training([history.of_config(runs.tiny(), "train", chosen=chosen)], **ON)
+        self.assertEqual(facts["selection"]["on_evaluated_images"], same)
+        self.assertEqual(facts["selection"]["dataset"], chosen["dataset"])
+        self.assertEqual("attack" in facts["selection"], "attack" in chosen)
+        unknown = "nothing says on which images" in trained.flags(facts).get("selection", "")
+        self.assertEqual(unknown, same is None)
+        self.assertEqual(trained.flags(None), {})
+
+    @sweeps.rows(
         ("train[256:320]", "test", False, {}),
         ("test[:9]", "test", True, {"selection"}),
         ("test[:9]", "test[9:]", False, {}),
@@ -60,14 +93,3 @@ class TrainingTest(parameterized.TestCase):
         own = {"dataset": "digits", "split": chosen, "attack": attack, "on_evaluated_images": same}
         self.assertEqual(facts["selection"], own)
         self.assertEqual(trained.flags(facts).keys(), set(flags))
-
-    def test_nothing_is_known_of_a_choice(self):
-        chosen = {"dataset": "digits", "split": None, "attack": None}
-        facts = trained.training([history.of_config(runs.tiny(), "train", chosen=chosen)], **ON)
-        self.assertIsNone(facts["selection"]["on_evaluated_images"])
-        self.assertIn("nothing says on which images", trained.flags(facts)["selection"])
-        self.assertEqual(trained.flags(None), {})
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from tests.support import sweeps
 
 FOUND = Verdicts(
     image_ids=np.array([0, 5, 4_294_967_295], np.uint32),
@@ -24,6 +25,7 @@ class FileTest(parameterized.TestCase):
         super().setUp()
         self.path = Path(self.create_tempdir()) / verdicts.file_of("abc")
         verdicts.write(self.path, "abc", FOUND)
+        self.whole = json.loads(self.path.read_text())
 
     def test_there_and_back(self):
         read = verdicts.read(self.path)
@@ -32,19 +34,20 @@ class FileTest(parameterized.TestCase):
         self.assertEqual(read.robust.tolist(), [False, False, True])
         self.assertEqual([p.name for p in self.path.parent.iterdir()], ["verdicts-abc.json"])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"schema": 3}, "has schema 3, and this version knows up to 2; install a newer"),
         ({"labels": [1, 2]}, "columns have different lengths; get it again"),
         ({"labels": None}, "is damaged"),
         ({"labels": [[1, 2, 3]]}, "columns have different lengths"),
         ({"clean": [True, True, True]}, "clean and fooled_by disagree"),
+        ({"clean": [False, False, True]}, "clean and fooled_by disagree"),
         ({"image_ids": [-1, 2, 3]}, "is damaged"),
         ({"norms": ["a", 0, 0]}, "is damaged"),
         ({"reached": [1.5, "x", None]}, "is damaged"),
         ({"reached": [7]}, "columns have different lengths"),
     )
     def test_damaged(self, changes, message):
-        self.path.write_text(json.dumps(json.loads(self.path.read_text()) | changes))
+        self.path.write_text(json.dumps(self.whole | changes))
         with self.assertRaisesRegex(ValueError, message):
             verdicts.read(self.path)
 
@@ -69,7 +72,3 @@ class FileTest(parameterized.TestCase):
         many = Verdicts(*(np.resize(column, 5000) for column in FOUND))
         verdicts.write(self.path, "abc", many)
         self.assertLess(self.path.stat().st_size, 250_000)
-
-
-if __name__ == "__main__":
-    absltest.main()
