@@ -54,7 +54,6 @@ QUOTED = {
     "resnet50": 4.11,
     "wide_resnet50_2": 11.47,
 }
-FAST = ("convnext_t_cvst", "vit_s", "cait_s12", "xcit_s12", "resnet50")
 
 
 def check(test, name: str) -> None:
@@ -63,18 +62,16 @@ def check(test, name: str) -> None:
         test.assertAlmostEqual(found.multiply_adds / 1e9, COUNTED[name], delta=6e-4)
     if name in QUOTED:
         test.assertLess(abs(found.multiply_adds / 1e9 / QUOTED[name] - 1), 0.01)
-    paper = found.paper
-    if paper and paper.parameters:
-        # As printed, or cut instead of rounded.
-        digits = len(paper.parameters.partition(".")[2])
-        off = abs(found.parameters / 1e6 - float(paper.parameters))
-        test.assertEqual(off > 10**-digits, paper.misprint)
 
 
 class MultiplyAddsTest(parameterized.TestCase):
-    @sweeps.fast("vit_s", "cait_s12")
-    @parameterized.parameters(*FAST)
-    def test_is_the_sheets(self, name):
+    @pytest.mark.landing
+    def test_is_the_sheets(self):
+        check(self, "vit_s")
+
+    @pytest.mark.slow
+    @sweeps.rows(*sorted((COUNTED.keys() | QUOTED.keys()) - {"vit_s"}))
+    def test_is_the_sheets_of_others(self, name):
         check(self, name)
 
     def test_small_network_by_hand(self):
@@ -113,11 +110,10 @@ class ShippedTest(parameterized.TestCase):
     def test_every_network_has_them(self):
         self.assertEqual(list(COUNTED_BY_US), models.available())
 
-    @parameterized.parameters("convnext_n", "cifar_mixer", "vit_s")
-    def test_are_those_of_the_network(self, name):
-        self.assertEqual(table.architecture(name), table.counted(name))
+    def test_are_those_of_the_network(self):
+        self.assertEqual(table.architecture("cifar_mixer"), table.counted("cifar_mixer"))
 
-    @parameterized.parameters(*models.available())
+    @sweeps.rows(*models.available())
     @pytest.mark.slow
     def test_are_those_of_every_network(self, name):
         self.assertEqual(table.architecture(name), table.counted(name))
@@ -160,18 +156,11 @@ class PaperFiguresTest(absltest.TestCase):
             self.assertEqual((paper.parameters, paper.multiply_adds), (None, f"{quoted:.2f}"))
 
 
-@pytest.mark.slow
-class EveryMultiplyAddsTest(parameterized.TestCase):
-    @parameterized.parameters(*sorted((COUNTED.keys() | QUOTED.keys()) - set(FAST)))
-    def test_is_the_sheets(self, name):
-        check(self, name)
-
-
 LISTED = [key for key in PUBLISHED if (paths.GOLDEN / "models" / f"{key}.tsv").exists()]
 
 
 class PublishedTest(parameterized.TestCase):
-    @parameterized.parameters(*LISTED)
+    @sweeps.rows(*LISTED)
     def test_is_the_listing(self, key):
         net = PUBLISHED[key]
         path = paths.GOLDEN / "models" / f"{key}.tsv"
@@ -246,7 +235,7 @@ class RowsTest(parameterized.TestCase):
         addresses = collections.Counter(net.address for net in PUBLISHED.values())
         self.assertEqual(max(addresses.values()), 1)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("Wang2023Better_WRN-28-10", "linf", 8 / 255, 10, (0.4914, 0.4822, 0.4465)),
         ("cifar10/L2/Wang2023Better_WRN-28-10", "l2", 0.5, 10, (0.4914, 0.4822, 0.4465)),
         ("cifar100/Linf/Wang2023Better_WRN-28-10", "linf", 8 / 255, 100, (0.5071, 0.4865, 0.4409)),
@@ -275,7 +264,7 @@ def kernels(*shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
 class DescribedTest(parameterized.TestCase):
     """What is read off the shapes and the names of weights, and how a row is written."""
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ([(4, 4, 3, 8)], "patch 4"),
         ([(48, 8)], "patch 4"),  # a linear map of 4 x 4 pixels in three colours
         ([(7, 7, 3, 8)], "conv 7"),
@@ -293,7 +282,7 @@ class DescribedTest(parameterized.TestCase):
         with mock.patch.object(models, "family", return_value=family):
             self.assertEqual(table._stem("a", params), expected)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (["a.scale"], [], "LN"),
         (["a.scale"], ["a.mean", "a.var"], "BN"),
         (["a.scale", "b.scale"], ["a.var"], "LN+BN"),
@@ -314,7 +303,7 @@ class DescribedTest(parameterized.TestCase):
         of = table.architecture("resnet18")
         return of._replace(paper=paper, published=dict.fromkeys(published))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, "  11.5 224"),
         ({"misprint": True}, " 11.5! 224"),
         ({"other": True}, " 11.5? 224"),
@@ -420,12 +409,6 @@ class CommandTest(absltest.TestCase):
         self.assertRegex(out, r"Salman2020Do_R18 +52\.92 +25\.32 +norm\. MIT +Res256Crop224\n")
         self.assertLessEqual(max(map(len, out.splitlines())), 80)
 
-    def test_long_lists_stand_below(self):
-        row = table.architecture("convnext_n")._replace(published=PUBLISHED)
-        lines = table.line(row, 80).splitlines()
-        self.assertEqual(len(lines), 6)
-        self.assertLessEqual(max(map(len, lines)), 80)
-
     def test_json(self):
         out = self.run_with("--json", "resnet18")
         (row,) = json.loads(out.splitlines()[-1])["architectures"]
@@ -440,7 +423,3 @@ class CommandTest(absltest.TestCase):
         self.assertRegex(
             err.getvalue(), r"^jaxrobust: unknown model 'resnet19'; did you mean .+\n$"
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import base
 from jaxrobust.doctor.estimate import (
@@ -22,7 +22,7 @@ from jaxrobust.doctor.estimate import (
 from jaxrobust.doctor.estimate.command import EstimateSettings
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.programs import topology
-from tests.support import command_calls
+from tests.support import command_calls, sweeps
 from tests.support.estimates import H100, imagenet
 
 HERE = Target("cpu", "cpu", 1, None, True, True)
@@ -41,7 +41,7 @@ class CheckTest(parameterized.TestCase):
             command.answer(settings(images=-1), [], 0.0)
         prepare.assert_not_called()
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"price": 1e-9},
         {"utilisation": 1.0},
         {"utilisation": 1e-9},
@@ -55,7 +55,7 @@ class CheckTest(parameterized.TestCase):
     def test_ends_of_a_range(self, **given):
         command.check(settings(**given))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"price": 0.0},
         {"price": float("inf")},
         {"price": float("nan")},
@@ -186,7 +186,7 @@ class AnswerTest(parameterized.TestCase):
 
 
 class StartTest(parameterized.TestCase):
-    @parameterized.parameters((start_costs.start_run.BEGUN, ", and was begun"), ("none", ""))
+    @sweeps.rows((start_costs.start_run.BEGUN, ", and was begun"), ("none", ""))
     def test_a_start_that_is_not_finished(self, state, said):
         row = {"run": "r", "state": state, "training": {"hours": 1234.5, "chip_hours": 0.1234}}
         self.assertEqual(
@@ -194,19 +194,6 @@ class StartTest(parameterized.TestCase):
             f"It starts from r, which is not finished{said}: that run costs 1.23e+03 hours and "
             "0.123 chip-hours more, once for all that start from it.",
         )
-
-    def test_starts_up_to_one_that_is_finished(self):
-        states = {"a": "none", "b": start_costs.start_run.FINISHED, "c": "none"}
-        chain = [SimpleNamespace(folder=name, config=f"config {name}") for name in states]
-        with (
-            mock.patch.object(start_costs.start_run, "chain", return_value=chain),
-            mock.patch.object(start_costs.start_run, "state", lambda start: states[start.folder]),
-            mock.patch.object(account, "account", return_value={"training": "cost"}) as asked,
-        ):
-            rows = start_costs.of_config("c", "w", H100, utilisation=0.3, seconds=2.0)
-        self.assertEqual([(r["run"], r["training"]) for r in rows], [("a", "cost"), ("b", None)])
-        how = {"utilisation": 0.3, "seconds": 2.0, "images": 0}
-        asked.assert_called_once_with("config a", H100, **how)
 
 
 class AccountTest(parameterized.TestCase):
@@ -311,7 +298,7 @@ class AccountTest(parameterized.TestCase):
         self.assertIn("counted in the network", self.assumed())  # of one phase
         self.assertNotIn("counted in the network", self.assumed(roofline={}))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("NVIDIA H100 SXM", 8, False, ""),
         ("TPU v5e", 8, True, ""),
         ("TPU v5e", 1, False, ", as libtpu compiles for four chips at least"),
@@ -360,7 +347,7 @@ class PhaseTest(parameterized.TestCase):
         measured.assert_called_once_with(part, jax.devices("cpu")[:1], seconds=2.0)
         self.assertEqual((row["mfu"], row["data_cores"]), (None, None))
 
-    @parameterized.parameters(("gpu", "a reason"), ("cpu", None))
+    @sweeps.rows(("gpu", "a reason"), ("cpu", None))
     def test_all_devices_where_training_takes_all(self, name, one_device):
         once = work.PhaseCost(0.5, 0.1, 2.0, 3.0, 7, {})
         with mock.patch.object(account.jax, "devices", return_value=["a", "b"]) as asked:
@@ -375,7 +362,7 @@ class PhaseTest(parameterized.TestCase):
 
 
 class LinesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0.0004, "0 ms"),
         (0.9994, "999 ms"),
         (1, "1.0 s"),
@@ -388,11 +375,11 @@ class LinesTest(parameterized.TestCase):
     def test_durations(self, seconds, text):
         self.assertEqual(account_lines.duration(seconds), text)
 
-    @parameterized.parameters((0.01, "0.01"), (0.0099, "< 0.01"), (12345.678, "12,345.68"))
+    @sweeps.rows((0.01, "0.01"), (0.0099, "< 0.01"), (12345.678, "12,345.68"))
     def test_money(self, money, text):
         self.assertEqual(account_lines._money(money), text)
 
-    @parameterized.parameters((2**30 / 10, "0.1 GiB"), (2**30 / 10 - 1, "102.4 MiB"))
+    @sweeps.rows((2**30 / 10, "0.1 GiB"), (2**30 / 10 - 1, "102.4 MiB"))
     def test_bytes(self, number, text):
         self.assertEqual(account_lines._bytes(number), text)
 
@@ -402,39 +389,6 @@ class LinesTest(parameterized.TestCase):
         self.assertLessEqual(max(map(len, lines)), 40)
         self.assertEqual([len(line) - len(line.lstrip()) for line in lines[:3]], [2, 4, 4])
         self.assertEqual(account_lines._wrapped("x" * 40, 40), ["x" * 40])
-
-    def row(self, **changes):
-        known = {"phase": "train", "objective": "adversarial", "attack_steps": 2, "epochs": 1500}
-        known |= {"image_size": 224, "batch_size": 1024, "images_per_epoch": 1281167}
-        known |= {"steps": 2000, "flops_per_image": 4.5e9, "step_s": 0.12345, "mfu": 0.4}
-        known |= {"images_per_s": 12345.6, "images_per_s_per_chip": 1543.2, "seconds": 7200.0}
-        known |= {"memory_bytes": 3 * 2**30, "chip_hours": 16.0}
-        return known | {"parts_s": {"steps": 7000.0, "alarm": 0.0, "test": 200.0}} | changes
-
-    def column(self, on="h100:8", chips=8, chip_memory=80 * 2**30, **changes):
-        result = {"on": on, "chips": chips, "chip_memory": chip_memory}
-        return account_lines._column(self.row(**changes), result)
-
-    def test_a_column(self):
-        cells = self.column(money=3.0)
-        self.assertEqual(cells["objective"], "adversarial, 2-step attack")
-        self.assertEqual(cells["images"], "1,281,167 of 224 px")
-        self.assertEqual(cells["steps"], "2,000 of 1,024 images")
-        self.assertEqual(cells["images/s"], "12,346 (1,543 a chip)")
-        self.assertEqual((cells["GFLOP per image"], cells["seconds per step"]), ("4.5", "0.123"))
-        self.assertEqual(cells["memory per chip"], "3.0 GiB of 80 GiB")
-        self.assertEqual((cells["share of peak FLOP/s"], cells["time"]), ("40.0%", "2.0 h"))
-        self.assertEqual((cells["  steps"], cells["  alarm"]), ("116.7 min", ""))
-        self.assertEqual((cells["  test split"], cells["chip-hours"]), ("3.3 min", "16"))
-        self.assertEqual(cells["money"], "3.00")
-        cells = self.column("cpu", 1, None, attack_steps=0, mfu=None)
-        self.assertEqual((cells["objective"], cells["images/s"]), ("adversarial", "12,346"))
-        self.assertEqual(cells["memory"], "3.0 GiB")
-        self.assertNoCommonElements(
-            cells, ("chip-hours", "share of peak FLOP/s", "memory per chip")
-        )
-        one = self.column("h100:1", 1)
-        self.assertEqual((one["images/s"], one["chip-hours"]), ("12,346", "16"))
 
     def test_a_roofline(self):
         own = {"bound_by": "hbm", "roofline_step_s": 0.5, "flops_s": 0.25, "hbm_s": 0.5}
@@ -453,30 +407,6 @@ class LinesTest(parameterized.TestCase):
         own = {"bound_by": "flops", "roofline_step_s": 0.5, "flops_s": 0.5, "ici_s": 0.0}
         cells = account_lines._roofline(own | {"roofline_images_per_s_per_chip": 10.0})
         self.assertEqual(cells["  interconnect"], "0.0 ms")
-
-    def sums(self, on="h100:8", robust=0.5, **more):
-        one = {"seconds": 7200.0, "chip_hours": 16.0} | more
-        aa = {"images": 5000, "robust": robust, "expected": one, "at_most": one}
-        aa |= {"passes_per_image": {"a": 200, "b": 1800}}
-        return account_lines._sums({"training": one, "autoattack": aa, "on": on})
-
-    def test_sums(self):
-        head, training, expected, most = self.sums()
-        self.assertEqual(head.split(), ["time", "chip-hours"])
-        self.assertEqual(training.split()[-3:], ["2.0", "h", "16"])
-        self.assertStartsWith(expected, "AutoAttack, 5,000 images, 50% robust")
-        self.assertStartsWith(most, "  all robust, 2,000 passes each")
-        self.assertLen(self.sums(robust=1.0), 3)
-        self.assertEqual(self.sums("cpu")[1].split(), ["training", "2.0", "h"])
-        self.assertEqual(self.sums(money=5.0)[1].split()[-1], "5.00")
-
-    def test_phases_stand_beside_each_other_as_far_as_they_fit(self):
-        columns = [{"a": "x" * 10}, {"a": "y" * 10}, {"a": "z" * 10}]
-        self.assertEqual([len(g) for g in account_lines._fitting(columns, 1 + 2 * 13)], [2, 1])
-        self.assertEqual([len(g) for g in account_lines._fitting(columns, 2 * 13)], [1, 1, 1])
-        self.assertEqual([len(g) for g in account_lines._fitting(columns, 1 + 3 * 13)], [3])
-        table = account_lines._table([{"a": "1", "b": "", "c": ""}, {"a": "22", "b": "", "c": "3"}])
-        self.assertEqual(table, ["a   1   22", "c   -   3"])
 
 
 class HereTest(parameterized.TestCase):
@@ -573,7 +503,7 @@ class HereTest(parameterized.TestCase):
 
 
 class PresentTest(parameterized.TestCase):
-    @parameterized.parameters(("cpu", 1), ("gpu", 3))
+    @sweeps.rows(("cpu", 1), ("gpu", 3))
     def test_devices_that_are_here(self, name, count):
         chips = [SimpleNamespace(device_kind="NVIDIA H100 SXM")] * 3
         with mock.patch.object(jax, "devices", return_value=chips):
@@ -582,7 +512,7 @@ class PresentTest(parameterized.TestCase):
         self.assertTrue(found.here and found.compiles)
         self.assertEqual(found.float32, count * found.chip.flops / 2)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cpu", True, False),
         ("gpu", False, False),
         ("v5e:2x2", True, True),
@@ -597,7 +527,7 @@ class PresentTest(parameterized.TestCase):
         self.assertEqual(own.get("JAX_PLATFORMS"), "cpu" if cpu else None)
         self.assertEqual(topology.ENVIRONMENT.items() <= own.items(), tpu)
 
-    @parameterized.parameters((1, True, False), (4, True, True), (4, False, False))
+    @sweeps.rows((1, True, False), (4, True, True), (4, False, False))
     def test_compilers_of_tpus(self, chips, installed, compiles):
         spec = object() if installed else None
         with mock.patch.object(devices.importlib.util, "find_spec", return_value=spec):
@@ -616,7 +546,7 @@ class WorkRulesTest(parameterized.TestCase):
     def test_images_of_an_evaluation(self):
         self.assertEqual([self.evaluated(100, wanted) for wanted in (0, 30, 300)], [100, 30, 100])
 
-    @parameterized.parameters(0, 1281168)
+    @sweeps.rows(0, 1281168)
     def test_no_batch(self, size):
         config = imagenet()
         config.train.batch_size = size
@@ -678,7 +608,3 @@ class TriedTest(parameterized.TestCase):
             (how["norm"], how["epsilon"], how["attacks"]), ("linf", 1e-7, ("apgd-ce",))
         )
         self.assertEqual(how["overrides"], {"apgd-ce": {"steps": 1, "restarts": 1}})
-
-
-if __name__ == "__main__":
-    absltest.main()

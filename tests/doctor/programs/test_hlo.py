@@ -36,6 +36,10 @@ def found(text):
     return {c.kind: c for c in collectives}
 
 
+def total(x):
+    return lax.psum(x, "x")
+
+
 def repeat(steps, x, body):
     return lax.scan(lambda carry, _: (body(carry), None), x, None, length=steps)[0]
 
@@ -53,19 +57,14 @@ class CompiledTest(parameterized.TestCase):
         self.assertEqual(total.sent, 2 * 64 * 7 / 8)
         self.assertEqual(total.parameters, ())  # what a loop carries on is no parameter
 
-    def test_a_sum_after_a_loop_is_outside(self):
-        def f(x):
-            return lax.psum(repeat(5, x, jnp.tanh), "x")
-
-        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
-        self.assertEqual((total.inside, total.times), (False, 1))
-
-    def test_loops_in_loops(self):
-        def f(x):
-            return repeat(3, x, lambda x: repeat(4, x, lambda x: jnp.tanh(lax.psum(x, "x"))))
-
-        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
-        self.assertEqual((total.inside, total.times), (True, 12))
+    @sweeps.rows(
+        (lambda x: total(repeat(5, x, jnp.tanh)), False, 1),  # after a loop
+        (lambda x: repeat(3, x, lambda x: repeat(4, x, lambda x: jnp.tanh(total(x)))), True, 12),
+        (jax.named_scope("attack")(lambda x: total(jnp.tanh(x))), True, 1),  # though it is no loop
+    )
+    def test_a_sum_is_inside_of_loops_and_of_the_attack(self, f, inside, times):
+        (only,) = found(compiled(f, array(8, 16), split=[0])).values()
+        self.assertEqual((only.inside, only.times), (inside, times))
 
     def test_a_loop_of_unknown_length(self):
         def f(x):
@@ -75,14 +74,6 @@ class CompiledTest(parameterized.TestCase):
         self.assertNotEmpty(collectives)
         for total in collectives:
             self.assertEqual((total.inside, total.times), (True, None))
-
-    def test_the_attack_counts_as_inside_though_it_is_no_loop(self):
-        def f(x):
-            with jax.named_scope("attack"):
-                return lax.psum(jnp.tanh(x), "x")
-
-        (total,) = found(compiled(f, array(8, 16), split=[0])).values()
-        self.assertEqual((total.inside, total.times), (True, 1))
 
     def test_a_parameter_is_gathered_once_before_the_loop(self):
         def f(w, x):

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.models.families import cait
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.weights.naming import convert
-from tests.support import behaviour, parity, reference
+from tests.support import behaviour, parity, reference, sweeps
 
 TINY = {"dim": 12, "depth": 2, "heads": 2, "stem_strides": (4,), "image_size": 12}
 
@@ -20,12 +20,8 @@ class CaiTTest(parameterized.TestCase):
     def test_initialisation_is_the_references(self):
         net = models.create("cait_s24", depth=1)
         params, _ = jax.jit(net.init)(jax.random.key(0))
-        names = ("blocks.0.attn.qkv.kernel", "blocks_token_only.1.attn.k.kernel", "pos_embed")
-        for name in (*names, "cls_token"):
+        for name in ("pos_embed", "cls_token"):
             self.assertAlmostEqual(float(params[name].std()), 0.02, 2)
-        bound = 1 / np.sqrt(3 * 16 * 16)  # torch's default for the convolution, bias too
-        for name in ("patch_embed.proj.0.kernel", "patch_embed.proj.0.bias"):
-            self.assertBetween(float(jnp.abs(params[name]).max()), 0.95 * bound, bound)
         np.testing.assert_array_equal(params["blocks.0.gamma_1"], np.float32(1e-5))
         np.testing.assert_array_equal(params["blocks_token_only.0.gamma_2"], np.float32(1e-5))
         self.assertEqual(models.variant("cait_s12").gamma_init, 1.0)
@@ -47,7 +43,7 @@ class CaiTTest(parameterized.TestCase):
         wanted = resized(weights["pos_embed"], (1, 24 * 24, 192))
         np.testing.assert_array_equal(params["pos_embed"], wanted)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"image_size": 100}, "image_size=100 is not a whole number of patches of 16 px; use "),
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
         ({"heads": 5}, "heads a divisor of dim"),
@@ -62,7 +58,3 @@ class CaiTTest(parameterized.TestCase):
         apply, params, stats, _ = behaviour.small("cait_s12", dtype="float32", **TINY)
         with self.assertRaisesRegex(ValueError, "has positions for 3x3: create it"):
             apply(params, stats, jnp.ones((1, 16, 16, 3)))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust import models
@@ -53,6 +53,7 @@ def every(field: str) -> list[tuple[str, str]]:
     return [(family, key) for family, case in CASES.items() for key in getattr(case, field)]
 
 
+COUNTED = ("convnext_t", "vit_s", "resnet18", "wide_resnet50_2", "xcit_s12", "cifar_vgg16")
 SMALL = [family for family, case in CASES.items() if case.small]
 
 
@@ -62,16 +63,24 @@ class NamesTest(parameterized.TestCase):
         # ConvNeXt is the network of all other tests of tools.
         self.assertEqual({name for name, case in CASES.items() if not case.digits}, {"convnext"})
 
-    @sweeps.fast("convnext_t", "vit_s", "resnet18", "wide_resnet50_2", "xcit_s12", "cifar_vgg16")
-    @parameterized.parameters(*every("counts"))
-    def test_parameters(self, family, name):
-        self.assertEqual(parity.parameters(name), CASES[family].counts[name])
+    def check_parameters(self, names):
+        for family, name in every("counts"):
+            if name in names:
+                with self.subTest(name):
+                    self.assertEqual(parity.parameters(name), CASES[family].counts[name])
 
-    @parameterized.parameters(*every("listings"))
+    def test_parameters(self):
+        self.check_parameters(COUNTED)
+
+    @pytest.mark.slow
+    def test_parameters_of_the_others(self):
+        self.check_parameters({name for _, name in every("counts")} - {*COUNTED})
+
+    @sweeps.rows(*every("listings"))
     def test_names_of_the_reference(self, family, name):
         self.assertEqual(models.torch_keys(name), parity.listing(CASES[family].listings[name]))
 
-    @parameterized.parameters(*every("more_listings"))
+    @sweeps.rows(*every("more_listings"))
     def test_names_of_published_files(self, family, listing):
         name = CASES[family].more_listings[listing]
         self.assertEqual(models.torch_keys(name), parity.listing(listing))
@@ -98,7 +107,7 @@ class SmallTest(parameterized.TestCase):
     def test_bfloat16_computes_and_returns_float32(self, family):
         behaviour.check_bfloat16(self, CASES[family].small, **CASES[family].tiny)
 
-    @parameterized.parameters(*CASES["convnext"].scanned)
+    @sweeps.rows(*CASES["convnext"].scanned)
     @pytest.mark.slow
     def test_remat_and_scan_change_nothing(self, **changes):
         case = CASES["convnext"]
@@ -147,7 +156,3 @@ class MatrixTest(parameterized.TestCase):
     @parameterized.parameters("xcit_n12", "swin_b")
     def test_autoattack(self, name):
         check_autoattack(self, name)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.weights.naming import convert
-from tests.support import behaviour, parity, reference
-from tests.support.families import CASES
+from tests.support import parity, reference, sweeps
 
 NAMES = ("internimage_t", "internimage_t_ps")
 # Blocks of a stage are compiled once: 30 of them alike take minutes.
@@ -78,13 +77,7 @@ class InternImageTest(parameterized.TestCase):
 
         self.assertLess(kept("internimage_t"), 1.3 * kept("convnext_t"))
 
-    def test_images_of_any_size(self):
-        tiny = CASES["internimage"].tiny
-        apply, params, stats, _ = behaviour.small("internimage_t", dtype="float32", **tiny)
-        logits, _ = jax.jit(apply)(params, stats, jnp.ones((1, 24, 8, 3)))
-        self.assertTrue(np.isfinite(logits).all())
-
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"image_size": 16}, "image_size=16 is smaller than the 32 px that become one feature"),
         ({"groups": (4, 8, 12, 32)}, r"must divide dims=.*: 256 channels are not 12 groups"),
         ({"groups": (4, 8)}, r"groups=\(4, 8\) and dims=.* must have the same length"),
@@ -124,7 +117,7 @@ class InternImageTest(parameterized.TestCase):
 
 
 class GoldenTest(parameterized.TestCase):
-    @parameterized.parameters(*NAMES)
+    @sweeps.rows(*NAMES)
     @pytest.mark.slow
     def test_float32(self, name):
         params, stats = loaded(name)
@@ -173,7 +166,3 @@ class GoldenTest(parameterized.TestCase):
                 same[f"features.norm.{part}"], stats[f"features.norm.{part}"]
             )
         self.assertGreater(parity.relative(frozen, logits), 1e-3)
-
-
-if __name__ == "__main__":
-    absltest.main()

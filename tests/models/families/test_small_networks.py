@@ -9,7 +9,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
@@ -199,30 +198,14 @@ DROPPED = {
 RATES = {"drop_path": 0.6, "dropout": 0.25, "attention_dropout": 0.25}
 
 
-class TracedTest(parameterized.TestCase):
-    """The shapes of one network of each family: less than its numbers, and sooner."""
-
-    @parameterized.parameters(*FIRST.values())
-    @pytest.mark.landing
-    def test_in_training(self, label):
-        name, side, own = small_networks.ROWS[label]
-        net = models.create(name, num_classes=small_networks.CLASSES, image_size=side, **own)
-        x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-
-        def run(key, x):
-            params, stats = net.init(key)
-            logits, moved = net.apply(params, stats, x, train=True, key=key)
-            return logits, jax.tree.map(jnp.subtract, moved, stats)
-
-        logits, _ = jax.eval_shape(run, jax.random.key(0), x)
-        self.assertEqual(logits.shape, (2, small_networks.CLASSES))
-
-
 class NormsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        label
-        for label in FIRST.values()
-        if {"bn_group", "bn_momentum"} & {*models.variant(small_networks.ROWS[label][0])._fields}
+    @sweeps.rows(
+        *(
+            label
+            for label in FIRST.values()
+            if {"bn_group", "bn_momentum"}
+            & {*models.variant(small_networks.ROWS[label][0])._fields}
+        )
     )
     def test_all_have_the_group_and_the_momentum_of_the_options(self, label):
         name, side, own = small_networks.ROWS[label]
@@ -276,7 +259,3 @@ class DroppedTest(parameterized.TestCase):
         three = family in ("cifar_wide_resnet", "cifar_botnet")  # blocks
         self.assertEqual(paths, [0.3, 0.6] if three else [0.6] * len(paths))
         self.assertEqual({rate for shape, rate, _ in seen if shape != (2,)}, {0.25})
-
-
-if __name__ == "__main__":
-    absltest.main()

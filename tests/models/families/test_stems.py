@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights.naming import convert
+from tests.support import sweeps
 from tests.support.parity import relative, torch_or_skip
 
 T, B, S = "convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst"
@@ -36,7 +37,7 @@ def options(row):
 
 
 class KernelsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         # The printed G, of which half a digit is rounding; with 5 for an element of a layer norm
         # where that is what they counted.
         ("7x7/4", 4.50, 0.02),
@@ -68,7 +69,7 @@ class KernelsTest(parameterized.TestCase):
         of_stem = [p.size for k, p in params.items() if k.startswith(("stem.", "patch_embed."))]
         self.assertEqual(sum(of_stem), expected)
 
-    @parameterized.parameters(*ROWS)
+    @sweeps.rows(*ROWS)
     @pytest.mark.slow
     def test_is_torchs(self, row):
         """A network of that stem alone, with the channels of the row, in float32."""
@@ -96,7 +97,7 @@ class KernelsTest(parameterized.TestCase):
             expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
         self.assertLess(relative(logits, expected), 1e-5)  # float32
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"stem_kernels": (4, 3)}, r"stem_kernels=\(4, 3\) must be odd"),
         ({"stem_kernels": (7,)}, r"one for each of stem_widths=\(48, 96\)"),
         ({"stem_kernels": (0, 3)}, "must be a tuple of positive integers"),
@@ -108,7 +109,3 @@ class KernelsTest(parameterized.TestCase):
     def test_refuses(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             models.create(T, **changes)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,15 +3,16 @@
 from types import SimpleNamespace
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.interface import architecture_checks as checks
+from tests.support import sweeps
 
 ROW = SimpleNamespace(dim=8, depths=(1, 2), dims=(4, 8), none=(), zero=(1, 0), one=(3,))
 
 
 class ChecksTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (checks.check_least, {"dim": 8}, None),
         (checks.check_least, {"dim": 9}, "dim=8 must be at least 9"),
         (checks.check_tuples, "depths", None),
@@ -45,15 +46,11 @@ class ChecksTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, said):
             checks.refusing("positions")(np.zeros((2, 3)), (4, 3))
 
-    @parameterized.parameters((6, 1), (24, 4))
+    @sweeps.rows((6, 1), (24, 4))
     def test_whole_patches(self, size, patches):
         self.assertEqual(checks.whole_patches(SimpleNamespace(stem_strides=(2, 3)), size), patches)
 
-    @parameterized.parameters((1, 6), (5, 6), (20, 18), (22, 24))
+    @sweeps.rows((1, 6), (5, 6), (20, 18), (22, 24))
     def test_the_nearest_whole_number_of_patches(self, size, near):
         with self.assertRaisesRegex(ValueError, f"patches of 6 px; use image_size={near},"):
             checks.whole_patches(SimpleNamespace(stem_strides=(2, 3)), size)
-
-
-if __name__ == "__main__":
-    absltest.main()

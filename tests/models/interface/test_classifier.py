@@ -9,6 +9,7 @@ from flax import nnx
 from jaxrobust.models.interface import classifier, network_inputs
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import branches, dropouts
+from tests.support import sweeps
 
 
 class Block(nnx.Module):
@@ -105,7 +106,7 @@ class ClassifierTest(parameterized.TestCase):
         apart = float(jnp.abs(logits - exact).max())
         self.assertBetween(apart, 1e-6, 0.1)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (jnp.zeros((2, 4, 4, 3), jnp.uint8), "images are uint8; divide by 255"),
         (jnp.zeros((2, 4, 4, 1)), r"images have shape \(2, 4, 4, 1\), expected \[B, H, W, 3\]"),
         (jnp.zeros((4, 4, 3)), "images have shape"),
@@ -173,7 +174,3 @@ class BlocksTest(parameterized.TestCase):
             }
             expected, _ = plain.apply(zero, stats, IMAGES, train=True, key=keys)
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-if __name__ == "__main__":
-    absltest.main()

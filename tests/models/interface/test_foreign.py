@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models.interface import classifier, foreign
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.training.update import optim
+from tests.support import sweeps
 from tests.support.foreign import written
 
 SIZES = {"num_classes": 10, "image_size": 8, "in_channels": 1}
@@ -172,7 +173,7 @@ class RefusalTest(OwnFolder):
             models.create(f"my_nets.py:{name}", **SIZES | given)
         self.assertNotIn("\n", str(caught.exception))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("depth", r"unknown option \['depth'\] for my_nets.py:make; it takes \['num_classes', "),
         ("num_classes", "num_classes=1: a classifier needs at least 2 classes"),
         ("dtype", "dtype='half' is not a compute type"),
@@ -276,7 +277,3 @@ class RefusalTest(OwnFolder):
     def test_the_family_has_no_rows(self):
         with self.assertRaisesRegex(ValueError, "has no rows"):
             foreign.FAMILY.maker(None)
-
-
-if __name__ == "__main__":
-    absltest.main()

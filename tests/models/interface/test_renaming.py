@@ -1,9 +1,10 @@
 """How arrays of PyTorch are turned, and turned back."""
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.interface import renaming
+from tests.support import sweeps
 
 SHAPES = {
     renaming.same: (3, 2),
@@ -20,7 +21,7 @@ class TransformTest(parameterized.TestCase):
         values = vars(renaming).values()
         self.assertCountEqual(SHAPES, [v for v in values if isinstance(v, renaming.Transform)])
 
-    @parameterized.parameters(*zip(SHAPES))
+    @sweeps.rows(*zip(SHAPES))
     def test_the_way_back_gives_what_was_there(self, transform):
         array = np.arange(np.prod(SHAPES[transform])).reshape(SHAPES[transform])
         turned = transform.to_ours(array)
@@ -33,7 +34,3 @@ class TransformTest(parameterized.TestCase):
         for turn in (renaming.linear_oi, renaming.pointwise_oi, renaming.pointwise1_oi):
             matrix = np.arange(10).reshape(SHAPES[turn])
             self.assertEqual(turn.to_ours(matrix)[1, 4], matrix[4, 1].item())
-
-
-if __name__ == "__main__":
-    absltest.main()

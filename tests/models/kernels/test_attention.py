@@ -178,14 +178,10 @@ class AttentionTest(parameterized.TestCase):
         for result, single in zip(results, _vjp(function, operands, g), strict=True):
             self.assertLess(_error(result, single), 3e-6)  # sums in another order
 
-    @parameterized.parameters("tpu", "cuda")
+    @sweeps.rows("tpu", "cuda")
     def test_no_walls_elsewhere(self, platform):
         q = jnp.ones(SHAPE)
         gradient = jax.jit(jax.grad(lambda q: attention.attention(q, q, q).sum()))
         text = gradient.trace(q).lower(lowering_platforms=(platform,)).as_text()
         self.assertIn("stablehlo.dot_general", text)
         self.assertNotIn("inlineable", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -185,7 +185,7 @@ class NearFloat32Test(absltest.TestCase):
 
 @pytest.mark.slow
 class AllNearFloat32Test(parameterized.TestCase):
-    @parameterized.parameters(*(name for name in SMALL if name not in WITH_KINKS))
+    @sweeps.rows(*(name for name in SMALL if name not in WITH_KINKS))
     def test_gradient(self, name):
         check_near_float32(self, name)
 
@@ -217,7 +217,7 @@ LAYERS = {
     "needs the TPU compiler: pip install -e '.[test,tpu-aot]'",
 )
 class OnTpuTest(parameterized.TestCase):
-    @parameterized.parameters(*LAYERS)
+    @sweeps.rows(*LAYERS)
     def test_the_compiler_keeps_sums_in_float32(self, name):
         """It adds up in bfloat16 where nothing but a conversion follows a sum in float32."""
         function, shapes = LAYERS[name]
@@ -237,7 +237,3 @@ class OnTpuTest(parameterized.TestCase):
         roots = [module.root(match[1]) for match in called if match]
         adders = {root.type.split("[")[0] for root in roots if root.opcode == "add"}
         self.assertEqual(adders, {"f32"})
-
-
-if __name__ == "__main__":
-    absltest.main()

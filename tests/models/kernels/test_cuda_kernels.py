@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.models.kernels import attention, convolutions, depthwise
@@ -188,7 +188,3 @@ class CudaTest(parameterized.TestCase):
         traced = jax.jit(gradient).trace(params, stats, images)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         self.assertNotIn("tpu_custom_call", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.kernels.deformable import operator, planes, products
 from jaxrobust.models.kernels.deformable.bounded import Bounded
 from jaxrobust.models.kernels.deformable.operator import deformable
 from jaxrobust.models.kernels.deformable.places import GridGeometry
-from tests.support import parity
+from tests.support import parity, sweeps
 
 GROUPS = 4
 # case -> offset scale, and what is made of the stored offsets. Of integers only the value is
@@ -94,7 +94,7 @@ class DeformableTest(parameterized.TestCase):
                 wanted = golden[f"dcn_{case}_d{name}"]
                 np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-10, err_msg=name)
 
-    @parameterized.parameters("gathers", "products")
+    @sweeps.rows("gathers", "products")
     def test_two_pixels_by_definition(self, formula):
         """What they make of weights that are not one, and of points beyond the map."""
         random = np.random.default_rng(3)
@@ -246,7 +246,7 @@ class DeformableTest(parameterized.TestCase):
             ):
                 deformable(value, offset.at[0, 3, 4, 5].set(bad), mask, groups=GROUPS)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"groups": 0}, "64 channels are not 0 groups of equal size"),
         ({"groups": 3}, "64 channels are not 3 groups of equal size; choose groups that divide"),
         (
@@ -262,7 +262,3 @@ class DeformableTest(parameterized.TestCase):
         mask = jnp.zeros(changes.pop("mask", (2, 7, 9, 36)))
         with self.assertRaisesRegex(ValueError, message):
             deformable(jnp.zeros((2, 7, 9, 64)), offset, mask, **{"groups": GROUPS} | changes)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -17,7 +17,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from jax import lax
 
 from jaxrobust.models import kernels
@@ -38,6 +38,7 @@ from jaxrobust.models.kernels import (
 )
 from jaxrobust.models.kernels.deformable import operator
 from jaxrobust.models.kernels.tpu import batch_stem, conv_stem, convnext_block, norm_halving
+from tests.support import sweeps
 from tests.support.interpreted import on_tpu
 
 SIZES = (5, 200, 1000)
@@ -561,7 +562,7 @@ class LargeValuesTest(parameterized.TestCase):
         covered = {name for case in CASES.values() for name in case.files.split()}
         self.assertEqual(files, covered | {*OTHERS})
 
-    @parameterized.parameters(*HEADS)
+    @sweeps.rows(*HEADS)
     def test_heads_in_bfloat16(self, name):
         check(self, name, "bfloat16")
 
@@ -569,10 +570,7 @@ class LargeValuesTest(parameterized.TestCase):
 class EveryKernelTest(parameterized.TestCase):
     """Takes minutes, and is therefore in `slow.txt`."""
 
-    @parameterized.product(name=tuple(CASES), dtype=("float32", "bfloat16"))
-    def test_errors(self, name, dtype):
-        check(self, name, dtype)
-
-
-if __name__ == "__main__":
-    absltest.main()
+    @parameterized.parameters(*CASES)
+    def test_errors(self, name):
+        check(self, name, "float32")
+        check(self, name, "bfloat16")

@@ -6,13 +6,14 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from jax import lax
 
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.cpu.narrowing import narrow_products
 from jaxrobust.models.kernels.primitives import matmul
 from jaxrobust.runtime.devices import cpus
+from tests.support import sweeps
 
 
 def drawn(*shape):
@@ -46,7 +47,7 @@ WHERE = {
 
 
 class NarrowTest(parameterized.TestCase):
-    @parameterized.parameters(*WHERE)
+    @sweeps.rows(*WHERE)
     def test_values(self, name):
         x, w = drawn(4, 8), drawn(8, 8)
         narrowed = mock.patch.object(cpus, "kind", return_value=cpus.KINDS[0])
@@ -65,7 +66,7 @@ class NarrowTest(parameterized.TestCase):
         found = jax.jit(narrow_products(pulled))(x, w, g)
         np.testing.assert_allclose(found, by_hand(g, w.T), rtol=0, atol=1e-5)
 
-    @parameterized.parameters("high", "highest")
+    @sweeps.rows("high", "highest")
     def test_a_precision_that_is_named_is_kept(self, precision):
         x, w = drawn(4, 8), drawn(8, 8)
         found = narrow_products(lambda x, w: jnp.matmul(x, w, precision=precision))(x, w)
@@ -95,7 +96,3 @@ class NarrowTest(parameterized.TestCase):
         found = narrow_products(function)((drawn(4, 8), drawn(8, 8)))
         self.assertIsNone(found["none"])
         np.testing.assert_array_equal(found["sum"], drawn(4, 8) + 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

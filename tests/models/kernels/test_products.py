@@ -5,10 +5,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.kernels.primitives import matmul
 from jaxrobust.runtime.devices import cpus
+from tests.support import sweeps
 
 AVX2 = next(row for row in cpus.KINDS if row.name == "avx2")
 OTHER = next(row for row in cpus.KINDS if row.name == "avx512")
@@ -41,13 +42,13 @@ class ProductsTest(parameterized.TestCase):
                 largest = np.abs(b).max()  # 1e-6: sums of up to 1024 terms in another order
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest)
 
-    @parameterized.parameters((FEW, 0), (MANY, 1))
+    @sweeps.rows((FEW, 0), (MANY, 1))
     def test_who_multiplies(self, size, by_ynn):
         text = product_of(AVX2, matmul, *self.operands(size)).as_text()
         self.assertEqual(text.count("__ynn_fusion"), by_ynn, text)
         self.assertNotIn(" convolution(", text)
 
-    @parameterized.parameters((MANY, 2), (MANY[::-1], 3))
+    @sweeps.rows((MANY, 2), (MANY[::-1], 3))
     def test_ynnpack_makes_the_gradient_of_many_weights_where_it_pays(self, size, by_ynn):
         text = product_of(AVX2, gradients, *self.operands(size)).as_text()
         self.assertEqual(text.count("__ynn_fusion"), by_ynn, text)
@@ -57,7 +58,3 @@ class ProductsTest(parameterized.TestCase):
         with mock.patch.object(cpus, "kind", return_value=AVX2):
             text = str(jax.make_jaxpr(lambda x, k: gradients(x, k))(*operands))
         self.assertNotIn("conv_general_dilated", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

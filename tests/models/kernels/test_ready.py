@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models.kernels import convolutions, winograd
 from jaxrobust.models.kernels.cpu import rewriting
+from tests.support import sweeps
 
 
 def network(width):
@@ -40,7 +41,7 @@ class RulesTest(parameterized.TestCase):
         shapes = jax.ShapeDtypeStruct(x, dtype), jax.ShapeDtypeStruct(kernel, dtype)
         return winograd.applies(settings, *shapes)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {},
         {"dtype": np.dtype("float64")},
         {"preferred_element_type": jnp.float32},
@@ -52,7 +53,7 @@ class RulesTest(parameterized.TestCase):
         with jax.enable_x64(True):
             self.assertTrue(self.applies(**given))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"dtype": jnp.bfloat16},
         {"preferred_element_type": np.dtype("float64")},
         {"kernel": (5, 5, 64, 64)},
@@ -72,7 +73,7 @@ class RulesTest(parameterized.TestCase):
         with jax.enable_x64(True):
             self.assertFalse(self.applies(**given))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((1, 16, 16), SAME, 4),  # 16 tiles of 4 x 4 are enough
         ((1, 12, 16), SAME, 2),
         ((1, 13, 13), SAME, 4),  # a tile that is begun is one
@@ -84,7 +85,7 @@ class RulesTest(parameterized.TestCase):
     def test_the_largest_tile_of_which_there_are_enough(self, shape, padding, side):
         self.assertEqual(winograd.side(padding, (*shape, 64)), side)
 
-    @parameterized.parameters(4, 2)
+    @sweeps.rows(4, 2)
     def test_a_tile_is_a_correlation(self, m):
         """Along one axis, as Lavin and Gray write it: A^T ((G g) * (B^T d))."""
         g, d = np.array([2.0, -1.0, 3.0]), np.arange(m + 2.0) ** 2 - 4
@@ -95,7 +96,7 @@ class RulesTest(parameterized.TestCase):
     def test_more_weights_are_those_of_both_directions(self):
         self.assertEqual([winograd.growth(m) for m in (4, 2)], [8, 32 / 9])  # 36 and 16 for 9
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (3, (3, 3), True),
         (4, (5, 5), True),
         (4, (1, 5), True),
@@ -107,7 +108,7 @@ class RulesTest(parameterized.TestCase):
         x = np.zeros((1, 8, 8, channels))
         self.assertEqual(convolutions.few_channels(x, np.zeros((*window, channels, 8))), few)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((4, 4), 4, True),
         ((2, 2), 4, True),
         ((4, 4), 2, False),  # they overlap
@@ -119,7 +120,17 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(convolutions._is_grid(x, kernel, stride), grid)
         self.assertFalse(convolutions._is_grid(np.zeros((1, 32, 30, 3)), kernel, 4))
 
-    @parameterized.parameters((4, 20, 1), (4, 12, 2), (4, 8, 4), (6, 10, 3), (8, 8, 4), (1, 99, 1))
+    @sweeps.rows(
+        (4, 20, 1),
+        (4, 17, 1),
+        (4, 16, 2),
+        (4, 9, 2),
+        (4, 8, 4),
+        (6, 11, 2),
+        (6, 10, 3),
+        (8, 8, 4),
+        (1, 99, 1),
+    )
     def test_groups_that_one_kernel_joins(self, groups, ins, joined):
         self.assertEqual(convolutions._joined(groups, ins), joined)
 
@@ -201,7 +212,3 @@ class ReadyTest(absltest.TestCase):
         before = str(jax.make_jaxpr(logits)(self.images))
         rewriting.ready(logits, self.images)
         self.assertEqual(str(jax.make_jaxpr(logits)(self.images)), before)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxrobust.models.kernels.cpu import rewriting
 from jaxrobust.runtime.devices import cpus
+from tests.support import sweeps
 
 
 class Case(NamedTuple):
@@ -163,7 +164,7 @@ class ConvolutionsTest(parameterized.TestCase):
         if case.rewritten and not depthwise and case.groups == 1:
             self.assertEqual([is_last(*n) for n in slopes], [True] * len(slopes))
 
-    @parameterized.parameters((3, 5, 1), (8, 8, 8), (8, 8, 1))
+    @sweeps.rows((3, 5, 1), (8, 8, 8), (8, 8, 1))
     def test_a_wider_result_stays_as_wide(self, ins, outs, groups):
         """Of few channels, depthwise and plain: float64 is what was asked for."""
         with jax.enable_x64(True):
@@ -289,7 +290,3 @@ class LoopTest(absltest.TestCase):
         make, body = rewriting.before_a_loop(lambda x: x * 2, jnp.ones(3))
         self.assertEqual(make(), [])
         np.testing.assert_array_equal(body([], jnp.arange(3.0)), [0, 2, 4])
-
-
-if __name__ == "__main__":
-    absltest.main()

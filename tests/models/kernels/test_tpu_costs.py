@@ -9,7 +9,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
 from jaxrobust.models.kernels.tpu import (
@@ -24,6 +24,7 @@ from jaxrobust.models.kernels.tpu import (
     token_interaction,
     token_norm,
 )
+from tests.support import sweeps
 
 EPS = {"eps": 1e-6}
 
@@ -77,7 +78,7 @@ PRODUCT = 3136 * 3 / 4
 
 
 class KernelCostsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (conv_stem.forward, [PLANES, *STEM], EPS, COLUMNS + 28 * (48 + 96 + 32 + 297)),
         (
             *(conv_stem.backward, [PLANES, KEPT, OUT, *STEM], EPS),
@@ -100,7 +101,7 @@ class KernelCostsTest(parameterized.TestCase):
         name, _, _, found = declared(function, *operands, **how)
         self.assertEqual(found, cycles, name)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("first_sums", 0), ("backward", BACK + 28 * 64), ("parameter_gradients", 28 * (48 + 144))
     )
     def test_of_the_batch_stems_ways_back(self, name, more):
@@ -110,7 +111,7 @@ class KernelCostsTest(parameterized.TestCase):
         *_, cycles = declared(getattr(batch_stem, name), *operands)
         self.assertEqual(cycles, COLUMNS + 28 * (48 + 144 + 24 + 396) + more)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         # Six heads of 197 tokens, each product 197 x 2 tiles / 4 units, and a softmax of 150.
         (token_attention.forward, [shape(1, 197, 1152)], 2, 0),
         (token_attention.backward, [shape(1, 197, 1152), shape(1, 197, 384)], 5, 25 * 2 * 6 / 4),
@@ -166,7 +167,7 @@ class KernelCostsTest(parameterized.TestCase):
         check(convnext_block.backward, 2, 3, 143, 19, 2)
         check(convnext_block.all_gradients, 3, 5, 5 * 49 + 60, 24, 2)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (norm_halving.forward, [MAP], 1, 25),
         (norm_halving.backward, [MAP, HALF], 1, 45),
         (norm_halving.all_gradients, [MAP, HALF], 2, 52),
@@ -175,7 +176,7 @@ class KernelCostsTest(parameterized.TestCase):
         *_, cycles = declared(function, *operands, HALVING, **EPS)
         self.assertEqual(cycles, products * 1792 + 392 * operations / 4)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (token_norm.forward, [VECTOR, VECTOR], 16),
         (token_norm.backward, [[TOKENS, TOKENS], VECTOR], 27),
         (token_norm.all_gradients, [[TOKENS], VECTOR], 34),
@@ -212,7 +213,3 @@ def lambda_of(function):
 
     run.__module__ = function.__module__
     return run
-
-
-if __name__ == "__main__":
-    absltest.main()

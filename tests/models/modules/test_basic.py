@@ -1,18 +1,20 @@
 """Modules alone: what they hold at first, what they compute, how running statistics move."""
 
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.modules import basic
+from jaxrobust.models.modules import basic, norms
 from jaxrobust.models.modules.basic import ACTIVATIONS
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
 from jaxrobust.zoo.shared import transformer
+from tests.support import sweeps
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 3, 3, 2)).astype(np.float32)
@@ -57,7 +59,7 @@ class BatchNormTest(parameterized.TestCase):
             np.testing.assert_array_equal(made.bias[...], [0, 0])
         self.assertEqual((made.eps, basic.LayerNorm(2).eps), (0.5, 1e-6))
 
-    @parameterized.parameters(0.1, 0.25, 1.0)
+    @sweeps.rows(0.1, 0.25, 1.0)
     def test_running_statistics_move_by_the_momentum(self, momentum):
         norm = basic.BatchNorm(2, momentum=momentum)
         norm.mean[...], norm.var[...] = jnp.array([1.0, -1.0]), jnp.array([4.0, 9.0])
@@ -132,44 +134,19 @@ class FunctionsTest(parameterized.TestCase):
         np.testing.assert_allclose(made(jnp.asarray(X.reshape(-1, 2))), expected, atol=1e-6)
 
 
-class DropTest(parameterized.TestCase):
-    def test_branches_are_left_out_independently_at_their_rate(self):
-        ones = jnp.ones((4000, 1))
-        first, second = (
-            np.asarray(path(ones)).ravel() for path in branches(Drop(jax.random.key(0), 0.25), 2)
-        )
-        for kept in (first, second):
-            np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
-            self.assertAlmostEqual(kept.mean(), 1, delta=0.05)
-        both = ((first > 0) & (second > 0)).mean()
-        self.assertAlmostEqual(both, 0.75**2, delta=0.03)
-
-    def test_dropout_is_drawn_apart_from_the_branches(self):
-        drop, ones = Drop(jax.random.key(0), 0.5), jnp.ones((2000, 1))
-        (path,) = branches(drop, 1)
-        (place,) = dropouts(drop, 1, 0.5, paths=1)
-        same = (np.asarray(path(ones)) == np.asarray(place(ones))).mean()
-        self.assertAlmostEqual(same, 0.5, delta=0.05)
-        for none in (dropouts(None, 2, 0.5, paths=1), dropouts(drop, 2, 0.0, paths=1)):
-            self.assertLen(none, 2)
-            np.testing.assert_array_equal(none[0](ones), ones)
-
-
 class SharedTest(parameterized.TestCase):
-    @parameterized.parameters((8, 64, [0, 4]), (64, 64, [4]), (64, 256, [0, 4]))
+    @sweeps.rows((8, 64, [0, 4]), (64, 64, [4]), (64, 256, [0, 4]))
     def test_which_shortcuts_have_a_convolution(self, stem, first, having):
         names = list(residual.block_names((4, 2), stem, first))
         expected = [f"layer1.{j}" for j in range(4)] + ["layer2.0", "layer2.1"]
         self.assertEqual([name for name, _ in names], expected)
         self.assertEqual([i for i, (_, conv) in enumerate(names) if conv], having)
 
-    @parameterized.parameters((32, 4, 8), (32, 32, 1), (30, 5, 6))
+    @sweeps.rows((32, 4, 8), (32, 32, 1), (30, 5, 6))
     def test_a_grid(self, size, patch, side):
         self.assertEqual(transformer.grid_of(size, patch), side)
 
-    @parameterized.parameters(
-        (30, 4, "take patch=3 or 5,"), (30, 0, "take patch=1,"), (6, 7, "take patch=6,")
-    )
+    @sweeps.rows((30, 4, "take patch=3 or 5,"), (30, 0, "take patch=1,"), (6, 7, "take patch=6,"))
     def test_no_grid(self, size, patch, said):
         with self.assertRaisesRegex(ValueError, said):
             transformer.grid_of(size, patch)
@@ -180,5 +157,40 @@ class SharedTest(parameterized.TestCase):
             architecture_checks.check_halvings(31, 5)
 
 
-if __name__ == "__main__":
-    absltest.main()
+# of the images f[B,H,W,C]: the axes that a norm averages over, channels in groups of 8
+AXES = {"group": (1, 2, 4), "layer": (3, 4), "instance": (1, 2)}
+
+
+class NormsTest(parameterized.TestCase):
+    @sweeps.rows(*AXES)
+    def test_mean_and_variance(self, name):
+        """Far from a mean of zero, where the variance is not the mean square."""
+        images = 3 + 2 * np.random.default_rng(0).normal(size=(2, 4, 5, 16)).astype(np.float32)
+        found = norms.NORMS[name](16, 2, 0.1)(jnp.asarray(images), True)
+        wide = images.astype(np.float64).reshape(2, 4, 5, 2, 8)
+        axes = {"keepdims": True, "axis": AXES[name]}
+        expected = (wide - wide.mean(**axes)) / np.sqrt(wide.var(**axes) + 1e-5)
+        np.testing.assert_allclose(found, expected.reshape(images.shape), atol=3e-6)  # float32
+
+    def test_groups_of_another_number(self):
+        with self.assertRaisesRegex(ValueError, "12 channels are not 5 groups of equal size"):
+            norms.GroupNorm(12, groups=5)
+
+
+class KeysTest(parameterized.TestCase):
+    @sweeps.rows(False, True)
+    def test_all_places_draw_apart(self, of_images):
+        key = jax.random.key(0)
+        drop = Drop(jax.random.split(key, 3) if of_images else key, 0.5)
+        places = [*branches(drop, 2), *dropouts(drop, 3, 0.1, paths=2)]
+        keys = [np.asarray(jax.random.key_data(place.keywords["key"])) for place in places]
+        for one, other in itertools.combinations(keys, 2):
+            self.assertTrue((one != other).any(-1).all())
+        self.assertEqual([place.keywords["rate"] for place in places], [0.5, 0.5, 0.1, 0.1, 0.1])
+
+    def test_nothing_is_drawn_in_evaluation_or_at_rate_zero(self):
+        drop = Drop(jax.random.key(0), 0.5)
+        x = np.ones((2, 3), np.float32)
+        for place in (*branches(None, 2), *dropouts(None, 1, 0.1, paths=2)):
+            self.assertIs(place(x), x)
+        self.assertIs(dropouts(drop, 1, 0, paths=2)[0](x), x)

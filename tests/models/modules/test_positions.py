@@ -1,14 +1,16 @@
+import itertools
+
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.modules.positions import resized
-from tests.support import parity, paths
+from tests.support import parity, paths, sweeps
 
 STORED = np.load(parity.MODELS / "pos_embed_interp.npz")
 
 
 class ResizedTest(parameterized.TestCase):
-    @parameterized.parameters(192, 256, 288, 320, 384)
+    @sweeps.rows(192, 256, 288, 320, 384)
     def test_golden(self, side):
         theirs = STORED[f"to_{side}"]
         ours = resized(STORED["pos_embed"], theirs.shape)
@@ -18,7 +20,7 @@ class ResizedTest(parameterized.TestCase):
         # neighbours differ by about the largest entry. It is as far from its own float64.
         self.assertLess(parity.relative(ours, theirs), 3e-6)
 
-    @parameterized.product(side=(192, 256, 448), classes=(0, 1), old=(7, 14))
+    @sweeps.rows(*itertools.product((192, 256, 448), (0, 1), (7, 14)))
     def test_is_torchs_in_float64(self, side, classes, old):
         try:
             import torch
@@ -40,7 +42,7 @@ class ResizedTest(parameterized.TestCase):
         grid, both = resized(embedding[:, 1:], (1, 324, 4)), resized(embedding, (1, 325, 4))
         np.testing.assert_array_equal(grid, both[:, 1:])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((1, 197, 8), (1, 325, 4)),  # another width
         ((1, 196, 4), (1, 325, 4)),  # the class row is missing
         ((1, 197, 4), (1, 324, 4)),  # one too many
@@ -52,7 +54,3 @@ class ResizedTest(parameterized.TestCase):
     def test_what_is_no_embedding_stays(self, have, wanted):
         array = np.ones(have, np.float32)
         self.assertIs(resized(array, wanted), array)
-
-
-if __name__ == "__main__":
-    absltest.main()
