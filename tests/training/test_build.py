@@ -1,6 +1,5 @@
 import itertools
 import math
-import os
 from unittest import mock
 
 import jax
@@ -8,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.commands import train
 from jaxrobust.config import base
 from jaxrobust.runtime.devices import cpus
-from jaxrobust.runtime.text import progress
 from jaxrobust.training import build
 from jaxrobust.training.update import mixing
 from jaxrobust.types import Classifier
@@ -226,26 +223,6 @@ class OneDeviceTest(parameterized.TestCase):
         if "mixup__cutmix" in changes:
             config.data.augmentation = "heavy"
         self.assertRegex(build.one_device(config, cores), reason)
-
-    @sweeps.rows(
-        (2, None, "update"), (2, "batch norms", "say"), (1, "never", None), (None, None, None)
-    )
-    def test_the_command_says_so_or_uses_all(self, cores, reason, called):
-        with (
-            mock.patch.object(build, "one_device", return_value=reason),
-            mock.patch.object(jax.config, "update") as update,
-            mock.patch.object(progress, "say") as said,
-            mock.patch.dict(os.environ, XLA_FLAGS="--mine=1"),
-        ):
-            train._use(cores)
-            self.assertRegex(os.environ["XLA_FLAGS"], r"terminate_timeout_seconds=3600 .*--mine=1$")
-        self.assertEqual(update.called, called == "update")
-        if update.called:
-            update.assert_called_once_with("jax_num_cpu_devices", 2)
-        self.assertEqual(said.called, called == "say")
-        if said.called:
-            sentence = "one CPU device for all 2 cores, not one for each: batch norms"
-            said.assert_called_once_with(sentence)
 
 
 class MeshTest(parameterized.TestCase):

@@ -15,6 +15,7 @@ from jaxrobust import models
 from jaxrobust.data import train_batches
 from jaxrobust.data.sources import registry
 from jaxrobust.data.transforms import decoding
+from jaxrobust.runtime.files import jsonl
 from jaxrobust.training.run import run as training_run
 from jaxrobust.weights.trained import runs
 from tests.support import result_lines, sweeps
@@ -61,12 +62,17 @@ class FolderTest(parameterized.TestCase):
             log__every_steps=1,
         )
 
+    def change(self, **changes):
+        with self.config.unlocked():
+            for key, value in changes.items():
+                section, _, name = key.partition("__")
+                self.config[section][name] = value
+
     def images(self, split):
         return sorted((self.data / split).glob("*/*.png"))
 
     def metrics(self):
-        lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if "loss" in line]
+        return [line for line in jsonl.read(self.workdir / "metrics.jsonl") if "loss" in line]
 
     @pytest.mark.slow
     def test_heavy_augmentation_and_the_list_of_classes(self):
@@ -92,10 +98,8 @@ class FolderTest(parameterized.TestCase):
             self.assertLen(named, 1)
             self.assertRegex(named[0], r"is damaged \(not a whole image.*\); \d of at most 50")
         self.assertEqual(self.metrics()[-1]["damaged_images"], 2)
-        met = [json.loads(x) for x in (self.workdir / "damaged-0.jsonl").read_text().splitlines()]
-        self.assertEqual(
-            sorted(row["split"] for row in met), ["train"] * 2 + ["val[50%:]", "val[:50%]"]
-        )
+        splits = sorted(row["split"] for row in jsonl.read(self.workdir / "damaged-0.jsonl"))
+        self.assertEqual(splits, ["train"] * 2 + ["val[50%:]", "val[:50%]"])
         (record,) = result_lines.read(self.workdir)
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
@@ -109,10 +113,7 @@ class FolderTest(parameterized.TestCase):
         bad = self.images("train")[5]
         content = bad.read_bytes()
         bad.write_bytes(content[:50])
-        with self.config.unlocked():
-            for key, value in changes.items():
-                section, _, name = key.partition("__")
-                self.config[section][name] = value
+        self.change(**changes)
         with self.assertRaisesRegex(
             registry.DataError, f"{bad}.*{message}.*stopped after step \\d"
         ):
@@ -189,10 +190,7 @@ class FolderTest(parameterized.TestCase):
         ({"data__name": "folder:/nowhere"}, "/nowhere"),
     )
     def test_said_before_anything_compiles(self, changes, message):
-        with self.config.unlocked():
-            for key, value in changes.items():
-                section, _, name = key.partition("__")
-                self.config[section][name] = value
+        self.change(**changes)
         with self.assertRaisesRegex(ValueError, message):
             training_run.check(self.config, self.workdir)
 

@@ -26,7 +26,7 @@ class KeptTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = Path(self.create_tempdir())
-        reached = {"clean": 0.5, "robust": 0.25, "images": 64}
+        reached = {"clean": 0.5, "robust": 0.25, "images": 80}
         self.enter_context(mock.patch.object(accuracy, "count", return_value=reached))
 
     def read(self, workdir, step):

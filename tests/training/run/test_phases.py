@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import VERSION, base, completed, network_of, of_phase, phase, phases, plain
+from jaxrobust.config import VERSION, base, completed, of_phase, phase, phases, plain
 from jaxrobust.training.run import run as training_run
 from jaxrobust.types import Weights
 from jaxrobust.weights import start
@@ -113,21 +113,6 @@ class StartTest(parameterized.TestCase):
         self.assertIn('"data.train_split.records": 256', noted)
         self.assertIn('"larger.data.train_split.records": 128', noted)
 
-    def test_positions_are_resized(self):
-        config = tiny(model__name="vit_s").unlock()
-        config.model.options = {"stem_strides": (2,), "dim": 8, "depth": 1, "heads": 1}
-        config.phases = ("low", "train")
-        config.low = phase(**SHORT)
-        config.low.changes = LOW
-        low, whole = of_phase(config, "low"), of_phase(config, "train")
-        start.check_phases(config, ["low", "train"])
-        with jax.numpy_dtype_promotion("standard"):
-            params, stats = network_of(low).init(jax.random.key(0))
-            made = start.handed_on(low, whole, "train", Weights(params, stats))
-        self.assertEqual(params["pos_embed"].shape, (1, 5, 8))
-        self.assertEqual(made.params["pos_embed"].shape, (1, 17, 8))
-        np.testing.assert_array_equal(made.params["cls_token"], params["cls_token"])
-
 
 class ChecksTest(parameterized.TestCase):
     @sweeps.rows(
@@ -135,25 +120,11 @@ class ChecksTest(parameterized.TestCase):
         ({"phases": ("low", "low")}, "names 'low' twice; give the second another name"),
         ({"phases": ("model",)}, "names 'model', for which the config has no section"),
         ({"phases": ()}, r"phases=\(\): there is nothing to train"),
-        (
-            {"low__start": "train"},
-            "low.start='train': the first phase .*; set init.weights",
-        ),
-        (
-            {"low__head": "fresh"},
-            "low.head='fresh': the first phase .*; set init.head",
-        ),
-        ({"larger__start": "larger"}, "larger.start='larger': a phase starts from an earlier one"),
+        ({"low__head": "fresh"}, "low.head='fresh': the first phase .*; set init.head"),
         ({"train__start": "larger"}, "train.start='larger': .*that happens, low$"),
-        (
-            {"larger__changes": {"attack": {"epsilom": 1}}},
-            "epsilom is no key; did you mean ep",
-        ),
+        ({"larger__changes": {"attack": {"epsilom": 1}}}, "epsilom is no key; did you mean ep"),
         ({"larger__changes": {"seed": 1}}, r"larger.changes.seed is no key; one of model, data, "),
-        (
-            {"larger__changes": {"attack": 3}},
-            "larger.changes.attack is a section, and 3 is a",
-        ),
+        ({"larger__changes": {"attack": 3}}, "larger.changes.attack is a section, and 3 is a"),
         ({"larger__changes": {"attack": {"steps": {"a": 1}}}}, "steps is no section, but a value"),
         ({"larger__changes": {"model": {"num_classes": 4}}}, "larger.head=fresh for a new one"),
         ({"larger__changes": {"model": {"name": "vit_s", "options": {}}}}, "those of convnext_n"),

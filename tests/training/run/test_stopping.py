@@ -93,7 +93,7 @@ class EvaluationTest(absltest.TestCase):
         """Such as the first one, which compiles; the same command evaluates what was saved."""
         workdir, config = Path(self.create_tempdir()) / "run", one_phase(train__epochs=1)
         config.unlock().train.warmup_epochs = 0
-        reached, asks = {"clean": 0.5, "robust": 0.25, "images": 64}, [True]
+        reached, asks = {"clean": 0.5, "robust": 0.25, "images": 80}, [True]
 
         def count(*unused, between=lambda: None, **how):
             if asks.pop():

@@ -333,10 +333,8 @@ class RunTest(absltest.TestCase):
         quiet_run(config, folder / "stopped")
         whole, stopped = (final_state(folder / name, config)[0] for name in ("whole", "stopped"))
         self.assertEqual(int(whole.opt_state.memory["turns"].sum()), 12)
-        for a, b in zip(*map(jax.tree.leaves, (whole, stopped)), strict=True):
-            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-                a, b = map(jax.random.key_data, (a, b))
-            np.testing.assert_array_equal(a, b)
+        states = (state._replace(key=jax.random.key_data(state.key)) for state in (whole, stopped))
+        jax.tree.map(np.testing.assert_array_equal, *states)
         (record,) = records.read(folder / "whole")
         self.assertEqual([attack["norm"] for attack in record.attacks], list(OF))
         self.assertTrue(record.is_union)
@@ -345,68 +343,52 @@ class RunTest(absltest.TestCase):
         self.assertEqual(record.accuracy_after, after)
 
 
+ONE = {"norm": "linf", "epsilon": 0.1}
+TWO = {"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)}
+
+
 class RefusalTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"attack__epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give a radius for each"),
-        ({"attack__epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
-        ({"attack__norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
-        ({"attack__mix": None}, "are several norms; say with attack.mix which of them a step"),
-        ({"attack__mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
+        ({"epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give a radius for each"),
+        ({"epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
+        ({"norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
+        ({"mix": None}, "are several norms; say with attack.mix which of them a step"),
+        ({"mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
+        ({"step_size": 0.1}, "step_size=0.1 pixels would be of all norms linf,l2,l1, .*; give one"),
         (
-            {"attack__step_size": 0.1},
-            "step_size=0.1 pixels would be of all norms linf,l2,l1, .*; give one for each",
+            {"step_size": (0.1, 0.2)},
+            "=0.1,0.2 and attack.norm=linf,l2,l1: give a step for each norm",
+        ),
+        ({"step_size": (0.1, 0.2, 0.0)}, "attack.step_size=0.0 must be above 0"),
+        ({"start_std": 0.1}, "attack.start_std=0.1 pixels would be of all norms"),
+        ({"warmup_epochs": 1, "epsilon": (0.0, 0.0, 0.0)}, "epsilon=0: there is no radius to grow"),
+        (
+            {"mix": "msd"},
+            "every norm's step of attack.name='pgd' from .*, and attack.name='apgd' st",
         ),
         (
-            {"attack__step_size": (0.1, 0.2)},
-            "attack.step_size=0.1,0.2 and attack.norm=linf,l2,l1: give a step for each norm",
+            ONE | {"mix": "msd"},
+            "attack.mix='msd' mixes several norms, and attack.norm=linf is one;",
         ),
-        ({"attack__step_size": (0.1, 0.2, 0.0)}, "attack.step_size=0.0 must be above 0"),
-        ({"attack__start_std": 0.1}, "attack.start_std=0.1 pixels would be of all norms"),
+        ({"mix": "msd", "norm": ("l2", "l2", "l1")}, "names l2 twice; name it once"),
+        ({"mix": "msd", "epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
+        (ONE, "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more"),
+        (ONE | {"mix": "extreme"}, "chooses between linf and l1, and attack.norm=linf lacks one"),
         (
-            {"attack__warmup_epochs": 1, "attack__epsilon": (0.0, 0.0, 0.0)},
-            "attack.warmup_epochs=1 with attack.epsilon=0: there is no radius to grow to",
-        ),
-        (
-            {"attack__mix": "msd"},
-            "takes every norm's step of attack.name='pgd' from .*, and attack.name='apgd' steps",
-        ),
-        (
-            {"attack__mix": "msd", "attack__norm": "linf", "attack__epsilon": 0.1},
-            "attack.mix='msd' mixes several norms, and attack.norm=linf is one; name more",
-        ),
-        (
-            {"attack__mix": "msd", "attack__norm": ("l2", "l2", "l1")},
-            "names l2 twice; name it once",
-        ),
-        (
-            {"attack__mix": "msd", "attack__epsilon": (0.1, 0.5)},
-            "give a radius for each norm, in their order",
-        ),
-        (
-            {"attack__norm": "linf", "attack__epsilon": 0.1},
-            "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more",
-        ),
-        (
-            {"attack__norm": "linf", "attack__epsilon": 0.1, "attack__mix": "extreme"},
-            "attack.mix='extreme' chooses between linf and l1, and attack.norm=linf lacks one",
-        ),
-        (
-            {
-                **{"attack__norm": ("linf", "l2"), "attack__epsilon": (0.1, 0.5)},
-                "attack__mix": "extreme",
-            },
-            "chooses between linf and l1, and attack.norm=linf,l2 lacks one of them",
+            TWO | {"mix": "extreme"},
+            "between linf and l1, and attack.norm=linf,l2 lacks one of them",
         ),
     )
     def test_what_a_phase_refuses(self, changes, message):
-        config = small_config(**{**NORMS, "attack__mix": "worst"} | changes)
+        config = small_config(**NORMS, attack__mix="worst")
+        config.attack.update(changes)
         with self.assertRaisesRegex(ValueError, message):
             build.phase(config, "train", 64)
 
     def test_where_one_is_meant(self):
         with self.assertRaisesRegex(ValueError, "linf 0.1, l2 0.5, are trained, .* name it"):
-            Threat.of({"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)})
-        self.assertIsNone(Threat.only({"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)}))
+            Threat.of(TWO)
+        self.assertIsNone(Threat.only(TWO))
         self.assertEqual(Threat.only({"norm": ["l2"], "epsilon": [0.5]}), Threat("l2", 0.5))
 
     def test_types_of_a_config(self):
