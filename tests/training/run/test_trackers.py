@@ -195,6 +195,19 @@ class WandBRowsTest(absltest.TestCase):
         self.assertEqual([how.pop("commit") for _, how in rows], [True] * len(rows))
         return [(row, how["step"]) for row, how in rows]
 
+    def test_a_run_that_goes_on_says_only_what_is_new(self):
+        self.run.step = 400  # rows that are there
+        self.tracker.begin("train", 5, 100, {"loss": 7, "top": 6})
+        for step in (6, 7, 8):
+            self.tracker.scalars(step, {"loss": step / 2, "top": step / 4})
+        self.assertEqual(
+            self.told(),
+            [
+                ({"step": 107, "train/step": 7, "train/top": 1.75}, 400),
+                ({"step": 108, "train/step": 8, "train/loss": 4.0, "train/top": 2.0}, None),
+            ],
+        )
+
     def test_a_picture_unless_a_later_step_was_reached(self):
         with mock.patch.object(trackers.Image, "open", lambda file: file.read()):
             for seen, told in (({}, [0, 8]), ({"loss": 7, "top": 8}, [8]), ({"loss": 9}, [])):
