@@ -246,12 +246,12 @@ class TroubleTest(parameterized.TestCase):
             training_run.claim(workdir, changed, {})
         self.assertEqual(runs.run_config(workdir).train.schedule, "chord-cosine")
 
-    @sweeps.rows("a[1]", "a\\b", "\udcff")
-    def test_names_that_lose_checkpoints(self, name):
+    def test_names_that_lose_checkpoints(self):
         """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""
-        workdir = Path(self.create_tempdir()) / name / "run"
-        with self.assertRaisesRegex(ValueError, "loses the arrays .* name another folder"):
-            quiet_run(tiny(), workdir)
+        for name in ("a[1]", "a\\b", "\udcff"):
+            workdir = Path(self.create_tempdir()) / name / "run"
+            with self.assertRaisesRegex(ValueError, "loses the arrays .* name another folder"):
+                quiet_run(tiny(), workdir)
 
     @sweeps.rows(
         ({"train__batch_size": 3}, r"train\.batch_size=3 .*8 devices; use 8"),
