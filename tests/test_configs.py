@@ -1,3 +1,4 @@
+import functools
 import importlib
 import itertools
 import re
@@ -31,13 +32,14 @@ def sized(size, name):
 
 
 class ConfigsTest(parameterized.TestCase):
-    @parameterized.parameters("base", *refresh_configs.names())
-    def test_resolved_text_is_reviewed(self, name):
-        self.assertEqual(
-            refresh_configs.golden(name).read_text(),
-            refresh_configs.resolved(name),
-            "run `python tools/generate/refresh_configs.py` and review the difference",
-        )
+    def test_resolved_text_is_reviewed(self):
+        for name in ("base", *refresh_configs.names()):
+            with self.subTest(name=name):
+                self.assertEqual(
+                    refresh_configs.golden(name).read_text(),
+                    refresh_configs.resolved(name),
+                    "run `python tools/generate/refresh_configs.py` and review the difference",
+                )
 
     @sweeps.fast("quickstart", "cifar10_convnext", "mart")
     @parameterized.parameters(*refresh_configs.names())
@@ -49,13 +51,14 @@ class ConfigsTest(parameterized.TestCase):
                 built = build.phase(seen, phase, 49_000, devices=jax.devices()[:1])
             self.assertGreater(built.total_steps, 0)
 
-    @parameterized.parameters(*refresh_configs.names())
-    def test_is_locked_and_says_what_it_reaches(self, name):
-        module = importlib.import_module(f"configs.{name.partition(':')[0]}")
-        with self.assertRaises(AttributeError):
-            refresh_configs.load(name).train.epocs = 3
-        self.assertIn(f"--config configs/{name.partition(':')[0]}.py", module.__doc__)
-        self.assertRegex(module.__doc__.lower(), "not yet measured|measured")
+    def test_is_locked_and_says_what_it_reaches(self):
+        for name in refresh_configs.names():
+            with self.subTest(name=name):
+                module = importlib.import_module(f"configs.{name.partition(':')[0]}")
+                with self.assertRaises(AttributeError):
+                    refresh_configs.load(name).train.epocs = 3
+                self.assertIn(f"--config configs/{name.partition(':')[0]}.py", module.__doc__)
+                self.assertRegex(module.__doc__.lower(), "not yet measured|measured")
 
 
 class RevisitingTest(absltest.TestCase):
@@ -153,21 +156,22 @@ class LightTest(parameterized.TestCase):
             said = refresh_configs.load(f"transfer:xcit_s12,{data}").train.epochs
             self.assertEqual(said, epochs)
 
-    @parameterized.parameters(transfer, light_recipe)
-    def test_figures_that_the_thesis_lacks_are_marked(self, module):
-        printed = {
-            (row.get("clean"), row.get(key))
-            for table in tables.tables("xcit_light_recipe")
-            for row in table.rows
-            for key in ("linf_4_255", "linf_8_255")
-        }
-        lines = re.findall(r"(?:xcit|resnet50).*(?:\n.*\d\d\.\d\d, .*)*", module.__doc__)
-        pairs = re.findall(r"(\d\d\.\d\d),\s(\d\d\.\d\d)(\+?)", "\n".join(lines))
-        self.assertGreaterEqual(len(pairs), 7)
-        for clean, robust, mark in pairs:
-            with self.subTest(clean):
-                known = (float(clean), float(robust)) in printed
-                self.assertEqual(mark, "" if known else "+")
+    def test_figures_that_the_thesis_lacks_are_marked(self):
+        for module in (transfer, light_recipe):
+            with self.subTest(module=module):
+                printed = {
+                    (row.get("clean"), row.get(key))
+                    for table in tables.tables("xcit_light_recipe")
+                    for row in table.rows
+                    for key in ("linf_4_255", "linf_8_255")
+                }
+                lines = re.findall(r"(?:xcit|resnet50).*(?:\n.*\d\d\.\d\d, .*)*", module.__doc__)
+                pairs = re.findall(r"(\d\d\.\d\d),\s(\d\d\.\d\d)(\+?)", "\n".join(lines))
+                self.assertGreaterEqual(len(pairs), 7)
+                for clean, robust, mark in pairs:
+                    with self.subTest(clean):
+                        known = (float(clean), float(robust)) in printed
+                        self.assertEqual(mark, "" if known else "+")
 
 
 class AlignedTest(absltest.TestCase):
@@ -196,23 +200,26 @@ class AlignedTest(absltest.TestCase):
 class GeneratedTest(parameterized.TestCase):
     """Facts of wzekai99/DM-Improves-AT, as its config has them."""
 
-    @parameterized.parameters(
-        ("wrn_28_10,images=1m", 512, 400, 98, (154, 358)),
-        ("wrn_28_10,images=20m", 2048, 2400, 25, (410, 1638)),
-        ("wrn_70_16,images=50m,epochs=100,batch=1024", 1024, 100, 49, (205, 819)),
-    )
-    def test_an_epoch_is_50_000_rows_and_a_batch_has_its_share(
-        self, given, batch, epochs, steps, rows
-    ):
+    def test_an_epoch_is_50_000_rows_and_a_batch_has_its_share(self):
         """Their sampler's int(batch * fraction) and ceil(50000 / batch)."""
-        config = refresh_configs.load(f"generated_data:{given}")
-        p, own = config.train, config.data
-        self.assertEqual((p.batch_size, p.epochs), (batch, epochs))
-        self.assertEqual(own.epoch_images // batch, steps)
-        sources = [sized(size, name) for size, name in ((48_976, "real"), (10**6, "generated"))]
-        made = plan(sources[0], batch_size=batch, extra=sources[1], extra_share=own.extra_share)
-        self.assertEqual(made.rows, rows)
-        self.assertEqual((p.warmup_epochs, p.ema_warmup_epochs), (round(epochs / 40),) * 2)
+        for given, batch, epochs, steps, rows in (
+            ("wrn_28_10,images=1m", 512, 400, 98, (154, 358)),
+            ("wrn_28_10,images=20m", 2048, 2400, 25, (410, 1638)),
+            ("wrn_70_16,images=50m,epochs=100,batch=1024", 1024, 100, 49, (205, 819)),
+        ):
+            with self.subTest(row=(given, batch, epochs, steps, rows)):
+                config = refresh_configs.load(f"generated_data:{given}")
+                p, own = config.train, config.data
+                self.assertEqual((p.batch_size, p.epochs), (batch, epochs))
+                self.assertEqual(own.epoch_images // batch, steps)
+                sources = [
+                    sized(size, name) for size, name in ((48_976, "real"), (10**6, "generated"))
+                ]
+                made = plan(
+                    sources[0], batch_size=batch, extra=sources[1], extra_share=own.extra_share
+                )
+                self.assertEqual(made.rows, rows)
+                self.assertEqual((p.warmup_epochs, p.ema_warmup_epochs), (round(epochs / 40),) * 2)
 
     def test_learning_rate_is_pytorchs(self):
         """OneCycleLR by epochs, whose first rate, peak and last one are these."""
@@ -233,59 +240,51 @@ class GeneratedTest(parameterized.TestCase):
 class ArgumentsTest(parameterized.TestCase):
     """`FILE.py:ARGUMENTS`."""
 
-    @parameterized.parameters(
-        ("revisiting_at", "say which model behind a colon, one of convnext_t, convnext_t_cvst, "),
-        ("revisiting_at:convnext", "model=convnext is not among its values; did you mean convnext"),
-        ("revisiting_at:vit_s,epoch=50", "'epoch=50' is no argument .*; did you mean epochs?"),
-        ("revisiting_at:vit_s,300", "'300' is no argument of this config; one of model, start, "),
-        ("revisiting_at:vit_s,epochs=60", "epochs=60 is not among its values; one of 50, 250, 300"),
-        ("revisiting_at:vit_s,steps=2,steps=3", "the argument steps is given twice; give it once"),
-        ("revisiting_at:vit_s,start=stem", "start=stem needs a ConvStem; take vit_s_cvst, or"),
-        ("revisiting_at:vit_s,start=21k", "start=21k is of networks .*: convnext_t, vit_b"),
-        ("revisiting_at:vit_b_cvst,start=21k", "start=21k is of networks"),
-        (
-            "revisiting_at:vit_s,augmentation=basic,label_smoothing=0.0",
-            "label_smoothing belongs to mixing; take augmentation=heavy for it",
-        ),
-        (
-            "revisiting_at:vit_s_cvst,start=clean,stem=C1",
-            "stem=C1 is no stem of .*; one of C2",
-        ),
-        ("revisiting_at:vit_s,stem=C2", "stem=C2 is no stem of vit_s; leave it out"),
-        (
-            "revisiting_at:vit_s_cvst,stem=C2",
-            "stem=C2 was .*; add start=clean",
-        ),
-        ("light_recipe:xcit_s12,epsilon=6", "epsilon=6 is not among its values; one of 4, 8"),
-        ("light_ablation:xcit_n12,augmentation=cm", "augmentation=cm is not .*; did you mean "),
-        ("light_ablation:resnet50,augmentation=m", "the ResNets have augmentation=none; leave it"),
-        ("transfer:xcit_s12", "say which data behind the model, one of cifar10, cifar100, flowers"),
-        ("transfer:xcit_s12,cifar11", "data=cifar11 is not among its values; did you mean cifar10"),
-        ("transfer:convnext_t_cvst,caltech", "data=caltech is not of the ConvNeXts; take cifar10"),
-        ("transfer:resnet50,cifar10", "data=cifar10 is not of resnet50; take flowers or caltech"),
-        (
-            "transfer:xcit_m12,flowers,objective=clean",
-            "objective=clean is of xcit_s12 and resnet50",
-        ),
-        ("transfer:xcit_s12,flowers,start=random", "start=random is of xcit_s12 on cifar10; leave"),
-        ("cifar_bat:wrn_a5", "model=wrn_a5 is not among its values; did you mean wrn_a"),
-        ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it out"),
-        ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
-        ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
-        ("generated_data:wrn_28_10,images=2m", "images=2m is not among its values; did you mean"),
-        ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not among its values; did you"),
-        ("cifar_aligned:cifar_vgg16,l1=-1e-5", "l1=-1e-05 must be a number of at least 0"),
-        ("cifar_aligned:cifar_vgg16,l1=much", "l1=much is no number"),
-        ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_vgg1"),
-        ("cifar_aligned:cifar_vgg16_224,selection=held-out", "whole classes; leave it out"),
-        ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
-        ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
-    )
-    def test_refused(self, given, message):
-        with self.assertRaisesRegex(ValueError, message):
-            load_config(given)
-        said = refused(lambda: parsed(f"--config={given}"))
-        self.assertRegex(said, f"^jaxrobust: --config .*{message}.*\\n$")
+    def test_refused(self):
+        for given, message in (
+            ("revisiting_at", "say which model behind a colon, one of convnext_t, convnext_t_cvst"),
+            ("revisiting_at:convnext", "model=convnext is not among its values; did you mean conv"),
+            ("revisiting_at:vit_s,epoch=50", "'epoch=50' is no argument .*; did you mean epochs?"),
+            ("revisiting_at:vit_s,300", "'300' is no argument of this config; one of model, start"),
+            ("revisiting_at:vit_s,epochs=60", "epochs=60 is not among its values; one of 50, 250,"),
+            ("revisiting_at:vit_s,steps=2,steps=3", "the argument steps is given twice; give it o"),
+            ("revisiting_at:vit_s,start=stem", "start=stem needs a ConvStem; take vit_s_cvst, or"),
+            ("revisiting_at:vit_s,start=21k", "start=21k is of networks .*: convnext_t, vit_b"),
+            ("revisiting_at:vit_b_cvst,start=21k", "start=21k is of networks"),
+            (
+                "revisiting_at:vit_s,augmentation=basic,label_smoothing=0.0",
+                "label_smoothing belongs to mixing; take augmentation=heavy for it",
+            ),
+            ("revisiting_at:vit_s_cvst,start=clean,stem=C1", "stem=C1 is no stem of .*; one of C2"),
+            ("revisiting_at:vit_s,stem=C2", "stem=C2 is no stem of vit_s; leave it out"),
+            ("revisiting_at:vit_s_cvst,stem=C2", "stem=C2 was .*; add start=clean"),
+            ("light_recipe:xcit_s12,epsilon=6", "epsilon=6 is not among its values; one of 4, 8"),
+            ("light_ablation:xcit_n12,augmentation=cm", "augmentation=cm is not .*; did you mean "),
+            ("light_ablation:resnet50,augmentation=m", "the ResNets have augmentation=none; leave"),
+            ("transfer:xcit_s12", "say which data behind the model, one of cifar10, cifar100, flo"),
+            ("transfer:xcit_s12,cifar11", "data=cifar11 is not among its values; did you mean cif"),
+            ("transfer:convnext_t_cvst,caltech", "data=caltech is not of the ConvNeXts; take cifa"),
+            ("transfer:resnet50,cifar10", "data=cifar10 is not of resnet50; take flowers or calte"),
+            ("transfer:xcit_m12,flowers,objective=clean", "objective=clean is of xcit_s12 and res"),
+            ("transfer:xcit_s12,flowers,start=random", "start=random is of xcit_s12 on cifar10; l"),
+            ("cifar_bat:wrn_a5", "model=wrn_a5 is not among its values; did you mean wrn_a"),
+            ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it ou"),
+            ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
+            ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
+            ("generated_data:wrn_28_10,images=2m", "images=2m is not among its values; did you me"),
+            ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not among its values; did you"),
+            ("cifar_aligned:cifar_vgg16,l1=-1e-5", "l1=-1e-05 must be a number of at least 0"),
+            ("cifar_aligned:cifar_vgg16,l1=much", "l1=much is no number"),
+            ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_"),
+            ("cifar_aligned:cifar_vgg16_224,selection=held-out", "whole classes; leave it out"),
+            ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
+            ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
+        ):
+            with self.subTest(row=(given, message)):
+                with self.assertRaisesRegex(ValueError, message):
+                    load_config(given)
+                said = refused(functools.partial(parsed, f"--config={given}"))
+                self.assertRegex(said, f"^jaxrobust: --config .*{message}.*\\n$")
 
     def test_names_of_workdirs(self):
         for given, name in (
@@ -300,22 +299,23 @@ class ArgumentsTest(parameterized.TestCase):
 
 
 class DecodersTest(parameterized.TestCase):
-    @parameterized.parameters(
-        # (what the config says, where JAX computes, cores, processes that decode)
-        (None, "tpu", 112, 108),
-        (None, "gpu", 3, 0),
-        (None, "cpu", 64, 0),  # it trains on them
-        (16, "cpu", 2, 16),
-        (0, "tpu", 112, 0),
-    )
-    def test_default_is_the_cores_that_are_left(self, given, backend, cores, expected):
-        data = base().data
-        data.workers = given
-        with (
-            mock.patch.object(resolved.jax, "default_backend", return_value=backend),
-            mock.patch.object(resolved.launch, "own_cores", return_value=cores),
+    def test_default_is_the_cores_that_are_left(self):
+        for given, backend, cores, expected in (
+            # (what the config says, where JAX computes, cores, processes that decode)
+            (None, "tpu", 112, 108),
+            (None, "gpu", 3, 0),
+            (None, "cpu", 64, 0),  # it trains on them
+            (16, "cpu", 2, 16),
+            (0, "tpu", 112, 0),
         ):
-            self.assertEqual(resolved.decoders(data), expected)
+            with self.subTest(row=(given, backend, cores, expected)):
+                data = base().data
+                data.workers = given
+                with (
+                    mock.patch.object(resolved.jax, "default_backend", return_value=backend),
+                    mock.patch.object(resolved.launch, "own_cores", return_value=cores),
+                ):
+                    self.assertEqual(resolved.decoders(data), expected)
 
 
 if __name__ == "__main__":

@@ -573,24 +573,25 @@ class ChosenTest(parameterized.TestCase):
         self.assertFalse((workdir / kept.SELECTION).exists())
         return said.getvalue()
 
-    @parameterized.parameters(
-        ("imagenet2012", "validation@robustbench", "validation@robustbench"),
-        ("imagenet2012", "validation@robustbench", "val@robustbench"),
-        ("imagenet2012", "validation@robustbench", "validation"),
-        ("imagenet2012", "validation@robustbench", "validation[:100%]"),
-        ("imagenet2012", "validation@robustbench", "val[10:]"),
-        ("imagenet2012", "validation@robustbench", "train+validation"),
-        ("imagenet2012", "validation@robustbench", "val@robustbench[:10]"),
-        ("imagenet2012", "validation@robustbench", "validation@somewhere.txt"),
-        ("imagenet2012", "validation@robustbench", "all"),
-        ("cifar10", "test", "test[10:]"),
-        ("cifar10", "test", "test@robustbench"),
-        ("cifar10", "test[:1000]", "test[999:]"),
-        ("cifar10", "test[:1000]", "test[:5%]"),
-    )
-    def test_no_name_of_test_images_passes(self, name, test, split):
-        workdir = self.run_of(name=name, test_split=test, train_split="train[:90%]")
-        self.assertIn("test split of", self.choosing(workdir, split))
+    def test_no_name_of_test_images_passes(self):
+        for name, test, split in (
+            ("imagenet2012", "validation@robustbench", "validation@robustbench"),
+            ("imagenet2012", "validation@robustbench", "val@robustbench"),
+            ("imagenet2012", "validation@robustbench", "validation"),
+            ("imagenet2012", "validation@robustbench", "validation[:100%]"),
+            ("imagenet2012", "validation@robustbench", "val[10:]"),
+            ("imagenet2012", "validation@robustbench", "train+validation"),
+            ("imagenet2012", "validation@robustbench", "val@robustbench[:10]"),
+            ("imagenet2012", "validation@robustbench", "validation@somewhere.txt"),
+            ("imagenet2012", "validation@robustbench", "all"),
+            ("cifar10", "test", "test[10:]"),
+            ("cifar10", "test", "test@robustbench"),
+            ("cifar10", "test[:1000]", "test[999:]"),
+            ("cifar10", "test[:1000]", "test[:5%]"),
+        ):
+            with self.subTest(row=(name, test, split)):
+                workdir = self.run_of(name=name, test_split=test, train_split="train[:90%]")
+                self.assertIn("test split of", self.choosing(workdir, split))
 
     @parameterized.parameters("validation@selection", "train[99%:]")
     def test_others_pass(self, split):
@@ -602,49 +603,54 @@ class ChosenTest(parameterized.TestCase):
         said = self.choosing(workdir, "train[:300]")
         self.assertRegex(said, "WARNING: train.:300. holds images of train.:256., which train is")
 
-    @parameterized.parameters(
-        ("digits", "test[:8]", "test", True),
-        ("digits", "test[10:]", "test", True),
-        ("digits", "test[10:]", "test[:10]", False),
-        ("tfds:digits", "train+test", "test[:10]", True),
-        ("digits", "train[256:320]", "test", False),
-        ("digits", "train[256:320]", "train[300:]", True),
-        ("cifar10", "test", "test", False),
-        ("digits", None, "test", None),
-    )
-    def test_records_of_a_choice(self, name, split, evaluated, expected):
-        chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
-        on = {"dataset": "digits", "split": evaluated}
-        said = trained.training([history.of_config(runs.tiny(), "train", chosen=chosen)], **on)
-        self.assertIs(said["selection"]["on_evaluated_images"], expected)
-        self.assertEqual("selection" in trained.flags(said), expected is not False)
+    def test_records_of_a_choice(self):
+        for name, split, evaluated, expected in (
+            ("digits", "test[:8]", "test", True),
+            ("digits", "test[10:]", "test", True),
+            ("digits", "test[10:]", "test[:10]", False),
+            ("tfds:digits", "train+test", "test[:10]", True),
+            ("digits", "train[256:320]", "test", False),
+            ("digits", "train[256:320]", "train[300:]", True),
+            ("cifar10", "test", "test", False),
+            ("digits", None, "test", None),
+        ):
+            with self.subTest(row=(name, split, evaluated, expected)):
+                chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
+                on = {"dataset": "digits", "split": evaluated}
+                said = trained.training(
+                    [history.of_config(runs.tiny(), "train", chosen=chosen)], **on
+                )
+                self.assertIs(said["selection"]["on_evaluated_images"], expected)
+                self.assertEqual("selection" in trained.flags(said), expected is not False)
 
-    @parameterized.parameters(
-        ({}, "train[:20]", True),
-        ({}, "train[256:]", False),
-        ({"extra": "tfds:digits", "extra_split": "test"}, "test", True),
-        ({"extra": "fake:8x8x1:10", "extra_split": "test"}, "test", False),
-    )
-    def test_records_of_what_was_trained_on(self, more, evaluated, expected):
-        config = runs.tiny().unlock()
-        config.data.update(more)
-        said = trained.training(
-            [history.of_config(config, "train")], dataset="digits", split=evaluated
-        )
-        self.assertEqual(said["on_evaluated_images"], expected)
-        self.assertEqual("training" in trained.flags(said), expected)
+    def test_records_of_what_was_trained_on(self):
+        for more, evaluated, expected in (
+            ({}, "train[:20]", True),
+            ({}, "train[256:]", False),
+            ({"extra": "tfds:digits", "extra_split": "test"}, "test", True),
+            ({"extra": "fake:8x8x1:10", "extra_split": "test"}, "test", False),
+        ):
+            with self.subTest(row=(more, evaluated, expected)):
+                config = runs.tiny().unlock()
+                config.data.update(more)
+                said = trained.training(
+                    [history.of_config(config, "train")], dataset="digits", split=evaluated
+                )
+                self.assertEqual(said["on_evaluated_images"], expected)
+                self.assertEqual("training" in trained.flags(said), expected)
 
-    @parameterized.parameters(
-        ({"selection_split": "test[50:]"}, "chosen on what is reported"),
-        ({"train_split": "train+test"}, "reported was trained on"),
-        ({"train_split": "train"}, "chosen on what they were trained on"),
-        ({"extra": "tfds:digits", "extra_split": "test"}, "data.extra_split=test holds images of"),
-    )
-    def test_a_run_says_it_first(self, more, said):
-        config = runs.tiny().unlock()
-        self.assertEmpty(warnings.lines({"train": config}))
-        config.data.update(more)
-        self.assertIn(said, " ".join(warnings.lines({"train": config})))
+    def test_a_run_says_it_first(self):
+        for more, said in (
+            ({"selection_split": "test[50:]"}, "chosen on what is reported"),
+            ({"train_split": "train+test"}, "reported was trained on"),
+            ({"train_split": "train"}, "chosen on what they were trained on"),
+            ({"extra": "tfds:digits", "extra_split": "test"}, "data.extra_split=test holds images"),
+        ):
+            with self.subTest(row=(more, said)):
+                config = runs.tiny().unlock()
+                self.assertEmpty(warnings.lines({"train": config}))
+                config.data.update(more)
+                self.assertIn(said, " ".join(warnings.lines({"train": config})))
 
     def test_what_a_choice_looked_at(self):
         """`--selected` hands this to the record.
@@ -967,16 +973,22 @@ class NotFiniteTest(parameterized.TestCase):
 class SearchSampleTest(parameterized.TestCase):
     """A sample of survivors excludes what it can exclude, and the record says how much that is."""
 
-    @parameterized.parameters((0, 64, 1 - 0.05 ** (1 / 64)), (0, 4, 1 - 0.05**0.25), (4, 4, 1.0))
-    def test_the_bound_is_clopper_pearsons(self, fooled, n, expected):
-        self.assertAlmostEqual(checks.upper_bound(fooled, n), expected, places=9)
+    def test_the_bound_is_clopper_pearsons(self):
+        for fooled, n, expected in (
+            (0, 64, 1 - 0.05 ** (1 / 64)),
+            (0, 4, 1 - 0.05**0.25),
+            (4, 4, 1.0),
+        ):
+            with self.subTest(row=(fooled, n, expected)):
+                self.assertAlmostEqual(checks.upper_bound(fooled, n), expected, places=9)
 
-    @parameterized.parameters((1, 64), (7, 64), (3, 5))
-    def test_the_bound_where_some_differ(self, fooled, n):
+    def test_the_bound_where_some_differ(self):
         """At the bound, so few or fewer happen in 5 % of all cases."""
-        p = checks.upper_bound(fooled, n)
-        happen = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(fooled + 1))
-        self.assertAlmostEqual(happen, 0.05, places=9)
+        for fooled, n in ((1, 64), (7, 64), (3, 5)):
+            with self.subTest(row=(fooled, n)):
+                p = checks.upper_bound(fooled, n)
+                happen = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(fooled + 1))
+                self.assertAlmostEqual(happen, 0.05, places=9)
 
     def searched(self, **changes):
         with mock.patch("jaxrobust.evaluation.engine.cascade._SAMPLE", 4):

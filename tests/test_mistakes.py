@@ -1,7 +1,7 @@
 """What people type wrongly, over all commands: a sentence with the remedy, and no traceback.
 
 Each is typed at a terminal of 80 columns. What is said names what was typed, and no line is wider
-but for a word that is.
+but for a word that is. Those whose remedy is looked at stand in test_wrong_inputs.py.
 """
 
 import contextlib
@@ -29,12 +29,10 @@ EXPORT = "export --workdir run --out new --layout"
 
 # What is typed -> what of it is said again, after |; without |, its last word or value.
 MISTAKES = f"""
-evalute
 trian --config quickstart | trian
 --workdir run | --workdir
 train --config | config
 train quickstart | --config
-train --config quikstart
 train --config nowhere.py
 train --config broken.py
 train --config other.py
@@ -43,71 +41,32 @@ train --confg quickstart | --confg
 {TRAIN} more | nothing else
 {TRAIN} --wrokdir=x | --wrokdir
 {TRAIN} --workdir=other | --workdir
-{TRAIN} --profile=soon
 {TRAIN} --profile=-1:5
-{TRAIN} --process_id=3 --num_processes=2 | process
 {TRAIN} --num_processes=two
-{TRAIN} --config.train.epocs=3 | epocs
 {TRAIN} --config.tran.epochs=3 | tran
 {TRAIN} --config.sead=3 | sead
-{TRAIN} --config.train.epochs=many
 {TRAIN} --config.train.epochs=-1
 {TRAIN} --config.train.epochs=1.5
-{TRAIN} --config.train.lr=fast
-{TRAIN} --config.train.lr=-1
 {TRAIN} --config.train.lr=nan
 {TRAIN} --config.train.warmup_epochs=99
-{TRAIN} --config.train.objective=robust
-{TRAIN} --config.train.batch_size=0
 {TRAIN} --config.train.batch_size=-8
 {TRAIN} --config.train.ema_decay=2
 {TRAIN} --config.train.weight_decay=-1
-{TRAIN} --config.train.l1=-1e-5 | -1e-05
-{TRAIN} --config.train.optimizer=adam
-{TRAIN} --config.train.schedule=cosin
 {TRAIN} --config.label_smoothing=2
-{TRAIN} --config.seed=-1
 {TRAIN} --config.attack.norm=l3
 {TRAIN} --config.attack.norm=infinity
-{TRAIN} --config.attack.epsilon=4
-{TRAIN} --config.attack.epsilon=-0.1
 {TRAIN} --config.attack.epsilon=eight
 {TRAIN} --config.attack.epsilon=8/0
-{TRAIN} --config.attack.steps=0
 {TRAIN} --config.attack.steps=-3
-{TRAIN} --config.attack.name=apdg
 {TRAIN} --config.attack.loss=entropy | loss
-{TRAIN} --config.attack.start=gauss
 {TRAIN} --config.attack.step_size=-1
-{TRAIN} --config.model.name=convnext_tinny
 {TRAIN} --config.model.name=xyzzy
-{TRAIN} --config.model.name=none.py:make
 {TRAIN} --config.model.num_classes=1
-{TRAIN} --config.model.num_classes=5
-{TRAIN} --config.model.in_channels=3 | in_channels
 {TRAIN} --config.model.image_size=100000
-{TRAIN} --config.model.dtype=bf16
-{TRAIN} --config.model.options.drop_pth=0.1 | drop_pth
 {TRAIN} --config.model.options.drop_path=2
-{TRAIN} --config.data.name=cifar11
 {TRAIN} --config.data.name=digitz
-{TRAIN} --config.data.name=folder:nowhere
-{TRAIN} --config.data.name=npz:none.npz
-{TRAIN} --config.data.name=hf:../nowhere
-{TRAIN} --config.data.train_split=training
 {TRAIN} --config.data.train_split=train[:0]
 {TRAIN} --config.data.test_split=tets
-{TRAIN} --config.data.augmentation=heavvy
-{TRAIN} --config.data.preprocessing=Crop
-{TRAIN} --config.data.workers=-1
-{TRAIN} --config.data.extra=npz:none.npz
-{TRAIN} --config.data.views=7
-{TRAIN} --config.init.weights=none.pt
-{TRAIN} --config.init.weights=page.pt
-{TRAIN} --config.init.stem=new
-{TRAIN} --config.init.normalize=mine
-{TRAIN} --config.evaluation.weights=best
-{TRAIN} --config.evaluation.attack=pgd
 {TRAIN} --config.evaluation.metric=top5
 {TRAIN} --config.log.to=tensorbord
 {TRAIN} --config.log.every_steps=0
@@ -118,63 +77,42 @@ train --confg quickstart | --confg
 {TRAIN} --then=autoattack:l1:8/255 | 8/255
 {TRAIN} --then=export:torch | torch
 {TRAIN} --then=export:hub,select | select
-{TRAIN} --config.checkpoint.keep_every_epochs=-1
 {TRAIN} --config.test.steps=0
 train --config quickstart --workdir gs://bucket/run | gs://bucket/run
 train --config quickstart --workdir page.pt
-evaluate | --workdir
 {EVALUATE} more
 {EVALUATE} --atack=clean | --atack
 {EVALUATE} --workdir=other | --workdir
-evaluate --workdir nowhere
 evaluate --workdir empty
-{EVALUATE} --model convnext_n | --model
 {EVALUATE} --phase=finetune
-{EVALUATE} --attack=pgd
 {EVALUATE} --attack=pgd-0
-{EVALUATE} --attack=autoatack
 {EVALUATE} --attack=apgd-ce,square,fba-t
 {EVALUATE} --attack=apgd-ce,apgd-ce
 {EVALUATE} --attack=clean --norm=l3
 {EVALUATE} --norm=linfinity
-{EVALUATE} --epsilon=8
-{EVALUATE} --epsilon=a
 {EVALUATE} --epsilon=-1
 {EVALUATE} --epsilon=nan
 {EVALUATE} --norm=l1 --epsilon=8/255 | l1
 {EVALUATE} --norm=l2 --epsilon=500
-{EVALUATE} --version=quick
 {EVALUATE} --version=plus --attack=pgd-3
 {EVALUATE} --rule=median
 {EVALUATE} --version=rand --draws=0
-{EVALUATE} --steps=3
 {EVALUATE} --attack=apgd-ce --steps=0
 {EVALUATE} --attack=pgd-3 --restarts=2
 {EVALUATE} --attack=pgd-3 --step=-1
 {EVALUATE} --attack=pgd-3 --start=zero
-{EVALUATE} --threat=linf
 {EVALUATE} --threat=l7:1
 {EVALUATE} --threat=linf:0.1 --threat=linf:0.1
-{EVALUATE} --ladder=linf:0:0.1
 {EVALUATE} --ladder=Linf:0.1:0:3
 {EVALUATE} --ladder=linf:0:0.1:1
 {EVALUATE} --ladder=l9:0:0.1:3
 {EVALUATE} --n=0
-{EVALUATE} --n=-1
 {EVALUATE} --n=some
-{EVALUATE} --batch=0
 {EVALUATE} --batch=x
 {EVALUATE} --seed=-1
 {EVALUATE} --image_size=0
 {EVALUATE} --image_size=100000
-{EVALUATE} --image_size=8 --image_size=8 | 8, 8
-{EVALUATE} --split=validation
 {EVALUATE} --dataset=digitz
-{EVALUATE} --search_dtype=float8
-{EVALUATE} --replay=nowhere
-{EVALUATE} --corruptions=fgo
-{EVALUATE} --corruptions=fog-6
-{EVALUATE} --frost=nowhere | --frost
 {EVALUATE} --out=page.pt/x
 {EVALUATE} --bundle=run
 {EVALUATE} --preprocessing=Res9
@@ -182,7 +120,6 @@ evaluate --workdir empty
 {EVALUATE} --weights=w.pt | --weights
 {EVALUATE} --selected
 evaluate --model convnext --weights w.pt --dataset digits | convnext
-evaluate --weights convnext_tinny.fb_in1k --dataset digits | convnext_tinny
 evaluate --weights Salman2020Do_R19 --dataset digits | Salman2020Do_R19
 {MODEL} --weights=w.pt | --weights
 {MODEL} --options=3
@@ -227,7 +164,6 @@ report run --port=x
 report run --port=99999999 --watch | 99999999
 report run --every=0 --watch | --every=0
 report run --wacth | --wacth
-models convnext_tinny
 models xyzzy
 models --jsn | --jsn
 scaling many
@@ -236,10 +172,6 @@ scaling -5
 import w.pt | --out
 {IMPORT} convnext
 {IMPORT} convnext_n | w.pt
-import none.pt --model convnext_n --out new | none.pt
-import page.pt --model convnext_n --out new | page.pt
-import hf://timm --out new | hf://timm
-import Salman2020Do_R19 --out new | Salman2020Do_R19
 import page.pt --model convnext_n --out new --sha256 x | page.pt
 import page.pt --model convnext_n --out new --seed x
 import page.pt --model convnext_n --out new --optoins 3 | --optoins
@@ -250,16 +182,8 @@ export | --layout
 {EXPORT} jaxrobust --phase finetune
 {EXPORT} jaxrobust --record page.pt
 {EXPORT} jaxrobust --selected
-export --workdir nowhere --layout module --out new | nowhere
-export --weights none.pt --layout hub --out new | none.pt
 {EXPORT} jaxrobust --laoyut timm | --laoyut
-prepare
 prepare cifar11 --out new | cifar11
-prepare cifar10 --from none.tar.gz --out new | none.tar.gz
-prepare cifar10 --from page.pt --out new | page.pt
-prepare cifar10 --out gs://bucket
-prepare imagenet nowhere --out new | nowhere
-prepare pseudo-labelled page.pt
 prepare pseudo-labelled none.pickle
 certificate | --weights
 certificate --model xyzzy | --weights
@@ -338,7 +262,7 @@ class MistakesTest(parameterized.TestCase):
     def test_each_is_answered(self):
         folder = written(Path(self.create_tempdir()))
         training.quiet_run(training.tiny(train__epochs=0), folder / "run")
-        self.assertGreaterEqual(len(MISTAKES), 150)
+        self.assertGreaterEqual(len(MISTAKES), 100)
         with commands() as run:
             for line in MISTAKES:
                 with self.subTest(line):

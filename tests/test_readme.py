@@ -205,24 +205,28 @@ class CommandsTest(parameterized.TestCase):
 
 
 class NamesTest(parameterized.TestCase):
-    @parameterized.parameters(*PAGES, *DOCS)
-    def test_files_exist(self, page):
-        for path in {path for path in _PATH.findall(" ".join(spans(page)))}:
-            self.assertTrue((ROOT / path).exists(), path)
+    def test_files_exist(self):
+        for page in (*PAGES, *DOCS):
+            with self.subTest(page=page):
+                for path in {path for path in _PATH.findall(" ".join(spans(page)))}:
+                    self.assertTrue((ROOT / path).exists(), path)
 
-    @parameterized.parameters(*PAGES)
-    def test_keys_exist(self, page):
-        config = base()
-        for span in spans(page):
-            key = span.removeprefix("--config.").partition("=")[0].removesuffix(".*")
-            if not span.startswith("--config."):
-                section, dot, rest = key.partition(".")
-                if not dot or section not in config or key.endswith(_FILES):
-                    continue
-                function = rest.partition("(")[0]  # evaluation.autoattack, data.load("digits")
-                if hasattr(getattr(jaxrobust, section, None), function):
-                    continue
-            self.assertTrue(has_key(config, key), span)
+    def test_keys_exist(self):
+        for page in PAGES:
+            with self.subTest(page=page):
+                config = base()
+                for span in spans(page):
+                    key = span.removeprefix("--config.").partition("=")[0].removesuffix(".*")
+                    if not span.startswith("--config."):
+                        section, dot, rest = key.partition(".")
+                        if not dot or section not in config or key.endswith(_FILES):
+                            continue
+                        function = rest.partition("(")[
+                            0
+                        ]  # evaluation.autoattack, data.load("digits")
+                        if hasattr(getattr(jaxrobust, section, None), function):
+                            continue
+                    self.assertTrue(has_key(config, key), span)
 
     def test_keys_that_do_not_exist(self):
         config = base()
@@ -238,20 +242,22 @@ class NamesTest(parameterized.TestCase):
 
 
 class LinksTest(parameterized.TestCase):
-    @parameterized.parameters(*PAGES, *DOCS)
-    def test_lead_somewhere(self, page):
-        for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
-            if "://" in link:
-                continue
-            file, _, anchor = link.partition("#")
-            target = (ROOT / page).parent / file if file else ROOT / page
-            self.assertTrue(target.is_file(), link)
-            if anchor:
-                self.assertIn(anchor, anchors(target))
+    def test_lead_somewhere(self):
+        for page in (*PAGES, *DOCS):
+            with self.subTest(page=page):
+                for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+                    if "://" in link:
+                        continue
+                    file, _, anchor = link.partition("#")
+                    target = (ROOT / page).parent / file if file else ROOT / page
+                    self.assertTrue(target.is_file(), link)
+                    if anchor:
+                        self.assertIn(anchor, anchors(target))
 
-    @parameterized.parameters(*PACKAGES, *DOCS)
-    def test_readme_has_one_link_to_each(self, page):
-        self.assertEqual(read("README.md").count(f"]({page})"), 1)
+    def test_readme_has_one_link_to_each(self):
+        for page in (*PACKAGES, *DOCS):
+            with self.subTest(page=page):
+                self.assertEqual(read("README.md").count(f"]({page})"), 1)
 
     def test_readme_is_short(self):
         self.assertLessEqual(len(read("README.md").splitlines()), LINES)

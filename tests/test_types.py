@@ -63,34 +63,36 @@ class AnnotationsTest(absltest.TestCase):
 
 
 class ThreatTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("l3", 0.1, "norm='l3' is unknown; choose one of linf, l2, l1"),
-        ("Linf", 0.1, "norm='Linf' is unknown"),
-        ("linf", 4, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),
-        ("l2", -1, "epsilon=-1.0 is not a radius; pass a finite number >= 0"),
-        ("l2", float("nan"), "epsilon=nan is not a radius"),
-        ("l1", float("inf"), "epsilon=inf is not a radius"),
-        ("l2", "1", "epsilon='1' is not a number; pass one, without quotes"),
-        ("l2", None, "epsilon=None is not a number"),
-    )
-    def test_what_is_none(self, norm, epsilon, message):
-        with self.assertRaisesRegex(ValueError, message):
-            Threat(norm, epsilon)
-        with self.assertRaisesRegex(ValueError, message):
-            dataclasses.replace(Threat("l2", 1.0), norm=norm, epsilon=epsilon)
+    def test_what_is_none(self):
+        for norm, epsilon, message in (
+            ("l3", 0.1, "norm='l3' is unknown; choose one of linf, l2, l1"),
+            ("Linf", 0.1, "norm='Linf' is unknown"),
+            ("linf", 4, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),
+            ("l2", -1, "epsilon=-1.0 is not a radius; pass a finite number >= 0"),
+            ("l2", float("nan"), "epsilon=nan is not a radius"),
+            ("l1", float("inf"), "epsilon=inf is not a radius"),
+            ("l2", "1", "epsilon='1' is not a number; pass one, without quotes"),
+            ("l2", None, "epsilon=None is not a number"),
+        ):
+            with self.subTest(row=(norm, epsilon, message)):
+                with self.assertRaisesRegex(ValueError, message):
+                    Threat(norm, epsilon)
+                with self.assertRaisesRegex(ValueError, message):
+                    dataclasses.replace(Threat("l2", 1.0), norm=norm, epsilon=epsilon)
 
-    @parameterized.parameters(
-        ("linf:4/255", "linf 0.01569", "linf 4/255"),
-        (" Linf : 0.1 ", "linf 0.1", "linf 0.1"),
-        ("L2:0.5", "l2 0.5", "l2 0.5"),
-        ("l1:12", "l1 12", "l1 12"),
-        ("l2:0", "l2 0", "l2 0"),
-    )
-    def test_read_and_printed(self, text, printed, written):
-        threat = threats.parse(text)
-        self.assertEqual((str(threat), threat.written()), (printed, written))
-        self.assertEqual(threats.parse(threat.written().replace(" ", ":")), threat)
-        self.assertEqual(Threat.of(threat.settings() | {"steps": 3}), threat)
+    def test_read_and_printed(self):
+        for text, printed, written in (
+            ("linf:4/255", "linf 0.01569", "linf 4/255"),
+            (" Linf : 0.1 ", "linf 0.1", "linf 0.1"),
+            ("L2:0.5", "l2 0.5", "l2 0.5"),
+            ("l1:12", "l1 12", "l1 12"),
+            ("l2:0", "l2 0", "l2 0"),
+        ):
+            with self.subTest(row=(text, printed, written)):
+                threat = threats.parse(text)
+                self.assertEqual((str(threat), threat.written()), (printed, written))
+                self.assertEqual(threats.parse(threat.written().replace(" ", ":")), threat)
+                self.assertEqual(Threat.of(threat.settings() | {"steps": 3}), threat)
 
     def test_every_norm_has_a_geometry(self):
         self.assertEqual(tuple(attacks.GEOMETRIES), NORMS)
@@ -119,10 +121,10 @@ class ShapesTest(parameterized.TestCase):
             for function in own:
                 self.assertTrue(hasattr(function, "__wrapped__"), function)
 
-    @parameterized.parameters("ce", "cw", "dlr", "kl")
-    def test_logits_of_another_rank(self, loss):
-        with self.refused():
-            attacks.LOSSES[loss](jnp.zeros((2, 5, 1)), self.labels)
+    def test_logits_of_another_rank(self):
+        for loss in ("ce", "cw", "dlr", "kl"):
+            with self.subTest(loss=loss), self.refused():
+                attacks.LOSSES[loss](jnp.zeros((2, 5, 1)), self.labels)
 
     def test_labels_of_another_type(self):
         with self.refused():

@@ -183,24 +183,6 @@ class CommandsTest(parameterized.TestCase):
 
 
 class ComparisonTest(parameterized.TestCase):
-    def run_of(self, name: str, phases=("train",), quantity="loss"):
-        curve = Curve(np.arange(3.0), np.ones(3))
-        own = {phase: {quantity: curve} for phase in phases}
-        metrics = Metrics(own, [], [])
-        return ReportedRun(name, Path(name), {}, metrics, {}, [], None)
-
-    def test_curves_that_two_runs_have(self):
-        self.assertIsNone(comparison.overlays([self.run_of("a"), self.run_of("b", quantity="lr")]))
-        self.assertIsNone(comparison.overlays([self.run_of("a"), self.run_of("b", ("other",))]))
-        runs = [self.run_of("a", ("pretrain", "train")), self.run_of("b"), self.run_of("c", ("x",))]
-        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
-            text = comparison.overlays(runs)
-        self.assertEqual(text.count("drawn"), 1)
-        key, title, curves, x, y = lines.call_args.args
-        self.assertEqual((key, title), ("overlay-1-loss", "Loss, train"))
-        self.assertEqual([curve.name for curve in curves], ["a", "b"])
-        self.assertEqual((x.label, y.percent, lines.call_args.kwargs["note"]), ("step", False, ""))
-
     def test_groups_have_each_network_once(self):
         seen = verdicts([""])
         own = [one(seen, name=n, weights_sha256=w) for n, w in (("a", "1"), ("b", "2"), ("c", "1"))]
@@ -292,27 +274,6 @@ class EvaluationPartTest(parameterized.TestCase):
             function(*given)
         return rows.call_args
 
-    def test_bars_of_what_is_left(self):
-        ends = {"clean": [0.8, 0.95], "robust": [0.4, 0.6]}
-        of = one(
-            image_ids="0..9", clean=0.9, robust=0.5, interval=ends, method="union",
-            accuracy_after={"x": 0.66}, corruptions={"mean": 0.7},
-        )  # fmt: skip
-        call = self.bars(evaluation._left, of, "k")
-        clean, fog, x, every = call.args[2]
-        self.assertEqual((clean.low, clean.high, every.low, every.high), (0.8, 0.95, 0.4, 0.6))
-        self.assertEqual((x.low, x.high), checks.binomial_interval(7, 10))  # the nearest number
-        self.assertIsNone(fog.low)  # a mean is no share of images
-        self.assertEqual(call.args[1], "What each threat leaves")
-        call = self.bars(evaluation._left, one(clean=0.9, robust=0.5), "k")
-        self.assertEqual((call.args[1], call.kwargs["note"]), ("What each attack leaves", ""))
-        for each, head in ((0.3, "Accuracy under each attack and under all"),
-                           (None, "What each threat leaves")):  # fmt: skip
-            parts = [{"robust": 0.4}, {"robust": each}]
-            after = {"linf": 0.4, "l2": 0.2}
-            of = one(clean=0.9, robust=0.1, method="union", accuracy_after=after, worst_case=parts)
-            self.assertEqual(self.bars(evaluation._left, of, "k").args[1], head)
-
     def test_costs_are_added_up(self):
         costs = [
             {"attack": "a", "fooled": 0, "forward": 1000, "seconds": 1.25, "step_rule": "rule"},
@@ -364,24 +325,6 @@ class EvaluationPartTest(parameterized.TestCase):
         (group,) = evaluation.ladders(own)
         self.assertEqual([each.record.threats[0].epsilon for each in group], [0.1, 0.2])
         self.assertIs(group[0], later)  # the last of its radius
-
-    def test_radii(self):
-        group = [self.rung(0.1, clean=0.9, image_ids="0..9"), self.rung(0.2, robust=0.25)]
-        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
-            evaluation.radii([group], "k")
-        (line,) = lines.call_args.args[2]
-        self.assertEqual((line.x, line.y), ((0.0, 0.1, 0.2), (0.9, 0.5, 0.25)))
-        self.assertEqual(line.low[0], checks.binomial_interval(9, 10)[0])
-        self.assertTrue(np.isnan(line.high[2]))  # of which no images are known
-        self.assertIn("the L∞ radius: net, apgd-ce", lines.call_args.args[1])
-        for group in (
-            [self.rung(0.0, clean=0.9), self.rung(0.2)],
-            [self.rung(0.1), self.rung(0.2)],
-        ):
-            with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
-                evaluation.radii([group], "k")
-            self.assertLen(lines.call_args.args[2][0].x, 2)
-        self.assertIsNone(evaluation.radii([], "k"))
 
 
 class ExamplesTest(parameterized.TestCase):
