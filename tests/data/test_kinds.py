@@ -11,6 +11,7 @@ from jaxrobust.data import source as sources
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms import decoding
+from tests.support import sweeps
 
 
 def open_stripes(name, split, choice):
@@ -85,7 +86,7 @@ class KindsTest(parameterized.TestCase):
         with self.assertRaisesRegex(data.DataError, "write digits, .*fake.*, stripes:PATH or"):
             data.open_source("stripes:", "train")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("npz:a.npz", "npz"),
         ("folder:/a b/c", "folder"),
         ("hf:org/name@main", "hf"),
@@ -102,7 +103,3 @@ class KindsTest(parameterized.TestCase):
     def test_which_kind(self, name, expected):
         found = sources.kind_of(name)
         self.assertEqual(found.name if found else None, expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

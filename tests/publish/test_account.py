@@ -21,7 +21,7 @@ from jaxrobust.types import Threat
 from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import runs
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.runs import tiny
 
 try:
@@ -76,7 +76,7 @@ class ImagesTest(absltest.TestCase):
 
 
 class PublishedTest(parameterized.TestCase):
-    @parameterized.parameters("imagenet", "cifar10")
+    @sweeps.rows("imagenet", "cifar10")
     def test_the_leaderboard_says_the_data_set(self, dataset):
         key = next(key for key, net in PUBLISHED.items() if net.board.dataset == dataset)
         about = {"published_id": key, "norm": "linf", "epsilon": 0.25, "accuracies": None}
@@ -116,14 +116,6 @@ class RunTest(parameterized.TestCase):
             which = "train, epoch 3, ema"
             return network_account.of_run(folder, which, ROW["weights_sha256"], image_size=size)
 
-    def test_facts(self):
-        found = self.account(names=("cat", "dog"))
-        how = "adversarial training on digits, split train[:256], apgd, 2 steps, linf 0.1"
-        self.assertEqual((found.which, found.trained), ("train, epoch 3, ema", how))
-        self.assertEqual((found.threat, found.dataset), (Threat("linf", 0.1), "digits"))
-        self.assertEqual((found.classes, found.imagenet), (("cat", "dog"), False))
-        self.assertEqual(found.records, (record(),))
-
     def test_of_clean_images_there_is_no_ball(self):
         found = self.account(objective="clean")
         self.assertEqual(found.trained, "clean training on digits, split train[:256]")
@@ -133,7 +125,7 @@ class RunTest(parameterized.TestCase):
         self.assertTrue(self.account(names=imagenet.synsets()).imagenet)
         self.assertFalse(self.account(names=imagenet.synsets()[::-1]).imagenet)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("bicubic-36-crop-32", None, "bicubic-36-crop-32"),
         ("bicubic-36-crop-32", 8, "bicubic-36-crop-32"),  # the run's own side
         ("bicubic-36-crop-32", 16, None),  # made for another one
@@ -208,7 +200,7 @@ class WordsTest(parameterized.TestCase):
         self.assertEqual(said(21, classes=(*few, "d")), more)
         self.assertStartsWith(said(1000, imagenet=True, classes=few), "ImageNet's 1,000, in the")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, "images of 32 x 32 px as they are; a preprocessing is not known"),
         ("none", "images of 32 x 32 px as they are"),
         ("Res224", "`Res224` to 32 x 32 px (an id of `jaxrobust.data.evaluation_transform`, Robu"),
@@ -264,7 +256,8 @@ class LayoutTest(parameterized.TestCase):
         self.assertEqual(bare["source"], "https://a/b")
         self.assertEqual(layouts.described(network, Account("a.pt, ema"))["which"], "ema")
 
-    @parameterized.parameters(
+    @absltest.skipIf(hub is None, paths.PARITY)
+    @sweeps.rows(
         ("jaxrobust", "convnext_n", {}, "--config.init.weights=out trains.* --weights out eval"),
         ("module", "convnext_n", {}, "^in out: `from convnext_n import load; net = load..`$"),
         ("hub", "convnext_n", {}, "^in out: `from convnext_n import load.*hf upload ORG/REPO out"),
@@ -289,7 +282,6 @@ class LayoutTest(parameterized.TestCase):
             r"^robustbench.utils.load_model\('Singh2023",
         ),
     )
-    @absltest.skipIf(hub is None, paths.PARITY)
     def test_usage(self, layout, name, sizes, expected):
         network = blank(name, **sizes) if name in ("convnext_n", "resnet18") else mock.Mock()
         self.assertRegex(layouts.usage(network, layout, Path("out")), expected)
@@ -367,33 +359,6 @@ class HubTest(parameterized.TestCase):
         self.assertEqual({key: ours[key] for key in expected}, expected)
         self.assertEqual([row["robust"] for row in ours["accuracies"]], [0.4567])
 
-    def test_of_the_module(self):
-        small = {"depths": (1,), "dims": (8,), "in_channels": 2}
-        network = blank("convnext_n", moments=((0.5, 0.4), (0.2, 0.3)), **small)
-        found = self.config(network, classes=("a", "b"))
-        for key in ("architecture", "label_names", "model_args"):  # timm's, or of other classes
-            self.assertNotIn(key, found)
-        timm = found["pretrained_cfg"]  # the module normalises inside
-        self.assertEqual((timm["mean"], timm["std"]), ([0.0, 0.0], [1.0, 1.0]))
-        self.assertEqual(timm["input_size"], [2, 32, 32])
-        self.assertNotIn("license", timm)
-        self.assertIsNone(found["jaxrobust"]["accuracies"])
-        self.assertIsNone(found["jaxrobust"]["norm"])
-
-    @parameterized.parameters(
-        ("vit_s", 224, {}, True),
-        ("vit_s", 32, {"img_size": 32}, True),
-        ("resnet18", 32, {}, False),
-    )
-    def test_sizes_of_timms_networks(self, name, size, arguments, fixed):
-        network = blank(name, 5, size)
-        base, found = hub.timm_name(network)
-        self.assertEqual(found, dict(models.member(name).reference.options) | arguments)
-        made = self.config(network)
-        self.assertEqual(made["pretrained_cfg"]["fixed_input_size"], fixed)
-        self.assertEqual(made["architecture"], base)
-        self.assertEqual(made.get("model_args", {}), found)
-
     def test_papers(self):
         key = "Salman2020Do_R18"
         auto, fixed = record(), record(method="apgd-ce")
@@ -407,7 +372,3 @@ class HubTest(parameterized.TestCase):
             lines = hub._citation(Account("x", published=published, records=records))
             self.assertLen(lines, papers + by_hand, (published, records))
             self.assertEqual("BY HAND" in lines[0], by_hand)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -9,13 +9,13 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import config, models
 from jaxrobust.evaluation.questions import target
 from jaxrobust.weights.store import certificates, weights_folder
-from tests.support import paths, stored, sweeps
+from tests.support import command_calls, paths, stored, sweeps
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn
 
@@ -112,19 +112,6 @@ class CertifyTest(Case):
         self.assertEqual(found["names"]["equal"], found["names"]["reference"])
         self.assert_shows(found)
 
-    @parameterized.parameters(
-        (0.0, 0.9e-5, []),
-        (0.0, 1.1e-5, ["logits 1.1e-05 off in float32, above 1.0e-05"]),
-        (3e-5, 5.5e-5, []),
-        (3e-5, 6.5e-5, ["logits 6.5e-05 off in float32, above 6.0e-05"]),
-    )
-    def test_the_bar_is_twice_what_the_reference_rounds_where_more(self, rounds, off, said):
-        names = {"reference": 1, "matched": 1, "equal": 1, "differing": []}
-        single, double = {"relative": off, "reference_rounding": rounds}, {"relative": 0.0}
-        both = {"float32": single, "float64": double}
-        measured = {"names": names, "logits": both, "gradients": both}
-        self.assertEqual(certificate._faults(measured), said)
-
     def assert_shows(self, found):
         self.assertFalse(found["agrees"])
         faults = " ".join(found["faults"])
@@ -148,16 +135,6 @@ class CertifyTest(Case):
 
 
 class ImagesTest(Case):
-    def test_smooth_images_are_seeded_and_have_contrast(self):
-        images = side_by_side.smooth_images(32, 1)
-        self.assertEqual((images.shape, images.dtype), ((8, 32, 32, 1), np.float32))
-        np.testing.assert_array_equal(images, side_by_side.smooth_images(32, 1))
-        self.assertGreater(images.std(), 0.2)
-        self.assertBetween(images.min(), 0, 0.1)
-        self.assertBetween(images.max(), 0.9, 1)
-        steps = np.abs(np.diff(images, axis=2)).mean()
-        self.assertLess(steps, 0.1)
-
     def test_photographs(self):
         from PIL import Image
 
@@ -222,18 +199,12 @@ class FileTest(Case):
         save_file(references.named(ours, wrapped=False), self.theirs)
 
     def call(self, *extra, code=0) -> tuple[str, str]:
-        printed, said = io.StringIO(), io.StringIO()
         arguments = ["--weights", str(self.weights), *extra]
         if not any(word.startswith("--against") for word in extra):
             arguments += ["--against", str(self.theirs)]
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-            try:
-                command.main(arguments)
-                ended = 0
-            except SystemExit as end:
-                ended = end.code
-        self.assertEqual(ended, code, said.getvalue())
-        return printed.getvalue(), said.getvalue()
+        ended = command_calls.ended(lambda: command.main(arguments))
+        self.assertEqual(ended.code, code, ended.error)
+        return ended.out, ended.error
 
     def test_command(self):
         printed, _ = self.call("--model=convnext_n", "--image-size=32", "--json")
@@ -251,8 +222,7 @@ class FileTest(Case):
         printed, _ = self.call("--model=convnext_n", "--image-size=32", code=1)
         self.assertIn("arrays differ (stem.0.weight", printed)
 
-    @sweeps.fast(0, 1)
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             ("--model=convnext_n", "--image-size=32", "--bogus"),
             "--bogus is no flag; --help lists them",
@@ -303,16 +273,12 @@ class FileTest(Case):
     def test_import_of_something_else_leaves_nothing(self):
         out = self.folder / "imported"
         arguments = [str(self.theirs), "--model=convnext_n", f"--out={out}", "--image-size=32"]
-        said = io.StringIO()
-        with (
-            mock.patch.object(certificate, "_faults", lambda found: ["wrong"]),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(said),
-            self.assertRaises(SystemExit) as end,
-        ):
-            import_weights.main([*arguments, "--num-classes=5"])
-        self.assertEqual(end.exception.code, 3)
-        self.assertIn("nothing is written", said.getvalue())
+        with mock.patch.object(certificate, "_faults", lambda found: ["wrong"]):
+            ended = command_calls.ended(
+                lambda: import_weights.main([*arguments, "--num-classes=5"])
+            )
+        self.assertEqual(ended.code, 3)
+        self.assertIn("nothing is written", ended.error)
         self.assertFalse(out.exists())
 
 
@@ -384,7 +350,3 @@ class SlowReferenceTest(Case):
         found = self.certified(ours, references.reference(ours, file, key))
         self.assertTrue(found["agrees"], found["faults"])
         self.assertStartsWith(found["reference"]["network"], "robustbench 1.")
-
-
-if __name__ == "__main__":
-    absltest.main()

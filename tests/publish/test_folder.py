@@ -1,7 +1,6 @@
 """A run as our own folder: what is exported trains, evaluates and loads as the run does."""
 
 import contextlib
-import io
 import json
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import hashes, weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from jaxrobust.weights.trained import kept
-from tests.support import evaluations
+from tests.support import command_calls, evaluations
 from tests.support import runs as training
 from tests.support.modules import hidden
 
@@ -54,16 +53,11 @@ class FolderTest(absltest.TestCase):
         self.out = self.folder / "out"
 
     def export(self, *words, code=0) -> str:
-        printed, said, ended = io.StringIO(), io.StringIO(), 0
         given = ["--workdir", self.workdir, "--layout=jaxrobust", f"--out={self.out}", *words]
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-            try:
-                export_weights.main([str(word) for word in given])
-            except SystemExit as end:
-                ended = end.code
-        self.assertEqual(ended, code, said.getvalue())
+        ended = command_calls.ended(lambda: export_weights.main([str(word) for word in given]))
+        self.assertEqual(ended.code, code, ended.error)
         self.assertEmpty([*self.folder.glob("*.part*")])
-        return said.getvalue() if code else printed.getvalue()
+        return ended.error if code else ended.out
 
     def logits(self, net, params, stats):
         return np.asarray(jax.jit(lambda *args: net.apply(*args)[0])(params, stats, self.images))
@@ -154,15 +148,6 @@ class FolderTest(absltest.TestCase):
         self.assertEqual(found, expected | {"weights_sha256": choice.weights_sha256})
         self.assertIsNone(about["accuracies"])
 
-    def test_a_record_that_other_weights_share(self):
-        file = self.folder / "shared.jsonl"
-        rows = ({"weights_sha256": "0" * 64, "clean": 1.0}, self.own | {"robust": 0.125})
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.export("--record", file)
-        about = json.loads((self.out / "config.json").read_text())
-        self.assertIn(0.125, [row["robust"] for row in about["accuracies"]])
-        self.assertNotIn(1.0, [row["clean"] for row in about["accuracies"]])
-
     def test_mistakes(self):
         other = self.folder / "results.jsonl"
         other.write_text(json.dumps({"weights_sha256": "0" * 64, "clean": 1.0}) + "\n")
@@ -178,7 +163,3 @@ class FolderTest(absltest.TestCase):
                 self.assertIn(message, said)
                 self.assertEqual(said.count("\n"), 1, said)
                 self.assertEqual([*self.folder.iterdir()], [other])
-
-
-if __name__ == "__main__":
-    absltest.main()

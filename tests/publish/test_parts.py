@@ -1,7 +1,6 @@
 """Parts of exports and certificates by themselves: which weights, which files, which verdicts."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -16,13 +15,11 @@ from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.publish import confirm, robustbench_entry
-from jaxrobust.types import Weights
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.families import all_families
 from tests.support.modules import hidden
-from tests.support.runs import tiny
 
 try:
     import torch
@@ -30,77 +27,6 @@ try:
     from jaxrobust.publish import certificate, export_torch, references, torch_networks
 except ImportError:
     torch = None
-
-
-@absltest.skipIf(torch is None, paths.PARITY)
-class RunTest(parameterized.TestCase):
-    """Which weights of a run are read; the run is a stand-in."""
-
-    def read(self, which, *, evaluates="ema", chosen=None, phase=None, saved=("train",)):
-        config = tiny().unlock()
-        config.evaluation.weights = evaluates
-        asked = []
-        arrays = Weights({"a": np.float32([1])}, {"b": np.float32([2])})
-        state = SimpleNamespace(params={"a": 3}, stats={"b": 4})
-        folder = Path(self.create_tempdir())
-        for name in saved:
-            (folder / name / "latest" / "12").mkdir(parents=True)
-
-        def run_config(workdir, phase):
-            asked.append(("config", phase))
-            return config
-
-        def stored(directory, shapes):
-            asked.append(("latest", directory.parent.name))
-            return 12, state, {}
-
-        def best(workdir, phase):
-            asked.append(("best", phase))
-            return "best", arrays
-
-        def selected(workdir, chosen):
-            asked.append(("selected", chosen.phase))
-            return "selected", arrays
-
-        with (
-            mock.patch.object(export_torch.runs, "run_config", run_config),
-            mock.patch.object(export_torch.runs, "run_weights", best),
-            mock.patch.object(export_torch.kept, "selected_weights", selected),
-            mock.patch.object(export_torch.checkpoint, "read", stored),
-            mock.patch.object(export_torch, "averaged", lambda state: ({"a": 5}, {"b": 6})),
-        ):
-            network, name = export_torch.of_run(folder, phase, which, chosen)
-        self.assertEqual((network.name, network.num_classes), ("convnext_n", 10))
-        self.assertEqual(network.options["dims"], config.model.options.dims)
-        return name, asked, (network.params["a"].item(), network.stats["b"].item()), network
-
-    def test_best_or_latest(self):
-        for which, evaluates in ((None, "ema"), ("ema", "ema"), (None, "raw"), ("raw", "raw")):
-            name, asked, numbers, network = self.read(which, evaluates=evaluates)
-            self.assertEqual((name, asked[-1], numbers), ("best", ("best", None), (1, 2)))
-            self.assertEqual(network.image_size, 8)
-        name, asked, numbers, _ = self.read("raw")
-        self.assertEqual((asked[-1], numbers), (("latest", "train"), (3, 4)))
-        self.assertEqual(name, "train, step 12, raw, latest checkpoint")
-        name, _, numbers, _ = self.read("ema", evaluates="raw")
-        self.assertEqual((name[-22:], numbers), ("ema, latest checkpoint", (5, 6)))
-
-    def test_the_last_phase_with_a_checkpoint(self):
-        for saved, phase, expected in (
-            (("pretrain", "train"), None, "train"),
-            (("pretrain",), None, "pretrain"),
-            (("pretrain", "train"), "pretrain", "pretrain"),
-        ):
-            _, asked, *_ = self.read("raw", saved=saved, phase=phase)
-            self.assertEqual(asked, [("config", phase), ("latest", expected)])
-        with self.assertRaisesRegex(ValueError, "no checkpoint of train or pretrain; train first"):
-            self.read("raw", saved=())
-
-    def test_chosen_ones(self):
-        chosen = SimpleNamespace(phase="pretrain", image_size=16)
-        name, asked, numbers, network = self.read("raw", chosen=chosen)
-        self.assertEqual((name, numbers, network.image_size), ("selected", (1, 2), 16))
-        self.assertEqual(asked, [("config", "pretrain"), ("selected", "pretrain")])
 
 
 @absltest.skipIf(torch is None, paths.PARITY)
@@ -125,13 +51,6 @@ class PublishTest(absltest.TestCase):
         export_torch.publish(self.staged, self.out)
         expected = {"net": "1", "x.certificate.json": "new", "sub/more": "2", "mine": "m"}
         self.assertEqual(self.found(), expected)
-
-    def test_another_file_is_in_the_way(self):
-        self.write(self.out, net="1")
-        self.write(self.staged, a="0", net="2")
-        with self.assertRaisesRegex(ValueError, "out.*net exists and is another file; name a new"):
-            export_torch.publish(self.staged, self.out)
-        self.assertEqual(self.found(), {"net": "1"})
 
     def test_a_move_that_fails_leaves_what_was_there(self):
         self.write(self.out, a="same")
@@ -380,7 +299,7 @@ class EntryTest(parameterized.TestCase):
         row |= {"attacks": [{"name": "apgd-ce", "norm": "linf", "epsilon": 4 / 255}]}
         return AccuracyRecord.from_json(row | {"dtype": "float32"} | changes)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, ""),
         ({"ids_sha256": "0" * 64}, "are not the 5,000 of RobustBench's list"),
         ({"ids_sha256": None}, "are not the 5,000 of RobustBench's list"),
@@ -394,19 +313,6 @@ class EntryTest(parameterized.TestCase):
         self.assertEqual(len(lacks), bool(message), lacks)
         if message:
             self.assertIn(message, lacks[0])
-
-    def test_of_small_images_as_they_are(self):
-        attack = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255}
-        own = {"dataset": "cifar10", "split": "test", "image_ids": "0..9999", "attacks": [attack]}
-        for preprocessing in (None, "none"):
-            self.assertEmpty(
-                robustbench_entry.lacks(self.record(**own, preprocessing=preprocessing))
-            )
-        (said,) = robustbench_entry.lacks(self.record(**own, preprocessing="Res40"))
-        self.assertIn("its images are changed by Res40, not none", said)
-        several = [attack | {"norm": norm} for norm in ("l1", "l2")]
-        found = robustbench_entry.protocol_of(self.record(**own | {"attacks": several}))
-        self.assertEqual(found.norm, "Linf")  # a union is meant for no other leaderboard
 
     def test_the_last_one_counts(self):
         file = Path(self.create_tempfile("results.jsonl").full_path)
@@ -459,46 +365,6 @@ class VerdictsTest(absltest.TestCase):
         self.assertEqual(how, expected)
         self.assertEqual(calls[1], ((3, 2, 4, 5), torch.float32, [3, 1, 5], 250))
 
-    def verdicts(self, different):
-        """The sentence about 1,200 images, of which some are judged otherwise."""
-        ours = np.arange(1200) % 2 == 0
-        theirs = ours.copy()
-        theirs[different] ^= True
-        threat = robustbench_entry.Threat("linf", 4 / 255)
-        record, said, asked = SimpleNamespace(threats=[threat, None]), [], []
-
-        def of(name, result):
-            return lambda *given: asked.append((name, *given)) or result
-
-        with (
-            mock.patch.dict("sys.modules", pyautoattack=SimpleNamespace()),
-            mock.patch.object(confirm.importlib.metadata, "version", lambda name: f"{name} 7"),
-            mock.patch.object(confirm, "_images", of("images", (np.arange(1200), "x" * 1200, "y"))),
-            mock.patch.object(confirm, "_ours", of("ours", ours)),
-            mock.patch.object(confirm, "_theirs", of("theirs", theirs)),
-            mock.patch.object(confirm, "say", said.append),
-        ):
-            text = confirm.verdicts("net", record, Path("ledger"), 1500, data_dir="data")
-        self.assertEqual(said, [f"pyautoattack on 1200 images in PyTorch, {threat}"])
-        images, own, other = asked
-        self.assertEqual(images, ("images", record, 1500, "data"))
-        self.assertEqual(own[:3], ("ours", Path("ledger"), record))
-        self.assertEqual(own[3].tolist(), [*range(1200)])
-        self.assertEqual(other[2:], ("net", "x" * 1200, "y", threat))
-        head = "pyautoattack pyautoattack 7 on the exported network in PyTorch, 1,200 of "
-        self.assertStartsWith(text, head + "its images: ")
-        return text.removeprefix(head + "its images: ")
-
-    def test_equal_verdicts_are_counted_and_others_named(self):
-        self.assertEqual(self.verdicts([]), "1,200 of 1,200 verdicts equal")
-        self.assertEqual(
-            self.verdicts([3, 10]),
-            "1,198 of 1,200 verdicts equal, not those of image 3 (fooled here), 10 (robust here)",
-        )
-        eight = ", ".join(f"{i} (robust here)" for i in range(0, 16, 2))
-        self.assertEndsWith(self.verdicts([*range(0, 16, 2)]), f"of image {eight}")
-        self.assertEndsWith(self.verdicts([*range(0, 18, 2)]), f"of image {eight}, ...")
-
     def test_the_exported_network_is_attacked(self):
         given = SimpleNamespace(layout="module", record=Path("r.jsonl"), confirm=8, data_dir="d")
         subject, asked = SimpleNamespace(network="network"), []
@@ -519,30 +385,9 @@ class VerdictsTest(absltest.TestCase):
         self.assertEqual(found, (("net", "record", ledger, 8), {"data_dir": "d"}))
         self.assertEqual(asked[0], ("network", Path("net.pt"), "module"))
 
-    def test_a_ledger_of_more_images_than_are_asked_for(self):
-        file = Path(self.create_tempfile("ledger.jsonl").full_path)
-        rows = [{"image": i, "attack": "square", "fooled": i % 2 == 1} for i in range(6)]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        record = AccuracyRecord.from_json(
-            {"image_ids": "0..5", "robust": 0.5, "attacks": [{"name": "square"}]}
-        )
-        self.assertEqual(
-            confirm._ours(file, record, np.array([0, 3, 4])).tolist(), [True, False, True]
-        )
-        for robust in (1 / 3, 2 / 3):
-            other = dataclasses.replace(record, robust=robust)
-            with self.assertRaisesRegex(
-                ValueError, "has 3 robust images of 6, and its record says"
-            ):
-                confirm._ours(file, other, np.arange(3))
-
 
 class NamesTest(absltest.TestCase):
     def test_every_module_file_is_there(self):
         for family in all_families():
             file = references.MODULES.rglob(f"{family.file}.py") if torch else [1]
             self.assertLen([*file], 1, family.file)
-
-
-if __name__ == "__main__":
-    absltest.main()

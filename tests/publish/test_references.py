@@ -7,10 +7,11 @@ from absl.testing import absltest, parameterized
 from jaxrobust import convert
 from jaxrobust.publish import references
 from jaxrobust.weights.naming import convert as converting
+from tests.support import sweeps
 
 
 class PlaceTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (  # below `model_dir`, as their own row names it
             "Singh2023Revisiting_ConvNeXt-T-ConvStem",
             "imagenet/Linf/Singh2023Revisiting_ConvNeXt-T-ConvStem.pt",
@@ -31,7 +32,3 @@ class ConvertedTest(absltest.TestCase):
         with self.assertRaisesRegex(AttributeError, "'jaxrobust.convert' has no attribute 'other'"):
             _ = convert.other
         self.assertFalse(hasattr(convert, "StoredNames"))  # which stands beside them there
-
-
-if __name__ == "__main__":
-    absltest.main()

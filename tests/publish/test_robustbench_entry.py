@@ -7,14 +7,14 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import evaluation, models
 from jaxrobust.data import evaluation_batches, open_source
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.publish import confirm, robustbench_entry
 from jaxrobust.weights.load import Network
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn
 
@@ -58,7 +58,7 @@ class CifarTest(parameterized.TestCase):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return robustbench_entry.find(path, SHA256, None)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cifar10", "linf", 8 / 255, "8/255", "Linf"),
         ("cifar10", "l2", 0.5, "0.5", "L2"),
         ("cifar100", "linf", 8 / 255, "8/255", "Linf"),
@@ -111,8 +111,11 @@ class CifarTest(parameterized.TestCase):
         other = [attack | {"epsilon": 4 / 255} for attack in own["attacks"]]
         (lack,) = robustbench_entry.lacks(typed(own | {"attacks": own["attacks"] + other}))
         self.assertRegex(lack, "its balls are linf 0.03137, linf 0.01569, not linf 8/255")
+        several = [own["attacks"][0] | {"norm": norm} for norm in ("l1", "l2")]
+        found = robustbench_entry.protocol_of(typed(own | {"attacks": several}))
+        self.assertEqual(found.norm, "Linf")  # a union is meant for no other leaderboard
 
-    @parameterized.parameters((8 / 255, 0), (np.float32(8 / 255), 0), (0.0314, 1), (7.9 / 255, 1))
+    @sweeps.rows((8 / 255, 0), (np.float32(8 / 255), 0), (0.0314, 1), (7.9 / 255, 1))
     def test_a_radius_that_is_nearly_the_leaderboards(self, epsilon, lacks):
         """One that was rounded to float32 is the same, and 0.0314 is not 8/255."""
         found = robustbench_entry.lacks(typed(record("cifar10", "linf", float(epsilon))))
@@ -123,7 +126,7 @@ class CifarTest(parameterized.TestCase):
         (lack,) = robustbench_entry.lacks(typed(replayed))
         self.assertRegex(lack, "of other evaluations were replayed; evaluate with --noreplay")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"epsilon": 4 / 255}, r"its balls are .*0\.015.*, not linf 8/255", "linf", "8/255"),
         ({"norm": "l2", "epsilon": 1.0}, "its balls are .*, not l2 0.5", "l2", "0.5"),
         ({"image_ids": "0..999"}, "its images are 0..999, not 0..9999", "linf", "8/255"),
@@ -217,6 +220,11 @@ class ConfirmTest(parameterized.TestCase):
         said, _ = self.verdicts([True] * 3 + [False] * 5, count=100)
         self.assertIn("8 of 8", said)
 
+    def test_of_many_others_eight_are_named(self):
+        self.record |= {"image_ids": "0..8", "robust": 3 / 9}
+        said, _ = self.verdicts([False] * 3 + [True] * 6, count=9)
+        self.assertRegex(said, r"0 of 9 verdicts equal.* 7 \(fooled here\), \.\.\.$")
+
     def test_a_ledger_of_several_hosts(self):
         rows = [json.loads(line) for line in self.ledger.read_text().splitlines()]
         self.write(rows[:3])
@@ -277,7 +285,3 @@ class ConfirmTest(parameterized.TestCase):
         with mock.patch.object(confirm, "_images", lambda *unused: (images, labels.astype(int))):
             said = confirm.verdicts(reference.net, typed(self.record), self.ledger, 12)
         self.assertIn("the first 12 images: 12 of 12 verdicts equal", said)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from tests.support import paths
+from tests.support import paths, sweeps
 
 try:
     import torch
@@ -68,7 +68,7 @@ class FileTest(parameterized.TestCase):
         exec(compile(code, "alone.py", "exec"), module)
         return code, module, net
 
-    @parameterized.parameters(*NAMES)
+    @sweeps.in_one(*NAMES)
     def test_holds_what_it_needs_and_no_more(self, file):
         code, module, _ = self.run_alone(NAMES[file])
         self.assertEmpty(unread(code))
@@ -92,7 +92,3 @@ class FileTest(parameterized.TestCase):
             logits = module["normalized"](net.eval(), module["MEAN"], module["STD"])(images)
             normal = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
             torch.testing.assert_close(logits, net(normal), rtol=1e-4, atol=1e-5)
-
-
-if __name__ == "__main__":
-    absltest.main()

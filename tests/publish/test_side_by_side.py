@@ -254,7 +254,3 @@ class AttackTest(parameterized.TestCase):
         corner = (images + 0.1 * slope.sign()).clamp(0, 1)
         found = torch_attack.apgd(net, images, labels, 0.1, 1)
         np.testing.assert_allclose(found, corner, atol=1e-12)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -16,6 +16,7 @@ from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.commandline import fields as flag_fields
 from jaxrobust.runtime.commandline.arguments import mapping, number
 from jaxrobust.runtime.commandline.fields import flag, read
+from tests.support import sweeps
 from tests.support.command_line import refused
 
 
@@ -46,7 +47,7 @@ class ReadTest(parameterized.TestCase):
         self.assertTrue(found.fast)
         self.assertEqual(found.attack, "fgsm")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ([], "run"),
         (["there", "--batch_size=1"], "--batch_size=1 must be at least 2"),
         (["there", "--sizes", "8", "0"], "--sizes=0 must be at least 1"),
@@ -120,13 +121,9 @@ class SharedTest(parameterized.TestCase):
         words = {"shipped", "users"}  # a word of the command line; what --points and --attack name
         self.assertSameElements(flags - {"threat", "ladder"} | words, GivenFlags._fields)
 
-    @parameterized.parameters(*COMMANDS)
+    @sweeps.rows(*COMMANDS)
     def test_a_command_names_itself(self, name):
         """In the first lines of its help, as people type it."""
         path = Path(shared.__file__).parents[2] / (module_of(name)[10:].replace(".", "/") + ".py")
         head = " ".join(path.read_text().split('"""')[1].split("\n")[:4])
         self.assertIn(f"jaxrobust {name}", head)
-
-
-if __name__ == "__main__":
-    absltest.main()

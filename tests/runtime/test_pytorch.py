@@ -34,7 +34,3 @@ class PyTorchTest(absltest.TestCase):
         loaded = done.stdout.split()
         self.assertIn("models.interface.foreign", loaded)
         self.assertEmpty([n for n in loaded if n.startswith("pytorch.") and n not in NAMES])
-
-
-if __name__ == "__main__":
-    absltest.main()

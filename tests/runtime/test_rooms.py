@@ -73,7 +73,3 @@ class RoomsTest(absltest.TestCase):
             self.assertRaisesRegex(ValueError, "THINGS: jaxrobust/papers/names.py repeats one"),
         ):
             rooms.entries("THINGS")
-
-
-if __name__ == "__main__":
-    absltest.main()

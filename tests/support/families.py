@@ -1,7 +1,7 @@
 """What the tests of every architecture take of each: its references, and small networks of it."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -11,12 +11,22 @@ from absl.testing import absltest
 from jaxrobust import models
 from jaxrobust.models.interface.family import Family
 from jaxrobust.models.modules import positions
+from jaxrobust.models.published import PUBLISHED
 from tests.support import parity, paths
 
 
 def all_families() -> list[Family]:
     """Import every architecture, of the core and of the optional rooms."""
     return [*{(found := models.family(name)).file: found for name in models.available()}.values()]
+
+
+def by_family(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Names of networks or of published weights, sorted, by their architecture."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        model = PUBLISHED[name].model if name in PUBLISHED else name
+        found.setdefault(models.family(model).file, []).append(name)
+    return list(found.items())
 
 
 class Case(NamedTuple):

@@ -1,6 +1,7 @@
 """Tests of many rows: cheap rows are one test, and of long sweeps a few rows are fast tests."""
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -50,3 +51,8 @@ def rows(*given: Any) -> Callable[[Row], Row]:
         return each
 
     return of
+
+
+def product(**choices: Iterable[Any]) -> list[dict[str, Any]]:
+    """All combinations, as rows of `rows`."""
+    return [dict(zip(choices, row, strict=True)) for row in itertools.product(*choices.values())]

@@ -6,11 +6,12 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust.weights.store import certificates, hashes, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
+from tests.support import sweeps
 
 NUMBERS = {
     "reference": {"network": "timm 1.0.9", "independent": True},
@@ -103,7 +104,7 @@ class CertificateTest(parameterized.TestCase):
         self.write(file)
         self.assertEqual(certificates.stated(file), ("vit_s", {}))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"files": 3},),
         ({"files": {"ours": {}}},),
         ({"logits": {}},),
@@ -117,7 +118,7 @@ class CertificateTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "is damaged"):
             certificates.stated(self.file)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         # What is stored says it; fields that make no other network do not matter.
         (None, ("resnet18", {"small_stem": True}), {"small_stem": True}),
         ({}, ("resnet18", {}), {}),
@@ -135,7 +136,7 @@ class CertificateTest(parameterized.TestCase):
             return
         self.assertEqual(certificates.options("resnet18", given, stored, "here"), expected)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, ("resnet18", {"small_stem": True})),
         ({"small_stem": True}, ("resnet18", {})),
         (None, ("resnet50", {})),
@@ -158,7 +159,7 @@ class HashesTest(parameterized.TestCase):
         text = b"a float32 (4,)" + ARRAYS["a"].tobytes() + b"b float32 (1,)" + bytes(4)
         self.assertEqual(found, hashlib.sha256(text).hexdigest())
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"a": np.arange(4, dtype=np.int32)},
         {"a": np.arange(4, dtype=np.float32).reshape(2, 2)},
         {"a": np.arange(1, 5, dtype=np.float32)},
@@ -177,7 +178,3 @@ class HashesTest(parameterized.TestCase):
         self.assertEqual(hashes.classes_sha256(["cat", "dog"]), digest)
         self.assertNotEqual(hashes.classes_sha256(["dog", "cat"]), digest)
         self.assertIsNone(hashes.classes_sha256([]))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -123,7 +123,3 @@ class KeptTest(absltest.TestCase):
             self.assertRaisesRegex(OSError, "Permission denied"),
         ):
             last.save(5, {"w": np.ones(2, np.float32)}, {})
-
-
-if __name__ == "__main__":
-    absltest.main()

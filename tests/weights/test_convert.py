@@ -20,6 +20,7 @@ from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
 from tests.support import corpus, paths, reference, sweeps
 from tests.support.corpus import KWARGS
+from tests.support.families import by_family
 from tests.support.modules import hidden
 
 
@@ -71,7 +72,7 @@ class RenameTest(parameterized.TestCase):
         out = convert.rename(rows, source, {"a": (2, 4)})
         self.assertEqual(out["a"].shape, (2, 4))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (["0"], EXPECTED, "2 weights .*a.kernel: not filled.*a.weight: 0 rows match"),
         (["1", "1"], EXPECTED, "a.weight: 2 rows match, expected 1"),
         (["1"], EXPECTED | {"b": (1,)}, "b: not filled by any source name"),
@@ -96,7 +97,7 @@ class RenameTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "(?s)^3 weights.*b: dtype.*c: 0 rows.*d: not fill"):
             convert.rename(rows, source, expected)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), ["mean", "std"]),  # of 0 to 255
         ((123.675, 116.28, 103.53), (0.229, 0.224, 0.225), ["mean"]),
         ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), ["std"]),
@@ -115,7 +116,7 @@ class RenameTest(parameterized.TestCase):
         said = re.findall(r"e\.(\w+): does not fit \[0, 1\] pixels.* by 255", str(caught.exception))
         self.assertEqual(said, wrong)
 
-    @parameterized.parameters(((0, 0.5, 1), (1e-3, 0.5, 1)), ((0.485,) * 3, (0.229,) * 3))
+    @sweeps.rows(((0, 0.5, 1), (1e-3, 0.5, 1)), ((0.485,) * 3, (0.229,) * 3))
     def test_normalisation_that_is(self, mean, std):
         arrays = {"normalize.mean": np.float32(mean), "normalize.std": np.float32(std)}
         rows = [row(r"(.+)", r"\1")]
@@ -136,7 +137,7 @@ class RenameTest(parameterized.TestCase):
 
 
 class PrefixTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         "",
         "module.",
         "base_model.",
@@ -149,10 +150,16 @@ class PrefixTest(parameterized.TestCase):
         names = convert.unwrapped({f"{prefix}stem.0.weight": 1, f"{prefix}head.fc.bias": 2})
         self.assertEqual(names, {"stem.0.weight": 1, "head.fc.bias": 2})
 
-    @parameterized.parameters("", "module.base_model.")
+    @sweeps.rows("", "module.base_model.")
     def test_normalisation_may_stand_outside(self, prefix):
         wrapped = {f"{prefix}normalize.mean": 1, f"{prefix}model.stem.0.weight": 2}
         self.assertEqual(convert.unwrapped(wrapped), {"normalize.mean": 1, "stem.0.weight": 2})
+
+
+def check_round_trips(test, names: list[str]) -> None:
+    for name in names:
+        with test.subTest(name):
+            check_round_trip(test, name)
 
 
 def check_round_trip(test, name: str) -> None:
@@ -186,27 +193,43 @@ _LARGE = re.compile(
     r"|wrn_(?!a1$).*|robustresnet.*|robnet.*|advrush.*|racl.*|cifar_(wrn|vgg16_224).*"
 )
 LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
+FAST = ("cifar_vit", "convnext_n", "resnet18", "vit_s", "xcit_n12")
+FAST_IDS = ("Mo2022When_ViT-B", "Salman2020Do_R18")
+LISTINGS = {
+    path.stem: path for path in (paths.GOLDEN / "models").glob("*.tsv") if path.stem in PUBLISHED
+}
 
 
 @pytest.mark.matrix
 class SlowLayoutTest(parameterized.TestCase):
-    @parameterized.parameters(*LARGE)
-    def test_round_trip(self, name):
-        check_round_trip(self, name)
+    @sweeps.rows(*by_family(LARGE))
+    def test_round_trip(self, _, names):
+        check_round_trips(self, names)
 
 
 class LayoutTest(parameterized.TestCase):
-    @sweeps.fast("cifar_vit", "convnext_n", "resnet18", "vit_s", "xcit_n12")
-    @parameterized.parameters(*sorted(set(models.available()) - set(LARGE)))
+    @sweeps.rows(*FAST)
     def test_round_trip(self, name):
-        check_round_trip(self, name)
+        check_round_trips(self, [name])
 
-    @sweeps.fast("Mo2022When_ViT", "Salman2020Do_R18")
-    @parameterized.parameters(*PUBLISHED.items())
-    def test_names_shapes_types_and_order_are_the_published_ones(self, layout, published):
-        listing = paths.GOLDEN / "models" / f"{layout}.tsv"
-        if not listing.exists():
-            self.skipTest(f"{listing.name} is not stored")
+    @parameterized.parameters(*by_family(set(models.available()) - {*LARGE, *FAST}))
+    @pytest.mark.slow
+    def test_round_trip_of_the_others(self, _, names):
+        check_round_trips(self, names)
+
+    @sweeps.rows(*FAST_IDS)
+    def test_names_shapes_types_and_order_are_the_published_ones(self, layout):
+        self.check_published(layout)
+
+    @parameterized.parameters(*by_family(set(LISTINGS) - set(FAST_IDS)))
+    @pytest.mark.slow
+    def test_names_shapes_types_and_order_of_the_others(self, _, layouts):
+        for layout in layouts:
+            with self.subTest(layout):
+                self.check_published(layout)
+
+    def check_published(self, layout):
+        published = PUBLISHED[layout]
         sizes = {"num_classes": published.board.num_classes}
         net = models.create(published.model, image_size=published.board.image_size, **sizes)
         params, stats = (
@@ -221,7 +244,7 @@ class LayoutTest(parameterized.TestCase):
             stats["normalize.mean"] = np.array(published.board.mean, np.float32)
             stats["normalize.std"] = np.array(published.board.std, np.float32)
         theirs = convert.to_torch(published.model, params, stats, layout=layout)
-        wanted = reference.entries(listing)
+        wanted = reference.entries(LISTINGS[layout])
         self.assertEqual(
             [(k, a.shape, str(a.dtype)) for k, a in theirs.items()],
             [(name, shape, dtype.removeprefix("torch.")) for name, shape, dtype in wanted],
@@ -302,17 +325,7 @@ class LoadTest(parameterized.TestCase):
         self.assert_loads(self.saved(self.weights))
         self.assert_loads(self.saved(as_timm(self.weights)))
 
-    def test_all_parts_are_read(self):
-        names = sorted(self.weights)
-        for i in (1, 2):
-            part = {k: self.weights[k] for k in names[i - 1 :: 2]}
-            path = self.saved(part, f"model-{i:05d}-of-00002.safetensors")
-        self.assert_loads(path)
-
-    @sweeps.fast(0, 1)
-    @parameterized.parameters(
-        ("convnext_n", 1), ("convnext_n_cvst", 40), ("vit_s_cvst", 64), ("xcit_n12", 20)
-    )
+    @sweeps.rows(("convnext_n", 1), ("convnext_n_cvst", 40), ("vit_s_cvst", 64), ("xcit_n12", 20))
     def test_channels_are_those_of_the_images(self, name, channels):
         # More than the stem's first convolution makes: 32, 48 and 16.
         weights = random_weights(name, in_channels=channels)
@@ -342,8 +355,7 @@ class LoadTest(parameterized.TestCase):
         ):
             convert.from_torch("convnext_t", arrays)
 
-    @sweeps.fast(0, 3, 12, 17, 24, 26, 30, 34)
-    @parameterized.parameters(*corpus.ARRAYS, *corpus.BYTES)
+    @sweeps.rows(*corpus.ARRAYS, *corpus.BYTES)
     def test_broken_files(self, case):
         path, message = corpus.write(case, self.folder / "broken", as_timm(self.weights))
         with self.assertRaisesRegex(ValueError, "(?s)" + message):
@@ -356,15 +368,9 @@ class LoadTest(parameterized.TestCase):
             self.skipTest(paths.PARITY)
         return torch
 
-    @sweeps.fast(0, 4)
-    @parameterized.parameters(
+    @sweeps.rows(
         "",
-        "state_dict",
-        "model",
-        "model_state_dict",
         "state_dict/model",
-        "state_dict_ema",
-        "model_ema/state_dict",
     )
     def test_torch_files(self, place):
         torch = self.torch()
@@ -374,53 +380,6 @@ class LoadTest(parameterized.TestCase):
         path = self.folder / "weights.pth.tar"
         torch.save(tree, path)
         self.assert_loads(path)
-
-    def test_averaged_or_raw_weights(self):
-        torch, path = self.torch(), self.folder / "full_model_3.pth"
-        raw = {f"module.base_model.{k}": torch.tensor(v) for k, v in as_timm(self.weights).items()}
-        ema = {k.removeprefix("module."): v / 2 for k, v in raw.items()}
-        torch.save({"model_state_dict": raw, "state_dict_ema": ema, "epoch": 3}, path)
-        self.assert_loads(path, which="raw")
-        self.weights = {
-            k: v if k.startswith("normalize.") else v / 2 for k, v in self.weights.items()
-        }
-        self.assert_loads(path)
-        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw, or None"):
-            convert.load("convnext_n", path, which="best", **KWARGS)
-
-    @parameterized.parameters(
-        ("unaveraged_model_state_dict", "model_state_dict"),  # the averaged ones have the plain key
-        ("unaveraged_state_dict", "state_dict"),
-        ("state_dict", "state_dict_ema"),
-        ("model", "model_ema"),
-        ("net", "ema_model"),
-        ("model_state_dict", "ema_state_dict"),
-        ("model_state_dict", "model_ema_state_dict"),
-        ("model_state_dict", "ema_model_state_dict"),
-        ("state_dict", "swa_state_dict"),
-        ("model", "swa_model"),
-        ("model_state_dict", "swa_model_state_dict"),
-        ("model_state_dict", "wa_model_state_dict"),
-    )
-    def test_where_both_are(self, raw, averaged):
-        torch, path = self.torch(), self.folder / "both.pt"
-        sets = {raw: {"w": torch.zeros(2)}, averaged: {"w": torch.ones(2)}}
-        for tree in (sets, dict(reversed(sets.items())), {"model": sets, "ema": 0.999, "epoch": 3}):
-            torch.save(tree, path)
-            for which, value, key in (("raw", 0, raw), ("ema", 1, averaged), (None, 1, averaged)):
-                found = files.artifact(path, which=which)
-                np.testing.assert_array_equal(found.arrays["w"], np.full(2, value))
-                self.assertEqual(found.facts.which, which or "ema")
-                self.assertEqual(found.facts.place.rpartition("/")[2], key)
-
-    def test_what_does_not_say_which_it_is(self):
-        torch, path = self.torch(), self.folder / "one.pt"
-        for tree in ({"w": torch.zeros(2)}, {"model": {"w": torch.zeros(2)}, "epoch": 1}):
-            torch.save(tree, path)
-            self.assertIsNone(files.artifact(path).facts.which)
-            for which in files.WHICH:
-                with self.assertRaisesRegex(ValueError, "one set of weights.* leave --which out"):
-                    files.read(path, which=which)
 
     def test_pytorchs_own_average(self):
         torch, path = self.torch(), self.folder / "swa.pt"
@@ -432,23 +391,17 @@ class LoadTest(parameterized.TestCase):
         self.assertEqual(found.keys(), net.state_dict().keys())  # without `n_averaged`
         np.testing.assert_array_equal(found["bias"], [7])
 
-    def test_strides_are_honoured(self):
-        torch, path = self.torch(), self.folder / "channels_last.pt"
-        tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
-        kernel = tensors["stem.0.weight"].to(memory_format=torch.channels_last)
-        self.assertFalse(kernel.is_contiguous())
-        flat = torch.zeros(500)
-        tensors |= {"stem.0.weight": kernel, "stem.0.bias": flat[7 : 7 + 128 : 2]}
-        self.weights["stem.0.bias"] = np.zeros(64, np.float32)
-        torch.save(tensors, path)
-        self.assert_loads(path)
-
     def test_averages_that_are_not_there(self):
         torch, path = self.torch(), self.folder / "ema.pt"
         tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
         for content, which, message in (
             ({"state_dict_ema": tensors}, "raw", "averaged weights only, under 'state_dict_ema'"),
             ({"state_dict": tensors, "ema": {"decay": 0.9}}, "ema", "'ema' holds no state dict of"),
+            (
+                {"unaveraged_model_state_dict": tensors},
+                "ema",
+                "raw weights only, under 'unaveraged_model_state_dict'; ask for raw",
+            ),
         ):
             torch.save(content, path)
             with self.subTest(which), self.assertRaisesRegex(ValueError, message):
@@ -471,16 +424,6 @@ class LoadTest(parameterized.TestCase):
             with self.subTest(message), self.assertRaisesRegex(ValueError, message):
                 files.read(path)
 
-    @parameterized.parameters(
-        ("resnet50_gelu", "Salman2020Do_R50"),
-        ("vit_s", "Mo2022When_ViT-B"),
-        ("xcit_m12", "Debenedetti2022Light_XCiT-S12"),
-        ("convnext_b", "Liu2023Comprehensive_ConvNeXt-L"),
-    )
-    def test_layouts_of_another_row_are_refused(self, name, layout):
-        with self.assertRaisesRegex(ValueError, f"{layout} is a .*, not a {name}"):
-            convert.to_torch(name, {}, {}, layout=layout)
-
     def test_broken_torch_files(self):
         torch, path = self.torch(), self.folder / "bad.pt"
         tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
@@ -498,10 +441,6 @@ class LoadTest(parameterized.TestCase):
         path.write_bytes(path.read_bytes()[:-9000])
         with self.assertRaisesRegex(ValueError, "not a whole PyTorch file"):
             files.read(path)
-
-    def test_no_such_file(self):
-        with self.assertRaisesRegex(ValueError, r"none\.pt: no such file"):
-            files.read(self.folder / "none.pt")
 
     def test_without_torch(self):
         path = self.folder / "weights.pth"
@@ -533,7 +472,3 @@ class MetaNamesTest(absltest.TestCase):
         ours = convert.from_torch("convnext_n", theirs, **KWARGS)
         again = convert.from_torch("convnext_n", meta, **KWARGS)
         jax.tree.map(np.testing.assert_array_equal, ours, again)
-
-
-if __name__ == "__main__":
-    absltest.main()

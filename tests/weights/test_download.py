@@ -6,9 +6,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
 
 from jaxrobust.weights.fetch import remote_weights
+from tests.support import sweeps
 from tests.support.modules import hidden
 from tests.support.servers import ServedCase
 
@@ -119,7 +119,7 @@ class UrlTest(LocalCase):
             self.fetch("http://jaxrobust.invalid/w.pth")
         self.assertLen(self.said, 1)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("ftp://there/file.pth", "give a file, https"),
         ("https://host/", "names no file"),
         ("hf://timm", "write hf://ORG/REPO"),
@@ -129,7 +129,7 @@ class UrlTest(LocalCase):
         with self.assertRaisesRegex(ValueError, message):
             self.fetch(source)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("hf://timm/convnext_tiny.fb_in1k", ("timm/convnext_tiny.fb_in1k", None, None)),
         ("hf://a/b@v1.0", ("a/b", "v1.0", None)),
         ("hf://a/b@refs%2Fpr%2F1/c/d.pth", ("a/b", "refs/pr/1", "c/d.pth")),
@@ -245,7 +245,7 @@ class HubTest(LocalCase):
         with self.assertRaisesRegex(ValueError, "; it is no repository of PyTorch weights, give"):
             self.fetch("hf://a/c")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (403, "GatedRepo", "consent first: give it at https://huggingface.co/a/b, log in with .hf"),
         (401, "RepoNotFound", "no repository a/b, or a private one; .*`hf auth login`"),
         (404, "RevisionNotFound", "a/b has no revision"),
@@ -284,7 +284,3 @@ class HubTest(LocalCase):
             self.assertRaisesRegex(ValueError, r"pip install 'jaxrobust\[hub\]'"),
         ):
             self.fetch("hf://a/b")
-
-
-if __name__ == "__main__":
-    absltest.main()

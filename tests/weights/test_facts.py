@@ -11,6 +11,7 @@ from jaxrobust import models
 from jaxrobust.weights.naming import rename
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import kept
+from tests.support import sweeps
 
 
 class KeptTest(absltest.TestCase):
@@ -24,7 +25,7 @@ class KeptTest(absltest.TestCase):
 
 
 class NormalisedTest(parameterized.TestCase):
-    @parameterized.parameters((0, 1, False), (0.5, 1, True), (0, 0.5, True))
+    @sweeps.rows((0, 1, False), (0.5, 1, True), (0, 0.5, True))
     def test_tells_whether_the_first_layer_changes_images(self, mean, std, expected):
         stats = {"normalize.mean": np.array([0, 0, mean]), "normalize.std": np.array([1, std, 1])}
         network = Network("resnet18", {}, stats, num_classes=10, image_size=32, options={})
@@ -43,7 +44,3 @@ class OptionsTest(absltest.TestCase):
             "their shapes are those of depth=3, and this net has depth=4; give depth=3 as options "
             "of the network",
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

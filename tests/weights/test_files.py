@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust.weights.store import files
-from tests.support import paths
+from tests.support import paths, sweeps
 
 try:
     import torch
@@ -41,6 +41,16 @@ PLACES = (
         "raw of unaveraged_model_state_dict",
     ),
     ("unaveraged_net", "raw of unaveraged_net", "only", "raw of unaveraged_net"),
+    *(
+        (f"{raw} {ema}", *[f"ema of {ema}"] * 2, f"raw of {raw}")
+        for raw, ema in (
+            ("net", "ema_model"),
+            ("model_state_dict", "ema_state_dict"),
+            ("model_state_dict", "model_ema_state_dict"),
+            ("model_state_dict", "ema_model_state_dict"),
+            ("model", "swa_model"),
+        )
+    ),
     ("ema/module model", *["ema of ema/module"] * 2, "raw of model"),
     ("ema/shadow", *["ema of ema/shadow"] * 2, "only"),
     ("model/state_dict", "- of model/state_dict", "says not", "says not"),
@@ -50,7 +60,7 @@ PLACES = (
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class StateTest(parameterized.TestCase):
-    @parameterized.parameters(*PLACES)
+    @sweeps.rows(*PLACES)
     def test_place(self, keys, *expected):
         tree = {"epoch": 3, "optimizer": {"state": {}}}
         for number, key in enumerate(key for key in keys.split() if key != "epoch"):
@@ -81,7 +91,7 @@ class StateTest(parameterized.TestCase):
         self.assertEqual(files.state_dict(deep, None).facts.place, "model/model/model/model")
         self.assertIsNone(files.state_dict({"model": deep}, None))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (torch.bfloat16 if torch else None, "w is torch.bfloat16; rounded weights"),
         (torch.complex64 if torch else None, "w is torch.complex64"),
     )
@@ -165,7 +175,3 @@ class PartsTest(absltest.TestCase):
         )
         self.assertEqual(found["h"][0], np.float32(np.float16(0.1)))
         self.assertEqual(files.read(file)["d"].dtype, np.float64)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -21,7 +21,3 @@ class FirstBytesTest(absltest.TestCase):
             with absltest.mock.patch.dict("sys.modules", {"torch": None}):
                 np.testing.assert_array_equal(files.read(path)["a"], array)
         self.assertIn(0x80, lengths)
-
-
-if __name__ == "__main__":
-    absltest.main()

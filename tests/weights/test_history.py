@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust.config import VERSION, network_of
@@ -204,7 +204,3 @@ class WaysTest(parameterized.TestCase):
             config.train.start = start
             said = trained.training([history.of_config(config, "train")], **TEST)
             self.assertIs(said["on_evaluated_images"], on_test)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -9,7 +9,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 
 import jaxrobust
@@ -19,10 +19,11 @@ from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.text import spelling
 from jaxrobust.weights import load
 from jaxrobust.weights.fetch import sources
+from tests.support import sweeps
 
 
 class LoadTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("ORG/net", "hf://ORG/net"),
         ("ORG/net@v1", "hf://ORG/net@v1"),
         ("quickstart", "quickstart"),
@@ -79,7 +80,7 @@ class PushTest(parameterized.TestCase):
         for name, array in loaded.params.items():
             np.testing.assert_array_equal(again.params[name], array)
 
-    @parameterized.parameters("digits", "https://host/a/b", "a/b/c", "")
+    @sweeps.rows("digits", "https://host/a/b", "a/b/c", "")
     def test_no_repository(self, name):
         with self.assertRaisesRegex(ValueError, "is no repository of the hub; write ORG/REPO"):
             convert.push_to_hub("quickstart", name)
@@ -113,22 +114,13 @@ class AliasesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "unknown model 'convnext_tinny'; did you mean"):
             models.create("convnext_tinny")
 
-    @parameterized.parameters("Linf", "L2", "L1", "LINF")
+    @sweeps.rows("Linf", "L2", "L1", "LINF")
     def test_norms(self, norm):
         for make in (attacks.pgd_machine, attacks.apgd_machine, attacks.fab_machine):
             make(norm=norm, epsilon=0.1, steps=2)
         attacks.square_machine(norm=norm, epsilon=0.1, queries=2)
         with self.assertRaisesRegex(ValueError, "norm='L3' is unknown; choose one of linf"):
             attacks.pgd(norm="L3", epsilon=0.1, steps=2)
-
-    @parameterized.parameters(
-        ("CIFAR10", "cifar10"), ("CIFAR-100", "cifar100"), ("ImageNet", "imagenet2012"),
-        ("imagenet-1k", "imagenet2012"), ("digits", "digits"), ("npz:CIFAR10", "npz:CIFAR10"),
-        ("tfds:cifar10", "tfds:cifar10"), ("cifar10-c:DIR", "cifar10-c:DIR"),
-    )  # fmt: skip
-    def test_data_sets(self, theirs, ours):
-        self.assertEqual(spelling.dataset(theirs), ours)
-        self.assertEqual(shared.READS["dataset"]("dataset", theirs), ours)
 
     def test_a_data_set_is_opened_by_its_name_here(self):
         with self.assertRaisesRegex(ValueError, "cifar10"):
@@ -153,7 +145,3 @@ class AliasesTest(parameterized.TestCase):
         self.assertEqual((config.model.name, config.data.name), ("convnext_t", "cifar10"))
         self.assertEqual(config.train.changes.attack.norm, "l2")
         self.assertEqual(config.train.changes.data.name, "imagenet2012")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -119,7 +119,3 @@ class SelectionTest(absltest.TestCase):
                 ValueError, "of train, epoch 1.5, raw are not those.*sha256"
             ):
                 kept.selected_weights(self.workdir, chosen._replace(weights="raw"))
-
-
-if __name__ == "__main__":
-    absltest.main()

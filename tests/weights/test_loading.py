@@ -7,7 +7,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from safetensors.numpy import save, save_file
 
 import jaxrobust
@@ -90,12 +90,6 @@ class PathTest(Case):
             self.load(file)
         with self.assertRaisesRegex(ValueError, "unknown model 'convnext'; did you mean"):
             self.load(file, model="convnext")
-
-    def test_options_that_contradict_the_file(self):
-        file = self.folder / "mine.safetensors"
-        save_file(small(), file, metadata=weights_folder.metadata("convnext_n", OPTIONS))
-        with self.assertRaisesRegex(ValueError, "holds the weights of convnext_n with .*, not of"):
-            self.load(file, image_size=8, downsample_strides=(1, 1))
 
     def test_an_imported_folder(self):
         about = NETWORK | SIZES | {"preprocessing": "none", "norm": "l2", "epsilon": 0.5}
@@ -224,25 +218,9 @@ class HubTest(Case):
             config = training.tiny(init__weights="hf://me/net")
             self.assertEqual(start_weights.changed(config, workdir), "")
 
-    def test_a_clone(self):
-        clone = self.folder / "clone"
-        clone.mkdir()
-        (clone / "model.safetensors").write_bytes(save(as_timm(small())))
-        (clone / "config.json").write_text(json.dumps(self.settings))
-        self.assert_same(self.load(clone), self.expected())
-
     def test_of_an_architecture_that_is_not_here(self):
         self.serve(jaxrobust=None, architecture="efficientnet_b0")
         with self.assertRaisesRegex(ValueError, "me/net does not say whose .*give --model NAME"):
-            self.load("hf://me/net")
-
-    def test_timms_name_of_the_architecture_is_enough(self):
-        self.settings["pretrained_cfg"] = {"input_size": [3, 224, 224]}
-        self.serve(jaxrobust=None, architecture="convnext_tiny")
-        with self.assertRaisesRegex(ValueError, "weights do not fit"):  # a ConvNeXt-T is larger
-            self.load("hf://me/net")
-        self.serve(jaxrobust=None, architecture="convnext_tiny", model_args={"depths": [1]})
-        with self.assertRaisesRegex(ValueError, "does not say whose"):  # another network
             self.load("hf://me/net")
 
 
@@ -273,17 +251,6 @@ class PublishedTest(Case):
         (reached,) = about["accuracies"]
         self.assertEqual((reached["clean"], reached["robust"]), (0.705, 0.4025))
         self.assertEqual(reached["published_by"], "RobustBench")
-
-    def test_another_file_than_the_published_one(self):
-        wrong = self.net._replace(sha256="01234567")
-        with (
-            mock.patch.dict(PUBLISHED, {KEY: wrong}),
-            self.assertRaisesRegex(
-                ValueError, "expected 01234567: another file, or a damaged one; it was removed"
-            ),
-        ):
-            self.load(KEY)
-        self.assertEmpty(self.left())
 
     def test_a_file_that_was_fetched_elsewhere(self):
         """As the message without a network says: under the name that it gives, or with the id."""
@@ -317,11 +284,6 @@ class AddressTest(Case):
         with self.assertRaisesRegex(ValueError, "does not say whose weights it holds; give --mod"):
             self.load(address)
 
-    def test_a_web_page(self):
-        self.server.pages["/w.pth"] = "<html><title>Sign in</title>"
-        with self.assertRaisesRegex(ValueError, "is a web page .'Sign in'., not a file"):
-            self.load(f"{self.server.address}/w.pth")
-
 
 class NamesTest(parameterized.TestCase):
     def test_are_one(self):
@@ -329,15 +291,3 @@ class NamesTest(parameterized.TestCase):
         self.assertIn("load", dir(jaxrobust))
         with self.assertRaisesRegex(AttributeError, "has no attribute 'nothing'"):
             models.nothing  # noqa: B018
-
-    @parameterized.parameters(
-        ("nowhere", "no such file; give one of"),
-        ("convnext_t", "that is an architecture"),
-    )
-    def test_what_is_nothing(self, name, message):
-        with self.assertRaisesRegex(ValueError, message):
-            jaxrobust.load(name)
-
-
-if __name__ == "__main__":
-    absltest.main()

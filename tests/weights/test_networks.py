@@ -4,12 +4,13 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.weights.naming import networks
 from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store.artifact import WeightFacts
+from tests.support import sweeps
 
 IMAGENET, NONE, HALF = (IMAGENET_MEAN, IMAGENET_STD), ((0.0,), (1.0,)), ((0.5,), (0.5,))
 HUB = {"mean": [0.5], "std": [0.25]}
@@ -22,7 +23,7 @@ def stored(normalize=(0.0, 1.0), **arrays) -> SimpleNamespace:
 
 
 class NormalisationTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, {}, None, "none is stored: raw"),
         ({}, {"normalize": "imagenet"}, IMAGENET, "--normalize"),
         ({}, {"normalize": "none"}, NONE, "--normalize"),
@@ -64,7 +65,7 @@ class SizesTest(parameterized.TestCase):
         with mock.patch.object(networks.convert, "in_channels", return_value=channels):
             return networks._sizes(own, width, WeightFacts(**(facts or {})), Request(**request))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, (1000, 224, 3)),
         ({"width": 1000}, (1000, 224, 3)),
         ({"facts": {"num_classes": 10, "image_size": 32}, "width": 10}, (10, 32, 3)),
@@ -83,7 +84,3 @@ class SizesTest(parameterized.TestCase):
     def test_another_head_is_refused(self):
         with self.assertRaisesRegex(ValueError, "its head has 10 classes, not 1000; --num_classes"):
             self.sizes(width=10)
-
-
-if __name__ == "__main__":
-    absltest.main()

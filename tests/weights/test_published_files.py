@@ -15,7 +15,7 @@ from jaxrobust.publish import layouts, network_account
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import convert
-from tests.support import parity
+from tests.support import parity, sweeps
 
 WANG = "Wang2023Better_WRN-28-10"
 R18 = "Rebuffi2021Fixing_R18_ddpm"
@@ -116,7 +116,7 @@ class NameTest(parameterized.TestCase):
         self.assertEqual(imports.published(None, name), name.stem)
         self.assertIsNone(imports.published("dm_wrn_70_16", name))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             "Gowal2020Uncovering",
             "RobustBench's networks of that id are cifar10/L2/Gowal2020Uncovering and "
@@ -156,7 +156,3 @@ class RobustbenchTest(absltest.TestCase):
         net = references.load_model(folder, L2_R18)
         logits = net(torch.zeros(1, 3, 32, 32)).detach().numpy()[0]
         np.testing.assert_allclose(logits - logits[0], np.arange(10), atol=1e-5)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -13,6 +13,7 @@ from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store import certificates, weights_folder
+from tests.support import sweeps
 from tests.support.stored import as_timm, weights
 
 OPTIONS = {"stem_strides": [1], "depths": [1], "dims": [8]}
@@ -98,14 +99,6 @@ class ReadingTest(absltest.TestCase):
         self.assertEqual(again.facts.record["source_sha256"], config["source_sha256"])
         np.testing.assert_array_equal(again.stats["normalize.std"], np.float32([0.25]))
 
-    def test_every_kind_has_a_reader(self):
-        kinds = {"file", "folder", "run", "repository", "remote"}
-        self.assertEqual(reading.READERS.keys(), kinds)
-
-    def test_a_missing_file(self):
-        with self.assertRaisesRegex(ValueError, "none.pt: no such file; give one of"):
-            reading.artifact_of(sources.at(self.folder / "none.pt"))
-
 
 class FolderTest(parameterized.TestCase):
     """What stands in a folder that may hold weights."""
@@ -129,9 +122,9 @@ class FolderTest(parameterized.TestCase):
             self.assertEqual(self.about(**{key: None}), none | self.own | {key: None})
         self.assertEqual(self.about(epsilon=1)["epsilon"], 1)
 
-    @parameterized.parameters(
-        ("architecture", None), ("sha256", None), ("num_classes", "10"), ("options", []),
-        ("epsilon", "1"), ("norm", 2),
+    @sweeps.rows(
+        ("architecture", None), ("sha256", None), ("num_classes", "10"), ("num_classes", 10.0),
+        ("options", []), ("epsilon", "1"), ("norm", 2),
     )  # fmt: skip
     def test_what_is_damaged(self, key, value):
         with self.assertRaises(ValueError) as refused:
@@ -194,7 +187,7 @@ class ImportedTest(parameterized.TestCase):
         self.assertEqual(name, f"{'a' * 19}-{'b' * 40}")
         self.assertLen(digest, 12)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"init_stem": True}, "--init_stem"), ({"seed": 3}, "--seed"), ({"which": "raw"}, "--which")
     )
     def test_weights_of_a_run_are_taken_as_they_are(self, asked, flag):
@@ -214,7 +207,7 @@ class ImportedTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "holds a resnet18; leave --model=resnet50 out"):
                 imports.imported(run, asked._replace(model="resnet50"))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"interpolation": "bicubic", "crop_pct": 0.875}, 224, "bicubic-256-crop-224"),
         ({"interpolation": "bicubic", "crop_pct": 0.95}, 224, "bicubic-235-crop-224"),  # of 235.8
         ({"interpolation": "bilinear", "crop_pct": 1.0}, 32, "bilinear-32-crop-32"),
@@ -249,7 +242,3 @@ class OptionsTest(absltest.TestCase):
             certificates.options("convnext_n", {}, stored, "w.pt")
         with self.assertRaisesRegex(ValueError, "unknown option .'dropp'. for convnext_n"):
             certificates.options("convnext_n", {"dropp": 0.1}, stored, "w.pt")
-
-
-if __name__ == "__main__":
-    absltest.main()

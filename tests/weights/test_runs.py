@@ -5,11 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import VERSION
 from jaxrobust.runtime import pytorch
 from jaxrobust.weights.trained import runs
+from tests.support import sweeps
 from tests.support.runs import tiny
 
 
@@ -39,7 +40,7 @@ class RunsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no best checkpoint of pretrain; train"):
             runs.run_weights(self.workdir, "pretrain")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("", "is damaged"),
         ("[]", "is damaged"),
         ('{"model": 1, "data": 2, "attack": 3, "evaluation": 4}', r"lacks \['test'\]"),
@@ -80,7 +81,7 @@ class RunsTest(parameterized.TestCase):
         own.write_text("a\n")
         self.assertEqual(runs.classes_file(self.workdir, "train"), own)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("a b", "a b", False, None),
         ("a b", "b a", False, "0 of its names are missing .* give a new --workdir"),
         ("a b c", "a d", False, r"2 of its names are missing \['b', 'c'\], 1 are new \['d'\]"),
@@ -120,7 +121,3 @@ class RunsTest(parameterized.TestCase):
         for file, own in (("results.jsonl", rows[:2]), ("evaluation/results.jsonl", rows[2:])):
             (self.workdir / file).write_text("".join(json.dumps(row) + "\n" for row in own))
         self.assertEqual([row["at"] for row in runs.records_of(self.workdir, "a")], [0, 2])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -18,6 +18,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights import load
 from jaxrobust.weights.fetch import shipped, sources
 from jaxrobust.weights.store import hashes, weights_folder
+from tests.support import sweeps
 
 
 def records() -> dict[str, dict]:
@@ -68,7 +69,7 @@ class FlagsTest(parameterized.TestCase):
         self.addCleanup(os.chdir, Path.cwd())
         os.chdir(self.create_tempdir())
 
-    @parameterized.parameters((None, "quickstart"), ("pretrain", "quickstart:pretrain"))
+    @sweeps.rows((None, "quickstart"), ("pretrain", "quickstart:pretrain"))
     def test_the_word_stands_for_flags(self, phase, weights):
         found = flags.of_shipped(GivenFlags(shipped="quickstart", phase=phase, n=8))
         out = f"runs/evaluation-{weights.replace(':', '-')}"
@@ -105,7 +106,3 @@ class FlagsTest(parameterized.TestCase):
         page = Path("report.html").read_text()
         for row in records().values():
             self.assertIn(row["weights_sha256"][:12], page)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,13 +5,13 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, paper
 from jaxrobust.weights.fetch import sources
-from tests.support import paths
+from tests.support import paths, sweeps
 
 
 class ParseTest(parameterized.TestCase):
@@ -57,7 +57,7 @@ class ParseTest(parameterized.TestCase):
             path = self.file(name)
             self.assertEqual(sources.parse(str(path)).kind, "file")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"
          "timm id such as convnext_tiny.fb_in1k, or quickstart, which ships with the package$"),
         ("weights/mine", "no such file"),
@@ -93,7 +93,7 @@ class ParseTest(parameterized.TestCase):
 
 
 class FetchTest(parameterized.TestCase):
-    @parameterized.parameters((None, "own"), ("asked", "asked"))
+    @sweeps.rows((None, "own"), ("asked", "asked"))
     def test_a_hash_that_is_asked_for_goes_before_the_published_one(self, asked, wanted):
         source = sources.WeightSource("Id", "remote", address="a", published="Id", sha256="own")
         path = mock.Mock()
@@ -124,8 +124,11 @@ class FetchTest(parameterized.TestCase):
         found = sources.settings_of(path)
         self.assertEqual((found["mean"], found["x"]), ([0.5], 1))
         self.assertEqual(sources.settings_of(None), {})
+        path.write_text("[]")
+        with self.assertRaisesRegex(ValueError, "is damaged"):
+            sources.settings_of(path)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("none.pt", True), ("none.safetensors", True), ("none", False), ("https://x/a.pt", False)
     )
     def test_a_missing_file(self, text, missing):
@@ -133,7 +136,7 @@ class FetchTest(parameterized.TestCase):
 
 
 class TablesTest(parameterized.TestCase):
-    @parameterized.parameters(*PUBLISHED)
+    @sweeps.rows(*PUBLISHED)
     def test_published(self, key):
         net = PUBLISHED[key]
         self.assertRegex(net.address, r"^https://(drive\.google|github|download\.pytorch)\.\w+/")
@@ -168,7 +171,3 @@ class TablesTest(parameterized.TestCase):
                     self.assertEqual(sources.parse(name).address, f"hf://{where}")
                     seen += 1
         self.assertGreater(seen, 90)
-
-
-if __name__ == "__main__":
-    absltest.main()

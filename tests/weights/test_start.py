@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import re
 from pathlib import Path
@@ -22,11 +21,10 @@ from jaxrobust.evaluation.questions import target
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.training import build
-from jaxrobust.training.run import loop, run
+from jaxrobust.training.run import loop
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose, convert
 from jaxrobust.weights.store import hashes, weights_folder
-from jaxrobust.weights.trained import history
 from tests.support import result_lines, sweeps
 from tests.support import runs as training
 from tests.support.evaluations import call
@@ -143,7 +141,7 @@ class FreshTorchTest(parameterized.TestCase):
 
 
 class NormalizeTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("none", 0, 1), ("half", 0.5, 0.5), ("keep", 0.25, 0.75), ("imagenet", 0.485, 0.229)
     )
     def test_replaces_that_of_the_weights(self, name, mean, std):
@@ -170,7 +168,7 @@ class NormalizeTest(parameterized.TestCase):
         self.assertIsNone(record["weights"])
         self.assertIsNone(start_weights.of_config(tiny(None)))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             "mine",
             "init.normalize='mine'; one of keep, none, half, imagenet, cifar10, cifar100, "
@@ -277,20 +275,19 @@ class StartTest(parameterized.TestCase):
         self.assertIn("6 drawn anew: ", said)
         self.assertIn("6 left out (is drawn anew): ", said)
 
-    @parameterized.named_parameters(
-        ("missing", {}, "none.pth", {}, r"^init.weights=[^ ]*none.pth: no such file"),
-        ("empty_folder", {}, "", {}, "holds no weights; give a file, a folder that"),
-        ("width", {"dims": (16,)}, None, {}, "weights do not fit.*head.norm.scale"),
-        ("choice", {}, None, {"init__stem": "new"}, "init.stem='new'; one of keep, fresh"),
-        ("channels", {"in_channels": 3}, None, {}, "images with 3 channels, and .*in_channels=1"),
+    @sweeps.rows(
+        ({}, "none.pth", {}, r"^init.weights=[^ ]*none.pth: no such file"),
+        ({}, "", {}, "holds no weights; give a file, a folder that"),
+        ({"dims": (16,)}, None, {}, "weights do not fit.*head.norm.scale"),
+        ({}, None, {"init__stem": "new"}, "init.stem='new'; one of keep, fresh"),
+        ({"in_channels": 3}, None, {}, "images with 3 channels, and .*in_channels=1"),
         (
-            "normalise",
             {"in_channels": 3},
             None,
             {"init__stem": "fresh"},
             "they normalise images with 3 channels",
         ),
-        ("stem", {"stem_strides": (2,)}, None, {}, "only the stem is another one.*init.stem=fresh"),
+        ({"stem_strides": (2,)}, None, {}, "only the stem is another one.*init.stem=fresh"),
     )
     def test_refuses_before_anything_is_written(self, overrides, name, changes, message):
         path = self.stored(small(**overrides)) if name is None else self.folder / name
@@ -365,7 +362,7 @@ class OtherNamesTest(parameterized.TestCase):
             start, _ = start_weights.of_config(tiny(path, **own, **changes))
         return start, said.getvalue()
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("xcit_n12", {}, "xcit_n12_p4", {}, "stem_strides=(2, 2, 2, 2), here (1, 1, 2, 2)"),
         ("xcit_n12", {}, "xcit_n12", {"stem_strides": (1, 2, 2, 2)}, "here (1, 2, 2, 2)"),
         ("xcit_n12", {"stem_strides": (1, 1, 2, 2)}, "xcit_n12_p4", {}, ""),
@@ -379,13 +376,6 @@ class OtherNamesTest(parameterized.TestCase):
         np.testing.assert_array_equal(start.params["norm.scale"], stored["norm.scale"])
         self.assertIn(said, printed)
         self.assertEqual(bool(said), "trained with" in printed)
-
-    def test_a_stem_of_other_shapes_is_drawn_anew_or_refused(self):
-        path = self.imported("xcit_n12", **self.small)
-        with self.assertRaisesRegex(ValueError, "only the stem is another one.*init.stem=fresh"):
-            self.start(path, "xcit_n12_p8", self.small)
-        start, _ = self.start(path, "xcit_n12_p8", self.small, init__stem="fresh")
-        self.assertTrue(all(name.startswith("patch_embed.") for name in start.fresh))
 
     def test_what_computes_something_else_from_the_same_shapes_is_refused(self):
         path = self.imported("xcit_n12", **self.small)  # normalises the class token alone
@@ -430,7 +420,7 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(code, 2)
         self.assertRegex(said, "--num_classes=7, but .*imported holds 10; leave it out")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, 224, "Res256Crop224"),
         ("bilinear-256-crop-224", 224, "bilinear-256-crop-224"),
         ("bilinear-0.875", 224, "bilinear-0.875"),
@@ -487,15 +477,6 @@ class DrawnTest(absltest.TestCase):
             said, [f"{what} (minutes for a large network)", f"{what} (took 157 s last time)"]
         )
 
-    def test_compiled_programs_are_kept_before_any_weights_are_drawn(self):
-        with (
-            absltest.mock.patch.object(compilation, "use_persistent_cache") as kept,
-            absltest.mock.patch.object(run, "check", side_effect=ValueError("checked")),
-            self.assertRaisesRegex(ValueError, "checked"),
-        ):
-            run.run(training.tiny(), Path(self.create_tempdir()) / "run")
-        kept.assert_called_once()
-
 
 NETWORK = {"name": "n", "options": {}, "num_classes": 10, "in_channels": 3}
 START = {"stem": "keep", "head": "keep", "normalize": "keep"}
@@ -526,14 +507,14 @@ class PhasesTest(parameterized.TestCase):
         start_weights.check_phases(config, "abcd")
         self.assertEqual(self.handed, [("a", "b", "b"), ("b", "c", "c"), ("a", "d", "d")])
 
-    @parameterized.parameters("c", "d", "elsewhere")
+    @sweeps.rows("c", "d", "elsewhere")
     def test_none_starts_from_itself_or_a_later_one(self, start):
         config = phased(a=None, b=None, c={"start": start}, d=None)
         said = f"^c.start='{start}': a phase starts from an earlier one that happens, a or b$"
         with self.assertRaisesRegex(ValueError, said):
             start_weights.check_phases(config, "abcd")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("start", "a", "weights"), ("stem", "fresh", "stem"), ("head", "fresh", "head"),
         ("normalize", "half", "normalize"),
     )  # fmt: skip
@@ -559,7 +540,7 @@ class HandedOnTest(parameterized.TestCase):
         self.assertIs(found, weights)
         self.composed.assert_not_called()
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"options": {"depths": (1,)}}, {}),
         ({}, {"stem": "fresh"}),
         ({}, {"head": "fresh"}),
@@ -619,7 +600,7 @@ class BelongsTest(parameterized.TestCase):
             stored = mock.Mock(arrays=arrays)
             start_weights._belongs(facts, stored, config, ConfigDict(START | init))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {},
         {"theirs": {"dims": 1}, "ours": {"dims": 1}},
         {"theirs": {"patch": 4}, "ours": {"patch": 2}, "stem": "fresh"},
@@ -634,7 +615,7 @@ class BelongsTest(parameterized.TestCase):
     def test_what_belongs(self, **given):
         self.check(**given)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"theirs": {"dims": 1}, "model": "m"}, "^they are those of m; set model.name=m$"),
         (
             {"ours": {"dims": 1}},
@@ -661,81 +642,3 @@ class BelongsTest(parameterized.TestCase):
         ):
             facts = start_weights.WeightFacts(model="m", options={})
             start_weights._belongs(facts, mock.Mock(), config, ConfigDict(START))
-
-
-class RecordOfStartTest(parameterized.TestCase):
-    """What a run notes of the weights that it starts from, and whether they have changed."""
-
-    def setUp(self):
-        super().setUp()
-        self.workdir = Path(self.create_tempdir())
-        facts = start_weights.WeightFacts(where="there", model="n", options={})
-        artifact = start_weights.Artifact({"a": np.ones(1, "f")}, facts)
-        here = mock.Mock(path=None)
-        self.local = self.put(start_weights.imports, "local", return_value=here)
-        self.read = self.put(start_weights.reading, "artifact_of", return_value=artifact)
-        self.parsed = self.put(start_weights, "_parsed", return_value=mock.Mock(path=Path("w")))
-        self.made = self.put(start_weights, "_composed").return_value
-        self.made.weights_sha256 = "made"
-        rows = ({"stem_strides": (4,)}, {"stem_strides": (2,)})
-        self.put(start_weights, "_rows", return_value=rows)
-        self.say = self.put(start_weights, "say")
-        self.sha256 = hashes.weights_sha256(artifact.arrays, {})
-
-    def put(self, *place, **how) -> mock.Mock:
-        return self.enter_context(mock.patch.object(*place, **how))
-
-    def config(self, weights="w", **init) -> ConfigDict:
-        return ConfigDict({"init": START | {"weights": weights} | init, "model": NETWORK})
-
-    @parameterized.parameters(({}, True), ({"stem": "fresh"}, False), ({"normalize": "half"}, True))
-    def test_the_record(self, init, told):
-        start, record = start_weights.of_config(self.config(**init))
-        self.assertIs(start, self.made)
-        expected = {"weights": "w", "where": "there", "stem": "keep", "head": "keep"} | init
-        expected |= {"weights_sha256": self.sha256, "start_sha256": "made"}
-        expected["training"] = [None]  # nothing is known of it
-        self.assertEqual(record, expected)
-        expected = {"fresh_stem": "stem" in init, "as_it_is": False}
-        self.assertEqual(self.local.call_args.kwargs, expected)
-        lines = [call.args[0] for call in self.say.call_args_list]
-        line = "init.weights=w: trained with stem_strides=(4,), here (2,)"
-        self.assertEqual(lines, [line] if told else [])
-
-    def test_a_refusal_names_the_source_once(self):
-        self.read.side_effect = ValueError("w: no such file")
-        with self.assertRaisesRegex(ValueError, "^init.weights=w: no such file$"):
-            start_weights.of_config(self.config())
-
-    def test_random_weights_are_made_here_only_to_be_normalised(self):
-        self.assertIsNone(start_weights.of_config(self.config(None)))
-        with mock.patch.object(start_weights, "_random") as random:
-            found = start_weights.of_config(self.config(None, normalize="half"))
-        self.assertIs(found, random.return_value)
-
-    def note(self, sha256: str) -> None:
-        text = json.dumps({"weights_sha256": sha256, "start_sha256": "made"})
-        (self.workdir / history.START).write_text(text)
-
-    def test_weights_that_have_changed(self):
-        self.note("f" * 64)
-        said = start_weights.changed(self.config(), self.workdir)
-        words = f"other weights now ({self.sha256[:12]}) than when this run started ({'f' * 12});"
-        self.assertIn(words, said)
-
-    def test_weights_that_have_not_or_may_be_gone(self):
-        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
-        self.note(self.sha256)
-        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
-        self.note("f" * 64)
-        self.assertEqual(start_weights.changed(self.config(None), self.workdir), "")
-        self.read.side_effect = ValueError("gone")
-        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
-        self.read.side_effect = None
-        self.parsed.return_value.path = None  # on the internet, where nobody looks
-        self.assertEqual(start_weights.changed(self.config(), self.workdir), "")
-        self.assertEqual(self.local.call_count, 2)
-
-
-if __name__ == "__main__":
-    absltest.main()

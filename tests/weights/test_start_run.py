@@ -11,7 +11,7 @@ from jaxrobust.runtime.commandline import arguments
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.trained import start_run
 from jaxrobust.weights.trained.start_run import StartRun
-from tests.support import runs
+from tests.support import runs, sweeps
 
 
 def config(weights=None, **changes):
@@ -134,7 +134,7 @@ class StateTest(parameterized.TestCase):
             for place in best:
                 (self.folder / place).rmdir()
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("model__image_size", 16, "model.image_size is 16 there, 8 in the config"),
         ("train__epochs", 9, "train.epochs is 9 there, 3 in the config"),
         ("train__objective", "clean", "train.objective is 'clean' there, 'adversarial' in"),
@@ -179,7 +179,7 @@ class StateTest(parameterized.TestCase):
 
 
 class NameTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, None), ("", None), ("runs/run:a", None), ("run:", ""), ("run:a:b,c=1", "a:b,c=1")
     )
     def test_named(self, weights, expected):
@@ -187,7 +187,3 @@ class NameTest(parameterized.TestCase):
 
     def test_folder(self):
         self.assertEqual(start_run.folder("a:b,c=1", Path("x/y")), Path("x/a-b-c=1"))
-
-
-if __name__ == "__main__":
-    absltest.main()

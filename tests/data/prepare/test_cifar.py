@@ -6,8 +6,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -23,7 +21,7 @@ from jaxrobust.data.prepare import archives, cifar, command
 from jaxrobust.data.transforms import decoding
 from jaxrobust.runtime.files import folders
 from tests.support import cifar as made
-from tests.support import sweeps
+from tests.support import command_calls, sweeps
 from tests.support.paths import NO_SHARED, SHARED
 from tests.support.servers import ServedCase
 
@@ -60,15 +58,10 @@ class CifarCase(parameterized.TestCase):
 
     def run_tool(self, *words, code=0):
         """(stdout, stderr) of the command."""
-        said, complained = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-            try:
-                prepare.main([*map(str, words), "--out", str(self.out), "--workers", "1"])
-                ended = 0
-            except SystemExit as error:
-                ended = error.code
-        self.assertEqual(ended, code, complained.getvalue())
-        return said.getvalue(), complained.getvalue()
+        argv = [*map(str, words), "--out", str(self.out), "--workers", "1"]
+        ended = command_calls.ended(lambda: prepare.main(argv))
+        self.assertEqual(ended.code, code, ended.error)
+        return ended.out, ended.error
 
     def refused(self, *words, code=2):
         sentence = self.run_tool(*words, code=code)[1].strip().splitlines()[-1]
@@ -128,7 +121,7 @@ class RecordsTest(CifarCase):
         expected = images.images["test"][:20] / np.float32(255)
         np.testing.assert_array_equal(first.images, expected)
 
-    @parameterized.parameters(*ORDERS)
+    @sweeps.rows(*ORDERS)
     def test_the_order_is_tfds(self, split):
         order = cifar.tfds_order(split, range({"train": 50_000, "test": 10_000}[split]))
         ids = "\n".join(f"{split}_{position:05}" for position in order.tolist())
@@ -189,15 +182,9 @@ class DownloadTest(ServedCase):
         self.out = self.folder / "out"
 
     def run_tool(self, code=0):
-        complained = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(complained):
-            try:
-                prepare.main(["cifar10", "--out", str(self.out)])
-                ended = 0
-            except SystemExit as error:
-                ended = error.code
-        self.assertEqual(ended, code, complained.getvalue())
-        return complained.getvalue()
+        ended = command_calls.ended(lambda: prepare.main(["cifar10", "--out", str(self.out)]))
+        self.assertEqual(ended.code, code, ended.error)
+        return ended.error
 
     def test_downloaded_once(self):
         self.server.cut_after = [1000]
@@ -256,16 +243,15 @@ class RefusedTest(CifarCase):
             self.refused("cifar10", "--from", self.root), "is a folder; give the archive itself"
         )
 
-    @parameterized.named_parameters(
-        ("cut", lambda whole: whole[:-1000], r"[\d,]+ bytes of [\d,]+, it is cut off, sha256 "),
-        ("empty", lambda whole: b"", "0 bytes, sha256 e3b0c44298fc"),
-        ("page", lambda whole: b"<!DOCTYPE html>", "a web page, sha256 "),
+    @sweeps.rows(
+        (lambda whole: whole[:-1000], r"[\d,]+ bytes of [\d,]+, it is cut off, sha256 "),
+        (lambda whole: b"", "0 bytes, sha256 e3b0c44298fc"),
+        (lambda whole: b"<!DOCTYPE html>", "a web page, sha256 "),
         (
-            "flipped",
             lambda whole: whole[:50] + b"x" + whole[51:],
             r"[\d,]+ bytes, sha256 .* instead of ",
         ),
-        ("longer", lambda whole: whole + b"x", r"[\d,]+ bytes, sha256 "),
+        (lambda whole: whole + b"x", r"[\d,]+ bytes, sha256 "),
     )
     def test_a_damaged_archive(self, change, why):
         path, _ = self.archive()
@@ -274,25 +260,25 @@ class RefusedTest(CifarCase):
         self.assertRegex(said, f"is not cifar-10-python.tar.gz: {why}")
         self.assertRegex(said, "remove it and run `jaxrobust prepare cifar10`, which downloads it$")
 
-    @parameterized.named_parameters(
-        ("missing", {"test_batch": None}, "it holds no cifar-10-batches-py/test_batch"),
-        ("few", {"data_batch_2": made.pickled(
+    @sweeps.rows(
+        ({"test_batch": None}, "it holds no cifar-10-batches-py/test_batch"),
+        ({"data_batch_2": made.pickled(
             {"data": np.zeros((0, 3072), np.uint8), "labels": []}
         )}, "its label are float64"),
-        ("pixels", {"test_batch": made.pickled({"data": np.zeros((12, 3)), "labels": [0] * 12})},
+        ({"test_batch": made.pickled({"data": np.zeros((12, 3)), "labels": [0] * 12})},
          r"its images are float64\[12, 3\]"),
-        ("labels", {"test_batch": made.pickled(
+        ({"test_batch": made.pickled(
             {"data": np.zeros((12, 3072), np.uint8), "labels": [10] * 12}
         )}, "label of test are none of its 10 classes"),
-        ("number", {"test_batch": made.pickled(
+        ({"test_batch": made.pickled(
             {"data": np.zeros((11, 3072), np.uint8), "labels": [1] * 11}
         )}, "it holds {'train': 25, 'test': 11} images"),
-        ("key", {"test_batch": made.pickled({"labels": []})}, "KeyError: 'data'"),
-        ("cut", {"test_batch": made.pickled({"labels": []})[:-5]}, "EOFError"),
-        ("list", {"test_batch": made.pickled([1, 2])}, "TypeError"),
-        ("command", {"test_batch": pickle.dumps(Evil())}, "asks for posix.system, which is not"),
-        ("function", {"batches.meta": pickle.dumps(np.load)}, "asks for numpy.load"),
-        ("class", {"batches.meta": b"cnumpy\nndarray\n(I9\ntR."}, "TypeError"),
+        ({"test_batch": made.pickled({"labels": []})}, "KeyError: 'data'"),
+        ({"test_batch": made.pickled({"labels": []})[:-5]}, "EOFError"),
+        ({"test_batch": made.pickled([1, 2])}, "TypeError"),
+        ({"test_batch": pickle.dumps(Evil())}, "asks for posix.system, which is not"),
+        ({"batches.meta": pickle.dumps(np.load)}, "asks for numpy.load"),
+        ({"batches.meta": b"cnumpy\nndarray\n(I9\ntR."}, "TypeError"),
     )  # fmt: skip
     def test_what_an_archive_must_not_hold(self, changes, why):
         path, _ = self.archive(**changes)
@@ -313,27 +299,11 @@ class RefusedTest(CifarCase):
             ((), "prepare needs a data set; write one of imagenet, cifar10, cifar100"),
             (("mnist",), "prepare knows no data set 'mnist'; write one of imagenet, "),
         ):
-            complained = io.StringIO()
-            with contextlib.redirect_stderr(complained), self.assertRaises(SystemExit) as ended:
-                prepare.main(list(words))
-            self.assertEqual(ended.exception.code, 2)
-            self.assertIn(why, complained.getvalue())
+            ended = command_calls.ended(lambda words=words: prepare.main(list(words)))
+            self.assertEqual(ended.code, 2)
+            self.assertIn(why, ended.error)
         self.assertIn("--form is no flag", self.refused("cifar10", "--form", "x"))
         self.assertIn("give --from to write", self.refused("cifar10", "--check", "--from", "x"))
-
-    def test_help(self):
-        for words, text in (
-            (["--help"], "cifar10 or cifar100"),
-            (["cifar100", "--help"], "--from"),
-        ):
-            done = subprocess.run(
-                [sys.executable, "-m", "jaxrobust.data.prepare", *words],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            self.assertIn(text, done.stdout)
-            self.assertNotIn("__main__", done.stdout)
 
 
 @absltest.skipUnless(COPY.is_dir(), NO_SHARED)
@@ -418,13 +388,3 @@ class DoneTest(absltest.TestCase):
         self.assertRegex(said[0], r"^writing  90% .* 90/100 \[.*1 MB/s")
         self.assertRegex(said[1], r"^writing 100% .* 100/100 \[.*0 MB/s")
         self.assertEqual(written.getvalue(), "")
-
-    def test_effort(self):
-        with mock.patch.object(command.time, "perf_counter", return_value=112.0):
-            found = command.effort(7, 5_000_000, start=99.25, listed=102.0)
-        expected = {"written_images": 7, "written_bytes": 5_000_000, "listing_seconds": 2.75}
-        self.assertEqual(found, expected | {"writing_seconds": 10.0, "mb_per_second": 0.5})
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.data.prepare import class_folders
+from tests.support import sweeps
 
 
 class FlatTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"], True),
         (["ILSVRC2012_val_00000001.JPEG", "Thumbs.db"], True),
         (["n01440764", "Thumbs.db"], False),
@@ -19,7 +20,3 @@ class FlatTest(parameterized.TestCase):
         for name in names:
             (folder / name).touch()
         self.assertEqual(class_folders.is_flat(folder), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

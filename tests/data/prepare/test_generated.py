@@ -1,17 +1,17 @@
 """Files of generated images become shards: streamed, continued, checked, refused in a sentence."""
 
 import contextlib
-import io
 import json
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import prepare
 from jaxrobust.data.prepare import generated, shards
+from tests.support import command_calls, sweeps
 
 
 class GeneratedCommandTest(parameterized.TestCase):
@@ -30,14 +30,9 @@ class GeneratedCommandTest(parameterized.TestCase):
     def run_on(self, *files, out="shards", code=0, words=()):
         """What the command prints."""
         given = [*map(str, files), "--out", str(self.folder / out), "--rows", "50", *words]
-        printed, said, ended = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-            try:
-                prepare.main(["generated", *given])
-            except SystemExit as stopped:
-                ended = stopped.code
-        self.assertEqual(ended, code, said.getvalue())
-        return printed.getvalue() + said.getvalue()
+        ended = command_calls.ended(lambda: prepare.main(["generated", *given]))
+        self.assertEqual(ended.code, code, ended.error)
+        return ended.out + ended.error
 
     def sums(self, out="shards"):
         return sorted((self.folder / out / "SHA256SUMS").read_text().splitlines())
@@ -105,7 +100,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         self.run_on(file)
         self.assertIn("every record", self.run_on(file, words=["--check"]))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"image": np.zeros((130, 8, 8, 3), np.float32)}, r"float32\[130, 8, 8, 3\], not uint8"),
         ({"image": np.zeros((130, 3, 8, 8), np.uint8)}, r"write image.transpose\(0, 2, 3, 1\)"),
         (
@@ -121,15 +116,17 @@ class GeneratedCommandTest(parameterized.TestCase):
         ({"image": np.asfortranarray(np.zeros((130, 8, 8, 3), np.uint8))}, "in Fortran's order"),
     )
     def test_refuses_arrays(self, changes, message):
+        self.folder = Path(self.create_tempdir())
         self.assertRegex(self.run_on(self.write("a.npz", **changes), code=2), message)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (np.zeros(130, int), r"label is int64\[130\], not floats\[130, 10\], .*; leave --soft out"),
         (np.zeros((130, 9), "f4"), "give --classes, or other labels"),
         (np.full((130, 10), 0.2, "f4"), "images 0 to 31 sum to 2 instead of 1; write probab"),
         (np.full((130, 10), np.nan, "f4"), "are negative or not finite; write probabilities"),
     )
     def test_refuses_soft_labels(self, labels, message):
+        self.folder = Path(self.create_tempdir())
         file = self.write("a.npz", label=labels)
         self.assertRegex(self.run_on(file, words=["--soft"], code=2), message)
 
@@ -167,7 +164,3 @@ class GeneratedCommandTest(parameterized.TestCase):
         self.assertRegex(said, "full was not written by this tool; give another --out")
         said = self.run_on(one, words=["--classes", "0"], code=2)
         self.assertRegex(said, "--classes 0 must be at least 1")
-
-
-if __name__ == "__main__":
-    absltest.main()

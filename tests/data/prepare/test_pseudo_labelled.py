@@ -1,16 +1,15 @@
 """A pickle of images with labels becomes .npz, and nothing that it asks for is run."""
 
-import contextlib
-import io
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import prepare
+from tests.support import command_calls, sweeps
 
 
 class Calls:
@@ -35,16 +34,11 @@ class PseudoLabelledTest(parameterized.TestCase):
         """What the command prints of a pickle of `found`."""
         path = self.folder / "ti_500K_pseudo_labeled.pickle"
         path.write_bytes(found if isinstance(found, bytes) else pickle.dumps(found, protocol))
-        out, said, ended = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            try:
-                prepare.main(["pseudo-labelled", str(path), *words])
-            except SystemExit as stopped:
-                ended = stopped.code
-        self.assertEqual(ended, code, said.getvalue())
-        return out.getvalue() + said.getvalue()
+        ended = command_calls.ended(lambda: prepare.main(["pseudo-labelled", str(path), *words]))
+        self.assertEqual(ended.code, code, ended.error)
+        return ended.out + ended.error
 
-    @parameterized.parameters(2, 3, 4)
+    @sweeps.rows(2, 3, 4)
     def test_is_read_as_a_second_source(self, protocol):
         given = {"data": self.images, "extrapolated_targets": self.labels}
         printed = self.prepared(given, protocol=protocol)
@@ -64,7 +58,7 @@ class PseudoLabelledTest(parameterized.TestCase):
         self.assertFalse(made.exists())
         self.assertEmpty(list(self.folder.glob("*.npz*")))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"extrapolated_targets": None}, "holds more than arrays: 'extrapolated_targets' is of"),
         ({"name": "tiny"}, "holds more than arrays: 'name' is of type str; write its images"),
         ({"data": np.array([None] * 30)}, "holds more than arrays: 'data'"),
@@ -85,7 +79,3 @@ class PseudoLabelledTest(parameterized.TestCase):
         given = {"data": self.images, "extrapolated_targets": self.labels}
         said = self.prepared(given, "--out", "arrays.npy", code=2)
         self.assertIn("name a file that ends in .npz", said)
-
-
-if __name__ == "__main__":
-    absltest.main()

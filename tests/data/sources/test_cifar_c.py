@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.data.transforms import decoding
+from tests.support import sweeps
 
 
 def labels(count=50_000):
@@ -35,7 +36,7 @@ class FilesTest(parameterized.TestCase):
             data.open_source(name or f"cifar10-c:{self.folder}", split)
         self.assertNotIn("\n", str(caught.exception))
 
-    @parameterized.parameters(10_000, 50_000)
+    @sweeps.rows(10_000, 50_000)
     def test_rows_of_a_severity(self, count):
         name = self.write(given=labels(count))
         source = data.open_source(name, "fog-3")
@@ -105,7 +106,3 @@ class FilesTest(parameterized.TestCase):
         self.write()
         (self.folder / "fog.npy").write_bytes(b"no array")
         self.refused("fog.npy is damaged, or no .npy file")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -12,11 +12,11 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from PIL import Image
 
 from jaxrobust import data
-from tests.support import four_sources
+from tests.support import four_sources, sweeps
 from tests.support.datasets import write_tree
 from tests.support.four_sources import FILES, KINDS
 from tests.support.images import png as deep_png
@@ -93,6 +93,7 @@ class ConventionsCase(parameterized.TestCase):
         self.enter_context(mock.patch.dict(os.environ, environment))
 
     def write(self, kind, splits, names):
+        self.root = Path(self.create_tempdir())
         if kind == "hf":
             four_sources.cache_hugging_face(self, self.root / "hf_cache")
         return four_sources.write(kind, self.root, splits, names)
@@ -114,7 +115,7 @@ class ConventionsCase(parameterized.TestCase):
 
 
 class ImagesTest(ConventionsCase):
-    @parameterized.product(source=FILES, kind=tuple(ENCODED))
+    @sweeps.rows(*sweeps.product(source=FILES, kind=tuple(ENCODED)))
     def test_files(self, source, kind):
         file, pattern, refused = ENCODED[kind]
         if (source, kind) == ("folder", "GIF"):  # by its ending, which torchvision leaves out
@@ -126,34 +127,33 @@ class ImagesTest(ConventionsCase):
         given = self.write(source, {"train": ([*files, file], [0] * 4 + [1] * 4)}, "ab")
         (self.refuses if refused else self.says)(given, pattern)
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_pixels_of_0_and_1(self, source):
         """They passed in silence, and 8/255 was eight times their range."""
         images = [colours(2) for _ in range(8)]
         given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
         self.refuses(given, "have pixels of 0 and 1, where white is 255, .*; write 255 . x")
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_pixels_of_0_to_16(self, source):
         images = [colours(17) for _ in range(8)]
         given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
         self.says(given, "have no pixel above 16, where white is 255; scale them to 0..255")
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_black_images(self, source):
         """What `astype("uint8")` leaves of pixels below 1 passed in silence."""
         given = self.write(source, {"train": ([colours(1)] * 8, [0, 1] * 4)}, "ab")
         self.says(given, "have no pixel above 0, where white is 255; scale them to 0..255")
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_usual_pixels_say_nothing(self, source):
         for channels in (1, 3):
             images = [colours(256, channels) for _ in range(8)]
-            self.root = Path(self.enter_context(tempfile.TemporaryDirectory()))
             given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
             self.assertEqual(self.open(given).notes, ())
 
-    @parameterized.parameters(*FILES)
+    @sweeps.rows(*FILES)
     def test_one_bit_is_black_and_white(self, source):
         file = saved(Image.fromarray(colours()).convert("1"))
         given = self.write(source, {"train": ([file, file], [0, 1])}, "ab")
@@ -161,7 +161,7 @@ class ImagesTest(ConventionsCase):
         loaded = data.load(**given, split="train")
         self.assertEqual(set(np.unique(loaded.images).tolist()), {0.0, 1.0})
 
-    @parameterized.parameters(*FILES)
+    @sweeps.rows(*FILES)
     def test_deep_pixels_that_were_not_looked_at(self, source):
         """Among images of several sizes a few are looked at; others are refused when decoded."""
         files = [colours() for _ in range(80)]
@@ -173,23 +173,22 @@ class ImagesTest(ConventionsCase):
         with self.assertRaisesRegex(data.DataError, "grey values .I;16. do not fit 8 bits; write"):
             data.load(**given, split="train", image_size=8)
 
-    @parameterized.named_parameters(
-        ("float32", RNG.random((4, 8, 8), np.float32), r"write np.round\(255 \* x_train\)"),
-        ("float64", RNG.random((4, 8, 8)), r"write np.round\(255 \* x_train\)"),
+    @sweeps.rows(
+        (RNG.random((4, 8, 8), np.float32), r"write np.round\(255 \* x_train\)"),
+        (RNG.random((4, 8, 8)), r"write np.round\(255 \* x_train\)"),
         (  # whose advice was np.round(x_train), which leaves 0 and 1
-            "beyond_1",
             np.linspace(-0.001, 1.001, 256, dtype=np.float32).reshape(4, 8, 8),
             r"write np.round\(255 \* np.clip\(x_train, 0, 1\)\)",
         ),
-        ("float16", RNG.random((4, 8, 8)).astype("float16"), r"np.round\(255 \* x_train\)"),
-        ("floats_to_255", 255 * RNG.random((4, 8, 8)), r"here np.round\(x_train\).astype"),
-        ("from_minus_1", 2 * RNG.random((4, 8, 8)) - 1, r"np.round\(127.5 \* \(x_train \+ 1\)\)"),
-        ("normalised", 4 * RNG.random((4, 8, 8)) - 2, "after undoing what makes them -[12].* to"),
-        ("uint16", RNG.integers(0, 65536, (4, 8, 8), np.uint16), r"round\(x_train / 257\)"),
-        ("int64", RNG.integers(0, 256, (4, 8, 8)), r"here x_train.astype\('uint8'\)"),
-        ("bool", RNG.random((4, 8, 8)) > 0.5, r"write 255 \* x_train.astype\('uint8'\)"),
-        ("channels", RNG.integers(0, 256, (4, 3, 8, 8), np.uint8), r"transpose\(0, 2, 3, 1\)"),
-        ("alpha", RNG.integers(0, 256, (4, 8, 8, 4), np.uint8), "not uint8.N,H,W. or uint8"),
+        (RNG.random((4, 8, 8)).astype("float16"), r"np.round\(255 \* x_train\)"),
+        (255 * RNG.random((4, 8, 8)), r"here np.round\(x_train\).astype"),
+        (2 * RNG.random((4, 8, 8)) - 1, r"np.round\(127.5 \* \(x_train \+ 1\)\)"),
+        (4 * RNG.random((4, 8, 8)) - 2, "after undoing what makes them -[12].* to"),
+        (RNG.integers(0, 65536, (4, 8, 8), np.uint16), r"round\(x_train / 257\)"),
+        (RNG.integers(0, 256, (4, 8, 8)), r"here x_train.astype\('uint8'\)"),
+        (RNG.random((4, 8, 8)) > 0.5, r"write 255 \* x_train.astype\('uint8'\)"),
+        (RNG.integers(0, 256, (4, 3, 8, 8), np.uint8), r"transpose\(0, 2, 3, 1\)"),
+        (RNG.integers(0, 256, (4, 8, 8, 4), np.uint8), "not uint8.N,H,W. or uint8"),
     )
     def test_arrays(self, pixels, pattern):
         self.refuses(self.npz(x_train=pixels, y_train=np.arange(4)), pattern)
@@ -215,7 +214,7 @@ class ImagesTest(ConventionsCase):
 
 
 class LabelsTest(ConventionsCase):
-    @parameterized.parameters("npz", "tfds", "hf")
+    @sweeps.rows("npz", "tfds", "hf")
     def test_counted_from_1(self, source):
         """As MATLAB's and ImageNet's lists count; or ImageNet's with a background class."""
         images, labels = [colours() for _ in range(8)], [1, 2, 3, 1, 2, 3, 1, 2]
@@ -235,7 +234,7 @@ class LabelsTest(ConventionsCase):
         given = {"name": f"folder:{self.root}", "data_dir": None}
         self.says(given, "has label 0 for its class '1': labels are places")
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_a_class_without_images(self, source):
         images, labels = [colours() for _ in range(12)], np.arange(12) % 4
         few = [label for label in labels if label != 2]
@@ -244,7 +243,7 @@ class LabelsTest(ConventionsCase):
         self.assertEqual(self.open(given).notes, ())
         self.assertEqual(self.open(given, "test").num_classes, 4)
 
-    @parameterized.parameters("npz", "hf")
+    @sweeps.rows("npz", "hf")
     def test_a_class_that_train_lacks(self, source):
         images, labels = [colours() for _ in range(12)], np.arange(12) % 4
         few = [label for label in labels if label != 2]
@@ -279,7 +278,7 @@ class LabelsTest(ConventionsCase):
         pattern = r"records of d \(1\), and split 'train' has no such class; remove"
         self.refuses(saved_to_disk(["b", "d"]), pattern, "val")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (
             np.eye(4, dtype=np.int64),
             r"y_train is int64\[4, 4\].*such as y_train.argmax\(1\) of one",
@@ -292,7 +291,7 @@ class LabelsTest(ConventionsCase):
         images = np.stack([colours() for _ in range(4)])
         self.refuses(self.npz(x_train=images, y_train=labels), pattern)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("float32", [0.0, 1.0], "label is float32; labels are integers or texts; write whole"),
         ("list", [[1, 0], [0, 1]], "labels are integers or texts; of one-hot labels write their"),
     )
@@ -315,7 +314,7 @@ class LabelsTest(ConventionsCase):
 
 
 class NamesTest(ConventionsCase):
-    @parameterized.product(source=KINDS, names=("0 1 10 11 2 3", "c1 c10 c11 c2 c3 c4"))
+    @sweeps.rows(*sweeps.product(source=KINDS, names=("0 1 10 11 2 3", "c1 c10 c11 c2 c3 c4")))
     def test_order_of_texts(self, source, names):
         """The most reported surprise of torchvision's ImageFolder; timm sorts by numbers."""
         names = names.split()
@@ -324,13 +323,13 @@ class NamesTest(ConventionsCase):
         at = names.index(min(names, key=len)) + (2 if "0" in names else 1)
         self.says(given, f"order of texts: label {at} is '{names[at]}', not '.?2' as in .*timm")
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_an_order_that_is_the_same(self, source):
         images = [colours() for _ in range(12)]
         given = self.write(source, {"train": (images, np.arange(12) // 2)}, "012345")
         self.assertEqual(self.open(given).notes, ())
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_names_that_differ_in_case(self, source):
         if os.path.exists(str(self.root).upper()):
             self.skipTest("needs a file system that tells Cat from cat")
@@ -338,7 +337,7 @@ class NamesTest(ConventionsCase):
         given = self.write(source, {"train": (images, np.arange(6) // 2)}, ["Cat", "ape", "cat"])
         self.says(given, r"classes that differ in case alone: Cat, cat \(2\)")
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_one_class(self, source):
         images = [colours() for _ in range(3)]
         given = self.write(source, {"train": (images, [0, 0, 0])}, ["cat"])
@@ -399,7 +398,3 @@ class FoldersTest(ConventionsCase):
     def test_one_name_for_all_is_a_habit(self):
         given = self.folder("train/a/images/1.png", "train/b/images/1.png")
         self.assertEqual(self.open(given).notes, ())
-
-
-if __name__ == "__main__":
-    absltest.main()

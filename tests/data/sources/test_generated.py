@@ -17,6 +17,7 @@ from jaxrobust.data.source import DataError
 from jaxrobust.data.sources import generated
 from jaxrobust.data.stream import loading, pipeline
 from jaxrobust.training import build
+from tests.support import sweeps
 
 ROWS, SIDE = 130, 8
 
@@ -36,9 +37,7 @@ def prepared(folder, images, labels, *words):
 
 
 class PlacesTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (20, 66_000), (196, 1000), (3076, 100), (3112, 60), (20_000, 12), (140_000, 3)
-    )
+    @sweeps.rows((20, 66_000), (196, 1000), (3076, 100), (3112, 60), (20_000, 12), (140_000, 3))
     def test_records_stand_where_array_record_writes_them(self, length, count):
         """Some begin before a block's header and end behind it, or behind several; of those of 20
         bytes, any number of bytes is behind one.
@@ -267,14 +266,10 @@ class TrainingTest(parameterized.TestCase):
 
 
 class ProbabilitiesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0.5, ""), (np.nan, "negative or not finite"), (-0.5, "negative"), (0.75, "sum to 1.25")
     )
     def test_one_number_of_many(self, number, why):
         labels = np.full((3, 2), 0.5, np.float32)
         labels[1, 0] = number
         self.assertRegex(generated.not_probabilities(labels), why or "^$")
-
-
-if __name__ == "__main__":
-    absltest.main()

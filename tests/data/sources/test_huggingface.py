@@ -17,7 +17,7 @@ from PIL import Image
 from jaxrobust import data
 from jaxrobust.data import imagenet
 from jaxrobust.data.sources import huggingface
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.data_hub import DataHub
 from tests.support.datasets import image_bytes
 from tests.support.modules import hidden
@@ -195,19 +195,6 @@ class FolderTest(FolderCase):
         name = self.write(images=[{"bytes": b"no image", "path": "x"}] * 3)
         self.refused(name, r"of record 0, record 1, record 2 \(3\) none is an image")
 
-    @pytest.mark.slow
-    def test_training_by_a_worker(self):
-        batches = data.train_batches(
-            data.open_source(self.write(), "train"),
-            batch_size=6,
-            seed=0,
-            augmentation="resized-crop",
-            image_size=8,
-            workers=1,
-        )
-        self.addCleanup(batches.close)
-        self.assertEqual(next(batches).images.shape, (6, 8, 8, 3))
-
 
 class ColumnTest(FolderCase):
     def test_files_of_others(self):
@@ -274,7 +261,7 @@ class ColumnTest(FolderCase):
         nameless = pyarrow.array([{"bytes": b"abc", "path": None}], images.type)
         self.assertEqual(huggingface._files(nameless), (None, [3]))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (["L", "1"], (6, 8), 1),
         (["L", "RGB"], (6, 8), 3),
         (["RGBA", "RGBA"], (6, 8), 3),
@@ -449,7 +436,3 @@ class HubTest(FolderCase):
             "the cache; try again, or give a folder of its parquet files, hf:FOLDER$",
         )
         self.assertRegex(found["me/digits@main"], "^ConnectionError: .*which commit main is")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,13 +10,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from PIL import Image
 
 from jaxrobust import data
 from jaxrobust.data.sources import headers
 from jaxrobust.data.stream import pipeline
-from tests.support import four_sources
+from tests.support import four_sources, sweeps
 from tests.support.datasets import write_tree
 from tests.support.four_sources import KINDS, png
 
@@ -61,7 +61,7 @@ class OneSizeTest(SizesCase):
         np.testing.assert_array_equal(loaded.images, images / np.float32(255))
         np.testing.assert_array_equal(loaded.labels, labels)
 
-    @parameterized.parameters(*KINDS)
+    @sweeps.rows(*KINDS)
     def test_trains_with_crops_that_do_not_resize(self, kind):
         """It was refused: "has differently sized images"."""
         given = self.write(kind, {"train": (pixels(16), np.arange(16) % 2)}, "ab")
@@ -86,7 +86,7 @@ class OneSizeTest(SizesCase):
         order = [0, 2, 4, 1, 3, 5]  # by class
         np.testing.assert_array_equal(found, np.repeat(images[order], 3, axis=3))
 
-    @parameterized.parameters("folder", "hf")
+    @sweeps.rows("folder", "hf")
     def test_one_colour_image_makes_all_rgb(self, kind):
         """Hugging Face's sets turned it to grey if it was not among 200 that were looked at."""
         files = [png(image) for image in pixels(300, channels=1)]
@@ -95,7 +95,7 @@ class OneSizeTest(SizesCase):
         source = data.open_source(given["name"], "train")
         self.assertEqual((source.channels, source.image_shape), (3, (8, 8, 3)))
 
-    @parameterized.parameters("folder", "tfds", "hf")
+    @sweeps.rows("folder", "tfds", "hf")
     def test_sizes_as_they_are_stored(self, kind):
         """EXIF may turn an image, which decoding does not follow; the size is the decoder's."""
         exif = Image.Exif()
@@ -109,7 +109,7 @@ class OneSizeTest(SizesCase):
 
 
 class SeveralSizesTest(SizesCase):
-    @parameterized.parameters("folder", "tfds", "hf")
+    @sweeps.rows("folder", "tfds", "hf")
     def test_one_other_size_is_found_and_said(self, kind):
         """Of 600 images, 32 are looked at first, and one of the others differs."""
         files = [png(image) for image in pixels(600)]
@@ -188,7 +188,3 @@ class KeptAnswerTest(SizesCase):
         source = data.open_source(f"folder:{self.root}/many", "all")
         self.assertEqual(source.image_shape, (8, 8, 3))
         self.assertLess(time.process_time() - start, 5)
-
-
-if __name__ == "__main__":
-    absltest.main()

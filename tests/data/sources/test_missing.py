@@ -4,15 +4,16 @@ import os
 import tempfile
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.data.sources import tfds
 from jaxrobust.data.splits import storage
+from tests.support import sweeps
 
 
 class MessageTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cifar10", "", "`jaxrobust prepare cifar10`"),
         ("cifar100:3.0.2", "", "`jaxrobust prepare cifar100`"),
         ("cifar10", "/data/x", "`jaxrobust prepare cifar10 --out /data/x`"),
@@ -37,7 +38,3 @@ class MessageTest(parameterized.TestCase):
                         data.DataError, f"`jaxrobust prepare imagenet SOURCE --out {place}`"
                     ):
                         data.open_source("imagenet2012", "train")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,12 +7,12 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.data.splits import storage
 from jaxrobust.data.stream import loading
+from tests.support import sweeps
 
 DRAW = np.random.default_rng(0)
 
@@ -43,7 +43,7 @@ class NpzCase(parameterized.TestCase):
 
 
 class ReadTest(NpzCase):
-    @parameterized.parameters(("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
+    @sweeps.rows(("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
     def test_splits(self, x, y):
         every = {s: (images(n), labels(n)) for s, n in (("train", 30), ("val", 9), ("test", 8))}
         keys = {x.format(s): i for s, (i, _) in every.items()}
@@ -101,7 +101,7 @@ class ReadTest(NpzCase):
             self.assertEqual(again[i].label, expected[5 + i])
         self.assertRegex(source.describe(2), "^image 7 of train_images in .*set.npz$")
 
-    @parameterized.parameters("U1", "S1")
+    @sweeps.rows("U1", "S1")
     def test_one_split(self, kind):
         name = self.write(images=images(10), labels=labels(10), classes=np.array([*"abcde"], kind))
         source = data.open_source(name, "all[:40%]")
@@ -129,22 +129,6 @@ class ReadTest(NpzCase):
         others |= {of("all[:5]", **same), of(**same, classes=np.array([*"abcd"]))}
         self.assertLen({first, *others}, 5)
 
-    @pytest.mark.slow
-    def test_training_batches(self):
-        name = self.write(x_train=images(64), y_train=labels(64))
-        batches = data.train_batches(
-            data.open_source(name, "train"),
-            batch_size=16,
-            seed=0,
-            augmentation="crop-flip",
-            image_size=6,
-            workers=1,
-        )
-        self.addCleanup(batches.close)
-        batch = next(batches)
-        self.assertEqual((batch.images.shape, batch.images.dtype), ((16, 6, 6, 3), np.uint8))
-        self.assertTrue((batch.damaged < 0).all())
-
     def test_in_a_bucket(self):
         if not importlib.util.find_spec("gcsfs"):
             self.skipTest("needs gcsfs: pip install -e '.[gcs]'")
@@ -163,7 +147,7 @@ class ReadTest(NpzCase):
 
 
 class RefusedTest(NpzCase):
-    @parameterized.parameters("val", "train[", "nothing", "all")
+    @sweeps.rows("val", "train[", "nothing", "all")
     def test_unknown_split(self, split):
         arrays = {"x_test": images(5), "y_test": labels(5), "x_train": images(3)}
         pattern = r"has no split '.*': it has test \(5\); parts are written train\[:90%\]"
@@ -177,27 +161,27 @@ class RefusedTest(NpzCase):
             y_test=labels(5),
         )
 
-    @parameterized.named_parameters(
-        ("none", {}, "has x_test, but no y_test; write one with np.savez"),
-        ("number", {"y_test": labels(4)}, r"y_test is int64\[4\], not one integer for each of the"),
-        ("kind", {"y_test": np.ones(5)}, r"y_test is float64\[5\], not one integer"),
-        ("several", {"y_test": np.ones((5, 14), int)}, r"y_test is int64\[5, 14\], not one"),
-        ("negative", {"y_test": labels(5) - 1}, "y_test holds -1; labels are counted from 0 on"),
-        ("objects", {"y_test": np.array([None] * 5)}, r"y_test is object\[5\], not one integer"),
-        ("names", {"y_test": labels(5), "classes": np.array(["a"])}, "y_test go to 3, but it nam"),
+    @sweeps.rows(
+        ({}, "has x_test, but no y_test; write one with np.savez"),
+        ({"y_test": labels(4)}, r"y_test is int64\[4\], not one integer for each of the"),
+        ({"y_test": np.ones(5)}, r"y_test is float64\[5\], not one integer"),
+        ({"y_test": np.ones((5, 14), int)}, r"y_test is int64\[5, 14\], not one"),
+        ({"y_test": labels(5) - 1}, "y_test holds -1; labels are counted from 0 on"),
+        ({"y_test": np.array([None] * 5)}, r"y_test is object\[5\], not one integer"),
+        ({"y_test": labels(5), "classes": np.array(["a"])}, "y_test go to 3, but it nam"),
     )  # fmt: skip
     def test_labels(self, changes, why):
         self.refused(why, x_test=images(5), **changes)
 
-    @parameterized.named_parameters(
-        ("floats", np.ones((5, 6, 6, 3), np.float32),
+    @sweeps.rows(
+        (np.ones((5, 6, 6, 3), np.float32),
          r"x_test is float32\[5, 6, 6, 3\], not uint8.*; write np.round\(255 \* x_test\)"),
-        ("wide", np.ones((5, 6, 6), np.int64), "write pixels from 0 to 255 as uint8"),
-        ("channels", np.ones((5, 3, 6, 6), np.uint8), r"write x_test.transpose\(0, 2, 3, 1\)"),
-        ("flat", np.ones((5, 108), np.uint8), r"uint8\[5, 108\], not uint8.*in that shape"),
-        ("alpha", np.ones((5, 6, 6, 4), np.uint8), "write them in that shape"),
-        ("empty", np.ones((0, 6, 6), np.uint8), "write them in that shape"),
-        ("objects", np.array([None] * 5), r"x_test is object\[5\]"),
+        (np.ones((5, 6, 6), np.int64), "write pixels from 0 to 255 as uint8"),
+        (np.ones((5, 3, 6, 6), np.uint8), r"write x_test.transpose\(0, 2, 3, 1\)"),
+        (np.ones((5, 108), np.uint8), r"uint8\[5, 108\], not uint8.*in that shape"),
+        (np.ones((5, 6, 6, 4), np.uint8), "write them in that shape"),
+        (np.ones((0, 6, 6), np.uint8), "write them in that shape"),
+        (np.array([None] * 5), r"x_test is object\[5\]"),
     )  # fmt: skip
     def test_images(self, pixels, why):
         self.refused(why, x_test=pixels, y_test=labels(len(pixels)))
@@ -225,7 +209,3 @@ class RefusedTest(NpzCase):
             data.open_source("npz:", "test")
         with self.assertRaisesRegex(data.DataError, "local directories and from gs://"):
             data.open_source("npz:s3://bucket/x.npz", "test")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,14 +1,14 @@
 """What is known of data sets that are not here, against those that are."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.data import open_source
 from jaxrobust.data.splits import known_sizes
-from tests.support import paths
+from tests.support import paths, sweeps
 
 
 class SizesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("imagenet2012", "train", 1_281_167),
         ("imagenet2012", "val", 50_000),  # which means validation
         ("imagenet2012", "train[:90%]", 1_153_050),
@@ -35,7 +35,3 @@ class SizesTest(parameterized.TestCase):
             self.assertEqual(
                 (len(source), source.num_classes), (images, known_sizes.CLASSES["cifar10"])
             )
-
-
-if __name__ == "__main__":
-    absltest.main()

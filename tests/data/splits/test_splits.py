@@ -7,11 +7,12 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data.splits import grammar, storage, subsets
+from tests.support import sweeps
 from tests.support.modules import needs
 
 
 class OverlapTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("test", "test", True),
         ("test", "test[:1000]", True),
         ("test[:1000]", "test[1000:]", False),
@@ -56,7 +57,7 @@ class OverlapTest(parameterized.TestCase):
         self.assertFalse(grammar.overlap(f"all@{folder}/one", f"all@{folder}/two"))
         self.assertTrue(grammar.overlap(f"all@{folder}/one", f"all@{folder}/three"))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cifar10", "tfds:cifar10", True),
         ("cifar10", "cifar10:3.0.2", True),
         ("cifar10", "hf:uoft-cs/cifar10:plain_text@main", True),
@@ -111,7 +112,3 @@ class BucketTest(absltest.TestCase):
                 ):
                     storage.read_files(["gs://b/1", "gs://b/2"], "copy it again")
         self.assertEqual(storage.read_files([], "so"), [])
-
-
-if __name__ == "__main__":
-    absltest.main()

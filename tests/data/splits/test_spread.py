@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.data.splits import spread, subsets
-from tests.support import sorted_sources
+from tests.support import sorted_sources, sweeps
 
 SORTED = np.repeat(np.arange(10), 30)
 
@@ -25,7 +25,7 @@ def counts(labels, classes=10):
 
 
 class OrderTest(parameterized.TestCase):
-    @parameterized.parameters(1, 7, 10, 39, 100, 299)
+    @sweeps.rows(1, 7, 10, 39, 100, 299)
     def test_classes_are_as_even_as_can_be(self, n):
         found = counts(SORTED[spread.rows(SORTED, n)])
         self.assertLessEqual(max(found) - min(found), 1)
@@ -102,7 +102,7 @@ class PlacesTest(parameterized.TestCase):
         self.assertLen(np.unique(found), 1000)
         np.testing.assert_array_equal(found[:10], spread._smallest(10_000_000, 10))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"ids_sha256": subsets.ROBUSTBENCH_SHA256}, "robustbench"),
         ({"ids_sha256": subsets.read_ids("robustbench", "cifar10").sha256}, "robustbench"),
         ({"name": "cifar10-c:DIR"}, "robustbench"),  # whose first images RobustBench takes too
@@ -161,13 +161,13 @@ class SourcesTest(parameterized.TestCase):
 class LopsidedTest(parameterized.TestCase):
     EVEN = np.full(10, 30)
 
-    @parameterized.parameters(39, 100, 200, 270)
+    @sweeps.rows(39, 100, 200, 270)
     def test_the_first_of_a_sorted_split(self, n):
         words = spread.lopsided(SORTED[:n], 10, self.EVEN)
         self.assertStartsWith(words, f"{n} images are of {-(-n // 30)} of 10 classes")
         self.assertIn("which has 10.0% of the split's 300 images", words)
 
-    @parameterized.parameters(1, 20, 39, 100, 200, 299)
+    @sweeps.rows(1, 20, 39, 100, 200, 299)
     def test_a_random_part_is_none(self, n):
         for seed in range(200):
             some = np.random.default_rng(seed).permutation(SORTED)[:n]
@@ -190,7 +190,3 @@ class LopsidedTest(parameterized.TestCase):
         self.assertStartsWith(words, "all 30 images are of class 0, one of 10, so that no accuracy")
         for labels, classes in (([0], 10), ([0, 0], 1), ([0, 1], 2), ([], 10)):
             self.assertEqual(spread.one_class(np.array(labels, int), classes), "")
-
-
-if __name__ == "__main__":
-    absltest.main()

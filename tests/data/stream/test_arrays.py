@@ -6,12 +6,13 @@ import types
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from PIL import Image
 
 from jaxrobust import data
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import arrays, loading
+from tests.support import sweeps
 from tests.support.datasets import write_tree
 
 
@@ -55,16 +56,6 @@ class LoadTest(parameterized.TestCase):
             expected = data.evaluation_transform(used)(content) / np.float32(255)
             np.testing.assert_array_equal(loaded.images[1], expected)
 
-    def test_lists_of_ids_and_classes(self):
-        write_tree(self.root, ["val/a/1.png", "val/a/2.png", "val/b/3.png", "val/c/4.png"])
-        (self.root / "ids").write_text("b/3.png\na/2.png\n")
-        (self.root / "classes").write_text("c\nb\n")
-        name = f"folder:{self.root}"
-        loaded = data.load(name, split=f"val@{self.root}/ids", image_size=8)
-        self.assertEqual((loaded.labels.tolist(), loaded.ids.tolist()), ([1, 0], [0, 1]))
-        loaded = data.load(name, split="val", classes=f"{self.root}/classes", image_size=8)
-        self.assertEqual((loaded.labels.tolist(), loaded.classes), ([0, 1], ("c", "b")))
-
     def test_damaged_images(self):
         write_tree(self.root, ["all/a/1.png", "all/a/2.png", "all/b/3.png"])
         (self.root / "all" / "a" / "2.png").write_bytes(b"x")
@@ -75,7 +66,7 @@ class LoadTest(parameterized.TestCase):
         self.assertEqual((loaded.ids.tolist(), loaded.labels.tolist()), ([0, 2], [0, 1]))
         self.assertEqual(loaded.images.shape, (2, 8, 8, 3))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"split": "val"}, r"no split 'val': it has train \(1400\), test \(397\)"),
         ({"n": 0}, "limit=0 must be at least 1"),
         ({"preprocessing": "Res255"}, "unknown preprocessing 'Res255': known are none, Res256"),
@@ -99,7 +90,7 @@ class LoadTest(parameterized.TestCase):
 class DecodedTest(parameterized.TestCase):
     """A record becomes an image with the channels of its data set."""
 
-    @parameterized.parameters(("L", 3), ("L", 1), ("RGB", 1), ("RGB", 3), ("P", 3), ("RGBA", 3))
+    @sweeps.rows(("L", 3), ("L", 1), ("RGB", 1), ("RGB", 3), ("P", 3), ("RGBA", 3))
     def test_channels(self, mode, channels):
         image = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).convert(mode)
         file = io.BytesIO()
@@ -115,7 +106,7 @@ class DecodedTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, rf"its shape is \(4, 5, {channels}\), not \(5, 4"):
             loading.decoded(source, file.getvalue())
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, None, 224),
         ((7, 7, 1), None, 7),
         ((8, 5, 3), None, 8),
@@ -127,7 +118,3 @@ class DecodedTest(parameterized.TestCase):
     def test_the_side_of_the_images(self, shape, preprocessing, side):
         source = types.SimpleNamespace(channels=3, image_shape=shape)
         self.assertEqual(arrays._size(source, preprocessing), side)
-
-
-if __name__ == "__main__":
-    absltest.main()

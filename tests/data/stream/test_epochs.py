@@ -110,7 +110,3 @@ class PhotographsTest(parameterized.TestCase):
                 if len(found) >= steps:
                     break
         self.assertEqual(found[:steps], expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -74,10 +74,7 @@ class SameSequenceTest(parameterized.TestCase):
         self.assertEqual((self.images.shape, self.images.dtype), ((336, 8, 8, 1), np.uint8))
         self.assertEqual((self.labels.shape, self.labels.dtype), ((336,), np.int32))
 
-    def test_again(self):
-        self.assert_is_sequence(train(self.source, 14, **self.options))
-
-    @parameterized.parameters(1, 2, 4)
+    @sweeps.rows(1, 2, 4)
     def test_processes_take_consecutive_rows(self, count):
         parts = [
             train(self.source, 14, process_index=index, process_count=count, **self.options)
@@ -88,7 +85,7 @@ class SameSequenceTest(parameterized.TestCase):
         joined = np.concatenate(images, axis=1).reshape(-1, 8, 8, 1)
         self.assert_is_sequence((joined, np.concatenate(labels, axis=1).reshape(-1)))
 
-    @parameterized.parameters(24, 72, 96, 120, 192, 5, 101)
+    @sweeps.rows(24, 96, 192, 5, 101)
     def test_resume(self, start):
         steps = (336 - start) // 24
         self.assert_is_sequence(train(self.source, steps, start=start, **self.options), start)
@@ -131,7 +128,7 @@ class SameSequenceTest(parameterized.TestCase):
 class PartsTest(parameterized.TestCase):
     """A batch is made in parts of at most 64 rows, whatever divides it."""
 
-    @parameterized.parameters((1, 1), (64, 1), (65, 2), (67, 2), (127, 2), (131, 3), (1021, 16))
+    @sweeps.rows((1, 1), (64, 1), (65, 2), (67, 2), (127, 2), (131, 3), (1021, 16))
     def test_few_parts(self, rows, parts):
         made = []
 
@@ -149,36 +146,6 @@ class PartsTest(parameterized.TestCase):
         self.assertLessEqual(max(sizes), 64)
         self.assertLessEqual(max(sizes) - min(sizes), 1)
 
-    @parameterized.parameters((0, 16, 4), (0, 2, 2), (0, None, 1), (1, 16, 1), (3, 16, 1))
-    def test_workers_or_threads_make_the_parts(self, workers, cores, threads):
-        import grain
-
-        patched = absltest.mock.patch.object
-        with (
-            patched(pipeline.os, "cpu_count", return_value=cores),
-            patched(grain.MapDataset, "range") as made,
-            patched(grain.experimental, "ThreadPrefetchIterDataset") as ahead,
-            patched(grain, "ReadOptions") as reads,
-            patched(grain, "MultiprocessingOptions") as processes,
-        ):
-            ahead.return_value = ["the batches"]
-            found = pipeline._batches(len, 0, 8, 130, steps=7, workers=workers)
-        self.assertEqual(list(found), ["the batches"])
-        made.assert_called_once_with(21)  # 7 batches of 3 parts
-        reads.assert_called_once_with(num_threads=threads, prefetch_buffer_size=2 * threads)
-        read = made.return_value.map.return_value.to_iter_dataset
-        read.assert_called_once_with(reads.return_value)
-        parts = read.return_value
-        if workers:
-            processes.assert_called_once_with(num_workers=workers, per_worker_buffer_size=2)
-            how = {"worker_init_fn": pipeline._obey_the_main_process}
-            parts.mp_prefetch.assert_called_once_with(processes.return_value, **how)
-            parts = parts.mp_prefetch.return_value
-        else:
-            parts.mp_prefetch.assert_not_called()
-        parts.batch.assert_called_once_with(3, batch_fn=pipeline._joined)
-        ahead.assert_called_once_with(parts.batch.return_value, prefetch_buffer_size=1)
-
     def test_the_same_sequence(self):
         source = numbered(151)
         whole = order(source, 2, batch_size=151, start=3)
@@ -195,7 +162,7 @@ class PartsTest(parameterized.TestCase):
 
 
 class EpochTest(parameterized.TestCase):
-    @parameterized.parameters((37, 8), (37, 37), (36, 6), (8, 3))
+    @sweeps.rows((37, 8), (37, 37), (36, 6), (8, 3))
     def test_every_record_at_most_once_per_epoch_and_the_rest_left_out(self, size, batch_size):
         source = numbered(size)
         steps = pipeline.steps_per_epoch(source, batch_size)
@@ -256,7 +223,7 @@ class EvaluationTest(parameterized.TestCase):
         batches.close()
         return taken
 
-    @parameterized.parameters((37, 8, None), (16, 8, None), (37, 8, 11), (3, 8, None), (9, 8, 99))
+    @sweeps.rows((37, 8, None), (16, 8, None), (37, 8, 11), (3, 8, None), (9, 8, 99))
     def test_order_padding_and_mask(self, size, batch_size, limit):
         batches = self.evaluate(numbered(size), batch_size=batch_size, limit=limit)
         count = min(size, limit or size)
@@ -289,7 +256,7 @@ class EvaluationTest(parameterized.TestCase):
         np.testing.assert_array_equal(images[mask][:, 0, 0, 0], places)
         np.testing.assert_array_equal(labels[mask], np.array(places) % 10)
 
-    @parameterized.parameters(2, 4)
+    @sweeps.rows(2, 4)
     def test_processes_split_rows_and_agree_on_the_number_of_batches(self, count):
         whole = self.evaluate(numbered())
         parts = [
@@ -322,7 +289,7 @@ class EvaluationTest(parameterized.TestCase):
 
 
 class ArgumentTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"batch_size": 0}, "batch_size=0 must be between 1 and the 37 records of data set"),
         ({"batch_size": 64}, "batch_size=64 must be between 1 and the 37 records"),
         ({"process_count": 3}, "batch_size=8 .* a multiple of process_count=3"),
@@ -343,7 +310,7 @@ class ArgumentTest(parameterized.TestCase):
         ):
             train(mixed, 1, augmentation="crop-flip")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({"process_count": 3}, "a multiple of process_count=3"),
         ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
@@ -361,7 +328,7 @@ class DamageTest(parameterized.TestCase):
         read = functools.partial(read_numbered, side=8, **options)
         return dataclasses.replace(numbered(), read=read)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"broken": [5]}, "not a whole image file"),
         ({"wrong": [5]}, r"its shape is \(9, 9, 1\), not \(8, 8, 1\)"),
     )
@@ -602,7 +569,3 @@ class LifetimeTest(absltest.TestCase):
         said = [line for line in errors.splitlines() if not re.search(grains, line)]
         self.assertEqual((process.returncode, said), (0, []))
         self.assert_gone(workers)
-
-
-if __name__ == "__main__":
-    absltest.main()

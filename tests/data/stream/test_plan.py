@@ -7,13 +7,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.data.sources.registry import DataError, Record
 from jaxrobust.data.stream import loading
 from jaxrobust.data.stream import plan as plans
 from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations
+from tests.support import sweeps
 from tests.support.numbered import numbered, taken
 
 CROP = "crop(2)|flip"
@@ -88,7 +89,7 @@ class ViewsTest(parameterized.TestCase):
             for image in plain[:, 0].reshape(-1, 8, 8):
                 self.assertEqual(image[0, 0], image[0, 1] - 1)  # neither cut nor flipped
 
-    @parameterized.parameters((12, 1), (12, 2), (12, 4))
+    @sweeps.rows((12, 1), (12, 2), (12, 4))
     def test_same_for_processes_and_from_any_step(self, batch, count):
         source = numbered(37)
         options = {"batch_size": batch, "views": 3, "augmentation": CROP}
@@ -169,7 +170,7 @@ class ExtraTest(parameterized.TestCase):
         np.testing.assert_array_equal(found.reshape(8, 10).sum(1), 5)
         np.testing.assert_array_equal(labels, np.where(found, values - 100, values) % 10)
 
-    @parameterized.parameters(1, 2, 5)
+    @sweeps.rows(1, 2, 5)
     def test_same_for_processes_and_from_any_step(self, count):
         options = {"batch_size": 10, "extra": extra(), "augmentation": CROP, "views": 5}
         whole, _ = taken(numbered(37), 9, **options)
@@ -187,7 +188,7 @@ class ExtraTest(parameterized.TestCase):
         np.testing.assert_array_equal(one[0], two[0])
         np.testing.assert_array_equal(one[1], two[1])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"extra_share": 1.5}, r"data.extra_share=1.5 must be between 0 and 1"),
         (
             {"extra_share": 1.0, "extra": extra()},
@@ -215,7 +216,7 @@ class ExtraTest(parameterized.TestCase):
         with self.assertRaisesRegex(DataError, message):
             taken(source, 1, batch_size=16, **changes)
 
-    @parameterized.parameters(*range(6))
+    @sweeps.rows(*range(6))
     def test_draws_forget_what_those_of_the_image_before_left(self, drawn):
         """Half of a 64-bit number, and a part of a block of four, are left by some of them."""
         numbers = []
@@ -239,7 +240,7 @@ class ExtraTest(parameterized.TestCase):
 class PermutedTest(parameterized.TestCase):
     """Orders of sources too large for a permutation in memory."""
 
-    @parameterized.parameters(2, 3, 4095, 4096, 4097, 20_000, 2**15 + 1)
+    @sweeps.rows(2, 3, 4095, 4096, 4097, 20_000, 2**15 + 1)
     def test_every_record_has_one_place(self, size):
         for epoch in (0, 7):
             found = plans.permuted((5, 2), epoch, size, np.arange(size))
@@ -287,7 +288,3 @@ def read_gradients(indices):
     """Images whose pixels say where they were."""
     image = bytes(10 * y + x + 1 for y in range(8) for x in range(8))
     return [Record(b"P5 8 8 255\n" + image, index % 10) for index in indices]
-
-
-if __name__ == "__main__":
-    absltest.main()

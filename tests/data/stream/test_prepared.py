@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.data.stream import pipeline
+from tests.support import sweeps
 
 
 class PreparedTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("digits", "test", 8, None),
         ("digits", "test", 12, "bicubic-14-crop-12"),
         ("fake:20x24x3:5", "train[:50]", 16, "bicubic-0.8"),
@@ -58,7 +59,3 @@ class PreparedTest(parameterized.TestCase):
         images = data.Prepared(source, image_size=16, preprocessing="bicubic-24-crop-20")
         with self.assertRaisesRegex(data.DataError, r"makes record 2 \(20, 20, 3\), not \(16, 16"):
             images[np.array([2])]
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.data.transforms import decoding
+from tests.support import sweeps
 from tests.support.images import encoded, odd_images, pattern, photographs, pillow
 from tests.support.modules import hidden
 from tests.support.paths import NO_SHARED
@@ -57,11 +58,11 @@ class PillowTest(parameterized.TestCase):
 
 
 class DecodeTest(PillowTest):
-    @parameterized.parameters(*ODD)
+    @sweeps.rows(*ODD)
     def test_odd_images(self, name):
         self.assertTrue(self.check(ODD[name], name))
 
-    @parameterized.parameters(*ODD)
+    @sweeps.rows(*ODD)
     def test_odd_images_without_simplejpeg(self, name):
         with hidden("simplejpeg"):
             self.check(ODD[name], name)
@@ -86,13 +87,13 @@ class DecodeTest(PillowTest):
         ]
         self.assertBetween(sum(verdicts), 0.3 * len(verdicts), 0.8 * len(verdicts))
 
-    @parameterized.parameters(1, 3)
+    @sweeps.rows(1, 3)
     def test_channels_stay(self, channels):
         image = pattern(20, 30, channels)
         np.testing.assert_array_equal(decoding.decode(encoded(image, "PNG")), image)
         self.assertEqual(decoding.decode(encoded(image, "JPEG")).shape, image.shape)
 
-    @parameterized.parameters("PNG", "JPEG")
+    @sweeps.rows("PNG", "JPEG")
     def test_channels_are_converted_when_asked(self, kind):
         grey, colour = encoded(pattern(6, 9, 1), kind), encoded(pattern(6, 9, 3), kind)
         self.assertEqual(decoding.decode(grey, channels=3).shape, (6, 9, 3))
@@ -100,21 +101,21 @@ class DecodeTest(PillowTest):
             expected = np.asarray(image.convert("L"))
         np.testing.assert_array_equal(decoding.decode(colour, channels=1)[:, :, 0], expected)
 
-    @parameterized.parameters(bytes, bytearray, memoryview)
+    @sweeps.rows(bytes, bytearray, memoryview)
     def test_kinds_of_bytes(self, kind):
         for name in ("JPEG 4:2:0", "RGBA PNG"):
             np.testing.assert_array_equal(
                 decoding.decode(kind(ODD[name])), decoding.decode(ODD[name])
             )
 
-    @parameterized.parameters("JPEG", "PNG")
+    @sweeps.rows("JPEG", "PNG")
     def test_a_cut_or_foreign_file_is_refused(self, kind):
         data = encoded(pattern(64, 64), kind)
         for bad in (b"", b"not an image", data[: len(data) // 2], data[:30]):
             with self.assertRaisesRegex(ValueError, "not a whole image file: "):
                 decoding.decode(bad)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (b"", "it is empty"),
         (bytearray(), "it is empty"),
         (memoryview(b""), "it is empty"),
@@ -200,7 +201,3 @@ class DamagedPhotographsTest(PillowTest):
         for path in photographs(20):
             for change in range(150):
                 self.check(damaged(path.read_bytes(), rng), (path, change))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.commandline import ending
 from jaxrobust.runtime.processes import lifeline
-from tests.support import evaluations
+from tests.support import evaluations, sweeps
 from tests.support.processes import start, wait, written
 
 TERM, CTRL_C, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
@@ -37,7 +37,7 @@ class HostsTest(parameterized.TestCase):
     def test_alone(self):
         self.assertIsNone(self.given())
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"multihost": True},
         {"process_id": 0},
         {"num_processes": 2},
@@ -267,7 +267,3 @@ class AloneTest(parameterized.TestCase):
         again = "jaxrobust: interrupted while it compiled; the same command begins anew"
         self.assertEqual((code, said[-1]), (130, again), said)
         self.assertLess(seconds, 2)
-
-
-if __name__ == "__main__":
-    absltest.main()

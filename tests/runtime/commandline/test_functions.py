@@ -6,10 +6,11 @@ import hashlib
 import sys
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.runtime.commandline import functions
+from tests.support import sweeps
 
 SOURCE = """
 from neighbour import WIDTH
@@ -95,7 +96,7 @@ class FindTest(parameterized.TestCase):
         made = self.find("nets.py:Net").function
         self.assertLen(dataclasses.fields(made), 1)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("nets.py:", "names no function; write my_package.nets:make, or my_nets.py:make"),
         (":make", "names no function"),
         ("nets.py:make it", "names no function"),
@@ -121,7 +122,7 @@ class FindTest(parameterized.TestCase):
         self.assertNotIn("\n", str(caught.exception))
         self.assertIn(f"model.name={name}", str(caught.exception))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("nets.py", True),
         ("site-packages/nets.py", False),
         ("dist-packages/deep/nets.py", False),
@@ -156,7 +157,7 @@ class FindTest(parameterized.TestCase):
         path.write_text("def make(): return 1")
         self.assertEqual(self.find("nets.py:make").function(), 1)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("turned", "helper.py, line 3", "see helper.py, line 3"),
         ("asked", "nets.py, line 6", "see nets.py, line 6"),
         ("drawn", "nets.py, line 8", ""),
@@ -183,7 +184,3 @@ class FindTest(parameterized.TestCase):
             functions.find("--function", "nets.py:none")
         except ValueError as error:
             self.assertIsNone(functions.of_users(error))
-
-
-if __name__ == "__main__":
-    absltest.main()

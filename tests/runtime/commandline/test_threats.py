@@ -1,14 +1,15 @@
 """Threats and ladders of them, as flags write them."""
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.commandline import threats
 from jaxrobust.types import Threat
+from tests.support import sweeps
 
 
 class ThreatsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("linf:4/255", Threat("linf", 4 / 255)),
         (" L2 : 0.5 ", Threat("l2", 0.5)),
         ("l1:12", Threat("l1", 12.0)),
@@ -16,7 +17,7 @@ class ThreatsTest(parameterized.TestCase):
     def test_a_threat(self, text, threat):
         self.assertEqual(threats.parse(text), threat)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("l3:1", "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
         ("4/255", "--threat=4/255: the norm '4/255' is unknown"),
         ("l2", "--threat=l2 has no radius; write l2:RADIUS"),
@@ -35,7 +36,7 @@ class ThreatsTest(parameterized.TestCase):
         np.testing.assert_allclose(radii, np.array([0, 4, 8, 12, 16]) / 255)
         self.assertLen(threats.ladder("l2:0.1:0.2:2"), 2)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("l2:0:1", "has 3 parts; write NORM:LOW:HIGH:RADII"),
         ("l2:0:1:2:3", "has 5 parts"),
         ("l2:0:1:1", "'1' is no number of radii, 2 or more"),
@@ -47,7 +48,3 @@ class ThreatsTest(parameterized.TestCase):
     def test_no_ladder(self, text, said):
         with self.assertRaisesRegex(ValueError, said):
             threats.ladder(text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrobust.runtime.devices import compilation
+from tests.support import sweeps
 
 
 class CacheTest(parameterized.TestCase):
@@ -45,7 +46,7 @@ class CacheTest(parameterized.TestCase):
             where = self.place(processes=4, backend=backend, shared=Path("runs"))
             self.assertEqual(where, str(Path("runs/xla-cache").absolute()))
 
-    @parameterized.parameters("/elsewhere", "gs://bucket/cache")
+    @sweeps.rows("/elsewhere", "gs://bucket/cache")
     def test_a_place_that_was_chosen(self, chosen):
         jax.config.update("jax_compilation_cache_dir", chosen)  # $JAX_COMPILATION_CACHE_DIR
         for processes in (1, 4):
@@ -146,7 +147,3 @@ class OneProcessTest(absltest.TestCase):
         chosen = jax.config.values["jax_compilation_cache_dir"]
         self.assertEqual(compilation.use_persistent_cache(), str(chosen))
         self.assertTrue(jax.config.values["jax_enable_compilation_cache"])
-
-
-if __name__ == "__main__":
-    absltest.main()

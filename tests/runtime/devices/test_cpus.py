@@ -4,10 +4,11 @@ import os
 from unittest import mock
 
 import jax
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.devices import cpus
 from jaxrobust.training import build
+from tests.support import sweeps
 from tests.support.steps import small_config
 
 ZEN3 = "sse4_2 avx f16c avx2 fma"
@@ -22,13 +23,13 @@ class KindTest(parameterized.TestCase):
         with mock.patch.dict(os.environ, XLA_FLAGS=xla_flags):
             return cpus.kind(cpus.Path(file)).name
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (XEON, "amx"), (ZEN4, "avx512"), (ZEN3, "avx2"), ("sse4_2 avx", "other"), ("", "other")
     )
     def test_of_flags(self, flags, expected):
         self.assertEqual(self.kind(flags), expected)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("AVX2", "avx2"), ("AVX512", "avx512"), ("AVX512_BF16", "avx512"), ("AMX", "amx"),
         ("AMX_FP16", "amx"), ("AVX", "other"), ("SSE4_2", "other"),
     )  # fmt: skip
@@ -51,7 +52,7 @@ class OptionsTest(parameterized.TestCase):
         self.assertIsNone(cpus.search_options("tpu"))
         self.assertIsNone(cpus.step_options("gpu"))
 
-    @parameterized.parameters(*(row.name for row in cpus.KINDS))
+    @sweeps.rows(*(row.name for row in cpus.KINDS))
     def test_of_a_step(self, name):
         row = next(row for row in cpus.KINDS if row.name == name)
         with (
@@ -69,7 +70,3 @@ class OptionsTest(parameterized.TestCase):
             for options in (row.step, row.search):
                 one = jax.jit(lambda x: x + 1, compiler_options=dict(options)).lower(1.0)
                 self.assertIsNotNone(one.compile())
-
-
-if __name__ == "__main__":
-    absltest.main()

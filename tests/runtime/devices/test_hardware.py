@@ -3,13 +3,14 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.devices import hardware
+from tests.support import sweeps
 
 
 class ChipTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("TPU v4", 275e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5 lite podslice", 197e12),
@@ -28,15 +29,18 @@ class ChipTest(parameterized.TestCase):
     def test_the_longest_name_decides(self, kind, flops):
         self.assertEqual(hardware.chip(kind).flops, flops)
 
-    @parameterized.parameters("cpu", "", "TPU", "TPU v40", "NVIDIA L400", "NVIDIA H100", "AMD EPYC")
+    @sweeps.rows(
+        "cpu",
+        "",
+        "TPU",
+        "TPU v40",
+        "NVIDIA L400",
+        "NVIDIA H100",
+        "AMD EPYC",
+        "NVIDIA H200 MIG 1g.18gb",
+    )
     def test_an_unknown_device_has_no_peak(self, kind):
         self.assertIsNone(hardware.chip(kind))
-
-    def test_a_slice_of_a_gpu_is_not_the_gpu(self):
-        self.assertIsNone(hardware.chip("NVIDIA H200 MIG 1g.18gb"))
-
-    def test_this_machine_s_devices_have_none(self):
-        self.assertIsNone(hardware.chip(jax.devices("cpu")[0].device_kind))
 
     def test_memory_of_two_chips_of_one_name(self):
         self.assertEqual(hardware.chip("NVIDIA A100-SXM4-40GB").memory, 40 * 2**30)
@@ -77,7 +81,7 @@ class IdleTest(parameterized.TestCase):
         ):
             return hardware.left_idle(root)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (["dev/nvidia0"], "0x10de", "an NVIDIA GPU", "jaxrobust[cuda]"),
         (["usr/lib/wsl/lib/libcuda.so.1"], "0x1414", "an NVIDIA GPU", "jaxrobust[cuda]"),
         (["dev/accel0"], "0x1ae0", "a TPU", "jaxrobust[tpu]"),
@@ -94,7 +98,3 @@ class IdleTest(parameterized.TestCase):
         self.assertIsNone(self.said())
         self.assertIsNone(self.said("dev/nvidiactl", "dev/null"))
         self.assertIsNone(self.said("dev/vfio/0"))  # a network card
-
-
-if __name__ == "__main__":
-    absltest.main()

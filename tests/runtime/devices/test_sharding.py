@@ -49,7 +49,7 @@ def run(config, devices, steps=10):
 
 
 class RulesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("stages.0.blocks.0.mlp.fc1.kernel", (384, 1536), 8, 1),
         ("stages.0.blocks.0.mlp.fc2.kernel", (1536, 384), 8, 0),
         ("attn.proj.kernel", (384, 384), 8, 1),  # the last of equals
@@ -74,7 +74,7 @@ class RulesTest(parameterized.TestCase):
             self.assertLen(found, 1, name)
         self.assertTrue(any("fsdp" in spec for (spec,) in specs.values()))
 
-    @parameterized.parameters((3, 8), (16, 8), (-1, 4))
+    @sweeps.rows((3, 8), (16, 8), (-1, 4))
     def test_groups_that_do_not_fit(self, fsdp, devices):
         with self.assertRaisesRegex(ValueError, rf"fsdp={fsdp} does not .* {devices} .*one of 1,"):
             sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
@@ -87,7 +87,7 @@ class RulesTest(parameterized.TestCase):
 class SpreadTest(parameterized.TestCase):
     """Of eight devices, the number n on the n-th: the mean is 3.5."""
 
-    @parameterized.parameters(2, 8)
+    @sweeps.rows(2, 8)
     def test_gradients_of_all_devices_become_their_mean(self, fsdp):
         mesh = sharding.make_mesh(fsdp=fsdp)
         params = {"small": jnp.zeros(3), "large": jnp.zeros((2, sharding.SMALL))}
@@ -109,7 +109,7 @@ class SpreadTest(parameterized.TestCase):
         own = jnp.sqrt(sum(jnp.vdot(g, g) for g in grads.values()))
         self.assertAlmostEqual(float(jax.jit(spread.norm)(grads)), float(own), delta=1e-5 * own)
 
-    @parameterized.parameters(1, 8)
+    @sweeps.rows(1, 8)
     def test_small_arrays_share_one_collective(self, fsdp):
         mesh = sharding.make_mesh(fsdp=fsdp)
         values = {"a": 1.0, "b": 20.0, "c": 300.0}
@@ -309,7 +309,7 @@ class ControlTest(parameterized.TestCase):
         self.assertEqual((int(metrics["stop"]), float(metrics["skipped"])), (15, 0))
         jax.tree.map(np.testing.assert_array_equal, after._replace(key=0), state._replace(key=0))
 
-    @parameterized.parameters(np.nan, np.inf)
+    @sweeps.rows(np.nan, np.inf)
     @pytest.mark.slow
     def test_no_finite_gradient_counts_but_updates_nothing(self, poison):
         phase = build.phase(small_config(mesh__fsdp=8), "train", 80, donate=False)
@@ -341,7 +341,7 @@ class ControlTest(parameterized.TestCase):
 
 
 class RefusalTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"mesh__fsdp": 3}, "mesh.fsdp=3 does not divide the 8 devices; one of 1, 2, 4, 8"),
         ({"train__microbatches": 0}, "train.microbatches=0 must be at least 1"),
         (
@@ -375,7 +375,3 @@ class FullSizeTest(parameterized.TestCase):
         found = hlo.collectives(hlo.parse(step.as_text()))
         self.assertNotEmpty(found)
         self.assertEmpty([c for c in found if c.inside])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -122,7 +122,3 @@ class OverlapTest(absltest.TestCase):
         sent, beside = map(float, done.stdout.split())
         self.assertEqual(sent, 3 * 2 * 512 * 512 * 4 * 15 / 16)
         self.assertGreaterEqual(beside, sent / 2)  # the last one has nothing left to be beside
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -12,34 +12,9 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.files import download, folders
-from tests.support.servers import ServedCase
+from tests.support import sweeps
 
 CONTENT = bytes(range(256)) * 100
-
-
-class ResumeTest(ServedCase):
-    def setUp(self):
-        super().setUp()
-        self.server.files = {"/data.bin": CONTENT}
-        self.said = []
-
-    def fetch(self, **how):
-        url = f"{self.server.address}/data.bin"
-        return download.fetch(url, "data", tell=self.said.append, **how)
-
-    def test_only_what_is_missing_is_asked_for(self):
-        self.server.cut_after = [10_000, 5_000]
-        path = self.fetch(sha256=hashlib.sha256(CONTENT).hexdigest())
-        self.assertEqual(path.read_bytes(), CONTENT)
-        ranges = [asked[2] for asked in self.server.asked]
-        self.assertEqual(ranges, [None, "bytes=10000-", "bytes=15000-"])
-        self.assertIn("25,600 bytes, from 10,000", " ".join(self.said))
-        self.assertEqual(self.left(), ["data.bin"])
-
-    def test_a_file_of_another_hash_goes(self):
-        with self.assertRaisesRegex(ValueError, "expected 00.*the same command gets it again"):
-            self.fetch(sha256="00")
-        self.assertEmpty(self.left())
 
 
 class HubTest(absltest.TestCase):
@@ -145,7 +120,7 @@ class AnswersTest(parameterized.TestCase):
         self.assertEqual(self.fetch(half, refusal(416), whole).read_bytes(), CONTENT)
         self.assertNotIn("Range", self.asked[2])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (401, "it wants a login"), (403, "it is forbidden"), (404, "there is no such file"),
         (410, "the file is gone"), (400, "check the address"),
     )  # fmt: skip
@@ -153,9 +128,10 @@ class AnswersTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"the server answers {code} no: {message}"):
             self.fetch(refusal(code))
 
-    @parameterized.parameters(500, 503, 429, 408)
+    @sweeps.rows(500, 503, 429, 408)
     def test_answers_that_another_try_may_change(self, code):
-        self.assertEqual(self.fetch(refusal(code), Answer(b"x")).read_bytes(), b"x")
+        found = self.fetch(refusal(code), Answer(b"x"), name=str(code))
+        self.assertEqual(found.read_bytes(), b"x")
 
     def test_how_often_it_is_tried(self):
         """Five times in a row without a new byte, of a name that nobody knows twice."""
@@ -210,7 +186,3 @@ class AnswersTest(parameterized.TestCase):
 
 
 PAUSE = download._pause
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.files import folders
+from tests.support import sweeps
 
 
 class CacheTest(absltest.TestCase):
@@ -21,7 +22,7 @@ class CacheTest(absltest.TestCase):
 
 
 class MountedTest(parameterized.TestCase):
-    @parameterized.parameters("runs/1", "/bucket/run", "../bucket/a b", "C:/runs")
+    @sweeps.rows("runs/1", "/bucket/run", "../bucket/a b", "C:/runs")
     def test_a_folder(self, text):
         self.assertEqual(folders.mounted("workdir", text), Path(text))
 
@@ -36,12 +37,8 @@ class MountedTest(parameterized.TestCase):
             "$HOME/my-bucket/runs/1",
         )
 
-    @parameterized.parameters("s3://bucket/run", "hf://org/repo", "gs://", "gs:///run")
+    @sweeps.rows("s3://bucket/run", "hf://org/repo", "gs://", "gs:///run")
     def test_any_other_address(self, text):
         refusal = f"^--out {text} is an address, and .* a folder; give one, such as --out runs/1$"
         with self.assertRaisesRegex(ValueError, refusal):
             folders.mounted("out", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

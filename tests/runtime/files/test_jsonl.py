@@ -32,7 +32,3 @@ class ReadTest(absltest.TestCase):
             self.path.write_text(damaged)
             with self.assertRaisesRegex(ValueError, f"line {number} is damaged .*remove that line"):
                 jsonl.read(self.path)
-
-
-if __name__ == "__main__":
-    absltest.main()

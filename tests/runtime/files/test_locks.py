@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.evaluation.engine import ledger
 from jaxrobust.evaluation.network import fingerprint
 from jaxrobust.runtime.files import jsonl, locks
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.processes import start, wait, written
 from tests.support.runs import quiet_run, tiny
 
@@ -205,7 +205,7 @@ class HeldTest(parameterized.TestCase):
             while len(seen) < 3:
                 seen.add(json.loads(self.path.read_text())["sign"])
 
-    @parameterized.parameters("", "{", "[]", '{"host": "elsewhere"}')
+    @sweeps.rows("", "{", "[]", '{"host": "elsewhere"}')
     def test_a_damaged_file_is_free(self, text):
         self.path.write_text(text)
         with held(self.path):
@@ -215,7 +215,7 @@ class HeldTest(parameterized.TestCase):
 class StartedTest(parameterized.TestCase):
     """When a process was started, by field 22 of /proc/PID/stat: a name may have brackets."""
 
-    @parameterized.parameters(("R", "22"), ("S", "22"), ("Z", None), ("X", None))
+    @sweeps.rows(("R", "22"), ("S", "22"), ("Z", None), ("X", None))
     def test_one_that_has_ended_was_never_started(self, state, expected):
         text = f"7 (a) R (b) {state} " + " ".join(map(str, range(4, 53)))
         with mock.patch.object(Path, "read_text", return_value=text):
@@ -226,7 +226,7 @@ class StartedTest(parameterized.TestCase):
             with mock.patch.object(Path, "read_text", side_effect=error):
                 self.assertIsNone(locks._started(7))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, True),
         (ProcessLookupError, False),
         (PermissionError, True),  # another user's
@@ -315,7 +315,3 @@ class AppendTest(absltest.TestCase):
         rows = jsonl.read(path)
         for name in "ab":
             self.assertEqual([r["number"] for r in rows if r["of"] == name], list(range(100)))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import jaxrobust
 from jaxrobust.runtime.files import provenance
@@ -168,7 +168,3 @@ class CommitTest(parameterized.TestCase):
         with mock.patch.dict(os.environ, changes), mock.patch.object(module, "_PATIENCE_S", 0.1):
             said = module.commit()
         self.assertRegex(said, f"^jaxrobust .*, sources sha256 {self.sources()}$")
-
-
-if __name__ == "__main__":
-    absltest.main()

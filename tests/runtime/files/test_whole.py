@@ -15,6 +15,7 @@ from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.files import jsonl, whole
 from jaxrobust.weights.store import files, weights_folder
+from tests.support import sweeps
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -23,7 +24,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 
 class PermissionsTest(parameterized.TestCase):
-    @parameterized.parameters((0o022, "0o644"), (0o027, "0o640"), (0o077, "0o600"))
+    @sweeps.rows((0o022, "0o644"), (0o027, "0o640"), (0o077, "0o600"))
     def test_are_the_umasks(self, umask, expected):
         folder = Path(self.create_tempdir())
         self.addCleanup(os.umask, os.umask(umask))
@@ -74,7 +75,7 @@ class WholeTest(absltest.TestCase):
 
 
 class WordsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0, "0 bytes"),
         (1023, "1023 bytes"),
         (1024, "1.0 KiB"),
@@ -92,7 +93,7 @@ class WordsTest(parameterized.TestCase):
         outer.__cause__, outer.__context__ = cause, context
         return outer
 
-    @parameterized.parameters(errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    @sweeps.rows(errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     def test_a_full_disk_is_found_behind_other_errors(self, number):
         full = OSError(number, "")
         self.assertTrue(whole.disk_full(full))
@@ -127,7 +128,7 @@ class FullDiskTest(parameterized.TestCase):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("text", lambda path: jsonl.replace(path, "x" * 5000), "4.9 KiB"),
         ("weights", lambda path: files.write(path, WEIGHTS, {"format": "pt"}), "19.5 KiB"),
         ("verdicts", lambda path: verdicts.write(path, "1", VERDICTS), "KiB"),
@@ -152,7 +153,3 @@ class FullDiskTest(parameterized.TestCase):
     def test_other_errors_stay_what_they_are(self):
         with self.assertRaises(FileNotFoundError):
             jsonl.replace(self.folder / "none" / "text", "x")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,9 +5,10 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.processes import hosts
+from tests.support import sweeps
 
 
 def gathered(values: list):
@@ -34,7 +35,7 @@ def pod(index: int, count: int):
 
 
 class PodTest(parameterized.TestCase):
-    @parameterized.parameters((0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5]))
+    @sweeps.rows((0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5]))
     def test_each_takes_its_share(self, index, share):
         with pod(index, 3):
             self.assertEqual(hosts.share(np.arange(7)).tolist(), share)
@@ -46,7 +47,7 @@ class PodTest(parameterized.TestCase):
             gather.return_value = np.array([False, True, True])
             self.assertIs(hosts.first(True), False)
 
-    @parameterized.parameters(3, 2**14, 2**14 + 1, 2**20 + 7)
+    @sweeps.rows(3, 2**14, 2**14 + 1, 2**20 + 7)
     def test_values_of_all_in_their_order_however_long(self, length):
         values = [{"a": 1}, "x" * length, [2.5]]
         with pod(2, 3), gathered(values):
@@ -58,7 +59,7 @@ class PodTest(parameterized.TestCase):
         self.assertEqual((hosts.first(4), hosts.total(4), hosts.largest(4)), (4, 4, 4))
         hosts.agree({"seed": 1})
 
-    @parameterized.parameters((["theirs", None], "theirs"), ([None, "mine"], "mine"))
+    @sweeps.rows((["theirs", None], "theirs"), ([None, "mine"], "mine"))
     def test_a_mistake_of_one_is_raised_in_all(self, mistakes, said):
         own = mock.Mock(side_effect=ValueError("mine") if mistakes[-1] else None)
         with pod(1, 2), gathered(mistakes), self.assertRaisesRegex(ValueError, f"^{said}$"):
@@ -113,7 +114,7 @@ class PodTest(parameterized.TestCase):
                 hosts.everyone(1)
         self.assertEqual(sizes, [2**14, 2**20])
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"a": 1}, {"a": 1}, ""),
         ({"a": 1}, {}, "a is 1 there, null here"),
         ({}, {"b": [1], "c": "x"}, 'b is null there, [1] here; c is null there, "x" here'),
@@ -122,7 +123,3 @@ class PodTest(parameterized.TestCase):
     )
     def test_differences(self, theirs, ours, words):
         self.assertEqual(hosts.differences(theirs, ours), words)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.processes import launch
-from tests.support import paths, processes
+from tests.support import paths, processes, sweeps
 
 ROOT = paths.ROOT
 
@@ -49,7 +49,7 @@ class WithoutTpuTest(parameterized.TestCase):
         self.assertTrue(self.asked())
         self.assertTrue(self.asked(dev__null="", **network))  # Google's network card
 
-    @parameterized.parameters(
+    @sweeps.rows(
         {"library": False},
         {"plugins": ("jax_cuda12_plugin",)},
         {"environment": {"JAX_PLATFORMS": ""}},
@@ -63,7 +63,7 @@ class WithoutTpuTest(parameterized.TestCase):
 
 
 class MistakesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"coordinator": "10.0.0.1"}, r"--coordinator_address 10.0.0.1 is not host:port; write "),
         ({"coordinator": "host:"}, "is not host:port"),
         ({"coordinator": ":8476"}, "is not host:port"),
@@ -86,7 +86,7 @@ class MistakesTest(parameterized.TestCase):
         ):
             launch.join_hosts(**given)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not an integer"),
         ({"JAX_PROCESS_ID": "0.5"}, "JAX_PROCESS_ID=0.5 is not an integer"),
         (
@@ -161,7 +161,7 @@ class MainTest(parameterized.TestCase):
         self.assertIn("no cluster was found (Cloud TPU, Slurm, ", said)
         self.assertIn("give --coordinator_address host:port, --num_processes N and", said)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (["--num_processes=two"], "num_processes"),
         (["--profile=10"], "--profile 10 is not START:STEPS"),
         (["--workdir=gs://bucket/run"], "and give --workdir $HOME/bucket/run"),
@@ -171,7 +171,7 @@ class MainTest(parameterized.TestCase):
 
 
 class CoresTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, 5, "5"),
         ({"JAX_NUM_CPU_DEVICES": "2"}, None, "2"),
         ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, None, None),
@@ -197,7 +197,7 @@ class CoresTest(parameterized.TestCase):
             launch.patient_collectives()
             self.assertLen(os.environ["XLA_FLAGS"].split(), 2)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ({}, "glibc", True),
         ({}, "", False),
         ({"JAXROBUST_ALLOCATOR": "system"}, "glibc", False),
@@ -218,31 +218,6 @@ class CoresTest(parameterized.TestCase):
         expected = environment | launch.ALLOCATOR
         command = (sys.executable, [sys.executable, "-m", "x", "--y"], expected)
         self.assertEqual(started, [command] if again else [])
-
-
-class MissingTest(absltest.TestCase):
-    """Why the processes of a pod did not meet."""
-
-    def test_a_port_that_is_taken(self):
-        with launch.listening(0) as taken:
-            port = taken.getsockname()[1]
-            with self.assertRaisesRegex(
-                ValueError, f"^--coordinator_address h:{port}: process 0 cannot listen .*; choose"
-            ):
-                launch._check_port(f"h:{port}")
-        launch._check_port(f"h:{port}")  # free again
-
-    def test_who_does_not_answer(self):
-        with launch.listening(0) as there:
-            address = f"localhost:{there.getsockname()[1]}"
-            said = launch._missing(address, 4, 2, 1.5)
-        self.assertStartsWith(said, "of 4 processes, some were not there within 1.5 s; start the")
-        said = launch._missing(address, 4, 2, 1.5)
-        self.assertStartsWith(said, f"no process answers at --coordinator_address {address} within")
-        self.assertIn("that is process 0: start the same command on every host, or wait", said)
-        for process in (0, None):  # process 0 listens itself
-            said = launch._missing(address, None, process, 300)
-            self.assertStartsWith(said, "of the processes, some were not there within 300 s; start")
 
 
 class JoinTest(parameterized.TestCase):
@@ -293,25 +268,3 @@ class JoinTest(parameterized.TestCase):
         ):
             late = {"processes": 2, "process": 0, "timeout_s": 0.05}
             self.join(initialize=lambda: time.sleep(0.3), **late)
-
-    @parameterized.parameters(
-        ({"coordinator": ":1"}, "is not host:port"),
-        ({"coordinator": "a:0"}, "is not host:port"),
-        ({"coordinator": "a:65536"}, "is not host:port"),
-        ({"coordinator": "a"}, "is not host:port"),
-        ({"processes": 0}, "--num_processes 0 must be at least 1"),
-        ({"process": -1}, "--process_id -1 is not one of N processes; they count from 0$"),
-        ({"process": 2, "processes": 2}, "2 is not one of 2 processes; they count from 0 to 1"),
-        ({"timeout_s": 0.0}, "--coordinator_timeout 0 must be seconds"),
-        ({"timeout_s": float("nan")}, "--coordinator_timeout nan must be seconds"),
-    )
-    def test_values(self, given, message):
-        none = dict.fromkeys(("coordinator", "processes", "process"))
-        with self.assertRaisesRegex(ValueError, message):
-            launch._check_hosts(**none | {"timeout_s": 1.0} | given)
-        launch._check_hosts("[::1]:65535", 1, 0, 999999.0)
-        launch._check_hosts(None, None, 7, 1.0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -12,12 +12,13 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.processes import lifeline
 from jaxrobust.runtime.processes.lifeline import Notice
+from tests.support import sweeps
 
 AGAIN = "the same command continues"
 
 
 class VerdictTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (None, 75, "process 1 is gone; the same command continues"),
         (
             lifeline.STANDS_STILL,
@@ -37,7 +38,7 @@ class VerdictTest(parameterized.TestCase):
     def test_sentence_and_exit_code(self, code, ends, words):
         self.assertEqual(lifeline.verdict(Notice(1, code), AGAIN), (words, ends))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         # As JAX 0.10.2 and its Gloo say it.
         "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:547] "
         "Connection closed by peer [127.0.0.1]:44233",
@@ -52,7 +53,7 @@ class VerdictTest(parameterized.TestCase):
         outer.__cause__, outer.__context__ = None, ValueError(text)
         self.assertTrue(lifeline.lost(outer))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         "epsilon=4 is larger than 1", "RESOURCE_EXHAUSTED: out of memory", "Gloo all-reduce failed"
     )
     def test_other_errors(self, text):
@@ -246,15 +247,6 @@ class JoinedTest(absltest.TestCase):
         super().setUp()
         self.ended = []
 
-    def test_the_first_process_says_where_it_listens(self):
-        line, client, _, said = self.joined(0)
-        ((token,), _) = line.serve.call_args
-        self.assertRegex(token, "^[0-9a-f]{32}$")
-        key, value = client.key_value_set.call_args.args
-        self.assertEqual((key, json.loads(value)), (lifeline._KEY, {"port": 4321, "token": token}))
-        line.connect.assert_not_called()
-        self.assertEqual(said, [])
-
     def test_the_others_find_it_there(self):
         line, client, _, _ = self.joined(1)
         client.blocking_key_value_get.assert_called_once_with(lifeline._KEY, 60_000)
@@ -286,7 +278,3 @@ class JoinedTest(absltest.TestCase):
             verdict.assert_called_once_with(notice, "begins anew")
             self.assertEqual(sleep.mock_calls, waits)
         self.assertEqual(self.ended, ["words"] * 2)
-
-
-if __name__ == "__main__":
-    absltest.main()

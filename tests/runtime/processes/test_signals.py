@@ -17,6 +17,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.runtime.processes import signals
 from jaxrobust.runtime.text import progress
 from jaxrobust.runtime.text.progress import StopSignals
+from tests.support import sweeps
 
 TERM, CTRL_C = signal.SIGTERM, signal.SIGINT
 
@@ -30,7 +31,7 @@ def frames(*files: str) -> SimpleNamespace | None:
 
 
 class ReactionTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         # number, asked before, saves, compiles: exit code, words
         (TERM, False, False, True, 143, r"stopped \(SIGTERM\)"),
         (TERM, False, False, False, 143, r"stopped \(SIGTERM\)"),
@@ -45,8 +46,10 @@ class ReactionTest(parameterized.TestCase):
         self.assertEqual(found.code, code)
         self.assertRegex(found.text, words)
 
-    @parameterized.product(
-        number=(TERM, CTRL_C), asked_before=(False, True), saves=(True,), compiling=(False,)
+    @sweeps.rows(
+        *sweeps.product(
+            number=(TERM, CTRL_C), asked_before=(False, True), saves=(True,), compiling=(False,)
+        )
     )
     def test_python_does_the_rest(self, number, **known):
         self.assertIsNone(signals.reaction(number, **known))
@@ -226,7 +229,3 @@ class ListenerTest(absltest.TestCase):
         thread.start()
         thread.join()
         self.assertEqual(found, [before])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,12 +6,12 @@ import os
 import sys
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.text import panel, patience, progress, terminal
 from jaxrobust.runtime.text.panel import PanelRow
 from jaxrobust.runtime.text.progress import LinePart
-from tests.support import screens
+from tests.support import screens, sweeps
 
 ROWS = (
     PanelRow("attacks", panel.stages(["apgd-ce", "apgd-t", "fab-t", "square"], "apgd-t")),
@@ -75,13 +75,13 @@ class PanelTest(parameterized.TestCase):
         for columns, first in ((61, "╭─ AutoAttack ─"), (60, "AutoAttack")):
             self.assertStartsWith(self.shown(columns=columns)[0][0], first)
 
-    @parameterized.parameters((0, 79), (12, 11))
+    @sweeps.rows((0, 79), (12, 11))
     def test_a_terminal_of_no_width_or_hardly_any(self, columns, widest):
         lines, _ = self.shown(columns=columns)
         self.assertEqual(max(map(len, lines)) <= widest, True, lines)
         self.assertIn("at", " ".join(lines))
 
-    @parameterized.parameters(({}, True), ({"NO_COLOR": "1"}, False))
+    @sweeps.rows(({}, True), ({"NO_COLOR": "1"}, False))
     def test_a_terminal_without_colours(self, environment, coloured):
         lines, written = self.shown(**environment)
         self.assertEqual("\x1b[36m" in written, coloured)  # of the labels
@@ -92,7 +92,7 @@ class PanelTest(parameterized.TestCase):
         self.assertTrue(written.isascii(), lines)
         self.assertStartsWith(lines[0], "+- AutoAttack")
 
-    @parameterized.parameters("dumb", "unknown")
+    @sweeps.rows("dumb", "unknown")
     def test_a_terminal_that_cannot_move_is_a_pipe(self, kind):
         with screen(TERM=kind) as written, panel.opened("AutoAttack") as meter:
             self.assertFalse(progress.watched())
@@ -145,7 +145,7 @@ class PanelTest(parameterized.TestCase):
         self.assertNotIn("╯\n╭", text.replace("\r", ""))
         self.assertFalse(panel._live or panel._opened)
 
-    @parameterized.parameters((True, True), (False, False))
+    @sweeps.rows((True, True), (False, False))
     def test_the_last_state_stays_where_it_is_to(self, keep, stays):
         with screen() as written, panel.opened("training", keep=keep) as meter:
             meter.show(ROWS, 1, 4)
@@ -182,7 +182,7 @@ class PanelTest(parameterized.TestCase):
 
 
 class StagesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("b", 99, "a done, b now, c"),
         ("b", 13, "b now, c"),
         ("b", 8, "b now"),
@@ -193,7 +193,3 @@ class StagesTest(parameterized.TestCase):
     )
     def test_what_goes_on_now_stays(self, now, room, line):
         self.assertEqual(progress.joined("", panel.stages("abc", now), room), line)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -189,7 +189,3 @@ class PatienceTest(absltest.TestCase):
             clock.wait(10.5)
         said = "compiling the step, 10 s so far (took 21 s last time)\n"
         self.assertEqual(clock.out.getvalue(), said)
-
-
-if __name__ == "__main__":
-    absltest.main()

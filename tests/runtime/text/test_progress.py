@@ -5,13 +5,14 @@ import signal
 import sys
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.text import progress
+from tests.support import sweeps
 
 
 class ClockTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         (0, "0:00"), (59.9, "0:59"), (61, "1:01"), (600, "10:00"),
         (3600, "1:00:00"), (3 * 3600 + 4 * 60 + 5, "3:04:05"), (100 * 3600, "100:00:00"),
     )  # fmt: skip
@@ -27,7 +28,7 @@ class LineTest(parameterized.TestCase):
         progress.LinePart("eta 1:00", 1),
     )
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (29, "a: loss 0.5, eta 1:00"),
         (30, "a: loss 0.5, step 3, eta 1:00"),
         (21, "a: loss 0.5"),
@@ -37,7 +38,7 @@ class LineTest(parameterized.TestCase):
     def test_what_does_not_fit_is_left_out_by_its_rank(self, room, line):
         self.assertEqual(progress.joined("a:", self.PARTS, room), line)
 
-    @parameterized.parameters((60, 18), (62, 20), (90, 20))
+    @sweeps.rows((60, 18), (62, 20), (90, 20))
     def test_a_bar_takes_what_is_left(self, room, bar):
         line = progress.fitted("train", self.PARTS, room)
         end = "loss 0.5, step 3, eta 1:00"
@@ -78,7 +79,7 @@ class StopSignalsTest(parameterized.TestCase):
 
 
 class SayTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("WARNING: x", True, None, True),
         ("x", True, None, False),
         ("WARNING: x", False, None, False),
@@ -96,7 +97,7 @@ class SayTest(parameterized.TestCase):
         (shown,) = written.call_args.args
         self.assertEqual(shown, f"\033[33m{text}\033[0m" if yellow else text)
 
-    @parameterized.parameters((0, False, True), (1, False, False), (1, True, True))
+    @sweeps.rows((0, False, True), (1, False, False), (1, True, True))
     def test_one_process_speaks_for_all(self, process, every, spoken):
         with (
             mock.patch("jax.process_index", return_value=process),
@@ -104,7 +105,3 @@ class SayTest(parameterized.TestCase):
         ):
             progress.say("x", every_process=every)
         self.assertEqual(written.called, spoken)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -31,7 +31,3 @@ class RasterTest(absltest.TestCase):
                 raster.lacking()
             with self.assertRaisesRegex(ValueError, "pip install resvg-py"):
                 raster.png("<svg/>")
-
-
-if __name__ == "__main__":
-    absltest.main()

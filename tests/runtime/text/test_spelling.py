@@ -1,14 +1,15 @@
 """What somebody may have meant, at the end of a message and at its beginning."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.text import spelling
+from tests.support import sweeps
 
 KNOWN = ["digits", "cifar10"]
 
 
 class SpellingTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("digitz", "did you mean digits?", "did you mean digits? "),
         ("digits", "did you mean digits?", ""),
         ("x", "one of digits, cifar10", ""),
@@ -22,13 +23,13 @@ class SpellingTest(parameterized.TestCase):
             spelling.meant("x", KNOWN, give="a file or "), "a file or one of digits, cifar10"
         )
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("Linf", "linf"), (" L2", "l2"), ("L1 ", "l1"), ("L3", "L3"), ("linfinity", "linfinity")
     )
     def test_norms(self, given, spelled):
         self.assertEqual(spelling.norm(given), spelled)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("CIFAR-10", "cifar10"),
         ("cifar_100", "cifar100"),
         (" ImageNet-1k", "imagenet2012"),
@@ -42,10 +43,6 @@ class SpellingTest(parameterized.TestCase):
     def test_data_sets(self, given, spelled):
         self.assertEqual(spelling.dataset(given), spelled)
 
-    @parameterized.parameters((0, "0 steps"), (1, "1 step"), (2, "2 steps"))
+    @sweeps.rows((0, "0 steps"), (1, "1 step"), (2, "2 steps"))
     def test_numbers_of_things(self, number, words):
         self.assertEqual(spelling.counted(number, "step"), words)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -50,7 +50,3 @@ class TerminalTest(absltest.TestCase):
         with os.fdopen(theirs, "w") as stream:
             os.system(f"stty cols 72 < {os.ttyname(stream.fileno())}")
             self.assertEqual(terminal.width(stream), 72)
-
-
-if __name__ == "__main__":
-    absltest.main()
