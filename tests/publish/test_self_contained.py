@@ -68,7 +68,7 @@ class FileTest(parameterized.TestCase):
         exec(compile(code, "alone.py", "exec"), module)
         return code, module, net
 
-    @sweeps.in_one(*NAMES)
+    @sweeps.rows(*NAMES)
     def test_holds_what_it_needs_and_no_more(self, file):
         code, module, _ = self.run_alone(NAMES[file])
         self.assertEmpty(unread(code))
