@@ -110,14 +110,20 @@ class BenchDataTest(parameterized.TestCase):
             (result["images"], result["photographs"]), (count, f"{root}, split {split}")
         )
 
-    @parameterized.parameters(1, 0)
-    def test_file_that_does_not_decode(self, batches):
-        root = self.create_tempdir().full_path
-        write_tree(Path(root), [f"train/a/{number}.jpg" for number in range(7)])
-        damaged = Path(root, "train", "a", f"{batches}.jpg")  # of 7 files, 0, 3 and 6 are timed
-        damaged.write_bytes(b"not an image")
-        with hidden("torch"), self.assertRaisesRegex(ValueError, f"^{damaged}: not a whole image"):
-            self.measured(root, f"--batches={batches * 40}")
+    def test_file_that_does_not_decode(self):
+        for batches in (1, 0):
+            with self.subTest(batches=batches):
+                root = self.create_tempdir().full_path
+                write_tree(Path(root), [f"train/a/{number}.jpg" for number in range(7)])
+                damaged = Path(
+                    root, "train", "a", f"{batches}.jpg"
+                )  # of 7 files, 0, 3 and 6 are timed
+                damaged.write_bytes(b"not an image")
+                with (
+                    hidden("torch"),
+                    self.assertRaisesRegex(ValueError, f"^{damaged}: not a whole image"),
+                ):
+                    self.measured(root, f"--batches={batches * 40}")
 
     @parameterized.parameters(
         (["/nowhere"], "/nowhere"),

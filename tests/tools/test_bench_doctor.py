@@ -30,20 +30,21 @@ def told(**levels):
 
 
 class JudgedTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("softmax", {"softmax": "red", "radius": "green"}, True),
-        ("softmax", {"softmax": "red", "after_radius": "softmax"}, True),
-        ("softmax", {"softmax": "red", "radius": "red"}, False),  # blamed wrongly
-        ("softmax", {"softmax": "red", "radius": "yellow"}, False),
-        ("softmax", {"softmax": "yellow"}, False),  # not red
-        ("softmax", {"softmax": "green"}, False),
-        (None, {"softmax": "green", "resizing": "skipped"}, True),
-        (None, {"softmax": "yellow"}, False),  # an alarm
-        (None, {"softmax": "red"}, False),
-    )
-    def test_right(self, check, levels, right):
-        row = judged(Case("x", (), check), told(**levels), 1.0)
-        self.assertEqual(row.right, right, row)
+    def test_right(self):
+        for check, levels, right in (
+            ("softmax", {"softmax": "red", "radius": "green"}, True),
+            ("softmax", {"softmax": "red", "after_radius": "softmax"}, True),
+            ("softmax", {"softmax": "red", "radius": "red"}, False),  # blamed wrongly
+            ("softmax", {"softmax": "red", "radius": "yellow"}, False),
+            ("softmax", {"softmax": "yellow"}, False),  # not red
+            ("softmax", {"softmax": "green"}, False),
+            (None, {"softmax": "green", "resizing": "skipped"}, True),
+            (None, {"softmax": "yellow"}, False),  # an alarm
+            (None, {"softmax": "red"}, False),
+        ):
+            with self.subTest(row=(check, levels, right)):
+                row = judged(Case("x", (), check), told(**levels), 1.0)
+                self.assertEqual(row.right, right, row)
 
     def test_faults_name_checks(self):
         names = {check.name for check in (*NETWORK_CHECKS, *CONFIG_CHECKS)}

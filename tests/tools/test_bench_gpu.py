@@ -9,16 +9,14 @@ import types
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.doctor.programs import hlo
-from jaxrobust.models.kernels.cuda import fused_attention
 from tests.support import paths
 from tests.support.modules import hidden
 from tools import OUT_OF_MEMORY, bench_step, out_of_memory
-from tools.gpu import programs, trace
+from tools.gpu import trace
 
 try:
     import torch
@@ -115,10 +113,6 @@ class SharesTest(absltest.TestCase):
             ("conv.1 (depthwise convolution) jit(step)/attack/conv_general_dilated", 0.4),
         )
 
-    def test_of_a_cpu(self):
-        kinds, _ = trace.shares([("/host:CPU", "conv.2", 2.0)], hlo.parse(MODULE))
-        self.assertEqual(kinds, {"convolution": 1.0})
-
 
 class MessagesTest(parameterized.TestCase):
     def refused(self, code_and_message, pattern):
@@ -126,31 +120,28 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(code, 2)
         self.assertRegex(message.splitlines()[-1], pattern)
 
-    def test_bench_gpu(self):
-        self.refused(said("bench_gpu.py", "none.py"), "^bench_gpu: none.py: no such file; ")
-        self.refused(said("bench_gpu.py", "--rounds=0"), "^bench_gpu: --rounds=0 must be at least")
+    def test_flags(self):
+        for words, pattern in (
+            (("--minutes=0",), "--minutes=0 must be more than 0, such as 9"),
+            (("--minutes=-1", "--resume=x"), "--minutes=-1 must be more than 0"),
+            (("--minutes=nan", "--resume=x"), "--minutes=nan must be more than 0"),
+            (("--minutes=9",), "--minutes needs --resume FILE, from which the next command goes o"),
+            (("--stages=steps,step",), "--stages=steps,step: no 'step'; choose from steps, varian"),
+            (("--report=none.jsonl",), "--report=none.jsonl is no file; name one that --resume ha"),
+        ):
+            with self.subTest(row=(words, pattern)):
+                self.refused(said("bench_gpu.py", *words), f"^bench_gpu: {pattern}")
 
-    @parameterized.parameters(
-        (("--minutes=0",), "--minutes=0 must be more than 0, such as 9"),
-        (("--minutes=-1", "--resume=x"), "--minutes=-1 must be more than 0"),
-        (("--minutes=nan", "--resume=x"), "--minutes=nan must be more than 0"),
-        (("--minutes=9",), "--minutes needs --resume FILE, from which the next command goes on"),
-        (("--stages=steps,step",), "--stages=steps,step: no 'step'; choose from steps, variants"),
-        (("--report=none.jsonl",), "--report=none.jsonl is no file; name one that --resume has"),
-    )
-    def test_flags(self, words, pattern):
-        self.refused(said("bench_gpu.py", *words), f"^bench_gpu: {pattern}")
-
-    @parameterized.parameters("torch", "timm")
-    def test_missing(self, name):
-        with hidden(name), mock.patch.dict(sys.modules):
-            if name == "timm":  # is looked for after torch
-                sys.modules["torch"] = types.ModuleType("torch")
-                sys.modules["torch"].__spec__ = mock.Mock()
-            self.refused(
-                said("bench_gpu.py"),
-                rf"^bench_gpu: needs {name}; pip install -e '\.\[test,parity\]'$",
-            )
+    def test_missing(self):
+        for name in ("torch", "timm"):
+            with self.subTest(name=name), hidden(name), mock.patch.dict(sys.modules):
+                if name == "timm":  # is looked for after torch
+                    sys.modules["torch"] = types.ModuleType("torch")
+                    sys.modules["torch"].__spec__ = mock.Mock()
+                self.refused(
+                    said("bench_gpu.py"),
+                    rf"^bench_gpu: needs {name}; pip install -e '\.\[test,parity\]'$",
+                )
 
     @absltest.skipIf(torch is None, paths.PARITY)
     def test_no_gpu(self):
@@ -187,22 +178,19 @@ class MessagesTest(parameterized.TestCase):
             "--against torch has no counterpart of model.options .*dims.*; leave it out, or take",
         )
 
-    @absltest.skipIf(torch is None, paths.PARITY)
-    def test_types(self):
-        self.refused(
-            said("bench_step.py", XCIT, "--against=torch", "--program=torch", "--dtype=float16"),
-            "--against torch knows --dtype float32 and bfloat16, not float16",
-        )
-
-    @parameterized.parameters(
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."), True),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"), True),
-        (MemoryError(), True),
-        (RuntimeError("INVALID_ARGUMENT: shapes"), False),
-    )
-    def test_out_of_memory(self, error, expected):
-        self.assertEqual(out_of_memory(error), expected)
+    def test_out_of_memory(self):
+        for error, expected in (
+            (
+                RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."),
+                True,
+            ),
+            (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+            (RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"), True),
+            (MemoryError(), True),
+            (RuntimeError("INVALID_ARGUMENT: shapes"), False),
+        ):
+            with self.subTest(row=(error, expected)):
+                self.assertEqual(out_of_memory(error), expected)
 
     def test_exit_code(self):
         with mock.patch(
@@ -211,31 +199,6 @@ class MessagesTest(parameterized.TestCase):
             code, message = said("bench_step.py", XCIT, "--program=step")
         self.assertEqual(code, OUT_OF_MEMORY)
         self.assertEqual(message, "bench_step: out of memory; take a smaller batch\n")
-
-
-NETS = """
-from torch import nn
-
-
-def build(num_classes, image_size, in_channels, more):
-    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes + more))
-"""
-CONFIG = """
-from jaxrobust.config import base
-
-
-def get_config():
-    config = base().unlock()
-    config.model.update(name="{name}", num_classes=5, image_size=8, options={{"more": 2}})
-    return config.lock()
-"""
-
-
-class AttentionTest(absltest.TestCase):
-    def test_without_cudnn(self):
-        with mock.patch.object(fused_attention, "applies", lambda qkv, heads: True):
-            programs.plain_attention()
-            self.assertFalse(fused_attention.applies(np.zeros((2, 5, 3 * 64)), 1))
 
 
 class LoadTest(absltest.TestCase):
@@ -248,18 +211,6 @@ class LoadTest(absltest.TestCase):
         self.assertEmpty(dict(config.model.options))  # no drop path, one batch norm
         self.assertIsNone(config.label_smoothing)
         self.assertEqual(config.data.augmentation, "basic")
-
-    @absltest.skipIf(torch is None, paths.PARITY)
-    def test_a_module_of_pytorch(self):
-        """Which keeps the options of its function."""
-        folder = Path(self.create_tempdir().full_path)
-        (folder / "nets.py").write_text(NETS)
-        file = folder / "config.py"
-        file.write_text(CONFIG.format(name=f"torch:{folder / 'nets.py'}:build"))
-        with mock.patch.object(sys, "argv", ["bench_step.py", str(file), "--against=torch"]):
-            config = bench_step.load(bench_step.parse())
-        module = bench_step.torch_module(config)
-        self.assertEqual([tuple(p.shape) for p in module.parameters()], [(7, 3 * 8 * 8), (7,)])
 
 
 @pytest.mark.matrix

@@ -106,29 +106,11 @@ class MainTest(parameterized.TestCase):
         )
         self.assertIn(f"oldest: {inside['oldest']}\n", said)
 
-    @parameterized.parameters("oldest", "newest")
-    def test_one(self, name):
-        _, commands, _ = self.run_main(name)
-        self.assertLen(commands, 4 if name == "oldest" else 3)
-        self.assertTrue(all(f".venv-{name}" in command for command in commands))
-
-    def test_failing_tests(self):
-        code, commands, _ = self.run_main(tests=5)
-        self.assertEqual(code, 1)
-        self.assertLen([c for c in commands if "pytest" in c], 2)
-
     def test_the_highest_python_for_which_everything_installs(self):
         _, commands, said = self.run_main("newest", fails=("python13 -m venv",))
         self.assertIn("newest: no environment for Python 3.13\n", said)
         self.assertStartsWith(commands[1], "python12 -m venv")
         self.assertIn("-m pytest", commands[-1])
-
-    @parameterized.parameters("oldest", "newest")
-    def test_no_environment(self, name):
-        code, commands, said = self.run_main(name, fails=("-m pip",))
-        self.assertEqual(code, 3)
-        self.assertIn(f"{name}: the lines above say why there is no environment", said)
-        self.assertFalse(any("pytest" in command for command in commands))
 
     def test_nothing_newer(self):
         code, commands, said = self.run_main("newest", versions=lambda python: "the same")

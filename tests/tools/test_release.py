@@ -52,18 +52,23 @@ class VersionTest(parameterized.TestCase):
         self.assertEqual([one["name"] for one in cited["authors"]], [about["authors"][0]["name"]])
         self.assertIn(cited["authors"][0]["name"], (ROOT / "README.md").read_text())
 
-    @parameterized.parameters(
-        ("CHANGELOG.md", "# Changelog\n", "CHANGELOG.md has no section 0.2.0; write '## 0.2.0'"),
-        ("CITATION.cff", "version: 0.1.0\n", "CITATION.cff does not say 'version: 0.2.0'"),
-        ("README.md", "version = {0.1.0}", "README.md does not say 'version = {0.2.0}'"),
-        ("jaxrobust/__init__.py", '__version__ = "2"\n', "version 2 is no semantic one; write 0.2"),
-    )
-    def test_one_that_is_not_is_named(self, name, text, said):
-        folder = tree(Path(self.create_tempdir()), **{name: text})
-        with mock.patch.object(release, "ROOT", folder):
-            self.assertRaisesRegex(
-                ValueError, re.escape(said), release.check, release.Release(folder)
-            )
+    def test_one_that_is_not_is_named(self):
+        for name, text, said in (
+            (
+                "CHANGELOG.md",
+                "# Changelog\n",
+                "CHANGELOG.md has no section 0.2.0; write '## 0.2.0'",
+            ),
+            ("CITATION.cff", "version: 0.1.0\n", "CITATION.cff does not say 'version: 0.2.0'"),
+            ("README.md", "version = {0.1.0}", "README.md does not say 'version = {0.2.0}'"),
+            ("jaxrobust/__init__.py", '__version__ = "2"\n', "version 2 is no semantic one; write"),
+        ):
+            with self.subTest(row=(name, text, said)):
+                folder = tree(Path(self.create_tempdir()), **{name: text})
+                with mock.patch.object(release, "ROOT", folder):
+                    self.assertRaisesRegex(
+                        ValueError, re.escape(said), release.check, release.Release(folder)
+                    )
 
     def test_what_may_not_go_out(self):
         folder = tree(Path(self.create_tempdir()))
@@ -158,15 +163,18 @@ class FilesTest(parameterized.TestCase):
         self.assertEqual(upload["permissions"], {"id-token": "write"})
         self.assertEmpty([step for step in upload["steps"] if "run" in step])
 
-    @parameterized.parameters("wrong", "number", "wish")
-    def test_forms_of_issues_are_whole(self, name):
-        form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
-        self.assertContainsSubset({"name", "description", "body"}, form)
-        ids = [part["id"] for part in form["body"]]
-        self.assertLen({*ids}, len(ids))
-        for part in form["body"]:
-            self.assertIn(part["type"], ("textarea", "input"))
-            self.assertIn("label", part["attributes"])
+    def test_forms_of_issues_are_whole(self):
+        for name in ("wrong", "number", "wish"):
+            with self.subTest(name=name):
+                form = yaml.safe_load(
+                    (ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text()
+                )
+                self.assertContainsSubset({"name", "description", "body"}, form)
+                ids = [part["id"] for part in form["body"]]
+                self.assertLen({*ids}, len(ids))
+                for part in form["body"]:
+                    self.assertIn(part["type"], ("textarea", "input"))
+                    self.assertIn("label", part["attributes"])
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Programs that compile at once, without a GPU and without compiling."""
 
 import multiprocessing
-import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -10,26 +9,6 @@ from tools.gpu import side_by_side
 
 
 class SideBySideTest(absltest.TestCase):
-    def test_the_first_network_compiles_first_and_one_at_a_time(self):
-        lock, first, done, inside = threading.Lock(), threading.Event(), [], []
-
-        def compile_(name):
-            inside.append(name)
-            self.assertLen(inside, 1)
-            done.append(inside.pop())
-            return name.upper()
-
-        def order(is_first):
-            return side_by_side.in_order(compile_, side_by_side.Order(lock, first, is_first))
-
-        second = threading.Thread(target=order(False), args=("second",))
-        second.start()
-        second.join(0.05)
-        self.assertEmpty(done)
-        self.assertEqual(order(True)("first"), "FIRST")
-        second.join(5)
-        self.assertEqual(done, ["first", "second"])
-
     def test_leaves_out_what_is_late_or_ended(self):
         processes, ends = {}, {}
         for name in ("ready", "late", "ended"):

@@ -63,18 +63,20 @@ def said(tool, *arguments):
 
 
 class MessagesTest(parameterized.TestCase):
-    @parameterized.parameters((STEP,), (("bench_autoattack.py",),))
-    def test_without_the_compiler(self, command):
-        with hidden("libtpu"):
-            code, message = said(*command, "--topology", "v5e:4x4")
-        tool = command[0].removesuffix(".py")
-        self.assertEqual(
-            (code, message),
-            (
-                2,
-                f"{tool}: --topology v5e:4x4 needs the TPU compiler; pip install -e '.[tpu-aot]'\n",
-            ),
-        )
+    def test_without_the_compiler(self):
+        for (command,) in ((STEP,), (("bench_autoattack.py",),)):
+            with self.subTest(command=command):
+                with hidden("libtpu"):
+                    code, message = said(*command, "--topology", "v5e:4x4")
+                tool = command[0].removesuffix(".py")
+                self.assertEqual(
+                    (code, message),
+                    (
+                        2,
+                        f"{tool}: --topology v5e:4x4 needs the TPU compiler; "
+                        "pip install -e '.[tpu-aot]'\n",
+                    ),
+                )
 
     @absltest.skipUnless(there, NEEDS)
     @parameterized.product(
@@ -122,37 +124,40 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(code, 2)
         self.assertRegex(message, "--topology compiles and runs nothing; leave --against out")
 
-    @parameterized.parameters(
-        (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-            "temporaries (32.00G) exceeds available HBM (15.75G).",
-            "32.00G",
-        ),
-        (
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
-            "space hbm. Used 18.21G of 15.75G hbm. Exceeded hbm capacity by 2.46G.\n\nTotal",
-            "18.21G",
-        ),
-    )
-    def test_program_that_does_not_fit(self, error, needed):
-        self.assertEqual(
-            topology.too_large(error, "--batch 8"),
-            f"the program needs {needed} of memory on each chip, which has 15.75G for it; try "
-            "--batch 8",
-        )
+    def test_program_that_does_not_fit(self):
+        for error, needed in (
+            (
+                "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+                "temporaries (32.00G) exceeds available HBM (15.75G).",
+                "32.00G",
+            ),
+            (
+                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+                "space hbm. Used 18.21G of 15.75G hbm. Exceeded hbm capacity by 2.46G.\n\nTotal",
+                "18.21G",
+            ),
+        ):
+            with self.subTest(row=(error, needed)):
+                self.assertEqual(
+                    topology.too_large(error, "--batch 8"),
+                    f"the program needs {needed} of memory on each chip, which has 15.75G for it; "
+                    "try --batch 8",
+                )
 
 
 @absltest.skipUnless(there, NEEDS)
 class DevicesTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("v5e:4x4", 16, "TPU v5 lite"), ("v4:2x2x4", 16, "TPU v4"), ("v6e:2x2", 4, "TPU v6 lite"),
-        ("v7x:2x2x1", 8, "TPU7x"),  # two of each chip
-    )  # fmt: skip
-    def test_one_device_for_each_chip(self, name, count, kind):
-        devices = tpu.chips(self, name)
-        self.assertLen(devices, count)
-        self.assertEqual({device.device_kind for device in devices}, {kind})
-        self.assertIsNotNone(hardware.chip(kind))
+    def test_one_device_for_each_chip(self):
+        for name, count, kind in (
+            ("v5e:4x4", 16, "TPU v5 lite"), ("v4:2x2x4", 16, "TPU v4"), 
+            ("v6e:2x2", 4, "TPU v6 lite"),
+            ("v7x:2x2x1", 8, "TPU7x"),  # two of each chip
+        ):  # fmt: skip
+            with self.subTest(row=(name, count, kind)):
+                devices = tpu.chips(self, name)
+                self.assertLen(devices, count)
+                self.assertEqual({device.device_kind for device in devices}, {kind})
+                self.assertIsNotNone(hardware.chip(kind))
 
 
 class EngineTest(parameterized.TestCase):

@@ -134,18 +134,7 @@ class TpuPodTest(clouds.ScriptsTest):
             freezes, [["pip", "freeze", "-q", "--python", "venv", "--exclude-editable"]]
         )
 
-    def test_without_a_workdir_no_versions_are_kept(self):
-        code, said = self.pod(0, flags=("--config", "x.py"))
-        self.assertEqual(code, 0, said)
-        self.assertEmpty([c for c in self.cloud.calls("python3") if "freeze" in c])
-
-    def test_evaluates(self):
-        flags = ("--workdir", "../bucket/run", "--epsilon", "4/255")
-        code, said = self.pod(143, 0, flags=flags, RUN="evaluate")
-        self.assertEqual(code, 0, said)
-        self.assertEqual(self.runs(), [["-m", "jaxrobust.evaluate", "--multihost", *flags]] * 2)
-
-    @parameterized.parameters(0, 1, 2, 3, 130, 255)
+    @parameterized.parameters(0, 1, 255)
     def test_ends_with_the_code_of_another_end(self, end):
         code, said = self.pod(end)
         self.assertEqual(code, end, said)
@@ -153,24 +142,12 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(self.cloud.kinds().count("delete"), 0)
         self.assertEndsWith(said, f"{DELETES}\n")
 
-    @parameterized.parameters(2, 3, 134, 255)
+    @parameterized.parameters(2, 255)
     def test_an_end_that_came_with_a_preemption(self, end):
         code, said = self.pod(f"{end} PREEMPTED", 0)
         self.assertEqual(code, 0, said)
         self.assertLen(self.runs(), 2)
         self.assertEqual(self.cloud.kinds().count("create"), 2)
-
-    @parameterized.parameters(3, 134, 255)
-    def test_a_slice_that_tells_later_that_it_is_gone(self, end):
-        self.cloud.queue("states", "PREEMPTED")
-        code, said = self.pod(end, 0)
-        self.assertEqual(code, 0, said)
-        self.assertLen(self.runs(), 2)
-
-    def test_a_connection_lost_after_long_is_made_again(self):
-        code, said = self.pod(255, 0, WAIT="-1")  # any time is longer than ten of these
-        self.assertEqual(code, 0, said)
-        self.assertLen(self.runs(), 2)
 
     def test_processes_of_a_lost_connection_stop_first(self):
         (self.cloud.host / "old").touch()
@@ -205,11 +182,7 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(self.cloud.kinds()[-2:], ["ssh", "delete"])
         self.assertEndsWith(said, "tpu_pod.sh: t is deleted\n")
 
-    def test_ctrl_c_while_the_slice_is_made(self):
-        said = self.interrupted("create")
-        self.assertEndsWith(said, f"{DELETES}\n")
-
-    @parameterized.parameters("PREEMPTED", "TERMINATED", "STOPPED", "FAILED")
+    @parameterized.parameters("PREEMPTED", "FAILED")
     def test_deletes_what_is_gone(self, state):
         self.cloud.queue("state", state)
         code, said = self.pod(0)
@@ -217,7 +190,7 @@ class TpuPodTest(clouds.ScriptsTest):
         kinds = [kind for kind in self.cloud.kinds() if kind not in ("scp", "ssh")]
         self.assertEqual(kinds, ["describe", "delete", "describe", "create", "describe"])
 
-    @parameterized.parameters("CREATING", "REPAIRING", "STOPPING", "UNKNOWN", "")
+    @parameterized.parameters("CREATING", "")
     def test_waits_for_any_other_state(self, state):
         self.cloud.queue("state", state)
         self.cloud.queue("states", state, "READY")
@@ -271,13 +244,6 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEndsWith(said, "gcloud failed 10 times in a row as above; solve that first\n")
         self.assertEqual(self.cloud.kinds().count("create"), 10)
 
-    def test_a_slice_that_was_had_starts_the_count_again(self):
-        errors = ["Something else."] * 6
-        self.cloud.queue("create", *errors, "", *errors)
-        code, said = self.pod("255 PREEMPTED", 0)
-        self.assertEqual(code, 0, said)
-        self.assertEqual(self.cloud.kinds().count("create"), 14)
-
     def test_deletes_nothing_while_gcloud_cannot_say(self):
         """A run ends with its connection, and the network is away for a while."""
         self.cloud.queue("describe", "", *["gcloud crashed (ConnectionError)"] * 3)
@@ -287,17 +253,6 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertLen(self.runs(), 2)
         self.assertEqual({*self.cloud.kinds()}, {"describe", "scp", "ssh"})
 
-    def test_a_slice_that_goes_by_itself(self):
-        self.cloud.queue("state", "PREEMPTED")
-        self.cloud.queue("delete", "NOT_FOUND: Resource 'nodes/t' was not found")
-        failing = "fails delete && exit 1"
-        self.assertIn(failing, clouds.GCLOUD)
-        gone = clouds.GCLOUD.replace(failing, "fails delete && { rm -f state; exit 1; }")
-        self.cloud.program("gcloud", gone)
-        code, said = self.pod(0)
-        self.assertEqual(code, 0, said)
-        self.assertEqual(self.cloud.kinds().count("delete"), 1)
-
     def test_a_slice_that_may_not_be_deleted(self):
         self.cloud.queue("state", "PREEMPTED")
         self.cloud.queue("delete", "PERMISSION_DENIED: Permission 'tpu.nodes.delete' denied")
@@ -305,19 +260,13 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(code, 2)
         self.assertEndsWith(said, f"{DELETES}\n")
 
-    @parameterized.parameters(0, 2, 3)
+    @parameterized.parameters(0, 2)
     def test_deletes_the_slice_at_the_end(self, end):
         code, said = self.pod(end, flags=("--delete", *FLAGS))
         self.assertEqual(code, end, said)
         self.assertEqual(self.runs()[0][3:], [*FLAGS])
         self.assertEqual(self.cloud.kinds()[-1], "delete")
         self.assertEndsWith(said, "tpu_pod.sh: t is deleted\n")
-
-    def test_says_how_to_delete_what_it_cannot(self):
-        self.cloud.queue("delete", "UNAVAILABLE")
-        code, said = self.pod(0, flags=(*FLAGS, "--delete"))
-        self.assertEqual(code, 0)
-        self.assertEndsWith(said, f"{DELETES}\n")
 
     def test_hosts_get_the_last_commit(self):
         first = self.pod(0)
@@ -348,17 +297,6 @@ class TpuPodTest(clouds.ScriptsTest):
     def on_host(self):
         command = ["git", "-C", self.cloud.host / "jaxrobust", "rev-parse", "HEAD"]
         return subprocess.check_output(command, text=True).strip()
-
-    def test_a_shallow_checkout(self):
-        self.checkout.commit("more")
-        shallow = self.folder / "shallow"
-        self.checkout.git(
-            "clone", "-q", "--depth=1", f"file://{self.checkout.folder}", str(shallow)
-        )
-        self.checkout.launch = shallow / "tools" / "launch"
-        code, said = self.pod(0)
-        self.assertEqual(code, 0, said)
-        self.assertEqual(self.on_host(), self.checkout.git("rev-parse", "HEAD"))
 
     def test_installs_gcsfuse_where_it_is_missing(self):
         (self.cloud.host / "bin" / "gcsfuse").unlink()
