@@ -79,7 +79,7 @@ class FileTest(FileCase):
             ("words\nwords\n", "line 1 is damaged .*; remove that line"),
         ):
             with self.subTest(row=(text, words)):
-                self.path.parent.mkdir()
+                self.path.parent.mkdir(exist_ok=True)
                 self.path.write_text(text)
                 with self.assertRaisesRegex(ValueError, f"^{self.path}.* ?{words}$"):
                     self.opened()
