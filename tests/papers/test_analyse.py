@@ -27,7 +27,7 @@ from jaxrobust.papers.networks.network_sample import NetworkSample
 from jaxrobust.types import Threat
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 from jaxrobust.weights.trained import runs
-from tests.support import evaluations, parity, sweeps
+from tests.support import evaluations, parity
 from tests.support import runs as training
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
@@ -182,25 +182,6 @@ class NumbersTest(parameterized.TestCase):
             np.testing.assert_allclose(column(rows, key), expected, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.slow
-    def test_convergence(self):
-        given = ("--n", 12, "--steps", 0, 2, 4, "--seeds", 2, "--batch", 7)
-        rows = self.analysed("convergence", *given)
-        net = Network(12)
-        right = np.asarray(net.logits(net.images).argmax(1) == net.labels)
-        self.assertTrue(right.any())
-        for made in (0, 2, 4):
-            own = [row for row in rows if int(row["steps"]) == made]
-            self.assertEqual(column(own, "image").tolist(), np.flatnonzero(right).tolist())
-            ends = [net.pgd(seed, made, 0.15 * EPSILON) for seed in range(2)]
-            losses = np.stack([net.ce(points, net.labels)[right] for points in ends])
-            for key, expected in {
-                "ce_mean": losses.mean(0),
-                "ce_least": losses.min(0),
-                "ce_largest": losses.max(0),
-            }.items():
-                np.testing.assert_allclose(column(own, key), expected, rtol=1e-4, atol=1e-6)
-
-    @pytest.mark.slow
     def test_effectiveness(self):
         words = ("--n", 16, "--steps", 1, 4, "--seeds", 2)
         rows = self.analysed("effectiveness", *words)
@@ -270,22 +251,6 @@ class NumbersTest(parameterized.TestCase):
             self.assertAlmostEqual(float(row[f"images_top{k}"]), expected, delta=1 / 64)
         self.assertIn("linear", row["judge"])
 
-    @pytest.mark.slow
-    def test_augmentations(self):
-        folder = Path(self.create_tempdir())
-        pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
-        for number, image in enumerate(pixels):
-            Image.fromarray(image).save(folder / f"{number}.png")
-        given = ("--images", folder, "--image_size", 40, "--views", 2)
-        mirrored = self.analysed("augmentations", *given, "--chain", "flip(1)")
-        floats = pixels.astype(np.float64) / 255
-        away = np.abs(floats - floats[:, :, ::-1]).mean((1, 2, 3)).repeat(2)
-        np.testing.assert_allclose(column(mirrored, "from_plain"), away, rtol=1e-5)
-        mean = floats.mean((1, 2, 3)).repeat(2)
-        np.testing.assert_allclose(column(mirrored, "mean"), mean, rtol=1e-5)
-        heavy = self.analysed("augmentations", *given, "--chain", "heavy")
-        self.assertEqual([row["where"] for row in heavy], ["host"] * 6 + ["device"] * 6)
-
     def test_two_chains_of_the_same_seed_are_one(self):
         folder = Path(self.create_tempdir())
         Image.new("RGB", (30, 20), (10, 90, 200)).save(folder / "a.png")
@@ -301,45 +266,35 @@ class NumbersTest(parameterized.TestCase):
         same = self.analysed("augmentations", *given, "--chain", "flip(0)")
         self.assertEqual(list(column(same, "from_plain")), [0.0, 0.0])
 
-    @sweeps.fast(*range(11), *range(12, 21))  # row 11: 38 s
-    @parameterized.parameters(
-        (["perturbations"], "give --workdir RUN"),
-        (["perturbations", "--workdir", "nowhere"], "no run is there"),
-        (["perturbations", "--workdir", "RUN", "--seeds", "2"], "--seeds has no effect"),
-        (["perturbations", "--workdir", "RUN", "--steps", "1", "2"], "one number of --steps"),
-        (["perturbations", "--workdir", "RUN", "--steps", "0"], "must be at least 1"),
-        (["perturbations", "--workdir", "RUN", "--epsilon", "4"], "larger than the pixel range"),
-        (["perturbations", "--workdir", "RUN", "--epsilon", "four"], "is not a number"),
-        (["perturbations", "--workdir", "RUN", "--n", "0"], "--n=0 must be at least 1"),
-        (["perturbations", "--workdir", "RUN", "--model", "vit_s"], "give --workdir RUN, or"),
-        (["semantic-score", "--workdir", "RUN"], "needs --judges"),
-        (["semantic-score", "--workdir", "RUN", "--judges", "a=b"], "there is no file b"),
-        (["semantic-score", "--workdir", "RUN", "--judges", "torch:no.py:b"], "--torch=no.py:b"),
-        (
-            ["semantic-score", "--workdir", "RUN", "--judges", "RUN", "--top", "10"],
-            "--top=10 must be below the 10 classes",
-        ),
-        (["synthesis", "--workdir", "RUN", "--targets", "10"], "classes from 0 to 9"),
-        (["synthesis", "--workdir", "RUN", "--step_size", "0"], "must be above 0"),
-        (["convergence", "--workdir", "RUN", "--steps", "0"], "at least 1 step"),
-        (["augmentations"], "--images names no picture"),
-        (["augmentations", "--images", "nowhere"], "no such file or folder"),
-        (["augmentations", "--images", "FILE"], "no format that Pillow knows"),
-        (["augmentations", "--images", "PNG", "--chain", "turn"], "unknown augmentation"),
-        (["augmentations", "--images", "PNG", "--workdir", "RUN"], "--workdir has no effect"),
-        (["fourier"], "invalid choice"),
-    )
-    def test_mistakes(self, words, said):
+    def test_mistakes(self):
+        """Those of the flags alone are in test_numbers.py."""
         folder = Path(self.create_tempdir())
         (folder / "a.txt").write_text("no picture")
         Image.new("RGB", (8, 8)).save(folder / "a.png")
         stands = {"RUN": barely(), "FILE": folder / "a.txt", "PNG": folder / "a.png"}
         out = folder / "out"
-        code, printed, error = call(*(stands.get(word, word) for word in words), "--out", out)
-        self.assertEqual((code, printed), (2, ""), error)
-        self.assertIn(said, error)
-        self.assertEqual(error.count("\n"), 1, error)
-        self.assertFalse(out.exists())
+        for words, said in (
+            ("perturbations", "give --workdir RUN"),
+            ("perturbations --workdir nowhere", "no run is there"),
+            ("perturbations --workdir RUN --epsilon 4", "larger than the pixel range"),
+            ("perturbations --workdir RUN --epsilon four", "is not a number"),
+            ("perturbations --workdir RUN --n 0", "--n=0 must be at least 1"),
+            ("perturbations --workdir RUN --model vit_s", "give --workdir RUN, or"),
+            ("semantic-score --workdir RUN --judges a=b", "there is no file b"),
+            ("synthesis --workdir RUN --targets 10", "classes from 0 to 9"),
+            ("augmentations", "--images names no picture"),
+            ("augmentations --images nowhere", "no such file or folder"),
+            ("augmentations --images FILE", "no format that Pillow knows"),
+            ("augmentations --images PNG --chain turn", "unknown augmentation"),
+            ("fourier", "invalid choice"),
+        ):
+            with self.subTest(words):
+                given = (stands.get(word, word) for word in words.split())
+                code, printed, error = call(*given, "--out", out)
+                self.assertEqual((code, printed), (2, ""), error)
+                self.assertIn(said, error)
+                self.assertEqual(error.count("\n"), 1, error)
+                self.assertFalse(out.exists())
 
 
 class KeptTest(absltest.TestCase):

@@ -140,28 +140,6 @@ class FigureTest(Folders):
         self.assertIn(f"% Preprocessing: {how}.\n", table)
         self.assertIn("$n=600$ images of cifar10", table)
 
-    def test_radii_that_grow_with_the_resolution_are_one_curve(self):
-        balls = [(224, "l2", 2.0, 0.4), (288, "l2", 2.5, 0.45), (224, "linf", 4 / 255, 0.5)]
-        balls += [(288, "linf", 4 / 255, 0.55)]
-        made, table = self.made("resolution", self.resolutions("a", 1, balls))
-        names = [one["name"] for one in made["series"]]
-        self.assertEqual(names, ["clean", "l2, own radius", "linf 4/255"])
-        self.assertIn(r"$\ell_2$ radii 2 at 224, 2.5 at 288", table)
-
-    def test_resolutions_of_two_networks_carry_their_names(self):
-        sizes = [(192, "linf", 4 / 255, 0.3), (224, "linf", 4 / 255, 0.4)]
-        places = [self.resolutions(name, seed, sizes) for seed, name in ((1, "a"), (2, "b"))]
-        made, _ = self.made("resolution", *places, names=("ViT", "ConvNeXt"), suffix="png")
-        names = ["ViT, clean", "ViT, linf 4/255", "ConvNeXt, clean", "ConvNeXt, linf 4/255"]
-        self.assertEqual([one["name"] for one in made["series"]], names)
-
-    def test_clean_accuracy_alone_at_several_resolutions(self):
-        sizes = [(192, "linf", 0.0, 0.3), (224, "linf", 0.0, 0.4)]
-        own = {"attacks": [], "robust": None, "method": "clean", "accuracy_after": {}}
-        made, table = self.made("resolution", self.resolutions("a", 1, sizes, **own))
-        self.assertEqual([one["name"] for one in made["series"]], ["clean"])
-        self.assertIn("no attack", table)
-
     def test_a_union_names_its_threats(self):
         place = KEPT / "aligned_study" / "pvt_v2-0"
         made, table = self.made("attacks", place)
@@ -188,29 +166,6 @@ class FigureTest(Folders):
         self.assertIn(r"$\ell_\infty$ radius & our\_way & 50 \% \& more \\", table)
         self.assertIn(r"$0$ & 98.0 {\footnotesize [96.5, 99.0]}", table)
         self.assertIn("radii 0 to $8/255$ of pixels in $[0, 1]$; $n=600$ images", table)
-
-    def test_a_ladder_among_other_evaluations(self):
-        place = self.ladder("a", 1)
-        self.write("a", 1, "alone", weights_sha256="1" * 64)
-        made, _ = self.made("radius", place)
-        again, _ = self.made("radius", f"{place}#r1")
-        self.assertEqual(made["series"], again["series"])
-        alone, _ = self.made("attacks", place)  # of what is no ladder there is one
-        self.assertLen(alone["series"], 1)
-
-    def test_radii_that_are_no_levels(self):
-        radii = [0.0, 0.04, 0.2]  # the last one is 51/255
-        shared = {"radii": radii, "robust_beyond": 5, "of_these_attacked_by": ["apgd-ce"]}
-        replays = [{"ledger": "l", "norm": "linf", "epsilon": 0.2, "tried": 9, "fooled": 7}]
-        place = self.ladder("a", 1, radii, ladder=shared, replayed=replays)
-        made, table = self.made("radius", place)
-        self.assertEqual(made["ticks"], ["0", "0.04", "0.2"])
-        self.assertEqual((made["places"], made["notes"]), (radii, []))
-        self.assertIn("radii 0 to $0.2$ of pixels", table)
-        foreign = [replays[0] | {"epsilon": 0.3}]
-        made, _ = self.made("radius", self.ladder("b", 1, radii, ladder=shared, replayed=foreign))
-        self.assertLen(made["notes"], 1)
-        self.assertIn("Of b, 7 images decided by replayed points, which", made["notes"][0])
 
     def test_ladders_of_two_norms_share_radius_0(self):
         place = self.ladder("a", 1)
@@ -358,10 +313,11 @@ class RefusedTest(Folders):
         with mock.patch.dict(sys.modules, {"matplotlib": None}):
             self.assertIn("pip install -e '.[plot]'", self.refused("attacks", self.write("a", 1)))
 
-    @parameterized.parameters("figure", "figure.jpg", "figure.PDF", "figure.tex")
-    def test_a_suffix_that_is_none(self, name):
-        said = f"{name} ends with none of .pdf, .svg, .png, which say what is written; name a file"
-        self.assertIn(said, self.refused("attacks", self.write("a", 1), out=name))
+    def test_a_suffix_that_is_none(self):
+        for name in ("figure", "figure.jpg", "figure.PDF", "figure.tex"):
+            with self.subTest(name=name):
+                said = f"{name} ends with none of .pdf, .svg, .png, which say what is written"
+                self.assertIn(said, self.refused("attacks", self.write("a", 1), out=name))
 
     def test_a_folder_for_a_file(self):
         (self.folder / "there.pdf").mkdir()
@@ -590,33 +546,32 @@ class LatexTest(parameterized.TestCase):
         self.assertEqual(latex.escaped(given), expected)
         self.assertEqual(latex.escaped("two\nlines"), "two lines")
 
-    @parameterized.parameters(
-        ("apgd-ce", "APGD-CE"),
-        ("square", "Square"),
-        ("replay", "replayed points"),
-        ("apgd-ce (full)", "APGD-CE (full)"),
-        ("l2 0.5", r"$\ell_2$ 0.5"),
-        ("linf 0.03137", r"$\ell_\infty$ 8/255"),
-        ("linf 0.03137 pgd-20", r"PGD-20 $\ell_\infty$ 8/255"),
-        ("l1 40 pgd-20", r"PGD-20 $\ell_1$ 40"),
-        ("by_hand", "BY_HAND"),
-    )
-    def test_names_of_attacks(self, name, written):
-        self.assertEqual(latex.attack_name(name), written)
-        self.assertEqual(latex.escaped_name(name), written.replace("BY_H", r"BY\_H"))
+    def test_names_of_attacks(self):
+        for name, written in (
+            ("apgd-ce", "APGD-CE"),
+            ("square", "Square"),
+            ("replay", "replayed points"),
+            ("apgd-ce (full)", "APGD-CE (full)"),
+            ("l2 0.5", r"$\ell_2$ 0.5"),
+            ("linf 0.03137", r"$\ell_\infty$ 8/255"),
+            ("linf 0.03137 pgd-20", r"PGD-20 $\ell_\infty$ 8/255"),
+            ("l1 40 pgd-20", r"PGD-20 $\ell_1$ 40"),
+            ("by_hand", "BY_HAND"),
+        ):
+            with self.subTest(row=(name, written)):
+                self.assertEqual(latex.attack_name(name), written)
+                self.assertEqual(latex.escaped_name(name), written.replace("BY_H", r"BY\_H"))
 
-    @parameterized.parameters(
-        ("autoattack standard", "AutoAttack (standard version)"),
-        ("autoattack plus, ladder", "AutoAttack (plus version)"),
-        ("autoattack rand, most of 5 draws", "AutoAttack (rand version, most of 5 draws)"),
-        ("apgd-ce + my_way", r"APGD-CE and MY\_WAY"),
-        ("apgd-ce + apgd-t, custom, steps 40, ladder", "APGD-CE and APGD-T (custom, steps 40)"),
-    )
-    def test_words_of_a_method(self, method, words):
-        self.assertEqual(latex.attack_words(AccuracyRecord(method=method)), words)
-
-    def test_numbers(self):
-        self.assertEqual([latex.number(n) for n in (600, 12345)], ["600", "12{,}345"])
+    def test_words_of_a_method(self):
+        for method, words in (
+            ("autoattack standard", "AutoAttack (standard version)"),
+            ("autoattack plus, ladder", "AutoAttack (plus version)"),
+            ("autoattack rand, most of 5 draws", "AutoAttack (rand version, most of 5 draws)"),
+            ("apgd-ce + my_way", r"APGD-CE and MY\_WAY"),
+            ("apgd-ce + apgd-t, custom, steps 40, ladder", "APGD-CE and APGD-T (custom, steps 40)"),
+        ):
+            with self.subTest(row=(method, words)):
+                self.assertEqual(latex.attack_words(AccuracyRecord(method=method)), words)
 
     def test_braces_are_even_and_rows_have_all_cells(self):
         rows = [["a", "b"], ["1", "2"], ["3", "4"]]
@@ -628,26 +583,6 @@ class LatexTest(parameterized.TestCase):
         self.assertEqual(len(re.findall(r"\\(top|mid|bottom)rule", text)), 3)
         for name in ("table", "tabular"):
             self.assertEqual(text.count(f"{{{name}}}"), 2)
-
-
-class ImagesOfTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("0..599", None, 600),
-        ("7", None, 1),
-        ("0..99, 7, 200..299", None, 201),
-        ("0..9", ["3.png"], 9),
-        (None, None, None),
-        ("all", None, None),
-        ("..9", None, None),
-        ("3..", None, None),
-    )
-    def test_count(self, ids, damaged, count):
-        record = AccuracyRecord(image_ids=ids, damaged=damaged)
-        self.assertEqual(records.images_of(record), count)
-
-    def test_it_reads_what_ranges_writes(self):
-        ids = sorted(np.random.default_rng(0).choice(500, 220, replace=False).tolist())
-        self.assertEqual(records.images_of(AccuracyRecord(image_ids=records.ranges(ids))), 220)
 
 
 class HelpTest(absltest.TestCase):

@@ -224,23 +224,24 @@ class CommandTest(parameterized.TestCase):
             self.assertEqual(code, 2)
             self.assertIn("of other weights, images, directions or points", said)
 
-    @parameterized.parameters(
-        ((), "give --workdir RUN, or --model"),
-        (("--workdir", "nowhere"), "no run is there"),
-        (("--side", 4), "--side=4 has no point in the middle"),
-        (("--side", 1), "--side=1 must be at least 3"),
-        (("--n", 0), "--n=0 must be at least 1"),
-        (("--reach", 0), "--reach=0 must be above 0"),
-        (("FILE", "--split", "training"), "no split 'training'"),
-        (("--epsilon", 1), "--epsilon is no flag"),
-    )
-    def test_refused(self, words, said):
-        words = [w for word in words for w in (weights() if word == "FILE" else [word])]
-        code, _, error = self.call(*words)
-        self.assertEqual(code, 2)
-        self.assertIn(said, error)
-        self.assertLen(error.splitlines(), 1)
-        self.assertEmpty(list(self.out.iterdir()))
+    def test_refused(self):
+        for words, said in (
+            ((), "give --workdir RUN, or --model"),
+            (("--workdir", "nowhere"), "no run is there"),
+            (("--side", 4), "--side=4 has no point in the middle"),
+            (("--side", 1), "--side=1 must be at least 3"),
+            (("--n", 0), "--n=0 must be at least 1"),
+            (("--reach", 0), "--reach=0 must be above 0"),
+            (("FILE", "--split", "training"), "no split 'training'"),
+            (("--epsilon", 1), "--epsilon is no flag"),
+        ):
+            with self.subTest(row=(words, said)):
+                words = [w for word in words for w in (weights() if word == "FILE" else [word])]
+                code, _, error = self.call(*words)
+                self.assertEqual(code, 2)
+                self.assertIn(said, error)
+                self.assertLen(error.splitlines(), 1)
+                self.assertEmpty(list(self.out.iterdir()))
 
 
 if __name__ == "__main__":

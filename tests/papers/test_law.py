@@ -22,18 +22,25 @@ def optimum(flops, fid):
 
 
 class LawTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (6.7908, 0.7531463613146835), (1.65, 0.8285778530148242), (0, 0.8863254780257899)
-    )
-    def test_limits_are_those_that_the_authors_print(self, fid, share):
+    def test_limits_are_those_that_the_authors_print(self):
         """Of Scaling_law_fitting_and_plots.ipynb, at 1e30 FLOPs."""
-        self.assertAlmostEqual(law.accuracy(optimum(1e30, fid)) / 100, share, delta=1e-8)
+        for fid, share in (
+            (6.7908, 0.7531463613146835),
+            (1.65, 0.8285778530148242),
+            (0, 0.8863254780257899),
+        ):
+            with self.subTest(row=(fid, share)):
+                self.assertAlmostEqual(law.accuracy(optimum(1e30, fid)) / 100, share, delta=1e-8)
 
-    @parameterized.parameters(
-        (58, 12, 122.22), (82, 12, 177.98), (82, 16, 316.36), (94, 16, 365.92)
-    )
-    def test_parameters_are_those_that_the_authors_print(self, depth, width, millions):
-        self.assertAlmostEqual(law.parameters(depth, width) / 1e6, millions, delta=0.006)
+    def test_parameters_are_those_that_the_authors_print(self):
+        for depth, width, millions in (
+            (58, 12, 122.22),
+            (82, 12, 177.98),
+            (82, 16, 316.36),
+            (94, 16, 365.92),
+        ):
+            with self.subTest(row=(depth, width, millions)):
+                self.assertAlmostEqual(law.parameters(depth, width) / 1e6, millions, delta=0.006)
 
     def test_parameters_are_those_of_the_network(self):
         net = models.create("dm_wrn_28_10", num_classes=10, image_size=32)
@@ -47,17 +54,20 @@ class LawTest(parameterized.TestCase):
             value = law.loss(law.parameters(run.depth, run.width), 1e6 * run.images, fid=run.fid)
             self.assertAlmostEqual(law.accuracy(value) + mean, run.robust, delta=half)
 
-    @parameterized.parameters(60, 65, 70, 73, 78)
-    def test_reaches_the_target_about_as_cheaply_as_can_be(self, target):
-        point = law.cheapest(target)
-        mean, _ = law.calibration()
-        value = law.loss(point.parameters, point.images)
-        self.assertAlmostEqual(law.accuracy(value) + mean, target, delta=1e-6)
-        self.assertEqual(point.parameters, law.parameters(point.depth, point.width))
-        least = optimum(point.flops, law.FID)
-        self.assertLessEqual(least, value)
-        self.assertLess(law.accuracy(least) - law.accuracy(value), 0.02)  # points
-        self.assertAlmostEqual(point.flops, 7822 * point.parameters * point.images, delta=1e6)
+    def test_reaches_the_target_about_as_cheaply_as_can_be(self):
+        for target in (60, 65, 70, 73, 78):
+            with self.subTest(target=target):
+                point = law.cheapest(target)
+                mean, _ = law.calibration()
+                value = law.loss(point.parameters, point.images)
+                self.assertAlmostEqual(law.accuracy(value) + mean, target, delta=1e-6)
+                self.assertEqual(point.parameters, law.parameters(point.depth, point.width))
+                least = optimum(point.flops, law.FID)
+                self.assertLessEqual(least, value)
+                self.assertLess(law.accuracy(least) - law.accuracy(value), 0.02)  # points
+                self.assertAlmostEqual(
+                    point.flops, 7822 * point.parameters * point.images, delta=1e6
+                )
 
     def test_more_is_dearer(self):
         flops = [law.cheapest(target).flops for target in range(56, 83)]
@@ -115,19 +125,20 @@ class CommandTest(parameterized.TestCase):
         printed = self.run_on("--target", str(near))
         self.assertIn("no end", printed)
 
-    @parameterized.parameters(
-        ("--target 85", "--target 85: the law of the published runs goes from 55 to .*; ask for"),
-        ("--target 40", "--target 40: the law of the published runs goes from 55"),
-        ("--target much", "--target=much is not a number"),
-        ("--target 65 --dataset cifar100", "--dataset cifar100: a law .* cifar10 under Linf 8/255"),
-        ("--target 65 --on cpu", "--on cpu: the law counts operations, .* such as h100:8"),
-        ("--target 65 --on v5q:4", "no device that is known"),
-        ("--target 65 --utilisation 2", "--utilisation=2.0 must be above 0 and at most 1"),
-        ("--target 65 --price 0", "--price=0.0 must be above 0"),
-        ("--target 65 quickstart", "quickstart is no flag"),
-    )
-    def test_refuses(self, words, message):
-        self.assertRegex(" ".join(self.run_on(*words.split(), code=2).split()), message)
+    def test_refuses(self):
+        for words, message in (
+            ("--target 85", "--target 85: the law of the published runs goes from 55 to .*; ask f"),
+            ("--target 40", "--target 40: the law of the published runs goes from 55"),
+            ("--target much", "--target=much is not a number"),
+            ("--target 65 --dataset cifar100", "--dataset cifar100: a law .* cifar10 under Linf 8"),
+            ("--target 65 --on cpu", "--on cpu: the law counts operations, .* such as h100:8"),
+            ("--target 65 --on v5q:4", "no device that is known"),
+            ("--target 65 --utilisation 2", "--utilisation=2.0 must be above 0 and at most 1"),
+            ("--target 65 --price 0", "--price=0.0 must be above 0"),
+            ("--target 65 quickstart", "quickstart is no flag"),
+        ):
+            with self.subTest(row=(words, message)):
+                self.assertRegex(" ".join(self.run_on(*words.split(), code=2).split()), message)
 
 
 if __name__ == "__main__":

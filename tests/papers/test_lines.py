@@ -117,35 +117,41 @@ class RowsTest(parameterized.TestCase):
                 self.assertNotRegex(line.why + str(line.texts()), r"[{}]|None")
                 self.assertRegex(line.why, r"^$|\.$")
 
-    @parameterized.parameters(
-        # Fine-tuned to a larger radius, or to other data from networks of the larger radius.
-        ("revisiting_at", "table_4", {"revisiting_at:{model}", None}),
-        ("revisiting_at", "table_6", {"larger_radius:{model}"}),
-        ("xcit_light_recipe", "table_7", {"light_recipe:{model},epsilon=8"}),
-        ("xcit_light_recipe", "table_8", {"light_recipe:{model},epsilon=8", None}),
-    )
-    def test_what_a_row_starts_from(self, paper, wanted, starts):
-        found = set()
-        for table, row, line in lines.of_tables(paper):
-            if table.id == wanted and line.run:
-                start = line.before[-1].config if line.before else None
-                found.add(start and start.replace(f":{row['model']}", ":{model}"))
-        self.assertEqual(found, starts)
+    def test_what_a_row_starts_from(self):
+        for paper, wanted, starts in (
+            # Fine-tuned to a larger radius, or to other data from networks of the larger radius.
+            ("revisiting_at", "table_4", {"revisiting_at:{model}", None}),
+            ("revisiting_at", "table_6", {"larger_radius:{model}"}),
+            ("xcit_light_recipe", "table_7", {"light_recipe:{model},epsilon=8"}),
+            ("xcit_light_recipe", "table_8", {"light_recipe:{model},epsilon=8", None}),
+        ):
+            with self.subTest(row=(paper, wanted, starts)):
+                found = set()
+                for table, row, line in lines.of_tables(paper):
+                    if table.id == wanted and line.run:
+                        start = line.before[-1].config if line.before else None
+                        found.add(start and start.replace(f":{row['model']}", ":{model}"))
+                self.assertEqual(found, starts)
 
-    @parameterized.parameters(
-        ("revisiting_at", 122, 23, 26),
-        ("xcit_light_recipe", 61, 11, 14),
-        ("twenty_architectures", 148, 0, 0),
-        ("robust_resnets", 41, 8, 3),
-    )
-    def test_counts(self, paper, networks, commands, sentences):
+    def test_counts(self):
         """Of 457 rows 372 are a network that can be had, 42 a command, and 43 a sentence."""
-        found = Counter(
-            "network" if line.run or line.published else "command" if line.commands else "sentence"
-            for _, _, line in lines.of_tables(paper)
-        )
-        wanted = {"network": networks, "command": commands, "sentence": sentences}
-        self.assertEqual(found, Counter(wanted))
+        for paper, networks, commands, sentences in (
+            ("revisiting_at", 122, 23, 26),
+            ("xcit_light_recipe", 61, 11, 14),
+            ("twenty_architectures", 148, 0, 0),
+            ("robust_resnets", 41, 8, 3),
+        ):
+            with self.subTest(row=(paper, networks, commands, sentences)):
+                found = Counter(
+                    "network"
+                    if line.run or line.published
+                    else "command"
+                    if line.commands
+                    else "sentence"
+                    for _, _, line in lines.of_tables(paper)
+                )
+                wanted = {"network": networks, "command": commands, "sentence": sentences}
+                self.assertEqual(found, Counter(wanted))
 
     @parameterized.parameters(*tables.PAPERS)
     def test_a_record_of_a_line_fills_every_cell_of_its_row(self, paper):
@@ -227,18 +233,19 @@ class RowsTest(parameterized.TestCase):
 
 
 class StartWordTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("vit_s", "clean", None),
-        ("vit_s", "clean+stem", "stem"),
-        ("vit_s_cvst", "clean+stem", None),
-        ("convnext_t_ps", "clean+stem", None),
-        ("vit_s_cvst", "clean", "clean"),
-        ("vit_s_cvst", "fresh-stem", "clean"),
-        ("vit_s", "clean-21k", "21k"),
-        ("vit_s", "random", "random"),
-    )
-    def test_a_start_is_written_unless_it_is_the_network_s_own(self, model, start, word):
-        self.assertEqual(rules_imagenet._start({"model": model, "start": start}), word)
+    def test_a_start_is_written_unless_it_is_the_network_s_own(self):
+        for model, start, word in (
+            ("vit_s", "clean", None),
+            ("vit_s", "clean+stem", "stem"),
+            ("vit_s_cvst", "clean+stem", None),
+            ("convnext_t_ps", "clean+stem", None),
+            ("vit_s_cvst", "clean", "clean"),
+            ("vit_s_cvst", "fresh-stem", "clean"),
+            ("vit_s", "clean-21k", "21k"),
+            ("vit_s", "random", "random"),
+        ):
+            with self.subTest(row=(model, start, word)):
+                self.assertEqual(rules_imagenet._start({"model": model, "start": start}), word)
 
 
 class StartTest(parameterized.TestCase):
@@ -282,22 +289,26 @@ class StartTest(parameterized.TestCase):
             found, ["start unknown, not clean+stem", "pretrain_epochs unknown, not 100"]
         )
 
-    @parameterized.parameters(
-        ({"source": "convnext_tiny.fb_in1k"}, []),
-        ({"source": "hf://timm/convnext_tiny.fb_in1k"}, []),
-        ({"source": "convnext_tiny.fb_in1k", "drawn": {"seed": 0}}, ["start unknown, not clean"]),
-        ({"source": "model.safetensors"}, ["start unknown, not clean"]),
-    )
-    def test_imported_weights_count_as_what_they_are(self, about, said):
+    def test_imported_weights_count_as_what_they_are(self):
         """As on a pod without a network, where weights are brought in a folder."""
-        (table,) = tables.tables("revisiting_at", "1")
-        row = table.rows[2]
-        line = lines.of_row(table, row)
-        own = line.run._replace(changes=(("init.weights", "weights/convnext_t"),))
-        ours = record_of(line._replace(run=own), row, {"attack": "clean"}, of_run=True)
-        about = {"architecture": "convnext_t"} | about
-        found = matching.differences(table, row, "clean", ours._replace(started=about))
-        self.assertEqual(found, said)
+        for about, said in (
+            ({"source": "convnext_tiny.fb_in1k"}, []),
+            ({"source": "hf://timm/convnext_tiny.fb_in1k"}, []),
+            (
+                {"source": "convnext_tiny.fb_in1k", "drawn": {"seed": 0}},
+                ["start unknown, not clean"],
+            ),
+            ({"source": "model.safetensors"}, ["start unknown, not clean"]),
+        ):
+            with self.subTest(row=(about, said)):
+                (table,) = tables.tables("revisiting_at", "1")
+                row = table.rows[2]
+                line = lines.of_row(table, row)
+                own = line.run._replace(changes=(("init.weights", "weights/convnext_t"),))
+                ours = record_of(line._replace(run=own), row, {"attack": "clean"}, of_run=True)
+                about = {"architecture": "convnext_t"} | about
+                found = matching.differences(table, row, "clean", ours._replace(started=about))
+                self.assertEqual(found, said)
 
     def test_it_is_found_beside_the_run(self):
         ours = record_of(self.line, self.row, self.what, of_run=True)
@@ -324,34 +335,18 @@ class OthersTest(parameterized.TestCase):
         record = AccuracyRecord.from_json(ours.record.to_json() | of_record)
         return matching.differences(table, row, key, ours._replace(record=record))
 
-    @parameterized.parameters(
-        ({"train.lr": 0.05}, "lr 0.05, not 0.1"),
-        ({"attack.start": "random"}, "attack.start random, not gauss"),
-        ({"train.clip_norm": None}, "clip_norm unknown, not 5"),
-        ({"data.augmentation": "crop"}, "augmentation unknown, not crop-flip"),
-        ({"model.options": {"block": "bottleneck"}}, "network wrn_28_10 with block=bottleneck"),
-    )
-    def test_another_recipe(self, changes, said):
-        found = self.said("robust_resnets", "2", 0, "clean", changes)
-        self.assertLen(found, 1)
-        self.assertStartsWith(found[0], said)
-
-    @parameterized.parameters(
-        ({"train.optimizer": "sgd"}, "optimizer sgd, not adamw"),
-        ({"attack.statistics": "running"}, "attack.statistics running, not batch"),
-        ({"train.ema_decay": 0.9999}, "ema_decay 0.9999, not 0"),
-    )
-    def test_another_light_recipe(self, changes, said):
-        found = self.said("xcit_light_recipe", "7", 4, "linf_8_255", changes)
-        self.assertEqual(found, [said])
-
-    def test_another_cw(self):
-        attack = {"name": "cw", "norm": "linf", "epsilon": 8 / 255, "steps": 40}
-        attack |= {"step_size": 2 / 255, "start": "uniform"}
-        found = self.said("robust_resnets", "2", 0, "cw40_linf_8_255", {}, attacks=[attack])
-        self.assertEqual(
-            found, ["another attack than CW, 40 steps of the study's length and start"]
-        )
+    def test_another_recipe(self):
+        for changes, said in (
+            ({"train.lr": 0.05}, "lr 0.05, not 0.1"),
+            ({"attack.start": "random"}, "attack.start random, not gauss"),
+            ({"train.clip_norm": None}, "clip_norm unknown, not 5"),
+            ({"data.augmentation": "crop"}, "augmentation unknown, not crop-flip"),
+            ({"model.options": {"block": "bottleneck"}}, "network wrn_28_10 with block=bottleneck"),
+        ):
+            with self.subTest(row=(changes, said)):
+                found = self.said("robust_resnets", "2", 0, "clean", changes)
+                self.assertLen(found, 1)
+                self.assertStartsWith(found[0], said)
 
     def test_other_class_folders(self):
         self.assertEmpty(self.said("twenty_architectures", "4", 2, "clean", {}))
@@ -392,14 +387,6 @@ class CommandTest(parameterized.TestCase):
         picture = f"--kind resolution --out {run}/resolution.pdf"
         self.assertIn(f"      jaxrobust figure {run}/evaluation {picture}\n", out)
 
-    def test_of_one_table_into_a_folder(self):
-        place = Path(self.create_tempdir()) / "new"
-        how = ("--paper", "robust_resnets", "--table", "2", "--commands", "--out", place)
-        self.assertEqual(self.call(*how).strip(), str(place / "robust_resnets-commands.md"))
-        text = (place / "robust_resnets-commands.md").read_text()
-        self.assertEqual(text.count("- Row "), 24)
-        self.assertNotIn("measured", text.partition("## ")[2])
-
     def test_what_is_measured_is_counted(self):
         (table,) = tables.tables("robust_resnets", "2")
         line = lines.of_row(table, table.rows[0])
@@ -410,10 +397,6 @@ class CommandTest(parameterized.TestCase):
         (place / "results.jsonl").write_text(json.dumps(record) + "\n")
         out = self.call(place, "--commands", "--paper", "robust_resnets", "--table", "2")
         self.assertEqual(re.findall(r"([1-9]) of (\d) measured", out), [("2", "4")])
-
-    def test_the_tables_say_how_to_measure_once(self):
-        out = self.call("--paper", "robust_resnets")
-        self.assertEqual(out.count("reproduce --paper robust_resnets --commands"), 1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
@@ -15,7 +14,6 @@ from jaxrobust.papers.networks import (
     attack,
     augmentations,
     convergence,
-    effectiveness,
     network_sample,
     perturbations,
     semantic_score,
@@ -51,11 +49,12 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 
 class AttackTest(parameterized.TestCase):
-    @parameterized.parameters((5, 2, [2, 2, 1]), (4, 2, [2, 2]), (1, 9, [1]), (0, 2, []))
-    def test_batches(self, count, size, lengths):
-        parts = [np.arange(count)[part] for part in attack.batches(count, size)]
-        self.assertEqual([len(part) for part in parts], lengths)
-        self.assertEqual([int(i) for part in parts for i in part], [*range(count)])
+    def test_batches(self):
+        for count, size, lengths in ((5, 2, [2, 2, 1]), (4, 2, [2, 2]), (1, 9, [1]), (0, 2, [])):
+            with self.subTest(row=(count, size, lengths)):
+                parts = [np.arange(count)[part] for part in attack.batches(count, size)]
+                self.assertEqual([len(part) for part in parts], lengths)
+                self.assertEqual([int(i) for part in parts for i in part], [*range(count)])
 
     def test_pgd_in_batches_with_a_key_for_each_image(self):
         seen, calls = sample(5, "l2", 0.8), []
@@ -75,16 +74,6 @@ class AttackTest(parameterized.TestCase):
             own = jax.random.fold_in(jax.random.key(3), int(number))
             np.testing.assert_array_equal(drawn[i], jax.random.key_data(own))
 
-    def test_pgd_is_that_of_the_package_with_these_settings(self):
-        moved = lambda logits_fn, drawn, images, labels: images + drawn + labels  # noqa: E731
-        with mock.patch.object(attack.attacks, "pgd", return_value=moved) as pgd:
-            points, values = attack._ended.__wrapped__(
-                lambda x: 3 * x, 0.5, 1.0, 7.0, steps=4, threat=Threat("l2", 0.8), step_size=0.25
-            )
-        self.assertEqual((points, values), (8.5, 25.5))
-        how = {"norm": "l2", "epsilon": 0.8, "steps": 4, "step_size": 0.25, "random_start": True}
-        pgd.assert_called_once_with(**how)
-
     def test_logits_in_batches(self):
         seen = sample(5)._replace(logits_fn=jax.tree_util.Partial(lambda x: 2 * x.sum((2, 3))))
         found = attack.logits(seen, seen.images, 2)
@@ -95,36 +84,8 @@ class AttackTest(parameterized.TestCase):
         expected = -np.log(softmax(values)[np.arange(5), labels])
         np.testing.assert_allclose(attack.cross_entropy(values, labels), expected, rtol=1e-5)
 
-    def test_a_climb_tells_the_value_at_each_step_and_at_the_end(self):
-        machine = SimpleNamespace(query=lambda state: state)
-
-        def advance(machine, asks, state):
-            return SimpleNamespace(state=state + 1, queried=state, logits=asks(state, None))
-
-        with mock.patch.object(attack.attacks, "advance", advance):
-            end, values = attack.climb(
-                machine, lambda x: 10 * x, jnp.float32([0, 5]), 3, lambda at, z: at + z
-            )
-        self.assertEqual(end.tolist(), [3, 8])
-        self.assertEqual(values.tolist(), [[0, 55], [11, 66], [22, 77], [33, 88]])
-
 
 class ConvergenceTest(absltest.TestCase):
-    def test_steps_are_those_of_ten_however_many_there_are(self):
-        machine = mock.Mock()
-        with (
-            mock.patch.object(attack.attacks, "pgd_machine", return_value=machine) as made,
-            mock.patch.object(attack, "climb", return_value=("the end", "values")) as climb,
-        ):
-            how = {"steps": 7, "threat": Threat("l2", 0.8)}
-            found = convergence.trajectory.__wrapped__("net", "keys", "images", "labels", **how)
-        self.assertEqual(found, "values")
-        (call,) = made.call_args_list
-        self.assertAlmostEqual(call.kwargs.pop("step_size"), 0.12)  # 1.5 x 0.8 / 10
-        self.assertEqual(call.kwargs, {"norm": "l2", "epsilon": 0.8, "steps": 7})
-        machine.init.assert_called_once_with("images", "labels", keys="keys", start="random")
-        climb.assert_called_once_with(machine, "net", machine.init.return_value, 7, machine.loss)
-
     def test_rows_of_images_that_are_right(self):
         seen, calls = sample(3), []
         before = np.eye(CLASSES, dtype=np.float32)[[0, 3, 2]]  # the second of three is wrong
@@ -159,42 +120,6 @@ class ConvergenceTest(absltest.TestCase):
 
 
 class PerturbationsTest(parameterized.TestCase):
-    @parameterized.parameters(("linf",), ("l2",))
-    def test_rows(self, norm):
-        seen = sample(4, norm)
-        delta = RNG.uniform(-0.2, 0.2, seen.images.shape).astype(np.float32)
-        delta[0, :, 0] = 0.2
-        before, after = logits(4), logits(4)
-        with (
-            mock.patch.object(attack, "pgd", return_value=(seen.images + delta, after)) as pgd,
-            mock.patch.object(attack, "logits", return_value=before) as forward,
-        ):
-            rows, (adversarial, shown) = perturbations.analyse(
-                seen, settings("perturbations", (9,), seed=2, batch=3)
-            )
-        pgd.assert_called_once_with(seen, steps=9, seed=2, batch=3)
-        self.assertIs(forward.call_args.args[1], seen.images)
-        np.testing.assert_array_equal(adversarial, seen.images + delta)
-        for i, row in enumerate(rows):
-            limit = 0.2 if norm == "linf" else np.abs(delta[i]).max()
-            share = np.abs(delta[i]) / limit
-            expected = {
-                "image": 10 + i, "label": i % 4, "clean_prediction": before[i].argmax(),
-                "adversarial_prediction": after[i].argmax(),
-                "clean_ce": -np.log(softmax(before)[i, i % 4]),
-                "adversarial_ce": -np.log(softmax(after)[i, i % 4]),
-                "largest_change": np.abs(delta[i]).max(),
-                "mean_change_of_limit": share.mean(),
-                "share_at_limit": (share > 0.9999).mean(),
-            }  # fmt: skip
-            self.assertEqual(row["class"], "abcd"[i])
-            for key, value in expected.items():
-                self.assertAlmostEqual(row[key], float(value), places=4, msg=key)
-            wanted = 0.5 + delta[i] / (2 * limit)
-            np.testing.assert_allclose(shown[i], wanted, atol=1e-5)
-        if norm == "linf":
-            self.assertGreaterEqual(rows[0]["share_at_limit"], 0.5)
-
     def test_the_authors_sign_and_what_is_beyond(self):
         delta, limit = np.float32([[[[0.1, -0.2, 0.4]]]]), np.float32([0.2])
         for sign, values in (("attack", [0.75, 0.0, 1.0]), ("code", [0.25, 1.0, 0.0])):
@@ -226,25 +151,6 @@ class SynthesisTest(parameterized.TestCase):
         np.testing.assert_array_equal(shown, images)
         return rows, images, losses, values, calls
 
-    def test_rows(self):
-        seen = sample(5)
-        rows, images, losses, values, calls = self.analysed(seen, targets=(5, 1), step_size=0.3)
-        targets = [5, 1, 5, 1, 5]
-        self.assertEqual([row["target"] for row in rows], targets)
-        self.assertEqual(np.concatenate([own for _, own, _ in calls]).tolist(), targets)
-        self.assertEqual(calls[0][2], {"steps": 4, "step_size": 0.3})
-        for i, row in enumerate(rows):
-            self.assertEqual(row["sample"], i)
-            self.assertEqual(row["class"], "5" if targets[i] == 5 else "b")
-            self.assertEqual((row["start_ce"], row["end_ce"]), (losses[0, i], losses[-1, i]))
-            self.assertEqual(row["prediction"], values[i].argmax())
-            self.assertAlmostEqual(row["probability"], softmax(values)[i, targets[i]], places=5)
-            start = np.concatenate([own for own, _, _ in calls])[i]
-            for key, of in (("saturated_at_start", start), ("saturated_at_end", images[i])):
-                self.assertAlmostEqual(row[key], ((of == 0) | (of == 1)).mean())
-        self.assertAlmostEqual(rows[0]["saturated_at_end"], 0.5)
-        self.assertAlmostEqual(rows[1]["saturated_at_end"], 0.25)
-
     def test_targets_are_drawn_or_refused(self):
         rows, *_, calls = self.analysed(sample(5), seed=3)
         drawn = np.random.default_rng([3, 1]).integers(0, CLASSES, 5)
@@ -256,101 +162,26 @@ class SynthesisTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "--targets are classes from 0 to 5 of net"):
                 synthesis.analyse(sample(2), settings("synthesis", targets=targets))
 
-    def test_noise(self):
-        """Of U[0, 1] + U[-15, 15], one in thirty is neither black nor white."""
-        found = synthesis.noise((60, 20, 20, 3), 1)
-        self.assertBetween(float(found.min()), 0, 0)
-        self.assertBetween(float(found.max()), 1, 1)
-        self.assertAlmostEqual(((found > 0) & (found < 1)).mean(), 1 / 30, delta=0.003)
-        self.assertAlmostEqual(float(found.mean()), 0.5 + 0.5 / 30, delta=0.02)
-
-
-class EffectivenessTest(absltest.TestCase):
-    def test_rows(self):
-        seen = sample(4)
-        asked, ends = [], {}
-
-        def pgd(at, *, steps, seed, batch):
-            asked.append((at.logits_fn, steps, seed, batch))
-            return None, ends.setdefault((at.logits_fn, steps, seed), logits(4))
-
-        places = [(4, "train 4", "first"), (9, "train 9", "second")]
-        with (
-            mock.patch.object(effectiveness, "_checkpoints", return_value=places),
-            mock.patch.object(attack, "pgd", pgd),
-        ):
-            how = settings("effectiveness", (1, 2, 5), seeds=2, batch=3)
-            rows, _ = effectiveness.analyse(seen, how)
-        expected = [(f, k, s, 3) for f in ("first", "second") for k in (1, 2, 5) for s in (0, 1)]
-        self.assertEqual(asked, expected)
-
-        def ce(of, k):
-            own = [softmax(ends[of, k, s])[np.arange(4), seen.labels] for s in (0, 1)]
-            return np.array([-np.log(one).mean() for one in own])
-
-        for row, (step, name, of, k) in zip(
-            rows, [(*place, k) for place in places for k in (1, 2, 5)], strict=True
-        ):
-            self.assertEqual((row["checkpoint"], row["step"], row["attack_steps"]), (name, step, k))
-            self.assertEqual((row["images"], row["seeds"]), (4, 2))
-            most, own = ce(of, 5).mean(), ce(of, k)
-            self.assertAlmostEqual(row["ce"], own.mean(), places=5)
-            self.assertAlmostEqual(row["ce_std_over_seeds"], own.std(), places=5)
-            left = 100 * abs(most - own.mean()) / most
-            self.assertAlmostEqual(row["left_percent"], left, places=3)
-            right = [(ends[of, k, s].argmax(1) == seen.labels).mean() for s in (0, 1)]
-            self.assertAlmostEqual(row["accuracy"], np.mean(right))
-
 
 class SemanticScoreTest(parameterized.TestCase):
-    def test_rows(self):
-        seen = sample(5)._replace(logits_fn="own")
-        delta = RNG.uniform(-0.2, 0.2, seen.images.shape).astype(np.float32)
-        larger = SimpleNamespace(network=SimpleNamespace(image_size=4))
-        given, values = [], {}
-
-        def forward(judge, images, batch):
-            given.append((judge.logits_fn, images, batch))
-            return values.setdefault(len(values), logits(5))
-
-        with (
-            mock.patch.object(attack, "pgd", return_value=(seen.images + delta, None)) as pgd,
-            mock.patch.object(attack, "logits", forward),
-            mock.patch.object(semantic_score, "other", return_value=("net", larger, "theirs")),
-        ):
-            how = settings("semantic-score", (9,), judges=("deep/run",), top=3, sign="code", seed=4)
-            rows, shown = semantic_score.analyse(seen, how)
-        pgd.assert_called_once_with(seen, steps=9, seed=4, batch=64)
-        about = [(row["judge"], row["itself"], row["top"], row["images"]) for row in rows]
-        self.assertEqual(about, [("net (x)", True, 3, 5), ("net, run", False, 3, 5)])
-        self.assertEqual([who for who, _, _ in given], ["own", "own", "theirs", "theirs"])
-        change = np.round(255 * np.clip(0.5 - delta / 0.4, 0, 1))
-        self.assertLessEqual(np.abs(shown - change).max(), 1)  # of rounding
-        self.assertEqual(shown.dtype, np.uint8)
-        np.testing.assert_allclose(given[0][1], shown / 255, atol=1e-6)
-        np.testing.assert_allclose(given[1][1], np.round(255 * seen.images) / 255, atol=1e-6)
-        self.assertEqual([images.shape[1] for _, images, _ in given], [2, 2, 4, 4])
-        self.assertLessEqual(given[2][1].max(), 1)
-        for at, row in enumerate(rows):
-            for place, kind in enumerate(("perturbations", "images")):
-                order = np.argsort(-values[2 * at + place], axis=1)
-                for top in (1, 3):
-                    hits = (order[:, :top] == seen.labels[:, None]).any(1).mean()
-                    self.assertAlmostEqual(row[f"{kind}_top{top}"], hits)
-
-    @parameterized.parameters((20, None, 1), (21, None, 5), (21, 2, 2))
-    def test_five_guesses_of_many_classes(self, classes, top, expected):
-        seen = sample(3)
-        seen.subject.network.num_classes = classes
-        with (
-            mock.patch.object(attack, "pgd", return_value=(seen.images, None)),
-            mock.patch.object(attack, "logits", return_value=np.eye(3, classes, dtype=np.float32)),
-        ):
-            (row,), _ = semantic_score.analyse(seen, settings("semantic-score", top=top))
-        self.assertEqual(row["top"], expected)
-        self.assertEqual(row["images_top1"], 1.0)
-        with self.assertRaisesRegex(ValueError, f"--top={classes} must be below the {classes} cl"):
-            semantic_score.analyse(seen, settings("semantic-score", top=classes))
+    def test_five_guesses_of_many_classes(self):
+        for classes, top, expected in ((20, None, 1), (21, None, 5), (21, 2, 2)):
+            with self.subTest(row=(classes, top, expected)):
+                seen = sample(3)
+                seen.subject.network.num_classes = classes
+                with (
+                    mock.patch.object(attack, "pgd", return_value=(seen.images, None)),
+                    mock.patch.object(
+                        attack, "logits", return_value=np.eye(3, classes, dtype=np.float32)
+                    ),
+                ):
+                    (row,), _ = semantic_score.analyse(seen, settings("semantic-score", top=top))
+                self.assertEqual(row["top"], expected)
+                self.assertEqual(row["images_top1"], 1.0)
+                with self.assertRaisesRegex(
+                    ValueError, f"--top={classes} must be below the {classes} cl"
+                ):
+                    semantic_score.analyse(seen, settings("semantic-score", top=classes))
 
 
 class AugmentationsTest(absltest.TestCase):
@@ -380,37 +211,6 @@ class AugmentationsTest(absltest.TestCase):
             self.assertAlmostEqual(row["std"], pixels[i].std(), places=5)
             away = np.abs(pixels[i] - pixels[i][:, ::-1]).mean()
             self.assertAlmostEqual(row["from_plain"], away, places=5)
-
-    def test_each_view_is_drawn_by_its_own(self):
-        folder, _ = self.pictures()
-        _, (_, _, ((_, sheet),)) = self.analysed(folder, "crop|flip")
-        same = [np.array_equal(a, b) for image in sheet for a, b in [image]]
-        self.assertFalse(all(same))
-
-    def test_what_the_device_does_beside(self):
-        folder, _ = self.pictures()
-        calls = []
-
-        def change(key, batch):
-            calls.append((jax.random.key_data(key).tolist(), batch.images.shape))
-            return batch._replace(images=batch.images + len(calls))
-
-        with mock.patch.object(augmentations.mixing, "batch_augmentation") as made:
-            made.return_value = change
-            rows, (_, _, kinds) = self.analysed(folder, "heavy")
-        preset = augmentations.PRESETS["heavy"]
-        self.assertEqual(
-            made.call_args.kwargs,
-            {"num_classes": 2, "erasing": preset.erase, "mixup": preset.mixup,
-             "cutmix": preset.cutmix},
-        )  # fmt: skip
-        self.assertEqual([where for where, _ in kinds], ["host", "device"])
-        host, device = (sheet for _, sheet in kinds)
-        for view in (0, 1):  # an even number is mixed in pairs
-            np.testing.assert_allclose(device[:, view], host[:, view] + view + 1, rtol=1e-5)
-        self.assertEqual([shape[0] for _, shape in calls], [4, 4])
-        self.assertNotEqual(calls[0][0], calls[1][0])
-        self.assertEqual([row["where"] for row in rows], ["host"] * 6 + ["device"] * 6)
 
 
 class OtherTest(parameterized.TestCase):
@@ -447,25 +247,6 @@ class OtherTest(parameterized.TestCase):
             return given._replace(weights=None, workdir="run")
         return given
 
-    def test_a_place(self):
-        found = network_sample.other("published", self.like)
-        self.assertEqual((found[0], found[2]), ("their (ema)", "function"))
-        self.assertEqual(self.given.weights, "published")
-        expected = {"dataset": "digits", "split": "test", "data_dir": None, "classes": None}
-        self.assertEqual(self.settled.call_args.kwargs, expected)
-        network_sample.other("run", self.like)  # which says its own images
-        self.assertEqual(self.settled.call_args.kwargs, {})
-
-    def test_a_builder_and_a_file(self):
-        network_sample.other("torch:file.py:make", self.like)
-        self.assertEqual((self.given.torch, self.given.weights), ("file.py:make", None))
-        file = self.create_tempfile("w.pt").full_path
-        network_sample.other(f"vit_s={file}", self.like)
-        self.assertEqual((self.given.model, self.given.weights), ("vit_s", file))
-        self.assertEqual(self.given.num_classes, CLASSES)
-        with self.assertRaisesRegex(ValueError, "vit_s=nowhere: there is no file nowhere"):
-            network_sample.other("vit_s=nowhere", self.like)
-
     def test_other_classes(self):
         self.classes = None  # not known
         network_sample.other("published", self.like)
@@ -480,38 +261,43 @@ class CheckedTest(parameterized.TestCase):
     def checked(self, name, named=None, **given) -> AnalysisSettings:
         return analyses.checked({"analysis": name} | given, named or {"workdir": "w"})
 
-    @parameterized.parameters(
-        ("perturbations", {}, {"n": 16, "steps": (100,), "sign": "attack", "seeds": 3}),
-        ("semantic-score", {"judges": ("a",)}, {"n": 256, "steps": (100,), "sign": "code"}),
-        ("semantic-score", {"judges": ("a",), "sign": "attack"}, {"sign": "attack"}),
-        ("effectiveness", {}, {"n": 256, "steps": (1, 2, 5, 10, 200), "seeds": 3}),
-        ("convergence", {}, {"n": 32, "seeds": 20}),
-        ("convergence", {"seeds": 2, "n": None, "steps": ()}, {"n": 32, "seeds": 2}),
-        ("effectiveness", {"steps": (1,)}, {"steps": (1,)}),
-        ("effectiveness", {"steps": (5, 1, 5)}, {"steps": (1, 5)}),  # each once, in order
-        ("convergence", {"steps": (1, 0)}, {"steps": (0, 1)}),
-        ("perturbations", {"steps": (1,)}, {"steps": (1,)}),
-        ("synthesis", {"step_size": 1e-9, "targets": (1,)}, {"step_size": 1e-9, "targets": (1,)}),
-    )
-    def test_settings(self, name, given, expected):
-        found = self.checked(name, **given)
-        self.assertEqual((found.analysis, found.named), (name, {"workdir": "w"}))
-        self.assertEqual({key: getattr(found, key) for key in expected}, expected)
+    def test_settings(self):
+        for name, given, expected in (
+            ("perturbations", {}, {"n": 16, "steps": (100,), "sign": "attack", "seeds": 3}),
+            ("semantic-score", {"judges": ("a",)}, {"n": 256, "steps": (100,), "sign": "code"}),
+            ("semantic-score", {"judges": ("a",), "sign": "attack"}, {"sign": "attack"}),
+            ("effectiveness", {}, {"n": 256, "steps": (1, 2, 5, 10, 200), "seeds": 3}),
+            ("convergence", {}, {"n": 32, "seeds": 20}),
+            ("convergence", {"seeds": 2, "n": None, "steps": ()}, {"n": 32, "seeds": 2}),
+            ("effectiveness", {"steps": (1,)}, {"steps": (1,)}),
+            ("effectiveness", {"steps": (5, 1, 5)}, {"steps": (1, 5)}),  # each once, in order
+            ("convergence", {"steps": (1, 0)}, {"steps": (0, 1)}),
+            ("perturbations", {"steps": (1,)}, {"steps": (1,)}),
+            (
+                "synthesis",
+                {"step_size": 1e-9, "targets": (1,)},
+                {"step_size": 1e-9, "targets": (1,)},
+            ),
+        ):
+            with self.subTest(row=(name, given, expected)):
+                found = self.checked(name, **given)
+                self.assertEqual((found.analysis, found.named), (name, {"workdir": "w"}))
+                self.assertEqual({key: getattr(found, key) for key in expected}, expected)
 
-    @parameterized.parameters(
-        ("effectiveness", {"steps": (0, 5)}, "--steps of effectiveness must be at least 1"),
-        ("convergence", {"steps": (-1, 5)}, "--steps of convergence must be at least 0"),
-        ("convergence", {"steps": (0,)}, "--steps must name an attack of at least 1 step"),
-        ("perturbations", {"steps": (1, 2)}, "perturbations takes one number of --steps"),
-        ("synthesis", {"step_size": 0.0}, "--step_size=0.0 must be above 0"),
-        ("semantic-score", {}, "semantic-score needs --judges"),
-        ("perturbations", {"seeds": 2}, "--seeds has no effect on perturbations; leave it out"),
-        ("augmentations", {"steps": (3,)}, "--steps has no effect on augmentations"),
-        ("augmentations", {}, "--workdir has no effect on augmentations"),
-    )
-    def test_mistakes(self, name, given, words):
-        with self.assertRaisesRegex(ValueError, words):
-            self.checked(name, **given)
+    def test_mistakes(self):
+        for name, given, words in (
+            ("effectiveness", {"steps": (0, 5)}, "--steps of effectiveness must be at least 1"),
+            ("convergence", {"steps": (-1, 5)}, "--steps of convergence must be at least 0"),
+            ("convergence", {"steps": (0,)}, "--steps must name an attack of at least 1 step"),
+            ("perturbations", {"steps": (1, 2)}, "perturbations takes one number of --steps"),
+            ("synthesis", {"step_size": 0.0}, "--step_size=0.0 must be above 0"),
+            ("semantic-score", {}, "semantic-score needs --judges"),
+            ("perturbations", {"seeds": 2}, "--seeds has no effect on perturbations; leave it out"),
+            ("augmentations", {"steps": (3,)}, "--steps has no effect on augmentations"),
+            ("augmentations", {}, "--workdir has no effect on augmentations"),
+        ):
+            with self.subTest(row=(name, given, words)), self.assertRaisesRegex(ValueError, words):
+                self.checked(name, **given)
 
     def test_pictures_need_no_network(self):
         found = self.checked("augmentations", {"workdir": None, "image_size": 32}, views=2)

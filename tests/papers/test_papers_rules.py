@@ -6,10 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import Values, base, plain
+from jaxrobust.config import base, plain
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.tables import (
@@ -74,14 +73,15 @@ class TablesTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, f"--row {wanted}: Table 2 of revis.* {said}"):
                 tables.row(of, wanted)
 
-    @parameterized.parameters(
-        ("4/255", 4 / 255, True), (0.5, "1/2", True), (1, 1.0, True), ("1", 1, True),
-        (1.0, 1.0 + 1e-8, False), (1e-9, 2e-9, False), ("a", "a", True), ("a", "b", False),
-        (None, None, False), (None, 0, False), (True, True, True), ((1,), (1,), True),
-    )  # fmt: skip
-    def test_same(self, one, other, same):
-        self.assertEqual(tables.same(one, other), same)
-        self.assertEqual(tables.same(other, one), same)
+    def test_same(self):
+        for one, other, same in (
+            ("4/255", 4 / 255, True), (0.5, "1/2", True), (1, 1.0, True), ("1", 1, True),
+            (1.0, 1.0 + 1e-8, False), (1e-9, 2e-9, False), ("a", "a", True), ("a", "b", False),
+            (None, None, False), (None, 0, False), (True, True, True), ((1,), (1,), True),
+        ):  # fmt: skip
+            with self.subTest(row=(one, other, same)):
+                self.assertEqual(tables.same(one, other), same)
+                self.assertEqual(tables.same(other, one), same)
 
     def test_values_as_they_are_printed(self):
         of = table([], decimals=1)
@@ -92,133 +92,71 @@ class TablesTest(parameterized.TestCase):
         for value, text in ((None, "unknown"), (0.123456, "0.1235"), (12345, "12345"), ("x", "x")):
             self.assertEqual(tables.shown(value), text)
 
-    def test_settings_are_what_is_left(self):
-        own = row(epochs=5, aa_std=0.1, params_m=1, note="x", train_size=8)
-        of = table([own])
-        self.assertEqual(tables.settings(of, own), {"epochs": 5, "train_size": 8})
-        places = {"dataset": "cifar10", "split": "test", "images": 10, "image_size": 32}
-        self.assertEqual(tables.settings(of, own, ()), {"epochs": 5, "train_size": 8} | places)
-
 
 class AttackTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (AA, {}, []),
-        (AA, {"attacks": STANDARD[:3]}, ["another attack than standard AutoAttack"]),
-        (AA, {"fast": {"sampled": 3}}, ["the fast version, whose verdicts are not AutoAttack's"]),
-        (AA, {"attacks": []}, ["clean accuracy only"]),
-        (AA, {"robust": None}, ["clean accuracy only"]),
-        (AA | {"epsilon": "8/255"}, {}, ["linf 0.01569, not 8/255"]),
-        (AA | {"norm": "l2"}, {}, ["linf, not l2"]),
-        (AA | {"epsilon": 4 / 255}, {}, []),
-        (APGD, {}, ["another attack than APGD-CE, 20 steps, 2 restarts"]),
-        ({"attack": "pgd", "norm": "linf", "epsilon": "4/255"}, {},
-         ["the paper does not say the settings of its pgd"]),
-        ({"attack": "clean"}, {}, []),
-        ({"attack": "clean"}, {"clean": None}, ["no clean images"]),
-        ({"attack": "clean"}, {"attacks": [], "robust": None}, []),
-        ({"members": [AA], "attack": "union"}, {},
-         ["one attack, not the worst case of several"]),
-        ({"members": [AA], "attack": "union"}, {"method": "union"}, []),
-        ({"members": [AA], "attack": "union"}, {"method": "union", "attacks": STANDARD[1:]},
-         ["another attack than standard AutoAttack"]),
-    )  # fmt: skip
-    def test_other_attack(self, what, changes, said):
-        self.assertEqual([*matching.other_attack(what, record(**changes))], said)
+    def test_other_attack(self):
+        for what, changes, said in (
+            (AA, {}, []),
+            (AA, {"attacks": STANDARD[:3]}, ["another attack than standard AutoAttack"]),
+            (AA, {"fast": {"sampled": 3}},
+             ["the fast version, whose verdicts are not AutoAttack's"]),
+            (AA, {"attacks": []}, ["clean accuracy only"]),
+            (AA, {"robust": None}, ["clean accuracy only"]),
+            (AA | {"epsilon": "8/255"}, {}, ["linf 0.01569, not 8/255"]),
+            (AA | {"norm": "l2"}, {}, ["linf, not l2"]),
+            (AA | {"epsilon": 4 / 255}, {}, []),
+            (APGD, {}, ["another attack than APGD-CE, 20 steps, 2 restarts"]),
+            ({"attack": "pgd", "norm": "linf", "epsilon": "4/255"}, {},
+             ["the paper does not say the settings of its pgd"]),
+            ({"attack": "clean"}, {}, []),
+            ({"attack": "clean"}, {"clean": None}, ["no clean images"]),
+            ({"attack": "clean"}, {"attacks": [], "robust": None}, []),
+            ({"members": [AA], "attack": "union"}, {},
+             ["one attack, not the worst case of several"]),
+            ({"members": [AA], "attack": "union"}, {"method": "union"}, []),
+            ({"members": [AA], "attack": "union"}, {"method": "union", "attacks": STANDARD[1:]},
+             ["another attack than standard AutoAttack"]),
+        ):  # fmt: skip
+            with self.subTest(row=(what, changes, said)):
+                self.assertEqual([*matching.other_attack(what, record(**changes))], said)
 
-    @parameterized.parameters((20, 2, True), (21, 2, False), (20, 1, False))
-    def test_apgd_of_steps_and_restarts(self, steps, restarts, same):
-        own = [{"name": "apgd-ce", "steps": steps, "restarts": restarts, **LINF}]
-        found = [*matching.other_attack(APGD, record(attacks=own))]
-        self.assertEqual(not found, same)
+    def test_apgd_of_steps_and_restarts(self):
+        for steps, restarts, same in ((20, 2, True), (21, 2, False), (20, 1, False)):
+            with self.subTest(row=(steps, restarts, same)):
+                own = [{"name": "apgd-ce", "steps": steps, "restarts": restarts, **LINF}]
+                found = [*matching.other_attack(APGD, record(attacks=own))]
+                self.assertEqual(not found, same)
 
-    def test_the_first_wrong_ball_alone_is_said(self):
-        own = [STANDARD[0], STANDARD[1] | {"norm": "l2"}, STANDARD[2] | {"norm": "l1"}, STANDARD[3]]
-        self.assertEqual([*matching.other_attack(AA, record(attacks=own))], ["l2, not linf"])
-
-    @parameterized.parameters(
-        ("clean", 70.0), ("autoattack", 50.0), ("union", 50.0), ("corruptions", 30.0)
-    )
-    def test_measured(self, attack, value):
-        own = record(corruptions={"mean": 0.3})
-        self.assertEqual(matching.measured({"attack": attack}, own), value)
-        none = replace(own, corruptions=None, clean=None, robust=None)
-        self.assertIsNone(matching.measured({"attack": attack}, none))
-
-    @parameterized.parameters(
-        ({}, {}, []),
-        ({"split": "val"}, {}, ["split test, not val"]),
-        ({"dataset": "cifar100"}, {}, ["cifar10, not cifar100"]),
-        ({"images": 11}, {}, ["images 0..9, not all 11"]),
-        ({"images": None}, {}, ["the paper does not say on how many images"]),
-        ({}, {"damaged": [1, 2]}, ["2 damaged images are left out"]),
-        ({"split": "val@robustbench"}, {}, ["split test, not RobustBench's list of images"]),
-        ({"split": "val@robustbench", "dataset": "imagenet2012"},
-         {"ids_sha256": ROBUSTBENCH_SHA256, "dataset": "folder:x"}, []),
-        ({}, {"dataset": "cifar10-c:files", "split": "any"}, []),
-        ({"dataset": "imagenet100"}, {}, ["cifar10 with other classes than imagenet100"]),
-    )  # fmt: skip
-    def test_other_images(self, wanted, changes, said):
-        own = row(**wanted)
-        self.assertEqual([*matching._other_images(own, record(**changes), True)], said)
-
-    def test_near_images_are_a_part_of_the_split(self):
-        own = record(split="test[:5]", image_ids="0..4", damaged=[1])
-        self.assertEmpty([*matching._other_images(row(), own, False)])
-        self.assertLen([*matching._other_images(row(), own, True)], 3)
-
-    @parameterized.parameters(
-        ({"model": {"name": "vit"}}, None, "vit (train)"),
-        ({"model": None}, {"model": {"name": "own"}}, "own (train)"),
-        ({"model": None}, {"architecture": "theirs"}, "theirs (train)"),
-        ({"model": None, "weights": "train, epoch 3, raw"}, None, "a network (train, epoch 3)"),
-    )
-    def test_label(self, changes, config, label):
-        given = ours(**changes)._replace(config=config)
-        self.assertEqual(matching.label(given), label)
-
-    def test_sizes(self):
-        """Of the record's network, else of the config's or of an imported folder's."""
-        from jaxrobust import config, models  # noqa: F401
-        from jaxrobust.models import table as adds
-
-        own = {"name": "net", "num_classes": 10, "image_size": 8, "in_channels": 1, "options": {}}
-        init = lambda key: ({"a": np.zeros((3, 4)), "b": np.zeros(8)}, {"s": np.zeros(99)})  # noqa: E731
-        with (
-            mock.patch.object(config, "NetworkSpec") as spec,
-            mock.patch.object(adds, "multiply_adds", return_value=3e9) as counted,
+    def test_measured(self):
+        for attack, value in (
+            ("clean", 70.0),
+            ("autoattack", 50.0),
+            ("union", 50.0),
+            ("corruptions", 30.0),
         ):
-            spec.return_value.create.return_value = net = SimpleNamespace(init=init)
-            for given in (
-                ours(model=own),
-                ours(model=None)._replace(config={"model": own}),
-                ours(model=None)._replace(config={"architecture": "net"} | own | {"name": None}),
-            ):
-                self.assertEqual(matching.sizes(given), {"params_m": 20e-6, "macs_g": 3.0})
-                self.assertEqual(spec.call_args.args, ("net", 10, 8, 1, {}))
-                self.assertIs(counted.call_args.args[0], net)
-                self.assertEqual(counted.call_args.kwargs, {"image_size": 8, "in_channels": 1})
-            matching.sizes(ours(model=own | {"in_channels": None, "options": None}))
-            self.assertEqual(spec.call_args.args, ("net", 10, 8, 3, {}))
-            for given in (
-                ours(model=own, function={"name": "f"}),
-                ours(model=own | {"num_classes": None}),
-                ours(model=own | {"image_size": None}),
-                ours(model=None),
-            ):
-                self.assertEqual(matching.sizes(given), {})
+            with self.subTest(row=(attack, value)):
+                own = record(corruptions={"mean": 0.3})
+                self.assertEqual(matching.measured({"attack": attack}, own), value)
+                none = replace(own, corruptions=None, clean=None, robust=None)
+                self.assertIsNone(matching.measured({"attack": attack}, none))
 
-    def test_an_edited_config(self):
-        folder = Path(self.create_tempdir().full_path)
-        inner = folder / "evaluation" / "results.jsonl"
-        known = RunRecord(record(config_sha256="abcdef0123456789"), inner, None)
-        self.assertEqual(run_records.other_config(known), "")  # there is none
-        (folder / "config.json").write_text("{}")
-        said = run_records.other_config(known)
-        self.assertStartsWith(said, f"{folder}/config.json is not the config that the record was")
-        self.assertIn("begins with abcdef012345:", said)
-        self.assertEqual(run_records.other_config(known._replace(config={})), "")
-        unknown = known._replace(record=record(config_sha256=None))
-        self.assertEqual(run_records.other_config(unknown), "")
+    def test_other_images(self):
+        for wanted, changes, said in (
+            ({}, {}, []),
+            ({"split": "val"}, {}, ["split test, not val"]),
+            ({"dataset": "cifar100"}, {}, ["cifar10, not cifar100"]),
+            ({"images": 11}, {}, ["images 0..9, not all 11"]),
+            ({"images": None}, {}, ["the paper does not say on how many images"]),
+            ({}, {"damaged": [1, 2]}, ["2 damaged images are left out"]),
+            ({"split": "val@robustbench"}, {}, ["split test, not RobustBench's list of images"]),
+            ({"split": "val@robustbench", "dataset": "imagenet2012"},
+             {"ids_sha256": ROBUSTBENCH_SHA256, "dataset": "folder:x"}, []),
+            ({}, {"dataset": "cifar10-c:files", "split": "any"}, []),
+            ({"dataset": "imagenet100"}, {}, ["cifar10 with other classes than imagenet100"]),
+        ):  # fmt: skip
+            with self.subTest(row=(wanted, changes, said)):
+                own = row(**wanted)
+                self.assertEqual([*matching._other_images(own, record(**changes), True)], said)
 
 
 class MarkdownTest(parameterized.TestCase):
@@ -272,19 +210,6 @@ class MarkdownTest(parameterized.TestCase):
             "| b | 7 | 70.00 | not measured | 50.00 | **40.00** [1] |  |\n\n- of all\n- a: odd",
         )
 
-    @parameterized.parameters(
-        (True, "yes"), (False, "no"), ([1, 2], "1 2"), (None, ""), (0, "0"), ("x", "x")
-    )
-    def test_plain(self, value, text):
-        self.assertEqual(tables_markdown.plain(value), text)
-
-    @parameterized.parameters(
-        ("0123456789abcdef", "01234567"), ("0123456789abcdef+changes", "01234567+changes"),
-        (None, "None"),
-    )  # fmt: skip
-    def test_commits(self, commit, text):
-        self.assertEqual(tables_markdown.short(record(commit=commit)), text)
-
     def test_records(self):
         """What stands in no cell says to what it is nearest, by the fewest differences."""
         shown = Filled(table([row("a"), row("b"), row("c", aa=None)], results={"aa": AA}), {})
@@ -333,80 +258,13 @@ class MarkdownTest(parameterized.TestCase):
         self.assertEndsWith(text, "| *50.00* [1] |\n\nthe records\n")
         self.assertNotIn(none, text)
 
-    @parameterized.parameters(
-        (1, "a"), (3, "a; b; c"), (4, "a; b; c; and 1 more"), (5, "and 2 more")
-    )
-    def test_three_differences_are_named_of_the_nearest_row(self, count, said):
-        shown = [Filled(table([row("x"), row("y")], results={"aa": AA}), {})]
-        found = list("abcde")[:count]
-        both = mock.Mock(side_effect=[[*found, "z"], found])
-        with mock.patch.object(tables_markdown.matching, "differences", both):
-            text = tables_markdown._nearest(ours(), shown)
-        self.assertStartsWith(text, "nearest is table_2, y, but a")
-        self.assertEndsWith(text, said)
-
-    def test_of_rows_as_near_the_first_is_named(self):
-        shown = [Filled(table([row("x"), row("y", aa=None), row("z")], results={"aa": AA}), {})]
-        with mock.patch.object(
-            tables_markdown.matching, "differences", return_value=["a"]
-        ) as asked:
-            text = tables_markdown._nearest(ours(), shown)
-        self.assertEqual(text, "nearest is table_2, x, but a")
-        self.assertEqual(asked.call_count, 2)  # a row without a value is none
-
     def test_contradictions(self):
         rows = [{"where": "Table 1", "says": [1, None], "likely": [2, 3], "why": "a | b"}]
         lines = tables_markdown._contradictions(rows).splitlines()
         self.assertEqual(lines[-1], "| Table 1 | 1 /  | 2 3 | a \\| b |")
 
-    @parameterized.parameters(
-        ("corruptions", {"corruptions": {"mean": 0.5}}, True),
-        ("corruptions", {}, False),
-        ("autoattack", {"corruptions": {"mean": 0.5}}, False),
-        ("clean", {}, False),
-        ("clean", {"attacks": []}, True),
-        ("autoattack", {}, True),
-        ("autoattack", {"attacks": []}, False),
-    )
-    def test_concerns(self, attack, changes, concerns):
-        what = {"attack": attack}
-        self.assertEqual(tables_markdown._concerns(what, record(**changes)), concerns)
-
 
 class DocumentsTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.filled = mock.Mock(side_effect=lambda of, records, alike: Filled(of, {}))
-        self.lines = mock.Mock(side_effect=lambda name, shown, **how: f"lines of {name}")
-        for place, name, own in (
-            (documents.tables_markdown, "filled", self.filled),
-            (documents.lines, "document", self.lines),
-            (documents.matching, "collect_checked", lambda places: places),
-            (documents.tables_markdown, "document", lambda name, shown, records: f"page {name}\n"),
-        ):
-            self.enter_context(mock.patch.object(place, name, own))
-
-    def test_all_papers_or_one(self):
-        pages = [f"page {name}\n" for name in tables.PAPERS]
-        self.assertEqual(documents.answer([]), "\n".join(pages))
-        self.assertEqual(documents.answer([], paper="robust_resnets"), "page robust_resnets\n")
-        self.filled.reset_mock()
-        documents.answer(["a record"], paper="robust_resnets", table="2", alike=True)
-        (call,) = self.filled.call_args_list
-        self.assertEqual((call.args[0].id, call.args[1]), ("table_2", ["a record"]))
-        self.assertTrue(call.kwargs["alike"])
-
-    def test_commands(self):
-        how = {"paper": "revisiting_at", "table": "1", "commands": True}
-        self.assertEqual(documents.answer([], **how, row="2"), "lines of revisiting_at")
-        self.assertEqual(self.lines.call_args.kwargs, {"measured": False, "only": 1})
-        documents.answer(["a record"], **how)
-        self.assertEqual(self.lines.call_args.kwargs, {"measured": True, "only": None})
-        out = Path(self.create_tempdir().full_path, "new")
-        said = documents.answer([], **how, out=out)
-        path = out / "revisiting_at-commands.md"
-        self.assertEqual((said, path.read_text()), (f"{path}\n", "lines of revisiting_at"))
-
     def test_pictures_stand_under_their_title(self):
         of = [table([row()]), table([row()], id="table_21")]
         text = "# P\n\n## Table 2: About\n\nrows\n\n## Table 21: About\n\nrows"
@@ -429,76 +287,26 @@ class DocumentsTest(parameterized.TestCase):
 
 
 class TrainingWordsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("cifar10", None, "cifar10"), ("tfds:imagenet2012:5.1.0", None, "imagenet2012"),
-        ("imagenet2012", "imagenet100", "imagenet100"), ("imagenet2012", "others", None),
-        ("cifar10", "some", None), ("folder:place", None, "folder"),
-    )  # fmt: skip
-    def test_data_sets(self, name, classes, known):
-        self.assertEqual(training_words.dataset(name, classes), known)
+    def test_data_sets(self):
+        for name, classes, known in (
+            ("cifar10", None, "cifar10"), ("tfds:imagenet2012:5.1.0", None, "imagenet2012"),
+            ("imagenet2012", "imagenet100", "imagenet100"), ("imagenet2012", "others", None),
+            ("cifar10", "some", None), ("folder:place", None, "folder"),
+        ):  # fmt: skip
+            with self.subTest(row=(name, classes, known)):
+                self.assertEqual(training_words.dataset(name, classes), known)
 
-    @parameterized.parameters(
-        ("batch_size", 1090, 1000, True), ("batch_size", 910, 1000, True),
-        ("batch_size", 1110, 1000, False), ("batch_size", 890, 1000, False),
-        ("epochs", 51, 50, False), ("epochs", 50.0, 50, True), ("epsilon_train", 4 / 255, "4/255",
-                                                               True),
-    )  # fmt: skip
-    def test_a_batch_that_devices_divide_is_the_papers(self, key, own, wanted, same):
-        found = [*training_words._unlike(key, {key: own}, {key: wanted})]
-        self.assertEqual(not found, same, found)
-
-    @parameterized.parameters((1, None), (2, 2), (3, 3))
-    def test_views_of_an_image(self, views, told):
-        config = plain(base())
-        config["data"]["views"] = views
-        self.assertEqual(training_words.trained(config).get("repeated_augmentation"), told)
-
-    def test_a_batch_that_is_not_near_is_not_the_papers_however_small(self):
-        (said,) = training_words._unlike("batch_size", {"batch_size": 64}, {"batch_size": 1024})
-        self.assertEqual(said, "batch_size 64, not 1024")
-
-    def test_what_is_missing_differs(self):
-        (said,) = training_words._unlike("epochs", {}, {"epochs": 5})
-        self.assertEqual(said, "epochs unknown, not 5")
-
-    @parameterized.parameters(
-        ({"augmentation": "heavy", "label_smoothing": 0.1}, ""),
-        ({"augmentation": "basic", "label_smoothing": 0.1}, " after augmentation basic"),
-        ({"augmentation": "heavy", "label_smoothing": 0.0}, " after label_smoothing 0"),
-        ({}, " after augmentation unknown, label_smoothing unknown"),
-    )
-    def test_a_new_stems_clean_epochs(self, of_images, words):
-        self.assertEqual(training_words._clean_start(of_images), f"clean+stem{words}")
-
-    @parameterized.parameters(
-        ("convnext_t", ["convnext_tiny.fb_in1k"]), ("convnext_t_cvst", ["convnext_tiny.fb_in1k"]),
-        ("internimage_t_ps", [training_words.INTERNIMAGE]), ("nothing", []),
-    )  # fmt: skip
-    def test_clean_weights(self, model, names):
-        found = training_words.clean_weights(model)
-        self.assertContainsSubset(names, found)
-        self.assertEqual(bool(found), bool(names))
-
-    def test_a_start_from_published_robust_weights(self):
-        """As one phase of a network whose stem and head are kept or are both new."""
-        (published,) = tables.tables("revisiting_at", "table_2")
-        of = next(row for row in published.rows if row.get("robustbench"))
-
-        def started(before=(), **init):
-            init = {"weights": of["robustbench"], "stem": "keep", "head": "keep"} | init
-            last = {"start": None, "stem": "keep", "head": "keep"}
-            whole = {"init": init, "train": last, "model": {"name": "none_of_them"}}
-            return training_words._started(
-                json.loads(json.dumps(whole), object_hook=Values), list(before), "train", None
-            )
-
-        robust = {"start": "robust-4/255", "start_epochs": of["epochs"]}
-        self.assertEqual(started(), robust)
-        self.assertEqual(started(stem="fresh"), {})
-        self.assertEqual(started(before=["pretrain"]), {})
-        self.assertEqual(started(weights=None), {"start": "random"})
-        self.assertEqual(started(before=["pretrain"], weights=None), {})
-        self.assertEqual(started(weights="elsewhere"), {})
+    def test_a_batch_that_devices_divide_is_the_papers(self):
+        for key, own, wanted, same in (
+            ("batch_size", 1090, 1000, True), ("batch_size", 910, 1000, True),
+            ("batch_size", 1110, 1000, False), ("batch_size", 890, 1000, False),
+            ("epochs", 51, 50, False), ("epochs", 50.0, 50, True), 
+            ("epsilon_train", 4 / 255, "4/255",
+                                                                   True),
+        ):  # fmt: skip
+            with self.subTest(row=(key, own, wanted, same)):
+                found = [*training_words._unlike(key, {key: own}, {key: wanted})]
+                self.assertEqual(not found, same, found)
 
     def by_run(self, **first):
         """The start of a network from the weights of a run that was trained so."""
@@ -532,17 +340,18 @@ class TrainingWordsTest(parameterized.TestCase):
 
 
 class ResidualTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("WRN-28-10", "BAT", {}, "wrn_28_10", {}),
-        ("WRN-28-10", "AAT", {}, "wrn_28_10", {"activation": "silu"}),
-        ("RACL (7@104)", "BAT", {}, "racl_7_104", {}),
-        ("A", "AAT", {"extra_images": 500}, "a", {"activation": "silu"}),
-        ("A", "AAT", {"extra_images": 0}, None, None),  # which one is not said
-    )
-    def test_networks(self, name, recipe, more, model, options):
-        found = residual.network({"name": name, "recipe": recipe} | more)
-        expected = {"model": model} | ({} if options is None else {"options": options})
-        self.assertEqual(found, expected)
+    def test_networks(self):
+        for name, recipe, more, model, options in (
+            ("WRN-28-10", "BAT", {}, "wrn_28_10", {}),
+            ("WRN-28-10", "AAT", {}, "wrn_28_10", {"activation": "silu"}),
+            ("RACL (7@104)", "BAT", {}, "racl_7_104", {}),
+            ("A", "AAT", {"extra_images": 500}, "a", {"activation": "silu"}),
+            ("A", "AAT", {"extra_images": 0}, None, None),  # which one is not said
+        ):
+            with self.subTest(row=(name, recipe, more, model, options)):
+                found = residual.network({"name": name, "recipe": recipe} | more)
+                expected = {"model": model} | ({} if options is None else {"options": options})
+                self.assertEqual(found, expected)
 
 
 class LinesTest(parameterized.TestCase):
@@ -569,11 +378,12 @@ class LinesTest(parameterized.TestCase):
         wanted |= {key: {"attack": key} for key in results if key == "corruptions"}
         return [*lines._evaluations(row(**of_row), wanted, rule)]
 
-    @parameterized.parameters((0.8, "0.8"), (2, "2"), (1.25, "1.25"), (10, "10"), (2.345, "2.35"))
-    def test_steps_are_written_in_pixels_of_255(self, size, said):
-        what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
-        found = lines._settings(what | {"step_size": size / 255})
-        self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
+    def test_steps_are_written_in_pixels_of_255(self):
+        for size, said in ((0.8, "0.8"), (2, "2"), (1.25, "1.25"), (10, "10"), (2.345, "2.35")):
+            with self.subTest(row=(size, said)):
+                what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
+                found = lines._settings(what | {"step_size": size / 255})
+                self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
 
     def test_each_attack_of_its_own_is_an_evaluation(self):
         pgd = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform", "norm": "linf"}
@@ -596,25 +406,16 @@ class LinesTest(parameterized.TestCase):
         )
         self.assertEqual(self.evaluations(["corruptions"], dataset="other"), ["--corruptions all"])
 
-    @parameterized.parameters(
-        ({"train_size": 24}, " --image_size 32"),
-        ({"train_size": 48}, " --image_size 32"),
-        ({"train_size": 32}, ""),
-        ({"split": "validation"}, " --split validation"),
-        ({"split": "validation", "train_size": 24}, " --image_size 32 --split validation"),
-    )
-    def test_images_otherwise_than_in_training(self, of_row, said):
-        self.assertEqual(self.evaluations(["clean"], **of_row), [f"--attack clean{said}"])
-
-    def test_published_networks_have_no_split_of_a_config(self):
-        rule = SimpleNamespace(split="test", published=True)
-        self.assertEqual(self.evaluations(["clean"], rule, split="x"), ["--attack clean"])
-
-    def test_whose_it_is_and_the_batch_of_a_pod(self):
-        found = lines._more(row(batch_per_core=16))
-        self.assertEqual((found["own"], found["batch"]), (True, 1024))
-        found = lines._more(row(origin="timm"))
-        self.assertEqual((found["own"], found["batch"]), (False, 0))
+    def test_images_otherwise_than_in_training(self):
+        for of_row, said in (
+            ({"train_size": 24}, " --image_size 32"),
+            ({"train_size": 48}, " --image_size 32"),
+            ({"train_size": 32}, ""),
+            ({"split": "validation"}, " --split validation"),
+            ({"split": "validation", "train_size": 24}, " --image_size 32 --split validation"),
+        ):
+            with self.subTest(row=(of_row, said)):
+                self.assertEqual(self.evaluations(["clean"], **of_row), [f"--attack clean{said}"])
 
 
 class FoundTest(absltest.TestCase):
@@ -650,16 +451,6 @@ class FoundTest(absltest.TestCase):
             file.write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
             with self.assertRaisesRegex(ValueError, "holds lines that are no records of jaxrobust"):
                 list(run_records._records(file))
-
-
-class CleanTest(absltest.TestCase):
-    def test_a_record_of_corruptions_alone_has_no_clean_accuracy(self):
-        record = replace(AccuracyRecord(), corruptions={"mean": 0.25, "images": 100})
-        self.assertEqual(tables_markdown._clean(record), "25.00% under corruptions (100)")
-        record = replace(record, clean=0.5)
-        self.assertEqual(
-            tables_markdown._clean(record), "50.00% clean, 25.00% under corruptions (100)"
-        )
 
 
 if __name__ == "__main__":

@@ -11,15 +11,16 @@ from jaxrobust.papers.networks import picture_parts
 
 
 class PicturePartsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (None, None, "analyses"),
-        (None, "runs/1", "runs/1/analyses"),
-        ("mine", "runs/1", "mine"),
-        ("mine", None, "mine"),
-    )
-    def test_folder(self, out, workdir, expected):
-        given = None if out is None else Path(out)
-        self.assertEqual(picture_parts.folder(given, workdir), Path(expected))
+    def test_folder(self):
+        for out, workdir, expected in (
+            (None, None, "analyses"),
+            (None, "runs/1", "runs/1/analyses"),
+            ("mine", "runs/1", "mine"),
+            ("mine", None, "mine"),
+        ):
+            with self.subTest(row=(out, workdir, expected)):
+                given = None if out is None else Path(out)
+                self.assertEqual(picture_parts.folder(given, workdir), Path(expected))
 
     def test_a_table_of_plain_numbers(self):
         columns = {"n": np.int32([1, 2]), "x": np.array([0.1, 1 / 3]), "name": ("a", "b")}

@@ -37,18 +37,19 @@ def ours(robust: float, name: str = "net") -> run_records.RunRecord:
 
 
 class PointsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (("clean", "apgd-ce", "autoattack"), 2),
-        (("pgd-20", "apgd-ce"), 1),
-        (("pgd-20", "cw-40"), 0),
-        (("autoattack", "autoattack"), 0),  # the first of equals
-        (("clean", "union", "corruptions"), None),
-    )
-    def test_the_ordinate(self, attacks, place):
-        results = {f"key {i}": {"attack": attack} for i, attack in enumerate(attacks)}
-        results["size"] = {"unit": "M"}  # no accuracy
-        found = scatter.robust_key(filled([row("a")], results=results))
-        self.assertEqual(found, None if place is None else f"key {place}")
+    def test_the_ordinate(self):
+        for attacks, place in (
+            (("clean", "apgd-ce", "autoattack"), 2),
+            (("pgd-20", "apgd-ce"), 1),
+            (("pgd-20", "cw-40"), 0),
+            (("autoattack", "autoattack"), 0),  # the first of equals
+            (("clean", "union", "corruptions"), None),
+        ):
+            with self.subTest(row=(attacks, place)):
+                results = {f"key {i}": {"attack": attack} for i, attack in enumerate(attacks)}
+                results["size"] = {"unit": "M"}  # no accuracy
+                found = scatter.robust_key(filled([row("a")], results=results))
+                self.assertEqual(found, None if place is None else f"key {place}")
 
     def test_no_ordinate_no_points(self):
         table = filled([row("a")], results={"clean": {"attack": "clean"}})
@@ -111,80 +112,6 @@ class DrawnTest(parameterized.TestCase):
             (path,) = scatter.draw(filled([row("a")]), [], Path("out"))
         self.assertEqual(path, Path("out/revisiting_at-table_2.png"))
 
-    @parameterized.parameters(
-        (4, {}, True),
-        (3, {}, False),
-        (4, {"params_m": None}, False),  # the clean accuracy alone is no picture
-        (4, {"params_m": None, "macs_g": 4.0}, True),
-    )
-    def test_four_networks_whose_size_is_known(self, count, changes, drawn):
-        with (
-            mock.patch.object(scatter, "plotting") as plotting,
-            mock.patch.object(scatter, "_panel") as panel,
-            mock.patch.object(scatter, "_label") as label,
-        ):
-            figure = plotting.return_value.figure.return_value
-            figure.subplots.side_effect = lambda a, b, **how: [mock.MagicMock() for _ in range(b)]
-            rows = [row(f"n{i}", **changes) for i in range(count)]
-            found = scatter._drawn(filled(rows), [], Path("x.png"), "imagenet")
-        self.assertEqual(found, drawn)
-        self.assertEqual(figure.savefig.called, drawn)
-        if drawn:
-            axes = [call.args[1] for call in panel.call_args_list]
-            size = "params_m" if not changes else "macs_g"
-            self.assertEqual(axes, [size, "clean"])
-            self.assertEqual([call.args[1] for call in label.call_args_list], axes)
-            self.assertEqual(panel.call_args.args[3], "AutoAttack, linf 4/255, %")
-            self.assertIn("nothing of it measured by us yet", figure.suptitle.call_args.args[0])
-            (legend,) = figure.legend.call_args_list
-            handles = panel.call_args_list[0].args[0].get_legend_handles_labels.return_value
-            self.assertEqual(legend.args, tuple(handles))
-            self.assertEqual(legend.kwargs["loc"], "outside lower center")  # over no point
-            figure.get_layout_engine.return_value.execute.assert_called_once_with(figure)
-            figure.savefig.assert_called_once_with(Path("x.png"), dpi=120)
-            plotting.return_value.close.assert_called_once_with(figure)
-
-    def test_values_of_ours_are_counted(self):
-        with (
-            mock.patch.object(scatter, "plotting") as plotting,
-            mock.patch.object(scatter, "_panel"),
-            mock.patch.object(scatter, "_label"),
-            mock.patch.object(scatter, "_beside", return_value=[Point("a", "x", {}, "beside")]),
-        ):
-            figure = plotting.return_value.figure.return_value
-            figure.subplots.side_effect = lambda a, b, **how: [mock.MagicMock() for _ in range(b)]
-            table = filled([row(f"n{i}") for i in range(4)], {(0, "aa"): Cell(48.0, 0)})
-            scatter._drawn(table, [], Path("x.png"), "imagenet")
-        self.assertIn("red: 2 values measured by us", figure.suptitle.call_args.args[0])
-
-    def test_points_of_each_kind_where_the_axis_is_known(self):
-        shown = [
-            Point("1", "a", {"params_m": 1.0, "robust": 50.0}, "authors"),
-            Point("2", "b", {"clean": 70.0, "robust": 51.0}, "authors"),
-            Point("2", "", {"params_m": 30.0, "robust": 49.0}, "ours"),
-        ]
-        panel = mock.MagicMock()
-        scatter._panel(panel, "params_m", shown, "y")
-        first, second = panel.scatter.call_args_list
-        self.assertEqual((first.args, second.args), (([1.0], [50.0]), ([30.0], [49.0])))
-        self.assertGreater(second.kwargs["zorder"], first.kwargs["zorder"])
-        panel.set_xscale.assert_called_once_with("log")
-        panel = mock.MagicMock()
-        scatter._panel(panel, "clean", shown, "y")
-        self.assertEqual(panel.scatter.call_args.args, ([70.0], [51.0]))
-        panel.set_xscale.assert_not_called()
-
-    @parameterized.parameters((20.0, True), (20.5, False))
-    def test_few_ticks_where_sizes_are_more_than_20_fold(self, largest, fine):
-        values = [{"macs_g": size, "robust": 50.0} for size in (1.0, largest, 5.0)]
-        panel = mock.MagicMock()
-        scatter._panel(panel, "macs_g", [Point("1", "", own, "others") for own in values], "y")
-        ticks = panel.xaxis.set_major_locator.call_args.args[0].tick_values(1, 10)
-        self.assertContainsSubset({1, 2, 5}, set(ticks))
-        self.assertEqual({3, 4, 7} <= set(ticks), fine)
-        panel.xaxis.set_major_formatter.assert_called_once_with("{x:g}")
-        panel.set.assert_called_once_with(xlabel="multiply-adds, 1e9", ylabel="y")
-
     def test_a_label_is_beside_its_point_and_off_the_others(self):
         shown = [Point(str(i), "", {"clean": float(i), "robust": 0.0}, "ours") for i in range(2)]
         shown.append(Point("x", "", {"params_m": 1.0, "robust": 0.0}, "authors"))
@@ -224,42 +151,6 @@ class ResolutionsTest(parameterized.TestCase):
         more.append(row("a", 30.0, image_size=288, run="second"))
         found = resolutions.curves(self.table(more=more))
         self.assertEqual([len(curve.theirs) for curve in found], [3] * 4)
-
-    def test_a_picture_for_each_network(self):
-        with mock.patch.object(resolutions, "_draw") as draw:
-            made = resolutions.draw(self.table(), Path("out"))
-            self.assertEqual(made, [Path("out/revisiting_at-table_2-resolution.png")])
-            more = [row("d", 30.0, image_size=size) for size in (160, 224, 288)]
-            made = resolutions.draw(self.table(more=more), Path("out"))
-        names = [f"revisiting_at-table_2-resolution-{i}.png" for i in (1, 2)]
-        self.assertEqual([path.name for path in made], names)
-        for call, name in zip(draw.call_args_list[1:], ("a", "d"), strict=True):
-            self.assertEqual(call.args[1], name)
-            self.assertEqual({curve.network for curve in call.args[2]}, {name})
-
-    def test_shades_are_from_dark_to_pale(self):
-        for count, expected in ((1, [0.95]), (2, [0.95, 0.35]), (4, [0.95, 0.75, 0.55, 0.35])):
-            curve = resolutions.ResolutionCurve("a", "clean", {160: 1.0, 224: 2.0}, {})
-            with mock.patch.object(resolutions, "plotting") as plotting:
-                plotting.return_value.subplots.return_value = mock.MagicMock(), mock.MagicMock()
-                resolutions._draw(self.table(), "a", [curve] * count, Path("out.png"))
-            shades = plotting.return_value.get_cmap.return_value.call_args_list
-            np.testing.assert_allclose([call.args[0] for call in shades], expected)
-
-    def test_curves_are_in_the_order_of_sizes(self):
-        cells = {(0, "aa"): Cell(39.0, 0), (1, "aa"): Cell(38.0, 1)}
-        with mock.patch.object(resolutions, "plotting") as plotting:
-            figure, panel = mock.MagicMock(), mock.MagicMock()
-            plotting.return_value.subplots.return_value = figure, panel
-            resolutions.draw(self.table(cells), Path("out"))
-        plots = [list(map(list, call.args)) for call in panel.plot.call_args_list]
-        sizes = [160, 224, 288]
-        self.assertEqual(plots[:2], [[sizes, [70.0] * 3], [[], []]])
-        self.assertEqual(plots[2:], [[sizes, [41.0, 42.0, 40.0]], [[160, 288], [38.0, 39.0]]])
-        panel.set_xticks.assert_called_once_with(sizes)
-        self.assertEqual(panel.annotate.call_args.args, ("linf 4/255", (288, 40.0)))
-        self.assertIn("red: 2 values measured by us", figure.suptitle.call_args.args[0])
-        figure.savefig.assert_called_once()
 
 
 class DocumentsTest(parameterized.TestCase):
@@ -320,15 +211,15 @@ class DocumentsTest(parameterized.TestCase):
         self.assertEqual(how, {"measured": False, "only": 1})
         self.mocks["scatter.draw"].assert_not_called()
 
-    @parameterized.parameters(
-        ({"table": "2"}, "--table needs --paper"),
-        ({"paper": "p", "row": "1"}, "--row is one of --table, and is shown by --commands"),
-        ({"paper": "p", "table": "2", "row": "1"}, "--row is one of --table"),
-        ({"paper": "p", "row": "1", "commands": True}, "--row is one of --table"),
-    )
-    def test_mistakes(self, flags, words):
-        with self.assertRaisesRegex(ValueError, words):
-            documents.answer([], **flags)
+    def test_mistakes(self):
+        for flags, words in (
+            ({"table": "2"}, "--table needs --paper"),
+            ({"paper": "p", "row": "1"}, "--row is one of --table, and is shown by --commands"),
+            ({"paper": "p", "table": "2", "row": "1"}, "--row is one of --table"),
+            ({"paper": "p", "row": "1", "commands": True}, "--row is one of --table"),
+        ):
+            with self.subTest(row=(flags, words)), self.assertRaisesRegex(ValueError, words):
+                documents.answer([], **flags)
 
 
 if __name__ == "__main__":

@@ -54,11 +54,6 @@ class AnswerTest(parameterized.TestCase):
         self.mocks["text"].assert_called_once_with(["steps"], "p", target, 0.25, 9.0)
         self.mocks["write"].assert_not_called()
 
-    def test_scripts(self):
-        text = answer.of(self.flags(write=Path("there")), "typed")
-        self.assertEndsWith(text, "\n\nwritten:\n  a.sh\n  b.sh")
-        self.mocks["write"].assert_called_once_with(["steps"], Path("there"), "typed")
-
     def test_what_is_here_is_not_assumed(self):
         with self.assertRaisesRegex(ValueError, "--on cpu is no chip that can be assumed"):
             answer.of(self.flags(on="cpu"), "typed")
@@ -106,22 +101,23 @@ class KeysTest(parameterized.TestCase):
         none = self.create_tempfile("none.py", "x = 1\n").full_path
         self.assertEqual(key_sources.of_recipe(none), {})
 
-    @parameterized.parameters(
-        (("train",), ["train.lr", "train.steps"]),
-        (("train.lr",), ["train.lr"]),
-        (("train.l",), []),
-        ((), []),
-    )
-    def test_what_the_command_line_changes(self, changed, own):
-        config = {"train": {"lr": 0.5, "steps": 3}, "lr": 1}
-        with (
-            mock.patch.object(key_sources, "plain", lambda config: config),
-            mock.patch.object(key_sources, "base", lambda: {"train": {"lr": 0.5}}),
+    def test_what_the_command_line_changes(self):
+        for changed, own in (
+            (("train",), ["train.lr", "train.steps"]),
+            (("train.lr",), ["train.lr"]),
+            (("train.l",), []),
+            ((), []),
         ):
-            keys = key_sources.of_config(config, {"*": "ours"}, changed)
-        found = [key.name for key in keys if key.source == key_sources.COMMAND_LINE]
-        self.assertEqual(found, own)
-        self.assertEqual([key.default for key in keys], [True, False, False])
+            with self.subTest(row=(changed, own)):
+                config = {"train": {"lr": 0.5, "steps": 3}, "lr": 1}
+                with (
+                    mock.patch.object(key_sources, "plain", lambda config: config),
+                    mock.patch.object(key_sources, "base", lambda: {"train": {"lr": 0.5}}),
+                ):
+                    keys = key_sources.of_config(config, {"*": "ours"}, changed)
+                found = [key.name for key in keys if key.source == key_sources.COMMAND_LINE]
+                self.assertEqual(found, own)
+                self.assertEqual([key.default for key in keys], [True, False, False])
 
 
 if __name__ == "__main__":

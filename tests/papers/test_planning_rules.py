@@ -47,29 +47,28 @@ def table(rows, name="table_1") -> Table:
 
 
 class ClaimsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({"epochs": 50}, {"epochs": 300}, True),
-        ({"epochs": 50}, {"epochs": 50}, False),
-        ({"epochs": 50, "lr": 1}, {"epochs": 60, "lr": 2}, False),
-        ({"epochs": 50}, {}, True),  # what one does not say is a difference
-        ({"image_size": 32}, {"image_size": 64}, False),
-        ({"image_size": 32, "epochs": 1}, {"image_size": 64, "epochs": 2}, False),
-        ({"model": "a"}, {"model": "b"}, False),
-        ({"model": "a"}, {"model": "a_cvst"}, True),
-        ({"model": "a", "start": 1, "stem": 2}, {"model": "a_cvst", "start": 2, "stem": 3}, True),
-        ({"model": "a", "epochs": 1}, {"model": "a_cvst", "epochs": 2}, False),
-        ({"clean": 1, "name": "x"}, {"clean": 2, "name": "y"}, False),
-    )
-    def test_alike(self, one, other, alike):
-        rows = [{"model": "net", "image_size": 32} | own for own in (one, other)]
-        self.assertEqual(claims._alike(table(rows), *rows), alike)
-        self.assertEqual(claims._alike(table(rows), *rows[::-1]), alike)
-
-    def test_threats_that_both_rows_have(self):
-        first = {"clean": 1, "linf": 2, "l2": 3, "apgd": 4}
-        found = [*claims._threats(table([]), first, first)]
-        self.assertEqual(found, ["linf:4/255", "l2:2"])
-        self.assertEqual([*claims._threats(table([]), first, first | {"linf": None})], ["l2:2"])
+    def test_alike(self):
+        for one, other, alike in (
+            ({"epochs": 50}, {"epochs": 300}, True),
+            ({"epochs": 50}, {"epochs": 50}, False),
+            ({"epochs": 50, "lr": 1}, {"epochs": 60, "lr": 2}, False),
+            ({"epochs": 50}, {}, True),  # what one does not say is a difference
+            ({"image_size": 32}, {"image_size": 64}, False),
+            ({"image_size": 32, "epochs": 1}, {"image_size": 64, "epochs": 2}, False),
+            ({"model": "a"}, {"model": "b"}, False),
+            ({"model": "a"}, {"model": "a_cvst"}, True),
+            (
+                {"model": "a", "start": 1, "stem": 2},
+                {"model": "a_cvst", "start": 2, "stem": 3},
+                True,
+            ),
+            ({"model": "a", "epochs": 1}, {"model": "a_cvst", "epochs": 2}, False),
+            ({"clean": 1, "name": "x"}, {"clean": 2, "name": "y"}, False),
+        ):
+            with self.subTest(row=(one, other, alike)):
+                rows = [{"model": "net", "image_size": 32} | own for own in (one, other)]
+                self.assertEqual(claims._alike(table(rows), *rows), alike)
+                self.assertEqual(claims._alike(table(rows), *rows[::-1]), alike)
 
     def test_pairs_are_of_one_table_and_two_runs_and_each_stands_once(self):
         rows = [{"model": "net", "image_size": 32, "epochs": e, "linf": 9.0} for e in (1, 2, 1)]
@@ -83,77 +82,63 @@ class ClaimsTest(parameterized.TestCase):
             found = [*claims.compared("p", planned)]
         self.assertEqual(found, [("runs/a", "runs/b", "linf:4/255")])
 
-    def test_a_run_is_decided_if_all_its_comparisons_are(self):
-        pairs = [("a", "b", "linf"), ("a", "b", "l2"), ("b", "c", "linf"), ("d", "e", "linf")]
-        apart = {("a", "b", "linf"), ("a", "b", "l2"), ("d", "e", "linf")}
-        told = lambda one, other, threat: (one.name, other.name, threat) in apart  # noqa: E731
-        with (
-            mock.patch.object(claims, "compared", return_value=pairs),
-            mock.patch.object(claims, "_told_apart", told),
+    def test_told_apart(self):
+        for lost, method, apart in (
+            (6, "autoattack standard", True),  # p is 2 x 0.5**6
+            (5, "autoattack standard", False),
+            (6, "autoattack standard, 2 of 4", True),
+            (6, "apgd-ce", False),
         ):
-            self.assertEqual(claims.apart("p", [], Path("root")), {"a", "d", "e"})
-
-    @parameterized.parameters(
-        (6, "autoattack standard", True),  # p is 2 x 0.5**6
-        (5, "autoattack standard", False),
-        (6, "autoattack standard, 2 of 4", True),
-        (6, "apgd-ce", False),
-    )
-    def test_told_apart(self, lost, method, apart):
-        folders = [Path(self.create_tempdir(name).full_path) for name in ("one", "other")]
-        right = np.ones(50, bool)
-        seen = [right, np.arange(50) >= lost]
-        loaded = [
-            SimpleNamespace(verdicts=SimpleNamespace(robust=r), record=SimpleNamespace(method=m))
-            for r, m in zip(seen, ("autoattack standard", method), strict=True)
-        ]
-        with mock.patch.object(claims.evaluations, "load", return_value=loaded) as load:
-            self.assertFalse(claims._told_apart(*folders, "l2:2"))
-            for folder in folders:
-                self.assertFalse(claims._told_apart(*folders, "l2:2"))
-                (folder / "evaluation").mkdir()
-                (folder / "evaluation" / "results.jsonl").write_text("")
-            load.assert_not_called()
-            self.assertEqual(claims._told_apart(*folders, "l2:2"), apart)
-            places = [str(folder / "evaluation") for folder in folders]
-            load.assert_called_once_with(places, "l2:2")
-            load.side_effect = ValueError("other images")
-            self.assertFalse(claims._told_apart(*folders, "l2:2"))
+            with self.subTest(row=(lost, method, apart)):
+                folders = [Path(self.create_tempdir(name).full_path) for name in ("one", "other")]
+                right = np.ones(50, bool)
+                seen = [right, np.arange(50) >= lost]
+                loaded = [
+                    SimpleNamespace(
+                        verdicts=SimpleNamespace(robust=r), record=SimpleNamespace(method=m)
+                    )
+                    for r, m in zip(seen, ("autoattack standard", method), strict=True)
+                ]
+                with mock.patch.object(claims.evaluations, "load", return_value=loaded) as load:
+                    self.assertFalse(claims._told_apart(*folders, "l2:2"))
+                    for folder in folders:
+                        self.assertFalse(claims._told_apart(*folders, "l2:2"))
+                        (folder / "evaluation").mkdir()
+                        (folder / "evaluation" / "results.jsonl").write_text("")
+                    load.assert_not_called()
+                    self.assertEqual(claims._told_apart(*folders, "l2:2"), apart)
+                    places = [str(folder / "evaluation") for folder in folders]
+                    load.assert_called_once_with(places, "l2:2")
+                    load.side_effect = ValueError("other images")
+                    self.assertFalse(claims._told_apart(*folders, "l2:2"))
 
 
 class CostsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ((), 0),
-        (("--threat linf:1 --threat l2:1", "--threat l1:1"), 3),
-        (("--attack pgd-20 --threat linf:1", "--threat l2:1"), 1),
-        (("--worst_case",), 3),
-        (("--worst_case", "--threat l2:1"), 4),
-        (("--attack clean", "--corruptions all"), 0),
-    )
-    def test_autoattack_counts_in_each_threat(self, flags, threats):
-        file = Path(self.create_tempdir().full_path) / "new" / "estimates.jsonl"
-        found = {"training": {"hours": 2.0}, "autoattack": {"expected": {"hours": 0.5}}}
-        with (
-            mock.patch.object(costs.runs, "config_of", return_value=tiny()),
-            mock.patch.object(costs.account, "account", return_value=found) as account,
+    def test_autoattack_counts_in_each_threat(self):
+        for flags, threats in (
+            ((), 0),
+            (("--threat linf:1 --threat l2:1", "--threat l1:1"), 3),
+            (("--attack pgd-20 --threat linf:1", "--threat l2:1"), 1),
+            (("--worst_case",), 3),
+            (("--worst_case", "--threat l2:1"), 4),
+            (("--attack clean", "--corruptions all"), 0),
         ):
-            ((_, cost),) = costs.of_runs(
-                [run("a", flags=flags)], TARGET, utilisation=0.3, file=file
-            )
-        self.assertEqual(cost, RunCost(2.0, threats * 0.5))
-        self.assertEqual(cost.hours, 2.0 + threats * 0.5)
-        self.assertEqual(account.call_args.kwargs, {"utilisation": 0.3})
-        self.assertEqual(account.call_args.args[1], TARGET)
-        (line,) = map(json.loads, file.read_text().splitlines())
-        self.assertEqual((line["training"], line["autoattack"]), (2.0, 0.5))
-
-    def test_a_run_without_attack_or_that_is_refused(self):
-        with mock.patch.object(costs.account, "account", return_value={"training": {"hours": 2}}):
-            found = costs._estimated(tiny(), TARGET, 0.3)
-        self.assertEqual(found, {"training": 2, "autoattack": 0.0})
-        with mock.patch.object(costs.account, "account", side_effect=ValueError("too large")):
-            found = costs._estimated(tiny(), TARGET, 0.3)
-        self.assertEqual(found, {"refused": "too large"})
+            with self.subTest(row=(flags, threats)):
+                file = Path(self.create_tempdir().full_path) / "new" / "estimates.jsonl"
+                found = {"training": {"hours": 2.0}, "autoattack": {"expected": {"hours": 0.5}}}
+                with (
+                    mock.patch.object(costs.runs, "config_of", return_value=tiny()),
+                    mock.patch.object(costs.account, "account", return_value=found) as account,
+                ):
+                    ((_, cost),) = costs.of_runs(
+                        [run("a", flags=flags)], TARGET, utilisation=0.3, file=file
+                    )
+                self.assertEqual(cost, RunCost(2.0, threats * 0.5))
+                self.assertEqual(cost.hours, 2.0 + threats * 0.5)
+                self.assertEqual(account.call_args.kwargs, {"utilisation": 0.3})
+                self.assertEqual(account.call_args.args[1], TARGET)
+                (line,) = map(json.loads, file.read_text().splitlines())
+                self.assertEqual((line["training"], line["autoattack"]), (2.0, 0.5))
 
     def test_what_changes_a_cost_changes_the_key(self):
         def key(target=TARGET, utilisation=0.3, **changes):
@@ -203,14 +188,6 @@ class ProgressTest(parameterized.TestCase):
         self.assertEqual([step.planned for step in steps], [own for own, _ in priced])
         return [step.state for step in steps]
 
-    def test_only_what_has_begun_is_apart(self):
-        priced = [(run(name), RunCost(1, 0)) for name in "abcd"]
-        known = {"runs/a": BEGUN, "runs/b": DONE, "runs/d": BEGUN}
-        decided = ["runs/a", "runs/b", "runs/c"]
-        self.assertEqual(self.states(priced, None, known, decided), [APART, DONE, PLANNED, BEGUN])
-        # What is over costs nothing.
-        self.assertEqual(self.states(priced, 1, known, decided), [APART, DONE, PLANNED, BEYOND])
-
     def test_what_is_refused_takes_with_it_all_that_needs_it(self):
         no = RunCost(0, 0, "no")
         priced = [(run("a", rows=0), no), (run("b", needs=["a"]), RunCost(1, 0)),
@@ -239,53 +216,18 @@ class ProgressTest(parameterized.TestCase):
         expected = [DONE, PLANNED, BEYOND, BEYOND]
         self.assertEqual(self.states(priced, 2, done), expected)
 
-    def test_cells_that_a_record_fills(self):
-        of = table([{"name": "a", "clean": 1.0, "linf": 2.0, "l2": None, "apgd": 3.0},
-                    {"name": "b", "clean": 1.0}])  # fmt: skip
-        records = [SimpleNamespace(record=name) for name in ("first", "second")]
-        fits = {("clean", "first"), ("clean", "second"), ("apgd", "first"), ("linf", "second")}
-        keys = {what["attack"] + str(what.get("norm")): key for key, what in RESULTS.items()}
-
-        def differences(of, row, key, ours):
-            return [] if (key, ours.record) in fits and row["name"] == "a" else ["other"]
-
-        def measured(what, record):
-            key = keys[what["attack"] + str(what.get("norm"))]
-            return None if key == "linf" else 50.0
-
-        with (
-            mock.patch.object(progress.matching, "differences", differences),
-            mock.patch.object(progress.matching, "measured", measured),
-        ):
-            found = progress._cells(run("x", rows=2), {"table_1": of}, records)
-        self.assertEqual(found, (2, 4))
-
-    @parameterized.parameters(
-        ((2, 2), True, DONE), ((1, 2), True, BEGUN), ((0, 0), True, BEGUN),
-        ((1, 2), False, PLANNED), ((0, 0), False, PLANNED), ((2, 2), False, DONE),
-    )  # fmt: skip
-    def test_state(self, cells, begun, state):
-        root = Path(self.create_tempdir().full_path)
-        own = run("a")
-        if begun:
-            (root / own.folder).mkdir(parents=True)
-            (root / own.folder / "config.json").write_text("{}")
-        self.assertEqual(progress._state(own, cells, root), state)
-
-    @parameterized.parameters(
-        ("", True, DONE), ("", False, BEGUN), ("another", True, BEGUN), ("another", False, BEGUN)
-    )  # fmt: skip
-    def test_state_of_a_start(self, differences, finished, state):
-        root = Path(self.create_tempdir().full_path)
-        own = run("a", rows=0)
-        (root / own.folder).mkdir(parents=True)
-        (root / own.folder / "config.json").write_text("{}")
-        known = {"differences": lambda *a: differences, "is_finished": lambda *a: finished}
-        with (
-            mock.patch.object(progress, "config_of", return_value="config"),
-            mock.patch.multiple(progress.start_run, **known),
-        ):
-            self.assertEqual(progress._state(own, (0, 0), root), state)
+    def test_state(self):
+        for cells, begun, state in (
+            ((2, 2), True, DONE), ((1, 2), True, BEGUN), ((0, 0), True, BEGUN),
+            ((1, 2), False, PLANNED), ((0, 0), False, PLANNED), ((2, 2), False, DONE),
+        ):  # fmt: skip
+            with self.subTest(row=(cells, begun, state)):
+                root = Path(self.create_tempdir().full_path)
+                own = run("a")
+                if begun:
+                    (root / own.folder).mkdir(parents=True)
+                    (root / own.folder / "config.json").write_text("{}")
+                self.assertEqual(progress._state(own, cells, root), state)
 
 
 class PageTest(parameterized.TestCase):
@@ -374,33 +316,12 @@ class ScriptsTest(parameterized.TestCase):
 
 
 class RunsTest(parameterized.TestCase):
-    def test_flags_of_rows_that_share_a_run_stand_once(self):
-        found: dict = {}
-        config = SimpleNamespace(init=SimpleNamespace(weights=None))
-        with mock.patch.object(runs, "config_of", return_value=config):
-            for at, flags in enumerate((["x", "y"], ["y", "z"])):
-                runs._add(found, lines.Run("a:b"), (RowPlace("t", at),), flags)
-        (own,) = found.values()
-        self.assertEqual(own.flags, ("x", "y", "z"))
-        self.assertEqual(own.rows, (RowPlace("t", 0), RowPlace("t", 1)))
-
     def test_tables_of_claims_come_first_in_their_order(self):
         order = runs.CLAIMS["xcit_light_recipe"]
         planned = runs.of_paper("xcit_light_recipe")
         first = [each.rows[0].table for each in planned if each.rows]
         places = [order.index(name) if name in order else len(order) for name in first]
         self.assertEqual(places, sorted(places))
-
-    def test_changes_reach_their_keys(self):
-        config = SimpleNamespace()
-        values = {"train": {"lr": 1}, "seed": 0}
-        with mock.patch.object(runs.arguments, "load_config", return_value=values) as load:
-            changes = (("train.lr", 2), ("seed", 3))
-            config = runs.config_of(lines.Run("file:a,b", changes))
-            load.assert_called_with("file:a,b")
-            runs.config_of(lines.Run("file"))
-            load.assert_called_with("file")
-        self.assertEqual(config, {"train": {"lr": 2}, "seed": 3})
 
 
 if __name__ == "__main__":

@@ -21,14 +21,15 @@ SOLUTIONS = {
 
 
 class CostTest(parameterized.TestCase):
-    @parameterized.parameters(*COUNTED)
-    def test_is_that_of_the_networks(self, name):
-        row = robust_resnet.VARIANTS[name]
-        block = "robust" if row.block == "hierarchical" else "basic"
-        found = cost(row.depths, row.widths, block=block)
-        parameters, multiply_adds = COUNTED[name]
-        self.assertEqual(found.parameters, parameters)
-        self.assertLess(abs(found.multiply_adds / 1e9 / multiply_adds - 1), 1e-3)
+    def test_is_that_of_the_networks(self):
+        for name in COUNTED:
+            with self.subTest(name=name):
+                row = robust_resnet.VARIANTS[name]
+                block = "robust" if row.block == "hierarchical" else "basic"
+                found = cost(row.depths, row.widths, block=block)
+                parameters, multiply_adds = COUNTED[name]
+                self.assertEqual(found.parameters, parameters)
+                self.assertLess(abs(found.multiply_adds / 1e9 / multiply_adds - 1), 1e-3)
 
     def test_other_images_and_classes(self):
         found = cost((2, 2, 2), (5, 7, 3), block="robust", image_size=64, num_classes=200)
@@ -38,15 +39,16 @@ class CostTest(parameterized.TestCase):
 
 
 class RuleTest(parameterized.TestCase):
-    @parameterized.parameters(*SOLUTIONS)
-    def test_solutions(self, block):
-        for target, width in zip(TARGETS, SOLUTIONS[block], strict=True):
-            found = robust_scaling(target, block)
-            self.assertAlmostEqual(found.widths[2], width, delta=1e-3)
-            solved = cost(found.depths, found.widths, block=block).multiply_adds
-            self.assertAlmostEqual(solved / target, 1, delta=1e-12)
-            depths, widths = sum(found.depths), sum(found.widths)
-            self.assertAlmostEqual(depths / (depths + widths), 0.7, delta=1e-12)
+    def test_solutions(self):
+        for block in SOLUTIONS:
+            with self.subTest(block=block):
+                for target, width in zip(TARGETS, SOLUTIONS[block], strict=True):
+                    found = robust_scaling(target, block)
+                    self.assertAlmostEqual(found.widths[2], width, delta=1e-3)
+                    solved = cost(found.depths, found.widths, block=block).multiply_adds
+                    self.assertAlmostEqual(solved / target, 1, delta=1e-12)
+                    depths, widths = sum(found.depths), sum(found.widths)
+                    self.assertAlmostEqual(depths / (depths + widths), 0.7, delta=1e-12)
 
     def test_published_networks_are_near(self):
         for target, number in zip(TARGETS, (1, 2, 3, 4), strict=True):
@@ -93,15 +95,18 @@ class RuleTest(parameterized.TestCase):
         asked = share * cost(depths, widths).multiply_adds
         self.assertEqual(whole(depths, widths, asked), expected)
 
-    @parameterized.parameters(
-        ((1e6,), {}, r"multiply_adds=1e\+06 is below 2.49e\+08, .* give at least that"),
-        ((float("nan"),), {}, "multiply_adds=nan is below"),
-        ((5e9, "bottleneck"), {}, "block='bottleneck' is not scaled; one of basic, robust"),
-        ((5e9,), {"ratio": 1.0}, "ratio=1.0 must be between 0 and 1"),
-    )
-    def test_message(self, arguments, options, message):
-        with self.assertRaisesRegex(ValueError, message):
-            robust_scaling(*arguments, **options)
+    def test_message(self):
+        for arguments, options, message in (
+            ((1e6,), {}, r"multiply_adds=1e\+06 is below 2.49e\+08, .* give at least that"),
+            ((float("nan"),), {}, "multiply_adds=nan is below"),
+            ((5e9, "bottleneck"), {}, "block='bottleneck' is not scaled; one of basic, robust"),
+            ((5e9,), {"ratio": 1.0}, "ratio=1.0 must be between 0 and 1"),
+        ):
+            with (
+                self.subTest(row=(arguments, options, message)),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                robust_scaling(*arguments, **options)
 
 
 class StudyTest(parameterized.TestCase):

@@ -49,16 +49,17 @@ class CountTest(parameterized.TestCase):
         every = np.abs(np.concatenate([v.ravel() for v in params.values()]))
         self.assertAlmostEqual(found["whole"].ratio_of_all, (every < 2).mean())
 
-    @parameterized.parameters(
-        ("blocks.0.mlp.dwconv.kernel", 4, "feed-forward"),
-        ("blocks.0.mlp.kv.kernel", 2, "feed-forward"),
-        ("blocks.0.attn.kv.kernel", 4, "qkv"),
-        ("stem.kernel", 4, "convolution"),
-        ("stem.kernel", 2, None),
-        ("stem.bias", 1, None),
-    )
-    def test_a_part_of_an_mlp_is_that_whatever_it_computes(self, name, axes, expected):
-        self.assertEqual(sparsity.of_name(name, axes), expected)
+    def test_a_part_of_an_mlp_is_that_whatever_it_computes(self):
+        for name, axes, expected in (
+            ("blocks.0.mlp.dwconv.kernel", 4, "feed-forward"),
+            ("blocks.0.mlp.kv.kernel", 2, "feed-forward"),
+            ("blocks.0.attn.kv.kernel", 4, "qkv"),
+            ("stem.kernel", 4, "convolution"),
+            ("stem.kernel", 2, None),
+            ("stem.bias", 1, None),
+        ):
+            with self.subTest(row=(name, axes, expected)):
+                self.assertEqual(sparsity.of_name(name, axes), expected)
 
     def test_histogram_holds_all_weights(self):
         for part in sparsity.parts(self.params()):
@@ -78,9 +79,6 @@ class CountTest(parameterized.TestCase):
     @parameterized.parameters(
         ("vit_s", {"qkv": (384, 1152), "feed-forward": (384, 1536)}, 12),
         ("xcit_n12", {"qkv": (128, 384), "feed-forward": (128, 512)}, 12),
-        ("convnext_n", {"feed-forward": (64, 256)}, None),
-        ("resnet18", {"convolution": (7, 7, 3, 64)}, 20),
-        ("swin_b", {"qkv": (128, 384)}, 24),
     )
     def test_our_networks(self, name, firsts, count):
         """The sets of real names: the first array of each, and how many there are."""

@@ -9,22 +9,23 @@ from jaxrobust.doctor.estimate import devices
 
 
 class TargetTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ("v5e:8x8", "TPU v5e", 64, 197e12),
-        ("v5p:2x2x4", "TPU v5p", 16, 459e12),
-        ("v4:2x2x2", "TPU v4", 8, 275e12),
-        ("v5p:16x16x24", "TPU v5p", 6144, 459e12),
-        ("v5e:1x1", "TPU v5e", 1, 197e12),
-        ("v7x:4x4x4", "TPU7x", 128, 1153.5e12),  # Ironwood: JAX counts halves of chips
-        ("h100:8", "NVIDIA H100 SXM", 8, 989e12),
-        ("a100:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),  # which most clouds rent by that name
-        ("a100-80gb:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),
-        ("a100-40gb:1", "NVIDIA A100-SXM4-40GB", 1, 312e12),
-    )
-    def test_chips_by_name(self, name, kind, chips, flops):
-        found = devices.target(name)
-        self.assertEqual((found.kind, found.chips, found.chip.flops), (kind, chips, flops))
-        self.assertFalse(found.here)
+    def test_chips_by_name(self):
+        for name, kind, chips, flops in (
+            ("v5e:8x8", "TPU v5e", 64, 197e12),
+            ("v5p:2x2x4", "TPU v5p", 16, 459e12),
+            ("v4:2x2x2", "TPU v4", 8, 275e12),
+            ("v5p:16x16x24", "TPU v5p", 6144, 459e12),
+            ("v5e:1x1", "TPU v5e", 1, 197e12),
+            ("v7x:4x4x4", "TPU7x", 128, 1153.5e12),  # Ironwood: JAX counts halves of chips
+            ("h100:8", "NVIDIA H100 SXM", 8, 989e12),
+            ("a100:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),  # which most clouds rent by that name
+            ("a100-80gb:2", "NVIDIA A100-SXM4-80GB", 2, 312e12),
+            ("a100-40gb:1", "NVIDIA A100-SXM4-40GB", 1, 312e12),
+        ):
+            with self.subTest(row=(name, kind, chips, flops)):
+                found = devices.target(name)
+                self.assertEqual((found.kind, found.chips, found.chip.flops), (kind, chips, flops))
+                self.assertFalse(found.here)
 
     @parameterized.product(
         kind=("v5e", "v6e"),
@@ -37,43 +38,46 @@ class TargetTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "is no slice of TPU"):
                 devices.target(f"{kind}:{columns}x{rows}")
 
-    @parameterized.parameters(
-        ("v4", "2x2x1", True), ("v4", "2x2x2", True), ("v4", "2x4x4", True), ("v4", "4x4x4", True),
-        ("v4", "16x16x16", True),  # 4,096 chips are the largest
-        ("v4", "16x16x20", False), ("v4", "2x4x8", False), ("v4", "4x4", False),
-        ("v7x", "2x2x1", True), ("v7x", "16x24x24", True), ("v7x", "16x24x28", False),
-        ("v5p", "16x16x24", True), ("v5p", "16x16x28", False), ("v5p", "4x4x4x4", False),
-    )  # fmt: skip
-    def test_slices_in_space(self, kind, shape, rented):
-        self.assertEqual(devices._rented(kind, shape), rented)
+    def test_slices_in_space(self):
+        for kind, shape, rented in (
+            ("v4", "2x2x1", True), ("v4", "2x2x2", True), ("v4", "2x4x4", True),
+            ("v4", "4x4x4", True),
+            ("v4", "16x16x16", True),  # 4,096 chips are the largest
+            ("v4", "16x16x20", False), ("v4", "2x4x8", False), ("v4", "4x4", False),
+            ("v7x", "2x2x1", True), ("v7x", "16x24x24", True), ("v7x", "16x24x28", False),
+            ("v5p", "16x16x24", True), ("v5p", "16x16x28", False), ("v5p", "4x4x4x4", False),
+        ):  # fmt: skip
+            with self.subTest(row=(kind, shape, rented)):
+                self.assertEqual(devices._rented(kind, shape), rented)
 
     def test_every_name_is_listed_with_its_peaks(self):
         for name in devices._KINDS:
             shape = "2x2x1" if name in devices._LARGEST else "2x2" if name.startswith("v") else "4"
             self.assertIsNotNone(devices.target(f"{name}:{shape}").chip, name)
 
-    @parameterized.parameters(
-        ("v5q:8x8", "no device that is known"),
-        ("h100", "how many chips"),
-        ("h100:8x8", "how many chips"),
-        ("v5e:", "how many chips"),
-        ("v5e:0x4", "how many chips"),
-        ("v5e:3x3", "is no slice of TPU v5e; write one such as v5e:4x4"),
-        ("v5e:16", "is no slice of TPU v5e"),
-        ("v6e:2x2x2", "is no slice of TPU v6e; write one such as v6e:4x4"),
-        ("v4:8x8", "is no slice of TPU v4; write one such as v4:2x2x4"),
-        ("v5p:2x2x3", "is no slice of TPU v5p; write one such as v5p:2x2x4 or v5p:4x4x8"),
-        ("v7x:4x4", "is no slice of TPU v7x; write one such as v7x:2x2x4"),
-        ("v5p:64x64x64", "is no slice of TPU v5p"),
-    )
-    def test_what_is_no_device(self, name, sentence):
-        with self.assertRaisesRegex(ValueError, sentence):
-            devices.target(name)
+    def test_what_is_no_device(self):
+        for name, sentence in (
+            ("v5q:8x8", "no device that is known"),
+            ("h100", "how many chips"),
+            ("h100:8x8", "how many chips"),
+            ("v5e:", "how many chips"),
+            ("v5e:0x4", "how many chips"),
+            ("v5e:3x3", "is no slice of TPU v5e; write one such as v5e:4x4"),
+            ("v5e:16", "is no slice of TPU v5e"),
+            ("v6e:2x2x2", "is no slice of TPU v6e; write one such as v6e:4x4"),
+            ("v4:8x8", "is no slice of TPU v4; write one such as v4:2x2x4"),
+            ("v5p:2x2x3", "is no slice of TPU v5p; write one such as v5p:2x2x4 or v5p:4x4x8"),
+            ("v7x:4x4", "is no slice of TPU v7x; write one such as v7x:2x2x4"),
+            ("v5p:64x64x64", "is no slice of TPU v5p"),
+        ):
+            with self.subTest(row=(name, sentence)), self.assertRaisesRegex(ValueError, sentence):
+                devices.target(name)
 
-    @parameterized.parameters(("v7x:2x2x1", 8, 4), ("v5p:2x2x1", 4, 4), ("h100:8", 8, 8))
-    def test_hours_are_of_whole_chips(self, name, counted, rented):
-        found = devices.target(name)
-        self.assertEqual((found.chips, found.whole), (counted, rented))
+    def test_hours_are_of_whole_chips(self):
+        for name, counted, rented in (("v7x:2x2x1", 8, 4), ("v5p:2x2x1", 4, 4), ("h100:8", 8, 8)):
+            with self.subTest(row=(name, counted, rented)):
+                found = devices.target(name)
+                self.assertEqual((found.chips, found.whole), (counted, rented))
 
     def test_a_device_that_is_not_here(self):
         with (

@@ -102,16 +102,17 @@ class RowsTest(parameterized.TestCase):
             if "cifar_vit" in models.available():  # else not all of them are there yet
                 models.computed(found["model"], found["options"])  # refuses what is not there
 
-    @parameterized.parameters(
-        ("2", "CoAtNet-CTTC", "cifar_coatnet", {"order": "CTTC"}),
-        ("3", "PVTv2", "cifar_pvt_v2", {"patch": 4}),
-        ("1", "ResNet", "cifar_resnet50", {}),
-    )
-    def test_options(self, table, name, model, options):
-        _, found = row(table, name=name)
-        self.assertEqual((found["model"], found["options"]), (model, options))
-        _, large = row("4", name="ResNet", image_size=224)
-        self.assertEqual((large["model"], large["options"]), ("resnet50", {}))
+    def test_options(self):
+        for table, name, model, options in (
+            ("2", "CoAtNet-CTTC", "cifar_coatnet", {"order": "CTTC"}),
+            ("3", "PVTv2", "cifar_pvt_v2", {"patch": 4}),
+            ("1", "ResNet", "cifar_resnet50", {}),
+        ):
+            with self.subTest(row=(table, name, model, options)):
+                _, found = row(table, name=name)
+                self.assertEqual((found["model"], found["options"]), (model, options))
+                _, large = row("4", name="ResNet", image_size=224)
+                self.assertEqual((large["model"], large["options"]), ("resnet50", {}))
 
 
 class MatchingTest(parameterized.TestCase):
@@ -119,34 +120,36 @@ class MatchingTest(parameterized.TestCase):
         table, found = row(**wanted)
         return matching.differences(table, found, key, record)
 
-    @parameterized.parameters(
-        ("worst_case", WORST, "union"),
-        ("pgd_linf_8_255", [pgd("linf")], "pgd-20"),
-        ("pgd_l2_1p5", [pgd("l2")], "pgd-20"),
-        ("pgd_l1_40", [pgd("l1")], "pgd-20"),
-        ("linf_8_255", AUTOATTACK, "autoattack standard"),
-        ("clean", [], "clean"),
-    )
-    def test_the_same_in_everything(self, key, attacks, method):
-        table, _ = row()
-        record = ours(attacks=attacks, method=method)
-        self.assertEqual(self.said(key, record), [])
-        renamed = config(model__name="cifar_resnet50", model__options={})
-        again = ours(renamed, attacks=attacks, method=method)
-        self.assertEqual(self.said(key, again), [])  # the same under its other name
-        for other in table.attacked():
-            if other not in (key, "clean"):
-                self.assertNotEmpty(self.said(other, record), other)
+    def test_the_same_in_everything(self):
+        for key, attacks, method in (
+            ("worst_case", WORST, "union"),
+            ("pgd_linf_8_255", [pgd("linf")], "pgd-20"),
+            ("pgd_l2_1p5", [pgd("l2")], "pgd-20"),
+            ("pgd_l1_40", [pgd("l1")], "pgd-20"),
+            ("linf_8_255", AUTOATTACK, "autoattack standard"),
+            ("clean", [], "clean"),
+        ):
+            with self.subTest(row=(key, attacks, method)):
+                table, _ = row()
+                record = ours(attacks=attacks, method=method)
+                self.assertEqual(self.said(key, record), [])
+                renamed = config(model__name="cifar_resnet50", model__options={})
+                again = ours(renamed, attacks=attacks, method=method)
+                self.assertEqual(self.said(key, again), [])  # the same under its other name
+                for other in table.attacked():
+                    if other not in (key, "clean"):
+                        self.assertNotEmpty(self.said(other, record), other)
 
-    @parameterized.parameters(
-        ("pgd_linf_8_255", pgd("linf", steps=10)),
-        ("pgd_linf_8_255", pgd("linf", step_size=LINF / 10)),
-        ("pgd_linf_8_255", pgd("linf", start="random")),
-        ("pgd_l1_40", pgd("l1", l1_rule="sparse")),
-    )
-    def test_another_pgd(self, key, attack):
-        (said,) = self.said(key, ours(attacks=[attack], method="pgd-20"))
-        self.assertIn("another attack than PGD, 20 steps", said)
+    def test_another_pgd(self):
+        for key, attack in (
+            ("pgd_linf_8_255", pgd("linf", steps=10)),
+            ("pgd_linf_8_255", pgd("linf", step_size=LINF / 10)),
+            ("pgd_linf_8_255", pgd("linf", start="random")),
+            ("pgd_l1_40", pgd("l1", l1_rule="sparse")),
+        ):
+            with self.subTest(row=(key, attack)):
+                (said,) = self.said(key, ours(attacks=[attack], method="pgd-20"))
+                self.assertIn("another attack than PGD, 20 steps", said)
 
     def test_another_worst_case(self):
         without = [attack for attack in WORST if attack["name"] != "square"]
@@ -157,20 +160,21 @@ class MatchingTest(parameterized.TestCase):
         (said,) = self.said("worst_case", ours(attacks=AUTOATTACK, method="autoattack standard"))
         self.assertIn("not the worst case", said)
 
-    @parameterized.parameters(
-        ({"model__options": {}}, "network resnet50 without options, not ResNet"),
-        ({"model__name": "wide_resnet50_2"}, "network wide_resnet50_2 with small_stem=True, not"),
-        ({"model__name": "cifar_vgg16", "model__options": {}}, "network cifar_vgg16 without opt"),
-        ({"train__epochs": 3}, "epochs 3, not 100"),
-        ({"train__batch_size": 64}, "batch_size 64, not 128"),
-        ({"attack__start": "random"}, "attack.start random, not uniform-boxed"),
-        ({"data__augmentation": "autoaugment"}, "augmentation unknown, not robustart"),
-        ({"attack__steps": 10}, "attack_steps 10, not 15"),
-        ({"attack__epsilon": 4 / 255}, "epsilon_train 0.01569, not 8/255"),
-    )
-    def test_another_network_or_training(self, changes, said):
-        (found,) = self.said("worst_case", ours(config(**changes)))
-        self.assertStartsWith(found, said)
+    def test_another_network_or_training(self):
+        for changes, said in (
+            ({"model__options": {}}, "network resnet50 without options, not ResNet"),
+            ({"model__name": "wide_resnet50_2"}, "network wide_resnet50_2 with small_stem=True, n"),
+            ({"model__name": "cifar_vgg16", "model__options": {}}, "network cifar_vgg16 without o"),
+            ({"train__epochs": 3}, "epochs 3, not 100"),
+            ({"train__batch_size": 64}, "batch_size 64, not 128"),
+            ({"attack__start": "random"}, "attack.start random, not uniform-boxed"),
+            ({"data__augmentation": "autoaugment"}, "augmentation unknown, not robustart"),
+            ({"attack__steps": 10}, "attack_steps 10, not 15"),
+            ({"attack__epsilon": 4 / 255}, "epsilon_train 0.01569, not 8/255"),
+        ):
+            with self.subTest(row=(changes, said)):
+                (found,) = self.said("worst_case", ours(config(**changes)))
+                self.assertStartsWith(found, said)
 
     def test_corruptions(self):
         given = {"attacks": [], "robust": None, "method": "corruptions", "clean": None}

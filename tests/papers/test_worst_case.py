@@ -187,34 +187,35 @@ class CommandTest(parameterized.TestCase):
         row = network_account.row(AccuracyRecord.from_json(whole))
         self.assertEqual(row[1], f"worst case of {', '.join(NAMES)}")
 
-    @parameterized.parameters(
-        ({}, r"no radii for images of 8 px \(32 px: linf 0.03137, l2 1.5, l1 40; 224 px: linf .*"
-         "give --threat=linf:RADIUS --threat=l2:RADIUS --threat=l1:RADIUS"),
-        ({"threat": THREATS[:2]}, "give --threat=l1:RADIUS$"),
-        (
-            {"threat": [*THREATS[:2], "l1:8/255"]},
-            "a radius of 0.03137 in l1 .* is the radius of an Linf ball: write linf, or an l1 rad",
-        ),
-        ({"threat": [*THREATS, "l1:2"]}, "has one radius of each norm, and l1 has one already"),
-        ({"threat": ["l1:8/255"]}, "a radius of 0.03137 in l1 changes less than one pixel"),
-        ({"threat": ["l3:1"]}, "the norm 'l3' is unknown; one of linf, l2, l1"),
-        ({"threat": [*THREATS[:2], "l1:99"]}, "a radius of 99 in l1 holds every image of 8x8"),
-        ({"norm": "linf"}, "is of three norms, so leave --norm out; give --threat NORM:RADIUS"),
-        ({"norm": "l1", "epsilon": "8/255"}, "so leave --norm and --epsilon out; give"),
-        ({"attack": "pgd-20"}, "--worst_case says which attacks; leave --attack out, or ask for"),
-        ({"attack": "apgd-ce", "steps": 5}, "leave --attack, --steps out"),
-        ({"version": "plus"}, "--worst_case says which attacks; leave --version out"),
-        ({"l1_rule": "art"}, "leave --l1_rule out"),
-        ({"step": "1/255"}, "leave --step out"),
-        ({"start": "image"}, "leave --start out"),
-        ({"ladder": "linf:0:0.1:3"}, "--worst_case contradicts --ladder; give one of them"),
-        ({"corruptions": "fog"}, "--worst_case contradicts --corruptions; give one of them"),
-        ({"bundle": "there"}, "--bundle is of one attack under one threat, not of --worst_case"),
-        ({"replay": ["a"], "noreplay": True, "threat": THREATS}, "--noreplay contradicts --replay"),
-        ({"n": -1, "threat": THREATS}, "--n=-1 is no number of images: 1 or more, or --n=all"),
-    )  # fmt: skip
-    def test_refuses(self, more, message):
-        self.refused(message, **more)
+    def test_refuses(self):
+        for more, message in (
+            ({}, r"no radii for images of 8 px \(32 px: linf 0.03137, l2 1.5, l1 40; 224 px: linf.*"
+             "give --threat=linf:RADIUS --threat=l2:RADIUS --threat=l1:RADIUS"),
+            ({"threat": THREATS[:2]}, "give --threat=l1:RADIUS$"),
+            (
+                {"threat": [*THREATS[:2], "l1:8/255"]},
+                "a radius of 0.03137 in l1 .* is the radius of an Linf ball: write linf, or",
+            ),
+            ({"threat": [*THREATS, "l1:2"]}, "has one radius of each norm, and l1 has one already"),
+            ({"threat": ["l1:8/255"]}, "a radius of 0.03137 in l1 changes less than one pixel"),
+            ({"threat": ["l3:1"]}, "the norm 'l3' is unknown; one of linf, l2, l1"),
+            ({"threat": [*THREATS[:2], "l1:99"]}, "a radius of 99 in l1 holds every image of 8x8"),
+            ({"norm": "linf"}, "is of three norms, so leave --norm out; give --threat NORM:RADIUS"),
+            ({"norm": "l1", "epsilon": "8/255"}, "so leave --norm and --epsilon out; give"),
+            ({"attack": "pgd-20"}, "--worst_case says which attacks; leave --attack out, or"),
+            ({"attack": "apgd-ce", "steps": 5}, "leave --attack, --steps out"),
+            ({"version": "plus"}, "--worst_case says which attacks; leave --version out"),
+            ({"l1_rule": "art"}, "leave --l1_rule out"),
+            ({"step": "1/255"}, "leave --step out"),
+            ({"start": "image"}, "leave --start out"),
+            ({"ladder": "linf:0:0.1:3"}, "--worst_case contradicts --ladder; give one of them"),
+            ({"corruptions": "fog"}, "--worst_case contradicts --corruptions; give one of them"),
+            ({"bundle": "there"}, "--bundle is of one attack under one threat, not of --worst"),
+            ({"replay": ["a"], "noreplay": True, "threat": THREATS}, "--noreplay contradicts"),
+            ({"n": -1, "threat": THREATS}, "--n=-1 is no number of images: 1 or more, or --n=all"),
+        ):  # fmt: skip
+            with self.subTest(row=(more, message)):
+                self.refused(message, **more)
 
 
 WEIGHTS = np.random.default_rng(0).standard_normal((48, 5)).astype(np.float32)
@@ -276,19 +277,19 @@ class ProgramTest(parameterized.TestCase):
                 f"worst case of {', '.join(result.accuracy_after)}",
             )
 
-    @parameterized.parameters(
-        (
-            {},
-            r"no radii for images of 4 px .*; give radii=\{'linf': RADIUS, 'l2': RADIUS, 'l1': RA",
-        ),
-        ({"radii": {"l3": 1.0}}, "radii has l3, which is no norm; one of linf, l2, l1"),
-        ({"radii": {"linf": 0.1, "l2": 1.0, "l1": 8 / 255}}, "in l1 changes less than one pixel"),
-        ({"radii": {"linf": 8, "l2": 1.0, "l1": 9}}, "larger than the pixel range"),
-        ({"batch_size": 0}, "batch_size=0: pass an int of at least 1"),
-    )
-    def test_refuses(self, more, message):
-        with self.assertRaisesRegex(ValueError, message):
-            evaluation.worst_case(self.net, self.images, self.labels, **more)
+    def test_refuses(self):
+        for more, message in (
+            (
+                {},
+                r"no radii for images of 4 px .*; give radii=\{'linf': RADIUS, 'l2': RADIUS, 'l1'",
+            ),
+            ({"radii": {"l3": 1.0}}, "radii has l3, which is no norm; one of linf, l2, l1"),
+            ({"radii": {"linf": 0.1, "l2": 1.0, "l1": 8 / 255}}, "in l1 changes less than one pix"),
+            ({"radii": {"linf": 8, "l2": 1.0, "l1": 9}}, "larger than the pixel range"),
+            ({"batch_size": 0}, "batch_size=0: pass an int of at least 1"),
+        ):
+            with self.subTest(row=(more, message)), self.assertRaisesRegex(ValueError, message):
+                evaluation.worst_case(self.net, self.images, self.labels, **more)
 
     def test_refuses_images(self):
         for images, message in (

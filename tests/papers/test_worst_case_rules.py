@@ -1,224 +1,41 @@
 """The worst case, rule by rule: which images each attack sees, in which batches, what is said."""
 
 import dataclasses
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.engine.result import AutoAttackResult
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.questions import corrupted, measuring
+from jaxrobust.evaluation.questions import corrupted
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.questions.questions import Question
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.papers import three_norms, worst_case
+from jaxrobust.papers import three_norms
 from jaxrobust.types import Threat
-
-N = 7
-IMAGES = np.random.default_rng(0).random((N, 32, 32, 3)).astype(np.float32)
-LABELS = np.arange(N)
-
-
-class Attacked:
-    """What fools which images, by the attack's norm and kind; image 0 is wrong as it is."""
-
-    FOOLS = (("linf", "pgd-20", [1, 2]), ("linf", "autoattack", [1, 3]), ("l2", "pgd-20", [2, 4]),
-             ("l1", "pgd-20", []))  # fmt: skip
-
-    def __init__(self):
-        self.asked = []
-
-    def measured(self, norm, kind, ids) -> Measured:
-        (which,) = (f for n, k, f in self.FOOLS if (n, k) == (norm, kind))
-        ids = np.asarray(ids)
-        self.asked.append((norm, kind, ids.tolist()))
-        clean = ids != 0
-        fooled = np.where(np.isin(ids, which), kind, np.where(clean, "", "clean"))
-        seen = Verdicts(ids, LABELS[ids], clean, fooled, np.zeros(len(ids)), np.full(len(ids), -1))
-        own = AccuracyRecord(
-            attacks=[{"name": kind, "norm": norm, "epsilon": 1.0}], flags={}, costs=[],
-            clean=float(clean.mean()), robust=float(seen.robust.mean()),
-        )  # fmt: skip
-        return Measured(own, seen)
-
-    def stepped(self, logits_fn, images, labels, ids, ball, question, *, batch_size):
-        assert len(images) == len(labels) == N
-        self.batch_size = batch_size
-        return self.measured(ball.norm, question.attack, ids)
-
-    def autoattack(self, logits_fn, images, labels, *, norm, image_ids, **how):
-        np.testing.assert_array_equal(images, IMAGES[image_ids])
-        np.testing.assert_array_equal(labels, LABELS[image_ids])
-        self.how = how
-        found = self.measured(norm, "autoattack", image_ids)
-        about = {"fingerprint": {"arrays": "a"}, "classes": 4}
-        return SimpleNamespace(measured=lambda: found, about=about)
-
-
-class FlowTest(parameterized.TestCase):
-    def run_with(self, **how):
-        self.attacked = Attacked()
-        known = SimpleNamespace()
-        with (
-            mock.patch.object(worst_case, "_stepped", self.attacked.stepped),
-            mock.patch.object(worst_case, "autoattack", self.attacked.autoattack),
-            mock.patch.object(worst_case, "_answering", return_value=known),
-            mock.patch.object(worst_case, "_number", return_value="number"),
-        ):
-            how = {"verbose": False} | how
-            return worst_case.worst_case(None, IMAGES, LABELS, **how)
-
-    def test_each_sees_all_images(self):
-        result = self.run_with(seed=5, batch_size=3, ledger="there")
-        everything = list(range(N))
-        order = [("linf", "pgd-20"), ("linf", "autoattack"), ("l2", "pgd-20"), ("l1", "pgd-20")]
-        self.assertEqual(self.attacked.asked, [(*attack, everything) for attack in order])
-        self.assertEqual(self.attacked.batch_size, 3)
-        self.assertEqual((self.attacked.how["seed"], self.attacked.how["ledger"]), (5, "there"))
-        self.assertEqual(self.attacked.how["epsilon"], 8 / 255)
-        self.assertEqual(result.robust.tolist(), [False] * 5 + [True] * 2)
-        self.assertEqual(result.clean.tolist(), [False] + [True] * 6)
-        self.assertEqual(result.fooled_by.tolist()[:5], [
-            "clean", "linf 0.03137: pgd-20", "linf 0.03137: pgd-20", "linf 0.03137: autoattack",
-            "l2 1.5: pgd-20"])  # fmt: skip
-        self.assertEqual([part["robust"] for part in result.parts], [4 / 7, 4 / 7, 4 / 7, 6 / 7])
-        self.assertEqual([part["images"] for part in result.parts], [N] * 4)
-        after = list(result.accuracy_after.items())
-        self.assertEqual(
-            after,
-            [("linf 0.03137 pgd-20", 4 / 7), ("linf 0.03137 autoattack", 3 / 7),
-             ("l2 1.5 pgd-20", 2 / 7), ("l1 40 pgd-20", 2 / 7)],
-        )  # fmt: skip
-        self.assertEqual(result.own.image_ids, "0..6")
-        self.assertEqual(result.own.evaluation, "number")
-        self.assertEqual(result.own.fingerprint["images"], result.own.images_sha256)
-        table = result.table().splitlines()
-        self.assertEqual(table[0], f"{'clean':28}   85.71% of 7")
-        self.assertEqual(table[4], f"{'l1 40 pgd-20':28}   85.71% of 7")
-        low, high = checks.binomial_interval(2, 7)
-        words = f"{'worst case':28}   28.57%, 95 % interval {low:.1%} to {high:.1%}"
-        self.assertEqual(table[5], words)
-        self.assertFalse(self.attacked.how["verbose"])
-
-    def test_its_table_is_printed_where_it_is_asked_for(self):
-        for verbose in (True, False):
-            with mock.patch.object(worst_case, "say") as say:
-                result = self.run_with(verbose=verbose)
-            said = [call.args for call in say.call_args_list]
-            self.assertEqual(said, [(result.table(),)] if verbose else [])
-            self.assertEqual(self.attacked.how["verbose"], verbose)
-
-    def test_each_sees_what_stands_before_it(self):
-        result = self.run_with(union_only=True)
-        self.assertEqual(
-            self.attacked.asked,
-            [
-                ("linf", "pgd-20", [0, 1, 2, 3, 4, 5, 6]),
-                ("l2", "pgd-20", [3, 4, 5, 6]),
-                ("l1", "pgd-20", [3, 5, 6]),
-                ("linf", "autoattack", [3, 5, 6]),
-            ],
-        )
-        self.assertEqual(result.robust.tolist(), [False] * 5 + [True] * 2)
-        self.assertEqual([part["images"] for part in result.parts], [7, 4, 3, 3])
-        self.assertEqual([part["robust"] for part in result.parts], [4 / 7, None, None, None])
-        table = result.table().splitlines()
-        self.assertEqual(table[1], f"{'linf 0.03137 pgd-20':28}   57.14% of 7")
-        self.assertEqual(table[2], f"{'l2 1.5 pgd-20':28}   42.86% left of 7")
-
-    def test_one_image_at_a_time(self):
-        self.run_with(batch_size=1)
-        self.assertEqual(self.attacked.batch_size, 1)
-
-    def test_radii_that_are_given(self):
-        result = self.run_with(radii={"l2": 2.0})
-        self.assertEqual([part["epsilon"] for part in result.parts], [8 / 255, 8 / 255, 2.0, 40.0])
-
-    @parameterized.parameters(
-        ({"batch_size": 0}, "batch_size=0: pass an int of at least 1"),
-        ({"radii": {"l3": 1}}, "radii has l3, which is no norm; one of linf, l2, l1"),
-        ({"radii": {"linf": 4.0}}, "larger than the pixel range"),
-        ({"radii": {"linf": "four"}}, "epsilon"),
-    )
-    def test_mistakes(self, how, words):
-        with self.assertRaisesRegex((ValueError, TypeError), words):
-            self.run_with(**how)
-
-    def test_images_of_a_size_without_radii(self):
-        for side in ((30, 32), (31, 31)):
-            with self.assertRaisesRegex(ValueError, "no radii.*give radii={'linf': RADIUS, 'l2'"):
-                worst_case._radii((*side, 3), {})
-            found = worst_case._radii((*side, 3), {"linf": 0.1, "l2": 1, "l1": 5})
-            self.assertEqual(found["l1"], Threat("l1", 5.0))
-        with self.assertRaisesRegex(ValueError, "give radii={'l2': RADIUS}"):
-            worst_case._radii((31, 31, 3), {"linf": 0.1, "l1": 5})
-
-
-class SteppedTest(parameterized.TestCase):
-    @parameterized.parameters((7, 3), (6, 3), (2, 4), (0, 3))
-    def test_batches_of_one_shape(self, count, size):
-        """The network is right where the first pixel is bright; the attack does nothing."""
-        ids = np.array([6, 1, 5, 0, 2, 4, 3])[:count]
-        question, calls = Question("pgd-20", seed=9), []
-
-        def judged(params, stats, images, labels, mask, which, key, *, how):
-            n = len(labels)
-            calls.append((which.tolist(), mask.tolist()))
-            np.testing.assert_array_equal(images, IMAGES[which])
-            np.testing.assert_array_equal(labels, LABELS[which])
-            bright = images[:, 0, 0, 0] > 0.5
-            none = np.zeros(n, np.int32)
-            return {"clean": bright & mask, "robust": bright & mask, "labels": labels,
-                    "norms": np.zeros(n), "answers": none, "reached": none, "finite": mask,
-                    "count": mask}  # fmt: skip
-
-        with (
-            mock.patch.object(accuracy, "judged", judged),
-            mock.patch.object(worst_case.jax, "jit", lambda function: function),
-            mock.patch.object(worst_case.jax, "device_get", lambda values: values),
-            mock.patch.object(worst_case.tracing, "argument", lambda *given: None),
-            mock.patch.object(measuring, "answered", lambda reached, *rest: (reached, *rest[:-1])),
-        ):
-            reached, asked, places, (settings,), seconds = worst_case._stepped(
-                None, IMAGES, LABELS, ids, Threat("linf", 0.1), question, batch_size=size
-            )
-        self.assertLen(calls, max(-(-count // size), 1))
-        self.assertEqual({len(which) for which, _ in calls}, {size})
-        seen = [i for which, mask in calls for i, there in zip(which, mask, strict=True) if there]
-        self.assertEqual(seen, ids.tolist())
-        np.testing.assert_array_equal(reached["labels"], LABELS[ids])
-        np.testing.assert_array_equal(reached["clean"], IMAGES[ids][:, 0, 0, 0] > 0.5)
-        self.assertEqual((asked, places.tolist()), (question, ids.tolist()))
-        self.assertEqual((settings["norm"], settings["epsilon"], settings["steps"]),
-                         ("linf", 0.1, 20))  # fmt: skip
-        self.assertGreaterEqual(seconds, 0)
 
 
 class FlagsTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({}, None, None),
-        ({"corruptions": "all"}, None, "--worst_case contradicts --corruptions"),
-        ({}, "0.1,0.2", "--worst_case contradicts --ladder"),
-        ({"norm": "l2"}, None, "of three norms, so leave --norm out; give --threat"),
-        ({"norm": "l2", "epsilon": 0.0}, None, "so leave --norm and --epsilon out"),
-        ({"steps": 5, "version": "plus"}, None, "leave --version, --steps out, or ask for one"),
-        ({"attack": "apgd-ce"}, None, "leave --attack out"),
-        ({"start": "zero"}, None, "leave --start out"),
-        ({"l1_rule": "art"}, None, "leave --l1_rule out"),
-        ({"bundle": "there"}, None, "--bundle is of one attack under one threat"),
-    )
-    def test_flags(self, changes, ladder, words):
-        given = GivenFlags(worst_case=True, **changes)
-        if words is None:
-            three_norms.check(given, ladder)
-        else:
-            with self.assertRaisesRegex(ValueError, words):
-                three_norms.check(given, ladder)
+    def test_flags(self):
+        for changes, ladder, words in (
+            ({}, None, None),
+            ({"corruptions": "all"}, None, "--worst_case contradicts --corruptions"),
+            ({}, "0.1,0.2", "--worst_case contradicts --ladder"),
+            ({"norm": "l2"}, None, "of three norms, so leave --norm out; give --threat"),
+            ({"norm": "l2", "epsilon": 0.0}, None, "so leave --norm and --epsilon out"),
+            ({"steps": 5, "version": "plus"}, None, "leave --version, --steps out, or ask for one"),
+            ({"attack": "apgd-ce"}, None, "leave --attack out"),
+            ({"start": "zero"}, None, "leave --start out"),
+            ({"l1_rule": "art"}, None, "leave --l1_rule out"),
+            ({"bundle": "there"}, None, "--bundle is of one attack under one threat"),
+        ):
+            with self.subTest(row=(changes, ladder, words)):
+                given = GivenFlags(worst_case=True, **changes)
+                if words is None:
+                    three_norms.check(given, ladder)
+                else:
+                    with self.assertRaisesRegex(ValueError, words):
+                        three_norms.check(given, ladder)
 
     def test_balls(self):
         found = three_norms.balls(["l2:2", "linf:4/255"])
@@ -240,26 +57,19 @@ class CorruptedTest(parameterized.TestCase):
             ],
         )
 
-    def test_what_is_done(self):
-        rows = [{"kind": "fog", "severity": 1, "accuracy": 0.5, "not_finite": 2},
-                {"kind": "fog", "severity": 2, "accuracy": 0.4}]  # fmt: skip
-        with mock.patch.object(corrupted.jsonl, "read", return_value=rows):
-            reached = corrupted._done("ledger")
-        self.assertEqual(reached, {"fog-1": rows[0], "fog-2": rows[1]})
-
-    @parameterized.parameters(
-        ({"frost": "f"}, "--frost=f has no effect without --corruptions"),
-        ({"corruptions": "fog"}, "measured without an attack; leave --attack=autoattack out"),
-        ({"corruptions": "fog", "attack": "clean", "frost": "f"}, "without the corruption frost"),
-        ({"corruptions": "fgo", "attack": "clean"}, "^--corruptions=fgo: "),
-        ({"corruptions": "fog", "attack": "clean", "dataset": "cifar10-c:x", "split": "test"},
-         "--split=test has no effect on the files of cifar10-c:x; leave it out"),
-        ({"corruptions": "frost", "attack": "clean", "dataset": "cifar10-c:x", "frost": "f"},
-         "--frost=f has no effect on the files"),
-    )  # fmt: skip
-    def test_flags_that_contradict(self, changes, words):
-        with self.assertRaisesRegex(ValueError, words):
-            corrupted.settled(GivenFlags(**changes))
+    def test_flags_that_contradict(self):
+        for changes, words in (
+            ({"frost": "f"}, "--frost=f has no effect without --corruptions"),
+            ({"corruptions": "fog"}, "measured without an attack; leave --attack=autoattack out"),
+            ({"corruptions": "fog", "attack": "clean", "frost": "f"}, "without the corruption fro"),
+            ({"corruptions": "fgo", "attack": "clean"}, "^--corruptions=fgo: "),
+            ({"corruptions": "fog", "attack": "clean", "dataset": "cifar10-c:x", "split": "test"},
+             "--split=test has no effect on the files of cifar10-c:x; leave it out"),
+            ({"corruptions": "frost", "attack": "clean", "dataset": "cifar10-c:x", "frost": "f"},
+             "--frost=f has no effect on the files"),
+        ):  # fmt: skip
+            with self.subTest(row=(changes, words)), self.assertRaisesRegex(ValueError, words):
+                corrupted.settled(GivenFlags(**changes))
 
     def test_settled(self):
         for given in (
@@ -308,29 +118,17 @@ class ResultTest(parameterized.TestCase):
         )
         self.assertIn(f"clean       {'-':>8}", self.result(n=0).table())
 
-    def test_measured(self):
-        own, seen, begun_by = self.result().measured()
-        self.assertEqual((own.clean, own.robust, own.robust_beyond), (0.75, 0.25, 2))
-        self.assertEqual([a["name"] for a in own.attacks], ["apgd-ce", "apgd-t"])
-        self.assertEqual({(a["norm"], a["epsilon"], a["steps"]) for a in own.attacks},
-                         {("l2", 0.5, 9)})  # fmt: skip
-        self.assertEqual(own.accuracy_after, {"apgd-ce": 0.5, "apgd-t": 0.25})
-        self.assertEqual([cost["backward"] for cost in own.costs], [20, 5])
-        self.assertEqual(begun_by, {"jax": "1"})
-        self.assertLen(seen.labels, 4)
-        none, _, _ = self.result(n=0).measured()
-        self.assertEqual((none.clean, none.robust), (None, None))
-
-    @parameterized.parameters(
-        ({}, "autoattack standard"),
-        ({"chosen": True}, "apgd-ce + apgd-t"),
-        ({"version": "rand"}, "autoattack rand"),
-        ({"draws": {"rule": "majority", "draws": 5}}, "autoattack standard, "),
-    )
-    def test_method(self, about, method):
-        found = self.result(about=about)._method()
-        self.assertStartsWith(found, method)
-        self.assertEqual(found == method, "draws" not in about)
+    def test_method(self):
+        for about, method in (
+            ({}, "autoattack standard"),
+            ({"chosen": True}, "apgd-ce + apgd-t"),
+            ({"version": "rand"}, "autoattack rand"),
+            ({"draws": {"rule": "majority", "draws": 5}}, "autoattack standard, "),
+        ):
+            with self.subTest(row=(about, method)):
+                found = self.result(about=about)._method()
+                self.assertStartsWith(found, method)
+                self.assertEqual(found == method, "draws" not in about)
 
     def test_record(self):
         known = {"model": "net", "weights": "mine", "dataset": "cifar10"}

@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import network_of
 from jaxrobust.results.selection import at_one_size, begun, choice
 from jaxrobust.results.selection.at_one_size import Size
 from jaxrobust.results.selection.choice import SelectionSettings
@@ -80,24 +79,6 @@ class ChooseTest(parameterized.TestCase):
 
 
 class QuestionTest(parameterized.TestCase):
-    @parameterized.parameters(
-        ({}, {"images": None, "dtype": "bfloat16"}),
-        ({"n": 7}, {"images": 7}),
-        ({"attack": "autoattack", "steps": None}, {"dtype": "float32"}),
-        ({"attack": "apgd-ce", "steps": 3}, {"metric": "robust"}),
-        ({"phase": "pretrain"}, {"phase": "pretrain", "metric": "clean"}),
-    )
-    def test_question(self, changes, expected):
-        config = tiny(model__dtype="bfloat16", seed=5)
-        given = SelectionSettings(Path("run"), **changes)
-        question = choice._question(given, given.phase or "train", config)
-        known = {"phase": "train", "metric": "robust", "dataset": "digits", "seed": 5}
-        known |= {"split": "train[256:320]"} | expected
-        self.assertEqual({key: question[key] for key in known}, known)
-        ball = {"norm": "linf", "epsilon": 0.1}
-        own = {"name": given.attack, "steps": given.steps}
-        self.assertEqual(question["attack"], ball | own)
-
     def config_of(self, config, phase="train", **changes):
         given = SelectionSettings(Path("run"), **changes)
         with mock.patch.object(choice.runs, "run_config", return_value=config) as read:
@@ -105,50 +86,46 @@ class QuestionTest(parameterized.TestCase):
         read.assert_called_once_with(Path("run"), phase)
         return found, said
 
-    def test_flags_change_the_config_of_the_run_and_nothing_else(self):
-        config = tiny(evaluation__images=9)
-        found, said = self.config_of(config, n=7, batch=16, split="train[300:]")
-        self.assertEqual((found.evaluation.images, found.evaluation.batch_size), (7, 16))
-        self.assertEqual(found.data.selection_split, "train[300:]")
-        self.assertEqual(said, "")
-        found, _ = self.config_of(config)
-        self.assertEqual((found.evaluation.images, found.evaluation.batch_size), (0, 32))
-        self.assertEqual(found.data.selection_split, "train[256:320]")
-        self.assertEqual(config.evaluation.images, 9)
-
-    @parameterized.parameters(
-        ("test[:80]", "is the test split of run"),
-        ("test[79:90]", r"holds images, or may, of test\[:80\], the test split of run"),
-    )
-    def test_the_test_split_is_refused(self, split, words):
-        with self.assertRaisesRegex(ValueError, f"{words}.*give another --split"):
-            self.config_of(tiny(), split=split)
-
-    @parameterized.parameters(("test[80:]", False), ("train[256:]", False), ("train[255:]", True))
-    def test_what_is_trained_on_is_said(self, split, warned):
-        _, said = self.config_of(tiny(), split=split)
-        words = "holds images of train[:256], which train is trained on"
-        self.assertEqual(words in said, warned, said)
-
-    @parameterized.parameters(
-        (None, {"pretrain": [1], "train": [2]}, "train"),
-        (None, {"pretrain": [1], "train": []}, "pretrain"),
-        ("pretrain", {"pretrain": [1], "train": [2]}, "pretrain"),
-        ("train", {"pretrain": [1], "train": []}, "the phase train of run has kept no weights"),
-        (None, {"pretrain": [], "train": []}, "^run has kept no weights to choose from; train wi"),
-    )
-    def test_phase(self, named, steps, expected):
-        config = SimpleNamespace(phases=("pretrain", "train"))
-        with (
-            mock.patch.object(choice.runs, "run_config", return_value=config),
-            mock.patch.object(choice.kept, "steps_of", lambda run, phase: steps[phase]),
+    def test_the_test_split_is_refused(self):
+        for split, words in (
+            ("test[:80]", "is the test split of run"),
+            ("test[79:90]", r"holds images, or may, of test\[:80\], the test split of run"),
         ):
-            given = SelectionSettings(Path("run"), phase=named)
-            if "kept" in expected:
-                with self.assertRaisesRegex(ValueError, expected):
-                    choice._phase(given)
-            else:
-                self.assertEqual(choice._phase(given), expected)
+            with (
+                self.subTest(row=(split, words)),
+                self.assertRaisesRegex(ValueError, f"{words}.*give another --split"),
+            ):
+                self.config_of(tiny(), split=split)
+
+    def test_what_is_trained_on_is_said(self):
+        for split, warned in (("test[80:]", False), ("train[256:]", False), ("train[255:]", True)):
+            with self.subTest(row=(split, warned)):
+                _, said = self.config_of(tiny(), split=split)
+                words = "holds images of train[:256], which train is trained on"
+                self.assertEqual(words in said, warned, said)
+
+    def test_phase(self):
+        for named, steps, expected in (
+            (None, {"pretrain": [1], "train": [2]}, "train"),
+            (None, {"pretrain": [1], "train": []}, "pretrain"),
+            ("pretrain", {"pretrain": [1], "train": [2]}, "pretrain"),
+            ("train", {"pretrain": [1], "train": []}, "the phase train of run has kept no weights"),
+            (None, {"pretrain": [], "train": []}, "^run has kept no weights to choose from; train"),
+        ):
+            with self.subTest(row=(named, steps, expected)):
+                config = SimpleNamespace(phases=("pretrain", "train"))
+                with (
+                    mock.patch.object(choice.runs, "run_config", return_value=config),
+                    mock.patch.object(
+                        choice.kept, "steps_of", lambda run, phase, s=steps: s[phase]
+                    ),
+                ):
+                    given = SelectionSettings(Path("run"), phase=named)
+                    if "kept" in expected:
+                        with self.assertRaisesRegex(ValueError, expected):
+                            choice._phase(given)
+                    else:
+                        self.assertEqual(choice._phase(given), expected)
 
 
 class MeasuredTest(parameterized.TestCase):
@@ -178,50 +155,24 @@ class MeasuredTest(parameterized.TestCase):
 
         return {side: Size(f"crop {side}", measure, None, None) for side in sides}
 
-    def test_all_but_what_is_done(self):
-        done = {(4, "raw", 8), (4, "ema", 8), (4, "raw", 16), (4, "ema", 16), (10, "ema", 8)}
-        given = SelectionSettings(Path("run"))
-        rows, said = quietly(
-            lambda: list(choice._measured(given, "train", self.sizes(8, 16), done))
-        )
-        self.assertEqual(self.read, [10])
-        expected = [("raw", 8), ("raw", 16), ("ema", 16)]
-        self.assertEqual([(r["weights"], r["image_size"]) for r in rows], expected)
-        self.assertEqual(self.measured, [(f"{w} 10", size, False) for w, size in expected])
-        one = rows[1]
-        self.assertEqual((one["step"], one["epoch"], one["phase"]), (10, 2.5, "train"))
-        self.assertEqual(one["preprocessing"], "crop 16")
-        self.assertEqual(one["weights_sha256"], "hash of ('raw 10', 16)")
-        self.assertEqual((one["clean"], one["robust"], one["images"]), (0.75, 0.5, 64))
-        self.assertEqual((one["passes"], one["exact"], one["collapse"]), (None, True, None))
-        words = "train, epoch 2.5, raw, 16 px: clean 75.00%, robust 50.00% of 64 images\n"
-        self.assertIn(words, said)
-        self.assertEqual([choice.key_of(r) for r in rows], [(10, *key) for key in expected])
-
-    def test_autoattack_bounds_and_collapses_are_said(self):
-        given = SelectionSettings(Path("run"), attack="autoattack", steps=None)
-        sizes = self.sizes(8, passes=9, collapse=ONE_CLASS)
-        rows, said = quietly(lambda: list(choice._measured(given, "train", sizes, set())))
-        self.assertLen(rows, 4)
-        about = [(r["exact"], r["passes"], r["collapse"]) for r in rows]
-        self.assertEqual(about, [(False, 9, ONE_CLASS)] * 4)
-        words = "robust at most 50.00% of 64 images, collapsed to one class\n"
-        self.assertIn(words, said)
-
-    @parameterized.parameters((0.4, 5, 12), (0.6, None, 7))
-    def test_in_full(self, before, passes, together):
+    def test_in_full(self):
         """What the first attack left bounds what all leave; both cost."""
-        given = SelectionSettings(Path("run"))
-        own = row(10, "ema", 16, before, passes=passes, exact=False, epoch=2.5)
-        sizes = self.sizes(8, 16, passes=7)
-        found, said = quietly(choice._in_full, given, "train", sizes, own)
-        robust = min(before, 0.5)
-        expected = own | {"robust": robust, "exact": True, "passes": together}
-        self.assertEqual(found, expected)
-        self.assertEqual(self.measured, [("ema 10", 16, True)])
-        self.assertIn(f"train, epoch 2.5, ema, 16 px, in full: robust {robust:.2%}", said)
-        with self.assertRaisesRegex(ValueError, "16 px may be the best size.*--image_size 16 too"):
-            choice._in_full(given, "train", self.sizes(8), own)
+        for before, passes, together in ((0.4, 5, 12), (0.6, None, 7)):
+            with self.subTest(row=(before, passes, together)):
+                self.measured.clear()
+                given = SelectionSettings(Path("run"))
+                own = row(10, "ema", 16, before, passes=passes, exact=False, epoch=2.5)
+                sizes = self.sizes(8, 16, passes=7)
+                found, said = quietly(choice._in_full, given, "train", sizes, own)
+                robust = min(before, 0.5)
+                expected = own | {"robust": robust, "exact": True, "passes": together}
+                self.assertEqual(found, expected)
+                self.assertEqual(self.measured, [("ema 10", 16, True)])
+                self.assertIn(f"train, epoch 2.5, ema, 16 px, in full: robust {robust:.2%}", said)
+                with self.assertRaisesRegex(
+                    ValueError, "16 px may be the best size.*--image_size 16 too"
+                ):
+                    choice._in_full(given, "train", self.sizes(8), own)
 
 
 class SelectTest(absltest.TestCase):
@@ -344,82 +295,24 @@ class BegunTest(parameterized.TestCase):
         _, computed = self.begun(sizes=("16",))  # what another size was of is kept
         self.assertEqual(computed["computed"], {"8": self.OWN, "16": self.OWN})
 
-    @parameterized.parameters(
-        ({"phase": "pretrain"}, 'phase is "pretrain" there, "train" here. Repeat its flags'),
-        ({"seed": 2}, "seed is 2 there, 1 here"),
-        ({"there": {"images": "?"}}, "at 8 px, its images are others. Move it away"),
-        ({"there": {"program": "?"}}, "its program is another. Move it away"),
-        ({"there": {"gradient": "?"}}, "its gradient is another. Move it away"),
-        ({"there": {"program": "?", "gradient": "?"}}, "its program and gradient is another. M"),
-        ({"there": {"program": "?"}, "by": {"jax": "0.8"}}, "another (begun by jaxrobust ?, jax 0"),
-        ({"there": {"images": "?"}, "by": {"jax": "0.8"}}, "its images are others. Move it away"),
-    )
-    def test_another(self, changes, words):
-        with self.assertRaises(ValueError) as caught:
-            self.begun(**changes)
-        self.assertIn(words, str(caught.exception))
+    def test_another(self):
+        for changes, words in (
+            ({"phase": "pretrain"}, 'phase is "pretrain" there, "train" here. Repeat its flags'),
+            ({"seed": 2}, "seed is 2 there, 1 here"),
+            ({"there": {"images": "?"}}, "at 8 px, its images are others. Move it away"),
+            ({"there": {"program": "?"}}, "its program is another. Move it away"),
+            ({"there": {"gradient": "?"}}, "its gradient is another. Move it away"),
+            ({"there": {"program": "?", "gradient": "?"}}, "its program and gradient is another."),
+            ({"there": {"program": "?"}, "by": {"jax": "0.8"}}, "another (begun by jaxrobust ?, j"),
+            ({"there": {"images": "?"}, "by": {"jax": "0.8"}}, "its images are others. Move it aw"),
+        ):
+            with self.subTest(row=(changes, words)):
+                with self.assertRaises(ValueError) as caught:
+                    self.begun(**changes)
+                self.assertIn(words, str(caught.exception))
 
     def test_other_versions_of_the_same_network(self):
         self.assertEqual(self.begun(by={"jax": "0.8"})[0], ["row"])
-
-    def test_of_an_older_version(self):
-        path = Path(self.create_tempfile("selection.json").full_path)
-        file = {**self.QUESTION, "candidates": []}
-        with (
-            mock.patch.object(begun.kept, "read_selection", return_value=file),
-            self.assertRaisesRegex(ValueError, "is of an older version, which noted neither"),
-        ):
-            begun.candidates(path, self.QUESTION, {"computed": {}, "by": {}})
-
-    def test_what_is_computed_at_each_size(self):
-        """The program of the raw weights of the first moment, for images of that size."""
-        images = mock.Mock(shape=(64, 16, 16, 3), content_sha256=lambda: "of the images")
-        sizes = {16: Size("crop", None, sum, images)}
-        weights = SimpleNamespace(of=lambda which: f"{which} weights")
-        named = []
-
-        def argument(name, called, mesh):
-            named.append((name, called.func, called.args, mesh.size))
-            return "traced"
-
-        exact = {"program": "p", "gradient": "g", "arrays": "a"}
-        with (
-            mock.patch.object(begun.kept, "steps_of", return_value=[4, 8]),
-            mock.patch.object(begun.kept, "read", return_value=(1.0, weights)) as read,
-            mock.patch.object(begun.kept, "at_size", return_value=("p", "s")) as sized,
-            mock.patch.object(begun.tracing, "argument", argument),
-            mock.patch.object(begun.fingerprint, "exact", return_value=exact) as hashed,
-            mock.patch.object(begun.fingerprint, "versions", return_value={"jax": "1"}),
-        ):
-            found = begun.computed(Path("run"), "train", sizes)
-        read.assert_called_once_with(Path("run"), "train", 4)
-        sized.assert_called_once_with(Path("run"), "train", "raw weights", 16)
-        self.assertEqual(named, [("network", sum, ("p", "s"), 1)])
-        hashed.assert_called_once_with("traced", (16, 16, 3), each=1)
-        own = {"program": "p", "gradient": "g", "images": "of the images"}
-        self.assertEqual(found, {"computed": {"16": own}, "by": {"jax": "1"}})
-
-    def test_weights_are_hashed_each_at_its_place(self):
-        def read(run, phase, step):
-            return 1.0, SimpleNamespace(of=lambda which: (run, phase, step, which))
-
-        def sized(run, phase, weights, size):
-            return (*weights, phase, size)
-
-        rows = [row(4, "raw", 8, phase="train"), row(8, "ema", 16, phase="pretrain")]
-        for one in rows:
-            own = (Path("run"), one["phase"], one["step"], one["weights"])
-            one["weights_sha256"] = repr((*own, one["phase"], one["image_size"]))
-        with (
-            mock.patch.object(begun.kept, "read", read),
-            mock.patch.object(begun.kept, "at_size", sized),
-            mock.patch.object(begun.hashes, "weights_sha256", lambda *weights: repr(weights)),
-        ):
-            begun.check_weights(Path("run"), rows)
-            rows[1]["weights_sha256"] = "another"
-            words = "the weights of pretrain, step 8, ema are others than those in run/selection.js"
-            with self.assertRaisesRegex(ValueError, words):
-                begun.check_weights(Path("run"), rows)
 
 
 class OneSizeTest(parameterized.TestCase):
@@ -432,57 +325,42 @@ class OneSizeTest(parameterized.TestCase):
         found.data["name"] = "else"
         self.assertEqual(config.data.name, "digits")
 
-    def test_a_few_steps_are_those_of_an_evaluation_of_training(self):
-        config, asked = tiny(), []
-        images = mock.MagicMock(source="source", batch_size=16, __len__=lambda _: 32)
-        for place, name, own in (
-            (at_one_size.splits, "opened", lambda config, key: "source"),
-            (at_one_size.splits, "evaluated", lambda *given: images),
-            (at_one_size.subjects, "of_run", lambda run, phase: "subject"),
-            (at_one_size.subjects, "preprocessing", lambda *given: "crop"),
-            (
-                at_one_size.pipeline,
-                "preprocessing_id",
-                lambda source, side, how: f"bilinear-9-{how}-{side}",
-            ),
-            (at_one_size, "network_of", lambda config, dtype: SimpleNamespace(apply=None)),
-            (at_one_size, "Prepared", lambda source, *, images, **how: SimpleNamespace(**how)),
-            (at_one_size.sharding, "make_mesh", lambda: SimpleNamespace(size=8)),
-            (at_one_size.build, "evaluation", lambda *given, steps: asked.append((given, steps))),
-            (at_one_size.accuracy, "count", lambda *given, bar: {"given": given[1:3], "bar": bar}),
-        ):
-            self.enter_context(mock.patch.object(place, name, own))
-        made = at_one_size.at_size(Path("run"), "train", config, 8, steps=3, folder=Path("at"))
-        [((changed, mesh), steps)] = asked
-        self.assertEqual((changed.model.image_size, mesh.size, steps), (8, 8, 3))
-        self.assertEqual((made.preprocessing, made.images.image_size), ("bilinear-9-crop-8", 8))
-        measured = made.measure("weights", False)
-        self.assertEqual(measured, {"given": ("weights", images), "bar": "images"})
-
-    @parameterized.parameters((False, ("apgd-ce",)), (True, None))
-    def test_what_autoattack_is_asked(self, full, attacks):
-        config = tiny(seed=5, evaluation__batch_size=16, attack__norm="l2")
-        costs = [SimpleNamespace(forward=5, backward=2), SimpleNamespace(forward=1, backward=0)]
-        result = SimpleNamespace(
-            clean=np.array([True, True, True, False]),
-            robust=np.array([True, False, False, False]),
-            answers=np.array([0, 1, 2, 3]),
-            verdicts=SimpleNamespace(labels=np.array([0, 1, 2, 0])),
-            costs=costs,
-        )
-        shown = mock.MagicMock(__len__=lambda own: 4)
-        folder = Path("folder")
-        with mock.patch.object(at_one_size.evaluation, "autoattack", return_value=result) as asked:
-            measure = at_one_size._autoattack(config, sum, shown, folder)
-            found = measure(("params", "stats"), full)
-        self.assertEqual(found, {"clean": 0.75, "robust": 0.25, "images": 4, "passes": 10})
-        network, *given = asked.call_args.args
-        self.assertEqual((network.func, network.args), (sum, ("params", "stats")))
-        self.assertEqual(given, [shown, shown.labels()])
-        expected = {"norm": "l2", "epsilon": 0.1, "attacks": attacks, "seed": 5, "batch_size": 16}
-        expected |= {"image_ids": shown.ids.tolist()}
-        expected |= {"ledger": folder / "ledger-8-0.jsonl", "replay": []}
-        self.assertEqual(asked.call_args.kwargs, expected)
+    def test_what_autoattack_is_asked(self):
+        for full, attacks in ((False, ("apgd-ce",)), (True, None)):
+            with self.subTest(row=(full, attacks)):
+                config = tiny(seed=5, evaluation__batch_size=16, attack__norm="l2")
+                costs = [
+                    SimpleNamespace(forward=5, backward=2),
+                    SimpleNamespace(forward=1, backward=0),
+                ]
+                result = SimpleNamespace(
+                    clean=np.array([True, True, True, False]),
+                    robust=np.array([True, False, False, False]),
+                    answers=np.array([0, 1, 2, 3]),
+                    verdicts=SimpleNamespace(labels=np.array([0, 1, 2, 0])),
+                    costs=costs,
+                )
+                shown = mock.MagicMock(__len__=lambda own: 4)
+                folder = Path("folder")
+                with mock.patch.object(
+                    at_one_size.evaluation, "autoattack", return_value=result
+                ) as asked:
+                    measure = at_one_size._autoattack(config, sum, shown, folder)
+                    found = measure(("params", "stats"), full)
+                self.assertEqual(found, {"clean": 0.75, "robust": 0.25, "images": 4, "passes": 10})
+                network, *given = asked.call_args.args
+                self.assertEqual((network.func, network.args), (sum, ("params", "stats")))
+                self.assertEqual(given, [shown, shown.labels()])
+                expected = {
+                    "norm": "l2",
+                    "epsilon": 0.1,
+                    "attacks": attacks,
+                    "seed": 5,
+                    "batch_size": 16,
+                }
+                expected |= {"image_ids": shown.ids.tolist()}
+                expected |= {"ledger": folder / "ledger-8-0.jsonl", "replay": []}
+                self.assertEqual(asked.call_args.kwargs, expected)
 
     def test_a_collapsed_network_is_noted(self):
         n = 100
@@ -495,98 +373,8 @@ class OneSizeTest(parameterized.TestCase):
             found = at_one_size._autoattack(tiny(), sum, shown, Path())((), True)
         self.assertTrue(found["collapse"]["proven"])
 
-    @parameterized.parameters((None,), (3,))
-    def test_at_size(self, steps):
-        """The size of the network and of the images is the asked one, whatever the run's is."""
-        source = object()
-        images = mock.MagicMock(__len__=lambda own: 64, batch_size=32)
-        splits = SimpleNamespace(
-            opened=mock.Mock(return_value=source), evaluated=mock.Mock(return_value=images)
-        )
-        network = mock.Mock(spec=network_of(tiny()))
-        network.apply.return_value = ("logits", "stats")
-        pipeline = SimpleNamespace(preprocessing_id=mock.Mock(return_value="named"))
-        subjects = SimpleNamespace(
-            of_run=lambda run, phase: (run, phase), preprocessing=mock.Mock(return_value="crop")
-        )
-        with (
-            mock.patch.multiple(at_one_size, splits=splits, pipeline=pipeline, subjects=subjects),
-            mock.patch.object(at_one_size, "network_of", return_value=network) as networks,
-            mock.patch.object(at_one_size, "Prepared") as prepared,
-            mock.patch.object(at_one_size.build, "evaluation", return_value="evaluate") as built,
-            mock.patch.object(at_one_size.accuracy, "count", return_value={"clean": 1}) as count,
-            mock.patch.object(at_one_size, "_autoattack", return_value="attack") as attacked,
-        ):
-            size = at_one_size.at_size(
-                Path("run"), "train", tiny(), 16, steps=steps, folder=Path("folder")
-            )
-            if steps is not None:
-                self.assertEqual(size.measure("weights", False), {"clean": 1})
-        (config, split, settings, run) = splits.evaluated.call_args.args
-        self.assertEqual((split, run), ("selection_split", Path("run")))
-        self.assertEqual((config.model.image_size, config.data.preprocessing), (16, "crop"))
-        self.assertEqual(settings.batch_size, 32)  # of the evaluations on the way, not of the test
-        self.assertEqual(splits.opened.call_args.args[1], "selection_split")
-        subjects.preprocessing.assert_called_once_with((Path("run"), "train"), 16, source)
-        pipeline.preprocessing_id.assert_called_once_with(source, 16, "crop")
-        self.assertEqual(networks.call_args.kwargs, {"dtype": "float32"})
-        self.assertEqual(networks.call_args.args[0].model.image_size, 16)
-        self.assertEqual(prepared.call_args.args, (images.source,))
-        how = {"images": 64, "image_size": 16, "preprocessing": "named"}
-        self.assertEqual(prepared.call_args.kwargs, how)
-        self.assertEqual((size.preprocessing, size.images), ("named", prepared.return_value))
-        self.assertEqual(size.network("p", "s", "x"), "logits")
-        if steps is None:
-            self.assertEqual(size.measure, "attack")
-            built.assert_not_called()
-            self.assertEqual(attacked.call_args.args[2:], (prepared.return_value, Path("folder")))
-        else:
-            attacked.assert_not_called()
-            self.assertEqual(built.call_args.kwargs, {"steps": 3})
-            self.assertEqual(count.call_args.args[:3], ("evaluate", "weights", images))
-
 
 class PictureTest(absltest.TestCase):
-    def test_lines_and_the_star(self):
-        plt = mock.MagicMock()
-        figure, panel = mock.MagicMock(), mock.MagicMock()
-        plt.subplots.return_value = figure, panel
-        rows = [
-            row(step, which, size, robust=step / 100, clean=step / 50, epoch=step / 4)
-            for step in (4, 8)
-            for which in ("ema", "raw")
-            for size in (16, 8)
-        ]
-        attack = {"name": "apgd-ce", "steps": 10}
-        written = {"candidates": rows, "chosen": rows[-1], "metric": "clean", "phase": "train"}
-        written |= {"attack": attack, "dataset": "digits", "split": "train[9:]"}
-        with mock.patch.object(choice, "plotting", return_value=plt):
-            self.assertEqual(choice.draw(written, Path("there.png")), "there.png")
-            *lines, star = panel.plot.call_args_list
-            self.assertEqual(
-                [line.kwargs["label"] for line in lines],
-                [f"{key}, {which}, {size} px" for size in (8, 16) for which in ("ema", "raw")
-                 for key in ("robust", "clean")],
-            )  # fmt: skip
-            for line in lines:
-                clean = line.kwargs["label"].startswith("clean")
-                values = [8.0, 16.0] if clean else [4.0, 8.0]
-                self.assertEqual(line.args, ([1, 2], values, "o--" if clean else "o-"))
-            self.assertLen({line.kwargs["color"] for line in lines}, 4)
-            self.assertEqual(star.args[:2], (2, 16.0))
-            self.assertEqual(panel.set.call_args.kwargs["xlabel"], "epoch of train")
-            self.assertEqual(
-                panel.set_title.call_args.args[0], "digits, split train[9:]: apgd-ce, 10 steps"
-            )
-            figure.savefig.assert_called_once_with(Path("there.png"), dpi=130)
-            plt.close.assert_called_once_with(figure)
-            rows[0]["exact"], attack["steps"] = False, None
-            choice.draw(written, Path("there.png"))
-            title = panel.set_title.call_args.args[0]
-            self.assertEqual(title, "digits, split train[9:]: apgd-ce, upper bounds")
-        with mock.patch.object(choice, "plotting", side_effect=ValueError("needs matplotlib")):
-            self.assertEqual(choice.draw(written, Path("there.png")), "no curve: needs matplotlib")
-
     def test_what_is_written(self):
         path = Path(self.create_tempdir().full_path, "selection.json")
         how = {"chosen": {"step": 1}, "reason": "the best"}

@@ -67,21 +67,18 @@ class SentenceTest(parameterized.TestCase):
         *_, sentence, _ = comparison_markdown.in_words(one, count)
         return sentence
 
-    def test_each_sentence_is_there(self):
-        self.assertLen(list(comparison_markdown.in_words(pair(counted(1, 0, 9)), 1)), 3)
-        words = list(comparison_markdown.in_words(pair(counted(1, 0, 9), robust=False), 1))
-        self.assertLen(words, 2)
-        self.assertIn("clean accuracy", words[0])
-
-    @parameterized.parameters((30, 2, "B", "A"), (2, 30, "A", "B"))
-    def test_who_is_higher(self, gained, lost, winner, loser):
-        said = self.said(pair(counted(gained, lost, 200, both=50)))
-        shares = f"A has {(50 + lost) / 2:.2f} %, B {(50 + gained) / 2:.2f} %"
-        higher = f"**The clean accuracy of {winner} is higher than that of {loser}.**"
-        self.assertStartsWith(said, f"{higher} {shares}")
-        self.assertIn(f"images: {(gained - lost) / 2:+.2f} points", said)
-        self.assertEndsWith(said, f"A alone is right on {lost} images, B alone on {gained}.")
-        self.assertNotIn("corrected", said)
+    def test_who_is_higher(self):
+        for gained, lost, winner, loser in ((30, 2, "B", "A"), (2, 30, "A", "B")):
+            with self.subTest(row=(gained, lost, winner, loser)):
+                said = self.said(pair(counted(gained, lost, 200, both=50)))
+                shares = f"A has {(50 + lost) / 2:.2f} %, B {(50 + gained) / 2:.2f} %"
+                higher = f"**The clean accuracy of {winner} is higher than that of {loser}.**"
+                self.assertStartsWith(said, f"{higher} {shares}")
+                self.assertIn(f"images: {(gained - lost) / 2:+.2f} points", said)
+                self.assertEndsWith(
+                    said, f"A alone is right on {lost} images, B alone on {gained}."
+                )
+                self.assertNotIn("corrected", said)
 
     def test_the_corrected_one_decides_and_is_said_of_several(self):
         said = self.said(pair(counted(30, 10, 2000), p=0.0123), count=3)
@@ -99,37 +96,36 @@ class SentenceTest(parameterized.TestCase):
         self.assertIn("cannot be told apart", said)
         self.assertEndsWith(said, "B alone on 7.")  # no number of images shows no difference
 
-    @parameterized.parameters(
-        (5, 0, True), (0, 5, True), (3, 0, False), (0, 3, False), (12, 8, False)
-    )
-    def test_a_hair(self, gained, lost, hair):
-        said = self.said(pair(counted(gained, lost, 5000)))
-        self.assertIn("cannot be told apart", said)
-        self.assertEqual("leaves 0 out by a hair" in said, hair, said)
+    def test_a_hair(self):
+        for gained, lost, hair in (
+            (5, 0, True),
+            (0, 5, True),
+            (3, 0, False),
+            (0, 3, False),
+            (12, 8, False),
+        ):
+            with self.subTest(row=(gained, lost, hair)):
+                said = self.said(pair(counted(gained, lost, 5000)))
+                self.assertIn("cannot be told apart", said)
+                self.assertEqual("leaves 0 out by a hair" in said, hair, said)
 
-    @parameterized.parameters((-0.01, 0.02, False), (0.0, 0.02, False), (1e-6, 0.02, True),
-                              (-0.02, 0.0, False), (-0.02, -1e-6, True))  # fmt: skip
-    def test_an_interval_that_ends_at_0_leaves_nothing_out(self, low, high, hair):
-        said = self.said(pair(counted(5, 3, 500)._replace(low=low, high=high)))
-        self.assertIn("cannot be told apart", said)
-        self.assertEqual("leaves 0 out by a hair" in said, hair)
+    def test_an_interval_that_ends_at_0_leaves_nothing_out(self):
+        for low, high, hair in ((-0.01, 0.02, False), (0.0, 0.02, False), (1e-6, 0.02, True),
+                                  (-0.02, 0.0, False), (-0.02, -1e-6, True)):  # fmt: skip
+            with self.subTest(row=(low, high, hair)):
+                said = self.said(pair(counted(5, 3, 500)._replace(low=low, high=high)))
+                self.assertIn("cannot be told apart", said)
+                self.assertEqual("leaves 0 out by a hair" in said, hair)
 
-    def test_images_needed_have_two_digits(self):
-        one = counted(16, 10, 1000)
-        needed = pairs.images_needed(one)
-        digits = len(str(needed)) - 2
-        shown = round(needed / 10**digits) * 10**digits
-        self.assertIn(f"would show on about {shown:,} such images", self.said(pair(one)))
-        self.assertNotEqual(shown, needed)
-
-    @parameterized.parameters(
-        (1.0, "1"), (0.05, "0.05"), (0.012345, "0.012"), (1e-4, "0.0001"), (9.9e-5, "< 0.0001"),
-        (0.0, "< 0.0001"),
-    )  # fmt: skip
-    def test_p(self, value, text):
-        self.assertEqual(comparison_markdown.p_value(value), text)
-        said = comparison_markdown.said_p(value)
-        self.assertEqual(said, f"p {text}" if text[0] == "<" else f"p = {text}")
+    def test_p(self):
+        for value, text in (
+            (1.0, "1"), (0.05, "0.05"), (0.012345, "0.012"), (1e-4, "0.0001"), (9.9e-5, "< 0.0001"),
+            (0.0, "< 0.0001"),
+        ):  # fmt: skip
+            with self.subTest(row=(value, text)):
+                self.assertEqual(comparison_markdown.p_value(value), text)
+                said = comparison_markdown.said_p(value)
+                self.assertEqual(said, f"p {text}" if text[0] == "<" else f"p = {text}")
 
 
 class ClassesTest(parameterized.TestCase):
@@ -145,50 +141,24 @@ class ClassesTest(parameterized.TestCase):
             " 13 (+3.00), 11 (+1.00), 14 (+4.00).",
         )
 
-    def test_equally_sure_ones_keep_their_order(self):
-        said = self.said([0.01] * 60 + [0.001])
-        shown = [
-            int(word.split()[0]) for word in said.partition("B minus A): ")[2].split(", ")[:20]
-        ]
-        self.assertEqual(shown, [60, *range(19)])
+    def test_twenty_are_named(self):
+        for count, more in ((20, ""), (21, ", and 1 more"), (33, ", and 13 more")):
+            with self.subTest(row=(count, more)):
+                said = self.said([*np.linspace(0.001, 0.04, count), 0.9])
+                self.assertIn(f"on {count} of {count + 1} classes", said)
+                self.assertEndsWith(said, f"19 (+19.00){more}.")
+                self.assertNotIn(" 20 (", said)
 
-    @parameterized.parameters((20, ""), (21, ", and 1 more"), (33, ", and 13 more"))
-    def test_twenty_are_named(self, count, more):
-        said = self.said([*np.linspace(0.001, 0.04, count), 0.9])
-        self.assertIn(f"on {count} of {count + 1} classes", said)
-        self.assertEndsWith(said, f"19 (+19.00){more}.")
-        self.assertNotIn(" 20 (", said)
-
-    @parameterized.parameters((8, 10, True), (9, 10, False), (5, 1, True), (6, 1, False))
-    def test_too_few_images_a_class(self, n, count, few):
+    def test_too_few_images_a_class(self):
         """Whether the smallest p of n images, in as many tests, is below 0.05."""
-        said = self.said([1.0] * count, n=n)
-        self.assertEqual("could not be told apart on a single class" in said, few)
-        self.assertEqual(f"{n} images a class at most are too few for {count} tests" in said, few)
-        self.assertEqual("cannot be told apart on any single one" in said, not few)
-
-    def test_rows_of_the_table(self):
-        """The smallest p first, of equal ones what differs most; the corrected p comes last."""
-        first, second = np.zeros((2, 30, 40), bool)
-        for at in range(30):
-            first[at, : at // 2] = at % 2
-            second[at, : at // 2] = not at % 2
-        labels = np.repeat(np.arange(30), 40)
-        seen = [verdicts(fooled=np.where(r.ravel(), "", "apgd-ce"), labels=labels,
-                         clean=np.ones(1200, bool)) for r in (first, second)]  # fmt: skip
-        (found,) = comparison_findings.find([evaluated(v) for v in seen]).pairs
-        head, *rows = comparison_markdown._classes(found)
-        self.assertLen(rows, comparison_markdown.CLASSES)
-        self.assertEqual([head[0], head[1], head[-1]], ["class", "images", "p, corrected"])
-        order = sorted(range(30), key=lambda at: (-(at // 2), at))
-        self.assertEqual([int(row[0]) for row in rows], order[:20])
-        corrected = pairs.holm(found.by_class.p)
-        np.testing.assert_array_equal(found.p_by_class, corrected)
-        for row, at in zip(rows, order, strict=False):
-            self.assertEqual(row[1], "40")
-            self.assertEqual(row[4:6], [str(at // 2 * (at % 2)), str(at // 2 * (1 - at % 2))])
-            self.assertEqual(row[-2], comparison_markdown.p_value(0.5 ** (at // 2 - 1)))
-            self.assertEqual(row[-1], comparison_markdown.p_value(corrected[at]))
+        for n, count, few in ((8, 10, True), (9, 10, False), (5, 1, True), (6, 1, False)):
+            with self.subTest(row=(n, count, few)):
+                said = self.said([1.0] * count, n=n)
+                self.assertEqual("could not be told apart on a single class" in said, few)
+                self.assertEqual(
+                    f"{n} images a class at most are too few for {count} tests" in said, few
+                )
+                self.assertEqual("cannot be told apart on any single one" in said, not few)
 
 
 class FoundTest(parameterized.TestCase):
@@ -234,26 +204,6 @@ class FoundTest(parameterized.TestCase):
         self.assertIsNone(one.robust)
         self.assertEqual(one.by_class.first.sum(), self.seen[0].clean.sum())
 
-    def test_plain(self):
-        found = comparison_findings.find([evaluated(v, 310) for v in self.seen[:2]])
-        plain = comparison_findings.plain(found._replace(left_out="some are left out"))
-        self.assertEqual((plain["level"], plain["images"]), (0.95, 300))
-        self.assertEqual(plain["left_out"], "some are left out")
-        for one, seen, name in zip(plain["evaluations"], self.seen, "AB", strict=False):
-            self.assertEqual((one["name"], one["evaluated"]), (name, 310))
-            self.assertEqual((one["clean"], one["robust"]), (seen.clean.mean(), seen.robust.mean()))
-            names = ("apgd-ce", "apgd-t", "clean")
-            counts = {key: int((seen.fooled_by == key).sum()) for key in names}
-            self.assertEqual(one["removed"], counts)
-        (own,) = plain["pairs"]
-        self.assertEqual((own["first"], own["second"]), ("A", "B"))
-        self.assertEqual(own["robust"]["p_corrected"], found.pairs[0].robust.p)
-        self.assertEqual(own["clean"]["lost"], found.pairs[0].clean.paired.lost)
-        self.assertEqual([row["label"] for row in own["classes"]], [5, 6, 7, 8])
-        corrected = found.pairs[0].p_by_class.tolist()
-        self.assertEqual([row["p_corrected"] for row in own["classes"]], corrected)
-        json.dumps(plain)
-
     def test_a_document_of_two_and_of_three(self):
         found = comparison_findings.find([evaluated(v) for v in self.seen[:2]])
         text = comparison_markdown.document(found._replace(left_out="Left out."), "c.png")
@@ -274,15 +224,6 @@ class FoundTest(parameterized.TestCase):
         self.assertIn("| A, B | clean |", text)
         self.assertIn("only first right | only second right | second - first, points", text)
         self.assertIn("holds for the 2 pairs of one accuracy", text)
-
-    def test_titles(self):
-        for count, names in ((2, ["A", "B"]), (3, ["A"])):
-            found = comparison_findings.find([evaluated(v) for v in self.seen[:count]])
-            *shown, about = comparison_markdown.title(found).splitlines()
-            self.assertEqual(shown, [f"{name}: a network (train)" for name in names])
-            self.assertEqual(
-                about, "300 images of cifar10, test; attack: autoattack standard, linf 0.03137"
-            )
 
 
 class OrderTest(parameterized.TestCase):
@@ -308,11 +249,6 @@ class OrderTest(parameterized.TestCase):
         expected = [f"{ball}{name}" for ball in (l2, linf) for name in names]
         self.assertEqual(self.order(fooled, own, "union"), expected)
 
-    def test_what_any_of_them_says(self):
-        of = [verdicts(fooled=["by hand", ""]), verdicts(fooled=["", "with a pen"])]
-        order = comparison_findings._attacks([evaluated(v) for v in of])
-        self.assertEqual(order, ["by hand", "with a pen", "apgd-ce", "apgd-t"])
-
 
 class RemarksTest(parameterized.TestCase):
     def test_letters_and_lists(self):
@@ -322,16 +258,6 @@ class RemarksTest(parameterized.TestCase):
         self.assertEqual(said, ["A", "A and B", "A, B and C"])
         self.assertEqual(evaluations.few(list("abcdef")), "a, b, c, d, e, f")
         self.assertEqual(evaluations.few(list("abcdefgh")), "a, b, c, d, e, f, and 2 more")
-
-    def test_labels(self):
-        seen = verdicts(fooled=[""])
-        for about, label in (
-            ({"model": {"name": "net"}, "weights": "ema"}, "net (ema)"),
-            ({"model": {"name": "net"}, "weights": None}, "net"),
-            ({"model": None, "weights": None}, "a network"),
-            ({"model": {}, "weights": "raw"}, "a network (raw)"),
-        ):
-            self.assertEqual(evaluated(seen, **about).label, label)
 
     def test_remarks(self):
         seen = verdicts(fooled=["", "apgd-ce"])
@@ -365,14 +291,6 @@ class RemarksTest(parameterized.TestCase):
         (one,) = evaluations.remarks(same)
         self.assertEqual(one, "Compared are the 2 images that all have; evaluated were A 9, B 2.")
 
-    def test_who_met_replayed_points_is_said_where_they_decided_nothing(self):
-        about = {"replayed": [{"fooled": 1}], "fingerprint": {"images": "0" * 9}}
-        without, decided = (verdicts(fooled=["", word]) for word in ("apgd-ce", REPLAY))
-        sentence = "None of these was decided by a replayed point, which A and B met."
-        for seen, said in ((without, True), (decided, False)):
-            both = [evaluated(without, **about), evaluated(seen, **about)]
-            self.assertEqual(sentence in evaluations.remarks(both), said)
-
     def test_replayed_images_are_left_out(self):
         seen = [
             verdicts(fooled=[REPLAY, "", "apgd-ce", f"l2 1: {REPLAY}", "clean"]),
@@ -392,62 +310,18 @@ class RemarksTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "nothing is left to compare; evaluate again with"):
             evaluations.without_replayed([evaluated(verdicts(fooled=[REPLAY] * 3))] * 2)
 
-    @parameterized.parameters((32, True), (224, False), (None, False))
-    def test_a_share_of_the_image_is_a_size_at_one_size(self, side, same):
+    def test_a_share_of_the_image_is_a_size_at_one_size(self):
         """At 32 pixels 0.875 of 36 are cropped, at 224, which is usual, of 256."""
-        how = ("bicubic-0.875", "bicubic-36-crop-32")
-        both = [
-            evaluated(verdicts(fooled=["clean"]), preprocessing=each, model={"image_size": side})
-            for each in how
-        ]
-        self.assertEqual(evaluations.differences(*both) == "", same)
-
-    def test_one_evaluation_by_two_paths_is_named_twice(self):
-        one = evaluated(verdicts(fooled=["clean"]), verdicts="v.npz")
-        places = {
-            "a": "run/results.jsonl",
-            "b": "other/../run/results.jsonl",
-            "c": "run/more.jsonl",
-        }
-
-        def load(place, *_):
-            ours = one.ours._replace(file=Path(places[place]))
-            return one._replace(place=place, ours=ours)
-
-        with mock.patch.object(evaluations, "_load", load):
-            with self.assertRaisesRegex(ValueError, "b is the same evaluation as a; name two"):
-                evaluations.load(["a", "b"])
-            self.assertLen(evaluations.load(["a", "c"]), 2)
-
-    @parameterized.parameters(
-        ("run#ab", ["abc"]),
-        ("run#", ["abc", "cab"]),
-        ("run#cab", ["cab"]),
-        ("run#b", []),  # which both hold, and neither begins with
-    )
-    def test_a_number_is_the_beginning_of_an_evaluations(self, place, found):
-        held = {
-            key: evaluated(verdicts(fooled=["clean"]), evaluation=key, verdicts="v").ours
-            for key in ("abc", "cab")
-        }
-        folder, _, wanted = place.partition("#")
-        with (
-            mock.patch.object(evaluations, "held_at", return_value=(folder, wanted, held)),
-            mock.patch.object(evaluations, "check"),
-        ):
-            if len(found) == 1:
-                chosen = evaluations._chosen(place, None, None, [])
-                self.assertEqual(chosen.record.evaluation, found[0])
-                return
-            said = "holds 2 evaluations" if found else f"has no evaluation {wanted}; name one of"
-            with self.assertRaisesRegex(ValueError, said):
-                evaluations._chosen(place, None, None, [])
-
-    @parameterized.parameters(
-        ("linf:8/255", {("linf", "0.0313725")}), ("L2:0.5", {("l2", "0.5")}), ("clean", set())
-    )
-    def test_threats(self, text, ball):
-        self.assertEqual(evaluations.ball_of(text), ball)
+        for side, same in ((32, True), (224, False), (None, False)):
+            with self.subTest(row=(side, same)):
+                how = ("bicubic-0.875", "bicubic-36-crop-32")
+                both = [
+                    evaluated(
+                        verdicts(fooled=["clean"]), preprocessing=each, model={"image_size": side}
+                    )
+                    for each in how
+                ]
+                self.assertEqual(evaluations.differences(*both) == "", same)
 
 
 class PictureTest(parameterized.TestCase):
@@ -477,49 +351,9 @@ class PictureTest(parameterized.TestCase):
         with mock.patch.object(picture.plotting, "figure", figure):
             return picture.draw(found).axes, made["size"]
 
-    @parameterized.parameters((40, 40), (41, 0))
-    def test_forty_classes_have_names(self, classes, named):
-        (left, right), (_, width, height) = self.drawn(self.found(classes, apart=2))
-        self.assertLen(right.get_yticks(), named)
-        self.assertEqual(width, 11.5)
-        self.assertAlmostEqual(height, 1.6 + 0.18 * 20)
-        self.assertEqual([t.get_text() for t in left.get_yticklabels()],
-                         ["clean", "after apgd-ce", "robust"])  # fmt: skip
-        self.assertEqual(left.get_title(), "accuracy; red: told apart")
-        self.assertEqual(left.get_xlabel(), "B minus A: points, with 95 % intervals")
-        bar, dot = left.lines[4:6]  # of robust accuracy, behind two lines each of the others
-        total = 100 * (60 + sum(at % 3 for at in range(classes - 2))) / (40 * classes)
-        self.assertAlmostEqual(dot.get_xdata()[0], total)
-        self.assertBetween(total, *bar.get_xdata())
-        self.assertEqual((list(bar.get_ydata()), bar.get_color()), ([2, 2], picture._APART))
-        title = f"class by class; red: told apart, corrected for all {classes}"
-        self.assertEqual(right.get_title(), title)
-        labels = [t.get_text() for t in right.get_yticklabels()]
-        if named:  # the greatest difference on top, of equal ones the first
-            order = [38, 39, *(at for rest in (2, 1, 0) for at in range(38) if at % 3 == rest)]
-            self.assertEqual(labels, [str(at) for at in order])
-            dots = [line for line in right.lines if line.get_marker() == "o"]
-            self.assertEqual([line.get_color() for line in dots[:3]],
-                             [picture._APART, picture._APART, picture._INK])  # fmt: skip
-            self.assertEqual(dots[0].get_xdata()[0], 75)
-            self.assertEqual(right.get_xlabel(), left.get_xlabel())
-        else:
-            self.assertEqual([t.get_text() for t in right.texts], [" 39", " 40"])
-            self.assertEqual(right.get_xlabel(), "B minus A: points")
-            ink, red = right.lines[:2]
-            self.assertEqual((len(ink.get_xdata()), len(red.get_xdata())), (39, 2))
-            self.assertEqual(red.get_xydata().tolist(), [[75, 0], [75, 1]])
-
     def test_twelve_of_many_are_named(self):
         (_, right), _ = self.drawn(self.found(60, apart=15))
         self.assertEqual([t.get_text() for t in right.texts], [f" {at}" for at in range(45, 57)])
-
-    def test_none_apart_and_one_class(self):
-        (left, right), _ = self.drawn(self.found(3))
-        self.assertEqual(right.get_title(), "class by class; none is told apart")
-        self.assertEqual(left.get_title(), "accuracy; none is told apart")
-        (_,), (_, width, height) = self.drawn(self.found(1))
-        self.assertEqual((width, height), (7, 3.2))
 
     def test_several(self):
         panels, (_, width, height) = self.drawn(self.found(2, apart=1, others=3))

@@ -36,11 +36,12 @@ def own_config():
 
 
 class SourcesTest(parameterized.TestCase):
-    @parameterized.parameters(*refresh_configs.names())
-    def test_each_value_that_is_no_default_has_a_source(self, name):
-        keys = [key for key in keys_of(name) if not key.default]
-        self.assertNotEmpty(keys)
-        self.assertEmpty([key.name for key in keys if key.source is None])
+    def test_each_value_that_is_no_default_has_a_source(self):
+        for name in refresh_configs.names():
+            with self.subTest(name=name):
+                keys = [key for key in keys_of(name) if not key.default]
+                self.assertNotEmpty(keys)
+                self.assertEmpty([key.name for key in keys if key.source is None])
 
     @parameterized.parameters(*RECIPES)
     def test_each_source_is_of_a_key_and_names_a_place(self, recipe):
@@ -78,15 +79,16 @@ class DocstringsTest(parameterized.TestCase):
         found = {name for name in RECIPES if refresh_configs.ASKED.search(docstring(name))}
         self.assertEqual(found, set(DOCUMENTED))
 
-    @parameterized.parameters(*DOCUMENTED)
-    def test_keys_are_those_of_the_config(self, recipe):
-        said = docstring(recipe)
-        asked = refresh_configs.ASKED.findall(said)
-        self.assertNotEmpty(asked)
-        for given in asked:
-            self.assertEqual(given.partition(":")[0], f"configs/{recipe}.py")
-            self.assertIn(f"`jaxrobust why {given}`:\n\n    ", said, REFRESH)
-        self.assertEqual(said, refresh_configs.explained(said), REFRESH)
+    def test_keys_are_those_of_the_config(self):
+        for recipe in DOCUMENTED:
+            with self.subTest(recipe=recipe):
+                said = docstring(recipe)
+                asked = refresh_configs.ASKED.findall(said)
+                self.assertNotEmpty(asked)
+                for given in asked:
+                    self.assertEqual(given.partition(":")[0], f"configs/{recipe}.py")
+                    self.assertIn(f"`jaxrobust why {given}`:\n\n    ", said, REFRESH)
+                self.assertEqual(said, refresh_configs.explained(said), REFRESH)
 
     def test_keys_are_written_where_they_are_asked_for(self):
         asked = "Keys that are no defaults, by `jaxrobust why quickstart`:\n"

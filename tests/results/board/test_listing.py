@@ -44,19 +44,20 @@ class ListingTest(parameterized.TestCase):
         (one,) = listing.find([deep], self.root / "others.toml")
         self.assertEqual(one.flags, {"function": "n.py:f", "split": "test"})
 
-    @parameterized.parameters(
-        ("[a", "is no TOML .*; correct it"),
-        ("a = 3", "a is no section; write"),
-        ('[a]\nweigths = "w"', r"\[a\] has weigths; did you mean weights\?"),
-        ("[a]\nweights = 3", r"weights of \[a\] is 3; write a text"),
-        ('[a]\nsplit = "test"', r"\[a\] names no network; give it weights or function"),
-        ('[a]\nweights = "w"\nfunction = "f"', r"\[a\] names two networks; leave weights or"),
-    )
-    def test_mistakes_in_the_file_of_networks(self, text, said):
+    def test_mistakes_in_the_file_of_networks(self):
         self.bundle("a")
-        (self.root / "networks.toml").write_text(text)
-        with self.assertRaisesRegex(ValueError, f"networks.toml.*{said}"):
-            listing.find([self.root])
+        for text, said in (
+            ("[a", "is no TOML .*; correct it"),
+            ("a = 3", "a is no section; write"),
+            ('[a]\nweigths = "w"', r"\[a\] has weigths; did you mean weights\?"),
+            ("[a]\nweights = 3", r"weights of \[a\] is 3; write a text"),
+            ('[a]\nsplit = "test"', r"\[a\] names no network; give it weights or function"),
+            ('[a]\nweights = "w"\nfunction = "f"', r"\[a\] names two networks; leave weights or"),
+        ):
+            with self.subTest(row=(text, said)):
+                (self.root / "networks.toml").write_text(text)
+                with self.assertRaisesRegex(ValueError, f"networks.toml.*{said}"):
+                    listing.find([self.root])
 
     def test_nothing_there(self):
         empty = self.root / "empty"

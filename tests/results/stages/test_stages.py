@@ -44,44 +44,42 @@ class ParseTest(parameterized.TestCase):
         (published,) = stage.parse("export:Singh2023Revisiting_ViT-S-ConvStem")
         self.assertEqual(published.layout, "Singh2023Revisiting_ViT-S-ConvStem")
 
-    @parameterized.parameters(
-        ("autoatack", "'autoatack' is neither a stage nor an attack; did you mean autoattack?"),
-        ("apgd-c:linf:1/255", "'apgd-c' is neither a stage nor an attack; did you mean apgd-ce?"),
-        ("selekt", "did you mean select?"),
-        ("pgd-0", "'pgd-0' is neither a stage"),
-        ("certificate", "is neither a stage nor an attack; one of select, export, autoattack, cl"),
-        ("", "--then has an empty stage; write such as --then select,autoattack:linf:4/255+l2"),
-        ("select,,export:hub", "has an empty stage"),
-        ("autoattack:", "has nothing behind its colon"),
-        ("select:30", "select takes nothing behind a colon; leave it out"),
-        ("autoattack:linf", "--then=linf has no radius; write linf:RADIUS, such as linf:4/255"),
-        ("autoattack:l7:2", "the norm 'l7' is unknown; one of"),
-        ("autoattack:linf:x", "is not a number; write one, or a fraction such as 4/255"),
-        ("autoattack:linf:4/255+", "the norm '' is unknown"),
-        ("autoattack:linf:4/255+linf:4/255", "has a threat twice; give it once"),
-        ("clean:linf:4/255", "clean images are in no ball; leave linf:4/255 out"),
-        (
-            "export",
-            "it does not say in which layout; one of jaxrobust, timm, hub, module, state",
-        ),
-        ("export:hubb", "'hubb' is no layout; did you mean hub?"),
-        (
-            "export:torch",
-            "'torch' is no layout; one of jaxrobust, timm, hub, module, state",
-        ),
-        ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-C"),
-        ("export:hub,select", "select chooses the weights that export:hub takes; put it first"),
-        ("clean,select", "select chooses the weights that clean takes; put it first"),
-        ("select,select", "has select twice; give it once"),
-        ("export:hub,export:hub", "has export:hub twice; give it once"),
-        ("apgd-ce:l2:1+linf:.1,apgd-ce:linf:0.1+l2:1.0", "twice; give it once"),
-        ("export:module:Me2026Robust,autoattack", "put autoattack before it"),
-    )
-    def test_mistakes(self, text, words):
-        with self.assertRaises(ValueError) as caught:
-            stage.parse(text)
-        self.assertIn(words, str(caught.exception))
-        self.assertStartsWith(str(caught.exception), "--then")
+    def test_mistakes(self):
+        for text, words in (
+            ("autoatack", "'autoatack' is neither a stage nor an attack; did you mean autoattack?"),
+            (
+                "apgd-c:linf:1/255",
+                "'apgd-c' is neither a stage nor an attack; did you mean apgd-ce?",
+            ),
+            ("selekt", "did you mean select?"),
+            ("pgd-0", "'pgd-0' is neither a stage"),
+            ("certificate", "is neither a stage nor an attack; one of select, export, autoattack,"),
+            ("", "--then has an empty stage; write such as --then select,autoattack:linf:4/255+l2"),
+            ("select,,export:hub", "has an empty stage"),
+            ("autoattack:", "has nothing behind its colon"),
+            ("select:30", "select takes nothing behind a colon; leave it out"),
+            ("autoattack:linf", "--then=linf has no radius; write linf:RADIUS, such as linf:4/255"),
+            ("autoattack:l7:2", "the norm 'l7' is unknown; one of"),
+            ("autoattack:linf:x", "is not a number; write one, or a fraction such as 4/255"),
+            ("autoattack:linf:4/255+", "the norm '' is unknown"),
+            ("autoattack:linf:4/255+linf:4/255", "has a threat twice; give it once"),
+            ("clean:linf:4/255", "clean images are in no ball; leave linf:4/255 out"),
+            ("export", "it does not say in which layout; one of jaxrobust, timm, hub, module, sta"),
+            ("export:hubb", "'hubb' is no layout; did you mean hub?"),
+            ("export:torch", "'torch' is no layout; one of jaxrobust, timm, hub, module, state"),
+            ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-"),
+            ("export:hub,select", "select chooses the weights that export:hub takes; put it first"),
+            ("clean,select", "select chooses the weights that clean takes; put it first"),
+            ("select,select", "has select twice; give it once"),
+            ("export:hub,export:hub", "has export:hub twice; give it once"),
+            ("apgd-ce:l2:1+linf:.1,apgd-ce:linf:0.1+l2:1.0", "twice; give it once"),
+            ("export:module:Me2026Robust,autoattack", "put autoattack before it"),
+        ):
+            with self.subTest(row=(text, words)):
+                with self.assertRaises(ValueError) as caught:
+                    stage.parse(text)
+                self.assertIn(words, str(caught.exception))
+                self.assertStartsWith(str(caught.exception), "--then")
 
 
 class CheckTest(parameterized.TestCase):
@@ -95,25 +93,30 @@ class CheckTest(parameterized.TestCase):
         text = "select,autoattack,pgd-5:l2:0.5,clean,export:hub,export:jaxrobust,export:module"
         checks.check(tiny(), stage.parse(text), Path("runs/x"))
 
-    @parameterized.parameters(
-        ({"data__selection_split": "test[:80]"}, "split test[:80] is the test split test[:80], "),
-        ({"data__selection_split": "test[40:90]"}, "holds images, or may, of the test split"),
-        ({"data__selection_split": ""}, "has no selection split to choose on; set data.selection"),
-    )
-    def test_a_choice_needs_images_that_test_nothing(self, changes, words):
-        self.refused("select", words, **changes)
-        self.refused("select", "set data.selection_split to", **changes)
+    def test_a_choice_needs_images_that_test_nothing(self):
+        for changes, words in (
+            (
+                {"data__selection_split": "test[:80]"},
+                "split test[:80] is the test split test[:80], ",
+            ),
+            ({"data__selection_split": "test[40:90]"}, "holds images, or may, of the test split"),
+            ({"data__selection_split": ""}, "has no selection split to choose on; set data.select"),
+        ):
+            with self.subTest(row=(changes, words)):
+                self.refused("select", words, **changes)
+                self.refused("select", "set data.selection_split to", **changes)
 
-    @parameterized.parameters(
-        ("autoattack:l1:8/255", "a radius of 0.03137 in l1 changes less than one pixel"),
-        ("autoattack:linf:4", "larger than the pixel range"),
-        ("autoattack:l2:50", "holds every image of 8x8 pixels"),
-        ("apgd-ce:linf:0", "a radius of 0 is no attack; write clean"),
-    )
-    def test_radii(self, text, words):
-        with self.assertRaises(ValueError) as caught:
-            checks.check(tiny(), stage.parse(text), Path("runs/x"))
-        self.assertIn(words, str(caught.exception))
+    def test_radii(self):
+        for text, words in (
+            ("autoattack:l1:8/255", "a radius of 0.03137 in l1 changes less than one pixel"),
+            ("autoattack:linf:4", "larger than the pixel range"),
+            ("autoattack:l2:50", "holds every image of 8x8 pixels"),
+            ("apgd-ce:linf:0", "a radius of 0 is no attack; write clean"),
+        ):
+            with self.subTest(row=(text, words)):
+                with self.assertRaises(ValueError) as caught:
+                    checks.check(tiny(), stage.parse(text), Path("runs/x"))
+                self.assertIn(words, str(caught.exception))
 
     def test_several_norms_are_those_of_the_training(self):
         own = {"attack__norm": ("linf", "l2"), "attack__mix": "worst"}
