@@ -12,12 +12,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.evaluation.bundles import bundle, claims, differences
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import verdicts
 from jaxrobust.types import Threat
 from tests.support import bundles, sweeps
 from tests.support.bundles import SHAPE, attacked, changed, logits, photographs, row_changed
@@ -382,41 +381,3 @@ class CommandTest(parameterized.TestCase):
                 image = prepared[np.array([row["image"]])][0]
                 point = claims.adversarial(found, row, image)
                 self.assertIsNone(claims._outside(point, image, **found.threat))
-
-
-class PointsTest(absltest.TestCase):
-    """The adversarial images of a ledger, of all processes that wrote it."""
-
-    def setUp(self):
-        super().setUp()
-        self.folder = Path(self.create_tempdir())
-        rows = {
-            "ledger-a1": [(5, "x", True, 1), (6, "x", False, 0), (7, "y", True, 0)],
-            "ledger-a1.process-1": [(7, "x", True, 0)],
-        }
-        for number, (name, found) in enumerate(rows.items()):
-            keys = ("image", "attack", "fooled", "stored")
-            lines = [{"identity": {}}, *(dict(zip(keys, row, strict=True)) for row in found)]
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (self.folder / f"{name}.jsonl").write_text(text)
-            points = np.arange(4, dtype=np.float32) + 10 * number
-            (self.folder / f"{name}.images").write_bytes(points.tobytes())
-
-    def points(self, *fooled_by: str):
-        count = len(fooled_by)
-        names, ids = np.array(fooled_by), np.arange(5, 5 + count, dtype=np.uint32)
-        own = verdicts.Verdicts(
-            ids,
-            np.zeros(count, np.int32),
-            names != "clean",
-            names,
-            np.zeros(count),
-            np.full(count, -1),
-        )
-        return bundle._Points(self.folder / "ledger-a1.jsonl", own, (2, 1, 1))
-
-    def test_are_those_that_decided(self):
-        found = self.points("x", "clean", "x")
-        self.assertEqual(found[0].ravel().tolist(), [2, 3])
-        self.assertEqual(found[2].ravel().tolist(), [10, 11])
-        self.assertEqual(self.points("x", "", "y")[2].ravel().tolist(), [0, 1])

@@ -161,12 +161,6 @@ class RunTest(Case):
 
     def test_mistakes(self):
         weights = ("--weights", self.workdir)
-        self.assertIn("give --weights W, or --function", self.refused(self.bundle))
-        self.assertIn("is no bundle", self.refused(self.workdir, *weights))
-        self.assertRegex(
-            self.refused(self.changed(self.bundle), *weights),
-            "differences-0.bin is not the file .* get the bundle again",
-        )
         self.assertIn("--batch=0 must be", self.refused(self.bundle, *weights, "--batch=0"))
         nowhere = Path(self.create_tempdir()) / "none.safetensors"
         self.assertIn("no such file", self.refused(self.bundle, "--weights", nowhere))
@@ -175,9 +169,6 @@ class RunTest(Case):
         wide = self.file(says=True, **{"head.fc.bias": np.zeros(7, np.float32)})
         said = refused(called(verify, self.bundle, "--weights", wide))
         self.assertIn("head.fc.bias: shape (7,)", said)
-        self.assertIn(
-            "ends in .npy", self.refused(self.bundle, "--write_images", self.workdir / "x.npz")
-        )
 
     def test_pytorch_confirms_every_image(self):
         """The exported network, in another process that has never heard of this package."""
@@ -386,7 +377,7 @@ class FunctionTest(Case):
 
     def test_a_changed_byte_and_other_labels(self):
         said = refused(self.checked("--bundle", self.changed(self.bundle)))
-        self.assertIn("get the bundle again", said)
+        self.assertRegex(said, "differences-0.bin is not the file .* get the bundle again")
         labels = np.load(self.root / "images.labels.npy")
         np.save(self.root / "few.labels.npy", labels[:4])
         said = refused(self.checked("--labels", self.root / "few.labels.npy"))

@@ -1,7 +1,5 @@
-"""What an evaluation keeps and counts: ledgers of processes, points of others, costs, progress."""
+"""What an evaluation keeps and counts: ledgers of processes, points of others, costs."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +12,10 @@ from jaxrobust.evaluation.engine import (
     autoattack,
     cascade,
     engine,
-    evaluation_progress,
     ledger,
     outcome,
     replay,
 )
-from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
 from jaxrobust.evaluation.engine.outcome import AttackContext, Outcome, Sample
 from jaxrobust.evaluation.engine.schedule import ImageVerdict
@@ -468,23 +464,6 @@ class CascadeTest(parameterized.TestCase):
         of = context(4)
         aside = of._replace(outcome=of.outcome.without(np.array([True, False, False, True])))
         self.assertEqual(self.attack(aside).standing(), 4)
-
-
-class ProgressTest(parameterized.TestCase):
-    def meter(self, enabled=True, watched=False, **how):
-        self.said = io.StringIO()
-        self.enter_context(contextlib.redirect_stderr(self.said))
-        self.enter_context(mock.patch.object(evaluation_progress, "watched", return_value=watched))
-        self.enter_context(mock.patch.object(evaluation_progress, "columns", return_value=200))
-        interval = lambda k, n: (k / n - 0.125, k / n + 0.125)  # noqa: E731
-        return Decisions(8, interval=interval, enabled=enabled)
-
-    @sweeps.rows((True, 0, True), (True, 1, False), (False, 0, False))
-    def test_who_speaks(self, enabled, process, speaks):
-        with mock.patch.object(evaluation_progress.jax, "process_index", return_value=process):
-            meter = self.meter(enabled)
-        meter.begin("square", 4, 0, 6, 2)
-        self.assertEqual("compiling" in self.said.getvalue(), speaks)
 
 
 class ArgumentsTest(parameterized.TestCase):

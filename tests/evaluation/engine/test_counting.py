@@ -95,19 +95,18 @@ class BatchesTest(parameterized.TestCase):
     """What is read, and what a counter is called with."""
 
     def judgements(self, bar="", **how):
-        self.batches = [
-            SimpleNamespace(images=f"x{at}", labels=f"y{at}", mask=f"m{at}", ids=f"i{at}",
-                            damaged=[f"d{at}"])
+        names = ("images", "labels", "mask", "ids")
+        read = [
+            SimpleNamespace(**{name: f"{name} {at}" for name in names}, damaged=[f"d{at}"])
             for at in range(2)
-        ]  # fmt: skip
+        ]
         self.counter = mock.Mock(return_value={"count": 1})
         images = EvaluatedImages(source(20), image_size=8, batch_size=4, **how)
         self.closed = False
 
         def batches(*given, **asked):
-            self.asked = (given, asked)
             try:
-                yield from self.batches
+                yield from read
             finally:
                 self.closed = True
 
@@ -117,7 +116,6 @@ class BatchesTest(parameterized.TestCase):
         ):
             found = accuracy._judgements(self.counter, ("w", "s"), images, "mesh", bar)
             yield from found
-        self.images = images
 
     def test_a_pipe_hears_of_batches_that_are_done(self):
         with (
@@ -132,7 +130,8 @@ class BatchesTest(parameterized.TestCase):
         list(self.judgements(seed=7, meets=met))
         for at, call in enumerate(self.counter.call_args_list):
             *given, key = call.args
-            self.assertEqual(given, ["w", "s", f"x{at}", f"y{at}", f"m{at}", f"i{at}"])
+            expected = [f"{name} {at}" for name in ("images", "labels", "mask", "ids")]
+            self.assertEqual(given, ["w", "s", *expected])
             self.assertTrue(jnp.array_equal(jax.random.key_data(key), np.uint32([0, 7])))
         self.assertEqual(met.add.call_args_list, [mock.call(["d0"]), mock.call(["d1"])])
 

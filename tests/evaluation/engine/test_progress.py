@@ -172,6 +172,15 @@ class DecisionsTest(parameterized.TestCase):
                 told = [row for row in self.said.getvalue().splitlines() if "ETA" in row]
                 self.assertLen(told, lines, second)
 
+    @sweeps.rows((True, 0, True), (True, 1, False), (False, 0, False))
+    def test_who_speaks(self, enabled, process, speaks):
+        with mock.patch.object(evaluation_progress.jax, "process_index", return_value=process):
+            how = {"interval": checks.binomial_interval, "enabled": enabled}
+            made = evaluation_progress.Decisions(8, **how)
+        made.begin(f"square {process}", 4, 0, 6, 2)
+        self.assertEqual(f"square {process}: compiling" in self.said.getvalue(), speaks)
+        self.said.truncate(0)
+
     def test_an_equal_line_is_not_said_again(self):
         meter, now = meter_of(100), mock.Mock(return_value=100.0)
         with mock.patch("time.perf_counter", now):

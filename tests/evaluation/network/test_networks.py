@@ -305,13 +305,6 @@ class Module:
         return isinstance(other, Module) and bool((self.weights == other.weights).all())
 
 
-class Equinox(Module):
-    """With Equinox's dropout, which asks for a key in training."""
-
-    def __call__(self, x):
-        raise RuntimeError("Dropout requires a key when running in non-deterministic mode.")
-
-
 class Linen(linen.Module):
     """Batch norm, and a mode that Python reads."""
 
@@ -381,7 +374,6 @@ class FormsTest(parameterized.TestCase):
         (lambda: lambda x: x.mean() * FIRST[0], "takes one image"),
         (lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
-        (lambda: Equinox(FIRST, jax.nn.relu), "equinox.nn.inference_mode.model"),
         (lambda: VARIABLES, "logits_fn is a dict, no function; pass one of images"),
         (lambda: lambda x: None, "gives NoneType for 4 images; return logits f.B, K"),
         (lambda: lambda x: (linear(FIRST, x), x), "gives tuple for 4 images"),

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
 
-from jaxrobust.evaluation.network import checks, collapse, randomised, reliability
+from jaxrobust.evaluation.network import checks, collapse, reliability
 from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
@@ -55,14 +54,6 @@ class NumbersTest(parameterized.TestCase):
             (both["clean"], both["robust"]), (list(checks.binomial_interval(5, 10)), None)
         )
 
-    def test_one_draw(self):
-        robust = np.array([True, False, True, True, False])
-        found = records.one_draw(0.8, robust)
-        self.assertEqual((found["clean"], found["robust"]), (0.8, 0.6))
-        self.assertEqual(found["interval"], records.intervals(0.8, 0.6, 5))
-        np.testing.assert_array_equal(randomised.unpacked(found["bits"], 5), robust)
-        self.assertEqual(records.one_draw(0.0, np.zeros(0, bool))["robust"], 0.0)
-
     def test_what_tells_evaluations_apart(self):
         known = {"program": "p", "probe": {"logits": []}, "versions": {"jax": "1"}}
         result = {"seed": 0, "fingerprint": known, "search_sample": 1, "clipped": 2}
@@ -88,15 +79,6 @@ class NumbersTest(parameterized.TestCase):
     )
     def test_ranges(self, ids, words):
         self.assertEqual(records.ranges(ids), words)
-
-    def test_sizes(self):
-        weights = SimpleNamespace(params={}, stats={"0": np.zeros((2, 3)), "1": np.zeros(4)})
-        net = mock.MagicMock()
-        with mock.patch.object(records, "multiply_adds", return_value=9):
-            make = lambda: records.size(net, _Pair(weights), 8, 3)  # noqa: E731
-            self.assertEqual(make(), {"parameters": 10, "multiply_adds": 9})
-            weights.params = {"w": np.zeros((5, 5))}
-            self.assertEqual(make()["parameters"], 25)
 
     def test_lines_of_attacks(self):
         def line(**known):
@@ -153,16 +135,6 @@ class NumbersTest(parameterized.TestCase):
         self.assertEmpty([*folder.iterdir()])
         line = records.save(folder / "new" / "x.jsonl", own, make)
         self.assertEqual(json.loads((folder / "new" / "x.jsonl").read_text()), line)
-
-
-class _Pair:
-    """Weights as a tuple that also has names."""
-
-    def __init__(self, weights) -> None:
-        self.params, self.stats = weights.params, weights.stats
-
-    def __iter__(self):
-        return iter((self.params, self.stats))
 
 
 def verdicts_of(fooled_by, ids=None) -> Verdicts:
