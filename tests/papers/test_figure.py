@@ -206,18 +206,6 @@ class FigureTest(Folders):
         self.assertIn(said, table)
         self.assertIn("correction for all 6 pairs", table)
 
-    def test_images_that_replays_decided_are_left_out(self):
-        seen = found(1)
-        fooled = seen.fooled_by.astype(object)
-        fooled[np.flatnonzero(seen.robust)[:7]] = "replay"
-        a, b = self.write("a", 1), self.write("b", 2)
-        replayed = seen._replace(fooled_by=fooled.astype(str))
-        c = write(self.folder / "c", replayed, image_ids=f"0..{N - 1}")
-        made, table = self.made("compare", a, b, c)
-        self.assertIn(f"$n={N - 7}$ images", table)
-        self.assertIn(f"7 of {N} images are left out, which replayed points decided", table)
-        self.assertTrue(made["notes"][0].startswith("7 of"))
-
     def test_doubts_are_said(self):
         place = self.write("a", 1, flags={"gradients": "some are zero"})
         made, table = self.made("attacks", place)
@@ -347,15 +335,6 @@ class RefusedTest(Folders):
         self.assertIn(said, error)
         self.assertIn("; evaluate all of them on the same images, with the same", error)
 
-    def test_other_ladders(self):
-        a = self.ladder("a", 1)
-        l2 = self.ladder("b", 2, RADII[:1])
-        for at, radius in enumerate(RADII[1:]):
-            self.ladder("b", 2, [radius], f"s{at}", attacks=attacks(epsilon=radius, norm="l2"))
-        self.assertIn('norm is "linf" there, "l2" here', self.refused("radius", a, l2))
-        c = self.ladder("c", 3, dataset="cifar100")
-        self.assertIn('data set is "cifar10" there, "cifar1', self.refused("radius", a, c))
-
     def test_what_the_records_cannot_give(self):
         a, b = self.write("a", 1), self.write("b", 2, accuracy_after=None)
         said = f"{a} has no ladder of radii, so that no figure of radii can be made of it; evaluate"
@@ -479,23 +458,6 @@ class CertifiedTest(Folders):
         self.assertIn("fails with probability 0.01", table)
         self.assertIn(r"$0.4$ & 0.0 & 30.0 \\", table)
         self.assertNotIn("no noise", table)
-
-    def test_a_ladder_in_l2_stands_beside_it(self):
-        l2 = lambda radius: attacks(epsilon=radius, norm="l2")  # noqa: E731
-        place = self.both()
-        for at, radius in enumerate(RADII):
-            own = {"attacks": l2(radius), "method": "apgd-ce, ladder"}
-            if not radius:
-                own = {"attacks": [], "robust": None, "method": "clean", "accuracy_after": {}}
-            own |= {"ladder": {"radii": RADII}, "weights_sha256": "1" * 64}
-            self.write("a", 1, f"r{at}", share=0.5 - radius, **own)
-        made, table = self.made("certified", place)
-        last = made["series"][-1]
-        self.assertEqual(last["name"], "attacked, no noise")
-        known = [value for value in last["values"] if value == value]
-        robust = [found(1, share=0.5 - radius).robust.mean() for radius in RADII[1:]]
-        self.assertEqual(known, [found(1).clean.mean(), *robust])
-        self.assertIn("APGD-CE leaves of the network without noise", table)
 
     def test_refuses(self):
         self.assertIn(

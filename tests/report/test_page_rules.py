@@ -53,13 +53,6 @@ class PageTest(parameterized.TestCase):
     def of(self, runs=(), evaluations=(), notes=(), **how) -> str:
         return page.page(Gathered(list(runs), list(evaluations), list(notes)), **how)
 
-    def test_a_title_names_three(self):
-        for count, title in ((1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more")):
-            with self.subTest(row=(count, title)):
-                runs = [run(name) for name in "abcd"[:count]]
-                own = [evaluation(name) for name in "abcd"[:count]]  # each of which is named once
-                self.assertIn(f"<title>{title}</title>", self.of(runs, own))
-
     def test_three_headlines(self):
         for count, shown, more in ((3, 3, False), (4, 3, True)):
             with self.subTest(row=(count, shown, more)):
@@ -110,12 +103,6 @@ class PageTest(parameterized.TestCase):
                 ]
                 self.assertEqual({given[2] for given in parts}, {most})
                 self.assertEqual([given[1] for given in parts], [f"t{i}" for i in range(count)])
-
-    def test_many_runs_are_folded(self):
-        for count, folded in ((4, False), (5, True)):
-            with self.subTest(row=(count, folded)):
-                text = self.of([run(f"r{i}") for i in range(count)])
-                self.assertEqual("<summary>r1</summary>" in text, folded)
 
 
 class WatchingRulesTest(parameterized.TestCase):

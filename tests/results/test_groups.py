@@ -57,11 +57,6 @@ class OverImagesTest(parameterized.TestCase):
         ends = stats.t.interval(0.95, N - 1, own.mean(), stats.sem(own))
         np.testing.assert_allclose((over.low, over.high), ends, rtol=1e-9)
 
-    def test_level(self):
-        a, b = found(1).robust[None], found(2).robust[None]
-        wide, narrow = (group_tests.over_images(a, b, level) for level in (0.99, 0.9))
-        self.assertLess(wide.low, narrow.low)
-
     def test_groups_that_agree(self):
         a = found(1).robust[None]
         over = group_tests.over_images(np.concatenate([a, a]), a)

@@ -233,22 +233,6 @@ class CompiledTest(parameterized.TestCase):
         self.assertBetween(ratio, 0.95, 1.05)  # steps of an attack are rounds of one loop
         self.assertGreater(longer["flops_executable"], 2 * result["flops_executable"])
 
-    def test_gradients_of_kernels_are_added_beside_other_work(self):
-        """Kernels make them, beside which the compiler puts no sum; element-wise work remains."""
-        deeper = SMALL.replace('"depths": (1,), "dims": (64,)', '"depths": (3,), "dims": (256,)')
-        result = self.figures("--attack-steps", "2", text=deeper)
-        self.assertContainsSubset(
-            {"convnext_block_sums"}, {kernel["name"] for kernel in result["kernels"]}
-        )
-        beside = sum(each["sent"] for each in result["in_flight"] if each["cycles"])
-        self.assertGreater(beside, 0.3 * result["sent_bytes"])
-        # 28 %; 36 with 1 or 3 where the scheduler has 2, which hides most of whole networks.
-        self.assertGreater(result["hidden_bytes"], 0.25 * result["sent_bytes"])
-        own = "--xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions=false"
-        with mock.patch.dict(os.environ, LIBTPU_INIT_ARGS=own):  # what people say stays
-            alone = self.figures("--attack-steps", "2", text=deeper)
-        self.assertEqual((alone["sent_bytes"], alone["in_flight"]), (result["sent_bytes"], []))
-
     def test_a_step_of_deformable_convolutions(self):
         """Loops over images in every block, and none of them waits for another chip."""
         result = self.figures("--attack-steps", "2", "--scan", text=WINDOWS)

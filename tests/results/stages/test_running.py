@@ -163,13 +163,6 @@ class RunningTest(parameterized.TestCase):
         self.ran("autoattack")
         self.assertLen(self.notes, 3)
 
-    def test_without_a_choice_the_weights_are_those_that_were_tested_last(self):
-        self.ran("autoattack")
-        (row,) = self.notes
-        self.assertEqual(row["weights_sha256"], "of train, step 3, raw")
-        self.assertFalse(row["selected"])
-        self.assertFalse(self.calls.evaluated.call_args.args[0].selected)
-
     def test_an_entry_of_robustbench_wants_attacks_without_replay(self):
         self.ran("autoattack,apgd-ce,export:module:Me2026Robust")
         replays = [call.args[0].noreplay for call in self.calls.evaluated.call_args_list]
@@ -202,10 +195,6 @@ class RunningTest(parameterized.TestCase):
         self.ran("export:module")
         names = {path.name for path in (self.run / "export/module").iterdir()}
         self.assertEqual(names, {"model.pt"})
-
-    def test_no_stages(self):
-        running.run([], self.config, self.run)
-        self.assertEmpty([*self.run.iterdir()])
 
     def test_another_process_does_the_same(self):
         with running._alone(self.run), self.assertRaisesRegex(ValueError, "copy the run"):
