@@ -1,7 +1,4 @@
-"""Weights from timm and from RobustBench's files, and back.
-
-`from_torch` and `to_torch` convert names and layouts of arrays. The rest is in `jaxrobust.publish`.
-"""
+"""Weights from timm and from RobustBench's files, and back; more is in `jaxrobust.publish`."""
 
 import importlib
 from typing import Any
@@ -9,6 +6,10 @@ from typing import Any
 _CONVERT = "jaxrobust.weights.naming.convert"
 _NAMES = {"from_torch": _CONVERT, "to_torch": _CONVERT, "push_to_hub": "jaxrobust.publish.push"}
 __all__ = ["from_torch", "push_to_hub", "to_torch"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

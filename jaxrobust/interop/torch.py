@@ -1,13 +1,14 @@
-"""PyTorch modules as functions of images in JAX: `from_module` and `from_file`.
-
-They are in `jaxrobust.pytorch.torch`, which is imported when one of them is used.
-"""
+"""PyTorch modules as functions of images in JAX, from `jaxrobust.pytorch.torch`."""
 
 import importlib
 from typing import Any
 
 _NAMES = ("from_file", "from_module")
 __all__ = [*_NAMES]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

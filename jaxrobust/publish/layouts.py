@@ -15,6 +15,7 @@ from jaxrobust.publish.network_account import Account
 from jaxrobust.publish.references import Network
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import whole
+from jaxrobust.runtime.text.spelling import near
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
@@ -31,8 +32,8 @@ def known(layout: str, out: Path) -> str:
     if layout not in LAYOUTS:
         if layout not in PUBLISHED:
             raise ValueError(
-                f"unknown layout {layout!r}; {', '.join(LAYOUTS)}, or one of "
-                f"{', '.join(sorted(PUBLISHED))}"
+                f"unknown layout {layout!r}; {near(layout, [*LAYOUTS, *PUBLISHED])}write "
+                f"{', '.join(LAYOUTS)}, or an id of RobustBench such as Salman2020Do_R18"
             )
         references.place(out, layout)  # refuses an id that reads no file
     return layout

@@ -282,8 +282,8 @@ class RefusalTest(FileCase):
     @sweeps.rows(
         (
             ["--layout=tim"],
-            "unknown layout 'tim'; jaxrobust, timm, hub, module, state-dict, robustbench, or one "
-            "of Bartoldson2024",
+            "unknown layout 'tim'; did you mean timm. write jaxrobust, timm, hub, module, "
+            "state-dict, robustbench, or an id of RobustBench such as Salman2020Do_R18",
         ),
         (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),

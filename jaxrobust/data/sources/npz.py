@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -117,6 +118,9 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     return dataclasses.replace(source, notes=(*source.notes, *dark))
 
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError)
+
+
 @contextmanager
 def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
     """Turn what NumPy says of a damaged file, or of one in another format, into a DataError."""
@@ -124,7 +128,7 @@ def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is damaged, or no {ending} file ({reason}); {remedy}") from error
 

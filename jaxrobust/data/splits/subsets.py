@@ -11,6 +11,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -267,7 +268,7 @@ def read_index(directory: str | os.PathLike, split: str) -> Index | None:
             return None
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             index = Index(arrays["labels"], arrays["names"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     fits = index.labels.shape == index.names.shape and index.labels.ndim == 1
     return index if fits and index.names.dtype.kind == "S" else None

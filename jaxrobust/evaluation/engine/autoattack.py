@@ -183,6 +183,7 @@ def autoattack(
         raise ValueError(
             f"{given} may change verdicts after a look at them; leave it out, or leave stop out"
         )
+    user_attacks.check(users, held, ids, within)
     known = replays.KnownVerdicts([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         with first("tracing the network"):
@@ -198,7 +199,6 @@ def autoattack(
         with first("looking at what tells this network and these images from others"):
             own, search = _computed(runner, held, labels, None if known_as else identity)
             own["images"], hashes = image_sets.hashes(held, labels, ids)
-        user_attacks.check(users, held, ids, within)
         evaluation: dict[str, Any] = {
             "network": known_as,
             "fingerprint": own,

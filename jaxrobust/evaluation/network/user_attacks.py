@@ -6,6 +6,7 @@ No point is moved: one outside of the ball or of [0, 1] is refused, not clipped.
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,11 +82,13 @@ def of_file(path: str) -> UserAttack:
     flag = f"--points {path}"
     try:
         content = Path(path).read_bytes()
+        if not (content.startswith(b"\x93NUMPY") or zipfile.is_zipfile(io.BytesIO(content))):
+            raise ValueError("not a zip file")
         stored = np.load(io.BytesIO(content), allow_pickle=False)
         there = {} if isinstance(stored, np.ndarray) else {key: stored[key] for key in stored.files}
     except OSError as error:
         raise ValueError(f"{flag}: cannot read it ({error.strerror or error})") from error
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise ValueError(
             f"{flag} is no .npz file of plain arrays ({error}); save it by numpy.savez"
         ) from error

@@ -260,7 +260,8 @@ class Evaluation:
 
     def ledgers_to_replay(self, subject: Subject, number: str) -> list[Path]:
         """Find the ledgers of this folder that are replayed: this network's at other radii."""
-        if self.question.noreplay or not self.question.replays:
+        question = self.question  # a user's attacks alone are to show what they find
+        if question.noreplay or question.attack == ALONE or not question.replays:
             return []
         of = (number, self.fingerprint, subject.ball.norm, self._image_fields(), self.hashed)
         ledgers = list(earlier.ledgers_beside(self.out, *of))

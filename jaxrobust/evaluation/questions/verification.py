@@ -205,9 +205,8 @@ def _prepared(source: Any, bundle: Any) -> Prepared:
             f"the bundle is of images with {channels} channels, and {source.where()} has "
             f"{source.channels}; give the --dataset and --split of its record"
         )
-    last = max(row["image"] for row in bundle.rows) + 1
-    how, count = bundle.record["preprocessing"], min(len(source), last)
-    return Prepared(source, image_size=size, preprocessing=how, places=range(count))
+    how = bundle.record["preprocessing"]
+    return Prepared(source, image_size=size, preprocessing=how, places=range(len(source)))
 
 
 def _corrupted(

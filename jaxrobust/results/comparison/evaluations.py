@@ -115,8 +115,13 @@ def held_at(place: str) -> tuple[str, str, dict[str, RunRecord]]:
 
 
 def _fitting(folder: str, beside: Sequence[RunRecord], held: dict[str, RunRecord]) -> list[str]:
-    having = {key: o for key, o in held.items() if o.record.verdicts}
-    fit = {key: o for key, o in having.items() if any(_fits(other, o) for other in beside)}
+    same = {(o.file.resolve(), str(o.record.verdicts)) for o in beside}
+    fit = {
+        key: o
+        for key, o in held.items()
+        if o.record.verdicts and (o.file.resolve(), str(o.record.verdicts)) not in same
+        if any(_fits(other, o) for other in beside)
+    }
     return addresses(folder, fit)
 
 
