@@ -5,10 +5,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import agreement
 from jaxrobust.pytorch.agreement import FEW, Agreement
+from tests.support import sweeps
 
 # Of four images: logits whose largest is 2, and a gradient of length 10.
 LOGITS = np.array([[2.0, 0.5], [-1.0, 0.0], [0.25, 0.5], [1.0, 1.5]])
@@ -63,7 +64,7 @@ class MeasuresTest(parameterized.TestCase):
         self.assertEqual(agreement._apart((theirs[0], numbers), theirs), (0.0, inf))
         self.assertEqual(agreement._apart(theirs, (theirs[0], numbers)), (0.0, inf))
 
-    @parameterized.parameters((0.0, 1e-5), (1e-5, 1e-5), (3e-5, 3e-5), (1e-4, 1e-4), (1.0, 1e-4))
+    @sweeps.rows((0.0, 1e-5), (1e-5, 1e-5), (3e-5, 3e-5), (1e-4, 1e-4), (1.0, 1e-4))
     def test_a_bar_is_pytorchs_own_error_between_two_ends(self, own, bar):
         self.assertEqual(agreement._bar(agreement.LOGITS, own), bar)
 
@@ -84,7 +85,7 @@ class MeasuresTest(parameterized.TestCase):
         empty = torch(detach=lambda: torch(numpy=lambda: np.zeros((0, 2))))
         self.assertEqual(agreement._off(np.zeros((0, 2)), empty), 0.0)
 
-    @parameterized.parameters((FEW, ""), (2 * FEW, "; 16 images at once cost less each"))
+    @sweeps.rows((FEW, ""), (2 * FEW, "; 16 images at once cost less each"))
     def test_words(self, at_once, more):
         found = Agreement(5, 1.5e-6, 3e-5, (0.0125, 2.0), at_once)
         self.assertEqual(
@@ -94,7 +95,7 @@ class MeasuresTest(parameterized.TestCase):
             + more,
         )
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (FEW, 0.5, 0.89, 2 * FEW),
         (FEW, 0.5, 0.9, FEW),  # not less than nine tenths for each
         (FEW, 0.01, 0.001, 2 * FEW),
@@ -130,7 +131,7 @@ class CheckedTest(parameterized.TestCase):
         self.assertEqual(theirs.calls, [(4, "float32")] * 2 + [(4, "float64"), half])
         self.assertEqual(ours.calls, [(4, "float32")])
 
-    @parameterized.parameters({"logits": 1.1e-5}, {"gradient": 1.1e-4}, {"logits": float("nan")})
+    @sweeps.rows({"logits": 1.1e-5}, {"gradient": 1.1e-4}, {"logits": float("nan")})
     def test_beyond_a_bar_float64_decides(self, **off):
         right = Side(**off, exact=lambda images: (LOGITS, GRADIENT))
         agreement._checked(network(), IMAGES, Side(), right)
@@ -193,7 +194,7 @@ class CheckedTest(parameterized.TestCase):
 
 
 class AgainTest(parameterized.TestCase):
-    @parameterized.parameters(({"logits": 1.1e-6}, "logits by 1.1e-06"), ({"gradient": 1.1e-5}, ""))
+    @sweeps.rows(({"logits": 1.1e-6}, "logits by 1.1e-06"), ({"gradient": 1.1e-5}, ""))
     def test_two_passes_that_differ_are_refused(self, off, said):
         before, first = agreement._generators(), Side()(IMAGES, "float32")
         for near in (Side(), Side(logits=0.9e-6), Side(gradient=0.9e-5)):
@@ -213,7 +214,7 @@ class AgainTest(parameterized.TestCase):
 
 
 class AloneTest(parameterized.TestCase):
-    @parameterized.parameters((4, 2), (3, 1), (2, 1), (1, 2))
+    @sweeps.rows((4, 2), (3, 1), (2, 1), (1, 2))
     def test_a_batch_is_halved_and_one_image_doubled(self, count, other):
         images, given = IMAGES[:count], []
 
@@ -240,7 +241,3 @@ class AloneTest(parameterized.TestCase):
                 continue
             with self.assertRaisesRegex(ValueError, "of 4 images and of 2, .* differ by 1.1e-05 "):
                 run()
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import blocks, kept
 from jaxrobust.pytorch import program as programs
@@ -259,7 +259,3 @@ class BlocksTest(parameterized.TestCase):
                 del head[mode]["blocks"]
             file.write_text(json.dumps(head))
             self.assertEqual(kept.program_sha256(Path(folder)), parted)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,12 +1,14 @@
 """Numbers that a module reads of what training changes, beside PyTorch after changes of weights."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import trainable as trained
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from torch import nn  # noqa: E402
@@ -27,9 +29,7 @@ KINDS = {"parameter": "parameter `a`", "buffer": "buffer `norm.running_var`"}
 class ReadsTest(parameterized.TestCase):
     """Before, 35 of these ways gave logits off by 2 to 220 % after one change of the weights."""
 
-    @parameterized.parameters(
-        *((way, of) for way in (*numbers.READS, *numbers.UNKNOWN) for of in KINDS)
-    )
+    @sweeps.rows(*((way, of) for way in (*numbers.READS, *numbers.UNKNOWN) for of in KINDS))
     def test_of_what_training_changes(self, way, of):
         module = numbers.Reading(way, of)
         said = rf"line \d+ .* reads a number of {KINDS[of]}, which training changes, and a program "
@@ -41,36 +41,34 @@ class ReadsTest(parameterized.TestCase):
             else:
                 changing.check(module, IMAGE)
 
-    @parameterized.parameters("float", "if", "list", "array", "alias", "shadow", "submodule")
-    def test_of_what_stays(self, way):
-        module = numbers.Reading(way, "frozen")
+    def check_trains(self, module):
         network = training_mode.trainable(module, IMAGE)
         self.assertLess(largest_difference(module, network), 1e-5)
 
-    @parameterized.parameters("float", "if", "list", "array", "alias")
+    @sweeps.rows("float", "if", "list", "array", "alias", "shadow", "submodule")
+    def test_of_what_stays(self, way):
+        self.check_trains(numbers.Reading(way, "frozen"))
+
+    @pytest.mark.slow
+    @sweeps.rows(*(set(numbers.READS) - {"alias", "shadow", "closure"}))
+    def test_of_what_stays_in_every_way(self, way):
+        self.check_trains(numbers.Reading(way, "frozen"))
+
+    @sweeps.rows("float", "if", "list", "array", "alias")
     def test_in_an_evaluation_all_stays(self, way):
         for of in KINDS:
             from_module(numbers.Reading(way, of).eval(), images(4))
 
-    @pytest.mark.slow
-    @parameterized.parameters(*(set(numbers.READS) - {"alias", "shadow", "closure"}))
-    def test_of_what_stays_in_every_way(self, way):
-        module = numbers.Reading(way, "frozen")
-        network = training_mode.trainable(module, IMAGE)
-        self.assertLess(largest_difference(module, network), 1e-5)
-
-    @parameterized.parameters(*numbers.TENSORS)
+    @sweeps.rows(*numbers.TENSORS)
     def test_with_tensors_nothing_is_read(self, way):
         for of in KINDS:
             changing.check(numbers.Reading(way, of), IMAGE)
 
-    @parameterized.parameters("where", "copied", "frozen")
+    @sweeps.rows("where", "copied", "frozen")
     def test_tensors_train_as_in_pytorch(self, way):
-        module = numbers.Reading(way)
-        network = training_mode.trainable(module, IMAGE)
-        self.assertLess(largest_difference(module, network), 1e-5)
+        self.check_trains(numbers.Reading(way))
 
-    @parameterized.parameters(*numbers.PASSES)
+    @sweeps.rows(*numbers.PASSES)
     def test_passes_that_change_the_module(self, way):
         module = numbers.Reading(way)
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -82,8 +80,7 @@ class ReadsTest(parameterized.TestCase):
     def test_a_module_that_was_initialised_trains(self):
         module = numbers.Reading("initialises")
         module.initialised.fill_(1)
-        network = training_mode.trainable(module, IMAGE)
-        self.assertLess(largest_difference(module, network), 1e-5)
+        self.check_trains(module)
 
     def test_answers_stay_in_their_places(self):
         """A list asked for each number by itself, and what was asked after it got its answers."""
@@ -128,14 +125,14 @@ class Keeps(nn.Module):
 
 
 class KeptTest(parameterized.TestCase):
-    @parameterized.product(of=("parameter", "images"), modes=((True, False), (True,), (False,)))
+    @sweeps.rows(*itertools.product(("parameter", "images"), ((True, False), (True,), (False,))))
     def test_what_a_later_pass_reads(self, of, modes):
         """Its numbers stayed in the program, without a word where they were of the first pass."""
         said = r"line \d+ .* reads its tensor `kept` as an earlier pass left it"
         with self.assertRaisesRegex(ValueError, said):
             training_mode.trainable(Keeps(of, modes), IMAGE)
 
-    @parameterized.parameters(("parameter", (False,), True), ("sizes", (True, False), False))
+    @sweeps.rows(("parameter", (False,), True), ("sizes", (True, False), False))
     def test_what_train_clears(self, of, modes, clears):
         """As timm's LeViT: "gives other logits than PyTorch in evaluation mode", by 3e-2."""
         network = training_mode.trainable(Keeps(of, modes, clears), IMAGE)
@@ -167,7 +164,7 @@ class Averages(nn.Module):
 class CumulativeTest(parameterized.TestCase):
     """Before, 1/n was that of the second pass for ever: logits off by 31 % after six updates."""
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("plain", 0), ("plain", 37), ("twice", 0), ("others", 5), ("of timm", 0), ("instances", 0)
     )
     def test_six_updates(self, kind, batches):
@@ -188,7 +185,7 @@ class CumulativeTest(parameterized.TestCase):
 
 
 class AgreementTest(parameterized.TestCase):
-    @parameterized.parameters(0.01, 0.1, 1.0)
+    @sweeps.rows(0.01, 0.1, 1.0)
     def test_means_that_are_rounding_alone(self, momentum):
         """Behind a norm, as in MobileNetV2's blocks: they were refused as up to 2 % apart."""
         torch.manual_seed(0)
@@ -239,7 +236,3 @@ class AgreementTest(parameterized.TestCase):
         network = training_mode.trainable(Global("product"), IMAGE)
         with self.assertRaisesRegex(ValueError, "gives other logits than PyTorch"):
             training_mode.check_agreement(Global("product"), network, trained.classifier(network))
-
-
-if __name__ == "__main__":
-    absltest.main()

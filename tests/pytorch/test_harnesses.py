@@ -132,7 +132,3 @@ class HarnessesTest(parameterized.TestCase):
         self.assertFalse((Linear()(found).argmax(1) == self.labels).any())
         torch.testing.assert_close(self.inputs + moved, found)
         self.assertFalse(attack._trackers_allowed())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -14,7 +14,7 @@ from jaxrobust.pytorch import torch as conversion
 from jaxrobust.pytorch.agreement import Agreement
 from jaxrobust.pytorch.named import Built
 from jaxrobust.pytorch.reading import exporting, refusals, scripted
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 
@@ -233,7 +233,7 @@ class InJaxTest(parameterized.TestCase):
         line = self.said(random=True)[1]
         self.assertIn("it draws no random numbers; --version=standard attacks it better", line)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((1.19, 1.0), False),
         ((1.3, 1.0), True),
         ((0.3, 1.0), False),
@@ -253,7 +253,3 @@ class InJaxTest(parameterized.TestCase):
                 named._explained("--torch", "a.py:make"),
             ):
                 raise ValueError(text)
-
-
-if __name__ == "__main__":
-    absltest.main()

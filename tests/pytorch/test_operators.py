@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch.operators import TABLE
 from jaxrobust.pytorch.program import OperatorRule
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from tests.support import operator_cases, torch_operators  # noqa: E402
@@ -47,26 +47,26 @@ class OperatorsTest(parameterized.TestCase):
         self.assertLess(found.gradients, GRADIENTS.get(name, 1e-10), name)
         self.assertContainsSubset(found.ties, UNTIED.get(name, set()), name)
 
-    @parameterized.parameters(*_QUICK)
+    @sweeps.rows(*_QUICK)
     def test_every_third_is_pytorchs(self, name):
         self.check(name, dynamic=False)
 
-    @parameterized.parameters(*_OTHERS)
+    @sweeps.rows(*_OTHERS)
     @pytest.mark.landing
     def test_is_pytorchs(self, name):
         self.check(name, dynamic=False)
 
-    @parameterized.parameters(*torch_operators.OF_SIZES)
+    @sweeps.rows(*torch_operators.OF_SIZES)
     @pytest.mark.landing
     def test_of_sizes_is_pytorchs(self, name):
         self.check(name, dynamic=True)
 
-    @parameterized.parameters(*torch_operators.COMPOSED)
+    @sweeps.rows(*torch_operators.COMPOSED)
     @pytest.mark.slow
     def test_composed_is_pytorchs(self, name):
         self.check(name, dynamic=False)
 
-    @parameterized.parameters(*(name for name in NAMES if name not in torch_operators.ALONE))
+    @sweeps.rows(*(name for name in NAMES if name not in torch_operators.ALONE))
     @pytest.mark.slow
     def test_of_any_number_of_images(self, name):
         self.check(name, dynamic=True)
@@ -125,7 +125,3 @@ class RowsTest(parameterized.TestCase):
             attention = TABLE["aten.scaled_dot_product_attention.default"].plain
             ours = attention(array, array, array, jnp.asarray(mask.numpy()), 0.0, False)
         np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-12)
-
-
-if __name__ == "__main__":
-    absltest.main()

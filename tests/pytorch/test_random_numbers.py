@@ -112,7 +112,3 @@ class DrawsTest(absltest.TestCase):
 
         slope = jax.jit(jax.grad(total))(jnp.full((3,), 0.5))
         np.testing.assert_array_equal(slope, 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -15,7 +15,7 @@ from jaxrobust.pytorch.program import Of, OperatorCall
 from jaxrobust.pytorch.reading import drawing, exporting, masks, refusals, results, scripted
 from jaxrobust.pytorch.reading.folding import Free
 from jaxrobust.pytorch.reading.silence import quietly
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 
@@ -25,7 +25,7 @@ def node(target="", *args, op="call_function", **kwargs):
 
 
 class DrawingTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         *(
             "aten.rand.default",
             "aten.randn_like.default",
@@ -39,7 +39,7 @@ class DrawingTest(parameterized.TestCase):
     def test_what_draws(self, operator):
         self.assertTrue(drawing.is_draw(operator))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         *("aten.add.Tensor", "aten.native_layer_norm.default", "aten.linalg_vector_norm.default"),
         *("aten.expand.default", "aten.grand.default", "aten.batch_norm.default"),
     )
@@ -88,7 +88,7 @@ class DrawingTest(parameterized.TestCase):
 
 
 class RefusalsTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ("aten.bincount.default", "bincount gives as many counts as the largest number says"),
         ("aten.nonzero.default", "nonzero gives as many numbers as the images say"),
         ("aten._unique2.default", "_unique2 gives as many numbers as the images say"),
@@ -118,7 +118,7 @@ class RefusalsTest(parameterized.TestCase):
         self.assertEqual(refusals.own_line('File "/me/a.py", line 4'), "/me/a.py, line 4")
         self.assertEqual(refusals.own_line("nothing of it"), "")
 
-    @parameterized.parameters((3, (1, 32, 32)), (1, (3, 32, 32)))
+    @sweeps.rows((3, (1, 32, 32)), (1, (3, 32, 32)))
     def test_which_images_a_module_takes(self, channels, given):
         """Those of its channels and of the side that was tried, if that is not what is wrong."""
         module = torch.nn.Conv2d(channels, 4, 3)
@@ -177,16 +177,6 @@ class CheckTest(parameterized.TestCase):
         module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()).eval()
         with self.assertRaisesRegex(ValueError, r"1.weight \(and 1 more\) is float64"):
             exporting.check(module)
-
-    def test_what_is_drawn_stays_whoever_reads_it(self):
-        """PyTorch draws it too, and what comes after is drawn from the same numbers."""
-        steps = [
-            OperatorCall("a", "aten.rand.default", (), {}, ""),
-            OperatorCall("b", "aten.relu.default", (Of("x"),), {}, ""),
-            OperatorCall("c", "aten.relu.default", (Of("b"),), {}, ""),
-            OperatorCall("d", "aten.relu.default", (Of("b"),), {}, ""),
-        ]
-        self.assertEqual([s.name for s in exporting._living(steps, {"d"})], ["a", "b", "d"])
 
     def test_why_it_cannot_be_exported(self):
         place = '\n  File "/me/net.py", line 3, in forward\n    if x.sum() > 0:'
@@ -380,7 +370,3 @@ class MasksTest(parameterized.TestCase):
                     masks.resolved(exported, [step], {})
             else:
                 self.assertEqual(masks.resolved(exported, [step], {}), (step,))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import program as programs
 from jaxrobust.pytorch.operators import TABLE, ordering, reductions, resampling
 from jaxrobust.pytorch.program import ChannelsLast, Of, OperatorCall
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 
@@ -322,12 +322,12 @@ def takes_last(row: tuple[Any, ...]) -> bool:
 class RulesTest(parameterized.TestCase):
     """All rows in a few programs."""
 
-    @parameterized.parameters((False, [2, 3, 3, 2]), (True, [3, 3, 3, 3]))
+    @sweeps.rows((False, [2, 3, 3, 2]), (True, [3, 3, 3, 3]))
     def test_how_many_numbers_an_average_is_of(self, with_padding, expected):
         axis = resampling._Axis(1, side=4, size=3, stride=1, padding=1, dilation=1, windows=4)
         np.testing.assert_array_equal(axis.counted(with_padding), expected)
 
-    @parameterized.parameters(*itertools.product((1, 2), (False, True)))
+    @sweeps.rows(*itertools.product((1, 2), (False, True)))
     def test_equal_bounds_are_to_the_left_or_right(self, axes, right):
         bounds = np.array([[1, 2, 2, 3], [0, 2, 5, 7]])[slice(None) if axes == 2 else 0]
         numbers = np.array([[2, 9], [2, 5]])
@@ -421,7 +421,3 @@ class RulesTest(parameterized.TestCase):
                     asked = (*row, {"out_int32": narrow})
                     (found,) = ours(asked, [jnp.asarray(a) for a in leaves(asked)], False)
                     self.assertEqual(found.dtype, kind)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
@@ -87,11 +87,6 @@ def config(weights=None, *, name=NAME, num_classes=10, options=(), **init):
         found.model.options = ConfigDict(dict(options))
         found.init.update(weights=weights and str(weights), **init)
     return found
-
-
-def forget():
-    torch_modules._kept.clear()
-    torch_modules._written_down.cache_clear()
 
 
 class StartTest(parameterized.TestCase):
@@ -306,7 +301,3 @@ class StartTest(parameterized.TestCase):
         start, _ = start_weights.of_config(config("own.pt", name=name))
         self.assertEqual(start.stats["normalize.mean"].shape, (1, 1, 1, 1))
         self.assertFalse(start.normalised)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -13,7 +13,7 @@ from jaxrobust.pytorch import agreement
 from jaxrobust.pytorch import torch as interop
 from jaxrobust.pytorch import trainable as trained
 from jaxrobust.pytorch.operators import sorting
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from jaxrobust.pytorch.reading.training_mode import trainable  # noqa: E402
@@ -40,11 +40,11 @@ class KinksTest(parameterized.TestCase):
             raise found
         self.assertEmpty(found.ties, name)
 
-    @parameterized.parameters(*QUICK)
+    @sweeps.rows(*QUICK)
     def test_some_are_pytorchs(self, name):
         self.check(name)
 
-    @parameterized.parameters(*OTHERS)
+    @sweeps.rows(*OTHERS)
     @pytest.mark.landing
     def test_is_pytorchs(self, name):
         self.check(name)
@@ -120,7 +120,7 @@ class NetworksTest(absltest.TestCase):
 class OrdersTest(parameterized.TestCase):
     """The order of equal numbers, which were in that of their places here."""
 
-    @parameterized.parameters((40, 5), (150, 2), (101, 60))
+    @sweeps.rows((40, 5), (150, 2), (101, 60))
     @pytest.mark.landing
     def test_is_pytorchs(self, size, count):
         random = np.random.default_rng(0)
@@ -139,7 +139,3 @@ class OrdersTest(parameterized.TestCase):
             there = torch.from_numpy(x)
             np.testing.assert_array_equal(order, there.sort(descending=bool(most))[1])
             np.testing.assert_array_equal(first, there.topk(count, largest=bool(most))[1])
-
-
-if __name__ == "__main__":
-    absltest.main()

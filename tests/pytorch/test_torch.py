@@ -5,8 +5,6 @@ import gzip
 import re
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -244,7 +242,7 @@ def _half_trained():
 
 
 class GradientsTest(parameterized.TestCase):
-    @parameterized.parameters(torch_faults.Thermometer, torch_faults.Rounded)
+    @sweeps.rows(torch_faults.Thermometer, torch_faults.Rounded)
     def test_of_which_none_reach_the_images(self, make):
         module, x = make().eval(), images()
         said = refusals.without_gradient(module, x, ())
@@ -258,7 +256,7 @@ class GradientsTest(parameterized.TestCase):
         module = torch_faults.Named().eval()
         self.assertEqual(refusals.without_gradient(module, images(), ("apgd-ce",)), "")
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("autoattack", "standard", ("apgd-ce", "apgd-t", "fab-t")),
         ("autoattack", "rand", ("apgd-ce", "apgd-dlr")),
         ("square", "standard", ()),
@@ -332,19 +330,6 @@ class AgreementTest(parameterized.TestCase):
         self.assertGreater(min(found.seconds), 0)
         self.assertRegex(found.words(), r"agree on 5 images .* ms here, .* ms in PyTorch")
 
-    @parameterized.parameters((lambda count: 1, 16), (lambda count: count / 8, 8))
-    def test_more_at_once_where_each_is_cheaper(self, cost, expected):
-        now = [0.0]
-
-        def one(images, dtype):
-            del dtype
-            now[0] += 0.02 * cost(len(images))
-
-        clock = SimpleNamespace(perf_counter=lambda: now[0])
-        with mock.patch.object(agreement, "time", clock):
-            found = agreement._at_once(one, images(8), agreement._seconds(one, images(8)))
-        self.assertEqual(found, expected)
-
     @pytest.mark.slow
     def test_names_the_first_operator_that_differs(self):
         network = converted(torch_faults.Convolutional().eval(), IMAGE)
@@ -392,7 +377,3 @@ class ShownTest(absltest.TestCase):
         self.assertEqual(shown.shape, (3, 5, 6, 3))
         self.assertGreater(shown.std((1, 2, 3)).min(), 0.2)
         self.assertLen(interop._some(self.images[:0], 3), 3)
-
-
-if __name__ == "__main__":
-    absltest.main()

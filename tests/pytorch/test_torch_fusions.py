@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import blocks
 from jaxrobust.pytorch import trainable as trained
 from jaxrobust.pytorch.networks import torch_fusions, torch_kernels
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from torch import nn  # noqa: E402
@@ -155,7 +155,7 @@ def results(network, *known, dtype=jnp.float64, **how):
 
 
 class FusionTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         # How many maps are of tokens as they lie, whether attention is read, and of one product.
         ("", 4, True, True),
         ("without bias", 4, True, True),
@@ -230,7 +230,3 @@ class FusionTest(parameterized.TestCase):
         with torch.no_grad():
             want = module.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
         np.testing.assert_allclose(logits, want, atol=1e-5)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import program as programs
 from jaxrobust.pytorch.networks import torch_kernels
 from jaxrobust.pytorch.networks.torch_kernels import KERNELS
 from jaxrobust.pytorch.operators import TABLE, TRAINING
 from jaxrobust.pytorch.program import OperatorCall
+from tests.support import sweeps
 
 ROWS = TABLE | TRAINING
 CONV, NORM = "aten.convolution.default", "aten._native_batch_norm_legit"
@@ -174,7 +175,7 @@ class KernelRowsTest(parameterized.TestCase):
 
 
 class TapsTest(parameterized.TestCase):
-    @parameterized.parameters((5, 4, 3, 3), (5, 4, 1, 1), (6, 1, 7, 7), (1, 2, 2, 3))
+    @sweeps.rows((5, 4, 3, 3), (5, 4, 1, 1), (6, 1, 7, 7), (1, 2, 2, 3))
     def test_there_and_back(self, *shape):
         weight = jnp.asarray(np.random.default_rng(0).random(shape, np.float32))
         kernel, back = jax.vjp(torch_kernels._taps_first, weight)
@@ -192,7 +193,3 @@ class TapsTest(parameterized.TestCase):
         }
         steps = {platform: text.count("stablehlo.transpose") for platform, text in lowered.items()}
         self.assertEqual(steps, {"cpu": 2, "tpu": 1})
-
-
-if __name__ == "__main__":
-    absltest.main()

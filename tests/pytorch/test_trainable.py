@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.pytorch import kept, program
 from jaxrobust.pytorch import trainable as trained
 from jaxrobust.runtime import pytorch
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from jaxrobust.pytorch.reading import training_mode  # noqa: E402
@@ -280,7 +280,7 @@ class WeightsTest(absltest.TestCase):
 
 
 class ImagesTest(parameterized.TestCase):
-    @parameterized.parameters(
+    @sweeps.rows(
         ({"dtype": np.uint8}, "images are uint8; divide by 255 for floats in .0, 1.$"),
         ({"shape": (2, 8, 8)}, r"images have shape \(2, 8, 8\), expected \[B, H, W, 3\]$"),
         ({"shape": (2, 8, 8, 1)}, r"images have shape \(2, 8, 8, 1\), expected \[B, H, W, 3\]$"),
@@ -388,7 +388,3 @@ class KeptTest(absltest.TestCase):
         self.assertTrue(pytorch.has_programs(self.folder))
         (self.folder / "programs.json").unlink()
         self.assertFalse(pytorch.has_programs(self.folder))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,4 +1,4 @@
-"""timm's families through `interop.trainable`: three updates beside PyTorch's, in float64."""
+"""Networks of timm, torchvision and RobustBench beside PyTorch in process: logits and training."""
 
 import ctypes
 import gc
@@ -8,14 +8,50 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from tests.support import paths
+from tests.support import paths, sweeps
 
 pytest.importorskip("torch", reason=paths.PARITY)
 from jaxrobust.publish import torch_networks
-from tests.support import torch_families, torch_training
+from jaxrobust.pytorch import agreement
+from jaxrobust.pytorch import torch as interop
+from tests.support import robustbench_zoo, torch_families, torch_training
+from tests.support.torch_side import EXACT, check_errors, converted, differences, errors
 
 GRADIENTS, STATISTICS = 1e-9, 1e-12  # of the largest
 FAMILIES = torch_families.FAMILIES | torch_families.SINGLE
+
+
+class FamiliesTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        try:
+            torch_networks.import_timm()
+        except ImportError as error:
+            raise absltest.SkipTest(paths.PARITY) from error
+
+    @sweeps.rows(*torch_families.SMALL.items())
+    @pytest.mark.slow
+    def test_small(self, name, options):
+        images = torch_families.images(64)
+        network = converted(torch_families.network(name, **options), images.shape[1:])
+        logits, gradients = differences(network, images)
+        bars = torch_families.LESS_EXACT.get(name, EXACT)
+        self.assertLess(logits.max(), bars[0])
+        self.assertLess(gradients.max(), bars[1])
+
+    @parameterized.parameters(*torch_families.FAMILIES.items())
+    @pytest.mark.matrix
+    def test_at_its_size(self, name, size):
+        found = errors(torch_families.network(name), torch_families.images(size, 16))
+        check_errors(self, found, torch_families.LESS_EXACT.get(name, EXACT))
+
+    @parameterized.parameters(*torch_families.SINGLE.items())
+    @pytest.mark.matrix
+    def test_in_float32(self, name, size):
+        network = interop.converted(torch_families.network(name).float(), (size, size, 3))
+        images = torch_families.images(size).astype(np.float32)
+        agreement.compared(network, images)  # it raises where they differ
 
 
 @pytest.mark.matrix
@@ -75,5 +111,38 @@ def _give_back_memory():
         trim(0)
 
 
-if __name__ == "__main__":
-    absltest.main()
+class ZooTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        try:
+            torch_networks.import_robustbench()
+        except ImportError as error:
+            raise absltest.SkipTest(str(error)) from error
+
+    @parameterized.parameters(*robustbench_zoo.NETWORKS, *robustbench_zoo.LARGE)
+    @pytest.mark.matrix
+    def test_is_pytorchs(self, key):
+        images = robustbench_zoo.images(key)
+        at_once = 1 if key in robustbench_zoo.LARGE else None
+        check_errors(self, errors(robustbench_zoo.network(key), images, at_once), EXACT)
+
+    @parameterized.parameters(*robustbench_zoo.REFUSED.items())
+    @pytest.mark.matrix
+    def test_is_refused(self, key, message):
+        with self.assertRaisesRegex(ValueError, message):
+            side = robustbench_zoo.SIDES[key.split("/")[0]]
+            interop.converted(robustbench_zoo.module(key).eval(), (side, side, 3))
+
+    @pytest.mark.matrix
+    def test_every_id_is_one_of_them(self):
+        listed = {*robustbench_zoo.NETWORKS, *robustbench_zoo.LARGE, *robustbench_zoo.REFUSED}
+        kinds: dict[str, list[str]] = {}
+        for key in robustbench_zoo.ids():
+            if key in robustbench_zoo.OUT:
+                with self.assertRaises((AssertionError, RuntimeError), msg=key):
+                    robustbench_zoo.module(key)
+            else:
+                kind = robustbench_zoo.kind(robustbench_zoo.module(key))
+                kinds.setdefault(kind, []).append(key)
+        self.assertSequenceEqual(sorted(listed), sorted(keys[0] for keys in kinds.values()))

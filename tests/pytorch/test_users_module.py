@@ -320,7 +320,3 @@ class ExportTest(parameterized.TestCase):
 
     def test_names_of_files(self):
         self.assertEqual(users_module.label("torch:my-nets.py:build"), "robust_my_nets")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from torch import nn  # noqa: E402
@@ -149,7 +149,7 @@ SHARED = (TwoNames, SharedPart, CalledTwice, OneOfTwoNames, NotKept)
 class WrappersTest(parameterized.TestCase):
     """Before, `torch.compile` ended in PyTorch's tracebacks, and wrappers were of one image."""
 
-    @parameterized.parameters(*WRAPPED)
+    @sweeps.rows(*WRAPPED)
     def test_evaluated_and_trained_as_the_module_inside(self, kind):
         module = WRAPPED[kind]().eval()
         from_module(module, images(4))
@@ -192,7 +192,7 @@ def wrapped():
 class SharedTest(parameterized.TestCase):
     """Before, a batch norm under two names was an AssertionError of `torch.export` in training."""
 
-    @parameterized.parameters(*SHARED)
+    @sweeps.rows(*SHARED)
     def test_as_pytorch(self, kind):
         module = kind()
         from_module(module.eval(), images(4))
@@ -202,7 +202,3 @@ class SharedTest(parameterized.TestCase):
         times = 1 if kind is OneOfTwoNames else 2
         self.assertEqual(norm.num_batches_tracked, 3 * times)
         self.assertGreater(np.abs(norm.running_mean.numpy()).max(), 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -66,12 +66,13 @@ def _plain_linear(x, kernel, bias):
     return jnp.einsum("bhwi,io->bhwo", x, kernel) + bias[None, None, None]
 
 
-def _plain_depthwise(x, kernel, bias):
+def _plain_depthwise(x, kernel, bias, stride=1, dilation=1):
     out = jax.lax.conv_general_dilated(
         x,
         kernel,
-        (1, 1),
-        [(k // 2, k // 2) for k in kernel.shape[:2]],
+        (stride, stride),
+        [(dilation * (k // 2),) * 2 for k in kernel.shape[:2]],
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[3],
     )
@@ -212,28 +213,17 @@ class LayersTest(parameterized.TestCase):
             self.assertEqual([r.dtype for r in results], [dtype] * len(results))
             self.assert_close(results, expected, tolerance)
 
-    @sweeps.fast(0, 5, 9)
-    @parameterized.parameters(CONVS)
-    def test_conv(self, image, kernel, stride, padding):
-        def plain(x, kernel):
-            return convolutions._xla_conv(x, kernel, stride, padding)
+    @pytest.mark.landing
+    @sweeps.rows(CONVS[0], GROUPED[3])
+    def test_conv(self, *row):
+        self.check_conv(*row)
 
-        def conv(x, kernel):
-            return convolutions.conv(x, kernel, stride=stride, padding=padding)
+    @pytest.mark.slow
+    @sweeps.rows(*CONVS, *GROUPED)
+    def test_every_conv(self, *row):
+        self.check_conv(*row)
 
-        operands = _normal(0, *image), _normal(1, *kernel)
-        with jax.enable_x64(True):
-            wide = [jnp.asarray(a) for a in operands]
-            g = _normal(2, *jax.eval_shape(plain, *wide).shape)
-            expected = _vjp(plain, wide, jnp.asarray(g))
-            self.assert_close(_vjp(conv, wide, jnp.asarray(g)), expected, 1e-12)
-        for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)):
-            narrow = [jnp.asarray(a, dtype) for a in operands]
-            self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
-
-    @sweeps.fast(3, 5)
-    @parameterized.parameters(*GROUPED)
-    def test_grouped_conv(self, image, kernel, stride, padding, groups, dilation=1):
+    def check_conv(self, image, kernel, stride, padding, groups=1, dilation=1):
         def plain(x, kernel):
             return convolutions._xla_conv(x, kernel, stride, padding, groups, dilation)
 
@@ -251,7 +241,7 @@ class LayersTest(parameterized.TestCase):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
-    @parameterized.parameters((1, 1, 1), (2, 1, 1), (1, 2, 2))
+    @sweeps.rows((1, 1, 1), (2, 1, 1), (1, 2, 2))
     def test_many_groups_by_one_call(self, stride, padding, dilation):
         x, kernel = np.float32(_normal(0, 2, 5, 6, 6)), np.float32(_normal(1, 3, 2, 2, 9))
         how = {"groups": 3, "dilation": dilation}
@@ -264,13 +254,9 @@ class LayersTest(parameterized.TestCase):
         self.assertEqual(found.shape, expected.shape)
         np.testing.assert_allclose(found, expected, atol=1e-5)  # float32
 
-    @parameterized.parameters((4, 5, 4), (4, 8, 4), (4, 9, 2), (4, 16, 2), (4, 17, 1), (6, 11, 2))
-    def test_as_many_groups_are_joined_as_have_32_channels(self, groups, ins, joined):
-        self.assertEqual(convolutions._joined(groups, ins), joined)
-
     # On CPUs: shapes, stride, padding, groups, dilation; then how many convolutions of XLA and
     # how many products of matrices compute it.
-    @parameterized.parameters(
+    @sweeps.rows(
         ((1, 8, 8, 16), (3, 3, 16, 8), 1, 1, 1, 1, (1, 0)),
         ((1, 8, 8, 16), (3, 3, 16, 8), 1, 2, 1, 2, (0, 1)),  # XLA's with dilation are plain loops
         ((1, 8, 8, 16), (2, 2, 16, 8), 2, 0, 1, 1, (0, 1)),  # patches
@@ -295,7 +281,7 @@ class LayersTest(parameterized.TestCase):
         kinds = "conv_general_dilated[", "dot_general["
         self.assertEqual(tuple(map(text.count, kinds)), of)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((3, 3, 16), 1, "canonical", True),
         ((3, 3, 15), 1, "canonical", False),  # of few channels, by windows in one matrix
         ((3, 3, 63), 2, "interleaved", True),
@@ -321,16 +307,7 @@ class LayersTest(parameterized.TestCase):
         how = {"stride": stride, "dilation": dilation}
 
         def plain(x, kernel):
-            pad = dilation * (size // 2)
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (stride, stride),
-                [(pad, pad)] * 2,
-                rhs_dilation=(dilation, dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=5,
-            )
+            return _plain_depthwise(x, kernel, jnp.zeros(5), **how)
 
         def conv(x, kernel):
             return convolutions.depthwise_conv(x, kernel, implementation=implementation, **how)
@@ -348,7 +325,7 @@ class LayersTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(out[0, 0, 0], bias)
 
-    @parameterized.parameters((197, 0), (200, 2))
+    @sweeps.rows((197, 0), (200, 2))
     def test_tokens_that_fill_no_tiles_stay_where_they_lie_on_tpus(self, tokens, reshapes):
         x, kernel = jnp.asarray(_normal(0, 2, tokens, 4)), jnp.asarray(_normal(1, 4, 8))
 
@@ -359,7 +336,7 @@ class LayersTest(parameterized.TestCase):
 
         self.assertEqual((count("tpu"), count("cuda")), (reshapes, 2))
 
-    @parameterized.parameters(("tpu", True), ("tpu", False), ("cpu", True), ("cuda", True))
+    @sweeps.rows(("tpu", True), ("tpu", False), ("cpu", True), ("cuda", True))
     def test_operands_of_gradients_are_made_before_them(self, platform, alone):
         x, kernel = jnp.asarray(_normal(0, 2, 6, 6, 4)), jnp.asarray(_normal(1, 3, 3, 4, 8))
 
@@ -375,7 +352,7 @@ class LayersTest(parameterized.TestCase):
         both = [jax.jit(gradients, static_argnums=2)(x, kernel, a) for a in (True, False)]
         jax.tree.map(np.testing.assert_array_equal, *both)
 
-    @parameterized.parameters(4032, 1536, 509)
+    @sweeps.rows(4032, 1536, 509)
     def test_the_logits_of_one_image_are_added_up_in_pieces(self, features):
         x = np.abs(_normal(0, 1, features)).astype(np.float32)
         kernel = (_normal(1, features, 100) / np.sqrt(features)).astype(np.float32)
@@ -484,40 +461,33 @@ class LayersTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no variance"):
             batch_norms.batch_norm_train(jnp.ones((6, 1, 1, 3)), ones, ones, group=1)
 
+    def pooled(self, pool, x):
+        """Value and gradient of a pool in PyTorch, and the cotangent."""
+        tensor = torch.tensor(x, requires_grad=True)
+        out = pool(tensor.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        g = _normal(1, *out.shape).astype(x.dtype)
+        out.backward(torch.tensor(g))
+        return [out.detach().numpy(), tensor.grad.numpy()], g
+
     @sweeps.fast(2, 5, 6, 9)
     @parameterized.product(stride=(1, 2), counted=(True, False), side=(8, 7, 1))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_avg_pool(self, stride, counted, side):
-        x = _normal(0, 2, side, 6, 3)
-        tensor = torch.tensor(x, requires_grad=True)
-        out = torch.nn.functional.avg_pool2d(
-            tensor.permute(0, 3, 1, 2), 3, stride, 1, count_include_pad=counted
-        ).permute(0, 2, 3, 1)
-        g = _normal(1, *out.shape)
-        out.backward(torch.tensor(g))
-
-        def pool(x):
-            return pooling.avg_pool(x, stride=stride, count_padding=counted)
-
+        x, window = _normal(0, 2, side, 6, 3), (3, stride, 1)
+        avg_pool2d = functools.partial(torch.nn.functional.avg_pool2d, count_include_pad=counted)
+        theirs, g = self.pooled(lambda x: avg_pool2d(x, *window), x)
+        pool = functools.partial(pooling.avg_pool, stride=stride, count_padding=counted)
         with jax.enable_x64(True):
             results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
-        self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], 1e-14)
+        self.assert_close(results, theirs, 1e-14)
 
     @sweeps.fast(1, 3)
     @parameterized.parameters((8, 8), (14, 7), (9, 16), (1, 2), (5, 4))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_adaptive_avg_pool(self, height, width):
         x = _normal(0, 2, height, width, 3)
-        tensor = torch.tensor(x, requires_grad=True)
-        out = torch.nn.functional.adaptive_avg_pool2d(tensor.permute(0, 3, 1, 2), 7)
-        out = out.permute(0, 2, 3, 1)
-        g = _normal(1, *out.shape)
-        out.backward(torch.tensor(g))
-
-        def pool(x):
-            return pooling.adaptive_avg_pool(x, 7)
-
-        theirs = [out.detach().numpy(), tensor.grad.numpy()]
+        theirs, g = self.pooled(lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 7), x)
+        pool = functools.partial(pooling.adaptive_avg_pool, count=7)
         with jax.enable_x64(True):
             results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
             self.assert_close(results, theirs, 1e-14)
@@ -531,16 +501,12 @@ class LayersTest(parameterized.TestCase):
     def test_max_pool(self, height, width, padding=1):
         # Whole numbers: most windows have their largest value more than once.
         x = np.random.default_rng(0).integers(-2, 2, (2, height, width, 5)).astype(np.float32)
-        tensor = torch.tensor(x, requires_grad=True)
-        out = torch.nn.functional.max_pool2d(tensor.permute(0, 3, 1, 2), 3, 2, padding)
-        out = out.permute(0, 2, 3, 1)
-        g = _normal(1, *out.shape).astype(np.float32)
-        out.backward(torch.tensor(g))
+        theirs, g = self.pooled(lambda x: torch.nn.functional.max_pool2d(x, 3, 2, padding), x)
         for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)):
             pool = functools.partial(pooling.max_pool, padding=padding)
             results = _vjp(pool, [jnp.asarray(x, dtype)], jnp.asarray(g, dtype))
             self.assertEqual([r.dtype for r in results], [dtype] * 2)
-            self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], tolerance)
+            self.assert_close(results, theirs, tolerance)
 
     @sweeps.fast(1)
     @parameterized.parameters((8, 8), (7, 9), (2, 3), (5, 6))
@@ -549,17 +515,11 @@ class LayersTest(parameterized.TestCase):
         # Whole numbers: many windows have their largest value more than once.
         x = np.random.default_rng(0).integers(-2, 2, (2, height, width, 5)).astype(np.float32)
         x[0, 0, 1, 0] = np.nan
-        for ours, theirs in (
-            (pooling.max_pool_2x2, torch.nn.functional.max_pool2d),
-            (pooling.avg_pool_2x2, torch.nn.functional.avg_pool2d),
-        ):
-            tensor = torch.tensor(x, requires_grad=True)
-            out = theirs(tensor.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-            g = _normal(1, *out.shape).astype(np.float32)
-            out.backward(torch.tensor(g))
-            results = _vjp(ours, [jnp.asarray(x)], jnp.asarray(g))
-            expected = (out.detach().numpy(), tensor.grad.numpy())
-            for result, wanted in zip(results, expected, strict=True):
+        for kind in ("max_pool", "avg_pool"):
+            of_torch = getattr(torch.nn.functional, f"{kind}2d")
+            theirs, g = self.pooled(lambda x, pool=of_torch: pool(x, 2), x)
+            results = _vjp(getattr(pooling, f"{kind}_2x2"), [jnp.asarray(x)], jnp.asarray(g))
+            for result, wanted in zip(results, theirs, strict=True):
                 np.testing.assert_allclose(result, wanted, rtol=1e-6)
 
     def test_dropout(self):
@@ -645,7 +605,7 @@ class LayersTest(parameterized.TestCase):
         self.assertEmpty(parameters_only & calls(0))
         self.assertContainsSubset(parameters_only - {"column_sum"}, calls((0, 1, 2, 3)))
 
-    @parameterized.parameters("tpu", "cuda")
+    @sweeps.rows("tpu", "cuda")
     def test_other_platforms_get_xla_convolutions_and_no_walls(self, platform):
         def loss(x, kernel):
             y = convolutions.depthwise_conv(
@@ -681,7 +641,7 @@ class SeveralDevicesTest(absltest.TestCase):
 
 
 class SmallMapsTest(parameterized.TestCase):
-    @parameterized.parameters((2, 64, True), (3, 64, False), (2, 63, False))
+    @sweeps.rows((2, 64, True), (3, 64, False), (2, 63, False))
     def test_maps_of_2x2_go_by_columns(self, size, channels, expected):
         x, kernel = jnp.ones((256, size, size, channels)), jnp.ones((3, 3, channels, 64))
         forward = convolutions._cpu_conv(x, kernel, 1, 1)[0]
@@ -723,7 +683,7 @@ class TracedOnceTest(absltest.TestCase):
 
 
 class WindowsTest(parameterized.TestCase):
-    @parameterized.parameters(((2, 3), 1, 0), ((3, 1), 1, 1), ((1, 2), 2, 0), ((2, 3), 2, 1))
+    @sweeps.rows(((2, 3), 1, 0), ((3, 1), 1, 1), ((1, 2), 2, 0), ((2, 3), 2, 1))
     def test_pixels_that_an_entry_of_a_window_meets(self, window, stride, padding):
         x = np.arange(4 * 7 * 2.0).reshape(1, 4, 7, 2)
         wide = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -743,7 +703,3 @@ class WindowsTest(parameterized.TestCase):
             kernel[a, b] * x[:, 2 * a : 2 * a + 3, 2 * b : 2 * b + 4] for a, b in np.ndindex(2, 2)
         )
         np.testing.assert_allclose(found, expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -71,11 +71,16 @@ def apart(results, expected):
     return max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(*wide, strict=True))
 
 
+def exactly(function, *operands):
+    """Value and gradients in float64."""
+    with jax.enable_x64(True):
+        return vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
+
+
 class KernelsTest(parameterized.TestCase):
     def compare(self, function, results, expected, *operands, which=()):
         """Sums are in another order: float32 is as close to float64 as the plain formula is."""
-        with jax.enable_x64(True):
-            exact = vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
+        exact = exactly(function, *operands)
         exact = [exact[i] for i in which] if which else exact
         if operands[0].dtype == jnp.bfloat16:  # XLA's own sums may be off by more, as JAX 0.12's
             self.assertLess(min(apart(results, expected), apart(results, exact)), ROUNDED)
@@ -85,6 +90,16 @@ class KernelsTest(parameterized.TestCase):
     def as_on_tpu(self, *modules):
         for patch in on_tpu(*modules):
             self.enter_context(patch)
+
+    def both(self, module, function, *operands, free=None):
+        """What XLA's path gives, and the kernel; one of any size if it is `free`."""
+        expected = vjp(function, *operands)
+        self.as_on_tpu(module)
+        if free is not None:
+            self.enter_context(mock.patch.object(free, "refused", lambda *_: None))
+        results = vjp(lambda *arrays: function(*arrays), *operands)
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        return expected, results
 
     @parameterized.product(
         dtype=("float32", "bfloat16"),
@@ -97,10 +112,7 @@ class KernelsTest(parameterized.TestCase):
         def function(x):
             return attention.self_attention(x, heads, scale=heads / 16)
 
-        expected = vjp(function, qkv)
-        self.as_on_tpu(attention)
-        results = vjp(lambda x: function(x), qkv)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        expected, results = self.both(attention, function, qkv)
         self.compare(function, results, expected, qkv)
 
     @parameterized.product(
@@ -127,7 +139,7 @@ class KernelsTest(parameterized.TestCase):
             out = jax.eval_shape(lambda *a: attention.self_attention(a[0], 2, bias=a[1]), qkv, bias)
         self.assertEqual((out.shape, out.dtype), ((8, 49, 64), jnp.float32))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (1025, 64, 1, "bfloat16", "1025 tokens of bfloat16 are more than 1024"),
         (897, 64, 1, "float32", "897 tokens of float32 are more than 896"),
         (9, 40, 1, "float32", "heads of width 40 are no multiple of 32"),
@@ -169,10 +181,8 @@ class KernelsTest(parameterized.TestCase):
         def attacked(qkv):
             return function(qkv, temperature)
 
-        expected, alone = vjp(function, qkv, temperature), vjp(attacked, qkv)
-        self.as_on_tpu(channel_attention)
-        results = vjp(lambda *operands: function(*operands), qkv, temperature)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        alone = vjp(attacked, qkv)
+        expected, results = self.both(channel_attention, function, qkv, temperature)
         self.compare(function, results, expected, qkv, temperature)
         bound = ROUNDED if dtype == "bfloat16" else 2e-6  # as far as both are from float64
         self.assertLess(apart(vjp(lambda qkv: attacked(qkv), qkv), alone), bound)
@@ -193,21 +203,16 @@ class KernelsTest(parameterized.TestCase):
         def attacked(qkv):
             return function(qkv, *mixes)
 
-        def one(part):
-            return lambda *operands: part(*operands)
-
-        expected, alone = vjp(function, qkv, *mixes), vjp(attacked, qkv)
-        self.as_on_tpu(heads_path)
-        results = vjp(one(function), qkv, *mixes)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        alone = vjp(attacked, qkv)
+        expected, results = self.both(heads_path, function, qkv, *mixes)
         # No probability knows of the first mix's bias: its gradient is 0 but for rounding.
         self.assertFalse(np.asarray(results[3]).any())
         del results[3], expected[3]
         self.compare(function, results, expected, qkv, *mixes, which=(0, 1, 2, 4, 5))
         bound = ROUNDED if dtype == "bfloat16" else 2e-6  # as far as both are from float64
-        self.assertLess(apart(vjp(one(attacked), qkv), alone), bound)
+        self.assertLess(apart(vjp(lambda qkv: attacked(qkv), qkv), alone), bound)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (2500, 384, 8, "bfloat16", "2500 tokens of 384 channels are larger than .* of a chip"),
         (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
         (196, 392, 8, "float32", "392 channels of 8 heads are no multiple of 32 and of the heads"),
@@ -222,9 +227,7 @@ class KernelsTest(parameterized.TestCase):
         qkv = normal(0, 2, 9, 3 * 64).at[0, :, 2].set(0).at[1, :, 64 + 5].multiply(1e-14)
         temperature = 1 + normal(1, 2, 1, 1)
         function = channel_attention.self_cross_covariance
-        expected = vjp(function, qkv, temperature)
-        self.as_on_tpu(channel_attention)
-        results = vjp(lambda *operands: function(*operands), qkv, temperature)
+        expected, results = self.both(channel_attention, function, qkv, temperature)
         large = np.abs(expected[1]) > 1e6  # gradients that are divided by 1e-12
         self.assertTrue(large.any())
         for part in (large, ~large):
@@ -232,7 +235,7 @@ class KernelsTest(parameterized.TestCase):
             self.assertLess(apart(*([a] for a in both)), 2e-6)
         self.assertLess(apart(results[::2], expected[::2]), 2e-6)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         (1600, 384, 8, "bfloat16", "1600 tokens of 384 channels are larger than .* of a chip"),
         (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
         (196, 385, 8, "float32", "8 heads do not divide 385 channels"),
@@ -253,14 +256,13 @@ class KernelsTest(parameterized.TestCase):
         parameters = [normal(1, side, side, 1, channels) / side]
         parameters += [normal(seed, channels) for seed in (2, 3, 4)]
         parameters = [p.astype(dtype) for p in parameters]
-        expected = vjp(convnext_layers.depthwise_norm, x, *parameters)
-        self.as_on_tpu(convnext_layers)
-        results = vjp(convnext_layers.depthwise_norm, x, *parameters)
-        self.compare(convnext_layers.depthwise_norm, results, expected, x, *parameters)
-        attacked = vjp(lambda x: convnext_layers.depthwise_norm(x, *parameters), x)
+        function = convnext_layers.depthwise_norm
+        expected, results = self.both(convnext_layers, function, x, *parameters)
+        self.compare(function, results, expected, x, *parameters)
+        attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:3]), ROUNDED if dtype == "bfloat16" else 1e-6)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((1, 8, 8, 32), (7, 5), "float32", "a window of 7x5 is not square and odd"),
         ((1, 8, 8, 32), (4, 4), "float32", "a window of 4x4 is not square and odd"),
         ((1, 8, 8, 32), (7, 7), "float16", "float16 is neither float32 nor bfloat16"),
@@ -306,13 +308,8 @@ class KernelsTest(parameterized.TestCase):
             out = local_interaction.local_interaction(x, parameters, given, drawn, **how)
             return out[0], *jax.tree.map(jax.lax.stop_gradient, out[1])
 
-        expected = vjp(function, x, *parameters)
-        with jax.enable_x64(True):
-            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
-            exact = vjp(function, *wide)
-        self.as_on_tpu(local_interaction)
-        results = vjp(lambda *operands: function(*operands), x, *parameters)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        exact = exactly(function, x, *parameters)
+        expected, results = self.both(local_interaction, function, x, *parameters)
         for part in (slice(4), slice(4, None)):
             own, plain = (apart(r[part], exact[part]) for r in (results, expected))
             least = 2e-6 if dtype == "float32" else ROUNDED
@@ -374,13 +371,11 @@ class KernelsTest(parameterized.TestCase):
         def plain(x, *parameters):
             return convnext_layers._plain_block(x, share, *parameters, eps=1e-6)
 
-        expected = vjp(plain, x, *parameters)
+        expected, exact = vjp(plain, x, *parameters), exactly(plain, x, *parameters)
         self.as_on_tpu(convnext_layers)
         self.enter_context(mock.patch.object(block_kernel, "refused", lambda *_: None))
         results = vjp(lambda *operands: function(*operands), x, *parameters)
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
-        with jax.enable_x64(True):
-            exact = vjp(plain, *(jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)))
         if dtype == "float32":
             self.assertLess(apart(results, exact), max(1e-6, 2 * apart(expected, exact)))
         else:
@@ -448,7 +443,7 @@ class KernelsTest(parameterized.TestCase):
             found = block_kernel.refused(x, BlockParameters(*parameters))
         self.assertIsNone(found) if reason is None else self.assertRegex(found or "", reason)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((1, 196, 384), (3, 5), "float32", "a window of 3x5 is not square and odd"),
         ((1, 196, 384), (4, 4), "float32", "a window of 4x4 is not square and odd"),
         ((1, 196, 384), (3, 3), "float16", "float16 is neither float32 nor bfloat16"),
@@ -479,17 +474,15 @@ class KernelsTest(parameterized.TestCase):
         def function(x, *parameters):
             return convnext_layers.norm_halving(x, HalvingParameters(*parameters), stride=2)
 
-        expected = vjp(function, x, *parameters)
-        self.as_on_tpu(convnext_layers)
-        self.enter_context(mock.patch.object(halving_kernel, "refused", lambda *_: None))
-        results = vjp(lambda *operands: function(*operands), x, *parameters)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        expected, results = self.both(
+            convnext_layers, function, x, *parameters, free=halving_kernel
+        )
         plain = functools.partial(convnext_layers._plain_halving, stride=2, eps=1e-6)
         self.compare(plain, results, expected, x, *parameters)
         attacked = vjp(lambda x: function(x, *parameters), x)
         self.assertLess(apart(attacked, results[:2]), 1e-6 if dtype == "float32" else ROUNDED)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("float32", 8, 2, 2, "float32 is not bfloat16"),
         ("bfloat16", 8, 2, 1, "its windows are not 2x2 with stride 2"),
         ("bfloat16", 8, 3, 2, "its windows are not 2x2 with stride 2"),
@@ -524,14 +517,8 @@ class KernelsTest(parameterized.TestCase):
         """
         x, *parameters = self.stem(dtype, *case)
         function = stem_layers.stem_layers
-        expected = vjp(function, x, *parameters)
-        with jax.enable_x64(True):
-            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
-            exact = vjp(function, *wide)
-        self.as_on_tpu(stem_layers)
-        self.enter_context(mock.patch.object(conv_stem, "refused", lambda *_: None))
-        results = vjp(lambda *operands: function(*operands), x, *parameters)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        exact = exactly(function, x, *parameters)
+        expected, results = self.both(stem_layers, function, x, *parameters, free=conv_stem)
         own, plain = (
             [apart(r[:2], exact[:2]), apart(r[2:], exact[2:])] for r in (results, expected)
         )
@@ -574,14 +561,8 @@ class KernelsTest(parameterized.TestCase):
             out, moved = stem_layers.batch_stem_layers(x, (*layers,), given, **how)
             return out, *jax.tree.leaves(jax.lax.stop_gradient(moved))
 
-        expected = vjp(function, x, *parameters)
-        with jax.enable_x64(True):
-            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, *parameters)]
-            exact = vjp(function, *wide)
-        self.as_on_tpu(stem_layers)
-        self.enter_context(mock.patch.object(batch_stem, "refused", lambda *_: None))
-        results = vjp(lambda *operands: function(*operands), x, *parameters)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        exact = exactly(function, x, *parameters)
+        expected, results = self.both(stem_layers, function, x, *parameters, free=batch_stem)
         for part in (slice(6), slice(6, None)):
             own, plain = (apart(r[part], exact[part]) for r in (results, expected))
             least = 2e-6 if dtype == "float32" else ROUNDED
@@ -597,7 +578,7 @@ class KernelsTest(parameterized.TestCase):
         for result, right in zip(results, expected, strict=True):
             np.testing.assert_array_equal(result, right)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("float32", 224, 224, 48, 96, "float32 is not bfloat16"),
         ("bfloat16", 224, 224, 48, 100, "its channels are no multiples of 16"),
         ("bfloat16", 240, 224, 48, 96, "240x224 px are no multiples of 32 and 4, .* most 256"),
@@ -634,12 +615,8 @@ class KernelsTest(parameterized.TestCase):
         def function(*operands):
             return layers.linear_residual(*operands, path if drop else None)
 
-        expected = vjp(function, *operands)
-        with jax.enable_x64(True):
-            exact = vjp(function, *(jnp.asarray(np.asarray(a), jnp.float64) for a in operands))
-        self.as_on_tpu(layers)
-        results = vjp(lambda *operands: function(*operands), *operands)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        exact = exactly(function, *operands)
+        expected, results = self.both(layers, function, *operands)
         for own, plain, right in zip(results, expected, exact, strict=True):
             least = 1e-6 if dtype == "float32" else ROUNDED
             self.assertLess(apart([own], [right]), max(least, 2 * apart([plain], [right])))
@@ -655,10 +632,7 @@ class KernelsTest(parameterized.TestCase):
         affine = [(1 + normal(i, shape[-1]) / 4).astype(dtype) for i in (1, 2)]
         function = layers.norm_and_tokens
 
-        expected = vjp(function, x, *affine)
-        self.as_on_tpu(layers)
-        results = vjp(lambda *operands: function(*operands), x, *affine)
-        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        expected, results = self.both(layers, function, x, *affine)
         self.compare(function, results, expected, x, *affine)
         attacked = vjp(lambda x: function(x, *affine), x)
         if len(shape) == 3:
@@ -672,7 +646,7 @@ class KernelsTest(parameterized.TestCase):
             results = [None, *results]
         self.assertLess(apart(attacked[2:], results[2:3]), 1e-6 if dtype == "float32" else ROUNDED)
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ((8, 384), "bfloat16", r"\(8, 384\) has no 4 tokens in a row"),
         ((8, 1, 384), "bfloat16", "has no 4 tokens in a row"),
         ((8, 197, 384), "float16", "float16 is neither float32 nor bfloat16"),
@@ -869,7 +843,3 @@ class CompiledTest(parameterized.TestCase):
         names = "", "_gradient", "", "_sums"
         heads = [[f"talking_heads{name}", 1, True] for name in names]
         self.assertEqual(found, [*expected, *block, *halving, *last, *tokens, *heads])
-
-
-if __name__ == "__main__":
-    absltest.main()
