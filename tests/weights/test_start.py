@@ -489,30 +489,7 @@ def phased(**starts) -> ConfigDict:
 
 
 class PhasesTest(parameterized.TestCase):
-    """What phases start from, before anything is trained."""
-
-    def setUp(self):
-        super().setUp()
-        self.handed = []
-        self.enter_context(mock.patch.object(start_weights, "of_phase", lambda c, name: name))
-        self.enter_context(mock.patch.object(start_weights, "_halves", lambda config: {}))
-        self.enter_context(
-            mock.patch.object(
-                start_weights, "handed_on", lambda *given: self.handed.append(given[:3])
-            )
-        )
-
-    def test_each_starts_from_the_one_before_or_a_named_one(self):
-        config = phased(a=None, b=None, c=None, d={"start": "a"})
-        start_weights.check_phases(config, "abcd")
-        self.assertEqual(self.handed, [("a", "b", "b"), ("b", "c", "c"), ("a", "d", "d")])
-
-    @sweeps.rows("c", "d", "elsewhere")
-    def test_none_starts_from_itself_or_a_later_one(self, start):
-        config = phased(a=None, b=None, c={"start": start}, d=None)
-        said = f"^c.start='{start}': a phase starts from an earlier one that happens, a or b$"
-        with self.assertRaisesRegex(ValueError, said):
-            start_weights.check_phases(config, "abcd")
+    """What phases start from; those after the first: tests/training/run/test_phases.py."""
 
     @sweeps.rows(
         ("start", "a", "weights"), ("stem", "fresh", "stem"), ("head", "fresh", "head"),
@@ -520,9 +497,13 @@ class PhasesTest(parameterized.TestCase):
     )  # fmt: skip
     def test_the_first_starts_from_init(self, key, value, of_init):
         said = f"^a.{key}='{value}': the first phase starts from init; set init.{of_init}$"
-        with self.assertRaisesRegex(ValueError, said):
+        with (
+            mock.patch.object(start_weights, "of_phase", lambda c, name: name),
+            mock.patch.object(start_weights, "_halves", lambda config: {}),
+            mock.patch.object(start_weights, "handed_on", self.fail),
+            self.assertRaisesRegex(ValueError, said),
+        ):
             start_weights.check_phases(phased(a={key: value}, b=None), "ab")
-        self.assertEmpty(self.handed)
 
 
 class HandedOnTest(parameterized.TestCase):
@@ -555,13 +536,6 @@ class HandedOnTest(parameterized.TestCase):
         self.assertEqual((artifact.arrays.keys(), artifact.facts.model), ({"a", "b"}, "n"))
         self.assertEqual(artifact.facts.options, before.get("options", {}))
         self.assertEqual(found, (self.composed.return_value.params, mock.ANY))
-
-    def test_a_refusal_names_the_keys_of_the_phase(self):
-        self.composed.side_effect = ValueError("set init.head=fresh")
-        config, none = self.config(head="fresh"), start_weights.Weights({}, {})
-        said = "^train starts from another network's weights: set train.head=fresh$"
-        with self.assertRaisesRegex(ValueError, said):
-            start_weights.handed_on(config, config, "train", none)
 
     def test_of_a_run_the_last_phase_starts_the_first(self):
         def of_phase(config, name):

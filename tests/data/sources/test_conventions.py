@@ -134,17 +134,11 @@ class ImagesTest(ConventionsCase):
         given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
         self.refuses(given, "have pixels of 0 and 1, where white is 255, .*; write 255 . x")
 
-    @sweeps.rows(*KINDS)
-    def test_pixels_of_0_to_16(self, source):
-        images = [colours(17) for _ in range(8)]
-        given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
-        self.says(given, "have no pixel above 16, where white is 255; scale them to 0..255")
-
-    @sweeps.rows(*KINDS)
-    def test_black_images(self, source):
-        """What `astype("uint8")` leaves of pixels below 1 passed in silence."""
-        given = self.write(source, {"train": ([colours(1)] * 8, [0, 1] * 4)}, "ab")
-        self.says(given, "have no pixel above 0, where white is 255; scale them to 0..255")
+    @sweeps.rows(*sweeps.product(source=KINDS, top=(17, 1)))
+    def test_dark_pixels(self, source, top):
+        """Of 0 to 16, and black ones, which `astype("uint8")` leaves of pixels below 1."""
+        given = self.write(source, {"train": ([colours(top) for _ in range(8)], [0, 1] * 4)}, "ab")
+        self.says(given, f"have no pixel above {top - 1}, where white is 255; scale them to 0..255")
 
     @sweeps.rows(*KINDS)
     def test_usual_pixels_say_nothing(self, source):
