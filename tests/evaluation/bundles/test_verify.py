@@ -311,7 +311,7 @@ class FunctionTest(Case):
         ({"images": "linear.py"}, "linear.py is no .npy file that can be read"),
         (
             {"images": "channels.npy"},
-            r"is uint8\(393, 1, 8, 8\); the bundle needs uint8 or float32",
+            r"is uint8\(397, 1, 8, 8\); the bundle needs uint8 or float32",
         ),
     )
     def test_mistakes(self, given, said):
@@ -381,7 +381,7 @@ class FunctionTest(Case):
         labels = np.load(self.root / "images.labels.npy")
         np.save(self.root / "few.labels.npy", labels[:4])
         said = refused(self.checked("--labels", self.root / "few.labels.npy"))
-        self.assertIn("--labels has shape (4,), and there are 393 images", said)
+        self.assertIn("--labels has shape (4,), and there are 397 images", said)
         for kind, expected in ((np.uint8, 0), (np.float32, 2)):
             np.save(self.root / "kind.labels.npy", labels.astype(kind))
             code, _, said = self.checked("--labels", self.root / "kind.labels.npy")
