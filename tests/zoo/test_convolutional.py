@@ -71,11 +71,11 @@ class CountsTest(parameterized.TestCase):
         found = table.counted(name)
         self.assertEqual((found.parameters, found.multiply_adds), COUNTED[name])
 
-    @parameterized.parameters(*STANDARD.items())
+    @sweeps.rows(*STANDARD.items())
     def test_of_standard_networks(self, name, expected):
         self.assertEqual(parity.parameters(name, num_classes=1000), expected)
 
-    @parameterized.parameters(*sorted(GOLDEN.keys() - {"resnet50"}))
+    @sweeps.rows(*sorted(GOLDEN.keys() - {"resnet50"}))
     def test_both_ways(self, golden):
         cifar_study.check_both_ways(self, GOLDEN[golden], golden_weights(golden))
 

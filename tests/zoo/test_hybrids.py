@@ -97,18 +97,18 @@ class MultiplyAddsTest(parameterized.TestCase):
         found = table.counted(name)
         self.assertEqual((found.parameters, found.multiply_adds), (parameters, expected))
 
-    @parameterized.parameters(*STANDARD.items())
+    @sweeps.rows(*STANDARD.items())
     def test_parameters_of_standard_networks(self, name, expected):
         self.assertEqual(parity.parameters(name), expected)
 
 
 class NamesTest(parameterized.TestCase):
-    @parameterized.parameters(*GOLDEN)
+    @sweeps.rows(*GOLDEN)
     @pytest.mark.slow
     def test_both_ways(self, golden):
         cifar_study.check_both_ways(self, GOLDEN[golden], weights(golden))
 
-    @parameterized.parameters(
+    @sweeps.rows(
         ("cifar_botnet50", r"positions of shape \(1, 4, 128, 1, 8\), and this network has \(1,"),
         ("cifar_levit", r"position biases of shape \(4, 64\), and this network has \(4, 256\); gi"),
     )

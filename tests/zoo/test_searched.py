@@ -30,11 +30,11 @@ class CountsTest(parameterized.TestCase):
         found = table.counted(name)
         self.assertEqual((found.parameters, found.multiply_adds), COUNTED[name])
 
-    @parameterized.parameters(*PARAMETERS.items())
+    @sweeps.rows(*PARAMETERS.items())
     def test_small_networks(self, name, expected):
         self.assertEqual(parity.parameters(name, num_classes=10, image_size=32, **SMALL), expected)
 
-    @parameterized.parameters(*LISTINGS.items())
+    @sweeps.rows(*LISTINGS.items())
     def test_both_ways(self, listing, name):
         cifar_study.check_both_ways(self, name, cifar_study.weights(listing), **SMALL)
 

@@ -89,7 +89,7 @@ class CountsTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class SlowCountsTest(parameterized.TestCase):
-    @parameterized.parameters(*sorted(ORDERS.keys() - set(FAST_ORDERS)))
+    @sweeps.rows(*sorted(ORDERS.keys() - set(FAST_ORDERS)))
     def test_orders(self, order):
         check_order(self, order)
 
@@ -112,7 +112,7 @@ class NamesTest(parameterized.TestCase):
         names = [line.split("\t")[0] for line in listing.read_text().splitlines()]
         self.assertEqual(models.torch_keys("cifar_coatnet", order=order), names[1:])
 
-    @parameterized.parameters(*SLOW)
+    @sweeps.rows(*SLOW)
     @pytest.mark.slow
     def test_both_ways(self, golden):
         name, options = GOLDEN[golden]
