@@ -332,6 +332,7 @@ class RefusedTest(Folders):
         plain, _ = self.compared(a, f"{b}#b2")
         self.assertEqual(plain["evaluations"][1]["evaluation"], "b2")
         self.assertIn("has no evaluation x; name one of them", self.refused(a, f"{b}#x"))
+        self.assertIn(f"{b} holds 2 evaluations; name one of them", self.refused(b, b))
         two, _ = self.compared(f"{b}#b1", f"{b}#b2")  # two of one folder
         self.assertEqual(two["pairs"][0]["robust"]["first"], int(found(2).robust.sum()))
 

@@ -170,6 +170,13 @@ class LoweredTest(Case):
         )
         self.assertEqual(same["robust"], same["clean"])  # the images as they are fool nothing
 
+    def test_alone_they_replay_nothing(self):
+        """Beside a ledger of AutoAttack, images as they are count what they find: nothing."""
+        file = self.saved(ids=np.arange(N), images=self.images)
+        record = self.found(out="whole", attack="clean", points=[file])[-1]
+        self.assertEqual(record["robust"], record["clean"])
+        self.assertNotIn("replayed", record)
+
     def test_a_wrong_point_lowers_nothing(self):
         standing = np.flatnonzero(self.robust)
         file = self.saved(ids=standing, images=self.own_points()[standing])
