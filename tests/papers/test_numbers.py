@@ -120,6 +120,42 @@ class ConvergenceTest(absltest.TestCase):
 
 
 class PerturbationsTest(parameterized.TestCase):
+    @parameterized.parameters(("linf",), ("l2",))
+    def test_rows(self, norm):
+        seen = sample(4, norm)
+        delta = RNG.uniform(-0.2, 0.2, seen.images.shape).astype(np.float32)
+        delta[0, :, 0] = 0.2
+        before, after = logits(4), logits(4)
+        with (
+            mock.patch.object(attack, "pgd", return_value=(seen.images + delta, after)) as pgd,
+            mock.patch.object(attack, "logits", return_value=before) as forward,
+        ):
+            rows, (adversarial, shown) = perturbations.analyse(
+                seen, settings("perturbations", (9,), seed=2, batch=3)
+            )
+        pgd.assert_called_once_with(seen, steps=9, seed=2, batch=3)
+        self.assertIs(forward.call_args.args[1], seen.images)
+        np.testing.assert_array_equal(adversarial, seen.images + delta)
+        for i, row in enumerate(rows):
+            limit = 0.2 if norm == "linf" else np.abs(delta[i]).max()
+            share = np.abs(delta[i]) / limit
+            expected = {
+                "image": 10 + i, "label": i % 4, "clean_prediction": before[i].argmax(),
+                "adversarial_prediction": after[i].argmax(),
+                "clean_ce": -np.log(softmax(before)[i, i % 4]),
+                "adversarial_ce": -np.log(softmax(after)[i, i % 4]),
+                "largest_change": np.abs(delta[i]).max(),
+                "mean_change_of_limit": share.mean(),
+                "share_at_limit": (share > 0.9999).mean(),
+            }  # fmt: skip
+            self.assertEqual(row["class"], "abcd"[i])
+            for key, value in expected.items():
+                self.assertAlmostEqual(row[key], float(value), places=4, msg=key)
+            wanted = 0.5 + delta[i] / (2 * limit)
+            np.testing.assert_allclose(shown[i], wanted, atol=1e-5)
+        if norm == "linf":
+            self.assertGreaterEqual(rows[0]["share_at_limit"], 0.5)
+
     def test_the_authors_sign_and_what_is_beyond(self):
         delta, limit = np.float32([[[[0.1, -0.2, 0.4]]]]), np.float32([0.2])
         for sign, values in (("attack", [0.75, 0.0, 1.0]), ("code", [0.25, 1.0, 0.0])):
