@@ -16,6 +16,7 @@ from jaxrobust.types import Batch
 from tests.support import paths
 from tests.support import residual_nets as nets
 from tests.support.golden import load
+from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 
 EPSILON, STEP = 8 / 255, 2 / 255
@@ -187,6 +188,56 @@ class GoldenUpdatesTest(parameterized.TestCase):
                 np.testing.assert_allclose(arrays[key], expected, atol=1e-8, err_msg=key)
             if "clip" in name:  # it is active in every update
                 self.assertGreater(golden[f"{name}__grad_norms"].min(), 0.5)
+
+    @parameterized.parameters(5.0, 0.5)
+    @pytest.mark.slow  # 15 s, as the others
+    def test_mart_is_that_of_pytorch(self, largest):
+        """Written down in PyTorch's own operators: the golden set's run of it is not there."""
+        torch = torch_or_skip(self)
+        from torch.nn import functional as f
+
+        golden = load(paths.GOLDEN / "updates/cifar_updates.npz")
+        data = load(paths.GOLDEN / "attacks/aa_flags.npz")
+        shapes = [tuple(map(int, text.split(","))) for text in golden["wrn_shapes"]]
+        shapes = dict(zip(golden["wrn_names"].tolist(), shapes, strict=True))
+        arrays = {k: torch.tensor(nets.seeded(k, shape)) for k, shape in shapes.items()}
+        learned = [a.requires_grad_() for k, a in arrays.items() if "running" not in k]
+        sgd = torch.optim.SGD(learned, lr=0.1, momentum=0.9, weight_decay=2e-4)
+        recipe = MART._replace(changes=BASELINE | {"clip_norm": largest})
+        with jax.enable_x64(True), standard():
+            final = {}
+            for i, (state, metrics) in enumerate(updates(recipe, NETS["wrn"], shapes)):
+                final = state.params | state.stats
+                images = data["images"][image_rows(i)] / 255.0
+                x = torch.tensor(images.transpose(0, 3, 1, 2))
+                y = torch.tensor(data["labels"][image_rows(i)]).long()
+                point = torch.tensor(recipe.start(i, images).transpose(0, 3, 1, 2).copy())
+                for _ in range(10):
+                    point = point.detach().requires_grad_()
+                    value = f.cross_entropy(nets.torch_apply(arrays, point, False), y)
+                    (slope,) = torch.autograd.grad(value, point)
+                    point = (point.detach() + STEP * slope.sign()).clamp(x - EPSILON, x + EPSILON)
+                    point = point.clamp(0, 1)
+                clean, robust = (nets.torch_apply(arrays, z, True) for z in (x, point.detach()))
+                p, q = clean.softmax(1), robust.softmax(1)
+                rival = q.detach().scatter(1, y[:, None], -1.0).argmax(1)
+                loss = f.cross_entropy(robust, y) + f.nll_loss((1.0001 - q + 1e-12).log(), rival)
+                divergence = f.kl_div((q + 1e-12).log(), p, reduction="none").sum(1)
+                unsure = 1.0000001 - p.gather(1, y[:, None])[:, 0]
+                loss = loss + 6.0 * (divergence * unsure).mean()
+                for group in sgd.param_groups:
+                    group["lr"] = 0.1 * 0.1 ** ((i >= 12) + (i >= 16))
+                sgd.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(learned, largest)
+                sgd.step()
+                np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-9)
+                np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=1e-9)
+            if largest < 1:
+                self.assertGreater(norm.item(), largest)
+            for key, array in final.items():
+                expected = nets.ours(arrays[key].detach().numpy())
+                np.testing.assert_allclose(array, expected, atol=1e-8, err_msg=key)
 
 
 def _norm(arrays):
