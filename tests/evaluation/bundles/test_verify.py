@@ -18,6 +18,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.commands import verify
 from jaxrobust.evaluation.bundles import claims, claims_torch
+from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.trained import runs
@@ -110,8 +111,10 @@ class RunTest(Case):
         self.assertEqual(plain["claimed"], self.wrong)
         self.assertEqual(plain["confirmed"], self.wrong)
         self.assertGreater(self.wrong["fooled"], 5)
-        self.assertEqual(plain["robust_at_most"], self.record["robust"])
-        np.testing.assert_allclose(plain["interval"], self.record["interval"]["robust"], atol=1e-9)
+        left = self.wrong["standing"] - plain["sample"]["fell"]  # to the check's own attack
+        self.assertEqual(plain["robust_at_most"], left / N)
+        expected = checks.binomial_interval(left, N)
+        np.testing.assert_allclose(plain["interval"], expected, atol=1e-9)
         self.assertEqual((plain["whole"], plain["other_network"]), (True, False))
         self.assertEqual(plain["bundle"], claims.file_sha256(self.bundle / claims.SUMS))
         self.assertRegex(text[0], "convnext_n, apgd-ce, linf 0.03, on digits test")
@@ -157,6 +160,8 @@ class RunTest(Case):
         fooled = np.flatnonzero(self.found.clean & ~self.found.robust).tolist()
         expected = {"right": sorted({*right, *fooled} & {*three})}
         expected["wrong"] = [i for i in np.flatnonzero(self.found.clean).tolist() if i not in three]
+        ids = self.found.image_ids.tolist()
+        expected = {why: [ids[i] for i in places] for why, places in expected.items()}
         self.assertEqual(plain["unconfirmed"], expected)
 
     def test_mistakes(self):

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, NetworkSpec, network_of
+from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.result import AutoAttackResult
 from jaxrobust.evaluation.questions import flags as evaluation_flags
@@ -180,12 +181,13 @@ class RunTest(OfRun):
         self.assertBetween(robust[5], 0.01, 0.99)  # else nothing is compared
 
     @pytest.mark.slow
-    def test_images_are_the_first_ones_and_at_most_all(self):
+    def test_images_are_spread_over_the_split_and_at_most_all(self):
         own = {"workdir": str(self.workdir), "out": self.create_tempdir().full_path}
         _, said = ended(call(**own, attack="clean", n=999))
         self.assertIn("has 80 images, not 999: taking all", said)
         self.assertEqual(self.evaluated(attack="clean", n="all")["image_ids"], "0..79")
-        self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
+        (place,) = spread.places(data.open_source("digits", "test[:80]"), 1).tolist()
+        self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], str(place))
 
     @sweeps.rows(
         (8, "bicubic-1.0", "bicubic-1.0"),
