@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from jaxrobust.pytorch import agreement
 from jaxrobust.pytorch.operators import DRAWS
@@ -39,6 +39,21 @@ class DrawsTest(parameterized.TestCase):
         self.assertSameElements(used, DRAWS)
         off = agreement.check(network, IMAGES)
         self.assertLess(max(off), 1e-5)
+
+    @parameterized.parameters(
+        "dropout",
+        "randn_like",
+        "one rand for a batch",
+        "bernoulli",
+        "poisson",
+        "multinomial again",
+        "geometric_",
+        "randint",
+        "Gumbel softmax",
+    )
+    @pytest.mark.slow
+    def test_each_distribution(self, name):
+        self.check_distribution(layers(name).eval())
 
     def test_distribution(self):
         module = torch_defences.network(
@@ -101,3 +116,7 @@ class DrawsTest(parameterized.TestCase):
 
         with self.assertRaisesRegex(ValueError, "draw the same numbers in each pass"):
             from_module(torch_defences.network(torch_defences.Layer(more)), IMAGES, random=True)
+
+
+if __name__ == "__main__":
+    absltest.main()

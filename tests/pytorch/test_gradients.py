@@ -15,7 +15,7 @@ from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from tests.support import torch_defences  # noqa: E402
-from tests.support.torch_side import converted, differences  # noqa: E402
+from tests.support.torch_side import converted, differences, ours, theirs  # noqa: E402
 
 IMAGE = (torch_defences.SIDE, torch_defences.SIDE, torch_defences.CHANNELS)
 ORTHOGONAL = torch.nn.utils.parametrizations.orthogonal
@@ -40,6 +40,29 @@ class OwnGradientsTest(parameterized.TestCase):
         logits, gradients = differences(network, images())
         self.assertLess(logits.max(), 1e-12)
         self.assertLess(gradients.max(), 1e-12)
+
+    @parameterized.parameters(*torch_defences.OWN_GRADIENTS)
+    @pytest.mark.slow
+    def test_each(self, name):
+        layer = torch_defences.Layer(torch_defences.OWN_GRADIENTS[name])
+        network = converted(torch_defences.network(layer).double(), IMAGE)
+        logits, gradients = differences(network, images())
+        self.assertLess(max(logits.max(), gradients.max()), 1e-12)
+        # It matters: the program without what the author says has another gradient.
+        plain = network.program._replace(
+            steps=tuple(
+                step._replace(operator="aten.alias.default")
+                if step.operator == "jaxrobust.stop.default"
+                else step
+                for step in network.program.steps
+                if not step.backward
+            )
+        )
+        if len(plain.steps) == len(network.program.steps):
+            function = interop._function(plain, network.output)
+            other = network.logits_fn.__class__(function, network.weights)
+            gradient = ours(other, images())[1]
+            self.assertGreater(np.abs(gradient - theirs(network.module, images())[1]).max(), 1e-6)
 
     @parameterized.parameters(*torch_defences.WRAPPED)
     def test_hooks_of_values_are_written_down(self, name):
@@ -152,3 +175,7 @@ def torchvision_transforms():
     except ImportError as error:
         raise absltest.SkipTest(paths.PARITY) from error
     return transforms
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -6,7 +6,9 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.weights.naming import convert
-from tests.support import paths, reference, sweeps
+from tests.support import paths, reference
+
+TINY = {"depths": (2, 2), "dims": (6, 8), "image_size": 8, "gamma_init": 0.1}
 
 
 class ConvNeXtTest(parameterized.TestCase):
@@ -23,16 +25,31 @@ class ConvNeXtTest(parameterized.TestCase):
         for side, width in ((32, 96), (31, 192), (15, 384), (7, 768)):
             self.assertIn(f"f32[2,{side},{side},{width}]", jaxpr)
 
+    @parameterized.parameters((8, 1, (1,)), (28, 1, (2,)), (64, 3, (4,)), (32, 2, (2,)))
+    @pytest.mark.matrix
+    def test_small_variant_takes_small_images(self, side, channels, strides):
+        options = {"num_classes": 4, "image_size": side, "in_channels": channels}
+        net = models.create("convnext_n", **TINY | options, stem_strides=strides)
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        logits, _ = jax.jit(net.apply)(params, stats, jnp.ones((3, side, side, channels)))
+        self.assertEqual(logits.shape, (3, 4))
+        self.assertTrue(np.isfinite(logits).all())
+
     @pytest.mark.matrix
     def test_initialisation_is_the_references(self):
-        params, _ = jax.jit(models.create("convnext_t_cvst").init)(jax.random.key(0))
+        params, stats = jax.jit(models.create("convnext_t_cvst").init)(jax.random.key(0))
+        self.assertAlmostEqual(float(params["stages.3.blocks.0.mlp.fc1.kernel"].std()), 0.02, 3)
+        bound = 1 / np.sqrt(27)  # torch's default for the stem
+        self.assertAlmostEqual(float(jnp.abs(params["stem.0.kernel"]).max()), bound, 2)
+        self.assertGreater(float(jnp.abs(params["stem.0.bias"]).max()), 0)
         np.testing.assert_array_equal(params["stages.0.blocks.0.gamma"], np.float32(1e-6))
+        np.testing.assert_array_equal(stats["normalize.std"], 1)
         # A weak type becomes a strong one after the first update: a second compilation.
         self.assertFalse(any(p.weak_type for p in params.values()))
 
 
 class CreateErrorsTest(parameterized.TestCase):
-    @sweeps.rows(
+    @parameterized.parameters(
         ({"name": "convnext_x"}, r"unknown model 'convnext_x'; did you mean convnext_"),
         ({"depth": 3}, r"unknown option \['depth'\] for convnext_n; it takes \['depths'"),
         ({"num_classes": 1}, "at least 2 classes"),
@@ -50,10 +67,53 @@ class CreateErrorsTest(parameterized.TestCase):
             models.create(**{"name": "convnext_n", "image_size": 32} | changes)
 
 
+class InputErrorsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (np.zeros((2, 16, 16, 3), np.uint8), "images are uint8; divide by 255"),
+        (np.zeros((2, 16, 16, 1), np.float32), r"shape \(2, 16, 16, 1\), expected \[B, H, W, 3\]"),
+        (np.zeros((16, 16, 3), np.float32), r"expected \[B, H, W, 3\]"),
+    )
+    def test_message(self, images, message):
+        net = models.create("convnext_n", image_size=16, depths=(1,), dims=(8,))
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        with self.assertRaisesRegex(ValueError, message):
+            net.apply(params, stats, images)
+
+
 class ConvertTest(absltest.TestCase):
-    def test_only_finite_float32(self):
-        weights = reference.seeded_weights(paths.GOLDEN / "models" / "timm_convnext_tiny.tsv")
-        weights["head.fc.bias"] = weights["head.fc.bias"].astype(np.float16)
-        weights["head.norm.bias"][0] = np.nan
+    def setUp(self):
+        super().setUp()
+        listing = paths.GOLDEN / "models" / "timm_convnext_tiny.tsv"
+        self.weights = reference.seeded_weights(listing)
+
+    def test_all_problems_in_one_message(self):
+        del self.weights["head.fc.bias"]
+        self.weights["head.fc.weight"] = self.weights["head.fc.weight"][:10]
+        self.weights["extra"] = np.zeros(3, np.float32)
+        with self.assertRaises(ValueError) as caught:
+            convert.from_torch("convnext_t", self.weights)
+        message = str(caught.exception)
+        self.assertIn("extra: 0 rows match", message)
+        self.assertIn("head.fc.bias: not filled", message)
+        self.assertIn("head.fc.weight: shape (768, 10) for head.fc.kernel (768, 1000)", message)
+
+    def test_only_finite_float32_and_copies(self):
+        self.weights["head.fc.bias"] = self.weights["head.fc.bias"].astype(np.float16)
+        self.weights["head.norm.bias"][0] = np.nan
         with self.assertRaisesRegex(ValueError, "(?s)dtype float16, expected float32.*not finite"):
-            convert.from_torch("convnext_t", weights)
+            convert.from_torch("convnext_t", self.weights)
+
+    def test_half_a_normalisation_is_refused(self):
+        self.weights["normalize.mean"] = np.zeros((1, 3, 1, 1), np.float32)
+        with self.assertRaisesRegex(ValueError, "normalize.std: not filled"):
+            convert.from_torch("convnext_t", self.weights)
+
+    def test_wrapper_prefixes(self):
+        wrapped = {f"module.base_model.{k}": v for k, v in self.weights.items()}
+        params, stats = convert.from_torch("convnext_t", wrapped)
+        np.testing.assert_array_equal(params["head.fc.bias"], self.weights["head.fc.bias"])
+        np.testing.assert_array_equal(stats["normalize.mean"], 0)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -2,11 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
+from flax import nnx
 
 from jaxrobust import models
-from tests.support import sweeps
+from jaxrobust.models.families import iso_convnext
+from jaxrobust.models.modules.draws import Drop
+from tests.support import behaviour
 from tests.support.families import CASES
+
+TINY = {"dim": 12, "depth": 3, "stem_strides": (4,), "image_size": 12}
 
 
 class IsotropicConvNeXtTest(parameterized.TestCase):
@@ -22,7 +27,12 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
         self.assertFalse(any("gamma" in name for name in plain))
         self.assertFalse(any(p.weak_type for p in (*plain.values(), *stem.values())))
 
-    @sweeps.rows(
+    def test_images_of_any_size(self):
+        apply, params, stats, _ = behaviour.small("iso_convnext_s", dtype="float32", **TINY)
+        logits, _ = jax.jit(apply)(params, stats, jnp.ones((1, 24, 8, 3)))
+        self.assertTrue(np.isfinite(logits).all())
+
+    @parameterized.parameters(
         ({"image_size": 8}, "smaller than the 16 px that become one feature"),
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
         ({"depth": 0}, "must be positive"),
@@ -31,3 +41,20 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
     def test_errors(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             models.create("iso_convnext_s", **changes)
+
+
+@pytest.mark.matrix
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_drop_path_keeps_the_expectation(self):
+        block = iso_convnext.Block(8, nnx.Rngs(params=0))
+        x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 3, 3, 8)), (4096, 3, 3, 8))
+        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), True))
+        branch = np.asarray(block(x[:1], None, True) - x[:1])
+        for share, factor in ((0.25, 0), (0.75, 1 / 0.75)):
+            outcome = np.asarray(x[:1]) + factor * branch
+            frequency = (np.abs(out - outcome).max((1, 2, 3)) < 1e-5).mean()
+            self.assertAlmostEqual(frequency, share, delta=0.03)  # four deviations
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -90,7 +90,7 @@ class NamesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             convert.from_torch("resnet50", reference.seeded_weights(theirs))
 
-    @sweeps.rows(((),), ((3,),), ((4, 2),))
+    @parameterized.parameters(((),), ((3,),), ((4, 2),))
     def test_statistics_that_are_not_of_two_groups(self, shape):
         with self.assertRaisesRegex(ValueError, "is not that of the statistics of two groups"):
             resnet._first_half(np.zeros(shape, np.float32))
@@ -152,6 +152,25 @@ class SlowGoldenTest(parameterized.TestCase):
 class ReferenceTest(absltest.TestCase):
     def test_logits_and_input_gradients(self):
         parity.check_reference(self, "resnet18", image_size=64)
+
+
+@pytest.mark.matrix
+class SlowReferenceTest(parameterized.TestCase):
+    def test_small_stem(self):
+        net = torch_network("resnet50")
+        import torch
+
+        conv, pool = net.conv1, net.maxpool
+        self.addCleanup(lambda: (setattr(net, "conv1", conv), setattr(net, "maxpool", pool)))
+        net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False).double()
+        net.maxpool = torch.nn.Identity()
+        images = np.random.default_rng(0).random((2, 32, 32, 3))
+        with torch.no_grad():
+            theirs = net.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+        with jax.enable_x64(True):
+            ours, params, stats = ours_of("resnet50", net, small_stem=True)
+            logits, _ = jax.jit(ours.apply)(params, stats, images)
+        self.assertLess(parity.relative(logits, theirs), 1e-9)
 
 
 class TrainModeTest(absltest.TestCase):
@@ -247,9 +266,21 @@ class OptionsTest(parameterized.TestCase):
         kernel = params["layer2.0.conv2.kernel"]  # [3, 3, 128, 128]
         self.assertAlmostEqual(float(kernel.std()), (2 / (9 * 128)) ** 0.5, 3)
         self.assertGreater(float(jnp.abs(kernel).max()), 3 * float(kernel.std()))  # not cut
+        bound = 512**-0.5
+        for part in (params["fc.kernel"], params["fc.bias"]):
+            self.assertLess(float(jnp.abs(part).max()), bound)
+            self.assertGreater(float(jnp.abs(part).max()), bound / 2)
+        np.testing.assert_array_equal(params["bn1.scale"], 1)
+        np.testing.assert_array_equal(params["bn1.bias"], 0)
+        np.testing.assert_array_equal(stats["bn1.var"], 1)
         self.assertFalse(any(p.weak_type for p in (params | stats).values()))
 
-    @sweeps.rows(
+    def test_group_must_divide_the_batch(self):
+        net, params, stats = small(bn_group=3)
+        with self.assertRaisesRegex(ValueError, "group=3 does not divide"):
+            jax.eval_shape(functools.partial(net.apply, train=True), params, stats, self.images)
+
+    @parameterized.parameters(
         ({"activation": "silu"}, r"activation='silu' is unknown; one of \['relu', 'gelu'\]"),
         ({"depths": ()}, r"depths=\(\) must be a tuple of positive integers"),
         ({"depths": (1, 0)}, "must be a tuple of positive integers"),
@@ -271,6 +302,22 @@ class SlowBehaviourTest(parameterized.TestCase):
         super().setUp()
         self.images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
 
+    def test_remat_changes_nothing(self):
+        results = []
+        for remat in (False, True):
+            net, params, stats = small(remat=remat)
+
+            def loss(params, net=net, stats=stats):
+                logits, new = net.apply(params, stats, self.images, train=True)
+                return (logits**2).sum(), new
+
+            results.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+        for plain, again in zip(*results, strict=True):
+            for key in plain:
+                # Rounding, through batch norms of few values: the same sums in another order.
+                scale = np.abs(plain[key]).max()
+                np.testing.assert_allclose(again[key], plain[key], atol=1e-4 * scale, err_msg=key)
+
     def test_drop_path(self):
         net, params, stats = small(drop_path=0.5)
         plain, *_ = small()
@@ -281,3 +328,7 @@ class SlowBehaviourTest(parameterized.TestCase):
         self.assertGreater(parity.relative(*drops), 1e-3)
         evaluated = [jax.jit(n.apply)(params, stats, self.images)[0] for n in (net, plain)]
         np.testing.assert_array_equal(*evaluated)
+
+
+if __name__ == "__main__":
+    absltest.main()

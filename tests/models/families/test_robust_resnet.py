@@ -4,7 +4,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
@@ -14,6 +14,7 @@ from jaxrobust.models.families.robust_resnets.robust_resnet import VARIANTS
 from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity, paths, sweeps
 
+FAST = ("wrn_28_10",)
 # Table 1 of the paper at D = 11, W = 16, in millions.
 _BOTTLENECK = {"block": "bottleneck"}
 ABLATIONS = (
@@ -59,19 +60,9 @@ class CountsTest(parameterized.TestCase):
     def test_every_row_is_counted(self):
         self.assertEqual(golden32.COUNTED.keys() | {"wrn_a4_silu", "wrn_34_10"}, VARIANTS.keys())
 
-    @pytest.mark.landing
-    def test_is_the_sheets(self):
-        check_counts(self, "wrn_28_10")
-
-    @pytest.mark.slow
-    @sweeps.rows(*sorted(golden32.COUNTED.keys() - {"wrn_28_10"}))
-    def test_is_the_sheets_of_others(self, name):
+    @parameterized.parameters(*[(name,) for name in FAST])
+    def test_is_the_sheets(self, name):
         check_counts(self, name)
-
-    @pytest.mark.slow
-    @sweeps.rows(*ABLATIONS)
-    def test_ablations(self, options, expected):
-        self.assertAlmostEqual(millions(**options), expected, delta=0.005)
 
     @pytest.mark.slow
     def test_small_robust_res_block_is_the_reference(self):
@@ -81,6 +72,17 @@ class CountsTest(parameterized.TestCase):
         self.assertEqual(sum(p.size for p in params.values()), 4_021_378)
         found = table.multiply_adds(net, params, stats, image_size=32)
         self.assertEqual(found, 925_756_160)
+
+
+@pytest.mark.slow
+class SlowCountsTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(golden32.COUNTED.keys() - set(FAST)))
+    def test_is_the_sheets(self, name):
+        check_counts(self, name)
+
+    @parameterized.parameters(*ABLATIONS)
+    def test_ablations(self, options, expected):
+        self.assertAlmostEqual(millions(**options), expected, delta=0.005)
 
 
 class OthersTest(parameterized.TestCase):
@@ -196,14 +198,16 @@ class OthersTest(parameterized.TestCase):
         found = jax.eval_shape(again.init, jax.random.key(0))
         self.assertEqual({k: a.shape for part in found for k, a in part.items()}, shapes)
 
-    @pytest.mark.slow
-    @sweeps.rows(*OTHERS.items())
+
+@pytest.mark.slow
+class SlowOthersTest(parameterized.TestCase):
+    @parameterized.parameters(*OTHERS.items())
     def test_logits_and_gradients(self, listing, options):
         golden32.check(self, listing, A1, cifar_study.weights(listing), **options)
 
 
 class NamesTest(parameterized.TestCase):
-    @sweeps.rows(*GOLDEN.items())
+    @parameterized.parameters(*GOLDEN.items())
     def test_are_the_authors(self, listing, name):
         self.assertEqual(models.torch_keys(name, **SMALLER), parity.listing(listing))
 
@@ -212,6 +216,8 @@ class NamesTest(parameterized.TestCase):
         weights = cifar_study.weights("robustres_D222_W573")
         cifar_study.check_both_ways(self, "robustresnet_a1", weights, **SMALLER)
 
+
+class GoldenTest(absltest.TestCase):
     @pytest.mark.slow
     def test_basic_blocks(self):
         weights = cifar_study.weights("wrn_D222_W573")
@@ -269,7 +275,46 @@ class SlowGoldenTest(parameterized.TestCase):
         golden32.check(self, golden, "robustresnet_a1", weights, whole=True, **sizes, **SMALLER)
 
 
+# Options beside our file in PyTorch, on maps of 6 and 3 pixels.
+TINY = {
+    **{"block": "basic", "depths": (1, 2), "planes": (16, 32), "se_reduction": 16},
+    "image_size": 6,
+}
+OPTIONS = (
+    {"block": "hierarchical", "se": "residual", "first_conv": "raw"},
+    {"block": "hierarchical", "activation": "softplus", "norm": "layer"},
+    {"block": "hierarchical", "preact": False, "scales": 4, "groups": 2},
+    {"block": "bottleneck", "se": "standard", "norm": "group"},
+    {"block": "bottleneck", "se": "conv3x3", "activation": "gelu"},
+    {"block": "bottleneck", "se": "identity", "norm": "instance"},
+    {"block": "aggregated", "preact": False, "se": "residual"},
+    {"block": "aggregated", "groups": 2, "base_width": 60, "first_conv": "raw"},
+    {"block": "inverted", "activation": "silu"},
+    {"preact": False},
+    {"residual": False, "se": "standard"},
+    {"se": "identity"},
+)
+
+
 class OptionsTest(parameterized.TestCase):
+    @pytest.mark.slow
+    def test_beside_pytorch(self):
+        cifar_study.check_options(self, "wrn_28_10", **TINY | OPTIONS[0])
+
+    @pytest.mark.slow
+    def test_momentum_of_the_running_statistics(self):
+        net = functools.partial(models.create, "wrn_28_10", num_classes=3, image_size=4)
+        tiny = {"depths": (1,), "planes": (4,)}
+        params, stats = net(**tiny).init(jax.random.key(0))
+        x = jax.random.uniform(jax.random.key(1), (4, 4, 4, 3))
+        moved = {
+            momentum: net(bn_momentum=momentum, **tiny).apply(params, stats, x, train=True)[1]
+            for momentum in (1.0, 0.25)
+        }
+        for key, value in moved[1.0].items():
+            mixed = 0.75 * stats[key] + 0.25 * value
+            np.testing.assert_allclose(moved[0.25][key], mixed, rtol=1e-6, err_msg=key)
+
     def test_initialisation_is_the_authors(self):
         small = {"depths": (1,), "planes": (64,), "se_reduction": 16, "image_size": 8}
         net = models.create("robustresnet_a1", num_classes=10, **small)
@@ -332,7 +377,7 @@ class OptionsTest(parameterized.TestCase):
         moved = jax.jit(functools.partial(net.apply, train=True))(params, stats, x)[1]
         self.assertGreater(parity.relative(moved[f"{key}.mean"], stats[f"{key}.var"]), 1e-3)
 
-    @sweeps.rows(
+    @parameterized.parameters(
         ("robustresnet_a1", {"planes": (80, 8, 192)}, "planes=8: .* multiples of 16"),
         ("robustresnet_a1", {"planes": (80, 232, 192)}, "8 parts of 4 groups; .*multiples of 16"),
         ("wrn_28_10", {"block": "aggregated", "planes": (12, 16, 8)}, "4 groups; .*multiples of 8"),
@@ -373,8 +418,21 @@ class OptionsTest(parameterized.TestCase):
             given = {k: v for k, v in RELEASED.items() if k not in (left_out, "base_width")}
             models.create(A1, image_size=8, depths=(1,), planes=(32,), **given)  # is not refused
 
-    @pytest.mark.slow
+
+@pytest.mark.slow
+class StoringTest(absltest.TestCase):
     def test_remat_and_scan_change_nothing(self):
         tiny = {"depths": (3, 1), "planes": (16, 16), "se_reduction": 16, "image_size": 4}
         name, hows = "robustresnet_a1", ("remat", "scan")
         cifar_study.check_storing(self, name, *hows, drop_path=0.5, **tiny)
+
+
+@pytest.mark.matrix
+class SlowOptionsTest(parameterized.TestCase):
+    @parameterized.parameters(*OPTIONS[1:])
+    def test_beside_pytorch(self, **options):
+        cifar_study.check_options(self, "wrn_28_10", **TINY | options)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -75,11 +75,28 @@ class SwinTest(parameterized.TestCase):
     def test_initialisation_is_the_references(self):
         net = models.create("swin_b", depths=(1, 1), heads=(4, 8), image_size=56)
         params, _ = jax.jit(net.init)(jax.random.key(0))
+        for name in ("blocks.0.attn.qkv.kernel", "downsample.reduction.kernel"):
+            self.assertAlmostEqual(float(params[f"layers.1.{name}"].std()), 0.02, 3)
         tables = params["layers.1.blocks.0.attn.relative_position_bias_table"]
         self.assertAlmostEqual(float(tables.std()), 0.02, 2)
+        bound = 1 / np.sqrt(3 * 4 * 4)  # torch's default for the convolution, bias too
+        for name in ("patch_embed.proj.kernel", "patch_embed.proj.bias"):
+            self.assertBetween(float(jnp.abs(params[name]).max()), 0.95 * bound, bound)
+        np.testing.assert_array_equal(params["layers.0.blocks.0.mlp.fc1.bias"], 0)
         self.assertFalse(any(p.weak_type for p in params.values()))
 
-    @sweeps.rows(
+    @pytest.mark.slow
+    def test_epsilon_of_the_layer_norms_is_of_the_row(self):
+        outs = []
+        for eps in (1e-5, 1e-6):
+            apply, params, stats, images = behaviour.small(
+                "swin_b", dtype="float32", eps=eps, **TINY
+            )
+            outs.append(jax.jit(apply)(params, stats, images)[0])
+        self.assertEqual(models.variant("swin_b").eps, 1e-5)
+        self.assertGreater(np.abs(outs[0] - outs[1]).max(), 0)
+
+    @parameterized.parameters(
         (
             {"image_size": 226},
             "image_size=226 is not a whole number of patches of 4 px; use 224 or",
@@ -160,7 +177,7 @@ class ConversionTest(parameterized.TestCase):
             for k, v in self.weights.items()
         }
 
-    @sweeps.rows(8, 12, 14)
+    @parameterized.parameters(8, 12, 14)
     def test_weights_of_another_window_are_refused(self, window):
         weights = self.with_tables(lambda heads: ((2 * window - 1) ** 2, heads))
         message = f"biases of a window of {window}: create the network with window={window}"
@@ -174,7 +191,7 @@ class ConversionTest(parameterized.TestCase):
         table = ours["layers.3.blocks.1.attn.relative_position_bias_table"]
         self.assertEqual(table.shape, (23**2, 32))
 
-    @sweeps.rows(((),), ((169,),), ((168, 4),), ((144, 4),), ((169, 5),))
+    @parameterized.parameters(((),), ((169,),), ((168, 4),), ((144, 4),), ((169, 5),))
     def test_no_table_is_left_for_the_engine_to_report(self, shape):
         array = np.zeros(shape, np.float32)
         self.assertIs(swin.fitted(array, (121, 4)), array)
@@ -225,7 +242,7 @@ class FittedTest(absltest.TestCase):
 class WindowTest(parameterized.TestCase):
     """Networks that are not padded, as Microsoft's and MIMIR's are."""
 
-    @sweeps.rows(
+    @parameterized.parameters(
         (
             "swin_l_mimir",
             {"image_size": 256},
@@ -274,6 +291,43 @@ class ReferenceTest(parameterized.TestCase):
         apply = jax.jit(models.create("swin_b", **options).apply)
         self.assertLess(parity.relative(apply(params, stats, images)[0], theirs), 1e-5)
 
+    @pytest.mark.slow
+    def test_small_network(self):
+        """Maps of 10 and 5: padded to 14 and shifted, and one window of 5."""
+        try:
+            import torch
+
+            from jaxrobust.publish import torch_networks
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        shape = {"depths": (2, 2), "embed_dim": 8, "num_heads": (2, 4)}
+        net = torch_networks.network("swin_b", num_classes=10, img_size=40, **shape)
+        random = np.random.default_rng(0)
+        weights = {
+            k: random.normal(k.endswith("norm.weight"), 0.3, v.shape).astype(np.float32)
+            for k, v in torch_networks.state_arrays(net).items()
+        }
+        net.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
+        images = random.random((2, 40, 40, 3))
+        theirs = parity.torch_logits_and_gradients(net, images, "float64")
+        with jax.enable_x64(True):
+            options = {"dim": 8, "depths": (2, 2), "heads": (2, 4), "dtype": "float64"}
+            ours = models.create("swin_b", num_classes=10, image_size=40, **options)
+            params, _ = jax.eval_shape(ours.init, jax.random.key(0))
+            shapes = {k: p.shape for k, p in params.items()}
+            weights = {k: v.astype(np.float64) for k, v in weights.items()}
+            params = convert.rename(models.torch_names("swin_b"), weights, shapes)
+            stats = {"normalize.mean": np.zeros(3), "normalize.std": np.ones(3)}
+            params, stats = jax.tree.map(jnp.asarray, (params, stats))
+
+            def loss(x):
+                logits, _ = ours.apply(params, stats, x)
+                return jax.nn.log_softmax(logits)[:, 0].sum(), logits
+
+            gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(images))
+        self.assertLess(parity.relative(logits, theirs[0]), 1e-9)
+        self.assertLess(parity.relative(gradient, theirs[1]), 1e-7)
+
 
 @pytest.mark.matrix
 class SlowSwinTest(parameterized.TestCase):
@@ -281,3 +335,31 @@ class SlowSwinTest(parameterized.TestCase):
     @parameterized.parameters(("swin_b", 64), ("swin_b", 96), ("swin_b", 224), ("swin_l", 256))
     def test_reference(self, name, side):
         parity.check_reference(self, name, image_size=side, batch=1)
+
+
+@pytest.mark.matrix
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_remat_changes_nothing(self):
+        values = []
+        with jax.enable_x64(True):
+            for remat in (False, True):
+                apply, params, stats, images = behaviour.small(
+                    "swin_b", drop_path=0.3, remat=remat, **TINY
+                )
+                key = jax.random.key(3)
+
+                def total(params, images, apply=apply, stats=stats, key=key):
+                    logits = apply(params, stats, images, train=True, key=key)[0]
+                    return (logits * jnp.arange(5.0)[None]).sum()
+
+                run = jax.jit(jax.grad(total, (0, 1)))
+                values.append(jax.device_get(run(params, images)))
+        (plain, plain_images), (params, images) = values
+        self.assertLess(parity.relative(images, plain_images), 1e-12)
+        for name, array in plain.items():
+            largest = max(np.abs(array).max(), 1e-3)
+            self.assertLess(np.abs(params[name] - array).max(), 1e-11 * largest, name)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -10,8 +10,9 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models.families import xcit
 from jaxrobust.models.modules import positions
+from jaxrobust.models.modules.draws import Draws, Drop
 from jaxrobust.weights.naming import convert
-from tests.support import behaviour, parity, reference, sweeps
+from tests.support import behaviour, parity, reference
 from tests.support.families import reference_here, stored_waves
 
 TINY = {"dim": 8, "depth": 2, "heads": 2, "stem_strides": (4,), "image_size": 12}
@@ -23,7 +24,7 @@ class XcitTest(parameterized.TestCase):
             options = {"image_size": 32, "num_classes": classes}
             self.assertEqual(parity.parameters("xcit_s12_p4", **options), count)
 
-    @sweeps.rows(8, 14)
+    @parameterized.parameters(8, 14)
     def test_waves(self, length):
         # The last bit of a float32 just below 1.
         theirs = stored_waves(length)
@@ -43,13 +44,32 @@ class XcitTest(parameterized.TestCase):
                 jax.eval_shape(train, jax.random.key(0))
         self.assertEqual([tuple(c.kwargs["rates"]) for c in run.call_args_list], [(0.3,) * 3])
 
+    @pytest.mark.slow
+    def test_any_image_size(self):
+        apply, params, stats, _ = behaviour.small("xcit_s12", dtype="float32", **TINY)
+        logits, _ = jax.jit(apply)(params, stats, jnp.ones((1, 13, 20, 3)))
+        self.assertTrue(np.isfinite(logits).all())
+
     @pytest.mark.matrix
     def test_initialisation_is_the_references(self):
-        params, _ = jax.jit(models.create("xcit_t24", depth=1).init)(jax.random.key(0))
+        params, stats = jax.jit(models.create("xcit_t24", depth=1).init)(jax.random.key(0))
+        for name in ("blocks.0.attn.qkv", "cls_attn_blocks.1.attn.k", "head"):
+            self.assertAlmostEqual(float(params[f"{name}.kernel"].std()), 0.02, 3)
+            np.testing.assert_array_equal(params[f"{name}.bias"], 0)
         self.assertAlmostEqual(float(params["cls_token"].std()), 0.02, 2)
+        # torch's default for convolutions: 1 / sqrt(fan in).
+        bounds = {
+            "patch_embed.proj.0.0.kernel": 0.19245,
+            "blocks.0.local_mp.conv1.kernel": 1 / 3,
+            "blocks.0.local_mp.conv2.bias": 1 / 3,
+            "pos_embed.token_projection.bias": 1 / 8,
+        }
+        for name, bound in bounds.items():
+            self.assertBetween(float(jnp.abs(params[name]).max()), 0.95 * bound, bound)
         self.assertNotIn("patch_embed.proj.0.0.bias", params)
         np.testing.assert_array_equal(params["blocks.0.gamma3"], np.float32(1e-5))
         np.testing.assert_array_equal(params["blocks.0.attn.temperature"], np.ones((4, 1, 1)))
+        np.testing.assert_array_equal(stats["patch_embed.proj.6.1.var"], 1)
         self.assertEqual(models.variant("xcit_s12").gamma_init, 1.0)
         self.assertFalse(any(p.weak_type for p in params.values()))
 
@@ -70,7 +90,7 @@ class XcitTest(parameterized.TestCase):
             for name, _ in plain.items() ^ other.items():
                 self.assertRegex(name, rf"^{pattern}$")
 
-    @sweeps.rows(
+    @parameterized.parameters(
         ({"image_size": 8}, "image_size=8 is smaller than a patch of 16 px; use a larger"),
         ({"stem_strides": 2}, "stem_strides=2 of xcit_s12 must be a tuple of integers"),
         ({"stem_strides": (2, 0)}, r"stem_strides=\(2, 0\) must be a tuple of positive"),
@@ -180,3 +200,56 @@ class SlowXcitTest(parameterized.TestCase):
         logits, _ = parity.logits_and_gradients("xcit_s12", weights, images, dtype="float64")
         # See `rounded_as`; float32 itself is 4e-7 off.
         self.assertLess(parity.relative(logits, parity.golden_logits(listing)["f64"]), 5e-9)
+
+
+@pytest.mark.matrix
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_statistics_move_alike_with_scan_and_remat(self):
+        moved = []
+        with jax.enable_x64(True):
+            for how in ({}, {"scan": True}, {"remat": True}):
+                apply, params, stats, images = behaviour.small(
+                    "xcit_s12", batch=4, bn_group=2, drop_path=0.3, **TINY, **how
+                )
+                key = jax.random.key(1)
+                new = jax.jit(lambda p, s, x, f=apply, k=key: f(p, s, x, train=True, key=k)[1])
+                moved.append(jax.device_get(new(params, stats, images)))
+        plain, *others = moved
+        self.assertGreater(np.abs(plain["blocks.1.local_mp.bn.mean"]).max(), 1e-3)
+        self.assertGreater(
+            np.ptp([plain[f"blocks.{i}.local_mp.bn.var"] for i in (0, 1)], 0).max(), 0
+        )
+        for other in others:
+            self.assertEqual(plain.keys(), other.keys())
+            for name, array in plain.items():
+                # The same operations, in another order at most.
+                np.testing.assert_allclose(other[name], array, rtol=1e-11, atol=1e-13)
+
+    def test_drop_path_keeps_the_expectation(self):
+        v = xcit.Variant(8, 1, 2)
+        block = xcit.Block(v, Draws(jax.random.key(0)))
+        one = jax.random.normal(jax.random.key(1), (1, 4, 8))
+        x = xcit.TokenMap(jnp.broadcast_to(one, (4096, 4, 8)), 2)
+        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), False).tokens)
+        outcomes, counts = np.unique(out.round(4).reshape(4096, -1), axis=0, return_counts=True)
+        self.assertLen(outcomes, 8)
+        shares = sorted(0.25 ** (3 - kept) * 0.75**kept for kept in (0, 1, 1, 1, 2, 2, 2, 3))
+        # Four standard deviations of a share, at most 0.0077.
+        np.testing.assert_allclose(np.sort(counts) / 4096, shares, atol=0.031)
+        first = block.attn.proj(block.attn.hidden(block.norm1(one)))  # gamma is 1
+        kept = one + first / 0.75
+        only_first = (np.abs(out - np.asarray(kept)).max((1, 2)) < 1e-5).mean()
+        self.assertAlmostEqual(only_first, 0.75 * 0.25**2, delta=0.02)
+
+    def test_half_precision_with_scan_and_drop_path(self):
+        apply, params, stats, images = behaviour.small(
+            "xcit_s12", dtype="bfloat16", scan=True, drop_path=0.3, **TINY
+        )
+        train = jax.jit(lambda k: apply(params, stats, images, train=True, key=k))
+        logits, moved = train(jax.random.key(0))
+        self.assertTrue(np.isfinite(logits).all())
+        self.assertEqual({v.dtype for v in moved.values()}, {jnp.dtype("float32")})
+
+
+if __name__ == "__main__":
+    absltest.main()
