@@ -375,7 +375,7 @@ class CommandTest(parameterized.TestCase):
         found = claims.read(place)
         self.assertIn("replay", {row["verdict"] for row in found.rows})
         source = data.open_source("digits", "test")
-        prepared = data.Prepared(source, image_size=8, preprocessing="none", images=32)
+        prepared = data.Prepared(source, image_size=8, preprocessing="none", images=len(source))
         for row in found.rows:
             if row["verdict"] not in ("", "clean"):
                 image = prepared[np.array([row["image"]])][0]
