@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.config import of_phase, phases
@@ -117,7 +117,3 @@ class RowsTest(parameterized.TestCase):
     @pytest.mark.matrix
     def test_two_steps_of_every_row(self, name):
         self.check(name)
-
-
-if __name__ == "__main__":
-    absltest.main()

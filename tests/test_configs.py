@@ -316,7 +316,3 @@ class DecodersTest(parameterized.TestCase):
                     mock.patch.object(resolved.launch, "own_cores", return_value=cores),
                 ):
                     self.assertEqual(resolved.decoders(data), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support.paths import ROOT
 
@@ -69,7 +69,3 @@ class RecipesTest(parameterized.TestCase):
                 text=True,
             )
             self.assertEqual(done.returncode, 0, done.stderr)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -78,7 +78,3 @@ class EndToEndTest(absltest.TestCase):
         # An image at the boundary may fall to the other side with another order of the sums.
         self.assertGreaterEqual(int(equal), 63, told)
         self.assertLess(record.robust, record.clean)
-
-
-if __name__ == "__main__":
-    absltest.main()

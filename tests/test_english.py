@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support.paths import ROOT
 
@@ -133,7 +133,3 @@ class EnglishTest(parameterized.TestCase):
         ):
             with self.subTest(row=(text, pattern, expected)):
                 self.assertEqual(bool(pattern.search(text)), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

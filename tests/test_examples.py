@@ -105,7 +105,3 @@ class PackageTest(absltest.TestCase):
                     left = error.code
                 self.assertEqual(left, code)
                 self.assertStartsWith(out.getvalue(), said)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1361,7 +1361,3 @@ class TorchNetworksTest(parameterized.TestCase):
         logits = [logits_fn(self.images, jax.random.split(jax.random.key(k), 4)) for k in (0, 0, 1)]
         np.testing.assert_array_equal(logits[0], logits[1])
         self.assertGreater(np.abs(logits[0] - logits[2]).max(), 1e-3)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -258,7 +258,3 @@ class LayeringTest(absltest.TestCase):
 
     def test_no_utils(self):
         self.assertEmpty([n for n in modules() if "util" in n or "helper" in n])
-
-
-if __name__ == "__main__":
-    absltest.main()

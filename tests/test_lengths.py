@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from jaxrobust.configs import quickstart
 
 from jaxrobust import attacks
@@ -118,7 +118,3 @@ class LengthsTest(parameterized.TestCase):
         for name in LARGER:
             with self.subTest(name=name):
                 LARGER[name](3.0)
-
-
-if __name__ == "__main__":
-    absltest.main()

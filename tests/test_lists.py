@@ -32,7 +32,3 @@ def _is_there(folder: Path, line: str) -> bool:
 @functools.cache
 def _classes(file: Path) -> list[ast.ClassDef]:
     return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.commands import compare, select, verify
 from jaxrobust.commands.results import runs
@@ -282,7 +282,3 @@ class MistakesTest(parameterized.TestCase):
                 except SystemExit as ended:
                     code = ended.code
                 self.answers(line, code, said.getvalue())
-
-
-if __name__ == "__main__":
-    absltest.main()

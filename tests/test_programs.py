@@ -158,7 +158,3 @@ class OwnNetworksTest(parameterized.TestCase):
         command = ["-m", "jaxrobust.evaluate", f"--workdir={workdir}", "--attack=apgd-ce", "--n=50"]
         printed = run(self, *command, cwd=ROOT)
         self.assertIn("examples/my_nets.py:make (train, step 380, ema), float32", printed)
-
-
-if __name__ == "__main__":
-    absltest.main()

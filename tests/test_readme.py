@@ -291,7 +291,3 @@ class QuickstartTest(absltest.TestCase):
         for row, expected in zip(found, rows, strict=True):
             for a, b in zip(row[1:3], expected[1:3], strict=True):
                 self.assertAlmostEqual(float(a[:-1]), float(b[:-1]), delta=1.6)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 from typing import Any, get_type_hints
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust import config as sections
@@ -46,7 +46,3 @@ class SectionsTest(parameterized.TestCase):
 
 def _is_section(config: ConfigDict, name: str) -> bool:
     return isinstance(config[name], ConfigDict)
-
-
-if __name__ == "__main__":
-    absltest.main()

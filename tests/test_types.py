@@ -193,7 +193,3 @@ class CostTest(absltest.TestCase):
             [sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=True
         ).stdout
         self.assertEqual(out.split(), ["False", "False"])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -165,7 +165,3 @@ class WheelTest(absltest.TestCase):
 
     def options(self) -> str:
         return "{'stem_strides': (1,), 'depths': (1,), 'dims': (32,)}"
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support.commands import commands
 
@@ -234,7 +234,3 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
     """What lies in a folder, and when and how long each file became."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
-
-
-if __name__ == "__main__":
-    absltest.main()

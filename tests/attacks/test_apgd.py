@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks import apgd_radii
@@ -732,7 +732,3 @@ class MultiRadiusTest(parameterized.TestCase):
     def test_too_few_steps(self):
         with self.assertRaisesRegex(ValueError, "steps=2 do not divide into three stages"):
             attacks.apgd_multi_radius_machine(norm="l1", epsilon=12.0, steps=2)
-
-
-if __name__ == "__main__":
-    absltest.main()

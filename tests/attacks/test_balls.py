@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.attacks import GEOMETRIES
 from jaxrobust.attacks.geometry.balls import l1_correction, place_linf
@@ -152,7 +152,3 @@ class PropertyTest(parameterized.TestCase):
         gradient = jnp.array([[jnp.nan, 1.0, -0.0, -2.0]])
         moved = GEOMETRIES["linf"].ascend(jnp.zeros((1, 4)), gradient, jnp.ones(1), None)
         np.testing.assert_array_equal(moved, [[0, 1, 0, -1]])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -153,7 +153,3 @@ class TargetsTest(absltest.TestCase):
         logits = np.float32([[0.5, 3.0, 0.5, 1.0, 0.5], [9.0, 2.0, 2.0, 2.0, 2.0]])
         likely = ensembles.ranks(logits, np.array([1, 0]), 3)
         self.assertEqual(likely.tolist(), [[3, 4, 2], [4, 3, 2]])
-
-
-if __name__ == "__main__":
-    absltest.main()

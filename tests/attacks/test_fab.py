@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks.geometry import hyperplanes
@@ -695,7 +695,3 @@ class ErrorTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"targets\[0\]=-1 is outside the 3 classes"):
             run([0, 1], targets=[-1, 0])
         self.assertEqual(run([0, 1], targets=np.array([1, 0])).adv.shape, (2, 4, 4, 3))
-
-
-if __name__ == "__main__":
-    absltest.main()

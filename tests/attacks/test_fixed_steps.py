@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.types import Threat
@@ -72,7 +72,3 @@ class FixedStepsTest(parameterized.TestCase):
     def test_names(self):
         self.assertEqual(fixed_steps.written(), registry.written() + " (K steps)")
         self.assertIsNone(fixed_steps.parse("pgd"))
-
-
-if __name__ == "__main__":
-    absltest.main()

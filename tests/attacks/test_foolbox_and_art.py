@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from scipy import stats
 
 from jaxrobust import attacks
@@ -246,7 +246,3 @@ class RuleTest(parameterized.TestCase):
     def test_refuses(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             attacks.pgd(epsilon=1.0, steps=2, **changes)
-
-
-if __name__ == "__main__":
-    absltest.main()

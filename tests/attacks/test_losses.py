@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks import losses
@@ -168,7 +168,3 @@ class DefinitionTest(parameterized.TestCase):
         for labels in (self.labels[:1], self.labels[:, None]):
             with self.assertRaisesRegex(ValueError, r"pass labels i32\[B\] or soft targets"):
                 attacks.ce_loss(self.logits, labels)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -256,7 +256,3 @@ class NearestTest(parameterized.TestCase):
         )
         self.assertEqual(which.tolist(), [expected, 2])
         np.testing.assert_array_equal(found, slopes[jnp.array([expected, 2])])
-
-
-if __name__ == "__main__":
-    absltest.main()

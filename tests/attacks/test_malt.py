@@ -61,7 +61,3 @@ class OrderTest(absltest.TestCase):
 
     def test_no_images(self):
         self.assertEqual(malt.nearest_first(np.zeros((0, 3)), np.zeros((0, 3), int)).shape, (0, 3))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from flax import linen, nnx
 
 from jaxrobust import attacks
@@ -108,7 +108,3 @@ class NetworkTest(parameterized.TestCase):
     def test_other_errors_are_the_networks(self):
         with self.assertRaises(ZeroDivisionError):
             self.run_it("pgd", lambda x: 1 / 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -156,7 +156,3 @@ class StartsTest(absltest.TestCase):
                 "gauss-boxed": (True, True, 0),
             },
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

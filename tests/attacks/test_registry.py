@@ -319,7 +319,3 @@ class AddTest(absltest.TestCase):
             registry.add(self.facts, self.row)
         with self.assertRaisesRegex(ValueError, "so it needs `make`"):
             registry.add(self.facts, self.row._replace(name="third", searches=None, make=None))
-
-
-if __name__ == "__main__":
-    absltest.main()

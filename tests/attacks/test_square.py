@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks.geometry import square_proposals as square_geometry
@@ -489,7 +489,3 @@ class ErrorTest(parameterized.TestCase):
         }
         with self.assertRaisesRegex(ValueError, message):
             attacks.square_machine(norm="l2", epsilon=0.1).init(**arguments | changes)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.commands import compare, prepare, verify, why
 from jaxrobust.commands.conversion import certificate, export_weights, import_weights
@@ -272,7 +272,3 @@ class ConversionTest(CallCase):
         command_calls.words(import_weights.main, "source", "--out=there", "--nocertificate")
         self.assertEqual(call.call_args.kwargs, {"sha256": None, "certified": False})
         self.assertEqual(call.call_args.args[2].normalize, "auto")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -11,7 +11,7 @@ from unittest import mock
 
 import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
 from absl import flags
-from absl.testing import absltest, flagsaver, parameterized
+from absl.testing import flagsaver, parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import evaluate
@@ -419,7 +419,3 @@ class HelpTest(parameterized.TestCase):
                 with mock.patch.object(sys, "argv", ["evaluate", word]):
                     evaluate._describe_attacks()
                 self.assertEqual(evaluate.flags.FLAGS["attack"].help, "before.")
-
-
-if __name__ == "__main__":
-    absltest.main()

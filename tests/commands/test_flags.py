@@ -5,7 +5,7 @@ import functools
 import importlib
 import re
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import __main__ as overview
 from jaxrobust.commands.flags import evaluation, shared
@@ -123,7 +123,3 @@ class ScalingTest(parameterized.TestCase):
         ):
             with self.subTest(row=(name, options, line)):
                 self.assertEqual(scaling._config(name, options), f"configs/cifar_bat.py:{line}")
-
-
-if __name__ == "__main__":
-    absltest.main()

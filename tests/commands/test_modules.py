@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import __main__ as overview
 from tests.support.paths import ROOT
@@ -57,7 +57,3 @@ class ModulesTest(parameterized.TestCase):
         text = {str(f.relative_to(package)): f.read_text() for f in Path(package).rglob("*.py")}
         passed = {name for name in text if "from jaxrobust.__main__ import run" in text[name]}
         self.assertEqual(passed, OLD.keys())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,7 +10,7 @@ from unittest import mock
 
 import grain  # noqa: F401  # defines flags, which absl must not see for the first time here
 from absl import flags
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import __main__ as overview
 from jaxrobust.commands import prepare
@@ -100,7 +100,3 @@ class SpellingsTest(parameterized.TestCase):
         known = [a.dest for row in ROWS for a in filter(several, parser_of(*row)._actions)]
         self.assertContainsSubset(["image_size", "allow_partial"], known)
         self.assertGreater(len(known), 20)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -323,7 +323,3 @@ class KeptTest(absltest.TestCase):
             self.assertEqual(code, 0, error)
             rows = read(out / "effectiveness.csv")
             self.assertEqual(column(rows, "step").tolist(), [4, 4, 8, 8, 12, 12])
-
-
-if __name__ == "__main__":
-    absltest.main()

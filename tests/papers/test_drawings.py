@@ -164,7 +164,3 @@ class ComparisonTest(absltest.TestCase):
         self.assertGreater(low, 1)
         self.assertLess(high, 0)
         self.assertIn("red: told apart", panel.set_title.call_args.args[0])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -557,7 +557,3 @@ class HelpTest(absltest.TestCase):
         self.assertIn(
             "attacks, radius, compare, certified or resolution", " ".join(out.getvalue().split())
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

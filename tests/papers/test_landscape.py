@@ -242,7 +242,3 @@ class CommandTest(parameterized.TestCase):
                 self.assertIn(said, error)
                 self.assertLen(error.splitlines(), 1)
                 self.assertEmpty(list(self.out.iterdir()))
-
-
-if __name__ == "__main__":
-    absltest.main()

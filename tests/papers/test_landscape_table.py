@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.papers.networks import landscape
 
@@ -84,7 +84,3 @@ class TableTest(parameterized.TestCase):
         self.compute()
         with self.assertRaisesRegex(ValueError, "is of other weights, images"):
             landscape._done(self.table, POINTS[:8], ABOUT)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,7 +8,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.commands import estimate
@@ -139,7 +139,3 @@ class CommandTest(parameterized.TestCase):
         ):
             with self.subTest(row=(words, message)):
                 self.assertRegex(" ".join(self.run_on(*words.split(), code=2).split()), message)
-
-
-if __name__ == "__main__":
-    absltest.main()

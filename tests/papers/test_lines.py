@@ -10,7 +10,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.attacks import fixed_steps, registry
@@ -397,7 +397,3 @@ class CommandTest(parameterized.TestCase):
         (place / "results.jsonl").write_text(json.dumps(record) + "\n")
         out = self.call(place, "--commands", "--paper", "robust_resnets", "--table", "2")
         self.assertEqual(re.findall(r"([1-9]) of (\d) measured", out), [("2", "4")])
-
-
-if __name__ == "__main__":
-    absltest.main()

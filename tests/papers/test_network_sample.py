@@ -80,7 +80,3 @@ class EpochsTest(absltest.TestCase):
         both = [(folder / "pretrain" / "best", read), (folder / "train" / "epochs", read)]
         self.assertEqual(opened, [*both, both[1]])
         self.assertEqual({call.args for call in subject.create.call_args_list}, {("float32",)})
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -338,7 +338,3 @@ class CheckedTest(parameterized.TestCase):
     def test_pictures_need_no_network(self):
         found = self.checked("augmentations", {"workdir": None, "image_size": 32}, views=2)
         self.assertEqual((found.n, found.steps, found.views, found.chain), (6, (), 2, "heavy"))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.papers.networks import (
     attack,
@@ -128,7 +128,3 @@ class PixelTest(parameterized.TestCase):
         values, labels = np.float32([[3, 2, 1, 0]] * 4), np.array([0, 1, 2, 3])
         hits = [semantic_score.hits(values, labels, top) for top in (1, 2, 3)]
         self.assertEqual(hits, [0.25, 0.5, 0.75])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -451,7 +451,3 @@ class FoundTest(absltest.TestCase):
             file.write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
             with self.assertRaisesRegex(ValueError, "holds lines that are no records of jaxrobust"):
                 list(run_records._records(file))
-
-
-if __name__ == "__main__":
-    absltest.main()

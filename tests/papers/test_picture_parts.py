@@ -5,7 +5,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.papers.networks import picture_parts
 
@@ -34,7 +34,3 @@ class PicturePartsTest(parameterized.TestCase):
         with table.open(newline="") as file:
             written = list(csv.DictReader(file))
         self.assertEqual([float(row["x"]) for row in written], [0.1, 1 / 3])  # all digits
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.papers.tables import documents, matching, tables
 from jaxrobust.papers.tables.pictures import resolutions, scatter
@@ -220,7 +220,3 @@ class DocumentsTest(parameterized.TestCase):
         ):
             with self.subTest(row=(flags, words)), self.assertRaisesRegex(ValueError, words):
                 documents.answer([], **flags)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -184,7 +184,3 @@ class CommandTest(absltest.TestCase):
         self.assertIn("scripts/submit.sh", out)
         self.assertIn("attack=pgd", (folder / "scripts" / "runs.sh").read_text())
         self.assertLen([json.loads(line) for line in file.read_text().splitlines()], 2)
-
-
-if __name__ == "__main__":
-    absltest.main()

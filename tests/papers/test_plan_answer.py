@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.papers.planning import answer
 from jaxrobust.results import key_sources
@@ -118,7 +118,3 @@ class KeysTest(parameterized.TestCase):
                 found = [key.name for key in keys if key.source == key_sources.COMMAND_LINE]
                 self.assertEqual(found, own)
                 self.assertEqual([key.default for key in keys], [True, False, False])
-
-
-if __name__ == "__main__":
-    absltest.main()

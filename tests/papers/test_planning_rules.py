@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.doctor.estimate import devices
 from jaxrobust.papers.planning import answer, claims, costs, progress, runs, scripts
@@ -322,7 +322,3 @@ class RunsTest(parameterized.TestCase):
         first = [each.rows[0].table for each in planned if each.rows]
         places = [order.index(name) if name in order else len(order) for name in first]
         self.assertEqual(places, sorted(places))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -386,7 +386,3 @@ class ReadmeTest(absltest.TestCase):
             [folder / "mine.py", Path("configs/revisiting_at.py:vit_s,epochs=50")]
         )
         self.assertIn("**the paper's** (Table 1): 64.0 % clean, 37.1 % under AutoAttack", rows)
-
-
-if __name__ == "__main__":
-    absltest.main()

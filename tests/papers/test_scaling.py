@@ -191,7 +191,3 @@ class CommandTest(absltest.TestCase):
             self.call("1e6")
         self.assertEqual(caught.exception.code, 2)
         self.assertRegex(err.getvalue(), r"^jaxrobust: multiply_adds=1e\+06 is below .+\n$")
-
-
-if __name__ == "__main__":
-    absltest.main()

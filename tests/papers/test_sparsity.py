@@ -156,7 +156,3 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(code, 2)
         self.assertIn(said, error)
         self.assertLen(error.splitlines(), 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 from unittest import mock
 
 import jax
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.doctor.estimate import devices
 
@@ -85,7 +85,3 @@ class TargetTest(parameterized.TestCase):
             self.assertRaisesRegex(ValueError, "JAX finds no GPU on this machine"),
         ):
             devices.target("gpu")
-
-
-if __name__ == "__main__":
-    absltest.main()

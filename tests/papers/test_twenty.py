@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from configs import cifar_aligned
 from jaxrobust import models
@@ -239,7 +239,3 @@ class TableTest(parameterized.TestCase):
         for records, cell in ((found, (70.0, 0, False)), (found[1:], (60.0, 0, True))):
             filled = tables_markdown.filled(table, records, alike=True)
             self.assertEqual(filled.cells[place, "clean"], tables_markdown.Cell(*cell))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import evaluation
 from jaxrobust.evaluation.records import records, verdicts
@@ -298,7 +298,3 @@ class ProgramTest(parameterized.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 evaluation.worst_case(self.net, images, self.labels[: len(images)])
-
-
-if __name__ == "__main__":
-    absltest.main()

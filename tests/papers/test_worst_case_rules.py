@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.engine.result import AutoAttackResult
@@ -152,7 +152,3 @@ class ResultTest(parameterized.TestCase):
         self.assertNotEqual(other.evaluation, found.evaluation)
         with self.assertRaisesRegex(ValueError, "a record has no colour; one of model"):
             self.result().typed_record(colour="red")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -232,7 +232,3 @@ class GoldenTest(parameterized.TestCase):
     @parameterized.parameters(*(listing for case in CASES.values() for listing in case.forward))
     def test_filled_weights(self, listing):
         check_filled(self, listing)
-
-
-if __name__ == "__main__":
-    absltest.main()

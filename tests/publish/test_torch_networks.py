@@ -314,7 +314,3 @@ class SlowNetworkTest(parameterized.TestCase):
     def test_published_names(self, name):
         needs_robustbench(self)
         self.assertEqual(state(torch_networks.published(name)), listed(name))
-
-
-if __name__ == "__main__":
-    absltest.main()

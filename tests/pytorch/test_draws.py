@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import agreement
 from jaxrobust.pytorch.operators import DRAWS
@@ -116,7 +116,3 @@ class DrawsTest(parameterized.TestCase):
 
         with self.assertRaisesRegex(ValueError, "draw the same numbers in each pass"):
             from_module(torch_defences.network(torch_defences.Layer(more)), IMAGES, random=True)
-
-
-if __name__ == "__main__":
-    absltest.main()

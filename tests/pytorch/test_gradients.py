@@ -175,7 +175,3 @@ def torchvision_transforms():
     except ImportError as error:
         raise absltest.SkipTest(paths.PARITY) from error
     return transforms
-
-
-if __name__ == "__main__":
-    absltest.main()

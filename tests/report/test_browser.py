@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.report import gathered, page, watching
 from jaxrobust.report.parts import examples
@@ -218,7 +218,3 @@ class BrowserTest(parameterized.TestCase):
         (self.folder / "page.html").write_text(self.text)
         self.browser("--no-pdf-header-footer", f"--print-to-pdf={self.folder / 'page.pdf'}")
         self.assertStartsWith((self.folder / "page.pdf").read_bytes()[:5].decode(), "%PDF")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -72,7 +72,3 @@ class CertifiedTest(absltest.TestCase):
         self.assertLess(drawn.index("noise 0.25"), drawn.index("noise 0.5"))
         self.assertNotIn("no noise", drawn)
         self.assertIsNone(certified.curves([attacked(0.1, 0.5)], [], "c"))
-
-
-if __name__ == "__main__":
-    absltest.main()

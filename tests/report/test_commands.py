@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from absl import flags
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.commands import evaluate  # noqa: F401  # defines the flags
 from jaxrobust.data.transforms.corruptions import KINDS
@@ -69,7 +69,3 @@ class EvaluateTest(parameterized.TestCase):
         said = words(function={"name": "n.py:f", "torch": "2", "arguments": {"a": 1}})
         named = {word[2:] for word in said if word.startswith("--")}
         self.assertEmpty(named - set(flags.FLAGS))
-
-
-if __name__ == "__main__":
-    absltest.main()

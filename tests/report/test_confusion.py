@@ -86,7 +86,3 @@ class ShadesTest(absltest.TestCase):
         self.assertEqual([text.count(shade) for shade in shades], [1, 1, 1, 1])
         self.assertEqual(text.count("<path"), 4)
         self.assertEqual(text.count("v10.0"), 5)  # cells
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -113,7 +113,3 @@ class ExamplesTest(absltest.TestCase):
         found = gathered.gather([folder])
         text = page.page(found, pictures=examples.Album(budget=0).part)
         self.assertIn("the page would be too large", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

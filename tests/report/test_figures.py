@@ -2,7 +2,7 @@
 
 import math
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.report.drawing import figures
 from jaxrobust.report.drawing.figures import Axis, Bar, Line
@@ -79,7 +79,3 @@ class DrawnTest(parameterized.TestCase):
                 self.assertIn('cx="90.0"', ring)
                 self.assertIn('cx="50.0"', dot)
                 self.assertIn("dot c2", dot)
-
-
-if __name__ == "__main__":
-    absltest.main()

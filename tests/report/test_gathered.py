@@ -230,7 +230,3 @@ class EvaluationTest(parameterized.TestCase):
         notes = gathered.gather([folder]).notes
         self.assertLen(notes, len(set(notes)))
         self.assertLen([note for note in notes if "config.json cannot be read" in note], 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

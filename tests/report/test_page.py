@@ -392,7 +392,3 @@ class FigureTest(absltest.TestCase):
             for log in (False, True):
                 drawn = figures.lines("a", "b", [Line("c", x, y)], Axis("x"), Axis("y", log=log))
                 self.assertNotIn("nan", drawn.partition("<script")[0], (x, y, log))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import page, watching
@@ -153,7 +153,3 @@ class WatchingRulesTest(parameterized.TestCase):
             text = watching._page([], 2.5, mock.Mock())
         self.assertIn("&lt;b&gt; &amp; none", text)
         self.assertIn('http-equiv="refresh" content="2.5"', text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -47,7 +47,3 @@ class PicturesTest(absltest.TestCase):
         self.assertGreater(blue, 200)
         if not raster.lacking():
             self.assertGreater((pixels[:40].max(axis=-1) < 60).sum(), 100)  # the title
-
-
-if __name__ == "__main__":
-    absltest.main()

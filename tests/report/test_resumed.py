@@ -24,7 +24,3 @@ class ResumedTest(absltest.TestCase):
         for _, said in marks:
             self.assertRegex(said, r"resumption: another process continued here, 2\d{3}-.* x cpu")
         self.assertIn("phase train is at step 12 of 12", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

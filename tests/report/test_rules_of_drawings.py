@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.report import pictures
 from jaxrobust.report.drawing import curves, figures, markup, matrix
@@ -291,7 +291,3 @@ class StandaloneTest(parameterized.TestCase):
         self.assertIn("stroke-dasharray", style("path", "line", "c1", "dashed"))
         self.assertNotIn("stroke-dasharray", style("path", "line", "c1"))
         self.assertNotIn("var(", style("path", "line", "c1", "interval", "dots"))
-
-
-if __name__ == "__main__":
-    absltest.main()

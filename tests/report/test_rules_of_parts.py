@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -539,7 +539,3 @@ class TrainingTest(parameterized.TestCase):
                 caption, _, rows = table.call_args.args
                 self.assertEqual((caption, len(rows)), (f"What happened{more}", 50))
                 self.assertEqual(rows[0], ("train", "1,000", "alarm", "t"))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.gathered import ReportedEvaluation
@@ -79,7 +79,3 @@ class HeadlineTest(parameterized.TestCase):
         ):
             with self.subTest(row=(record, expected)):
                 self.assertEqual(sentences.method(evaluation(**record).record), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -177,7 +177,3 @@ class WatchingTest(absltest.TestCase):
                 watching.serve([self.folder], host=host, port=0)
             self.assertEqual("without a password" in said.getvalue(), warned)
             self.assertIn(f"http://{host}:", out.getvalue())
-
-
-if __name__ == "__main__":
-    absltest.main()

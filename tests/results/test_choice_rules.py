@@ -387,7 +387,3 @@ class PictureTest(absltest.TestCase):
         with mock.patch.object(choice.jax, "process_index", return_value=1):
             choice._write(path, {"phase": "train"}, [], {})
         self.assertFalse(path.exists())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -413,7 +413,3 @@ class RefusedTest(Folders):
         self.assertIn("has no records; name a run", self.refused(a, self.folder / "nowhere"))
         (self.folder / "results.jsonl").write_text('{"loss": 1}\n')
         self.assertIn("hold", self.refused(a, self.folder / "results.jsonl"))
-
-
-if __name__ == "__main__":
-    absltest.main()

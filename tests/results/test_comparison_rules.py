@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -382,7 +382,3 @@ class PictureTest(parameterized.TestCase):
                 with self.assertRaisesRegex(ValueError, "compares other evaluations; name another"):
                     picture.write(out, "c", found, plain)
                 self.assertEqual((out / "c.json").read_text(), text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -249,7 +249,3 @@ class SentencesTest(absltest.TestCase):
             one = groups.GroupDifference(own, own, over, over)
             for said in groups_markdown.sentences(one, "clean accuracy", 100):
                 self.assertIn(f"the clean accuracy of {winner} is higher than that of ", said)
-
-
-if __name__ == "__main__":
-    absltest.main()

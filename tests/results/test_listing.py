@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.commands.results import runs
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -253,7 +253,3 @@ class DamagedTest(Folders):
         self.assertLen(given.rows, 1)
         said = [f"{self.folder / 'closed'} cannot be read (Permission denied); it is left out."]
         self.assertEqual(given.notes, said)
-
-
-if __name__ == "__main__":
-    absltest.main()

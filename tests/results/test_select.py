@@ -372,7 +372,3 @@ def _plot() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("matplotlib") is not None
-
-
-if __name__ == "__main__":
-    absltest.main()

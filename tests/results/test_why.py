@@ -163,7 +163,3 @@ class CommandTest(absltest.TestCase):
         code, out, _ = self.answer(str(folder / "plain.py"))
         self.assertEqual(code, 0)
         self.assertEqual(out, "every key has its default; name one to see its value and source\n")
-
-
-if __name__ == "__main__":
-    absltest.main()

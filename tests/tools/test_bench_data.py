@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from PIL import ImageOps
 
 from tests.support import sweeps
@@ -137,7 +137,3 @@ class BenchDataTest(parameterized.TestCase):
         )
         self.assertEqual(done.returncode, 2)
         self.assertRegex(done.stderr, rf"\Abench_data: .*{message}.*\n\Z")
-
-
-if __name__ == "__main__":
-    absltest.main()

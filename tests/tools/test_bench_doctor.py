@@ -73,7 +73,3 @@ class SweepTest(absltest.TestCase):
         args.only = "on-step"
         with self.assertRaisesRegex(ValueError, "--only=on-step is no row"):
             bench_doctor.run(args)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -243,7 +243,3 @@ class WholeRunTest(absltest.TestCase):
         again = subprocess.run(command, env=kept, capture_output=True, text=True)
         self.assertEqual((again.returncode, again.stdout), (0, done.stdout), again.stderr)
         self.assertEqual(file.read_bytes(), before)  # nothing is measured twice
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -117,7 +117,3 @@ class MainTest(parameterized.TestCase):
         self.assertEqual(code, 0)
         self.assertIn("newest: this machine has nothing newer than what runs here", said)
         self.assertFalse(any("pytest" in command for command in commands))
-
-
-if __name__ == "__main__":
-    absltest.main()

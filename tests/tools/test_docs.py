@@ -429,7 +429,3 @@ class WordsTest(absltest.TestCase):
         with there, contextlib.redirect_stderr(told):
             self.assertEqual(build.main([]), 2)
         self.assertEqual(told.getvalue(), "build: furo is missing; pip install -e '.[docs]'\n")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import functools
 import re
 import xml.etree.ElementTree as ElementTree
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support.paths import ROOT
 from tools.generate import draw_architecture
@@ -43,7 +43,3 @@ class PicturesTest(parameterized.TestCase):
         for drawn in drawn_pictures().values():
             for text in re.findall(r'text-anchor="middle" [^>]*>([^<]+)<', drawn):
                 self.assertLessEqual(len(text), 40, text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import contextlib
 import io
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tools.gpu import figures
 
@@ -83,7 +83,3 @@ class FileTest(FileCase):
                 self.path.write_text(text)
                 with self.assertRaisesRegex(ValueError, f"^{self.path}.* ?{words}$"):
                     self.opened()
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,7 +7,7 @@ import subprocess
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tools.gpu import measuring
 from tools.gpu.figures import SIDES
@@ -110,7 +110,3 @@ class AttemptTest(parameterized.TestCase):
                 ) as caught:
                     self.attempt(code, stderr=stderr)
                 self.assertEqual(caught.exception.reason, reason)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -326,7 +326,3 @@ class SlurmRunTest(absltest.TestCase):
         self.assertIn(f"pretrain: step {first} of", said)
         self.assertGreater(int(re.search(r"stopped after step (\d+)", said)[1]), first)
         self.assertLen((self.folder / "requeued").read_text().splitlines(), 2)
-
-
-if __name__ == "__main__":
-    absltest.main()

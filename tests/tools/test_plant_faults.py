@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support.paths import ROOT
 from tools import plant_faults
@@ -71,7 +71,3 @@ class FaultsTest(parameterized.TestCase):
         self.assertEqual((near[0], room[0]), ("tests/attacks/test_balls.py", "tests/attacks"))
         self.assertIn("tests/attacks/test_apgd.py", near)  # which imports it
         self.assertIn("--ignore=tests/attacks/test_apgd.py", room)  # which has passed
-
-
-if __name__ == "__main__":
-    absltest.main()

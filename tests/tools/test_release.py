@@ -223,7 +223,3 @@ class StepsTest(absltest.TestCase):
         self.assertEqual(
             (component["name"], component["version"]), ("jaxrobust", jaxrobust.__version__)
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -60,7 +60,3 @@ class RepeatTest(absltest.TestCase):
                 self.repeated(workdir, *words)
             self.assertEqual(left.exception.code, 2)
             self.assertRegex(said.getvalue(), sentence)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -28,7 +28,3 @@ class PicturesTest(absltest.TestCase):
         self.assertBetween(image.height, 700, 900)
         self.assertLess((folder / "mine.png").stat().st_size, report_pictures.LARGEST)
         self.assertGreater(len(np.unique(np.asarray(image))), 10)
-
-
-if __name__ == "__main__":
-    absltest.main()

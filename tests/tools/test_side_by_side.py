@@ -25,7 +25,3 @@ class SideBySideTest(absltest.TestCase):
         self.assertIn("PyTorch of ended ended with an error, see above", said)
         for (name, _), (process, _) in before.items():
             self.assertEqual(process.kill.called, name != "ready", name)
-
-
-if __name__ == "__main__":
-    absltest.main()

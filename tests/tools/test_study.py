@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from configs import (
     aligned_study,
@@ -155,7 +155,3 @@ class StudyTest(parameterized.TestCase):
             study.main()
         self.assertEqual(left.exception.code, 2)
         self.assertIn("--seed 4: cifar_study has the seeds [0, 1]", said.getvalue())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -242,7 +242,3 @@ class CompiledTest(parameterized.TestCase):
         parts = {"all-reduce": 1, "reduce-scatter": 4}  # of which a chip has one
         added = sum(parts[c["kind"]] * c["bytes"] for c in sums)
         self.assertGreaterEqual(added, 4 * 176_994, sums)  # the gradients of all weights
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support import clouds, sweeps
 
@@ -328,7 +328,3 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertIn("no such bucket", said)
         self.assertEmpty(self.runs())
         self.assertEqual(self.cloud.calls("gcsfuse")[0][3:], ["b", "bucket"])
-
-
-if __name__ == "__main__":
-    absltest.main()

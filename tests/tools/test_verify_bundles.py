@@ -165,7 +165,3 @@ class WorkflowTest(absltest.TestCase):
         self.assertEqual(code, 1, said)
         self.assertIn("use letters, digits, - and _ in names", said)
         self.assertFalse((self.place / "there").exists())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -228,7 +228,3 @@ class MeshTest(parameterized.TestCase):
 
     def test_of_all_devices(self):
         self.assertEqual(build.mesh_of(small_config(mesh__fsdp=2)).size, jax.device_count())
-
-
-if __name__ == "__main__":
-    absltest.main()

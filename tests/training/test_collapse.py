@@ -59,7 +59,3 @@ class CollapsingRunTest(absltest.TestCase):
             examined = command.of_network(given, images=200, tell=lambda told: None)
         found = {f.check.name: f.seen for f in examined.findings}
         self.assertEqual(found["one-class"].level, "red", found["one-class"])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -302,7 +302,3 @@ class EvaluateTest(absltest.TestCase):
         self.assertNotEqual(one["evaluation"], other["evaluation"])
         self.assertNotEqual(one["classes_sha256"], other["classes_sha256"])
         self.assertNotEqual(one["clean"], other["clean"])  # one class is right, then another
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -67,7 +67,3 @@ class DevicesTest(absltest.TestCase):
             # Noise of 1e-16 beside AdamW's eps of 1e-8, in twelve steps of 5e-5: 1e-12.
             limit = 1e-9 if name in biases else 1e-13
             np.testing.assert_allclose(eight[name], value, rtol=0, atol=limit, err_msg=name)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -184,7 +184,3 @@ class FunctionsTest(absltest.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 training_run.run(config(name), Path("run"))
             self.assertFalse(Path("run").exists())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -246,7 +246,3 @@ class DamagedDataTest(absltest.TestCase):
         self.assertIn("train: step 2 of 4", said[0])
         self.assertLen(losses(folder / "run"), 4)
         self.assertLen(result_lines.read(folder / "run"), 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -103,7 +103,3 @@ class HostsTest(absltest.TestCase):
                 np.testing.assert_array_equal(host[:, :, device], hosts[0][:, :, 0])
         moved = np.abs(np.diff(hosts[0][:, :, 0], axis=0)).max(axis=2)
         self.assertGreater(moved.min(), 1e-4)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,7 +7,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust.config import network_of
@@ -139,7 +139,3 @@ class RowsTest(parameterized.TestCase):
     def test_a_name_that_is_there(self):
         with self.assertRaisesRegex(ValueError, "there is an objective mart already"):
             objectives.add("mart", objectives.ROWS["mart"])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -136,7 +136,3 @@ class HostsTest(absltest.TestCase):
                 text, "jaxrobust: model.name=torch:.* needs PyTorch to write the module"
             )
             self.assertNotIn("Traceback", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -229,7 +229,3 @@ class RunTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "nets.py has no 'bild'"):
             training_run.run(asked, Path("none"))
         self.assertFalse(Path("none").exists())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.models.modules.draws import Draws
 from jaxrobust.zoo.transformers.cct import Attention
@@ -76,7 +76,3 @@ class CCTTest(parameterized.TestCase):
     )
     def test_message(self, changes, message):
         cifar_study.check_message(self, "cifar_cct", changes, message)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -55,7 +55,3 @@ class ChecksTest(parameterized.TestCase):
         row.activation = "sine"
         with self.assertRaisesRegex(ValueError, "activation='sine' is unknown; one of .*gelu"):
             architecture_checks.check_row(row, depth=2)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -181,7 +181,3 @@ class MessageTest(parameterized.TestCase):
     )
     def test_message(self, name, changes, message):
         cifar_study.check_message(self, name, changes, message)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,5 +1,5 @@
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support import cifar_study, sweeps
 
@@ -38,7 +38,3 @@ class CPVTTest(parameterized.TestCase):
     )
     def test_message(self, changes, message):
         cifar_study.check_message(self, "cifar_cpvt", changes, message)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -230,7 +230,3 @@ class RobustbenchTest(parameterized.TestCase):
             off = np.abs(logits - expected).max() / np.abs(expected).max()
             print(f"{key}, {dtype}: {off:.2e}")
             self.assertLess(off, bound, f"{key}, {dtype}")
-
-
-if __name__ == "__main__":
-    absltest.main()

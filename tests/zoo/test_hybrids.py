@@ -312,7 +312,3 @@ class QuirksTest(absltest.TestCase):
         self.assertIsInstance(module.w, nnx.BatchStat)
         w = np.asarray(module.w[...])
         np.testing.assert_allclose(w @ w.T, 3 * np.eye(3), atol=1e-5)  # orthogonal, times sqrt(m)
-
-
-if __name__ == "__main__":
-    absltest.main()

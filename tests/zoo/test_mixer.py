@@ -1,5 +1,5 @@
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support import cifar_study, golden32, parity, sweeps
 
@@ -43,7 +43,3 @@ class MixerTest(parameterized.TestCase):
     )
     def test_message(self, changes, message):
         cifar_study.check_message(self, "cifar_mixer", changes, message)
-
-
-if __name__ == "__main__":
-    absltest.main()

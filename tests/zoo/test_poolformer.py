@@ -1,5 +1,5 @@
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from tests.support import cifar_study, golden32, parity, sweeps
 
@@ -52,7 +52,3 @@ class PoolFormerTest(parameterized.TestCase):
     )
     def test_message(self, changes, message):
         cifar_study.check_message(self, "cifar_poolformer", changes, message)
-
-
-if __name__ == "__main__":
-    absltest.main()

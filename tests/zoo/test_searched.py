@@ -80,7 +80,3 @@ class OptionsTest(absltest.TestCase):
     def test_drop_path_leaves_edges_out(self):
         small = {"channels": 4, "cells": 3, "image_size": 8}
         cifar_study.check_draws(self, "racl_7_104", drop_path=0.9, **small)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,7 +7,7 @@ tests/models/families/test_families.py.
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
@@ -275,7 +275,3 @@ class StoringTest(parameterized.TestCase):
     )
     def test_remat_changes_nothing(self, name, options):
         cifar_study.check_storing(self, name, "remat", drop_path=0.5, **options)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -112,7 +112,3 @@ class OptionsTest(parameterized.TestCase):
     )
     def test_message(self, changes, message):
         cifar_study.check_message(self, "cifar_vit", changes, message)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -63,7 +63,3 @@ class DamagedTest(absltest.TestCase):
         self.path.write_text("hello")
         with self.assertRaisesRegex(ValueError, "plain arrays .not a zip file.; save it by"):
             user_attacks.of_file(str(self.path))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -113,7 +113,3 @@ class ConvertTest(absltest.TestCase):
         params, stats = convert.from_torch("convnext_t", wrapped)
         np.testing.assert_array_equal(params["head.fc.bias"], self.weights["head.fc.bias"])
         np.testing.assert_array_equal(stats["normalize.mean"], 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

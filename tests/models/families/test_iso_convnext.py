@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from flax import nnx
 
 from jaxrobust import models
@@ -54,7 +54,3 @@ class SlowBehaviourTest(parameterized.TestCase):
             outcome = np.asarray(x[:1]) + factor * branch
             frequency = (np.abs(out - outcome).max((1, 2, 3)) < 1e-5).mean()
             self.assertAlmostEqual(frequency, share, delta=0.03)  # four deviations
-
-
-if __name__ == "__main__":
-    absltest.main()

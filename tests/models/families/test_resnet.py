@@ -328,7 +328,3 @@ class SlowBehaviourTest(parameterized.TestCase):
         self.assertGreater(parity.relative(*drops), 1e-3)
         evaluated = [jax.jit(n.apply)(params, stats, self.images)[0] for n in (net, plain)]
         np.testing.assert_array_equal(*evaluated)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -432,7 +432,3 @@ class SlowOptionsTest(parameterized.TestCase):
     @parameterized.parameters(*OPTIONS[1:])
     def test_beside_pytorch(self, **options):
         cifar_study.check_options(self, "wrn_28_10", **TINY | options)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -359,7 +359,3 @@ class SlowBehaviourTest(parameterized.TestCase):
         for name, array in plain.items():
             largest = max(np.abs(array).max(), 1e-3)
             self.assertLess(np.abs(params[name] - array).max(), 1e-11 * largest, name)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from flax import nnx
 
 from jaxrobust import models
@@ -111,7 +111,3 @@ class SlowBehaviourTest(parameterized.TestCase):
             self.assertAlmostEqual(frequency, share / 16, delta=0.03)  # four deviations
             seen += frequency
         self.assertEqual(seen, 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -249,7 +249,3 @@ class SlowBehaviourTest(parameterized.TestCase):
         logits, moved = train(jax.random.key(0))
         self.assertTrue(np.isfinite(logits).all())
         self.assertEqual({v.dtype for v in moved.values()}, {jnp.dtype("float32")})
-
-
-if __name__ == "__main__":
-    absltest.main()

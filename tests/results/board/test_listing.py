@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.results.board import listing
 
@@ -68,7 +68,3 @@ class ListingTest(parameterized.TestCase):
             listing.find([empty])
         with self.assertRaisesRegex(ValueError, "none.toml is not there; name a file of networks"):
             listing.find([self.bundle("a")], self.root / "none.toml")
-
-
-if __name__ == "__main__":
-    absltest.main()

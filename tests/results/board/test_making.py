@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.commands.results import board
@@ -258,7 +258,3 @@ class BoardTest(parameterized.TestCase):
                 self.assertEqual((code, printed, said.count("\n")), (2, "", 1), said)
                 self.assertIn(expected, said)
         self.assertEmpty([*place.iterdir()])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.results.board import entries, ranking
@@ -166,7 +166,3 @@ class BoardsTest(parameterized.TestCase):
         self.assertIsNone(union.passes)
         three[0] = three[0]._replace(sha256=np.full(N, "e" * 64))
         self.assertIsNone(entries.union(three))
-
-
-if __name__ == "__main__":
-    absltest.main()

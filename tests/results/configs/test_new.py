@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from PIL import Image
 
 from jaxrobust.commands.configure import new
@@ -237,7 +237,3 @@ class CheckTest(FolderCase):
             found = refusals.review(config, devices=8)
         self.assertEqual(found.refused, [])
         self.assertIn("lower train.batch_size, or set train.microbatches=2", found.memory[-1])
-
-
-if __name__ == "__main__":
-    absltest.main()

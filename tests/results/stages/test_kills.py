@@ -68,7 +68,3 @@ class KilledTest(absltest.TestCase):
     def loaded(self, folder):
         network = jaxrobust.load(str(folder))
         return network.net, network.params, network.stats
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -43,7 +43,3 @@ class PodTest(absltest.TestCase):
         self.assertEqual(codes, [2, 2], said)
         for words in said:
             self.assertIn("holds something else than the export of these weights", words)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.results.stages import running, stage
 from jaxrobust.weights.store.hashes import file_sha256
@@ -199,7 +199,3 @@ class RunningTest(parameterized.TestCase):
     def test_another_process_does_the_same(self):
         with running._alone(self.run), self.assertRaisesRegex(ValueError, "copy the run"):
             self.ran("autoattack")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -281,7 +281,3 @@ class NotesTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "hub holds something else than the export of th"):
             running._place(new, out, made("another"))
         self.assertEqual((out / "w").read_text(), "one")
-
-
-if __name__ == "__main__":
-    absltest.main()

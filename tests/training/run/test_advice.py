@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import VERSION, phases
 from jaxrobust.training import build
@@ -239,7 +239,3 @@ class NumbersTest(parameterized.TestCase):
         expected = ["checkpoint.every_epochs", "data.name", "train.lr"]
         self.assertEqual([line.partition(":")[0] for line in found], expected)
         self.assertEqual(training_run._differing({"a": 1}, {}), ["a: 1 there, None now"])
-
-
-if __name__ == "__main__":
-    absltest.main()

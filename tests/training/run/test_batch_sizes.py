@@ -91,7 +91,3 @@ class RunTest(absltest.TestCase):
         self.assertEqual(given["train"]["batch_size"], 64)  # of which a record's config hash is
         batch = parts["train"].phase.total_steps, parts["train"].config.train.batch_size
         self.assertEqual(batch, (3 * 256 // 64, 64))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.training.run import phase
 from jaxrobust.training.run.loop import Due, Every, due
@@ -92,7 +92,3 @@ class DueTest(parameterized.TestCase):
     def test_nothing_is_due_twice_at_the_end(self):
         done = due(14, EVERY, start=14, saved=14, evaluated=14)
         self.assertEqual(done, Due(logs=False, saves=False, keeps=False, evaluates=False))
-
-
-if __name__ == "__main__":
-    absltest.main()

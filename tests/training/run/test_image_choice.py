@@ -10,7 +10,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.config import of_phase
@@ -92,7 +92,3 @@ class ImagesTest(parameterized.TestCase):
             )
         np.testing.assert_array_equal(size.images.ids, self.places)
         self.assertEqual(size.images.choice, "hash")
-
-
-if __name__ == "__main__":
-    absltest.main()

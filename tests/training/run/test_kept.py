@@ -78,7 +78,3 @@ class KeptTest(absltest.TestCase):
         self.assertEqual(kept.steps_of(parts, "train"), [8, 12])
         for step in (8, 12):
             same(self.read(parts, step), self.read(whole, step))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -15,7 +15,3 @@ class KillsTest(absltest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             found = bench_resume.kills(Path(folder), 4, seed=1)
         self.assertLen(found["kills"], 4)
-
-
-if __name__ == "__main__":
-    absltest.main()

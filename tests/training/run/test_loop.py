@@ -324,7 +324,3 @@ class PartsTest(absltest.TestCase):
                 loop._Loop.take(fake)
             self.assertIs(caught.exception.__cause__, error)
             self.assertEqual((fake.batch, fake.step), ("the last one", 8))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -105,7 +105,3 @@ class MetricsTest(absltest.TestCase):
             jsonl.replace(self.path, "newer")
         self.assertEqual(events, [("synced", 5), ("moved", "old")])
         self.assertEqual(self.path.read_text(), "newer")
-
-
-if __name__ == "__main__":
-    absltest.main()

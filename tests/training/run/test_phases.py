@@ -166,7 +166,3 @@ class ChecksTest(parameterized.TestCase):
         training_run.claim(workdir, config, {})
         with self.assertRaisesRegex(ValueError, "train.lr: 0.01 there, 0.5 now"):
             training_run.claim(workdir, plain(tiny(train__lr=0.5)), {})
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -260,7 +260,3 @@ def terminal(columns):
         patch(panel, "_EVERY_S", -1.0),
     ):
         yield screen, now
-
-
-if __name__ == "__main__":
-    absltest.main()

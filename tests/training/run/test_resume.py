@@ -560,7 +560,3 @@ class AheadTest(absltest.TestCase):
         self.assertEqual((Ahead().skipped, Ahead({"skipped": 3}).skipped), (0, 3))
         self.assertEqual(ahead.window(), {"loss": 2.5, "skipped": 5})
         self.assertEqual(ahead.window(), {"skipped": 0})
-
-
-if __name__ == "__main__":
-    absltest.main()

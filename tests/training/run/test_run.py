@@ -14,7 +14,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import VERSION
 from jaxrobust.data.sources import registry
@@ -328,7 +328,3 @@ class CommandLineTest(parameterized.TestCase):
         self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
         self.assertNotIn("Traceback", said)
         self.assertNotEmpty(list((workdir / "pretrain" / "latest").glob("[0-9]*")))
-
-
-if __name__ == "__main__":
-    absltest.main()

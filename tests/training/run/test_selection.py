@@ -6,7 +6,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust import data
@@ -134,7 +134,3 @@ class AttackTest(parameterized.TestCase):
         config.evaluation.update(changes)
         with self.assertRaisesRegex(ValueError, message):
             best_weights.counter(config, sharding.make_mesh(jax.devices()[:1]))
-
-
-if __name__ == "__main__":
-    absltest.main()

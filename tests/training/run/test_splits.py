@@ -43,7 +43,3 @@ class BlankTest(absltest.TestCase):
             self.assertEqual((blank.labels.shape, blank.labels.dtype), ((rows,), np.int32))
             self.assertEqual((blank.images.any(), blank.labels.any()), (False, False))
             self.assertEqual(blank.damaged.tolist(), [-1] * rows)
-
-
-if __name__ == "__main__":
-    absltest.main()

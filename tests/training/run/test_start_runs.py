@@ -8,7 +8,7 @@ from unittest import mock
 
 import jax
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import plain
 from jaxrobust.runtime.files import jsonl, locks
@@ -218,7 +218,3 @@ class ExplainedTest(parameterized.TestCase):
             mock.patch.object(start_runs.stopping, "again", lambda folder, phases: f"of {folder}"),
         ):
             self.assertEqual(start_runs.again(training.tiny(), Path("runs/robust")), said)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -114,7 +114,3 @@ class EvaluationTest(absltest.TestCase):
         self.assertEqual(
             (scored, [row["step"] for row in rows if "loss" in row]), ([4], [1, 2, 3, 4])
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -295,7 +295,3 @@ class WandBTest(TrackersCase):
         down.assert_called_once()
         self.assertEqual(modes, [None, "offline"])
         self.assertIn("W&B cannot be reached (CommError: no such host)", self.said.getvalue())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -114,7 +114,3 @@ class TroubleTest(absltest.TestCase):
                 loop.evaluates(run, state)
         stats["bn1.var"][1] = 0
         loop.evaluates(run, state)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -355,7 +355,3 @@ class FallTest(parameterized.TestCase):
         training = [0.1 * (1 + place) for place in range(len(selection))]
         said = alarm.overfitting(selection, training, images=images)
         self.assertEqual(said is not None, alarms, said)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from flax import nnx
 
 from jaxrobust import models
@@ -143,7 +143,3 @@ class _Norm(nnx.Module):
 
     def __call__(self, images, train, key):
         return self.norm(self.normalize(images), train).mean((1, 2))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.config import phase
@@ -242,7 +242,3 @@ class GoldenUpdatesTest(parameterized.TestCase):
 
 def _norm(arrays):
     return jnp.sqrt(sum((a * a).sum() for a in arrays.values()))
-
-
-if __name__ == "__main__":
-    absltest.main()

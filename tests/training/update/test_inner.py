@@ -218,7 +218,3 @@ class ResumeTest(absltest.TestCase):
             expected = np.repeat([0, 1 / 3, 2 / 3, 1], 4) * config.attack.epsilon
             np.testing.assert_allclose([row["epsilon"] for row in rows], expected)
         self.assertIn("epsilon 8.5/255", said)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from scipy import stats
 
 from jaxrobust.models.interface import network_inputs
@@ -367,7 +367,3 @@ class BatchAugmentationTest(parameterized.TestCase):
             augment = mixing.batch_augmentation(num_classes=10, **mixes)
             one, other = (augment(jax.random.key(1), b).labels for b in (batch, hard))
             np.testing.assert_allclose(one, other, rtol=1e-6)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -151,7 +151,3 @@ class SparseTest(absltest.TestCase):
         self.assertEqual((metrics["accuracy"], float(metrics["l1"])), (0.5, 6.75))
         self.assertEqual(seen, [given])
         self.assertEqual((made.attack_targets, made.draws), ("targets", True))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -211,7 +211,3 @@ class PhaseTest(parameterized.TestCase):
     def test_refuses(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             optim.of_phase(phase(**changes), "train", decay_mask="all", steps_per_epoch=10)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -204,7 +204,3 @@ class RowTest(parameterized.TestCase):
                 np.testing.assert_array_equal(told[hat_examples.HELPER + key], array)
         else:
             self.assertGreater(float(told["class_sums"].sum()), 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

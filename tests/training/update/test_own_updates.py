@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from configs import cifar_aat, cifar_bat
 from jaxrobust.attacks import image_keys
@@ -187,7 +187,3 @@ class OwnUpdatesTest(parameterized.TestCase):
             np.testing.assert_allclose(
                 ours[key], value, rtol=1e-9, atol=1e-9, err_msg=f"{what} {key}"
             )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.config import phase
 from jaxrobust.training.update import optim, schedules
@@ -227,7 +227,3 @@ class ParityTest(parameterized.TestCase):
             for epoch, value in enumerate(expected):
                 for step in (7 * epoch, 7 * epoch + 6):  # constant within an epoch
                     np.testing.assert_allclose(schedule(step), value, rtol=1e-12, atol=1e-18)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -613,7 +613,3 @@ class EvalStepTest(absltest.TestCase):
             np.testing.assert_array_equal(found.pop("answers"), labels[rows])
             np.testing.assert_array_equal(found.pop("labels"), labels[rows])
         self.assertEqual(jax.device_get(again), jax.device_get(counts))
-
-
-if __name__ == "__main__":
-    absltest.main()

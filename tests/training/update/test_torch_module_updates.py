@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.pytorch import modules
 from jaxrobust.pytorch.networks import torch_modules
@@ -121,7 +121,3 @@ class UpdatesTest(parameterized.TestCase):
                                 own[name], tensor.numpy(), **close, err_msg=f"{i} {name}"
                             )
         return state
-
-
-if __name__ == "__main__":
-    absltest.main()

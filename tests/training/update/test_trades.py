@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.models.kernels import batch_norms
@@ -125,7 +125,3 @@ class PassesTest(parameterized.TestCase):
         clean = self.batch.images[:, 0, 0] + first
         robust = 2 * second + jax.nn.softmax(clean)
         np.testing.assert_allclose(metrics["kl"], divergence(clean, robust), rtol=1e-5)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -417,7 +417,3 @@ class UnionTest(absltest.TestCase):
     def test_of_one_norm_nothing_changes(self):
         search = mock.Mock()
         self.assertIs(accuracy.of_union([search]), search)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -166,7 +166,3 @@ class DevicesTest(absltest.TestCase):
         for key in ("conv1.weight", "conv2.weight", "fc.weight"):
             one, eight = (np.asarray(grads[key]) for grads in found)
             np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-6, err_msg=key)
-
-
-if __name__ == "__main__":
-    absltest.main()

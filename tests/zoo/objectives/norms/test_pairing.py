@@ -163,7 +163,3 @@ class RowTest(parameterized.TestCase):
         self.assertEqual([float(each["skipped"]) for each in told], [0, 0])
         self.assertLess(abs(float(told[0]["pairing"])), 1e-6)  # the points are the images
         self.assertLess(float(told[0]["loss"]), float(told[1]["loss"]))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -153,7 +153,3 @@ class CostTest(absltest.TestCase):
         steps, forward = 3, len(made)
         self.assertEqual(forward, steps * (1 + 3))
         self.assertEqual(mixes.passes(config.attack), forward + steps)  # as many backward
-
-
-if __name__ == "__main__":
-    absltest.main()
