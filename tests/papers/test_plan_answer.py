@@ -95,6 +95,20 @@ class KeysTest(parameterized.TestCase):
         self.assertEqual(lines[1][:6], " " * 6)
         self.assertLessEqual(max(map(len, lines)), 30)
 
+    def test_text(self):
+        self.assertEqual(
+            key_sources.text(self.KEYS, 80).splitlines(),
+            [
+                "train.lr      0.5: Table 1",
+                "train.l1      0.0: a default",
+                "train.epochs  9: section 4.2 (the default, as the main paper has it)",
+                'trainer       "x": nothing says where it comes from',
+            ],
+        )
+        lines = key_sources.text(self.KEYS[3:], 30).splitlines()
+        self.assertEqual(lines[1][:6], " " * 6)
+        self.assertLessEqual(max(map(len, lines)), 30)
+
     def test_sources_of_a_file(self):
         file = self.create_tempfile("own.py", "SOURCES = {'a': 'Table 1'}\n").full_path
         self.assertEqual(key_sources.of_recipe(f"{file}:words"), {"a": "Table 1"})
