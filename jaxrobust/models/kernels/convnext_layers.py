@@ -28,7 +28,7 @@ class BlockParameters(NamedTuple):
     first_bias: Array  # f[D]
     second: Array  # f[D,C]
     second_bias: Array  # f[C]
-    gamma: Any  # f[C]; None: none
+    gamma: Any  # f[C]; None, which `convnext_block` alone takes: no scale
 
 
 class HalvingParameters(NamedTuple):
@@ -141,9 +141,8 @@ def _plain_block(x: Array, share: Array | None, *parameters: Array, eps: float) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _block(eps: float, x: Array, share: Array | None, *parameters: Array) -> Array:
-    return tpu.convnext_block.forward(x, share, BlockParameters(*parameters), eps=eps, keep=False)[
-        0
-    ]
+    p = BlockParameters(*parameters)
+    return tpu.convnext_block.forward(x, share, p, eps=eps, keep=False)[0]
 
 
 def _block_forward(eps, x, share, *parameters):

@@ -128,12 +128,12 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
     return (_copied(config, sizes) if sizes else config), sentences
 
 
-def _at_a_time(seen: Config, name: str) -> int:
+def _at_a_time(config: Config, name: str) -> int:
     """Count the images of a device that go together: to be mixed, normalised, taken in parts."""
-    p = seen[name]
-    mixes = any(build.mixes_and_erases(seen)[:2])
-    norm = seen.model.options.get("bn_group", 0) or 1
-    return math.lcm(max(p.microbatches, 1) * norm, max(seen.mixup.group, 1) if mixes else 1)
+    p = config[name]
+    mixes = any(build.mixes_and_erases(config)[:2])
+    norm = config.model.options.get("bn_group", 0) or 1
+    return math.lcm(max(p.microbatches, 1) * norm, max(config.mixup.group, 1) if mixes else 1)
 
 
 def _copied(config: Any, sizes: dict[str, int]) -> Any:

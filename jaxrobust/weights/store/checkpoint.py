@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,22 +132,25 @@ class Checkpoints:
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
         with _lasting(f"reading the checkpoint of step {step}"), self._readable(step):
             arrays = self._manager.restore(step, args=items)["arrays"]
-        leaves = _by_name(arrays)
-        digests: dict[tuple[str, str], str] = {}
-        for name, index in expected:
+        leaves, bad = _by_name(arrays), []
+        sizes: dict[tuple[str, str], int] = {}  # of the blocks that are compared
+        for (name, index), sha256 in expected.items():
             if name in leaves and (block := _block(leaves[name], index)) is not None:
-                digests[name, index] = hashes.array_sha256(block)
+                sizes[name, index] = block.size
+                bad += [name] if hashes.array_sha256(block) != sha256 else []
         if files:  # a process holds some of the blocks, and all have to stop
-            digests = {
-                k: v for of_process in hosts.everyone(digests) for k, v in of_process.items()
-            }
-        if bad := [name for (name, i), sha256 in digests.items() if sha256 != expected[name, i]]:
+            found = hosts.everyone((bad, sizes))
+            bad = [name for names, _ in found for name in names]
+            sizes = {key: size for _, of_process in found for key, size in of_process.items()}
+        if bad:
             raise self._damaged(step, f"{bad[0]} has another sha256 than when it was saved")
-        unchecked = {name for name, _ in expected.keys() - digests.keys()}
-        if unchecked := unchecked | (leaves.keys() - {name for name, _ in expected}):
+        compared = Counter[str]()
+        for (name, _), size in sizes.items():
+            compared[name] += size
+        if unknown := sum(compared[name] < leaf.size for name, leaf in leaves.items()):
             say(
-                f"{self.directory / str(step)} has no hashes of {len(unchecked)} of its arrays "
-                "that these devices can compare: whether they are damaged is unknown"
+                f"{self.directory / str(step)} has no hashes of {unknown} of its arrays that "
+                "these devices can compare: whether they are damaged is unknown"
             )
         return arrays
 
@@ -302,7 +306,7 @@ def _on_host(arrays: Any) -> dict[tuple[str, str], np.ndarray]:
     leaves = _by_name(arrays)
     copies: dict[tuple[str, str], np.ndarray] = {}
     for leaf in leaves.values():
-        if isinstance(leaf, jax.Array):
+        if isinstance(leaf, jax.Array) and jax.process_index() == 0:
             leaf.copy_to_host_async()  # all at once
     for name, leaf in leaves.items():
         shards = {str(s.index): s for s in getattr(leaf, "addressable_shards", ())}
@@ -328,10 +332,8 @@ def _block(array: Any, index: str = "") -> np.ndarray | None:
         array = jax.random.key_data(array.addressable_data(0))  # every device has the same
     if not index and getattr(array, "is_fully_addressable", True):
         return np.asarray(array)
-    ends = [(0, size) for size in array.shape]
-    ends = (
-        [(int(a), int(b)) for a, b in (e.split(":") for e in index.split(","))] if index else ends
-    )
+    axes = index.split(",") if index else [f"0:{size}" for size in array.shape]
+    ends = [tuple(map(int, axis.split(":"))) for axis in axes]
     block, filled = np.empty([stop - start for start, stop in ends], array.dtype), 0
     for shard in {str(shard.index): shard for shard in array.addressable_shards}.values():
         source, target = [], []
