@@ -22,6 +22,7 @@ FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full
 def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     """Compile the step of `bench_step` for a slice of TPUs, and print."""
     from jaxrobust.doctor.programs import topology
+    from tools.hlo import figures as hlo_figures
 
     chips = topology.devices(args.topology)
     from jaxrobust.runtime.commandline.arguments import config_name
@@ -36,7 +37,7 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     images = config.train.batch_size // len(chips)
     fsdp, parts = phase.mesh.shape["fsdp"], config.train.microbatches
     share = "" if fsdp == len(chips) else f", --fsdp {len(chips)}"
-    figures = topology.compiled(
+    figures = hlo_figures.compiled(
         phase.step,
         *build.abstract_arguments(config, "train", phase),
         remedy=f"--batch {max(images // 2, 1)}{share} or --microbatches {2 * parts}",
@@ -62,7 +63,7 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
         f"APGD-{result['attack_steps']}, {result['dtype']}, {result['device']} ({args.topology}), "
         f"state shared by {fsdp}"
     )
-    result |= topology.show(figures, chip, flops=flops, images=images, parts=args.traffic)
+    result |= hlo_figures.show(figures, chip, flops=flops, images=images, by_part=args.traffic)
     if args.json:
         print(json.dumps(result))
 
@@ -144,6 +145,7 @@ def blocks(net: Any, images: Any) -> list[Block]:
 def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     """Compile one block of the network of `bench_step`, alone, for one chip of a slice."""
     from jaxrobust.doctor.programs import topology
+    from tools.hlo import figures as hlo_figures
 
     chips = topology.devices(args.topology)
     import jax
@@ -199,10 +201,10 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     functions = (forward, attacked, trained)
     for title, function in zip(("forward", "input_gradient", "gradients"), functions, strict=True):
         arguments = (placed(params), placed(rest), placed(features))
-        figures = topology.compiled(jax.jit(function), *arguments)
+        figures = hlo_figures.compiled(jax.jit(function), *arguments)
         flops = figures["flops_executable"]
         print(f"{title.replace('_', ' ')}, {figures['hbm_bytes'] / 1e6:,.0f} MB of HBM")
-        figures |= topology.show(figures, chip, flops=flops, images=images, parts=args.traffic)
+        figures |= hlo_figures.show(figures, chip, flops=flops, images=images, by_part=args.traffic)
         result[title] = figures
     if args.json:
         print(json.dumps(result))
@@ -267,6 +269,7 @@ def autoattack(args: argparse.Namespace) -> None:
     what stays on a chip between two. The last program is the forward pass that decides.
     """
     from jaxrobust.doctor.programs import topology
+    from tools.hlo import figures as hlo_figures
 
     chips = topology.devices(args.topology)
     import jax
@@ -300,21 +303,21 @@ def autoattack(args: argparse.Namespace) -> None:
         advance, arguments, passes = abstract_step(
             mesh, setting, logits_fn, slots=width * len(chips), image=image
         )
-        figures = topology.compiled(advance, *arguments, remedy=f"--batch {max(width // 2, 1)}")
+        figures = hlo_figures.compiled(advance, *arguments, remedy=f"--batch {max(width // 2, 1)}")
         print(f"{', '.join(attacks)} ({setting.norm}), {passes} passes of the network in a step")
         chip = hardware.chip(chips[0].device_kind)
-        figures |= topology.show(
-            figures, chip, flops=passes * flops * width, images=width, parts=args.traffic
+        figures |= hlo_figures.show(
+            figures, chip, flops=passes * flops * width, images=width, by_part=args.traffic
         )
         result.append({"attacks": attacks, "norm": setting.norm, "passes": passes} | figures)
     verdict, arguments = abstract_verdict(mesh, logits_fn, slots=width * len(chips), image=image)
-    figures = topology.compiled(verdict, *arguments, remedy=f"--batch {max(width // 2, 1)}")
+    figures = hlo_figures.compiled(verdict, *arguments, remedy=f"--batch {max(width // 2, 1)}")
     products = FLOAT32_PRODUCTS if args.dtype == "float32" else 1
     print(
         f"verdicts, 1 pass of the network, {products} bfloat16 product(s) for one of {args.dtype}"
     )
-    figures |= topology.show(
-        figures, chip, flops=products * flops * width, images=width, parts=args.traffic
+    figures |= hlo_figures.show(
+        figures, chip, flops=products * flops * width, images=width, by_part=args.traffic
     )
     result.append({"attacks": ["verdicts"], "norm": None, "passes": 1} | figures)
     if args.json:

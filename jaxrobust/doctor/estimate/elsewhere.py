@@ -41,7 +41,7 @@ def computed(
         phase = build.phase(config, name, work.rows, devices=chips)
         arguments = build.abstract_arguments(config, name, phase)
         remedy = f"--batch {max(work.batch_size // target.chips // 2, 1)} or --fsdp 0"
-        compiled = topology.compiled(phase.step, *arguments, remedy=remedy)
+        compiled = topology.compiled(phase.step, *arguments, remedy=remedy).figures
         roofline = topology.roofline(compiled, target.chip, flops=flops, images=images)
         step = max(step, roofline["roofline_step_s"])
         memory, executed = topology.memory_of(compiled), compiled["flops_executable"] / images

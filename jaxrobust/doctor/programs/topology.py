@@ -8,10 +8,9 @@ import importlib.util
 import os
 import re
 import time
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxrobust.doctor.programs import hlo, hlo_costs, hlo_overlap, hlo_parts
+from jaxrobust.doctor.programs import hlo, hlo_costs
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment that `devices` sets
     from jaxrobust.runtime.devices import hardware
@@ -25,7 +24,7 @@ ENVIRONMENT = {
 }
 # What an executable's arithmetic, memory, cycles and messages take, each as if it were alone.
 SECONDS = ("flops_s", "hbm_s", "cycles_s", "ici_s")
-_PARTS = ("argument", "output", "temporary", "code")
+PARTS = ("argument", "output", "temporary", "code")
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1"
 
 
@@ -56,8 +55,15 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
         raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error
 
 
-def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
-    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
+class Compiled(NamedTuple):
+    """What a compiled program says about itself; figures are per chip."""
+
+    figures: dict[str, Any]
+    module: hlo.Module
+
+
+def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> Compiled:
+    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips."""
     from jax.errors import JaxRuntimeError
 
     from jaxrobust.runtime.devices import tpus
@@ -73,13 +79,14 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
             raise
         raise ValueError(too_large(str(error), remedy)) from error
     seconds = time.perf_counter() - traced
+    module = hlo.parse(executable.as_text())
     figures = {
         "trace_s": traced - start,
         "compile_s": seconds,
         **sizes(executable),
         "flops_loops_once": executable.cost_analysis()["flops"],  # XLA's own count
     }
-    return figures | read(executable.as_text())
+    return Compiled(figures | costs(module), module)
 
 
 def _mesh_of(arguments: Any) -> Any:
@@ -111,107 +118,29 @@ def too_large(error: str, remedy: str) -> str:
     )
 
 
-def read(text: str) -> dict[str, Any]:
-    """Read the costs in the text of an executable: per chip, and per run of the program."""
-    module = hlo.parse(text)
+def costs(module: hlo.Module) -> dict[str, Any]:
+    """Read what one run of a program costs on a chip.
+
+    A loop of unknown length counts once.
+    """
     collectives = hlo.collectives(module)
-    kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
-    for collective in collectives:
-        kinds.setdefault((collective.kind, collective.inside), []).append(collective)
-    # What a loop of unknown length repeats counts once in bytes, and as repeated.
-    gathers: Counter[str] = Counter()
-    for collective in collectives:
-        for name in collective.parameters:
-            gathers[name] += 2 if collective.times is None else collective.times
     return {
-        "instructions": sum(1 for _ in hlo.instructions(module.computations)),
         "flops_executable": hlo_costs.flops(module),
         "hbm_bytes": hlo_costs.traffic(module),
         "cycles": hlo_costs.cycles(module),
         "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
-        **hlo_parts.figures(module),
         "sent_bytes": sum(c.sent * (c.times or 1) for c in collectives),
         "row_bytes": sum(c.sent * (c.times or 1) for c in collectives if c.row),
-        "in_flight": [each._asdict() for each in hlo_overlap.in_flight(module)],
-        "collectives": [
-            {
-                "kind": kind,
-                "in_attack_loop": inside,
-                "count": len(group),
-                "arrays": sum(c.arrays for c in group),
-                "bytes": sum(c.bytes * (c.times or 1) for c in group),
-            }
-            for (kind, inside), group in sorted(kinds.items())
-        ],
-        "collectives_in_attack_loop": sum(c.inside for c in collectives),
-        "parameters_gathered": len(gathers),
-        "parameters_gathered_more_than_once": sorted(p for p, n in gathers.items() if n > 1),
     }
-
-
-def show(
-    figures: dict[str, Any],
-    chip: "hardware.Chip | None",
-    *,
-    flops: float,
-    images: float,
-    parts: bool = False,
-) -> dict[str, Any]:
-    """Print figures of `compiled` for people; return memory in all, and the roofline.
-
-    `flops` are those of the model on one chip in one run, which takes so many `images`; `parts`
-    adds the tables of `hlo_parts`.
-    """
-    memory = memory_of(figures)
-    gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in _PARTS)
-    print(
-        f"  traced in {figures['trace_s']:.1f} s, compiled in {figures['compile_s']:.1f} s; "
-        f"{figures['instructions']:,} instructions"
-    )
-    of = f" of {chip.memory / 2**30:.0f}" if chip else ""
-    print(f"  memory per chip: {memory / 2**30:.2f}{of} GiB ({gib})")
-    for c in figures["collectives"]:
-        what = f"{c['count']} {c['kind']} of {c['arrays']} arrays, {c['bytes'] / 1e6:,.1f} MB"
-        print(f"  {what}{', IN THE ATTACK LOOP' * c['in_attack_loop']}")
-    print(f"  collectives in the attack loop: {figures['collectives_in_attack_loop']}")
-    if again := figures["parameters_gathered_more_than_once"]:
-        print(f"  GATHERED MORE THAN ONCE: {', '.join(again[:5])}{', ...' * (len(again) > 5)}")
-    executable = figures["flops_executable"]
-    print(
-        f"  {flops / 1e12:.3f} TFLOP per chip and step of the model, {executable / flops:.2f} of "
-        "that in the executable"
-    )
-    for line in hlo_parts.lines(figures) if parts else ():
-        print(f"  {line}")
-    usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
-    if chip is None:
-        return usage
-    bounds = roofline(figures, chip, flops=flops, images=images)
-    seconds = {key.removesuffix("_s"): bounds[key] for key in SECONDS if key in bounds}
-    for kernel in figures["kernels"]:
-        print(
-            f"  kernel {kernel['name']}: {kernel['calls']} calls of {kernel['cycles']:,} cycles, "
-            f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
-        )
-    if "hidden_share" in bounds:
-        sent, beside = figures["sent_bytes"], sum(each["sent"] for each in figures["in_flight"])
-        print(
-            f"  {sent / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of that beside other "
-            f"work, {bounds['hidden_share']:.0%} hidden behind it"
-        )
-    print(
-        f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
-        f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
-        f"{bounds['bound_by']} "
-        f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
-    )
-    return usage | bounds
 
 
 def roofline(
     figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
 ) -> dict[str, Any]:
-    """Compute the time of a run that a chip's peaks allow; arguments as in `show`."""
+    """Compute the time of a run that a chip's peaks allow.
+
+    `flops` are those of the model on one chip in one run, which takes that many `images`.
+    """
     # The compiler's own, which alone know vector units and copies, and what kernels declare.
     cycles = figures["cycles"] + sum(k["calls"] * k["cycles"] for k in figures["kernels"])
     seconds = {  # each as if it were alone
@@ -227,19 +156,9 @@ def roofline(
         "roofline_step_s": seconds[bound],
         "roofline_images_per_s_per_chip": images / seconds[bound],
         "bound_by": bound,
-        **_hidden(figures, chip),
     }
-
-
-def _hidden(figures: dict[str, Any], chip: "hardware.Chip") -> dict[str, float]:
-    """Compute how much of what a chip sends is hidden behind other work; {} if nothing is sent."""
-    if not figures["sent_bytes"] or not chip.clock:
-        return {}
-    under_way = [hlo_overlap.InFlight(**each) for each in figures["in_flight"]]
-    bytes_ = hlo_overlap.hidden(under_way, clock=chip.clock, interconnect=chip.interconnect)
-    return {"hidden_bytes": bytes_, "hidden_share": bytes_ / figures["sent_bytes"]}
 
 
 def memory_of(figures: dict[str, Any]) -> int:
     """Add up the bytes of a chip that a program takes; `figures` are those of `compiled`."""
-    return sum(figures[f"{part}_bytes"] for part in _PARTS)
+    return sum(figures[f"{part}_bytes"] for part in PARTS)

@@ -63,10 +63,11 @@ class ElsewhereTest(parameterized.TestCase):
         self.assertAlmostEqual(parts["test"] / test, 1, delta=1e-6)
 
     def test_what_the_compiler_counts_is_of_one_chip_and_its_share_of_the_images(self):
-        compiled = {f"{part}_bytes": 1 for part in topology._PARTS}
+        compiled = {f"{part}_bytes": 1 for part in topology.PARTS}
         compiled |= {"hbm_bytes": 0, "sent_bytes": 0, "flops_executable": 128 * 5e9}
-        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0, "in_flight": []}
-        with mock.patch.object(topology, "compiled", return_value=compiled):
+        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0}
+        program = topology.Compiled(compiled, module=None)
+        with mock.patch.object(topology, "compiled", return_value=program):
             how = {"utilisation": 0.01, "chips": jax.devices(), "images": 0}
             row = account.account(imagenet(), H100, **how)["phases"][0]
         self.assertEqual(row["batch_size"], 8 * 128)

@@ -81,8 +81,9 @@ PROGRAM = """
 from jaxrobust.doctor.programs import topology
 chips = topology.devices("v5e:4x4")
 import jax
-from jaxrobust.doctor.programs import hlo, hlo_overlap
+from jaxrobust.doctor.programs import hlo
 from jaxrobust.runtime.devices import sharding, tpus
+from tools.hlo import overlap
 
 mesh = sharding.make_mesh(chips, fsdp=16)
 params = {name: jax.ShapeDtypeStruct((512, 512), "float32") for name in "abc"}
@@ -106,7 +107,7 @@ program = jax.jit(
 ).lower(params, jax.ShapeDtypeStruct((4096 * 16, 512), "float32"))
 module = hlo.parse(tpus.compiled(program).as_text())
 print(sum(c.sent for c in hlo.collectives(module) if c.kind == "all-reduce"))
-print(sum(c.sent for c in hlo_overlap.in_flight(module) if c.kind == "all-reduce" and c.cycles))
+print(sum(c.sent for c in overlap.in_flight(module) if c.kind == "all-reduce" and c.cycles))
 """
 
 

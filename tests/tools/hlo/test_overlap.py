@@ -5,8 +5,9 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from jaxrobust.doctor.programs import hlo, hlo_overlap, topology
+from jaxrobust.doctor.programs import hlo, topology
 from jaxrobust.runtime.devices.hardware import Chip
+from tools.hlo import figures, overlap
 
 SIZE = 64 * 128 * 4  # bytes of every array
 ARRAY = "f32[64,128]{1,0:T(8,128)}"
@@ -101,7 +102,7 @@ dimensions={{0}}
 
 class OverlapTest(absltest.TestCase):
     def test_work_between_a_start_and_its_end(self):
-        found = hlo_overlap.in_flight(hlo.parse(TEXT))
+        found = overlap.in_flight(hlo.parse(TEXT))
         expected = [
             ("all-reduce", 2 * SIZE * 15 / 16, 400 + 3 * 50 / 2, False),  # B
             ("all-reduce", 2 * SIZE * 15 / 16, 0, False),  # D
@@ -123,30 +124,32 @@ class OverlapTest(absltest.TestCase):
         beside = {"one": {"a": 50.0}, "two": {"b": 7.0}}
         with (
             mock.patch.object(hlo, "collectives", return_value=found),
-            mock.patch.object(hlo_overlap, "_beside", lambda module, name: beside[name]),
+            mock.patch.object(overlap, "_beside", lambda module, name: beside[name]),
         ):
-            made = hlo_overlap.in_flight(SimpleNamespace(computations=beside))
+            made = overlap.in_flight(SimpleNamespace(computations=beside))
         a, b = ("kind a", 10.0, 50.0, False), ("kind b", 30.0, 21.0, True)
         self.assertEqual(made, [a, b, a])
 
     def test_bytes_are_hidden_as_long_as_the_work_lasts(self):
         """At 1,000 bytes a cycle, and half of that in a row of the slice."""
         chip = Chip(1e12, 2**30, 1e9, interconnect=1e9, clock=1e6)
-        figures = topology.read(TEXT)
-        bounds = topology.roofline(figures, chip, flops=1.0, images=1)
+        module = hlo.parse(TEXT)
+        costs = topology.costs(module) | figures.read(module)
+        bounds = topology.roofline(costs, chip, flops=1.0, images=1)
+        found = figures.hidden(costs, chip)
         # B: longer than it takes; D: nothing; C: 75 cycles at half the speed; E and F: whole.
         hidden = 2 * SIZE * 15 / 16 + 37_500 + SIZE + SIZE * 15 / 16
-        self.assertEqual(bounds["hidden_bytes"], hidden)
+        self.assertEqual(found["hidden_bytes"], hidden)
         sent = 3 * 2 * SIZE * 15 / 16 + 2 * SIZE * 3 / 4 + SIZE + SIZE * 15 / 16
-        self.assertEqual((figures["sent_bytes"], figures["row_bytes"]), (sent, 2 * SIZE * 3 / 4))
-        self.assertEqual(bounds["hidden_share"], hidden / sent)
+        self.assertEqual((costs["sent_bytes"], costs["row_bytes"]), (sent, 2 * SIZE * 3 / 4))
+        self.assertEqual(found["hidden_share"], hidden / sent)
         self.assertEqual(bounds["ici_s"], (sent + 2 * SIZE * 3 / 4) / 1e9)
 
     def test_what_a_loop_sends_counts_each_time(self):
-        before = topology.read(TEXT)
+        before = topology.costs(hlo.parse(TEXT))
         for groups, share in ((ALL, 15 / 16), (ROW, 3 / 4)):
             inside = f"  %c.5 = {ARRAY} all-reduce(%c.2), channel_id=1, {groups}\n  %c.3 ="
-            found = topology.read(TEXT.replace("  %c.3 =", inside))
+            found = topology.costs(hlo.parse(TEXT.replace("  %c.3 =", inside)))
             more = 3 * 2 * SIZE * share
             self.assertEqual(found["sent_bytes"] - before["sent_bytes"], more)
             in_rows = found["row_bytes"] - before["row_bytes"]
@@ -155,5 +158,5 @@ class OverlapTest(absltest.TestCase):
     def test_a_chain_without_its_start_waits(self):
         """As where the compiler gave up the schedule: the parts stay, and nothing is between."""
         text = TEXT.replace("AsyncCollectiveStart", "Sync")
-        kinds = [each.kind for each in hlo_overlap.in_flight(hlo.parse(text))]
+        kinds = [each.kind for each in overlap.in_flight(hlo.parse(text))]
         self.assertEqual(kinds, ["collective-permute", "all-gather"])

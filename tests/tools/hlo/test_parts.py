@@ -4,7 +4,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.doctor.programs import hlo, hlo_parts
+from jaxrobust.doctor.programs import hlo
 from jaxrobust.models.kernels import (
     attention,
     channel_attention,
@@ -14,6 +14,7 @@ from jaxrobust.models.kernels import (
     talking_heads,
 )
 from tests.support import sweeps
+from tools.hlo import parts
 
 # Two layers of a step: x f32[8,96] (128 lanes with padding), w f32[96,96] and v f32[96,200] (256).
 # The attack goes round five times through the first, the update once through both.
@@ -114,7 +115,7 @@ class PartsTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.found = hlo_parts.figures(hlo.parse(TEXT))
+        cls.found = parts.figures(hlo.parse(TEXT))
 
     @sweeps.rows(*WANTED)
     def test_a_hand_count(self, part):
@@ -136,7 +137,7 @@ class PartsTest(parameterized.TestCase):
         self.assertEqual((second["kind"], second["cycles"]), ("copy", 150))
 
     def test_lines_for_people(self):
-        text = "\n".join(hlo_parts.lines(self.found))
+        text = "\n".join(parts.lines(self.found))
         self.assertIn("attack forward   matrix product", text)
         self.assertRegex(text, r"attack forward, matrix product: .*vit.py:69 Mlp.__call__ \(1\)")
 
@@ -144,7 +145,7 @@ class PartsTest(parameterized.TestCase):
         head, _, rest = TEXT.partition("FileNames")
         module = hlo.parse(head + rest[rest.index("%fused_product") :])
         self.assertEmpty(module.frames)
-        row = hlo_parts.heaviest(module)[0]
+        row = parts.heaviest(module)[0]
         self.assertEqual(
             (row.part, row.kind, row.line), ("attack forward", "matrix product", "product")
         )
@@ -154,8 +155,8 @@ class SumsTest(absltest.TestCase):
     """Bytes and cycles of instructions, added up and put in order."""
 
     def put(self, *rows: tuple) -> None:
-        heavy = [hlo_parts.Heavy(*row) for row in rows]
-        self.enter_context(mock.patch.object(hlo_parts, "_all", lambda module: iter(heavy)))
+        heavy = [parts.Heavy(*row) for row in rows]
+        self.enter_context(mock.patch.object(parts, "_all", lambda module: iter(heavy)))
 
     def test_what_takes_the_most_cycles_is_first(self):
         self.put(
@@ -165,18 +166,18 @@ class SumsTest(absltest.TestCase):
             ("forward", "norm", "a", 1, 20, 7),
         )
         shares = [("forward", "norm", 31, 24), ("backward", "copy", 100, 3)]
-        self.assertEqual(hlo_parts.shares(None), shares)
+        self.assertEqual(parts.shares(None), shares)
         rows = [
             ("forward", "norm", "a", 2, 30, 12),
             ("forward", "norm", "c", 1, 1, 12),  # of equal cycles the most bytes first
             ("backward", "copy", "b", 1, 100, 3),
         ]
-        self.assertEqual(hlo_parts.heaviest(None), rows)
-        self.assertEqual(hlo_parts.heaviest(None, 2), rows[:2])
+        self.assertEqual(parts.heaviest(None), rows)
+        self.assertEqual(parts.heaviest(None, 2), rows[:2])
 
     def test_twenty_are_listed(self):
         self.put(*(("forward", "norm", str(n), 1, 1, n) for n in range(25)))
-        found = [row.line for row in hlo_parts.heaviest(None)]
+        found = [row.line for row in parts.heaviest(None)]
         self.assertEqual(found, [str(n) for n in range(24, 4, -1)])
 
 
@@ -194,5 +195,5 @@ class KindsTest(parameterized.TestCase):
     def test_what_kernels_count_as(self, function, kind):
         """By the name of the function that calls them, or by its file's."""
         module = mock.Mock(stack=lambda frame: [(function.__name__, "", 1, 1)])
-        found = hlo_parts._function_kind(module, 1)
+        found = parts._function_kind(module, 1)
         self.assertEqual(found, kind)

@@ -1,0 +1,116 @@
+"""Everything that the benchmarks say about a program compiled for chips that are not here."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from jaxrobust.doctor.programs import hlo, topology
+from tools.hlo import overlap, parts
+
+if TYPE_CHECKING:  # it imports JAX, which reads the environment that `topology.devices` sets
+    from jaxrobust.runtime.devices import hardware
+
+
+def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
+    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
+    program = topology.compiled(function, *arguments, remedy=remedy)
+    return program.figures | read(program.module)
+
+
+def read(module: hlo.Module) -> dict[str, Any]:
+    """Read costs by part of a step, and collectives by kind, per chip and run of the program."""
+    collectives = hlo.collectives(module)
+    kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
+    for collective in collectives:
+        kinds.setdefault((collective.kind, collective.inside), []).append(collective)
+    # What a loop of unknown length repeats counts once in bytes, and as repeated.
+    gathers: Counter[str] = Counter()
+    for collective in collectives:
+        for name in collective.parameters:
+            gathers[name] += 2 if collective.times is None else collective.times
+    return {
+        "instructions": sum(1 for _ in hlo.instructions(module.computations)),
+        **parts.figures(module),
+        "in_flight": [each._asdict() for each in overlap.in_flight(module)],
+        "collectives": [
+            {
+                "kind": kind,
+                "in_attack_loop": inside,
+                "count": len(group),
+                "arrays": sum(c.arrays for c in group),
+                "bytes": sum(c.bytes * (c.times or 1) for c in group),
+            }
+            for (kind, inside), group in sorted(kinds.items())
+        ],
+        "collectives_in_attack_loop": sum(c.inside for c in collectives),
+        "parameters_gathered": len(gathers),
+        "parameters_gathered_more_than_once": sorted(p for p, n in gathers.items() if n > 1),
+    }
+
+
+def show(
+    figures: dict[str, Any],
+    chip: "hardware.Chip | None",
+    *,
+    flops: float,
+    images: float,
+    by_part: bool = False,
+) -> dict[str, Any]:
+    """Print figures of `compiled` for people; return memory in all, and the roofline.
+
+    `flops` are those of the model on one chip in one run, which takes so many `images`; `by_part`
+    adds the tables of `parts`.
+    """
+    memory = topology.memory_of(figures)
+    gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in topology.PARTS)
+    print(
+        f"  traced in {figures['trace_s']:.1f} s, compiled in {figures['compile_s']:.1f} s; "
+        f"{figures['instructions']:,} instructions"
+    )
+    of = f" of {chip.memory / 2**30:.0f}" if chip else ""
+    print(f"  memory per chip: {memory / 2**30:.2f}{of} GiB ({gib})")
+    for c in figures["collectives"]:
+        what = f"{c['count']} {c['kind']} of {c['arrays']} arrays, {c['bytes'] / 1e6:,.1f} MB"
+        print(f"  {what}{', IN THE ATTACK LOOP' * c['in_attack_loop']}")
+    print(f"  collectives in the attack loop: {figures['collectives_in_attack_loop']}")
+    if again := figures["parameters_gathered_more_than_once"]:
+        print(f"  GATHERED MORE THAN ONCE: {', '.join(again[:5])}{', ...' * (len(again) > 5)}")
+    executable = figures["flops_executable"]
+    print(
+        f"  {flops / 1e12:.3f} TFLOP per chip and step of the model, {executable / flops:.2f} of "
+        "that in the executable"
+    )
+    for line in parts.lines(figures) if by_part else ():
+        print(f"  {line}")
+    usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
+    if chip is None:
+        return usage
+    bounds = topology.roofline(figures, chip, flops=flops, images=images)
+    bounds |= hidden(figures, chip)
+    seconds = {key.removesuffix("_s"): bounds[key] for key in topology.SECONDS if key in bounds}
+    for kernel in figures["kernels"]:
+        print(
+            f"  kernel {kernel['name']}: {kernel['calls']} calls of {kernel['cycles']:,} cycles, "
+            f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
+        )
+    if "hidden_share" in bounds:
+        sent, beside = figures["sent_bytes"], sum(each["sent"] for each in figures["in_flight"])
+        print(
+            f"  {sent / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of that beside other "
+            f"work, {bounds['hidden_share']:.0%} hidden behind it"
+        )
+    print(
+        f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
+        f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
+        f"{bounds['bound_by']} "
+        f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
+    )
+    return usage | bounds
+
+
+def hidden(figures: dict[str, Any], chip: "hardware.Chip") -> dict[str, float]:
+    """Compute how much of what a chip sends is hidden behind other work; {} if nothing is sent."""
+    if not figures["sent_bytes"] or not chip.clock:
+        return {}
+    in_flight = [overlap.InFlight(**each) for each in figures["in_flight"]]
+    bytes_ = overlap.hidden(in_flight, clock=chip.clock, interconnect=chip.interconnect)
+    return {"hidden_bytes": bytes_, "hidden_share": bytes_ / figures["sent_bytes"]}
