@@ -25,7 +25,7 @@ from jaxrobust import data, evaluation
 from jaxrobust.attacks import ensembles
 from jaxrobust.commands import compare, select
 from jaxrobust.config import VERSION
-from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.bundles import claims, findings
 from jaxrobust.evaluation.engine import accuracy, engine, outcome, replay
 from jaxrobust.evaluation.network import checks, fingerprint, randomised, tracing
 from jaxrobust.evaluation.questions import several
@@ -480,10 +480,10 @@ class ForgedTest(parameterized.TestCase):
         how = {"labels": self.honest.labels} | how
         try:
             bundle = claims.read(self.folder)
-            found = claims.judge(bundle, lambda ids: self.honest.images[list(ids)], net, **how)
+            found = findings.judge(bundle, lambda _, ids: self.honest.images[list(ids)], net, **how)
         except ValueError as error:
             return False, str(error)
-        return found.whole, "\n".join(claims.lines(bundle, found))
+        return found.whole, "\n".join(findings.lines(bundle, found))
 
     def test_the_honest_one(self):
         whole, said = self.said()
@@ -529,7 +529,7 @@ class ForgedTest(parameterized.TestCase):
     def test_images_that_were_not_given_are_not_confirmed(self):
         whole, said = self.said(count=20, labels=self.honest.labels[:20])
         self.assertFalse(whole)
-        self.assertIn("20 not confirmed: not among the images that were given", said)
+        self.assertIn("20 images not confirmed: not among the images that were given", said)
 
     def test_a_bundle_of_an_older_version_is_read_with_what_it_lacks(self):
         path = self.folder / claims.ABOUT

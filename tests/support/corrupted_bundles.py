@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation.bundles import bundle_corrupted, claims
+from jaxrobust.evaluation.bundles import bundle, claims
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from tests.support import bundles
@@ -55,7 +55,7 @@ def corrupted(root: Path, *, clean: bool = True) -> Corrupted:
     folder = root / "corrupted"
     record = AccuracyRecord.from_json(values)
     how = {"ids": np.arange(bundles.N), "split_images": SPLIT, "batch": 7}
-    bundle_corrupted.of_record(folder, record, images, labels, right, **how)
+    bundle.of_corruptions(folder, record, images, labels, right, **how)
     return Corrupted(images, labels, right, folder)
 
 

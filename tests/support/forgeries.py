@@ -269,12 +269,14 @@ NUMBERS = [
 VERDICTS = [
     Forgery("fooled by nothing", row("", verdict="apgd-ce"), "has None for the file of line"),
     Forgery("fooled by no attack", row("apgd-ce", verdict="magic"), "verdict 'magic' .* no attack"),
-    Forgery("misclassified as it is", row("", verdict="clean"), "1 not confirmed: classified corr"),
+    Forgery(
+        "misclassified as it is", row("", verdict="clean"), "1 image not confirmed: classified "
+    ),
     Forgery("a difference of nothing", standing_as_fooled, "not confirmed: classified correctly"),
     Forgery("another label", other_label("clean"), "another label than the data set's"),
     Forgery("another label of one that stands", other_label(""), "another label than the data se"),
     Forgery("a label of no class", row("clean", label=99), "label 99 .*, which is no class"),
-    Forgery("hashes swapped", swapped("sha256"), "2 not confirmed: not the image that was eval"),
+    Forgery("hashes swapped", swapped("sha256"), "2 images not confirmed: not the image that"),
     Forgery("a hash of nothing", row("clean", sha256=""), "has '' for the sha256 of image"),
     Forgery("lines that are none", text("[1]\n"), "has .1. for the image of line 1"),
     Forgery("lines of no JSON", text("{image: 1}\n"), "images.jsonl is no JSON"),

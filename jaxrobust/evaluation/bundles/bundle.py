@@ -1,34 +1,32 @@
-"""Write a bundle: what anyone needs to check a robust accuracy with one forward pass an image.
+"""Write a bundle: what anyone needs to check an accuracy with one forward pass per image.
 
 The adversarial images that an evaluation keeps are stored as differences from the clean ones, which
-are not stored. A difference is rounded to few levels and scaled to the radius wherever the network
-misclassifies what comes out; `claims` restores and checks just that.
+are not stored. A perturbation is rounded to a few levels on either side of 0 and scaled to the
+radius; `claims` restores and checks just that. Where the network no longer misclassifies what comes
+out, more levels are taken. Corrupted images are not stored at all: whoever checks a bundle has the
+files of the data set, or computes them from the seed of the record.
 """
 
 import ast
 import contextlib
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrobust.attacks.fixed_steps import is_cascade
-from jaxrobust.evaluation.bundles import (
-    claims,
-    claims_corrupted,
-    claims_torch,
-    contradictions,
-    contradictions_corrupted,
-)
+from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions, findings
 from jaxrobust.evaluation.bundles.claims import Logits
 from jaxrobust.evaluation.bundles.contradictions import BundleFacts, ImageRow
-from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.records import checked
@@ -40,6 +38,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Threat
 
 PROGRAM = "verify.py"
+LEVELS = (1, 2, 4, 8, 32, 127)  # of a difference, on either side of 0, tried in this order
 _PART_BYTES = 64 * 2**20  # of a file of differences, after which the next begins
 _ENCODING = (
     "images.jsonl has a line for each image: its place in the split, label, verdict ('': it "
@@ -49,25 +48,30 @@ _ENCODING = (
     "adversarial image is clip(clean + steps * step, 0, 1) in float32. With 0 levels: what the bit "
     "patterns of the float32 values differ by, modulo 2^32, the lowest bytes of all values first."
 )
+_CORRUPTED_ENCODING = (
+    "images.jsonl has a line for each image: its place in the split, label, `right`, which has a 1 "
+    "for each of `corruptions`, in their order, under which the network classifies it correctly, "
+    "and the sha256 of the image under all of these corruptions in this order, uint8[H,W,C] each. "
+    "`clean` is the image as it is, KIND-SEVERITY a common corruption."
+)
 
 
-def check(given: Any, count: int) -> None:
+def check(flags: Any, count: int) -> None:
     """Refuse flags of `count` threats and image sizes that no bundle can be made of."""
-    if not given.bundle:
+    if not flags.bundle:
         return
     if count > 1:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
-    searched = given.attack == ALONE or is_cascade(given.attack)
-    if not searched and given.corruptions is None:
+    if flags.attack != ALONE and not is_cascade(flags.attack) and flags.corruptions is None:
         raise ValueError(
-            f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
+            f"--bundle needs adversarial images, which --attack={flags.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"
         )
-    place = Path(given.bundle)
+    place = Path(flags.bundle)
     if place.exists() and not (place / claims.SUMS).is_file() and not _empty(place):
-        raise ValueError(f"--bundle {place} is there and is no bundle; name a new folder")
+        raise ValueError(f"--bundle {place} exists and is not a bundle; name a new folder")
 
 
 def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
@@ -81,11 +85,10 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
         if jax.process_index() == 0:
             images = evaluation.images
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
+            users = {"ledger": evaluation.ledger(evaluation.begun(subject))}
+            more: Any = users if question.users else {}
             split = len(evaluation.source)
-            more: Any = {"split_images": split}
-            if question.users:
-                more["ledger"] = evaluation.ledger(evaluation.begun(subject))
-            of_record(place, record, evaluation.out, images, logits, **more)
+            of_record(place, record, evaluation.out, images, logits, split_images=split, **more)
 
     hosts.together(write)
     return record
@@ -119,22 +122,123 @@ def of_record(
             f"the record {record.evaluation} has no verdicts image by image, as those of an "
             "older version; evaluate again with --out DIR"
         )
-    own = checked.verdicts(record, out / "results.jsonl")
-    ledger = ledger or out / f"ledger-{record.evaluation}.jsonl"
-    points = _Points(ledger, own, tuple(images.shape[1:]))
-    whole_split = split_images or len(images)
-    about: BundleFacts = {"record": record.to_json(), "split_images": whole_split}
-    with written(place) as part:
-        levels, unsure = _write(part, about, own, images, points, logits, batch)
-    size = sum(file.stat().st_size for file in place.iterdir())
-    fooled = sum(levels.values())
-    exact = f", {levels[0]} of them exact" if levels.get(0) else ""
+    verdicts = checked.verdicts(record, out / "results.jsonl")
+    points = _stored_points(ledger or out / f"ledger-{record.evaluation}.jsonl", verdicts)
+    levels, unsure = dict.fromkeys((*LEVELS, 0), 0), 0
+
+    def rows(part: Path) -> Iterator[ImageRow]:
+        nonlocal unsure
+        files = offset = 0
+        for start in range(0, len(verdicts.labels), batch):
+            places = np.arange(start, min(start + batch, len(verdicts.labels)))
+            clean = images[places]
+            coded = _coded_points(places, clean, verdicts, points, logits, record.threats[0])
+            for at, image in zip(places.tolist(), clean, strict=True):
+                row: ImageRow = {
+                    "image": int(verdicts.image_ids[at]),
+                    "label": int(verdicts.labels[at]),
+                    "verdict": str(verdicts.fooled_by[at]),
+                    "sha256": claims.image_sha256(image),
+                }
+                if at in coded:
+                    count, step, code, sure = coded[at]
+                    levels[count] += 1
+                    unsure += not sure
+                    if offset and offset + len(code) > _PART_BYTES:
+                        files, offset = files + 1, 0
+                    name = f"differences-{files}.bin"
+                    with (part / name).open("ab") as file:
+                        file.write(code)
+                    row |= {"levels": count, "step": step, "file": name}
+                    row |= {"offset": offset, "bytes": len(code)}
+                    offset += len(code)
+                yield row
+
+    with _written(place) as part:
+        _write_rows(part, rows(part))
+        about: BundleFacts = {
+            "schema": claims.SCHEMA,
+            "image": list(images.shape[1:]),
+            "encoding": _ENCODING,
+            "levels": {str(count): number for count, number in levels.items() if number},
+            "near_the_boundary": unsure,  # images, by `claims.MARGIN`
+            "record": record.to_json(),
+            "split_images": split_images or len(images),
+        }
+        (part / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    exact = f", {levels[0]} of them exact" if levels[0] else ""
     near = f"; {unsure} are misclassified by little more than rounding" if unsure else ""
-    say(f"bundle {place}: {fooled} adversarial images{exact}, {size / 2**20:.1f} MiB{near}")
+    _announce(place, f"{sum(levels.values())} adversarial images{exact}", near)
+
+
+def of_corruptions(
+    place: Path,
+    record: AccuracyRecord,
+    images: Mapping[str, ImageSet],
+    labels: np.ndarray,
+    right: Mapping[str, np.ndarray],
+    *,
+    ids: np.ndarray,
+    split_images: int,
+    batch: int = 64,
+) -> None:
+    """Write the bundle of an evaluation under common corruptions, unless it is there.
+
+    Args:
+      images, right: for each corruption by its name, and for `clean` where that was measured, the
+        images, and bool[N], which of them the network classifies correctly.
+      labels, ids: i[N]; ids are the images' places in the split.
+      split_images: images of the split.
+    Raises:
+      ValueError: the folder is taken.
+    """
+    if check_place(place, str(record.evaluation)):
+        say(f"the bundle {place} is there already; nothing is written")
+        return
+    about: BundleFacts = {
+        "schema": contradictions.CORRUPTED_SCHEMA,
+        "image": list(next(iter(images.values())).shape[1:]),
+        "encoding": _CORRUPTED_ENCODING,
+        "corruptions": list(images),
+        "record": record.to_json(),
+        "split_images": split_images,
+    }
+    marks = np.stack([right[name] for name in images], axis=1)
+
+    def rows() -> Iterator[ImageRow]:
+        for start in range(0, len(labels), batch):
+            places = np.arange(start, min(start + batch, len(labels)))
+            sums = [hashlib.sha256() for _ in places]
+            for corrupted in images.values():
+                for digest, image in zip(sums, corrupted[places], strict=True):
+                    digest.update(claims.pixels(image))
+            for at, digest in zip(places.tolist(), sums, strict=True):
+                yield {
+                    "image": int(ids[at]),
+                    "label": int(labels[at]),
+                    "sha256": digest.hexdigest(),
+                    "right": "".join(str(int(mark)) for mark in marks[at]),
+                }
+
+    with _written(place) as part:
+        (part / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+        _write_rows(part, rows())
+    _announce(place, f"the answers to {len(labels):,} images under {len(images)} corruptions")
+
+
+def _write_rows(part: Path, rows: Iterator[ImageRow]) -> None:
+    with (part / claims.ROWS).open("w") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def _announce(place: Path, content: str, remark: str = "") -> None:
+    size = sum(file.stat().st_size for file in place.iterdir())
+    say(f"bundle {place}: {content}, {size / 2**20:.1f} MiB{remark}")
 
 
 @contextlib.contextmanager
-def written(place: Path) -> Iterator[Path]:
+def _written(place: Path) -> Iterator[Path]:
     """Give a folder for the files of a bundle, which becomes `place` with program and hashes."""
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
@@ -184,116 +288,109 @@ def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) ->
     return logits
 
 
-def _write(
-    folder: Path,
-    about: BundleFacts,
-    own: Verdicts,
-    images: ImageSet,
-    points: "_Points",
+class Coded(NamedTuple):
+    """The difference of an adversarial image from the clean one."""
+
+    levels: int  # 0: it is exact
+    step: float
+    code: bytes
+    sure: bool  # misclassified by `claims.MARGIN` at least
+
+
+def encoded(
+    adversarial: np.ndarray, images: np.ndarray, labels: np.ndarray, logits: Logits, threat: Threat
+) -> list[Coded]:
+    """Make the differences of n images, each with the fewest levels that keep it adversarial.
+
+    With fewest levels among those that the network misclassifies by `claims.MARGIN`; where none
+    does so, exact, or among those that it misclassifies at all. Images are f32[n,H,W,C].
+    """
+    best: list[Coded | None] = [None] * len(images)
+    for levels in (*LEVELS, 0):
+        todo = [i for i, coded in enumerate(best) if coded is None or not coded.sure]
+        if not todo:
+            break
+        tried = [_coded(adversarial[i], images[i], levels, threat) for i in todo]
+        points = np.stack(
+            [
+                claims.restored(code, images[i], levels, step)
+                for i, (step, code) in zip(todo, tried, strict=True)
+            ]
+        )
+        answers = logits(points)
+        holds, _ = checks.verified(points, images[todo], labels[todo], answers, threat)
+        sure = holds & (claims.margin(answers, labels[todo]) < -claims.MARGIN)
+        for i, step_and_code, ok, firm in zip(todo, tried, holds, sure, strict=True):
+            if firm or (best[i] is None and (ok or not levels)):
+                best[i] = Coded(levels, *step_and_code, sure=bool(firm))
+    return [coded for coded in best if coded is not None]
+
+
+def _coded(
+    adversarial: np.ndarray, image: np.ndarray, levels: int, threat: Threat
+) -> tuple[float, bytes]:
+    """Return the length of a step and the compressed steps; of 0 levels the exact difference."""
+    if not levels:
+        bits = [np.ascontiguousarray(a, "<f4").view("<u4") for a in (adversarial, image)]
+        planes = (bits[0] - bits[1]).ravel().view(np.uint8).reshape(-1, 4).T
+        return 0.0, zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)
+    delta = adversarial.astype(np.float64) - image.astype(np.float64)
+    largest = float(np.abs(delta).max()) or 1.0
+    steps = np.rint(delta * (levels / largest))
+    length = float(np.linalg.norm(steps.ravel(), checks.ORDER[threat.norm])) or 1.0
+    code = zlib.compress(np.ascontiguousarray(steps.astype(np.int8)).tobytes(), 6)
+    return float(np.float32(threat.epsilon / length)), code
+
+
+def _coded_points(
+    places: np.ndarray,
+    clean: np.ndarray,
+    verdicts: Verdicts,
+    points: dict[int, tuple[Path, int]],
     logits: Logits,
-    batch: int,
-) -> tuple[dict[int, int], int]:
-    attack = about["record"]["attacks"][0]
-    threat = Threat.of(attack)
-    files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0
-    with (folder / claims.ROWS).open("w") as rows:
-        for start in range(0, len(own.image_ids), batch):
-            which = np.arange(start, min(start + batch, len(own.image_ids)))
-            clean = images[which]
-            hit = np.flatnonzero(own.clean[which] & ~own.robust[which])
-            labels = own.labels[which[hit]]
-            adversarial = np.stack([points[which[i]] for i in hit]) if len(hit) else clean[:0]
-            made = encoded(adversarial, clean[hit], labels, logits, threat)
-            coded = dict(zip(hit.tolist(), made, strict=True))
-            for i, place in enumerate(which.tolist()):
-                row: ImageRow = {
-                    "image": int(own.image_ids[place]),
-                    "label": int(own.labels[place]),
-                    "verdict": str(own.fooled_by[place]),
-                    "sha256": claims.image_sha256(clean[i]),
-                }
-                if i in coded:
-                    levels[coded[i].levels] += 1
-                    unsure += not coded[i].sure
-                    row = {**row, **files.add(coded[i])}
-                rows.write(json.dumps(row) + "\n")
-    files.close()
-    about = {
-        "schema": claims.SCHEMA,
-        "image": list(images.shape[1:]),
-        "encoding": _ENCODING,
-        "levels": {str(count): number for count, number in levels.items() if number},
-        "near_the_boundary": unsure,  # images, by `claims.MARGIN`
-        **about,
-    }
-    (folder / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-    return {count: number for count, number in levels.items() if number}, unsure
-
-
-class _Files:
-    """The files of differences, one after the other."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._count = folder, 0
-        self._file: BinaryIO | None = None
-
-    def add(self, coded: Coded) -> ImageRow:
-        """Store a difference; return its part of a row."""
-        if self._file is None or self._file.tell() + len(coded.code) > _PART_BYTES:
-            self.close()
-            self._file = (self._folder / f"differences-{self._count}.bin").open("wb")
-            self._count += 1
-        offset = self._file.tell()
-        self._file.write(coded.code)
-        name = Path(self._file.name).name
-        row: ImageRow = {"levels": coded.levels, "step": coded.step}
-        return {**row, "file": name, "offset": offset, "bytes": len(coded.code)}
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-class _Points:
-    """The adversarial images of an evaluation, by place, from its ledger."""
-
-    def __init__(self, ledger: Path, own: Verdicts, shape: tuple[int, ...]) -> None:
-        self._shape, self._where = shape, {}
-        wanted = {
-            (int(own.image_ids[place]), str(own.fooled_by[place])): place
-            for place in np.flatnonzero(own.clean & ~own.robust).tolist()
-        }
-        for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
-            for row in jsonl.read(file):
-                key = (row.get("image"), row.get("attack"))
-                if row.get("fooled") and key in wanted:
-                    self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
-        missing = len(wanted) - len(self._where)
-        if missing or not all(file.is_file() for file, _ in self._where.values()):
-            raise ValueError(
-                f"{ledger} lacks adversarial images of its evaluation ({missing} verdicts); "
-                "--bundle needs them: evaluate again with --out DIR"
-            )
-
-    def __getitem__(self, place: int) -> np.ndarray:
-        file, stored = self._where[int(place)]
-        size = int(np.prod(self._shape))
-        point = np.fromfile(file, np.float32, size, offset=stored * 4 * size)
+    threat: Threat,
+) -> dict[int, Coded]:
+    """Encode the adversarial images at some places, whose clean images are given."""
+    hit = np.flatnonzero(verdicts.clean[places] & ~verdicts.robust[places])
+    size, adversarial = clean[0].size, np.array(clean[hit])
+    for at, place in enumerate(places[hit].tolist()):
+        file, number = points[place]
+        point = np.fromfile(file, np.float32, size, offset=number * 4 * size)
         if point.size < size:
             raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
-        return point.reshape(self._shape)
+        adversarial[at] = point.reshape(clean.shape[1:])
+    made = encoded(adversarial, clean[hit], verdicts.labels[places[hit]], logits, threat)
+    return dict(zip(places[hit].tolist(), made, strict=True))
+
+
+def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, int]]:
+    """Find the adversarial images of an evaluation: place -> file, number of the image in it."""
+    wanted = {
+        (int(verdicts.image_ids[place]), str(verdicts.fooled_by[place])): place
+        for place in np.flatnonzero(verdicts.clean & ~verdicts.robust).tolist()
+    }
+    points = {}
+    for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
+        for row in jsonl.read(file):
+            key = (row.get("image"), row.get("attack"))
+            if row.get("fooled") and key in wanted:
+                points[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
+    missing = len(wanted) - len(points)
+    if missing or not all(file.is_file() for file, _ in points.values()):
+        raise ValueError(
+            f"{ledger} lacks adversarial images of its evaluation ({missing} verdicts); "
+            "--bundle needs them: evaluate again with --out DIR"
+        )
+    return points
 
 
 def program() -> str:
     """Make the program in every bundle: the text of `claims_torch`, with what that needs."""
-    needed = {
-        "Contradictions": contradictions,
-        "Contradictions of common corruptions": contradictions_corrupted,
-        "Claims": claims,
-        "Claims of common corruptions": claims_corrupted,
-    }
     doc, last = _parted(claims_torch)
-    parts = [f"# --- {head} ---\n\n{_parted(own)[1].strip()}\n" for head, own in needed.items()]
+    needed = {"Contradictions": contradictions, "Claims": claims, "Findings": findings}
+    parts = [
+        f"# --- {head} ---\n\n{_parted(module)[1].strip()}\n" for head, module in needed.items()
+    ]
     return "\n\n".join([doc, *parts, f"# --- With PyTorch ---\n{last}"])
 
 

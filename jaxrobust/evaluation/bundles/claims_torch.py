@@ -32,19 +32,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation.bundles.claims import Bundle, Images, Logits, judge, lines, read
-from jaxrobust.evaluation.bundles.claims_corrupted import (
-    CorruptedImages,
-    corrupted_lines,
-    judge_corrupted,
-)
-from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
+from jaxrobust.evaluation.bundles.claims import Bundle, Logits, read
+from jaxrobust.evaluation.bundles.contradictions import CLEAN
+from jaxrobust.evaluation.bundles.findings import Images, judge, lines
 
 BATCH = 50
 SEVERITIES = 5  # of each kind of corruption, one behind the other in its file
 
 
-def network(name: str, device: str) -> Logits:
+def network(name: str, device: str | None) -> Logits:
     """Make a PyTorch network a function of arrays.
 
     `name`: FILE.py:NAME or package.module:NAME; NAME is a torch.nn.Module from f32[B,C,H,W] in
@@ -52,19 +48,21 @@ def network(name: str, device: str) -> Logits:
     """
     import torch
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
     file, colon, attribute = name.rpartition(":")
     if not (file and colon and attribute):
         raise ValueError(f"--module {name} is no FILE.py:NAME, such as net.py:load")
-    made = getattr(_module(file), attribute, None)
-    if callable(made) and not isinstance(made, torch.nn.Module):
-        made = made()
-    if not isinstance(made, torch.nn.Module):
+    net = getattr(_module(file), attribute, None)
+    if callable(net) and not isinstance(net, torch.nn.Module):
+        net = net()
+    if not isinstance(net, torch.nn.Module):
         raise ValueError(
             f"--module {name} gives no torch.nn.Module; name one, or a function without arguments "
             "that returns one"
         )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    net = made.to(device).float().eval()
+    net = net.to(device).float().eval()
 
     def logits(images: np.ndarray) -> np.ndarray:
         moved = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
@@ -101,7 +99,7 @@ def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
             f"[N, {', '.join(map(str, shape))}], channels last"
         )
 
-    def images(ids: Sequence[int]) -> np.ndarray:
+    def images(_: str, ids: Sequence[int]) -> np.ndarray:
         chosen = stored[list(ids)]
         if chosen.dtype == np.uint8:
             return np.divide(chosen, np.float32(255), dtype=np.float32)
@@ -112,7 +110,7 @@ def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
 
 def stored_corruptions(
     folder: Path, names: Sequence[str], shape: Sequence[int]
-) -> tuple[CorruptedImages, int, np.ndarray]:
+) -> tuple[Images, int, np.ndarray]:
     """Open a folder of corrupted images: they come back by corruption and id, with N and labels.
 
     It holds KIND.npy, uint8[5*N,H,W,3], of which the first N images are of severity 1, clean.npy,
@@ -126,16 +124,16 @@ def stored_corruptions(
     stored, count = {}, 0
     for name in names:
         kind, _, severity = name.partition("-")
-        own, levels = folder / f"{kind}.npy", 1 if name == CLEAN else SEVERITIES
-        images = _array(own, "images")
+        file, levels = folder / f"{kind}.npy", 1 if name == CLEAN else SEVERITIES
+        images = _array(file, "images")
         if images.shape[1:] != tuple(shape) or images.dtype != np.uint8 or len(images) % levels:
             raise ValueError(
-                f"--images: {own} is {images.dtype}{images.shape}; the bundle needs uint8 "
+                f"--images: {file} is {images.dtype}{images.shape}; the bundle needs uint8 "
                 f"[{levels} times N, {', '.join(map(str, shape))}], channels last"
             )
         number = len(images) // levels
         if count and number != count:
-            raise ValueError(f"--images: {own} has {number} images of each severity, not {count}")
+            raise ValueError(f"--images: {file} has {number} images of each severity, not {count}")
         count = number
         stored[name] = images[(int(severity or 1) - 1) * count :][:count]
     labels = _array(folder / "labels.npy", "images")
@@ -151,11 +149,11 @@ def stored_corruptions(
     return images_of, count, labels[:count]
 
 
-def _array(path: Path, what: str) -> np.ndarray:
+def _array(path: Path, flag: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--{what} {path} is no .npy file that can be read ({error})") from error
+        raise ValueError(f"--{flag} {path} is no .npy file that can be read ({error})") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -179,58 +177,46 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         bundle = read(args.bundle)
-        checked = _corrupted if bundle.corrupted else _adversarial
-        whole, labels, shown = checked(bundle, args)
+        images, count, labels = _opened(bundle, args)
+        logits = network(args.module, args.device)
+        findings = judge(
+            bundle,
+            images,
+            logits,
+            count=count,
+            labels=labels,
+            batch=max(args.batch, 1),
+            trust_labels=args.trust_labels,
+            tell=lambda line: print(line, file=sys.stderr),
+        )
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
-    print("\n".join(shown))
+    print("\n".join(lines(bundle, findings)))
     print("Whether these are the weights of the record, this program cannot know: compare files.")
     if not bundle.corrupted:
         print("Images that stand were not attacked here: jaxrobust verify attacks some of them.")
-    if labels == "unchecked":
+    if findings.labels == "unchecked":
         print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
-    return 0 if whole else 1
+    return 0 if findings.whole else 1
 
 
-def _adversarial(bundle: Bundle, args: argparse.Namespace) -> tuple[bool, str, list[str]]:
-    """Judge adversarial images: whether all is confirmed, what labels were, lines for people."""
-    images, count = stored_images(args.images, bundle.about["image"])
+def _opened(bundle: Bundle, args: argparse.Namespace) -> tuple[Images, int, np.ndarray | None]:
+    """Open the images that a bundle is of: they, how many there are, and labels."""
+    about = bundle.about
+    if bundle.corrupted:
+        if args.labels is not None:
+            raise ValueError(
+                "--labels has no effect on common corruptions, whose folder has labels"
+            )
+        return stored_corruptions(args.images, about["corruptions"], about["image"])
+    images, count = stored_images(args.images, about["image"])
     labels = None if args.labels is None else _array(args.labels, "labels")
     if labels is not None and labels.shape != (count,):
         raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
     if labels is not None and labels.dtype.kind not in "iu":
         raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
-    findings = judge(
-        *(bundle, images, _network(args)), count=count, labels=labels, **_how(args), tell=_tell
-    )
-    return findings.whole, findings.labels, lines(bundle, findings)
-
-
-def _corrupted(bundle: Bundle, args: argparse.Namespace) -> tuple[bool, str, list[str]]:
-    """Judge common corruptions, as `_adversarial` does adversarial images."""
-    if args.labels is not None:
-        raise ValueError("--labels has no effect on common corruptions, whose folder has labels")
-    names, shape = bundle.about["corruptions"], bundle.about["image"]
-    images, count, labels = stored_corruptions(args.images, names, shape)
-    findings = judge_corrupted(
-        *(bundle, images, _network(args)), count=count, labels=labels, **_how(args), tell=_tell
-    )
-    return findings.whole, findings.labels, corrupted_lines(bundle, findings)
-
-
-def _network(args: argparse.Namespace) -> Logits:
-    import torch
-
-    return network(args.module, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _how(args: argparse.Namespace) -> dict[str, Any]:
-    return {"batch": max(args.batch, 1), "trust_labels": args.trust_labels}
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)
+    return images, count, labels
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation.bundles import claims
-from jaxrobust.evaluation.bundles.claims import Bundle, ClaimFindings
-from jaxrobust.evaluation.bundles.contradictions import RecordJson, is_a
+from jaxrobust.evaluation.bundles.claims import Bundle
+from jaxrobust.evaluation.bundles.contradictions import RecordJson, is_a, kind
+from jaxrobust.evaluation.bundles.findings import SHOWN, ClaimFindings
 from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.network.images import ImageSet
@@ -78,8 +78,8 @@ class StandingSample(NamedTuple):
         ]
         if fell:
             named = [f"{image} ({name})" for image, name in self.fallen.items()]
-            more = ", ..." * (fell > claims.SHOWN)
-            shown.append(f"  fell: image {', '.join(named[: claims.SHOWN])}{more}")
+            more = ", ..." * (fell > SHOWN)
+            shown.append(f"  fell: image {', '.join(named[:SHOWN])}{more}")
         return shown
 
 
@@ -95,7 +95,7 @@ def attacked(
 ) -> StandingSample:
     """Attack up to `count` of the standing images that were confirmed, drawn by `seed`."""
     doubtful = {image for ids in findings.unconfirmed.values() for image in ids}
-    rows = [row for row in bundle.rows if claims.kind(row) == "standing"]
+    rows = [row for row in bundle.rows if kind(row) == "standing"]
     rows = [row for row in rows if row["image"] not in doubtful]
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(len(rows), min(count, len(rows)), replace=False))

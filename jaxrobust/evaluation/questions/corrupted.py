@@ -19,8 +19,8 @@ from jaxrobust.data.stream import corrupted_images, pipeline
 from jaxrobust.data.stream.corrupted_images import Photographs
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption as Asked
-from jaxrobust.evaluation.bundles import bundle, bundle_corrupted
-from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
+from jaxrobust.evaluation.bundles import bundle
+from jaxrobust.evaluation.bundles.contradictions import CLEAN
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, label_checks, reliability
 from jaxrobust.evaluation.network.images import ImageSet
@@ -239,7 +239,7 @@ def _write_bundle(
         right[name] = _right(rows[name], count)
         size, how = evaluation.subject.image_size, str(evaluation.question.preprocessing)
         images[name] = prepared(source, size, how, evaluation.images.ids)
-    bundle_corrupted.of_record(
+    bundle.of_corruptions(
         place,
         measured,
         images,

@@ -23,9 +23,9 @@ from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import SEVERITIES
 from jaxrobust.evaluation.bundles import bundle as bundles
-from jaxrobust.evaluation.bundles import claims, claims_corrupted, standing
-from jaxrobust.evaluation.bundles.claims_corrupted import CorruptionFindings
-from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN
+from jaxrobust.evaluation.bundles import claims, findings, standing
+from jaxrobust.evaluation.bundles.contradictions import CLEAN, kind
+from jaxrobust.evaluation.bundles.findings import ClaimFindings, CorruptionFindings
 from jaxrobust.evaluation.bundles.standing import StandingSample
 from jaxrobust.evaluation.questions import corrupted, flags, measuring, questions
 from jaxrobust.evaluation.questions import target as subjects
@@ -57,66 +57,47 @@ class Verification(NamedTuple):
     """What forward passes and attacks confirm of a bundle, and what is said beside it."""
 
     bundle: claims.Bundle
-    findings: claims.ClaimFindings | CorruptionFindings
-    other_network: str | None  # a sentence, where it is not the record's
-    other_split: str | None  # likewise of the images
-    other_attacks: str | None  # likewise of the attacks
+    findings: ClaimFindings | CorruptionFindings
+    other_network: bool  # than the record's
+    denied: list[str]  # why this does not confirm the claim, whatever the passes say
     remark: str | None  # on the program in the bundle
     flags: dict[str, str]  # what makes the network's numbers doubtful, as was seen here
     sample: StandingSample | None = None  # None: of common corruptions, where every answer is known
 
     @property
-    def denied(self) -> list[str]:
-        """List why this does not confirm the claim, whatever the passes say."""
-        return [text for text in (self.other_network, self.other_split, self.other_attacks) if text]
-
-    @property
-    def outcome(self) -> claims.ClaimFindings | CorruptionFindings:
-        """Return the findings, with the images that fell in the sample among the fallen."""
-        if self.sample is None or isinstance(self.findings, CorruptionFindings):
-            return self.findings
-        return self.findings._replace(fallen=self.findings.fallen + len(self.sample.fallen))
+    def contradiction(self) -> str | None:
+        """Say what attacks on standing images contradict; None: nothing."""
+        return self.sample.contradicts if self.sample else None
 
     @property
     def confirmed(self) -> bool:
         """Tell whether the bundle's whole claim holds for the network and images of its record."""
-        contradicted = self.sample is not None and self.sample.contradicts
-        return self.findings.whole and not self.denied and not contradicted
+        return self.findings.whole and not self.denied and not self.contradiction
+
+    @property
+    def why_not(self) -> list[str]:
+        """List why a bundle's claim is not confirmed, a reason each."""
+        contradiction = [self.contradiction] if self.contradiction else []
+        return [*self.denied, *findings.why_not(self.findings), *contradiction]
 
 
 def verify(settings: VerificationSettings) -> dict[str, Any]:
     """Print what forward passes and attacks confirm, and return it for JSON."""
     done = check(settings)
-    beside = [*done.denied, *filter(None, [done.remark])]
-    print("\n".join([*lines(done), *beside]))
-    named: dict[str, Any] = {
-        "bundle": done.bundle.number,
-        "other_network": bool(done.other_network),
-    }
-    if done.sample and isinstance(done.findings, claims.ClaimFindings):
-        named["sample"] = done.sample.plain(done.findings.standing)
-    return done.outcome.plain() | {"whole": done.confirmed} | named
-
-
-def lines(done: Verification) -> list[str]:
-    """Write the claim of a bundle and what was found, for people."""
-    if isinstance(done.outcome, CorruptionFindings):
-        *rows, last = claims_corrupted.corrupted_lines(done.bundle, done.outcome)
-    else:
-        *rows, last = claims.lines(done.bundle, done.outcome)
-    if done.sample is not None and isinstance(done.findings, claims.ClaimFindings):
-        rows += done.sample.lines(done.findings.standing)
-        contradicted = done.sample.contradicts
-        last = f"Contradicted: {contradicted}" if contradicted else last
-    return [*rows, *(f"flag {name}: {text}" for name, text in done.flags.items()), last]
-
-
-def why_not(done: Verification) -> list[str]:
-    """List why a bundle's claim is not confirmed, a reason each."""
-    if isinstance(done.findings, CorruptionFindings):
-        return [*done.denied, *claims_corrupted.why_not_corrupted(done.findings)]
-    contradicted = done.sample and done.sample.contradicts
-    return [*done.denied, *claims.why_not(done.findings), *([contradicted] if contradicted else [])]
+    found, sample = done.findings, done.sample
+    more: dict[str, Any] = {"bundle": done.bundle.number, "other_network": done.other_network}
+    of_sample: list[str] = []
+    if sample and isinstance(found, ClaimFindings):
+        standing = found.standing
+        more["sample"], of_sample = sample.plain(standing), sample.lines(standing)
+        found = found._replace(fallen=found.fallen + len(sample.fallen))
+    *rows, last = findings.lines(done.bundle, found)
+    if done.contradiction:
+        last = f"Contradicted: {done.contradiction}"
+    doubts = [f"flag {name}: {text}" for name, text in done.flags.items()]
+    remarks = [*done.denied, *([done.remark] if done.remark else [])]
+    print("\n".join([*rows, *of_sample, *doubts, last, *remarks]))
+    return found.plain() | {"whole": done.confirmed} | more
 
 
 def check(settings: VerificationSettings) -> Verification:
@@ -136,43 +117,48 @@ def check(settings: VerificationSettings) -> Verification:
     which, subject, weights = flags.weights(given, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
     prepared = _prepared(source, bundle)
-    others = (
-        _other(bundle.record, subject, sha256),
-        _other_split(bundle, source),
-        None if bundle.corrupted else _other_attacks(bundle.record),
-    )
+    other_network = _other(bundle.record, subject, sha256)
+    other_attacks = None if bundle.corrupted else _other_attacks(bundle.record)
+    denied = [other_network, _other_split(bundle, source), other_attacks]
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
-    logits = bundles.forward(network, prepared.shape[1:], batch)
-    how: Any = {"count": len(prepared), "split_images": len(source), "batch": batch, "tell": say}
-    how["labels"] = prepared.labels()
-    remark = _other_program(bundle.folder)
-    on: dict[str, Any] = {
+    shown = {CLEAN: prepared}
+    if bundle.corrupted:
+        shown = _corrupted(settings, bundle, source, prepared)
+    judged = findings.judge(
+        bundle,
+        lambda name, ids: shown[name][np.asarray(ids)],
+        bundles.forward(network, prepared.shape[1:], batch),
+        count=len(prepared),
+        split_images=len(source),
+        batch=batch,
+        tell=say,
+        labels=prepared.labels(),
+    )
+    data: dict[str, Any] = {
         "dataset": source.name,
         "split": source.split,
         "files_sha256": source.files_sha256,
     }
-    doubts = trained.flags(trained.training(subject.history or [], **on))
-    if bundle.corrupted:
-        shown = _corrupted(settings, bundle, source, prepared)
-        each = lambda name, ids: shown[name][np.asarray(ids)]  # noqa: E731
-        findings = claims_corrupted.judge_corrupted(bundle, each, logits, **how)
-        return Verification(bundle, findings, *others, remark, doubts)
-    found = claims.judge(bundle, lambda ids: prepared[np.asarray(ids)], logits, **how)
-    seed = secrets.randbits(32) if settings.seed is None else settings.seed
-    drawn: Any = {"count": settings.sample, "seed": seed, "batch": settings.batch}
-    sample = standing.attacked(bundle, found, prepared, network, **drawn)
-    doubts |= sample.flags if sample else {}
-    return Verification(bundle, found, *others, remark, doubts, sample)
+    doubts = trained.flags(trained.training(subject.history or [], **data))
+    sample = None
+    if isinstance(judged, ClaimFindings):
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        drawn: Any = {"count": settings.sample, "seed": seed, "batch": settings.batch}
+        sample = standing.attacked(bundle, judged, prepared, network, **drawn)
+        doubts |= sample.flags
+    reasons = [text for text in denied if text]
+    remark = _other_program(bundle.folder)
+    return Verification(bundle, judged, bool(other_network), reasons, remark, doubts, sample)
 
 
 def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:
     given = flags.placed(GivenFlags(function=settings.function, weights=settings.weights))
     if given.workdir:
         phase = str(record["weights"]).partition(",")[0]
-        known = phase and (Path(given.workdir) / phase).is_dir()
-        return given._replace(phase=phase if known else None)
+        there = phase and (Path(given.workdir) / phase).is_dir()
+        return given._replace(phase=phase if there else None)
     if given.weights and not Path(given.weights).is_dir():
         model = record["model"]
         return given._replace(model=model["name"], options=model["options"] or None)
@@ -185,10 +171,11 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
     Whoever made the record may have made these too.
     """
     paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
-    for flag, own in (("dataset", rf"({paths}):.*|hf:[./~].*"), ("split", ".*@.*")):
+    patterns = {"dataset": rf"({paths}):.*|hf:[./~].*", "split": ".*@.*"}
+    for flag, pattern in patterns.items():
         value = str(record[flag])
         lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", value)
-        if not getattr(settings, flag) and re.fullmatch(own, value) and not lists:
+        if not getattr(settings, flag) and re.fullmatch(pattern, value) and not lists:
             raise ValueError(
                 f"the record names its images by a path, {value}, which may be of whoever made the "
                 f"bundle; name your own: --{flag} {value}"
@@ -228,18 +215,19 @@ def _corrupted(
                 f"--frost {settings.frost} is of other photographs than the bundle's; give the "
                 "same five files"
             )
-    files = source.name.startswith(cifar_c.PREFIX)
-    if (record["corruptions"].get("images") == "files") != files:
-        kinds = ("published files", "computed images")
-        theirs, here = reversed(kinds) if files else kinds
+    kinds = {True: "published files", False: "computed images"}
+    is_files = source.name.startswith(cifar_c.PREFIX)
+    if (record["corruptions"].get("images") == "files") != is_files:
         raise ValueError(
-            f"the bundle is of {theirs}, and {source.where()} has {here}; give the --dataset of "
-            "its record"
+            f"the bundle is of {kinds[not is_files]}, and {source.where()} has {kinds[is_files]}; "
+            "give the --dataset of its record"
         )
     asked = corruptions.chosen(",".join(name for name in names if name != CLEAN))
     if unknown := {name for name in names if name != CLEAN} ^ set(map(str, asked)):
-        raise ValueError(f"the bundle is of {min(unknown)}, which is no corruption of this version")
-    opened = corrupted_images.each(
+        raise ValueError(
+            f"the bundle is of {min(unknown)}, which is not a corruption of this version"
+        )
+    sources = corrupted_images.each(
         source,
         asked,
         image_size=size,
@@ -249,8 +237,10 @@ def _corrupted(
         classes=settings.classes,
         num_classes=record["model"]["num_classes"],
     )
-    made = {name: corrupted.prepared(own, size, how, clean.ids) for name, own in opened.items()}
-    return ({CLEAN: clean} if CLEAN in names else {}) | made
+    shown = {CLEAN: clean} if CLEAN in names else {}
+    for name, of_name in sources.items():
+        shown[name] = corrupted.prepared(of_name, size, how, clean.ids)
+    return shown
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
@@ -264,9 +254,9 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     here = (network.name, network.options, subject.origin() or {}, sha256)
     there = (model["name"], model["options"], function, recorded)
 
-    def plain(name: str, options: Any, own: dict[str, Any], arrays: str) -> tuple[Any, ...]:
-        known = json.dumps(models.essential(name, options or {}))
-        return name.rpartition(":")[2], known, own.get("sha256"), arrays
+    def plain(name: str, options: Any, of_user: dict[str, Any], arrays: str) -> tuple[Any, ...]:
+        essential = json.dumps(models.essential(name, options or {}))
+        return name.rpartition(":")[2], essential, of_user.get("sha256"), arrays
 
     if plain(*here) == plain(*there):
         return None
@@ -296,30 +286,28 @@ def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
 def _other_attacks(record: dict[str, Any]) -> str | None:
     """Say that the method that a record names is not that of its attacks."""
     method, attacks = record.get("method"), record["attacks"]
-    names = [str(own["name"]) for own in attacks]
-    users = [str(own["name"]) for own in attacks if "sha256" in own]
-    ours = [own for own in attacks if "sha256" not in own]
-    known = [version for version in ensembles.VERSIONS if _is_version(version, ours)]
-    heads = [names, *([f"{questions.AUTOATTACK} {version}", *users] for version in known)]
-    for head in (" + ".join(own) for own in heads):
+    names = [str(attack["name"]) for attack in attacks]
+    users = [str(attack["name"]) for attack in attacks if "sha256" in attack]
+    searched = [attack for attack in attacks if "sha256" not in attack]
+
+    def is_of(version: str) -> bool:
+        """Tell whether the attacks are exactly those of this version of AutoAttack."""
+        plan = ensembles.plan(searched[0]["norm"], version, None, None) if searched else ()
+        return len(plan) == len(searched) > 0 and all(
+            attack.get(key, value) == value
+            for attack, setting in zip(searched, plan, strict=True)
+            for key, value in setting._asdict().items()
+            if key in ("name", "steps", "restarts")
+        )
+
+    versions = [version for version in ensembles.VERSIONS if is_of(version)]
+    heads = [names, *([f"{questions.AUTOATTACK} {version}", *users] for version in versions)]
+    for head in (" + ".join(words) for words in heads):
         if method in (None, survivors.METHOD, head) or str(method).startswith(f"{head}, "):
             return None
     return (
         f"its record names the method {method!r:.40}, and its attacks are others: "
         f"{', '.join(names):.80}"
-    )
-
-
-def _is_version(version: str, attacks: list[dict[str, Any]]) -> bool:
-    """Return whether a record's attacks are exactly those of this version of AutoAttack."""
-    if not attacks:
-        return False
-    wanted = ensembles.plan(attacks[0]["norm"], version, None, None)
-    return len(wanted) == len(attacks) and all(
-        own.get(key, value) == value
-        for own, ours in zip(attacks, wanted, strict=True)
-        for key, value in ours._asdict().items()
-        if key in ("name", "steps", "restarts")
     )
 
 
@@ -365,14 +353,14 @@ def _write_corrupted(
     images, count = _corrupted(settings, bundle, source, prepared), len(prepared)
     folder.mkdir(parents=True, exist_ok=True)
     with whole.explained(folder):
-        for name, own in images.items():
-            kind, _, severity = name.partition("-")
-            file, levels = folder / f"{kind}.npy", 1 if name == CLEAN else len(SEVERITIES)
+        for name, shown in images.items():
+            stem, _, severity = name.partition("-")
+            file, levels = folder / f"{stem}.npy", 1 if name == CLEAN else len(SEVERITIES)
             mode: Any = "r+" if file.exists() else "w+"
-            shape = (levels * count, *own.shape[1:])
+            shape = (levels * count, *shown.shape[1:])
             stored = np.lib.format.open_memmap(file, mode, np.uint8, shape)
             first = (int(severity or 1) - 1) * count
-            for start, pixels in _pixels(own):
+            for start, pixels in _pixels(shown):
                 stored[first + start :][: len(pixels)] = pixels
             stored.flush()
             say(f"{name} is in {file}")
@@ -407,8 +395,8 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
                 f"image {row['image']} is not the one that was evaluated; give the --dataset and "
                 "--split of the record, and the same version of the data set"
             )
-        fooled = claims.kind(row) == "fooled"
-        points[place] = claims.adversarial(bundle, row, image) if fooled else image
+        fooled = kind(row) == "fooled"
+        points[place] = claims.point_of(bundle, row, image)[0] if fooled else image
     return AccuracyRecord.from_json(bundle.record), points
 
 

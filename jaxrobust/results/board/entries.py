@@ -10,10 +10,9 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
-from jaxrobust.evaluation.bundles import claims, claims_corrupted
-from jaxrobust.evaluation.bundles.claims_corrupted import CorruptionFindings
-from jaxrobust.evaluation.bundles.contradictions import Rows
-from jaxrobust.evaluation.bundles.contradictions_corrupted import CLEAN, rights
+from jaxrobust.evaluation.bundles import claims, contradictions, findings
+from jaxrobust.evaluation.bundles.contradictions import CLEAN, Rows, rights
+from jaxrobust.evaluation.bundles.findings import CorruptionFindings
 from jaxrobust.evaluation.questions import verification
 from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
 from jaxrobust.evaluation.records import checked, comparable, survivors
@@ -74,8 +73,8 @@ class BoardEntry(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """Compute the 95 % interval of `robust`, which is exact but under corruptions."""
         if self.withstood is not None:
-            return claims_corrupted.mean_interval(self.withstood)
-        return claims.interval(round(self.robust * self.n), self.n)
+            return findings.mean_interval(self.withstood)
+        return contradictions.interval(round(self.robust * self.n), self.n)
 
 
 def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
@@ -107,7 +106,7 @@ def _why(done: Verification) -> str | None:
     """Say why a bundle does not verify; None: it does."""
     if done.confirmed:
         return None
-    return "; ".join(verification.why_not(done))
+    return "; ".join(done.why_not)
 
 
 def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
@@ -195,7 +194,7 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
         "settings": json.dumps([names, published, frost, record.seed]),
         "verdicts": _verdicts([{**row, "verdict": ""} for row in rows])._replace(clean=clean),
         "corruptions": tuple(name for name in names if name != CLEAN),
-        "withstood": claims_corrupted.withstood(done.bundle),
+        "withstood": claims.withstood(done.bundle),
         "passes": float(right.size),
         "seconds": _duration(measured.get("seconds")),
     }

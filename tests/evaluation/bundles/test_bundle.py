@@ -15,7 +15,7 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust import data
-from jaxrobust.evaluation.bundles import bundle, claims, differences
+from jaxrobust.evaluation.bundles import bundle, claims, contradictions, findings
 from jaxrobust.evaluation.network import checks
 from jaxrobust.types import Threat
 from tests.support import bundles, sweeps
@@ -31,9 +31,9 @@ class DifferenceTest(parameterized.TestCase):
         image = photographs(1)[0]
         rng = np.random.default_rng(2)
         for point in (rng.random(SHAPE, np.float32), image, np.zeros(SHAPE, np.float32)):
-            levels, step, code = differences._coded(point, image, 0, Threat("linf", 0.1))
-            self.assertEqual((levels, step), (0, 0.0))
-            back = claims.restored(code, image, levels, step)
+            step, code = bundle._coded(point, image, 0, Threat("linf", 0.1))
+            self.assertEqual(step, 0.0)
+            back = claims.restored(code, image, 0, step)
             self.assertEqual(back.dtype, np.float32)
             np.testing.assert_array_equal(back.view("u4"), point.view("u4"))
 
@@ -42,10 +42,10 @@ class DifferenceTest(parameterized.TestCase):
         image = photographs(1)[0]
         point = attacked(image[None], np.array([3]), norm, epsilon)[0]
         off = []
-        for levels in differences.LEVELS:
-            used, step, code = differences._coded(point, image, levels, Threat(norm, epsilon))
-            back = claims.restored(code, image, used, step)
-            self.assertIsNone(claims._outside(back, image, norm=norm, epsilon=epsilon))
+        for levels in bundle.LEVELS:
+            step, code = bundle._coded(point, image, levels, Threat(norm, epsilon))
+            back = claims.restored(code, image, levels, step)
+            self.assertIsNone(claims.outside(back, image, norm=norm, epsilon=epsilon))
             off.append(float(np.abs(back - point).max()))
         self.assertLess(off[-1], off[0])
 
@@ -57,7 +57,7 @@ class DifferenceTest(parameterized.TestCase):
         hit = logits(points).argmax(1) != right
         self.assertGreater(hit.sum(), 2)
         images, labels, points = images[hit], right[hit], points[hit]
-        coded = differences.encoded(points, images, labels, logits, Threat(norm, epsilon))
+        coded = bundle.encoded(points, images, labels, logits, Threat(norm, epsilon))
         self.assertLen(coded, hit.sum())
         for image, label, point, found in zip(images, labels, points, coded, strict=True):
             back = claims.restored(found.code, image, found.levels, found.step)
@@ -65,11 +65,11 @@ class DifferenceTest(parameterized.TestCase):
                 back[None], image[None], label[None], logits(back[None]), Threat(norm, epsilon)
             )
             self.assertTrue(ok.all())
-            for fewer in differences.LEVELS:
+            for fewer in bundle.LEVELS:
                 if fewer == found.levels or not found.sure:
                     break
-                used, step, code = differences._coded(point, image, fewer, Threat(norm, epsilon))
-                less = claims.restored(code, image, used, step)[None]
+                step, code = bundle._coded(point, image, fewer, Threat(norm, epsilon))
+                less = claims.restored(code, image, fewer, step)[None]
                 by = claims.margin(logits(less), label[None])
                 self.assertGreater(by[0], -claims.MARGIN)
 
@@ -83,7 +83,7 @@ class DifferenceTest(parameterized.TestCase):
             return np.eye(2, dtype=np.float32)[np.where(same, 1, 0)]
 
         ball = {"norm": "linf", "epsilon": 0.01}
-        (found,) = differences.encoded(points, image, np.array([0]), fussy, Threat(**ball))
+        (found,) = bundle.encoded(points, image, np.array([0]), fussy, Threat(**ball))
         self.assertEqual((found.levels, found.sure), (0, True))
         np.testing.assert_array_equal(claims.restored(found.code, image[0], 0, 0.0), points[0])
 
@@ -92,7 +92,7 @@ class DifferenceTest(parameterized.TestCase):
         points = np.clip(image + 0.01, 0, 1)
         thin = np.float32([[1, 1 + claims.BOUNDARY / 2, 0]])  # of class 1, by little
         how = {"norm": "linf", "epsilon": 0.01}
-        (found,) = differences.encoded(points, image, np.array([0]), lambda x: thin, Threat(**how))
+        (found,) = bundle.encoded(points, image, np.array([0]), lambda x: thin, Threat(**how))
         self.assertEqual((found.levels, found.sure), (1, False))
         calls = []
 
@@ -100,17 +100,15 @@ class DifferenceTest(parameterized.TestCase):
             calls.append(len(images))
             return thin if len(calls) < 3 else np.float32([[0, 1, 0]])
 
-        (found,) = differences.encoded(points, image, np.array([0]), from_the_third, Threat(**how))
-        self.assertEqual((found.levels, found.sure), (differences.LEVELS[2], True))
+        (found,) = bundle.encoded(points, image, np.array([0]), from_the_third, Threat(**how))
+        self.assertEqual((found.levels, found.sure), (bundle.LEVELS[2], True))
 
     def test_photographs_under_a_full_perturbation_stay_small(self):
         """Signs at random, which nothing compresses below 1 bit: 5,000 images stay below 400 MB."""
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, (224, 224, 3), np.uint8) / np.float32(255)
         signs = rng.choice([-1, 1], image.shape) * np.float32(4 / 255)
-        *_, code = differences._coded(
-            np.clip(image + signs, 0, 1), image, 1, Threat("linf", 4 / 255)
-        )
+        _, code = bundle._coded(np.clip(image + signs, 0, 1), image, 1, Threat("linf", 4 / 255))
         self.assertLess(5000 * len(code), 400e6 / 2)
 
 
@@ -138,7 +136,7 @@ class ClaimsTest(parameterized.TestCase):
         wrong = np.tile(np.eye(10, dtype=np.float32)[1], (40, 1))
         theirs, _ = checks.verified(points, images, labels, wrong, Threat(norm, epsilon))
         how = {"norm": norm, "epsilon": epsilon}
-        ours = [claims._outside(p, x, **how) is None for p, x in zip(points, images, strict=True)]
+        ours = [claims.outside(p, x, **how) is None for p, x in zip(points, images, strict=True)]
         self.assertEqual(ours, theirs.tolist())
         self.assertBetween(sum(ours), 5, 37)
 
@@ -164,7 +162,9 @@ class WrittenTest(parameterized.TestCase):
         images = self.images if images is None else images
         how = {"count": len(images), "batch": 9, "labels": self.labels[: len(images)]} | how
         net = how.pop("net", logits)
-        return claims.judge(claims.read(self.folder), lambda ids: images[list(ids)], net, **how)
+        return findings.judge(
+            claims.read(self.folder), lambda _, ids: images[list(ids)], net, **how
+        )
 
     def place(self, verdict):
         return int(np.flatnonzero(self.found.fooled_by == verdict)[0])
@@ -178,7 +178,7 @@ class WrittenTest(parameterized.TestCase):
         self.assertTrue(found.whole)
         self.assertEqual(found.unconfirmed, {})
         self.assertEqual(found.standing, int(self.found.robust.sum()))
-        said = "\n".join(claims.lines(claims.read(self.folder), found))
+        said = "\n".join(findings.lines(claims.read(self.folder), found))
         self.assertIn(f"{fooled} of {fooled} fooled: confirmed", said)
         low, high = checks.binomial_interval(found.standing, 40)
         self.assertIn(
@@ -228,7 +228,7 @@ class WrittenTest(parameterized.TestCase):
                 claims.read(folder)
         with self.assertRaisesRegex(ValueError, "no bundle, it has no SHA256SUMS; give"):
             claims.read(self.folder / "nowhere")
-        changed(self.folder, schema=claims.CORRUPTED_SCHEMA + 1)
+        changed(self.folder, schema=contradictions.CORRUPTED_SCHEMA + 1)
         with self.assertRaisesRegex(ValueError, "schema 4, and this program knows up to 3; use"):
             claims.read(self.folder)
 
@@ -252,9 +252,11 @@ class WrittenTest(parameterized.TestCase):
         last = int(np.flatnonzero(~self.found.robust)[-1])
         missing = list(range(last, 40))
         self.assertEqual(self.judged(self.images[:last]).unconfirmed, {"missing": missing})
-        said = "\n".join(claims.lines(claims.read(self.folder), self.judged(self.images[:last])))
-        self.assertIn(f"{len(missing)} not confirmed: {claims.WHY['missing']} (image {last}", said)
-        self.assertIn("Not all is confirmed: robust accuracy on these images is at most", said)
+        said = "\n".join(findings.lines(claims.read(self.folder), self.judged(self.images[:last])))
+        self.assertIn(
+            f"{len(missing)} images not confirmed: {findings.WHY['missing']} (image {last}", said
+        )
+        self.assertIn("Not confirmed: robust accuracy on these images is at most", said)
 
     def test_images_outside_the_ball_or_the_range(self):
         fooled = self.place("apgd-ce")
@@ -379,5 +381,5 @@ class CommandTest(parameterized.TestCase):
         for row in found.rows:
             if row["verdict"] not in ("", "clean"):
                 image = prepared[np.array([row["image"]])][0]
-                point = claims.adversarial(found, row, image)
-                self.assertIsNone(claims._outside(point, image, **found.threat))
+                point, _ = claims.point_of(found, row, image)
+                self.assertIsNone(claims.outside(point, image, **found.threat))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.bundles import bundle, claims, claims_corrupted
+from jaxrobust.evaluation.bundles import bundle, claims, findings
 from jaxrobust.evaluation.network import checks
 from tests.support import bundles, corrupted_bundles, sweeps
 from tests.support.corrupted_bundles import NAMES, SPLIT
@@ -33,10 +33,10 @@ class Case(parameterized.TestCase):
         shutil.copytree(self.honest.folder, self.folder)
 
     def judged(self, net=bundles.logits, *, shown=None, **how):
-        found = claims.read(self.folder)
+        read = claims.read(self.folder)
         how = {"count": SPLIT, "labels": np.resize(self.honest.labels, SPLIT), "batch": 9} | how
-        findings = claims_corrupted.judge_corrupted(found, shown or self.honest.shown, net, **how)
-        return findings, "\n".join(claims_corrupted.corrupted_lines(found, findings))
+        judged = findings.judge(read, shown or self.honest.shown, net, **how)
+        return judged, "\n".join(findings.lines(read, judged))
 
     def read(self) -> str:
         """Return why the folder is no bundle."""
@@ -47,15 +47,15 @@ class Case(parameterized.TestCase):
 
 class JudgedTest(Case):
     def test_everything_is_confirmed(self):
-        findings, said = self.judged()
+        found, said = self.judged()
         right = np.stack([self.honest.right[name] for name in NAMES[1:]], axis=1)
         mean = right.mean(axis=1)
-        self.assertTrue(findings.whole)
-        self.assertEqual((findings.answers, findings.confirmed), (4 * N, 4 * N))
-        self.assertEqual((findings.undecided, findings.unconfirmed), (0, {}))
-        self.assertAlmostEqual(findings.mean, right.mean(), places=12)
+        self.assertTrue(found.whole)
+        self.assertEqual((found.answers, found.confirmed), (4 * N, 4 * N))
+        self.assertEqual((found.undecided, found.unconfirmed), (0, {}))
+        self.assertAlmostEqual(found.mean, right.mean(), places=12)
         half = 1.959963984540054 * mean.std(ddof=1) / N**0.5
-        np.testing.assert_allclose(findings.interval, [mean.mean() - half, mean.mean() + half])
+        np.testing.assert_allclose(found.interval, [mean.mean() - half, mean.mean() + half])
         self.assertGreater(np.ptp(right.mean(axis=0)), 0)  # corruptions differ
         self.assertIn(f"claim: 1 - mean error {right.mean():.2%}, clean accuracy", said)
         self.assertIn(f"{4 * N} of {4 * N} answers: confirmed", said)
@@ -65,9 +65,9 @@ class JudgedTest(Case):
         with tempfile.TemporaryDirectory() as directory:
             self.honest = corrupted_bundles.corrupted(Path(directory), clean=False)
             self.folder = self.honest.folder
-            findings, said = self.judged()
-        self.assertTrue(findings.whole)
-        self.assertEqual(findings.answers, 3 * N)
+            found, said = self.judged()
+        self.assertTrue(found.whole)
+        self.assertEqual(found.answers, 3 * N)
         self.assertNotIn("clean accuracy", said)
 
     @sweeps.rows("fog-1", "snow-2", "clean")
@@ -84,9 +84,9 @@ class JudgedTest(Case):
                 scores[same, self.honest.labels[place]] = 99 if better else -99
                 return scores
 
-            findings, said = self.judged(net)
-            self.assertFalse(findings.whole)
-            self.assertEqual(findings.unconfirmed, {"other answer": [place]})
+            found, said = self.judged(net)
+            self.assertFalse(found.whole)
+            self.assertEqual(found.unconfirmed, {"other answer": [place]})
             self.assertIn(f"1 image not confirmed: another answer here (image {place})", said)
             self.assertIn("Not confirmed: the accuracy on these images", said)
 
@@ -102,10 +102,10 @@ class JudgedTest(Case):
             scores[same, label] = others + (-1e-4 if right else 1e-4)
             return scores
 
-        findings, said = self.judged(net)
-        self.assertTrue(findings.whole)
-        self.assertEqual((findings.undecided, findings.confirmed), (1, 4 * N - 1))
-        self.assertIn("1 answers are others here by float32 rounding alone", said)
+        found, said = self.judged(net)
+        self.assertTrue(found.whole)
+        self.assertEqual((found.undecided, found.confirmed), (1, 4 * N - 1))
+        self.assertIn("1 answers differ here by float32 rounding alone", said)
 
     @parameterized.parameters(-1e9, -np.inf)
     def test_a_network_that_makes_all_its_margins_small(self, lowest):
@@ -118,15 +118,15 @@ class JudgedTest(Case):
         for row in forged:
             row["right"] = "1" * len(NAMES)
         corrupted_bundles.rows_changed(self.folder, forged)
-        findings, said = self.judged(net)
-        self.assertFalse(findings.whole)
+        found, said = self.judged(net)
+        self.assertFalse(found.whole)
         wrong = ~np.stack([self.honest.right[name] for name in NAMES]).all(axis=0)
         if np.isfinite(lowest):
             places = np.flatnonzero(wrong).tolist()
-            self.assertEqual(findings.unconfirmed, {"other answer": places})
-            self.assertEqual((findings.undecided, findings.confirmed), (0, 4 * int((~wrong).sum())))
+            self.assertEqual(found.unconfirmed, {"other answer": places})
+            self.assertEqual((found.undecided, found.confirmed), (0, 4 * int((~wrong).sum())))
         else:  # logits that are not finite count as wrong
-            self.assertLen(findings.unconfirmed["other answer"], N)
+            self.assertLen(found.unconfirmed["other answer"], N)
         self.assertIn("Not confirmed: the accuracy on these images", said)
 
     def test_other_images_and_labels(self):
@@ -139,14 +139,14 @@ class JudgedTest(Case):
         self.assertEqual(self.judged(shown=shown)[0].unconfirmed, {"other image": [3]})
         labels = np.resize(self.honest.labels, SPLIT)
         labels[[2, 8]] += 1
-        findings, said = self.judged(labels=labels)
-        self.assertEqual(findings.unconfirmed, {"other label": [2, 8]})
+        found, said = self.judged(labels=labels)
+        self.assertEqual(found.unconfirmed, {"other label": [2, 8]})
         self.assertIn(
             "2 images not confirmed: another label than the data set's (image 2, 8)", said
         )
         self.assertEqual(self.judged(count=N - 2)[0].unconfirmed, {"missing": [N - 2, N - 1]})
-        findings, said = self.judged(labels=None)
-        self.assertFalse(findings.whole)
+        found, said = self.judged(labels=None)
+        self.assertFalse(found.whole)
         self.assertIn("Confirmed but for the labels", said)
         self.assertTrue(self.judged(labels=None, trust_labels=True)[0].whole)
 
@@ -159,9 +159,9 @@ class ForgedTest(Case):
         marks[2] = "1"
         rows[place]["right"] = "".join(marks)
         corrupted_bundles.rows_changed(self.folder, rows)
-        findings, _ = self.judged()
-        self.assertEqual(findings.unconfirmed, {"other answer": [place]})
-        self.assertFalse(findings.whole)
+        found, _ = self.judged()
+        self.assertEqual(found.unconfirmed, {"other answer": [place]})
+        self.assertFalse(found.whole)
 
     @parameterized.parameters(
         ({"clean": 0.99}, "says the accuracy 0.99 for clean, and its rows give"),
@@ -224,12 +224,12 @@ class IntervalTest(parameterized.TestCase):
     def test_of_one_corruption_it_is_that_of_a_share(self):
         """By the standard error, as Wald's; the exact one is near for many images."""
         right = np.arange(2000) < 1400
-        low, high = claims_corrupted.mean_interval(right.astype(float))
+        low, high = findings.mean_interval(right.astype(float))
         exact = checks.binomial_interval(1400, 2000)
         np.testing.assert_allclose([low, high], exact, atol=1e-3)
 
     def test_one_image_says_nothing(self):
-        self.assertEqual(claims_corrupted.mean_interval(np.array([0.5])), (0.0, 1.0))
+        self.assertEqual(findings.mean_interval(np.array([0.5])), (0.0, 1.0))
 
 
 @pytest.mark.slow

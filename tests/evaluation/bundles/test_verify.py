@@ -259,7 +259,8 @@ class FunctionTest(Case):
         other = Path(self.create_tempdir()) / "changed"
         shutil.copytree(self.bundle, other)
         program = other / "verify.py"
-        program.write_text(program.read_text().replace("return 0 if whole else 1", "return"))
+        text = program.read_text()
+        program.write_text(text.replace("return 0 if findings.whole else 1", "return"))
         bundles.resigned(other)
         network = ("--function", f"{self.root}/nets.py:logits_fn")
         printed, _ = ended(called(verify, other, *network))

@@ -15,12 +15,7 @@ from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import corrupted_images
 from jaxrobust.data.transforms import corruptions, decoding
 from jaxrobust.data.transforms.corruptions import Corruption
-from jaxrobust.evaluation.bundles import (
-    claims,
-    claims_corrupted,
-    claims_torch,
-    contradictions_corrupted,
-)
+from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions, findings
 from jaxrobust.evaluation.questions import corrupted
 from jaxrobust.evaluation.records import verdicts
 from tests.support import bundles, result_lines, sweeps
@@ -197,7 +192,7 @@ class BundleTest(CommandCase):
         self.assertEqual((plain["whole"], plain["answers"]), (True, 168))
         self.assertAlmostEqual(plain["mean"], mean)
         kept = claims.read(self.bundle)
-        rows = contradictions_corrupted.rights(kept.rows)
+        rows = contradictions.rights(kept.rows)
         np.testing.assert_allclose(rows[:, 0].mean(), found["clean"])
         np.testing.assert_allclose(rows[:, 1:].mean(), mean)
 
@@ -211,13 +206,13 @@ class BundleTest(CommandCase):
         bundles.changed(self.bundle, record={"seed": 4})
         code, printed, _ = self.check()
         self.assertEqual(code, 1)
-        self.assertIn("24 images not confirmed: not the images that were evaluated", printed)
+        self.assertIn("24 images not confirmed: not the image that was evaluated", printed)
 
     def test_a_corruption_that_there_is_not(self):
         found = self.record(corruptions="fog-2", split="test", bundle=str(self.bundle))
         own = found["corruptions"] | {"accuracy": {"all": {"2": found["corruptions"]["mean"]}}}
         bundles.changed(self.bundle, record={"corruptions": own}, corruptions=["clean", "all-2"])
-        self.assertIn("which is no corruption of this version", refused(self.check()))
+        self.assertIn("which is not a corruption of this version", refused(self.check()))
 
     def test_computed_images_are_no_published_files(self):
         found = self.record(**self.given, bundle=str(self.bundle))
@@ -264,10 +259,9 @@ class BundleTest(CommandCase):
         def net(images):
             return -np.abs(images.mean((1, 2, 3))[:, None] - np.linspace(0.3, 0.6, 5)[None])
 
-        findings = claims_corrupted.judge_corrupted(
-            claims.read(self.bundle), shown, net, count=count, labels=own
-        )
-        self.assertTrue(findings.whole, findings)
+        read = claims.read(self.bundle)
+        judged = findings.judge(read, shown, net, count=count, labels=own)
+        self.assertTrue(judged.whole, judged)
         code, _, said = self.check("--write_images", place, function=None)
         self.assertEqual((code, said.count("\n")), (2, 1))
         self.assertIn("images is there; name a new folder", said)
