@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.tree_util import Partial
 
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.text import spelling
@@ -28,6 +29,11 @@ class LoadedNetwork(NamedTuple):
     params: Params
     stats: Params
     about: dict[str, Any]
+
+    @property
+    def logits_fn(self) -> Partial:
+        """Images f32[B, H, W, C] in [0, 1] to logits f32[B, K]; weights stay arguments under jit."""
+        return Partial(lambda p, s, x: self.net.apply(p, s, x)[0], self.params, self.stats)
 
 
 def load(

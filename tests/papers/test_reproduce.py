@@ -363,7 +363,7 @@ class ReadmeTest(absltest.TestCase):
         kept = readme_table.kept()
         self.assertLen(kept, 2)
         for line in readme_table.rows(kept).splitlines()[2:]:
-            figures = re.findall(r"[\d.]+ % clean, [\d.]+ % robust", line)
+            figures = re.findall(r"[\d.]+% clean, [\d.]+% robust", line)
             self.assertLen(figures, 2)
             self.assertRegex(page, rf"\| {figures[0]} \| {figures[1]} \|")
 
@@ -381,8 +381,8 @@ class ReadmeTest(absltest.TestCase):
             "    return config\n"
         )
         headline = readme_table.rows([paths.ROOT / "configs" / "convnext_t_cvst.py"])
-        self.assertIn("**the paper's** (Table 1): 69.1 % clean, 47.5 % under AutoAttack", headline)
+        self.assertIn("**the paper's** (Table 1): 69.1% clean, 47.5% under AutoAttack", headline)
         rows = readme_table.rows(
             [folder / "mine.py", Path("configs/revisiting_at.py:vit_s,epochs=50")]
         )
-        self.assertIn("**the paper's** (Table 1): 64.0 % clean, 37.1 % under AutoAttack", rows)
+        self.assertIn("**the paper's** (Table 1): 64.0% clean, 37.1% under AutoAttack", rows)

@@ -85,8 +85,8 @@ def _planned(given: str) -> str:
         robust = next((k for k, w in table.attacked().items() if w["attack"] == "autoattack"), None)
         if robust and row.get(robust) is not None and row.get("clean") is not None:
             measured += (
-                f"; **the paper's** ({tables.title(table)}): {row['clean']} % clean, "
-                f"{row[robust]} % under AutoAttack"
+                f"; **the paper's** ({tables.title(table)}): {row['clean']}% clean, "
+                f"{row[robust]}% under AutoAttack"
             )
             break
     images = f"{config['data']['name']}, {ball}"
@@ -111,7 +111,7 @@ def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, 
 def _accuracies(record: AccuracyRecord | None) -> str:
     if record is None or record.clean is None or record.robust is None:
         return ""
-    return f"{100 * record.clean:.1f} % clean, {100 * record.robust:.1f} % robust"
+    return f"{100 * record.clean:.1f}% clean, {100 * record.robust:.1f}% robust"
 
 
 def _radius(epsilon: float) -> str:
