@@ -30,7 +30,7 @@ INSIDE = {
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
     "training": ("update", "build", "run"),
     "publish": ("torch_modules", "."),
-    "report": ("drawing", "gathered", "parts", "page", "pictures", "watching"),
+    "report": ("markup", "curves", "figures", "gathered", "parts", "page", "pictures", "watching"),
     "results": (
         *("plotting", "key_sources", "run_records", "comparison", "selection", "stages"),
         *("listing", "board", "configs"),

@@ -119,6 +119,8 @@ class WheelTest(absltest.TestCase):
         said = self.run_here("jaxrobust", "train", "--config", "own/mine.py")
         self.assertIn("digits, split test[:64]", said)
         self.assertIn("records: runs/mine/results.jsonl", said)
+        self.run_here("jaxrobust", "report", "runs/mine")  # of templates, which the wheel holds
+        self.assertIn("Training of mine", (self.empty / "runs/mine/report.html").read_text())
 
         run = ["--workdir", "runs/mine"]
         words = ["jaxrobust", "export", *run, "--layout", "module", "--out", "ship"]

@@ -1,19 +1,20 @@
 """What is on disk of runs and evaluations, as plain data; what cannot be read becomes a note."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.evaluation.records import checked, records, stopping, survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.report.drawing import curves
-from jaxrobust.report.drawing.curves import CurveEvent, Metrics
+from jaxrobust.report import curves
+from jaxrobust.report.curves import CurveEvent, Metrics
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs as of_training
@@ -41,9 +42,9 @@ class ReportedRun(NamedTuple):
     @property
     def phases(self) -> list[str]:
         """Return the phases in their order, those of the metrics that the config lacks last."""
-        listed, there = self.config.get("phases"), self.metrics.curves
-        known = [p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
-        return list(dict.fromkeys(phase for phase in (*known, *there) if phase in there))
+        listed, curves = self.config.get("phases"), self.metrics.curves
+        names = [p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
+        return list(dict.fromkeys(phase for phase in (*names, *curves) if phase in curves))
 
     @property
     def config_sha256(self) -> str:
@@ -65,8 +66,8 @@ class ReportedEvaluation(NamedTuple):
     @property
     def model(self) -> str | None:
         """Return the architecture, as the record or the run's config says; None: it is unknown."""
-        known = (self.record.model or {}).get("name"), section(self.config, "model").get("name")
-        return next((str(name) for name in known if name), None)
+        name = (self.record.model or {}).get("name") or section(self.config, "model").get("name")
+        return str(name) if name else None
 
     @property
     def phase(self) -> str:
@@ -117,16 +118,13 @@ def gather(
         )
         other = "Nothing else is there to show; name a run or its results.jsonl"
         raise ValueError(f"{notes[0]} {other}" if notes else nothing)
-    placed = [_placed(one, read) for one in evaluations]
-    return Gathered(read, placed, list(dict.fromkeys(notes)))
-
-
-def _placed(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> ReportedEvaluation:
-    same = [run for run in runs if one.record.config_sha256 == run.config_sha256]
-    if one.run is not None or len(same) != 1:
-        return one
-    run = same[0]
-    return one._replace(name=run.name, run=run.folder, classes=run.classes, config=run.config)
+    for at, one in enumerate(evaluations):  # of a folder elsewhere: it is of the run of its config
+        same = [run for run in read if one.record.config_sha256 == run.config_sha256]
+        if one.run is None and len(same) == 1:
+            name, folder, config = same[0].name, same[0].folder, same[0].config
+            place = {"run": folder, "classes": same[0].classes, "config": config}
+            evaluations[at] = one._replace(name=name, **place)
+    return Gathered(read, evaluations, list(dict.fromkeys(notes)))
 
 
 def _record_files(place: Path) -> Iterator[Path]:
@@ -134,12 +132,12 @@ def _record_files(place: Path) -> Iterator[Path]:
         yield place
         return
     below = str(place).rstrip(os.sep).count(os.sep)
-    for folder, folders, held in os.walk(place):
+    for folder, folders, files in os.walk(place):
         here = Path(folder)
-        is_run = "metrics.jsonl" in held or {"config.json", "data.json"} <= set(held)
+        is_run = "metrics.jsonl" in files or {"config.json", "data.json"} <= set(files)
         if is_run:
             yield here
-        if _RESULTS in held:
+        if _RESULTS in files:
             yield here / _RESULTS
         deep = folder.rstrip(os.sep).count(os.sep) - below >= _DEPTH
         # Of a run, its checkpoints are not looked into.
@@ -148,21 +146,21 @@ def _record_files(place: Path) -> Iterator[Path]:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    own = {}  # the folder that names another one: of an evaluation that of its run
+    named = {}  # the folder that names another one: of an evaluation that of its run
     for folder in folders:
         inside = folder.name.startswith("evaluation")
         of_run = inside and (folder.parent / "config.json").is_file()
-        own[folder] = folder.resolve().parent if of_run else folder.resolve()
-    ends = dict.fromkeys(own.values(), 1)
+        named[folder] = folder.resolve().parent if of_run else folder.resolve()
+    ends = dict.fromkeys(named.values(), 1)
 
     def end_of(path: Path) -> str:
         return "/".join(path.parts[-ends[path] :]).lstrip("/")
 
     for _ in range(6):
-        seen = Counter(map(end_of, ends))
+        counts = Counter(map(end_of, ends))
         for path in ends:
-            ends[path] += seen[end_of(path)] > 1
-    return {folder: end_of(path) for folder, path in own.items()}
+            ends[path] += counts[end_of(path)] > 1
+    return {folder: end_of(path) for folder, path in named.items()}
 
 
 def json_of(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -183,13 +181,24 @@ def _run(
     metrics = metrics_of(folder / "metrics.jsonl")
     notes += metrics.notes
     config = json_of(folder / "config.json", notes)
-    held = json_of(folder / "data.json", notes)
-    events = [*metrics.events, *_noted(folder, list(metrics.curves), notes)]
+    planned = _planned(config, json_of(folder / "data.json", notes))
+    events = list(metrics.events)
+    for phase, (kind, text) in itertools.product(metrics.curves, _NOTED.items()):
+        rows, damaged = rows_of(folder / phase / f"{kind}s.jsonl")
+        notes += damaged
+        for row in rows:
+            if isinstance(row.get("step"), int):
+                words = text.format_map(defaultdict(lambda: None, row))
+                events.append(CurveEvent(phase, row["step"], kind, words))
     metrics = metrics._replace(events=sorted(events, key=lambda e: (e.phase, e.step)))
     if not metrics.curves:
         notes.append(f"The run {folder} has no metrics yet.")
-    planned, classes = _planned(config, held), _classes(folder)
-    return ReportedRun(name, folder, config, metrics, planned, classes, _at_work(folder))
+    try:
+        holder = json.loads((folder / "lock").read_text())
+        at_work = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        at_work = None
+    return ReportedRun(name, folder, config, metrics, planned, _classes(folder), at_work)
 
 
 def _classes(folder: Path) -> list[str]:
@@ -199,25 +208,14 @@ def _classes(folder: Path) -> list[str]:
         return []
 
 
-def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[CurveEvent]:
-    for phase in phases:
-        for kind, text in _NOTED.items():
-            rows, damaged = rows_of(folder / phase / f"{kind}s.jsonl")
-            notes += damaged
-            for row in rows:
-                if isinstance(row.get("step"), int):
-                    event = text.format_map(defaultdict(lambda: None, row))
-                    yield CurveEvent(phase, row["step"], kind, event)
-
-
-def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
+def _planned(config: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
     planned = {}
-    images = held.get("data.train_split.records")
-    for phase, own in config.items():
-        if not (isinstance(own, dict) and {"batch_size", "epochs"} <= own.keys()):
+    images = data.get("data.train_split.records")
+    for phase, values in config.items():
+        if not (isinstance(values, dict) and {"batch_size", "epochs"} <= values.keys()):
             continue
-        counts = (images, own["batch_size"], own["epochs"])
-        other = section(own, "changes").get("data") or section(config, "data").get("extra")
+        counts = (images, values["batch_size"], values["epochs"])
+        other = section(values, "changes").get("data") or section(config, "data").get("extra")
         if all(isinstance(n, int) and n > 0 for n in counts) and not other:
             planned[phase] = counts[0] // counts[1] * counts[2]
     return planned
@@ -225,16 +223,8 @@ def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
 
 def section(config: dict[str, Any], key: str) -> dict[str, Any]:
     """Return a section of a config, which may have anything in its place."""
-    own = config.get(key)
-    return own if isinstance(own, dict) else {}
-
-
-def _at_work(folder: Path) -> str | None:
-    try:
-        holder = json.loads((folder / "lock").read_text())
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    values = config.get(key)
+    return values if isinstance(values, dict) else {}
 
 
 def rows_of(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -260,12 +250,18 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEv
     config = json_of(run / "config.json", notes) if run else {}
     for row in rows:
         try:
-            record = record_of(row, file)
-            own = _verdicts(file, record, notes)
+            record, images = record_of(row, file), None
+            if record.verdicts:
+                try:
+                    images = verdicts.read(file.parent / record.verdicts)
+                except (ValueError, OSError) as error:
+                    notes.append(f"{error}. What needs the verdicts is left out.")
+                else:
+                    checked.compare(record, file, images)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
         else:
-            yield ReportedEvaluation(name, file, record, own, classes, run, config)
+            yield ReportedEvaluation(name, file, record, images, classes, run, config)
 
 
 def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
@@ -280,11 +276,17 @@ def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:
-    """Refuse a record whose parts are not what ours are; `check` sees only the whole."""
+    """Refuse parts of a wrong type, which `check` does not look at."""
     attacks: list[Any] = [*record.attacks]
     costs: list[Any] = [*(record.costs or ())]
     shares = [record.clean, record.robust, *dict(record.accuracy_after or {}).values()]
     ends: list[Any] = [*dict(record.interval or {}).values()]
+    stopped: dict[str, Any] = {**(record.stopped or {})}
+    numbers = ["stopped_after", "of", "alpha", "order_seed"] if record.stopped else []
+    bounds = [stopped.get("clean"), stopped.get("robust")] if record.stopped else []
+    if "difference" in stopped:
+        numbers += ["gained", "lost", "e_value"]
+        bounds.append(stopped["difference"])
     if not (
         all(isinstance(one, dict) for one in (*attacks, *costs))
         and all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
@@ -294,37 +296,13 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
         and all(_is_number(a.get("epsilon")) for a in attacks)
         and len(record.threats) == len(attacks)  # each of which is checked
-        and (record.stopped is None or _is_sequence(record.stopped))
+        and all(_is_number(stopped.get(key)) for key in numbers)
+        and all(isinstance(e, list) and len(e) == 2 and all(map(_is_number, e)) for e in bounds)
+        and (record.stopped is None or stopped.get("rule") in stopping.RULES)
         and (record.fast is None or survivors.is_sound(record.fast))
     ):
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
 
 
-def _is_sequence(stopped: Mapping[str, Any]) -> bool:
-    """Tell whether `stopped` of a record has the keys and types that the page draws."""
-    numbers: tuple[str, ...] = ("stopped_after", "of", "alpha", "order_seed")
-    pairs = [stopped.get(key) for key in ("clean", "robust")]
-    pairs += [stopped["difference"]] if "difference" in stopped else []
-    if "difference" in stopped:
-        numbers = (*numbers, "gained", "lost", "e_value")
-    return (
-        all(_is_number(stopped.get(key)) for key in numbers)
-        and all(isinstance(e, list) and len(e) == 2 and all(map(_is_number, e)) for e in pairs)
-        and stopped.get("rule") in stopping.RULES
-    )
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _verdicts(file: Path, record: AccuracyRecord, notes: list[str]) -> Verdicts | None:
-    if not record.verdicts:
-        return None
-    try:
-        found = verdicts.read(file.parent / record.verdicts)
-    except (ValueError, OSError) as error:
-        notes.append(f"{error}. What needs the verdicts is left out.")
-        return None
-    checked.compare(record, file, found)
-    return found

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jaxrobust.report import gathered, page
-from jaxrobust.report.drawing import curves
+from jaxrobust.report import curves, gathered, page
 
 _LARGEST_PORT = 65535
 

@@ -166,16 +166,18 @@ class CommandTest(parameterized.TestCase):
         self.assertNotEqual(record["evaluation"], whole["evaluation"])
         (one,) = gathered.gather([out]).evaluations
         self.assertIn("--union_only", commands.evaluate(one, None))
-        self.assertEqual([name for name, _ in evaluation_part._after(one)][1], f"after {order[0]}")
+        self.assertEqual(
+            [name for name, _ in evaluation_part.accuracies(one)][1], f"after {order[0]}"
+        )
 
     def read(self, out, whole, printed):
         """The report, what is handed on, and the command that it names."""
         found = {e.record.evaluation: e for e in gathered.gather([out]).evaluations}
         one = found[whole["evaluation"]]
-        names = [name for name, _ in evaluation_part._after(one)]
+        names = [name for name, _ in evaluation_part.accuracies(one)]
         self.assertEqual(names, ["clean", *(f"under {name}" for name in NAMES), "under all"])
         self.assertEqual(
-            [value for _, value in evaluation_part._after(one)][1:-1],
+            [value for _, value in evaluation_part.accuracies(one)][1:-1],
             [part["robust"] for part in whole["worst_case"]],
         )
         self.assertIn("worst case", sentences.headline(one))

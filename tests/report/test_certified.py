@@ -1,5 +1,7 @@
 """What the page shows of a certified network: its sentence, its command, its curves."""
 
+import json
+import re
 import shlex
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from absl.testing import absltest
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.gathered import ReportedEvaluation
-from jaxrobust.report.parts import certified, commands, evaluation, sentences
+from jaxrobust.report.parts import commands, evaluation, radii, sentences
 
 CERTIFIED = {
     "sigma": 0.25,
@@ -47,28 +49,29 @@ class CertifiedTest(absltest.TestCase):
         self.assertNotIn("--attack", said)
 
     def test_what_is_left_at_radius_0(self):
-        (known,) = evaluation._after(one(**NOISE))
-        self.assertEqual(known, ("certified at radius 0", 0.75))
+        (accuracy,) = evaluation.accuracies(one(**NOISE))
+        self.assertEqual(accuracy, ("certified at radius 0", 0.75))
 
     def test_curves_stand_beside_the_ladder_of_the_same_images_in_l2(self):
         rungs = [attacked(0.1, 0.5), attacked(0.2, 0.25)]
         other = [attacked(e, 0.5, dataset="others") for e in (0.1, 0.2)]
         linf = [attacked(e, 0.5, norm="linf") for e in (0.1, 0.2)]
-        drawn = certified.curves([one(**NOISE), *rungs], [rungs, other, linf], "c")
+        drawn = radii.certified([one(**NOISE), *rungs], [rungs, other, linf], "c")
         self.assertEqual(drawn.count("<figure"), 1)
         self.assertIn("certified, noise 0.25", drawn)
         self.assertIn("apgd-ce, ladder, no noise", drawn)
-        alone = certified.curves([one(**NOISE)], [other, linf], "c")
+        alone = radii.certified([one(**NOISE)], [other, linf], "c")
         self.assertNotIn("no noise", alone)
         self.assertIn("not what the smoothed one does", drawn)
-        line = certified._attacked(rungs)
-        self.assertEqual(([*line.x], [*line.y]), ([0.0, 0.1, 0.2], [1.0, 0.5, 0.25]))
-        self.assertGreater(line.high[1], 0.5)
+        data = json.loads(re.search(r'id="data-c-0">(.*?)</script>', drawn)[1])
+        line = data["series"][1]
+        self.assertEqual((line["x"], line["y"]), ([0, 0.1, 0.2], [1, 0.5, 0.25]))
+        self.assertGreater(line["high"][1], 0.5)
 
     def test_each_noise_is_a_curve_and_each_set_of_images_a_figure(self):
         more = NOISE | {"certified": CERTIFIED | {"sigma": 0.5}}
-        drawn = certified.curves([one(**more), one(**NOISE), one(dataset="d", **NOISE)], [], "c")
+        drawn = radii.certified([one(**more), one(**NOISE), one(dataset="d", **NOISE)], [], "c")
         self.assertEqual(drawn.count("<figure"), 2)
         self.assertLess(drawn.index("noise 0.25"), drawn.index("noise 0.5"))
         self.assertNotIn("no noise", drawn)
-        self.assertIsNone(certified.curves([attacked(0.1, 0.5)], [], "c"))
+        self.assertIsNone(radii.certified([attacked(0.1, 0.5)], [], "c"))

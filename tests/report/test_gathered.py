@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl.testing import absltest, parameterized
 
@@ -18,20 +17,21 @@ class PlacedTest(absltest.TestCase):
         super().setUp()
         self.folder = Path(self.create_tempdir())
 
-    def names(self, *runs: str) -> list[str]:
+    def place(self, *runs: str):
         """Evaluate elsewhere the weights of a config, which each of some runs has."""
         for name in runs:
             reports.run(self.folder / name)
         found = gathered.gather([self.folder])
         sha256 = found.runs[0].config_sha256
         reports.evaluation(self.folder / "elsewhere", config_sha256=sha256)
-        return [one.name for one in gathered.gather([self.folder]).evaluations]
+        (one,) = gathered.gather([self.folder]).evaluations
+        return one.name, one.run, one.config == found.runs[0].config
 
     def test_the_only_run_of_its_config(self):
-        self.assertEqual(self.names("run"), ["run"])
+        self.assertEqual(self.place("run"), ("run", self.folder / "run", True))
 
     def test_of_two_runs_of_one_config_neither(self):
-        self.assertEqual(self.names("first", "second"), ["elsewhere"])
+        self.assertEqual(self.place("first", "second"), ("elsewhere", None, False))
 
 
 class PhasesTest(absltest.TestCase):
@@ -177,16 +177,6 @@ class EvaluationTest(parameterized.TestCase):
     def one(self, *, run=None, config=None, **record) -> ReportedEvaluation:
         own = AccuracyRecord(**record)
         return ReportedEvaluation("x", Path("f"), own, None, ["a", "b"], run, config or {})
-
-    def test_an_evaluation_that_is_placed_has_all_of_its_run(self):
-        of_run = {"name": "run", "folder": Path("r"), "classes": ["c"], "config": {"k": 1}}
-        run = SimpleNamespace(config_sha256="s", **of_run)
-        placed = gathered._placed(self.one(config_sha256="s"), [run])
-        self.assertEqual((placed.name, placed.run), ("run", Path("r")))
-        self.assertEqual((placed.classes, placed.config), (["c"], {"k": 1}))
-        own = self.one(config_sha256="s", run=Path("own"))
-        self.assertIs(gathered._placed(own, [run]), own)
-        self.assertIs(gathered._placed(own := self.one(config_sha256="t"), [run]), own)
 
     def test_the_config_of_the_folder_itself_goes_before_that_above(self):
         folder = Path(self.create_tempdir(), "run")

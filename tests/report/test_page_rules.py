@@ -5,11 +5,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 from absl.testing import parameterized
+from markupsafe import Markup as Html
 
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import page, watching
-from jaxrobust.report.drawing.curves import CurveEvent
-from jaxrobust.report.drawing.markup import Html
+from jaxrobust.report.curves import CurveEvent
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation
 
 
@@ -37,11 +37,11 @@ class PageTest(parameterized.TestCase):
             (page.training, "part"),
             (page.comparison, "part"),
             (page.comparison, "overlays"),
-            (page.evaluation, "radii"),
+            (page.radii, "attacked"),
         ):
             self.enter_context(mock.patch.object(place, name, said(name)))
         self.enter_context(mock.patch.object(page.sentences, "doubts", return_value=[]))
-        self.enter_context(mock.patch.object(page.evaluation, "ladders", return_value=[]))
+        self.enter_context(mock.patch.object(page.radii, "ladders", return_value=[]))
         self.chosen = self.enter_context(mock.patch.object(page.sentences, "chosen"))
         self.chosen.side_effect = lambda gathered: gathered.evaluations
 

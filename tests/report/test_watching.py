@@ -12,8 +12,7 @@ import numpy as np
 from absl.testing import absltest
 
 from jaxrobust.commands import report as command
-from jaxrobust.report import watching
-from jaxrobust.report.drawing import curves
+from jaxrobust.report import curves, watching
 from jaxrobust.runtime.files import jsonl
 from tests.support import reports
 

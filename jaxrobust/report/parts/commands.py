@@ -3,7 +3,8 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+
+from markupsafe import Markup
 
 from jaxrobust.data.splits.spread import ALL
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
@@ -11,7 +12,7 @@ from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.records import parts, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.publish import robustbench_entry
-from jaxrobust.report.drawing.markup import Html, copied, remark, tag
+from jaxrobust.report import markup
 from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import sentences
 from jaxrobust.types import fraction
@@ -23,57 +24,41 @@ _VERSIONS = ("plus", "rand", "custom")
 def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
     """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
     record = one.record
-    function = (record.function or {}).get("name")
     words = ["jaxrobust", "evaluate"]
     if workdir:
-        words += ["--workdir", workdir]
         phase = re.match(r"(\w+), step", str(record.weights))
-        words += ["--phase", phase[1]] if phase else []
-    elif record.function and function:
+        words += ["--workdir", workdir, *(["--phase", phase[1]] if phase else [])]
+    elif record.function and record.function.get("name"):
         words += _function(record.function)
     else:
         words += ["--model", str((record.model or {}).get("name")), "--weights", "WEIGHTS"]
     of_files = (record.corruptions or {}).get("images") == "files"  # each of which is a split
-    split, n = (None if of_files else record.split), _number(record, one.images)
+    split, n = (None if of_files else record.split), 0
+    ids = str((record.stopped or {}).get("images") or record.image_ids)
+    if record.image_choice != ALL and (record.image_choice or ids.startswith("0..")):
+        n = records.images_of(AccuracyRecord(image_ids=ids)) or 0 if record.stopped else one.images
     if n and not record.image_choice and split and "[" not in split:
         split, n = f"{split}[:{n}]", 0  # of an older version, whose --n took the first ones
     images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
     words += ["--n", str(n)] if n else []
-    words += [*_attack(record), *_judged(record), *_stop(record), "--seed", str(record.seed or 0)]
-    if record.search_dtype == "bfloat16":
-        words += ["--search_dtype", "bfloat16"]
+    words += _attack(record)
+    if "rand" in re.split(r"[ ,]+", str(record.method)):
+        judged: parts.DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}
+        words += ["--rule", judged["rule"]]
+        words += [] if judged["rule"] == randomised.ONE else ["--draws", str(judged["draws"])]
+    if stopped := record.stopped:
+        if against := stopped.get("against"):
+            words += ["--against", f"FOLDER#{against.get('evaluation')}"]
+        for name, share in (
+            ("tie", stopped.get("tie")),
+            ("until_width", stopped.get("until_width")),
+        ):
+            words += [f"--{name}", f"{100 * share:g}"] if share else []
+        words += [] if stopped["alpha"] == 0.05 else ["--alpha", f"{stopped['alpha']:g}"]
+    words += ["--seed", str(record.seed or 0)]
+    words += ["--search_dtype", "bfloat16"] if record.search_dtype == "bfloat16" else []
     return shlex.join(words)
-
-
-def _number(record: AccuracyRecord, evaluated: int) -> int:
-    """Count the images that the evaluation was asked for; 0: it does not say, or all of them."""
-    ids = str((record.stopped or {}).get("images") or record.image_ids)
-    if record.image_choice == ALL or not (record.image_choice or ids.startswith("0..")):
-        return 0
-    whole = records.images_of(AccuracyRecord(image_ids=ids)) or 0
-    return whole if record.stopped else evaluated
-
-
-def _stop(record: AccuracyRecord) -> list[str]:
-    stopped = record.stopped
-    if not stopped:
-        return []
-    points = {"tie": stopped.get("tie"), "until_width": stopped.get("until_width")}
-    words = [
-        w for name, share in points.items() if share for w in (f"--{name}", f"{100 * share:g}")
-    ]
-    if against := stopped.get("against"):
-        words = ["--against", f"FOLDER#{against.get('evaluation')}", *words]
-    return words if stopped["alpha"] == 0.05 else [*words, "--alpha", f"{stopped['alpha']:g}"]
-
-
-def _judged(record: AccuracyRecord) -> list[str]:
-    if "rand" not in re.split(r"[ ,]+", str(record.method)):
-        return []
-    how: parts.DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}
-    words = ["--rule", how["rule"]]
-    return words if how["rule"] == randomised.ONE else [*words, "--draws", str(how["draws"])]
 
 
 def _function(function: parts.UserFunction) -> list[str]:
@@ -97,36 +82,38 @@ def _corruptions(measured: parts.CorruptionAccuracies) -> list[str]:
 def _attack(record: AccuracyRecord) -> list[str]:
     if record.corruptions:
         return _corruptions(record.corruptions)
-    if record.certified:
-        how = record.certified
-        noise = ["--certify", f"{how['sigma']:g}", "--draws", str(how["draws"])]
-        return [*noise, "--alpha", f"{how['alpha']:g}"]
+    if smoothing := record.certified:
+        noise = ["--certify", f"{smoothing['sigma']:g}", "--draws", str(smoothing["draws"])]
+        return [*noise, "--alpha", f"{smoothing['alpha']:g}"]
     attacks = record.attacks
     if not attacks:
         return ["--attack", "clean"]
     threats = list(dict.fromkeys(record.threats))
-    several = [w for t in threats for w in ("--threat", t.written().replace(" ", ":"))]
+    words = [w for t in threats for w in ("--threat", t.written().replace(" ", ":"))]
     if record.worst_case:
-        alone = any(part["robust"] is None for part in record.worst_case)
-        return ["--worst_case", *several, *(["--union_only"] if alone else [])]
-    if len(threats) > 1:
-        words = several
-    else:
+        union_only = any(part["robust"] is None for part in record.worst_case)
+        return ["--worst_case", *words, *(["--union_only"] if union_only else [])]
+    if len(threats) == 1:
         words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
     if record.fast:
         return [*words, "--attack", "autoattack", "--version", "fast"]
-    name, *settings = (record.method or "").split(", ")
-    name, functions, files = _of_user(name, attacks)
-    names = list(dict.fromkeys(str(a["name"]) for a in attacks))
-    if name.startswith("autoattack "):
+    method, *settings = (record.method or "").split(", ")
+    # Of a user's attacks, a function is named with the others, and a file of points has a flag.
+    users = {one["name"]: one["file"] for one in attacks if "sha256" in one}
+    method = " + ".join(name for name in method.split(" + ") if name not in users)
+    functions = [file for file in users.values() if ":" in file]
+    files = [w for file in users.values() if ":" not in file for w in ("--points", file)]
+    if method.startswith("autoattack "):
         attack = ",".join(["autoattack", *functions])
-        return [*words, "--attack", attack, "--version", name.split()[1], *files]
+        return [*words, "--attack", attack, "--version", method.split()[1], *files]
     if record.method in (None, "", sentences.UNION):
-        whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
-        words += ["--attack", "autoattack" if whole else ",".join(names)]
-        same = {a.get("steps") for a in attacks}
-        return words if whole or len(same) > 1 else [*words, "--steps", str(same.pop())]
-    listed = [*filter(None, name.split(" + ")), *functions]
+        names = list(dict.fromkeys(str(a["name"]) for a in attacks))
+        is_autoattack = set(names) == sentences.AUTOATTACK
+        words += ["--attack", "autoattack" if is_autoattack else ",".join(names)]
+        steps = {a.get("steps") for a in attacks}
+        same_steps = len(steps) == 1 and not is_autoattack
+        return [*words, "--steps", str(steps.pop())] if same_steps else words
+    listed = [*filter(None, method.split(" + ")), *functions]
     words += ["--attack", ",".join(listed) or "clean", *files]
     for setting in settings:
         if match := _SETTINGS.fullmatch(setting):
@@ -136,27 +123,33 @@ def _attack(record: AccuracyRecord) -> list[str]:
     return words
 
 
-def _of_user(
-    name: str, attacks: Sequence[parts.AttackSettings]
-) -> tuple[str, list[str], list[str]]:
-    """Part a method's name into those of our attacks, the user's functions, and words of files."""
-    users = {one["name"]: one["file"] for one in attacks if "sha256" in one}
-    others = " + ".join(one for one in name.split(" + ") if one not in users)
-    functions = [file for file in users.values() if ":" in file]
-    files = [w for file in users.values() if ":" not in file for w in ("--points", file)]
-    return others, functions, files
-
-
-def part(one: ReportedEvaluation) -> Html:
+def part(one: ReportedEvaluation) -> Markup:
     """Write the command, the record and RobustBench's texts of an evaluation, folded."""
-    summary = tag("summary", "To copy: command, record, RobustBench")
-    command = copied("The command", evaluate(one, str(one.run) if one.run else None))
+    command = evaluate(one, str(one.run) if one.run else None)
     record = json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)
-    shown = [remark(_about(one)), command, copied("The record", record), *_board(one)]
-    return tag("details", summary, shown, class_="copyonly")
+    texts = {"The command": command, "The record": record}
+    note = ""
+    try:
+        lacks = robustbench_entry.lacks(one.record)
+        entry = json.dumps(robustbench_entry.entry(one.record), indent=2)
+        issue = ("AuthorYearTitle", one.record, "WEIGHTS", "SHA256 OF THE FILE")
+        board = {"RobustBench's JSON": entry}
+        board["RobustBench's issue text"] = robustbench_entry.issue(*issue)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        note = "The record lacks what RobustBench's entry is made of."
+    else:
+        if lacks:  # an entry would claim a leaderboard's data and radius
+            note = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
+        else:
+            texts |= board
+    copied = Markup().join(markup.parts.copied(*item) for item in texts.items())
+    inside = markup.parts.note(about(one)) + copied + markup.parts.note(note)
+    title = "To copy: command, record, RobustBench"
+    return markup.parts.folded(title, inside, kind="copyonly")
 
 
-def _about(one: ReportedEvaluation) -> str:
+def about(one: ReportedEvaluation) -> str:
+    """Say what the command repeats."""
     if not one.record.method and one.record.attacks:
         return (
             "A training tested itself here; jaxrobust train with its config repeats that. "
@@ -165,18 +158,4 @@ def _about(one: ReportedEvaluation) -> str:
     same = "The command gives the same verdicts with the same weights, data and versions."
     if one.record.replayed is not None or "ladder" in str(one.record.method):
         return f"{same} What other evaluations had found was tried first here, as the record says."
-    return f"{same} Add --noreplay where evaluations at other radii lie beside it by now."
-
-
-def _board(one: ReportedEvaluation) -> list[Html | None]:
-    record = one.record
-    try:
-        lacks = robustbench_entry.lacks(record)
-        entry = json.dumps(robustbench_entry.entry(record), indent=2)
-        text = robustbench_entry.issue("AuthorYearTitle", record, "WEIGHTS", "SHA256 OF THE FILE")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return [remark("The record lacks what RobustBench's entry is made of.")]
-    if lacks:  # an entry would claim a leaderboard's data and radius
-        reason = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
-        return [remark(reason)]
-    return [copied("RobustBench's JSON", entry), copied("RobustBench's issue text", text)]
+    return f"{same} Add --noreplay if evaluations at other radii are in the same folder by now."

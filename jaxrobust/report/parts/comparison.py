@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxrobust.evaluation.records import comparable, pairs, verdicts
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.report.drawing import figures
-from jaxrobust.report.drawing.curves import thinned
-from jaxrobust.report.drawing.figures import Axis, Bar, Line
-from jaxrobust.report.drawing.markup import Html, table, tag
+from jaxrobust.report import figures, markup
+from jaxrobust.report.curves import thinned
+from jaxrobust.report.figures import Axis, Bar, Line
 from jaxrobust.report.gathered import ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import sentences
 
@@ -29,7 +29,7 @@ _HEAD = (
 )
 
 
-def overlays(runs: Sequence[ReportedRun]) -> Html | None:
+def overlays(runs: Sequence[ReportedRun]) -> Markup | None:
     """Return the curves of several runs over each other, for each phase that two of them have."""
     phases = list(dict.fromkeys(p for run in runs for p in run.phases))
     drawn = []
@@ -40,14 +40,12 @@ def overlays(runs: Sequence[ReportedRun]) -> Html | None:
                 continue
             curves = []
             for run in having[:_DRAWN]:
-                cut = thinned(run.metrics.curves[phase][quantity], _POINTS)
-                curves.append(Line(run.name, cut.steps.tolist(), cut.values.tolist()))
+                curve = thinned(run.metrics.curves[phase][quantity], _POINTS)
+                curves.append(Line(run.name, curve.steps.tolist(), curve.values.tolist()))
             note = f"The first {_DRAWN} of {len(having)} runs." if len(having) > _DRAWN else ""
-            named, axes = f"{title}, {phase}", (Axis("step"), Axis(title.lower(), percent=percent))
-            key = f"overlay-{at}-{quantity}"
-            drawn.append(figures.lines(key, named, curves, *axes, note=note))
-    parts = tag("h2", "Runs over each other"), tag("div", drawn, class_="figures")
-    return tag("section", *parts) if drawn else None
+            key, axes = f"overlay-{at}-{quantity}", (Axis("step"), Axis(title.lower(), percent))
+            drawn.append(figures.lines(key, f"{title}, {phase}", curves, *axes, note=note))
+    return markup.parts.section("Runs over each other", figures=drawn) if drawn else None
 
 
 def groups(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvaluation]]:
@@ -56,19 +54,19 @@ def groups(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvalu
     for one in sorted(evaluations, key=lambda one: one.record.stopped is not None):
         if one.verdicts is not None:  # a whole evaluation of a network before one that stopped
             same.setdefault(sentences.question(one), {}).setdefault(sentences.identity(one), one)
-    return [list(own.values()) for own in same.values() if len(own) > 1]
+    return [list(group.values()) for group in same.values() if len(group) > 1]
 
 
 def difference(first: ReportedEvaluation, other: ReportedEvaluation, key: str) -> Paired | None:
-    """Compare the common images, without replayed ones; None: there are none, or other labels."""
-    (a, b), left_out = _of_both(first, other)
+    """Compare the common images, without replayed ones; None: no images, or other labels."""
+    (a, b), left_out = _aligned(first, other)
     if left_out.all() or (a.labels != b.labels).any():
         return None
     both = (getattr(a, key)[~left_out], getattr(b, key)[~left_out])
     return comparable.paired([first.record, other.record], a.image_ids[~left_out], *both)
 
 
-def _of_both(
+def _aligned(
     first: ReportedEvaluation, other: ReportedEvaluation
 ) -> tuple[list[Verdicts], np.ndarray]:
     assert first.verdicts is not None and other.verdicts is not None, "groups() has them"
@@ -78,33 +76,30 @@ def _of_both(
     return both, comparable.left_out([first.record, other.record], both)
 
 
-def part(evaluations: Sequence[ReportedEvaluation]) -> Html | None:
+def part(evaluations: Sequence[ReportedEvaluation]) -> Markup | None:
     """Return paired differences against the first evaluation of each question."""
-    own = enumerate(groups(evaluations))
-    shown = [drawn for number, group in own if (drawn := _group(group, f"pairs-{number}"))]
-    if not shown:
+    shown = [_group(own, f"pairs-{number}") for number, own in enumerate(groups(evaluations))]
+    if not any(shown):
         return None
     lead = (
         "Networks that were attacked in the same way are compared on the same images. The interval "
         "is Tango's for paired proportions; p is McNemar's exact test, corrected by Holm for the "
-        "number of comparisons. Where an evaluation stopped when its numbers said so, both are "
-        "those of a sequence, which hold whenever one looks. What can be told apart (p below 0.05) "
-        "is drawn in orange."
+        "number of comparisons. Where an evaluation stopped early, both are those of a sequence, "
+        "which hold at any time. Significant differences (p below 0.05) are drawn in orange."
     )
-    return tag("section", tag("h2", "Differences, image by image"), tag("p", lead), shown)
+    return markup.parts.section("Differences, image by image", texts=[lead], below=shown)
 
 
-def _group(own: Sequence[ReportedEvaluation], key: str) -> Html | None:
-    first, *others = own
-    attacked = bool(first.record.attacks)
+def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
+    first, *others = group
     drawn, rows = [], []
-    for what in ("robust", "clean") if attacked else ("clean",):
-        known = [(o, d) for o in others if (d := difference(first, o, what)) is not None]
-        if not known:
+    for accuracy in ("robust", "clean") if first.record.attacks else ("clean",):
+        compared = [(o, d) for o in others if (d := difference(first, o, accuracy)) is not None]
+        if not compared:
             return None
-        corrected = pairs.holm(np.array([d.p for _, d in known]))
+        corrected = pairs.holm(np.array([d.p for _, d in compared]))
         bars = []
-        for (other, d), p in zip(known, corrected, strict=True):
+        for (other, d), p in zip(compared, corrected, strict=True):
             label, apart, needed = _label(other), bool(p < _LEVEL), pairs.images_needed(d)
             stopped = comparable.stop_order([first.record, other.record]) is not None
             bars.append(Bar(label, d.difference, d.low, d.high, strong=apart))
@@ -112,30 +107,30 @@ def _group(own: Sequence[ReportedEvaluation], key: str) -> Html | None:
             enough = "-" if apart or needed is None or stopped else f"{needed:,}"
             within = f"{low} to {high}{' (sequence)' if stopped else ''}"
             counts = (f"{d.n:,}", f"{d.gained:,}", f"{d.lost:,}")
-            rows.append((label, what, points, within, f"{p:.3g}", *counts, enough))
-        title = f"{what.capitalize()} accuracy minus that of {_label(first)}"
-        axis = Axis("difference", percent=True)
-        drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))
-    threat = ", ".join(sentences.balls(first.record)) or "no attack"
-    left = [int(_of_both(first, other)[1].sum()) for other in others]
-    without = [f"{n:,} beside {_label(one)}" for one, n in zip(others, left, strict=True) if n]
-    sentence = (
-        "Images that replayed points decided are left out, as the attacks alone might have left "
-        f"them standing: {', '.join(without)}."
-    )
+            rows.append((label, accuracy, points, within, f"{p:.3g}", *counts, enough))
+        title = f"{accuracy.capitalize()} accuracy minus that of {_label(first)}"
+        axis, names = Axis("difference", percent=True), ("difference", "")
+        drawn.append(figures.rows(f"{key}-{accuracy}", title, bars, axis, names=names))
+    texts = []
+    replayed = [(int(_aligned(first, other)[1].sum()), _label(other)) for other in others]
+    if without := [f"{n:,} beside {label}" for n, label in replayed if n]:
+        texts.append(
+            "Images that replayed points decided are left out, as the attacks alone might have "
+            f"left them standing: {', '.join(without)}."
+        )
     unsure = [_label(one) for one in others if not _same_images(first, one)]
-    names_alone = (
-        f"That {', '.join(unsure)} saw the same images as {_label(first)} is known by their names "
-        "alone: older versions noted no hash of each image."
-    )
-    name = f"{sentences.method(first.record)}, {threat}; the first is {_label(first)}"
-    return tag(
-        "section",
-        tag("h3", name),
-        tag("p", sentence) if without else None,
-        tag("p", names_alone) if unsure else None,
-        tag("div", drawn, class_="figures"),
-        table(f"Differences to {_label(first)}", _HEAD, rows, words=2),
+    if unsure:
+        texts.append(
+            f"That {', '.join(unsure)} saw the same images as {_label(first)} is known by their "
+            "names alone: older versions noted no hash of each image."
+        )
+    threat = ", ".join(sentences.balls(first.record)) or "no attack"
+    return markup.parts.section(
+        f"{sentences.method(first.record)}, {threat}; the first is {_label(first)}",
+        level=3,
+        texts=texts,
+        figures=drawn,
+        below=[markup.parts.table(f"Differences to {_label(first)}", _HEAD, rows, words=2)],
     )
 
 

@@ -1,53 +1,64 @@
-"""An evaluation: what each attack removed and cost, each class, the union; radii side by side."""
+"""An evaluation: what each attack removed and cost, each class, and the confusion they cause."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import records, stopping, survivors
-from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.report.drawing import figures
-from jaxrobust.report.drawing.figures import Axis, Bar, Line
-from jaxrobust.report.drawing.markup import Child, Html, doubts, remark, table, tag
+from jaxrobust.report import figures, markup
+from jaxrobust.report.figures import Bar
 from jaxrobust.report.gathered import ReportedEvaluation, ReportedRun
-from jaxrobust.report.parts import commands, confusion, sentences
+from jaxrobust.report.parts import commands, sentences
+from jaxrobust.report.parts.radii import ACCURACY
 from jaxrobust.report.parts.sentences import between, interval, interval_name, percent
 
 _CLASSES = 40  # that a figure names; of more the lowest 30 and the highest 10
+_PAIRS = 20  # of a table of the confusion, where there are too many classes for a matrix
 _COSTS = (
-    *("attack", "images fooled", "passes forward", "backward", "idle beside them", "seconds"),
-    *("compiling", "how it steps"),
+    *("attack", "images fooled", "passes forward", "backward", "idle", "seconds"),
+    *("compiling", "step rule"),
 )
 _COUNTS, _SECONDS = ("fooled", "forward", "backward", "idle"), ("seconds", "compile_seconds")
-_CORRUPTED, _CERTIFIED = "under corruptions", "certified at radius 0"
-_ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
+_CORRUPTED = "under corruptions"
+_INTERVALS: dict[str, Literal["clean", "robust"]] = {
+    "clean": "clean",
+    "under all": "robust",
+    "under attack": "robust",
+}
+_TITLE = "Classes that the attacks reached"
+_UNKNOWN = (
+    "Which classes the attacks reached is unknown: an older version, which did not note them, "
+    "wrote these verdicts. The same evaluation with another --out notes them."
+)
+_NO_VERDICTS = (
+    "Classes, the confusion and images are not shown: there are no verdicts image by image, as "
+    "jaxrobust evaluate writes them. A training writes none, nor did older versions."
+)
+_NOT_FOOLED = "No attack fooled an image that is classified correctly, so no class was reached."
 
 
 def part(
     one: ReportedEvaluation,
     key: str,
     runs: Sequence[ReportedRun],
-    pictures: Child = None,
+    pictures: Markup | None = None,
     *,
     in_lead: bool = False,
-) -> Html:
+) -> Markup:
     """Return an evaluation; `in_lead`: its sentence and its doubts stand above already."""
-    matrix, confused = confusion.part(one, f"{key}-confusion")
-    drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
-    return tag(
-        "section",
-        tag("h3", title(one)),
-        None if in_lead else tag("p", sentences.headline(one)),
-        None if in_lead else doubts(sentences.doubts(one, runs)),
-        [remark(line) for line in records.notes_of(one.record)],
-        tag("div", drawn, class_="figures"),
-        confused,
-        _costs(one),
-        pictures,
-        commands.part(one),
+    matrix, below = confusion(one, f"{key}-confusion")
+    return markup.parts.evaluation(
+        title(one),
+        "" if in_lead else sentences.headline(one),
+        [] if in_lead else sentences.doubts(one, runs),
+        records.notes_of(one.record),
+        [_accuracies(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix],
+        [below, _costs(one), pictures, commands.part(one)],
     )
 
 
@@ -58,66 +69,82 @@ def title(one: ReportedEvaluation) -> str:
     return f"{one.name}{f', {one.phase}' if one.phase else ''}: {attack}"
 
 
-def _after(one: ReportedEvaluation) -> list[tuple[str, float]]:
+def overview(evaluations: Sequence[ReportedEvaluation]) -> Markup:
+    """Return all evaluations as a table."""
+    head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
+    rows = []
+    for one in evaluations:
+        record = one.record
+        least = survivors.least(record.fast) if record.fast else ""
+        key: Literal["clean", "robust"] = "clean" if record.robust is None else "robust"
+        rows.append(
+            (
+                one.name,
+                percent(record.clean),
+                percent(record.robust) + (f" (fast; standard at least {least})" if least else ""),
+                between(interval(one, key)) + (" (sequence)" if record.stopped else ""),
+                ", ".join(sentences.balls(record)) or "-",
+                sentences.method(record),
+                f"{one.images:,}" if one.images else "-",
+                f"{record.dataset}, {record.split}",
+                str(record.weights or "-"),
+            )
+        )
+    return markup.parts.table("All evaluations", (*head, "weights"), rows)
+
+
+def accuracies(one: ReportedEvaluation) -> list[tuple[str, float]]:
+    """Return the accuracies of an evaluation with their names, in the order they were found."""
     record = one.record
-    accuracies: list[tuple[str, float | None]] = [("clean", record.clean)]
+    values: list[tuple[str, float | None]] = [("clean", record.clean)]
     if record.corruptions:
-        accuracies.append((_CORRUPTED, record.corruptions["mean"]))
+        values.append((_CORRUPTED, record.corruptions["mean"]))
     if record.certified:
-        accuracies.append((_CERTIFIED, next(iter(record.certified["accuracy"].values()))))
+        values.append(("certified at radius 0", next(iter(record.certified["accuracy"].values()))))
     union = record.method == sentences.UNION
     after = record.accuracy_after or {}
-    if record.worst_case and _each(record):
-        parts = zip(after, record.worst_case, strict=True)
-        accuracies += [(f"under {name}", part["robust"]) for name, part in parts]
+    if record.worst_case and _each_alone(one):
+        members = zip(after, record.worst_case, strict=True)
+        values += [(f"under {name}", member["robust"]) for name, member in members]
     else:
-        accuracies += [(f"after {name}", value) for name, value in after.items()]
-    if record.robust is not None and (union or len(accuracies) == 1):
-        accuracies.append(("under all" if union else "under attack", record.robust))
-    return [(name, float(value)) for name, value in accuracies if value is not None]
+        values += [(f"after {name}", value) for name, value in after.items()]
+    if record.robust is not None and (union or len(values) == 1):
+        values.append(("under all" if union else "under attack", record.robust))
+    return [(name, float(value)) for name, value in values if value is not None]
 
 
-def _each(record: AccuracyRecord) -> bool:
-    parts = record.worst_case or []
-    return bool(parts) and all(part["robust"] is not None for part in parts)
+def _each_alone(one: ReportedEvaluation) -> bool:
+    members = one.record.worst_case or []
+    return bool(members) and all(member["robust"] is not None for member in members)
 
 
-_INTERVALS: dict[str, Literal["clean", "robust"]] = {
-    "clean": "clean",
-    "under all": "robust",
-    "under attack": "robust",
-}
-
-
-def _left(one: ReportedEvaluation, key: str) -> Html:
-    rows = []
-    for name, value in _after(one):
-        known = _INTERVALS.get(name)
-        ends = interval(one, known) if known else None
-        if one.record.stopped:
-            ends = stopping.bounds_of(one.record.stopped, value)
+def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
+    record, bars = one.record, []
+    for name, value in accuracies(one):
+        ends = interval(one, _INTERVALS[name]) if name in _INTERVALS else None
+        if record.stopped:
+            ends = stopping.bounds_of(record.stopped, value)
         elif ends is None and one.images and name != _CORRUPTED:
             ends = checks.binomial_interval(round(value * one.images), one.images)
-        rows.append(Bar(name, value, *(ends or (None, None))))
-    union = one.record.method == sentences.UNION
-    head = f"What each {'threat' if union else 'attack'} leaves"
-    if _each(one.record):
+        bars.append(Bar(name, value, *(ends or (None, None))))
+    head = f"What each {'threat' if record.method == sentences.UNION else 'attack'} leaves"
+    if _each_alone(one):
         head = "Accuracy under each attack and under all"
     note = "Bars: exact 95 % intervals." if one.images else ""
-    if one.record.stopped:
+    if record.stopped:
         note = f"Bars: {interval_name(one)}."
-    if fast := one.record.fast:
+    if fast := record.fast:
         note += (
             f" Of {fast['survivors']:,} images that stood, {fast['sampled']:,} at random met all "
             f"attacks; {sentences.at_least(fast)}."
         )
-    return figures.rows(key, head, rows, _ACCURACY, names=("right", ""), note=note)
+    return figures.rows(key, head, bars, ACCURACY, names=("right", ""), note=note)
 
 
-def _costs(one: ReportedEvaluation) -> Html | None:
+def _costs(one: ReportedEvaluation) -> Markup:
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
-        return remark(
+        return markup.parts.note(
             "What each attack cost is not in this record: a training wrote it, or an older version."
         )
     total = {k: sum(c.get(k) or 0 for c in costs) for k in (*_COUNTS, *_SECONDS)}
@@ -127,96 +154,84 @@ def _costs(one: ReportedEvaluation) -> Html | None:
         spent = ["-" if (s := cost.get(k)) is None else f"{s:,.1f} s" for k in _SECONDS]
         rule = cost.get("step_rule")
         rows.append((cost.get("attack"), *counts, *spent, "-" if rule is None else rule))
-    return table("What each attack removed and cost", _COSTS, rows, words=0, of=f": {title(one)}")
+    caption, of = "What each attack removed and cost", f": {title(one)}"
+    return markup.parts.table(caption, _COSTS, rows, words=0, of=of)
 
 
-def by_class(seen: Verdicts) -> dict[int, tuple[int, int, int]]:
+def by_class(verdicts: Verdicts) -> dict[int, tuple[int, int, int]]:
     """Count the images of each label: all, the right ones, those that withstand everything."""
     counts = {}
-    for label in np.unique(seen.labels):
-        own = seen.labels == label
-        counts[int(label)] = int(own.sum()), int(seen.clean[own].sum()), int(seen.robust[own].sum())
+    for label in np.unique(verdicts.labels):
+        mask = verdicts.labels == label
+        right, robust = int(verdicts.clean[mask].sum()), int(verdicts.robust[mask].sum())
+        counts[int(label)] = int(mask.sum()), right, robust
     return counts
 
 
-def _classes(one: ReportedEvaluation, key: str) -> Html | None:
+def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
     if one.verdicts is None or not len(one.verdicts.labels):
         return None
-    rows = []
+    bars = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
-        ends: tuple[Any, Any] = checks.binomial_interval(robust, n)
-        if one.record.stopped:
-            ends = None, None
-        rows.append(Bar(one.class_name(label), robust / n, *ends, clean / n))
-    order = sorted(rows, key=lambda row: row.value or 0.0)
+        ends = (None, None) if one.record.stopped else checks.binomial_interval(robust, n)
+        bars.append(Bar(one.class_name(label), robust / n, *ends, clean / n))
+    bars.sort(key=lambda bar: bar.value or 0.0)
     note = "Sorted; bars: exact 95 % intervals of robust accuracy."
     if one.record.stopped:
-        note = "Sorted, of the images that were met; classes have no sequences."
-    if len(order) > _CLASSES:
-        note = f"The 30 lowest and the 10 highest of {len(order):,} classes. {note}"
-        order = order[:30] + order[-10:]
+        note = "Sorted, of the images that were evaluated; classes have no sequences."
+    if len(bars) > _CLASSES:
+        note = f"The 30 lowest and the 10 highest of {len(bars):,} classes. {note}"
+        bars = bars[:30] + bars[-10:]
     names = ("robust", "clean")
-    return figures.rows(key, "Robust accuracy by class", order, _ACCURACY, names=names, note=note)
+    return figures.rows(key, "Robust accuracy by class", bars, ACCURACY, names=names, note=note)
 
 
-def ladders(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvaluation]]:
-    """Return groups of evaluations that differ in their radius alone, smallest radius first."""
-    groups: dict[str, dict[float, ReportedEvaluation]] = {}
-    for one in evaluations:
-        record = one.record
-        if record.robust is None or len(set(record.threats)) != 1:
-            continue
-        images = [record.dataset, record.split, record.image_ids, record.preprocessing]
-        how = [record.attacks[0]["norm"], record.method, record.search_dtype]
-        same = str([sentences.identity(one), *images, *how])
-        groups.setdefault(same, {})[one.record.threats[0].epsilon] = one
-    return [[own[e] for e in sorted(own)] for own in groups.values() if len(own) > 1]
+def confused(one: ReportedEvaluation) -> list[tuple[int, int, int]]:
+    """Return label, class reached, images; the most frequent pair first, ties by the label."""
+    verdicts = one.verdicts
+    if verdicts is None:
+        return []
+    reached = verdicts.reached >= 0
+    both = np.stack([verdicts.labels[reached], verdicts.reached[reached]], axis=1)
+    pairs, counts = np.unique(both, axis=0, return_counts=True)
+    counted = [(int(a), int(b), int(n)) for (a, b), n in zip(pairs, counts, strict=True)]
+    return sorted(counted, key=lambda pair: (-pair[2], pair[:2]))
 
 
-def radii(groups: Sequence[Sequence[ReportedEvaluation]], key: str) -> Html | None:
-    """Return robust accuracy against the radius, a figure for each group of `ladders`."""
-    drawn = []
-    for number, group in enumerate(groups):
-        points = [
-            (one.record.threats[0].epsilon, one.record.robust or 0.0, interval(one, "robust"))
-            for one in group
-        ]
-        first, clean = group[0], group[0].record.clean
-        if points[0][0] > 0 and clean is not None:  # at radius 0 nothing can be changed
-            points.insert(0, (0.0, clean, interval(first, "clean")))
-        xs, ys, ends = zip(*points, strict=True)
-        low, high = ([e[at] if e else float("nan") for e in ends] for at in (0, 1))
-        norm = sentences.ball(first.record.attacks[0]).partition(" ")[0]
-        name = f"{first.name}, {sentences.method(first.record)}"
-        about = f"Accuracy against the {norm} radius: {name}"
-        note = "Bars: exact 95 % intervals. Radius 0 is clean accuracy."
-        axes = Axis("radius, pixels in [0, 1]", low=0.0), _ACCURACY
-        line = Line("right", xs, ys, low, high)
-        drawn.append(figures.lines(f"{key}-{number}", about, [line], *axes, note=note))
-    parts = tag("h2", "Accuracy against radius"), tag("div", drawn, class_="figures")
-    return tag("section", *parts) if drawn else None
-
-
-def _bound(record: AccuracyRecord) -> str:
-    return f" (fast; standard at least {survivors.least(record.fast)})" if record.fast else ""
-
-
-def overview(evaluations: Sequence[ReportedEvaluation]) -> Html:
-    """Return all evaluations as a table."""
-    head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
-    rows = [
-        (
-            one.name,
-            percent(one.record.clean),
-            percent(one.record.robust) + _bound(one.record),
-            between(interval(one, "clean" if one.record.robust is None else "robust"))
-            + (" (sequence)" if one.record.stopped else ""),
-            ", ".join(sentences.balls(one.record)) or "-",
-            sentences.method(one.record),
-            f"{one.images:,}" if one.images else "-",
-            f"{one.record.dataset}, {one.record.split}",
-            str(one.record.weights or "-"),
+def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup | None]:
+    """Return the confusion as a matrix, and what stands below: many classes, nothing known."""
+    verdicts, pairs = one.verdicts, confused(one)
+    attacked = one.record.robust is not None
+    if verdicts is None:
+        return None, markup.parts.note(_NO_VERDICTS if attacked else "")
+    fooled = int((verdicts.clean & ~verdicts.robust).sum())
+    if not fooled:
+        return None, markup.parts.note(_NOT_FOOLED if attacked else "")
+    if not pairs:
+        return None, markup.parts.note(_UNKNOWN)
+    unknown = fooled - sum(n for _, _, n in pairs)
+    lacking = f" For {unknown:,} more fooled images it is unknown." if unknown > 0 else ""
+    size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in pairs))
+    if 1 < size <= figures.CLASSES and min(a for a, _, _ in pairs) >= 0:
+        counts = np.zeros((size, size), int)
+        for a, b, n in pairs:
+            counts[a, b] = n
+        names = [one.class_name(label) for label in range(size)]
+        alt = "; ".join(f"{names[a]} became {names[b]} {n} times" for a, b, n in pairs[:5])
+        note = (
+            "Rows: the label. Columns: the network's prediction for the image that fooled it. "
+            f"Images that were wrong without an attack do not count.{lacking}"
         )
-        for one in evaluations
+        return figures.cells(key, _TITLE, names, counts, alt=alt, note=note), None
+    totals: Counter[int] = Counter()
+    for a, _, n in pairs:
+        totals[a] += n
+    rows = [
+        (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f} %")
+        for a, b, n in pairs[:_PAIRS]
     ]
-    return table("All evaluations", (*head, "weights"), rows)
+    more = f": the {_PAIRS} most frequent of {len(pairs):,} pairs" if pairs[_PAIRS:] else ""
+    head = ("label", "class reached", "images", "of the fooled with this label")
+    of = f": {one.name}, {one.file}"
+    table = markup.parts.table(f"{_TITLE}{more}", head, rows, words=2, of=of)
+    return None, table + markup.parts.note(lacking.strip())

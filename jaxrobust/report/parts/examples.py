@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.drawing.markup import Child, Html, remark, tag
+from jaxrobust.report import markup
 from jaxrobust.report.gathered import ReportedEvaluation, section
 from jaxrobust.report.parts import sentences
 from jaxrobust.runtime.files import jsonl
@@ -45,19 +46,21 @@ class Album:
     def __init__(self, budget: int = 1_200_000) -> None:
         self._left = budget
 
-    def part(self, one: ReportedEvaluation) -> Child:
+    def part(self, one: ReportedEvaluation) -> Markup | None:
         """Return the pictures of an evaluation, or a sentence where they cannot be had."""
         if self._left <= 0:
-            return remark("Its images are not shown: the page would be too large. Report it alone.")
+            return markup.parts.note(
+                "Its images are not shown: the page would be too large. Report it alone."
+            )
         try:
             shown = _part(one)
         except (ValueError, OSError, ImportError) as error:
-            return remark(f"Its images cannot be shown: {error}")
+            return markup.parts.note(f"Its images cannot be shown: {error}")
         self._left -= len(shown or "")
         return shown
 
 
-def _part(one: ReportedEvaluation) -> Html | None:
+def _part(one: ReportedEvaluation) -> Markup | None:
     searches = searched(one)
     if one.verdicts is None or not searches:
         return None
@@ -65,30 +68,27 @@ def _part(one: ReportedEvaluation) -> Html | None:
     points, attacks = [], []
     by = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.fooled_by.tolist(), strict=True))
     for search in searches:
-        shape, own = fooled(search.ledger)
-        named = [f._replace(attack=f"{search.prefix}{f.attack}") for f in own]
-        # In a union, the first threat that fools an image has it.
-        points += [f for f in named if not search.prefix or by.get(f.image) == f.attack]
+        shape, images = fooled(search.ledger)
+        prefixed = [f._replace(attack=f"{search.prefix}{f.attack}") for f in images]
+        # In a union, an image belongs to the first threat that fools it.
+        points += [f for f in prefixed if not search.prefix or by.get(f.image) == f.attack]
         attacks += [f"{search.prefix}{name}" for name in search.attacks]
     if not points:
-        return remark("No attack fooled an image, so none is shown.")
+        return markup.parts.note("No attack fooled an image, so none is shown.")
     easy, hard = choose(points, attacks)
     clean = _images(one, shape)
     labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
 
-    def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
-        named = [(f, one.class_name(labels.get(f.image, -1))) for f in chosen]
-        drawn = [_pictures(fooling, clean, shape, label) for fooling, label in named]
-        return [tag("h4", title), tag("div", drawn, class_="images")] if drawn else []
+    def pictures(title: str, chosen: Sequence[Fooled]) -> Markup:
+        labelled = [(f, one.class_name(labels.get(f.image, -1))) for f in chosen]
+        shown = [_pictures(fooling, clean, shape, label) for fooling, label in labelled]
+        return markup.parts.images(title, shown)
 
     small = f" Pictures are reduced to {_SIDE} pixels." if max(shape[:2]) > _SIDE else ""
     union = " The attacks of one threat come before those of the next." if searches[1:] else ""
-    return tag(
-        "section",
-        pictures("The easiest images to fool", easy),
-        pictures("The hardest images that were fooled", hard),
-        remark(RULE + union + small),
-    )
+    inside = pictures("The easiest images to fool", easy)
+    inside += pictures("The hardest images that were fooled", hard)
+    return Markup("<section>{}{}</section>").format(inside, markup.parts.note(RULE + union + small))
 
 
 class Search(NamedTuple):
@@ -104,6 +104,11 @@ def searched(one: ReportedEvaluation) -> list[Search]:
     record, folder = one.record, one.file.parent
     number, attacks = record.evaluation, record.attacks
     searches = []
+
+    def asked(record: AccuracyRecord, attacks: list[parts.AttackSettings]) -> tuple[Any, ...]:
+        images = (record.dataset, record.split, record.image_ids, record.preprocessing)
+        return (record.weights_sha256, *images, record.seed, record.model, attacks)
+
     if record.worst_case:
         for count, part in enumerate(record.worst_case):
             ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
@@ -112,25 +117,14 @@ def searched(one: ReportedEvaluation) -> list[Search]:
         searches = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
     else:
         for count, threat in enumerate(dict.fromkeys(record.threats)):
-            own = [a for a, of in zip(attacks, record.threats, strict=True) if of == threat]
+            member = [a for a, of in zip(attacks, record.threats, strict=True) if of == threat]
             ledger = folder / f"ledger-{number}-{count}.jsonl"
-            if not ledger.is_file():
-                ledger = folder / f"ledger-{_alone(one, own)}.jsonl"
-            searches.append(Search(f"{threat}: ", ledger, [attack["name"] for attack in own]))
+            if not ledger.is_file():  # an evaluation beside it asked about this threat alone
+                rows = map(AccuracyRecord.from_json, jsonl.read(one.file))
+                same = [r for r in rows if asked(r, r.attacks) == asked(record, member)]
+                ledger = folder / f"ledger-{same[-1].evaluation if same else None}.jsonl"
+            searches.append(Search(f"{threat}: ", ledger, [attack["name"] for attack in member]))
     return [search for search in searches if search.ledger.is_file()]
-
-
-def _alone(union: ReportedEvaluation, attacks: list[parts.AttackSettings]) -> str | None:
-    """Return the number of the evaluation beside a union that asks about these attacks alone."""
-    wanted = _asks(union.record, attacks)
-    rows = map(AccuracyRecord.from_json, jsonl.read(union.file))
-    same = [record for record in rows if _asks(record, record.attacks) == wanted]
-    return str(same[-1].evaluation) if same else None
-
-
-def _asks(record: AccuracyRecord, attacks: list[parts.AttackSettings]) -> tuple[Any, ...]:
-    images = (record.dataset, record.split, record.image_ids, record.preprocessing)
-    return (record.weights_sha256, *images, record.seed, record.model, attacks)
 
 
 def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
@@ -166,18 +160,19 @@ def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Foole
 
 
 def _images(one: ReportedEvaluation, shape: tuple[int, ...]) -> Any:
-    record, own = one.record, section(one.config, "data")
-    own = own if own.get("name") == record.dataset else {}
-    how = {"data_dir": own.get("dir"), "classes": own.get("classes")}
-    source = registry.open_source(str(record.dataset), str(record.split), **how)
-    source = source.for_channels(shape[-1])
-    count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
-    preprocessing = str(record.preprocessing)
-    places = range(count)
-    return Prepared(source, image_size=shape[0], preprocessing=preprocessing, places=places)
+    record, data = one.record, section(one.config, "data")
+    data = data if data.get("name") == record.dataset else {}
+    settings = {"data_dir": data.get("dir"), "classes": data.get("classes")}
+    source = registry.open_source(str(record.dataset), str(record.split), **settings)
+    places = range(int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0)
+    settings = {"image_size": shape[0], "preprocessing": str(record.preprocessing)}
+    return Prepared(source.for_channels(shape[-1]), places=places, **settings)
 
 
-def _pictures(fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:
+def _pictures(
+    fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str
+) -> tuple[str, dict[str, str]]:
+    """Return a caption, and the pictures under the texts that describe them."""
     image = clean[[fooling.image]][0]
     count = int(np.prod(shape))
     point = np.fromfile(fooling.file, np.float32, count, offset=4 * count * fooling.stored)
@@ -193,19 +188,17 @@ def _pictures(fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str) -
         f"what was added to {name}, amplified": _uri(grey, smooth=False),
     }
     times = f", amplified {0.5 / largest:.3g} times" if largest else ""
-    found = f"{fooling.attack}, {fooling.iterations} iterations{times}"
-    text = f"Image {fooling.image}, {label}: {found}"
-    images = [tag("img", src=uri, alt=alt) for alt, uri in shown.items()]
-    return tag("figure", images, tag("figcaption", text))
+    search = f"{fooling.attack}, {fooling.iterations} iterations{times}"
+    return f"Image {fooling.image}, {label}: {search}", shown
 
 
 def _uri(image: np.ndarray, *, smooth: bool) -> str:
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     drawn = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
     if max(drawn.size) > _SIDE:
-        how = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+        method = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
         scale = _SIDE / max(drawn.size)
-        drawn = drawn.resize((round(drawn.width * scale), round(drawn.height * scale)), how)
-    held = io.BytesIO()
-    drawn.save(held, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+        drawn = drawn.resize((round(drawn.width * scale), round(drawn.height * scale)), method)
+    png = io.BytesIO()
+    drawn.save(png, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"

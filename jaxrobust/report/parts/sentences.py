@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jaxrobust.evaluation.records import comparable, parts, records, survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.drawing.figures import spelled
+from jaxrobust.report.figures import spelled
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun, section
 from jaxrobust.types import fraction
 
@@ -15,6 +15,7 @@ _FEW = 1000  # images, below which a page says how wide the interval is
 _TRIAL = 100  # images, below which no evaluation is a headline while there is a larger one
 UNION = "union"
 STANDARD = "autoattack standard"
+AUTOATTACK = {"apgd-ce", "apgd-t", "fab-t", "square"}
 
 
 def percent(value: float | None) -> str:
@@ -35,9 +36,9 @@ def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequen
     """
     if stopped := one.record.stopped:
         return stopped.get(key)
-    own = one.record.interval and one.record.interval.get(key)
-    if own or not one.images:
-        return own
+    ends = one.record.interval and one.record.interval.get(key)
+    if ends or not one.images:
+        return ends
     accuracy = {"clean": one.record.clean, "robust": one.record.robust}[key]
     return records.interval(accuracy, one.images)
 
@@ -72,8 +73,8 @@ def method(record: AccuracyRecord) -> str:
 
 def network(one: ReportedEvaluation) -> str:
     """Name the network of an evaluation."""
-    which = one.record.weights
-    return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
+    weights = one.record.weights
+    return f"{one.model or 'the network'}{f' ({weights})' if weights else ''}"
 
 
 def headline(one: ReportedEvaluation) -> str:
@@ -82,23 +83,29 @@ def headline(one: ReportedEvaluation) -> str:
     count = f"{one.images:,} images" if one.images else "the images"
     where = f"{count} of {record.dataset} (split {record.split})"
     if record.certified:
-        return f"{one.name}: {network(one)}, {_certified(record.certified, where)}"
+        sigma = record.certified["sigma"]
+        curve = [(float(r), value) for r, value in record.certified["accuracy"].items()]
+        within, certain = max((pair for pair in curve if pair[0] <= sigma), default=curve[0])
+        return (
+            f"{one.name}: {network(one)}, smoothed by noise of {sigma:g}, is certified to classify "
+            f"{percent(curve[0][1])} of {where} correctly, and {percent(certain)} whatever changes "
+            f"them by at most {within:.4g} in l2."
+        )
     text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
     if ends := interval(one, "clean"):
         text += f" ({interval_name(one)} {between(ends)})"
     if record.robust is None:
         return f"{text}; it was not attacked."
     ends = interval(one, "robust")
-    kept = f" ({between(ends)})" if ends else ""
+    robust = percent(record.robust) + (f" ({between(ends)})" if ends else "")
     threats = balls(record)
     within = threats[0] if len(threats) == 1 else f"all of {', '.join(threats)}"
     if record.fast:
-        robust = f"{percent(record.robust)}{kept} also when the fast version may change them"
+        robust += " also when the fast version may change them"
         return f"{text}, and {robust} within {within}: {at_least(record.fast)}."
     by = "the attacks" if record.method == UNION else method(record)
     by += " of the worst case" if record.worst_case else ""
-    robust = percent(record.robust)
-    return f"{text}, and {robust}{kept} also when {by} may change them within {within}."
+    return f"{text}, and {robust} also when {by} may change them within {within}."
 
 
 def at_least(fast: parts.FastSample) -> str:
@@ -109,21 +116,14 @@ def at_least(fast: parts.FastSample) -> str:
     )
 
 
-def _certified(found: parts.CertifiedAccuracies, where: str) -> str:
-    sigma, known = found["sigma"], [(float(r), value) for r, value in found["accuracy"].items()]
-    within, certain = max((pair for pair in known if pair[0] <= sigma), default=known[0])
-    return (
-        f"smoothed by noise of {sigma:g}, is certified to classify {percent(known[0][1])} of "
-        f"{where} correctly, and {percent(certain)} whatever changes them by at most {within:.4g} "
-        "in l2."
-    )
-
-
 def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     """Return all that makes the number of an evaluation doubtful, each in a sentence or two."""
     record, n = one.record, one.images
     reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
-    if record.robust is not None and not _is_standard(record):
+    version = str(record.method).removesuffix(", stopped")
+    union = record.method == UNION and {a.get("name") for a in record.attacks} >= AUTOATTACK
+    # A worst case has AutoAttack in one of its norms only.
+    if record.robust is not None and (record.worst_case or not (version == STANDARD or union)):
         reasons.append(
             f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
             "version of AutoAttack: a stronger attack can only find more, so the robust accuracy "
@@ -149,15 +149,6 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     if any(run.at_work and run.folder == one.run for run in runs):
         reasons.append("The run is still being trained; a later checkpoint gives other numbers.")
     return reasons
-
-
-def _is_standard(record: AccuracyRecord) -> bool:
-    if record.worst_case:  # which has AutoAttack in one of its norms
-        return False
-    names = [attack.get("name") for attack in record.attacks]
-    whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= set(names)
-    method = str(record.method).removesuffix(", stopped")
-    return method == STANDARD or (record.method == UNION and whole)
 
 
 def chosen(gathered: Gathered) -> list[ReportedEvaluation]:
@@ -194,8 +185,8 @@ def question(one: ReportedEvaluation) -> str:
     """Write as one text all that two records must share for their verdicts to be compared."""
     record = one.record
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
-    how = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
-    return json.dumps([*images, *how, comparable.procedure(record), comparable.pictures(record)])
+    search = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
+    return json.dumps([*images, *search, comparable.procedure(record), comparable.pictures(record)])
 
 
 def state(run: ReportedRun) -> str:
@@ -203,13 +194,13 @@ def state(run: ReportedRun) -> str:
     if not run.metrics.curves:
         return f"{run.name} has no metrics yet."
     phase = run.phases[-1]
-    own = run.metrics.curves[phase]
-    last = int(max(curve.steps[-1] for curve in own.values() if len(curve.steps)))
+    curves = run.metrics.curves[phase]
+    last = int(max(curve.steps[-1] for curve in curves.values() if len(curve.steps)))
     planned = run.planned.get(phase)
     of = f" of {planned:,}" if planned else ""
     text = f"{run.name}: phase {phase} is at step {last:,}{of}"
-    if "selection_robust" in own and "selection_clean" in own:
-        clean, robust = (own[f"selection_{key}"].values[-1] for key in ("clean", "robust"))
+    if "selection_robust" in curves and "selection_clean" in curves:
+        clean, robust = (curves[f"selection_{key}"].values[-1] for key in ("clean", "robust"))
         text += (
             f"; on the selection split {spelled(float(clean), True)} of the images are right, and "
             f"{spelled(float(robust), True)} under the attack of the selection"

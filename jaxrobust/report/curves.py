@@ -82,51 +82,45 @@ class _Growing:
                     lines.seek(0)
                 torn = self._take(lines)
         curves = {
-            phase: {n: Curve(np.array(s, float), np.array(v, float)) for n, (s, v) in own.items()}
-            for phase, own in self._columns.items()
+            phase: {n: Curve(np.array(s, float), np.array(v, float)) for n, (s, v) in pairs.items()}
+            for phase, pairs in self._columns.items()
         }
-        events = self._alarms + _overfitting(curves) + _skipped(curves)
-        return Metrics(curves, events, self._notes(torn))
-
-    def _take(self, lines: BinaryIO) -> bool:
-        for line in lines:
-            whole = line.endswith(b"\n")
-            if line == b"\n" and self._before and not self._before.endswith(b"\n"):
-                self._left(line)  # the end of a line that was whole but for it
-                continue
-            row = _row(line)
-            if row is None and not whole:
-                return True  # somebody may be writing it
-            self._left(line)
-            self._lines += 1
-            if row is None:
-                self._damaged.append(self._lines)
-            else:
-                self._add(row)
-                self._alarms += _alarms(row)
-        return False
-
-    def _add(self, row: dict[str, Any]) -> None:
-        own = self._columns.setdefault(row["phase"], {})
-        for name, value in row.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and name not in ("phase", "step"):
-                steps, values = own.setdefault(name, (array("d"), array("d")))
-                steps.append(row["step"])
-                values.append(value)
-
-    def _notes(self, torn: bool) -> list[str]:
         notes, damaged = [], self._damaged
-        before = f"the {self._lines:,} before it are used"
         if torn:
-            notes.append(f"The last line of {self._path} was cut off; {before}.")
+            read = f"the {self._lines:,} before it are used"
+            notes.append(f"The last line of {self._path} was cut off; {read}.")
         if damaged:
             shown = ", ".join(map(str, damaged[:5])) + (" and others" if len(damaged) > 5 else "")
             notes.append(f"{len(damaged):,} damaged lines of {self._path} are left out: {shown}.")
-        return notes
+        return Metrics(curves, self._alarms + _overfitting(curves) + _skipped(curves), notes)
 
-    def _left(self, line: bytes) -> None:
-        self._offset, self._before = self._offset + len(line), line[-_COMPARED:]
+    def _take(self, lines: BinaryIO) -> bool:
+        """Read the lines that are complete; True: the last one is torn."""
+        for line in lines:
+            complete = line.endswith(b"\n")
+            blank = line == b"\n" and self._before and not self._before.endswith(b"\n")
+            row = None if blank else _row(line)
+            if row is None and not complete:
+                return True  # somebody may be writing it
+            self._offset, self._before = self._offset + len(line), line[-_COMPARED:]
+            if blank:
+                continue  # the end of a line that was complete but for it
+            self._lines += 1
+            if row is None:
+                self._damaged.append(self._lines)
+                continue
+            columns = self._columns.setdefault(row["phase"], {})
+            for name, value in row.items():
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if number and name not in ("phase", "step"):
+                    steps, values = columns.setdefault(name, (array("d"), array("d")))
+                    steps.append(row["step"])
+                    values.append(value)
+            losses = {key: row.get(key) for key in _ALARM}
+            if all(isinstance(value, (int, float)) for value in losses.values()):
+                for text in alarm.warnings({key: float(value) for key, value in losses.items()}):
+                    self._alarms.append(CurveEvent(row["phase"], int(row["step"]), "alarm", text))
+        return False
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -139,24 +133,16 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _alarms(row: dict[str, Any]) -> list[CurveEvent]:
-    values = {key: row.get(key) for key in _ALARM}
-    if not all(isinstance(value, (int, float)) for value in values.values()):
-        return []
-    warnings = alarm.warnings({key: float(value or 0) for key, value in values.items()})
-    return [CurveEvent(row["phase"], int(row["step"]), "alarm", text) for text in warnings]
-
-
 def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
     events = []
-    for phase, own in curves.items():
-        if not {"selection_robust", "selection_images", "robust"} <= own.keys():
+    for phase, logged in curves.items():
+        if not {"selection_robust", "selection_images", "robust"} <= logged.keys():
             continue
-        steps, scores = own["selection_robust"]
-        images = own["selection_images"].values[-1]
+        steps, scores = logged["selection_robust"]
+        images = logged["selection_images"].values[-1]
         images = max(int(images), 1) if np.isfinite(images) else 1
         training: list[float] = []
-        robust = own["robust"]
+        robust = logged["robust"]
         between = np.split(robust.values, np.searchsorted(robust.steps, steps, "right"))
         for number, (step, values) in enumerate(zip(steps, between, strict=False), 1):
             training.append(float(values.mean()) if len(values) else np.nan)
@@ -169,10 +155,10 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
 def _skipped(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
     """Find the steps that updated nothing: one event for each stretch of lines that say so."""
     events = []
-    for phase, own in curves.items():
-        if "skipped" not in own:
+    for phase, logged in curves.items():
+        if "skipped" not in logged:
             continue
-        steps, values = own["skipped"]
+        steps, values = logged["skipped"]
         bad = np.flatnonzero(values > 0)
         stretches = np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1) if len(bad) else []
         for lines in stretches[:_STRETCHES]:

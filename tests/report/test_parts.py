@@ -1,6 +1,7 @@
 """The rules of the page's parts: commands, differences, confusions, classes, radii, examples."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,16 +13,14 @@ from absl.testing import parameterized
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.report.drawing import figures
-from jaxrobust.report.drawing.curves import Curve, CurveEvent, Metrics
-from jaxrobust.report.drawing.markup import Html
+from jaxrobust.report.curves import Curve, CurveEvent, Metrics
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import (
     commands,
     comparison,
-    confusion,
     evaluation,
     examples,
+    radii,
     sentences,
     training,
 )
@@ -44,6 +43,11 @@ def one(seen=None, *, name="net", file="r.jsonl", classes=(), run=None, config=N
     made = AccuracyRecord(**(known | record))
     own = ReportedEvaluation(name, Path(file), made, seen, list(classes), run, config or {})
     return own
+
+
+def data_of(drawn: str, key: str = "k") -> dict:
+    """The data of a figure."""
+    return json.loads(re.search(f'id="data-{key}">(.*?)</script>', drawn)[1])
 
 
 def words(workdir=None, seen=None, **record) -> list[str]:
@@ -104,60 +108,30 @@ class CommandsTest(parameterized.TestCase):
         return said[start : said.index("--seed")]
 
     def test_attacks(self):
-        ball = ["--norm", "linf", "--epsilon", "8/255"]
-        other = ATTACK | {"name": "square"}
-        l2 = ATTACK | {"norm": "l2", "epsilon": 0.5}
+        ball = "--norm linf --epsilon 8/255 --attack"
+        square, l2 = ATTACK | {"name": "square"}, ATTACK | {"norm": "l2", "epsilon": 0.5}
+        every = [ATTACK | {"name": name} for name in ("apgd-ce", "apgd-t", "fab-t", "square")]
         for record, said in (
-            ({"attacks": []}, ["--attack", "clean"]),
-            ({"method": "autoattack plus"}, [*ball, "--attack", "autoattack", "--version", "plus"]),
+            ({"attacks": []}, "--attack clean"),
+            ({"method": "autoattack plus"}, f"{ball} autoattack --version plus"),
             (
                 {"method": "apgd-ce + square, custom, steps 5, step 0.003"},
-                [
-                    *ball,
-                    "--attack",
-                    "apgd-ce,square",
-                    "--version",
-                    "custom",
-                    "--steps",
-                    "5",
-                    "--step",
-                    "0.003",
-                ],
+                f"{ball} apgd-ce,square --version custom --steps 5 --step 0.003",
             ),
+            ({"method": "pgd-20, start uniform-boxed"}, f"{ball} pgd-20 --start uniform-boxed"),
+            ({"method": None}, f"{ball} apgd-ce --steps 20"),
             (
-                {"method": "pgd-20, start uniform-boxed"},
-                [*ball, "--attack", "pgd-20", "--start", "uniform-boxed"],
-            ),
-            ({"method": None}, [*ball, "--attack", "apgd-ce", "--steps", "20"]),
-            (
-                {"method": None, "attacks": [ATTACK, other | {"steps": 9}]},
-                [*ball, "--attack", "apgd-ce,square"],
+                {"method": None, "attacks": [ATTACK, square | {"steps": 9}]},
+                f"{ball} apgd-ce,square",
             ),
             (
                 {"method": "union", "attacks": [ATTACK, l2]},
-                [
-                    "--threat",
-                    "linf:8/255",
-                    "--threat",
-                    "l2:0.5",
-                    "--attack",
-                    "apgd-ce",
-                    "--steps",
-                    "20",
-                ],
+                "--threat linf:8/255 --threat l2:0.5 --attack apgd-ce --steps 20",
             ),
-            (
-                {
-                    "method": None,
-                    "attacks": [
-                        ATTACK | {"name": n} for n in ("apgd-ce", "apgd-t", "fab-t", "square")
-                    ],
-                },
-                [*ball, "--attack", "autoattack"],
-            ),
+            ({"method": None, "attacks": every}, f"{ball} autoattack"),
         ):
             with self.subTest(str(record)):
-                self.assertEqual(self.attack(**record), said)
+                self.assertEqual(self.attack(**record), said.split())
 
     def test_a_worst_case(self):
         for shares, alone in (((0.5, 0.4), False), ((0.5, None), True), ((None, None), True)):
@@ -173,13 +147,13 @@ class CommandsTest(parameterized.TestCase):
             ({"method": None, "attacks": []}, "The command gives the same verdicts"),
             ({}, "The command gives the same verdicts"),
         ):
-            self.assertStartsWith(commands._about(one(**record)), start)
+            self.assertStartsWith(commands.about(one(**record)), start)
         for record, end in (
-            ({}, "Add --noreplay where evaluations at other radii lie beside it by now."),
+            ({}, "Add --noreplay if evaluations at other radii are in the same folder by now."),
             ({"replayed": []}, "was tried first here, as the record says."),
             ({"method": "apgd-ce, ladder"}, "was tried first here, as the record says."),
         ):
-            self.assertEndsWith(commands._about(one(**record)), end)
+            self.assertEndsWith(commands.about(one(**record)), end)
 
 
 class ComparisonTest(parameterized.TestCase):
@@ -207,13 +181,12 @@ class ComparisonTest(parameterized.TestCase):
     def test_what_is_told_apart_alone_need_not_be_among_several(self):
         """Six images of forty are gained: p is 2 / 2^6, and twice that by Holm's correction."""
         seen = [verdicts(["x"] * 6 + [""] * 34), verdicts([""] * 40), verdicts([""] * 40)]
-        group = [one(own, name=name) for own, name in zip(seen, "abc", strict=True)]
+        group = [one(v, name=n, weights_sha256=n) for v, n in zip(seen, "abc", strict=True)]
         for some, p, strong in ((group[:2], "0.0312", [True]), (group, "0.0625", [False] * 2)):
-            with mock.patch.object(figures, "rows", return_value=Html("drawn")) as rows:
-                text = comparison._group(some, "k")
+            text = comparison.part(some)
             self.assertIn(f">{p}<", text)
-            robust = rows.call_args_list[0].args[2]
-            self.assertEqual([bar.strong for bar in robust], strong)
+            bars = data_of(text, "pairs-0-robust")["rows"]
+            self.assertEqual([bar["strong"] for bar in bars], strong)
 
 
 class ConfusionTest(parameterized.TestCase):
@@ -225,26 +198,24 @@ class ConfusionTest(parameterized.TestCase):
 
     def test_the_most_frequent_pair_first_and_ties_by_the_label(self):
         of = self.of([2, 2, 1, 0, 1, 3], [1, 1, 0, 2, 2, None])
-        self.assertEqual(confusion.pairs(of), [(2, 1, 2), (0, 2, 1), (1, 0, 1), (1, 2, 1)])
-        self.assertEqual(confusion.pairs(one()), [])
+        self.assertEqual(evaluation.confused(of), [(2, 1, 2), (0, 2, 1), (1, 0, 1), (1, 2, 1)])
+        self.assertEqual(evaluation.confused(one()), [])
 
     def test_what_is_not_known(self):
-        self.assertIn("no verdicts image by image", confusion.part(one(robust=0.5), "k")[1])
-        self.assertIsNone(confusion.part(one(), "k")[1])
+        self.assertIn("no verdicts image by image", evaluation.confusion(one(robust=0.5), "k")[1])
+        self.assertFalse(evaluation.confusion(one(), "k")[1])
         wrong = one(verdicts(["clean", ""]), robust=0.5)
-        self.assertIn("No attack fooled an image", confusion.part(wrong, "k")[1])
-        self.assertIsNone(confusion.part(one(verdicts(["clean", ""])), "k")[1])
+        self.assertIn("No attack fooled an image", evaluation.confusion(wrong, "k")[1])
+        self.assertFalse(evaluation.confusion(one(verdicts(["clean", ""])), "k")[1])
         older = self.of([0, 1], [-1, -1])
-        self.assertIn("is not known: an older version", confusion.part(older, "k")[1])
+        self.assertIn("is unknown: an older version", evaluation.confusion(older, "k")[1])
         some = one(verdicts(["x", "x", "clean"], [0, 1, 2], [1, -1, -1]), robust=0.0)
-        with mock.patch.object(confusion.matrix, "cells") as cells:
-            confusion.part(some, "k")
-        self.assertIn("Of 1 more fooled images it is not known.", cells.call_args.kwargs["note"])
+        self.assertIn("For 1 more fooled images it is unknown.", evaluation.confusion(some, "k")[0])
 
 
 class EvaluationPartTest(parameterized.TestCase):
     def after(self, **record):
-        return evaluation._after(one(**record))
+        return evaluation.accuracies(one(**record))
 
     def test_what_is_left(self):
         left = {"a": 0.5, "b": None, "c": 0.0}
@@ -269,31 +240,27 @@ class EvaluationPartTest(parameterized.TestCase):
         fog = {"mean": 0.7}
         self.assertEqual(self.after(corruptions=fog), [("under corruptions", 0.7)])
 
-    def bars(self, function, *given):
-        with mock.patch.object(figures, "rows", return_value=Html("drawn")) as rows:
-            function(*given)
-        return rows.call_args
-
     def test_costs_are_added_up(self):
         costs = [
             {"attack": "a", "fooled": 0, "forward": 1000, "seconds": 1.25, "step_rule": "rule"},
             {"attack": "b", "fooled": 2, "forward": 500, "seconds": 2.0},
         ]
-        with mock.patch.object(evaluation, "table", return_value="t") as table:
-            evaluation._costs(one(costs=costs))
-        first, second, every = table.call_args.args[2]
-        self.assertEqual(first, ("a", "0", "1,000", "-", "-", "1.2 s", "-", "rule"))
+        text = evaluation.part(one(costs=costs), "k", [])
+        rows = [re.findall('<td class="n">(.*?)</td>', row) for row in text.split("<tr>")]
+        first, second, every = (row for row in rows if row)
+        self.assertEqual(first, ["a", "0", "1,000", "-", "-", "1.2 s", "-", "rule"])
         self.assertEqual(second[-1], "-")
-        self.assertEqual(every, ("all", "2", "1,500", "0", "0", "3.2 s", "0.0 s", ""))
+        self.assertEqual(every, ["all", "2", "1,500", "0", "0", "3.2 s", "0.0 s", ""])
 
     def test_classes_are_sorted_by_their_robust_share_of_all_their_images(self):
         seen = verdicts(["", "x", "clean", "", "", "x"], [2, 2, 2, 2, 0, 0])
         self.assertEqual(evaluation.by_class(seen), {0: (2, 2, 1), 2: (4, 3, 2)})
-        call = self.bars(evaluation._classes, one(seen, classes="abc"), "k")
-        first, second = call.args[2]
-        self.assertEqual((first.name, first.value, first.second), ("a", 0.5, 1.0))
-        self.assertEqual((second.name, second.value, second.second), ("c", 0.5, 0.75))
-        self.assertEqual((second.low, second.high), checks.binomial_interval(2, 4))
+        drawn = evaluation.part(one(seen, classes="abc"), "k", [])
+        first, second = data_of(drawn, "k-classes")["rows"]
+        self.assertEqual((first["name"], first["value"], first["second"]), ("a", 0.5, 1))
+        self.assertEqual((second["name"], second["value"], second["second"]), ("c", 0.5, 0.75))
+        ends = [second["low"], second["high"]]
+        np.testing.assert_allclose(ends, checks.binomial_interval(2, 4), rtol=1e-4)  # five digits
 
     def test_forty_classes_are_shown(self):
         for count in (40, 41, 60):
@@ -301,8 +268,9 @@ class EvaluationPartTest(parameterized.TestCase):
                 labels = np.repeat(np.arange(count), 60)
                 robust = np.arange(60)[None] < np.arange(count)[:, None]
                 seen = verdicts(np.where(robust.ravel(), "", "x"), labels)
-                call = self.bars(evaluation._classes, one(seen), "k")
-                shown = [int(bar.name.split()[1]) for bar in call.args[2]]
+                text = evaluation.part(one(seen), "k", [])
+                bars = data_of(text, "k-classes")["rows"]
+                shown = [int(bar["name"].split()[1]) for bar in bars]
                 ends = [*range(30), *range(count - 10, count)] if count > 40 else [*range(40)]
                 self.assertEqual(shown, ends)
                 lead = (
@@ -310,7 +278,7 @@ class EvaluationPartTest(parameterized.TestCase):
                     if count > 40
                     else "Sorted"
                 )
-                self.assertStartsWith(call.kwargs["note"], lead)
+                self.assertIn(f'<p class="note">{lead}', text)
 
     def rung(self, epsilon, **more):
         own = {"weights_sha256": "w", "robust": 0.5, "attacks": [ATTACK | {"epsilon": epsilon}]}
@@ -322,7 +290,7 @@ class EvaluationPartTest(parameterized.TestCase):
         own += [self.rung(0.4, weights_sha256="v"), self.rung(0.5, robust=None)]
         own += [self.rung(0.6, attacks=[ATTACK, ATTACK | {"norm": "l2"}])]
         own += [self.rung(0.7, split="train"), self.rung(0.8, method="square")]
-        (group,) = evaluation.ladders(own)
+        (group,) = radii.ladders(own)
         self.assertEqual([each.record.threats[0].epsilon for each in group], [0.1, 0.2])
         self.assertIs(group[0], later)  # the last of its radius
 
@@ -375,7 +343,7 @@ class ExamplesTest(parameterized.TestCase):
         clean = mock.MagicMock()
         clean.__getitem__.return_value = image[None]
         with mock.patch.object(examples, "_uri", uri):
-            text = examples._pictures(fooling, clean, (1, 2, 1), "cat")
+            text, _ = examples._pictures(fooling, clean, (1, 2, 1), "cat")
             clean.__getitem__.assert_called_once_with([3])
             (plain, _), (point, smooth), (grey, rough) = shown
             np.testing.assert_allclose(plain, [0.5, 0.5])
@@ -387,7 +355,7 @@ class ExamplesTest(parameterized.TestCase):
                 with self.assertRaisesRegex(ValueError, "is cut off; copy it again"):
                     examples._pictures(fooling._replace(stored=stored), clean, (1, 2, 1), "cat")
             np.float32([0.5, 0.5]).tofile(file)
-            text = examples._pictures(fooling._replace(stored=0), clean, (1, 2, 1), "cat")
+            text, _ = examples._pictures(fooling._replace(stored=0), clean, (1, 2, 1), "cat")
         self.assertNotIn("amplified 0", text)
         np.testing.assert_array_equal(shown[-1][0], [0.5, 0.5])
 
@@ -400,17 +368,10 @@ class ExamplesTest(parameterized.TestCase):
         rows += [about | {"attacks": [ATTACK], "seed": 2, "evaluation": "4"}]
         rows += [about | {"attacks": [ATTACK], "weights_sha256": "v", "evaluation": "5"}]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        union = one(file=str(file), **(about | {"attacks": [ATTACK, l2], "method": "union"}))
-        self.assertEqual(examples._alone(union, [ATTACK]), "2")
-        self.assertEqual(examples._alone(union, [l2]), "3")
-        self.assertIsNone(examples._alone(union, [ATTACK, ATTACK]))
         for name in ("ledger-2", "ledger-U-1"):
             (file.parent / f"{name}.jsonl").write_text("")
-        union = union._replace(
-            record=AccuracyRecord(
-                **(about | {"attacks": [ATTACK, l2], "method": "union", "evaluation": "U"})
-            )
-        )
+        about |= {"attacks": [ATTACK, l2], "method": "union", "evaluation": "U"}
+        union = one(file=str(file), **about)
         found = [(s.prefix, s.ledger.stem) for s in examples.searched(union)]
         self.assertEqual([stem for _, stem in found], ["ledger-2", "ledger-U-1"])
 
@@ -462,24 +423,12 @@ class SentencesTest(parameterized.TestCase):
         self.assertEqual(found[1].name, "x")
 
     def test_what_two_questions_share(self):
-        for key in (
-            "dataset",
-            "split",
-            "ids_sha256",
-            "classes_sha256",
-            "preprocessing",
-            "search_dtype",
-        ):
-            with self.subTest(key=key):
-                self.assertNotEqual(
-                    sentences.question(one(**{key: "other"})), sentences.question(one())
-                )
-
-    def test_attacks_and_sizes_are_of_the_question(self):
-        plain = sentences.question(one())
-        self.assertNotEqual(sentences.question(one(attacks=[])), plain)
-        self.assertNotEqual(sentences.question(one(model={"image_size": 9})), plain)
-        self.assertEqual(sentences.question(one(weights_sha256="w")), plain)
+        keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
+        others = [{key: "other"} for key in keys] + [{"attacks": []}, {"model": {"image_size": 9}}]
+        for changes in others:
+            with self.subTest(changes=changes):
+                self.assertNotEqual(sentences.question(one(**changes)), sentences.question(one()))
+        self.assertEqual(sentences.question(one(weights_sha256="w")), sentences.question(one()))
 
     def test_how_far_a_run_is(self):
         curve = lambda *values: Curve(np.arange(len(values)) * 10.0, np.array(values, float))  # noqa: E731
@@ -499,43 +448,41 @@ class SentencesTest(parameterized.TestCase):
 
 
 class TrainingTest(parameterized.TestCase):
-    def panel(self, name="loss", values=(1.0, 2.0), events=(), most=400, **more):
+    def part(self, name="loss", values=(1.0, 2.0), events=(), most=400) -> str:
         curve = Curve(np.arange(len(values)) * 1.0, np.array(values, float))
-        own = {quantity: curve for quantity in list(training.PANELS[name].quantities)[:2]}
-        metrics = Metrics({"train": own | more, "other": {}}, list(events), [])
-        run = ReportedRun("a", Path("a"), {}, metrics, {}, [], None)
-        with mock.patch.object(figures, "lines", return_value=Html("drawn")) as lines:
-            training._panel(run, "train", name, "k", most)
-        return lines.call_args
+        logged = {quantity: curve for quantity in list(training.PANELS[name].quantities)[:2]}
+        metrics = Metrics({"train": logged, "other": {"lr": curve}}, list(events), [])
+        return training.part(ReportedRun("a", Path("a"), {}, metrics, {}, [], None), "k", most)
 
     def test_a_wide_span_is_logarithmic(self):
         for values, log in (
             ((1, 300), False), ((1, 301), True), ((0, 301), False), ((2, 601, np.inf), True),
-            ((100, 20_000), False), ((np.nan, np.nan), False),
+            ((100, 20_000), False),
         ):  # fmt: skip
-            with self.subTest(row=(values, log)):
-                self.assertEqual(self.panel("loss", values).args[4].log, log)
-                self.assertFalse(self.panel("lr", values).args[4].log)
+            for name in ("loss", "lr"):
+                with self.subTest(row=(values, log, name)):
+                    frame = data_of(self.part(name, values), f"k-0-{name}")["frame"]["y"]
+                    self.assertEqual(frame[-1], log and name == "loss")
 
     def test_notes(self):
         values = [1.0, np.inf, np.nan, *[1.0] * 7]
-        note = self.panel("loss", values).kwargs["note"]
-        self.assertEqual(note, "Not finite: loss at 2 of 10 points, steps 1 to 2.")
-        self.assertIn("Thinned; the lowest", self.panel("loss", range(50), most=10).kwargs["note"])
+        note = '<p class="note">{}</p>'.format
+        text = self.part("loss", values)
+        self.assertIn(note("Not finite: loss at 2 of 10 points, steps 1 to 2."), text)
+        self.assertIn("Thinned; the lowest", self.part("loss", range(1, 50), most=10))
         events = [CurveEvent("train", 3, kind, "t") for kind in ("skipped", "alarm")]
         events.append(CurveEvent("other", 4, "rollback", "t"))
-        call = self.panel("loss", events=events)
-        self.assertEqual(call.kwargs["note"], "Dashed: alarms and skipped steps.")
-        marks = [(mark.at, mark.text, mark.harmless) for mark in call.kwargs["marks"]]
-        self.assertEqual(marks, [(3.0, "skipped: t", True), (3.0, "alarm: t", False)])
+        text = self.part("loss", events=events)
+        self.assertIn(note("Dashed: alarms and skipped steps."), text)
+        self.assertEqual(data_of(text, "k-0-loss")["marks"], [[3, "skipped: t"], [3, "alarm: t"]])
+        figure = text.partition('id="data-k-0-loss"')[0]
+        self.assertEqual(re.findall('class="(mark[^"]*)"', figure), ["mark harmless", "mark"])
 
     def test_fifty_events(self):
         for count, more in ((50, ""), (51, " (and 1 more events)")):
             with self.subTest(row=(count, more)):
                 events = [CurveEvent("train", 1000 + i, "alarm", "t") for i in range(count)]
-                run = SimpleNamespace(metrics=SimpleNamespace(events=events))
-                with mock.patch.object(training, "table") as table:
-                    training._events(run)
-                caption, _, rows = table.call_args.args
-                self.assertEqual((caption, len(rows)), (f"What happened{more}", 50))
-                self.assertEqual(rows[0], ("train", "1,000", "alarm", "t"))
+                text = self.part(events=events)
+                self.assertIn(f"<caption>What happened{more}</caption>", text)
+                row = "<td>train</td><td>1,{:03}</td><td>alarm</td><td>t</td>"
+                self.assertEqual([row.format(i) in text for i in (0, 49, 50)], [True, True, False])

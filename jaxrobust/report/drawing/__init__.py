@@ -1,1 +1,0 @@
-"""How the page is drawn: figures as SVG, markup, appearance."""
