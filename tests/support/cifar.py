@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 
-from jaxrobust.data.prepare import archives
+from jaxrobust.data.prepare import cifar
 
 CLASSES = {
     "cifar10": {
@@ -72,11 +72,11 @@ def pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def images_of(sizes: Mapping[str, int], dataset: str) -> archives.ArchiveContents:
+def images_of(sizes: Mapping[str, int], dataset: str) -> cifar.ArchiveContents:
     """Noise with labels, `sizes` of it."""
     draw = np.random.default_rng(0)
     classes = {feature: tuple(names) for feature, names in CLASSES[dataset].items()}
-    return archives.ArchiveContents(
+    return cifar.ArchiveContents(
         {s: draw.integers(0, 256, (n, 32, 32, 3), np.uint8) for s, n in sizes.items()},
         {
             s: {f: draw.integers(0, len(names), n) for f, names in classes.items()}
@@ -86,14 +86,14 @@ def images_of(sizes: Mapping[str, int], dataset: str) -> archives.ArchiveContent
     )
 
 
-def contents(archive: archives.Archive, images: archives.ArchiveContents) -> dict[str, bytes]:
+def contents(archive: cifar.Archive, images: cifar.ArchiveContents) -> dict[str, bytes]:
     """The files in an archive, by their names in its folder."""
     found = {}
     for split, names in archive.members.items():
         rows = images.images[split].transpose(0, 3, 1, 2).reshape(len(images.images[split]), -1)
         labels = images.labels[split]
         for name, part in zip(names, np.array_split(np.arange(len(rows)), len(names)), strict=True):
-            if archive.pickled:
+            if all(archive.labels.values()):
                 batch = {key: labels[f][part].tolist() for f, key in archive.labels.items()}
                 batch |= {"data": np.ascontiguousarray(rows[part]), "batch_label": name}
                 batch |= {"filenames": [f"{split}_{i}.png" for i in part.tolist()]}
@@ -105,13 +105,13 @@ def contents(archive: archives.Archive, images: archives.ArchiveContents) -> dic
         names = images.classes[feature]
         if not key:
             found[name] = "".join(f"{n}\n" for n in [*names, ""]).encode()
-    if archive.pickled:
+    if all(archive.labels.values()):
         meta = {key: list(images.classes[f]) for f, (_, key) in archive.names.items()}
         found[next(iter(archive.names.values()))[0]] = pickled(meta | {"num_vis": 3072})
     return found
 
 
-def write(path: Path, archive: archives.Archive, files: Mapping[str, bytes]) -> Path:
+def write(path: Path, archive: cifar.Archive, files: Mapping[str, bytes]) -> Path:
     """The archive of these files."""
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for name, content in files.items():
@@ -122,10 +122,10 @@ def write(path: Path, archive: archives.Archive, files: Mapping[str, bytes]) -> 
 
 
 @contextmanager
-def official(path: Path, archive: archives.Archive, **changes: Any) -> Iterator[archives.Archive]:
+def official(path: Path, archive: cifar.Archive, **changes: Any) -> Iterator[cifar.Archive]:
     """Take a file for the official archive of its kind, and its images for all that there are."""
     content = path.read_bytes()
     known = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} | changes
-    rows = [a._replace(**known) if a.file == archive.file else a for a in archives.ARCHIVES]
-    with mock.patch.object(archives, "ARCHIVES", tuple(rows)):
+    rows = [a._replace(**known) if a.file == archive.file else a for a in cifar.ARCHIVES]
+    with mock.patch.object(cifar, "ARCHIVES", tuple(rows)):
         yield next(a for a in rows if a.file == archive.file)

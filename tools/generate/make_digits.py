@@ -12,21 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data.prepare import directory, shards
+from jaxrobust.data.prepare import writer
 from jaxrobust.runtime.commandline.arguments import Arguments
 
 SEED = 0
 TEST_SIZE = 397
 TARGET = Path(__file__).resolve().parents[2] / "jaxrobust" / "data" / "digits"
-ABOUT = directory.About(
+ABOUT = writer.About(
+    name="digits",
     version="1.0.0",
     description="Handwritten digits, 8x8 grey: the test part of UCI 'Optical Recognition of "
     "Handwritten Digits' as scikit-learn carries it, 0..16 scaled to 0..255. CC BY 4.0, Alpaydin & "
     "Kaynak 1998.",
     module="jaxrobust.tools.make_digits",
-    order="of raw draws of PCG64",
     labels={"label": [str(digit) for digit in range(10)]},
-    image=directory.image((8, 8, 1), "png"),
+    shape=(8, 8, 1),
+    encoding="png",
     citation="Alpaydin, E. and Kaynak, C. (1998). Optical Recognition of Handwritten Digits. UCI "
     "Machine Learning Repository. https://doi.org/10.24432/C50P49",
 )
@@ -59,16 +60,16 @@ def write(images: np.ndarray, labels: np.ndarray, target: Path) -> None:
     lengths, sizes = {}, {}
     for split, rows in {"train": order[TEST_SIZE:], "test": order[:TEST_SIZE]}.items():
         pairs = [(png(images[row]), int(labels[row])) for row in rows]
-        records = [shards.example({"image": image, "label": label}) for image, label in pairs]
-        path = folder / shards.file_name("digits", split, 0, 1)
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        records = [writer.example({"image": image, "label": label}) for image, label in pairs]
+        path = folder / writer.file_name("digits", split, 0, 1)
+        shard = ArrayRecordWriter(str(path), "group_size:1")
         for record in records:
-            writer.write(record)
-        writer.close()
+            shard.write(record)
+        shard.close()
         lengths[split], sizes[split] = [len(records)], sum(map(len, records))
-    info = directory.info("digits", ABOUT, lengths, sizes)
-    directory.write_json(folder / directory.INFO, info)
-    directory.write_json(folder / directory.FEATURES, directory.features(ABOUT))
+    info = writer.info(ABOUT, lengths, sizes)
+    writer.write_json(folder / writer.INFO, info)
+    writer.write_json(folder / writer.FEATURES, writer.features(ABOUT))
     (folder / "label.labels.txt").write_text("".join(f"{n}\n" for n in ABOUT.labels["label"]))
 
 

@@ -1,34 +1,43 @@
-"""What the commands of all data sets share: their flags, their bar, their errors and reports."""
+"""What the commands of all data sets share: flags, processes, progress, errors and reports."""
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
+import multiprocessing
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust.data.prepare import directory, shards
-from jaxrobust.data.prepare.shards import Job, Shard, WorkDone
-from jaxrobust.data.splits.subsets import index_name
+from jaxrobust.data.prepare import writer
+from jaxrobust.data.prepare.writer import Job, Shard, WorkDone
+from jaxrobust.data.splits.subsets import Index, index_name, read_index
 from jaxrobust.runtime.commandline.arguments import Arguments, WholeDocument, stop
 from jaxrobust.runtime.files.download import Unreachable
 
+_NAMES = ("file_name", "id")  # the feature that names a record
+
 
 def parser(doc: str, name: str) -> Arguments:
-    """Return a parser with the flags of every data set; `doc` is its --help."""
-    more = doc.split("\n", 2)[2]
-    how: dict[str, Any] = {"epilog": more, "formatter_class": WholeDocument}
-    return Arguments(doc, prog=f"jaxrobust prepare {name}", **how)
+    """Return a parser for `jaxrobust prepare NAME`; `doc` is its --help."""
+    epilog = doc.split("\n", 2)[2]
+    formatter: Any = WholeDocument
+    return Arguments(
+        doc, prog=f"jaxrobust prepare {name}", epilog=epilog, formatter_class=formatter
+    )
 
 
 def common_flags(flags: Arguments) -> None:
-    """Add the flags that every data set has."""
+    """Add the flags of the data sets that become ArrayRecord."""
     workers = min(os.cpu_count() or 1, 32)
     flags.flag(
         "workers", type=int, default=workers, help="Number of processes; default: %(default)s."
@@ -46,7 +55,7 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
             raise ValueError(f"--out {args.out}: {remedy}")
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers} must be at least 1")
-        result = _check(args) if args.check else prepare(args)
+        result = _check_folder(args) if args.check else prepare(args)
     except KeyboardInterrupt:
         stop("interrupted; the same command continues", 130)
     except ValueError as error:
@@ -61,68 +70,167 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
         print(json.dumps(result))
 
 
-def _check(args: argparse.Namespace) -> dict[str, Any]:
+def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
-    folder = _finished(args.out, args.name)
-    sums = directory.read_sums(folder)
+    pattern = f"{args.name or '*'}/*/{writer.SETTINGS}"
+    folders = sorted(path.parent for path in Path(args.out).glob(pattern))
+    if len(folders) != 1:
+        names = ", ".join(str(path.relative_to(args.out)) for path in folders) or "none"
+        remedy = "--name says which" if folders else "give the --out that it was written to"
+        raise ValueError(
+            f"{args.out} holds {names} of the data sets that this tool writes; {remedy}"
+        )
+    (folder,) = folders
+    if not (folder / writer.INFO).exists():
+        raise ValueError(f"{folder} is not finished; the command that began it continues")
+    sums = writer.read_sums(folder)
     damage = {
         name: "is missing or has changed"
         for name, digest in sums.items()
         if ".array_record-" not in name
-        and not ((folder / name).exists() and shards.sha256(folder / name) == digest)
+        and not ((folder / name).exists() and writer.sha256(folder / name) == digest)
     }
-    every = [] if damage else _shards(folder, sums)
-    checked = working(shards.check, "checking", every, every, args.workers)
-    with contextlib.closing(checked) as events:
-        damage |= {event.shard: event.damage for event in events if event.damage}
+    shards: list[Shard] = []
+    if not damage:
+        info = json.loads((folder / writer.INFO).read_text())
+        for part in info["splits"]:
+            bounds = np.cumsum([0, *map(int, part["shardLengths"])]).tolist()
+            shards += writer.shards_of(folder, info["name"], part["name"], bounds)
+    job = functools.partial(check, sums=sums)
+    with contextlib.closing(working(job, "checking", shards, shards, args.workers)) as events:
+        damage |= {event.shard: event.result for event in events if event.result}
     if damage:
         name, what = next(iter(damage.items()))
         more = f" (and {len(damage) - 1} more)" * (len(damage) > 1)
         remedy = "remove what is damaged, the command that wrote it writes it again"
         raise OSError(f"{folder / name} {what}{more}; {remedy}")
-    images = images_of(every)
+    images = images_of(shards)
     print(f"{folder}: {images:,} images; every record, label and sha256 is right")
     seconds = round(time.perf_counter() - start, 3)
     return {"directory": str(folder), "images": images, "files": len(sums), "seconds": seconds}
 
 
-def _finished(out: str, name: str | None) -> Path:
-    dirs = sorted(path.parent for path in Path(out).glob(f"{name or '*'}/*/{directory.SETTINGS}"))
-    if len(dirs) != 1:
-        names = ", ".join(str(path.relative_to(out)) for path in dirs) or "none"
-        remedy = "--name says which" if dirs else "give the --out that it was written to"
-        raise ValueError(f"{out} holds {names} of the data sets that this tool writes; {remedy}")
-    if not (dirs[0] / directory.INFO).exists():
-        raise ValueError(f"{dirs[0]} is not finished; the command that began it continues")
-    return dirs[0]
+def check(shard: Shard, *, sums: Mapping[str, str]) -> Iterator[WorkDone]:
+    """Read a shard; the last event says what is wrong with it, if anything."""
+    images, damage = 0, ""
+    digest = sums.get(shard.path.name)
+    try:
+        for event in _parsed(shard):
+            images += event.images
+            yield event
+        if images != shard.last - shard.first:
+            damage = f"has {images} records, not {shard.last - shard.first}"
+        elif not digest:
+            damage = "has no sha256 on record"
+        elif writer.sha256(shard.path) != digest:
+            damage = "is not what was written, its sha256 has changed"
+    except FileNotFoundError:
+        damage = "is missing"
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        damage = " ".join(str(error).split())
+    yield WorkDone(0, 0, shard.path.name, damage)
 
 
-def _shards(folder: Path, sums: dict[str, str]) -> list[Shard]:
-    """List the shards of a finished directory, with the index of their split as the plan."""
-    info = json.loads((folder / directory.INFO).read_text())
-    parts = []
-    for split in info["splits"]:
-        ends = np.cumsum([int(text) for text in split["shardLengths"]]).tolist()
-        index = folder / index_name(split["name"])
-        for i, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
-            name = shards.file_name(info["name"], split["name"], i, len(ends))
-            parts.append(Shard(folder / name, index, folder, first, last, sums.get(name, "")))
-    return parts
+def _parsed(shard: Shard) -> Iterator[WorkDone]:
+    from array_record.python.array_record_module import ArrayRecordReader
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    if not shard.path.exists():
+        raise FileNotFoundError(shard.path)
+    labels, names = _index(shard.path.parent, shard.split)
+    reader = ArrayRecordReader(str(shard.path))
+    total = reader.num_records()
+    for begin in range(0, total, writer.CHUNK):
+        size = 0
+        for i, record in enumerate(reader.read(begin, min(begin + writer.CHUNK, total)), begin):
+            try:
+                feature = tf_example_pb2.Example.FromString(record).features.feature
+                image = feature["image"].bytes_list.value[0]
+                label = feature["label"].int64_list.value[0]
+                name = next(filter(None, (feature[key].bytes_list.value for key in _NAMES)))[0]
+            except (DecodeError, IndexError, StopIteration) as error:
+                raise ValueError(f"record {i} is no example of this data set ({error})") from error
+            row = shard.first + i
+            if not image or row >= len(names) or (label, name) != (labels[row], names[row]):
+                raise ValueError(f"record {i} is not what the index says")
+            size += len(image)
+        yield WorkDone(min(writer.CHUNK, total - begin), size)
+    reader.close()
 
 
-def write(plan: directory.DatasetPlan, job: Job, todo: Sequence[Shard], workers: int) -> int:
-    """Write shards of a data set and their sha256; return how many images they hold."""
-    every = [shard for part in plan.shards.values() for shard in part]
-    with contextlib.closing(working(job, "writing", every, todo, workers)) as events:
+@functools.lru_cache(2)
+def _index(folder: Path, split: str) -> Index:
+    index = read_index(folder, split)
+    if index is None:
+        raise ValueError(f"{folder / index_name(split)} is missing or damaged")
+    return index
+
+
+def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[WorkDone]:
+    """Yield the events of `job` on all shards, by `workers` processes; in this one if that is 1.
+
+    Closing the iterator ends the processes; so does the end of this one, who reads their reports.
+    """
+    workers = min(workers, len(shards))
+    if workers < 2:
+        yield from itertools.chain.from_iterable(map(job, shards))
+        return
+    context = multiprocessing.get_context("spawn")  # no copies of another process' pipe ends
+    processes = []
+    readers: list[Connection] = []
+    try:
+        for i in range(workers):
+            reader, writer = context.Pipe(duplex=False)
+            arguments = (job, shards[i::workers], writer)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            writer.close()
+            processes.append(process)
+            readers.append(reader)
+        while readers:
+            for reader in cast(list[Connection], wait(readers)):
+                try:
+                    message = reader.recv()
+                except EOFError:
+                    message = ChildProcessError("a worker process was killed (out of memory?)")
+                if isinstance(message, Exception):
+                    raise message
+                if message is None:
+                    readers.remove(reader)
+                else:
+                    yield message
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _work(job: Job, shards: Sequence[Shard], events: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
+    with contextlib.suppress(BrokenPipeError):  # the first process is gone
+        try:
+            for event in itertools.chain.from_iterable(map(job, shards)):
+                events.send(event)
+            events.send(None)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            events.send(error)
+
+
+def write(plan: writer.DatasetPlan, job: Job, todo: Sequence[Shard], workers: int) -> None:
+    """Write shards of a data set and their sha256."""
+    with contextlib.closing(working(job, "writing", plan.shards(), todo, workers)) as events:
         for event in events:
             if event.shard:
-                directory.add_sum(plan.directory, event.shard, event.sha256)
-    return images_of(todo)
+                writer.add_sum(plan.folder, event.shard, event.result)
 
 
 def done(folder: Path) -> dict[str, Any]:
-    """Summarise a finished directory, of which nothing was written now."""
-    info = json.loads((folder / directory.INFO).read_text())
+    """Summarise a finished folder, of which nothing was written now."""
+    info = json.loads((folder / writer.INFO).read_text())
     splits = {
         part["name"]: {
             "images": sum(map(int, part["shardLengths"])),
@@ -132,17 +240,19 @@ def done(folder: Path) -> dict[str, Any]:
         }
         for part in info["splits"]
     }
-    about = {"directory": str(folder), "name": info["name"], "version": info["version"]}
     classes = len((folder / "label.labels.txt").read_text().splitlines())
-    about |= {"classes": classes, "splits": splits, "notes": []}
-    return about | {"written_images": 0, "written_bytes": 0}
+    return {
+        **{"directory": str(folder), "name": info["name"], "version": info["version"]},
+        **{"classes": classes, "splits": splits, "notes": []},
+        **{"written_images": 0, "written_bytes": 0},
+    }
 
 
-def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, Any]:
+def effort(shards: Sequence[Shard], size: int, *, start: float, listed: float) -> dict[str, Any]:
     """Sum up what was written since `listed`, after it was listed since `start`."""
     seconds = time.perf_counter() - listed
     return {
-        "written_images": images,
+        "written_images": images_of(shards),
         "written_bytes": size,
         "listing_seconds": round(listed - start, 3),
         "writing_seconds": round(seconds, 3),
@@ -150,13 +260,13 @@ def effort(images: int, size: int, *, start: float, listed: float) -> dict[str, 
     }
 
 
-def images_of(part: Sequence[Shard]) -> int:
+def images_of(shards: Sequence[Shard]) -> int:
     """Count the images of shards."""
-    return sum(shard.last - shard.first for shard in part)
+    return sum(shard.last - shard.first for shard in shards)
 
 
 def working(
-    job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
+    job: Job, what: str, shards: Sequence[Shard], todo: Sequence[Shard], workers: int
 ) -> Generator[WorkDone]:
     """Yield the events of `job` on the shards `todo`, with images/s, MB/s and the time left.
 
@@ -164,12 +274,12 @@ def working(
     """
     terminal = sys.stderr.isatty()
     with (
-        contextlib.closing(shards.work(job, todo, workers)) as events,
+        contextlib.closing(work(job, todo, workers)) as events,
         open(os.devnull, "w") as nowhere,
         tqdm(
             desc=what,
-            total=images_of(every),
-            initial=images_of(every) - images_of(todo),
+            total=images_of(shards),
+            initial=images_of(shards) - images_of(todo),
             file=sys.stderr if terminal else nowhere,
             dynamic_ncols=terminal,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} "
@@ -198,13 +308,13 @@ def say(message: str) -> None:
 def _report(done: dict[str, Any]) -> None:
     print(f"{done['directory']}: {done['classes']:,} classes")
     for split, part in done["splits"].items():
-        whole = ""
+        share = ""
         if part["of"]:
             same = part["of"] == part["images"]
-            whole = ", as many as ImageNet has" if same else f" of ImageNet's {part['of']:,}"
+            share = ", as many as ImageNet has" if same else f" of ImageNet's {part['of']:,}"
         count = f"{part['shards']:,} shard{'s' * (part['shards'] > 1)}"
         size = f"{part['bytes'] / 1e9:,.3f} GB in {count}"
-        print(f"  {split}: {part['images']:,} images{whole}; {size}")
+        print(f"  {split}: {part['images']:,} images{share}; {size}")
     for note in done["notes"]:
         print(f"  {note}")
     print(

@@ -18,22 +18,16 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust.data.prepare import command, directory, shards
+from jaxrobust.data.prepare import command, writer
 from jaxrobust.data.sources import generated, npz
-from jaxrobust.data.sources.generated import (
-    INFO,
-    RecordPlaces,
-    ShardLayout,
-    file_name,
-    not_probabilities,
-)
+from jaxrobust.data.sources.generated import INFO, RecordPlaces, ShardLayout, file_name
 from jaxrobust.runtime.commandline.arguments import ending
 
 NAME = "generated"
@@ -51,10 +45,6 @@ class ArrayPair(NamedTuple):
     classes: int  # of soft labels; else 0
     sums: tuple[int, int]  # CRC of both
 
-    def key(self) -> list[Any]:
-        """List what tells this file's content from another one's, wherever it lies."""
-        return [self.path.name, self.rows, *self.shape, self.classes, *self.sums]
-
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
@@ -69,27 +59,32 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def described(path: Path, *, classes: int, soft: bool) -> ArrayPair:
-    """Read the headers of a file; a `ValueError` says what is wrong with its arrays."""
-    file = npz.opened(os.fspath(path))
-    keys = next((keys for keys in npz.WHOLE if set(keys) <= file.arrays.keys()), None)
-    if keys is None:
-        has = ", ".join(file.arrays) or "nothing"
-        raise ValueError(
-            f"{path} holds {has}; write one with numpy.savez(PATH, image=..., label=...)"
-        )
-    image, label = keys
-    shape = npz.image_shape(file, image)
-    count = file.arrays[image][0][0]
-    _check_labels(f"{path}: {label}", file.arrays[label], count, classes if soft else 0)
-    return ArrayPair(
-        path,
-        *keys,
-        count,
-        shape,
-        classes if soft else 0,
-        (file.sums[image], file.sums[label]),
-    )
+def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayPair]:
+    """Read the headers of files; a `ValueError` says what is wrong with their arrays."""
+    pairs: list[ArrayPair] = []
+    for path in files:
+        file = npz.opened(os.fspath(path))
+        keys = next((keys for keys in npz.WHOLE if set(keys) <= file.arrays.keys()), None)
+        if keys is None:
+            names = ", ".join(file.arrays) or "nothing"
+            raise ValueError(
+                f"{path} holds {names}; write one with numpy.savez(PATH, image=..., label=...)"
+            )
+        image, label = keys
+        shape = npz.image_shape(file, image)
+        count = file.arrays[image][0][0]
+        _check_labels(f"{path}: {label}", file.arrays[label], count, classes if soft else 0)
+        sums = (file.sums[image], file.sums[label])
+        pairs.append(ArrayPair(path, *keys, count, shape, classes if soft else 0, sums))
+        if shape != pairs[0].shape:
+            first, other = ("x".join(map(str, sides)) for sides in (pairs[0].shape, shape))
+            raise ValueError(
+                f"{path} has images of {other}, and {pairs[0].path} of {first}; prepare each "
+                "shape in a folder by itself"
+            )
+    if len({pair.path.resolve() for pair in pairs}) < len(pairs):
+        raise ValueError("a file is given twice, whose images would count twice; give it once")
+    return pairs
 
 
 def _check_labels(
@@ -110,21 +105,6 @@ def _check_labels(
     raise ValueError(f"{what} is {kind}{list(shape)}, not {wanted}; {remedy}")
 
 
-def described_all(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayPair]:
-    """Read the headers of all files, which have to fit each other."""
-    pairs = [described(path, classes=classes, soft=soft) for path in files]
-    for pair in pairs[1:]:
-        if pair.shape != pairs[0].shape:
-            one, other = ("x".join(map(str, p.shape)) for p in (pairs[0], pair))
-            raise ValueError(
-                f"{pair.path} has images of {other}, and {pairs[0].path} of {one}; prepare each "
-                "shape in a folder by itself"
-            )
-    if len({pair.path.resolve() for pair in pairs}) < len(pairs):
-        raise ValueError("a file is given twice, whose images would count twice; give it once")
-    return pairs
-
-
 def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
     """Yield the records of a file, uint8[rows,length], a few thousand at a time.
 
@@ -136,49 +116,36 @@ def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
         members.open(f"{pair.image}.npy") as images,
         members.open(f"{pair.label}.npy") as labels,
     ):
-        _header(cast(BinaryIO, images))
-        kind = _header(cast(BinaryIO, labels))
+        npz.read_header(images, in_rows=True)
+        _, kind = npz.read_header(labels, in_rows=True)
         pixels = int(np.prod(pair.shape))
         for first in range(0, pair.rows, _BLOCK):
             count = min(_BLOCK, pair.rows - first)
-            rows = _exactly(cast(BinaryIO, images), count * pixels).reshape(count, pixels)
+            rows = _exactly(images, count * pixels).reshape(count, pixels)
             width = kind.itemsize * (pair.classes or 1)
-            raw = _exactly(cast(BinaryIO, labels), count * width).view(kind)
-            yield np.hstack([rows, _checked(pair, raw.reshape(count, -1), first, classes)])
+            values = _exactly(labels, count * width).view(kind).reshape(count, -1)
+            if pair.classes:
+                values = values.astype("<f4")
+                if why := generated.not_probabilities(values):
+                    where = f"images {first} to {first + count - 1}"
+                    raise npz.DataError(
+                        f"{pair.path}: labels of {where} {why}; write probabilities of the classes"
+                    )
+            elif values.min() < 0 or values.max() >= classes:
+                raise npz.DataError(
+                    f"{pair.path}: labels go from {values.min()} to {values.max()}, outside of "
+                    f"{classes} classes; remove these images, or give --classes"
+                )
+            else:
+                values = values.astype("<i4")
+            yield np.hstack([rows, values.view(np.uint8)])
 
 
-def _header(file: BinaryIO) -> np.dtype:
-    """Read what stands before an array, and return its type."""
-    version = np.lib.format.read_magic(file)
-    _, by_columns, kind = npz.HEADERS[version](file)
-    if by_columns:
-        raise ValueError("its array is in Fortran's order")
-    return kind
-
-
-def _exactly(file: BinaryIO, count: int) -> np.ndarray:
+def _exactly(file: IO[bytes], count: int) -> np.ndarray:
     data = file.read(count)
     if len(data) != count:
         raise EOFError(f"an array ends {count - len(data)} bytes before its header says")
     return np.frombuffer(data, np.uint8)
-
-
-def _checked(pair: ArrayPair, labels: np.ndarray, first: int, classes: int) -> np.ndarray:
-    """Return labels as bytes uint8[rows,4 or 4 * classes], as records hold them."""
-    if pair.classes:
-        soft = labels.astype("<f4")
-        if why := not_probabilities(soft):
-            where = f"images {first} to {first + len(labels) - 1}"
-            raise npz.DataError(
-                f"{pair.path}: labels of {where} {why}; write probabilities of the classes"
-            )
-        return soft.view(np.uint8)
-    if labels.min() < 0 or labels.max() >= classes:
-        raise npz.DataError(
-            f"{pair.path}: labels go from {labels.min()} to {labels.max()}, outside of {classes} "
-            "classes; remove these images, or give --classes"
-        )
-    return labels.astype("<i4").view(np.uint8)
 
 
 def write(pairs: Sequence[ArrayPair], args: argparse.Namespace) -> int:
@@ -187,68 +154,64 @@ def write(pairs: Sequence[ArrayPair], args: argparse.Namespace) -> int:
     Files whose images are all written are not read again; of another one what comes before is read
     and left, which its checksum needs.
     """
-    total = sum(pair.rows for pair in pairs)
-    names = [file_name(i, -(-total // args.rows)) for i in range(-(-total // args.rows))]
-    sums = directory.read_sums(args.out)
-    ends = [min((i + 1) * args.rows, total) for i in range(len(names))]
-    todo = [i for i, name in enumerate(names) if not (name in sums and (args.out / name).exists())]
+    out, total = args.out, sum(pair.rows for pair in pairs)
+    bounds = [*range(0, total, args.rows), total]
+    names = [file_name(i, len(bounds) - 1) for i in range(len(bounds) - 1)]
+    sums = writer.read_sums(out)
+    todo = [i for i, name in enumerate(names) if not (name in sums and (out / name).exists())]
     if todo:
-        (args.out / INFO).unlink(missing_ok=True)  # it promises all shards
+        (out / INFO).unlink(missing_ok=True)  # it promises all shards
         with tqdm(total=total, desc="writing", unit=" images", disable=None) as bar:
-            _write_all(pairs, args, names, ends, set(todo), bar)
+            _write_shards(pairs, args, names, bounds, todo, bar.update)
     soft = bool(pairs[0].classes)
-    sizes = tuple((args.out / name).stat().st_size for name in names)
+    sizes = tuple((out / name).stat().st_size for name in names)
     layout = ShardLayout(pairs[0].shape, args.classes, soft, args.rows, sizes, total)
-    sums = directory.read_sums(args.out)
+    sums = writer.read_sums(out)
     about = {"format": generated.FORMAT, "sha256": [sums[name] for name in names]}
-    directory.write_json(args.out / INFO, about | layout._asdict())
-    return sum(ends[i] - i * args.rows for i in todo)
+    writer.write_json(out / INFO, about | layout._asdict())
+    return sum(bounds[i + 1] - bounds[i] for i in todo)
 
 
-def _write_all(
+def _write_shards(
     pairs: Sequence[ArrayPair],
     args: argparse.Namespace,
     names: Sequence[str],
-    ends: Sequence[int],
-    todo: set[int],
-    bar: tqdm,
+    bounds: Sequence[int],
+    todo: Sequence[int],
+    advance: Callable[[int], Any],
 ) -> None:
     starts = np.cumsum([0, *(pair.rows for pair in pairs)]).tolist()
-    needed = min(todo) * args.rows
-    begin = max(i for i, start in enumerate(starts[:-1]) if start <= needed)
-    position, open_shard = starts[begin], contextlib.ExitStack()
-    bar.update(position)
-    add: Any = None
-    with open_shard:
+    begin = max(i for i, start in enumerate(starts[:-1]) if start <= bounds[todo[0]])
+    position = starts[begin]
+    advance(position)
+    with contextlib.ExitStack() as open_shard:
+        add: Callable[[bytes], None] | None = None
         for pair in pairs[begin:]:
             for rows in blocks(pair, classes=args.classes):
                 while len(rows):
                     shard = position // args.rows
-                    part, rows = np.split(rows, [ends[shard] - position])
+                    first, last = bounds[shard], bounds[shard + 1]
+                    part, rows = np.split(rows, [last - position])
                     path = args.out / names[shard]
                     if shard in todo and add is None:
-                        count = ends[shard] - shard * args.rows
-                        add = open_shard.enter_context(shards.writing(path, count))
+                        add = open_shard.enter_context(writer.writing(path, last - first))
                     if add is not None:
                         for row in part:
                             add(row.tobytes())
                     position += len(part)
-                    bar.update(len(part))
-                    if position == ends[shard] and add is not None:
+                    advance(len(part))
+                    if position == last and add is not None:
                         open_shard.close()  # it gets its name
                         add = None
-                        _compare(path, part[-1])
-                        directory.add_sum(args.out, path.name, shards.sha256(path))
+                        _compare(path, last - first, part[-1].tobytes())
+                        writer.add_sum(args.out, path.name, writer.sha256(path))
 
 
-def _compare(path: Path, last: np.ndarray) -> None:
+def _compare(path: Path, rows: int, last: bytes) -> None:
     """Check that the last record of a shard stands where arithmetic says."""
-    descriptor, rows = os.open(path, os.O_RDONLY), shards.length(path)
-    try:
-        found = RecordPlaces.of(len(last)).read(descriptor, (rows or 1) - 1)
-    finally:
-        os.close(descriptor)
-    if found != last.tobytes():
+    with path.open("rb") as file:
+        record = RecordPlaces.of(len(last)).read(file.fileno(), rows - 1)
+    if record != last:
         raise OSError(
             f"{path} is laid out otherwise than ArrayRecord 0.8 does; install array_record>=0.8"
         )
@@ -257,18 +220,19 @@ def _compare(path: Path, last: np.ndarray) -> None:
 def check(folder: Path) -> int:
     """Read all shards and their checksums again; return how many images they hold."""
     layout, _ = generated.read_layout(folder, f"{generated.PREFIX}{folder}")
-    sums = directory.read_sums(folder)
+    sums = writer.read_sums(folder)
     reader = generated.ShardedRecords(os.fspath(folder), layout, f"check {time.time_ns()}")
     for i in tqdm(range(len(layout.sizes)), desc="checking", unit=" shards", disable=None):
         name = file_name(i, len(layout.sizes))
-        if shards.sha256(folder / name) != sums.get(name):
+        if writer.sha256(folder / name) != sums.get(name):
             raise ValueError(
                 f"{folder / name} is not what was written, its sha256 has changed; remove it, and "
                 "the command that wrote it writes it again"
             )
         first = i * layout.per_shard
-        for start in range(first, min(first + layout.per_shard, layout.size), _BLOCK):
-            reader(range(start, min(start + _BLOCK, first + layout.per_shard, layout.size)))
+        last = min(first + layout.per_shard, layout.size)
+        for start in range(first, last, _BLOCK):
+            reader(range(start, min(start + _BLOCK, last)))
     return layout.size
 
 
@@ -283,12 +247,15 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         images = check(args.out)
         print(f"{args.out}: {images:,} images; every record, label and sha256 is right")
         return {"directory": str(args.out), "images": images, "written_images": 0}
-    pairs = described_all(args.files, classes=args.classes, soft=args.soft)
-    settings = {"files": [pair.key() for pair in pairs], "classes": args.classes}
+    pairs = described(args.files, classes=args.classes, soft=args.soft)
+    files = [
+        [p.path.name, p.rows, *p.shape, p.classes, *p.sums] for p in pairs
+    ]  # wherever they lie
+    settings = {"files": files, "classes": args.classes}
     settings |= {"rows": args.rows, "format": generated.FORMAT}
     text = json.dumps(settings, indent=2) + "\n"
     other = "with other files, --classes, --soft or --rows; give the same as then, or another --out"
-    with directory.claimed(args.out, text, lambda before: "" if before == text else other):
+    with writer.claimed(args.out, text, lambda old_text: "" if old_text == text else other):
         written = write(pairs, args)
     seconds = time.perf_counter() - start
     images = sum(pair.rows for pair in pairs)

@@ -18,28 +18,29 @@ stopped for another reason that it names (full disk, damaged shards); 130 interr
 
 import argparse
 import hashlib
-import itertools
 import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxrobust.data.prepare import command, directory, raw_source, shards
-from jaxrobust.data.prepare.directory import About, DatasetPlan
-from jaxrobust.data.prepare.known import IMAGENET, known, package_folder
-from jaxrobust.data.prepare.raw_source import Content
-from jaxrobust.data.prepare.shards import Shard
+from jaxrobust.data.prepare import command, imagenet_source, writer
+from jaxrobust.data.prepare.imagenet_source import IMAGENET, SIZES, Content
+from jaxrobust.data.prepare.writer import About, DatasetPlan, RawSplit, Shard
 from jaxrobust.data.sources import headers
 
+SALT = b"jaxrobust/prepare_imagenet/1/"  # other bytes, another order of the records
 _SHARD_BYTES = 128 * 10**6
 _SHARDS = {"train": 1024, "validation": 64}  # of the whole ImageNet, as TFDS writes it
 _TAKEN = ("digits", "fake")  # names that `open_source` keeps for its own
+_THREADS, _AHEAD = 8, 32  # reads under way: a shard's images lie all over the source
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,41 +74,74 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
         wanted = f"a name of small letters, digits and _, not {' or '.join(_TAKEN)}"
         raise ValueError(f"--name {args.name}: write {wanted}")
-    raw_source.check(args.source)
-    command.say(f"listing {', '.join(map(str, args.source))}")
     start = time.perf_counter()
-    content = raw_source.scan(args.source, name=args.name, allow_partial=args.allow_partial)
-    for split, part in content.splits.items():
-        rows = part.rows[shards.order(part.rows, content.classes)]
-        content.splits[split] = part._replace(rows=rows)
+    content = imagenet_source.scan(args.source, name=args.name, allow_partial=args.allow_partial)
+    is_imagenet = content.name == IMAGENET
+    splits = {
+        split: RawSplit(origin, rows[order(rows, content.classes)])
+        for split, (origin, rows) in content.splits.items()
+    }
+    content = content._replace(splits=splits)
     about = _about(content)
     folder = Path(args.out) / content.name / about.version
-    plan = DatasetPlan(folder, content, _shards(folder, content, args.shards), about)
+    plan = DatasetPlan(folder, about, splits, _counts(content, args.shards), SALT.decode())
     listed = time.perf_counter()
-    with directory.claimed_for(plan):
-        images, size = _write(plan, args.workers)
-        directory.finish(plan)
+    with writer.claimed_for(plan):
+        todo = writer.unwritten(plan)
+        size = sum(int(splits[s].rows["size"][first:last].sum()) for _, s, first, last in todo)
+        if todo:
+            _write(plan, todo, size, args.workers)
+        writer.finish(plan)
     done = command.done(folder) | {"notes": content.notes}
-    for split, (_, rows) in content.splits.items():
-        of = known().sizes[split] if content.name == IMAGENET else None
-        done["splits"][split] |= {"of": of, "bytes": int(rows["size"].sum())}
-    return done | command.effort(images, size, start=start, listed=listed)
+    for split, (_, rows) in splits.items():
+        done["splits"][split] |= {
+            "of": SIZES[split] if is_imagenet else None,
+            "bytes": int(rows["size"].sum()),
+        }
+    return done | command.effort(todo, size, start=start, listed=listed)
+
+
+def order(rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return the order of records: by sha256(SALT + "CLASS/NAME"), the same wherever images lie.
+
+    Args:
+      rows: the table of a split.
+      classes: in the order of labels.
+    Returns:
+      i64[N], a permutation.
+    """
+    keys = [
+        os.fsencode(classes[label]) + b"/" + name
+        for name, label in zip(rows["name"].tolist(), rows["label"].tolist(), strict=True)
+    ]
+    digests = b"".join(hashlib.sha256(SALT + key).digest()[:8] for key in keys)
+    return np.lexsort((keys, np.frombuffer(digests, ">u8")))
 
 
 def _about(content: Content) -> About:
-    whole = content.name == IMAGENET
-    what = "ImageNet (ILSVRC 2012), 1,000 classes" if whole else f"{len(content.classes)} classes"
+    is_imagenet = content.name == IMAGENET
+    what = f"{len(content.classes)} classes"
+    what = "ImageNet (ILSVRC 2012), 1,000 classes" if is_imagenet else what
+    shape = (None, None, 3) if is_imagenet else _shape(content)
+    encoding = ""  # of all images by their names, where TFDS has a word for it
+    names = [name.lower() for _, rows in content.splits.values() for name in rows["name"].tolist()]
+    for form, endings in {"jpeg": (b".jpeg", b".jpg"), "png": (b".png",)}.items():
+        if all(name.endswith(endings) for name in names):
+            encoding = form
     module = f"tensorflow_datasets.datasets.{IMAGENET}.{IMAGENET}_dataset_builder"
+    citation = imagenet_source.package_folder() / "CITATIONS.bib"
     return About(
-        version="5.1.0" if whole else "1.0.0",  # TFDS' of ImageNet
+        name=content.name,
+        version="5.1.0" if is_imagenet else "1.0.0",  # TFDS' of ImageNet
         description=f"{what}, images byte for byte as in the source, written by jaxrobust's "
         "data.prepare.",
-        module=module if whole else "jaxrobust.data.prepare.imagenet",
-        order=shards.SALT.decode(),
+        module=module if is_imagenet else "jaxrobust.data.prepare.imagenet",
         labels={"label": content.classes},
-        image=directory.image((None, None, 3) if whole else _shape(content), _encoding(content)),
+        shape=shape,
+        encoding=encoding,
         name_key="file_name",
-        citation=(package_folder() / "CITATIONS.bib").read_text() if whole else "",
+        citation=citation.read_text() if is_imagenet else "",
+        notes=content.notes,
     )
 
 
@@ -116,82 +150,98 @@ def _shape(content: Content) -> tuple[int | None, int | None, int]:
     shapes = set()
     for origin, rows in content.splits.values():
         paths = [f"{origin}/{os.fsdecode(place)}" for place in rows["place"].tolist()]
-        sha256 = hashlib.sha256(rows.tobytes()).hexdigest()
-        facts = headers.look(
-            partial(_chosen, paths),
-            len(paths),
-            f"{origin}",
-            paths.__getitem__,
-            partial("{} {}".format, origin, sha256),
-        )
+        identity = partial("{} {}".format, origin, hashlib.sha256(rows.tobytes()).hexdigest())
+        heads = lambda places, paths=paths: [paths[place] for place in places]  # noqa: E731
+        facts = headers.look(heads, len(paths), f"{origin}", paths.__getitem__, identity)
         shapes.add(facts and facts.image_shape)
         content.notes.extend(facts.notes if facts else ())
     (shape, *others) = shapes
     return shape if shape and not others else (None, None, 3)
 
 
-def _chosen(paths: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [paths[place] for place in places]
-
-
-def _encoding(content: Content) -> str | None:
-    """Return the format of all images by their names; None where they differ or TFDS has none."""
-    for form, endings in {"jpeg": (b".jpeg", b".jpg"), "png": (b".png",)}.items():
-        if all(
-            name.lower().endswith(endings)
-            for part in content.splits.values()
-            for name in part.rows["name"].tolist()
-        ):
-            return form
-    return None
-
-
-def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[str, list[Shard]]:
+def _counts(content: Content, wanted: list[int] | None) -> dict[str, int]:
+    """Choose the number of shards of each split."""
     lengths = {split: len(rows) for split, (_, rows) in content.splits.items()}
-    whole = content.name == IMAGENET and lengths.items() <= known().sizes.items()
-    parts = {}
-    for split, (origin, rows) in content.splits.items():
-        count = _SHARDS[split] if whole else round(int(rows["size"].sum()) / _SHARD_BYTES)
-        count = min(max(count, 1), len(rows))
-        if wanted:
-            count = wanted[split != "train"]
+    is_complete = content.name == IMAGENET and lengths.items() <= SIZES.items()
+    counts = {}
+    for split, (_, rows) in content.splits.items():
+        count = _SHARDS[split] if is_complete else round(int(rows["size"].sum()) / _SHARD_BYTES)
+        count = wanted[split != "train"] if wanted else min(max(count, 1), len(rows))
         if not 1 <= count <= len(rows):
             raise ValueError(f"--shards: {split} with {len(rows):,} images can't be {count} shards")
-        table = folder / f"{split}.npy{shards.PARTIAL}"
-        paths = [folder / shards.file_name(content.name, split, i, count) for i in range(count)]
-        bounds = itertools.pairwise(i * len(rows) // count for i in range(count + 1))
-        pairs = zip(paths, bounds, strict=True)
-        parts[split] = [Shard(path, table, origin, *ends) for path, ends in pairs]
-    return parts
+        counts[split] = count
+    return counts
 
 
-def _write(plan: DatasetPlan, workers: int) -> tuple[int, int]:
-    """Write the shards that are not there yet; return (images, bytes) of them."""
-    sums = directory.read_sums(plan.directory)
-    todo = []
-    need = 0
-    for split, part in plan.shards.items():
-        sizes = plan.content.splits[split].rows["size"]
-        for shard in part:
-            if shards.length(shard.path) != shard.last - shard.first:
-                todo.append(shard)
-                need += int(sizes[shard.first : shard.last].sum())
-            elif shard.path.name not in sums:  # killed between the shard and its line
-                directory.add_sum(plan.directory, shard.path.name, shards.sha256(shard.path))
-    if not todo:
-        return 0, 0
-    (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
-    if (free := shutil.disk_usage(plan.directory).free) < need:
+def _write(plan: DatasetPlan, todo: Sequence[Shard], need: int, workers: int) -> None:
+    if (free := shutil.disk_usage(plan.folder).free) < need:
         raise OSError(
             f"{need / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB are free in "
-            f"{plan.directory}; free some space, or give another --out"
+            f"{plan.folder}; free some space, or give another --out"
         )
-    for split, part in plan.shards.items():
-        with part[0].plan.open("wb") as file:
-            np.save(file, plan.content.splits[split].rows)
-    every = sum(map(len, plan.shards.values()))
-    command.say(f"writing {len(todo):,} of {every:,} shards, {need / 1e9:,.3f} GB")
-    return command.write(plan, shards.write, todo, workers), need
+    for split, (_, rows) in plan.splits.items():
+        with _table(plan.folder, split).open("wb") as file:  # which all processes read
+            np.save(file, rows)
+    total = sum(plan.counts.values())
+    command.say(f"writing {len(todo):,} of {total:,} shards, {need / 1e9:,.3f} GB")
+    origins = {split: part.origin for split, part in plan.splits.items()}
+    command.write(plan, partial(_write_shard, origins=origins), todo, workers)
+
+
+def _table(folder: Path, split: str) -> Path:
+    return folder / f"{split}.npy{writer.PARTIAL}"
+
+
+def _write_shard(shard: Shard, *, origins: Mapping[str, Path]) -> Iterator[writer.WorkDone]:
+    """Write a shard of files that lie in a tar file or in folders."""
+    table = np.load(_table(shard.path.parent, shard.split), mmap_mode="r")
+    rows = table[shard.first : shard.last].tolist()
+    images = zip(rows, _read_ahead(origins[shard.split], rows), strict=True)
+    return writer.put(
+        shard,
+        (
+            {"image": data, "label": label, "file_name": name}
+            for (name, _, label, _, _), data in images
+        ),
+    )
+
+
+def _read_ahead(origin: Path, rows: Sequence[Any]) -> Iterator[bytes]:
+    """Yield the images in the order of `rows`, several of them being read."""
+    descriptor = os.open(origin, os.O_RDONLY) if origin.is_file() else None
+    read = partial(_read, origin, descriptor)
+    pending: deque[Future[bytes]] = deque()
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for row in rows:
+            pending.append(pool.submit(read, row))
+            if len(pending) > _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, int, int]) -> bytes:
+    name, place, _, offset, size = row
+    if descriptor is None:
+        path = origin / os.fsdecode(place)
+        data = path.read_bytes()
+    else:
+        path = origin
+        try:
+            data = os.pread(descriptor, size, offset)
+        except OSError as error:  # it does not say which file
+            raise OSError(error.errno, error.strerror, str(origin)) from error
+    if len(data) != size:
+        raise ValueError(
+            f"{path} has changed: {os.fsdecode(name)} had {size:,} bytes, and now {len(data):,}; "
+            "begin again in another --out"
+        )
+    return data
 
 
 def main(argv: list[str] | None = None) -> None:

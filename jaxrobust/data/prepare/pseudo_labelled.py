@@ -13,13 +13,14 @@ for another reason that it names (full disk); 130 interrupted.
 """
 
 import argparse
+import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxrobust.data.prepare import archives, command
+from jaxrobust.data.prepare import command
 from jaxrobust.runtime.commandline.arguments import ending
 from jaxrobust.runtime.files import whole
 
@@ -42,13 +43,49 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def unpickle(content: bytes | BinaryIO) -> Any:
+    """Read a pickle of arrays, lists, texts and numbers; nothing else is called."""
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    return _Unpickler(file, encoding="latin1").load()
+
+
+def _array(*_: object) -> np.ndarray:
+    """Do what NumPy's pickles ask for first: an empty array, which its state then fills."""
+    return np.ndarray((0,), np.uint8)
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Do what Python 3 asks for where it writes bytes in Python 2's protocol."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """A pickle can name any function to be called; these are all that there are here."""
+
+    _ALLOWED = {  # noqa: RUF012  # of a class that lives for a call
+        ("numpy.core.multiarray", "_reconstruct"): _array,
+        ("numpy._core.multiarray", "_reconstruct"): _array,
+        ("numpy", "ndarray"): "the kind of array, which is not called",
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _bytes,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up one of the few known classes."""
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not called")
+        return self._ALLOWED[module, name]
+
+
 def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images uint8[N,H,W,3] and labels i64[N] of a pickle."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path")
     try:
         with path.open("rb") as file:
-            data = archives.unpickle(file)
+            data = unpickle(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than arrays, or is damaged ({error}); write its images and labels "
@@ -57,10 +94,6 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
     except _BROKEN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is no pickle, or damaged ({reason}); get it again") from error
-    return _checked(path, data, classes)
-
-
-def _checked(path: Path, data: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     wanted = " and ".join(map(repr, _KEYS))
     if not isinstance(data, dict) or not set(_KEYS) <= data.keys():
         holds = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__

@@ -16,7 +16,6 @@ from jaxrobust.data.source import DataError, Source
 from jaxrobust.data.sources.npz import ArrayRecords, parsing
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions
-from jaxrobust.data.transforms.corruptions import Corruption
 
 PREFIX = "cifar10-c:"
 _IMAGES = 10_000  # of one severity
@@ -30,23 +29,44 @@ _CLASSES += ("dog", "frog", "horse", "ship", "truck")
 def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
     folder = storage.place(name.removeprefix(PREFIX))
-    there = storage.entries(folder)
-    if there is None:
+    listed = storage.entries(folder)
+    if listed is None:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
-    parsed, wanted = _wanted(split, name)
-    for file in (f"{wanted.kind}.npy", "labels.npy"):
-        if file not in there.files:
+    parsed = grammar.parse(split)
+    what = f"data set {name!r} has no split {split!r}"
+    if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
+        raise DataError(
+            f"{what}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
+            "them are --corruptions all"
+        )
+    try:
+        ((kind, severity),) = corruptions.chosen(parsed.name)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+    for file in (f"{kind}.npy", "labels.npy"):
+        if file not in listed.files:
             raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")
-    path, first = f"{folder}/{wanted.kind}.npy", (wanted.severity - 1) * _IMAGES
-    images = _array(path)
+    path, labels_path = f"{folder}/{kind}.npy", f"{folder}/labels.npy"
+    array = functools.partial(_array, path, storage.version(path))
+    images, labels = array(), _array(labels_path, storage.version(labels_path))
     if images.shape != (_TOTAL, *_SHAPE) or images.dtype != np.uint8:
         raise DataError(
             f"{path} is {images.dtype}{list(images.shape)}, not "
             f"uint8{[_TOTAL, *_SHAPE]}, five severities of {_IMAGES} images; {_REMEDY}"
         )
-    labels = _labels(f"{folder}/labels.npy", first)
+    if labels.shape not in ((_IMAGES,), (_TOTAL,)) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{labels_path} is {labels.dtype}{list(labels.shape)}, not the {_IMAGES} or {_TOTAL} "
+            f"labels of CIFAR-10-C; {_REMEDY}"
+        )
+    first = (severity - 1) * _IMAGES
+    if len(labels) == _TOTAL:
+        labels = labels[first : first + _IMAGES]
+    if labels.min() < 0 or labels.max() >= len(_CLASSES):
+        raise DataError(f"{labels_path} holds labels that are not from 0 to 9; {_REMEDY}")
+    labels = np.array(labels, np.int32)
     sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
-    reader = ArrayRecords(functools.partial(_array, path), labels, "row", path, first)
+    reader = ArrayRecords(array, labels, "row", path, first)
     source = Source(
         name=name,
         split=parsed.name,
@@ -64,37 +84,9 @@ def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
-def _wanted(split: str, name: str) -> tuple[grammar.SplitExpression, Corruption]:
-    parsed = grammar.parse(split)
-    what = f"data set {name!r} has no split {split!r}"
-    if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
-        raise DataError(
-            f"{what}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
-            "them are --corruptions all"
-        )
-    try:
-        (corruption,) = corruptions.chosen(parsed.name)
-    except DataError as error:
-        raise DataError(f"{what}: {error}") from error
-    return parsed, corruption
-
-
-def _labels(path: str, first: int) -> np.ndarray:
-    """Return the labels i32[10000] of one severity, of a file that has them once or five times."""
-    labels = _array(path)
-    if labels.shape not in ((_IMAGES,), (_TOTAL,)) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path} is {labels.dtype}{list(labels.shape)}, not the {_IMAGES} or {_TOTAL} labels "
-            f"of CIFAR-10-C; {_REMEDY}"
-        )
-    own = labels if len(labels) == _IMAGES else labels[first : first + _IMAGES]
-    if own.min() < 0 or own.max() >= len(_CLASSES):
-        raise DataError(f"{path} holds labels that are not from 0 to 9; {_REMEDY}")
-    return np.array(own, np.int32)
-
-
 @functools.lru_cache(maxsize=3)  # one kind and the labels are read at a time
-def _array(path: str) -> np.ndarray:
+def _array(path: str, version: str) -> np.ndarray:
+    del version  # by which the cache tells files of one name apart
     with storage.reading(path), parsing(path, ".npy", _REMEDY):
         if storage.is_remote(path):
             (content,) = storage.read_files([path], _REMEDY)

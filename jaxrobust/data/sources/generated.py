@@ -79,8 +79,8 @@ class RecordPlaces(NamedTuple):
     def of(cls, length: int) -> "RecordPlaces":
         """Compute the places of records of `length` bytes."""
         # Of a chunk's data: how it is compressed, the length of the sizes, the size, the record.
-        before = 1 + _varint(_varint(length)) + _varint(length)
-        return cls(length, 2 * _CHUNK_HEADER + before, _CHUNK_HEADER + before + length)
+        head = 1 + _varint(_varint(length)) + _varint(length)
+        return cls(length, 2 * _CHUNK_HEADER + head, _CHUNK_HEADER + head + length)
 
     def place(self, row: int) -> tuple[int, int]:
         """Compute where a record begins in its file, and how much of the block is left there."""
@@ -118,11 +118,10 @@ class _OpenShards(dict[int, int]):
         self._folder, self._count = folder, count
 
     def __missing__(self, shard: int) -> int:
-        path = f"{self._folder}/{file_name(shard, self._count)}"
-        descriptor = os.open(path, os.O_RDONLY)
-        if (kept := self.setdefault(shard, descriptor)) != descriptor:
+        descriptor = os.open(f"{self._folder}/{file_name(shard, self._count)}", os.O_RDONLY)
+        if (first := self.setdefault(shard, descriptor)) != descriptor:
             os.close(descriptor)  # another thread came first
-        return kept
+        return first
 
     def __del__(self) -> None:
         for descriptor in self.values():
@@ -147,18 +146,16 @@ class ShardedRecords:
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
         """Read the records at some places, in any order."""
-        layout, first = self.layout, self.first
+        layout, per_shard, pixels = self.layout, self.layout.per_shard, self.layout.pixels
         header, places = _fixed(layout)
         opened = _opened(self.folder, len(layout.sizes), self.version, os.getpid())
-        pixels, per_shard, soft = layout.pixels, layout.per_shard, layout.soft
-        if _ANNOUNCES and len(indices) > 1:  # the disk works on all of them at once
+        at = [divmod(self.first + index, per_shard) for index in indices]
+        if _ANNOUNCES and len(at) > 1:  # the disk works on all of them at once
             with contextlib.suppress(OSError):  # which is said where that record is read
-                for index in indices:
-                    shard, row = divmod(first + index, per_shard)
+                for shard, row in at:
                     places.announce(opened[shard], row)
         records = []
-        for index in indices:
-            shard, row = divmod(first + index, per_shard)
+        for index, (shard, row) in zip(indices, at, strict=True):
             try:
                 raw = places.read(opened[shard], row)
             except OSError as error:
@@ -166,25 +163,20 @@ class ShardedRecords:
                 raise DataError(f"{where} cannot be read ({error.strerror}); {REMEDY}") from error
             if len(raw) != places.length:
                 raise DataError(f"{self.describe(index)} is cut off; {REMEDY}")
-            label = int.from_bytes(raw[pixels:], "little", signed=True)
-            if soft or not 0 <= label < layout.classes:
-                records.append(self._soft(index, header + raw[:pixels], raw[pixels:]))
+            if layout.soft:
+                soft = np.frombuffer(raw[pixels:], "<f4").astype(np.float32)
+                if why := not_probabilities(soft[None]):
+                    raise DataError(f"{self.describe(index)} has labels that {why}; {REMEDY}")
+                label: int = SoftLabel.of(soft)
             else:
-                records.append(Record(header + raw[:pixels], label))
+                label = int.from_bytes(raw[pixels:], "little", signed=True)
+                if not 0 <= label < layout.classes:
+                    raise DataError(
+                        f"{self.describe(index)} has the label {label}, outside the classes 0 to "
+                        f"{layout.classes - 1}; {REMEDY}"
+                    )
+            records.append(Record(header + raw[:pixels], label))
         return records
-
-    def _soft(self, index: int, image: bytes, label: bytes) -> Record:
-        """Make a record with probabilities, or refuse a label outside the classes."""
-        if not self.layout.soft:
-            hard = int.from_bytes(label, "little", signed=True)
-            raise DataError(
-                f"{self.describe(index)} has the label {hard}, outside the classes 0 to "
-                f"{self.layout.classes - 1}; {REMEDY}"
-            )
-        soft = np.frombuffer(label, "<f4").astype(np.float32)
-        if why := not_probabilities(soft[None]):
-            raise DataError(f"{self.describe(index)} has labels that {why}; {REMEDY}")
-        return Record(image, SoftLabel.of(soft))
 
     def describe(self, index: int) -> str:
         """Name the shard and the place of a record, for messages."""
@@ -220,24 +212,23 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
         )
     text = path.read_text()
     try:
-        known = json.loads(text)
-        if known["format"] != FORMAT:
+        info = json.loads(text)
+        if info["format"] != FORMAT:
             raise DataError(f"{path} is of another version of jaxrobust; {REMEDY}")
-        numbers = {key: known[key] for key in ("classes", "soft", "per_shard", "size")}
-        shape, sizes = tuple(known["shape"]), tuple(known["sizes"])
-        layout = ShardLayout(shape=shape, sizes=sizes, **numbers)
-        whole = len(shape) == 3 and len(sizes) == -(-layout.size // layout.per_shard)
+        sequences: dict[str, Any] = {key: tuple(info[key]) for key in ("shape", "sizes")}
+        numbers = {key: info[key] for key in ("classes", "soft", "per_shard", "size")}
+        layout = ShardLayout(**sequences, **numbers)
+        if len(layout.shape) != 3 or len(layout.sizes) != -(-layout.size // layout.per_shard):
+            raise ValueError("shards of another number")
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} is damaged ({error}); {REMEDY}") from error
-    if not whole:
-        raise DataError(f"{path} is damaged (shards of another number); {REMEDY}")
     for i, wanted in enumerate(layout.sizes):
         shard = folder / file_name(i, len(layout.sizes))
-        found = shard.stat().st_size if shard.exists() else None
-        if found != wanted:
-            has = "is missing" if found is None else f"has {found:,} bytes, not {wanted:,}"
+        size = shard.stat().st_size if shard.exists() else None
+        if size != wanted:
+            has = "is missing" if size is None else f"has {size:,} bytes, not {wanted:,}"
             raise DataError(f"data set {name!r}: {shard} {has}; {REMEDY}")
     return layout, hashlib.sha256(text.encode()).hexdigest()
 
@@ -266,10 +257,10 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
     A part such as `all[:1000000]` is one; `choice` of classes or ids is refused, since labels stand
     behind the images alone.
     """
-    given = name.removeprefix(PREFIX)
-    if storage.is_remote(given):
+    path = name.removeprefix(PREFIX)
+    if storage.is_remote(path):
         raise DataError(f"{name}: shards are read at random from a local disk; copy them there")
-    folder = Path(os.fspath(storage.place(given)))
+    folder = Path(os.fspath(storage.place(path)))
     layout, version = read_layout(folder, name)
     parsed = grammar.parse(split)
     if not parsed or parsed.name != "all":

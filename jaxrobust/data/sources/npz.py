@@ -4,6 +4,7 @@ The images of a split are read when the first of them is, by each process that d
 its memory. Nothing in the file is unpickled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,8 +13,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -29,15 +29,8 @@ _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
 WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
 _OVERSHOOT = 0.01  # of pixels in [0, 1], as resampling leaves it
 _CLASSES = ("classes", "class_names", "label_names")
-_WRITTEN = (
-    "write one with np.savez(PATH, train_images=..., train_labels=..., test_images=..., "
-    "test_labels=...)"
-)
 REMEDY = "copy the file again"
-HEADERS = {  # version of the format -> what reads (shape, Fortran's order, dtype)
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError)
 
 
 class ArrayFile(NamedTuple):
@@ -78,29 +71,31 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """
     file = opened(name)
     parsed = grammar.parse(split)
-    there = _splits_of(file)
-    part = parsed and grammar.present(parsed.name, there)
+    splits = _splits_of(file)
+    part = parsed and grammar.present(parsed.name, splits)
     if not parsed or not part:
-        sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
+        sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in splits.items())
         raise grammar.no_split(name, split, sizes)
-    images, labels = there[part]
+    images, labels_key = splits[part]
     shape = image_shape(file, images)
     names = _class_names(file)
-    every = {key: _labels(file, i, key) for i, key in set(there.values())}
-    largest = max(int(values.max()) for values in every.values())
+    all_labels = {key: _labels(file, i, key) for i, key in set(splits.values())}
+    largest = max(int(values.max()) for values in all_labels.values())
     if names and largest >= len(names):
-        raise DataError(f"{file.path}: {labels} go to {largest}, but it names {len(names)} classes")
+        raise DataError(
+            f"{file.path}: {labels_key} go to {largest}, but it names {len(names)} classes"
+        )
     # The checksum lets a file that was replaced be read again.
     array = functools.partial(_array, file.path, images, file.sums[images])
-    known = every[labels]
+    labels = all_labels[labels_key]
     where = f"data set {name!r}, split {parsed.name!r}"
-    trained = every[there["train"][1]] if "train" in there else known
-    reader = ArrayRecords(array, known, "image", f"{images} in {file.path}")
-    sums = [file.sums[key] for key in (images, labels)]
+    trained = all_labels[splits["train"][1]] if "train" in splits else labels
+    reader = ArrayRecords(array, labels, "image", f"{images} in {file.path}")
+    identity = ([file.sums[key] for key in (images, labels_key)], shape, names)
     source = Source(
         name=name,
         split=parsed.name,
-        size=len(known),
+        size=len(labels),
         num_classes=len(names) or largest + 1,
         channels=shape[2],
         image_shape=shape,
@@ -108,20 +103,17 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         remedy=REMEDY,
         classes=names,
         describe=reader.describe,
-        files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
-        labels=known,
-        notes=plausibility.foreign(known, trained, names, where),
+        files_sha256=hashlib.sha256(repr(identity).encode()).hexdigest(),
+        labels=labels,
+        notes=plausibility.foreign(labels, trained, names, where),
     )
-    source = choosing.choose(source, parsed, split, choice, lambda: (known, None))
+    source = choosing.choose(source, parsed, split, choice, lambda: (labels, None))
     # Reads the images, whose checksum shows a damaged file.
-    dark = plausibility.of_pixels(int(array().max()), len(known), where)
+    dark = plausibility.of_pixels(int(array().max()), len(labels), where)
     return dataclasses.replace(source, notes=(*source.notes, *dark))
 
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError)
-
-
-@contextmanager
+@contextlib.contextmanager
 def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
     """Turn what NumPy says of a damaged file, or of one in another format, into a DataError."""
     try:
@@ -133,32 +125,47 @@ def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
         raise DataError(f"{path} is damaged, or no {ending} file ({reason}); {remedy}") from error
 
 
-def _content(path: str) -> Any:
-    """Prepare a file for NumPy and zipfile: a path, or the bytes from a bucket."""
-    return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
-
-
 def opened(name: str) -> ArrayFile:
     """Read the names, shapes and types of a file's arrays; a `DataError` where it is cut off."""
     path = os.fspath(storage.place(name.removeprefix(PREFIX)))
-    arrays, sums = {}, {}
+    file = ArrayFile(path, {}, {})
     with storage.reading(path):
         if not storage.place(path).exists():
             raise DataError(f"data set {name!r}: there is no file {path}; check the path")
         with parsing(path, ".npz", REMEDY), zipfile.ZipFile(_content(path)) as members:
             for member in members.infolist():
                 key = member.filename.removesuffix(".npy")
-                with members.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    shape, _, dtype = HEADERS[version](file)
-                arrays[key], sums[key] = (shape, dtype), member.CRC
-    return ArrayFile(path, arrays, sums)
+                with members.open(member) as array:
+                    file.arrays[key] = read_header(array)
+                file.sums[key] = member.CRC
+    return file
 
 
-@functools.lru_cache(maxsize=3)  # train, selection and test
-def _array(path: str, key: str, crc: int) -> np.ndarray:
+def read_header(file: IO[bytes], *, in_rows: bool = False) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and type that stand before an array, which may have to lie `in_rows`."""
+    stream = cast(Any, file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(stream)]
+    shape, is_fortran, dtype = read(stream)
+    if in_rows and is_fortran:
+        raise ValueError("its array is in Fortran's order")
+    return shape, dtype
+
+
+def _content(path: str) -> Any:
+    """Prepare a file for NumPy and zipfile: a path, or the bytes from a bucket."""
+    return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
+
+
+def _read_array(path: str, key: str, crc: int) -> np.ndarray:
+    del crc  # of the array, by which the cache tells files apart
     with parsing(path, ".npz", REMEDY), np.load(_content(path), allow_pickle=False) as arrays:
         return arrays[key]
+
+
+_array = functools.lru_cache(maxsize=3)(_read_array)  # train, selection and test
 
 
 def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
@@ -171,11 +178,14 @@ def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
             splits.setdefault(split, (images, labels))
         elif images in file.arrays:
             unlabelled = unlabelled or f"{file.path} has {images}, but no {labels}"
-    if "all" in splits and len(splits) > 1:
-        del splits["all"]
+    if len(splits) > 1:
+        splits.pop("all", None)
     if not splits:
         keys = ", ".join(file.arrays) or "nothing"
-        raise DataError(f"{unlabelled or f'{file.path} holds {keys}'}; {_WRITTEN}")
+        raise DataError(
+            f"{unlabelled or f'{file.path} holds {keys}'}; write one with np.savez(PATH, "
+            "train_images=..., train_labels=..., test_images=..., test_labels=...)"
+        )
     return splits
 
 
@@ -199,7 +209,7 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
         return usual
     if dtype.kind == "b":
         return f"255 * {key}.astype('uint8')"
-    pixels = _array.__wrapped__(file.path, key, file.sums[key])
+    pixels = _read_array(file.path, key, file.sums[key])
     if not pixels.size:
         return usual
     low, high = float(pixels.min()), float(pixels.max())
@@ -230,7 +240,7 @@ def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
             f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "
             f"images of {images}; write the number of the class, from 0 on{instead}"
         )
-    values = _array.__wrapped__(file.path, key, file.sums[key]).reshape(count)
+    values = _read_array(file.path, key, file.sums[key]).reshape(count)
     if values.min() < 0:
         raise DataError(f"{file.path}: {key} holds {values.min()}; labels are counted from 0 on")
     return values.astype(np.int32)
@@ -240,6 +250,6 @@ def _class_names(file: ArrayFile) -> tuple[str, ...]:
     for key in _CLASSES:
         shape, dtype = file.arrays.get(key, ((), np.dtype("V")))
         if len(shape) == 1 and dtype.kind in "US":
-            values = _array.__wrapped__(file.path, key, file.sums[key])
+            values = _read_array(file.path, key, file.sums[key])
             return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
     return ()

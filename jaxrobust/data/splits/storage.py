@@ -67,6 +67,17 @@ def file_system(path: str | os.PathLike) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
 
 
+def version(path: str) -> str:
+    """Return a text that is another one when a file has been replaced."""
+    with reading(path):
+        if not is_remote(path):
+            state = os.stat(path)
+            return f"{state.st_ino} {state.st_mtime_ns} {state.st_size}"
+        files, base = file_system(path)
+        info = files.info(base)
+        return f"{info['size']} {[info.get(key) for key in ('etag', 'mtime', 'updated')]}"
+
+
 def entries(path: str | os.PathLike[str]) -> Entries | None:
     """List the entries of a directory; None if there is no such directory."""
     names: dict[bool, list[str]] = {True: [], False: []}

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.commands import prepare
 from jaxrobust.data import imagenet
-from jaxrobust.data.prepare import archives, cifar, command
+from jaxrobust.data.prepare import cifar, command
 from jaxrobust.data.transforms import decoding
 from jaxrobust.runtime.files import folders
 from tests.support import cifar as made
@@ -33,7 +33,7 @@ ORDERS = {
     "test": "f0a30cf847d4f33390560a21d91e59ac61d13ae40748ba8e02cd169900b97830",
 }
 COPY = SHARED / "data" / "tensorflow_datasets"
-FILES = {archive.file: archive for archive in archives.ARCHIVES}
+FILES = {archive.file: archive for archive in cifar.ARCHIVES}
 
 
 class CifarCase(parameterized.TestCase):
@@ -43,7 +43,7 @@ class CifarCase(parameterized.TestCase):
         super().setUp()
         self.root = Path(self.create_tempdir())
         self.out = self.root / "out"
-        self.enter_context(mock.patch.object(archives, "SIZES", SIZES))
+        self.enter_context(mock.patch.object(cifar, "SIZES", SIZES))
         cache = {"XDG_CACHE_HOME": str(self.root / "cache")}
         self.enter_context(mock.patch.dict(os.environ, cache))
 
@@ -171,8 +171,8 @@ class RecordsTest(CifarCase):
 class DownloadTest(ServedCase):
     def setUp(self):
         super().setUp()
-        self.enter_context(mock.patch.object(archives, "SIZES", SIZES))
-        self.enter_context(mock.patch.object(archives, "ADDRESS", self.server.address))
+        self.enter_context(mock.patch.object(cifar, "SIZES", SIZES))
+        self.enter_context(mock.patch.object(cifar, "ADDRESS", self.server.address))
         row = FILES["cifar-10-python.tar.gz"]
         path = made.write(
             self.folder / row.file, row, made.contents(row, made.images_of(SIZES, "cifar10"))
@@ -324,7 +324,7 @@ class CopyTest(parameterized.TestCase):
         pixels = {s: np.stack([decoding.decode(r.image) for _, r in found[s]]) for s in found}
         labels = {s: {"label": np.array([r.label for _, r in found[s]])} for s in found}
         classes = data.open_source("cifar10", "test", data_dir=COPY).classes
-        images = archives.ArchiveContents(pixels, labels, {"label": classes})
+        images = cifar.ArchiveContents(pixels, labels, {"label": classes})
         with tempfile.TemporaryDirectory() as holder:
             row = FILES["cifar-10-python.tar.gz"]
             path = made.write(Path(holder) / row.file, row, made.contents(row, images))
@@ -354,7 +354,7 @@ class DoneTest(absltest.TestCase):
         parts = [("train", ["30", "25"], "700"), ("test", ["9"], "80")]
         splits = [{"name": n, "shardLengths": s, "numBytes": b} for n, s, b in parts]
         info = {"name": "mine", "version": "1.0.0", "splits": splits}
-        (folder / command.directory.INFO).write_text(json.dumps(info))
+        (folder / command.writer.INFO).write_text(json.dumps(info))
         (folder / "label.labels.txt").write_text("cat\ndog\nowl\n")
         train = {"images": 55, "of": None, "bytes": 700, "shards": 2}
         test = {"images": 9, "of": None, "bytes": 80, "shards": 1}
@@ -365,7 +365,7 @@ class DoneTest(absltest.TestCase):
     def test_a_line_every_ten_seconds_in_a_pipe(self):
         """How far it is over all shards, those of before among them, and how fast."""
         every = [mock.Mock(first=0, last=60), mock.Mock(first=60, last=100)]
-        events = [command.shards.WorkDone(10, 2_000_000) for _ in range(4)]
+        events = [command.WorkDone(10, 2_000_000) for _ in range(4)]
         clock, closed = iter([100.0, 104.0, 110.0, 110.5, 120.6]), []
 
         def work(job, todo, workers):
@@ -376,7 +376,7 @@ class DoneTest(absltest.TestCase):
                 closed.append(True)
 
         with (
-            mock.patch.object(command.shards, "work", work),
+            mock.patch.object(command, "work", work),
             mock.patch.object(command.time, "perf_counter", lambda: next(clock)),
             mock.patch.object(command, "say") as say,
             contextlib.redirect_stderr(io.StringIO()) as written,

@@ -10,7 +10,7 @@ from absl.testing import parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import prepare
-from jaxrobust.data.prepare import generated, shards
+from jaxrobust.data.prepare import generated, writer
 from tests.support import command_calls, sweeps
 
 
@@ -56,7 +56,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         """In any shard: what is whole is not written again, and all is as if never stopped."""
         files = self.write("a.npz", slice(60)), self.write("b.npz", slice(60, None))
         self.run_on(*files, out="whole")
-        count, writing = [], shards.writing
+        count, writing = [], writer.writing
 
         @contextlib.contextmanager
         def interrupted(path, rows):
@@ -66,11 +66,11 @@ class GeneratedCommandTest(parameterized.TestCase):
                     raise KeyboardInterrupt
                 yield add
 
-        with mock.patch.object(shards, "writing", interrupted):
+        with mock.patch.object(writer, "writing", interrupted):
             said = self.run_on(*files, code=130)
         self.assertIn("interrupted; the same command continues", said)
         out = self.folder / "shards"
-        self.assertEmpty([p for p in out.iterdir() if shards.PARTIAL in p.name])
+        self.assertEmpty([p for p in out.iterdir() if writer.PARTIAL in p.name])
         with self.assertRaisesRegex(data.DataError, "let that command go on"):
             data.open_source(f"generated:{out}", "all")
         printed = self.run_on(*files, words=["--json"])

@@ -20,9 +20,10 @@ from absl.testing import parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data.prepare import directory, imagenet, shards
-from jaxrobust.data.prepare.known import known
-from jaxrobust.data.prepare.raw_source import Content, RawSplit
+from jaxrobust.data.imagenet import synsets
+from jaxrobust.data.prepare import command, imagenet, writer
+from jaxrobust.data.prepare.imagenet_source import SIZES, validation_synsets
+from jaxrobust.data.splits.subsets import Index, read_index
 from tests.support import command_calls, four_sources, paths, sweeps
 
 ROOT = paths.ROOT
@@ -53,7 +54,7 @@ def train_images(classes, each):
     """{synset: {file name: bytes}} of the first classes."""
     return {
         synset: {f"{synset}_{i}.JPEG": jpeg(100 * c + i) for i in range(each)}
-        for c, synset in enumerate(known().synsets[:classes])
+        for c, synset in enumerate(synsets()[:classes])
     }
 
 
@@ -146,7 +147,7 @@ class RecordsTest(PrepareTest):
         train, validation = train_images(3, 5), validation_images([1, 7, 50_000])
         source = self.tars(train, validation)
         said, _ = self.run_tool(source, "--allow-partial", "--shards", 4, 2, "--json")
-        labels = {synset: label for label, synset in enumerate(known().synsets)}
+        labels = {synset: label for label, synset in enumerate(synsets())}
         expected = {
             name: (labels[synset], body)
             for synset, images in train.items()
@@ -154,7 +155,7 @@ class RecordsTest(PrepareTest):
         }
         self.assert_holds("imagenet2012", "train", expected)
         numbers = (int(name[15:23]) for name in validation)
-        right = [labels[known().validation[number - 1]] for number in numbers]
+        right = [labels[validation_synsets()[number - 1]] for number in numbers]
         expected = dict(zip(validation, zip(right, validation.values(), strict=True), strict=True))
         self.assert_holds("imagenet2012", "validation", expected)
         self.assertIn("15 images of ImageNet's 1,281,167", said)
@@ -174,7 +175,7 @@ class RecordsTest(PrepareTest):
         train = train_images(2, 2)
         self.run_tool(self.tars(train), "--allow-partial")
         builder = tfds.builder_from_directory(self.out / "imagenet2012" / "5.1.0")
-        self.assertEqual(builder.info.features["label"].names, list(known().synsets))
+        self.assertEqual(builder.info.features["label"].names, list(synsets()))
         self.assertEqual(builder.info.features["label"].num_classes, 1000)
         self.assertEqual(builder.info.supervised_keys, ("image", "label"))
         for row in builder.as_data_source("train"):
@@ -185,10 +186,10 @@ class RecordsTest(PrepareTest):
 
     def test_the_whole_imagenet_needs_no_flags(self):
         train = train_images(1000, 1)
-        first = {synset: i + 1 for i, synset in reversed(list(enumerate(known().validation)))}
+        first = {synset: i + 1 for i, synset in reversed(list(enumerate(validation_synsets())))}
         source = self.tars(train, validation_images(first.values()))
         with (
-            mock.patch.dict(known().sizes, {"train": 1000, "validation": 1000}),
+            mock.patch.dict(SIZES, {"train": 1000, "validation": 1000}),
             mock.patch.dict(imagenet._SHARDS, {"train": 8, "validation": 3}),
         ):
             said, _ = self.run_tool(source)
@@ -199,12 +200,13 @@ class RecordsTest(PrepareTest):
         train, validation = train_images(3, 4), validation_images([5, 6])
         flags = ("--allow-partial", "--shards", 2, 1)
         self.run_tool(self.tars(train, validation), *flags)
-        synset = lambda name: known().validation[int(name[15:23]) - 1]  # noqa: E731
+        synset = lambda name: validation_synsets()[int(name[15:23]) - 1]  # noqa: E731
         folders = {}
         for name, body in validation.items():
             folders.setdefault(synset(name), {})[name] = body
         self.run_tool(self.folder({"train": train, "val": folders}), *flags, out=self.root / "b")
         flat = self.folder({"train": train, "val": {".": validation}}, "flat")
+        (flat / "val" / "Thumbs.db").touch()
         self.run_tool(flat, *flags, out=self.root / "c")
         for out in ("b", "c"):
             found = {k: v for k, v in self.contents(self.root / out).items() if SHARD[1:5] in k}
@@ -267,7 +269,7 @@ class RecordsTest(PrepareTest):
         keys = [b"x/a.JPEG", b"y/a.JPEG", b"x/b.JPEG", b"y/b.JPEG", b"x/c.JPEG", b"y/c.JPEG"]
         digests = [hashlib.sha256(b"jaxrobust/prepare_imagenet/1/" + key).digest() for key in keys]
         self.assertEqual(np.argsort(digests).tolist(), [1, 2, 4, 0, 3, 5])
-        self.assertEqual(shards.order(rows, ("x", "y")).tolist(), [1, 2, 4, 0, 3, 5])
+        self.assertEqual(imagenet.order(rows, ("x", "y")).tolist(), [1, 2, 4, 0, 3, 5])
 
     def test_one_split_alone(self):
         source = self.tars(None, validation_images([1, 2]))
@@ -281,12 +283,12 @@ class InterruptedTest(PrepareTest):
         flags = (source, "--allow-partial", "--shards", 5, 1)
         self.run_tool(*flags, out=self.root / "whole")
         program = (
-            "import os, signal, sys; from jaxrobust.data.prepare import imagenet, shards; "
-            "example = shards.example; calls = []\n"
+            "import os, signal, sys; from jaxrobust.data.prepare import imagenet, writer; "
+            "example = writer.example; calls = []\n"
             "def dies(*row):\n"
             "    calls.append(row)\n"
             "    return os.kill(os.getpid(), 9) if len(calls) == 47 else example(*row)\n"
-            "shards.example = dies; imagenet.main(sys.argv[1:])"
+            "writer.example = dies; imagenet.main(sys.argv[1:])"
         )
         killed = subprocess.run(
             [sys.executable, "-c", program, *map(str, flags), "--out", self.out, "--workers", "1"],
@@ -418,7 +420,7 @@ class CheckTest(PrepareTest):
         said, _ = self.run_tool("--check", "--json")
         self.assertEqual(json.loads(said.splitlines()[-1])["images"], 43)
         subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=self.directory, check=True)
-        listed = set(imagenet.directory.read_sums(self.directory))
+        listed = set(writer.read_sums(self.directory))
         self.assertEqual(listed | {"SHA256SUMS"}, set(self.contents()))
 
     def test_a_flipped_byte_and_a_cut_shard(self):
@@ -444,13 +446,12 @@ class CheckTest(PrepareTest):
         self.refused(r"is not what the index says \(and 1 more\)", "--check", code=3)
 
     def test_other_labels_than_those_of_the_index(self):
-        index = imagenet.shards._index
+        def shifted(*where):
+            labels, names = read_index(*where)
+            return Index(labels + 1, names)
 
-        def shifted(path):
-            labels, names = index(path)
-            return labels + 1, names
-
-        with mock.patch.object(imagenet.shards, "_index", shifted):
+        command._index.cache_clear()
+        with mock.patch.object(command, "read_index", shifted):
             self.refused(r"is not what the index says", "--check", code=3)
 
     def test_a_changed_index(self):
@@ -469,9 +470,9 @@ class BegunTest(parameterized.TestCase):
     def plan(self, names=(b"a", b"b"), labels=(0, 1), sizes=(7, 9), classes=("x", "y")):
         columns = [("name", "S1"), ("label", np.int32), ("size", np.int64)]
         rows = np.array(list(zip(names, labels, sizes, strict=True)), columns)
-        content = Content("own", classes, {"train": RawSplit(Path("from"), rows)}, [])
-        about = directory.About("1.0.0", "", "", "as it comes", {}, {})
-        return directory.DatasetPlan(self.folder / "set", content, {"train": []}, about)
+        about = writer.About("mine", "1.0.0", "", "", {"label": classes}, ())
+        splits = {"train": writer.RawSplit(Path("from"), rows)}
+        return writer.DatasetPlan(self.folder / "set", about, splits, {"train": 1}, "as it comes")
 
     @sweeps.rows(
         {"names": (b"a", b"c")},
@@ -482,11 +483,11 @@ class BegunTest(parameterized.TestCase):
     def test_another_source(self, **changes):
         self.folder = Path(self.create_tempdir())
         for _ in range(2):  # begun, and gone on with
-            with directory.claimed_for(self.plan()):
+            with writer.claimed_for(self.plan()):
                 pass
         with (
             self.assertRaisesRegex(ValueError, r"begun from another source \(from; images: tr"),
-            directory.claimed_for(self.plan(**changes)),
+            writer.claimed_for(self.plan(**changes)),
         ):
             pass
 
@@ -501,7 +502,7 @@ class RefusedTest(PrepareTest):
         self.refused("train has 1,000 images, ImageNet's has 1,281,167; --allow_partial", source)
 
     def test_too_few_validation_images(self):
-        first = {synset: i + 1 for i, synset in reversed(list(enumerate(known().validation)))}
+        first = {synset: i + 1 for i, synset in reversed(list(enumerate(validation_synsets())))}
         source = self.tars(None, validation_images(first.values()))
         self.refused("validation has 1,000 images, ImageNet's has 50,000", source)
 
@@ -614,13 +615,13 @@ class RefusedTest(PrepareTest):
 
     def test_a_folder_that_changes(self):
         source = self.folder({"train": {"cat": {"1.jpg": jpeg(1)}}})
-        work = shards.work
+        work = command.work
 
         def change(*arguments):
             (source / "train" / "cat" / "1.jpg").write_bytes(b"x")
             return work(*arguments)
 
-        with mock.patch.object(shards, "work", change):
+        with mock.patch.object(command, "work", change):
             self.refused("1.jpg has changed", source, "--name", "pets")
 
     def test_the_command_line(self):

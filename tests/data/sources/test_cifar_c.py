@@ -71,6 +71,21 @@ class FilesTest(parameterized.TestCase):
         sums = {data.open_source(self.write(), f"fog-{s}").files_sha256 for s in (2, 3, 4)}
         self.assertLen(sums, 2)  # severities 2 and 4 hold nothing, and the same labels
 
+    def test_files_that_were_replaced_are_read_again(self):
+        """In one process: `labels.npy` of before was remembered."""
+        name = self.write()
+        before = data.open_source(name, "fog-3")
+        new, images = labels(10_000)[::-1], self.folder / "new.npy"
+        self.write(given=new)
+        after = data.open_source(name, "fog-3")
+        np.testing.assert_array_equal(after.labels, new)
+        self.assertEqual([record.label for record in after.read([0, 1])], new[:2].tolist())
+        np.save(images, np.full((50_000, 32, 32, 3), 9, np.uint8))
+        images.replace(self.folder / "fog.npy")
+        last = data.open_source(name, "fog-3")
+        self.assertEqual(decoding.decode(last[0].image, channels=3)[0, 0, 0], 9)
+        self.assertLen({each.files_sha256 for each in (before, after, last)}, 3)
+
     def test_another_length(self):
         self.write(count=10_000)
         self.refused(r"fog.npy is uint8\[10000, 32, 32, 3\], not uint8\[50000, 32, 32, 3\]")
