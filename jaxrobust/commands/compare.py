@@ -54,8 +54,6 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
             comparison_markdown,
             evaluations,
             groups,
-            groups_markdown,
-            groups_picture,
             picture,
         )
         from jaxrobust.results.plotting import plotting
@@ -64,16 +62,15 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
         plotting()  # refuses before anything is computed
     sides = groups.parted(flags.evaluations)
     if len(sides) == 2 and max(map(len, sides)) > 1:
-        first, second = sides
-        grouped = groups.find(first, second, flags.threat)
-        if flags.out:
-            groups_picture.write(flags.out, NAME, grouped)
-        print(groups_markdown.document(grouped), end="\n" if flags.json else "")
-        return groups.plain(grouped)
-    named = [word for side in sides for word in side]
-    result = comparison_findings.find(evaluations.load(named, flags.threat))
-    plain = comparison_findings.plain(result)
+        grouped = groups.find(*sides, flags.threat)
+        text, plain = groups.document(grouped), groups.plain(grouped)
+        written: Any = grouped
+    else:
+        written = comparison_findings.find(
+            evaluations.load([word for side in sides for word in side], flags.threat)
+        )
+        text, plain = comparison_markdown.document(written), comparison_findings.plain(written)
     if flags.out:
-        picture.write(flags.out, NAME, result, plain)
-    print(comparison_markdown.document(result), end="\n" if flags.json else "")
+        picture.write(flags.out, NAME, written)
+    print(text, end="\n" if flags.json else "")
     return plain

@@ -121,9 +121,10 @@ def gather(
     for at, one in enumerate(evaluations):  # of a folder elsewhere: it is of the run of its config
         same = [run for run in read if one.record.config_sha256 == run.config_sha256]
         if one.run is None and len(same) == 1:
-            name, folder, config = same[0].name, same[0].folder, same[0].config
-            place = {"run": folder, "classes": same[0].classes, "config": config}
-            evaluations[at] = one._replace(name=name, **place)
+            run = same[0]
+            evaluations[at] = one._replace(
+                name=run.name, run=run.folder, classes=run.classes, config=run.config
+            )
     return Gathered(read, evaluations, list(dict.fromkeys(notes)))
 
 

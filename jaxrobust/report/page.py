@@ -22,7 +22,7 @@ Pictures = Callable[[ReportedEvaluation], Markup | None]
 def page(gathered: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:
     """Return the whole page, with `pictures` of evaluations, renewed every `refresh` seconds."""
     runs, evaluations = gathered.runs, gathered.evaluations
-    names = list(dict.fromkeys(one.name for one in (*runs, *evaluations)))
+    names = list(dict.fromkeys([run.name for run in runs] + [one.name for one in evaluations]))
     title = ", ".join(names[:_HEADLINES])
     if len(names) > _HEADLINES:
         title += f" and {len(names) - _HEADLINES} more"

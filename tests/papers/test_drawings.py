@@ -19,7 +19,7 @@ from jaxrobust.papers.networks import (
 )
 from jaxrobust.papers.networks.analyses import AnalysisSettings
 from jaxrobust.papers.networks.network_sample import NetworkSample
-from jaxrobust.results.comparison import groups_picture, picture
+from jaxrobust.results.comparison import picture
 from jaxrobust.results.comparison.group_tests import Over
 from jaxrobust.results.comparison.groups import GroupDifference
 from jaxrobust.types import Threat, Weights
@@ -153,7 +153,7 @@ class ComparisonTest(absltest.TestCase):
     def test_gaps_of_groups_are_intervals_in_points(self):
         panel, over = mock.Mock(), Over(0.02, -0.01, 0.05, 0.2)
         shown = {"clean": GroupDifference(np.ones(1), np.ones(1), over, None)}
-        groups_picture._gaps(panel, shown)
+        picture._gaps(panel, shown)
         drawn = [call.args[:2] for call in panel.plot.call_args_list]
         self.assertEqual(drawn, [([-1.0, 5.0], [0, 0]), ([2.0], [0])])
 

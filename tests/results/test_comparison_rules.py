@@ -198,8 +198,7 @@ class FoundTest(parameterized.TestCase):
 
     def test_without_attacks_classes_are_those_of_clean_accuracy(self):
         found = comparison_findings.find([evaluated(v, attacks=[]) for v in self.seen[:2]])
-        rows = comparison_markdown._evaluations(found)
-        self.assertEqual([row[3] for row in rows[1:]], ["", ""])
+        self.assertEqual([one.cells[2] for one in found.evaluations], ["", ""])
         (one,) = found.pairs
         self.assertIsNone(one.robust)
         self.assertEqual(one.by_class.first.sum(), self.seen[0].clean.sum())
@@ -372,13 +371,13 @@ class PictureTest(parameterized.TestCase):
         plain = comparison_findings.plain(found)
         image = SimpleNamespace(savefig=lambda file, **how: file.write(b"picture"))
         with mock.patch.object(picture, "draw", return_value=image):
-            picture.write(out, "c", found, plain)
+            picture.write(out, "c", found)
             self.assertEqual((out / "c.png").read_bytes(), b"picture")
             self.assertEqual(json.loads((out / "c.json").read_text()), plain)
             self.assertIn("(c.png)", (out / "c.md").read_text())
-            picture.write(out, "c", found, plain)
+            picture.write(out, "c", found)
             for text in ("{", json.dumps(plain | {"evaluations": plain["evaluations"][::-1][:1]})):
                 (out / "c.json").write_text(text)
                 with self.assertRaisesRegex(ValueError, "compares other evaluations; name another"):
-                    picture.write(out, "c", found, plain)
+                    picture.write(out, "c", found)
                 self.assertEqual((out / "c.json").read_text(), text)

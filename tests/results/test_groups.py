@@ -14,7 +14,7 @@ from scipy import stats
 from jaxrobust.commands import compare
 from jaxrobust.evaluation.records import pairs
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.results.comparison import group_tests, groups, groups_markdown
+from jaxrobust.results.comparison import group_tests, groups
 from tests.support import command_calls
 from tests.support.compared import N, attacks, found, write
 
@@ -237,7 +237,7 @@ class SentencesTest(absltest.TestCase):
     def test_an_interval_beside_a_stricter_test(self):
         over = group_tests.Over(0.01, 0.001, 0.02, 0.06)
         one = groups.GroupDifference(np.array([0.5, 0.6]), np.array([0.6, 0.5]), over, None)
-        first, second = groups_markdown.sentences(one, "robust accuracy", 100)
+        first, second = groups.sentences(one, "robust accuracy", 100)
         self.assertIn("leaves 0 out by a hair", first)
         self.assertIn("cannot be told apart", first)
         self.assertIn("nothing is known", second)
@@ -247,5 +247,5 @@ class SentencesTest(absltest.TestCase):
             over = group_tests.Over(0.1 * sign, 0.05 * sign, 0.15 * sign, 0.001)
             own = np.array([0.5, 0.6])
             one = groups.GroupDifference(own, own, over, over)
-            for said in groups_markdown.sentences(one, "clean accuracy", 100):
+            for said in groups.sentences(one, "clean accuracy", 100):
                 self.assertIn(f"the clean accuracy of {winner} is higher than that of ", said)

@@ -165,8 +165,8 @@ def _images(one: ReportedEvaluation, shape: tuple[int, ...]) -> Any:
     settings = {"data_dir": data.get("dir"), "classes": data.get("classes")}
     source = registry.open_source(str(record.dataset), str(record.split), **settings)
     places = range(int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0)
-    settings = {"image_size": shape[0], "preprocessing": str(record.preprocessing)}
-    return Prepared(source.for_channels(shape[-1]), places=places, **settings)
+    source, preprocessing = source.for_channels(shape[-1]), str(record.preprocessing)
+    return Prepared(source, image_size=shape[0], preprocessing=preprocessing, places=places)
 
 
 def _pictures(

@@ -85,11 +85,11 @@ def headline(one: ReportedEvaluation) -> str:
     if record.certified:
         sigma = record.certified["sigma"]
         curve = [(float(r), value) for r, value in record.certified["accuracy"].items()]
-        within, certain = max((pair for pair in curve if pair[0] <= sigma), default=curve[0])
+        radius, certain = max((pair for pair in curve if pair[0] <= sigma), default=curve[0])
         return (
             f"{one.name}: {network(one)}, smoothed by noise of {sigma:g}, is certified to classify "
             f"{percent(curve[0][1])} of {where} correctly, and {percent(certain)} whatever changes "
-            f"them by at most {within:.4g} in l2."
+            f"them by at most {radius:.4g} in l2."
         )
     text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
     if ends := interval(one, "clean"):

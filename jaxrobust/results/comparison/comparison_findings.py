@@ -10,8 +10,7 @@ import numpy as np
 
 from jaxrobust.evaluation.records import comparable, pairs
 from jaxrobust.evaluation.records.pairs import Paired
-from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.results.comparison.evaluations import (
     ComparedEvaluation,
     letter,
@@ -86,29 +85,31 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
     notes = remarks(evaluations)
     evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)
-    seen = [one.verdicts for one in evaluations]
+    images = [one.verdicts for one in evaluations]
     records = [one.record for one in evaluations]
-    both = partial(comparable.paired, records, seen[0].image_ids)
-    clean = _differences(both, [v.clean for v in seen])
+    compare = partial(comparable.paired, records, images[0].image_ids)
+    clean = _differences(compare, [v.clean for v in images])
     attacked = bool(evaluations[0].record.attacks)
-    robust = _differences(both, [v.robust for v in seen]) if attacked else [None] * len(clean)
+    robust = _differences(compare, [v.robust for v in images]) if attacked else [None] * len(clean)
     stopped = comparable.stop_order(records) is not None
     compared = []
-    for at, other in enumerate(seen[1:]):
-        two = (seen[0], other)
+    for at, other in enumerate(images[1:]):
+        two = (images[0], other)
         after = {
-            name: both(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in two))
+            name: compare(*(v.clean & ~np.isin(v.fooled_by, order[:end]) for v in two))
             for end, name in enumerate(order, 1)
         }
         first, last = (v.robust if attacked else v.clean for v in two)
-        classes, each = pairs.compare_groups(first, last, seen[0].labels)
-        if stopped:
-            each = _of_classes(records, seen[0], first, last)
-        corrected = pairs.holm(each.p)
-        names = letter(0), letter(at + 1)
-        own: Any = (clean[at], robust[at], after, classes, each, corrected, stopped)
-        compared.append(Pair(*names, *own))
-    removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
+        classes, each = pairs.compare_groups(first, last, images[0].labels)
+        if stopped:  # class by class, by their sequences
+            masks = [images[0].labels == label for label in classes]
+            rows = [
+                comparable.paired(records, images[0].image_ids[m], first[m], last[m]) for m in masks
+            ]
+            each = Paired(*(np.array(column) for column in zip(*rows, strict=True)))
+        by_class: Any = (classes, each, pairs.holm(each.p), stopped)
+        compared.append(Pair("A", letter(at + 1), clean[at], robust[at], after, *by_class))
+    removed = {name: [int((v.fooled_by == name).sum()) for v in images] for name in order}
     return ComparisonFindings(evaluations, compared, removed, notes, left_out)
 
 
@@ -134,19 +135,10 @@ def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
     return [*before, *listed, *again]
 
 
-def _of_classes(
-    records: Sequence[AccuracyRecord], seen: Verdicts, first: np.ndarray, last: np.ndarray
-) -> Paired:
-    """Compare class by class as `pairs.compare_groups` does, where an evaluation has stopped."""
-    rows = []
-    for label in np.unique(seen.labels):
-        own = seen.labels == label
-        rows.append(comparable.paired(records, seen.image_ids[own], first[own], last[own]))
-    return Paired(*(np.array(column) for column in zip(*rows, strict=True)))
-
-
-def _differences(both: Callable[..., Paired], verdicts: Sequence[np.ndarray]) -> list[Difference]:
-    compared = [both(verdicts[0], other) for other in verdicts[1:]]
+def _differences(
+    compare: Callable[..., Paired], verdicts: Sequence[np.ndarray]
+) -> list[Difference]:
+    compared = [compare(verdicts[0], other) for other in verdicts[1:]]
     corrected = pairs.holm(np.array([one.p for one in compared]))
     return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
@@ -178,16 +170,16 @@ def plain(findings: ComparisonFindings) -> dict[str, Any]:
 
 def plain_evaluation(name: str, one: ComparedEvaluation) -> dict[str, Any]:
     """Return an evaluation of a comparison as JSON has it, under its short name."""
-    record, seen = one.record, one.verdicts
+    record, verdicts = one.record, one.verdicts
     return {
         "name": name,
         "network": one.label,
         "file": str(one.ours.file),
         **{key: getattr(record, key) for key in _OF_RECORD},
         "evaluated": one.images,
-        "clean": float(seen.clean.mean()),
-        "robust": float(seen.robust.mean()) if record.attacks else None,
-        "removed": dict(sorted(Counter(filter(None, seen.fooled_by.tolist())).items())),
+        "clean": float(verdicts.clean.mean()),
+        "robust": float(verdicts.robust.mean()) if record.attacks else None,
+        "removed": dict(sorted(Counter(filter(None, verdicts.fooled_by.tolist())).items())),
     }
 
 

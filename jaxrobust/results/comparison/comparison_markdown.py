@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.results.comparison.comparison_findings import (
     INTERVAL,
     LEVEL,
@@ -15,48 +16,87 @@ from jaxrobust.results.comparison.comparison_findings import (
     Pair,
 )
 from jaxrobust.results.comparison.evaluations import letter
+from jaxrobust.results.comparison.group_tests import Over
 
 CLASSES = 20  # rows of a table: the classes that differ most; JSON has all
+_FIXED = (
+    "p: McNemar's exact test, two-sided. Intervals: Tango's score interval of paired proportions "
+    "(1998)."
+)
+_LOOKED = (
+    "An evaluation stopped when its numbers said so, where p-values and intervals of a fixed "
+    "number of images do not hold. p here is the inverse of the largest e-value of a Beta mixture "
+    "(Lindon and Malek 2022), sequences are by betting (Waudby-Smith and Ramdas 2023): both hold "
+    "whenever one looks, and are wider for that."
+)
+
+
+def about(record: AccuracyRecord, images: int) -> str:
+    """Say what was compared on."""
+    return (
+        f"{images:,} images of {record.dataset}, split {record.split}, preprocessing "
+        f"{record.preprocessing}; attack: {records.attack_line(record)}."
+    )
 
 
 def document(findings: ComparisonFindings, picture: str | None = None) -> str:
     """Return the comparison; `picture` is the name of the figure's file beside it."""
-    record = findings.evaluations[0].record
-    names = [letter(at) for at in range(len(findings.evaluations))]
-    about = (
-        f"{findings.images:,} images of {record.dataset}, split {record.split}, preprocessing "
-        f"{record.preprocessing}; attack: {records.attack_line(record)}."
-    )
-    words = [words for pair in findings.pairs for words in in_words(pair, len(findings.pairs))]
+    compared, evaluations = findings.pairs, findings.evaluations
+    names = [letter(at) for at in range(len(evaluations))]
+    words = [words for pair in compared for words in in_words(pair, len(compared))]
+    rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
+    rows += [[name, *one.cells] for name, one in zip(names, evaluations, strict=True)]
     parts = [
         f"# {', '.join(names[:-1])} and {names[-1]}, image by image",
         findings.left_out,
-        about,
-        grid(_evaluations(findings)),
+        about(evaluations[0].record, findings.images),
+        grid(rows),
         "\n".join(f"- {sentence}" for sentence in (*words, *findings.remarks)),
         f"![Differences]({picture})" if picture else "",
         "## Differences",
-        grid(_differences(findings.pairs)),
+        grid(_differences(compared)),
     ]
     if findings.removed:
-        wrong = [f"{(~one.verdicts.clean).sum():,}" for one in findings.evaluations]
+        wrong = [f"{(~one.verdicts.clean).sum():,}" for one in evaluations]
         rows = [["", *names], ["wrong without an attack", *wrong]]
         rows += [[name, *map("{:,}".format, each)] for name, each in findings.removed.items()]
         parts += ["## Images that each attack removed", grid(rows)]
-    if len(findings.pairs) == 1:
-        parts += ["## Classes that differ most", grid(_classes(findings.pairs[0]))]
-    how = _how(len(findings.pairs), any(pair.sequence for pair in findings.pairs))
-    parts += ["## How this was computed", how]
+    if len(compared) == 1:
+        pair = compared[0]
+        rows = [["class", "images", *_head(pair.first, pair.other, pair), "p, corrected"]]
+        order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
+        for at in order[:CLASSES]:
+            one, last = row(pair, at), p_value(pair.p_by_class[at])
+            rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
+        parts += ["## Classes that differ most", grid(rows)]
+    correction = (
+        f"Holm's correction (1979) holds for the {len(compared)} pairs of one accuracy, and for the"
+        " classes of one pair; intervals are each for itself."
+        if len(compared) > 1
+        else "Holm's correction (1979) holds for the classes; clean and robust accuracy, and what "
+        "each attack leaves, are each a question for itself, as are all intervals."
+    )
+    computed = (
+        "Both networks saw the same images, so what counts is on which of them they disagree. "
+        f"{_LOOKED if any(pair.sequence for pair in compared) else _FIXED} {correction} All of it "
+        "is about these weights on images like these: how much two trainings of one recipe differ "
+        "by their seeds, no test of two networks knows."
+    )
+    parts += ["## How this was computed", computed]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def title(findings: ComparisonFindings) -> str:
     """Write the title of a picture: both networks, or the first of several."""
     shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)]
-    record = findings.evaluations[0].record
-    about = f"{findings.images:,} images of {record.dataset}, {record.split}; attack: "
-    named = shown if len(findings.pairs) == 1 else shown[:1]
-    return "\n".join([*named, about + records.attack_line(record)])
+    shown = shown if len(findings.pairs) == 1 else shown[:1]
+    return "\n".join([*shown, images_line(findings.evaluations[0].record, findings.images)])
+
+
+def images_line(record: AccuracyRecord, images: int) -> str:
+    """Say in a line of a picture which images were compared, and under which attack."""
+    attack = records.attack_line(record)
+    return f"{images:,} images of {record.dataset}, {record.split}; attack: {attack}"
 
 
 def in_words(pair: Pair, count: int) -> Iterator[str]:
@@ -67,24 +107,25 @@ def in_words(pair: Pair, count: int) -> Iterator[str]:
     yield _of_classes(pair)
 
 
-def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
+def _verdict(pair: Pair, one: Difference, accuracy: str, count: int) -> str:
     a, b, both = pair.first, pair.other, one.paired
     first, second = _share(both)
     if not both.gained + both.lost:
         return (
-            f"**{a} and {b} have the same {what}, image by image.** Both have {second} %."
-            f" Their difference on all such images lies within {_interval(both)} points."
+            f"**{a} and {b} have the same {accuracy}, image by image.** Both have {second} %."
+            f" Their difference on all such images lies within {interval(both)} points."
         )
     winner, loser = (b, a) if both.gained > both.lost else (a, b)
     corrected = f", {said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
+    kind, test = (SEQUENCE, "at any look") if pair.sequence else (INTERVAL, "exact McNemar test")
     figures = (
-        f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {_points(both)} points"
-        f", {_said_interval(pair)} {_interval(both)}, {_test(pair)} {said_p(both.p)}{corrected}. "
+        f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {points(both)} points"
+        f", {kind} {interval(both)}, {test} {said_p(both.p)}{corrected}. "
         f"{a} alone is right on {both.lost:,} images, {b} alone on {both.gained:,}."
     )
     if one.apart:
-        return f"**The {what} of {winner} is higher than that of {loser}.** {figures}"
-    sentence = f"**{a} and {b} cannot be told apart in {what}.** {figures}"
+        return f"**The {accuracy} of {winner} is higher than that of {loser}.** {figures}"
+    sentence = f"**{a} and {b} cannot be told apart in {accuracy}.** {figures}"
     if pair.sequence:
         return sentence
     if both.low > 0 or both.high < 0:
@@ -100,20 +141,12 @@ def _verdict(pair: Pair, one: Difference, what: str, count: int) -> str:
     return sentence
 
 
-def _said_interval(pair: Pair) -> str:
-    return SEQUENCE if pair.sequence else INTERVAL
-
-
-def _test(pair: Pair) -> str:
-    return "at any look" if pair.sequence else "exact McNemar test"
-
-
 def _of_classes(pair: Pair) -> str:
     count, names = len(pair.classes), f"{pair.first} and {pair.other}"
     apart = np.flatnonzero(pair.p_by_class < 1 - LEVEL)
     if len(apart):
         apart = apart[np.argsort(pair.p_by_class[apart], kind="stable")]
-        shown = [f"{pair.classes[at]} ({_points(row(pair, at))})" for at in apart[:CLASSES]]
+        shown = [f"{pair.classes[at]} ({points(row(pair, at))})" for at in apart[:CLASSES]]
         more = f", and {len(apart) - CLASSES} more" if len(apart) > CLASSES else ""
         return (
             f"{names} can be told apart on {len(apart)} of {count:,} classes (corrected for all of "
@@ -136,88 +169,44 @@ def row(pair: Pair, at: int) -> Paired:
     return Paired(*(column[at] for column in pair.by_class))
 
 
-def _evaluations(findings: ComparisonFindings) -> list[list[str]]:
-    rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
-    for at, one in enumerate(findings.evaluations):
-        clean, robust = (f"{100 * v.mean():.2f}" for v in (one.verdicts.clean, one.verdicts.robust))
-        where = f"{one.record.evaluation} in {one.ours.file}"
-        rows.append([letter(at), one.label, clean, robust if one.record.attacks else "", where])
-    return rows
-
-
 def _differences(compared: Sequence[Pair]) -> list[list[str]]:
     if len(compared) == 1:
         a, b = compared[0].first, compared[0].other
         steps = compared[0].steps.items()
-        head = _head(a, b, _said_interval(compared[0]))
-        return [["accuracy", *head], *([what, *_numbers(one)] for what, one in steps)]
-    head = _head("first", "second", _said_interval(compared[0]))
+        head = ["accuracy", *_head(a, b, compared[0])]
+        return [head, *([step, *_numbers(one)] for step, one in steps)]
+    head = _head("first", "second", compared[0])
     rows = [["pair", "accuracy", *head, "p, corrected"]]
     for pair in compared:
         names = f"{pair.first}, {pair.other}"
-        for what, one in (("clean", pair.clean), ("robust", pair.robust)):
+        for accuracy, one in (("clean", pair.clean), ("robust", pair.robust)):
             if one:
-                rows.append([names, what, *_numbers(one.paired), p_value(one.p)])
+                rows.append([names, accuracy, *_numbers(one.paired), p_value(one.p)])
     return rows
 
 
-def _head(a: str, b: str, interval: str) -> list[str]:
+def _head(a: str, b: str, pair: Pair) -> list[str]:
     counts = [f"only {a} right", f"only {b} right"]
+    interval = SEQUENCE if pair.sequence else INTERVAL
     return [f"{a}, %", f"{b}, %", *counts, f"{b} - {a}, points", interval, "p"]
 
 
 def _numbers(one: Paired) -> list[str]:
     counts = [f"{one.lost:,}", f"{one.gained:,}"]
-    return [*_share(one), *counts, _points(one), _interval(one), p_value(one.p)]
-
-
-def _classes(pair: Pair) -> list[list[str]]:
-    head = _head(pair.first, pair.other, _said_interval(pair))
-    rows = [["class", "images", *head, "p, corrected"]]
-    order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
-    for at in order[:CLASSES]:
-        one, last = row(pair, at), p_value(pair.p_by_class[at])
-        rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
-    return rows
-
-
-_FIXED = (
-    "p: McNemar's exact test, two-sided. Intervals: Tango's score interval of paired proportions "
-    "(1998)."
-)
-_LOOKED = (
-    "An evaluation stopped when its numbers said so, where p-values and intervals of a fixed "
-    "number of images do not hold. p here is the inverse of the largest e-value of a Beta mixture "
-    "(Lindon and Malek 2022), sequences are by betting (Waudby-Smith and Ramdas 2023): both hold "
-    "whenever one looks, and are wider for that."
-)
-
-
-def _how(count: int, sequence: bool) -> str:
-    correction = (
-        f"Holm's correction (1979) holds for the {count} pairs of one accuracy, and for the classes"
-        " of one pair; intervals are each for itself."
-        if count > 1
-        else "Holm's correction (1979) holds for the classes; clean and robust accuracy, and what "
-        "each attack leaves, are each a question for itself, as are all intervals."
-    )
-    return (
-        "Both networks saw the same images, so what counts is on which of them they disagree. "
-        f"{_LOOKED if sequence else _FIXED} {correction} All of it is about these weights on "
-        "images like these: how much two trainings of one recipe differ by their seeds, no test of "
-        "two networks knows."
-    )
+    return [*_share(one), *counts, points(one), interval(one), p_value(one.p)]
 
 
 def _share(one: Paired) -> tuple[str, str]:
     return f"{100 * one.first / one.n:.2f}", f"{100 * one.second / one.n:.2f}"
 
 
-def _points(one: Paired) -> str:
+def points(one: Paired | Over) -> str:
+    """Write a difference in points."""
     return f"{100 * one.difference:+.2f}"
 
 
-def _interval(one: Paired) -> str:
+def interval(one: Paired | Over) -> str:
+    """Write the interval of a difference, in points."""
     return f"{100 * one.low:+.2f} to {100 * one.high:+.2f}"
 
 

@@ -1,6 +1,6 @@
 """Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,42 +44,50 @@ class ComparedEvaluation(NamedTuple):
         name = (self.record.model or {}).get("name") or "a network"
         return f"{name} ({self.record.weights})" if self.record.weights else str(name)
 
+    @property
+    def cells(self) -> list[str]:
+        """Return the cells of a table's row: network, accuracies in percent, and the record."""
+        clean, robust = (
+            f"{100 * v.mean():.2f}" for v in (self.verdicts.clean, self.verdicts.robust)
+        )
+        where = f"{self.record.evaluation} in {self.ours.file}"
+        return [self.label, clean, robust if self.record.attacks else "", where]
+
 
 def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvaluation]:
     """Read `PLACE[#NUMBER]`s on their common images; `ValueError`: they cannot be compared."""
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else ball_of(threat)
-    beside = [[*places[:at], *places[at + 1 :]] for at in range(len(places))]
-    evaluations = [_load(p, threat, ball, others) for p, others in zip(places, beside, strict=True)]
-    named: dict[tuple[Path, str], str] = {}
-    for one in evaluations:
+    evaluations: list[ComparedEvaluation] = []
+    first_places: dict[tuple[Path, str], str] = {}
+    for at, place in enumerate(places):
+        one = _evaluation(place, _chosen(place, threat, ball, [*places[:at], *places[at + 1 :]]))
         key = one.ours.file.resolve(), str(one.record.verdicts)
-        if same := named.get(key):
+        if key in first_places:
             raise ValueError(
-                f"{one.place} is the same evaluation as {same}; name two different ones"
+                f"{place} is the same evaluation as {first_places[key]}; name two different ones"
             )
-        named[key] = one.place
+        first_places[key] = place
+        evaluations.append(one)
     first, *others = evaluations
     if wrong := [f"{o.place} (here): {text}" for o in others if (text := differences(first, o))]:
-        held = {folder: rows for folder, _, rows in (held_at(o.place) for o in others)}
-        fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.ours], rows)]
+        folders = {folder: rows for folder, _, rows in (held_at(o.place) for o in others)}
+        fit = [n for folder, rows in folders.items() for n in _fitting(folder, [first.ours], rows)]
         raise ValueError(
             f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
             + (f"{few(fit)} can be; else " if fit else "")
             + "evaluate all of them on the same images, with the same preprocessing, radius and "
             "attack"
         )
-    cut = verdicts.aligned([_met_by_all(one) for one in evaluations])
-    if not len(cut[0].labels):
+    common = verdicts.aligned([
+        # Images that only a sample of attacks met might have fallen to the others too.
+        survivors.met_by_all(one.record.fast, one.verdicts) if one.record.fast else one.verdicts
+        for one in evaluations
+    ])  # fmt: skip
+    if not len(common[0].labels):
         raise ValueError("no image is common to all of these evaluations; compare two at a time")
-    return [one._replace(verdicts=v) for one, v in zip(evaluations, cut, strict=True)]
-
-
-def _met_by_all(one: ComparedEvaluation) -> Verdicts:
-    """Leave out what only a sample of images met: the others might have fallen to it too."""
-    fast = one.record.fast
-    return survivors.met_by_all(fast, one.verdicts) if fast else one.verdicts
+    return [one._replace(verdicts=v) for one, v in zip(evaluations, common, strict=True)]
 
 
 def ball_of(threat: str) -> set[tuple[str, str]]:
@@ -96,48 +104,45 @@ def ball_of(threat: str) -> set[tuple[str, str]]:
     return {(norm, f"{number('threat', radius):.6g}")}
 
 
-def _load(
-    place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
-) -> ComparedEvaluation:
-    return _evaluation(place, _chosen(place, threat, ball, beside))
-
-
 def _evaluation(place: str, run_record: RunRecord) -> ComparedEvaluation:
-    own = checked.verdicts(run_record.record, run_record.file)
-    return ComparedEvaluation(place, run_record, own, len(own.labels))
+    images = checked.verdicts(run_record.record, run_record.file)
+    return ComparedEvaluation(place, run_record, images, len(images.labels))
 
 
 def held_at(place: str) -> tuple[str, str, dict[str, RunRecord]]:
     """Read `PLACE[#NUMBER]`: its folder, that number or "", and all records by their numbers."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
-    held = {str(o.record.evaluation): o for o in run_records.collect([Path(folder)])}
-    return folder, wanted, held
+    return (
+        folder,
+        wanted,
+        {str(o.record.evaluation): o for o in run_records.collect([Path(folder)])},
+    )
 
 
-def _fitting(folder: str, beside: Sequence[RunRecord], held: dict[str, RunRecord]) -> list[str]:
-    same = {(o.file.resolve(), str(o.record.verdicts)) for o in beside}
+def _fitting(folder: str, others: Sequence[RunRecord], records: dict[str, RunRecord]) -> list[str]:
+    """List the records of a folder that could be compared with one of the others."""
+    same = {(o.file.resolve(), str(o.record.verdicts)) for o in others}
+
+    def fits(one: RunRecord, other: RunRecord) -> bool:
+        if dict(comparable.question(one.record)) != dict(comparable.question(other.record)):
+            return False
+        try:
+            return not differences(_evaluation(str(other.file), other), _evaluation("", one))
+        except ValueError:  # verdicts that are missing or damaged
+            return False
+
     fit = {
-        key: o
-        for key, o in held.items()
-        if o.record.verdicts and (o.file.resolve(), str(o.record.verdicts)) not in same
-        if any(_fits(other, o) for other in beside)
+        key: one
+        for key, one in records.items()
+        if one.record.verdicts and (one.file.resolve(), str(one.record.verdicts)) not in same
+        if any(fits(one, other) for other in others)
     }
     return addresses(folder, fit)
 
 
-def _fits(*pair: RunRecord) -> bool:
-    one, other = (dict(comparable.question(ours.record)) for ours in pair)
-    if one != other:
-        return False
-    try:
-        return not differences(*(_evaluation(str(ours.file), ours) for ours in pair))
-    except ValueError:  # verdicts that are missing or damaged
-        return False
-
-
-def addresses(folder: str, held: dict[str, RunRecord]) -> list[str]:
+def addresses(folder: str, run_records: dict[str, RunRecord]) -> list[str]:
     """List records as `PLACE#NUMBER`, each with its attack."""
-    return [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in held.items()]
+    return [f"{folder}#{key} ({records.attack_line(o.record)})" for key, o in run_records.items()]
 
 
 def few(names: Sequence[str]) -> str:
@@ -147,70 +152,63 @@ def few(names: Sequence[str]) -> str:
 
 
 def _chosen(
-    place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
+    place: str, threat: str | None, ball: set[tuple[str, str]] | None, others: Sequence[str]
 ) -> RunRecord:
-    folder, wanted, held = held_at(place)
-    if not held:
+    folder, wanted, rows = held_at(place)
+    if not rows:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
-    named = {key: ours for key, ours in held.items() if key.startswith(wanted)}
-    if not named:
-        raise ValueError(f"{folder} has no evaluation {wanted}; {_listed(folder, held)}")
+
+    def listed(rows: dict[str, RunRecord]) -> str:
+        return f"name one of them: {few(addresses(folder, rows))}"
+
+    matches = {key: one for key, one in rows.items() if key.startswith(wanted)}
+    if not matches:
+        raise ValueError(f"{folder} has no evaluation {wanted}; {listed(rows)}")
     if ball is not None:
-        named = {key: o for key, o in named.items() if set(comparable.balls(o.record)) == ball}
-    if not named:
-        raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
-    decided = {key: o for key, o in named.items() if o.record.verdicts}
+        matches = {k: o for k, o in matches.items() if set(comparable.balls(o.record)) == ball}
+    if not matches:
+        raise ValueError(f"{place} has no evaluation under {threat}; {listed(rows)}")
+    decided = {key: one for key, one in matches.items() if one.record.verdicts}
     if len(decided) > 1:
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
-        others = []
-        for _, number, rows in map(held_at, beside):
-            others += [o for key, o in rows.items() if key.startswith(number) and o.record.verdicts]
+        of_others = []
+        for _, number, other_rows in map(held_at, others):
+            of_others += [
+                o for key, o in other_rows.items() if key.startswith(number) and o.record.verdicts
+            ]
         holds = f"{place} holds {len(decided)} evaluations"
-        if fit := _fitting(folder, others, decided):
+        if fit := _fitting(folder, of_others, decided):
             raise ValueError(
-                f"{holds}, of which these can be compared with {', '.join(beside)}: {few(fit)}; "
+                f"{holds}, of which these can be compared with {', '.join(others)}: {few(fit)}; "
                 f"name one of them{also}"
             )
-        raise ValueError(f"{holds}; {_listed(folder, decided)}{also}")
-    ours = next(iter((decided or named).values()))
-    check(ours.record, str(ours.file))
+        raise ValueError(f"{holds}; {listed(decided)}{also}")
+    chosen = next(iter((decided or matches).values()))
+    check(chosen.record, str(chosen.file))
     if not decided:
         raise ValueError(
             f"{place} has no verdicts image by image, as of a training or of an older version; "
             "evaluate again with --out DIR"
         )
-    return ours
-
-
-def _listed(folder: str, held: dict[str, RunRecord]) -> str:
-    return f"name one of them: {few(addresses(folder, held))}"
+    return chosen
 
 
 def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
     texts = [comparable.question_differences(first.record, other.record)]
-    texts.append(_other_images(first.verdicts, other.verdicts))
-    texts.append(comparable.image_differences(*_images_of(first, other)))
-    return "; ".join(part for part in texts if part)
-
-
-def _images_of(first: ComparedEvaluation, other: ComparedEvaluation) -> tuple[Any, ...]:
-    return first.record, other.record, first.verdicts.images, other.verdicts.images
-
-
-def _other_images(first: Verdicts, other: Verdicts) -> str:
-    there, here = verdicts.aligned([first, other])
+    there, here = verdicts.aligned([first.verdicts, other.verdicts])
     if not len(there.labels):
-        ids = (records.ranges(one.image_ids.tolist()) for one in (first, other))
-        return "no image is common, images {} there, {} here".format(*ids)
-    wrong = np.flatnonzero(there.labels != here.labels)
-    if not len(wrong):
-        return ""
-    image, one, another = (of[wrong[0]] for of in (there.image_ids, there.labels, here.labels))
-    return (
-        f"labels of {len(wrong)} of {len(here.labels)} images differ, that of image {image} is "
-        f"{one} there, {another} here"
-    )
+        ids = (records.ranges(one.verdicts.image_ids.tolist()) for one in (first, other))
+        texts.append("no image is common, images {} there, {} here".format(*ids))
+    if len(wrong := np.flatnonzero(there.labels != here.labels)):
+        image, a, b = (of[wrong[0]] for of in (there.image_ids, there.labels, here.labels))
+        texts.append(
+            f"labels of {len(wrong)} of {len(here.labels)} images differ, that of image {image} is "
+            f"{a} there, {b} here"
+        )
+    images = (first.verdicts.images, other.verdicts.images)
+    texts.append(comparable.image_differences(first.record, other.record, *images))
+    return "; ".join(filter(None, texts))
 
 
 def without_replayed(
@@ -220,28 +218,28 @@ def without_replayed(
 
     The sentence calls evaluations by `names`, or A, B and so on.
     """
-    seen = [one.verdicts for one in evaluations]
-    left = comparable.left_out([one.record for one in evaluations], seen)
-    if not left.any():
+    images = [one.verdicts for one in evaluations]
+    left_out = comparable.left_out([one.record for one in evaluations], images)
+    if not left_out.any():
         return evaluations, ""
-    if left.all():
+    if left_out.all():
         raise ValueError(
             "replayed points decided all of these images, so that nothing is left to compare; "
             "evaluate again with --noreplay"
         )
-    decided = [comparable.replayed(one) for one in seen]
-    counts = _each([f"{int(of.sum()):,}" for of in decided], names)
-    both = [(v.robust, v.robust | of) for v, of in zip(seen, decided, strict=True)]
+    replayed = [comparable.replayed(one) for one in images]
+    counts = _each([f"{int(mask.sum()):,}" for mask in replayed], names)
+    both = [(v.robust, v.robust | mask) for v, mask in zip(images, replayed, strict=True)]
     each = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
-    ends = _each(each, names)
     sentence = (
-        f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
-        f"({counts}): the attacks alone might have left them standing.** On all images the "
-        f"robust accuracy under the attacks alone lies within: {ends}; --noreplay computes "
-        "it."
+        f"**{left_out.sum():,} of {len(left_out):,} images are left out, which replayed points "
+        f"decided ({counts}): the attacks alone might have left them standing.** On all images the "
+        f"robust accuracy under the attacks alone lies within: {_each(each, names)}; --noreplay "
+        "computes it."
     )
-    kept = [Verdicts(*(column[~left] for column in one)) for one in seen]
-    return [one._replace(verdicts=v) for one, v in zip(evaluations, kept, strict=True)], sentence
+    others = [Verdicts(*(column[~left_out] for column in one)) for one in images]
+    pairs = zip(evaluations, others, strict=True)
+    return [one._replace(verdicts=verdicts) for one, verdicts in pairs], sentence
 
 
 def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()) -> list[str]:
@@ -251,15 +249,23 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
     """
     names = names or [letter(at) for at in range(len(evaluations))]
     sentences = []
-    named = [(name, one.record) for name, one in zip(names, evaluations, strict=True)]
+    named_records = [(name, one.record) for name, one in zip(names, evaluations, strict=True)]
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
         each = _each([f"{one.images:,}" for one in evaluations], names)
         common = f"the {images:,} images that all have"
         sentences.append(f"Compared are {common}; evaluated were {each}.")
-    for name, record in named:
-        sentences += [f"{name} {text}" for text in _met_less(record)]
-    tried = [name for name, record in named if record.replayed]
+    for name, record in named_records:
+        if stopped := record.stopped:
+            n, of = stopped["stopped_after"], stopped["of"]
+            why = stopping.why(stopped)
+            sentences.append(f"{name} stopped after {n:,} of its {of:,} images: {why}.")
+        if record.fast and (fallen := record.fast["fooled"]):
+            sentences.append(
+                f"{name} is of the fast version: {fallen:,} images that only the attacks of its "
+                "sample fooled count as standing here, because the others did not meet these."
+            )
+    tried = [name for name, record in named_records if record.replayed]
     if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
     sentences += unconfirmed(evaluations, names)
@@ -271,50 +277,36 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
         if value is not None and value in hashes[:at]:
             both = f"{names[hashes.index(value)]} and {names[at]}"
             sentences.append(f"{both} have the same weights.")
-    for at, one in enumerate(evaluations):
+    for name, one in zip(names, evaluations, strict=True):
         if words := run_records.other_config(one.ours):
-            sentences.append(f"In doubt of {names[at]}: {words}.")
-    for of, record in named:
-        sentences += [f"In doubt of {of}, {name}: {text}." for name, text in record.flags.items()]
+            sentences.append(f"In doubt of {name}: {words}.")
+    for name, record in named_records:
+        flags = record.flags.items()
+        sentences += [f"In doubt of {name}, {flag}: {text}." for flag, text in flags]
     return sentences
 
 
 def unconfirmed(evaluations: Sequence[ComparedEvaluation], names: Sequence[str]) -> list[str]:
     """Say where nothing but their names shows that images are the same."""
-    sentences = []
-    older = [
-        name
-        for name, one in zip(names, evaluations, strict=True)
-        if not comparable.pictures(one.record)
-    ]
+    sentences, older, unsure = [], [], []
+    first = evaluations[0]
+    for name, one in zip(names, evaluations, strict=True):
+        images = (first.verdicts.images, one.verdicts.images)
+        if not comparable.pictures(one.record):
+            older.append(name)
+        elif not comparable.same_images_shown(first.record, one.record, *images):
+            unsure.append(name)
     if older:
         sentences.append(
             f"What {_and(older)} evaluated is known by the names of the images alone: an older "
             "version, which did not note their bytes, wrote that."
         )
-    unsure = [
-        name
-        for name, one in zip(names, evaluations, strict=True)
-        if not comparable.same_images_shown(*_images_of(evaluations[0], one)) and name not in older
-    ]
     if unsure and names[0] not in older:
         sentences.append(
             f"That {_and(unsure)} evaluated the same images as {names[0]} is known by their names "
             "alone: no hashes of each image, which older versions did not note, show it."
         )
     return sentences
-
-
-def _met_less(record: AccuracyRecord) -> Iterator[str]:
-    """Say of what images and attacks a record is, where it is not of all."""
-    if record.stopped:
-        n, all_images = record.stopped["stopped_after"], record.stopped["of"]
-        yield f"stopped after {n:,} of its {all_images:,} images: {stopping.why(record.stopped)}."
-    if record.fast and (fallen := record.fast["fooled"]):
-        yield (
-            f"is of the fast version: {fallen:,} images that only the attacks of its sample fooled "
-            "count as standing here, because the others did not meet these."
-        )
 
 
 def _and(names: list[str]) -> str:

@@ -1,17 +1,36 @@
-"""Two groups of evaluations, such as the seeds of two recipes: what is said of their means."""
+"""Two groups of evaluations, such as the seeds of two recipes: their means, as text and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrobust.results.comparison import evaluations, group_tests
-from jaxrobust.results.comparison.comparison_findings import LEVEL, plain_evaluation
+from jaxrobust.results.comparison.comparison_findings import INTERVAL, LEVEL, plain_evaluation
+from jaxrobust.results.comparison.comparison_markdown import (
+    about,
+    grid,
+    interval,
+    p_value,
+    points,
+    said_p,
+)
 from jaxrobust.results.comparison.evaluations import ComparedEvaluation
 from jaxrobust.results.comparison.group_tests import Over
+from jaxrobust.runtime.text.spelling import counted
 
 AGAINST = "against"  # the word between two groups
 _SIDES = ("A", "B")
+_HOW = (
+    "Two questions, with two answers. *These networks*: if other images had been drawn, would they "
+    "still differ? Of each image counts the share of the networks of each group that "
+    "are right on it; p is the exact sign-flip test over images (Fisher 1935), with one network a "
+    "side McNemar's, and the interval is Student's over images. *Networks trained so*: if other "
+    "seeds had been drawn, would networks of these recipes still differ on these images? Each "
+    "network counts once, by its accuracy; test and interval are Welch's (1947). The spread is the "
+    "standard deviation over the networks of a group. Clean and robust accuracy, images and seeds "
+    "are each a question for itself, without a correction for several."
+)
 
 
 class GroupDifference(NamedTuple):
@@ -30,9 +49,7 @@ class GroupDifference(NamedTuple):
     @property
     def spreads(self) -> tuple[float | None, float | None]:
         """Return the standard deviation over the networks of each group; None: it has one."""
-        a, b = (
-            float(own.std(ddof=1)) if len(own) > 1 else None for own in (self.first, self.second)
-        )
+        a, b = (float(v.std(ddof=1)) if len(v) > 1 else None for v in (self.first, self.second))
         return a, b
 
 
@@ -80,26 +97,36 @@ def parted(words: Sequence[str]) -> list[list[str]]:
 def find(first: Sequence[str], second: Sequence[str], threat: str | None = None) -> GroupFindings:
     """Read two groups of `PLACE[#NUMBER]`s and compare them; `ValueError`: they cannot be."""
     loaded = evaluations.load([*first, *second], threat)
-    _check_each_once(loaded)
+    places: dict[str, str] = {}  # by the weights: copies of a network would count as seeds
     for one in loaded:
-        if one.record.stopped:
+        sha256, stopped = one.record.weights_sha256, one.record.stopped
+        if sha256 is not None and sha256 in places:
             raise ValueError(
-                f"{one.place} stopped after {one.record.stopped['stopped_after']:,} images, and "
-                "bounds of groups are of a fixed number; the same command without --against and "
+                f"{one.place} has the same weights as {places[sha256]}, and a network counts once "
+                "in groups; name another seed in its place, or leave it out"
+            )
+        places[str(sha256)] = one.place
+        if stopped:
+            raise ValueError(
+                f"{one.place} stopped after {stopped['stopped_after']:,} images, and bounds of "
+                "groups are of a fixed number; the same command without --against and "
                 "--until_width finishes it"
             )
-    sizes = len(first), len(second)
-    names = [f"{side}{at + 1}" for side, size in zip(_SIDES, sizes, strict=True)
-             for at in range(size)]  # fmt: skip
-    notes = evaluations.remarks(loaded, names) + _other_networks(loaded, sizes)
+    size = len(first)
+    names = [f"A{at + 1}" for at in range(size)] + [f"B{at + 1}" for at in range(len(second))]
+    notes = evaluations.remarks(loaded, names)
+    for side, group in zip(_SIDES, (loaded[:size], loaded[size:]), strict=True):
+        models = sorted({str((one.record.model or {}).get("name")) for one in group})
+        if len(models) > 1:  # which are no seeds of one
+            notes.append(f"{side} has networks of several architectures: {', '.join(models)}.")
     loaded, left_out = evaluations.without_replayed(loaded, names)
-    seen = [one.verdicts for one in loaded]
-    if len(seen[0].labels) < 2:
+    images = [one.verdicts for one in loaded]
+    if len(images[0].labels) < 2:
         raise ValueError("one image alone compares no groups; evaluate on more images")
-    clean = _difference([v.clean for v in seen], sizes[0])
+    clean = _difference([v.clean for v in images], size)
     attacked = bool(loaded[0].record.attacks)
-    robust = _difference([v.robust for v in seen], sizes[0]) if attacked else None
-    return GroupFindings(names, loaded, sizes, clean, robust, notes, left_out)
+    robust = _difference([v.robust for v in images], size) if attacked else None
+    return GroupFindings(names, loaded, (size, len(second)), clean, robust, notes, left_out)
 
 
 def _difference(verdicts: list[np.ndarray], size: int) -> GroupDifference:
@@ -109,38 +136,14 @@ def _difference(verdicts: list[np.ndarray], size: int) -> GroupDifference:
     return GroupDifference(*accuracies, *over)
 
 
-def _check_each_once(loaded: Sequence[ComparedEvaluation]) -> None:
-    """Refuse a network that stands twice: copies of it would count as seeds."""
-    seen: dict[str, str] = {}
-    for one in loaded:
-        own = one.record.weights_sha256
-        if own is not None and own in seen:
-            raise ValueError(
-                f"{one.place} has the same weights as {seen[own]}, and a network counts once in "
-                "groups; name another seed in its place, or leave it out"
-            )
-        seen[str(own)] = one.place
-
-
-def _other_networks(loaded: Sequence[ComparedEvaluation], sizes: tuple[int, int]) -> list[str]:
-    """Say where one group has networks of several architectures, which are no seeds of one."""
-    sentences = []
-    for side, own in zip(_SIDES, (loaded[: sizes[0]], loaded[sizes[0] :]), strict=True):
-        found = sorted({str((one.record.model or {}).get("name")) for one in own})
-        if len(found) > 1:
-            listed = ", ".join(found)
-            sentences.append(f"{side} has networks of several architectures: {listed}.")
-    return sentences
-
-
 def plain(findings: GroupFindings) -> dict[str, Any]:
     """Return findings as JSON has them; accuracies and their differences are fractions."""
-    own = zip(findings.names, findings.evaluations, strict=True)
+    named = zip(findings.names, findings.evaluations, strict=True)
     return {
         "schema": 1,
         "level": LEVEL,
         "images": findings.images,
-        "evaluations": [plain_evaluation(name, one) | {"group": name[0]} for name, one in own],
+        "evaluations": [plain_evaluation(name, one) | {"group": name[0]} for name, one in named],
         "clean": _plain(findings.clean),
         "robust": findings.robust and _plain(findings.robust),
         "left_out": findings.left_out,
@@ -149,10 +152,87 @@ def plain(findings: GroupFindings) -> dict[str, Any]:
 
 
 def _plain(one: GroupDifference) -> dict[str, Any]:
-    own = zip(_SIDES, (one.first, one.second), one.means, one.spreads, strict=True)
+    sides = zip(_SIDES, (one.first, one.second), one.means, one.spreads, strict=True)
     groups = {
         side: {"mean": mean, "spread": spread, "each": values.tolist()}
-        for side, values, mean, spread in own
+        for side, values, mean, spread in sides
     }
     seeds = one.seeds and one.seeds._asdict()
     return {"groups": groups, "over_images": one.images._asdict(), "over_seeds": seeds}
+
+
+def document(findings: GroupFindings, picture: str | None = None) -> str:
+    """Return the comparison as Markdown; `picture` is the name of the figure's file beside it."""
+    questions = {"robust accuracy": findings.robust, "clean accuracy": findings.clean}
+    asked = {accuracy: one for accuracy, one in questions.items() if one is not None}
+    said = [text for name, one in asked.items() for text in sentences(one, name, findings.images)]
+    rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
+    for name, one in zip(findings.names, findings.evaluations, strict=True):
+        rows.append([name, *one.cells])
+    head = ["accuracy", "A, mean %", "spread", "B, mean %", "spread", "B - A, points"]
+    table = [[*head, f"{INTERVAL} over images", "p", f"{INTERVAL} over seeds", "p"]]
+    for name, difference in reversed(asked.items()):
+        spreads = ["" if spread is None else f"{100 * spread:.2f}" for spread in difference.spreads]
+        a, b = (f"{100 * mean:.2f}" for mean in difference.means)
+        images, seeds = difference.images, difference.seeds
+        over = [points(images), interval(images), p_value(images.p)]
+        over += ["", ""] if seeds is None else [interval(seeds), p_value(seeds.p)]
+        table.append([name.split()[0], a, spreads[0], b, spreads[1], *over])
+    parts = [
+        f"# A ({counted(findings.sizes[0], 'network')}) against B "
+        f"({counted(findings.sizes[1], 'network')}), over images and seeds",
+        findings.left_out,
+        about(findings.evaluations[0].record, findings.images),
+        grid(rows),
+        "\n".join(f"- {sentence}" for sentence in (*said, *findings.remarks)),
+        f"![Groups]({picture})" if picture else "",
+        "## Means and differences",
+        grid(table),
+        "## How this was computed",
+        _HOW,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sentences(one: GroupDifference, accuracy: str, images: int) -> Iterator[str]:
+    """Yield an answer for these networks, and one for networks that are trained as they were."""
+    a, b = (f"{100 * mean:.2f}" for mean in one.means)
+    means = (
+        f"A has {a} % in the mean of {counted(len(one.first), 'network')}, B {b} % of "
+        f"{counted(len(one.second), 'network')}"
+    )
+    if (one.images.low, one.images.high) == (0, 0):
+        yield (
+            f"**These networks: A and B have the same {accuracy}, image by image.** {means}; each "
+            "image is right in the same share of both groups."
+        )
+    else:
+        yield _verdict(
+            *("These networks", accuracy, one.images),
+            f"{means}: {points(one.images)} points, {INTERVAL} over {images:,} images"
+            f" {interval(one.images)}, exact sign-flip test {said_p(one.images.p)}.",
+        )
+    if one.seeds is None:
+        few = min(len(one.first), len(one.second)) < 2
+        why = "one network" if few else "networks that do not differ"
+        more = "two networks or more on both sides" if few else "more seeds"
+        yield (
+            f"**Networks trained so: nothing is known of their {accuracy}.** A group of {why} does "
+            f"not show how far seeds scatter; {more} would."
+        )
+        return
+    shown = ["one network" if s is None else f"{100 * s:.2f}" for s in one.spreads]
+    yield _verdict(
+        *("Networks trained so", accuracy, one.seeds),
+        f"Over seeds: {points(one.seeds)} points, Welch's {INTERVAL} {interval(one.seeds)}, "
+        f"{said_p(one.seeds.p)}; spread (standard deviation) A {shown[0]}, B {shown[1]} points.",
+    )
+
+
+def _verdict(of: str, accuracy: str, over: Over, figures: str) -> str:
+    if over.p >= 1 - LEVEL:
+        close = over.low > 0 or over.high < 0
+        hair = " The interval leaves 0 out by a hair; the test is the judge here." if close else ""
+        return f"**{of}: A and B cannot be told apart in {accuracy}.** {figures}{hair}"
+    winner, loser = ("B", "A") if over.difference > 0 else ("A", "B")
+    return f"**{of}: the {accuracy} of {winner} is higher than that of {loser}.** {figures}"

@@ -1,9 +1,8 @@
-"""The picture of a comparison, and its three files: its text, its numbers, this picture."""
+"""The picture of a comparison of networks or groups, and its three files: text, numbers, this."""
 
 import io
 import json
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,17 @@ import numpy as np
 
 from jaxrobust.evaluation.records.pairs import Paired
 from jaxrobust.results import plotting
-from jaxrobust.results.comparison import comparison_markdown
+from jaxrobust.results.comparison import comparison_findings, comparison_markdown, groups
 from jaxrobust.results.comparison.comparison_findings import (
+    INTERVAL,
     LEVEL,
     ComparisonFindings,
     Pair,
 )
-from jaxrobust.results.comparison.comparison_markdown import row, title
+from jaxrobust.results.comparison.comparison_markdown import images_line, row, title
 from jaxrobust.results.comparison.evaluations import letter
+from jaxrobust.results.comparison.group_tests import Over
+from jaxrobust.results.comparison.groups import GroupDifference, GroupFindings
 from jaxrobust.runtime.files import jsonl, whole
 
 _INK, _APART, _PALE = "#1f4e79", "#d1495b", "#b9c4d0"
@@ -60,25 +62,26 @@ def _several(findings: ComparisonFindings) -> Any:
     return figure
 
 
-def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], axis: str) -> None:
+def _forest(panel: Any, accuracy: str, lines: list[tuple[str, Paired, bool]], axis: str) -> None:
     for at, (_, one, apart) in enumerate(lines):
         _bar(panel, at, one, apart, 5, 2)
     panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
     panel.set_ylim(len(lines) - 0.4, -0.6)
     legend = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
-    panel.set_title(f"{what}; {legend}", fontsize=8)
+    panel.set_title(f"{accuracy}; {legend}", fontsize=8)
     _axis(panel, axis)
 
 
-def _bar(panel: Any, at: int, one: Paired, apart: bool, size: float, width: float) -> None:
+def _bar(panel: Any, at: int, one: Paired | Over, apart: bool, size: float, width: float) -> None:
     low, middle, high = (100 * value for value in (one.low, one.difference, one.high))
     colour = _APART if apart else _INK
     panel.plot([low, high], [at, at], color=colour, linewidth=width, solid_capstyle="butt")
     panel.plot([middle], [at], "o", color=colour, markersize=size)
 
 
-def _axis(panel: Any, label: str) -> None:
-    panel.axvline(0, color="black", linewidth=0.8, zorder=1)
+def _axis(panel: Any, label: str, *, zero: bool = True) -> None:
+    if zero:
+        panel.axvline(0, color="black", linewidth=0.8, zorder=1)
     panel.grid(axis="x", color=_PALE, linewidth=0.5)
     panel.set_axisbelow(True)
     panel.set_xlabel(label, fontsize=8)
@@ -90,8 +93,8 @@ def _classes(panel: Any, pair: Pair, axis: str) -> None:
     each = pair.by_class
     order = np.argsort(-each.difference, kind="stable")
     apart = pair.p_by_class < 1 - LEVEL
-    named = len(order) <= _NAMED
-    if named:
+    has_names = len(order) <= _NAMED
+    if has_names:
         for line, index in enumerate(order):
             _bar(panel, line, row(pair, index), bool(apart[index]), 3.5, 1.2)
         size = 7 if len(order) <= _NAMED // 2 else 5
@@ -107,35 +110,72 @@ def _classes(panel: Any, pair: Pair, axis: str) -> None:
             panel.annotate(name, place, (4, 0), textcoords="offset points", fontsize=7, va="center")
         panel.set_ylim(len(order), -1)
         panel.set_yticks([])
-    panel.set_ylabel("class" if named else "classes, by their difference", fontsize=8)
+    panel.set_ylabel("class" if has_names else "classes, by their difference", fontsize=8)
     tested = f"red: told apart, corrected for all {len(order):,}"
     verdict = tested if apart.any() else "none is told apart"
     panel.set_title(f"class by class; {verdict}", fontsize=8)
-    _axis(panel, axis if named else axis.partition(",")[0])
+    _axis(panel, axis if has_names else axis.partition(",")[0])
 
 
-def write(out: Path, name: str, comparison: ComparisonFindings, plain: dict[str, Any]) -> None:
-    """Write the three files, each of them whole."""
-    document = comparison_markdown.document(comparison, f"{name}.png")
-    save(out, name, plain, lambda: draw(comparison), document)
+def draw_groups(findings: GroupFindings) -> Any:
+    """Draw the accuracies of all networks, and beside them the differences of the means."""
+    differences = {"clean": findings.clean, "robust": findings.robust}
+    shown = {accuracy: one for accuracy, one in differences.items() if one is not None}
+    sizes = f"A: {findings.sizes[0]}, B: {findings.sizes[1]} networks\n"
+    line = images_line(findings.evaluations[0].record, findings.images)
+    figure = plotting.figure(sizes + line, 9, 3.2)
+    left, right = figure.subplots(1, 2)
+    names = []
+    for accuracy, one in shown.items():
+        for side, values, colour in (("A", one.first, _INK), ("B", one.second, _APART)):
+            at = len(names)
+            left.plot(100 * values, [at] * len(values), "o", color=colour, alpha=0.55, markersize=5)
+            left.plot([100 * values.mean()], [at], "|", color=colour, markersize=18)
+            names.append(f"{side}, {accuracy}")
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    _axis(left, "accuracy (%): networks, and their mean as a bar", zero=False)
+    _gaps(right, shown)
+    return figure
 
 
-def save(
-    out: Path, name: str, plain: dict[str, Any], drawn_by: Callable[[], Any], document: str
-) -> None:
-    """Write a text, numbers and a picture; refuse a folder with those of other evaluations."""
+def _gaps(panel: Any, shown: dict[str, GroupDifference]) -> None:
+    names = []
+    for accuracy, difference in shown.items():
+        for kind, over in (("images", difference.images), ("seeds", difference.seeds)):
+            if over is not None:  # of one network nothing is known over seeds
+                _bar(panel, len(names), over, False, 5, 2)
+            names.append(f"{accuracy}, over {kind}")
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    _axis(panel, f"B minus A: points, with {INTERVAL}s")
+
+
+def write(out: Path, name: str, findings: ComparisonFindings | GroupFindings) -> dict[str, Any]:
+    """Write text, numbers, which are returned, and picture.
+
+    Raises:
+      ValueError: the folder holds those of other evaluations.
+    """
+    if isinstance(findings, GroupFindings):
+        plain, figure = groups.plain(findings), draw_groups
+        document = groups.document(findings, f"{name}.png")
+    else:
+        plain, figure = comparison_findings.plain(findings), draw
+        document = comparison_markdown.document(findings, f"{name}.png")
     text, table, drawn = (out / f"{name}.{kind}" for kind in ("md", "json", "png"))
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
     if table.exists() and _compares(table) != _files(plain):
         raise ValueError(f"{table} compares other evaluations; name another folder with --out")
     image = io.BytesIO()
-    drawn_by().savefig(image, dpi=130, format="png")
+    figure(findings).savefig(image, dpi=130, format="png")
     out.mkdir(parents=True, exist_ok=True)
     with whole.writing(drawn) as part:
         part.write_bytes(image.getvalue())
     jsonl.replace(table, json.dumps(plain, indent=1) + "\n")
     jsonl.replace(text, document)
+    return plain
 
 
 def _compares(table: Path) -> list[tuple[str, ...]] | None:
