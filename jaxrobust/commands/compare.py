@@ -62,7 +62,7 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
         plotting()  # refuses before anything is computed
     sides = groups.parted(flags.evaluations)
     if len(sides) == 2 and max(map(len, sides)) > 1:
-        grouped = groups.find(*sides, flags.threat)
+        grouped = groups.find(sides[0], sides[1], flags.threat)
         text, plain = groups.document(grouped), groups.plain(grouped)
         written: Any = grouped
     else:

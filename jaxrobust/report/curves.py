@@ -118,7 +118,9 @@ class _Growing:
                     values.append(value)
             losses = {key: row.get(key) for key in _ALARM}
             if all(isinstance(value, (int, float)) for value in losses.values()):
-                for text in alarm.warnings({key: float(value) for key, value in losses.items()}):
+                for text in alarm.warnings(
+                    {key: float(value or 0) for key, value in losses.items()}
+                ):
                     self._alarms.append(CurveEvent(row["phase"], int(row["step"]), "alarm", text))
         return False
 

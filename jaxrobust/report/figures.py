@@ -129,13 +129,13 @@ def rows(
     bars = []
     for row in values:
         finite = row.value is not None and math.isfinite(row.value)
-        between = row.low is not None and row.high is not None
+        ends = [f"{fx(end):.1f}" for end in (row.low, row.high) if end is not None]
         bars.append({
             "name": row.name if len(row.name) <= 18 else f"{row.name[:17]}…",
             "strong": row.strong,
-            "ends": [f"{fx(end):.1f}" for end in (row.low, row.high)] if between else None,
+            "ends": ends if len(ends) == 2 else None,
             "second": None if row.second is None else f"{fx(row.second):.1f}",
-            "value": f"{fx(row.value):.1f}" if finite else None,
+            "value": f"{fx(row.value or 0):.1f}" if finite else None,
         })  # fmt: skip
     about = (alt + _more(len(values) - 12), data, note)
     return parts.rows(identity, title, _numbers(fx, x), x.label, bars, bottom, names, *about)

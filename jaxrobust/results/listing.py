@@ -3,7 +3,7 @@
 import datetime
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +21,8 @@ _PICTURES = (*(f".{suffix}" for suffix in SUFFIXES), ".html")
 _TAIL = 4096  # bytes at the end of metrics.jsonl in which its last line is
 _CHECKPOINTS = ("best", "latest", "stopped")  # folders of a phase, where no records are
 _HEAD = (
-    "date, UTC",
-    "kind",
-    "folder",
-    "network",
-    "clean",
-    "robust",
-    "n",
-    "threat",
-    "attack",
-    "weights",
+    *("date, UTC", "kind", "folder", "network", "clean", "robust", "n", "threat", "attack"),
+    *("weights", "figures"),
 )
 _RIGHT = ("clean", "robust", "n")
 _DOUBT = "?: flags of the record put the number in doubt; jaxrobust report FOLDER says why"
@@ -71,17 +63,6 @@ class Listing(NamedTuple):
         return about | {"rows": rows, "figures": self.figures, "notes": self.notes}
 
 
-class _Found(NamedTuple):
-    """A folder with something to list, and the names of its files."""
-
-    folder: Path
-    files: frozenset[str]
-
-    @property
-    def is_run(self) -> bool:
-        return _METRICS in self.files or self.files >= _RUN
-
-
 def find(folder: Path) -> Listing:
     """List what is below a folder; `ValueError`: the folder is missing, or nothing is there.
 
@@ -95,11 +76,14 @@ def find(folder: Path) -> Listing:
     notes: list[str] = []
     rows: list[ListedRow] = []
     figures: list[str] = []
-    for found in _walk(folder, set(), notes):
-        if found.is_run or _RESULTS in found.files:
-            rows += _rows(found, folder, notes)
-        else:
-            figures += [str((found.folder / name).relative_to(folder)) for name in _figures(found)]
+    for place, files in _walk(folder, set(), notes):
+        if _is_run(files) or _RESULTS in files:
+            rows += _rows(place, files, folder, notes)
+            continue
+        # Pictures beside which a table of jaxrobust figure lies.
+        tables = {name[:-4] for name in files if name.endswith(".tex") and _is_ours(place / name)}
+        pictures = [n for n in files if n.endswith(_PICTURES) and Path(n).stem in tables]
+        figures += [str((place / name).relative_to(folder)) for name in pictures]
     if not rows and not figures:
         nothing = f"{folder} holds neither a run ({_METRICS}) nor records ({_RESULTS}); {again}"
         raise ValueError(" ".join([nothing, *(f"({note})" for note in notes[:1])]))
@@ -107,31 +91,28 @@ def find(folder: Path) -> Listing:
     return Listing(folder, rows, sorted(figures), list(dict.fromkeys(notes)))
 
 
-def _walk(folder: Path, seen: set[str], notes: list[str]) -> Iterator[_Found]:
-    """Yield folders with runs, records or figures, each once, also behind links."""
+def _is_run(files: set[str]) -> bool:
+    return _METRICS in files or files >= _RUN
+
+
+def _walk(folder: Path, visited: set[str], notes: list[str]) -> Iterator[tuple[Path, set[str]]]:
+    """Yield folders with runs, records or figures and their files, each once, also behind links."""
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in visited:
         return
-    seen.add(real)
+    visited.add(real)
     try:
         with os.scandir(folder) as entries:
             kinds = {entry.name: entry.is_dir() for entry in entries}
     except OSError as error:
         notes.append(f"{folder} cannot be read ({error.strerror or error}); it is left out.")
         return
-    found = _Found(folder, frozenset(name for name, is_folder in kinds.items() if not is_folder))
-    if found.is_run or _RESULTS in found.files or any(n.endswith(".tex") for n in found.files):
-        yield found
-    for name in sorted(name for name, is_folder in kinds.items() if is_folder):
+    files = {name for name, is_folder in kinds.items() if not is_folder}
+    if _is_run(files) or _RESULTS in files or any(name.endswith(".tex") for name in files):
+        yield folder, files
+    for name in sorted(kinds.keys() - files):
         if not name.startswith(".") and name not in _CHECKPOINTS:
-            yield from _walk(folder / name, seen, notes)
-
-
-def _figures(found: _Found) -> list[str]:
-    """List pictures beside which a table of jaxrobust figure lies."""
-    tables = [name for name in sorted(found.files) if name.endswith(".tex")]
-    own = {name[:-4] for name in tables if _is_ours(found.folder / name)}
-    return [n for n in sorted(found.files) if n.endswith(_PICTURES) and Path(n).stem in own]
+            yield from _walk(folder / name, visited, notes)
 
 
 def _is_ours(path: Path) -> bool:
@@ -142,20 +123,58 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _rows(found: _Found, top: Path, notes: list[str]) -> list[ListedRow]:
-    folder = found.folder
-    where = "." if folder == top else str(folder.relative_to(top))
-    pictures = sorted(name for name in found.files if name.endswith(_PICTURES))
+def _rows(folder: Path, files: set[str], top: Path, notes: list[str]) -> list[ListedRow]:
     # An evaluation is of the run above it, where its config says the network.
     configs = [f for f in (folder, folder.parent) if (f / _CONFIG).is_file()]
     config = gathered.json_of(configs[0] / _CONFIG, notes) if configs else {}
-    own = [*_records(folder / _RESULTS, notes)] if _RESULTS in found.files else []
-    rows = [_row(r, folder / _RESULTS, where, config, pictures) for r in own]
-    evaluated = [row for row in rows if row.kind == "evaluation"]
-    trained = [row for row in rows if row.kind == "training"]
+    model = gathered.section(config, "model").get("name")
+    common: dict[str, Any] = {
+        "folder": "." if folder == top else str(folder.relative_to(top)),
+        "figures": sorted(name for name in files if name.endswith(_PICTURES)),
+    }
+    trained: list[ListedRow] = []
+    evaluated: list[ListedRow] = []
+    for record in _records(folder / _RESULTS, notes) if _RESULTS in files else ():
+        network = (record.model or {}).get("name") or model
+        row = ListedRow(
+            time=_utc(record.time) or _changed(folder / _RESULTS),
+            kind="training" if record.evaluation is None else "evaluation",
+            network=None if network is None else str(network),
+            clean=record.clean,
+            robust=record.robust,
+            images=records.images_of(record),
+            threats=list(dict.fromkeys(f"{t.norm} {fraction(t.epsilon)}" for t in record.threats)),
+            attack=sentences.method(record),
+            weights=record.weights,
+            dataset=record.dataset,
+            split=record.split,
+            evaluation=record.evaluation,
+            flags=record.flags,
+            **common,
+        )
+        (trained if record.evaluation is None else evaluated).append(row)
     if trained:  # of a training's phases, the last one
         return [*evaluated, max(reversed(trained), key=lambda row: row.time)]
-    return [*evaluated, _begun(found, where, config, pictures)] if found.is_run else evaluated
+    if not _is_run(files):
+        return evaluated
+    data = gathered.section(config, "data").get("name")  # a training that has no record yet
+    begun = ListedRow(
+        time=max(_changed(folder / name) for name in (_METRICS, _CONFIG) if name in files),
+        kind="training",
+        network=None if model is None else str(model),
+        clean=None,
+        robust=None,
+        images=None,
+        threats=[],
+        attack=None,
+        weights=f"no numbers yet; {_progress(folder / _METRICS)}",
+        dataset=None if data is None else str(data),
+        split=None,
+        evaluation=None,
+        flags={},
+        **common,
+    )
+    return [*evaluated, begun]
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
@@ -182,54 +201,6 @@ def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
         )
 
 
-def _row(
-    record: AccuracyRecord, file: Path, where: str, config: dict[str, Any], pictures: list[str]
-) -> ListedRow:
-    threats = [f"{threat.norm} {fraction(threat.epsilon)}" for threat in record.threats]
-    model = (record.model or {}).get("name") or gathered.section(config, "model").get("name")
-    return ListedRow(
-        time=_utc(record.time) or _changed(file),
-        kind="training" if record.evaluation is None else "evaluation",
-        folder=where,
-        network=None if model is None else str(model),
-        clean=record.clean,
-        robust=record.robust,
-        images=records.images_of(record),
-        threats=list(dict.fromkeys(threats)),
-        attack=sentences.method(record),
-        weights=record.weights,
-        dataset=record.dataset,
-        split=record.split,
-        evaluation=record.evaluation,
-        flags=record.flags,
-        figures=pictures,
-    )
-
-
-def _begun(found: _Found, where: str, config: dict[str, Any], pictures: list[str]) -> ListedRow:
-    """Make the row of a training that has no record yet."""
-    folder, model = found.folder, gathered.section(config, "model").get("name")
-    data = gathered.section(config, "data").get("name")
-    files = [folder / name for name in (_METRICS, _CONFIG) if name in found.files]
-    return ListedRow(
-        time=max(map(_changed, files)),
-        kind="training",
-        folder=where,
-        network=None if model is None else str(model),
-        clean=None,
-        robust=None,
-        images=None,
-        threats=[],
-        attack=None,
-        weights=f"no numbers yet; {_progress(folder / _METRICS)}",
-        dataset=None if data is None else str(data),
-        split=None,
-        evaluation=None,
-        flags={},
-        figures=pictures,
-    )
-
-
 def _progress(metrics: Path) -> str:
     """Say at which step a training is, by the end of its metrics."""
     try:
@@ -252,8 +223,8 @@ def _utc(text: str | None) -> str | None:
         time = datetime.datetime.fromisoformat(str(text))
     except ValueError:
         return None
-    known = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
-    return known.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    return time.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _changed(path: Path) -> str:
@@ -267,27 +238,23 @@ def _changed(path: Path) -> str:
 
 def text(listing: Listing) -> str:
     """Write a listing as a table for people, with notes below it."""
-    cells = [[*_HEAD, "figures"], *map(_cells, listing.rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
-    right = [cells[0][at] in _RIGHT for at in range(len(widths))]
-    lines = [_line(row, widths, right) for row in cells]
+    cells = [list(_HEAD)]
+    for row in listing.rows:
+        clean, robust = ("-" if v is None else f"{100 * v:.1f}%" for v in (row.clean, row.robust))
+        count = "-" if row.images is None else f"{row.images:,}"
+        first = (row.time[:16], row.kind, row.folder, row.network or "-")
+        numbers = (clean, robust + ("?" if row.flags else ""), count)
+        attack = (", ".join(row.threats) or "-", row.attack or "-", row.weights or "-")
+        cells.append([*first, *numbers, *attack, ", ".join(row.figures)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row_cells in cells:
+        padded = [
+            f"{cell:>{width}}" if name in _RIGHT else f"{cell:<{width}}"
+            for name, cell, width in zip(_HEAD, row_cells, widths, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
     if any(row.flags for row in listing.rows):
         lines.append(_DOUBT)
     lines += [f"figure: {name}" for name in listing.figures]
     return "\n".join([*lines, *(f"note: {note}" for note in listing.notes)])
-
-
-def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    cells = zip(row, widths, right, strict=True)
-    return "  ".join(f"{c:>{w}}" if on else f"{c:<{w}}" for c, w, on in cells).rstrip()
-
-
-def _cells(row: ListedRow) -> list[str]:
-    doubt = "?" if row.flags else ""
-    shares = ["-" if v is None else f"{100 * v:.1f}%" for v in (row.clean, row.robust)]
-    shares[1] += doubt
-    count = "-" if row.images is None else f"{row.images:,}"
-    about = (", ".join(row.threats) or "-", row.attack or "-", row.weights or "-")
-    figures = ", ".join(row.figures)
-    first = (row.time[:16], row.kind, row.folder, row.network or "-")
-    return [*first, *shares, count, *about, figures]

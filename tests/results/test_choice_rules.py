@@ -10,8 +10,9 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.results.selection import at_one_size, begun, choice
-from jaxrobust.results.selection.at_one_size import Size
+from jaxrobust.results.selection import candidates as measuring
+from jaxrobust.results.selection import choice
+from jaxrobust.results.selection.candidates import Size
 from jaxrobust.results.selection.choice import SelectionSettings
 from tests.support.runs import tiny
 
@@ -190,10 +191,10 @@ class SelectTest(absltest.TestCase):
         for place, name, own in (
             (choice, "_phase", lambda given: "train"),
             (choice, "_config", lambda given, phase: tiny()),
-            (choice.at_one_size, "at_size", self.at_size),
-            (choice.begun, "computed", lambda run, phase, at: {"computed": sorted(at)}),
-            (choice.begun, "candidates", lambda path, asked, now: (list(self.there), now)),
-            (choice.begun, "check_weights", lambda run, rows: self.checked.append(len(rows))),
+            (choice.measuring, "at_size", self.at_size),
+            (choice.measuring, "computed", lambda run, phase, at: {"computed": sorted(at)}),
+            (choice.measuring, "candidates", lambda path, asked, now: (list(self.there), now)),
+            (choice.measuring, "check_weights", lambda run, rows: self.checked.append(len(rows))),
             (choice.kept, "steps_of", lambda run, phase: [4, 8]),
             (choice.kept, "read", self.read),
             (choice.kept, "at_size", lambda run, phase, weights, size: (weights,)),
@@ -281,13 +282,13 @@ class BegunTest(parameterized.TestCase):
         file |= {"computed": {"8": self.OWN | (there or {})}} | changes
         now = {"computed": {size: dict(self.OWN) for size in sizes}, "by": self.BY}
         path = Path(self.create_tempfile("selection.json").full_path)
-        with mock.patch.object(begun.kept, "read_selection", return_value=file):
-            return begun.candidates(path, self.QUESTION, now)
+        with mock.patch.object(measuring.kept, "read_selection", return_value=file):
+            return measuring.candidates(path, self.QUESTION, now)
 
     def test_nothing_is_there(self):
         now = {"computed": {"8": self.OWN}, "by": self.BY}
         nowhere = Path(self.create_tempdir().full_path, "selection.json")
-        self.assertEqual(begun.candidates(nowhere, self.QUESTION, now), ([], now))
+        self.assertEqual(measuring.candidates(nowhere, self.QUESTION, now), ([], now))
 
     def test_the_same(self):
         rows, computed = self.begun()
@@ -318,7 +319,7 @@ class BegunTest(parameterized.TestCase):
 class OneSizeTest(parameterized.TestCase):
     def test_changed_is_a_copy(self):
         config = tiny()
-        found = at_one_size.changed(config, {"data": {"preprocessing": "none", "name": None},
+        found = measuring.changed(config, {"data": {"preprocessing": "none", "name": None},
                                              "test": {"steps": 0}})  # fmt: skip
         self.assertEqual((found.data.preprocessing, found.data.name), ("none", "digits"))
         self.assertEqual((found.test.steps, config.test.steps), (0, 3))
@@ -343,9 +344,9 @@ class OneSizeTest(parameterized.TestCase):
                 shown = mock.MagicMock(__len__=lambda own: 4)
                 folder = Path("folder")
                 with mock.patch.object(
-                    at_one_size.evaluation, "autoattack", return_value=result
+                    measuring.evaluation, "autoattack", return_value=result
                 ) as asked:
-                    measure = at_one_size._autoattack(config, sum, shown, folder)
+                    measure = measuring._autoattack(config, sum, shown, folder)
                     found = measure(("params", "stats"), full)
                 self.assertEqual(found, {"clean": 0.75, "robust": 0.25, "images": 4, "passes": 10})
                 network, *given = asked.call_args.args
@@ -369,8 +370,8 @@ class OneSizeTest(parameterized.TestCase):
         result = SimpleNamespace(clean=right, robust=right, answers=np.full(n, 3), costs=[],
                                  verdicts=SimpleNamespace(labels=labels))  # fmt: skip
         shown = mock.MagicMock(__len__=lambda own: n)
-        with mock.patch.object(at_one_size.evaluation, "autoattack", return_value=result):
-            found = at_one_size._autoattack(tiny(), sum, shown, Path())((), True)
+        with mock.patch.object(measuring.evaluation, "autoattack", return_value=result):
+            found = measuring._autoattack(tiny(), sum, shown, Path())((), True)
         self.assertTrue(found["collapse"]["proven"])
 
 

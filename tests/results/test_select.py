@@ -16,7 +16,8 @@ from jaxrobust import data
 from jaxrobust.commands import select
 from jaxrobust.config import VERSION, network_of
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.results.selection import at_one_size, choice
+from jaxrobust.results.selection import candidates as measuring
+from jaxrobust.results.selection import choice
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
 from jaxrobust.types import Threat
@@ -81,8 +82,8 @@ class ReplayedTest(absltest.TestCase):
             return types.SimpleNamespace(answers=answers, verdicts=verdicts, **how)
 
         shown = mock.MagicMock(__len__=lambda own: 4)
-        with mock.patch.object(at_one_size.evaluation, "autoattack", autoattack):
-            measure = at_one_size._autoattack(training.tiny(), lambda *a: None, shown, folder)
+        with mock.patch.object(measuring.evaluation, "autoattack", autoattack):
+            measure = measuring._autoattack(training.tiny(), lambda *a: None, shown, folder)
             for _ in range(7):
                 self.assertEqual(measure((), False)["robust"], 0.25)
         names = [f"ledger-8-{number}.jsonl" for number in range(7)]
@@ -106,9 +107,9 @@ class ReplayedTest(absltest.TestCase):
             )
 
         shown = mock.MagicMock(__len__=lambda own: 4)
-        with mock.patch.object(at_one_size.evaluation, "autoattack", autoattack):
+        with mock.patch.object(measuring.evaluation, "autoattack", autoattack):
             folder = Path(self.create_tempdir())
-            measure = at_one_size._autoattack(config, lambda *a: None, shown, folder)
+            measure = measuring._autoattack(config, lambda *a: None, shown, folder)
             first, _ = measure((), False), measure((), True)
         self.assertEqual((first["clean"], first["robust"], first["passes"]), (1.0, 0.25, 14))
         self.assertEqual(asked[0], ("linf", 0.1, "ledger-8-0-linf.jsonl", []))
@@ -184,7 +185,7 @@ class FlowTest(Case):
             return {"clean": 0.8, "robust": robust, "images": 64}
 
         self.file.unlink(missing_ok=True)
-        with mock.patch.object(at_one_size, "_autoattack", lambda *given: measure):
+        with mock.patch.object(measuring, "_autoattack", lambda *given: measure):
             self.stop_after = 1  # while the second one is attacked in full
             if len(in_full) > 1:
                 call(self.workdir, "--attack=autoattack", code=130)

@@ -67,16 +67,11 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     if flags.epsilon is not None and number("epsilon", flags.epsilon) <= 0:
         raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the usual")
     with patience.of(patience.LOADING):
-        from jaxrobust.results.configs import (
-            chosen_values,
-            config_text,
-            data_facts,
-            network_facts,
-        )
+        from jaxrobust.results.configs import chosen_values, data_facts
 
     with patience.of("looking at the images and the network"):
         data = data_facts.look(place, beside=flags.out)
-        choice = network_facts.look(
+        choice = chosen_values.look(
             data,
             torch=flags.torch,
             torch_args=flags.torch_args,
@@ -87,8 +82,8 @@ def _written(flags: NewFlags) -> dict[str, Any]:
             image_size=flags.image_size,
         )
         lines = chosen_values.lines(data, choice)
-        content = config_text.text(data, lines, str(flags.out))
-    config_text.write(flags.out, content, dict(data.lists))
+        content = chosen_values.text(data, lines, str(flags.out))
+    chosen_values.write(flags.out, content, dict(data.lists))
     print(
         f"{flags.out}: {data.images:,} images to train on, {len(data.classes)} classes, "
         f"{data.sides[1]} px; {data.divided}"

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _made(flags: BoardFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
-        from jaxrobust.results.board import making
+        from jaxrobust.results.board import board_page
 
     settings = {"batch": flags.batch, "sample": flags.sample, "seed": flags.seed}
-    return making.make(flags.bundles, flags.out, networks=flags.networks, **settings)
+    return board_page.make(flags.bundles, flags.out, networks=flags.networks, **settings)

@@ -173,7 +173,9 @@ def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
         return None
     bars = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
-        ends: Any = (None, None) if one.record.stopped else checks.binomial_interval(robust, n)
+        ends: tuple[Any, Any] = (None, None)
+        if not one.record.stopped:
+            ends = checks.binomial_interval(robust, n)
         bars.append(Bar(one.class_name(label), robust / n, *ends, clean / n))
     bars.sort(key=lambda bar: bar.value or 0.0)
     note = "Sorted; bars: exact 95 % intervals of robust accuracy."

@@ -1,15 +1,21 @@
-"""The page of all boards: HTML and CSS, which loads nothing and needs no script."""
+"""The page of all boards, made of bundles: HTML and CSS, which loads nothing and has no script."""
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxrobust import __version__
 from jaxrobust.report import markup
+from jaxrobust.results.board import entries, listing, ranking
 from jaxrobust.results.board.entries import BoardEntry
 from jaxrobust.results.board.ranking import ALPHA, Board, Standing
+from jaxrobust.runtime.files import whole
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.runtime.text.spelling import counted
 
 _WEAKER = "A stronger attack than this can only find more: robust accuracies are at most these."
+PAGE = "index.html"
 TITLE = "Robust accuracy, verified"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HEAD = (
@@ -35,6 +41,44 @@ _RANKS = (
     "test over images tells two networks apart, and intervals are by the standard error over "
     "images. A pass is one of an image through the network, forward or backward."
 )
+
+
+def make(
+    paths: Sequence[Path], out: Path, *, networks: Path | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Write `out`/index.html of the bundles that verified; return all of it for JSON.
+
+    Args:
+      paths: bundles, or folders of several.
+      out: folder of the page, which is made if need be.
+      networks: file that says which network each bundle is of; None: `networks.toml` beside each.
+      settings: `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
+    Raises:
+      ValueError: there is no bundle, or `out` is a file. A bundle that does not verify is named on
+        stderr and on the page, and `whole` is False.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out={out} is a file; name a folder")
+    listed = listing.find(paths, networks)
+    found: dict[str, BoardEntry] = {}
+    left_out: dict[str, str] = {}
+    for number, one in enumerate(listed, 1):
+        say(f"bundle {number} of {len(listed)}: {one.folder}")
+        verified = entries.verified(one, **settings)
+        if isinstance(verified, str):
+            left_out[str(one.folder)] = verified
+            say(f"{one.folder} is left out: {verified}; it is not ranked")
+        else:  # a copy of a bundle is no other network
+            found.setdefault(verified.numbers[0], verified)
+    boards = ranking.boards([*found.values()])
+    text = page(boards, left_out)
+    out.mkdir(parents=True, exist_ok=True)
+    with whole.writing(out / PAGE, len(text.encode())) as part:
+        part.write_text(text, encoding="utf-8")
+    missing = f", {counted(len(left_out), 'bundle')} left out" if left_out else ""
+    shown = f"{counted(len(found), 'bundle')} on {counted(len(boards), 'board')}{missing}"
+    print(f"{out / PAGE}: {shown}")
+    return {"out": str(out / PAGE)} | plain(boards, left_out)
 
 
 def page(boards: Sequence[Board], left_out: Mapping[str, str]) -> str:
@@ -106,7 +150,7 @@ def plain(boards: Sequence[Board], left_out: Mapping[str, str]) -> dict[str, obj
                 "data": board.data,
                 "threat": board.threat,
                 "tables": [
-                    {"attack": table.attack, "rows": [_plain(row) for row in table.rows]}
+                    {"attack": table.attack, "rows": [_row(row) for row in table.rows]}
                     for table in board.tables
                 ],
             }
@@ -117,7 +161,7 @@ def plain(boards: Sequence[Board], left_out: Mapping[str, str]) -> dict[str, obj
     }
 
 
-def _plain(row: Standing) -> dict[str, object]:
+def _row(row: Standing) -> dict[str, object]:
     one: BoardEntry = row.entry
     return {
         "rank": row.rank,

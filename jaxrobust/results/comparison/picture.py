@@ -125,7 +125,7 @@ def draw_groups(findings: GroupFindings) -> Any:
     line = images_line(findings.evaluations[0].record, findings.images)
     figure = plotting.figure(sizes + line, 9, 3.2)
     left, right = figure.subplots(1, 2)
-    names = []
+    names: list[str] = []
     for accuracy, one in shown.items():
         for side, values, colour in (("A", one.first, _INK), ("B", one.second, _APART)):
             at = len(names)
@@ -140,7 +140,7 @@ def draw_groups(findings: GroupFindings) -> Any:
 
 
 def _gaps(panel: Any, shown: dict[str, GroupDifference]) -> None:
-    names = []
+    names: list[str] = []
     for accuracy, difference in shown.items():
         for kind, over in (("images", difference.images), ("seeds", difference.seeds)):
             if over is not None:  # of one network nothing is known over seeds
@@ -158,10 +158,10 @@ def write(out: Path, name: str, findings: ComparisonFindings | GroupFindings) ->
       ValueError: the folder holds those of other evaluations.
     """
     if isinstance(findings, GroupFindings):
-        plain, figure = groups.plain(findings), draw_groups
+        plain, drawing = groups.plain(findings), draw_groups(findings)
         document = groups.document(findings, f"{name}.png")
     else:
-        plain, figure = comparison_findings.plain(findings), draw
+        plain, drawing = comparison_findings.plain(findings), draw(findings)
         document = comparison_markdown.document(findings, f"{name}.png")
     text, table, drawn = (out / f"{name}.{kind}" for kind in ("md", "json", "png"))
     if out.exists() and not out.is_dir():
@@ -169,7 +169,7 @@ def write(out: Path, name: str, findings: ComparisonFindings | GroupFindings) ->
     if table.exists() and _compares(table) != _files(plain):
         raise ValueError(f"{table} compares other evaluations; name another folder with --out")
     image = io.BytesIO()
-    figure(findings).savefig(image, dpi=130, format="png")
+    drawing.savefig(image, dpi=130, format="png")
     out.mkdir(parents=True, exist_ok=True)
     with whole.writing(drawn) as part:
         part.write_bytes(image.getvalue())

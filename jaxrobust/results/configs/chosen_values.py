@@ -1,14 +1,21 @@
-"""The values that a config gets for a data set and a network, each with its reason."""
+"""The config for a data set and a network: its values, each with its reason, and its text."""
 
-from dataclasses import dataclass
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.config import base
+from jaxrobust.config import base, network_of
 from jaxrobust.results.configs.data_facts import DataFacts
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.types import check_radius
+from jaxrobust.weights import imports, load, reading
+from jaxrobust.weights.fetch import sources
 
+_COLUMNS = 100  # of a config
 _SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 224)  # of networks, in pixels
 _SMALL = 64  # pixels up to which networks for small images are chosen
 _CLEAN_UPDATES, _ATTACKED_UPDATES = 600, 1500  # of a first run
@@ -46,6 +53,44 @@ class NetworkChoice:
     image_size: int | None = None
 
 
+def look(data: DataFacts, **fields: Any) -> NetworkChoice:
+    """Look at the network that `fields` of `NetworkChoice` name: does it export, and what are its
+    weights for?
+
+    Raises:
+      ValueError: a network that cannot be traced, weights that are none, or that do not say whose
+        they are; says what to do.
+    """
+    choice = NetworkChoice(**fields)
+    if choice.torch and (choice.weights or choice.model):
+        raise ValueError(
+            "--torch is a network with its weights inside; leave --from and --model out"
+        )
+    if choice.torch_args and not choice.torch:
+        raise ValueError("--torch_args are those of --torch; name the network too")
+    if choice.torch:  # traced for images as the config will say; refused in the words of --torch
+        config = base()
+        config.model.update(
+            name=f"torch:{choice.torch}",
+            num_classes=len(data.classes),
+            image_size=choice.image_size or side(data),
+            in_channels=data.channels,
+            options=choice.torch_args or {},
+        )
+        network_of(config)
+    if not choice.weights:
+        return choice
+    path = imports.local(sources.parse(str(choice.weights)), model=choice.model)  # brought here
+    network = load.fitted(reading.artifact_of(path), choice.model)
+    if network.in_channels != data.channels:
+        raise ValueError(
+            f"{choice.weights} take images with {network.in_channels} channels, and those of "
+            f"{data.name} have {data.channels}; leave --from out"
+        )
+    size = choice.image_size or min(network.image_size, side(data))
+    return replace(choice, model=network.name, classes=network.num_classes, image_size=size)
+
+
 def lines(data: DataFacts, choice: NetworkChoice) -> list[ConfigLine]:
     """Choose a value for each key that depends on the data, the network and the threat."""
     size = choice.image_size or side(data)
@@ -56,7 +101,9 @@ def lines(data: DataFacts, choice: NetworkChoice) -> list[ConfigLine]:
         *_data(data, size),
         *_training(data, size, starts),
         *_threat(choice, size),
-        *_evaluation(),
+        ConfigLine("evaluation.every_epochs", 5, "looks at the selection split"),
+        ConfigLine("test.images", 1000, "at most; 0: all of the test split"),
+        ConfigLine("alarm.images", 16, "a look for overfitting to the attack takes few images"),
     ]
 
 
@@ -69,9 +116,15 @@ def side(data: DataFacts) -> int:
 
 
 def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLine]:
+    names, (smallest, usual, largest) = data.classes, data.sides
+    few = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+    why = f"all images have {usual} px on their shorter side"
+    if not data.same_size:
+        why = f"shorter sides are {smallest} to {largest} px, mostly near {usual}"
+        why += "; smaller ones are upsampled" if smallest < size else ""
     lines = [
-        ConfigLine("model.num_classes", len(data.classes), f"classes: {_few(data.classes)}"),
-        ConfigLine("model.image_size", size, _why_side(data, size)),
+        ConfigLine("model.num_classes", len(names), f"classes: {few}"),
+        ConfigLine("model.image_size", size, why),
         ConfigLine("model.in_channels", data.channels, "grey" if data.channels == 1 else "colour"),
     ]
     if choice.torch:
@@ -101,36 +154,20 @@ def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLi
     ]
 
 
-def _why_side(data: DataFacts, size: int) -> str:
-    smallest, usual, largest = data.sides
-    if data.same_size:
-        return f"all images have {usual} px on their shorter side"
-    seen = f"shorter sides are {smallest} to {largest} px, mostly near {usual}"
-    return seen + ("; smaller ones are blown up" if smallest < size else "")
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
-
-
 def _data(data: DataFacts, size: int) -> list[ConfigLine]:
     # A crop of a padded image leaves its size; only resized crops take images of several sizes.
     crop = "crop" if data.same_size and size <= _SMALL and size == data.sides[1] else "basic"
     mirrored = {"crop": "crop-flip", "basic": "resized-crop-flip"}[crop]
     grey = data.channels == 1  # mostly signs
-    why = "mirrored signs would be others" if grey else f"{crop}: where left is not right"
+    why = "mirrored signs would be others" if grey else f"use {crop} if mirroring changes the class"
     augmentation = ConfigLine("data.augmentation", crop if grey else mirrored, why)
-    reasons = {
-        "train": data.divided,
-        "selection": "on these the best weights are chosen",
-        "test": "on these the result is reported",
-    }
     return [
         ConfigLine("data.name", data.name, f"{data.images:,} images to train on"),
-        *(
-            ConfigLine(f"data.{part}_split", data.splits[part], reason)
-            for part, reason in reasons.items()
+        ConfigLine("data.train_split", data.splits["train"], data.divided),
+        ConfigLine(
+            "data.selection_split", data.splits["selection"], "the best weights are chosen on these"
         ),
+        ConfigLine("data.test_split", data.splits["test"], "the result is reported on these"),
         augmentation,
     ]
 
@@ -169,7 +206,7 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
     value = Expression(" / ".join(part.strip() for part in written.split("/")))
     wide = choice.norm == "linf" and Fraction(written.replace(" ", "")) >= Fraction(8, 255)
     usual_steps = base().attack.steps
-    few = "few steps overfit to themselves at a wide radius"
+    few = "with few steps, training overfits to the attack at this radius"
     steps, why = (5, few) if wide else (usual_steps, "the paper's number of APGD steps")
     return [
         ConfigLine("attack.norm", choice.norm, "the norm of the perturbations"),
@@ -178,9 +215,54 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
     ]
 
 
-def _evaluation() -> list[ConfigLine]:
-    return [
-        ConfigLine("evaluation.every_epochs", 5, "looks at the selection split"),
-        ConfigLine("test.images", 1000, "at most; 0: all of the test split"),
-        ConfigLine("alarm.images", 16, "a look for overfitting to the attack takes few images"),
-    ]
+def text(data: DataFacts, lines: Sequence[ConfigLine], file: str) -> str:
+    """Write the lines with their reasons as a config, and above them how it is used."""
+    first = f"{data.name}: {data.images:,} images to train on, {len(data.classes)} classes."
+    body, section = [], ""
+    for line in lines:
+        if line.key.partition(".")[0] != section:
+            section = line.key.partition(".")[0]
+            body.append("")
+        value = line.value if isinstance(line.value, Expression) else repr(line.value)
+        if isinstance(line.value, str) and not isinstance(line.value, Expression):
+            value = value if '"' in line.value else f'"{line.value}"'
+        code = f"    config.{line.key} = {value}"
+        if len(code) + len(line.reason) + 4 <= _COLUMNS:
+            body.append(f"{code}  # {line.reason}")
+        else:
+            above = textwrap.wrap(line.reason, _COLUMNS - 6)
+            body += [*(f"    # {part}" for part in above), code]
+    return "\n".join(
+        [
+            f'"""{first}',
+            "",
+            f"    jaxrobust check {file}",
+            f"    jaxrobust train --config {file}",
+            "",
+            "jaxrobust new wrote it from what it saw in the data. Change what you know better.",
+            '"""',
+            "",
+            "from jaxrobust.config import base",
+            "",
+            "# `jaxrobust why` prints it.",
+            'SOURCES = {"*": "ours: jaxrobust new chose it for these images"}',
+            "",
+            "",
+            "def get_config():",
+            "    config = base()",
+            *body[1:],
+            "    return config",
+            "",
+        ]
+    )
+
+
+def write(file: Path, content: str, lists: dict[str, list[str]]) -> None:
+    """Write a config and its lists of images; what is there already is not replaced."""
+    for path in (file, *map(Path, lists)):
+        if os.path.lexists(path):
+            raise ValueError(f"{path} is there already; name another file, or remove it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for name, images in lists.items():
+        Path(name).write_text("\n".join(images) + "\n")
+    file.write_text(content)

@@ -12,8 +12,8 @@ import jax
 from jaxrobust.data.splits import grammar as splits
 from jaxrobust.evaluation.network import collapse
 from jaxrobust.results.plotting import plotting
-from jaxrobust.results.selection import at_one_size, begun
-from jaxrobust.results.selection.at_one_size import Size
+from jaxrobust.results.selection import candidates as measuring
+from jaxrobust.results.selection.candidates import Size
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
@@ -41,126 +41,116 @@ class SelectionSettings(NamedTuple):
     batch: int | None = None
 
 
-def select(given: SelectionSettings) -> dict[str, Any]:
+def select(settings: SelectionSettings) -> dict[str, Any]:
     """Evaluate what is missing, choose, and return what stands in the file.
 
     Several hosts evaluate together, and the first one writes.
     """
-    phase = _phase(given)
-    config, path = _config(given, phase), given.run / kept.SELECTION
-    sides = sorted(set(given.image_size or [config.model.image_size]))
-    question = _question(given, phase, config)
+    run, phase = settings.run, _phase(settings)
+    config, path = _config(settings, phase), run / kept.SELECTION
+    sides = sorted(set(settings.image_size or [config.model.image_size]))
+    attack = {"name": settings.attack, "steps": settings.steps}
+    question = {
+        "phase": phase,
+        "metric": "robust" if objectives.named(config[phase].objective).attacks else "clean",
+        "dataset": config.data.name,
+        "split": config.data.selection_split,
+        "images": settings.n or None,  # null: all
+        "seed": config.seed,
+        "dtype": "float32" if settings.attack == "autoattack" else config.model.dtype,
+        "attack": attack | _settings(threats(config.attack)),
+    }
     code = {"commit": provenance.commit(), "versions": provenance.versions()}
-    compilation.use_persistent_cache(given.run.parent)
-    lock = given.run / "selection.lock"
-    held = locks.held(lock, what=f"the choice in {given.run}", otherwise="copy the run")
+    compilation.use_persistent_cache(run.parent)
+    what = f"the choice in {run}"
+    lock = locks.held(run / "selection.lock", what=what, otherwise="copy the run")
     first = jax.process_index() == 0
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ours:
-        hosts.together(lambda: ours.enter_context(held) if first else None)
-        how: dict[str, Any] = {"steps": given.steps, "folder": Path(folder)}
-        at = {side: at_one_size.at_size(given.run, phase, config, side, **how) for side in sides}
-        computed = begun.computed(given.run, phase, at)
-        there = hosts.together(lambda: begun.candidates(path, question, computed))
-        candidates, computed = hosts.everyone(there)[0]
-        begun.check_weights(given.run, candidates)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        hosts.together(lambda: stack.enter_context(lock) if first else None)
+        search: dict[str, Any] = {"steps": settings.steps, "folder": Path(folder)}
+        at = {side: measuring.at_size(run, phase, config, side, **search) for side in sides}
+        computed = measuring.computed(run, phase, at)
+        done = hosts.together(lambda: measuring.candidates(path, question, computed))
+        candidates, computed = hosts.everyone(done)[0]
+        measuring.check_weights(run, candidates)
         code |= computed | {"image_choice": at[sides[0]].images.choice}
-        for row in _measured(given, phase, at, {key_of(row) for row in candidates}):
+        for row in _measured(settings, phase, at, {key_of(row) for row in candidates}):
             candidates = sorted([*candidates, row], key=key_of)
             _write(path, question, candidates, code)
         chosen, reason = choose(candidates, question["metric"])
         while not chosen.get("exact", True):  # what is below an exact best, no attack makes better
-            own = _in_full(given, phase, at, chosen)
-            candidates = [own if key_of(row) == key_of(own) else row for row in candidates]
+            exact = _in_full(settings, phase, at, chosen)
+            candidates = [exact if key_of(row) == key_of(exact) else row for row in candidates]
             _write(path, question, candidates, code)
             chosen, reason = choose(candidates, question["metric"])
         written = _write(path, question, candidates, code, chosen=chosen, reason=reason)
-        picture = draw(written, given.run / "selection.png") if first else ""
+        picture = draw(written, run / "selection.png") if first else ""
     if first:
-        _tell(given.run, chosen, reason, candidates, picture)
+        print(f"{kept.selected(run).words}, {chosen['image_size']} px: {reason}")
+        for line in warnings_of(chosen, candidates):
+            print(f"WARNING: {line}")
+        print(f"{path}\n{picture}")
+        print(f"test it once: jaxrobust evaluate --workdir {run} --selected")
     return written
 
 
-def _tell(run: Path, chosen: Any, reason: str, candidates: Any, picture: str) -> None:
-    path = run / kept.SELECTION
-    words = kept.selected(run).words
-    print(f"{words}, {chosen['image_size']} px: {reason}")
-    for line in warnings_of(chosen, candidates):
-        print(f"WARNING: {line}")
-    print(f"{path}\n{picture}")
-    print(f"test it once: jaxrobust evaluate --workdir {run} --selected")
-
-
-def _phase(given: SelectionSettings) -> str:
-    config = runs.run_config(given.run, given.phase)
-    having = [name for name in config.phases if kept.steps_of(given.run, name)]
-    if not having or given.phase not in (None, *having):
-        of = f"the phase {given.phase} of {given.run}" if having else str(given.run)
+def _phase(settings: SelectionSettings) -> str:
+    config = runs.run_config(settings.run, settings.phase)
+    having = [name for name in config.phases if kept.steps_of(settings.run, name)]
+    if not having or settings.phase not in (None, *having):
+        of = f"the phase {settings.phase} of {settings.run}" if having else str(settings.run)
         raise ValueError(
             f"{of} has kept no weights to choose from; train with "
             "--config.checkpoint.keep_every_epochs=N"
         )
-    return given.phase or having[-1]
+    return settings.phase or having[-1]
 
 
-def _config(given: SelectionSettings, phase: str) -> Any:
-    config = runs.run_config(given.run, phase)
-    changes = {"images": given.n, "batch_size": given.batch}
-    sections: dict[str, Any] = {"data": {"selection_split": given.split}, "evaluation": changes}
-    config = at_one_size.changed(config, sections)
+def _config(settings: SelectionSettings, phase: str) -> Any:
+    config = runs.run_config(settings.run, phase)
+    changes = {"images": settings.n, "batch_size": settings.batch}
+    sections: dict[str, Any] = {"data": {"selection_split": settings.split}, "evaluation": changes}
+    config = measuring.changed(config, sections)
     data = config.data
     if splits.overlap(data.selection_split, data.test_split, data.name):
         same = data.selection_split == data.test_split
         why = "is" if same else f"holds images, or may, of {data.test_split},"
         raise ValueError(
-            f"{data.selection_split} {why} the test split of {given.run}, which a choice must not "
-            "look at; give another --split"
+            f"{data.selection_split} {why} the test split of {settings.run}, which a choice must "
+            "not look at; give another --split"
         )
     for images in history.trained_on(config, phase):
-        own, ours = (images["dataset"], images["split"]), (data.name, data.selection_split)
-        if splits.same_images(own, ours):
+        trained = images["dataset"], images["split"]
+        if splits.same_images(trained, (data.name, data.selection_split)):
             say(
-                f"WARNING: {data.selection_split} holds images of {own[1]}, which {phase} is "
+                f"WARNING: {data.selection_split} holds images of {trained[1]}, which {phase} is "
                 "trained on: the choice does not see where the weights overfit"
             )
     return config
 
 
-def _question(given: SelectionSettings, phase: str, config: Any) -> dict[str, Any]:
-    attack = {"name": given.attack, "steps": given.steps}
-    return {
-        "phase": phase,
-        "metric": "robust" if objectives.named(config[phase].objective).attacks else "clean",
-        "dataset": config.data.name,
-        "split": config.data.selection_split,
-        "images": given.n or None,  # null: all
-        "seed": config.seed,
-        "dtype": "float32" if given.attack == "autoattack" else config.model.dtype,
-        "attack": attack | _settings(threats(config.attack)),
-    }
-
-
 def _settings(balls: Sequence[Threat]) -> dict[str, Any]:
     """Write the ball of an attack, or several, in all of which an image has to be right."""
     each = [ball.settings() for ball in balls]
-    return each[0] if len(each) == 1 else {key: [own[key] for own in each] for key in each[0]}
+    return each[0] if len(each) == 1 else {key: [ball[key] for ball in each] for key in each[0]}
 
 
 def _measured(
-    given: SelectionSettings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
+    settings: SelectionSettings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
-    for step in kept.steps_of(given.run, phase):
-        each = ((which, size) for which in kept.WHICH for size in at)
+    for step in kept.steps_of(settings.run, phase):
+        each = ((kind, size) for kind in kept.WHICH for size in at)
         missing = [one for one in each if (step, *one) not in done]
         if not missing:
             continue
-        epoch, both = kept.read(given.run, phase, step)
-        for which, size in missing:
-            weights = kept.at_size(given.run, phase, both.of(which), size)
+        epoch, both = kept.read(settings.run, phase, step)
+        for kind, size in missing:
+            weights = kept.at_size(settings.run, phase, both.of(kind), size)
             reached = at[size].measure(weights, False)
-            exact = given.attack != "autoattack"
+            exact = settings.attack != "autoattack"
             collapsed = ", collapsed to one class" if collapse.proven(reached) else ""
             say(
-                f"{phase}, epoch {epoch:g}, {which}, {size} px: clean {reached['clean']:.2%}, "
+                f"{phase}, epoch {epoch:g}, {kind}, {size} px: clean {reached['clean']:.2%}, "
                 f"robust {'' if exact else 'at most '}{reached['robust']:.2%} of "
                 f"{reached['images']:,} images{collapsed}"
             )
@@ -168,7 +158,7 @@ def _measured(
                 "phase": phase,
                 "step": step,
                 "epoch": epoch,
-                "weights": which,
+                "weights": kind,
                 "image_size": size,
                 "preprocessing": at[size].preprocessing,
                 "weights_sha256": hashes.weights_sha256(*weights),
@@ -179,17 +169,19 @@ def _measured(
             }
 
 
-def _in_full(given: SelectionSettings, phase: str, at: dict[int, Size], row: Any) -> dict[str, Any]:
-    size, which = row["image_size"], row["weights"]
+def _in_full(
+    settings: SelectionSettings, phase: str, at: dict[int, Size], row: Any
+) -> dict[str, Any]:
+    size, kind = row["image_size"], row["weights"]
     if size not in at:
         raise ValueError(
             f"{size} px may be the best size, and has only met the first attack; give "
             f"--image_size {size} too"
         )
-    epoch, both = kept.read(given.run, phase, row["step"])
-    reached = at[size].measure(kept.at_size(given.run, phase, both.of(which), size), True)
+    epoch, both = kept.read(settings.run, phase, row["step"])
+    reached = at[size].measure(kept.at_size(settings.run, phase, both.of(kind), size), True)
     robust = min(row["robust"], reached["robust"])
-    say(f"{phase}, epoch {epoch:g}, {which}, {size} px, in full: robust {robust:.2%}")
+    say(f"{phase}, epoch {epoch:g}, {kind}, {size} px, in full: robust {robust:.2%}")
     passes = (row["passes"] or 0) + reached.get("passes", 0)
     return row | {"robust": robust, "exact": True, "passes": passes}
 
@@ -256,11 +248,11 @@ def draw(selection: dict[str, Any], path: Path) -> str:
     figure, panel = plt.subplots(figsize=(7, 4.2), layout="constrained")
     rows, chosen = selection["candidates"], selection["chosen"]
     lines = sorted({(row["image_size"], row["weights"]) for row in rows})
-    for i, (size, which) in enumerate(lines):
-        own = [row for row in rows if (row["image_size"], row["weights"]) == (size, which)]
-        epochs, colour = [row["epoch"] for row in own], _COLOURS[i % len(_COLOURS)]
+    for i, (size, kind) in enumerate(lines):
+        line = [row for row in rows if (row["image_size"], row["weights"]) == (size, kind)]
+        epochs, colour = [row["epoch"] for row in line], _COLOURS[i % len(_COLOURS)]
         for key, style in (("robust", "o-"), ("clean", "o--")):
-            values, label = [100 * row[key] for row in own], f"{key}, {which}, {size} px"
+            values, label = [100 * row[key] for row in line], f"{key}, {kind}, {size} px"
             panel.plot(epochs, values, style, ms=3, color=colour, label=label)
     best, steps = 100 * chosen[selection["metric"]], selection["attack"]["steps"]
     panel.plot(chosen["epoch"], best, "*", ms=14, color="black", label="chosen", zorder=0)

@@ -1,4 +1,4 @@
-"""Whether stages can work after a training, asked before it begins."""
+"""Whether stages can work after a training, and what all of it costs, before it begins."""
 
 import importlib.util
 import math
@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxrobust import models
+from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import Config, NetworkSpec, of_phase, phases
 from jaxrobust.data.splits import grammar, spread
 from jaxrobust.data.stream import pipeline
+from jaxrobust.doctor.estimate import account, account_lines, start_costs
+from jaxrobust.doctor.estimate.command import UTILISATION
+from jaxrobust.doctor.estimate.devices import Target, target
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
 from jaxrobust.evaluation.questions.target import Subject
@@ -19,10 +25,13 @@ from jaxrobust.publish import layouts, robustbench_entry
 from jaxrobust.publish.references import Network
 from jaxrobust.results.stages.stage import ATTACK, CLEAN, EXPORT, SELECT, Stage
 from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.devices import hardware
 from jaxrobust.training.run import splits
 from jaxrobust.types import Threat, threats
 
 _MOMENTS = 10  # that a choice has at least, where the config does not say which are kept
+_SECONDS = 0.5  # for which each step and each attack is measured
+_STEPS = 10  # of the APGD that chooses
 
 
 def prepared(config: Any, stages: Sequence[Stage]) -> list[str]:
@@ -39,21 +48,24 @@ def prepared(config: Any, stages: Sequence[Stage]) -> list[str]:
 
 def check(config: Config, stages: Sequence[Stage], workdir: Path) -> None:
     """Refuse stages that would fail after the training, with what to do instead."""
-    seen = of_phase(config, phases(config)[-1])
-    for stage in stages:
+    last = of_phase(config, phases(config)[-1])
+    for number, stage in enumerate(stages):
         try:
-            {SELECT: _select, ATTACK: _attack, EXPORT: _export}[stage.kind](seen, stage, workdir)
+            if stage.kind == SELECT:
+                _check_selection(last)
+            elif stage.kind == ATTACK:
+                _check_attack(last, stage)
+            else:
+                _check_export(last, stage, workdir)
         except ValueError as error:
             reason = str(error).removeprefix(f"--then={stage.text}: ")
             raise ValueError(f"--then={stage.text}: {reason}") from error
         if stage.id:
-            before = [each for each in stages[: stages.index(stage)] if each.attack == AUTOATTACK]
-            _entry(seen, stage, before)
+            _check_entry(last, stage, [s for s in stages[:number] if s.attack == AUTOATTACK])
 
 
-def _select(seen: Config, stage: Stage, workdir: Path) -> None:
-    del stage, workdir
-    data = seen.data
+def _check_selection(config: Config) -> None:
+    data = config.data
     if not data.selection_split:
         raise ValueError(
             "the config has no selection split to choose on; set data.selection_split to images "
@@ -68,30 +80,26 @@ def _select(seen: Config, stage: Stage, workdir: Path) -> None:
         )
 
 
-def _subject(seen: Config) -> Subject:
-    data, attack = seen.data, seen.attack
-    return Subject(
-        network=NetworkSpec.of_config(seen),
+def _check_attack(config: Config, stage: Stage) -> None:
+    data, attack = config.data, config.attack
+    source = splits.opened(config, "test_split")
+    subject = Subject(
+        network=NetworkSpec.of_config(config),
         dataset=data.name,
         split=data.test_split,
         threat=Threat.only(attack),
         norm=threats(attack)[0].norm,
         tested=data.preprocessing,
     )
-
-
-def _attack(seen: Config, stage: Stage, workdir: Path) -> None:
-    del workdir
-    source, subject = splits.opened(seen, "test_split"), _subject(seen)
-    question = Question(stage.attack, preprocessing=seen.data.preprocessing)
-    for ball in stage.balls or threats(seen.attack):
+    question = Question(stage.attack, preprocessing=data.preprocessing)
+    for ball in stage.balls or threats(attack):
         if stage.attack != CLEAN and not ball.epsilon:
             raise ValueError("a radius of 0 is no attack; write clean")
         questions.check(question, subject.within(ball), source)
 
 
-def _export(seen: Config, stage: Stage, workdir: Path) -> None:
-    model = seen.model
+def _check_export(config: Config, stage: Stage, workdir: Path) -> None:
+    model = config.model
     if not pytorch.is_name(model.name):
         models.known(model.name)  # of a user's function nobody knows the PyTorch side
     layouts.known(stage.layout, place(workdir, stage))
@@ -115,27 +123,25 @@ def images(config: Config) -> int:
     return config.test.images
 
 
-def _entry(seen: Config, stage: Stage, before: Sequence[Stage]) -> None:
+def _check_entry(config: Config, stage: Stage, attacks: Sequence[Stage]) -> None:
     """Refuse an entry of RobustBench for which no attack before it has its radius and images."""
-    source = splits.opened(seen, "test_split")
-    how = pipeline.preprocessing_id(source, seen.model.image_size, seen.data.preprocessing)
-    count = min(images(seen) or len(source), len(source))
-    own = threats(seen.attack)
+    source = splits.opened(config, "test_split")
+    data, size = config.data, config.model.image_size
+    count = min(images(config) or len(source), len(source))
     lacking: list[list[str]] = []
-    for ball in [each for one in before for each in (one.balls or own)]:
+    for ball in [ball for attack in attacks for ball in attack.balls or threats(config.attack)]:
         record = AccuracyRecord(
-            dataset=seen.data.name,
-            split=seen.data.test_split,
+            dataset=data.name,
+            split=data.test_split,
             ids_sha256=source.ids_sha256 or None,
             image_ids=records.ranges(spread.places(source, count).tolist()),
-            preprocessing=how,
+            preprocessing=pipeline.preprocessing_id(source, size, data.preprocessing),
             dtype="float32",
             method=f"{AUTOATTACK} standard",
             attacks=[{"name": AUTOATTACK, **ball.settings()}],  # type: ignore[typeddict-item]
         )
         lacking.append(robustbench_entry.lacks(record))
-    least = min(lacking, key=len)
-    if least:
+    if least := min(lacking, key=len):
         raise ValueError(
             f"--then={stage.text}: no record before it would be one that RobustBench takes: "
             f"{'; '.join(least)}. Leave {stage.id} out, or evaluate what it takes"
@@ -146,3 +152,70 @@ def epochs_kept(config: Config) -> int:
     """Count the moments whose weights the last phase keeps."""
     every = config.checkpoint.keep_every_epochs
     return math.ceil(config[phases(config)[-1]].epochs / every) if every else 0
+
+
+def devices() -> Target | None:
+    """Describe the devices for an estimate; None: their speed is not known."""
+    if jax.process_count() == 1:
+        return target(jax.default_backend())
+    kind = jax.devices()[0].device_kind
+    chip = hardware.chip(kind)
+    return chip and Target(kind, kind, jax.device_count(), chip, here=False, compiles=False)
+
+
+def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
+    """Write what the training costs, and each stage after it."""
+    on = devices()
+    if on is None:
+        kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        return [
+            f"what it costs on {kind} is not known; jaxrobust estimate CONFIG --on v5e:8x8 says it "
+            "of chips"
+        ]
+    searches = any(stage.attack == AUTOATTACK for stage in stages)
+    settings: dict[str, Any] = {"utilisation": UTILISATION, "seconds": _SECONDS}
+    count = (images(config) or None) if searches else 0
+    result = account.account(config, on, images=count, **settings)
+    starts = start_costs.of_config(config, workdir, on, **settings)
+    rows = {row["run"]: row["training"]["seconds"] for row in starts if row["training"]}
+    rows["training"] = result["training"]["seconds"]
+    rows |= {stage.text: _seconds(stage, config, result) for stage in stages}
+    parts = [
+        f"{name} {'not estimated' if seconds is None else account_lines.duration(seconds)}"
+        for name, seconds in rows.items()
+    ]
+    total = account_lines.duration(sum(seconds for seconds in rows.values() if seconds))
+    source = "measured here for a moment" if on.here else f"at {UTILISATION:.0%} of the peak"
+    said = [f"what it costs ({source}): {'; '.join(parts)}; in all {total}"]
+    if autoattack := result.get("autoattack"):
+        most = autoattack["at_most"]["seconds"] / max(autoattack["expected"]["seconds"], 1e-9)
+        said.append(
+            f"AutoAttack's time is that with {autoattack['robust']:.0%} of the images robust in "
+            f"each threat; with all robust it takes {most:.2g} times as long"
+        )
+    return said
+
+
+def _seconds(stage: Stage, config: Config, result: dict[str, Any]) -> float | None:
+    """Estimate a stage from the figures of an account; None: nothing is known of it."""
+    if stage.kind == EXPORT:
+        return None
+    last = result["phases"][-1]
+    trained = len(threats(config.attack))  # whose test is of all of them
+    count = len(stage.threats) or trained
+    if stage.kind == SELECT:
+        times = -(-last["epochs"] // config.evaluation.every_epochs)
+        once = last["parts_s"]["selection"] / times
+        share = _passes(_STEPS) / _passes(config.evaluation.steps)
+        return 2 * epochs_kept(config) * once * share  # raw and averaged weights
+    if stage.attack == AUTOATTACK:
+        return count * result["autoattack"]["expected"]["seconds"]
+    fixed, once = fixed_steps.parse(stage.attack), last["parts_s"]["test"] / trained
+    if fixed:
+        return count * once * _passes(fixed.steps) / _passes(config.test.steps)
+    return once / _passes(config.test.steps) if stage.attack == CLEAN else None
+
+
+def _passes(steps: int) -> int:
+    """Count the passes of APGD and of the verdicts before and after it; a backward one is two."""
+    return 3 * steps + 2

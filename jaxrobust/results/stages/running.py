@@ -23,7 +23,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.publish import export_torch
 from jaxrobust.publish.export_torch import ExportSettings
 from jaxrobust.results.selection import choice
-from jaxrobust.results.stages import checks, costs
+from jaxrobust.results.stages import checks
 from jaxrobust.results.stages.stage import EXPORT, SELECT, Stage, parse
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
@@ -45,15 +45,15 @@ def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> l
     """
     if then is None:
         return []
-    named = parse(then)
-    for line in checks.prepared(config, named):
+    parsed = parse(then)
+    for line in checks.prepared(config, parsed):
         say(line)
-    hosts.together(lambda: checks.check(config, named, workdir))
+    hosts.together(lambda: checks.check(config, parsed, workdir))
     if estimate and not hosts.first((workdir / "config.json").is_file()):
         compilation.use_persistent_cache(workdir.parent)  # training finds what this compiles
-        for line in costs.lines(config, named, workdir):
+        for line in checks.lines(config, parsed, workdir):
             say(line)
-    return named
+    return parsed
 
 
 def run(
@@ -174,18 +174,18 @@ def _export(stage: Stage, workdir: Path, *, selected: bool) -> dict[str, Any]:
     if first:
         shutil.rmtree(new.parent, ignore_errors=True)  # of a process that was killed
     record = workdir / "evaluation" / "results.jsonl" if stage.id else None
-    how: dict[str, Any] = {"selected": selected, "record": record, "id": stage.id}
-    given = ExportSettings(stage.layout, new, workdir=workdir, **how)
+    entry: dict[str, Any] = {"selected": selected, "record": record, "id": stage.id}
+    settings = ExportSettings(stage.layout, new, workdir=workdir, **entry)
 
     def exported() -> dict[str, str]:
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            done = export_torch.export(given)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            files = export_torch.export(settings)["files"]
         if not first:
             return {}
-        _place(new, out, done["files"])
-        print(said.getvalue().replace(str(new), str(out)), end="")
-        return {f"export/{stage.layout}/{name}": own for name, own in done["files"].items()}
+        _place(new, out, files)
+        print(printed.getvalue().replace(str(new), str(out)), end="")
+        return {f"export/{stage.layout}/{name}": sha256 for name, sha256 in files.items()}
 
     return {"files": hosts.together(exported)}
 

@@ -14,7 +14,7 @@ from jaxrobust import data
 from jaxrobust.commands.results import board
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.questions import verification
-from jaxrobust.results.board import entries, making
+from jaxrobust.results.board import board_page, entries
 from tests.support import bundles
 from tests.support.command_line import called
 from tests.support.evaluations import call
@@ -225,7 +225,7 @@ class BoardTest(parameterized.TestCase):
         self.assertRegex(reason, "raising.py, line 2: RuntimeError: no")
 
     def test_our_own_faults_are_none_of_a_bundle(self):
-        (listed,) = making.listing.find([self.root / "all" / "good_l2"])
+        (listed,) = board_page.listing.find([self.root / "all" / "good_l2"])
         with (
             mock.patch.object(verification, "check", side_effect=RuntimeError("ours")),
             self.assertRaisesRegex(RuntimeError, "ours"),

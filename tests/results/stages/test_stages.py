@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.publish import layouts
-from jaxrobust.results.stages import checks, costs, running, stage
+from jaxrobust.results.stages import checks, running, stage
 from jaxrobust.results.stages.stage import ATTACK, EXPORT, SELECT, Stage
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.types import Threat
@@ -210,11 +210,11 @@ class CostTest(absltest.TestCase):
         }
         config = tiny(checkpoint__keep_every_epochs=1, train__epochs=4)
         text = "select,autoattack:linf:.1+l2:1+l1:9,pgd-3,clean,export:hub"
-        with mock.patch.object(costs.account, "account", return_value=found) as estimated:
-            first, second = costs.lines(config, stage.parse(text), self.workdir)
-            self.assertEqual(estimated.call_args.args, (config, costs.devices()))
+        with mock.patch.object(checks.account, "account", return_value=found) as estimated:
+            first, second = checks.lines(config, stage.parse(text), self.workdir)
+            self.assertEqual(estimated.call_args.args, (config, checks.devices()))
             self.assertIsNone(estimated.call_args.kwargs["images"])
-            costs.lines(config, stage.parse("clean"), self.workdir)
+            checks.lines(config, stage.parse("clean"), self.workdir)
             self.assertEqual(estimated.call_args.kwargs["images"], 0)
         # Eight candidates under APGD of ten steps, which costs (3 x 10 + 2) / (3 x 2 + 2) of two's.
         for said in (
@@ -227,18 +227,18 @@ class CostTest(absltest.TestCase):
         )
 
     def test_of_a_pod_it_is_computed_and_of_unknown_devices_it_is_not(self):
-        with mock.patch.object(costs.jax, "process_count", return_value=4):
-            (said,) = costs.lines(tiny(), stage.parse("clean"), self.workdir)
+        with mock.patch.object(checks.jax, "process_count", return_value=4):
+            (said,) = checks.lines(tiny(), stage.parse("clean"), self.workdir)
             self.assertRegex(said, r"what it costs on \d x cpu is not known; jaxrobust estimate")
             device = mock.Mock(device_kind="TPU v5e")
-            with mock.patch.object(costs.jax, "devices", return_value=[device]):
-                on = costs.devices()
+            with mock.patch.object(checks.jax, "devices", return_value=[device]):
+                on = checks.devices()
         chip = hardware.chip("TPU v5e")
-        wanted = Target("TPU v5e", "TPU v5e", costs.jax.device_count(), chip, False, False)
+        wanted = Target("TPU v5e", "TPU v5e", checks.jax.device_count(), chip, False, False)
         self.assertEqual(on, wanted)
 
     def test_it_is_said_once(self):
-        with mock.patch.object(costs, "lines", return_value=["it costs"]) as asked:
+        with mock.patch.object(checks, "lines", return_value=["it costs"]) as asked:
             how = {"config": tiny(), "workdir": self.workdir}
             running.stages("clean", **how, estimate=False)
             self.assertEqual(asked.call_count, 0)

@@ -17,7 +17,7 @@ from jaxrobust.config import of_phase
 from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.records import records
-from jaxrobust.results.selection import at_one_size
+from jaxrobust.results.selection import candidates
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training.run import accuracies, splits
 from jaxrobust.types import Weights
@@ -84,10 +84,10 @@ class ImagesTest(parameterized.TestCase):
         self.assertRegex(accuracies.table(self.folder), r" 25\.6%      39  APGD")
 
     def test_the_choice_of_weights(self):
-        of_run = mock.patch.object(at_one_size.subjects, "of_run")
-        how = mock.patch.object(at_one_size.subjects, "preprocessing", return_value=None)
+        of_run = mock.patch.object(candidates.subjects, "of_run")
+        how = mock.patch.object(candidates.subjects, "preprocessing", return_value=None)
         with of_run, how:
-            size = at_one_size.at_size(
+            size = candidates.at_size(
                 self.folder, "train", self.config, 8, steps=None, folder=self.folder
             )
         np.testing.assert_array_equal(size.images.ids, self.places)
