@@ -48,4 +48,4 @@ def main() -> None:
         usage="%(prog)s CONFIG --on DEVICES [--config.key=value ...] [flags]",
         epilog="Any key of the config is set as for training: --config.train.epochs=20.",
     )
-    arguments.answer(lambda given: command.answer(given, changed, BEGUN), flags, again)
+    arguments.answer(lambda settings: command.answer(settings, changed, BEGUN), flags, again)

@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
 def _again() -> str:
     """Say what the same command does with what is written of an evaluation."""
     is_cascade = getattr(sys.modules.get("jaxrobust.attacks.fixed_steps"), "is_cascade", None)
-    named = [name for name in flags.FLAGS.attack.split(",") if ":" not in name]  # the user's have
-    if is_cascade and named and not is_cascade(",".join(named)):
+    names = [name for name in flags.FLAGS.attack.split(",") if ":" not in name]  # the user's have
+    if is_cascade and names and not is_cascade(",".join(names)):
         return "the same command starts again, because nothing was saved yet"
     return "the same command continues with the verdicts so far"
 
@@ -99,16 +99,16 @@ def _describe_attacks() -> None:
     from jaxrobust.data.source import KINDS
     from jaxrobust.data.sources.registry import written
 
-    known = flags.FLAGS
-    known["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
-    known["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
+    defined = flags.FLAGS
+    defined["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
+    defined["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
     rows = registry.fixed().values()
     lengths = [f"{row.length:g} of {row.written}" for row in rows]
     starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
     kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
-    known["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
-    known["relative_step"].help += f" These are {', '.join(lengths)}."
-    known["start"].help += f" These are {', '.join(starts)}."
+    defined["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
+    defined["relative_step"].help += f" These are {', '.join(lengths)}."
+    defined["start"].help += f" These are {', '.join(starts)}."
 
 
 if __name__ == "__main__":  # whose document and flags absl's --help shows

@@ -85,9 +85,10 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     except OSError as error:
         message = f"cannot write {out} ({error.strerror or error}); name another file with --out"
         raise OSError(message) from error
-    runs, own, size = len(records.runs), len(records.evaluations), len(text.encode())
-    print(f"{out}: {counted(runs, 'run')}, {counted(own, 'evaluation')}, {size / 1e6:.2f} MB")
+    runs, evaluations, size = len(records.runs), len(records.evaluations), len(text.encode())
+    counts = f"{counted(runs, 'run')}, {counted(evaluations, 'evaluation')}"
+    print(f"{out}: {counts}, {size / 1e6:.2f} MB")
     for note in records.notes:
         print(f"note: {note}")
-    made = {"file": str(out), "bytes": size, "runs": runs, "evaluations": own}
-    return made | {"notes": records.notes}
+    found = {"runs": runs, "evaluations": evaluations, "notes": records.notes}
+    return {"file": str(out), "bytes": size} | found

@@ -198,7 +198,7 @@ def phase(
     train_step = partial(
         step.train_step,
         augment=batch_augmentation(config, name, devices=mesh.size),
-        gradients=spread.each(of_device, whole=1, split=3, gradients=True),
+        gradients=spread.each(of_device, copies=1, split=3, gradients=True),
         tx=setup,
         average=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
         statistics=averages.running_statistics(p, name),
@@ -280,7 +280,7 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     def of_state(state: step.TrainState, batch: Batch, control: step.Control) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
         keys = given(attacks.image_keys(key, batch.images.shape[0]), control.epsilon_share)
-        return spread.each(of_device, whole=1, split=2)(state.params, state.stats, batch, keys)
+        return spread.each(of_device, copies=1, split=2)(state.params, state.stats, batch, keys)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, phase.abstract_state)
     split, whole = sharding.by_image(phase.mesh), sharding.replicated(phase.mesh)

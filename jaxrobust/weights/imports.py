@@ -55,7 +55,9 @@ def local(
     folder = folders.cache("weights") / "imported" / f"{name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(folder.name + ".lock")
-    with locks.held(lock, what=f"the import of {source.text}", otherwise="give a file", wait=True):
+    with locks.held(
+        lock, resource=f"the import of {source.text}", otherwise="give a file", wait=True
+    ):
         if not _there(folder):
             request = Request(model=model, keep_head=True, raw=fresh_stem, which=which)
             network = imported(here, request)

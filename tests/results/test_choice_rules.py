@@ -244,7 +244,7 @@ class SelectTest(absltest.TestCase):
         self.assertFalse((self.run / "selection.lock").exists() and self.locked())
 
     def locked(self) -> bool:
-        with choice.locks.held(self.run / "selection.lock", what="x", otherwise="y"):
+        with choice.locks.held(self.run / "selection.lock", resource="x", otherwise="y"):
             return False
 
     def test_it_goes_on(self):
@@ -258,7 +258,7 @@ class SelectTest(absltest.TestCase):
         self.assertNotIn(((4, "raw"), True), asked)
 
     def test_nobody_chooses_twice_at_once(self):
-        lock = choice.locks.held(self.run / "selection.lock", what="it", otherwise="wait")
+        lock = choice.locks.held(self.run / "selection.lock", resource="it", otherwise="wait")
         with lock, self.assertRaisesRegex(ValueError, "copy the run"):
             choice.select(self.given)
 

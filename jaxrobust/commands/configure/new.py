@@ -36,7 +36,7 @@ class NewFlags:
     start: str | None = flag(
         f"Weights to start from: {KINDS}; default: public ones for images above 64 px, else "
         "random ones.",
-        named="from",
+        name="from",
     )
     model: str | None = shared("model")
     norm: str = flag(

@@ -56,21 +56,21 @@ TEXTS: dict[str, tuple[str, str | None]] = {
 }
 READS: dict[str, Any] = {"options": mapping, "torch_args": mapping, "epsilon": number}
 _NAMES = {"model": spelling.network, "dataset": spelling.dataset, "norm": spelling.norm}
-READS |= {name: lambda _, text, own=own: own(text) for name, own in _NAMES.items()}
+READS |= {name: lambda _, text, spell=spell: spell(text) for name, spell in _NAMES.items()}
 
 
-def shared(name: str, value: Any = None, *, default: str | None = None, **how: Any) -> Any:
+def shared(name: str, value: Any = None, *, default: str | None = None, **options: Any) -> Any:
     """Build a field that is a flag of several commands; `name` is a key of `TEXTS`.
 
     `value` counts where the flag is not given; `default`: the words for it, where it is another one
-    than that of most commands; `how`: further arguments of `flag`.
+    than that of most commands; `options`: further arguments of `flag`.
     """
     text, usual = TEXTS[name]
     words = default or usual
     help_text = f"{text.removesuffix('.')}; default: {words}." if words else text
     if name in READS:
-        how["reads"] = READS[name]
-    return flag(help_text, value, **how)
+        options["reads"] = READS[name]
+    return flag(help_text, value, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class Ledger:
         with contextlib.ExitStack() as opening:
             lock = self._path.with_suffix(".lock")
             what = f"ledger {self._path}"
-            opening.enter_context(locks.held(lock, what=what, otherwise="pass another ledger"))
+            opening.enter_context(locks.held(lock, resource=what, otherwise="pass another ledger"))
             for file in [first, *sorted(first.parent.glob(others))]:
                 self._read(file, identity)
             with self._path.open("a+b") as lines:

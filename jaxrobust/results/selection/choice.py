@@ -63,7 +63,7 @@ def select(settings: SelectionSettings) -> dict[str, Any]:
     code = {"commit": provenance.commit(), "versions": provenance.versions()}
     compilation.use_persistent_cache(run.parent)
     what = f"the choice in {run}"
-    lock = locks.held(run / "selection.lock", what=what, otherwise="copy the run")
+    lock = locks.held(run / "selection.lock", resource=what, otherwise="copy the run")
     first = jax.process_index() == 0
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         hosts.together(lambda: stack.enter_context(lock) if first else None)

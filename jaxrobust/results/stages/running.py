@@ -99,7 +99,7 @@ def run(
 def _alone(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as ours:
         what, otherwise = f"what follows the training in {workdir}", "copy the run"
-        lock = locks.held(workdir / "stages.lock", what=what, otherwise=otherwise)
+        lock = locks.held(workdir / "stages.lock", resource=what, otherwise=otherwise)
         hosts.together(lambda: None if jax.process_index() else ours.enter_context(lock))
         yield
 

@@ -161,15 +161,15 @@ class WholeDocument(_OneSpelling, argparse.RawDescriptionHelpFormatter):
 class Arguments(argparse.ArgumentParser):
     """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
 
-    def __init__(self, doc: str, **how: Any) -> None:
+    def __init__(self, doc: str, **options: Any) -> None:
         about: dict[str, Any] = {"prog": program, "description": doc.split("\n")[0]}
         about |= {"allow_abbrev": False, "formatter_class": _OneSpelling}
-        super().__init__(**(about | how))
+        super().__init__(**(about | options))
 
-    def flag(self, name: str, **how: Any) -> None:
+    def flag(self, name: str, **options: Any) -> None:
         """Add a flag, such as `image_size`, that is also written `image-size`."""
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        self.add_argument(*spellings, dest=name, **how)
+        self.add_argument(*spellings, dest=name, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; stop with one sentence and exit code 2 where that cannot be."""
@@ -182,8 +182,8 @@ class Arguments(argparse.ArgumentParser):
         """Stop with one sentence."""
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             word = unknown[1].partition("=")[0]
-            known = [n.lstrip("-") for action in self._actions for n in action.option_strings]
-            near = difflib.get_close_matches(word[2:], known, 1) if word.startswith("--") else []
+            names = [n.lstrip("-") for action in self._actions for n in action.option_strings]
+            near = difflib.get_close_matches(word[2:], names, 1) if word.startswith("--") else []
             message = _no_flag(word, [f"--{name}" for name in near])
         stop(message, 2)
 
@@ -200,10 +200,10 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
     """
     path = Path()
     try:
-        known = flags.FLAGS
-        given = known.read_flags_from_files(argv[1:], force_gnu=False)
-        words, changes = _changes([_underscores(word) for word in given])
-        several = {name for name in known if isinstance(known[name], flags.MultiFlag)}
+        defined = flags.FLAGS
+        typed = defined.read_flags_from_files(argv[1:], force_gnu=False)
+        words, changes = _changes([_underscores(word) for word in typed])
+        several = {name for name in defined if isinstance(defined[name], flags.MultiFlag)}
         check_once(words, [key for key, _ in changes], several=several)
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
@@ -212,16 +212,16 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
         if path.name:
             _find_neighbours(path)
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
-        rest = known(argv)
+        positional = defined(argv)
         if path.name:
-            config = known["config"].value
+            config = defined["config"].value
             if not isinstance(config, ConfigDict):
                 kind = type(config).__name__
                 raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
             for key, value in changes:
                 _change(config, key.split(".")[1:], value)
             _spell(config)
-        return rest
+        return positional
     except BrokenPipeError:  # of stdout, whose reader is gone
         raise
     except Exception as error:
@@ -230,33 +230,33 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
 
 def _with_config(words: list[str]) -> tuple[list[str], Path]:
     """Put the file that --config means into its place in the words; return that file too."""
-    at = [i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
-    if not at:
+    at = next((i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)), None)
+    if at is None:
         return words, Path()
-    flag, _, value = words[at[0]].partition("=")
-    rest = words[at[0] + 1 :]
-    given = value or (rest.pop(0) if rest else "")
-    path, arguments = split_config(given)
-    whole = f"{path}:{arguments}" if arguments else path
-    return [*words[: at[0]], f"{flag}={whole}", *rest], path
+    flag, _, value = words[at].partition("=")
+    behind = words[at + 1 :]
+    path, arguments = split_config(value or (behind.pop(0) if behind else ""))
+    full = f"{path}:{arguments}" if arguments else path
+    return [*words[:at], f"{flag}={full}", *behind], path
 
 
-def split_config(given: str) -> tuple[Path, str]:
+def split_config(text: str) -> tuple[Path, str]:
     """Split a config that is written `FILE[:ARGUMENTS]`."""
-    file, _, arguments = given.partition(":")
+    file, _, arguments = text.partition(":")
     return config_file(file), arguments
 
 
-def load_config(given: str) -> Any:
+def load_config(text: str) -> Any:
     """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked."""
-    path, arguments = split_config(given)
+    path, arguments = split_config(text)
     _find_neighbours(path)
     try:
-        made = runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
-        _spell(made)
-        return made
+        get_config = runpy.run_path(str(path))["get_config"]
+        config = get_config(*[arguments] * bool(arguments)).unlock()
+        _spell(config)
+        return config
     except Exception as error:
-        raise ValueError(_reason(error, path, f"--config {given}")) from error
+        raise ValueError(_reason(error, path, f"--config {text}")) from error
 
 
 def _find_neighbours(path: Path) -> None:
@@ -264,19 +264,19 @@ def _find_neighbours(path: Path) -> None:
     sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
 
 
-def config_name(given: str) -> str:
+def config_name(text: str) -> str:
     """Name a config for names of files: by its own name and its arguments."""
-    path, arguments = split_config(given)
+    path, arguments = split_config(text)
     return run_name(f"{path}:{arguments}")
 
 
-def run_name(given: str) -> str:
+def run_name(text: str) -> str:
     """Name the folder of a run by its config, which need not be there.
 
     >>> run_name("configs/revisiting_at.py:vit_s_cvst,epochs=300")
     'revisiting_at-vit_s_cvst-epochs=300'
     """
-    file, _, arguments = given.partition(":")
+    file, _, arguments = text.partition(":")
     return "-".join([Path(file).stem, *re.findall(r"[\w.=]+", arguments)])
 
 
@@ -284,15 +284,15 @@ class NoConfigError(ValueError):
     """There is no such config, in one sentence."""
 
 
-def config_file(given: str) -> Path:
+def config_file(text: str) -> Path:
     """Find the file of a config: the one of that name, else the recipe of the package."""
     recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
-    own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
-    if own.is_file():
-        return own
+    path, name = Path(text), text.removeprefix("configs/").removesuffix(".py")
+    if path.is_file():
+        return path
     if name in recipes:
         return recipes[name]
-    raise NoConfigError(f"{given}: no such file; {meant(name, recipes, give='give one, or ')}")
+    raise NoConfigError(f"{text}: no such file; {meant(name, recipes, give='give one, or ')}")
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
@@ -345,26 +345,26 @@ def _underscores(word: str) -> str:
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     """Split words into absl's and the (dotted key, value) of changes of a config."""
-    words, left = list(words), []
+    words, others = list(words), []
     changes: list[tuple[str, Any]] = []
     while words:
         word = words.pop(0)
         match = _FLAG.fullmatch(word)
         if not (match and match[1].startswith("config.")):
-            left.append(word)
+            others.append(word)
             continue
         name, value = match.groups()
         if value is None and words and not _FLAG.fullmatch(words[0]):
             value = words.pop(0)
         if value is None:  # a boolean
-            left.append(word)
+            others.append(word)
         elif value.lstrip().startswith("{"):
             changes += flat(mapping(name, value) or {}, f"{name}.").items()
         elif _OPEN.match(name) or (name in _SEVERAL and "," in value):
             changes.append((name, _listed(value) if name in _SEVERAL else _value(value)))
         else:
-            left.append(f"--{name}={_as_number(value)}")
-    return left, changes
+            others.append(f"--{name}={_as_number(value)}")
+    return others, changes
 
 
 def _listed(text: str) -> tuple[Any, ...]:
@@ -408,14 +408,14 @@ def _spell(config: Any) -> None:
     names = (("attack", "norm", norm), ("model", "name", network), ("data", "name", dataset))
     for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
         for part, key, spelled in names:
-            own = section.get(part) if _is(section) else None
-            if not _is(own):
+            values = section.get(part) if _is(section) else None
+            if not _is(values):
                 continue
-            given = own.get(key)
-            if isinstance(given, str):
-                own[key] = spelled(given)
-            elif isinstance(given, list | tuple):  # several norms
-                own[key] = tuple(map(spelled, given))
+            written = values.get(key)
+            if isinstance(written, str):
+                values[key] = spelled(written)
+            elif isinstance(written, list | tuple):  # several norms
+                values[key] = tuple(map(spelled, written))
 
 
 def _is(value: Any) -> TypeGuard[ConfigDict]:

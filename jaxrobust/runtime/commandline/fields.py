@@ -31,8 +31,8 @@ class _About(NamedTuple):
     word: bool  # a word without a flag
     least: float | None
     reads: Callable[[str, Any], Any] | None
-    how: dict[str, Any]  # of argparse
-    named: str  # the flag, where Python has that word; empty: as the field
+    options: dict[str, Any]  # of argparse
+    name: str  # of the flag, where Python has that word; empty: as the field
 
 
 def flag(
@@ -43,8 +43,8 @@ def flag(
     word: bool = False,
     least: float | None = None,
     reads: Callable[[str, Any], Any] | None = None,
-    named: str = "",
-    **how: Any,
+    name: str = "",
+    **options: Any,
 ) -> Any:
     """Return a field of a dataclass that is a flag of a command.
 
@@ -55,31 +55,31 @@ def flag(
       word: people write the value alone, without `--name`.
       least: the smallest number that is accepted, of each where there are several.
       reads: turns (name, text) into the value, or raises a `ValueError` that says how to write it.
-      named: the flag's name, where Python has that word: `from`.
-      how: further arguments of argparse, such as `choices`.
+      name: of the flag, where Python has that word: `from`.
+      options: further arguments of argparse, such as `choices`.
     """
     if required and not word:
-        how["required"] = True
-    about = {"about": _About(text, word, least, reads, how, named)}
-    kept = {} if required else {"default": default}
-    return dataclasses.field(metadata=about, **kept)  # type: ignore[call-overload]
+        options["required"] = True
+    about = {"about": _About(text, word, least, reads, options, name)}
+    optional = {} if required else {"default": default}
+    return dataclasses.field(metadata=about, **optional)  # type: ignore[call-overload]
 
 
 def read(
-    kind: type[Flags], doc: str | None, argv: Sequence[str] | None = None, **how: Any
+    kind: type[Flags], doc: str | None, argv: Sequence[str] | None = None, **options: Any
 ) -> Flags:
     """Read a command line into a dataclass; stop with one sentence where that cannot be."""
-    parser = Arguments(doc or "", **how)
+    parser = Arguments(doc or "", **options)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         about: _About = field.metadata["about"]
         plain, several = _plain(hints[field.name], about)
-        own: dict[str, Any] = {"help": about.text} | ({"nargs": "+"} if several else {})
-        own |= {"action": "store_true"} if plain is bool else {"type": plain}
+        words: dict[str, Any] = {"help": about.text} | ({"nargs": "+"} if several else {})
+        words |= {"action": "store_true"} if plain is bool else {"type": plain}
         if field.default is not dataclasses.MISSING:
-            own["default"] = field.default
-        name = about.named or field.name
-        (parser.add_argument if about.word else parser.flag)(name, **(own | about.how))
+            words["default"] = field.default
+        add = parser.add_argument if about.word else parser.flag
+        add(about.name or field.name, **(words | about.options))
     try:
         return _made(kind, vars(parser.parse_args(argv)))
     except ValueError as error:
@@ -115,7 +115,7 @@ def _made(kind: type[Flags], values: dict[str, Any]) -> Flags:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         name, about = field.name, field.metadata["about"]
-        value = values.pop(about.named or name)
+        value = values.pop(about.name or name)
         if _plain(hints[name], about)[1]:
             one = isinstance(value, (str, int))
             value = (value,) if one else () if value is None else tuple(value)

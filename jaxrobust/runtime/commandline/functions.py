@@ -40,31 +40,31 @@ def is_name(text: str) -> bool:
     return ":" in text
 
 
-def find(what: str, name: str) -> Named:
+def find(flag: str, name: str) -> Named:
     """Find the function that `name` says, where Python looks and in the current folder.
 
     A file is run again where it has changed, and may import its neighbours.
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):
-        raise ValueError(f"{what}={name} names no function; write {HOW}")
+        raise ValueError(f"{flag}={name} names no function; write {HOW}")
     of_file = place.endswith(".py")
-    with explained(what, name):
-        module = _of_file(what, name, Path(place)) if of_file else _imported(what, name, place)
+    with explained(flag, name):
+        module = _of_file(flag, name, Path(place)) if of_file else _imported(flag, name, place)
     try:
         function = operator.attrgetter(attribute)(module)
     except AttributeError as error:
-        known = [
+        names = [
             key
             for key, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
         raise ValueError(
-            f"{what}={name}: {place} has no {attribute!r}; it has {', '.join(known) or 'none'}"
+            f"{flag}={name}: {place} has no {attribute!r}; it has {', '.join(names) or 'none'}"
         ) from error
     if not callable(function):
         raise ValueError(
-            f"{what}={name}: {attribute} is no function, but of type {type(function).__name__}"
+            f"{flag}={name}: {attribute} is no function, but of type {type(function).__name__}"
         )
     file = place if of_file else getattr(module, "__file__", None)
     return Named(function, name, file, _sha256(module))
@@ -72,12 +72,12 @@ def find(what: str, name: str) -> Named:
 
 def _sha256(module: ModuleType) -> str | None:
     file = Path(getattr(module, "__file__", None) or "")
-    if known := _loaded.get(file):
-        return known[0]
+    if file in _loaded:
+        return _loaded[file][0]
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def _imported(what: str, name: str, place: str) -> ModuleType:
+def _imported(flag: str, name: str, place: str) -> ModuleType:
     look_in(Path.cwd())
     try:
         return importlib.import_module(place)
@@ -85,22 +85,22 @@ def _imported(what: str, name: str, place: str) -> ModuleType:
         if not f"{place}.".startswith(f"{error.name}."):  # one that theirs imports
             raise
         raise ValueError(
-            f"{what}={name}: there is no module {error.name}, neither installed nor in {Path.cwd()}"
+            f"{flag}={name}: there is no module {error.name}, neither installed nor in {Path.cwd()}"
             f"; install it, run the command where it lies, or give its file: path/to/nets.py:make"
         ) from error
 
 
-def _of_file(what: str, name: str, path: Path) -> ModuleType:
+def _of_file(flag: str, name: str, path: Path) -> ModuleType:
     try:
         source = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{what}={name}: cannot read {path} ({error.strerror}); a file is named from the folder"
+            f"{flag}={name}: cannot read {path} ({error.strerror}); a file is named from the folder"
             " where the command runs"
         ) from error
     path, sha256 = path.resolve(), hashlib.sha256(source).hexdigest()
-    if (known := _loaded.get(path)) and known[0] == sha256:
-        return known[1]
+    if path in _loaded and _loaded[path][0] == sha256:
+        return _loaded[path][1]
     look_in(path.parent)
     module = ModuleType(f"{path.stem}_{sha256[:8]}")  # no name that an import could mean
     module.__file__ = str(path)
@@ -134,7 +134,7 @@ def look_in(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(what: str, name: str) -> Iterator[None]:
+def explained(flag: str, name: str) -> Iterator[None]:
     """Turn an error of a user's code into a `ValueError` of one sentence, which names its line."""
     try:
         yield
@@ -145,7 +145,7 @@ def explained(what: str, name: str) -> Iterator[None]:
         if isinstance(error, SyntaxError) and error.filename:
             lines.append((Path(error.filename), error.lineno))
         where = _where(lines, name.removeprefix(pytorch.PREFIX).rpartition(":")[0])
-        raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {_text(error)}") from error
+        raise ValueError(f"{flag}={name}: {where}{type(error).__name__}: {_text(error)}") from error
 
 
 def _lines(error: BaseException) -> list[tuple[Path, int | None]]:
@@ -155,11 +155,13 @@ def _lines(error: BaseException) -> list[tuple[Path, int | None]]:
 def place_of(error: BaseException) -> str:
     """Write "FILE, line N" of the user's code that an error came out of, "" of other code."""
     lines = _lines(error)
-    ours = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
-    own = [line for line in lines[ours[-1] + 1 :] if _is_users(line[0])] if ours else []
-    if not own:
+    in_package = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
+    users = (
+        [line for line in lines[in_package[-1] + 1 :] if _is_users(line[0])] if in_package else []
+    )
+    if not users:
         return ""
-    path, line = own[-1]
+    path, line = users[-1]
     here = path.is_relative_to(Path.cwd())
     return f"{path.relative_to(Path.cwd()) if here else path}, line {line}"
 
@@ -193,5 +195,7 @@ def _where(lines: Sequence[tuple[Path, int | None]], place: str) -> str:
         with contextlib.suppress(ImportError, ValueError):  # no such module, or one without a file
             spec = importlib.util.find_spec(place)
             source = spec.origin if spec else None
-    own = [line for path, line in lines if source and path.resolve() == Path(source).resolve()]
-    return f"{source}, line {own[-1]}: " if own else ""
+    in_source = [
+        line for path, line in lines if source and path.resolve() == Path(source).resolve()
+    ]
+    return f"{source}, line {in_source[-1]}: " if in_source else ""

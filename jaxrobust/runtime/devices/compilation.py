@@ -68,40 +68,40 @@ def cache_hits() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_listener(listen)
 
 
-def program(what: str, *arguments: Any) -> str:
+def program(purpose: str, *arguments: Any) -> str:
     """Name a program by purpose, arrays, numbers and devices, to remember its time."""
     leaves = jax.tree.leaves(arguments)
     numbers = sum(math.prod(leaf.shape) for leaf in leaves)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return f"{what}, {len(leaves)} arrays, {numbers} numbers, {devices}"
+    return f"{purpose}, {len(leaves)} arrays, {numbers} numbers, {devices}"
 
 
 def expected(name: str, unknown: str = _UNKNOWN) -> str:
     """Say how long compiling a `program` took last time on this machine; `unknown`: the first."""
-    known = _remembered().get(name)
-    if known is None:
+    times = _remembered().get(name)
+    if times is None:
         return unknown
-    took = f"took {known['seconds']:.0f} s last time"
-    if known["hit"] and known["cold"] is not None:
-        return f"{took}, from the cache, and {known['cold']:.0f} s without it"
+    took = f"took {times['seconds']:.0f} s last time"
+    if times["hit"] and times["cold"] is not None:
+        return f"{took}, from the cache, and {times['cold']:.0f} s without it"
     return took
 
 
 def remember(name: str, seconds: float, *, hit: bool) -> None:
     """Keep for `expected` how long a program took, unless the disk cannot be written."""
-    known = _remembered()
-    before = known.pop(name, {"cold": None})
-    cold = before["cold"] if hit else seconds
-    known[name] = {"seconds": round(seconds, 1), "hit": hit, "cold": cold and round(cold, 1)}
+    times = _remembered()
+    cold = times.pop(name, {"cold": None})["cold"] if hit else seconds
+    times.pop(name, None)  # the newest is the last one
+    times[name] = {"seconds": round(seconds, 1), "hit": hit, "cold": cold and round(cold, 1)}
     path = _times()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        jsonl.replace(path, json.dumps(dict(list(known.items())[-_KEPT:]), indent=0) + "\n")
+        jsonl.replace(path, json.dumps(dict(list(times.items())[-_KEPT:]), indent=0) + "\n")
 
 
 @contextlib.contextmanager
 def waiting(
-    what: str,
+    activity: str,
     name: str,
     say: Callable[[str], None],
     *,
@@ -109,11 +109,11 @@ def waiting(
     unknown: str = _UNKNOWN,
 ) -> Iterator[None]:
     """Announce a compilation, unless it was short last time, and keep its seconds for `name`."""
-    known, took = _remembered().get(name), expected(name, unknown)
-    if always or known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
-        say(f"{what} ({took})")
+    times, took = _remembered().get(name), expected(name, unknown)
+    if always or times is None or max(times["seconds"], times["cold"] or 0.0) >= _SHORT_S:
+        say(f"{activity} ({took})")
     start = time.perf_counter()
-    with cache_hits() as hits, patience.lasting(what, last=took, here=jax.process_index() == 0):
+    with cache_hits() as hits, patience.lasting(activity, last=took, here=jax.process_index() == 0):
         yield
     remember(name, time.perf_counter() - start, hit=bool(hits))
 

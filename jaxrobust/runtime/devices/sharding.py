@@ -106,7 +106,7 @@ def _over_all(collective: Callable[..., Array], tree: Any, *, below: float) -> A
 class Spread(NamedTuple):
     """How one device's share of a computation becomes that of all; inside `each`, collectives.
 
-    `each(f, whole=n, split=m)`: f of a device -> f of the mesh; its arguments are parameters, `n`
+    `each(f, copies=n, split=m)`: f of a device -> f of the mesh; its arguments are parameters, `n`
     trees of which every device has a copy, then `m` trees split by image. It returns what is the
     same on every device, and with `gradients=True` before that a tree like the parameters.
     """
@@ -138,34 +138,33 @@ def spread(mesh: Mesh, params: Params) -> Spread:
     def reduce(grads: Params) -> Params:
         wide = {name: jnp.promote_types(g.dtype, jnp.float32) for name, g in grads.items()}
         grads = {name: g.astype(wide[name]) / mesh.size for name, g in grads.items()}
-        whole = {name: g for name, g in grads.items() if axes[name] is None}
-        whole = _over_all(lax.psum, whole, below=_small(parts))
+        copied = {name: g for name, g in grads.items() if axes[name] is None}
+        copied = _over_all(lax.psum, copied, below=_small(parts))
         split = {
             name: lax.psum_scatter(g, FSDP, scatter_dimension=axis, tiled=True)
             for name, g in grads.items()
             if (axis := axes[name]) is not None
         }
-        return whole | (lax.psum(split, DATA) if mesh.shape[DATA] > 1 else split)
+        return copied | (lax.psum(split, DATA) if mesh.shape[DATA] > 1 else split)
 
     def norm(grads: Params) -> Array:
         squares = {name: jnp.sum(jnp.square(g)) for name, g in grads.items()}
         split = sum(square for name, square in squares.items() if axes[name] is not None)
-        whole = sum(square for name, square in squares.items() if axes[name] is None)
-        return jnp.sqrt(lax.psum(split, FSDP) + whole)
+        copied = sum(square for name, square in squares.items() if axes[name] is None)
+        return jnp.sqrt(lax.psum(split, FSDP) + copied)
 
     norm_of_all = jax.shard_map(
         norm, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False
     )
 
     def each(
-        function: Callable[..., Any], *, whole: int, split: int, gradients: bool = False
+        function: Callable[..., Any], *, copies: int, split: int, gradients: bool = False
     ) -> Callable[..., Any]:
-        copies = (PartitionSpec(),) * whole
-        rows = (PartitionSpec((DATA, FSDP)),) * split
+        of_arguments = (PartitionSpec(),) * copies + (PartitionSpec((DATA, FSDP)),) * split
         return jax.shard_map(
             function,
             mesh=mesh,
-            in_specs=(specs, *copies, *rows),
+            in_specs=(specs, *of_arguments),
             out_specs=(specs, PartitionSpec()) if gradients else PartitionSpec(),
             check_vma=False,  # the layers have gradients of their own
         )

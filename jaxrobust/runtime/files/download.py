@@ -73,8 +73,8 @@ def fetch(
     path = folders.cache(cache) / hashlib.sha256(url.encode()).hexdigest()[:12] / name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(name + ".lock")
-    with locks.held(lock, what=f"the download of {url}", otherwise="give a file", wait=True):
-        path = _whole(url, path, sha256, tell)
+    with locks.held(lock, resource=f"the download of {url}", otherwise="give a file", wait=True):
+        _downloaded(url, path, sha256, tell)
     check_sha256(path, sha256, remove=True)
     return path
 
@@ -104,22 +104,20 @@ def _is(digest: str, wanted: str) -> bool:
     return digest == wanted or (len(wanted) >= 8 and digest.startswith(wanted))
 
 
-def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
+def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
     if path.is_file():
         if sha256 is None or _is(file_sha256(path), sha256):
-            tell(f"{path}: downloaded before")
-            return path
+            return tell(f"{path}: downloaded before")
         tell(f"{path} has another sha256 than the one asked for: downloading it again")
         path.unlink()
     part, failures = path.with_name(path.name + ".part"), 0
     while True:
         tries = _TRIES
-        before = part.stat().st_size if part.exists() else 0
+        old_size = part.stat().st_size if part.exists() else 0
         try:
             if _continue(url, part, tell):
                 os.replace(part, path)
-                _etag(part).unlink(missing_ok=True)
-                return path
+                return _etag(part).unlink(missing_ok=True)
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             _refuse(url, error)
@@ -129,12 +127,12 @@ def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
             if isinstance(getattr(error, "reason", error), socket.gaierror):
                 tries = 2  # this machine asks in vain who the server is
         size = part.stat().st_size if part.exists() else 0
-        failures = 0 if size > before else failures + 1
+        failures = 0 if size > old_size else failures + 1
         if failures >= tries:
             fetching = shlex.join(["curl", "-L", "-o", path.name, url])
-            kept = f" ({size:,} bytes are kept, the same command continues there)" if size else ""
+            done = f" ({size:,} bytes are kept, the same command continues there)" if size else ""
             raise Unreachable(
-                f"{url}: {reason}, {failures} times in a row{kept}; where this machine has no "
+                f"{url}: {reason}, {failures} times in a row{done}; where this machine has no "
                 f"network, run `{fetching}` on one that has, and give the file"
             )
         tell(f"{url}: {reason} at {size:,} bytes; trying again")

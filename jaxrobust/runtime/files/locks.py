@@ -30,12 +30,12 @@ _held: dict[str, dict[str, Any]] = {}  # of this process, which the kernel would
 
 
 @contextlib.contextmanager
-def held(path: Path, *, what: str, otherwise: str, wait: bool = False) -> Iterator[None]:
+def held(path: Path, *, resource: str, otherwise: str, wait: bool = False) -> Iterator[None]:
     """Keep all other processes out of the block with this file, which stays, empty.
 
     Args:
       path: of the lock.
-      what: the words for what is locked.
+      resource: the words for what is locked.
       otherwise: what to do instead of waiting.
       wait: until another process has done with it, however long that takes.
     Raises:
@@ -47,10 +47,10 @@ def held(path: Path, *, what: str, otherwise: str, wait: bool = False) -> Iterat
     me |= {"started": _started(os.getpid())}
     name = os.path.realpath(path)
     if (holder := _held.setdefault(name, me)) is not me:
-        raise ValueError(_refusal(path, what, otherwise, holder))
+        raise ValueError(_refusal(path, resource, otherwise, holder))
     try:
-        with patience.lasting(f"waiting for {what}"):
-            file, ended = _taken(path, what, otherwise, wait), threading.Event()
+        with patience.lasting(f"waiting for {resource}"):
+            file, ended = _taken(path, resource, otherwise, wait), threading.Event()
         living = threading.Thread(target=_live, args=(file, me, ended), daemon=True)
         try:
             _sign(file, me)
@@ -77,7 +77,7 @@ def wait_for(file: Any) -> None:
             raise
 
 
-def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
+def _taken(path: Path, resource: str, otherwise: str, wait: bool) -> int:
     begun, first, warned = time.monotonic(), None, False
     while True:
         # Opened again each time: else NFS shows what it read before. No other function may open
@@ -92,13 +92,13 @@ def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
         lives = first is not None and holder is not None and holder != first
         late = waited > (_GRACE if here else _PATIENCE)
         if (lives or late) and not wait:
-            raise ValueError(_refusal(path, what, otherwise, holder))
+            raise ValueError(_refusal(path, resource, otherwise, holder))
         if wait and not warned and waited > 1:
             warned = True
-            terminal.tell(f"{what} is in use {_words(holder)}: waiting")
+            terminal.tell(f"{resource} is in use {_words(holder)}: waiting")
         if first is None and not (here or wait):
             most = f"waiting up to {_PATIENCE:.0f} s for a sign of life"
-            terminal.tell(f"{what} was in use {_words(holder)}: {most}")
+            terminal.tell(f"{resource} was in use {_words(holder)}: {most}")
         first = first or holder
         time.sleep(0.2)
 
@@ -168,7 +168,7 @@ def _words(holder: dict[str, Any] | None) -> str:
     return f"by process {holder['pid']} on {holder['host']} since {holder['since']}"
 
 
-def _refusal(path: Path, what: str, otherwise: str, holder: dict[str, Any] | None) -> str:
+def _refusal(path: Path, resource: str, otherwise: str, holder: dict[str, Any] | None) -> str:
     elsewhere = holder is not None and holder["host"] != socket.gethostname()
     gone = f", or remove {path} if that host is gone" if elsewhere else ""
-    return f"{what} is in use {_words(holder)}: wait for it, end it, or {otherwise}{gone}"
+    return f"{resource} is in use {_words(holder)}: wait for it, end it, or {otherwise}{gone}"

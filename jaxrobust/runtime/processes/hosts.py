@@ -49,9 +49,9 @@ def largest(value: int) -> int:
     return int(_of_all(value).max())
 
 
-def share(which: np.ndarray) -> np.ndarray:
-    """Take this process's part of `which`; the parts differ by one at most."""
-    return which[jax.process_index() :: jax.process_count()]
+def share(images: np.ndarray) -> np.ndarray:
+    """Take this process's part of `images`; the parts differ by one at most."""
+    return images[jax.process_index() :: jax.process_count()]
 
 
 def everyone(value: T) -> list[T]:
@@ -102,36 +102,35 @@ def together(function: Callable[[], T]) -> T:
         result = function()
     except ValueError as error:
         mistake = str(error)
-    for theirs in everyone(mistake):
-        if theirs is not None:
-            raise ValueError(theirs)
+    if mistakes := [text for text in everyone(mistake) if text is not None]:
+        raise ValueError(mistakes[0])
     return result
 
 
 def agree(
     identity: dict[str, Any],
     *,
-    what: str = "evaluates something else",
+    problem: str = "evaluates something else",
     remedy: str = "Give all of them the same command, weights and data",
 ) -> None:
     """Raise ValueError in all processes unless they have the same plain values."""
-    ours = json.loads(json.dumps(identity))
-    for process, theirs in enumerate(everyone(ours)):
-        words = process != jax.process_index() and differences(theirs, ours)
+    plain = json.loads(json.dumps(identity))
+    for process, other in enumerate(everyone(plain)):
+        words = process != jax.process_index() and differences(other, plain)
         if words:
             raise ValueError(
-                f"process {process} {what} than process {jax.process_index()}: {words}. {remedy}"
+                f"process {process} {problem} than process {jax.process_index()}: {words}. {remedy}"
             )
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Say how two evaluations differ; "" if they do not."""
-    differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 80 else text[:77] + "..."
+
+    differing = [k for k in {**there, **here} if there.get(k) != here.get(k)]
     return "; ".join(
-        f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
+        f"{k} is {short(there.get(k))} there, {short(here.get(k))} here" for k in differing
     )
-
-
-def _short(value):
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -146,9 +146,9 @@ class Listener:
 
     def _look(self, number: int, *, asked_before: bool) -> None:
         """React to a signal, by what the main thread does by now."""
-        known = {"asked_before": asked_before, "saves": self._saves}
         compiling = compiles(sys._current_frames().get(self._main))
-        response = reaction(number, compiling=compiling, **known)
+        state = {"asked_before": asked_before, "saves": self._saves, "compiling": compiling}
+        response = reaction(number, **state)
         if response is None:  # it may come to the compiler yet
             self._goes_on = self._goes_on if asked_before else number
         elif response.code is not None:

@@ -108,8 +108,8 @@ class LivePanel:
         self._title, self._waits = title, ""
         self._rows: tuple[PanelRow, ...] = ()
         self._done, self._total, self._drawn = 0.0, 1.0, 0.0
-        how: Any = {"force_terminal": True, "force_interactive": True, "highlight": False}
-        self._console = Console(file=sys.stderr, width=columns() - 1, **how)
+        always: Any = {"force_terminal": True, "force_interactive": True, "highlight": False}
+        self._console = Console(file=sys.stderr, width=columns() - 1, **always)
         self._live = Live(console=self._console, auto_refresh=False, transient=not keep)
         with terminal.turn():
             self._live.start()
@@ -141,20 +141,20 @@ class LivePanel:
         with terminal.turn():
             self._drawn = time.monotonic()
             self._console.width = columns() - 1  # a full last column may break the line
-            self._live.update(self._made(self._console.width), refresh=True)
+            self._live.update(self._drawing(self._console.width), refresh=True)
 
-    def _made(self, wide: int) -> RenderableType:
+    def _drawing(self, wide: int) -> RenderableType:
         framed = wide >= _FRAMED
         inside = wide - _FRAME * framed
         rows = [*self._rows, PanelRow("now", [LinePart(self._waits)])]
         rows = [row for row in rows if any(part.text for part in row.parts)]
-        left = max((len(row.label) for row in rows), default=0)
+        labels = max((len(row.label) for row in rows), default=0)
         table = Table.grid(padding=(0, 1, 0, 0))
-        table.add_column(style="cyan", no_wrap=True, width=left)
+        table.add_column(style="cyan", no_wrap=True, width=labels)
         table.add_column(no_wrap=True)
         for row in rows:
-            text = Text(joined("", row.parts, inside - left - 1).removesuffix(","))
-            text.truncate(max(inside - left - 1, 1), overflow="ellipsis")
+            text = Text(joined("", row.parts, inside - labels - 1).removesuffix(","))
+            text.truncate(max(inside - labels - 1, 1), overflow="ellipsis")
             table.add_row(row.label, text)
         share = min(self._done / max(self._total, 1e-9), 1.0)
         bar = Table.grid(padding=(0, 1, 0, 0))

@@ -23,13 +23,13 @@ class Wait:
 
     def __init__(
         self,
-        what: Callable[[], str],
+        activity: Callable[[], str],
         *,
         announced: bool = True,
         last: str = "",
         since: str = "so far",
     ) -> None:
-        self.what, self._last, self._counts = what, last, since
+        self.activity, self._last, self._counts = activity, last, since
         self._announced = announced
         self.again()
 
@@ -40,19 +40,22 @@ class Wait:
     def hear(self, inner: "Wait") -> None:
         """Say nothing at once where something inside of this has just spoken for as long."""
         if inner._shown:
-            self._shown = max(self._shown, _mark(round(_now() - self._since)))
+            self._shown = max(self._shown, round(_now() - self._since) // 10 * 10)
 
     def look(self) -> None:
         """Write what is due by now, by whoever has the `terminal.TURN`."""
-        passed, columns = _now() - self._since, _columns()
+        passed = _now() - self._since
         if passed < AFTER_S:
             return
         seconds = round(passed)  # a line of 10 s comes before there was silence for longer
+        columns = _columns()
         if not self._announced:
             self._announced = True
-            self._announce()
-        if columns is None and not _bars:
-            mark = _mark(seconds)
+            if (activity := self.activity()) not in _announced:
+                _announced.add(activity)
+                terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
+        if columns is None and not _bars:  # a line every 10 s
+            mark = seconds // 10 * 10
             if mark > self._shown:
                 self._shown = mark
                 sys.stderr.write(f"{self._words(mark, 80)}\n")
@@ -62,27 +65,19 @@ class Wait:
             show = _bars[-1] if _bars else terminal.in_place
             show(self._words(seconds, columns or 80))
 
-    def _announce(self) -> None:
-        if (what := self.what()) not in _announced:
-            _announced.add(what)
-            terminal.tell(f"{what} ...")  # at once: the main thread may end with a sentence
-
     def _words(self, seconds: int, columns: int) -> str:
         long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
-        what, counted = self.what(), f", {long} {self._counts}"
-        if self._last and len(whole := f"{what}{counted} ({self._last})") < columns:
-            return whole
+        activity, counted = self.activity(), f", {long} {self._counts}"
+        if self._last and len(line := f"{activity}{counted} ({self._last})") < columns:
+            return line
         room = columns - 1 - len(counted)
-        return (what if len(what) <= room else f"{what[: max(room - 3, 0)]}...") + counted
+        short = f"{activity[: max(room - 3, 0)]}..."
+        return (activity if len(activity) <= room else short) + counted
 
 
 def _columns() -> int | None:
     """Measure the terminal, where a line can be written again; None: where it cannot."""
     return None if terminal.is_dumb() else terminal.width(sys.stderr)
-
-
-def _mark(seconds: int) -> int:
-    return seconds // 10 * 10  # at which a pipe gets a line
 
 
 _waits: list[Wait] = []  # the last one is inside of those before
@@ -92,15 +87,15 @@ _came = threading.Event()
 _watching: list[threading.Thread] = []
 
 
-def begin(what: str) -> None:
+def begin(activity: str) -> None:
     """Print on stderr what this process does, from a second on, until `end` is called.
 
     It loads nothing, so that a command can call it before its imports.
     """
-    if any(wait.what() == what for wait in _begun):
+    if any(wait.activity() == activity for wait in _begun):
         return
     end()
-    wait = Wait(lambda: what, announced=False)
+    wait = Wait(lambda: activity, announced=False)
     _begun.append(wait)
     _push(wait)
 
@@ -112,32 +107,30 @@ def end() -> None:
 
 
 @contextlib.contextmanager
-def of(what: str, *, here: bool = True) -> Iterator[None]:
+def of(activity: str, *, here: bool = True) -> Iterator[None]:
     """Print on stderr, if `here`, what is done inside for longer than a second, and how long."""
     if here:
         end()
-    with _during(Wait(lambda: what, announced=False), here):
+    with _during(Wait(lambda: activity, announced=False), here):
         yield
 
 
 def lasting(
-    what: str | Callable[[], str], *, last: str = "", since: str = "so far", here: bool = True
+    activity: str | Callable[[], str], *, last: str = "", since: str = "so far", here: bool = True
 ) -> contextlib.AbstractContextManager[Wait]:
     """Print on stderr, if `here`, for how long what was announced is going on.
 
     In a terminal that is a line that is written again each second and goes at the end, else one
-    after each ten seconds. `what` may be a function that says how far it is; `last` are the words
-    for how long it took before, `since` those for what is counted.
+    after each ten seconds. `activity` may be a function that says how far it is; `last` are the
+    words for how long it took before, `since` those for what is counted.
     """
-    return _during(Wait(what if callable(what) else lambda: what, last=last, since=since), here)
+    words = activity if callable(activity) else lambda: activity
+    return _during(Wait(words, last=last, since=since), here)
 
 
 @contextlib.contextmanager
-def shown_by(bar: Callable[[str], None], *, seen: bool = True) -> Iterator[None]:
-    """Let a bar that is `seen` show, once a second, what is waited for inside."""
-    if not seen:
-        yield
-        return
+def shown_by(bar: Callable[[str], None]) -> Iterator[None]:
+    """Let a bar show, once a second, what is waited for inside."""
     _bars.append(bar)
     try:
         yield
@@ -198,8 +191,8 @@ def _forget() -> None:
 
 
 def _in_a_child() -> None:
-    for what in (_waits, _begun, _bars, _watching):
-        what.clear()
+    for state in (_waits, _begun, _bars, _watching):
+        state.clear()
 
 
 os.register_at_fork(after_in_child=_in_a_child)

@@ -46,18 +46,19 @@ def fitted(head: str, parts: Sequence[LinePart], room: int) -> str:
     """Make tqdm's `bar_format` of `room` columns; of the bar there are up to 20, or none."""
     taken = len(f"{head} 100%  ")
     line = joined("", parts, room - taken)
-    left = min(room - taken - len(line) - 4, 20)
-    bar = f"|{{bar:{left}}}| " if left > 5 else ""
+    width = min(room - taken - len(line) - 4, 20)
+    bar = f"|{{bar:{width}}}| " if width > 5 else ""
     return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else bar}{line}"
 
 
 def joined(head: str, parts: Sequence[LinePart], room: int) -> str:
     """Join head and parts to a line of less than `room` columns, without those that do not fit."""
-    kept = [part for part in parts if part.text]
-    line = lambda: " ".join([head] * bool(head) + [part.text for part in kept])  # noqa: E731
-    while len(kept) > 1 and len(line()) >= room:
-        kept.remove(max(kept, key=lambda part: part.rank))
-    return line().removesuffix(",")
+    shown = [part for part in parts if part.text]
+    while True:
+        line = " ".join([*([head] if head else []), *(part.text for part in shown)])
+        if len(shown) < 2 or len(line) < room:
+            return line.removesuffix(",")
+        shown.remove(max(shown, key=lambda part: part.rank))
 
 
 class StopSignals:

@@ -40,28 +40,28 @@ NETWORKS = {
 MOVED = {"log.tensorboard": "log.to=tensorboard"}  # keys of configs that are gone, and what is new
 
 
-def meant(word: str, known: Iterable[str], *, give: str = "") -> str:
-    """Return the end of a message: the known word that is nearest, or all of them.
+def meant(word: str, names: Iterable[str], *, give: str = "") -> str:
+    """Return the end of a message: the nearest name, or all of them.
 
     `give`: begins the list, where a word of one's own would do as well.
 
     >>> meant("epoch", ["epochs", "steps"]), meant("x", ["epochs", "steps"])
     ('did you mean epochs?', 'one of epochs, steps')
     """
-    known = list(known)
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {near[0]}?" if near else f"{give}one of {', '.join(known)}"
+    names = list(names)
+    close = difflib.get_close_matches(word, names, 1)
+    return f"did you mean {close[0]}?" if close else f"{give}one of {', '.join(names)}"
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def near(word: str, names: Iterable[str]) -> str:
     """Return the question that a message begins with, or "" where the word is known or none is
     near.
 
     >>> near("digitz", ["digits", "cifar10"]), near("x", ["digits"])
     ('did you mean digits? ', '')
     """
-    known = list(known)
-    close = difflib.get_close_matches(word, known, 1) if word not in known else []
+    names = list(names)
+    close = difflib.get_close_matches(word, names, 1) if word not in names else []
     return f"did you mean {close[0]}? " if close else ""
 
 
@@ -94,6 +94,6 @@ def network(text: str) -> str:
     return NETWORKS.get(text, text)
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: int, noun: str) -> str:
     """Write a number of things."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -44,7 +44,7 @@ def show(text: str) -> None:
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
     """Keep other threads from writing inside; a line that is written in place is gone there."""
-    ours = TURN.acquire(timeout=_HELD_UP_S)
+    has_turn = TURN.acquire(timeout=_HELD_UP_S)
     try:
         while _below:
             stream, columns = _below.pop()
@@ -52,7 +52,7 @@ def turn() -> Iterator[None]:
             stream.flush()
         yield
     finally:
-        if ours:
+        if has_turn:
             TURN.release()
 
 

@@ -96,7 +96,7 @@ def _run(
     config, fitted = warnings.fitted_batches(config, jax.device_count())
     given = plain(config)
     own = {k: v for k, v in flat(given).items() if k not in ("data.dir", "data.workers")}
-    hosts.agree(own, what="has another config", remedy="Start the same command on every host")
+    hosts.agree(own, problem="has another config", remedy="Start the same command on every host")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     first_host = jax.process_index() == 0
     hosts.together(lambda: runs.remember_programs(workdir, config.phases))
@@ -104,14 +104,14 @@ def _run(
         _keep_programs(config, workdir)
     with patience.of("checking the config, its networks and its data", here=first_host):
         parts, data = hosts.together(lambda: check(config, workdir))
-    hosts.agree(data, what="has other data", remedy="Give every host the same data set")
+    hosts.agree(data, problem="has other data", remedy="Give every host the same data set")
     names = list(parts)
     first = names[0]
     # Who makes the network, where a user's function does.
     function = models.origin(parts[names[-1]].config.model.name)
     same = "Give every host the same"
     sha256 = function and function["sha256"]
-    hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
+    hosts.agree({"model.name": sha256}, problem="has another file of the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / first / "latest")))
 
     def first_weights(seen: Config) -> tuple[Network, dict] | None:
@@ -121,7 +121,7 @@ def _run(
     with patience.of("reading the weights that it starts from", here=first_host):
         start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
-    hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
+    hosts.agree({"init.weights": sha256}, problem="has other weights", remedy=same)
     with _alone(workdir, otherwise):
         hosts.together(lambda: claim(workdir, given, data))
         _keep_programs(config, workdir)
@@ -301,7 +301,7 @@ def _described(source: registry.Source) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
-    lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
+    lock = locks.held(workdir / "lock", resource=f"workdir {workdir}", otherwise=otherwise)
     with contextlib.ExitStack() as ours:
 
         def take() -> None:

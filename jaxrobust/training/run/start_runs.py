@@ -24,7 +24,7 @@ def before(config: Config, workdir: Path) -> list[StartRun]:
     Raises:
       ValueError: a start that cannot give this network its weights, or another run in its folder.
     """
-    hosts.agree({"init.weights": config.init.weights}, what="starts from something else")
+    hosts.agree({"init.weights": config.init.weights}, problem="starts from something else")
     wanted = start_run.named(config.init.weights)
     if not wanted or hosts.first(_begun(config, workdir)):
         return []

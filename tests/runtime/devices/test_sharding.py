@@ -99,7 +99,7 @@ class SpreadTest(parameterized.TestCase):
             grads = {name: jnp.full(array.shape, value) for name, array in whole.items()}
             return spread.reduce(grads), spread.mean(rows.sum())
 
-        run = jax.jit(spread.each(share, whole=0, split=1, gradients=True))
+        run = jax.jit(spread.each(share, copies=0, split=1, gradients=True))
         with standard():
             grads, mean = run(params, jnp.arange(8, dtype=jnp.float32))
         self.assertEqual(float(mean), 3.5)
@@ -121,7 +121,7 @@ class SpreadTest(parameterized.TestCase):
             numbers = {name: p * rows.sum() for name, p in params.items()}
             return spread.reduce(numbers), spread.mean({"c": params["c"], "a": rows.sum()})
 
-        run = jax.jit(spread.each(share, whole=0, split=1, gradients=True))
+        run = jax.jit(spread.each(share, copies=0, split=1, gradients=True))
         arguments = params, jnp.arange(8, dtype=jnp.float32)
         with standard():
             grads, means = run(*arguments)

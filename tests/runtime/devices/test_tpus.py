@@ -97,7 +97,7 @@ def loss(params, x):
 def of_device(params, x):
     return spread.reduce(jax.grad(loss)(spread.gather(params), x)), x.mean()
 
-step = lambda params, x: spread.each(of_device, whole=0, split=1, gradients=True)(params, x)[0]
+step = lambda params, x: spread.each(of_device, copies=0, split=1, gradients=True)(params, x)[0]
 placed, rows = sharding.of_state(mesh, params), sharding.by_image(mesh)
 program = jax.jit(
     step,

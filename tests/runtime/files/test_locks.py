@@ -32,7 +32,7 @@ HOLD = """
 import sys, time, pathlib
 from jaxrobust.runtime.files import locks
 locks._GRACE = 0.1
-with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
+with locks.held(pathlib.Path(sys.argv[1]), resource="it", otherwise="leave"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -53,7 +53,7 @@ def evaluated(network):
 
 
 def held(path, what="it"):
-    return locks.held(Path(path), what=what, otherwise="take another")
+    return locks.held(Path(path), resource=what, otherwise="take another")
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ class HeldTest(parameterized.TestCase):
         said = io.StringIO()
         with holder(self.path) as process, contextlib.redirect_stderr(said):
             threading.Timer(1.5, process.stdin.close).start()  # five times the patience
-            with locks.held(self.path, what="it", otherwise="leave", wait=True):
+            with locks.held(self.path, resource="it", otherwise="leave", wait=True):
                 self.assertIsNotNone(process.wait())
         self.assertRegex(said.getvalue(), r"^it is in use by process \d+ on .*: waiting\n$")
 

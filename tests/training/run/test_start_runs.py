@@ -122,7 +122,7 @@ class RefusedTest(Case):
         self.start()
         lock = Path("runs/clean/lock")
         lock.parent.mkdir(parents=True)
-        with locks.held(lock, what="it", otherwise="wait"):
+        with locks.held(lock, resource="it", otherwise="wait"):
             self.refused(
                 self.robust(),
                 "the run in runs/clean, from which this one starts: workdir runs/clean is in use "

@@ -200,7 +200,7 @@ class TrainStepTest(parameterized.TestCase):
             partial(
                 step.train_step,
                 augment=lambda key, batch: batch,
-                gradients=spread.each(of_device, whole=1, split=3, gradients=True),
+                gradients=spread.each(of_device, copies=1, split=3, gradients=True),
                 tx=tx,
                 average=moving(0.9),
             )
@@ -435,7 +435,7 @@ class ShareTest(parameterized.TestCase):
             spread = sharding.spread(mesh, params)
         given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": microbatches}
         of_device = partial(step.of_device, spread=spread, **given)
-        of_all = jax.jit(spread.each(of_device, whole=1, split=3, gradients=True))
+        of_all = jax.jit(spread.each(of_device, copies=1, split=3, gradients=True))
         numbers = np.arange(16, dtype=np.float32)
         keys = jnp.asarray(numbers), jnp.asarray(numbers**2)  # what is made of keys, plainly
         grads, (stats, metrics) = of_all(params, {"kept": jnp.float32(3)}, batch, *keys)

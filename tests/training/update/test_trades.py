@@ -120,7 +120,7 @@ class PassesTest(parameterized.TestCase):
         )
         given = {"gradients": gradients, "dtype": jnp.dtype("float32"), "microbatches": 2}
         of_device = partial(step.of_device, spread=spread, **given)
-        of_all = jax.jit(spread.each(of_device, whole=1, split=3, gradients=True))
+        of_all = jax.jit(spread.each(of_device, copies=1, split=3, gradients=True))
         _, (_, metrics) = of_all(params, stats, self.batch, self.keys, self.keys)
         clean = self.batch.images[:, 0, 0] + first
         robust = 2 * second + jax.nn.softmax(clean)

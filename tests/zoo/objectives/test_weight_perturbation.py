@@ -160,7 +160,7 @@ class DevicesTest(absltest.TestCase):
                 spread=spread,
                 microbatches=1,
             )
-            run = jax.jit(spread.each(of_device, whole=1, split=3, gradients=True))
+            run = jax.jit(spread.each(of_device, copies=1, split=3, gradients=True))
             keys = jax.random.split(jax.random.key(0), 8)
             found.append(run(params, stats, batch, start.astype(jnp.float32), keys)[0])
         for key in ("conv1.weight", "conv2.weight", "fc.weight"):
