@@ -23,7 +23,7 @@ from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, examined
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import reproduce
-from jaxrobust.papers.tables import lines, matching, rules_imagenet, tables
+from jaxrobust.papers.tables import documents, lines, matching, tables
 from jaxrobust.papers.tables.tables_markdown import Filled
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import whole_config
@@ -103,7 +103,7 @@ def record_of(line: lines.RowLine, row: dict, what: dict, *, of_run: bool) -> ru
     own["model"] |= {"image_size": row["image_size"], "in_channels": 3}
     own["weights"] = f"{phases(whole_config(config))[-1]}, step 45, ema" if config else None
     own |= images_of(row, what, config)
-    before = config_of(line.before[-1]) if of_run and line.before else None
+    before = config_of(line.start) if of_run and line.start else None
     record = AccuracyRecord.from_json(own)
     return run_records.RunRecord(record, Path("run/results.jsonl"), config or about, before)
 
@@ -129,7 +129,7 @@ class RowsTest(parameterized.TestCase):
                 found = set()
                 for table, row, line in lines.of_tables(paper):
                     if table.id == wanted and line.run:
-                        start = line.before[-1].config if line.before else None
+                        start = line.start.config if line.start else None
                         found.add(start and start.replace(f":{row['model']}", ":{model}"))
                 self.assertEqual(found, starts)
 
@@ -165,13 +165,29 @@ class RowsTest(parameterized.TestCase):
                         self.assertEqual(matching.differences(table, row, key, ours), [])
                         self.assertIsNotNone(matching.measured(what, ours.record))
 
+    def test_rows_of_a_table_that_have_one_line_print_the_same(self):
+        for paper in tables.PAPERS:
+            for table in tables.tables(paper):
+                printed: dict = {}
+                for row in table.rows:
+                    line = lines.of_row(row)
+                    place = [row.get(key) for key in tables.PLACES]
+                    for key in table.attacked():
+                        if (line.run or line.published) and row.get(key) is not None:
+                            values = printed.setdefault((line, str(place), key), set())
+                            values.add(row[key])
+                self.assertEqual({len(values) for values in printed.values()} - {1}, set())
+
     def test_flags_are_those_of_evaluate(self):
         known = {field.name for field in dataclasses.fields(EvaluateFlags)}
         every = [line for p in tables.PAPERS for *_, line in lines.of_tables(p)]
         texts = {text for line in every for text in line.flags}
-        for _, attack, sizes in lines._CURVES.values():
-            (evaluate, _) = next(line for line in every if line.run).curve(attack, sizes)
-            texts.add(evaluate.partition(" --workdir ")[2].partition(" ")[2])
+        texts |= {
+            f"--attack {table.curve['attack']} --image_size {size}"
+            for paper in tables.PAPERS
+            for table in tables.tables(paper)
+            for size in (table.curve or {"sizes": ()})["sizes"]
+        }
         self.assertGreater(len(texts), 15)
         for text in texts:
             words = [word.removeprefix("--") for word in text.split() if word.startswith("--")]
@@ -191,23 +207,18 @@ class RowsTest(parameterized.TestCase):
 
     def test_runs_start_from_the_runs_before_them(self):
         rows = [line for paper in tables.PAPERS for *_, line in lines.of_tables(paper)]
-        after = [line for line in rows if line.before]
-        self.assertGreater(len(after), 40)
+        self.assertGreater(sum(line.start is not None for line in rows), 40)
         for line in rows:  # and what starts from a run says from which
             start = config_of(line.run)["init"]["weights"] if line.run else None
             named = start_run.named(start)
-            self.assertEqual(named, line.before[-1].config if line.before else None, line.run)
-            if not named:
-                self.assertEqual(line.start(), "")
-                continue
-            own = f"The training starts from {line.before[-1].workdir}, and makes that run first"
-            self.assertStartsWith(line.start(), own)
-            beside = start_run.folder(named, Path(line.run.workdir))
-            self.assertEqual(str(beside), line.before[-1].workdir)
+            self.assertEqual(named, line.start.config if line.start else None, line.run)
+            if named:
+                folder = start_run.folder(named, Path(line.run.workdir))
+                self.assertEqual(str(folder), line.start.workdir)
 
     def test_the_commands_of_a_row_leave_its_start_to_the_training(self):
         table = next(iter(tables.tables("revisiting_at", "6")))
-        text = lines.document("revisiting_at", [Filled(table, {})], measured=False)
+        text = documents.command_document("revisiting_at", [Filled(table, {})], measured=False)
         self.assertIn("starts from runs/larger_radius-convnext_t_cvst, and makes that run", text)
         self.assertNotIn("configs/larger_radius.py", text)
 
@@ -232,22 +243,6 @@ class RowsTest(parameterized.TestCase):
             self.assertNotIn(RED, levels)
 
 
-class StartWordTest(parameterized.TestCase):
-    def test_a_start_is_written_unless_it_is_the_network_s_own(self):
-        for model, start, word in (
-            ("vit_s", "clean", None),
-            ("vit_s", "clean+stem", "stem"),
-            ("vit_s_cvst", "clean+stem", None),
-            ("convnext_t_ps", "clean+stem", None),
-            ("vit_s_cvst", "clean", "clean"),
-            ("vit_s_cvst", "fresh-stem", "clean"),
-            ("vit_s", "clean-21k", "21k"),
-            ("vit_s", "random", "random"),
-        ):
-            with self.subTest(row=(model, start, word)):
-                self.assertEqual(rules_imagenet._start({"model": model, "start": start}), word)
-
-
 class StartTest(parameterized.TestCase):
     """A start that another run trained is followed into the config of that run."""
 
@@ -255,7 +250,7 @@ class StartTest(parameterized.TestCase):
         super().setUp()
         (self.table,) = tables.tables("revisiting_at", "4")
         self.row = self.table.rows[5]
-        self.line = lines.of_row(self.table, self.row)
+        self.line = lines.of_row(self.row)
         self.what = self.table.results["linf_8_255"]
 
     def said(self, **changes):
@@ -266,19 +261,23 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(self.said(), [])
         unknown = self.said(started=None)
         self.assertEqual(
-            unknown, ["start unknown, not robust-4/255", "start_epochs unknown, not 50"]
+            unknown,
+            [
+                "init.weights run:revisiting_at:convnext_b_cvst, not convnext_base.fb_in1k",
+                "1 phase of training, not 3",
+            ],
         )
         longer = config_of(lines.Run("revisiting_at:convnext_b_cvst,epochs=250"))
-        self.assertEqual(self.said(started=longer), ["start_epochs 250, not 50"])
+        self.assertIn("in an earlier phase, epochs 250, not 50", self.said(started=longer))
         clean = config_of(lines.Run("convstem_pretraining:convnext_b_cvst"))
-        self.assertIn("start clean+stem, not robust-4/255", self.said(started=clean))
+        self.assertIn("2 phases of training, not 3", self.said(started=clean))
 
     def test_a_stem_that_another_run_trained(self):
         (table,) = tables.tables("revisiting_at", "16")
         row, key = table.rows[5], "clean"
-        run = lines.of_row(table, row).run
+        run = lines.of_row(row).run
         own = {"init.weights": "runs/convstem_pretraining-convnext_t_cvst"}
-        line = lines.of_row(table, row)._replace(run=run._replace(changes=tuple(own.items())))
+        line = lines.of_row(row)._replace(run=run._replace(changes=tuple(own.items())))
         ours = record_of(line, row, table.results[key], of_run=True)
         stem = config_of(lines.Run("convstem_pretraining:convnext_t_cvst"))
         found = matching.differences(table, row, key, ours._replace(started=stem))
@@ -286,7 +285,13 @@ class StartTest(parameterized.TestCase):
         other = config_of(lines.Run("convstem_pretraining:convnext_b_cvst"))
         found = matching.differences(table, row, key, ours._replace(started=other))
         self.assertEqual(
-            found, ["start unknown, not clean+stem", "pretrain_epochs unknown, not 100"]
+            found,
+            [
+                "init.weights convnext_base.fb_in1k, not convnext_tiny.fb_in1k",
+                "in an earlier phase, epochs 50, not 100",
+                "in an earlier phase, batch_size 768, not 1408",
+                "in an earlier phase, model.name convnext_b_cvst, not convnext_t_cvst",
+            ],
         )
 
     def test_imported_weights_count_as_what_they_are(self):
@@ -296,14 +301,17 @@ class StartTest(parameterized.TestCase):
             ({"source": "hf://timm/convnext_tiny.fb_in1k"}, []),
             (
                 {"source": "convnext_tiny.fb_in1k", "drawn": {"seed": 0}},
-                ["start unknown, not clean"],
+                ["init.weights None, not convnext_tiny.fb_in1k"],
             ),
-            ({"source": "model.safetensors"}, ["start unknown, not clean"]),
+            (
+                {"source": "model.safetensors"},
+                ["init.weights model.safetensors, not convnext_tiny.fb_in1k"],
+            ),
         ):
             with self.subTest(row=(about, said)):
                 (table,) = tables.tables("revisiting_at", "1")
                 row = table.rows[2]
-                line = lines.of_row(table, row)
+                line = lines.of_row(row)
                 own = line.run._replace(changes=(("init.weights", "weights/convnext_t"),))
                 ours = record_of(line._replace(run=own), row, {"attack": "clean"}, of_run=True)
                 about = {"architecture": "convnext_t"} | about
@@ -329,7 +337,7 @@ class OthersTest(parameterized.TestCase):
     def said(self, paper, number, index, key, changes, **of_record):
         (table,) = tables.tables(paper, number)
         row = table.rows[index]
-        line = lines.of_row(table, row)
+        line = lines.of_row(row)
         run = line.run._replace(changes=tuple(changes.items()))
         ours = record_of(line._replace(run=run), row, table.results[key], of_run=True)
         record = AccuracyRecord.from_json(ours.record.to_json() | of_record)
@@ -339,8 +347,8 @@ class OthersTest(parameterized.TestCase):
         for changes, said in (
             ({"train.lr": 0.05}, "lr 0.05, not 0.1"),
             ({"attack.start": "random"}, "attack.start random, not gauss"),
-            ({"train.clip_norm": None}, "clip_norm unknown, not 5"),
-            ({"data.augmentation": "crop"}, "augmentation unknown, not crop-flip"),
+            ({"train.clip_norm": None}, "clip_norm None, not 5"),
+            ({"data.augmentation": "crop"}, "data.augmentation crop, not crop|flip"),
             ({"model.options": {"block": "bottleneck"}}, "network wrn_28_10 with block=bottleneck"),
         ):
             with self.subTest(row=(changes, said)):
@@ -355,7 +363,7 @@ class OthersTest(parameterized.TestCase):
         self.assertEqual(
             found,
             [
-                "train_dataset folder, not imagenette",
+                "data.name folder, not imagenette",
                 "folder:imagenette2, not imagenette",
             ],
         )
@@ -389,7 +397,7 @@ class CommandTest(parameterized.TestCase):
 
     def test_what_is_measured_is_counted(self):
         (table,) = tables.tables("robust_resnets", "2")
-        line = lines.of_row(table, table.rows[0])
+        line = lines.of_row(table.rows[0])
         ours = record_of(line, table.rows[0], table.results["cw40_linf_8_255"], of_run=True)
         place = Path(self.create_tempdir())
         (place / "config.json").write_text(json.dumps({"version": 1} | ours.config))

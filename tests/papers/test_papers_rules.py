@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -11,15 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import base, plain
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.papers.tables import (
-    documents,
-    lines,
-    matching,
-    residual,
-    tables,
-    tables_markdown,
-    training_words,
-)
+from jaxrobust.papers.tables import documents, matching, tables, tables_markdown
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.papers.tables.tables_markdown import Cell, Filled
 from jaxrobust.results import run_records
@@ -89,8 +80,6 @@ class TablesTest(parameterized.TestCase):
         values = [of.value(own, key) for key in ("clean", "aa", "params_m", "other", "none")]
         self.assertEqual(values, ["70.0?", "", "28.59", "text", ""])
         self.assertEqual([*of.attacked()], ["clean", "aa"])
-        for value, text in ((None, "unknown"), (0.123456, "0.1235"), (12345, "12345"), ("x", "x")):
-            self.assertEqual(tables.shown(value), text)
 
 
 class AttackTest(parameterized.TestCase):
@@ -186,6 +175,21 @@ class MarkdownTest(parameterized.TestCase):
         nothing = [ours(weights="0", robust=0.0)]  # which is a result
         self.assertEqual(self.filled(of, nothing, {}), {(0, "aa"): Cell(0.0, 0, False)})
 
+    def test_a_record_that_fits_two_rows(self):
+        """Only rows that print the same value may share a record."""
+        of = table([row("a"), row("b")], results={"aa": AA})
+        cells = self.filled(of, [ours(robust=0.5)], {})
+        self.assertEqual([*cells], [(0, "aa"), (1, "aa")])
+        of.rows[1]["aa"] = 49.0
+        with self.assertRaisesRegex(
+            ValueError,
+            r"^run/results.jsonl: a record fits rows 1 and 2 of Table 2 of revisiting_at, which "
+            r"print 50.00 and 49.00; correct the line of one in .*/revisiting_at.json$",
+        ):
+            self.filled(of, [ours(robust=0.5)], {})
+        differing = {("a", "train, ema", True): ["epochs"]}  # and is alike
+        self.assertLen(self.filled(of, [ours(robust=0.5)], differing, alike=True), 2)
+
     def test_cells(self):
         of = table([row("a"), row("b")], decimals=0)
         cells = {(0, "aa"): Cell(51.26, 1), (1, "aa"): Cell(49.0, 0, alike=True)}
@@ -268,154 +272,19 @@ class DocumentsTest(parameterized.TestCase):
     def test_pictures_stand_under_their_title(self):
         of = [table([row()]), table([row()], id="table_21")]
         text = "# P\n\n## Table 2: About\n\nrows\n\n## Table 21: About\n\nrows"
-        out = Path(self.create_tempdir().full_path, "new")
-        drawn = lambda each, records, out: [out / f"{each.table.id}.png"]  # noqa: E731
-        scatter = SimpleNamespace(plotting=lambda: None, draw=drawn)
+        draw = lambda filled, records, out: [out / f"{filled.table.id}.png"]  # noqa: E731
         with (
-            mock.patch.object(documents, "scatter", scatter),
-            mock.patch.object(documents.resolutions, "draw", lambda each, out: []),
+            mock.patch.object(documents.scatter, "draw", draw),
+            mock.patch.object(documents.resolutions, "draw", lambda filled, out: []),
         ):
             shown = [Filled(each, {}) for each in of]
-            made = documents._written(out, "p", shown, [], text)
-        names = ["p.md", "table_2.png", "table_21.png"]
-        self.assertEqual(made, [str(out / name) for name in names])
+            text, drawn = documents.with_pictures(text, shown, [], Path("out"))
+        self.assertEqual([path.name for path in drawn], ["table_2.png", "table_21.png"])
         self.assertEqual(
-            (out / "p.md").read_text(),
+            text,
             "# P\n\n![About](table_2.png)\n\n## Table 2: About\n\nrows\n\n"
             "![About](table_21.png)\n\n## Table 21: About\n\nrows",
         )
-
-
-class TrainingWordsTest(parameterized.TestCase):
-    def test_data_sets(self):
-        for name, classes, known in (
-            ("cifar10", None, "cifar10"), ("tfds:imagenet2012:5.1.0", None, "imagenet2012"),
-            ("imagenet2012", "imagenet100", "imagenet100"), ("imagenet2012", "others", None),
-            ("cifar10", "some", None), ("folder:place", None, "folder"),
-        ):  # fmt: skip
-            with self.subTest(row=(name, classes, known)):
-                self.assertEqual(training_words.dataset(name, classes), known)
-
-    def test_a_batch_that_devices_divide_is_the_papers(self):
-        for key, own, wanted, same in (
-            ("batch_size", 1090, 1000, True), ("batch_size", 910, 1000, True),
-            ("batch_size", 1110, 1000, False), ("batch_size", 890, 1000, False),
-            ("epochs", 51, 50, False), ("epochs", 50.0, 50, True), 
-            ("epsilon_train", 4 / 255, "4/255",
-                                                                   True),
-        ):  # fmt: skip
-            with self.subTest(row=(key, own, wanted, same)):
-                found = [*training_words._unlike(key, {key: own}, {key: wanted})]
-                self.assertEqual(not found, same, found)
-
-    def by_run(self, **first):
-        """The start of a network from the weights of a run that was trained so."""
-        known = {"train_dataset": "imagenet2012", "objective": "adversarial", "epochs": 50}
-        known |= {"norm_train": "linf", "epsilon_train": 4 / 255, "start": "fresh-stem"}
-        known |= {"augmentation": "heavy", "label_smoothing": 0.1} | first
-        model = SimpleNamespace(model=SimpleNamespace(name="convnext_t_cvst"))
-        with (
-            mock.patch.object(training_words, "trained", return_value=known),
-            mock.patch.object(training_words, "whole_config", return_value=model),
-        ):
-            return training_words._by_run(model, {})
-
-    def test_a_start_from_a_run(self):
-        robust = {"start": "robust-4/255", "start_epochs": 50, "start_origin": "authors"}
-        self.assertEqual(self.by_run(), robust)
-        clean = {"start": "clean+stem", "pretrain_epochs": 50}
-        self.assertEqual(self.by_run(objective="clean"), clean)
-
-    @parameterized.parameters(
-        {"norm_train": "l2"},
-        {"objective": "trades"},
-        {"train_dataset": "imagenet100"},
-        {"train_dataset": "cifar10"},
-        {"train_dataset": None},
-        {"objective": "clean", "start": "random"},
-        {"objective": "clean", "start": "clean"},
-    )
-    def test_a_start_that_no_paper_has(self, **first):
-        self.assertEqual(self.by_run(**first), {})
-
-
-class ResidualTest(parameterized.TestCase):
-    def test_networks(self):
-        for name, recipe, more, model, options in (
-            ("WRN-28-10", "BAT", {}, "wrn_28_10", {}),
-            ("WRN-28-10", "AAT", {}, "wrn_28_10", {"activation": "silu"}),
-            ("RACL (7@104)", "BAT", {}, "racl_7_104", {}),
-            ("A", "AAT", {"extra_images": 500}, "a", {"activation": "silu"}),
-            ("A", "AAT", {"extra_images": 0}, None, None),  # which one is not said
-        ):
-            with self.subTest(row=(name, recipe, more, model, options)):
-                found = residual.network({"name": name, "recipe": recipe} | more)
-                expected = {"model": model} | ({} if options is None else {"options": options})
-                self.assertEqual(found, expected)
-
-
-class LinesTest(parameterized.TestCase):
-    def test_weights_that_a_row_names(self):
-        """Those of RobustBench, else those drawn in Table 9, else the last of the clean ones."""
-        names = ["convnext_tiny", "convnext_tiny.fb_in1k"]
-        with mock.patch.object(training_words, "clean_weights", return_value=names):
-            for more, weights in (
-                ({"timm": "convnext_tiny"}, "convnext_tiny.fb_in1k"),
-                ({"meta": "convnext_tiny_1k_224"}, "convnext_tiny.fb_in1k"),
-                ({"timm": "convnext_tiny", "robustbench": "Liu"}, "Liu"),
-                (
-                    {"model": "xcit_s12", "origin": "timm", "timm": "x"},
-                    "xcit_small_12_p16_224.fb_in1k",
-                ),
-                ({}, None),
-            ):
-                self.assertEqual(lines._more(row(**more))["weights"], weights, more)
-
-    def evaluations(self, results, rule=None, **of_row):
-        rule = rule or SimpleNamespace(split="test", published=False)
-        wanted = {key: RESULTS[key] for key in results if key in RESULTS}
-        wanted |= {"apgd": APGD} if "apgd" in results else {}
-        wanted |= {key: {"attack": key} for key in results if key == "corruptions"}
-        return [*lines._evaluations(row(**of_row), wanted, rule)]
-
-    def test_steps_are_written_in_pixels_of_255(self):
-        for size, said in ((0.8, "0.8"), (2, "2"), (1.25, "1.25"), (10, "10"), (2.345, "2.35")):
-            with self.subTest(row=(size, said)):
-                what = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform"}
-                found = lines._settings(what | {"step_size": size / 255})
-                self.assertEqual(found, f"--attack pgd-20 --step {said}/255 --start uniform")
-
-    def test_each_attack_of_its_own_is_an_evaluation(self):
-        pgd = {"attack": "pgd-20", "name": "pgd", "steps": 20, "start": "uniform", "norm": "linf"}
-        pgd |= {"epsilon": "8/255", "step_size": 2 / 255}
-        found = [*lines._attacks([APGD, AA, pgd, AA | {"epsilon": "8/255"}])]
-        standard = "--threat linf:4/255 --threat linf:8/255"
-        own = "--attack apgd-ce --steps 20 --restarts 2 --threat linf:4/255"
-        other = "--attack pgd-20 --step 2/255 --start uniform --threat linf:8/255"
-        self.assertEqual(found, [standard, own, other])
-        self.assertEqual([*lines._attacks([AA, {"members": []}])], ["--worst_case"])
-
-    def test_evaluations_of_a_row(self):
-        standard, apgd = "--threat linf:4/255", "--attack apgd-ce --steps 20 --restarts 2"
-        self.assertEqual(self.evaluations(["clean"]), ["--attack clean"])
-        self.assertEqual(self.evaluations(["clean", "aa"]), [standard])  # which has both
-        both = self.evaluations(["clean", "aa", "apgd"])
-        self.assertEqual(both, [standard, f"{apgd} {standard}"])
-        self.assertEqual(
-            self.evaluations(["corruptions"]), ["--corruptions all --dataset cifar10-c:CIFAR-10-C"]
-        )
-        self.assertEqual(self.evaluations(["corruptions"], dataset="other"), ["--corruptions all"])
-
-    def test_images_otherwise_than_in_training(self):
-        for of_row, said in (
-            ({"train_size": 24}, " --image_size 32"),
-            ({"train_size": 48}, " --image_size 32"),
-            ({"train_size": 32}, ""),
-            ({"split": "validation"}, " --split validation"),
-            ({"split": "validation", "train_size": 24}, " --image_size 32 --split validation"),
-        ):
-            with self.subTest(row=(of_row, said)):
-                self.assertEqual(self.evaluations(["clean"], **of_row), [f"--attack clean{said}"])
 
 
 class FoundTest(absltest.TestCase):

@@ -162,7 +162,7 @@ class DocumentsTest(parameterized.TestCase):
             (documents.tables, "tables", [filled([row("a"), row("b")]).table]),
             (documents.tables_markdown, "filled", filled([row("a"), row("b")])),
             (documents.tables_markdown, "document", "# P\n\n## Table 2: A\n"),
-            (documents.lines, "document", "commands\n"),
+            (documents, "command_document", "commands\n"),
             (documents.scatter, "plotting", None),
             (documents.scatter, "draw", [Path("s.png")]),
             (documents.resolutions, "draw", [Path("r.png")]),
@@ -196,18 +196,18 @@ class DocumentsTest(parameterized.TestCase):
 
     def test_commands(self):
         self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
-        how = self.mocks["lines.document"].call_args.kwargs
+        how = self.mocks["documents.command_document"].call_args.kwargs
         self.assertEqual(how, {"measured": True, "only": None})
         self.mocks["matching.collect_checked"].return_value = []
         out = Path(self.create_tempdir(), "new")
         text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
         self.assertEqual(text, f"{out / 'p-commands.md'}\n")
         self.assertEqual((out / "p-commands.md").read_text(), "commands\n")
-        self.mocks["lines.document"].return_value = "others\n"
+        self.mocks["documents.command_document"].return_value = "others\n"
         documents.answer([], paper="p", out=out, commands=True)  # into a folder that is there
         self.assertEqual((out / "p-commands.md").read_text(), "others\n")
         documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
-        how = self.mocks["lines.document"].call_args.kwargs
+        how = self.mocks["documents.command_document"].call_args.kwargs
         self.assertEqual(how, {"measured": False, "only": 1})
         self.mocks["scatter.draw"].assert_not_called()
 

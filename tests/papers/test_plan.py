@@ -12,7 +12,7 @@ from jaxrobust.doctor.estimate import devices
 from jaxrobust.papers.planning import costs, progress, runs, scripts
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.progress import BEYOND, DONE, PLANNED
-from jaxrobust.papers.tables import lines, tables, training_words
+from jaxrobust.papers.tables import lines, matching, tables
 from tests.support.commands import commands
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,13 +42,13 @@ class RunsTest(parameterized.TestCase):
         self.assertEqual(heavy.needs, (stem.folder,))
         basic = planned["runs/revisiting_at-convnext_t_cvst-augmentation=basic"]
         self.assertEqual(basic.needs, (stem.folder,))
-        config, started = (plain(runs.config_of(each.run)) for each in (heavy, stem))
+        config, started = (plain(each.run.load()) for each in (heavy, stem))
         self.assertEqual(config["init"]["weights"], f"run:{stem.run.config}")
         self.assertEqual((config["init"]["stem"], config["pretrain"]["epochs"]), ("keep", 0))
         (table,) = tables.tables("revisiting_at", "table_1")
         row = table.rows[heavy.rows[0].row]
-        self.assertEmpty([*training_words.differences(table, row, config, started)])
-        self.assertNotEmpty([*training_words.differences(table, row, config)])
+        self.assertEmpty([*matching.other_training(row, config, started)])
+        self.assertNotEmpty([*matching.other_training(row, config)])
         self.assertEqual(
             heavy.commands()[0],
             "jaxrobust train --config configs/revisiting_at.py:convnext_t_cvst",
@@ -89,7 +89,7 @@ class BudgetTest(absltest.TestCase):
         start = next(each for each in start if each.folder.endswith("pretraining-vit_s_cvst"))
         planned = [(start, RunCost(6, 0)), (run("large", needs=(start.folder,)), RunCost(5, 0))]
         name = start.folder.removeprefix("runs/")
-        config = plain(runs.config_of(start.run))
+        config = plain(start.run.load())
         states = self.states(planned, 5, done={start.folder: config})
         self.assertEqual(states, {name: DONE, "large": PLANNED})
         config["pretrain"]["epochs"] = 1  # another run in its place

@@ -127,7 +127,7 @@ class CostsTest(parameterized.TestCase):
                 file = Path(self.create_tempdir().full_path) / "new" / "estimates.jsonl"
                 found = {"training": {"hours": 2.0}, "autoattack": {"expected": {"hours": 0.5}}}
                 with (
-                    mock.patch.object(costs.runs, "config_of", return_value=tiny()),
+                    mock.patch.object(lines.Run, "load", return_value=tiny()),
                     mock.patch.object(costs.account, "account", return_value=found) as account,
                 ):
                     ((_, cost),) = costs.of_runs(

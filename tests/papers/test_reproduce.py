@@ -41,6 +41,7 @@ def config(**changes) -> dict:
     """The first row of Table 1 of "Revisiting AT": ConvNeXt-T, random start, basic, 50 epochs."""
     made = base()
     made.model.name = "convnext_t"
+    made.train.batch_size = 1408
     plain = json.loads(made.to_json())
     for key, value in changes.items():
         *sections, name = key.split("__")
@@ -156,28 +157,40 @@ class MatchingTest(parameterized.TestCase):
     def test_another_training(self):
         for changes, said in (
             ({"train__epochs": 49}, "epochs 49, not 50"),
-            ({"attack__steps": 3}, "attack_steps 3, not 2"),
-            ({"attack__name": "pgd"}, "train_attack pgd, not apgd"),
-            ({"attack__epsilon": 8 / 255}, "epsilon_train 0.03137, not 4/255"),
-            ({"attack__norm": "l2"}, "trained in l2, not linf"),
-            ({"data__augmentation": "light"}, "augmentation light, not basic"),
-            ({"mixup__mixup": 0.8}, "augmentation unknown, not basic"),
-            ({"erase__probability": 0.25}, "augmentation unknown, not basic"),
+            ({"attack__steps": 3}, "attack.steps 3, not 2"),
+            ({"attack__name": "pgd"}, "attack.name pgd, not apgd"),
+            ({"attack__epsilon": 8 / 255}, "attack.epsilon 0.03137, not 0.01569"),
+            ({"attack__norm": "l2"}, "attack.norm l2, not linf"),
+            (
+                {"data__augmentation": "light"},
+                "data.augmentation resized-crop|flip|jitter(0.4), not resized-crop",
+            ),
+            ({"mixup__mixup": 0.8}, "mixup.mixup 0.8, not 0"),
+            ({"erase__probability": 0.25}, "erase.probability 0.25, not 0"),
             ({"label_smoothing": 0.1}, "label_smoothing 0.1, not 0"),
-            ({"data__views": 3}, "repeated_augmentation 3"),
-            ({"data__extra": "npz:more.npz"}, "synthetic_share 0.5"),
+            ({"data__views": 3}, "data.views 3, not 1"),
+            ({"data__extra": "npz:more.npz"}, "data.extra_share 0.5, not 0"),
             ({"attack__start": "random"}, "attack.start random, not image"),
-            ({"model__options": {"drop_path": 0.1}}, "model.options.drop_path is set"),
-            ({"train__stem": "fresh"}, "start unknown, not random"),
-            ({"train__changes": {"attack": {"steps": 1}}}, "attack_steps 1, not 2"),
-            ({"data__classes": "imagenet100"}, "train_dataset imagenet100, not imagenet2012"),
-            ({"model__image_size": 192}, "train_size 192, not 224"),
+            (
+                {"model__options": {"drop_path": 0.1}},
+                "model.options {'drop_path': 0.1}, not {}",
+            ),
+            ({"init__stem": "fresh"}, "stem fresh, not keep"),
+            ({"train__changes": {"attack": {"steps": 1}}}, "attack.steps 1, not 2"),
+            ({"data__classes": "imagenet100"}, "data.classes imagenet100, not None"),
+            ({"model__image_size": 192}, "model.image_size 192, not 224"),
             ({"train__lr": 0.01}, "lr 0.01, not 0.001"),
             ({"train__objective": "trades"}, "objective trades, not adversarial"),
-            ({"init__weights": "my.safetensors"}, "start unknown, not random"),
-            ({"init__weights": "convnext_tiny.fb_in1k"}, "start clean, not random"),
-            ({"pretrain__epochs": 100}, "start unknown, not random"),
-            ({"model__name": "convnext_s"}, "network convnext_s, not convnext_t"),
+            ({"init__weights": "my.safetensors"}, "init.weights my.safetensors, not None"),
+            (
+                {"init__weights": "convnext_tiny.fb_in1k"},
+                "init.weights convnext_tiny.fb_in1k, not None",
+            ),
+            ({"pretrain__epochs": 100}, "2 phases of training, not 1"),
+            (
+                {"model__name": "convnext_s"},
+                "network convnext_s without options, not convnext_t without options",
+            ),
         ):
             with self.subTest(row=(changes, said)):
                 table, row = first_row()
@@ -378,6 +391,7 @@ class ReadmeTest(absltest.TestCase):
         (folder / "mine.py").write_text(
             "from jaxrobust.config import base\n"
             "def get_config():\n    config = base()\n    config.model.name = 'convnext_t'\n"
+            "    config.train.batch_size = 1408\n"
             "    return config\n"
         )
         headline = readme_table.rows([paths.ROOT / "configs" / "convnext_t_cvst.py"])

@@ -162,15 +162,18 @@ class MatchingTest(parameterized.TestCase):
 
     def test_another_network_or_training(self):
         for changes, said in (
-            ({"model__options": {}}, "network resnet50 without options, not ResNet"),
+            ({"model__options": {}}, "network resnet50 without options, not cifar_res"),
             ({"model__name": "wide_resnet50_2"}, "network wide_resnet50_2 with small_stem=True, n"),
             ({"model__name": "cifar_vgg16", "model__options": {}}, "network cifar_vgg16 without o"),
             ({"train__epochs": 3}, "epochs 3, not 100"),
             ({"train__batch_size": 64}, "batch_size 64, not 128"),
             ({"attack__start": "random"}, "attack.start random, not uniform-boxed"),
-            ({"data__augmentation": "autoaugment"}, "augmentation unknown, not robustart"),
-            ({"attack__steps": 10}, "attack_steps 10, not 15"),
-            ({"attack__epsilon": 4 / 255}, "epsilon_train 0.01569, not 8/255"),
+            (
+                {"data__augmentation": "autoaugment"},
+                "data.augmentation autoaugment(128)|crop|flip, not autoaugment-robustart|crop|flip",
+            ),
+            ({"attack__steps": 10}, "attack.steps 10, not 15"),
+            ({"attack__epsilon": 4 / 255}, "attack.epsilon 0.01569, not 0.03137"),
         ):
             with self.subTest(row=(changes, said)):
                 (found,) = self.said("worst_case", ours(config(**changes)))

@@ -11,6 +11,7 @@ from unittest import mock
 from configs import larger_radius, revisiting_at
 from jaxrobust.config import ArgumentError
 from jaxrobust.papers.tables import lines as papers
+from jaxrobust.papers.tables import tables
 from tools.generate import refresh_configs
 
 # Families whose runs are all that their arguments allow.
@@ -103,7 +104,7 @@ def lines() -> list[str]:
 
 def of_the_tables() -> Iterator[papers.Run]:
     """Every run of which a row of a paper is one, or from which one starts."""
-    for paper in papers.RULES:
+    for paper in tables.PAPERS:
         for _, _, line in papers.of_tables(paper):
-            yield from line.before
+            yield from [line.start] * bool(line.start)
             yield from [line.run] * bool(line.run)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from jaxrobust.config import completed, plain
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.papers.tables import tables, tables_markdown, training_words
+from jaxrobust.papers.tables import matching, tables, tables_markdown
 from jaxrobust.runtime.commandline.arguments import Arguments, flat, load_config, stop
 from jaxrobust.weights.trained import runs, start_run
 from tools.generate import refresh_configs
@@ -104,7 +104,7 @@ def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, 
             for row in table.rows:
                 own = row.get("model") == config["model"]["name"]
                 own = own and row.get("origin") == "authors"
-                if own and not any(training_words.differences(table, row, config, started)):
+                if own and not any(matching.other_training(row, config, started)):
                     yield table, row
 
 

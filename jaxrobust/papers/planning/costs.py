@@ -10,7 +10,6 @@ from jaxrobust import __version__
 from jaxrobust.config import phases, plain
 from jaxrobust.doctor.estimate import account
 from jaxrobust.doctor.estimate.devices import Target
-from jaxrobust.papers.planning import runs
 from jaxrobust.papers.planning.runs import PaperRun
 from jaxrobust.runtime.files import jsonl
 
@@ -42,7 +41,7 @@ def of_runs(
     """Estimate each run; what the file has is not computed again, what is computed is added."""
     known = {row["key"]: row for row in jsonl.read(file)}
     for each in planned:
-        config = runs.config_of(each.run)
+        config = each.run.load()
         key = _key(config, target, utilisation)
         if key not in known:
             known[key] = {"key": key, **_estimated(config, target, utilisation)}

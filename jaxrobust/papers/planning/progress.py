@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxrobust.papers.planning import claims
 from jaxrobust.papers.planning.costs import RunCost
-from jaxrobust.papers.planning.runs import PaperRun, config_of
+from jaxrobust.papers.planning.runs import PaperRun
 from jaxrobust.papers.tables import matching, tables
 from jaxrobust.results.run_records import RunRecord
 from jaxrobust.weights.trained import start_run
@@ -98,7 +98,7 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
     if cells[1] and cells[0] == cells[1]:
         return DONE
     if not planned.rows and (folder / "config.json").is_file():
-        config = config_of(planned.run)
+        config = planned.run.load()
         same = not start_run.differences(folder, config)
         if same and start_run.is_finished(folder, config):
             return DONE

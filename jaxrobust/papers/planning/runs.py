@@ -5,11 +5,10 @@ names it, so that runs which share it can be made side by side.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxrobust.papers.tables import lines, tables
 from jaxrobust.papers.tables.lines import Run
-from jaxrobust.runtime.commandline import arguments
 from jaxrobust.weights.trained import start_run
 
 # Tables in the order in which a paper's claims rest on them; the others follow as they stand.
@@ -45,19 +44,6 @@ class PaperRun(NamedTuple):
         ]
 
 
-def config_of(run: Run) -> Any:
-    """Load the config of a run, with its changes; it is unlocked."""
-    file, _, words = run.config.partition(":")
-    config = arguments.load_config(f"{file}:{words}" if words else file)
-    for key, value in run.changes:
-        *sections, last = key.split(".")
-        section = config
-        for name in sections:
-            section = section[name]
-        section[last] = value
-    return config
-
-
 def of_paper(paper: str, table: str | None = None, row: str | None = None) -> list[PaperRun]:
     """List the runs of a paper, of one of its tables or of one row: those of its claims first.
 
@@ -88,11 +74,11 @@ def _add(
 ) -> None:
     folder = run.workdir
     if folder not in found:
-        start = start_run.named(config_of(run).init.weights)
-        before = (Run(start),) if start else ()
-        for own in before:
-            _add(found, own)
-        found[folder] = PaperRun(folder, run, tuple(own.workdir for own in before))
+        start = start_run.named(run.load().init.weights)
+        needs = [Run(start)] if start else []
+        for needed in needs:
+            _add(found, needed)
+        found[folder] = PaperRun(folder, run, tuple(needed.workdir for needed in needs))
     known = found[folder]
     more = tuple(dict.fromkeys((*known.flags, *flags)))
     found[folder] = known._replace(rows=(*known.rows, *rows), flags=more)

@@ -1,10 +1,22 @@
-"""The papers' tables beside our records as Markdown: one text, or a file a paper with pictures."""
+"""The papers' tables beside our records as Markdown: one text, or a file a paper with pictures.
+
+With `--commands` the text is what measures each row, or why nothing does.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrobust.papers.tables import lines, matching, tables, tables_markdown
 from jaxrobust.papers.tables.pictures import resolutions, scatter
+from jaxrobust.papers.tables.tables_markdown import Filled, plain, varying
+from jaxrobust.results.run_records import RunRecord
+
+_ABOUT = (
+    "What measures each row: trained here, or downloaded where a second way stands below it. "
+    "`jaxrobust reproduce RUN ... weights/ID ...` shows the records of runs, of their `evaluation` "
+    "folders and of downloaded weights (`runs/evaluation-...`, beside `weights/ID`) in the tables. "
+    "A run that several rows have is trained once."
+)
 
 
 def answer(
@@ -30,36 +42,87 @@ def answer(
     records = matching.collect_checked(list(places))
     texts = []
     for name, of_paper in wanted.items():
-        shown = [tables_markdown.filled(each, records, alike=alike) for each in of_paper]
+        shown = [tables_markdown.filled(table, records, alike=alike) for table in of_paper]
         if commands:
             only = None if row is None else tables.row(shown[0].table, row)
-            text = lines.document(name, shown, measured=bool(records), only=only)
-            texts += _commands(out, name, text)
+            text, file = (
+                command_document(name, shown, measured=bool(records), only=only),
+                "-commands",
+            )
+        else:
+            text, file = tables_markdown.document(name, shown, records), ""
+        if out is None:
+            texts.append(text)
             continue
-        text = tables_markdown.document(name, shown, records)
-        texts += _written(out, name, shown, records, text) if out else [text]
+        drawn: list[Path] = []
+        if not commands:
+            scatter.plotting()  # refuses before anything is written
+        out.mkdir(parents=True, exist_ok=True)
+        if not commands:
+            text, drawn = with_pictures(text, shown, records, out)
+        path = out / f"{name}{file}.md"
+        path.write_text(text)
+        texts += [str(path), *map(str, drawn)]
     return "\n".join(texts) + ("\n" if out else "")
 
 
-def _commands(out: Path | None, name: str, text: str) -> list[str]:
-    if out is None:
-        return [text]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}-commands.md"
-    path.write_text(text)
-    return [str(path)]
-
-
-def _written(out: Path, name, shown, records, text: str) -> list[str]:
-    scatter.plotting()  # refuses before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    made = []
-    for each in shown:
-        pictures = [*scatter.draw(each, records, out), *resolutions.draw(each, out)]
-        title = f"## {tables.title(each.table)}:"
-        links = "".join(f"![{each.table.caption}]({p.name})\n\n" for p in pictures)
+def with_pictures(
+    text: str, shown: list[Filled], records: list[RunRecord], out: Path
+) -> tuple[str, list[Path]]:
+    """Draw the pictures of tables into `out`; return their text with links, and the files."""
+    drawn: list[Path] = []
+    for filled in shown:
+        pictures = [*scatter.draw(filled, records, out), *resolutions.draw(filled, out)]
+        title = f"## {tables.title(filled.table)}:"
+        links = "".join(f"![{filled.table.caption}]({p.name})\n\n" for p in pictures)
         text = text.replace(title, links + title, 1)
-        made += pictures
-    path = out / f"{name}.md"
-    path.write_text(text)
-    return [str(p) for p in (path, *made)]
+        drawn += pictures
+    return text, drawn
+
+
+def command_document(
+    name: str, shown: list[Filled], *, measured: bool, only: int | None = None
+) -> str:
+    """Return the commands of the tables of a paper; `measured`: and how many cells are filled.
+
+    `only`: the place of the one row that is shown.
+    """
+    parts = [f"# {tables.paper(name)['source']['title']}: commands", _ABOUT]
+    for table, cells in shown:
+        settings, curve = varying(table), table.curve
+        parts.append(f"## {tables.title(table)}: {table.caption}")
+        for index, row in enumerate(table.rows):
+            if only not in (None, index):
+                continue
+            words = [f"{key} {text}" for key in settings if (text := plain(row.get(key)))]
+            printed = [key for key in table.attacked() if row.get(key) is not None]
+            if measured and printed:
+                done = sum((index, key) in cells for key in printed)
+                words.append(f"{done} of {len(printed)} measured")
+            parts.append(", ".join([f"- Row {index + 1}: {tables.named(row)}", *words]))
+            line = lines.of_row(row)
+            parts += [_block(line.texts())] * bool(line.texts())
+            if line.start:
+                parts.append(
+                    f"  The training starts from {line.start.workdir}, and makes that run first "
+                    "where it is not finished."
+                )
+            parts += [f"  {line.why}"] * bool(line.why)
+            if curve and line.run:
+                sizes = " ".join(f"--image_size {size}" for size in curve["sizes"])
+                place, flags = line.run.workdir, f"--attack {curve['attack']} {sizes}"
+                drawing = f"--kind resolution --out {place}/resolution.pdf"
+                parts += [
+                    f"  How its size was chosen ({curve['figure']}), and a picture of that:",
+                    _block(
+                        [
+                            f"jaxrobust evaluate --workdir {place} {flags}",
+                            f"jaxrobust figure {place}/evaluation {drawing}",
+                        ]
+                    ),
+                ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(texts: list[str]) -> str:
+    return "\n".join(f"      {text}" for text in texts)

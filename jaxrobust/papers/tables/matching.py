@@ -1,30 +1,47 @@
 """Which record measures which row of a paper's table: strictly, and what is in the way otherwise.
 
-A record counts for a row if nothing that the row says of network, training, images and attack
-differs from what the record and the config beside it prove: what is not proved, differs.
+A record counts for a row if its config trains as that of the row's line does, and its images and
+attack are the row's. What the record and the config beside it do not prove, differs.
 """
 
+import functools
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxrobust import models
-from jaxrobust.config import phases
+from jaxrobust.attacks import registry
+from jaxrobust.config import Config, of_phase, phases, plain
 from jaxrobust.data import imagenet
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
-from jaxrobust.papers.tables import tables, training_words, twenty
+from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.papers.tables import lines, tables
+from jaxrobust.papers.tables.lines import Run
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
+from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import start_run
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord
 
+# Hash of the names of classes in the order of labels -> the tables' name of a data set.
+_CLASSES = {hashes.classes_sha256(imagenet.IMAGENETTE): "imagenette"}
+# Keys of a phase that change none of its updates, or that are compared otherwise.
+_FREE = ("changes", "microbatches", "from_random", "stem", "head", "normalize")
+_FREE_OPTIONS = ("scan", "bn_group")  # of model.options: they change no result
+_NEAR = 0.1  # a batch of so much more or less than a paper's is its batch, which devices divide
+# What a record shares with a row that it is shown at in italics.
+_KIND = ("objective", "data.name", "data.classes", "model.image_size")
+_KIND += ("attack.name", "attack.epsilon")
 # Keys of AutoAttack's standard version as records list them: name, steps, restarts, targets.
 _STANDARD = {
     ("apgd-ce", 100, 1, 0),
@@ -56,16 +73,14 @@ def differences(
     """List all that is in the way of a record as the measurement of one value of a table."""
     what = table.results[key]
     return [
-        *_other_network(table, row, run_record, of_training),
+        *_other_network(row, run_record, of_training),
         *_other_images(row, run_record.record, of_training),
         *other_attack(what, run_record.record, row.get("dataset")),
     ]
 
 
-def _other_network(
-    table: Table, row: Any, run_record: RunRecord, of_training: bool
-) -> Iterator[str]:
-    config = run_record.config
+def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterator[str]:
+    config, record = run_record.config, run_record.record
     if config is None:
         yield (
             run_records.other_config(run_record)
@@ -74,50 +89,167 @@ def _other_network(
         return
     imported = "architecture" in config
     model = config if imported else config.get("model", {})
-    name = model["architecture"] if imported else model.get("name")
-    if "options" in row and not imported:
-        yield from _other_options(str(name), model.get("options") or {}, row)
-    elif name != row.get("model"):
-        yield f"network {name}, not {row.get('model') or row['name']}"
-    size = run_record.record.image_size if run_record.record.model else model.get("image_size")
+    size = record.image_size if record.model else model.get("image_size")
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"
     if imported:
+        if config["architecture"] != row.get("model"):
+            yield f"network {config['architecture']}, not {row.get('model') or row['name']}"
         if not row.get("robustbench") or config.get("published_id") != row["robustbench"]:
             yield "weights that are not those of the row"
-    elif row.get("origin") != "authors":
-        yield f"a network of our own training, and the row's is of {row.get('origin')}"
-    elif not of_training:
-        yield from training_words.other_kind(table, row, _named(run_record), run_record.started)
-    else:
-        yield from training_words.differences(table, row, _named(run_record), run_record.started)
-        of = str(run_record.record.weights).partition(",")[0]
-        last = phases(run_records.whole_config(config))[-1]
-        if of != last:
-            yield f"weights of the phase {of}, not of the last"
-
-
-def _named(run_record: RunRecord) -> dict[str, Any]:
-    """Return the config of a run, its class folders by the name of the classes in them, which the
-    record of an evaluation on these folders proves.
-    """
-    config, record = run_record.config or {}, run_record.record
-    data = config.get("data", {})
-    known = training_words.of_classes(record.classes_sha256)
-    if not known or data.get("classes") or data.get("name") != record.dataset:
-        return config
-    return config | {"data": data | {"name": known}}
-
-
-def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
-    there = models.available()
-    if name not in there or row.get("model") not in there:
-        yield f"network {name}, not {row['name']}"
         return
-    own = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    same = models.family(name) is models.family(row["model"])
-    if not same or models.computed(name, own) != models.computed(row["model"], row["options"]):
-        yield f"network {models.words(name, own)}, not {row['name']}"
+    if row.get("origin") != "authors":
+        yield f"a network of our own training, and the row's is of {row.get('origin')}"
+        return
+    classes = _CLASSES.get(record.classes_sha256)  # which the images of an evaluation prove
+    data = config.get("data", {})
+    if classes and not data.get("classes") and data.get("name") == record.dataset:
+        config = config | {"data": data | {"name": classes}}
+    yield from other_training(row, config, run_record.started, of_training=of_training)
+    last = phases(run_records.whole_config(config))[-1]
+    phase = str(record.weights).partition(",")[0]
+    if of_training and phase != last:
+        yield f"weights of the phase {phase}, not of the last"
+
+
+def other_training(
+    row: dict[str, Any],
+    config: dict[str, Any],
+    started: dict[str, Any] | None = None,
+    *,
+    of_training: bool = True,
+) -> Iterator[str]:
+    """Say what of a run's network and training is not that of the line of a row.
+
+    Args:
+      started: the config of the run, or of the imported folder, that the run started from.
+      of_training: False: only the network, the data, the objective and the radius are compared.
+    """
+    run = lines.of_row(row).run
+    if run is None:
+        yield "no config trains the network of the row"
+        return
+    weights, history = _training(json.dumps(config), json.dumps(started))
+    line_weights, line_history = _line_training(run, row.get("train_dataset"))
+    if of_training or "options" in row:
+        yield from _other_model(history[-1], line_history[-1])
+    elif history[-1]["model.name"] != line_history[-1]["model.name"]:
+        yield f"network {history[-1]['model.name']}, not {line_history[-1]['model.name']}"
+    if not of_training:
+        yield from _unlike(history[-1], line_history[-1], _KIND)
+        return
+    if weights != line_weights:
+        yield f"init.weights {weights}, not {line_weights}"
+    if len(history) != len(line_history):
+        yield f"{counted(len(history), 'phase')} of training, not {len(line_history)}"
+    pairs = zip(reversed(history), reversed(line_history), strict=False)
+    for number, (phase, line_phase) in enumerate(pairs):
+        prefix = "in an earlier phase, " if number else ""
+        omitted = ("model.options",) if number else ("model.options", "model.name")
+        keys = [key for key in line_phase if key in phase and key not in omitted]
+        yield from (prefix + text for text in _unlike(phase, line_phase, keys))
+
+
+@functools.lru_cache(512)
+def _line_training(run: Run, dataset: str | None) -> tuple[str | None, list[dict[str, Any]]]:
+    config = plain(run.load())
+    if config["data"]["name"].startswith("folder:"):  # anybody's folder of these classes
+        config["data"]["name"] = dataset
+    start = start_run.named(config["init"]["weights"])
+    return _training(json.dumps(config), json.dumps(start and plain(arguments.load_config(start))))
+
+
+@functools.lru_cache(512)
+def _training(config: str, started: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """Return the weights with which a training began, and its phases: those of runs before, too.
+
+    Of a phase that is each key that its updates depend on, with the values of presets, but for the
+    images that it holds out to choose the epoch.
+    """
+    whole, first = run_records.whole_config(json.loads(config)), json.loads(started)
+    weights, history = whole.init.weights, []
+    if first is not None and "architecture" in first:  # an imported folder
+        weights = start_run.imported_from(first)
+    elif first is not None:
+        before = start_run.named(first["init"]["weights"])
+        before = plain(arguments.load_config(before)) if before else None
+        weights, history = _training(started, json.dumps(before))
+    history = list(history)
+    for number, name in enumerate(phases(whole)):
+        start = whole[name] if number else whole.init
+        values = _phase_values(of_phase(whole, name), name)
+        values |= {key: start[key] for key in ("stem", "head", "normalize")}
+        if values["normalize"] == "keep" and history:
+            values["normalize"] = history[-1]["normalize"]
+        history.append(values)
+    return weights, history
+
+
+def _phase_values(config: Config, name: str) -> dict[str, Any]:
+    from jaxrobust.training import build  # which imports JAX
+    from jaxrobust.training.update import objectives
+
+    values = {key: value for key, value in config[name].items() if key not in _FREE}
+    model, data = config.model, config.data
+    values |= {"model.name": model.name, "model.options": model.options}
+    values |= {f"model.{key}": model[key] for key in ("num_classes", "image_size", "in_channels")}
+    preset = PRESETS.get(data.augmentation)
+    chain = preset.chain if preset else data.augmentation
+    values |= {"data.name": _dataset(data.name), "data.augmentation": chain}
+    values |= {f"data.{key}": data[key] for key in ("classes", "views")}
+    values["data.first_view"] = data.first_view if data.views != 1 else None
+    values["data.extra_share"] = data.extra_share if data.extra else 0.0
+    strengths = build.mixes_and_erases(config)
+    keys = ("mixup.mixup", "mixup.cutmix", "erase.probability", "label_smoothing")
+    values |= dict(zip(keys, strengths, strict=True))
+    if strengths[0] or strengths[1]:
+        values |= {f"mixup.{k}": config.mixup[k] for k in ("switch", "probability", "group")}
+    if strengths[2]:
+        values["erase.noise"] = config.erase.noise
+    if objectives.named(config[name].objective).attacks:
+        values |= {f"attack.{key}": value for key, value in plain(config.attack).items()}
+        values["attack.steps"] = registry.steps(config.attack.name, config.attack.steps)
+    return values
+
+
+def _unlike(
+    phase: dict[str, Any], line_phase: dict[str, Any], keys: Iterable[str]
+) -> Iterator[str]:
+    for key in keys:
+        value: Any = phase.get(key)
+        wanted: Any = line_phase.get(key)
+        near = key == "batch_size" and abs(value / wanted - 1) < _NEAR
+        if value != wanted and not near and not tables.same(value, wanted):
+            shown = [f"{x:.4g}" if isinstance(x, float) else f"{x}" for x in (value, wanted)]
+            yield f"{key} {shown[0]}, not {shown[1]}"
+
+
+def _other_model(phase: dict[str, Any], line_phase: dict[str, Any]) -> Iterator[str]:
+    name, wanted = phase["model.name"], line_phase["model.name"]
+    if name not in models.available():
+        yield f"network {name}, not {wanted}"
+        return
+    options, wanted_options = (_options(values["model.options"]) for values in (phase, line_phase))
+    fields = [
+        models.variant(name, **options)._asdict(),
+        models.variant(wanted, **wanted_options)._asdict(),
+    ]
+    if models.family(name) is models.family(wanted) and fields[0] == fields[1]:
+        return
+    words = [models.words(name, options), models.words(wanted, wanted_options)]
+    if words[0] != words[1]:
+        yield f"network {words[0]}, not {words[1]}"
+    else:  # which decides the training alone, such as drop_path
+        yield f"model.options {options}, not {wanted_options}"
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in options.items() if key not in _FREE_OPTIONS}
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def _dataset(name: str | None) -> str:
+    return str(name).removeprefix("tfds:").partition(":")[0]
 
 
 def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iterator[str]:
@@ -125,8 +257,8 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.ids_sha256 == ROBUSTBENCH_SHA256
     split = str(record.split) if of_training else str(record.split).partition("[")[0]
-    name = "cifar10" if of_files else training_words.dataset(str(record.dataset), None)
-    name = training_words.of_classes(record.classes_sha256) or name
+    name = "cifar10" if of_files else _dataset(record.dataset)
+    name = _CLASSES.get(record.classes_sha256, name)
     if row["dataset"] == "imagenet100":
         own = hashes.classes_sha256(imagenet.imagenet100())
         if name != "imagenet2012" or record.classes_sha256 != own:
@@ -154,7 +286,7 @@ def other_attack(
     """Say what of a record's attack is not that of a result on a data set."""
     kind = what["attack"]
     if kind == "corruptions":
-        yield from twenty.other_corruptions(dataset, record)
+        yield from _other_corruptions(dataset, record)
     elif kind == "clean":  # every record has it, but those of files of corruptions
         if record.clean is None:
             yield "no clean images"
@@ -164,18 +296,39 @@ def other_attack(
         yield from _other_attack(what, record)
 
 
+def _other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterator[str]:
+    measured = record.corruptions
+    if measured is None:
+        yield "no corruptions"
+        return
+    count = sum(len(row) for row in measured["accuracy"].values())
+    if count != 75:
+        yield f"{count} corruptions, not 75"
+    if dataset == "cifar10" and measured["images"] != "files":
+        yield "computed corruptions, not the files of CIFAR-10-C"
+
+
+def _pgd(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Select what tells one PGD from another, of a result of a table or of a record."""
+    steps, epsilon = settings["steps"], float(Fraction(settings["epsilon"]))
+    length = settings.get("step_size")
+    if length is None:
+        length = settings["relative_step"] * epsilon / steps
+    rule = settings.get("l1_rule") or "sparse"
+    return settings["norm"], round(epsilon, 9), steps, round(length, 9), settings["start"], rule
+
+
 def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Iterator[str]:
     if not record.is_union:
         yield "one attack, not the worst case of several"
         return
-    wanted = {twenty.pgd(own) for own in members if own["attack"] == "pgd"}
-    run = {twenty.pgd(own) for own in record.attacks if own["name"] == "pgd"}
-    if wanted != run:
+    pgd = {_pgd(attack) for attack in record.attacks if attack["name"] == "pgd"}
+    if pgd != {_pgd(member) for member in members if member["attack"] == "pgd"}:
         yield "another PGD than the study's in one of the norms"
-    others = [own for own in record.attacks if own["name"] != "pgd"]
-    rest = replace(record, attacks=others, robust=0.0)
-    for own in (own for own in members if own["attack"] != "pgd"):
-        yield from _other_attack(own, rest)
+    others = [attack for attack in record.attacks if attack["name"] != "pgd"]
+    for member in members:
+        if member["attack"] != "pgd":
+            yield from _other_attack(member, replace(record, attacks=others, robust=0.0))
 
 
 def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[str]:
@@ -202,10 +355,10 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
         if settings != {("apgd-ce", what["steps"], what["restarts"], 0)}:
             yield f"another attack than APGD-CE, {what['steps']} steps, {what['restarts']} restarts"
     elif "name" in what:  # of fixed steps
-        named = [own["name"] for own in attacks]
-        if named != [what["name"]] or twenty.pgd(attacks[0]) != twenty.pgd(what):
-            said = f"{what['name'].upper()}, {what['steps']} steps"
-            yield f"another attack than {said} of the study's length and start"
+        names = [attack["name"] for attack in attacks]
+        if names != [what["name"]] or _pgd(attacks[0]) != _pgd(what):
+            name = f"{what['name'].upper()}, {what['steps']} steps"
+            yield f"another attack than {name} of the study's length and start"
     else:
         yield f"the paper does not say the settings of its {kind}"
 

@@ -1,10 +1,14 @@
 """The result tables of the papers, from `data/*.json`.
 
 The numbers are those that the papers print, captions and notes are our words. A row is one trained
-network on one data set at one test size; what a table says of all its rows is a default of each. In
-a row, `uncertain` names the values that something contradicts (`note` says what). Radii are strings
-in units of the [0, 1] pixel range, accuracies percent, `params_m` millions, `macs_g` 1e9
-multiply-adds.
+network on one data set at one test size; what a table says of all its rows, `settings`, is a
+default of each. In a row, `uncertain` names the values that something contradicts (`note` says
+what), and `line` what measures it (`lines`). Radii are strings in units of the [0, 1] pixel range,
+accuracies percent, `params_m` millions, `macs_g` 1e9 multiply-adds.
+
+What the papers leave out is from their code: nmndeep/revisiting-at,
+dedeswim/vits-robustness-torch, DIG-Beihang/RobustART, zhichao-lu/robust-residual-network 8c6d2c2;
+and numbers of images from TensorFlow Datasets.
 """
 
 import functools
@@ -14,7 +18,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.papers.tables import code_facts, residual, twenty
 from jaxrobust.runtime.text.spelling import meant
 
 _DATA = Path(__file__).parent / "data"
@@ -25,7 +28,7 @@ PLACES = ("dataset", "split", "images", "image_size")
 ABOUT = (
     *("name", "origin", "note", "uncertain", "inferred", "approximate", "robustbench", "run"),
     *("stem", "family", "size", "varied", "unit", "width", "architecture_from", "params_m"),
-    *("macs_g", "passes_per_image", "hours", "batch_per_core", "timm", "meta", "options"),
+    *("macs_g", "passes_per_image", "hours", "batch_per_core", "timm", "meta", "options", "line"),
 )
 
 
@@ -40,6 +43,7 @@ class Table(NamedTuple):
     results: dict[str, dict[str, Any]]  # key of a row -> what it is: attack, norm, epsilon
     rows: list[dict[str, Any]]  # with the table's defaults
     notes: list[str]
+    curve: dict[str, Any] | None = None  # the attack and sizes that chose its resolutions
 
     def value(self, row: dict[str, Any], key: str) -> str:
         """Return a printed value; empty: the paper has none."""
@@ -93,17 +97,13 @@ def row(table: Table, wanted: str) -> int:
 
 
 def _table(name: str, raw: dict[str, Any]) -> Table:
-    defaults = {key: raw.get(key) for key in PLACES} | raw.get("settings", {})
-    rows, results, notes = [defaults | row for row in raw["rows"]], raw["results"], raw["notes"]
-    for study in (twenty, residual):
-        if name == study.PAPER:
-            rows, results = [study.row(row) for row in rows], study.results(results)
-            notes = [*notes, study.NOTE]
-    notes = [*notes, *code_facts.notes(name, raw["id"], rows)]
-    rows = [code_facts.of_row(name, raw["id"], row) for row in rows]
-    own = {key: raw[key] for key in ("id", "caption", "kind")}
-    decimals = raw.get("decimals", 2)
-    return Table(name, **own, decimals=decimals, results=results, rows=rows, notes=notes)
+    results = {key: dict(what) for key, what in raw["results"].items()}
+    for what in results.values():
+        if "of" in what:  # the worst case of other results
+            what["members"] = [results[key] for key in what["of"]]
+    rows = [raw["settings"] | row for row in raw["rows"]]
+    about = {key: value for key, value in raw.items() if key != "settings"}
+    return Table(**{"paper": name, "decimals": 2} | about | {"results": results, "rows": rows})
 
 
 def named(row: dict[str, Any]) -> str:
@@ -130,10 +130,3 @@ def same(one: Any, other: Any) -> bool:
         return math.isclose(*numbers, rel_tol=1e-9)
     except (TypeError, ValueError):
         return one == other and one is not None
-
-
-def shown(value: Any) -> str:
-    """Return a value for people."""
-    if value is None:
-        return "unknown"
-    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

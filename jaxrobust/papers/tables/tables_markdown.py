@@ -30,17 +30,32 @@ class Filled(NamedTuple):
 
 
 def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Filled:
-    """Return a table with the last record of each value, else, if `alike`, the last near it."""
+    """Return a table with the last record of each value, else, if `alike`, the last near it.
+
+    Raises:
+      ValueError: a record is that of two rows, which print different values.
+    """
     cells: dict[tuple[int, str], Cell] = {}
+    rows: dict[tuple[str, int], int] = {}  # (key of a result, record) -> the row that it fits
     for index, row in enumerate(table.rows):
         for key, what in table.attacked().items():
             for strict in (False, True) if alike else (True,):
                 for number, ours in enumerate(records):
                     value = matching.measured(what, ours.record)
-                    if value is not None and not matching.differences(
+                    if value is None or matching.differences(
                         table, row, key, ours, of_training=strict
                     ):
-                        cells[index, key] = Cell(value, number, not strict)
+                        continue
+                    cells[index, key] = Cell(value, number, not strict)
+                    first = rows.setdefault((key, number), index) if strict else index
+                    printed = [table.value(table.rows[at], key) for at in (first, index)]
+                    if all(printed) and printed[0] != printed[1]:
+                        raise ValueError(
+                            f"{ours.file}: a record fits rows {first + 1} and {index + 1} of "
+                            f"{tables.title(table)} of {table.paper}, which print {printed[0]} and "
+                            f"{printed[1]}; correct the line of one in "
+                            f"papers/tables/data/{table.paper}.json"
+                        )
     return Filled(table, cells)
 
 
