@@ -84,7 +84,7 @@ LENGTHS = {
         chosen_values.NetworkChoice(norm="linf", epsilon=f"{v:g}"), 32
     ),
     "sigma": lambda v: smoothing.check(smoothing.Smoothing(v)),
-    "--step": lambda v: questions._check_steps(question(step=v), "linf"),
+    "--step": lambda v: questions._check_fixed(question(step=v), "linf"),
     "--step_size": lambda v: analyses.checked({"analysis": "synthesis", "step_size": v}, {}),
     "epsilon of a config": lambda v: checked(attack__epsilon=v),
     "attack.step_size": lambda v: checked(**PGD, attack__step_size=v),
@@ -98,7 +98,7 @@ LARGER = {
     "epsilon of l2": lambda v: Threat("l2", v),
     "step_size of l2": lambda v: attacks.pgd(norm="l2", epsilon=v, steps=2, step_size=v),
     "step_size of l1": lambda v: attacks.pgd(norm="l1", epsilon=v, steps=2, step_size=v),
-    "--step of l2": lambda v: questions._check_steps(question(step=v), "l2"),
+    "--step of l2": lambda v: questions._check_fixed(question(step=v), "l2"),
     "attack.step_size of l2": lambda v: checked(
         **PGD, attack__norm="l2", attack__epsilon=v, attack__step_size=v
     ),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrobust.attacks.fixed_steps import is_cascade
-from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
+from jaxrobust.evaluation.questions.questions import AUTOATTACK, GivenFlags
 from jaxrobust.runtime.commandline import threats
 from jaxrobust.types import NORMS, Threat
 
@@ -31,7 +31,7 @@ class NormAttack(NamedTuple):
 
     norm: str
     attack: str
-    settings: Mapping[str, Any]  # fields of `Question`
+    settings: Mapping[str, Any]  # fields of `GivenFlags`
 
 
 _PGD = {"relative_step": 1.5, "start": "uniform-boxed"}
@@ -107,7 +107,7 @@ def check(given: Any, ladder: str | None) -> None:
         )
 
 
-def questions(question: Question, *, skips: bool) -> list[tuple[str, Question]]:
+def questions(question: GivenFlags, *, skips: bool) -> list[tuple[str, GivenFlags]]:
     """List the norm and the question of each attack, in the order of `parts`."""
     own = {"union_only": False}
     alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}

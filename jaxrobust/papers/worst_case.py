@@ -26,7 +26,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import NORMS, Array, Classifier, Threat, check_number, check_threat
 
 if TYPE_CHECKING:
-    from jaxrobust.evaluation.questions.questions import Question
+    from jaxrobust.evaluation.questions.questions import GivenFlags
 
 
 class WorstCaseResult(NamedTuple):
@@ -101,7 +101,7 @@ def worst_case(
       ledger: of AutoAttack, see there.
       verbose: progress and a table on stderr.
     """
-    from jaxrobust.evaluation.questions.questions import Question
+    from jaxrobust.evaluation.questions.questions import GivenFlags
     from jaxrobust.evaluation.records import unions
     from jaxrobust.papers import three_norms
 
@@ -117,7 +117,7 @@ def worst_case(
     within = _radii(held.shape[1:], radii or {})
     known = _answering(logits_fn, held, right, batch_size)
     measured: list[Measured] = []
-    questions = three_norms.questions(Question(seed=seed), skips=union_only)
+    questions = three_norms.questions(GivenFlags(seed=seed), skips=union_only)
     threats = [within[norm] for norm, _ in questions]
     whole: Any = None
     for count, (threat, (_, question)) in enumerate(zip(threats, questions, strict=True)):
@@ -220,7 +220,7 @@ def _stepped(
     labels: np.ndarray,
     ids: np.ndarray,
     ball: Threat,
-    question: "Question",
+    question: "GivenFlags",
     *,
     batch_size: int,
 ) -> Measured:

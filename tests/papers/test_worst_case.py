@@ -74,9 +74,9 @@ class TableTest(parameterized.TestCase):
 
 
 def evaluation_question(**more):
-    from jaxrobust.evaluation.questions.questions import Question
+    from jaxrobust.evaluation.questions.questions import GivenFlags
 
-    return Question(**more)
+    return GivenFlags(**more)
 
 
 @pytest.mark.computes

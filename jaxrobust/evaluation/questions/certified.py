@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobust.evaluation.engine import engine, smoothing
 from jaxrobust.evaluation.engine.smoothing import Certificate, Smoothing
 from jaxrobust.evaluation.network import label_checks
-from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.questions.flags import GivenFlags, written
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -47,9 +47,8 @@ def settled(given: GivenFlags) -> GivenFlags:
     if given.attack != "clean":
         raise ValueError(f"--certify attacks nothing; leave --attack={given.attack} out")
     others = ("corruptions", "bundle", "worst_case", "union_only", "replay", "noreplay", "rule")
-    for flag in others:
-        if getattr(given, flag):
-            raise ValueError(f"--{flag} has no effect on --certify; leave it out")
+    for flag in written(given, *others):
+        raise ValueError(f"{flag} has no effect on --certify; leave it out")
     if given.version != "standard":
         raise ValueError(f"--certify is of networks without draws; leave --version={given.version}")
     return given
@@ -58,8 +57,8 @@ def settled(given: GivenFlags) -> GivenFlags:
 def settings(given: GivenFlags) -> Smoothing:
     """Read how images are certified."""
     more: dict[str, Any] = {"draws": given.draws, "alpha": given.alpha}
-    known = {key: value for key, value in more.items() if value is not None}
-    return Smoothing(sigma=float(given.certify or 0), **known)
+    more = {key: value for key, value in more.items() if value is not None}
+    return Smoothing(sigma=float(given.certify or 0), **more)
 
 
 def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
@@ -68,105 +67,99 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
     Each process writes its images into a file beside the record, and the same command goes on
     behind them, on any number of processes.
     """
-    how, question = settings(given), evaluation.question
-    number = evaluation.number(evaluation.subject, smoothing=[*how, question.seed])
+    noise, question = settings(given), evaluation.question
+    number = evaluation.number(evaluation.subject, smoothing=[*noise, question.seed])
     if there := evaluation.recorded(number):
         return there
-    words = f"{how.draws:,} draws of noise {how.sigma:g}, {question.images} images"
+    words = f"{noise.draws:,} draws of noise {noise.sigma:g}, {question.n} images"
     say(f"{evaluation.subject.network.name} on {evaluation.source.where()}: {words}")
     start, labels = time.perf_counter(), evaluation.images.labels()
-    known = _certified(evaluation, number, how)
-    ids = evaluation.images.ids.tolist()
-    answers = np.array([known[i].answer for i in ids])
-    radii = np.array([known[i].radius for i in ids])
+    by_image = _certified(evaluation, number, noise)
+    certificates = [by_image[image] for image in evaluation.images.ids.tolist()]
+    answers = np.array([certificate.answer for certificate in certificates])
+    radii = np.array([certificate.radius for certificate in certificates])
     right = answers == labels
-    steps = int(how.largest_radius / how.sigma * _STEPS) + 1
-    grid = [step * how.sigma / _STEPS for step in range(steps)]
+    steps = int(noise.largest_radius / noise.sigma * _STEPS) + 1
+    grid = [step * noise.sigma / _STEPS for step in range(steps)]
     flags = label_checks.check_answers(answers, labels, evaluation.source.num_classes)
-    if broken := sum(each.unanswered > 0 for each in known.values()):
+    if broken := sum(certificate.unanswered > 0 for certificate in by_image.values()):
         flags["nan-under-noise"] = (
             f"{broken} images have NaN or infinite logits under some noise: such draws count for "
             "no class"
         )
     facts: parts.CertifiedAccuracies = {
-        "sigma": how.sigma,
-        "draws": how.draws,
-        "selection": how.selection,
-        "alpha": how.alpha,
+        "sigma": noise.sigma,
+        "draws": noise.draws,
+        "selection": noise.selection,
+        "alpha": noise.alpha,
         "accuracy": {f"{r:.6g}": float((right & (radii >= r)).mean()) for r in grid},
         "abstained": float((answers == smoothing.ABSTAINS).mean()),
         "average_radius": float(np.where(right, radii, 0).mean()),
-        "images": _file(number),
+        "images": f"smoothing-{number}.jsonl",
     }
     cost: parts.AttackCost = {
         "attack": METHOD,
         "fooled": 0,
-        "forward": question.images * (how.selection + how.draws),
+        "forward": question.n * (noise.selection + noise.draws),
         "backward": 0,
         "idle": 0,
         "seconds": time.perf_counter() - start,  # with what compiles
         "compile_seconds": 0.0,
     }
     measured = AccuracyRecord(accuracy_after={}, costs=[cost], flags=flags, certified=facts)
-    return evaluation.write(number, f"{METHOD} {how.sigma:g}", measured, None)
+    return evaluation.write(number, f"{METHOD} {noise.sigma:g}", measured, None)
 
 
-def _certified(evaluation: Evaluation, number: str, how: Smoothing) -> Certificates:
+def _certified(evaluation: Evaluation, number: str, noise: Smoothing) -> Certificates:
     """Certify the images that no file of this evaluation has; all processes get all."""
     question, labels = evaluation.question, evaluation.images.labels()
-    known = hosts.everyone(_known(evaluation.out, number, how))[0]
+    done = hosts.everyone(_stored(evaluation.out, number, noise))[0]
     ids = evaluation.images.ids.tolist()
-    left = np.array([row for row, i in enumerate(ids) if i not in known], int)
-    shape = evaluation.images.shape[1:]
+    todo = np.array([row for row, i in enumerate(ids) if i not in done], int)
+    shape, process = evaluation.images.shape[1:], jax.process_index()
     runner = engine.make(
         evaluation.logits_of("float32"), slots=question.batch, image_size=max(shape[:2])
     )
-    ledger = evaluation.out / _file(number, jax.process_index())
-    found: Certificates = {}
+    ledger = evaluation.out / f"smoothing-{number}{f'.{process}' if process else ''}.jsonl"
+    new: Certificates = {}
     with jax.set_mesh(runner.mesh):
         runner = engine.trace(runner, shape)
-        for row in hosts.share(left).tolist():
+        for row in hosts.share(todo).tolist():
             (image,), place = evaluation.images[np.array([row])], ids[row]
-            found[place] = smoothing.certify(runner, image, place, how, seed=question.seed)
-            line = {"image": place, "label": int(labels[row]), **found[place]._asdict()}
+            new[place] = smoothing.certify(runner, image, place, noise, seed=question.seed)
+            line = {"image": place, "label": int(labels[row]), **new[place]._asdict()}
             jsonl.append(ledger, line)
-    for theirs in hosts.everyone(found):
-        known |= theirs
-    return known
+    for of_process in hosts.everyone(new):
+        done |= of_process
+    return done
 
 
-def _file(number: str, process: int = 0) -> str:
-    return f"smoothing-{number}{f'.{process}' if process else ''}.jsonl"
-
-
-def _known(out: Path, number: str, how: Smoothing) -> Certificates:
+def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
     """Read what the processes of earlier commands have certified.
 
     Radii follow from the votes, so that a file whose radii were changed is refused.
     """
-    files = [out / _file(number), *sorted(out.glob(f"smoothing-{number}.*.jsonl"))]
-    known: Certificates = {}
+    stored: Certificates = {}
+    files = [out / f"smoothing-{number}.jsonl", *sorted(out.glob(f"smoothing-{number}.*.jsonl"))]
     for file, row in ((place, row) for place in files for row in jsonl.read(place)):
-        found = Certificate(*(row[key] for key in Certificate._fields))
-        abstains = smoothing.lower_bound(found.votes, how) < 0.5
-        if found.radius != smoothing.radius(found.votes, how) or abstains != (
-            found.answer == smoothing.ABSTAINS
+        certificate = Certificate(*(row[key] for key in Certificate._fields))
+        abstains = smoothing.lower_bound(certificate.votes, noise) < 0.5
+        if certificate.radius != smoothing.radius(certificate.votes, noise) or abstains != (
+            certificate.answer == smoothing.ABSTAINS
         ):
             raise ValueError(
-                f"{file} certifies for image {row['image']} what its {found.votes:,} votes do not; "
-                "remove that line, and the image is certified again"
+                f"{file} certifies for image {row['image']} what its {certificate.votes:,} votes "
+                "do not; remove that line, and the image is certified again"
             )
-        known[row["image"]] = found
-    return known
+        stored[row["image"]] = certificate
+    return stored
 
 
 def table(found: parts.CertifiedAccuracies) -> list[str]:
     """Write the lines that show the certified accuracies, at every fourth of sigma."""
-    known = list(found["accuracy"].items())[:: _STEPS // 4]
-    last = next((i for i, (_, accuracy) in enumerate(known) if not accuracy), len(known) - 1)
-    rows = [
-        f"certified in l2 {float(r):<10.4g}{accuracy:7.1%}" for r, accuracy in known[: last + 1]
-    ]
+    shares = list(found["accuracy"].items())[:: _STEPS // 4]
+    last = next((i for i, (_, share) in enumerate(shares) if not share), len(shares) - 1)
+    rows = [f"certified in l2 {float(r):<10.4g}{share:7.1%}" for r, share in shares[: last + 1]]
     return [
         *rows,
         f"abstained on {found['abstained']:.1%}, average radius {found['average_radius']:.4g}; "

@@ -8,7 +8,7 @@ corruption that is done.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from jaxrobust.data import Prepared, Source
 from jaxrobust.data.sources import cifar_c
 from jaxrobust.data.stream import corrupted_images, pipeline
-from jaxrobust.data.stream.corrupted_images import Photographs
 from jaxrobust.data.transforms import corruptions
 from jaxrobust.data.transforms.corruptions import Corruption as Asked
 from jaxrobust.evaluation.bundles import bundle
@@ -68,137 +67,129 @@ def wanted(given: GivenFlags) -> list[Asked]:
         raise ValueError(f"--corruptions={given.corruptions}: {error}") from error
 
 
-class _Opened(NamedTuple):
-    """The corrupted images of an evaluation, and the number that they give it."""
-
-    number: str
-    sources: dict[str, Source]  # by the names of the corruptions
-    frost: Photographs | None
-    published: bool
-
-
-def _open(evaluation: Evaluation, given: GivenFlags) -> _Opened:
-    subject, question, own = evaluation.subject, evaluation.question, evaluation.source
-    frost = None
+def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
+    """Record the accuracies, computed unless they are there; the first process of a pod writes."""
+    subject, question, source = evaluation.subject, evaluation.question, evaluation.source
+    size, frost = subject.image_size, None
     if given.frost is not None:
-        frost = corrupted_images.photographs(given.frost, subject.image_size)
+        frost = corrupted_images.photographs(given.frost, size)
+    frost_sha256 = frost.sha256 if frost else None
     sources = corrupted_images.each(
-        own,
+        source,
         wanted(given),
-        image_size=subject.image_size,
+        image_size=size,
         preprocessing=str(question.preprocessing),
         seed=question.seed,
         frost=frost,
         classes=subject.classes,
         num_classes=subject.network.num_classes,
     )
-    published = own.name.startswith(cifar_c.PREFIX)
-    drawn = None if published else [given.seed, frost.sha256 if frost else None]
-    files = [[name, source.files_sha256] for name, source in sources.items()]
+    drawn = None if _is_published(source) else [given.seed, frost_sha256]
+    files = [[name, of_name.files_sha256] for name, of_name in sources.items()]
     number = evaluation.number(subject, corruptions=files, drawn=drawn)
-    return _Opened(number, sources, frost, published)
-
-
-def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
-    """Record the accuracies, computed unless they are there; the first process of a pod writes."""
-    opened = _open(evaluation, given)
-    if given.bundle:
-        place = Path(given.bundle)
-        hosts.together(lambda: jax.process_index() or bundle.check_place(place, opened.number))
-    measured = evaluation.recorded(opened.number) or _measured(evaluation, given, opened)
-    if given.bundle:
+    ledger = evaluation.out / f"corruptions-{number}.jsonl"
+    place = Path(given.bundle) if given.bundle else None
+    is_first = jax.process_index() == 0
+    if place:
+        hosts.together(lambda: is_first and bundle.check_place(place, number))
+    measured = evaluation.recorded(number)
+    measured = measured or _measured(evaluation, number, sources, frost_sha256, ledger)
+    if place:
 
         def write() -> None:
-            if jax.process_index() == 0:
-                _write_bundle(evaluation, measured, opened, place)
+            if is_first:
+                _write_bundle(evaluation, measured, sources, ledger, place)
 
         hosts.together(write)
     return measured
 
 
-def _measured(evaluation: Evaluation, given: GivenFlags, opened: _Opened) -> AccuracyRecord:
-    wished, own, number = wanted(given), evaluation.source, opened.number
-    words = f"{len(wished)} corruptions, {'files' if opened.published else 'computed'}"
-    name, count = evaluation.subject.network.name, evaluation.question.images
-    say(f"{name} on {own.where()}: {words}, {count}")
-    start = time.perf_counter()
+def _is_published(source: Source) -> bool:
+    return source.name.startswith(cifar_c.PREFIX)
+
+
+def _measured(
+    evaluation: Evaluation,
+    number: str,
+    sources: dict[str, Source],
+    frost_sha256: str | None,
+    ledger: Path,
+) -> AccuracyRecord:
+    source, count, start = evaluation.source, evaluation.question.n, time.perf_counter()
+    kind_of_images = "files" if _is_published(source) else "computed"
+    say(
+        f"{evaluation.subject.network.name} on {source.where()}: {len(sources)} corruptions, "
+        f"{kind_of_images}, {count}"
+    )
     judge = _judge(evaluation)
-    clean = None if opened.published else _answered(judge(own, CLEAN))
-    kept = None if clean is None else measuring.verdicts_of(clean, CLEAN, evaluation.images.ids)
-    ledger = _ledger(evaluation, number)
-    reached = hosts.everyone(_done(ledger))[0]
-    for each in wished:
-        if (name := str(each)) in reached:
+    clean = verdicts = None
+    if not _is_published(source):
+        clean = judge(source, CLEAN)
+        reliability.check_answers(clean["finite"])
+        verdicts = measuring.verdicts_of(clean, CLEAN, evaluation.images.ids)
+    done = hosts.everyone(_done(ledger))[0]
+    for name, of_name in sources.items():
+        if name in done:
             continue
-        judged = judge(opened.sources[name], name)
+        judged = judge(of_name, name)
         if not evaluation.fingerprint.has_answers:
-            _answered(judged)
-        reached[name] = {
-            "kind": each.kind,
-            "severity": each.severity,
+            reliability.check_answers(judged["finite"])
+        corruption, _, severity = name.rpartition("-")
+        done[name] = {
+            "kind": corruption,
+            "severity": int(severity),
             "accuracy": float(judged["clean"].mean()),
             "not_finite": int((~judged["finite"]).sum()),
             "right": np.packbits(judged["clean"]).tobytes().hex(),
         }
         if jax.process_index() == 0:
-            jsonl.append(ledger, reached[name])
-    flags: dict[str, str] = {}
+            jsonl.append(ledger, done[name])
+    rows = {name: done[name] for name in sources}
     if clean is not None:
-        flags |= reliability.check_answers(clean["finite"])
-        flags |= label_checks.check_answers(clean["answers"], clean["labels"], own.num_classes)
+        flags = reliability.check_answers(clean["finite"])
+        flags |= label_checks.check_answers(clean["answers"], clean["labels"], source.num_classes)
         flags |= collapse.flags(clean["answers"], clean["labels"])
     else:
-        right = [_right(reached[str(each)], count) for each in wished]
-        flags |= reliability.check_accuracy(np.concatenate(right), own.num_classes)
-    lost = {name: row.get("not_finite", 0) for name, row in reached.items()}
-    if broken := {str(each): lost[str(each)] for each in wished if lost[str(each)]}:
-        words = ", ".join(f"{name}: {count}" for name, count in broken.items())
+        right = [_right(row, count) for row in rows.values()]
+        flags = reliability.check_accuracy(np.concatenate(right), source.num_classes)
+    lost = {name: row.get("not_finite", 0) for name, row in done.items()}
+    if words := ", ".join(f"{name}: {lost[name]}" for name in rows if lost[name]):
         flags["nan-under-corruption"] = (
-            f"images have NaN or infinite logits under corruptions ({words} of "
-            f"{evaluation.question.images} each): they count as wrong"
+            f"images have NaN or infinite logits under corruptions ({words} of {count} each): they "
+            "count as wrong"
         )
+    accuracy: dict[str, dict[str, float]] = {}
+    for row in rows.values():
+        accuracy.setdefault(row["kind"], {})[str(row["severity"])] = row["accuracy"]
     measured = AccuracyRecord(
-        clean=None if kept is None else float(kept.clean.mean()),
+        clean=None if verdicts is None else float(verdicts.clean.mean()),
         accuracy_after={},
         costs=[],
         flags=flags,
         corruptions={
-            "images": "files" if opened.published else "computed",
-            "accuracy": {
-                kind: {
-                    str(each.severity): reached[str(each)]["accuracy"]
-                    for each in wished
-                    if each.kind == kind
-                }
-                for kind in dict.fromkeys(each.kind for each in wished)
-            },
-            "mean": float(np.mean([reached[str(each)]["accuracy"] for each in wished])),
-            "frost_sha256": opened.frost.sha256 if opened.frost else None,
+            "images": kind_of_images,
+            "accuracy": accuracy,
+            "mean": float(np.mean([row["accuracy"] for row in rows.values()])),
+            "frost_sha256": frost_sha256,
             "seconds": time.perf_counter() - start,
         },
     )
-    return evaluation.write(number, METHOD, measured, kept)
-
-
-def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    reliability.check_answers(judged["finite"])
-    return judged
+    return evaluation.write(number, METHOD, measured, verdicts)
 
 
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
     subject, question, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
-    size, batch = subject.image_size, evaluation.batch
     net, no_attack = subject.create("float32"), lambda logits_fn, keys, images, labels: images
     counter = accuracy.counter(net, no_attack, mesh=mesh, each="linf")
 
     def judge(source: Source, bar: str) -> dict[str, np.ndarray]:
         images = accuracy.EvaluatedImages(
             source,
-            image_size=size,
-            batch_size=-(-batch // mesh.size) * mesh.size,
+            image_size=subject.image_size,
+            batch_size=-(-evaluation.batch // mesh.size) * mesh.size,
             places=tuple(evaluation.images.ids.tolist()),
             # Computed images are prepared before they are corrupted.
-            preprocessing=None if _fits(source, size) else question.preprocessing,
+            preprocessing=None if _fits(source, subject.image_size) else question.preprocessing,
             workers=subject.workers,
         )
         return accuracy.each(counter, evaluation.weights, images, mesh, bar=bar)
@@ -207,7 +198,7 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
 
 
 def _done(ledger: Path) -> dict[str, dict[str, Any]]:
-    return {str(Asked(row["kind"], row["severity"])): row for row in jsonl.read(ledger)}
+    return {f"{row['kind']}-{row['severity']}": row for row in jsonl.read(ledger)}
 
 
 def _right(row: dict[str, Any], count: int) -> np.ndarray:
@@ -216,38 +207,30 @@ def _right(row: dict[str, Any], count: int) -> np.ndarray:
     return np.unpackbits(bits)[:count].astype(bool)
 
 
-def _ledger(evaluation: Evaluation, number: str) -> Path:
-    return evaluation.out / f"corruptions-{number}.jsonl"
-
-
 def _write_bundle(
-    evaluation: Evaluation, measured: AccuracyRecord, opened: _Opened, place: Path
+    evaluation: Evaluation,
+    measured: AccuracyRecord,
+    sources: dict[str, Source],
+    ledger: Path,
+    place: Path,
 ) -> None:
-    ledger, count = _ledger(evaluation, opened.number), evaluation.question.images
-    rows, right = _done(ledger), {}
+    rows, ids = _done(ledger), evaluation.images.ids
+    size, how = evaluation.subject.image_size, str(evaluation.question.preprocessing)
     images: dict[str, ImageSet] = {}
+    right = {}
     if measured.verdicts:
         images[CLEAN] = evaluation.images
         right[CLEAN] = checked.verdicts(measured, evaluation.out / "results.jsonl").clean
-    for name, source in opened.sources.items():
-        packed = rows.get(name, {}).get("right")
-        if packed is None:
+    for name, source in sources.items():
+        if rows.get(name, {}).get("right") is None:
             raise ValueError(
                 f"{ledger} lacks the answers image by image, as those of an older version do; "
                 "--bundle needs them: evaluate again with --again, or with another --out DIR"
             )
-        right[name] = _right(rows[name], count)
-        size, how = evaluation.subject.image_size, str(evaluation.question.preprocessing)
-        images[name] = prepared(source, size, how, evaluation.images.ids)
-    bundle.of_corruptions(
-        place,
-        measured,
-        images,
-        evaluation.images.labels(),
-        right,
-        ids=evaluation.images.ids,
-        split_images=len(evaluation.source),
-    )
+        right[name] = _right(rows[name], evaluation.question.n)
+        images[name] = prepared(source, size, how, ids)
+    labels, split = evaluation.images.labels(), len(evaluation.source)
+    bundle.of_corruptions(place, measured, images, labels, right, ids=ids, split_images=split)
 
 
 def prepared(source: Source, size: int, preprocessing: str, places: np.ndarray) -> Prepared:

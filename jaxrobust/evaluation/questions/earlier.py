@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxrobust.evaluation.engine import replay
 from jaxrobust.evaluation.network import fingerprint
-from jaxrobust.evaluation.network.fingerprint import Fingerprint
+from jaxrobust.evaluation.network.fingerprint import Fingerprint, difference
 from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import HashedImages
@@ -35,26 +35,21 @@ def number(
     if again:
         numbers = (records.number_of(identity | {"again": k}) for k in itertools.count(1))
         return next(number for number in numbers if number not in done)
-    known: dict[str, Any] = {own: record.fingerprint for own, record in done.items() if own}
+    prints: dict[str, Any] = {key: record.fingerprint for key, record in done.items() if key}
     for path in replay.ledgers(out):
-        known.setdefault(_number_in(path), replay.header(path).get("fingerprint"))
-    same = {
-        own: theirs
-        for own, theirs in known.items()
-        if theirs and not fingerprint.difference(theirs, network._asdict())
-    }
-    for own in [own for own in same if own in done]:
-        asked = own == exact or same[own].get("question") == question
-        shown = fingerprint.is_shown(same[own], network._asdict())
-        if asked and not shown and not confirmed(done[own]):
-            del same[own]
-    if exact in same or exact not in known:
-        equal = [own for own, theirs in same.items() if theirs.get("question") == question]
-        equal.sort(key=lambda own: (own not in done, own != exact))
-        return equal[0] if equal else exact
+        prints.setdefault(_number_in(path), replay.header(path).get("fingerprint"))
+    here = network._asdict()
+    same = {k: there for k, there in prints.items() if there and not difference(there, here)}
+    for key in [key for key in same if key in done]:
+        asked = key == exact or same[key].get("question") == question
+        if asked and not fingerprint.is_shown(same[key], here) and not confirmed(done[key]):
+            del same[key]
+    if exact in same or exact not in prints:
+        equal = [key for key, there in same.items() if there.get("question") == question]
+        return min(equal, key=lambda key: (key not in done, key != exact), default=exact)
     # A program calls code that its text does not show, such as a callback's, which has changed.
     numbers = (records.number_of(identity | {"unlike": k}) for k in itertools.count(1))
-    return next(number for number in numbers if number in same or number not in known)
+    return next(number for number in numbers if number in same or number not in prints)
 
 
 def _number_in(path: Path) -> str:
@@ -63,29 +58,27 @@ def _number_in(path: Path) -> str:
 
 def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord | None:
     """Find the record of an evaluation that was done before, and say so; None: there is none."""
-    known = [record for record in records.read(out) if record.evaluation == number]
-    if not hosts.first(bool(known)):
+    done = [record for record in records.read(out) if record.evaluation == number]
+    if not hosts.first(bool(done)):
         return None
     file = out / "results.jsonl"
-    hosts.together(lambda: checked.confirmed(known[-1], file) if known else None)
-    if not known:  # a host that does not see the first one's records
+    hosts.together(lambda: checked.confirmed(done[-1], file) if done else None)
+    if not done:  # a host that does not see the first one's records
         return AccuracyRecord(evaluation=number)
-    theirs = (known[-1].fingerprint or {}).get("versions") or {}
-    other = ""
+    theirs, by = (done[-1].fingerprint or {}).get("versions") or {}, ""
     if fingerprint.other_versions(theirs, versions):
-        words = (fingerprint.words(each) for each in (theirs, versions))
-        other = ", by {} (here: {})".format(*words)
+        by = f", by {fingerprint.words(theirs)} (here: {fingerprint.words(versions)})"
     say(
-        f"done before, {known[-1].time}{other}; nothing is computed (--again computes it anew "
-        "beside that)"
+        f"done before, {done[-1].time}{by}; nothing is computed (--again computes it anew beside "
+        "that)"
     )
-    return known[-1]
+    return done[-1]
 
 
-def warn_of_older(out: Path, ours: Mapping[str, Any], threat: Threat) -> None:
+def warn_of_older(out: Path, expected: Mapping[str, Any], threat: Threat) -> None:
     """Say that a record of an older version seems to answer, but does not prove of what."""
     for record in records.read(out):
-        alike = all(getattr(record, name) == value for name, value in ours.items())
+        alike = all(getattr(record, name) == value for name, value in expected.items())
         alike = alike and record.threats[:1] in ([], [threat])
         if alike and record.evaluation and "fingerprint" in record.absent:
             say(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import user_attacks
-from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import pytorch
@@ -27,62 +27,7 @@ from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.fetch import sources as weights_sources
 from jaxrobust.weights.trained import history, kept, runs
 
-
-class GivenFlags(NamedTuple):
-    """The flags of `jaxrobust evaluate`; None: not given."""
-
-    workdir: str | None = None
-    phase: str | None = None
-    model: str | None = None
-    function: str | None = None
-    weights: str | None = None
-    options: dict[str, Any] | None = None
-    dataset: str | None = None
-    split: str | None = None
-    classes: str | None = None
-    data_dir: str | None = None
-    preprocessing: str | None = None
-    norm: str | None = None
-    epsilon: float | None = None
-    attack: str = "autoattack"
-    version: str = "standard"
-    search_dtype: str = "float32"
-    out: str | None = None
-    num_classes: int | None = None
-    image_size: int | None = None
-    n: int = 0
-    batch: int | None = None
-    seed: int = 0
-    steps: int | None = None
-    targets: int | None = None
-    restarts: int | None = None
-    relative_step: float | None = None
-    step: float | None = None
-    start: str | None = None
-    l1_rule: str | None = None
-    worst_case: bool = False
-    union_only: bool = False
-    selected: bool = False
-    torch: str | None = None
-    torch_args: dict[str, Any] | None = None
-    torch_output: str | None = None
-    replay: tuple[str, ...] = ()
-    noreplay: bool = False
-    again: bool = False
-    rule: str | None = None
-    draws: int | None = None
-    bundle: str | None = None
-    corruptions: str | None = None
-    frost: str | None = None
-    certify: float | None = None
-    against: str | None = None
-    alpha: float | None = None
-    tie: float | None = None  # points
-    until_width: float | None = None  # points
-    finish: bool = False
-    points: tuple[str, ...] = ()
-    users: tuple[UserAttack, ...] = ()  # that --points and --attack name, which `of_users` reads
-    shipped: str | None = None  # the word for a run of the package, which `of_shipped` spells out
+_STOPS = ("against", "until_width")
 
 
 def of_shipped(given: GivenFlags) -> GivenFlags:
@@ -93,13 +38,11 @@ def of_shipped(given: GivenFlags) -> GivenFlags:
     """
     if given.shipped is None:
         return given
-    others = ("workdir", "model", "weights", "function", "torch")
-    if named := [f"--{name}" for name in others if getattr(given, name)]:
+    if named := written(given, "workdir", "model", "weights", "function", "torch"):
         raise ValueError(
             f"{given.shipped} names a network, and so does {' and '.join(named)}; leave one out"
         )
     weights = f"{given.shipped}:{given.phase}" if given.phase else given.shipped
-    known = shipped.RUNS[given.shipped]
     shipped.weights(weights)  # refuses
     if Path(weights).exists():
         raise ValueError(
@@ -107,8 +50,19 @@ def of_shipped(given: GivenFlags) -> GivenFlags:
             f"--workdir {weights} or --weights {weights}, or evaluate the package's elsewhere"
         )
     out = given.out or f"runs/evaluation-{weights.replace(':', '-')}"
-    own: dict[str, Any] = {"weights": weights, "shipped": weights, "phase": None, "out": out}
-    return given._replace(**own, dataset=given.dataset or known.dataset)
+    dataset = given.dataset or shipped.RUNS[given.shipped].dataset
+    return given._replace(weights=weights, shipped=weights, phase=None, out=out, dataset=dataset)
+
+
+def written(given: GivenFlags, *names: str) -> list[str]:
+    """List those of some flags that are given, as on the command line."""
+    values = {name: getattr(given, name) for name in names}
+    valued = ("attack", "version", "search_dtype")
+    return [
+        f"--{name}={value}" if name in valued else f"--{name}"
+        for name, value in values.items()
+        if value != GivenFlags._field_defaults[name]
+    ]
 
 
 def of_users(given: GivenFlags, several: Sequence[str]) -> GivenFlags:
@@ -116,20 +70,12 @@ def of_users(given: GivenFlags, several: Sequence[str]) -> GivenFlags:
     attack, users = user_attacks.of_flags(given.attack, given.points)
     if not users:
         return given
-    beside = {
-        "--corruptions": given.corruptions is not None,
-        "--certify": given.certify is not None,
-        f"--version={given.version}": given.version in (FAST, "rand"),
-        "--finish": given.finish,
-        "--against": given.against is not None,
-        "--until_width": given.until_width is not None,
-        "--worst_case": given.worst_case,
-        "--union_only": given.union_only,
-    }
-    if found := [*(name for name, there in beside.items() if there), *several]:
+    version = ["version"] if given.version in (FAST, "rand") else []
+    names = ("corruptions", "certify", *version, "finish", *_STOPS, "worst_case", "union_only")
+    if others := [*written(given, *names), *several]:
         raise ValueError(
             f"{users[0].flag} is tried on the images that one evaluation of one threat leaves; "
-            f"leave {' and '.join(found)} out"
+            f"leave {' and '.join(others)} out"
         )
     return given._replace(attack=attack, users=users)
 
@@ -142,10 +88,7 @@ def placed(given: GivenFlags) -> GivenFlags:
         for flag in ("workdir", "out", "bundle")
         if (path := getattr(given, flag))
     }
-    return _with_selected(given._replace(**mounted))
-
-
-def _with_selected(given: GivenFlags) -> GivenFlags:
+    given = given._replace(**mounted)
     if not given.selected:
         return given
     if not given.workdir:
@@ -176,18 +119,13 @@ def check(given: GivenFlags) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
     if given.norm not in (None, *NORMS):
         raise ValueError(f"--norm={given.norm} is unknown; one of {', '.join(NORMS)}")
-    folder = _folder(given)
-    networks = {
-        "--workdir": given.workdir,
-        "--function": given.function,
-        "--torch": given.torch,
-        "--model" if given.model else "--weights": given.model or folder,
-    }
-    named = [flag for flag, value in networks.items() if value is not None]
+    named = written(given, "workdir", "function", "torch")
+    if given.model or _folder(given):
+        named.append("--model" if given.model else "--weights")
     if len(named) != 1:
-        each = f"{' and '.join(named)} name a network each, and records go to --out DIR; "
+        several = f"{' and '.join(named)} name a network each, and records go to --out DIR; "
         raise ValueError(
-            (each if named else "")
+            (several if named else "")
             + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
             "PATH is a folder that jaxrobust import wrote, or a name such as "
             "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
@@ -195,62 +133,41 @@ def check(given: GivenFlags) -> None:
         )
     if given.model and not given.weights:
         raise ValueError("--model needs --weights PATH, its weights")
-    own = ("weights", "num_classes", "options")
-    extra = [f"--{name}" for name in own if getattr(given, name) is not None]
+    extra = written(given, "weights", "num_classes", "options")
     if given.workdir and extra:
         raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
     if given.weights and given.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    if given.function or given.torch:
-        _check_function(given, extra)
-    needless = [f"--torch_{name}" for name in ("args", "output") if getattr(given, f"torch_{name}")]
-    if needless and not given.torch:
-        raise ValueError(f"{' and '.join(needless)} belongs to --torch; leave it out")
-
-
-def _check_function(given: GivenFlags, extra: list[str]) -> None:
-    if given.phase:
-        extra = [*extra, "--phase"]
-    if extra:
+    if (given.function or given.torch) and (extra := [*extra, *written(given, "phase")]):
         flag = "--torch" if given.torch else "--function"
         raise ValueError(f"{' and '.join(extra)} says nothing of a {flag}; leave it out")
-    if given.search_dtype == "bfloat16" and not given.torch:
+    if given.function and given.search_dtype == "bfloat16":
         raise ValueError(
             "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
             "or pass evaluation.autoattack a search_fn"
         )
+    if not given.torch and (needless := written(given, "torch_args", "torch_output")):
+        raise ValueError(f"{' and '.join(needless)} belongs to --torch; leave it out")
 
 
 def check_fast(given: GivenFlags, several: Sequence[str]) -> None:
     """Refuse flags that contradict --version=fast or --finish; `several` name many evaluations."""
     if given.version != FAST and not given.finish:
         return
-    own = "--finish" if given.finish else f"--version={FAST}"
+    asked = "--finish" if given.finish else f"--version={FAST}"
     if given.finish and given.version not in ("standard", FAST):
         raise ValueError(
             f"--finish makes an evaluation of the standard version; leave --version={given.version}"
             " out"
         )
-    without_attack = {
-        "--corruptions": given.corruptions is not None,
-        "--certify": given.certify is not None,
-    }
-    named = given.attack != questions.AUTOATTACK and not any(without_attack.values())
-    beside = without_attack | {
-        f"--attack={given.attack}": named,
-        "--against": given.against is not None,
-        "--until_width": given.until_width is not None,
-        "--search_dtype=bfloat16": given.search_dtype == "bfloat16",
-        "--worst_case": given.worst_case,
-        "--union_only": given.union_only,
-        "--again": given.again and given.finish,
-    }
-    found = [*(name for name, there in beside.items() if there), *several]
-    if found:
+    others = written(given, "corruptions", "certify") or written(given, "attack")
+    again = ["again"] if given.finish else []
+    others += written(given, *_STOPS, "search_dtype", "worst_case", "union_only", *again)
+    if others := [*others, *several]:
         what = "goes on with" if given.finish else "is"
         raise ValueError(
-            f"{own} {what} one evaluation, whose attacks are all of AutoAttack's standard version "
-            f"or a part of them; leave {' and '.join(found)} out, or leave {own} out"
+            f"{asked} {what} one evaluation, whose attacks are all of AutoAttack's standard "
+            f"version or a part of them; leave {' and '.join(others)} out, or leave {asked} out"
         )
     if given.bundle and not given.finish:
         raise ValueError(
@@ -276,23 +193,23 @@ def origin(given: GivenFlags) -> Subject:
     if given.torch:
         return subjects.of_torch(given.torch, given.torch_args, given.torch_output, random=random)
     if folder := _folder(given):
-        place = subjects.of_folder(folder, given.model, given.options)
+        subject = subjects.of_folder(folder, given.model, given.options)
     else:
-        place = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
-    own = place.network.num_classes
-    if None not in (own, given.num_classes) and own != given.num_classes:
+        subject = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
+    classes = subject.network.num_classes
+    if None not in (classes, given.num_classes) and classes != given.num_classes:
         raise ValueError(
-            f"--num_classes={given.num_classes}, but {folder} holds {own}; leave it out"
+            f"--num_classes={given.num_classes}, but {folder} holds {classes}; leave it out"
         )
-    return place
+    return subject
 
 
 def trained(given: GivenFlags) -> list[Threat]:
     """List the balls that a run trained in where they are several, else none."""
     if not given.workdir:
         return []
-    own = threats(runs.run_config(Path(given.workdir), given.phase).attack)
-    return list(own) if len(own) > 1 else []
+    balls = threats(runs.run_config(Path(given.workdir), given.phase).attack)
+    return list(balls) if len(balls) > 1 else []
 
 
 def own_balls(given: GivenFlags) -> list[Threat]:
@@ -307,14 +224,14 @@ def settled(given: GivenFlags) -> tuple[Subject, Subject, registry.Source]:
 
     Of a run of several norms --norm alone means the radius that it trained with in that norm.
     """
-    known = origin(given)
+    of_flags = origin(given)
     for ball in trained(given) if given.norm and given.epsilon is None else []:
         if ball.norm == given.norm:
             given = given._replace(epsilon=ball.epsilon)
     sizes = {"num_classes": given.num_classes, "image_size": given.image_size}
     keys = ("dataset", "split", "classes", "data_dir", "norm", "epsilon")
     about = {key: getattr(given, key) for key in keys}
-    return known, *subjects.settled(known, network=sizes, **about)
+    return of_flags, *subjects.settled(of_flags, network=sizes, **about)
 
 
 def weights(
@@ -336,17 +253,14 @@ def weights(
         steps = history.of_run(run, which.partition(",")[0], chosen=subject.chosen)
         return which, replace(subject, history=steps), read
     if given.torch:
-        images = _some(subject, source, given)
+        few = min(pytorch.find("compared_images"), len(source))
+        size = subject.image_size
+        how = pipeline.preprocessing_id(source, size, given.preprocessing)
+        prepared = Prepared(source, image_size=size, preprocessing=how, images=few)
+        images = np.asarray(prepared[np.arange(len(prepared))], np.float32)
         following = () if given.corruptions else questions.following(given.attack, given.version)
         return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))
     if given.function:
         return None, *subjects.with_arrays(subject)
     which, network, read = subjects.file_weights(subject.network, Path(str(given.weights)))
     return which, replace(subject, network=network), read
-
-
-def _some(subject: Subject, source: registry.Source, given: GivenFlags) -> np.ndarray:
-    size, few = subject.image_size, pytorch.find("compared_images")
-    how = pipeline.preprocessing_id(source, size, given.preprocessing)
-    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(few, len(source)))
-    return np.asarray(prepared[np.arange(len(prepared))], np.float32)

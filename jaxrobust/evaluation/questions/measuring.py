@@ -1,5 +1,6 @@
 """One question to one network: searched image by image, or counted batch by batch."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import collapse, label_checks, reliability
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
 from jaxrobust.evaluation.network.images import Subset
-from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import parts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
@@ -32,19 +33,16 @@ LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
 def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
     """Give the network as `autoattack` takes it, by compute type; each is made only once."""
-    made: dict[str, Any] = {}
 
+    @functools.cache
     def logits_fn(dtype: str) -> Any:
-        if dtype not in made:
-            net = subject.create(dtype)
-            params = cast(weights.params, jnp.dtype(dtype))
+        net = subject.create(dtype)
 
-            def logits(*given: Any) -> Any:
-                key = given[3] if subject.keyed else None
-                return net.apply(*given[:3], key=key)[0]
+        def logits(params: Any, stats: Any, images: Any, *keys: Any) -> Any:
+            key = keys[0] if subject.keyed else None
+            return net.apply(params, stats, images, key=key)[0]
 
-            made[dtype] = jax.tree_util.Partial(logits, params, weights.stats)
-        return made[dtype]
+        return jax.tree_util.Partial(logits, cast(weights.params, jnp.dtype(dtype)), weights.stats)
 
     return logits_fn
 
@@ -53,9 +51,9 @@ def searched(
     subject: Subject,
     prepared: Prepared,
     logits_of: LogitsOf,
-    question: Question,
+    question: GivenFlags,
     *,
-    known: Fingerprint,
+    identity: Fingerprint,
     ledger: Path,
     standing: np.ndarray | None = None,
     beyond: np.ndarray | None = None,
@@ -81,7 +79,7 @@ def searched(
         batch_size=question.batch or subject.slots_for(len(labels)),
         image_ids=prepared.ids[rows].tolist(),
         ledger=ledger,
-        identity=known,
+        identity=identity,
         search_fn=None if question.search_dtype == "float32" else logits_of(question.search_dtype),
         replay=replay,
         robust_beyond=None if beyond is None else beyond[rows],
@@ -94,6 +92,7 @@ def searched(
 
 
 def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
+    del keys
     return logits_fn(images)
 
 
@@ -101,7 +100,7 @@ def counted(
     subject: Subject,
     source: registry.Source,
     weights: Weights,
-    question: Question,
+    question: GivenFlags,
     places: np.ndarray,
 ) -> Measured:
     """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
@@ -111,7 +110,7 @@ def counted(
     """
     settings, attack = attack_of(question, subject.ball)
     mesh = sharding.make_mesh()
-    batch = min(question.batch or subject.batch_size, question.images)
+    batch = min(question.batch or subject.batch_size, question.n)
     images = accuracy.EvaluatedImages(
         source,
         image_size=subject.image_size,
@@ -131,13 +130,13 @@ def counted(
     if not len(places):
         return measured
     moved = ("stable", "local_lipschitz") if question.fixed else ()
-    known = [key for key in ("clean_top5", *moved) if key in reached]
-    return measured.noting(**{key: float(reached[key].mean()) for key in known})
+    keys = [key for key in ("clean_top5", *moved) if key in reached]
+    return measured.noting(**{key: float(reached[key].mean()) for key in keys})
 
 
 def answered(
     reached: dict[str, np.ndarray],
-    question: Question,
+    question: GivenFlags,
     places: np.ndarray,
     settings: list[parts.AttackSettings],
     seconds: float,
@@ -145,22 +144,22 @@ def answered(
 ) -> Measured:
     """Gather what `accuracy.judged` says image by image, on the images at some places."""
     verdicts, n = verdicts_of(reached, question.attack, places), len(places)
-    named = question.fixed
+    fixed = question.fixed
     cost: parts.AttackCost = {
         "attack": question.attack,
         "fooled": int((verdicts.clean & ~verdicts.robust).sum()),
-        "forward": n * (named.forward + 2 if named else 1),
-        "backward": n * named.backward if named else 0,
+        "forward": n * (fixed.forward + 2 if fixed else 1),
+        "backward": n * fixed.backward if fixed else 0,
         "idle": 0,
         "seconds": seconds,
         "compile_seconds": 0.0,
     }
-    robust = float(verdicts.robust.mean()) if n and named else None
+    robust = float(verdicts.robust.mean()) if n and fixed else None
     record = AccuracyRecord(
         attacks=settings,
         clean=float(verdicts.clean.mean()) if n else None,
         robust=robust,
-        accuracy_after={question.attack: robust} if named else {},
+        accuracy_after={question.attack: robust} if fixed else {},
         flags=reliability.check_answers(reached["finite"], verdicts.fooled_by, verdicts.reached)
         | label_checks.check_answers(reached["answers"], reached["labels"], classes)
         | collapse.flags(reached["answers"], reached["labels"]),
@@ -174,14 +173,15 @@ _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 
 
-def attack_of(question: Question, threat: Threat) -> tuple[list[parts.AttackSettings], Attack]:
+def attack_of(question: GivenFlags, threat: Threat) -> tuple[list[parts.AttackSettings], Attack]:
     """Make an attack, and its settings for the record, none if there is none."""
     if question.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
-    own, relative = question.fixed, question.relative_step
-    length = own.length(threat.epsilon, step=question.step, relative=relative)
-    how: Any = {"length": length, "start": question.start, "l1_rule": question.l1_rule}
-    settings: Any = own.settings(threat, **how)
+    fixed, relative = question.fixed, question.relative_step
+    length = fixed.length(threat.epsilon, step=question.step, relative=relative)
+    settings: Any = fixed.settings(
+        threat, length=length, start=question.start, l1_rule=question.l1_rule
+    )
     return [settings], fixed_steps.attack_of(settings)
 
 

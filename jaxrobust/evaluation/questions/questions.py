@@ -23,36 +23,62 @@ _LENGTHS = ("relative_step", "step")  # of attacks of fixed steps
 _FIXED = (*_LENGTHS, "start", "l1_rule")
 
 
-class Question(NamedTuple):
-    """How to evaluate; norm and radius stand in the subject."""
+class GivenFlags(NamedTuple):
+    """The flags of `jaxrobust evaluate`, which say what is evaluated and how; None: not given."""
 
+    workdir: str | None = None
+    phase: str | None = None
+    model: str | None = None
+    function: str | None = None
+    torch: str | None = None
+    torch_args: dict[str, Any] | None = None
+    torch_output: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] | None = None
+    selected: bool = False
+    shipped: str | None = None  # the word for a run of the package, which `of_shipped` spells out
+    dataset: str | None = None
+    split: str | None = None
+    classes: str | None = None
+    data_dir: str | None = None
+    preprocessing: str | None = None  # None: `pipeline.preprocessing_id`
+    num_classes: int | None = None
+    image_size: int | None = None
+    n: int = 0  # images of the split, spread over its classes; 0: all
+    norm: str | None = None
+    epsilon: float | None = None
     # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
     version: str = "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is none of it
-    images: int = 0  # so many of the split, spread over its classes; 0: all
+    finish: bool = False  # make the standard evaluation of one of the fast version
+    search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
     seed: int = 0  # of the attacks' draws
-    preprocessing: str | None = None  # None: `pipeline.preprocessing_id`
-    search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
     steps: int | None = None  # of a named attack, instead of its own; so are the others
     targets: int | None = None
     restarts: int | None = None
-    union_only: bool = False  # attack in each ball only what stands before it
-    replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
-    noreplay: bool = False  # not even those of this network at other radii
     relative_step: float | None = None  # of fixed steps: each is this times epsilon / K
     step: float | None = None  # of fixed steps: their length, in pixels or as the norm has it
     start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
     l1_rule: str | None = None  # of fixed steps on L1: a row of `attacks.L1_RULES`; None: sparse
-    again: bool = False  # compute anew, beside a record that is there
     rule: str | None = None  # of verdicts of version rand, see `randomised.verdict`
     draws: int | None = None  # that it judges by
+    worst_case: bool = False
+    union_only: bool = False  # attack in each ball only what stands before it
+    replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
+    noreplay: bool = False  # not even those of this network at other radii
+    again: bool = False  # compute again, beside a record that is there
     against: str | None = None  # stop once this record is behind or ahead: see `stops`
-    alpha: float | None = None  # of a stop; None: 0.05
-    tie: float | None = None  # points; also stop once both differ by less
     until_width: float | None = None  # points; or stop once the interval is narrower
-    finish: bool = False  # make the standard evaluation of one of the fast version
-    users: tuple[UserAttack, ...] = ()  # points and attacks of the user, tried on what stands
+    tie: float | None = None  # points; also stop once both differ by less
+    alpha: float | None = None  # of a stop; None: 0.05
+    corruptions: str | None = None
+    frost: str | None = None
+    certify: float | None = None
+    points: tuple[str, ...] = ()
+    users: tuple[UserAttack, ...] = ()  # that --points and --attack name, which `of_users` reads
+    bundle: str | None = None
+    out: str | None = None
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -64,8 +90,8 @@ class Question(NamedTuple):
     @property
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
-        known = attack_rows.searching().keys()
-        return self.attack in (AUTOATTACK, ALONE) or set(self.attack.split(",")) <= known
+        names = attack_rows.searching().keys()
+        return self.attack in (AUTOATTACK, ALONE) or set(self.attack.split(",")) <= names
 
     @property
     def replays(self) -> bool:
@@ -80,8 +106,8 @@ class Question(NamedTuple):
     @property
     def changes(self) -> dict[str, Any]:
         """List the settings that are not the attack's own."""
-        given = {key: getattr(self, key) for key in (*_SETTINGS, *_FIXED)}
-        return {key: value for key, value in given.items() if value is not None}
+        settings = {key: getattr(self, key) for key in (*_SETTINGS, *_FIXED)}
+        return {key: value for key, value in settings.items() if value is not None}
 
     @property
     def method(self) -> str:
@@ -100,22 +126,21 @@ class Question(NamedTuple):
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
         """List the changes of each attack, as `autoattack` takes them: of settings that it has."""
-        own = {
-            name: {
-                key: self.changes[key] for key in ensembles.adjustable(name) if key in self.changes
-            }
-            for name in self.names or ()
-        }
-        return {name: changes for name, changes in own.items() if changes} or None
+        changes, overrides = self.changes, {}
+        for name in self.names or ():
+            of_name = {key: changes[key] for key in ensembles.adjustable(name) if key in changes}
+            if of_name:
+                overrides[name] = of_name
+        return overrides or None
 
 
 def following(attack: str, version: str) -> tuple[str, ...]:
     """List the attacks of `--attack` and `--version` that follow the gradient of the images."""
     if fixed_steps.parse(attack):
         return (attack,)
-    known = attack_rows.searching()
+    rows = attack_rows.searching()
     names = ensembles.VERSIONS.get(version, ()) if attack == AUTOATTACK else attack.split(",")
-    return tuple(name for name in names if name in known and known[name][0].backward)
+    return tuple(name for name in names if name in rows and rows[name][0].backward)
 
 
 def _as_flag(key: str, value: Any) -> str:
@@ -123,12 +148,15 @@ def _as_flag(key: str, value: Any) -> str:
     return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
 
 
-def check(question: Question, subject: Subject, source: registry.Source) -> None:
+def check(question: GivenFlags, subject: Subject, source: registry.Source) -> None:
     """Refuse what cannot work, in the words of the command line, before anything compiles."""
     if not (question.searches or question.attack == "clean" or question.fixed):
+        single = [name for name, row in attack_rows.fixed().items() if row.single]
+        names = ("clean", *single, AUTOATTACK, *attack_rows.searching())
+        unknown = [name for name in question.attack.split(",") if name not in names]
         raise ValueError(
-            f"--attack={question.attack} is unknown; {_near(question.attack)}one of clean, "
-            f"{fixed_steps.written()}, autoattack, or of its attacks, with commas: "
+            f"--attack={question.attack} is unknown; {near(unknown[0], names) if unknown else ''}"
+            f"one of clean, {fixed_steps.written()}, autoattack, or of its attacks, with commas: "
             f"{', '.join(attack_rows.searching())}"
         )
     if question.attack != "clean":
@@ -136,7 +164,16 @@ def check(question: Question, subject: Subject, source: registry.Source) -> None
             raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
     _check_choices(question, subject)
-    _check_numbers(question)
+    for flag, value, low in (
+        ("n", question.n, 0),
+        ("batch", question.batch, 1),
+        ("seed", question.seed, 0),
+        *((key, getattr(question, key), 1) for key in _SETTINGS),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f"--{flag}={value} must be at least {low}")
+    if question.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"--seed={question.seed} must be below 2^32")
     if question.searches and question.attack != ALONE:
         try:
             ensembles.plan(subject.norm, question.version, question.names, question.overrides())
@@ -152,28 +189,14 @@ def check(question: Question, subject: Subject, source: registry.Source) -> None
     evaluation_transform(how)  # refuses
 
 
-def _near(attack: str) -> str:
-    single = [name for name, row in attack_rows.fixed().items() if row.single]
-    known = ("clean", *single, AUTOATTACK, *attack_rows.searching())
-    unknown = [name for name in attack.split(",") if name not in known]
-    return near(unknown[0], known) if unknown else ""
-
-
-def _check_choices(question: Question, subject: Subject) -> None:
+def _check_choices(question: GivenFlags, subject: Subject) -> None:
     attack = question.users[0].file if question.attack == ALONE else question.attack
-    versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
-    for flag, known in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
-        value = getattr(question, flag)
-        if value not in known:
-            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-        if value != known[0] and (not question.searches or question.attack == ALONE):
-            raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
+    _check_version(question, attack)
     if question.users and not question.searches:
         raise ValueError(
             f"{question.users[0].flag} is tried on what attacks leave image by image, not on what "
             f"--attack={attack} does; give --attack autoattack, or clean for its points alone"
         )
-    _check_draws(question, subject)
     if question.union_only and not question.searches:
         raise ValueError(
             f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
@@ -189,32 +212,39 @@ def _check_choices(question: Question, subject: Subject) -> None:
     for flag, value in question.changes.items():
         takes = any(flag in ensembles.adjustable(name) for name in names or ())
         if not (takes if flag in _SETTINGS else question.fixed):
-            name = "name an attack of it, such as apgd-t"
-            remedy = name if attack == AUTOATTACK else "leave it out"
+            remedy = "name an attack of it, such as apgd-t" if attack == AUTOATTACK else ""
             typed = f"--{flag}={_as_flag(flag, value)}"
-            raise ValueError(f"{typed} has no effect on --attack={attack}; {remedy}")
-    _check_steps(question, subject.norm)
-    _check_start(question, subject)
+            raise ValueError(
+                f"{typed} has no effect on --attack={attack}; {remedy or 'leave it out'}"
+            )
+    _check_fixed(question, subject.norm)
 
 
-def _check_draws(question: Question, subject: Subject) -> None:
-    if question.version != "rand":
-        for flag in ("rule", "draws"):
-            if (value := getattr(question, flag)) is not None:
-                raise ValueError(
-                    f"--{flag}={value} judges randomised networks; give --version=rand, or leave "
-                    "it out"
-                )
+def _check_version(question: GivenFlags, attack: str) -> None:
+    versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
+    for flag, choices in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
+        value = getattr(question, flag)
+        if value not in choices:
+            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(choices)}")
+        if value != choices[0] and (not question.searches or question.attack == ALONE):
+            raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
+    if question.version == "rand":
+        if question.search_dtype != "float32":
+            raise ValueError("--version=rand searches in float32; leave --search_dtype out")
+        try:
+            randomised.verdict(question.rule, question.draws)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
         return
-    if question.search_dtype != "float32":
-        raise ValueError("--version=rand searches in float32; leave --search_dtype out")
-    try:
-        randomised.verdict(question.rule, question.draws)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
+    for flag, value in (("rule", question.rule), ("draws", question.draws)):
+        if value is not None:
+            raise ValueError(
+                f"--{flag}={value} judges randomised networks; give --version=rand, or leave it out"
+            )
 
 
-def _check_steps(question: Question, norm: str) -> None:
+def _check_fixed(question: GivenFlags, norm: str) -> None:
+    """Refuse settings of attacks of fixed steps."""
     if question.step is not None and question.relative_step is not None:
         raise ValueError(
             f"--step={question.step:g} and --relative_step={question.relative_step:g} both say how "
@@ -225,32 +255,14 @@ def _check_steps(question: Question, norm: str) -> None:
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be above 0")
     check_length("--step", question.step or 0, norm)
-
-
-def _check_start(question: Question, subject: Subject) -> None:
-    for flag, known in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):
+    for flag, choices in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):
         value = getattr(question, flag)
-        if value is not None and value not in known:
-            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
-    if question.l1_rule and subject.norm != "l1":
+        if value is not None and value not in choices:
+            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(choices)}")
+    if question.l1_rule and norm != "l1":
+        raise ValueError(f"--l1_rule={question.l1_rule} is of l1, not of {norm}; leave it out")
+    if str(question.start).startswith("uniform") and not attacks.GEOMETRIES[norm].fill:
         raise ValueError(
-            f"--l1_rule={question.l1_rule} is of l1, not of {subject.norm}; leave it out"
+            f"--start={question.start} is of {filled()}, not of {norm}; leave it out, or give "
+            "--start=random"
         )
-    if str(question.start).startswith("uniform") and not attacks.GEOMETRIES[subject.norm].fill:
-        raise ValueError(
-            f"--start={question.start} is of {filled()}, not of {subject.norm}; leave it out, or "
-            "give --start=random"
-        )
-
-
-def _check_numbers(question: Question) -> None:
-    for flag, value, low in (
-        ("n", question.images, 0),
-        ("batch", question.batch, 1),
-        ("seed", question.seed, 0),
-        *((key, getattr(question, key), 1) for key in _SETTINGS),
-    ):
-        if value is not None and value < low:
-            raise ValueError(f"--{flag}={value} must be at least {low}")
-    if question.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
-        raise ValueError(f"--seed={question.seed} must be below 2^32")

@@ -21,7 +21,7 @@ from jaxrobust.evaluation.engine import replay
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
-from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, parts, records, trained, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
@@ -46,14 +46,14 @@ class Evaluation:
         source: registry.Source,
         which: str | None,
         weights: Weights,
-        question: Question,
+        question: GivenFlags,
         out: Path,
     ) -> None:
-        if question.images > len(source):
-            say(f"{source.where()} has {len(source)} images, not {question.images}: taking all")
+        if question.n > len(source):
+            say(f"{source.where()} has {len(source)} images, not {question.n}: taking all")
         size = subject.image_size
         self.question = question._replace(
-            images=min(len(source), question.images or len(source)),
+            n=min(len(source), question.n or len(source)),
             preprocessing=pipeline.preprocessing_id(source, size, question.preprocessing),
         )
         claim(out)
@@ -61,7 +61,7 @@ class Evaluation:
         self.out = out
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
-        how, count = str(self.question.preprocessing), self.question.images
+        how, count = str(self.question.preprocessing), self.question.n
         self.images = Prepared(source, image_size=size, preprocessing=how, images=count)
         images = self._image_fields()
         ledgers = [earlier.ledgers_named(Path(folder), images) for folder in question.replay]
@@ -76,14 +76,9 @@ class Evaluation:
         self._size: list[parts.NetworkSize] = []  # once it is known, shared by all questions
         self._clean: list[verdicts.Verdicts] = []  # likewise
 
-    @property
-    def image_ids(self) -> str:
-        """Name the images as records do."""
-        return records.ranges(self.images.ids.tolist())
-
-    def with_question(self, question: Question) -> "Evaluation":
+    def with_question(self, question: GivenFlags) -> "Evaluation":
         """Ask another checked question of the same network and images."""
-        settled = {key: getattr(self.question, key) for key in ("images", "preprocessing")}
+        settled = {key: getattr(self.question, key) for key in ("n", "preprocessing")}
         if (question := question._replace(**settled)) == self.question:
             return self
         other = copy.copy(self)
@@ -92,54 +87,45 @@ class Evaluation:
 
     def record(self, subject: Subject) -> AccuracyRecord:
         """Record one ball, computed unless it is there; the first of all processes writes it."""
-        if stops.flag(self.question):
-            return self._stopped(subject)
-        if self.question.version == ensembles.FAST:
-            return self._fast(subject)
-        if self.question.finish:
+        question, rule = self.question, None
+        about: dict[str, Any] = {}
+        if stops.flag(question):
+            images = self.images.content_sha256()
+            rule, about = stops.rule(question, subject, self.source, images, self.hashed)
+        elif question.finish:
             self._check_begun(subject)
-        number = self.number(subject)
-        if there := self.recorded(number) or self._without_replay(subject):
+        number = self.number(subject, **({"stop": rule.settings()} if rule else {}))
+        is_plain = rule is None and question.version != ensembles.FAST
+        if there := self.recorded(number) or (is_plain and self._without_replay(subject)):
             return there
-        ours: dict[str, Any] = {"dataset": self.source.name, "split": self.source.split}
-        ours |= {"method": self.question.method, "seed": self.question.seed, "weights": self.which}
-        ours |= {"image_ids": self.image_ids}
-        earlier.warn_of_older(self.out, ours, subject.ball)
+        if is_plain:
+            expected: dict[str, Any] = {"dataset": self.source.name, "split": self.source.split}
+            expected |= {"method": question.method, "seed": question.seed, "weights": self.which}
+            expected |= {"image_ids": records.ranges(self.images.ids.tolist())}
+            earlier.warn_of_older(self.out, expected, subject.ball)
         self.announce(subject)
         begun = self.begun(subject)
-        ledgers = self.ledgers_to_replay(subject, begun)
-        measured = self.measure(subject, begun, ledgers=ledgers)
-        return self.write(number, self.question.method, *measured)
+        if rule is None:
+            ledgers = self.ledgers_to_replay(subject, begun)
+            return self.write(
+                number, question.method, *self.measure(subject, begun, ledgers=ledgers)
+            )
+        measured = self.measure(subject, begun, stop=rule)
+        measured = measured.noting(stopped=(measured.record.stopped or {}) | about)
+        return self.write(number, f"{question.method}, stopped", *measured)
 
     def begun(self, subject: Subject) -> str:
-        """Choose the number whose ledger continues: with a user's attacks, that without them."""
-        if not self.question.users or self.question.attack == ALONE:
-            return self.number(subject)
-        return self.with_question(self.question._replace(users=())).number(subject)
+        """Choose the number whose ledger continues.
 
-    def _stopped(self, subject: Subject) -> AccuracyRecord:
-        """Record an evaluation that stops, whose ledger is that of the plain one, which goes on."""
-        images = self.images.content_sha256()
-        rule, about = stops.rule(self.question, subject, self.source, images, self.hashed)
-        plain = self.number(subject)
-        number = self.number(subject, stop=rule.settings())
-        if there := self.recorded(number):
-            return there
-        self.announce(subject)
-        measured = self.measure(subject, plain, stop=rule)
-        measured = measured.noting(stopped=(measured.record.stopped or {}) | about)
-        return self.write(number, f"{self.question.method}, stopped", *measured)
-
-    def _fast(self, subject: Subject) -> AccuracyRecord:
-        """Record the fast version, whose ledger is that of the standard one, which goes on."""
-        number = self.number(subject)
-        if there := self.recorded(number):
-            return there
-        plain = self._of_version("standard").number(subject)
-        self.announce(subject)
-        ledgers = self.ledgers_to_replay(subject, plain)
-        measured = self.measure(subject, plain, ledgers=ledgers)
-        return self.write(number, self.question.method, *measured)
+        Of the fast version that of the standard one, with a user's attacks that without them, of an
+        evaluation that stops that of the plain one.
+        """
+        question = self.question
+        if question.users and question.attack != ALONE:
+            question = question._replace(users=())
+        if question.version == ensembles.FAST:
+            return self._of_version("standard").number(subject)
+        return self.with_question(question).number(subject)
 
     def _of_version(self, version: str) -> "Evaluation":
         return self.with_question(self.question._replace(version=version, finish=False))
@@ -147,8 +133,8 @@ class Evaluation:
     def _check_begun(self, subject: Subject) -> None:
         """Refuse to finish an evaluation of the fast version that is not there."""
         number = self._of_version(ensembles.FAST).number(subject)
-        there = [one for one in records.read(self.out) if one.evaluation == number and one.fast]
-        if not hosts.first(bool(there)):
+        records_there = records.read(self.out)
+        if not hosts.first(any(r.evaluation == number and r.fast for r in records_there)):
             raise ValueError(
                 f"--finish makes the standard evaluation of one by --version=fast, and {self.out} "
                 "has none of this network with these images, norm, radius and seed; run "
@@ -170,9 +156,14 @@ class Evaluation:
         for key in ("program", "gradient"):  # which versions write differently
             text = text.replace(getattr(self.fingerprint, key), key)
         question = records.number_of({"asked": text})
-        again = self.question.again
-        how: dict[str, Any] = {"again": again, "confirmed": self._confirms}
-        chosen = earlier.number(self.out, identity, question, self.fingerprint, **how)
+        chosen = earlier.number(
+            self.out,
+            identity,
+            question,
+            self.fingerprint,
+            again=self.question.again,
+            confirmed=self._confirms,
+        )
         number = hosts.everyone(chosen)[0]
         self.questions[number] = question
         return number
@@ -192,16 +183,14 @@ class Evaluation:
             return True
         plain = self.question._replace(attack="clean", start=None, l1_rule=None)
         if not self._clean:
-            how = (self.subject, self.source, self.weights, plain)
-            self._clean.append(measuring.counted(*how, self.images.ids).verdicts)
+            of_all = (self.subject, self.source, self.weights, plain, self.images.ids)
+            self._clean.append(measuring.counted(*of_all).verdicts)
         before, now = verdicts.aligned([there, self._clean[0]])
-        others = int((before.clean != now.clean).sum())
-        if others > _TURNED * len(now.clean):
-            say(f"{about}: {others:,} of {len(now.clean):,} clean answers are others, so it is not")
+        n, changed = len(now.clean), int((before.clean != now.clean).sum())
+        if changed > _TURNED * n:
+            say(f"{about}: {changed:,} of {n:,} clean answers differ, so it is not used")
             return False
-        say(
-            f"WARNING: {about}: beside these, {len(now.clean):,} clean answers agree, not gradients"
-        )
+        say(f"WARNING: {about}: only {n:,} clean answers show that it is of this network")
         return True
 
     def identity(self, subject: Subject) -> dict[str, Any]:
@@ -209,16 +198,16 @@ class Evaluation:
         source, question, network = self.source, self.question, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         how = [*subject.ball.settings().values(), question.seed, question.search_dtype]
-        seen = trained.flags(_training(subject, source))
+        chosen = subject.chosen and "selection" in trained.flags(self._training(subject))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
-                *(source.name, source.split, question.images, question.preprocessing),
+                *(source.name, source.split, question.n, question.preprocessing),
                 *(self.images.content_sha256(), *classes),
             ],
             "attack": [question.method, *([] if question.attack == "clean" else how)],
             # Equal weights that were chosen elsewhere have a record which says otherwise.
-            **({"chosen": subject.chosen} if subject.chosen and "selection" in seen else {}),
+            **({"chosen": subject.chosen} if chosen else {}),
             **({"replay": sorted(path.stem for path in self.given)} if self.given else {}),
             **({"replay": None} if question.noreplay else {}),
         }
@@ -231,7 +220,7 @@ class Evaluation:
     @property
     def batch(self) -> int:
         """Count the images that attacks of fixed steps take at a time."""
-        return min(self.question.batch or self.subject.batch_size, self.question.images)
+        return min(self.question.batch or self.subject.batch_size, self.question.n)
 
     def recorded(self, number: str) -> AccuracyRecord | None:
         """Find the record of an evaluation that was done before; None: it was not."""
@@ -255,17 +244,19 @@ class Evaluation:
         A process that was killed before its first verdict leaves an empty one, which is left out.
         """
         names = (f"ledger-{number}.jsonl", f"ledger-{number}.process-")
-        found = [path for path in replay.ledgers(self.out) if path.name.startswith(names)]
-        return hosts.everyone(found)[0]
+        paths = [path for path in replay.ledgers(self.out) if path.name.startswith(names)]
+        return hosts.everyone(paths)[0]
 
     def ledgers_to_replay(self, subject: Subject, number: str) -> list[Path]:
         """Find the ledgers of this folder that are replayed: this network's at other radii."""
         question = self.question  # a user's attacks alone are to show what they find
         if question.noreplay or question.attack == ALONE or not question.replays:
             return []
-        of = (number, self.fingerprint, subject.ball.norm, self._image_fields(), self.hashed)
-        ledgers = list(earlier.ledgers_beside(self.out, *of))
-        return hosts.everyone(ledgers)[0]  # as the first process sees the folder
+        network = (self.fingerprint, subject.ball.norm)
+        paths = earlier.ledgers_beside(
+            self.out, number, *network, self._image_fields(), self.hashed
+        )
+        return hosts.everyone(list(paths))[0]  # as the first process sees the folder
 
     def _image_fields(self) -> dict[str, Any]:
         return {
@@ -279,7 +270,7 @@ class Evaluation:
     def announce(self, subject: Subject, standing: np.ndarray | None = None) -> None:
         """Say what begins, on all images or on those that stand."""
         question = self.question
-        images = question.images if standing is None else int(standing.sum())
+        images = question.n if standing is None else int(standing.sum())
         weights = f" ({self.which})" if self.which else ""
         ball = "" if question.attack == "clean" else f", {subject.ball}"
         say(
@@ -305,8 +296,9 @@ class Evaluation:
             if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
                 plain = self.question._replace(attack="clean", start=None, l1_rule=None)
                 measuring.counted(*of, plain, ids)  # refuses
-            left = ids if standing is None else ids[standing]
-            measured = measuring.counted(*of, self.question, left)
+            measured = measuring.counted(
+                *of, self.question, ids if standing is None else ids[standing]
+            )
             if not self.question.fixed:
                 return measured
             slopes = reliability.check_slopes(self.fingerprint.computed_probe)
@@ -316,7 +308,7 @@ class Evaluation:
             self.images,
             self.logits_of,
             self.question,
-            known=self.fingerprint._replace(question=self.questions[number.partition("-")[0]]),
+            identity=self.fingerprint._replace(question=self.questions[number.partition("-")[0]]),
             ledger=self.ledger(number),
             standing=standing,
             beyond=beyond,
@@ -337,9 +329,8 @@ class Evaluation:
     def size(self) -> parts.NetworkSize:
         """Count the network's parameters and multiply-adds."""
         if not self._size:
-            own, channels = self.subject, self.subject.network.in_channels
-            net, side = own.create("float32"), own.image_size
-            self._size.append(records.size(net, self.weights, side, channels or 0))
+            net, channels = self.subject.create("float32"), self.subject.network.in_channels or 0
+            self._size.append(records.size(net, self.weights, self.subject.image_size, channels))
         return self._size[0]
 
     def write(
@@ -347,13 +338,15 @@ class Evaluation:
         number: str,
         method: str,
         record: AccuracyRecord,
-        own: verdicts.Verdicts | None,
+        found: verdicts.Verdicts | None,
         begun_by: dict[str, str] | None = None,
     ) -> AccuracyRecord:
         """Write the record of what was measured, in the first process, and return it."""
         subject, question, source = self.subject, self.question, self.source
-        named = None if subject.net else self.weights
-        training = _training(subject, source)
+        weights = None if subject.net else self.weights
+        training = self._training(subject)
+        labels = self.images.labels() if found is None else found.labels
+        doubts = spread.choice_flags(source, labels, self.images.choice) | trained.flags(training)
         network: parts.NetworkFingerprint = {
             **fingerprint.resolved(self.fingerprint._asdict()),
             "images": self.images.content_sha256(),
@@ -368,20 +361,20 @@ class Evaluation:
             record,
             config_sha256=None if config is None else hashes.config_sha256(config),
             weights=self.which,
-            weights_sha256=hashes.weights_sha256(named.params, named.stats) if named else None,
+            weights_sha256=hashes.weights_sha256(*weights) if weights else None,
             dataset=source.name,
             split=source.split,
-            image_ids=record.image_ids or self.image_ids,
+            image_ids=record.image_ids or records.ranges(self.images.ids.tolist()),
             image_choice=self.images.choice,
             preprocessing=question.preprocessing or "",
-            dtype="float32" if named else None,
+            dtype="float32" if weights else None,
             seed=question.seed,
-            flags=record.flags | self._choice_flags(own) | trained.flags(training),
-            verdicts=None if own is None else verdicts.file_of(number),
+            flags=record.flags | doubts,
+            verdicts=None if found is None else verdicts.file_of(number),
             interval=(
                 None
                 if record.stopped
-                else records.intervals(record.clean, record.robust, question.images)
+                else records.intervals(record.clean, record.robust, question.n)
             ),
             costs=records.with_step_rules(record.costs or ()),
             size=self.size,
@@ -396,21 +389,20 @@ class Evaluation:
             function=function,
         ).stamped()
         if jax.process_index() == 0:
-            if own is not None:
-                at = np.searchsorted(self.hashed.ids, own.image_ids)
-                own = own._replace(hashes=self.hashed.hashes[at])
-                verdicts.write(self.out / verdicts.file_of(number), number, own)
+            if found is not None:
+                at = np.searchsorted(self.hashed.ids, found.image_ids)
+                found = found._replace(hashes=self.hashed.hashes[at])
+                verdicts.write(self.out / verdicts.file_of(number), number, found)
             records.append(self.out / "results.jsonl", record)
         return record
 
-    def _choice_flags(self, own: verdicts.Verdicts | None) -> dict[str, str]:
-        labels = self.images.labels() if own is None else own.labels
-        return spread.choice_flags(self.source, labels, self.images.choice)
-
-
-def _training(subject: Subject, source: registry.Source) -> parts.TrainingFacts | None:
-    on: dict[str, Any] = {"dataset": source.name, "split": source.split}
-    return trained.training(subject.history or [], **on, files_sha256=source.files_sha256)
+    def _training(self, subject: Subject) -> parts.TrainingFacts | None:
+        return trained.training(
+            subject.history or [],
+            dataset=self.source.name,
+            split=self.source.split,
+            files_sha256=self.source.files_sha256,
+        )
 
 
 def claim(out: Path) -> None:

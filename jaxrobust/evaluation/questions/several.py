@@ -31,7 +31,7 @@ def union(
     worst_case: bool = False,
 ) -> AccuracyRecord:
     """Record all balls together: an image is robust if nothing in any of them fools it."""
-    identity: dict[str, Any] = {"union": [own.evaluation.identity(own.subject) for own in members]}
+    identity: dict[str, Any] = {"union": [one.evaluation.identity(one.subject) for one in members]}
     identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
     number = evaluation.numbered(identity)
     if there := evaluation.recorded(number):
@@ -39,26 +39,24 @@ def union(
     if done and jax.process_index():  # the records of the first process are enough
         return AccuracyRecord(evaluation=number)
     measured = [_of_record(record, evaluation.out) for record in done]
-    balls = [own.subject.ball for own in members]
-    for count, (each, subject) in enumerate(members if not done else ()):
+    balls = [member.subject.ball for member in members]
+    for count, (of_member, subject) in enumerate(members if not done else ()):
         standing = unions.joined(measured, balls).robust if count else None
-        each.announce(subject, standing)
-        ledgers = each.ledgers_to_replay(subject, number)
+        of_member.announce(subject, standing)
+        ledgers = of_member.ledgers_to_replay(subject, number)
         part = f"{number}-{count}"
-        measured.append(each.measure(subject, part, standing=standing, ledgers=ledgers))
-    questions = [own.evaluation.question for own in members]
-    if not worst_case:
-        whole = unions.united(measured, balls, [*map(str, balls)])
-        more: dict[str, Any] = {"union": {"each_on_all_images": bool(done)}}
-    else:
+        measured.append(of_member.measure(subject, part, standing=standing, ledgers=ledgers))
+    names, more = [*map(str, balls)], {"union": {"each_on_all_images": bool(done)}}
+    if worst_case:
+        questions = [member.evaluation.question for member in members]
         # Several attacks may have the same ball.
         names = [f"{ball} {q.attack}" for ball, q in zip(balls, questions, strict=True)]
-        whole = unions.united(measured, balls, names)
         numbers = [record.evaluation for record in done] or [None] * len(members)
         methods = [question.method for question in questions]
-        rows = unions.parts_of(measured, balls, methods, numbers, skips=not done)
+        rows: Any = unions.parts_of(measured, balls, methods, numbers, skips=not done)
         more = {"worst_case": rows}
-    return evaluation.write(number, "union", *whole.noting(**more))
+    united = unions.united(measured, balls, names)
+    return evaluation.write(number, "union", *united.noting(**more))
 
 
 def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]:
@@ -99,36 +97,30 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
         costs = (first.costs or []) + (then.costs or [])
         replayed = (first.replayed or []) + (then.replayed or [])
         measured[place] = again.noting(costs=costs, replayed=replayed)
-    return [
-        there[place]
-        or evaluation.write(
-            numbers[place],
-            f"{evaluation.question.method}, ladder" if radii[place] else "clean",
-            *measured[place].noting(ladder=_shared(radii, beyond.get(place), measured[place])),
-        )
-        for place in range(len(rungs))
-    ]
+    written = []
+    for place, number in enumerate(numbers):
+        robust_beyond, attacks = beyond.get(place), measured[place].record.attacks
+        ladder: parts.LadderSettings = {
+            "radii": radii,
+            "robust_beyond": 0 if robust_beyond is None else int(robust_beyond.sum()),
+            "of_these_attacked_by": [attacks[0]["name"]] if attacks else [],
+        }
+        method = f"{evaluation.question.method}, ladder" if radii[place] else "clean"
+        parts_of_record = measured[place].noting(ladder=ladder)
+        written.append(there[place] or evaluation.write(number, method, *parts_of_record))
+    return written
 
 
 def _clean(measured: Measured) -> Measured:
-    own = measured.verdicts
-    fooled_by = np.where(own.clean, "", "clean")
-    none = {"norms": np.zeros_like(own.norms), "reached": np.full_like(own.reached, -1)}
-    still = own._replace(fooled_by=fooled_by, **none)
-    return Measured(AccuracyRecord(clean=measured.record.clean, accuracy_after={}, costs=[]), still)
-
-
-def _shared(
-    radii: list[float], beyond: np.ndarray | None, measured: Measured
-) -> parts.LadderSettings:
-    attacks = measured.record.attacks
-    return {
-        "radii": radii,
-        "robust_beyond": 0 if beyond is None else int(beyond.sum()),
-        "of_these_attacked_by": [attacks[0]["name"]] if attacks else [],
-    }
+    verdicts = measured.verdicts._replace(
+        fooled_by=np.where(measured.verdicts.clean, "", "clean"),
+        norms=np.zeros_like(measured.verdicts.norms),
+        reached=np.full_like(measured.verdicts.reached, -1),
+    )
+    record = AccuracyRecord(clean=measured.record.clean, accuracy_after={}, costs=[])
+    return Measured(record, verdicts)
 
 
 def _of_record(record: AccuracyRecord, out: Path) -> Measured:
-    kept = AccuracyRecord(**{name: getattr(record, name) for name in _MEASURED})
-    return Measured(kept, checked.verdicts(record, out / "results.jsonl"))
+    fields = AccuracyRecord(**{name: getattr(record, name) for name in _MEASURED})
+    return Measured(fields, checked.verdicts(record, out / "results.jsonl"))

@@ -53,9 +53,7 @@ class Subject:
     function: functions.Named | None = None  # of images to logits, which is the whole network
     net: Classifier | None = None  # of that function, after `with_arrays`
     arrays_sha256: str | None = None  # the same
-    built: Any = (
-        None  # PyTorch's module (`named.Built`), of which `with_arrays` makes that function
-    )
+    built: Any = None  # PyTorch's module (`named.Built`), that `with_arrays` makes that function of
     slots: int | None = None  # as many as are cheapest for it, by measurement
     keyed: bool = False  # whether it takes a key for each image too, of which it draws
 
@@ -80,7 +78,7 @@ class Subject:
 
     @property
     def flag(self) -> str | None:
-        """Name the flag of a network that is none of ours."""
+        """Name the flag of a network that is not ours; None: it is ours."""
         return TORCH if self.built else FUNCTION if self.function else None
 
     def create(self, dtype: str) -> Classifier:
@@ -97,8 +95,8 @@ class Subject:
         if self.function is None:
             spec = self.network
             return models.origin(spec.name, **spec.sizes(), **spec.options)
-        beside = {} if self.built is None else dict(self.built.record)
-        return self.function.record() | {"arrays_sha256": self.arrays_sha256} | beside
+        more = {} if self.built is None else dict(self.built.record)
+        return self.function.record() | {"arrays_sha256": self.arrays_sha256} | more
 
 
 def of_run(workdir: Path, phase: str | None = None) -> Subject:
@@ -120,25 +118,25 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
     )
 
 
-def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
-    """Describe a network `name` by its file of weights; `given` are its options."""
-    options = given or {}
+def of_file(name: str, path: Path, options: dict[str, Any] | None = None) -> Subject:
+    """Describe a network `name` by its file of weights, with these options or those it states."""
     if pytorch.is_name(name) or not functions.is_name(name):  # others have no description
-        options = certificates.options(name, given, certificates.stated(path), path)
+        options = certificates.options(name, options, certificates.stated(path), path)
+    options = options or {}
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
 
-def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
+def of_folder(folder: Path, name: str | None, options: dict[str, Any] | None) -> Subject:
     """Describe a network by its imported weights, which may have to be those of `name`."""
     about = weights_folder.about(folder)
     if about is None:
         raise ValueError(
-            f"--weights {folder} is no folder that jaxrobust import wrote; give a file"
+            f"--weights {folder} is not a folder that jaxrobust import wrote; give a file"
         )
-    own = about["architecture"]
-    if models.computed(name or own, {}) != models.computed(own, {}):
-        raise ValueError(f"{folder} holds a {own}; leave --model={name} out")
-    subject = of_file(own, folder, given)
+    architecture = about["architecture"]
+    if models.computed(name or architecture, {}) != models.computed(architecture, {}):
+        raise ValueError(f"{folder} holds a {architecture}; leave --model={name} out")
+    subject = of_file(architecture, folder, options)
     sizes = {key: about[key] for key in ("num_classes", "image_size", "in_channels")}
     norm = about["norm"] or "linf"
     return replace(
@@ -180,9 +178,9 @@ def settled(
 
     A radius of one norm says nothing in another.
     """
-    own = {key: value for key, value in (network or {}).items() if value is not None}
-    new = {key: value for key, value in changes.items() if value is not None}
-    subject = replace(origin, network=replace(origin.network, **own), **new)
+    sizes_of = {key: value for key, value in (network or {}).items() if value is not None}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    subject = replace(origin, network=replace(origin.network, **sizes_of), **changes)
     if epsilon is not None:
         subject = subject.within(Threat(norm or origin.norm, epsilon))
     elif norm not in (None, origin.norm):
@@ -191,7 +189,7 @@ def settled(
     if dataset is None:
         flag = subject.flag or "a network that is no run"
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
-    if dataset != origin.dataset and "split" not in new:
+    if dataset != origin.dataset and "split" not in changes:
         # A part of another data set's split says nothing here.
         imagenet = _IMAGENET.match(dataset)
         subject = replace(subject, split="validation@robustbench" if imagenet else "test")
@@ -214,7 +212,7 @@ def settled(
 
 
 def preprocessing(
-    origin: Subject, image_size: int, source: registry.Source, given: str | None = None
+    origin: Subject, image_size: int, source: registry.Source, flag: str | None = None
 ) -> str | None:
     """Choose the flag's preprocessing, else that of a run's tests, or what imported weights expect.
 
@@ -224,21 +222,22 @@ def preprocessing(
     """
     small = source.image_shape and min(source.image_shape[:2]) <= image_size
     expected = None if small else origin.expected
-    own = origin.tested or expected
-    if own and image_size != origin.network.image_size and resolve(own, image_size) == own:
-        if not given:
+    default = origin.tested or expected
+    is_other_size = image_size != origin.network.image_size
+    if default and is_other_size and resolve(default, image_size) == default:
+        if not flag:
             instead = pipeline.preprocessing_id(source, image_size)
             say(
-                f"{own} is for another image size: at {image_size} px, {instead}; or "
+                f"{default} is for another image size: at {image_size} px, {instead}; or "
                 "--preprocessing ID"
             )
-        own = expected = None
-    if given and expected and not same_preprocessing(given, expected, image_size):
+        default = expected = None
+    if flag and expected and not same_preprocessing(flag, expected, image_size):
         raise ValueError(
-            f"--preprocessing={given}, but these weights expect {expected}; leave the flag out (or "
+            f"--preprocessing={flag}, but these weights expect {expected}; leave the flag out (or "
             f"give the file, --weights FOLDER/{weights_folder.WEIGHTS} with --model)"
         )
-    return given or own
+    return flag or default
 
 
 def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, Weights]:
@@ -267,8 +266,8 @@ def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) 
     function, at_once = pytorch.find("in_jax")(TORCH, subject.built, images, fast, following)
     built = subject.built._replace(network=None)  # whose memory is free again
     slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
-    own = subject.function._replace(function=function)
-    return replace(subject, function=own, built=built, slots=slots)
+    named = subject.function._replace(function=function)
+    return replace(subject, function=named, built=built, slots=slots)
 
 
 def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
@@ -276,32 +275,30 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     function, sizes = subject.function, subject.network
     assert function is not None and sizes.image_size and sizes.in_channels
     flag, image = str(subject.flag), (sizes.image_size,) * 2 + (sizes.in_channels,)
-    what = f"{flag}={function.name}"
+    written = f"{flag}={function.name}"
     mesh = sharding.make_mesh()
     with functions.explained(flag, function.name):
-        taken = tracing.argument(what, function.function, mesh)
-        seen = tracing.trace(what, function.function, taken, image, 8, subject.keyed)
-    if seen.classes != sizes.num_classes:
-        more = seen.classes == (sizes.num_classes or 0) + 1
+        argument = tracing.argument(written, function.function, mesh)
+        traced = tracing.trace(written, function.function, argument, image, 8, subject.keyed)
+    if traced.classes != sizes.num_classes:
+        more = traced.classes == (sizes.num_classes or 0) + 1
         background = ", without a background class: logits[:, 1:] if it is the first" * more
         raise ValueError(
-            f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
+            f"{written} gives {traced.classes} logits, and data set {subject.dataset} has "
             f"{sizes.num_classes} classes; return one for each of them, in its order{background}"
         )
-    arrays = {str(number): array for number, array in enumerate(taken.args[0])}
+    arrays = {str(number): array for number, array in enumerate(argument.args[0])}
 
     def apply(
         params: Any, stats: Any, images: Any, *, train: bool = False, key: Any = None
     ) -> tuple[Any, Any]:
         del params, train
-        assert function is not None  # held: `taken` does so weakly
+        assert function is not None  # keeps it alive: `argument` refers to it weakly
         if subject.keyed and key is None:  # of whoever counts what is computed
             key = jax.random.split(jax.random.key(0), len(images))
-        given = (images, key) if subject.keyed else (images,)
-        return taken.func([stats[name] for name in arrays], *given), stats
+        inputs = (images, key) if subject.keyed else (images,)
+        return argument.func([stats[name] for name in arrays], *inputs), stats
 
     net = Classifier(lambda key: ({}, {}), apply)
-    everywhere = sharding.replicated(mesh)
-    weights = Weights({}, jax.device_put(arrays, everywhere))
-    known = tracing.weights(taken, seen)
-    return replace(subject, net=net, arrays_sha256=known), weights
+    weights = Weights({}, jax.device_put(arrays, sharding.replicated(mesh)))
+    return replace(subject, net=net, arrays_sha256=tracing.weights(argument, traced)), weights

@@ -19,19 +19,17 @@ OTHER_PICTURES = "the images or labels of the same names are others"
 def procedure(record: AccuracyRecord) -> dict[str, Any]:
     """List what must be the same in two records, by names for people; None: not known."""
     ladder, parts = record.ladder, record.worst_case or []
-    whole = record.union and record.union.get("each_on_all_images")
+    on_all = record.union and record.union.get("each_on_all_images")
     if parts:
-        whole = all(part.get("robust") is not None for part in parts)
+        on_all = all(part.get("robust") is not None for part in parts)
+    order = "on all images" if on_all else "on what stands before it"
     return {
         "kind": "worst case" if parts else "union" if record.is_union else "one threat",
-        "each attack of a union": None if whole is None else _ORDERS[bool(whole)],
+        "each attack of a union": None if on_all is None else order,
         "version": _version(record),
         "ladder": ", ".join(f"{radius:.4g}" for radius in ladder["radii"]) if ladder else "none",
         "images met by the first attack alone": record.robust_beyond or 0,
     }
-
-
-_ORDERS = {True: "on all images", False: "on what stands before it"}
 
 
 def _version(record: AccuracyRecord) -> str | None:
@@ -49,10 +47,10 @@ def pictures(record: AccuracyRecord) -> tuple[Any, ...] | None:
 
     The command hashes what the data set has, and a program the arrays: these are never equal.
     """
-    own = (record.fingerprint or {}).get("images")
-    whole = (record.stopped or {}).get("images") or record.image_ids  # which the hash is of
-    how = (whole, record.preprocessing, record.images_sha256 is not None)
-    return (*how, own) if own else None
+    sha256 = (record.fingerprint or {}).get("images")
+    hashed = (record.stopped or {}).get("images") or record.image_ids
+    about = (hashed, record.preprocessing, record.images_sha256 is not None)
+    return (*about, sha256) if sha256 else None
 
 
 def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
@@ -77,9 +75,9 @@ def same_images_shown(
     one: AccuracyRecord, other: AccuracyRecord, first: HashedImages, second: HashedImages
 ) -> bool:
     """Tell whether hashes show that the images of the same names are the same images."""
-    found = verdicts.common_images(first, second)
-    known = pictures(one)
-    return found.compared == found.common or (known is not None and known == pictures(other))
+    common, compared, _ = verdicts.common_images(first, second)
+    own_pictures = pictures(one)
+    return compared == common or (own_pictures is not None and own_pictures == pictures(other))
 
 
 _ORDER = "order of images, by its seed"
@@ -157,9 +155,9 @@ def paired(
     return sequential.compare(first[order], second[order])
 
 
-def replayed(own: Verdicts) -> np.ndarray:
+def replayed(found: Verdicts) -> np.ndarray:
     """Tell which images a replayed point decided, bool[N], also in one of several balls."""
-    names = np.asarray(own.fooled_by, str)
+    names = np.asarray(found.fooled_by, str)
     return (names == REPLAY) | np.char.endswith(names, f": {REPLAY}")
 
 
@@ -171,7 +169,7 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
     """
     decided = np.any([replayed(one) for one in several], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]
-    if ladders[0] and all(own == ladders[0] for own in ladders) and own_radii(records):
+    if ladders[0] and all(radii == ladders[0] for radii in ladders) and own_radii(records):
         return np.zeros_like(decided)
     return decided
 

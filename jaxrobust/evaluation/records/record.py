@@ -106,8 +106,7 @@ class AccuracyRecord:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Make the record of a line of any version; `check` tells whether it is sound."""
         names = {key.name for key in keys_of(cls)}
-        given = {k: v for k, v in values.items() if k in names and v is not None}
-        record = cls(**given)
+        record = cls(**{k: v for k, v in values.items() if k in names and v is not None})
         written = record.to_json()
         return replace(
             record,
@@ -122,8 +121,8 @@ class AccuracyRecord:
         for key in keys_of(type(self)):
             value = getattr(self, key.name)
             empty = key.default if key.default_factory is MISSING else key.default_factory()
-            known = value is not None and value != empty
-            if known or (key.metadata.get("written") in due and key.name not in self.absent):
+            is_known = value is not None and value != empty
+            if is_known or (key.metadata.get("written") in due and key.name not in self.absent):
                 values[key.name] = value
         return values | dict(self.others)
 
@@ -180,12 +179,11 @@ def check(record: AccuracyRecord, where: str) -> None:
             f"{where} has a record of schema {number}, and this version knows up to "
             f"{SCHEMA}; install a newer jaxrobust"
         )
-    kind: Any = type(record)
-    kinds = _kinds(kind)
-    for key in keys_of(kind):
+    hints = _hints(type(record))
+    for key in keys_of(type(record)):
         value = getattr(record, key.name)
         missing = number > 1 and key.metadata == _ALWAYS and key.name in record.absent
-        if missing or not (value is None or isinstance(value, kinds[key.name])):
+        if missing or not (value is None or isinstance(value, _types(hints[key.name]))):
             shown = None if missing else value
             raise ValueError(
                 f"{where} has a record whose {key.name} is {shown!r:.40}; remove that line, or "
@@ -193,12 +191,10 @@ def check(record: AccuracyRecord, where: str) -> None:
             )
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 @functools.cache
-def _kinds(kind: type[AccuracyRecord]) -> dict[str, tuple[type, ...]]:
-    hints = typing.get_type_hints(kind)
-    return {key.name: _types(hints[key.name]) for key in keys_of(kind)}
-
-
 def _types(hint: Any) -> tuple[type, ...]:
     if isinstance(hint, types.UnionType):
         return tuple(one for each in typing.get_args(hint) for one in _types(each))

@@ -23,14 +23,17 @@ _CLIPPED = (
 )
 
 # What an evaluation finds beside its verdicts.
-_FOUND = ("search_sample", "clipped", "fast")
+_FINDINGS = ("search_sample", "clipped", "fast")
 # What is a stopped evaluation's rule, not its finding.
 _RULE = ("alpha", "order_seed", "until_width", "tie", "against_sha256", "against")
 
 
 def with_step_rules(costs: Iterable[parts.AttackCost]) -> list[parts.AttackCost]:
     """Add to the costs of attacks what their steps are."""
-    rule = lambda name: _REPLAY if name == verdicts.REPLAY else registry.rule(name)  # noqa: E731
+
+    def rule(name: str) -> str | None:
+        return _REPLAY if name == verdicts.REPLAY else registry.rule(name)
+
     return [{**cost, "step_rule": rule(cost["attack"])} for cost in costs]
 
 
@@ -50,7 +53,7 @@ def append(path: Path, record: AccuracyRecord) -> None:
 
 
 def save(
-    path: Path, own: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
+    path: Path, found: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
     """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON.
 
@@ -63,7 +66,7 @@ def save(
     record = dataclasses.replace(record, verdicts=verdicts.file_of(number))
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        verdicts.write(path.with_name(verdicts.file_of(number)), number, own)
+        verdicts.write(path.with_name(verdicts.file_of(number)), number, found)
         append(path, record)
     return record.to_json()
 
@@ -80,21 +83,21 @@ def intervals(clean: float | None, robust: float | None, n: int) -> parts.Interv
 
 def one_draw(clean: float, robust: np.ndarray) -> parts.OneDraw:
     """Write the accuracies by one draw, of which `robust` bool[N] says which images stand."""
-    left, n = float(robust.mean()) if len(robust) else 0.0, len(robust)
+    n, share = len(robust), float(robust.mean()) if len(robust) else 0.0
     bits = randomised.packed(robust)
-    return {"clean": clean, "robust": left, "interval": intervals(clean, left, n), "bits": bits}
+    return {"clean": clean, "robust": share, "interval": intervals(clean, share, n), "bits": bits}
 
 
 def identity(result: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what tells an evaluation from others, which neither its findings nor its versions do."""
     exact = {key: value for key, value in result["fingerprint"].items() if isinstance(value, str)}
-    own = {key: value for key, value in result.items() if key not in _FOUND}
-    if stopped := own.get("stopped"):
-        own["stopped"] = {key: stopped[key] for key in _RULE if key in stopped}
-        own["image_ids"] = stopped["images"]
-    if draws := own.get("draws"):
-        own["draws"] = {key: draws[key] for key in ("rule", "draws")}
-    return own | {"fingerprint": exact}
+    settings = {key: value for key, value in result.items() if key not in _FINDINGS}
+    if stopped := settings.get("stopped"):
+        settings["stopped"] = {key: stopped[key] for key in _RULE if key in stopped}
+        settings["image_ids"] = stopped["images"]
+    if draws := settings.get("draws"):
+        settings["draws"] = {key: draws[key] for key in ("rule", "draws")}
+    return settings | {"fingerprint": exact}
 
 
 def number_of(identity: Mapping[str, Any]) -> str:
@@ -180,8 +183,7 @@ def draws_line(draws: parts.DrawsJudged) -> str:
     if not one:  # of a union
         return f"{line}; by one draw it is not known, because its parts did not note that"
     most = "at most " if one.get("at_most") else ""
-    whole = one.get("interval")
-    ends = whole and whole.get("robust")
+    ends = (one.get("interval") or {}).get("robust")
     between = f", 95 % interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
     return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
         f"{most}{one['robust']:.1%}{between}"

@@ -54,10 +54,10 @@ def most_fooled(fooled: int, sampled: int, of: int, level: float = LEVEL) -> int
 def _at_most(fooled: int, marked: int, sampled: int, of: int) -> float:
     """Compute the probability that at most `fooled` of `sampled` are among the `marked` of all."""
 
-    def ways(whole: int, part: int) -> float:  # as a logarithm
-        if not 0 <= part <= whole:
+    def ways(n: int, k: int) -> float:  # to choose k of n, as a logarithm
+        if not 0 <= k <= n:
             return -math.inf
-        return math.lgamma(whole + 1) - math.lgamma(part + 1) - math.lgamma(whole - part + 1)
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
     total = ways(of, sampled)
     terms = (ways(marked, k) + ways(of - marked, sampled - k) - total for k in range(fooled + 1))
@@ -82,13 +82,13 @@ def found(images: int, survivors: int, sampled: int, fallen: Sequence[int]) -> p
     }
 
 
-def met_by_all(fast: parts.FastSample, own: Verdicts) -> Verdicts:
+def met_by_all(fast: parts.FastSample, verdicts: Verdicts) -> Verdicts:
     """Give the verdicts of the attacks that all images met: the sample's fallen stand there."""
-    stood = np.isin(own.image_ids, fast["fallen"])
-    return own._replace(
-        fooled_by=np.where(stood, "", own.fooled_by),
-        norms=np.where(stood, 0.0, own.norms),
-        reached=np.where(stood, -1, own.reached),
+    stood = np.isin(verdicts.image_ids, fast["fallen"])
+    return verdicts._replace(
+        fooled_by=np.where(stood, "", verdicts.fooled_by),
+        norms=np.where(stood, 0.0, verdicts.norms),
+        reached=np.where(stood, -1, verdicts.reached),
     )
 
 

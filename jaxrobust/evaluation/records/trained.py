@@ -18,8 +18,8 @@ def training(
     history. As far as the names of splits tell, see `grammar.overlap`, or the hashes of files; None
     where nothing is known.
     """
-    known = [run for run in history if run is not None]
-    if not known or history[-1] is None:
+    runs = [run for run in history if run is not None]
+    if not runs or history[-1] is None:
         return None
 
     def same(images: dict[str, Any]) -> bool | None:
@@ -30,15 +30,15 @@ def training(
             return grammar.overlap(part, split, dataset)
         return grammar.same_images((name, part), (dataset, split))
 
-    unknown = len(known) < len(history)
-    choices = [images for run in known for images in run["selected_on"]]
+    unknown = len(runs) < len(history)
+    choices = [images for run in runs for images in run["selected_on"]]
     overlapping = [images for images in choices if same(images)]
-    chosen = [{"split": None}, *known[-1]["selected_on"], *overlapping][-1]
+    chosen = [{"split": None}, *runs[-1]["selected_on"], *overlapping][-1]
     return {
-        "phases": [phase for run in known for phase in run["phases"]],
-        "passes": None if unknown else sum(run["passes"] for run in known),
+        "phases": [phase for run in runs for phase in run["phases"]],
+        "passes": None if unknown else sum(run["passes"] for run in runs),
         "on_evaluated_images": _any(
-            (same(images) for run in known for images in run["trained_on"]), unknown
+            (same(images) for run in runs for images in run["trained_on"]), unknown
         ),
         "selection": {
             **{key: value for key, value in chosen.items() if key != "files_sha256"},

@@ -19,19 +19,18 @@ def joined(measured: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
     first = measured[0].verdicts
     fooled_by = np.array(first.fooled_by, dtype=object)
     norms, reached = np.array(first.norms), np.array(first.reached)
-    for each, ball in zip(measured, balls, strict=False):
-        own = each.verdicts
-        places = np.searchsorted(first.image_ids, own.image_ids)
-        hit = own.clean & ~own.robust
-        new = hit & ((fooled_by[places] == "") | (own is first))
-        fooled_by[places[new]] = [f"{ball}: {name}" for name in own.fooled_by[new]]
-        norms[places[new]], reached[places[new]] = own.norms[new], own.reached[new]
+    for (_, of_ball, _), ball in zip(measured, balls, strict=False):
+        places = np.searchsorted(first.image_ids, of_ball.image_ids)
+        hit = of_ball.clean & ~of_ball.robust
+        new = hit & ((fooled_by[places] == "") | (of_ball is first))
+        fooled_by[places[new]] = [f"{ball}: {name}" for name in of_ball.fooled_by[new]]
+        norms[places[new]], reached[places[new]] = of_ball.norms[new], of_ball.reached[new]
     return first._replace(fooled_by=fooled_by.astype(str), norms=norms, reached=reached)
 
 
 def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
     """Unite what was measured in each ball, which `names` call."""
-    whole = joined(measured, balls)
+    verdicts = joined(measured, balls)
     records_of = [each.record for each in measured]
     flags = {
         f"{ball}: {name}": text
@@ -42,8 +41,8 @@ def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequenc
     judged = [record.draws for record in records_of if record.draws]
     record = AccuracyRecord(
         attacks=[settings for record in records_of for settings in record.attacks],
-        clean=float(whole.clean.mean()),
-        robust=float(whole.robust.mean()),
+        clean=float(verdicts.clean.mean()),
+        robust=float(verdicts.robust.mean()),
         accuracy_after={
             name: float(joined(measured[:count], balls).robust.mean())
             for count, name in enumerate(names, 1)
@@ -53,7 +52,7 @@ def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequenc
         replayed=replayed or None,
         draws={**judged[0], "one_draw": _by_one(measured)} if judged else None,
     )
-    return Measured(record, whole)
+    return Measured(record, verdicts)
 
 
 def _by_one(measured: Sequence[Measured]) -> parts.OneDraw | None:
@@ -62,26 +61,23 @@ def _by_one(measured: Sequence[Measured]) -> parts.OneDraw | None:
     What a ball did not attack, because the rule says that one before it fools it, may stand by one
     draw: then `at_most` is True, and the robust accuracy a bound.
     """
-    whole = measured[0].verdicts
-    robust, at_most = np.ones(len(whole.image_ids), bool), False
-    for each in measured:
-        own, draws = each.verdicts, each.record.draws
-        stands = own.robust
-        if draws:
-            one = draws.get("one_draw")
+    first, at_most = measured[0].verdicts, False
+    robust = np.ones(len(first.image_ids), bool)
+    for record, verdicts, _ in measured:
+        stands = verdicts.robust
+        if record.draws:
+            one = record.draws.get("one_draw")
             if not one or "bits" not in one:
                 return None
-            stands = randomised.unpacked(one["bits"], len(own.image_ids))
-        places = np.searchsorted(whole.image_ids, own.image_ids)
-        left_out = np.ones(len(robust), bool)
-        left_out[places] = False
-        at_most |= bool((robust & left_out).any())
+            stands = randomised.unpacked(one["bits"], len(verdicts.image_ids))
+        places = np.searchsorted(first.image_ids, verdicts.image_ids)
+        is_skipped = np.ones(len(robust), bool)
+        is_skipped[places] = False
+        at_most |= bool((robust & is_skipped).any())
         robust[places] &= stands
-    first = measured[0].record.draws
-    once = first["one_draw"] if first else None
-    clean = once["clean"] if once else None
-    right = float(whole.clean.mean()) if clean is None else clean
-    return {**records.one_draw(right, robust), "at_most": at_most}
+    one = (measured[0].record.draws or {}).get("one_draw")
+    clean = one["clean"] if one else float(first.clean.mean())
+    return {**records.one_draw(clean, robust), "at_most": at_most}
 
 
 def parts_of(
@@ -96,10 +92,15 @@ def parts_of(
     rows: list[parts.WorstCasePart] = []
     for place, (record, verdicts, _) in enumerate(measured):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust
-        ball = balls[place]
-        row: parts.WorstCasePart = {"method": methods[place]}
-        row |= {"norm": ball.norm, "epsilon": ball.epsilon}
-        row |= {"attacks": [settings["name"] for settings in record.attacks], "images": n}
-        row |= {"robust": robust, "interval": records.interval(robust, n)}
-        rows.append({**row, "evaluation": numbers[place]})
+        row: parts.WorstCasePart = {
+            "method": methods[place],
+            "norm": balls[place].norm,
+            "epsilon": balls[place].epsilon,
+            "attacks": [settings["name"] for settings in record.attacks],
+            "images": n,
+            "robust": robust,
+            "interval": records.interval(robust, n),
+            "evaluation": numbers[place],
+        }
+        rows.append(row)
     return rows

@@ -29,11 +29,11 @@ class _Columns(NamedTuple):
 class Verdicts(_Columns):
     """What an evaluation found of each of N images, in the order of the split."""
 
-    def __new__(cls, *columns: Any, **named: Any) -> Self:
+    def __new__(cls, *columns: Any, **keywords: Any) -> Self:
         """Take the columns; hashes may be left out."""
-        known = dict(zip(cls._fields, columns, strict=False)) | named
-        known.setdefault("hashes", np.full(len(known["image_ids"]), "", str))
-        return super().__new__(cls, **known)
+        by_name = dict(zip(cls._fields, columns, strict=False)) | keywords
+        by_name.setdefault("hashes", np.full(len(by_name["image_ids"]), "", str))
+        return super().__new__(cls, **by_name)
 
     @property
     def images(self) -> "HashedImages":
@@ -76,10 +76,10 @@ def common_images(first: HashedImages, other: HashedImages) -> CommonImages:
 
 def other_images(first: HashedImages, other: HashedImages) -> str:
     """Say that images with the same ids are different images; "" where nothing shows that."""
-    found = common_images(first, other)
-    if not found.differing:
+    _, compared, differing = common_images(first, other)
+    if not differing:
         return ""
-    return f"{found.differing:,} of {found.compared:,} images of the same names are other images"
+    return f"{differing:,} of {compared:,} images of the same names are other images"
 
 
 def aligned(several: Sequence[Verdicts]) -> list[Verdicts]:
@@ -113,8 +113,8 @@ def write(path: Path, evaluation: str, verdicts: Verdicts) -> None:
 
 
 def _sha256(columns: dict[str, Any]) -> str:
-    own = [columns[name] for name in ("image_ids", "labels", "clean", "fooled_by")]
-    return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+    hashed = [columns[name] for name in ("image_ids", "labels", "clean", "fooled_by")]
+    return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
 
 
 def read(path: Path) -> Verdicts:

@@ -17,7 +17,7 @@ from jaxrobust.doctor.estimate import account, account_lines, start_costs
 from jaxrobust.doctor.estimate.command import UTILISATION
 from jaxrobust.doctor.estimate.devices import Target, target
 from jaxrobust.evaluation.questions import questions
-from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
+from jaxrobust.evaluation.questions.questions import AUTOATTACK, GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -91,7 +91,7 @@ def _check_attack(config: Config, stage: Stage) -> None:
         norm=threats(attack)[0].norm,
         tested=data.preprocessing,
     )
-    question = Question(stage.attack, preprocessing=data.preprocessing)
+    question = GivenFlags(attack=stage.attack, preprocessing=data.preprocessing)
     for ball in stage.balls or threats(attack):
         if stage.attack != CLEAN and not ball.epsilon:
             raise ValueError("a radius of 0 is no attack; write clean")

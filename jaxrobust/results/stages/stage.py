@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jaxrobust.attacks import fixed_steps
 from jaxrobust.attacks import registry as attack_rows
-from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
+from jaxrobust.evaluation.questions.questions import AUTOATTACK, GivenFlags
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.publish import layouts
 from jaxrobust.runtime.commandline import threats
@@ -73,7 +73,7 @@ def _parsed(word: str) -> Stage:
         return Stage(word, SELECT)
     if name == EXPORT:
         return _export(word, rest)
-    if name != CLEAN and not Question(name).searches and fixed_steps.parse(name) is None:
+    if name != CLEAN and not GivenFlags(attack=name).searches and fixed_steps.parse(name) is None:
         known = (SELECT, EXPORT, AUTOATTACK, CLEAN, *attack_rows.searching(), "pgd-20", "fgsm")
         raise ValueError(
             f"--then={word}: {name!r} is neither a stage nor an attack; {meant(name, known)}"

@@ -121,9 +121,9 @@ class RecordTest(CommandCase):
             other, said = self.evaluate()
         self.assertEqual(other["evaluation"] == first["evaluation"], answers)
         if answers:
-            self.assertIn(f"beside these, {N} clean answers agree, not gradients", said)
+            self.assertIn(f"only {N} clean answers show that it is of this network", said)
         else:
-            self.assertRegex(said, rf"\d+ of {N} clean answers are others, so it is not")
+            self.assertRegex(said, rf"\d+ of {N} clean answers differ, so it is not used")
 
 
 class SpreadTest(parameterized.TestCase):

@@ -16,7 +16,6 @@ from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.engine.fast import fast_version
 from jaxrobust.evaluation.questions import command, flags
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.records import survivors, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.figures import figure_records, latex
@@ -238,10 +237,10 @@ class FlagsTest(parameterized.TestCase):
 
     def test_settings_of_an_attack_have_no_effect(self):
         with self.assertRaisesRegex(ValueError, "--steps=5 has no effect on --attack=autoattack"):
-            command.questions._check_choices(Question(version="fast", steps=5), None)
+            command.questions._check_choices(GivenFlags(version="fast", steps=5), None)
 
     def test_flags_that_do_not(self):
         flags.check_fast(GivenFlags(attack="pgd-20", bundle="b"), ["--ladder"])
         flags.check_fast(GivenFlags(version="fast", replay=("a",), again=True, seed=3), [])
         flags.check_fast(GivenFlags(finish=True, version="fast", bundle="b", noreplay=True), [])
-        self.assertEqual(Question(version="fast").method, survivors.METHOD)
+        self.assertEqual(GivenFlags(version="fast").method, survivors.METHOD)

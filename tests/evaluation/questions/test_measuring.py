@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust.evaluation.questions import measuring
-from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.types import Threat
 from tests.support import sweeps
 
@@ -21,7 +21,7 @@ class CountedTest(parameterized.TestCase):
             ball=Threat("l2", 0.5), norm="l2", batch_size=100, image_size=8, workers=2,
             create=lambda dtype: f"net in {dtype}",
         )  # fmt: skip
-        question = Question("pgd-3", batch=batch, images=images, seed=7)
+        question = GivenFlags(attack="pgd-3", batch=batch, n=images, seed=7)
         mesh, source = SimpleNamespace(size=devices), SimpleNamespace(num_classes=3)
         with (
             mock.patch.object(measuring, "attack_of", return_value=([{"name": "x"}], "attack")),

@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
 from jaxrobust.evaluation.questions import measuring, recording
-from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
@@ -48,7 +48,7 @@ class EvaluationCase(parameterized.TestCase):
         images.ids, images.choice, images.labels = np.arange(3), None, lambda: np.arange(3)
         self.own = object.__new__(Evaluation)
         weights = Weights({"w": np.ones((2, 2), np.float32)}, {})
-        question = Question(attack="apgd-ce", images=3, preprocessing="none")
+        question = GivenFlags(attack="apgd-ce", n=3, preprocessing="none")
         self.own.__dict__.update(
             question=question, subject=SUBJECT, source=source, which=None, weights=weights,
             out=self.out, function=None, logits_of="logits_of", images=images, given=[],
@@ -104,7 +104,7 @@ class AskingTest(EvaluationCase):
     @parameterized.parameters((None, 3), (2, 2), (9, 3))
     def test_a_batch_is_no_larger_than_the_images(self, batch, expected):
         self.assertEqual(self.ask(batch=batch).batch, expected)
-        self.assertEqual(self.ask(batch=None, images=9).batch, 5)
+        self.assertEqual(self.ask(batch=None, n=9).batch, 5)
 
     def test_ledgers_of_all_processes(self):
         for name in ("7", "7.process-2", "7.process-1", "8", "7-1"):
@@ -130,23 +130,6 @@ class AskingTest(EvaluationCase):
             *given, hashed = own.call_args.args
             self.assertEqual(given, [self.out, "7", OWN, "linf", images])
             self.assertEqual(hashed.hashes.tolist(), ["f0", "f1", "f2"])
-
-    @parameterized.parameters(
-        ({"noreplay": True}, (), True),
-        ({"noreplay": True}, ["x"], False),  # in which points were tried
-        ({"noreplay": True, "again": True}, (), False),
-        ({}, (), False),
-    )
-    def test_a_record_that_had_nothing_to_replay(self, changes, replayed, found):
-        there = AccuracyRecord(evaluation="7", replayed=list(replayed) or None)
-        self.ask(**changes)
-        with (
-            mock.patch.object(Evaluation, "recorded", return_value=there),
-            mock.patch.object(Evaluation, "numbered", return_value="7") as numbered,
-        ):
-            self.assertEqual(self.own._without_replay(SUBJECT), there if found else None)
-        if found:
-            self.assertNotIn("replay", numbered.call_args.args[0])
 
     def test_a_folder_that_cannot_be_written(self):
         recording.claim(self.out / "a" / "b")

@@ -11,16 +11,8 @@ from absl.testing import parameterized
 
 from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.bundles import bundle
-from jaxrobust.evaluation.questions import (
-    command,
-    corrupted,
-    flags,
-    questions,
-    target,
-    verification,
-)
+from jaxrobust.evaluation.questions import command, flags, questions, target, verification
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.questions.verification import VerificationSettings
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -28,66 +20,8 @@ from jaxrobust.types import Threat, check_threat
 from tests.support import sweeps
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+LADDER = "linf:0:0.1:2"
 SPEC = NetworkSpec("net", num_classes=10, image_size=8, in_channels=3)
-
-
-class BallsTest(parameterized.TestCase):
-    def test_threats(self):
-        given = GivenFlags()
-        self.assertEqual(command._balls(given, ["linf:0.1", "l2:1/2"]), [LINF, L2])
-        self.assertEqual(command._balls(given._replace(norm="l2", epsilon=0.5), []), [])
-        self.assertEqual(
-            command._balls(given._replace(union_only=True), ["linf:0.1", "l2:1"])[0], LINF
-        )
-
-    @sweeps.rows(
-        ({"norm": "l2"}, ["linf:0.1"], "--threat says norm and radius; leave --norm"),
-        ({"epsilon": 0.0}, ["linf:0.1"], "--threat says norm and radius; leave --norm"),
-        ({}, ["linf:0.1", "linf:1/10"], "has one of them twice"),
-        ({"attack": "clean"}, ["linf:0.1"], "--threat has no effect on --attack=clean"),
-        ({"union_only": True}, ["linf:0.1"], "--union_only needs more than one --threat"),
-        ({"union_only": True}, [], "--union_only needs more than one --threat"),
-    )
-    def test_no_threats(self, changes, threats, words):
-        with self.assertRaisesRegex(ValueError, words):
-            command._balls(GivenFlags(**changes), threats)
-
-    @sweeps.rows(
-        ({"norm": "l2"}, [], "leave --threat, --norm and --epsilon out"),
-        ({"epsilon": 0.0}, [], "leave --threat, --norm and --epsilon out"),
-        ({}, ["linf:0.1"], "leave --threat, --norm and --epsilon out"),
-        ({"union_only": True}, [], "--union_only contradicts --ladder"),
-        ({"noreplay": True}, [], "--noreplay contradicts --ladder"),
-        ({"attack": "pgd-20"}, [], "leave out pgd-20"),
-        ({"attack": "clean"}, [], "leave out clean"),
-        ({"version": "rand"}, [], "leave out --version=rand"),
-    )
-    def test_no_ladder(self, changes, threats, words):
-        with self.assertRaisesRegex(ValueError, words):
-            command._rungs(GivenFlags(**changes), threats, "linf:0:0.1:2")
-
-    def test_a_ladder(self):
-        found = command._rungs(GivenFlags(attack="apgd-ce"), [], "linf:0:0.1:3")
-        self.assertEqual([ball.epsilon for ball in found], [0, 0.05, 0.1])
-
-    def test_questions_and_balls(self):
-        subject, question = Subject(SPEC, threat=L2), Question(attack="apgd-ce")
-        asking = command._asking(GivenFlags(), question, subject, [])
-        self.assertEqual(asking, [(question, subject)])
-        asking = command._asking(GivenFlags(), question, subject, [LINF, L2])
-        self.assertEqual([each.ball for _, each in asking], [LINF, L2])
-        self.assertEqual([each.norm for _, each in asking], ["linf", "l2"])
-        small = Subject(dataclasses.replace(SPEC, image_size=32))
-        asking = command._asking(GivenFlags(worst_case=True), question, small, [L2])
-        self.assertEqual([each.ball.norm for _, each in asking], ["linf", "linf", "l2", "l1"])
-        self.assertEqual(asking[2][1].ball, L2)
-        with self.assertRaisesRegex(ValueError, "holds every image"):
-            command._asking(GivenFlags(worst_case=True), question, small, [Threat("l2", 60.0)])
-        for channels, checked in ((1, 1), (None, 3)):
-            own = dataclasses.replace(SPEC, image_size=32, in_channels=channels)
-            with mock.patch.object(command, "check_threat") as check:
-                command._asking(GivenFlags(worst_case=True), question, Subject(own), [L2])
-            check.assert_called_once_with(L2, 32, checked)
 
 
 class EvaluatedTest(parameterized.TestCase):
@@ -100,11 +34,15 @@ class EvaluatedTest(parameterized.TestCase):
         settled = lambda given: (self.given.append(given) or "origin", self.subject, read)  # noqa: E731
         self.given, self.checked, self.trained = [], [], []
         for place, name, value in (
-            (command.flags, "settled", mock.Mock(side_effect=settled)),
-            (command.flags, "placed", mock.Mock(side_effect=lambda given: given)),
-            (command.flags, "check", mock.Mock()),
-            (command.flags, "trained", mock.Mock(side_effect=lambda given: self.trained)),
-            (command.flags, "weights", mock.Mock(return_value=("which", self.subject, "weights"))),
+            (flags, "settled", mock.Mock(side_effect=settled)),
+            (flags, "placed", mock.Mock(side_effect=lambda given: given)),
+            (flags, "check", mock.Mock()),
+            (flags, "trained", mock.Mock(side_effect=lambda given: self.trained)),
+            (
+                flags,
+                "weights",
+                mock.Mock(side_effect=lambda *_: ("which", self.subject, "weights")),
+            ),
             (command.subjects, "preprocessing", mock.Mock(return_value="prepared")),
             (
                 command.questions,
@@ -162,20 +100,46 @@ class EvaluatedTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"version": "fast"}, "--version=fast is of one evaluation, and runs/1 trained in 2 norms"),
-        (
-            {"finish": True},
-            "--finish is of one evaluation, .*; name one of them: --threat=linf:0.1",
-        ),
-        (
-            {"until_width": 1.0},
-            "--until_width is of one evaluation, .*=linf:0.1 or --threat=l2:0.5",
-        ),
+        ({"finish": True}, "--finish is of one evaluation, .*; name one .*: --threat=linf:0.1"),
+        ({"until_width": 1.0}, "--until_width is of one .*=linf:0.1 or --threat=l2:0.5"),
         ({"bundle": "new"}, "--bundle is of one threat at one image size"),
     )
     def test_what_takes_one_norm(self, changes, words):
         self.trained = [LINF, L2]
         with self.assertRaisesRegex(ValueError, words):
             self.ask(workdir="runs/1", **changes)
+
+    @sweeps.rows(
+        ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
+        ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
+        ({"threats": ["linf:0.1", "linf:1/10"]}, "has one of them twice"),
+        ({"attack": "clean", "threats": ["linf:0.1"]}, "--threat has no effect on --attack=clean"),
+        ({"union_only": True, "threats": ["linf:0.1"]}, "--union_only needs more than one --thr"),
+        ({"union_only": True}, "--union_only needs more than one --threat"),
+        ({"norm": "l2", "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
+        ({"epsilon": 0.0, "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
+        ({"threats": ["linf:0.1"], "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
+        ({"union_only": True, "ladder": LADDER}, "--union_only contradicts --ladder"),
+        ({"noreplay": True, "ladder": LADDER}, "--noreplay contradicts --ladder"),
+        ({"attack": "pgd-20", "ladder": LADDER}, "leave out pgd-20"),
+        ({"version": "rand", "ladder": LADDER}, "leave out --version=rand"),
+        ({"corruptions": "fog", "attack": "clean", "sizes": (32, 64)}, "--corruptions takes one"),
+        ({"bundle": "new", "sizes": (32, 64)}, "--bundle is of one threat at one image size"),
+        ({"bundle": "new", "version": "rand"}, "not of --version=rand"),
+        ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
+    )
+    def test_flags_that_contradict(self, changes, words):
+        with self.assertRaisesRegex(ValueError, words):
+            self.ask(**changes)
+
+    def test_the_balls_of_a_worst_case(self):
+        self.subject = Subject(dataclasses.replace(SPEC, image_size=32), threat=LINF)
+        self.ask(worst_case=True, threats=("l2:0.5",))
+        members = command.several.union.call_args.args[1]
+        self.assertEqual([m.subject.ball.norm for m in members], ["linf", "linf", "l2", "l1"])
+        self.assertEqual(members[2].subject.ball, L2)
+        with self.assertRaisesRegex(ValueError, "holds every image"):
+            self.ask(worst_case=True, threats=("l2:60",))
 
     def test_a_ladder_is_checked_above_zero(self):
         written, _ = self.ask(ladder="linf:0:0.1:3")
@@ -187,16 +151,9 @@ class EvaluatedTest(parameterized.TestCase):
 
     def test_corruptions_and_bundles(self):
         self.assertEqual(self.ask(corruptions="fog", attack="clean")[0], ["corrupted"])
-        with self.assertRaisesRegex(ValueError, "--corruptions takes one --image_size"):
-            self.ask(corruptions="fog", attack="clean", sizes=(32, 64))
         place = str(Path(self.create_tempdir(), "new"))
         self.assertEqual(self.ask(bundle=place)[0], ["bundled"])
         self.assertEqual(command.bundle.recorded.call_args.args[2], Path(place))
-        for how in ({"sizes": (32, 64)}, {"threats": ("linf:0.1", "l2:0.5")}):
-            with self.assertRaisesRegex(ValueError, "--bundle is of one threat at one image size"):
-                self.ask(bundle=place, **how)
-        with self.assertRaisesRegex(ValueError, "not of --version=rand"):
-            self.ask(bundle=place, version="rand")
 
 
 def record(**changes) -> AccuracyRecord:
@@ -272,39 +229,39 @@ class ToldTest(parameterized.TestCase):
 class QuestionTest(parameterized.TestCase):
     def test_methods(self):
         for question, method in (
-            (Question(), "autoattack standard"),
-            (Question(version="plus"), "autoattack plus"),
-            (Question(version="rand"), "autoattack rand, majority of 20 draws"),
-            (Question(version="rand", rule="one-draw"), "autoattack rand, one draw"),
+            (GivenFlags(), "autoattack standard"),
+            (GivenFlags(version="plus"), "autoattack plus"),
+            (GivenFlags(version="rand"), "autoattack rand, majority of 20 draws"),
+            (GivenFlags(version="rand", rule="one-draw"), "autoattack rand, one draw"),
             (
-                Question(attack="apgd-ce,square", version="custom", steps=5),
+                GivenFlags(attack="apgd-ce,square", version="custom", steps=5),
                 "apgd-ce + square, custom, steps 5",
             ),
-            (Question(attack="pgd-20", step=0.1 + 0.2), "pgd-20, step 0.30000000000000004"),
-            (Question(attack="pgd-20", relative_step=1 / 3), "pgd-20, relative_step 0.333333"),
-            (Question(attack="pgd-20", start="image"), "pgd-20, start image"),
+            (GivenFlags(attack="pgd-20", step=0.1 + 0.2), "pgd-20, step 0.30000000000000004"),
+            (GivenFlags(attack="pgd-20", relative_step=1 / 3), "pgd-20, relative_step 0.333333"),
+            (GivenFlags(attack="pgd-20", start="image"), "pgd-20, start image"),
         ):
             self.assertEqual(question.method, method)
 
     def test_what_a_question_does(self):
-        named = Question(attack="apgd-ce,apgd-t,square", steps=3, targets=2)
+        named = GivenFlags(attack="apgd-ce,apgd-t,square", steps=3, targets=2)
         steps = {name: {"steps": 3} for name in named.names}
         self.assertEqual(named.overrides(), steps | {"apgd-t": {"steps": 3, "targets": 2}})
         self.assertEqual(
-            Question(attack="apgd-ce,apgd-t", targets=2).overrides(), {"apgd-t": {"targets": 2}}
+            GivenFlags(attack="apgd-ce,apgd-t", targets=2).overrides(), {"apgd-t": {"targets": 2}}
         )
-        self.assertIsNone(Question(attack="apgd-ce").overrides())
-        self.assertEqual((Question().names, Question(attack="a,b").names), (None, ("a", "b")))
+        self.assertIsNone(GivenFlags(attack="apgd-ce").overrides())
+        self.assertEqual((GivenFlags().names, GivenFlags(attack="a,b").names), (None, ("a", "b")))
         cases = {
             "autoattack": (True, True),
             "apgd-ce,square": (True, True),
             "pgd-20": (False, False),
         }
         for attack, (searches, replays) in cases.items():
-            own = Question(attack=attack)
+            own = GivenFlags(attack=attack)
             self.assertEqual((own.searches, own.replays), (searches, replays))
             self.assertFalse(own._replace(version="rand").replays)
-        self.assertFalse(Question(attack="apgd-ce,pgd-20").searches)
+        self.assertFalse(GivenFlags(attack="apgd-ce,pgd-20").searches)
 
     def test_attacks_that_follow_a_gradient(self):
         self.assertEqual(questions.following("pgd-20", "standard"), ("pgd-20",))
@@ -333,7 +290,7 @@ class QuestionTest(parameterized.TestCase):
 
     def check(self, subject=Subject(SPEC, threat=LINF), channels=3, **changes):  # noqa: B008
         source = SimpleNamespace(channels=channels, where=lambda: "there", image_shape=(8, 8, 3))
-        questions.check(Question(**changes), subject, source)
+        questions.check(GivenFlags(**changes), subject, source)
 
     @sweeps.rows(
         {},
@@ -387,7 +344,7 @@ class QuestionTest(parameterized.TestCase):
         ({"attack": "pgd-20", "start": "there"}, "--start=there is unknown"),
         ({"attack": "pgd-20", "l1_rule": "art"}, "--l1_rule=art is of l1, not of linf"),
         ({"batch": 0}, "--batch=0 must be at least 1"),
-        ({"images": -1}, "--n=-1 must be at least 0"),
+        ({"n": -1}, "--n=-1 must be at least 0"),
         ({"seed": -1}, "--seed=-1 must be at least 0"),
         ({"seed": 2**32}, r"--seed=4294967296 must be below 2\^32"),
         ({"attack": "apgd-t", "targets": 0}, "--targets=0 must be at least 1"),
@@ -508,21 +465,6 @@ class SubjectTest(parameterized.TestCase):
         self.assertIs(Subject(SPEC, net=net).create("bfloat16"), net)
 
 
-class CorruptedTest(parameterized.TestCase):
-    def test_what_is_done_is_read_again(self):
-        file = Path(self.create_tempdir(), "x.jsonl")
-        file.write_text(
-            '{"kind": "fog", "severity": 1, "accuracy": 0.5, "not_finite": 2}\n'
-            '{"kind": "fog", "severity": 2, "accuracy": 0.4}\n'
-            '{"kind": "fog", "severity": 1, "accuracy": 0.6, "not_finite": 0}\n'
-        )
-        reached = corrupted._done(file)
-        self.assertEqual({name: row["accuracy"] for name, row in reached.items()},
-                         {"fog-1": 0.6, "fog-2": 0.4})  # fmt: skip
-        self.assertEqual(reached["fog-1"]["not_finite"], 0)
-        self.assertEqual(corrupted._done(Path("nowhere")), {})
-
-
 MODEL = {"name": "net", "num_classes": 10, "image_size": 8, "options": {"a": 1}}
 
 
@@ -603,24 +545,6 @@ class VerificationTest(parameterized.TestCase):
             changed = named | {"function": function | {"sha256": "other"}}
             self.assertIsNotNone(verification._other(changed, subject, "arrays"))
 
-    def prepared(self, images, **changes):
-        about = {"image": [8, 8, 3]}
-        own = SimpleNamespace(about=about, record={"preprocessing": "P"})
-        source = mock.MagicMock(channels=changes.get("channels", 3))
-        source.for_channels.return_value = source
-        source.__len__.return_value = images
-        source.where.return_value = "there"
-        with mock.patch.object(verification, "Prepared") as made:
-            verification._prepared(source, own)
-        return made.call_args.kwargs
-
-    def test_all_images_of_the_split(self):
-        """Those up to the last one of the bundle were refused by the bundle's own program."""
-        whole = {"image_size": 8, "preprocessing": "P", "places": range(100)}
-        self.assertEqual(self.prepared(100), whole)
-        with self.assertRaisesRegex(ValueError, "images with 3 channels, and there has 1"):
-            self.prepared(100, channels=1)
-
     def test_a_network_is_named_once(self):
         for how in ({}, {"weights": "w", "function": "f"}):
             with self.assertRaisesRegex(ValueError, "give --weights W, or --function"):
@@ -628,27 +552,18 @@ class VerificationTest(parameterized.TestCase):
 
 
 class BundleTest(parameterized.TestCase):
-    def test_what_a_bundle_can_be_of(self):
+    def test_where_a_bundle_can_be(self):
         folder = self.create_tempdir()
-
-        def given(**changes):
-            return SimpleNamespace(
-                **({"bundle": None, "attack": "apgd-ce", "corruptions": None} | changes)
-            )
-
-        bundle.check(given(attack="pgd-20"), 9)  # without a bundle all is well
-        bundle.check(given(bundle=folder.full_path), 1)  # an empty folder
-        with self.assertRaisesRegex(ValueError, "is of one threat at one image size"):
-            bundle.check(given(bundle=folder.full_path), 2)
-        with self.assertRaisesRegex(ValueError, "which --attack=pgd-20 does not keep"):
-            bundle.check(given(bundle=folder.full_path, attack="pgd-20"), 1)
-        bundle.check(given(bundle=folder.full_path, attack="clean", corruptions="fog"), 1)
+        place = SimpleNamespace(bundle=folder.full_path, attack="clean", corruptions="fog")
+        bundle.check(place, 1)  # an empty folder
         file = folder.create_file("mine.txt")
-        for place in (folder.full_path, file.full_path):
-            with self.assertRaisesRegex(ValueError, "is there and is no bundle; name a new folder"):
-                bundle.check(given(bundle=place), 1)
+        for path in (folder.full_path, file.full_path):
+            place.bundle = path
+            with self.assertRaisesRegex(ValueError, "exists and is not a bundle; name a new fold"):
+                bundle.check(place, 1)
         folder.create_file("SHA256SUMS")
-        bundle.check(given(bundle=folder.full_path), 1)
+        place.bundle = folder.full_path
+        bundle.check(place, 1)
 
 
 class PlacedWeightsTest(parameterized.TestCase):
@@ -657,13 +572,10 @@ class PlacedWeightsTest(parameterized.TestCase):
     def placed(self, kind, **given):
         here = SimpleNamespace(kind=kind, path=Path("there"))
         with (
-            mock.patch.object(flags.imports, "local", return_value=here) as local,
-            mock.patch.object(flags.weights_sources, "parse", lambda text: f"parsed {text}"),
-            mock.patch.object(flags.weights_sources, "is_missing_file", lambda text: text == "no"),
+            mock.patch.object(flags.imports, "local", return_value=here),
+            mock.patch.object(flags.weights_sources, "parse"),
         ):
-            found = flags._with_weights(GivenFlags(**{"weights": "w"} | given))
-        if local.called:
-            local.assert_called_once_with("parsed w", model=given.get("model"))
+            found = flags.placed(GivenFlags(**{"weights": "w"} | given))
         return found.workdir, found.weights, found.model
 
     @sweeps.rows(
@@ -677,7 +589,7 @@ class PlacedWeightsTest(parameterized.TestCase):
         ("run", {"function": "f"}, (None, "w", None)),
         ("run", {"torch": "t"}, (None, "w", None)),
         ("run", {"weights": None}, (None, None, None)),
-        ("run", {"weights": "no", "model": "vit_s"}, (None, "no", "vit_s")),
+        ("run", {"weights": "no.pt", "model": "vit_s"}, (None, "no.pt", "vit_s")),
     )
     def test_where_they_are(self, kind, given, expected):
         self.assertEqual(self.placed(kind, **given), expected)

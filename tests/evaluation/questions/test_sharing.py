@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust.evaluation.questions import several
-from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
@@ -37,7 +37,7 @@ class FakeEvaluation:
     """Numbers what it is asked, and keeps what is written."""
 
     def __init__(self) -> None:
-        self.question = Question(attack="apgd-ce")
+        self.question = GivenFlags(attack="apgd-ce")
         self.calls, self.there = [], {}
         self.robust = {}  # threat -> bool[N]
 

@@ -6,15 +6,12 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.questions import command, stops
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.records import pairs, records, sequential, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.gathered import gather
@@ -283,34 +280,19 @@ class FlagsTest(parameterized.TestCase):
         stops.check_flags(GivenFlags(), ["--threat"])
         stops.check_flags(GivenFlags(against="a", tie=1.0, alpha=0.1), [])
         stops.check_flags(GivenFlags(until_width=0.1, attack="apgd-ce", noreplay=True), [])
-        self.assertEqual(stops.flag(Question(against="a")), "--against")
-        self.assertIsNone(stops.flag(Question()))
+        self.assertEqual(stops.flag(GivenFlags(against="a")), "--against")
+        self.assertIsNone(stops.flag(GivenFlags()))
 
     def test_a_width_that_images_cannot_give(self):
-        stops.check_images(Question(until_width=2.0), 51)
-        stops.check_images(Question(), 0)
+        stops.check_images(GivenFlags(until_width=2.0), 51)
+        stops.check_images(GivenFlags(), 0)
         for question, images in (
-            (Question(until_width=2.0), 50),
-            (Question(until_width=1.0, images=99), 500),
+            (GivenFlags(until_width=2.0), 50),
+            (GivenFlags(until_width=1.0, n=99), 500),
         ):
             words = r"--until_width=\d: .* below what \d+ images can give.* evaluate more images"
             with self.assertRaisesRegex(ValueError, words):
                 stops.check_images(question, images)
-
-
-class RuleTest(absltest.TestCase):
-    def test_is_that_of_the_flags(self):
-        record = AccuracyRecord(verdicts="verdicts-1.json", evaluation="e1")
-        other = SimpleNamespace(file=Path("there/results.jsonl"), record=record)
-        left = mock.patch.multiple(
-            stops, found=lambda place, ours: other, _ours=lambda *given: None
-        )
-        read = mock.patch.object(stops.checked, "verdicts")
-        fooled = mock.patch.object(stops.comparable, "replayed", lambda own: np.zeros(3, bool))
-        with left, read, fooled:
-            rule, about = stops.rule(Question(against="there", tie=1.0, alpha=0.1), None, None, "")
-        self.assertEqual((rule.tie, rule.alpha), (0.01, 0.1))
-        self.assertEqual(about["against"]["evaluation"], "e1")
 
 
 class DifferencesTest(absltest.TestCase):
