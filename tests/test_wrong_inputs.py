@@ -71,7 +71,7 @@ WRONG = {
     f"{TRAIN} --config.init.weights=page.pt": "page.pt",
     f"{TRAIN} --config.init.stem=new": "fresh",
     # Functions of the user's.
-    f"{TRAIN} --config.model.name=nets.py": "of a file name a function too: nets.py:make",
+    f"{TRAIN} --config.model.name=nets.py": "name a function of the file too: nets.py:make",
     f"{TRAIN} --config.model.name=none.py:make": "cannot read none.py",
     f"{TRAIN} --config.model.name=nowhere.nets:make": "there is no module nowhere",
     f"{TRAIN} --config.model.name=nets.py:mke": "nets.py has no 'mke'; it has make, ",

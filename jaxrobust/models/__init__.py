@@ -2,19 +2,18 @@
 
     kernels/    layers as functions, each with the implementation that is fast where it runs
     modules/    NNX modules that hold the parameters of these functions
-    interface/  what makes a network of an architecture, and names its weights
-    families/   one architecture each
-    cifar/      the twenty of a study, and DeepMind's networks, for 32 px
+    interface/  turns modules into pure functions, and names their weights
+    families/   one architecture per file
 
-An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
-head, weight-decay mask and the papers' counts. A new one is one file and one line of `names.py`,
-and is imported when one of its networks is asked for.
-A name such as `my_nets.py:make` is a function of the user's, see `foreign`.
+An architecture's file ends with its `family.Family`: variants, names in PyTorch, stem, head,
+weight-decay mask and the papers' counts. A new architecture is one file and one line of `names.py`;
+it is imported when one of its networks is created.
+A name such as `my_nets.py:make` is a user's function, see `foreign`.
 """
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
@@ -69,24 +68,23 @@ def create(
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
     check_size(image_size)
-    if functions.is_name(name):
-        own: dict[str, Any] = {"in_channels": 3, "dtype": "float32", "remat": False}
-        own |= {"num_classes": num_classes, "image_size": image_size} | overrides
-        _check_dtype(own["dtype"])
-        return foreign.create(name, **own)
-    name = known(name)
-    row = variant(name, **overrides)
-    _check_dtype(row.dtype)
-    for key in _RATES & {*row._fields}:
-        if not 0 <= (rate := getattr(row, key)) < 1:
-            raise ValueError(f"{key}={rate} is a probability: at least 0 and below 1")
-    make = family(name).maker(row, num_classes=num_classes, image_size=image_size)
-    return as_functions(make, dtype=row.dtype)
-
-
-def _check_dtype(dtype: Any) -> None:
-    if dtype not in DTYPES:
+    sizes = {"num_classes": num_classes, "image_size": image_size}
+    is_function = functions.is_name(name)
+    options: dict[str, Any] = {"in_channels": 3, "dtype": "float32", "remat": False}
+    if is_function:
+        options |= sizes | overrides
+    else:
+        name = known(name)
+        row = variant(name, **overrides)
+        options |= row._asdict()
+    if (dtype := options["dtype"]) not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not a compute type; one of {DTYPES}")
+    if is_function:
+        return foreign.create(name, **options)
+    for key in _RATES & options.keys():
+        if not 0 <= (rate := options[key]) < 1:
+            raise ValueError(f"{key}={rate} is a probability: at least 0 and below 1")
+    return as_functions(family(name).maker(row, **sizes), dtype=dtype)
 
 
 def module(
@@ -98,14 +96,14 @@ def module(
     image_size: int = 224,
     **overrides: Any,
 ) -> Any:
-    """Make the network `name` as the `nnx.Module` that it is made of, to slice, print or re-head.
+    """Make the network `name` as an `nnx.Module`, to slice, print or give another head.
 
-    Its call is `module(images)`, with `train` and `key` behind them as in `Classifier.apply`.
+    It is called as `module(images, train=False, key=None)`.
 
     Args:
       name, num_classes, image_size, **overrides: see `create`; one of `available()`.
-      rngs: `nnx.Rngs`; of the seed 0 it draws the weights of `create(...).init(jax.random.key(0))`.
-      weights: params and stats instead, as `create(...).init` gives them.
+      rngs: `nnx.Rngs`; seed 0 draws the weights of `create(...).init(jax.random.key(0))`.
+      weights: params and stats to use instead, as returned by `create(...).init`.
     Raises:
       ValueError: see `create`; weights that do not belong to the network.
 
@@ -128,17 +126,14 @@ def module(
     sizes = {"num_classes": num_classes, "image_size": image_size}
     net = create(known(name), **sizes, **overrides)
     assert isinstance(net, OfModule)
-    made = net.make(rngs)
-    return made if weights is None else loaded(made, *weights)
+    module = net.make(rngs)
+    return module if weights is None else loaded(module, *weights)
 
 
-def origin(name: str, **given: Any) -> dict[str, Any] | None:
-    """Describe a user's function of that name for a record; None: it is one of our names.
-
-    `given`, sizes and options, tells which network it makes, where a run keeps that.
-    """
+def origin(name: str, **options: Any) -> dict[str, Any] | None:
+    """Describe a user's function for a record, by its sizes and options; None for our networks."""
     if pytorch.is_name(name):
-        return pytorch.find("origin")(name, **given)
+        return pytorch.find("origin")(name, **options)
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 
@@ -152,66 +147,63 @@ def variant(name: str, **overrides: Any) -> Any:
         )
     types = get_type_hints(type(row))
     for key, value in overrides.items():
-        if not _is(value, types[key]):
-            words = getattr(types[key], "__name__", str(types[key]))
-            raise ValueError(f"{key}={value!r} of {name} must be {_WORDS.get(types[key], words)}")
+        words, fits = _TYPES[types[key]]
+        if not fits(value):
+            raise ValueError(f"{key}={value!r} of {name} must be {words}")
     return row._replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()})
 
 
-_INTEGERS = tuple[int, ...]
-_WORDS: dict[Any, str] = {
-    _INTEGERS: "a tuple of integers",
-    bool: "True or False",
-    int: "an integer",
-    float: "a finite number",
-    float | None: "a finite number or None",
-    str: "a text",
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Types of the rows' fields: words for messages, and whether a value fits.
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    tuple[int, ...]: (
+        "a tuple of integers",
+        lambda value: isinstance(value, tuple | list) and all(map(_is_integer, value)),
+    ),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    int: ("an integer", _is_integer),
+    float: ("a finite number", _is_number),
+    float | None: (
+        "a finite number or None",
+        lambda value: value is None or _is_number(value),
+    ),
+    str: ("a text", lambda value: isinstance(value, str)),
 }
-
-
-def _is(value: Any, wanted: Any) -> bool:
-    if wanted == _INTEGERS:
-        return isinstance(value, tuple | list) and all(_is(v, int) for v in value)
-    if isinstance(value, bool) or wanted is bool:
-        return isinstance(value, bool) and wanted is bool
-    if wanted in (float, float | None):
-        nothing = value is None and wanted is not float
-        return nothing or (isinstance(value, Real) and math.isfinite(value))
-    return isinstance(value, {int: Integral, str: str}[wanted])
-
-
-_RATES = {"drop_path", "dropout", "attention_dropout"}  # of what is left out in training
-# Fields that change training, speed or what is read elsewhere, not what weights compute.
+_RATES = {"drop_path", "dropout", "attention_dropout"}
+# Fields without influence on what given weights compute in evaluation.
 _FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels", "scale_init"} | _RATES
 _FREE |= {"padded"}  # which only refuses sizes
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that decide what weights of a row with `options` compute in evaluation."""
+    """Return the fields of a row with `options` that decide what weights compute in evaluation."""
     if functions.is_name(name):
         return dict(options)
     fields = {k: v for k, v in variant(name, **options)._asdict().items() if k not in _FREE}
-    if "gamma_init" in fields:  # over once there are weights; only whether there is one matters
+    if "gamma_init" in fields:  # only whether there is a layer scale matters
         fields["gamma_init"] = fields["gamma_init"] is not None
     return fields
 
 
 def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that make another network of the row's weights; lists, as in JSON."""
-    own, plain = computed(name, options), computed(name, {})
+    """Return the options that change what the row's weights compute; tuples as lists, for JSON."""
+    fields, defaults = computed(name, options), computed(name, {})
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in sorted(options.items())
-        if key in own and (key not in plain or own[key] != plain[key])
+        if key in fields and (key not in defaults or fields[key] != defaults[key])
     }
 
 
 def check_size(image_size: int) -> None:
-    """Refuse a side of images that no machine has the memory for.
-
-    Raises:
-      ValueError: below 1 pixel, or above 8192; one such image in colour takes 0.8 GB.
-    """
+    """Raise `ValueError` for a side below 1 pixel or above 8192 (0.8 GB a colour image)."""
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
     if image_size > 8192:
@@ -221,23 +213,21 @@ def check_size(image_size: int) -> None:
 
 
 def words(name: str, options: Mapping[str, Any]) -> str:
-    """Return a network for a message: its name, and the options that make it another one."""
+    """Describe a network for a message: its name and its `essential` options."""
     fields = [f"{key}={value}" for key, value in essential(name, options).items()]
     return f"{name} with {', '.join(fields)}" if fields else f"{name} without options"
 
 
 def family(name: str) -> Family:
-    """Look up the architecture of a name: its table, its names, and where its stem and head are.
-
-    Of a user's function that is `foreign.FAMILY`, of which nothing is known.
-    """
+    """Look up the architecture of a name; of a user's function that is `foreign.FAMILY`."""
     if functions.is_name(name):
         return foreign.FAMILY
-    entry = _entries()[known(name)]
-    found = rooms.resolve(entry)
-    if known(name) not in found.variants:
-        raise ValueError(f"{entry} has no network {known(name)!r}; correct its line in names.py")
-    return found
+    name = known(name)
+    entry = _entries()[name]
+    resolved = rooms.resolve(entry)
+    if name not in resolved.variants:
+        raise ValueError(f"{entry} has no network {name!r}; correct its line in names.py")
+    return resolved
 
 
 @lru_cache
@@ -254,8 +244,9 @@ def member(name: str) -> Member:
 
 def decay_mask(name: str) -> str:
     """Tell which parameters the references decay: a key of `optim.DECAY_MASKS`."""
-    own = family(name).members.get(spelling.network(name))
-    return (own and own.decay_mask) or family(name).decay_mask
+    architecture = family(name)
+    variant = architecture.members.get(spelling.network(name))
+    return (variant and variant.decay_mask) or architecture.decay_mask
 
 
 def torch_names(name: str) -> Sequence[Renaming]:
@@ -264,7 +255,7 @@ def torch_names(name: str) -> Sequence[Renaming]:
 
 
 def other_names(name: str) -> Sequence[Naming]:
-    """Return more namings of the same weights, such as those of an architecture's first authors."""
+    """List further namings of the same weights, such as those of the first authors."""
     return family(name).names.others
 
 
@@ -282,7 +273,7 @@ def known(name: str) -> str:
             "`jaxrobust models` lists them"
         )
     if name.endswith(".py"):
-        raise ValueError(f"unknown model {name!r}; of a file name a function too: {name}:make")
+        raise ValueError(f"unknown model {name!r}; name a function of the file too: {name}:make")
     if name not in _entries():
         near = difflib.get_close_matches(name, available(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"

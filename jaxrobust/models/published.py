@@ -15,9 +15,8 @@ tests/models/test_table.py.
 
 import functools
 import json
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,7 +66,6 @@ LEADERBOARDS = {
         *("cifar100", "test", "CIFAR-100's"),
     ),
 }
-_PLAIN = ("imagenet", "cifar10")  # whose ids stand alone
 
 
 class Published(NamedTuple):
@@ -103,186 +101,39 @@ class Paper(NamedTuple):
     link: str
 
 
-def _drive(key: str) -> str:
-    return f"https://drive.google.com/uc?export=download&confirm=t&id={key}"
-
-
-def _linf(ids: str, preprocessing: str, *rows: tuple[str, str, float, float, str], normalised=True):
-    """Make ImageNet's networks: what stands in the id, our name, clean, AutoAttack, Drive's key."""
-    return {
-        ids.format(part): Published(
-            *(model, normalised, preprocessing, clean, autoattack),
-            *("{}.pt", _drive(drive)),
-        )
-        for part, model, clean, autoattack, drive in rows
-    }
-
-
-_bare = partial(_linf, normalised=False)
-
-
-def _cifar10(model, clean, autoattack, drive, **more):
-    row = ("buffers" in more, "none", clean, autoattack, "{}.pt", _drive(drive))
-    return Published(model, *row, dataset="cifar10", **more)
-
-
-_BICUBIC, _BILINEAR = "BicubicRes256Crop224", "Res256Crop224"
-_RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1/"
-
-
-def _light(size, clean, autoattack):
-    file = f"debenedetti2022light-xcit-{size}-imagenet-linf.pth.tar"
-    kind = (f"xcit_{size}12", False, "bicubic-224-crop-224")
-    return Published(*kind, clean, autoattack, file, _RELEASE + file)
-
-
-_SINGH = ("Singh2023Revisiting_{}-ConvStem", _BICUBIC)
-_ROWS: dict[str, Any] = {
-    **_bare(
-        *_SINGH,
-        ("ConvNeXt-T", "convnext_t_cvst", 72.72, 49.46, "1-FjtOF6LJ3-bf4VezsmWwncCxYSx-USP"),
-        ("ConvNeXt-S", "convnext_s_cvst", 74.10, 52.42, "1-ZrMYajCCnrtV4oT0wa3qJJoQy1nUSnL"),
-        ("ConvNeXt-B", "convnext_b_cvst", 75.90, 56.14, "1-lE-waaVvfL7lgBrydmZIM9UJimmHnVe"),
-        ("ConvNeXt-L", "convnext_l_cvst", 77.00, 57.70, "10-YOVdM2EQjHemSi9x2H44qKRSOXVQmh"),
-    ),
-    **_linf(*_SINGH, ("ViT-S", "vit_s_cvst", 72.56, 48.08, "1-1sUYXnj6bDXacIKI3KKqn4rlkmL-ZI2")),
-    **_bare(*_SINGH, ("ViT-B", "vit_b_cvst", 76.30, 54.66, "1-JBbfi_eH3tKMXObvPPHprrZae0RiQGT")),
-    "Debenedetti2022Light_XCiT-S12": _light("s", 72.34, 41.78),
-    "Debenedetti2022Light_XCiT-M12": _light("m", 74.04, 45.24),
-    "Debenedetti2022Light_XCiT-L12": _light("l", 73.76, 47.60),
-    **_linf(
-        *("Liu2023Comprehensive_{}", _BICUBIC),
-        ("ConvNeXt-B", "convnext_b", 76.02, 55.82, "10-nSm-qUftvfKXHeOAakBQl8rxm-jCbk"),
-        ("ConvNeXt-L", "convnext_l", 78.02, 58.48, "1dIPLNfdQtAnqZrKPyuy3_zDI-FVgJ2FH"),
-        ("Swin-B", "swin_b", 76.16, 56.16, "1-4mtxQCkThJUVdS3wvQ6NnmMZuySqR3c"),
-        ("Swin-L", "swin_l", 78.92, 59.56, "1-57sQfcrsDsslfDR18nRD7FnpQmsSBk7"),
-    ),
-    **_linf(
-        *("RodriguezMunoz2024Characterizing_{}", _BICUBIC),
-        ("Swin-B", "swin_b", 77.76, 51.56, "1-BSUjoFXx3PP-TfeE5fjbofO2lLyUf56"),
-        ("Swin-L", "swin_l", 79.36, 53.82, "1-Dc9WhPU2wv4OMskLo1U57n5O8VbpNXv"),
-    ),
-    **_linf(
-        *("Mo2022When_{}", "Res224"),
-        ("Swin-B", "swin_b", 74.66, 38.30, "1-SXi4Z2X6Zo_j8EO4slJcBMXNej8fKUd"),
-        ("ViT-B", "vit_b", 68.38, 34.40, "1-dUFdvDBflqMsMLjZv3wlPJTm-Jm7net"),
-    ),
-    **_linf(
-        *("{}", _BILINEAR),
-        ("Salman2020Do_R18", "resnet18", 52.92, 25.32, "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx"),
-        ("Salman2020Do_R50", "resnet50", 64.02, 34.96, "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r"),
-        ("Salman2020Do_50_2", "wide_resnet50_2", 68.46, 38.14, "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB"),
-        ("Engstrom2019Robustness", "resnet50", 62.56, 29.22, "1T2Fvi1eCJTeAOEzrH_4TAIwO8HTOYVyn"),
-    ),
-    # RobustBench takes torchvision's own weights and looks for no file.
-    "Standard_R50": Published(
-        *("resnet50", True, _BILINEAR, 76.52, 0.0, ""),
-        address="https://download.pytorch.org/models/resnet50-0676ba61.pth",
-        sha256="0676ba61",
-    ),
-    # Listed there as a ResNet-18; the network that is built is a ResNet-50.
-    **_linf(
-        *("Wong2020Fast", "Crop288"),
-        ("", "resnet50", 55.62, 26.24, "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w"),
-    ),
-    **_bare(
-        *("Chen2024Data_{}", _BILINEAR),
-        ("WRN_50_2", "wide_resnet50_2", 68.76, 41.92, "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf"),
-    ),
-    # The file itself may lack mean and std: RobustBench's network has them from its constructor.
-    "Huang2022Revisiting_WRN-A4": _cifar10(
-        "wrn_a4_silu", 91.58, 65.79, "1okHk4XPgunmqHG3alXfVF84qRwlu6Oqe", buffers=("mu", "sigma")
-    ),
-    # Listed there as a WideResNet-34-10; built with 320, 640 and 512 channels.
-    **{
-        f"Huang2021Exploring{ema}": _cifar10(
-            "wrn_34_r",
-            *(clean, autoattack, drive),
-            renamed=((".shortcut.0.", ".convShortcut."), ("norm1.", "bn1.")),
-        )
-        for ema, clean, autoattack, drive in (
-            ("", 90.56, 61.56, "1-2ram-xtoEidOh1SCYY5KTiyKieINkZe"),
-            ("_ema", 91.23, 62.54, "1-GRwO5t9HxOS2y6RFK8QEsDXjdcgmVu6"),
-        )
-    },
-}
-
-
-# How files differ from the reference's names of a network, and what they hold beside them.
-_DEEPMIND = {"normalised": True, "buffers": ()}  # mean and std are constants of the class
-_TRADES = (
-    *(("stem_conv.", "conv1."), *((f"blocks.{i}.", f"block{i + 1}.") for i in range(3))),
-    *((".shortcut.0.", ".convShortcut."), ("norm1.", "bn1.")),
-)
-_MICROSOFT = (
-    *((f"layers.{i + 1}.downsample.", f"layers.{i}.downsample.") for i in range(3)),
-    ("head.fc.", "head."),
-)
-_FILES: dict[str, dict[str, Any]] = {
-    "dm": _DEEPMIND,
-    "ra": _DEEPMIND,
-    "ra_wrn_101_2": {
-        **{"normalised": True, "buffers": ("normalization.mean", "normalization.std")},
-        "preprocessing": _BILINEAR,
-    },
-    "wrn": {"renamed": _TRADES},
-    "resnet18": {"renamed": ((".downsample.", ".shortcut."), ("fc.", "linear."))},
-    "swin": {"renamed": _MICROSOFT, "made": True, "preprocessing": _BICUBIC},
-}
-
-
-def _key(board: str, robustbench_id: str) -> str:
-    """Put the table in front of an id, where it would not be told apart alone."""
-    alone = board in _PLAIN and (board, robustbench_id) != ("imagenet", "Peng2023Robust")
-    return robustbench_id if alone else f"{LEADERBOARDS[board].folder}/{robustbench_id}"
-
-
-def _listed() -> dict[str, Published]:
-    """Read the rows of `published_rows.json`: id, our name, clean, AutoAttack, Drive's key."""
-    rows = json.loads(Path(__file__).with_name("published_rows.json").read_text())
-    return {
-        _key(board, robustbench_id): (
-            Published(
-                **{"model": model, "normalised": False, "preprocessing": "none"}
-                | {"clean": clean, "autoattack": autoattack, "dataset": board}
-                | {"file": "{}.pt", "address": _drive(drive)}
-                | (_FILES.get(model) or _FILES[model.partition("_")[0]])
-            )
-        )
-        for board, networks in rows.items()
-        for robustbench_id, model, clean, autoattack, drive in networks
-    }
-
-
-# Where ids begin so, the weights are not under the zoo's MIT licence; torchvision states none of
-# the weights of `Standard_R50`.
-_LICENSES = {
-    **dict.fromkeys(
-        ("Gowal2020Uncovering", "Rebuffi2021Fixing", "Gowal2021Improving"), "Apache-2.0"
-    ),
-    "Standard_R50": "",
-}
-
-
 def own_id(key: str) -> str:
     """Return an id of `PUBLISHED` as RobustBench has it, without the table in front."""
     return key.rpartition("/")[2]
 
 
-def _finished(key: str, net: Published) -> Published:
-    name = own_id(key)
-    licences = [value for start, value in _LICENSES.items() if name.startswith(start)]
-    file = net.file.format(name)
-    return net._replace(
-        # In timm's cache, or below `model_dir`.
-        file=f"{net.board.folder}/{file}" if file == f"{name}.pt" else file,
-        license=licences[0] if licences else "MIT",
-    )
+def _read() -> dict[str, Published]:
+    """Read `published_rows.json`: what files of a kind share, then the networks in order."""
+    stored = json.loads(Path(__file__).with_name("published_rows.json").read_text())
+    published = {}
+    for name, model, dataset, kind, clean, autoattack, address in stored["networks"]:
+        fields = {"license": "MIT"} | stored["kinds"][kind]
+        for key in fields.keys() & {"buffers", "renamed"}:
+            fields[key] = tuple(tuple(v) if isinstance(v, list) else v for v in fields[key])
+        folder, file = LEADERBOARDS[dataset].folder, address.rpartition("/")[2]
+        if not address.startswith("https:"):  # a key of Google Drive
+            file = f"{folder}/{name}.pt"
+            address = f"https://drive.google.com/uc?export=download&confirm=t&id={address}"
+        # `file` of a kind: RobustBench takes torchvision's weights and looks for no file.
+        fields = {"file": file} | fields
+        is_unique = dataset in ("imagenet", "cifar10") and (dataset, name) != _TWICE
+        key = name if is_unique else f"{folder}/{name}"
+        published[key] = Published(
+            model, clean=clean, autoattack=autoattack, address=address, dataset=dataset, **fields
+        )
+    return published
 
 
-# RobustBench id -> network. Of ImageNet not there, for they are other architectures:
-# Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks), Bai2024MixedNUTS (an ensemble).
-PUBLISHED = {key: _finished(key, net) for key, net in (_ROWS | _listed()).items()}
+_TWICE = ("imagenet", "Peng2023Robust")  # the one id that CIFAR-10 has too
+# RobustBench id -> network. Wong2020Fast is listed there as a ResNet-18 and built as a ResNet-50;
+# Huang2021Exploring is listed as a WideResNet-34-10 and built with 320, 640 and 512 channels.
+# The file of Huang2022Revisiting_WRN-A4 may lack mean and std, which its constructor sets.
+# Missing, because they are other architectures: Amini2024MeanSparse_*, Bai2024MixedNUTS.
+PUBLISHED = _read()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Checks that several architectures make, of rows, images and weights; each names what must be."""
+"""Checks of rows, images and weights that several architectures share."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def check_least(v: Any, **lows: int) -> None:
 
 
 def check_tuples(v: Any, *names: str, empty: bool = False) -> None:
-    """Raise `ValueError` where these fields are no tuples of positive integers, `empty` or not."""
+    """Raise `ValueError` unless these fields are tuples of positive integers, perhaps `empty`."""
     for name in names:
         values = getattr(v, name)
         if not (values or empty) or any(n < 1 for n in values):
@@ -26,7 +26,7 @@ def check_tuples(v: Any, *names: str, empty: bool = False) -> None:
 
 
 def check_stages(v: Any, *names: str) -> None:
-    """Raise `ValueError` where these fields do not have a positive number for each stage."""
+    """Raise `ValueError` unless these fields have a positive number for each stage."""
     check_tuples(v, *names)
     first = getattr(v, names[0])
     for name in names[1:]:
@@ -35,11 +35,7 @@ def check_stages(v: Any, *names: str) -> None:
 
 
 def whole_patches(v: Any, image_size: int) -> int:
-    """Count the patches of a stem along a side.
-
-    Raises:
-      ValueError: the last one is cut.
-    """
+    """Count the patches of a stem along a side; `ValueError` if the last one is cut."""
     patch = math.prod(v.stem_strides)
     if image_size < patch or image_size % patch:
         near = max(patch, round(image_size / patch) * patch)
@@ -50,21 +46,21 @@ def whole_patches(v: Any, image_size: int) -> int:
     return image_size // patch
 
 
-def check_fits(fits: bool, images: Array, made: str, own: str) -> None:
-    """Raise `ValueError` where images have other positions, `made`, than the network, `own`."""
+def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
+    """Raise `ValueError` if images have other positions than the network, both in words."""
     if not fits:
         raise ValueError(
-            f"images of {images.shape[1]}x{images.shape[2]} px give {made}, this network has {own}"
-            ": create it, and convert its weights, with their image_size"
+            f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, this network has "
+            f"{expected}: create it, and convert its weights, with their image_size"
         )
 
 
-def refusing(what: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
-    """Return a `resize` that raises `ValueError`, for weights that belong to one size of images."""
+def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+    """Return a `resize` that raises `ValueError`, for weights of one image size."""
 
     def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
-            f"{what} of shape {array.shape}, and this network has {shape}; give the image_size "
+            f"{name} of shape {array.shape}, and this network has {shape}; give the image_size "
             "and options that the weights were trained with"
         )
 
@@ -75,12 +71,12 @@ def check_row(v: Any, **lows: int) -> None:
     """Raise `ValueError` for fields of a row below these, and for an unknown activation."""
     check_least(v, **lows)
     if v.activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ValueError(f"activation={v.activation!r} is unknown; one of {known}")
+        names = ", ".join(ACTIVATIONS)
+        raise ValueError(f"activation={v.activation!r} is unknown; one of {names}")
 
 
 def check_halvings(image_size: int, halvings: int) -> None:
-    """Raise `ValueError` for images that cannot be halved so often, rests left out."""
+    """Raise `ValueError` for images too small to be halved this often, rounding down."""
     if image_size < 1 << halvings:
         raise ValueError(
             f"image_size={image_size}: the map is halved {halvings} times, so take at least "

@@ -18,22 +18,22 @@ def _flat(state) -> Params:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
-def _single(flat: Params) -> Params:
-    return {name: array.astype(jnp.float32) for name, array in flat.items()}
+def _in_float32(*states) -> tuple[Params, ...]:
+    return tuple({k: a.astype(jnp.float32) for k, a in _flat(state).items()} for state in states)
 
 
-def _state(flat: Params, like):
-    named = [(".".join(map(str, path)), path, leaf) for path, leaf in nnx.to_flat_state(like)]
-    if missing := {name for name, *_ in named} ^ flat.keys():
-        raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
-    for name, _, leaf in named:
+def _state(flat: Params, template):
+    leaves = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(template)}
+    if differing := leaves.keys() ^ flat.keys():
+        raise ValueError(f"these weights do not belong to this network: {sorted(differing)[:8]}")
+    for name, (_, leaf) in leaves.items():
         if flat[name].shape != leaf.shape:
             raise ValueError(f"{name} has shape {flat[name].shape}, expected {leaf.shape}")
-    return nnx.from_flat_state([(path, leaf.replace(flat[name])) for name, path, leaf in named])
+    return nnx.from_flat_state([(p, leaf.replace(flat[k])) for k, (p, leaf) in leaves.items()])
 
 
 class OfModule(Classifier):
-    """A network that can give the module that it is made of: `make(rngs)`."""
+    """A network with its module: `make(rngs)`."""
 
     make: Callable[[Any], nnx.Module]
     dtype: Any  # compute type
@@ -43,10 +43,10 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
     """Return the network that `make` builds as a pair of pure functions.
 
     Args:
-      make: called with the `Draws` of a key; its variables are Param or BatchStat, and it is
-        called as `module(images, train, key)`.
+      make: called with the `Draws` of a key; returns a module whose variables are Param or
+        BatchStat, called as `module(images, train, key)`.
       dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
-        already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
+        already, once, outside an attack loop. Logits are float32 (float64 in x64).
 
     The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not,
     and gradients inside of `shard_map` need `check_vma=False`.
@@ -56,18 +56,19 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
     graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def init(key: Array) -> tuple[Params, Params]:
-        _, *drawn = nnx.split(make(Draws(key)), nnx.Param, nnx.BatchStat)
-        params, stats = map(_flat, drawn)
-        return _single(params), _single(stats)
+        _, *state = nnx.split(make(Draws(key)), nnx.Param, nnx.BatchStat)
+        params, stats = _in_float32(*state)
+        return params, stats
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
         _check_images(images, stats["normalize.mean"].shape[0])
-        cast = {name: array.astype(dtype) for name, array in params.items()}
-        known = {name: jnp.asarray(array) for name, array in stats.items()}
-        module = nnx.merge(graph, _state(cast, states[0]), _state(known, states[1]))
+        params = {name: array.astype(dtype) for name, array in params.items()}
+        arrays = {name: jnp.asarray(array) for name, array in stats.items()}
+        module = nnx.merge(graph, _state(params, states[0]), _state(arrays, states[1]))
         logits = module(images, train, key)
-        moved = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[-1]) if train else stats
-        return _wide(logits), moved
+        if train:
+            stats = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[-1])
+        return _wide(logits), stats
 
     network = OfModule(init, apply)
     network.make, network.dtype = make, dtype
@@ -75,19 +76,17 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
 
 
 def showing_batches(net: Classifier) -> Classifier | None:
-    """Return the network whose statistics after a pass in training are those of its images alone,
-    as batch norms of PyTorch's momentum 1 have them; None: it is not made of modules of ours.
-
-    Norms that a pass does not call, and what is no batch norm's, return what they had.
+    """Return the network with a momentum of 1 (PyTorch's) in all batch norms, so that a training
+    pass returns the statistics of its images; None: the network is not an `OfModule`.
     """
     if not isinstance(net, OfModule):
         return None
 
     def make(rngs: Any) -> nnx.Module:
         module = net.make(rngs)
-        for _, part in nnx.iter_modules(module):
-            if isinstance(part, BatchNorm):
-                part.momentum = 1.0
+        for _, layer in nnx.iter_modules(module):
+            if isinstance(layer, BatchNorm):
+                layer.momentum = 1.0
         return module
 
     return classifier(make, dtype=net.dtype)
@@ -105,12 +104,8 @@ def _wide(logits: Array) -> Array:
 
 
 def loaded(module: nnx.Module, params: Params, stats: Params) -> nnx.Module:
-    """Replace the weights of a module of ours, in place.
-
-    Raises:
-      ValueError: they do not belong to it.
-    """
-    groups: list[Any] = [*nnx.split(module, nnx.Param, nnx.BatchStat)][1:]
+    """Replace the weights of an `OfModule`'s module in place; `ValueError` if they do not fit."""
+    _, *groups = nnx.split(module, nnx.Param, nnx.BatchStat)
     nnx.update(module, *map(_state, (params, stats), groups))
     return module
 
@@ -123,27 +118,26 @@ def _split(module: nnx.Module) -> list[Any]:
 def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> Classifier:
     """Return any NNX module as a pair of pure functions.
 
-    Its `nnx.Param`s are the parameters, its other variables, which must be floats, the statistics;
-    arrays that are no variables are constants. The modes `use_running_average` and `deterministic`
-    of its layers are those of evaluation or of training, whatever it was made with.
+    Its `nnx.Param`s are the parameters, its other variables the statistics; arrays outside of
+    variables are constants. `use_running_average` and `deterministic` of its layers are set for
+    evaluation or training, whatever it was made with.
 
     Args:
       make: called with `nnx.Rngs`, here and in a trace. The module is called as `module(images)`,
-        and is told `train` and `key` if its call has parameters of these names.
+        with `train` and `key` if its call has parameters of these names.
       in_channels: of the images.
 
-    In training its random streams (dropout) are those of the key; of keys [B], of the first one:
+    In training its random streams (dropout) come from the key; of keys [B], from the first one:
     one draw for all images of a device.
     Raises:
-      ValueError: a variable that is no float.
+      ValueError: a variable that is not a float array.
     """
-    # Not in a trace, where NNX takes plain arrays for settings.
-    module = make(nnx.Rngs(0))
+    module = make(nnx.Rngs(0))  # not in a trace, where NNX takes plain arrays for settings
     takes = {"train", "key"} & inspect.signature(type(module).__call__).parameters.keys()
     graph, *states, constants = _split(module)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
-    del module, states  # the arrays go
-    for path, leaf in (*nnx.to_flat_state(like[0]), *nnx.to_flat_state(like[2])):
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
+    del module, states  # frees the arrays
+    for path, leaf in (*nnx.to_flat_state(shapes[0]), *nnx.to_flat_state(shapes[2])):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"the variable {'.'.join(map(str, path))} is {leaf.dtype}, and parameters and "
@@ -152,60 +146,60 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
 
     def init(key: Array) -> tuple[Params, Params]:
         _, params, _, stats, _ = _split(make(nnx.Rngs(key)))
-        return _single(_flat(params)), _single(_flat(stats))
+        params, stats = _in_float32(params, stats)
+        return params, stats
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
         _check_images(images, in_channels)
-        states = [_state(params, like[0]), _streams(like[1], key), _state(stats, like[2])]
+        states = [_state(params, shapes[0]), _streams(shapes[1], key), _state(stats, shapes[2])]
         module = nnx.merge(graph, *states, constants)
         modes = {"use_running_average": not train, "deterministic": not train}
         module = nnx.view(module, raise_if_not_found=False, **modes)
-        given = {"train": train, "key": key}
-        logits = module(images, **{name: given[name] for name in takes})
-        if not train:
-            return _wide(logits), stats
-        moved = _flat(_split(module)[3])
-        return _wide(logits), {name: moved[name].astype(s.dtype) for name, s in stats.items()}
+        mode = {"train": train, "key": key}
+        logits = module(images, **{name: mode[name] for name in takes})
+        if train:
+            new = _flat(_split(module)[3])
+            stats = {name: new[name].astype(old.dtype) for name, old in stats.items()}
+        return _wide(logits), stats
 
     return Classifier(init, apply)
 
 
-def _streams(like: Any, key: Array | None) -> Any:
-    """Return random streams of a key, the first of several; without one, of any."""
+def _streams(shapes: Any, key: Array | None) -> Any:
+    """Return random streams drawn from a key, from the first of keys [B], or from a fixed one."""
     key = jax.random.key(0) if key is None else key if key.ndim == 0 else key[0]
-    made = []
-    for number, (path, leaf) in enumerate(nnx.to_flat_state(like)):
+    leaves = []
+    for number, (path, leaf) in enumerate(nnx.to_flat_state(shapes)):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            own = jax.random.fold_in(key, number)
-            value = jax.random.split(own, leaf.shape) if leaf.shape else own
+            value = jax.random.fold_in(key, number)
+            value = jax.random.split(value, leaf.shape) if leaf.shape else value
         else:
             value = jnp.zeros(leaf.shape, leaf.dtype)
-        made.append((path, leaf.replace(value)))
-    return nnx.from_flat_state(made)
+        leaves.append((path, leaf.replace(value)))
+    return nnx.from_flat_state(leaves)
 
 
 def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
-    """List the arguments of `run_blocks` in each stage of a row's `depths`.
+    """List the arguments of `run_blocks` for each stage of a row's `depths`.
 
-    Each has another key; the blocks' rates grow linearly from 0 at the network's first to
+    Stages have different keys; the blocks' rates grow linearly from 0 at the network's first to
     `drop_path` at its last.
     """
     keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
     rates, ends = np.linspace(0, v.drop_path, sum(v.depths)).tolist(), np.cumsum(v.depths)
     return [
-        {"train": train, "key": k, "rates": rates[end - depth : end], **stored(v)}
+        {"train": train, "key": k, "rates": rates[end - depth : end], **_storage(v)}
         for end, depth, k in zip(ends, v.depths, keys, strict=True)
     ]
 
 
 def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:
-    """Choose the same for the blocks of a row with a `depth`."""
+    """Return the same for the blocks of a row with a `depth`."""
     rates = np.linspace(0, v.drop_path, v.depth).tolist()
-    return {"train": train, "key": key, "rates": rates, **stored(v)}
+    return {"train": train, "key": key, "rates": rates, **_storage(v)}
 
 
-def stored(v: Any) -> dict[str, bool]:
-    """Return the settings of a row by which its blocks are compiled and stored."""
+def _storage(v: Any) -> dict[str, bool]:
     return {name: getattr(v, name) for name in ("remat", "scan") if name in v._fields}
 
 
@@ -223,9 +217,9 @@ def run_blocks(
     """Run `x` through the blocks, called as `block(x, drop, train)` with `drop` a `Drop` or None.
 
     Args:
-      x: an array, or several that each block takes and returns together.
-      key: of the stochastic depth, or keys [B]; every block draws from its own.
-      rates: the probability that a block's branches are left out, per block; empty: none is.
+      x: an array, or a pytree of arrays that each block takes and returns.
+      key: of the stochastic depth, or keys [B]; split between the blocks.
+      rates: the probability that a block's branches are dropped, per block; empty: 0.
       draws: whether blocks draw in training beyond that, such as dropout.
       remat: recompute each block in the backward pass instead of storing it.
       scan: compile one block for all of them, which must differ in their arrays only.
@@ -233,8 +227,8 @@ def run_blocks(
     drops: list[Drop | None] = [None] * len(blocks)
     if train and (draws or any(rates)):
         if key is None:
-            what = "dropout" if draws else "drop_path"
-            raise ValueError(f"{what} above 0 draws in training: call apply with a key")
+            name = "dropout" if draws else "drop_path"
+            raise ValueError(f"{name} above 0 draws in training: call apply with a key")
         keys, rates = split(key, len(blocks)), rates or (0.0,) * len(blocks)
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):
@@ -244,24 +238,24 @@ def run_blocks(
 
     parts: list[Any] = [nnx.split(block, nnx.Param, nnx.BatchStat) for block in blocks]
 
-    def run(graph):
-        def one(x, part):
-            params, stats, drop = part
+    def body(graph):
+        def run(x, arrays):
+            params, stats, drop = arrays
             block = nnx.merge(graph, params, stats)
             x = block(x, drop, train)
             return x, nnx.split(block, nnx.Param, nnx.BatchStat)[-1]
 
-        return jax.checkpoint(one) if remat else one
+        return jax.checkpoint(run) if remat else run
 
     arrays = [(params, stats, drop) for (_, params, stats), drop in zip(parts, drops, strict=True)]
     if scan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
-        x, moved = jax.lax.scan(run(parts[0][0]), x, stacked)
-        stats = [jax.tree.map(lambda leaf, i=i: leaf[i], moved) for i in range(len(blocks))]
+        x, new = jax.lax.scan(body(parts[0][0]), x, stacked)
+        stats = [jax.tree.map(lambda leaf, i=i: leaf[i], new) for i in range(len(blocks))]
     else:
         stats = []
-        for (graph, *_), part in zip(parts, arrays, strict=True):
-            x, new = run(graph)(x, part)
+        for (graph, *_), block_arrays in zip(parts, arrays, strict=True):
+            x, new = body(graph)(x, block_arrays)
             stats.append(new)
     for block, new in zip(blocks, stats, strict=True):
         nnx.update(block, new)

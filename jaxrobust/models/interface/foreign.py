@@ -1,24 +1,23 @@
-"""Networks that are not the package's: a function of the user makes one, under the name
-`my_package.nets:make` or `my_nets.py:make`; see `runtime.pytorch` for PyTorch's.
+"""Networks of the user: a function makes one, under the name `my_package.nets:make` or
+`my_nets.py:make`; see `runtime.pytorch` for PyTorch's.
 
 It is called by keyword with `num_classes`, `image_size` (pixels), `in_channels`, `dtype` (the
-compute type, "float32" or "bfloat16") and `remat`, with those of them that its signature takes, and
-with the options of the config. It returns
+compute type, "float32" or "bfloat16") and `remat`, as far as its signature takes them, and with the
+options of the config. It returns
 
 - a `types.Classifier`: `init(key)` gives params and stats, two flat dicts of float arrays without a
   common name, `apply(params, stats, images, *, train=False, key=None)` logits and stats. The update
   and the attack call it with parameters in the compute type, and with keys [B], one per image;
-- or an `nnx.Module` (or it is one's class): see `classifier.of_foreign`. Where its signature takes
-  `rngs`, it is given `nnx.Rngs`, and the seed of a run decides the initial weights.
+- or an `nnx.Module` (or its class): see `classifier.of_foreign`. Where its signature takes `rngs`,
+  it gets `nnx.Rngs`, and the seed of a run decides the initial weights.
 
-Whatever reads the family of a name finds `FAMILY` here: weight decay for matrices only, no names in
-PyTorch, no stem and no head that could be drawn anew.
+The family of such a name is `FAMILY`: weight decay for matrices only, no names in PyTorch, no stem
+and no head to draw again.
 """
 
 import functools
 import inspect
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,92 +32,83 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.functions import Named
 from jaxrobust.types import Classifier
 
-KEY = "model.name"  # for messages: where configs have the name
-_TWO = 2  # images of the look at a network
+KEY = "model.name"  # the key of configs, for messages
+_IMAGES = 2  # in the batch that a network is traced with
 _NOTHING = r"(?!)"
 
 
-def create(name: str, **given: Any) -> Classifier:
-    """Make the network that a user's function makes.
+def create(name: str, **options: Any) -> Classifier:
+    """Make the network of a user's function.
 
     Args:
       name: MODULE:FUNCTION or FILE.py:FUNCTION.
-      **given: the arguments above and options; plain values, lists become tuples.
+      **options: the arguments above and options; plain values, lists become tuples.
     Raises:
       ValueError: one sentence about what is wrong with the name, the function or its network.
     """
     if pytorch.is_name(name):
-        net = pytorch.find("create")(name, **given)
-        if given["dtype"] != "float64":  # which a certificate asks for, of what was seen before
-            _check(name, net, given)
+        net = pytorch.find("create")(name, **options)
+        if options["dtype"] != "float64":  # a certificate's, whose network was checked before
+            _check(name, net, options)
         return net
     try:
-        text = json.dumps(given, sort_keys=True, default=functions.as_dict)
+        text = json.dumps(options, sort_keys=True, default=functions.as_dict)
     except TypeError as error:
         raise ValueError(f"{KEY}={name}: options are plain values; {error}") from error
-    return _created(functions.find(KEY, name), text)
+    return _create(functions.find(KEY, name), text)
 
 
-@functools.lru_cache(maxsize=8)  # a run asks for the same one again and again
-def _created(named: Named, text: str) -> Classifier:
-    given = {key: functions.tuples(value) for key, value in json.loads(text).items()}
-    with functions.explained(KEY, named.name):
-        net = _made(named, _taken(named, given), given["in_channels"])
-    _check(named.name, net, given)
+@functools.lru_cache(maxsize=8)  # a run asks for the same network repeatedly
+def _create(function: Named, text: str) -> Classifier:
+    options = {key: functions.tuples(value) for key, value in json.loads(text).items()}
+    with functions.explained(KEY, function.name):
+        net = _call(function, options)
+    _check(function.name, net, options)
     return net
 
 
-def _taken(named: Named, given: dict[str, Any]) -> dict[str, Any]:
-    """Select the arguments that a function's signature takes; refuse an option that it does not."""
-    standard = ("num_classes", "image_size", "in_channels", "dtype", "remat")
-    parameters = _parameters(named)
-    kinds = {parameter.kind for parameter in parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        return {key: value for key, value in given.items() if key != "remat" or value}
-    left = [key for key in given if key not in parameters]
-    if options := [key for key in left if key not in standard]:
-        raise ValueError(f"unknown option {options} for {named.name}; it takes {[*parameters]}")
-    if "remat" in left and given["remat"]:
-        raise ValueError(f"{KEY}={named.name} takes no remat; leave model.remat out")
-    return {key: value for key, value in given.items() if key in parameters}
+def _call(function: Named, options: dict[str, Any]) -> Classifier:
+    call, in_channels = function.function, options["in_channels"]
+    is_class = inspect.isclass(call)  # those of NNX take anything, for their `__init__`
+    parameters = inspect.signature(call.__init__ if is_class else call).parameters  # type: ignore[misc]
+    make = functools.partial(call, **_taken(function.name, parameters, options))
 
+    def checked(network: Any) -> nnx.Module:
+        if isinstance(network, nnx.Module):
+            return network
+        raise ValueError(
+            f"{KEY}={function.name} returns {_kind(network)}; return a flax.nnx.Module, or "
+            "jaxrobust.types.Classifier(init, apply) of two functions"
+        )
 
-def _parameters(named: Named) -> Mapping[str, inspect.Parameter]:
-    of_class = inspect.isclass(named.function)  # NNX's take anything, for their `__init__`
-    return inspect.signature(named.function.__init__ if of_class else named.function).parameters  # type: ignore[misc]
-
-
-def _made(named: Named, taken: dict[str, Any], in_channels: int) -> Classifier:
-    make = functools.partial(named.function, **taken)
-    of_class = inspect.isclass(named.function) and issubclass(named.function, nnx.Module)
-    if "rngs" in _parameters(named):
-        return of_foreign(lambda rngs: _module(named, make(rngs=rngs)), in_channels=in_channels)
-    made = None if of_class else make()
-    if isinstance(made, Classifier):
-        return made
-    if not of_class:
-        _module(named, made)
+    if "rngs" in parameters:
+        return of_foreign(lambda rngs: checked(make(rngs=rngs)), in_channels=in_channels)
+    if not (is_class and issubclass(call, nnx.Module)):
+        network = make()
+        if isinstance(network, Classifier):
+            return network
+        checked(network)
     return of_foreign(lambda rngs: make(), in_channels=in_channels)
 
 
-def _module(named: Named, made: Any) -> nnx.Module:
-    if isinstance(made, nnx.Module):
-        return made
-    raise ValueError(
-        f"{KEY}={named.name} returns {_kind(made)}; return a flax.nnx.Module, or "
-        "jaxrobust.types.Classifier(init, apply) of two functions"
-    )
+def _taken(name: str, parameters: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Select the arguments that a signature takes; refuse an option that it does not."""
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return {key: value for key, value in options.items() if key != "remat" or value}
+    standard = ("num_classes", "image_size", "in_channels", "dtype", "remat")
+    if unknown := [key for key in options if key not in (*parameters, *standard)]:
+        raise ValueError(f"unknown option {unknown} for {name}; it takes {[*parameters]}")
+    if "remat" not in parameters and options["remat"]:
+        raise ValueError(f"{KEY}={name} takes no remat; leave model.remat out")
+    return {key: value for key, value in options.items() if key in parameters}
 
 
 def _kind(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__module__}.{type(value).__name__}"
 
 
-# --- The look at a network, before anything compiles ---
-
-
-def _check(name: str, net: Classifier, given: dict[str, Any]) -> None:
-    """Refuse a network that is not what the rest of the package takes it for; it is only traced."""
+def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
+    """Raise `ValueError` if a network is not a `Classifier` of these options; only traces it."""
     with functions.explained(KEY, name):
         weights = jax.eval_shape(net.init, jax.random.key(0))
     if (
@@ -132,30 +122,30 @@ def _check(name: str, net: Classifier, given: dict[str, Any]) -> None:
             "dicts of float arrays without a common name"
         )
     params, stats = weights
-    side, classes = given["image_size"], given["num_classes"]
-    images = jax.ShapeDtypeStruct((_TWO, side, side, given["in_channels"]), jnp.float32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), _TWO))
+    side, classes, dtype = options["image_size"], options["num_classes"], options["dtype"]
+    images = jax.ShapeDtypeStruct((_IMAGES, side, side, options["in_channels"]), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), _IMAGES))
     for train in (False, True):
 
-        def passed(params, stats, images, keys, train=train):
-            how = {"train": True, "key": keys} if train else {}
-            return net.apply(cast(params, jnp.dtype(given["dtype"])), stats, images, **how)
+        def apply(params, stats, images, keys, train=train):
+            mode = {"train": True, "key": keys} if train else {}
+            return net.apply(cast(params, jnp.dtype(dtype)), stats, images, **mode)
 
         with functions.explained(KEY, name):
-            out = jax.eval_shape(passed, params, stats, images, keys)
-        mode = f"{_TWO} images{' in training' if train else ''}"
+            out = jax.eval_shape(apply, params, stats, images, keys)
+        batch = f"{_IMAGES} images{' in training' if train else ''}"
         if not (isinstance(out, tuple | list) and len(out) == 2 and _is_flat(out[1])):
             raise ValueError(
-                f"{KEY}={name}: apply gives {_shape(out)} for {mode}; give logits and stats"
+                f"{KEY}={name}: apply gives {_shape(out)} for {batch}; give logits and stats"
             )
-        if _shape(out[0]) != f"float32[{_TWO},{classes}]":
+        if _shape(out[0]) != f"float32[{_IMAGES},{classes}]":
             raise ValueError(
-                f"{KEY}={name}: the logits of {mode} are {_shape(out[0])}; give "
-                f"float32[{_TWO},{classes}], for model.num_classes={classes}"
+                f"{KEY}={name}: the logits of {batch} are {_shape(out[0])}; give "
+                f"float32[{_IMAGES},{classes}], for model.num_classes={classes}"
             )
         if jax.tree.map(_shape, out[1]) != jax.tree.map(_shape, stats):
             raise ValueError(
-                f"{KEY}={name}: apply gives other stats than init for {mode}: {_shape(out[1])}, "
+                f"{KEY}={name}: apply gives other stats than init for {batch}: {_shape(out[1])}, "
                 f"not {_shape(stats)}; give the same names, shapes and types"
             )
 
@@ -168,7 +158,7 @@ def _is_flat(tree: Any) -> bool:
 
 
 def _shape(value: Any) -> str:
-    """Return shapes and types for people, not too many of them."""
+    """Describe shapes and types, at most four of each level."""
     if isinstance(value, dict):
         shown = [f"{key}: {_shape(leaf)}" for key, leaf in list(value.items())[:4]]
         return "{" + ", ".join(shown + ["..."] * (len(value) > 4)) + "}"

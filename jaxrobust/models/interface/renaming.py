@@ -12,12 +12,12 @@ import numpy as np
 
 Move = Callable[[np.ndarray], Any]  # gives an array, or as many as the row has targets
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-# (our arrays, the match of a name of theirs) -> what stands under it
+# (our arrays, the match of a name of theirs) -> the array of that name
 Make = Callable[[Mapping[str, Any], re.Match[str]], np.ndarray]
 
 
 class Transform(NamedTuple):
-    """What turns an array of PyTorch into ours, and the way back, which exports need."""
+    """Turns an array of PyTorch into ours; exports need the way back."""
 
     to_ours: Move
     to_torch: Callable[[np.ndarray], np.ndarray] | None = None
@@ -27,8 +27,8 @@ class Renaming(NamedTuple):
     """One renaming: source names that match `pattern` become `target`, through `transform`.
 
     Several targets take the several arrays of `transform`. `target` is None for a name that is
-    deliberately left out; `reason` then says why, and `make` what is written under it on the way
-    back. `resize` turns an array made for another image size into the wanted shape.
+    deliberately dropped; `reason` says why, and `make` makes its array on the way back. `resize`
+    turns an array for another image size into the expected shape.
     """
 
     pattern: re.Pattern[str]
@@ -62,21 +62,18 @@ def row(
 ) -> Renaming:
     r"""Make a row whose `target` may use groups of `pattern` as `\1`; the whole name must match.
 
-    A `transform` that is a plain function has no way back: such weights are read and not exported.
+    With a plain function as `transform`, which has no inverse, weights are read but not exported.
     """
     pair = transform if isinstance(transform, Transform) else Transform(transform)
     return Renaming(re.compile(pattern), target, pair, resize=resize)
 
 
 def drop(pattern: str, reason: str, make: Make | None = None) -> Renaming:
-    """Make a row that leaves matching names out, with the reason, and makes them on the way
-    back.
-    """
+    """Make a row that drops matching names for a reason, and makes them on the way back."""
     return Renaming(re.compile(pattern), None, same, reason, make=make)
 
 
-# Of each kind of module, with a bias or without, with running statistics or without: what a
-# parameter is called there and here, and how its array is turned.
+# The parameters of each kind of module: their names there and here, and the transform.
 _LINEAR = (("weight", "kernel", linear_oi), ("bias", "bias", same))
 _CONV = (("weight", "kernel", conv_oihw), ("bias", "bias", same))
 _NORM = (
@@ -92,27 +89,27 @@ def table(
     convs: Mapping[str, str] = _NONE,
     linears: Mapping[str, str] = _NONE,
     norms: Mapping[str, str] = _NONE,
-    theirs: str = "",
-    ours: str = "",
+    prefix: str = "",
+    our_prefix: str = "",
 ) -> list[Renaming]:
     """List the rows of modules of three kinds, their pattern -> our name, then the others.
 
-    `theirs` stands before each pattern, `ours` before each name.
+    `prefix` stands in front of each pattern, `our_prefix` in front of each name.
     """
-    named = [
-        row(rf"{theirs}{pattern}\.{there}", f"{ours}{name}.{here}", transform)
+    rows = [
+        row(rf"{prefix}{pattern}\.{there}", f"{our_prefix}{name}.{here}", transform)
         for kind, modules in ((_CONV, convs), (_LINEAR, linears), (_NORM, norms))
         for pattern, name in modules.items()
         for there, here, transform in kind
     ]
-    return [*named, *others]
+    return [*rows, *others]
 
 
 class Naming(NamedTuple):
     """Another naming of the same network: its rows count if any source name matches `marker`.
 
-    `normalize` is the (mean, std) of all channels that such files assume without holding them.
-    `fits` says for a variant whether such files hold weights of it, `of` which networks those are.
+    `normalize` is the (mean, std) of all channels that such files assume without storing them.
+    `fits` tells whether such files may hold weights of a variant, `of` names those networks.
     """
 
     origin: str  # whose files, for people
@@ -140,9 +137,8 @@ _PARTS = {
 def keys(prefix: str, modules: str, count: int | None = None) -> list[str]:
     """List torch's names of modules below a prefix, each with a weight and a bias.
 
-    Behind a module's name, `:w` says that it has a weight only, `:bn` that it is a batch norm, and
-    a colon alone that it is a parameter itself. With a `count` they are below each of so many
-    numbers behind the prefix.
+    After a module's name, `:w` means a weight only, `:bn` a batch norm, and a colon alone a
+    parameter. With a `count` all are repeated below `prefix.0`, `prefix.1`, ...
 
     >>> keys("layer1.0", "conv:w fc gamma:")
     ['layer1.0.conv.weight', 'layer1.0.fc.weight', 'layer1.0.fc.bias', 'layer1.0.gamma']

@@ -218,8 +218,8 @@ TORCH_NAMES = table(
     drop(f"{_ATTN}relative_index", "follows from the size of the map", _index),
     *table(linears={"fc": "head"}),
     BATCH_NORM_COUNT,
-    theirs=_BLOCK,
-    ours=_OURS,
+    prefix=_BLOCK,
+    our_prefix=_OURS,
     convs={
         "0": "conv",
         "proj": "proj",

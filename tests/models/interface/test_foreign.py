@@ -163,7 +163,7 @@ class FamilyTest(OwnFolder):
     def test_is_no_network_of_ours(self):
         with self.assertRaisesRegex(ValueError, "is a function of yours, and this needs one of"):
             models.known("my_nets.py:make")
-        with self.assertRaisesRegex(ValueError, "of a file name a function too: my_nets.py:make"):
+        with self.assertRaisesRegex(ValueError, "name a function of the file too: my_nets.py:make"):
             models.create("my_nets.py")
 
 
