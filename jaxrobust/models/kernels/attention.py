@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.cuda import fused_attention
-from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
+from jaxrobust.models.kernels.primitives import per_platform, rounded, widened, with_gradient
 
 Array = jax.Array
 
@@ -148,15 +148,22 @@ def split(qkv: Array, heads: int) -> list[Array]:
     return [swap(parts[:, :, i]) for i in range(3)]
 
 
+def stored_as(plain: Callable[..., Any], out: Array, *operands: Any) -> list[Array]:
+    """Return the value of a kernel that stores nothing, and arrays as the plain rule stores them.
+
+    Rules of all platforms store arrays of the same shapes; XLA drops these, which no kernel reads.
+    """
+    return [out, *(jnp.zeros(a.shape, a.dtype) for a in jax.eval_shape(plain, *operands)[1:])]
+
+
 def _plain_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
     q, k, v = split(qkv, heads)
     out, (*_, probabilities) = _attend_forward(q, k, v, bias[0] if bias else None, scale)
     return [join(out), q, k, v, probabilities]
 
 
-def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
-    del qkv
-    q, k, v, probabilities = kept
+def _plain_backward(qkv, g, stored, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
+    q, k, v, probabilities = stored
     g = swap(g.reshape(*g.shape[:2], heads, -1))
     residuals = q, k, v, *(bias or (None,)), probabilities
     *parts, to_bias = _attend_backward(scale, residuals, g)
@@ -164,84 +171,63 @@ def _plain_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool)
     return [to_qkv.reshape(*to_qkv.shape[:2], -1), *([to_bias] if needed else [])]
 
 
-def _whole(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
+def _full(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
     tokens = qkv.shape[1]
     return jnp.broadcast_to(bias[0], (len(bias[0]), heads, tokens, tokens)) if bias else None
 
 
-def _kept_by_none(out: Array, qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
-    """Return the value of a kernel that keeps nothing, and arrays as the plain rule keeps them.
-
-    Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
-    """
-    plain = functools.partial(_plain_forward, heads=heads, scale=scale)
-    kept = jax.eval_shape(plain, qkv, *bias)[1:]
-    return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
-
-
 def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
-    out = tpu.token_attention.forward(qkv, heads, scale=scale, bias=_whole(bias, qkv, heads))
-    return _kept_by_none(out, qkv, *bias, heads=heads, scale=scale)
+    out = tpu.token_attention.forward(qkv, heads, scale=scale, bias=_full(bias, qkv, heads))
+    plain = functools.partial(_plain_forward, heads=heads, scale=scale)
+    return stored_as(plain, out, qkv, *bias)
 
 
-def _kernel_backward(qkv, g, kept, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
-    del kept
-    whole = _whole(bias, qkv, heads)
-    to_qkv = tpu.token_attention.backward(qkv, g, heads, scale=scale, bias=whole)
+def _kernel_backward(qkv, g, stored, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
+    how: dict[str, Any] = {"heads": heads, "scale": scale}
+    to_qkv = tpu.token_attention.backward(qkv, g, bias=_full(bias, qkv, heads), **how)
     if not needed:
         return [to_qkv]
-    kept = _plain_forward(qkv, *bias, heads=heads, scale=scale)[1:]
-    return [to_qkv, _plain_backward(qkv, g, kept, *bias, heads=heads, scale=scale, needed=True)[1]]
+    stored = _plain_forward(qkv, *bias, **how)[1:]
+    return [to_qkv, _plain_backward(qkv, g, stored, *bias, needed=True, **how)[1]]
 
 
 def _fused_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
     out = fused_attention.forward(qkv, heads, scale=scale)
-    return _kept_by_none(out, qkv, heads=heads, scale=scale)
+    return stored_as(functools.partial(_plain_forward, heads=heads, scale=scale), out, qkv)
 
 
-def _fused_backward(qkv, g, kept, *, heads: int, scale: float, needed: bool) -> list[Array]:
-    del kept, needed
+def _fused_backward(qkv, g, stored, *, heads: int, scale: float, needed: bool) -> list[Array]:
     return [fused_attention.backward(qkv, g, heads, scale=scale)]
 
 
-def _taking(
-    rules: dict[str, Callable], qkv: Array, *bias: Array, heads: int, **how: Any
-) -> dict[str, Callable]:
-    """Leave out cuDNN's rule where it does not apply: it could not even be traced."""
+_FORWARD = {"tpu": _kernel_forward, "cuda": _fused_forward, "default": _plain_forward}
+_BACKWARD = {"tpu": _kernel_backward, "cuda": _fused_backward, "default": _plain_backward}
+
+
+def _by_platform(rules: dict[str, Callable], how, qkv, *operands: Any, bias, **settings: Any):
+    heads, scale = how
+    # cuDNN's rule could not even be traced where it does not apply.
     fused = not bias and fused_attention.applies(qkv, heads)
-    taken = {name: rule for name, rule in rules.items() if fused or name != "cuda"}
-    return {name: functools.partial(rule, heads=heads, **how) for name, rule in taken.items()}
+    rules = {
+        name: functools.partial(rule, heads=heads, scale=scale, **settings)
+        for name, rule in rules.items()
+        if fused or name != "cuda"
+    }
+    return lax.platform_dependent(qkv, *operands, *bias, **rules)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend_product(heads: int, scale: float, qkv: Array, *bias: Array) -> Array:
-    return _attend_product_rule(heads, scale, qkv, *bias)[0]
+def _attend_product_forward(how, qkv, bias, needed):
+    out, *stored = _by_platform(_FORWARD, how, qkv, bias=bias)
+    return out, (qkv, stored)
 
 
-def _attend_product_rule(heads, scale, qkv, *bias):
-    rules = {"tpu": _kernel_forward, "cuda": _fused_forward, "default": _plain_forward}
-    rules = _taking(rules, qkv, *bias, heads=heads, scale=scale)
-    return lax.platform_dependent(qkv, *bias, **rules)
+def _attend_product_backward(how, residuals, bias, g, needed):
+    qkv, stored = residuals
+    to_qkv, *to_bias = _by_platform(_BACKWARD, how, qkv, g, stored, bias=bias, needed=needed)
+    return to_qkv, tuple(to_bias) if needed else None
 
 
-def _attend_product_forward(heads, scale, qkv, *bias):
-    perturbed = asked_for(bias)
-    operands = [operand.value for operand in (qkv, *bias)]
-    out, *kept = _attend_product_rule(heads, scale, *operands)
-    return out, (operands, kept, perturbed)
-
-
-def _attend_product_backward(heads, scale, residuals, g):
-    (qkv, *bias), kept, perturbed = residuals
-    g = as_array(g)
-    how = {"heads": heads, "scale": scale, "needed": perturbed is not None}
-    rules = {"tpu": _kernel_backward, "cuda": _fused_backward, "default": _plain_backward}
-    rules = _taking(rules, qkv, *bias, **how)
-    gradients = lax.platform_dependent(qkv, g, kept, *bias, **rules)
-    return (*gradients, *(None for _ in bias[: 1 + len(bias) - len(gradients)]))
-
-
-_attend_product.defvjp(_attend_product_forward, _attend_product_backward, symbolic_zeros=True)
+_attend_product = with_gradient(_attend_product_forward, _attend_product_backward)
 
 
 def self_attention(
@@ -259,4 +245,4 @@ def self_attention(
     bias = bias if bias is None else _four_axes(bias, qkv)
     if tpu.calls.plain("attention", reason):
         return join(_attend(*split(qkv, heads), bias, scale))
-    return _attend_product(heads, scale, qkv, *([] if bias is None else [bias]))
+    return _attend_product((heads, scale), qkv, () if bias is None else (bias,))

@@ -13,10 +13,11 @@ from jaxrobust.models.kernels.attention import (
     softmax,
     softmax_gradient,
     split,
+    stored_as,
     swap,
     wide_dtype,
 )
-from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
+from jaxrobust.models.kernels.primitives import per_platform, rounded, widened, with_gradient
 
 Array = jax.Array
 
@@ -93,55 +94,40 @@ def _plain_forward(qkv: Array, temperature: Array) -> list[Array]:
     return [join(out), q, k, v, of_q, of_k, cosines, weights]
 
 
-def _plain_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
-    del qkv
-    q, k, v, *rest = kept
+def _plain_backward(qkv, g, stored, temperature, *, needed: bool) -> list[Array]:
+    q, k, v, *scores = stored
     g = swap(g.reshape(*g.shape[:2], len(temperature), -1))
-    *parts, to_temperature = _cross_backward((q, k, v, temperature, *rest), g)
+    *parts, to_temperature = _cross_backward((q, k, v, temperature, *scores), g)
     to_qkv = jnp.stack([swap(part) for part in parts], 2)
     return [to_qkv.reshape(*to_qkv.shape[:2], -1), *[to_temperature] * needed]
 
 
 def _kernel_forward(qkv: Array, temperature: Array) -> list[Array]:
-    # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
-    kept = jax.eval_shape(_plain_forward, qkv, temperature)[1:]
     out = tpu.channel_attention.forward(qkv, temperature)
-    return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
+    return stored_as(_plain_forward, out, qkv, temperature)
 
 
-def _kernel_backward(qkv, g, kept, temperature, *, needed: bool) -> list[Array]:
-    del kept
+def _kernel_backward(qkv, g, stored, temperature, *, needed: bool) -> list[Array]:
     to_qkv, *sums = tpu.channel_attention.backward(qkv, g, temperature, needed=needed)
     shape, dtype = temperature.shape, temperature.dtype
     return [to_qkv, *(rounded(s.reshape(shape), dtype) for s in sums)]
 
 
-@jax.custom_vjp
-def _cross_product(qkv: Array, temperature: Array) -> Array:
-    return _rule(qkv, temperature)[0]
+def _product_forward(how, qkv, temperature, needed):
+    rules = {"tpu": _kernel_forward, "default": _plain_forward}
+    out, *stored = lax.platform_dependent(qkv, temperature, **rules)
+    return out, (qkv, stored)
 
 
-def _rule(qkv, temperature):
-    return lax.platform_dependent(qkv, temperature, tpu=_kernel_forward, default=_plain_forward)
-
-
-def _cross_product_forward(qkv, temperature):
-    perturbed = asked_for(temperature)
-    out, *kept = _rule(qkv.value, temperature.value)
-    return out, (qkv.value, temperature.value, kept, perturbed)
-
-
-def _cross_product_backward(residuals, g):
-    qkv, temperature, kept, perturbed = residuals
-    g = as_array(g)
+def _product_backward(how, residuals, temperature, g, needed):
+    qkv, stored = residuals
     rules = {"tpu": _kernel_backward, "default": _plain_backward}
-    needed = perturbed is not None
     rules = {name: functools.partial(rule, needed=needed) for name, rule in rules.items()}
-    to_qkv, *rest = lax.platform_dependent(qkv, g, kept, temperature, **rules)
-    return to_qkv, *(rest or [None])
+    to_qkv, *sums = lax.platform_dependent(qkv, g, stored, temperature, **rules)
+    return to_qkv, sums[0] if needed else None
 
 
-_cross_product.defvjp(_cross_product_forward, _cross_product_backward, symbolic_zeros=True)
+_cross_product = with_gradient(_product_forward, _product_backward)
 
 
 def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
@@ -152,4 +138,4 @@ def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
     reason = tpu.channel_attention.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)
     if tpu.calls.plain("attention of channels", reason):
         return join(_cross(*split(qkv, heads), temperature))
-    return _cross_product(qkv, temperature)
+    return _cross_product((), qkv, temperature)

@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +10,9 @@ from jax import lax
 from jaxrobust.models.kernels.primitives import (
     add_bias,
     add_each,
-    as_array,
-    asked_for,
     walled,
     widened,
+    with_gradient,
 )
 
 Array = jax.Array
@@ -60,15 +57,9 @@ def _taps(x: Array, window: Sizes, stride: int, dilation: int) -> list[Array]:
     """Return for each entry of the window the pixels that it meets, in float32 or float64."""
     (height, width), half = x.shape[1:3], [dilation * (side // 2) for side in window]
     pads = ((0, 0), (half[0], half[0]), (half[1], half[1]), (0, 0))
-    padded, starts = (
-        jnp.pad(widened(x)[0], pads),
-        [[dilation * i for i in range(n)] for n in window],
-    )
-    return [
-        padded[:, i : i + height : stride, j : j + width : stride]
-        for i in starts[0]
-        for j in starts[1]
-    ]
+    padded, (rows, columns) = jnp.pad(widened(x)[0], pads), map(range, window)
+    starts = [(dilation * i, dilation * j) for i in rows for j in columns]
+    return [padded[:, i : i + height : stride, j : j + width : stride] for i, j in starts]
 
 
 @walled
@@ -107,8 +98,8 @@ def _phases(g: Array, kernel: Array, *, stride: int, dilation: int, sizes: Sizes
         return total
 
     lines = [jnp.stack([phase([*itertools.product(y, x)]) for x in columns], 3) for y in rows]
-    whole = jnp.stack(lines, 2).reshape(len(g), grid[0] * stride, grid[1] * stride, channels)
-    return whole[:, : sizes[0], : sizes[1]].astype(g.dtype)
+    out = jnp.stack(lines, 2).reshape(len(g), grid[0] * stride, grid[1] * stride, channels)
+    return out[:, : sizes[0], : sizes[1]].astype(g.dtype)
 
 
 def _shifted_input_gradient(
@@ -134,60 +125,42 @@ def _shifted_kernel_gradient(
     return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
 
 
-class _Implementation(NamedTuple):
-    """The three formulas of one."""
-
-    forward: Callable[..., Array]
-    input_gradient: Callable[..., Array]
-    kernel_gradient: Callable[..., Array]
-
-
+# name -> value, input gradient, kernel gradient
 IMPLEMENTATIONS = {
-    "shifted": _Implementation(_shifted, _shifted_input_gradient, _shifted_kernel_gradient),
-    "xla": _Implementation(_xla, _xla_input_gradient, _xla_kernel_gradient),
+    "shifted": (_shifted, _shifted_input_gradient, _shifted_kernel_gradient),
+    "xla": (_xla, _xla_input_gradient, _xla_kernel_gradient),
 }
 # On an H200, 128x56x56x96 in bfloat16: 0.29 ms by cuDNN and 16.6 shifted, a fusion of shifted reads
 # without walls 1.29; the kernel's gradient 0.21 and 11.0, a sum for each entry 2.39.
 _ON = {"cpu": "shifted", "default": "xla"}
 
 
-def _rule(part: int, implementation: str | None, *operands: Array, **how) -> Array:
+def _rule(part: int, implementation: str | None, *operands: Array, **sizes) -> Array:
     if implementation is not None:
-        return IMPLEMENTATIONS[implementation][part](*operands, **how)
+        return IMPLEMENTATIONS[implementation][part](*operands, **sizes)
     # Inside the rules of the custom gradient: differentiating through a choice of platform would
     # keep the residuals of every branch.
     rules = {
-        platform: functools.partial(IMPLEMENTATIONS[name][part], **how)
+        platform: functools.partial(IMPLEMENTATIONS[name][part], **sizes)
         for platform, name in _ON.items()
     }
     return lax.platform_dependent(*operands, **rules)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _depthwise(
-    implementation: str | None, stride: int, dilation: int, x: Array, kernel: Array
-) -> Array:
-    return _rule(0, implementation, x, kernel, stride=stride, dilation=dilation)
+def _depthwise_forward(how, x, kernel, needed):
+    implementation, stride, dilation = how
+    return _rule(0, implementation, x, kernel, stride=stride, dilation=dilation), x
 
 
-def _depthwise_forward(implementation, stride, dilation, x, kernel):
+def _depthwise_backward(how, x, kernel, g, needed):
+    implementation, stride, dilation = how
+    sizes = {"stride": stride, "dilation": dilation}
+    to_x = _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **sizes)
     # An attack asks for no gradient of the kernel, whose formulas take longer to trace than others.
-    perturbed = asked_for(kernel)
-    x, kernel = x.value, kernel.value
-    return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel, perturbed)
+    return to_x, _rule(2, implementation, x, kernel, g, **sizes) if needed else None
 
 
-def _depthwise_backward(implementation, stride, dilation, residuals, g):
-    x, kernel, perturbed = residuals
-    g = as_array(g)
-    how = {"stride": stride, "dilation": dilation}
-    return (
-        _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **how),
-        None if perturbed is None else _rule(2, implementation, x, kernel, g, **how),
-    )
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward, symbolic_zeros=True)
+_depthwise = with_gradient(_depthwise_forward, _depthwise_backward)
 
 
 def depthwise_conv(
@@ -203,4 +176,4 @@ def depthwise_conv(
 
     kh and kw are odd. `implementation` is a name in `IMPLEMENTATIONS`; None chooses by platform.
     """
-    return add_bias(_depthwise(implementation, stride, dilation, x, kernel), bias)
+    return add_bias(_depthwise((implementation, stride, dilation), x, kernel), bias)

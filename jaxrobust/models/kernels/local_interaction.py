@@ -20,11 +20,10 @@ from jaxrobust.models.kernels.batch_norms import (
     subtracted,
 )
 from jaxrobust.models.kernels.depthwise import depthwise_conv
-from jaxrobust.models.kernels.layers import gelu, layer_norm, scaled_residual
-from jaxrobust.models.kernels.primitives import as_array, asked_for, rounded, widened
+from jaxrobust.models.kernels.layers import Path, gelu, layer_norm, residual
+from jaxrobust.models.kernels.primitives import widened, with_gradient
 
 Array = jax.Array
-Path = Callable[[Array], Array]  # of a branch, which it multiplies by a number for each image
 EPS_LAYER = 1e-6
 
 
@@ -62,10 +61,7 @@ def _plain(
     else:
         y = batch_norm(y, *affine, *statistics, eps=EPS)
     y = depthwise_conv(y, p.taps2).reshape(x.shape)
-    if path is None:
-        return scaled_residual(x, y, p.bias2, p.gamma), statistics
-    branch = scaled_residual(jnp.zeros_like(x), y, p.bias2, p.gamma)
-    return x + path(branch), statistics
+    return residual(x, y, p.bias2, p.gamma, path), statistics
 
 
 # ---------------------------------------------------------------------------------------- on TPUs
@@ -77,82 +73,65 @@ def _scales(gamma: Array, factors: Array | None) -> Array:
     return wide if factors is None else wide * factors
 
 
-class _Asked(NamedTuple):
-    """What does not change in a call."""
-
+class _Static(NamedTuple):
     width: int
     group: int
     train: bool
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _interaction(asked: _Asked, x, parameters, statistics, factors):
-    return _forward(asked, x, parameters, statistics, factors)[0]
-
-
-def _forward(asked, x, parameters, statistics, factors):
-    p, width = parameters, asked.width
+def _forward(how, inputs, p, needed):
+    x, statistics, factors = inputs
     y, sums = tpu.token_interaction.first(
-        *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=width, eps=EPS_LAYER
+        *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=how.width, eps=EPS_LAYER
     )
-    norm, moved = norm_of_sums(sums, None if asked.train else statistics, x.shape[1], asked.group)
+    norm, new = norm_of_sums(sums, None if how.train else statistics, x.shape[1], how.group)
     factor = widened(p.batch_scale[None])[0] * norm.inverse
     gamma = _scales(p.gamma, factors)
     rows = image_rows(len(x), norm.mean, factor, p.batch_shift, gamma, p.bias2)
-    return (tpu.token_interaction.second(x, y, rows, p.taps2, width=width), moved), (y, norm)
+    out = tpu.token_interaction.second(x, y, rows, p.taps2, width=how.width)
+    return (out, new), (x, statistics, factors, y, norm)
 
 
-def _forward_rule(asked, x, parameters, statistics, factors):
-    perturbed = asked_for(parameters)
-    x, parameters, statistics, factors = jax.tree.map(
-        lambda operand: operand.value, (x, parameters, statistics, factors)
-    )
-    out, kept = _forward(asked, x, parameters, statistics, factors)
-    return out, (x, parameters, statistics, factors, kept, perturbed)
-
-
-def _backward_rule(asked, residuals, gradients):
-    x, p, statistics, factors, (y, norm), perturbed = residuals
-    g, needed = gradients[0], perturbed is not None
-    g = as_array(g)
+def _backward(how, residuals, p, gradients, needed):
+    (x, statistics, factors, y, norm), (g, _) = residuals, gradients
     batch, tokens, _ = x.shape
     gamma, (batch_scale,) = _scales(p.gamma, factors), widened(p.batch_scale[None])
     factor = batch_scale * norm.inverse
     constant = slope = jnp.zeros_like(norm.mean)
-    if needed or asked.train:
+    if needed or how.train:
         means = image_rows(batch, norm.mean)
         sums, *every = tpu.token_interaction.sums(
-            g, y, means, p.taps2, width=asked.width, needed=needed
+            g, y, means, p.taps2, width=how.width, needed=needed
         )
         total, weighted = sums[:, 0] * gamma, sums[:, 1] * gamma
-        if asked.train:
-            constant, slope = subtracted(total, weighted, norm, tokens, asked.group)
+        if how.train:
+            constant, slope = subtracted(total, weighted, norm, tokens, how.group)
     to_x, *first = tpu.token_interaction.gradient(
         *(x, g, image_rows(batch, gamma, norm.mean, factor, constant, slope), (p.taps1, p.taps2)),
         (p.norm_scale, p.norm_shift, p.bias1),
-        **{"width": asked.width, "eps": EPS_LAYER, "needed": needed},
+        **{"width": how.width, "eps": EPS_LAYER, "needed": needed},
     )
-    nothing = jax.tree.map(jnp.zeros_like, (statistics, factors))
+    to_inputs = to_x, *jax.tree.map(jnp.zeros_like, (statistics, factors))
     if not needed:
-        return to_x, jax.tree.map(lambda _: None, p), *nothing
+        return to_inputs, None
     entries = p.taps1.size // p.gamma.size
-    *of_taps, to_bias1, to_scale, to_shift = first[0].sum(0)
+    *to_taps1, to_bias1, to_scale, to_shift = first[0].sum(0)
     ones, of_y = every[0][:, :entries], every[0][:, entries:]
-    # Of the second convolution's kernel, before the layer scale: f32[B,k*k,D].
-    seen = of_y * factor[:, None] + ones * widened(p.batch_shift)[0][None, None]
+    # The gradient of the second convolution's kernel but for the layer scale: f32[B,k*k,D].
+    to_kernel = of_y * factor[:, None] + ones * widened(p.batch_shift)[0][None, None]
     (taps2,) = widened(p.taps2.reshape(entries, -1))
-    branch = (seen * taps2[None]).sum(1) + widened(p.bias2[None])[0] * ones[:, entries // 2]
+    branch = (to_kernel * taps2[None]).sum(1) + widened(p.bias2[None])[0] * ones[:, entries // 2]
     shares = branch if factors is None else branch * factors
-    found = Interaction(
-        *(to_scale, to_shift, jnp.stack(of_taps), to_bias1),
+    sums = Interaction(
+        *(to_scale, to_shift, jnp.stack(to_taps1), to_bias1),
         *((norm.inverse * weighted).sum(0), total.sum(0)),
-        *((seen * gamma[:, None]).sum(0), (ones[:, entries // 2] * gamma).sum(0), shares.sum(0)),
+        *((to_kernel * gamma[:, None]).sum(0), (ones[:, entries // 2] * gamma).sum(0)),
+        shares.sum(0),
     )
-    rounds = [rounded(a.reshape(b.shape), b.dtype) for a, b in zip(found, p, strict=True)]
-    return to_x, Interaction(*rounds), *nothing
+    return to_inputs, jax.tree.map(lambda a, b: a.reshape(b.shape), sums, p)
 
 
-_interaction.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
+_interaction = with_gradient(_forward, _backward)
 
 
 def local_interaction(
@@ -189,8 +168,8 @@ def local_interaction(
         return plain(x, parameters, statistics)
     factors = None if path is None else path(jnp.ones((len(x), 1), jnp.float32))
 
-    def on_tpu(x, parameters, statistics):
-        asked = _Asked(width, group, train=statistics is None)
-        return _interaction(asked, x, parameters, statistics, factors)
+    def kernel(x, parameters, statistics):
+        how = _Static(width, group, train=statistics is None)
+        return _interaction(how, (x, statistics, factors), parameters)
 
-    return lax.platform_dependent(x, parameters, statistics, tpu=on_tpu, default=plain)
+    return lax.platform_dependent(x, parameters, statistics, tpu=kernel, default=plain)

@@ -99,12 +99,41 @@ def largest_divisor(number: int, most: int) -> int:
     return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
-def asked_for(operands: Any) -> tuple[()] | None:
-    """Return () where a gradient of any operand is asked for, else None; of symbolic zeros' rules.
+def with_gradient(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `call(how, x, parameters)`, the output of `forward`, with the gradient `backward`.
 
-    Residuals hold arrays alone, so their structure tells the backward rule.
+    Attacks ask for the gradient of `x` alone; its rules need not compute those of the parameters.
+
+    Args:
+      forward: `(how, x, parameters, needed) -> (out, residuals)`; `how` is static, `x` and
+        `parameters` are pytrees of arrays, and `needed` tells whether `backward` will be asked for
+        gradients of the parameters (None: it will not be called).
+      backward: `(how, residuals, parameters, g, needed) -> (gradient of x, of the parameters)`. The
+        latter are rounded to the parameters' types, and None if they are not needed.
     """
-    return () if any(o.perturbed for o in jax.tree.leaves(operands)) else None
+
+    def value(how, x, parameters):
+        return forward(how, x, parameters, None)[0]
+
+    def forward_rule(how, x, parameters):
+        # Residuals hold arrays alone, so their structure, () or None, tells the backward rule.
+        needed = () if any(o.perturbed for o in jax.tree.leaves(parameters)) else None
+        x, parameters = jax.tree.map(lambda operand: operand.value, (x, parameters))
+        out, residuals = forward(how, x, parameters, needed is not None)
+        return out, (residuals, parameters, needed)
+
+    def backward_rule(how, saved, g):
+        residuals, parameters, needed = saved
+        g = jax.tree.map(as_array, g, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+        to_x, sums = backward(how, residuals, parameters, g, needed is not None)
+        if sums is None:
+            return to_x, jax.tree.map(lambda _: None, parameters)
+        return to_x, jax.tree.map(lambda s, p: rounded(s, p.dtype), sums, parameters)
+
+    value.__name__ = forward.__name__.removesuffix("_forward")  # compiled programs show it
+    call = jax.custom_vjp(value, nondiff_argnums=(0,))
+    call.defvjp(forward_rule, backward_rule, symbolic_zeros=True)
+    return call
 
 
 def as_array(g: Array | SymbolicZero) -> Array:

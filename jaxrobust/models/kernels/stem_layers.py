@@ -24,7 +24,7 @@ from jaxrobust.models.kernels.batch_norms import (
 )
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm
-from jaxrobust.models.kernels.primitives import as_array, asked_for, rounded, widened
+from jaxrobust.models.kernels.primitives import widened, with_gradient
 
 Array = jax.Array
 LAYERS, EACH = 2, 4  # parameters: kernel and bias of the convolution, scale and shift of the norm
@@ -42,30 +42,21 @@ def _planes(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stem_kernel(eps: float, x: Array, *parameters: Array) -> Array:
-    return tpu.conv_stem.forward(_planes(x), *parameters, eps=eps)[0]
+def _stem_forward(eps, x, parameters, needed):
+    out, stored = tpu.conv_stem.forward(_planes(x), *parameters, eps=eps)
+    return out, (x, stored)
 
 
-def _stem_kernel_forward(eps, x, *parameters):
-    perturbed = asked_for(parameters)
-    x, *values = (operand.value for operand in (x, *parameters))
-    out, kept = tpu.conv_stem.forward(_planes(x), *values, eps=eps)
-    return out, (x, kept, values, perturbed)
+def _stem_backward(eps, residuals, parameters, g, needed):
+    x, stored = residuals
+    operands = _planes(x), stored, g, *parameters
+    to_x = tpu.conv_stem.backward(*operands, eps=eps).transpose(0, 2, 3, 1)
+    if not needed:
+        return to_x, None
+    return to_x, tuple(tpu.conv_stem.parameter_gradients(*operands, eps=eps))
 
 
-def _stem_kernel_backward(eps, residuals, g):
-    x, kept, values, perturbed = residuals
-    g = as_array(g)
-    to_planes = tpu.conv_stem.backward(_planes(x), kept, g, *values, eps=eps)
-    of_parameters: tuple = (None,) * len(values)
-    if perturbed is not None:
-        sums = tpu.conv_stem.parameter_gradients(_planes(x), kept, g, *values, eps=eps)
-        of_parameters = tuple(rounded(s, p.dtype) for s, p in zip(sums, values, strict=True))
-    return to_planes.transpose(0, 2, 3, 1), *of_parameters
-
-
-_stem_kernel.defvjp(_stem_kernel_forward, _stem_kernel_backward, symbolic_zeros=True)
+_stem_kernel = with_gradient(_stem_forward, _stem_backward)
 
 
 def stem_layers(x: Array, *parameters: Array, eps: float = 1e-6) -> Array:
@@ -79,12 +70,12 @@ def stem_layers(x: Array, *parameters: Array, eps: float = 1e-6) -> Array:
     """
     if tpu.calls.plain("a ConvStem", tpu.conv_stem.refused(x, *parameters)):
         return _plain(x, *parameters, eps=eps)
-    return lax.platform_dependent(
-        x,
-        *parameters,
-        tpu=functools.partial(_stem_kernel, eps),
-        default=functools.partial(_plain, eps=eps),
-    )
+
+    def kernel(x, *parameters):
+        return _stem_kernel(eps, x, parameters)
+
+    plain = functools.partial(_plain, eps=eps)
+    return lax.platform_dependent(x, *parameters, tpu=kernel, default=plain)
 
 
 # ------------------------------------------------------------------------------- with batch norms
@@ -105,87 +96,67 @@ Both = tuple[Statistics, Statistics]  # of the norms
 def _plain_batch(
     x: Array, layers: Layers, statistics: Both | None, *, group: int
 ) -> tuple[Array, Both]:
-    found = []
+    new = []
     for i, layer in enumerate(layers):
         x = conv(x, layer.kernel, stride=2, padding=1)
         if statistics is None:
-            x, *moved = batch_norm_train(x, layer.scale, layer.shift, group=group)
+            x, mean, var = batch_norm_train(x, layer.scale, layer.shift, group=group)
         else:
-            moved = [*statistics[i]]
-            x = batch_norm(x, layer.scale, layer.shift, *moved)
+            mean, var = statistics[i]
+            x = batch_norm(x, layer.scale, layer.shift, mean, var)
         x = gelu(x)
-        found.append((moved[0], moved[1]))
-    return x, (found[0], found[1])
+        new.append((mean, var))
+    return x, (new[0], new[1])
 
 
-class _Asked(NamedTuple):
-    """What does not change in a call."""
-
-    group: int
-    train: bool
-
-
-def _given(layer: BatchLayer, norm: ImageNorm, *more: Array) -> Array:
+def _norm_rows(layer: BatchLayer, norm: ImageNorm, *more: Array) -> Array:
     factor = widened(layer.scale[None])[0] * norm.inverse
     return image_rows(len(norm.mean), norm.mean, factor, layer.shift, *more)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _batch_kernel(asked: _Asked, x: Array, layers: Layers, statistics: Both | None):
-    return _batch_forward(asked, x, layers, statistics)[0]
-
-
-def _batch_forward(asked, x, layers, statistics):
-    planes, (one, two) = _planes(x), layers
-    given = (None, None) if statistics is None else statistics
+def _batch_forward(how, inputs, layers, needed):
+    (group, train), (x, statistics), (one, two) = how, inputs, layers
+    planes, running = _planes(x), statistics or (None, None)
     batch, height, width, _ = x.shape
-    # Sums that statistics make needless are of nothing.
-    sums = tpu.batch_stem.first(planes, one.kernel) if asked.train else image_rows(batch, one.scale)
-    norm1, moved1 = norm_of_sums(sums, given[0], height * width // 4, asked.group)
-    kept, sums = tpu.batch_stem.second(planes, _given(one, norm1), one.kernel, two.kernel)
-    norm2, moved2 = norm_of_sums(sums, given[1], height * width // 16, asked.group)
-    out = tpu.batch_stem.third(kept, _given(two, norm2), width // 4)
-    return (out, (moved1, moved2)), (kept, norm1, norm2)
+    # With running statistics nothing reads the sums.
+    sums = tpu.batch_stem.first(planes, one.kernel) if train else image_rows(batch, one.scale)
+    norm1, new1 = norm_of_sums(sums, running[0], height * width // 4, group)
+    stored, sums = tpu.batch_stem.second(planes, _norm_rows(one, norm1), one.kernel, two.kernel)
+    norm2, new2 = norm_of_sums(sums, running[1], height * width // 16, group)
+    out = tpu.batch_stem.third(stored, _norm_rows(two, norm2), width // 4)
+    return (out, (new1, new2)), (x, statistics, stored, norm1, norm2)
 
 
-def _batch_forward_rule(asked, x, layers, statistics):
-    perturbed = asked_for(layers)
-    x, layers, statistics = jax.tree.map(lambda operand: operand.value, (x, layers, statistics))
-    out, kept = _batch_forward(asked, x, layers, statistics)
-    return out, (x, layers, statistics, kept, perturbed)
-
-
-def _batch_backward_rule(asked, residuals, gradients):
-    x, (one, two), statistics, (kept, norm1, norm2), perturbed = residuals
-    g, needed, planes = gradients[0], perturbed is not None, _planes(x)
-    g = as_array(g)
-    kernels, pixels = (one.kernel, two.kernel), x.shape[1] * x.shape[2] // 4
-    nothing = jax.tree.map(jnp.zeros_like, statistics)
-    sums1 = sums2 = zeros1 = zeros2 = jnp.zeros((2, 1, 1))
+def _batch_backward(how, residuals, layers, gradients, needed):
+    (group, train), (one, two), (g, _) = how, layers, gradients
+    x, statistics, stored, norm1, norm2 = residuals
+    planes, kernels = _planes(x), (one.kernel, two.kernel)
+    pixels = x.shape[1] * x.shape[2] // 4
+    to_statistics = jax.tree.map(jnp.zeros_like, statistics)
+    sums1 = sums2 = jnp.zeros((2, 1, 1))
     less1, less2 = ((jnp.zeros_like(norm.mean),) * 2 for norm in (norm1, norm2))
-    if needed or asked.train:
-        zeros1, zeros2 = _given(one, norm1, *less1), _given(two, norm2, *less2)
-        sums2 = tpu.batch_stem.second_sums(kept, g, zeros2)
-        if asked.train:
-            less2 = subtracted(sums2[:, 0], sums2[:, 1], norm2, pixels // 4, asked.group)
-        rows = zeros1, _given(two, norm2, *less2)
-        sums1 = tpu.batch_stem.first_sums(planes, kept, g, rows, kernels)
-        if asked.train:
-            less1 = subtracted(sums1[:, 0], sums1[:, 1], norm1, pixels, asked.group)
-    rows = _given(one, norm1, *less1), _given(two, norm2, *less2)
-    to_x = tpu.batch_stem.backward(planes, kept, g, rows, kernels).transpose(0, 2, 3, 1)
+    if needed or train:
+        zeros1, zeros2 = _norm_rows(one, norm1, *less1), _norm_rows(two, norm2, *less2)
+        sums2 = tpu.batch_stem.second_sums(stored, g, zeros2)
+        if train:
+            less2 = subtracted(sums2[:, 0], sums2[:, 1], norm2, pixels // 4, group)
+        rows = zeros1, _norm_rows(two, norm2, *less2)
+        sums1 = tpu.batch_stem.first_sums(planes, stored, g, rows, kernels)
+        if train:
+            less1 = subtracted(sums1[:, 0], sums1[:, 1], norm1, pixels, group)
+    rows = _norm_rows(one, norm1, *less1), _norm_rows(two, norm2, *less2)
+    to_x = tpu.batch_stem.backward(planes, stored, g, rows, kernels).transpose(0, 2, 3, 1)
     if not needed:
-        return to_x, jax.tree.map(lambda _: None, (one, two)), nothing
-    to_kernels = tpu.batch_stem.parameter_gradients(planes, kept, g, rows, kernels)
-    found = (
+        return (to_x, to_statistics), None
+    to_kernels = tpu.batch_stem.parameter_gradients(planes, stored, g, rows, kernels)
+    to_layers = (
         BatchLayer(to_kernel, (norm.inverse * sums[:, 1]).sum(0), sums[:, 0].sum(0))
         for to_kernel, norm, sums in zip(to_kernels, (norm1, norm2), (sums1, sums2), strict=True)
     )
-    rounds = jax.tree.map(lambda s, p: rounded(s, p.dtype), (*found,), (one, two))
-    return to_x, rounds, nothing
+    return (to_x, to_statistics), (*to_layers,)
 
 
-_batch_kernel.defvjp(_batch_forward_rule, _batch_backward_rule, symbolic_zeros=True)
+_batch_kernel = with_gradient(_batch_forward, _batch_backward)
 
 
 def batch_stem_layers(
@@ -206,6 +177,8 @@ def batch_stem_layers(
     one, two = layers
     if tpu.calls.plain("XCiT's stem", tpu.batch_stem.refused(x, *one, one.shift, two.kernel)):
         return plain(x, layers, statistics)
-    asked = _Asked(group, train=statistics is None)
-    on_tpu = functools.partial(_batch_kernel, asked)
-    return lax.platform_dependent(x, layers, statistics, tpu=on_tpu, default=plain)
+
+    def kernel(x, layers, statistics):
+        return _batch_kernel((group, statistics is None), (x, statistics), layers)
+
+    return lax.platform_dependent(x, layers, statistics, tpu=kernel, default=plain)

@@ -1,6 +1,7 @@
 """CaiT's attention with talking heads: heads are mixed before and after the softmax."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,10 +17,11 @@ from jaxrobust.models.kernels.attention import (
     softmax,
     softmax_gradient,
     split,
+    stored_as,
     swap,
     wide_dtype,
 )
-from jaxrobust.models.kernels.primitives import as_array, asked_for, per_platform, rounded, widened
+from jaxrobust.models.kernels.primitives import per_platform, widened, with_gradient
 
 Array = jax.Array
 Mix = tuple[Array, Array]
@@ -38,81 +40,59 @@ def _mix_gradient(x: Array, g: Array) -> Mix:
     return product(x, g, "nt").sum((0, 1)), g.sum(3).sum((0, 1))
 
 
-def _plain_forward(qkv: Array, before: Mix, after: Mix) -> list[Array]:
-    q, k, v = split(qkv, len(before[1]))
-    probabilities = softmax(_mixed(scores(q, k), *before)).astype(v.dtype)
-    mixed = _mixed(probabilities, *after).astype(v.dtype)
+def _plain_forward(qkv: Array, pre: Mix, post: Mix) -> list[Array]:
+    q, k, v = split(qkv, len(pre[1]))
+    probabilities = softmax(_mixed(scores(q, k), *pre)).astype(v.dtype)
+    mixed = _mixed(probabilities, *post).astype(v.dtype)
     return [join(product(mixed, v, "nn")), q, k, v, probabilities]
 
 
-def _plain_backward(qkv, g, kept, before, after, *, needed: bool):
-    q, k, v, probabilities = kept
-    g = swap(g.reshape(*g.shape[:2], len(before[1]), -1))
-    none = jnp.zeros_like(before[1])
+def _plain_backward(qkv, g, stored, pre, post, *, needed: bool):
+    q, k, v, probabilities = stored
+    g = swap(g.reshape(*g.shape[:2], len(pre[1]), -1))
+    no_bias = jnp.zeros_like(pre[1])
     to_mixed = product(g, v, "nt", wide_dtype(g))
-    to_softmax = _mixed(to_mixed, after[0].T, none)
-    to_before = softmax_gradient(probabilities, to_softmax)
-    to_logits = _mixed(to_before, before[0].T, none)
-    mixed = _mixed(probabilities, *after).astype(v.dtype)
+    to_softmax = _mixed(to_mixed, post[0].T, no_bias)
+    to_pre = softmax_gradient(probabilities, to_softmax)
+    to_logits = _mixed(to_pre, pre[0].T, no_bias)
+    mixed = _mixed(probabilities, *post).astype(v.dtype)
     parts = *scores_gradient(q, k, to_logits), product(mixed, g, "tn")
     to_qkv = jnp.stack([swap(part) for part in parts], 2).reshape(qkv.shape)
     if not needed:
         return to_qkv, None
-    mixes = _mix_gradient(scores(q, k), to_before), _mix_gradient(probabilities, to_mixed)
+    mixes = _mix_gradient(scores(q, k), to_pre), _mix_gradient(probabilities, to_mixed)
     return to_qkv, mixes
 
 
-def _kernel_forward(qkv: Array, before: Mix, after: Mix) -> list[Array]:
-    # Rules of all platforms keep arrays of one shape; XLA drops these, which no kernel reads.
-    kept = jax.eval_shape(_plain_forward, qkv, before, after)[1:]
-    out = tpu.talking_heads.forward(qkv, before, after)
-    return [out, *(jnp.zeros(a.shape, a.dtype) for a in kept)]
+def _kernel_forward(qkv: Array, pre: Mix, post: Mix) -> list[Array]:
+    return stored_as(_plain_forward, tpu.talking_heads.forward(qkv, pre, post), qkv, pre, post)
 
 
-def _kernel_backward(qkv, g, kept, before, after, *, needed: bool):
-    del kept
-    return tpu.talking_heads.backward(qkv, g, before, after, needed=needed)
+def _kernel_backward(qkv, g, stored, pre, post, *, needed: bool):
+    return tpu.talking_heads.backward(qkv, g, pre, post, needed=needed)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _talk(plain: bool, *operands: Any) -> Array:
-    return _rule(plain, *operands)[0]
-
-
-def _rule(plain, *operands):
+def _choice(plain: bool, kernel: Callable, formula: Callable, *operands: Any) -> Any:
     if plain:
-        return _plain_forward(*operands)
-    return lax.platform_dependent(*operands, tpu=_kernel_forward, default=_plain_forward)
+        return formula(*operands)
+    return lax.platform_dependent(*operands, tpu=kernel, default=formula)
 
 
-def _talk_forward(plain, *operands):
-    _, *mixes = operands
-    perturbed = asked_for(mixes)
-    operands = jax.tree.map(lambda operand: operand.value, operands)
-    out, *kept = _rule(plain, *operands)
-    return out, (operands, kept, perturbed)
+def _talk_forward(plain, qkv, mixes, needed):
+    out, *stored = _choice(plain, _kernel_forward, _plain_forward, qkv, *mixes)
+    return out, (qkv, stored)
 
 
-def _talk_backward(plain, residuals, g):
-    (qkv, *mixes), kept, perturbed = residuals
-    operands = qkv, as_array(g), kept, *mixes
-    needed = perturbed is not None
-    of_kernel, of_plain = (
-        functools.partial(rule, needed=needed) for rule in (_kernel_backward, _plain_backward)
-    )
-    if plain:
-        to_qkv, to_mixes = of_plain(*operands)
-    else:
-        to_qkv, to_mixes = lax.platform_dependent(*operands, tpu=of_kernel, default=of_plain)
-    if not needed:
-        return to_qkv, None, None
-    return to_qkv, *jax.tree.map(lambda g, p: rounded(g, p.dtype), to_mixes, tuple(mixes))
+def _talk_backward(plain, residuals, mixes, g, needed):
+    qkv, stored = residuals
+    rules = (functools.partial(rule, needed=needed) for rule in (_kernel_backward, _plain_backward))
+    return _choice(plain, *rules, qkv, g, stored, *mixes)
 
 
-_talk.defvjp(_talk_forward, _talk_backward, symbolic_zeros=True)
+_talk = with_gradient(_talk_forward, _talk_backward)
 
 
-def talking_heads(qkv: Array, before: Mix, after: Mix) -> Array:
+def talking_heads(qkv: Array, pre: Mix, post: Mix) -> Array:
     """Compute attention with heads mixed around its softmax, of the product f[B,N,3*h*d] of
     queries, keys and values, as f[B,N,h*d].
 
@@ -121,5 +101,5 @@ def talking_heads(qkv: Array, before: Mix, after: Mix) -> Array:
     Source: Touvron et al. 2021 (arXiv 2103.17239), after Shazeer et al. 2020 (arXiv 2003.02436);
       parity: tests/models/kernels/test_attention.py against torch.
     """
-    reason = tpu.talking_heads.refused(qkv.shape[1], qkv.shape[2] // 3, len(before[1]), qkv.dtype)
-    return _talk(tpu.calls.plain("attention with talking heads", reason), qkv, before, after)
+    reason = tpu.talking_heads.refused(qkv.shape[1], qkv.shape[2] // 3, len(pre[1]), qkv.dtype)
+    return _talk(tpu.calls.plain("attention with talking heads", reason), qkv, (pre, post))
