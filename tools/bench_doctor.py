@@ -26,8 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.data import open_source
-from jaxrobust.data.stream.prepared import Prepared
+from jaxrobust.data import Prepared, open_source
 from jaxrobust.doctor import resizing
 from jaxrobust.runtime.commandline.arguments import Arguments, answer
 from jaxrobust.weights.trained import runs

@@ -1,7 +1,7 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
 
 from jaxrobust.data.sources.registry import DataError, Record, Source, open_source
-from jaxrobust.data.stream.arrays import ImageArrays, load
+from jaxrobust.data.stream.arrays import ImageArrays, Prepared, load
 from jaxrobust.data.stream.loading import EvaluationBatch, TrainBatch
 from jaxrobust.data.stream.pipeline import (
     Damage,
@@ -9,7 +9,6 @@ from jaxrobust.data.stream.pipeline import (
     steps_per_epoch,
     train_batches,
 )
-from jaxrobust.data.stream.prepared import Prepared
 from jaxrobust.data.transforms.augmentations import chain
 from jaxrobust.data.transforms.preparing import evaluation_transform, resolve, same_preprocessing
 

@@ -23,10 +23,7 @@ def open_fake(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     numbers = zip(match.groups(), (32, 32, 3, 10), strict=True)
     height, width, channels, classes = (int(group or default) for group, default in numbers)
     shape = (height, width, channels)
-    parsed = grammar.parse(split)
-    if parsed is None or parsed.name not in _SPLITS:
-        sizes = ", ".join(f"{key} ({size})" for key, size in _SPLITS.items())
-        raise grammar.no_split(name, split, sizes)
+    parsed, _ = grammar.find(name, split, _SPLITS)
     if parsed.ids:
         raise DataError(f"data set {name!r} is synthetic: it has no files that ids could choose")
     where = f"data set {name!r}, split {parsed.name!r}"

@@ -262,9 +262,7 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
         raise DataError(f"{name}: shards are read at random from a local disk; copy them there")
     folder = Path(os.fspath(storage.place(path)))
     layout, version = read_layout(folder, name)
-    parsed = grammar.parse(split)
-    if not parsed or parsed.name != "all":
-        raise grammar.no_split(name, split, f"all ({layout.size})")
+    parsed, _ = grammar.find(name, split, {"all": layout.size})
     if choice.classes is not None or choice.ids is not None:
         raise DataError(
             f"data set {name!r}: generated images cannot be chosen by classes or ids; prepare the "

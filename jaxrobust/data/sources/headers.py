@@ -5,15 +5,14 @@ photographs cost next to nothing; of one size all are, once, and the answer is k
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -43,6 +42,8 @@ _TOLD = {
     "animated": "several frames or pages, of which the first is read",
 }
 
+Heads = Callable[[Sequence[int]], Iterable[Any]]  # places -> the images' files or bytes
+
 
 class HeaderFacts(NamedTuple):
     """`image_shape` (H, W, channels) if all images have it; `notes` are sentences for people."""
@@ -52,26 +53,25 @@ class HeaderFacts(NamedTuple):
     notes: tuple[str, ...]
 
 
-@dataclasses.dataclass
-class _Found:
-    sizes: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)  # -> first image
-    kinds: Counter[str] = dataclasses.field(default_factory=Counter)
-    first: dict[str, int] = dataclasses.field(default_factory=dict)  # kind -> first image
-    brightest: list[int] = dataclasses.field(default_factory=list)  # pixel of an image
-    large: bool = False  # whether a decoded one is
+class _Headers:
+    """Headers that were looked at: sizes and kinds -> the places of the images that have them."""
 
-    def add(self, other: "_Found") -> None:
-        self.kinds += other.kinds
-        self.sizes |= {size: at for size, at in other.sizes.items() if size not in self.sizes}
-        self.first |= {kind: at for kind, at in other.first.items() if kind not in self.first}
+    def __init__(self) -> None:
+        self.sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self.kinds: dict[str, list[int]] = defaultdict(list)
+        self.count = 0
+        self.brightest: list[int] = []  # pixel of each image that was decoded
+        self.large = False  # whether one of these is
 
-    @property
-    def looked_at(self) -> int:
-        return self.kinds["grey"] + self.kinds["colour"]
+    def add(self, other: "_Headers") -> None:
+        self.count += other.count
+        for old, new in ((self.sizes, other.sizes), (self.kinds, other.kinds)):
+            for key, places in new.items():
+                old[key] += places  # type: ignore[index]
 
 
 def look(
-    heads: Callable[[Sequence[int]], Iterable[Any]],
+    heads: Heads,
     size: int,
     where: str,
     describe: Callable[[int], str],
@@ -96,95 +96,83 @@ def look(
     """
     places = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(int)).tolist()
     started, computed = time.perf_counter(), time.thread_time()
-    found = _of(places, heads, decode=True)
+    looked = _of(places, heads, decode=True)
     waited = time.perf_counter() - started > 2 * (time.thread_time() - computed)
-    if not found.looked_at:
+    if not looked.count:
         return None
-    _refuse_deep(found, where, describe)
-    brightest, decoded = max(found.brightest, default=255), len(found.brightest)
-    dark = plausibility.of_pixels(brightest, decoded, where)
 
-    def settled(found: _Found) -> bool:
-        colour = bool(channels) or not several_grey or bool(found.kinds["colour"])
-        return len(found.sizes) > 1 and colour
+    def is_settled() -> bool:
+        is_colour = bool(channels) or not several_grey or "colour" in looked.kinds
+        return len(looked.sizes) > 1 and is_colour
 
-    if declared or len(places) == size or settled(found):
-        return _facts(found, where, describe, channels, several_grey, dark)
-    text = f"{where} {identity()} {found.sizes} {channels} {several_grey}"
+    def facts() -> HeaderFacts:
+        return _facts(looked, where, describe, channels, several_grey)
+
+    first = facts()
+    if declared or len(places) == size or is_settled():
+        return first
+    sizes = {key: at[0] for key, at in looked.sizes.items()}
+    text = f"{where} {identity()} {sizes} {channels} {several_grey}"
     path = subsets.index_cache() / f"headers-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
         shape, count, notes = json.loads(path.read_text())
         return HeaderFacts(tuple(shape) if shape else None, count, tuple(notes))
     except (OSError, ValueError, TypeError):
         pass  # not there yet, or damaged
-    rest = np.delete(np.arange(size), places)
-    chunks = [rest[start : start + _CHUNK].tolist() for start in range(0, len(rest), _CHUNK)]
+    others = np.delete(np.arange(size), places)
+    chunks = [others[start : start + _CHUNK].tolist() for start in range(0, len(others), _CHUNK)]
     # Parsing holds Python's lock, so that threads take three times as long where a disk is fast.
     with ThreadPoolExecutor(_THREADS if waited else 1) as pool:
-        results = (pool.map(lambda own: _of(own, heads), part) for part in _batched(chunks))
-        every = itertools.chain.from_iterable(results)
-        for other in tqdm(every, f"sizes of {where}, once", len(chunks), delay=3, leave=False):
-            found.add(other)
-            if settled(found):
+        # As many chunks as threads take at once, which another size then stops.
+        groups = (chunks[start : start + _THREADS] for start in range(0, len(chunks), _THREADS))
+        results = (pool.map(lambda chunk: _of(chunk, heads), group) for group in groups)
+        parts = itertools.chain.from_iterable(results)
+        for part in tqdm(parts, f"sizes of {where}, once", len(chunks), delay=3, leave=False):
+            looked.add(part)
+            if is_settled():
                 break
-    _refuse_deep(found, where, describe)
-    facts = _facts(found, where, describe, channels, several_grey, dark)
+    found_facts = facts()
     if size >= _REMEMBERED:
-        _remember(path, facts)
-    return facts
+        with contextlib.suppress(OSError):  # the next process looks again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole.writing(path) as file:
+                file.write_text(json.dumps(found_facts))
+    return found_facts
 
 
-def _batched(chunks: Sequence[list[int]]) -> Iterable[Sequence[list[int]]]:
-    """Yield so many chunks as threads take at once, which another size then stops."""
-    return (chunks[start : start + _THREADS] for start in range(0, len(chunks), _THREADS))
-
-
-def _remember(path: Any, facts: HeaderFacts) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole.writing(path) as part:
-            part.write_text(json.dumps(facts))
-    except OSError:
-        pass  # the next process looks again
-
-
-def _of(
-    places: Sequence[int], heads: Callable[[Sequence[int]], Iterable[Any]], decode: bool = False
-) -> _Found:
-    found = _Found()
-    for place, head in zip(places, _whole(heads, places), strict=True):
+def _of(places: Sequence[int], heads: Heads, decode: bool = False) -> _Headers:
+    looked = _Headers()
+    for place, head in zip(places, _readable(heads, places), strict=True):
         try:
             with Image.open(head if isinstance(head, str) else io.BytesIO(head)) as image:
                 size = (image.height, image.width)
                 kinds = list(_kinds(image))
-                if decode and "deep" not in kinds and _undecided(found):
+                is_bright = max(looked.brightest, default=0) > plausibility.DARK
+                is_enough = is_bright or looked.large or len(looked.brightest) >= _DECODED
+                if decode and "deep" not in kinds and not is_enough:
                     with contextlib.suppress(Exception):  # pixels that are damaged
-                        found.brightest.append(int(decoding.to_pixels(image, "RGB").max()))
-                    found.large |= math.prod(size) > _LARGE
+                        looked.brightest.append(int(decoding.to_pixels(image, "RGB").max()))
+                    looked.large |= math.prod(size) > _LARGE
         except Exception:  # a damaged image, which is named where it is used
             continue
-        found.sizes.setdefault(size, place)
+        looked.count += 1
+        looked.sizes[size].append(place)
         for kind in kinds:
-            found.kinds[kind] += 1
-            found.first.setdefault(kind, place)
-    return found
+            looked.kinds[kind].append(place)
+    return looked
 
 
-def _undecided(found: _Found) -> bool:
-    bright = max(found.brightest, default=0) > plausibility.DARK
-    return not bright and not found.large and len(found.brightest) < _DECODED
-
-
-def _whole(heads: Callable[[Sequence[int]], Iterable[Any]], places: Sequence[int]) -> Iterable[Any]:
+def _readable(heads: Heads, places: Sequence[int]) -> Iterable[Any]:
     """Read what can be read; a record that cannot is empty, and is named where it is used."""
     try:
         return heads(places)
     except DataError:
-        one_by_one = ([place] for place in places)
-        return [b""] if len(places) == 1 else [h for p in one_by_one for h in _whole(heads, p)]
+        if len(places) == 1:
+            return [b""]
+        return itertools.chain.from_iterable(_readable(heads, [place]) for place in places)
 
 
-def _kinds(image: Image.Image) -> Iterable[str]:
+def _kinds(image: Image.Image) -> Iterator[str]:
     mode = image.mode
     yield "grey" if mode in ("1", "L") else "colour"
     if decoding.is_deep(mode):
@@ -204,35 +192,32 @@ def _kinds(image: Image.Image) -> Iterable[str]:
         yield "animated"
 
 
-def _refuse_deep(found: _Found, where: str, describe: Callable[[int], str]) -> None:
-    if number := found.kinds["deep"]:
-        raise DataError(
-            f"{where}: {number} of {found.looked_at} images looked at have grey values of 16 bits "
-            f"or floats, which reading as 8 bits would clip ({describe(found.first['deep'])}); "
-            "write them with 8 bits, such as np.round(x / 257).astype('uint8') of 16 bits"
-        )
-
-
 def _facts(
-    found: _Found,
+    looked: _Headers,
     where: str,
     describe: Callable[[int], str],
     channels: int | None,
     several_grey: bool,
-    notes: tuple[str, ...],
 ) -> HeaderFacts:
-    same = len(found.sizes) == 1
-    grey = not found.kinds["colour"] and (same or several_grey)
-    channels = channels or (1 if grey else 3)
-    for kind, number in sorted(found.kinds.items()):
-        if kind not in ("grey", "colour"):
-            told = _TOLD.get(kind, f"the colours of {kind}, which Pillow converts to RGB")
-            of = f"{number} of {found.looked_at} images looked at"
-            notes += (f"{where}: {of} have {told}, such as {describe(found.first[kind])}",)
-    if not same and found.looked_at > _SAMPLE:
-        (usual, _), (other, place) = list(found.sizes.items())[:2]
+    kinds, count = looked.kinds, looked.count
+    if deep := kinds.get("deep"):
+        raise DataError(
+            f"{where}: {len(deep)} of {count} images looked at have grey values of 16 bits "
+            f"or floats, which reading as 8 bits would clip ({describe(deep[0])}); "
+            "write them with 8 bits, such as np.round(x / 257).astype('uint8') of 16 bits"
+        )
+    decoded = len(looked.brightest)
+    notes = plausibility.of_pixels(max(looked.brightest, default=255), decoded, where)
+    for kind in sorted(kinds.keys() - {"grey", "colour"}):
+        told = _TOLD.get(kind, f"the colours of {kind}, which Pillow converts to RGB")
+        of = f"{len(kinds[kind])} of {count} images looked at"
+        notes += (f"{where}: {of} have {told}, such as {describe(kinds[kind][0])}",)
+    same = len(looked.sizes) == 1
+    if not same and count > _SAMPLE:
+        (usual, _), (other, places) = list(looked.sizes.items())[:2]
         sizes = f"{other[1]}x{other[0]} pixels, the images before it {usual[1]}x{usual[0]}"
-        which = describe(place)
+        which = describe(places[0])
         notes += (f"{where}: {which} has {sizes}, so that all count as of several sizes",)
-    ((height, width),) = found.sizes if same else ((0, 0),)
-    return HeaderFacts((height, width, channels) if same else None, channels, notes)
+    is_grey = "colour" not in kinds and (same or several_grey)
+    channels = channels or (1 if is_grey else 3)
+    return HeaderFacts((*next(iter(looked.sizes)), channels) if same else None, channels, notes)

@@ -84,23 +84,21 @@ def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     loaded = _load(name, address)
     import datasets  # of which `_load` says how it is installed
 
-    wanted = grammar.parse(split)
-    part = wanted and grammar.present(wanted.name, loaded)
-    if not wanted or not part:
-        known = ", ".join(f"{key} ({len(data):,})" for key, data in loaded.items())
-        raise grammar.no_split(name, split, known)
-    where = f"data set {name!r}, split {wanted.name!r}"
+    sizes = {key: f"{len(data):,}" for key, data in loaded.items()}
+    parsed, part = grammar.find(name, split, sizes)
+    where = f"data set {name!r}, split {parsed.name!r}"
     image_key, label_key = _columns(loaded[part].features, address.label, name)
     labels, names = _labels(loaded, part, label_key, where)
-    count = len(names) if isinstance(names, tuple) else names
     encoded = datasets.Image(decode=False)
     data = loaded[part].select_columns([image_key]).cast_column(image_key, encoded)
     reader = _Reader(data, image_key, labels, where)
-    beside = "train" in loaded and label_key in loaded["train"].features
-    trained = _labels(loaded, "train", label_key, where)[0] if beside else labels
+    trained = labels
+    if "train" in loaded and label_key in loaded["train"].features:
+        trained, _ = _labels(loaded, "train", label_key, where)
     classes = names if isinstance(names, tuple) else ()
-    files, sizes = _files(data.with_format("arrow")[:].column(image_key))
-    described = hashlib.sha256(labels.tobytes() + repr((files, sizes, names)).encode()).hexdigest()
+    files, lengths = _files(data.with_format("arrow")[:].column(image_key))
+    content = labels.tobytes() + repr((files, lengths, names)).encode()
+    described = hashlib.sha256(content).hexdigest()
     facts = headers.look(
         reader.heads,
         len(labels),
@@ -114,9 +112,9 @@ def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         raise DataError(f"{where}: of {first_few(looked)} none is an image")
     source = Source(
         name=name,
-        split=wanted.name,
+        split=parsed.name,
         size=len(labels),
-        num_classes=count,
+        num_classes=len(names) if isinstance(names, tuple) else names,
         channels=facts.channels,
         image_shape=facts.image_shape,
         read=reader,
@@ -127,7 +125,7 @@ def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         labels=labels,
         notes=(*facts.notes, *plausibility.foreign(labels, trained, classes, where)),
     )
-    return choosing.choose(source, wanted, split, choice, lambda: (labels, files))
+    return choosing.choose(source, parsed, split, choice, lambda: (labels, files))
 
 
 def _parse(name: str) -> _Address:
@@ -234,8 +232,8 @@ def _remedy(address: _Address) -> str:
 def _why(error: Exception, address: _Address) -> str:
     text = " ".join(str(error).split())
     if configs := re.search(r"(?:available configs|Available): \[(.*?)\]", text):
-        known = configs[1].replace("'", "")
-        return f"its configurations are {known}; write hf:{address.id}:CONFIG, with one of them"
+        listed = configs[1].replace("'", "")
+        return f"its configurations are {listed}; write hf:{address.id}:CONFIG, with one of them"
     if "scripts are no longer supported" in text:
         other = "hf:NAME@refs/convert/parquet may hold the data itself"
         return f"it is a program, which is not run; {other}"

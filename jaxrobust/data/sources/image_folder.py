@@ -1,14 +1,13 @@
 """Image files in one folder for each class: `folder:PATH`, as torchvision's ImageFolder reads."""
 
 import dataclasses
-import functools
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from jaxrobust.data import imagenet
 from jaxrobust.data.source import DataError, Record, Source, first_few
 from jaxrobust.data.sources import headers
-from jaxrobust.data.splits import grammar, storage, subsets
+from jaxrobust.data.splits import choosing, grammar, storage, subsets
 
 PREFIX = "folder:"
 # What torchvision's ImageFolder reads.
@@ -40,13 +39,14 @@ class Files:
     blob: bytes  # the paths within the class folders one after the other
     ends: np.ndarray  # of each, int64[N]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def name(self, index: int) -> str:
         """Return the path of a file within its class folder."""
         start = self.ends[index - 1] if index else 0
         return self.blob[start : self.ends[index]].decode(errors="surrogateescape")
+
+    def path(self, index: int) -> str:
+        """Return the full path of a file."""
+        return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
 
     def sha256(self) -> str:
         """Hash the classes, and all names and labels in their order."""
@@ -55,17 +55,28 @@ class Files:
             digest.update(part)
         return digest.hexdigest()
 
-    def path(self, index: int) -> str:
-        """Return the whole path of a file."""
-        return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
+    def heads(self, places: Sequence[int]) -> list[Any]:
+        """Return the files, or the paths of local ones, of which only the headers are read."""
+        paths = [self.path(place) for place in places]
+        return storage.read_files(paths, _REMEDY) if storage.is_remote(self.root) else paths
 
+    def identity(self) -> str:
+        """Return a text that changes with the files, local ones also by their time and size."""
+        count = 0 if storage.is_remote(self.root) else len(self.labels)
+        states = np.zeros((count, 2), np.int64)
+        for index in range(count):
+            try:
+                state = os.stat(self.path(index))
+                states[index] = state.st_mtime_ns, state.st_size
+            except OSError:  # which whoever reads the file says
+                pass
+        states_sha256 = hashlib.sha256(states.tobytes()).hexdigest()
+        return f"{os.path.abspath(self.root)} {self.sha256()} {states_sha256}"
 
-class _Listing(NamedTuple):
-    """The files of class folders, and what else was met there."""
-
-    files: Files
-    left_out: Counter[str]  # ending -> files
-    inside: set[str]  # the folders in class folders that hold images; "" for these themselves
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """Read the records at some places."""
+        contents = storage.read_files([self.path(index) for index in indices], _REMEDY)
+        return [Record(c, int(self.labels[i])) for c, i in zip(contents, indices, strict=True)]
 
 
 def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
@@ -78,62 +89,102 @@ def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """
     classes, ids, num_classes = choice
     parsed = grammar.parse(split)
-    root, present = _class_folders(name, split, parsed)
+    top = storage.place(name.removeprefix(PREFIX))
+    root, present = _class_folders(name, split, parsed, top)
+    assert parsed is not None
     where = f"data set {name!r}, split {split!r}"
     folders = present
     if classes is None:
         imagenet.check_folders(present, num_classes, f"{root}")
-    if str(root) != str(storage.place(name.removeprefix(PREFIX))):
-        folders = _order(root, present, where, choice)
+    if str(root) != str(top):
+        folders = _in_order(root, present, where, choice)
     if classes is not None:
         labels = subsets.class_labels(classes, folders, len(folders), str(root))
         folders = [folders[label] for label in labels]
-    listing = _list(str(root), folders, set(present), allow_empty=ids is not None)
-    files = listing.files
-    facts = _look(files, where)
+    files, notes = _list(root, folders, set(present), where, allow_empty=ids is not None)
+    size = len(files.labels)
+    facts = headers.look(files.heads, size, where, files.path, files.identity)
     shape = facts and facts.image_shape
     source = Source(
         name=name,
         split=split,
-        size=len(files),
+        size=size,
         num_classes=len(folders),
         channels=shape[2] if shape else 3,
         image_shape=shape,
-        read=functools.partial(_read, files=files),
+        read=files.read,
         remedy=_REMEDY,
         classes=tuple(folders),
         describe=files.path,
-        ids_sha256=ids.sha256 if ids else None,
         files_sha256=None if ids else files.sha256(),
         labels=files.labels,
         grey_as_rgb=True,
-        notes=(*_notes(root, listing, where), *(facts.notes if facts else ())),
+        notes=(*notes, *(facts.notes if facts else ())),
     )
-    assert parsed is not None
-    rows: Any = range(len(files))
-    if ids is not None:
-        names = (files.name(index) for index in rows)
-        whole = classes is None
-        there = str(root) if whole else f"{root} with data.classes"
-        rows = subsets.find(ids, files.labels, names, folders, there, whole=whole)
-    part = grammar.rows(parsed.part, len(rows), where)
-    if ids is not None or parsed.part is not None:
-        of_split = files.labels if ids is None else files.labels[rows]
-        counts = None if parsed.part is None else np.bincount(of_split, minlength=len(folders))
-        source = subsets.view(source, rows[part.start : part.stop], split_counts=counts)
+    source = choosing.choose(
+        source,
+        parsed,
+        split,
+        choice._replace(classes=None),
+        lambda: (files.labels, map(files.name, range(size))),
+        where=str(root) if classes is None else f"{root} with data.classes",
+        has_all_classes=classes is None,
+    )
     source[0]  # whether files can be read at all shows here
     return source
 
 
-def _order(root: Any, present: list[str], where: str, choice: subsets.SubsetChoice) -> list[str]:
+def _class_folders(
+    name: str, split: str, parsed: grammar.SplitExpression | None, path: Any
+) -> tuple[Any, list[str]]:
+    """Find the folder of a split in a place, and the class folders there."""
+    top = storage.entries(path)
+    if top is None:
+        problem = f"the directory {path} does not exist, or may not be read"
+        archive = f"{path} is a file; unpack it, and name the folder of train/ or of the classes"
+        raise DataError(f"data set {name!r}: {archive if path.is_file() else problem}")
+    present = splits_there(path)
+    wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
+    chosen = [folder for folder in wanted if folder in top.folders and _folders(path / folder)]
+    if chosen:
+        similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
+        same = [folder for folder in similar if _folders(path / folder)]
+        if len(same) > 1:
+            both = f"{path} holds both {same[0]}/ and {same[1]}/"
+            raise DataError(f"data set {name!r}, split {split!r}: {both}; move one away")
+        return path / chosen[0], _folders(path / chosen[0])
+    if top.folders and not present and "all" in wanted:
+        return path, _folders(path)
+    if not top.folders:
+        remedy = "its files must be SPLIT/CLASS/FILE or CLASS/FILE"
+        raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
+    splits = ", ".join(present) or (
+        f"the one split all, its class folders lie directly inside: {first_few(top.folders)}"
+    )
+    raise grammar.no_split(name, split, splits)
+
+
+def splits_there(path: Any) -> list[str]:
+    """Return those of train, val, validation and test in a directory that hold class folders."""
+    place, top = storage.place(path), storage.entries(path)
+    folders = top.folders if top else []
+    return [name for name in _USUAL_SPLITS if name in folders and _folders(place / name)]
+
+
+def _folders(path: Any) -> list[str]:
+    entries = storage.entries(path)
+    return [name for name in entries.folders if name not in NO_CLASSES] if entries else []
+
+
+def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetChoice) -> list[str]:
     """Return the classes of a split in the order of labels: those of `train` beside it, if any.
 
     All of ImageNet's classes, for a network of these, are in ImageNet's order.
     """
     top = storage.entries(root.parent)
-    beside = [name for name in top.folders if name.lower() in _TRAIN] if top else []
-    train = next((name for name in beside if _folders(root.parent / name)), root.name)
-    if root.name in beside or train == root.name:
+    trains = [name for name in top.folders if name.lower() in _TRAIN] if top else []
+    train = next((name for name in trains if _folders(root.parent / name)), root.name)
+    if root.name in trains or train == root.name:
         return present
     trained = _folders(root.parent / train)
     foreign = sorted(set(present) - set(trained))
@@ -150,136 +201,50 @@ def _order(root: Any, present: list[str], where: str, choice: subsets.SubsetChoi
     )
 
 
-def _look(files: Files, where: str) -> headers.HeaderFacts | None:
-    remote = storage.is_remote(files.root)
+def _list(
+    root: Any, folders: list[str], present: set[str], where: str, *, allow_empty: bool
+) -> tuple[Files, list[str]]:
+    """List the files of class folders, and say what else is there."""
 
-    def heads(places: Sequence[int]) -> list[Any]:
-        paths = [files.path(place) for place in places]
-        return storage.read_files(paths, _REMEDY) if remote else paths
-
-    def identity() -> str:
-        states = () if remote else map(_state, map(files.path, range(len(files))))
-        digest = hashlib.sha256(np.fromiter(states, np.dtype("2i8")).tobytes())
-        return f"{os.path.abspath(files.root)} {files.sha256()} {digest.hexdigest()}"
-
-    return headers.look(heads, len(files), where, files.path, identity)
-
-
-def _state(path: str) -> tuple[int, int]:
-    try:
-        state = os.stat(path)
-    except OSError:  # which whoever reads the file says
-        return (0, 0)
-    return state.st_mtime_ns, state.st_size
-
-
-def _notes(root: Any, listing: _Listing, where: str) -> list[str]:
-    notes = []
-    if listing.left_out:
-        of = ", ".join(f"{count} {ending}" for ending, count in listing.left_out.most_common())
-        notes.append(
-            f"{where}: files with other endings than {', '.join(ENDINGS)} are left out: {of}"
-        )
-    top = storage.entries(root)
-    if top and (loose := [file for file in top.files if file.lower().endswith(ENDINGS)]):
-        notes.append(
-            f"{where}: {len(loose)} images of {root} lie in no class folder and are left out"
-        )
-    if top and (skipped := [folder for folder in top.folders if folder in NO_CLASSES]):
-        notes.append(f"{where}: {', '.join(skipped)} in {root} does not count as a class")
-    inside = listing.inside
-    if len(inside) > 1 and "" not in inside:  # one name for all, such as images/, is a habit
-        notes.append(
-            f"{where}: the class folders of {root} hold folders in place of images "
-            f"({first_few(sorted(inside))}), whose images are taken for one class each; if these "
-            "are the classes, name the folder that holds them"
-        )
-    return notes
-
-
-def _class_folders(
-    name: str, split: str, parsed: grammar.SplitExpression | None
-) -> tuple[Any, list[str]]:
-    path = storage.place(name.removeprefix(PREFIX))
-    top = storage.entries(path)
-    if top is None:
-        problem = f"the directory {path} does not exist, or may not be read"
-        archive = f"{path} is a file; unpack it, and name the folder of train/ or of the classes"
-        raise DataError(f"data set {name!r}: {archive if path.is_file() else problem}")
-    present = _present(path, top)
-    wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
-    chosen = [folder for folder in wanted if folder in top.folders and _folders(path / folder)]
-    if chosen:
-        similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
-        same = [folder for folder in similar if _folders(path / folder)]
-        if len(same) > 1:
-            both = f"{path} holds both {same[0]}/ and {same[1]}/"
-            raise DataError(f"data set {name!r}, split {split!r}: {both}; move one away")
-        return path / chosen[0], _folders(path / chosen[0])
-    if top.folders and not present and "all" in wanted:
-        return path, _folders(path)
-    if not top.folders:
-        remedy = "its files must be SPLIT/CLASS/FILE or CLASS/FILE"
-        raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
-    splits_there = ", ".join(present) or (
-        f"the one split all, its class folders lie directly inside: {first_few(top.folders)}"
-    )
-    raise grammar.no_split(name, split, splits_there)
-
-
-def splits_there(path: Any) -> list[str]:
-    """Return those of train, val, validation and test in a directory that hold class folders."""
-    top = storage.entries(path)
-    return _present(storage.place(path), top) if top else []
-
-
-def _present(path: Any, top: storage.Entries) -> list[str]:
-    return [name for name in _USUAL_SPLITS if name in top.folders and _folders(path / name)]
-
-
-def _folders(path: Any) -> list[str]:
-    entries = storage.entries(path)
-    return [name for name in entries.folders if name not in NO_CLASSES] if entries else []
-
-
-def _list(root: str, folders: list[str], present: set[str], *, allow_empty: bool) -> _Listing:
     def listed(folder: str) -> list[str]:
         return storage.files_below(f"{root}/{folder}") if folder in present else []
 
     left_out: Counter[str] = Counter()
-    inside: set[str] = set()
-    ends, blobs, counts = [], [], []
-    end = 0
+    inside: set[str] = set()  # the folders in class folders that hold images
+    names: list[bytes] = []
+    counts = []
     with storage.reading(root), ThreadPoolExecutor(_THREADS) as pool:
-        every = pool.map(listed, folders)
-        for below in tqdm(every, f"listing {root}", len(folders), delay=5, leave=False):
-            names = [name for name in below if name.lower().endswith(ENDINGS)]
-            others = [name for name in below if name.lower().endswith(_OTHERS)]
-            left_out.update(PurePosixPath(name).suffix.lower() for name in others)
-            inside |= {name.rpartition("/")[0].partition("/")[0] for name in names}
-            encoded = [name.encode(errors="surrogateescape") for name in names]
-            blobs.append(b"".join(encoded))
-            ends.append(end + np.cumsum([len(name) for name in encoded], dtype=np.int64))
-            end += len(blobs[-1])
-            counts.append(len(names))
-    absent = set(folders) - present
+        contents = pool.map(listed, folders)
+        for paths in tqdm(contents, f"listing {root}", len(folders), delay=5, leave=False):
+            images = [path for path in paths if path.lower().endswith(ENDINGS)]
+            others = [path for path in paths if path.lower().endswith(_OTHERS)]
+            left_out.update(PurePosixPath(path).suffix.lower() for path in others)
+            inside |= {path.rpartition("/")[0].partition("/")[0] for path in images}
+            names += [path.encode(errors="surrogateescape") for path in images]
+            counts.append(len(images))
     counted = zip(folders, counts, strict=True)
-    empty = [folder for folder, count in counted if not count and folder not in absent]
-    if not sum(counts) or (empty and not allow_empty):
+    empty = [folder for folder, count in counted if not count and folder in present]
+    if not names or (empty and not allow_empty):
         raise DataError(
             f"class folders of {root} hold no image ({', '.join(ENDINGS)}): "
             f"{first_few(empty)}; unpack them again, or list the other classes in data.classes"
         )
-    files = Files(
-        root=root,
-        folders=tuple(folders),
-        labels=np.repeat(np.arange(len(folders), dtype=np.int32), counts),
-        blob=b"".join(blobs),
-        ends=np.concatenate(ends),
-    )
-    return _Listing(files, left_out, inside)
-
-
-def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
-    contents = storage.read_files([files.path(index) for index in indices], _REMEDY)
-    return [Record(c, int(files.labels[i])) for c, i in zip(contents, indices, strict=True)]
+    labels = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
+    ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+    files = Files(str(root), tuple(folders), labels, b"".join(names), ends)
+    notes = []
+    if left_out:
+        of = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common())
+        notes.append(f"files with other endings than {', '.join(ENDINGS)} are left out: {of}")
+    top = storage.entries(root) or storage.Entries([], [])
+    if loose := [file for file in top.files if file.lower().endswith(ENDINGS)]:
+        notes.append(f"{len(loose)} images of {root} lie in no class folder and are left out")
+    if skipped := [folder for folder in top.folders if folder in NO_CLASSES]:
+        notes.append(f"{', '.join(skipped)} in {root} does not count as a class")
+    if len(inside) > 1 and "" not in inside:  # one name for all, such as images/, is a habit
+        notes.append(
+            f"the class folders of {root} hold folders in place of images "
+            f"({first_few(sorted(inside))}), whose images are taken for one class each; if these "
+            "are the classes, name the folder that holds them"
+        )
+    return files, [f"{where}: {note}" for note in notes]

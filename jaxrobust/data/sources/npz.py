@@ -70,12 +70,9 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     `class_names` or `label_names`; else there are as many as the largest label says.
     """
     file = opened(name)
-    parsed = grammar.parse(split)
     splits = _splits_of(file)
-    part = parsed and grammar.present(parsed.name, splits)
-    if not parsed or not part:
-        sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in splits.items())
-        raise grammar.no_split(name, split, sizes)
+    sizes = {key: file.arrays[images][0][0] for key, (images, _) in splits.items()}
+    parsed, part = grammar.find(name, split, sizes)
     images, labels_key = splits[part]
     shape = image_shape(file, images)
     names = _class_names(file)
@@ -159,13 +156,11 @@ def _content(path: str) -> Any:
     return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
 
 
-def _read_array(path: str, key: str, crc: int) -> np.ndarray:
+@functools.lru_cache(maxsize=3)  # train, selection and test
+def _array(path: str, key: str, crc: int) -> np.ndarray:
     del crc  # of the array, by which the cache tells files apart
     with parsing(path, ".npz", REMEDY), np.load(_content(path), allow_pickle=False) as arrays:
         return arrays[key]
-
-
-_array = functools.lru_cache(maxsize=3)(_read_array)  # train, selection and test
 
 
 def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
@@ -209,7 +204,7 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
         return usual
     if dtype.kind == "b":
         return f"255 * {key}.astype('uint8')"
-    pixels = _read_array(file.path, key, file.sums[key])
+    pixels = _array.__wrapped__(file.path, key, file.sums[key])
     if not pixels.size:
         return usual
     low, high = float(pixels.min()), float(pixels.max())
@@ -240,7 +235,7 @@ def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
             f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "
             f"images of {images}; write the number of the class, from 0 on{instead}"
         )
-    values = _read_array(file.path, key, file.sums[key]).reshape(count)
+    values = _array.__wrapped__(file.path, key, file.sums[key]).reshape(count)
     if values.min() < 0:
         raise DataError(f"{file.path}: {key} holds {values.min()}; labels are counted from 0 on")
     return values.astype(np.int32)
@@ -250,6 +245,6 @@ def _class_names(file: ArrayFile) -> tuple[str, ...]:
     for key in _CLASSES:
         shape, dtype = file.arrays.get(key, ((), np.dtype("V")))
         if len(shape) == 1 and dtype.kind in "US":
-            values = _read_array(file.path, key, file.sums[key])
+            values = _array.__wrapped__(file.path, key, file.sums[key])
             return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
     return ()

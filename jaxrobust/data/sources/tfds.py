@@ -30,11 +30,12 @@ _OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
 _FEW, _SEVERAL = 10_000, 100_000  # records whose labels are read at once, or from their index
 _CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
 _KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
+_ERRORS = (RuntimeError, IndexError, ValueError)  # of a reader, whose file is damaged
 
 
-def data_directory(given: str | os.PathLike | None = None) -> str:
-    """Locate prepared data sets: `given`, else `TFDS_DATA_DIR`, as TFDS has it."""
-    return os.fspath(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+def data_directory(path: str | os.PathLike | None = None) -> str:
+    """Locate prepared data sets: `path`, else `TFDS_DATA_DIR`, as TFDS has it."""
+    return os.fspath(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def build_command(name: str, root: Any) -> str:
@@ -67,32 +68,36 @@ def version_directory(name: str, root: Any, others: str) -> Any:
                 f"data set {dataset!r} is prepared in several configurations; write one of "
                 f"{', '.join(f'{dataset}/{config}' for config in sorted(configs))}"
             )
-        versions = next(iter(configs.values()), {})
+        versions = next(iter(configs.values()), [])
     if not versions:
-        known = {d for d in top.folders if _versions(root / d)}
-        known |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
+        names = {d for d in top.folders if _versions(root / d)}
+        names |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
         raise DataError(
-            f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *known))}known are {others} and, "
-            f"in {root}, {', '.join(sorted(known)) or 'nothing'}; prepare another one with "
+            f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *names))}known are {others} and, "
+            f"in {root}, {', '.join(sorted(names)) or 'nothing'}; prepare another one with "
             f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
             "that holds it"
         )
-    numbers = lambda text: [int(part) for part in re.findall(r"\d+", text)]  # noqa: E731
-    newest = max(versions, key=lambda text: (_VERSION.fullmatch(text) is not None, numbers(text)))
-    return versions[newest]
+
+    def age(directory: Any) -> tuple[bool, list[int]]:
+        numbers = [int(part) for part in re.findall(r"\d+", directory.name)]
+        return _VERSION.fullmatch(directory.name) is not None, numbers
+
+    return max(versions, key=age)
 
 
-def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
-    """Return version -> directory of the versions directly in a directory, or of the wanted one."""
-    versions = {}
-    for version in getattr(storage.entries(directory), "folders", ()):
-        inside = storage.entries(directory / version)
-        if inside and "dataset_info.json" in inside.files and wanted in ("", version):
-            versions[version] = directory / version
-    return versions
+def _versions(directory: Any, wanted: str = "") -> list[Any]:
+    """List the directories of the versions directly in a directory, or that of the wanted one."""
+    folders = getattr(storage.entries(directory), "folders", ())
+    return [
+        directory / version
+        for version in folders
+        if wanted in ("", version)
+        and "dataset_info.json" in getattr(storage.entries(directory / version), "files", ())
+    ]
 
 
-def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
+def _configs(directory: Any, wanted: str = "") -> dict[str, list[Any]]:
     folders = getattr(storage.entries(directory), "folders", ())
     configs = {folder: _versions(directory / folder, wanted) for folder in folders}
     return {folder: versions for folder, versions in configs.items() if versions}
@@ -130,17 +135,10 @@ class _Reader:
         """Return the feature maps of records, one batched read; single reads find a damaged one."""
         from tensorflow_datasets.proto import tf_example_pb2
 
-        if not indices:
-            return []
         try:
-            raw = self.data.__getitems__(indices)
-        except (RuntimeError, IndexError, ValueError):
-            raw = []
-            for index in indices:
-                try:
-                    raw.append(self.data[index])
-                except (RuntimeError, IndexError, ValueError) as error:
-                    self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
+            raw = self.data.__getitems__(indices) if indices else []
+        except _ERRORS:
+            raw = [self._read_one(index) for index in indices]
         records = []
         for index, serialized in zip(indices, raw, strict=True):
             if not serialized:  # what the reader returns beyond the end of a truncated file
@@ -151,11 +149,24 @@ class _Reader:
                 self.no_example(index, error)
         return records
 
+    def _read_one(self, index: int) -> bytes:
+        try:
+            return self.data[index]
+        except _ERRORS as error:
+            self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
+
+    def image(self, index: int, feature: Any) -> bytes:
+        """Return the image's file in a feature map."""
+        try:
+            return feature[self.image_key].bytes_list.value[0]
+        except Exception as error:  # a feature that is not there, or of another kind
+            self.no_example(index, error)
+
     def label(self, index: int, feature: Any) -> int:
         """Return the label in a feature map, checked."""
         try:
             label = feature[self.label_key].int64_list.value[0]
-        except Exception as error:  # a feature that is not there, or of another kind
+        except Exception as error:
             self.no_example(index, error)
         if not 0 <= label < self.num_classes:
             within = f"0 to {self.num_classes - 1}"
@@ -168,17 +179,8 @@ class _Reader:
         return values[0] if values else b""
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        records = []
-        for index, feature in zip(indices, self.features(indices), strict=True):
-            records.append(Record(self.image(index, feature), self.label(index, feature)))
-        return records
-
-    def image(self, index: int, feature: Any) -> bytes:
-        """Return the image's file in a feature map."""
-        try:
-            return feature[self.image_key].bytes_list.value[0]
-        except Exception as error:
-            self.no_example(index, error)
+        pairs = zip(indices, self.features(indices), strict=True)
+        return [Record(self.image(i, feature), self.label(i, feature)) for i, feature in pairs]
 
     def heads(self, indices: Sequence[int]) -> list[bytes]:
         """Return the images' files."""
@@ -198,42 +200,12 @@ def open_prepared(
     name: str, split: str, directory: Any, remedy: str, choice: subsets.SubsetChoice
 ) -> Source:
     """Return the split `split` of the data set in `directory`, a version of one."""
-    info, features = _describe(directory, remedy)
-    parsed = grammar.parse(split)
-    if parsed and (there := grammar.present(parsed.name, info.splits)):
-        split = f"{there}{split.removeprefix(parsed.name)}"
-        parsed = parsed._replace(name=there)
-    if choice.classes is None and choice.ids is None:
-        source = _open_split(name, split, info, features, directory, remedy)
-        if parsed and split in info.splits:
-            source = _with_label_notes(source, split, info, directory)
-    else:
-        if parsed is None or parsed.name not in info.splits:
-            raise _no_split(name, split, info.splits)
-        kept = parsed.name
-        whole = _open_split(name, kept, info, features, directory, remedy)
-        reader: Any = whole.read
-        if choice.ids is not None and reader.name_key is None:
-            raise choosing.no_names(whole)
-
-        def index() -> tuple[np.ndarray, Iterator[str]]:
-            indexed = _index(whole, kept, info, directory)
-            return indexed.labels, (name.decode(errors="surrogateescape") for name in indexed.names)
-
-        source = choosing.choose(whole, parsed, split, choice, index)
-    # A truncated file opens with its full length and fails at the first read: read now.
-    source.read(sorted({0, len(source) - 1}))
-    return source
-
-
-def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds
 
     open_directory = tfds.builder_from_directory  # here a broken installation shows itself
     try:
         info = open_directory(directory).info
-        features = info.features
-        len(info.splits)
+        len(info.features), len(info.splits)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{directory} does not describe a data set ({reason}); {remedy}") from error
@@ -242,15 +214,38 @@ def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
             f"{directory} is in the format {info.file_format.value}, which has no random access; "
             f"prepare it as ArrayRecord in another directory: {remedy.partition(': ')[2]}"
         )
-    return info, features
+    parsed = grammar.parse(split)
+    if parsed and (part := grammar.present(parsed.name, info.splits)):
+        split = f"{part}{split.removeprefix(parsed.name)}"
+        parsed = parsed._replace(name=part)
+    if choice.classes is None and choice.ids is None:
+        source = _open_split(name, split, info, directory, remedy)
+        if split in info.splits:
+            source = _with_label_notes(source, split, info, directory)
+    else:
+        if parsed is None or parsed.name not in info.splits:
+            raise _no_split(name, split, info.splits)
+        split_name = parsed.name
+        source = _open_split(name, split_name, info, directory, remedy)
+        reader: Any = source.read
+
+        def index() -> tuple[np.ndarray, Iterator[str] | None]:
+            if choice.ids is not None and reader.name_key is None:
+                return np.zeros(0, np.int32), None
+            labels, names = _index(source, split_name, info, directory)
+            return labels, (name.decode(errors="surrogateescape") for name in names)
+
+        source = choosing.choose(source, parsed, split, choice, index)
+    # A truncated file opens with its full length and fails at the first read: read now.
+    source.read(sorted({0, len(source) - 1}))
+    return source
 
 
-def _open_split(
-    name: str, split: str, info: Any, features: Any, directory: Any, remedy: str
-) -> Source:
+def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -> Source:
     import tensorflow_datasets as tfds
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+    features = info.features
     supervised = info.supervised_keys or ()  # says which one when there are several labels
     image_key, image = _feature(features, tfds.features.Image, supervised, directory)
     label_key, label = _feature(features, tfds.features.ClassLabel, supervised, directory)
@@ -263,8 +258,7 @@ def _open_split(
     if size < 1 or any(take < 1 for _, _, take in files):
         raise DataError(f"{_no_split(name, split, info.splits)}; this part holds no record")
     present = set(getattr(storage.entries(directory), "files", ()))
-    missing = [filename for filename, _, _ in files if os.path.basename(filename) not in present]
-    if missing:
+    if missing := [path for path, _, _ in files if os.path.basename(path) not in present]:
         raise DataError(f"data set {name!r}: the file {missing[0]} is missing; {remedy}")
     reader = _Reader(
         data=ArrayRecordDataSource(part.file_instructions),
@@ -281,7 +275,11 @@ def _open_split(
     height, width, channels = image.shape
     channels = 1 if channels == 1 else 3  # which alpha is left out of
     shape = None if None in (height, width) else (height, width, channels)
-    version = _files_sha256(split, files, info, directory)
+    # The version, the shards and their sizes, wherever they lie.
+    named = [part for part in info.splits if part in re.findall(r"\w+", split)]
+    sizes = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in named]
+    taken = [(os.path.basename(path), skip, take) for path, skip, take in files]
+    version = hashlib.sha256(repr((directory.name, sizes, taken)).encode()).hexdigest()
     facts = headers.look(
         reader.heads,
         size,
@@ -309,16 +307,8 @@ def _open_split(
     )
 
 
-def _files_sha256(split: str, files: Sequence[Any], info: Any, directory: Any) -> str:
-    """Hash the version, the shards and their sizes, wherever they lie."""
-    named = [name for name in info.splits if name in re.findall(r"\w+", split)]
-    whole = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in named]
-    taken = [(os.path.basename(name), skip, take) for name, skip, take in files]
-    return hashlib.sha256(repr((directory.name, whole, taken)).encode()).hexdigest()
-
-
-def _no_split(name: str, split: str, known: Any) -> DataError:
-    sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in known.items())
+def _no_split(name: str, split: str, splits: Any) -> DataError:
+    sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in splits.items())
     return grammar.no_split(name, split, sizes)
 
 
@@ -343,8 +333,14 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
     cached = _cached_index(split, info, directory)
     for place in (directory, cached):
         index = subsets.read_index(place, split)
-        if index is not None and _fits(index, reader, len(source)):
-            return index
+        if index is not None and len(index.labels) == len(source):
+            rows = sorted({0, len(source) // 2, len(source) - 1})  # which tell whether it fits
+            of_records = [
+                (reader.label(row, feature), reader.name(feature))
+                for row, feature in zip(rows, reader.features(rows), strict=True)
+            ]
+            if of_records == [(index.labels[row], index.names[row]) for row in rows]:
+                return index
     labels = np.empty(len(source), np.int32)
     names: list[bytes] = []
     what = f"labels of {source.where()}, once"
@@ -364,39 +360,27 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
     return subsets.Index(labels, np.asarray(names, np.bytes_))
 
 
-def _with_label_notes(source: Source, split: str, info: Any, directory: Any) -> Source:
-    """Say what is unusual in the labels of a whole split, where reading them costs little."""
-    if len(source) > _SEVERAL:
-        return source
-    reader: Any = source.read
-    places = (directory, _cached_index(split, info, directory))
-    there = (subsets.read_index(place, split) for place in places)
-    labels = next(
-        (index.labels for index in there if index and len(index.labels) == len(source)), None
-    )
-    if labels is None and len(source) > _FEW:
-        return source
-    if labels is None:
-        try:
-            pairs = enumerate(reader.features(range(len(source))))
-            labels = np.array([reader.label(place, feature) for place, feature in pairs])
-        except DataError:  # a damaged record, which is named where it is used
-            return source
-    notes = plausibility.of_labels(dataclasses.replace(source, labels=labels))
-    return dataclasses.replace(source, notes=(*source.notes, *notes))
-
-
 def _cached_index(split: str, info: Any, directory: Any) -> Any:
     key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
     return subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def _fits(index: subsets.Index, reader: _Reader, size: int) -> bool:
-    """Tell whether an index is of these records, by their number and three of them."""
-    if len(index.labels) != size:
-        return False
-    rows = sorted({0, size // 2, size - 1})
-    return all(
-        reader.label(row, feature) == index.labels[row] and reader.name(feature) == index.names[row]
-        for row, feature in zip(rows, reader.features(rows), strict=True)
-    )
+def _with_label_notes(source: Source, split: str, info: Any, directory: Any) -> Source:
+    """Say what is unusual in the labels of a whole split, where reading them costs little."""
+    size = len(source)
+    if size > _SEVERAL:
+        return source
+    reader: Any = source.read
+    places = (directory, _cached_index(split, info, directory))
+    indices = (subsets.read_index(place, split) for place in places)
+    labels = next((i.labels for i in indices if i and len(i.labels) == size), None)
+    if labels is None:
+        if size > _FEW:
+            return source
+        try:
+            pairs = enumerate(reader.features(range(size)))
+            labels = np.array([reader.label(place, feature) for place, feature in pairs])
+        except DataError:  # a damaged record, which is named where it is used
+            return source
+    notes = plausibility.of_labels(dataclasses.replace(source, labels=labels))
+    return dataclasses.replace(source, notes=(*source.notes, *notes))

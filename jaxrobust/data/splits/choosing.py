@@ -17,50 +17,49 @@ def choose(
     split: str,
     choice: subsets.SubsetChoice,
     index: Callable[[], tuple[np.ndarray, Iterable[str] | None]],
+    *,
+    where: str = "",
+    has_all_classes: bool = True,
 ) -> Source:
     """Keep the records of a split that a choice and a part leave.
 
     `index` gives the labels of all records and the names of their files, None where there are none;
-    it is called when what can be refused without reading records has been refused.
+    it is called when what can be refused without reading records has been refused. `where` names
+    the split in messages, and `has_all_classes` tells whether its labels are the data set's.
     """
     classes, ids, _ = choice
     if classes is None and ids is None and parsed.part is None:
         return source
-    where, wanted, lookup = source.where(), None, None
+    where, lookup = where or source.where(), None
+    changes: dict[str, Any] = {}
     if classes is not None:
         wanted = subsets.class_labels(classes, source.classes, source.num_classes, where)
         lookup = np.full(source.num_classes, -1, np.int32)
         lookup[wanted] = np.arange(len(wanted))
+        changes = {"num_classes": len(wanted), "classes": tuple(name for _, name in classes)}
     labels, names = index()
+    source = dataclasses.replace(source, labels=labels)
     rows: Any = np.arange(len(source))
     if ids is not None:
         if names is None:
-            raise no_names(source)
+            raise DataError(f"{where} has no file names, by which ids could choose records")
         # A list names ImageNet's classes; where others name them, only the labels compare.
         others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
         folders = () if ids.imagenet and others else source.classes
-        rows = subsets.find(ids, labels, names, folders, where, whole=True)
+        rows = subsets.find(ids, labels, names, folders, where, has_all_classes=has_all_classes)
+        source = dataclasses.replace(source, files_sha256=None)  # the ids say which records
+        changes["ids_sha256"] = ids.sha256
+    chosen = labels[rows]
     if lookup is not None:
-        inside = lookup[labels[rows]] >= 0
+        chosen, inside = lookup[chosen], lookup[chosen] >= 0
         if ids is not None and not inside.all():
             foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
             raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
-        rows = rows[inside]
+        rows, chosen = rows[inside], chosen[inside]
+        if not len(rows):
+            raise DataError(f"{where} has no record of data.classes; name other classes")
     part = grammar.rows(parsed.part, len(rows), f"data set {source.name!r}, split {split!r}")
-    source, changes = dataclasses.replace(source, labels=labels), dict[str, Any]()
     if parsed.part is not None:
-        of_split = labels[rows] if lookup is None else lookup[labels[rows]]
-        classes_left = source.num_classes if wanted is None else len(wanted)
-        changes["split_counts"] = np.bincount(of_split, minlength=classes_left)
-    if ids is not None:  # which say themselves which records these are
-        source = dataclasses.replace(source, files_sha256=None)
-        changes["ids_sha256"] = ids.sha256
-    if wanted is not None:
-        names_left = tuple(name for _, name in classes or ())
-        changes |= {"num_classes": len(wanted), "classes": names_left}
+        count = changes.get("num_classes", source.num_classes)
+        changes["split_counts"] = np.bincount(chosen, minlength=count)
     return subsets.view(source, rows[part.start : part.stop], lookup, split=split, **changes)
-
-
-def no_names(source: Source) -> DataError:
-    """Return the refusal of a list of ids for a data set whose records have no names."""
-    return DataError(f"{source.where()} has no file names, by which ids could choose records")

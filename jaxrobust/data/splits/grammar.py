@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 from jaxrobust.data.source import KINDS, DataError
@@ -34,6 +34,15 @@ def parse(split: str) -> SplitExpression | None:
 def present(name: str, there: Container[str]) -> str | None:
     """Find the existing split of a name, or of the name that means the same."""
     return next((split for split in (name, SAME.get(name)) if split in there), None)
+
+
+def find(name: str, split: str, sizes: Mapping[str, object]) -> tuple[SplitExpression, str]:
+    """Parse a split of a data set, and find which of those with these `sizes` it is."""
+    parsed = parse(split)
+    part = parsed and present(parsed.name, sizes)
+    if not parsed or not part:
+        raise no_split(name, split, ", ".join(f"{key} ({size})" for key, size in sizes.items()))
+    return parsed, part
 
 
 def no_split(name: str, split: str, there: str) -> DataError:
@@ -111,16 +120,12 @@ def _share(one: str, other: str, data_set: str) -> bool:
         return False
     if a.ids and b.ids and a.ids != b.ids:
         return subsets.common(a.ids, b.ids, data_set)
-    if a.ids != b.ids or None in (a.part, b.part):
+    if a.ids != b.ids or a.part is None or b.part is None:
         return True
-    return _parts_share(str(a.part), str(b.part))
-
-
-def _parts_share(one: str, other: str) -> bool:
-    if any((sign in one) != (sign in other) for sign in "%-"):
+    if any((sign in a.part) != (sign in b.part) for sign in "%-"):
         return True  # how many records there are would tell
     try:
-        first, second = rows(one, _MANY, one), rows(other, _MANY, other)
+        first, second = (rows(part, _MANY, part) for part in (a.part, b.part))
     except DataError:  # TFDS knows other parts, such as those in shards
         return True
     return max(first.start, second.start) < min(first.stop, second.stop)

@@ -127,7 +127,14 @@ def files_below(path: str | os.PathLike) -> list[str]:
 def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
     """Return the content of local files, or of a bucket's, which are fetched at once."""
     if not paths or not is_remote(paths[0]):
-        return [_read_local(path, remedy) for path in paths]
+        contents = []
+        for path in paths:
+            try:
+                contents.append(Path(path).read_bytes())
+            except OSError as error:
+                reason = error.strerror or error
+                raise DataError(f"{path} cannot be read ({reason}); {remedy}") from error
+        return contents
     with reading(paths[0]):
         files, _ = file_system(paths[0])
         # `cat_ranges` of no range: `cat` would take [, ? and * in a name for patterns.
@@ -137,10 +144,3 @@ def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
             reason = " ".join(str(content).split()) or type(content).__name__
             raise DataError(f"{path} cannot be read ({reason}); {remedy}") from content
     return contents
-
-
-def _read_local(path: str, remedy: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error

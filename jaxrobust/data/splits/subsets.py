@@ -5,7 +5,6 @@ The index of a split lies beside its records: `jaxrobust-index-SPLIT.npz` with `
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import os
@@ -90,7 +89,11 @@ def read_ids(name: str, data_set: str = "") -> Ids:
     if pinned and pinned["sha256"].lower() not in (digest, _sha256(lines)):
         wanted = pinned["sha256"].lower()
         raise DataError(f"the list of ids {file} has the sha256 {digest}, not {wanted}")
-    if absolute := [line for line in lines if _is_absolute(line)]:
+    if absolute := [
+        line
+        for line in lines
+        if line.startswith("/") or "://" in line or PureWindowsPath(line).is_absolute()
+    ]:
         what = f"absolute paths: {first_few(absolute)}"
         raise DataError(f"the list of ids {file} has {what}; ids are CLASS/FILE or FILE")
     if repeated := [line for line, count in Counter(lines).items() if count > 1]:
@@ -108,8 +111,10 @@ def common(one: str, other: str, data_set: str = "") -> bool:
         lists = [read_ids(name, data_set).lines for name in (one, other)]
     except DataError:
         return True
-    whole = all("/" in line for lines in lists for line in lines)
-    names = [{line if whole else line.rpartition("/")[2] for line in lines} for lines in lists]
+    have_folders = all("/" in line for lines in lists for line in lines)
+    names = [
+        {line if have_folders else line.rpartition("/")[2] for line in lines} for lines in lists
+    ]
     return not names[0].isdisjoint(names[1])
 
 
@@ -128,10 +133,10 @@ def read_classes(name: str) -> list[tuple[int | None, str]]:
 
 
 def class_labels(
-    wanted: Sequence[tuple[int | None, str]], known: Sequence[str], num_classes: int, where: str
+    wanted: Sequence[tuple[int | None, str]], names: Sequence[str], num_classes: int, where: str
 ) -> list[int]:
-    """Look up the labels of a list's classes; `known` are the data set's names, if it has any."""
-    if not known:
+    """Look up the labels of a list's classes; `names` are those of the data set, if it has any."""
+    if not names:
         bad = [name for index, name in wanted if index is None or index >= num_classes]
         if bad:
             raise DataError(
@@ -139,11 +144,11 @@ def class_labels(
                 f"their indices, INDEX<TAB>NAME, which it does not for {first_few(bad)}"
             )
         return [index for index, _ in wanted if index is not None]
-    labels = {name: label for label, name in enumerate(known)}
+    labels = {name: label for label, name in enumerate(names)}
     if unknown := [name for _, name in wanted if name not in labels]:
         raise DataError(
-            f"{where} does not have the classes {first_few(unknown)}; its {len(known)} classes "
-            f"are {first_few(list(known))}"
+            f"{where} does not have the classes {first_few(unknown)}; its {len(names)} classes "
+            f"are {first_few(list(names))}"
         )
     return [labels[name] for _, name in wanted]
 
@@ -155,7 +160,7 @@ def find(
     classes: Sequence[str],
     where: str,
     *,
-    whole: bool,
+    has_all_classes: bool,
 ) -> np.ndarray:
     """Find the records `int64[K]` of a list of ids, in its order.
 
@@ -163,12 +168,13 @@ def find(
       labels, names: of all records: indices into `classes`, file names relative to their class.
       classes: names; empty where they have none.
       where: the data set, for messages.
-      whole: whether the labels are those of all the data set's classes.
+      has_all_classes: whether the labels are those of all the data set's classes.
     """
-    classes = classes or (imagenet.synsets() if whole and ids.imagenet else ())
+    classes = classes or (imagenet.synsets() if has_all_classes and ids.imagenet else ())
     if not classes and any("/" in line for line in ids.lines):
         raise DataError(f"{where} does not name its classes; write ids as the files' names alone")
-    if foreign := sorted({f for line in ids.lines if (f := _folder(line))} - set(classes)):
+    folders = {line.partition("/")[0] for line in ids.lines if "/" in line}
+    if foreign := sorted(folders - set(classes)):
         lacks = f"are of classes that {where} does not have: {first_few(foreign)}"
         raise DataError(f"ids of {ids.name} {lacks}")
     records, elsewhere, several = _matched(ids, labels, names, classes)
@@ -186,8 +192,14 @@ def find(
     if missing:
         of = f"{len(missing)} of the {len(ids.lines)} images of {ids.name}"
         raise DataError(f"{where} lacks {of}: {first_few(missing)}")
-    if ids.imagenet and whole:
-        _check_labels(ids, labels[records], where)
+    if ids.imagenet and has_all_classes:
+        expected = {synset: label for label, synset in enumerate(imagenet.synsets())}
+        for line, label in zip(ids.lines, labels[records].tolist(), strict=True):
+            if label != (right := expected[line.partition("/")[0]]):
+                raise DataError(
+                    f"{where} has the label {label} for {line}, which is class {right} of "
+                    "ImageNet's 1,000: its labels are others"
+                )
     return records
 
 
@@ -206,37 +218,48 @@ def _matched(
     several: list[str] = []
     for record, name in enumerate(names):
         for row in rows_of.get(name.rpartition("/")[2], ()):
-            folder, _, rest = ids.lines[row].partition("/") if "/" in ids.lines[row] else ("",) * 3
-            if folder and folder != classes[labels[record]]:
+            folder, slash, path = ids.lines[row].partition("/")
+            if slash and folder != classes[labels[record]]:
                 elsewhere[row] = int(labels[record])
-            elif not folder or rest == name:
+            elif not slash or path == name:
                 if records[row] >= 0:
                     several.append(ids.lines[row])
                 records[row] = record
     return records, elsewhere, several
 
 
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """Reads and names the records `rows` of a source; a label becomes `lookup[label]`."""
+
+    source: Source
+    rows: Sequence[int]
+    lookup: np.ndarray | None
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        records = self.source.read([int(self.rows[index]) for index in indices])
+        if self.lookup is None:
+            return records
+        return [Record(image, int(self.lookup[label])) for image, label in records]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(int(self.rows[index]))
+
+
 def view(
     source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes: Any
 ) -> Source:
     """Select the records `rows`, in that order; with `lookup` a label becomes `lookup[label]`."""
-    files = source.files_sha256
+    files, labels, places = source.files_sha256, source.labels, np.asarray(rows, np.int64)
     if files is not None:
-        chosen = hashlib.sha256(files.encode() + np.asarray(rows, np.int64).tobytes())
+        chosen = hashlib.sha256(files.encode() + places.tobytes())
         chosen.update(b"" if lookup is None else lookup.tobytes())
         files = chosen.hexdigest()
-    labels = None if source.labels is None else source.labels[np.asarray(rows, np.int64)]
-    if labels is not None and lookup is not None:
-        labels = lookup[labels]
-    return dataclasses.replace(
-        source,
-        size=len(rows),
-        files_sha256=files,
-        labels=labels,
-        read=functools.partial(_read_view, read=source.read, rows=rows, lookup=lookup),
-        describe=functools.partial(_describe_view, describe=source.describe, rows=rows),
-        **changes,
-    )
+    if labels is not None:
+        labels = labels[places] if lookup is None else lookup[labels[places]]
+    reader = _View(dataclasses.replace(source, labels=None), rows, lookup)
+    changes |= {"read": reader, "describe": reader.describe}
+    return dataclasses.replace(source, size=len(rows), files_sha256=files, labels=labels, **changes)
 
 
 def index_name(split: str) -> str:
@@ -274,35 +297,6 @@ def read_index(directory: str | os.PathLike, split: str) -> Index | None:
     return index if fits and index.names.dtype.kind == "S" else None
 
 
-def _check_labels(ids: Ids, labels: np.ndarray, where: str) -> None:
-    expected = {synset: label for label, synset in enumerate(imagenet.synsets())}
-    for line, label in zip(ids.lines, labels.tolist(), strict=True):
-        if label != (right := expected[_folder(line)]):
-            which = f"which is class {right} of ImageNet's 1,000: its labels are others"
-            raise DataError(f"{where} has the label {label} for {line}, {which}")
-
-
-def _folder(line: str) -> str:
-    return line.partition("/")[0] if "/" in line else ""
-
-
-def _read_view(
-    indices: Sequence[int],
-    *,
-    read: Callable[[Sequence[int]], list[Record]],
-    rows: Sequence[int],
-    lookup: np.ndarray | None,
-) -> list[Record]:
-    records = read([int(rows[index]) for index in indices])
-    if lookup is None:
-        return records
-    return [Record(record.image, int(lookup[record.label])) for record in records]
-
-
-def _describe_view(index: int, *, describe: Callable[[int], str], rows: Sequence[int]) -> str:
-    return describe(int(rows[index]))
-
-
 def _read_list(file: str, problem: str) -> bytes:
     path = storage.place(file)
     try:
@@ -320,10 +314,6 @@ def _lines(content: bytes, file: str) -> tuple[str, ...]:
     if not lines:
         raise DataError(f"the list {file} is empty; write one name a line")
     return lines
-
-
-def _is_absolute(line: str) -> bool:
-    return line.startswith("/") or "://" in line or PureWindowsPath(line).is_absolute()
 
 
 def _sha256(lines: Sequence[str]) -> str:

@@ -1,12 +1,17 @@
-"""A split as arrays in memory, for notebooks and for whoever brings a network of his own."""
+"""A split as arrays in memory, or as images that are prepared when they are asked for."""
 
 import contextlib
+import functools
+import hashlib
 import os
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrobust.data.source import content_hashes
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import loading, pipeline
@@ -14,6 +19,8 @@ from jaxrobust.data.transforms import preparing
 
 _BATCH = 256
 _USUAL_SIZE = 224  # of photographs, where nothing says another one
+_READ = 256  # records at a time, where only their labels are wanted
+_THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
 
 
 class ImageArrays(NamedTuple):
@@ -102,3 +109,69 @@ def _size(source: registry.Source, preprocessing: str | None) -> int:
         return shape[0]
     transform = preparing.evaluation_transform(preparing.resolve(preprocessing, shape[0]))
     return transform(np.zeros(shape, np.uint8)).shape[0]
+
+
+class Prepared:
+    """N images of a source as an evaluation takes them, an `evaluation.ImageSet`.
+
+    `prepared[rows]` makes the images of the rows i[n] again: f32[n,H,W,C] in [0, 1]. `ids` int64[N]
+    are their places in the split, and `choice` names the rule that chose them (`spread.choice`).
+    """
+
+    def __init__(
+        self,
+        source: registry.Source,
+        *,
+        image_size: int,
+        preprocessing: str,
+        images: int = 0,
+        places: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Take `images` of a source, spread over its classes (0: all), or those at some places.
+
+        `preprocessing` is a resolved id.
+        """
+        self._prepared = loading.Evaluated(source, image_size, preprocessing)
+        self.ids = np.asarray(spread.places(source, images) if places is None else places)
+        self.choice = spread.choice(source, images) if places is None else None
+        self.shape = (len(self.ids), *self._prepared.shape)
+        self._pool = ThreadPoolExecutor(_THREADS)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Return the images of these rows, in their order."""
+        places = self.ids[rows]
+        if not len(places):
+            return np.zeros((0, *self.shape[1:]), np.float32)
+        read = self._pool.map(self._read, places.tolist())
+        return np.stack([np.divide(image, np.float32(255), dtype=np.float32) for image in read])
+
+    def _read(self, index: int) -> np.ndarray:
+        ((image, _),) = self._prepared([index])
+        assert image is not None, "strict"
+        return image
+
+    @functools.cached_property
+    def _hashes(self) -> tuple[str, np.ndarray]:
+        content, hashes = content_hashes(self._prepared.source, self.ids.tolist())
+        identity = f"{content} {self._prepared.preprocessing} {self.shape}"
+        shortened = [f"f{sha256[:8]}" for sha256 in hashes]
+        return hashlib.sha256(identity.encode()).hexdigest(), np.array(shortened, str)
+
+    def content_sha256(self) -> str:
+        """Hash the images' bytes, their labels and how they are prepared; nothing is decoded."""
+        return self._hashes[0]
+
+    def image_hashes(self) -> np.ndarray:
+        """Hash the encoded bytes of each image by itself, str[N]: f and 8 digits."""
+        return self._hashes[1]
+
+    def labels(self) -> np.ndarray:
+        """Read i32[N], for which no image is decoded."""
+        source = self._prepared.source
+        if source.labels is not None:
+            return np.asarray(source.labels[self.ids], np.int32)
+        parts = (self.ids[i : i + _READ].tolist() for i in range(0, len(self), _READ))
+        return np.array([record.label for part in parts for record in source.read(part)], np.int32)

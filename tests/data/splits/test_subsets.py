@@ -332,6 +332,17 @@ class PreparedTest(SubsetTest):
         self.assertEqual({file[:3] for file in files(source)}, {"cat"})
         self.assertRegex(source.describe(0), r"^record \d of .*pets-val.array_record-0000\d-of-")
 
+    def test_classes_without_a_record(self):
+        """It was an IndexError."""
+        self.write_prepared(("ant/1.jpg", "dog/2.jpg"))
+        for split in ("val", "val[:50%]"):
+            self.assert_refused(
+                "'pets', split 'val' has no record of data.classes; name other classes",
+                "prepared",
+                split,
+                classes=self.list("bee"),
+            )
+
     def test_without_class_names(self):
         digits = [f"{c}/{c}_{i}.jpg" for c in range(4) for i in range(3)]
         self.write_prepared(digits, names=("0", "1", "2", "3"))

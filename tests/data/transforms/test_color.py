@@ -9,7 +9,7 @@ from absl.testing import parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data.transforms import augmentations, color, operations
+from jaxrobust.data.transforms import augmentations, operations
 from tests.support import sweeps
 from tests.support.images import pattern, photographs, torchvision
 
@@ -32,24 +32,24 @@ class ColorTest(parameterized.TestCase):
     @sweeps.rows((0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1))
     def test_jitter_makes_the_bytes_of_torchvision(self, *order):
         torch, vision = torchvision(self)
-        ranges = color.jitter_ranges(0.4, 0.3, 0.5, 0.2)
+        ranges = augmentations.jitter_ranges(0.4, 0.3, 0.5, 0.2)
         theirs = vision.transforms.ColorJitter(0.4, 0.3, 0.5, 0.2)
         for image, shares in itertools.product(
             pictures(), ((0.0, 1.0, 0.3, 1.0), (0.7, 0.1, 0.9, 0.365), (1.0, 0.5, 0.0, 0.635))
         ):
             rng = Draws(random=np.array([np.argsort(order), shares]))
-            numbers = dict(color.draw_jitter(rng, ranges))
+            numbers = dict(augmentations.draw_jitter(rng, ranges))
             drawn = (torch.tensor(order), *(numbers[index] for index in range(4)))
             with mock.patch.object(theirs, "get_params", lambda *_, drawn=drawn: drawn):
                 expected = theirs(image)
-            ours = color.jitter(image, rng, ranges=ranges)
+            ours = augmentations.jitter(image, rng, ranges=ranges)
             np.testing.assert_array_equal(ours, expected)
 
     def test_jitter_draws_the_numbers_and_orders_of_torchvision(self):
         torch, vision = torchvision(self)
         torch.manual_seed(0)
         theirs = vision.transforms.ColorJitter(0.4, 0.3, 1.5, 0.2)
-        ranges = color.jitter_ranges(0.4, 0.3, 1.5, 0.2)
+        ranges = augmentations.jitter_ranges(0.4, 0.3, 1.5, 0.2)
         np.testing.assert_allclose(
             ranges, [theirs.brightness, theirs.contrast, theirs.saturation, theirs.hue]
         )
@@ -61,7 +61,7 @@ class ColorTest(parameterized.TestCase):
             )
             expected_orders.append(tuple(order.tolist()))
             expected.append(drawn)
-            ours = color.draw_jitter(rng, ranges)
+            ours = augmentations.draw_jitter(rng, ranges)
             orders.append(tuple(index for index, _ in ours))
             numbers.append([number for _, number in sorted(ours)])
         for ours, theirs in zip(np.transpose(numbers), np.transpose(expected), strict=True):
@@ -73,7 +73,10 @@ class ColorTest(parameterized.TestCase):
 
     def test_numbers_of_no_jitter_change_nothing(self):
         self.assertEqual(
-            color.draw_jitter(np.random.default_rng(0), color.jitter_ranges(0, 0, 0, 0)), []
+            augmentations.draw_jitter(
+                np.random.default_rng(0), augmentations.jitter_ranges(0, 0, 0, 0)
+            ),
+            [],
         )
 
     @sweeps.rows((0.5, 127), (-0.5, 129), (0.25, 63), (1 / 512, 0), (0, 0))
@@ -104,14 +107,14 @@ class ColorTest(parameterized.TestCase):
             ("jitter(0.4, 0, 0.2, 0.05)", (0.4, 0, 0.2, 0.05)),
         ):
             (op,) = augmentations.chain(text, 32).augment.keywords["ops"]
-            self.assertEqual(op.keywords["ranges"], color.jitter_ranges(*numbers), text)
+            self.assertEqual(op.keywords["ranges"], augmentations.jitter_ranges(*numbers), text)
 
     def test_ranges_up_to_half_of_the_circle(self):
-        ranges = color.jitter_ranges(0.25, 1.5, 0, 0.5)
+        ranges = augmentations.jitter_ranges(0.25, 1.5, 0, 0.5)
         self.assertEqual(ranges, ((0.75, 1.25), (0, 2.5), (1, 1), (-0.5, 0.5)))
         for wrong in ((0, 0, 0, 0.501), (-0.1, 0, 0, 0), (0, -0.1, 0, 0), (0, 0, -0.1, 0)):
             with self.assertRaisesRegex(ValueError, "numbers are 0 or more, and the hue's 0.5"):
-                color.jitter_ranges(*wrong)
+                augmentations.jitter_ranges(*wrong)
 
     @sweeps.rows((0, "Desaturate"), (1, "Solarize"), (2, "GaussianBlurRand"))
     def test_one_of_three_makes_the_bytes_of_timm(self, which, name):
@@ -124,7 +127,7 @@ class ColorTest(parameterized.TestCase):
             with mock.patch.object(auto_augment.random, "uniform", lambda *_, r=radius: r):
                 expected = op(image)
             rng = Draws(integers=which, random=0.5, uniform=radius)
-            np.testing.assert_array_equal(color.three_augment(image, rng), expected)
+            np.testing.assert_array_equal(augmentations.three_augment(image, rng), expected)
 
     def test_one_of_three_is_drawn_as_timm_does(self):
         torchvision(self)  # or skip
@@ -151,7 +154,7 @@ class ColorTest(parameterized.TestCase):
             mock.patch.object(operations, "blur", record("GaussianBlurRand")),
         ):
             for _ in range(15_000):
-                color.three_augment(image, rng)
+                augmentations.three_augment(image, rng)
         kinds = ("Desaturate", "Solarize", "GaussianBlurRand")
         table = [[[n for n, _ in drawn].count(k) for k in kinds] for drawn in (ours, expected)]
         self.assertGreater(stats.chi2_contingency(table).pvalue, 1e-3)
@@ -162,7 +165,9 @@ class ColorTest(parameterized.TestCase):
             self.assertGreater(stats.ks_2samp(*numbers).pvalue, 1e-3, kind)
 
     @sweeps.rows(
-        (color.grey, {}), (color.solarize, {"threshold": 100}), (color.blur, {"radii": (1, 1)})
+        (augmentations.grey, {}),
+        (augmentations.solarize, {"threshold": 100}),
+        (augmentations.blur, {"radii": (1, 1)}),
     )
     def test_single_changes_happen_with_their_probability(self, op, options):
         image, rng = Image.fromarray(pattern(8, 9)), np.random.default_rng(0)
