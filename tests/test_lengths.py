@@ -1,7 +1,5 @@
 """Lengths in pixels of [0, 1]: whatever can only be meant in 0..255 is refused with its remedy."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
@@ -44,11 +42,6 @@ PGD = {"attack__name": "pgd"}
 GAUSS = PGD | {"attack__start": "gauss"}
 
 
-def question(**more):
-    fixed = SimpleNamespace(step=None, relative_step=None)
-    return SimpleNamespace(**(vars(fixed) | more))
-
-
 # What takes a length, by its name; called with the length.
 LENGTHS = {
     "epsilon of pgd": lambda v: attacks.pgd(epsilon=v, steps=2),
@@ -84,7 +77,7 @@ LENGTHS = {
         chosen_values.NetworkChoice(norm="linf", epsilon=f"{v:g}"), 32
     ),
     "sigma": lambda v: smoothing.check(smoothing.Smoothing(v)),
-    "--step": lambda v: questions._check_fixed(question(step=v), "linf"),
+    "--step": lambda v: questions._check_fixed(questions.GivenFlags(step=v), "linf"),
     "--step_size": lambda v: analyses.checked({"analysis": "synthesis", "step_size": v}, {}),
     "epsilon of a config": lambda v: checked(attack__epsilon=v),
     "attack.step_size": lambda v: checked(**PGD, attack__step_size=v),
@@ -98,7 +91,7 @@ LARGER = {
     "epsilon of l2": lambda v: Threat("l2", v),
     "step_size of l2": lambda v: attacks.pgd(norm="l2", epsilon=v, steps=2, step_size=v),
     "step_size of l1": lambda v: attacks.pgd(norm="l1", epsilon=v, steps=2, step_size=v),
-    "--step of l2": lambda v: questions._check_fixed(question(step=v), "l2"),
+    "--step of l2": lambda v: questions._check_fixed(questions.GivenFlags(step=v), "l2"),
     "attack.step_size of l2": lambda v: checked(
         **PGD, attack__norm="l2", attack__epsilon=v, attack__step_size=v
     ),
