@@ -129,7 +129,7 @@ class IdentityTest(parameterized.TestCase):
         evaluated(twins.network(twins.through_python(1.0), WEIGHTS), self.ledger)
         evaluated(twins.network(twins.through_python(1.0), WEIGHTS), self.ledger)
         other = twins.network(twins.through_python(1.1), WEIGHTS)
-        self.refused("logits on eight noisy images are others", other)
+        self.refused("logits on eight noisy images differ", other)
 
     def test_a_search_network_with_masked_gradients(self):
         """It decides nothing, but what it does not find stays robust."""
@@ -180,7 +180,7 @@ class IdentityTest(parameterized.TestCase):
     def test_another_version_excuses_no_other_gradient(self, front):
         evaluated(twins.network(twins.FRONTS[front], WEIGHTS), self.ledger)
         self.by_another_version()
-        said = r"gradients on eight noisy images are others \(there .*jax 0.9.9"
+        said = r"gradients on eight noisy images differ \(there .*jax 0.9.9"
         self.refused(said, twins.network(twins.straight_through, WEIGHTS))
 
     @parameterized.parameters("arrays", "images")
@@ -206,7 +206,7 @@ class IdentityTest(parameterized.TestCase):
         )
         evaluated(open_, self.ledger)
         taken = tracing.argument("", masked, sharding.make_mesh())
-        own = fingerprint.of_network(taken, IMAGES, each=8)
+        own = fingerprint.of_network(taken, IMAGES, batch=8)
         self.assertNotEqual(replay.source(self.ledger).network, list(own.exact.values()))
 
 
@@ -951,7 +951,7 @@ class NotFiniteTest(parameterized.TestCase):
         batch = (jnp.zeros((4, 1, 1, 3)), numbers, numbers == 0, numbers)
         attack = lambda logits_fn, key, images, labels: images  # noqa: E731
         how = accuracy.Judging(net, attack, "float32", moved=True)
-        found = accuracy.judged({}, {}, *batch, jax.random.key(0), how=how)
+        found = accuracy.judged({}, {}, *batch, jax.random.key(0), judging=how)
         np.testing.assert_array_equal(found["clean"], [False, True, False, False])
         np.testing.assert_array_equal(found["finite"], [False, True, False, False])
         np.testing.assert_array_equal(found["reached"], [-1, 0, -1, -1])
@@ -991,7 +991,7 @@ class SearchSampleTest(parameterized.TestCase):
                 self.assertAlmostEqual(happen, 0.05, places=9)
 
     def searched(self, **changes):
-        with mock.patch("jaxrobust.evaluation.engine.cascade._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.engine.turns._SAMPLE", 4):
             return evaluated(plain, **changes)
 
     def test_none_of_the_sample_fell(self):
@@ -1006,7 +1006,7 @@ class SearchSampleTest(parameterized.TestCase):
             said["robust_at_least"], (survivors - bound * (survivors - 4)) / len(IMAGES)
         )
         for text in (found.flags["search-gap"], found.table()):
-            self.assertIn(f"excludes no more than a share above {bound:.1%}", text)
+            self.assertIn(f"no more than {bound:.1%} may fall so", text)
             self.assertIn(f"of the other {survivors - 4} up to", text)
 
     def test_some_of_the_sample_fell_so_all_were_searched(self):

@@ -187,7 +187,7 @@ def _answering(
     logits_fn: Callable[..., Array], images: np.ndarray, labels: np.ndarray, batch_size: int
 ) -> fingerprint.Fingerprint:
     network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
-    known = fingerprint.of_network(network, images, each=batch_size, labels=labels)
+    known = fingerprint.of_network(network, images, batch=batch_size, labels=labels)
     if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         logits = [
@@ -236,7 +236,7 @@ def _stepped(
     def judged(network: Any, *batch: Array) -> dict[str, Array]:
         net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
         how = accuracy.Judging(net, attack, "float32", norm=ball.norm, moved=True)
-        return accuracy.judged({}, {}, *batch, how=how)
+        return accuracy.judged({}, {}, *batch, judging=how)
 
     for first in range(0, max(len(ids), 1), batch_size):
         which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.commands import report
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
-from jaxrobust.evaluation.network import first_figure
+from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.questions import command, flags
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.devices import compilation
@@ -58,9 +58,9 @@ class ShippedTest(parameterized.TestCase):
         sizes = {"image_size": 8, "preprocessing": "none", "images": len(source)}
         net, params, stats, _ = load.load("quickstart")
         given = Weights(params, stats), Prepared(source, **sizes)
-        self.assertAlmostEqual(first_figure.clean(net, *given), records()["train"]["clean"])
+        self.assertAlmostEqual(accuracy.clean_share(net, *given), records()["train"]["clean"])
         broken = params | {"head.fc.bias": np.full(10, np.nan, np.float32)}
-        self.assertEqual(first_figure.clean(net, Weights(broken, stats), given[1]), 0)
+        self.assertEqual(accuracy.clean_share(net, Weights(broken, stats), given[1]), 0)
 
 
 class FlagsTest(parameterized.TestCase):

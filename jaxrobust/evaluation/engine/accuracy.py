@@ -14,6 +14,7 @@ from jaxtyping import Key, UInt8
 
 from jaxrobust import attacks
 from jaxrobust import types as t
+from jaxrobust.data import Prepared
 from jaxrobust.data.source import Source
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
@@ -27,6 +28,9 @@ from jaxrobust.runtime.text.progress import LinePart, say, watched
 
 Counter = Callable[..., dict[str, t.Array]]
 _COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
+_AT_ONCE = 512  # images of the program of `clean_share`
+# It runs once: what XLA leaves undone costs less than doing it (CPU, quickstart: 0.9 s, not 2.1 s).
+_FAST = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class EvaluatedImages:
     source: Source
     image_size: int  # pixels
     batch_size: int  # of all devices together
-    limit: int = 0  # so many of the split, spread over the classes; 0: all
+    limit: int = 0  # at most this many, spread over the classes; 0: all
     seed: int = 0  # of the attack's draws
     preprocessing: str | None = None  # an id of `evaluation_transform`; None: as training tests
     workers: int = 0  # processes that decode; 0: threads of this one
@@ -63,31 +67,27 @@ def count(
     With a counter of the top 5, `clean_top5` too; and what `found` says. After each batch `between`
     is called, and what it raises ends the count.
     """
-    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
+    totals = dict.fromkeys(("count", "clean", "robust"), 0)
     parts: list[np.ndarray] = []  # answers and labels
-    for judged in _judgements(counter, weights, images, mesh, bar):
+    for counts in _judgements(counter, weights, images, mesh, bar):
         between()
-        mask, answers, labels = (judged.pop(key) for key in ("mask", "answers", "labels"))
+        mask, answers, labels = (counts.pop(key) for key in ("mask", "answers", "labels"))
         parts.append(np.stack([answers, labels])[:, mask])
-        for name, value in judged.items():
+        for name, value in counts.items():
             totals[name] = totals.get(name, 0) + int(value)
-    number = totals.pop("count")
-    reached = {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
-    if not parts:
-        return reached
-    answers, labels = np.concatenate(parts, axis=1)
-    return reached | found(images, answers, labels)
+    n = totals.pop("count")
+    accuracies = {name: total / max(n, 1) for name, total in totals.items()} | {"images": n}
+    return accuracies | (found(images, *np.concatenate(parts, axis=1)) if parts else {})
 
 
 def found(images: EvaluatedImages, answers: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """List what answers to clean images show beside the accuracy: `collapse`, and `doubts`, flags
-    of the images' labels; each where there is something.
-    """
+    """List what else answers to clean images show: `collapse`; `doubts`, flags of the labels."""
     choice = spread.choice(images.source, images.limit)
     doubts = label_checks.check_answers(answers, labels, images.source.num_classes)
     doubts |= spread.choice_flags(images.source, labels, choice)
-    one = collapse.of(answers, labels)
-    return ({"collapse": one._asdict()} if one else {}) | ({"doubts": doubts} if doubts else {})
+    collapsed = collapse.of(answers, labels)
+    facts: dict[str, Any] = {"collapse": collapsed._asdict()} if collapsed else {}
+    return facts | ({"doubts": doubts} if doubts else {})
 
 
 def each(
@@ -98,11 +98,11 @@ def each(
     *,
     bar: str = "",
 ) -> dict[str, np.ndarray]:
-    """Run a counter made with `each` on every image; its arrays are [N], in the split's order."""
+    """Run a counter made with `norm` on every image; its arrays are [N], in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
     for judged in _judgements(counter, weights, images, mesh, bar):
-        kept = judged.pop("count")
-        parts.append({name: values[kept] for name, values in judged.items()})
+        is_image = judged.pop("count")
+        parts.append({name: values[is_image] for name, values in judged.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -122,9 +122,8 @@ def _judgements(
         strict=images.meets is None,
     )
     key = jax.random.key(images.seed)
-    steps = -(-len(images) // images.batch_size)
-    made = 0
-    progress = lambda: f"{bar}: {made} of {steps} batches"  # noqa: E731
+    steps, done = -(-len(images) // images.batch_size), 0
+    progress = lambda: f"{bar}: {done} of {steps} batches"  # noqa: E731
     first_host = bool(bar) and jax.process_index() == 0
     with (
         contextlib.closing(batches),
@@ -132,7 +131,7 @@ def _judgements(
         patience.lasting(progress, here=first_host) as wait,
     ):
         for b in batches:
-            meter.show([PanelRow("batches", [LinePart(f"{made} of {steps}")])], made, steps)
+            meter.show([PanelRow("batches", [LinePart(f"{done} of {steps}")])], done, steps)
             if watched():  # which shows by itself how far it is
                 wait.again()
             if images.meets is not None:
@@ -140,7 +139,7 @@ def _judgements(
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
             with _compiling(counter, bar, (weights, arrays)):
                 judgement = jax.device_get(counter(*weights, *arrays, key))
-            made += 1
+            done += 1
             yield judgement
 
 
@@ -192,17 +191,17 @@ def of_union(searches: Sequence[t.Attack]) -> t.Attack:
 
 @dataclass(frozen=True)
 class Judging:
-    """How images are judged, and what is told of them beside whether they are right.
+    """How images are judged, and what else is measured.
 
     `top5`: clean images whose label is among the five largest logits, if there are more. `moved`:
-    what the attack did to the outputs, see `_moved`, and whether all clean logits are finite.
+    what the attack did to the outputs, see `judged`, and whether all clean logits are finite.
     """
 
     net: t.Classifier
     attack: t.Attack
     dtype: str  # the network's compute type
     top5: bool = False
-    norm: str = "linf"  # of which the perturbations' `norms` are
+    norm: str = "linf"  # in which the perturbations' `norms` are
     moved: bool = False
 
 
@@ -213,24 +212,46 @@ def counter(
     mesh: jax.sharding.Mesh,
     dtype: str = "float32",
     top5: bool = False,
-    each: str | None = None,
+    norm: str | None = None,
 ) -> Counter:
     """Make `counts` of a network of that compute type, jitted for all devices of a mesh.
 
-    With `each`, the norm to tell of perturbations, it is `judged`: what is known image by image.
+    With `norm`, in which perturbations are measured, make `judged`: facts of each image.
     """
-    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
-    how = Judging(net, attack, dtype, top5, norm=each or "linf", moved=bool(each))
+    replicated, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    judging = Judging(net, attack, dtype, top5, norm=norm or "linf", moved=bool(norm))
     return jax.jit(
-        partial(judged if each else counts, how=how),
-        in_shardings=(whole, whole, split, split, split, split, whole),
-        out_shardings=whole,
+        partial(judged if norm else counts, judging=judging),
+        in_shardings=(replicated, replicated, split, split, split, split, replicated),
+        out_shardings=replicated,
     )
 
 
-def counts(*batch: Any, how: Judging) -> dict[str, t.Array]:
+def clean_share(net: t.Classifier, weights: t.Weights, images: Prepared) -> float:
+    """Compute the share of images, f32[N,H,W,C], whose label has the largest of finite logits.
+
+    One small program of up to 512 images at once, announced with the seconds that it took the last
+    time on this machine, unless these were few.
+    """
+    labels, right = images.labels(), np.zeros(len(images), bool)
+    forward = jax.jit(
+        lambda params, stats, points: net.apply(params, stats, points)[0], compiler_options=_FAST
+    )
+    for start in range(0, len(images), _AT_ONCE):
+        part = np.arange(start, min(start + _AT_ONCE, len(images)))
+        operands = (weights.params, weights.stats, images[part])
+        name = compilation.program("clean accuracy", operands)
+        first = "some seconds, the first time"
+        waiting = compilation.waiting("clean accuracy: compiling", name, say, unknown=first)
+        with waiting, jax.default_matmul_precision(t.VERDICT_PRECISION):
+            logits = jax.device_get(forward(*operands))
+        right[part] = checks.is_right(logits, labels[part])
+    return float(right.mean())
+
+
+def counts(*batch: Any, judging: Judging) -> dict[str, t.Array]:
     """Count images of a padded batch that are right, clean and after the attack."""
-    results = judged(*batch, how=how)
+    results = judged(*batch, judging=judging)
     sums = {name: results[name].sum() for name in results if results[name].dtype == bool}
     answers = {name: results[name] for name in ("answers", "labels")}
     return sums | answers | {"mask": results["count"]}
@@ -245,7 +266,7 @@ def judged(
     ids: t.Counts,
     key: Key[t.Array, ""],
     *,
-    how: Judging,
+    judging: Judging,
 ) -> dict[str, t.Array]:
     """Tell which images of a padded batch are right clean, and which still after the attack.
 
@@ -257,13 +278,16 @@ def judged(
     Returns:
       bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
       `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels, the classes of the
-      clean images, `answers`, and those `reached` under the attack, -1 for no answer.
+      clean images, `answers`, and those `reached` under the attack, -1 for no answer. With `moved`
+      too: `stable` (the class stays, right or wrong) and `local_lipschitz`, f32[B],
+      |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
+    Source of the latter two: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to
+      every pixel; parity: tests/evaluation/engine/test_cifar_attacks.py.
     """
-
-    frozen_params = cast(params, jnp.dtype(how.dtype))
+    frozen_params = cast(params, jnp.dtype(judging.dtype))
 
     def logits_fn(x: t.Images) -> t.Logits:
-        return how.net.apply(frozen_params, stats, x)[0]
+        return judging.net.apply(frozen_params, stats, x)[0]
 
     def verdict(x: t.Images) -> tuple[t.Mask, t.Logits]:
         with jax.default_matmul_precision(t.VERDICT_PRECISION):
@@ -273,36 +297,24 @@ def judged(
 
     images = unit_range(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    images_adv = how.attack(logits_fn, keys, images, labels)
+    images_adv = judging.attack(logits_fn, keys, images, labels)
     right, logits = verdict(images)
     clean = right & mask
-    withstands, answers = verdict(images_adv)
+    withstands, logits_adv = verdict(images_adv)
     robust = withstands & clean
-    own, reached = (jnp.where(jnp.isfinite(z).all(-1), z.argmax(-1), -1) for z in (logits, answers))
+    finite = jnp.isfinite(logits).all(-1)
+    answers = jnp.where(finite, logits.argmax(-1), -1)
+    reached = jnp.where(jnp.isfinite(logits_adv).all(-1), logits_adv.argmax(-1), -1)
     delta = (images_adv - images).reshape(len(labels), -1)
-    norms = jnp.linalg.norm(delta, checks.ORDER[how.norm], axis=1)
+    norms = jnp.linalg.norm(delta, checks.ORDER[judging.norm], axis=1)
     results = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
-    results |= {"answers": own.astype(jnp.int32), "reached": reached.astype(jnp.int32)}
-    if how.moved:
-        results |= _moved(images, logits, images_adv, answers, mask)
-        results["finite"] = jnp.isfinite(logits).all(-1) & mask
-    if how.top5 and logits.shape[-1] > 5:
+    results |= {"answers": answers.astype(jnp.int32), "reached": reached.astype(jnp.int32)}
+    if judging.moved:
+        distance = jnp.abs((images - images_adv).reshape(len(images), -1) + 1e-6).max(1)
+        results["stable"] = (logits.argmax(-1) == logits_adv.argmax(-1)) & mask
+        results["local_lipschitz"] = jnp.abs(logits - logits_adv).sum(1) / distance
+        results["finite"] = finite & mask
+    if judging.top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)
-        among = (largest == labels[:, None]).any(-1) & jnp.isfinite(logits).all(-1)
-        results["clean_top5"] = among & mask
+        results["clean_top5"] = (largest == labels[:, None]).any(-1) & finite & mask
     return results
-
-
-def _moved(
-    images: t.Images, logits: t.Logits, images_adv: t.Images, answers: t.Logits, mask: t.Mask
-) -> dict[str, t.Array]:
-    """Compute of each image `stable` (the class stays, right or wrong; False for padding) and
-    `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
-
-    Source: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to every pixel; parity:
-      tests/evaluation/engine/test_cifar_attacks.py.
-    """
-    rows = len(images)
-    apart = jnp.abs((images - images_adv).reshape(rows, -1) + 1e-6).max(1)
-    ratio = jnp.abs(logits - answers).sum(1) / apart
-    return {"stable": (logits.argmax(-1) == answers.argmax(-1)) & mask, "local_lipschitz": ratio}

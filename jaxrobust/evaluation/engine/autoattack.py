@@ -9,27 +9,21 @@ float64 confirm it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.attacks.inputs import check_array
-from jaxrobust.evaluation.engine import engine, ensemble, lots
+from jaxrobust.evaluation.engine import engine, turns
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
-from jaxrobust.evaluation.engine.fast import fast_version
-from jaxrobust.evaluation.engine.ledger import open_ledger
-from jaxrobust.evaluation.engine.outcome import (
-    AttackContext,
-    Outcome,
-    Sample,
-    answers_of,
-    logits_of,
-)
+from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
+from jaxrobust.evaluation.engine.outcome import AttackContext, Outcome, Sample, classified
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
 from jaxrobust.evaluation.network import (
     checks,
@@ -42,15 +36,40 @@ from jaxrobust.evaluation.network import (
 )
 from jaxrobust.evaluation.network import images as image_sets
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
-from jaxrobust.evaluation.network.images import ImageSet, InRange, clipped
+from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, Subset, clipped
 from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.stopping import StopRule
-from jaxrobust.evaluation.records.verdicts import HashedImages
+from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Array, Threat, check_number, unmasked
+from jaxrobust.types import Array, Threat, check_number
+
+
+class _Evaluation(NamedTuple):
+    """A checked call of `autoattack`."""
+
+    runner: engine.Engine
+    images: Any  # clipped to [0, 1]
+    labels: np.ndarray
+    ids: np.ndarray  # u32[N]
+    threat: Threat
+    seed: int
+    settings: list[Setting]
+    full: list[Setting]  # those of its ledger: "fast" does a part of "standard"
+    rule: randomised.VerdictRule | None
+    sources: Sequence[replays.LedgerSource]
+    robust_beyond: np.ndarray  # bool[N]
+    stop: StopRule | None
+    users: Sequence[UserAttack]
+    verbose: bool
+    identity: dict[str, Any]  # of its ledger
+    hashes: np.ndarray = np.zeros(0, str)  # of the images
+
+    def waiting(self, text: str) -> AbstractContextManager[Any]:
+        """Show what is waited for."""
+        return patience.of(text, here=self.verbose and jax.process_index() == 0)
 
 
 def autoattack(
@@ -143,129 +162,53 @@ def autoattack(
     ([True, False], {'apgd-ce': 0.5})
     """
     check_array("labels", labels)
-    labels = np.asarray(labels)
-    held: Any = _held(images)
-    norm = spelling.norm(norm)
-    fast = version == ensembles.FAST
-    kept = "standard" if fast else version  # whose ledger it is
-    settings, whole = (
-        _plan(norm, own, attacks, overrides, users=users, stop=stop) for own in (version, kept)
+    in_memory = hasattr(images, "dtype") or not isinstance(images, ImageSet)
+    if in_memory:
+        check_array("images", images)
+    pixels: Any = np.asarray(images) if in_memory else images
+    labels, norm = np.asarray(labels), spelling.norm(norm)
+    ledger_version = "standard" if version == ensembles.FAST else version
+    settings, full = (
+        _plan(norm, name, attacks, overrides, users=users, stop=stop)
+        for name in (version, ledger_version)
     )
-    how = _verdict(version, rule, draws)
-    within = Threat(norm, check_number("epsilon", epsilon))
+    verdict_rule = _verdict_rule(version, rule, draws)
+    threat = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
-    seed = int(seed)
-    checks.check_images(held, labels)
-    held, overshot = clipped(held) if isinstance(held, np.ndarray) else (InRange(held), None)
-    ids = _ids(image_ids, len(held))
-    beyond = np.zeros(len(held), bool) if robust_beyond is None else np.asarray(robust_beyond)
-    if beyond.shape != (len(held),) or beyond.dtype != bool:
-        raise ValueError(f"robust_beyond: pass {len(held)} booleans, one per image")
+    checks.check_images(pixels, labels)
+    pixels, overshot = clipped(pixels) if in_memory else (InRange(pixels), None)
+    ids = _checked_ids(image_ids, len(pixels))
+    beyond = np.zeros(len(pixels), bool) if robust_beyond is None else np.asarray(robust_beyond)
+    if beyond.shape != (len(pixels),) or beyond.dtype != bool:
+        raise ValueError(f"robust_beyond: pass {len(pixels)} booleans, one per image")
     runner = engine.make(
         logits_fn,
         search_fn=search_fn,
         slots=batch_size,
-        image_size=max(held.shape[1:3]),
-        keyed=how is not None,
-        tally=how.tally if how else "",
+        image_size=max(pixels.shape[1:3]),
+        keyed=verdict_rule is not None,
+        tally=verdict_rule.tally if verdict_rule else "",
     )
-    tell = say if verbose else lambda message: None
-    first = partial(patience.of, here=verbose and jax.process_index() == 0)
-    if runner.keyed and (len(replay) or search_fn is not None):
-        what = (
-            "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
-        )
-        raise ValueError(f"version='rand' {what} out")
-    if fast and (given := _unfit(runner, (), beyond) or "stop" * (stop is not None)):
-        raise ValueError(f"version='fast' does not go with {given}; leave one of them out")
-    if stop is not None and (given := _unfit(runner, replay, beyond)):
-        raise ValueError(
-            f"{given} may change verdicts after a look at them; leave it out, or leave stop out"
-        )
-    user_attacks.check(users, held, ids, within)
-    known = replays.KnownVerdicts([replays.source(Path(path)) for path in replay], beyond)
+    _refuse_combinations(runner, version, len(replay) > 0, bool(beyond.any()), stop)
+    user_attacks.check(users, pixels, ids, threat)
+    sources = [replays.source(Path(path)) for path in replay]
+    identity_facts = {"network": identity if isinstance(identity, str) else None}
+    call = _Evaluation(
+        *(runner, pixels, labels, ids, threat, int(seed), settings, full, verdict_rule),
+        *(sources, beyond, stop, users, verbose, identity_facts | {"version": ledger_version}),
+    )
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
-        with first("tracing the network"):
-            runner = engine.trace(runner, held.shape[1:])
-        classes = runner.traces[0].classes
-        checks.check_images(held, labels, classes=classes)
-        whole = [ensembles.fit(setting, classes, tell) for setting in whole]
-        settings = [ensembles.fit(setting, classes, lambda text: None) for setting in settings]
-        labels = labels.astype(np.int32)
-        if isinstance(held, np.ndarray):
-            held = np.ascontiguousarray(held, np.float32)
-        known_as = identity if isinstance(identity, str) else None
-        with first("looking at what tells this network and these images from others"):
-            own, search = _computed(runner, held, labels, None if known_as else identity)
-            own["images"], hashes = image_sets.hashes(held, labels, ids)
-        evaluation: dict[str, Any] = {
-            "network": known_as,
-            "fingerprint": own,
-            **within.settings(),
-            "attacks": [setting._asdict() for setting in whole],
-            "seed": seed,
-            "version": kept,
-            "search": search,
-            "image": list(held.shape[1:]),
-        } | ({"verdict": how._asdict()} if how else {})
-        replays.check_images(known.sources, HashedImages(ids, hashes), held.shape[1:])
-        known = replays.ordered(known, evaluation)
-        if stop is not None:
-            stop.check(ids, labels, hashes)
-            hosts.agree({"stop": stop.settings()})
-        with open_ledger(ledger, evaluation, ids) as book:
-            most = max([1, *(setting.targets for setting in whole)])
-            with first(f"classifying {len(held)} images"):
-                classified = _classified(runner, held, labels, ids, seed, most, how)
-            clean, once, finite, sure, likely = classified
-            reliability.check_answers(finite)  # refuses what answers nothing
-            answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class
-            answers = np.where(finite, answers, -1)
-            hosts.together(lambda: book.confirm(answers, clean, sure, hashes))
-            seen = Sample(held, labels, ids, clean, likely, classes, within, seed)
-            plain = not runner.keyed and len(held) > 0
-            with first("checking whether the attacks can take this network"):
-                flags = _check_network(runner, held, labels) if plain else {}
-            interval: Any = checks.binomial_interval
-            if stop is not None:
-                interval = partial(stop.bounds, of=len(held))
-            planned = [setting.name for setting in settings]
-            meter = Decisions(len(held), interval=interval, enabled=verbose, attacks=planned)
-            outcome = Outcome.of(clean, settings, flags, once if how else None)
-            with meter:
-                under_way = AttackContext(runner, seen, outcome, book, how)
-                otherwise: Any = stop and partial(lots.run, rule=stop, verbose=verbose)
-                if fast:
-                    otherwise = partial(fast_version.run, whole=whole, verbose=verbose)
-                result, met = ensemble.run(under_way, settings, meter, known, otherwise, users)
-    ids, labels, answers = ids[met], labels[met], answers[met]
-    flags |= reliability.check_answers(finite[met], result.fooled_by, result.verdicts.reached)
-    result = result._replace(answers=answers, verdicts=result.verdicts._replace(hashes=hashes[met]))
-    alone = not isinstance(identity, Fingerprint)  # else these may be a part of its caller's images
-    flags |= label_checks.check_answers(result.answers, labels, classes, whole=alone)
-    flags |= collapse.flags(result.answers, labels)
-    own = fingerprint.resolved(evaluation["fingerprint"])
-    flags |= reliability.check_slopes(own["probe"])
-    about: ResultFacts = {
-        "norm": norm,
-        "epsilon": evaluation["epsilon"],
-        "version": version,
-        "seed": evaluation["seed"],
-        "image_ids": records.ranges(ids.tolist()),
-        "images_sha256": own["images"],
-        "classes": classes,
-        "image": held.shape[1:],
-        "chosen": bool(attacks is not None or overrides),
-        "arrays_sha256": own["arrays"],
-    }
-    if known.robust_beyond.any():
-        about["robust_beyond"] = int(known.robust_beyond.sum())
-    if overshot := held.overshot() if isinstance(held, InRange) else overshot:
+        call = _prepare(call, identity if isinstance(identity, Fingerprint) else None)
+        with open_ledger(ledger, call.identity, ids) as book:
+            evaluation, attacked, answers = _run(call, book, fast=version == ensembles.FAST)
+    about = attacked.about | {"version": version, "chosen": bool(attacks is not None or overrides)}
+    if overshot := overshot if in_memory else pixels.overshot():
         about["clipped"] = overshot
-    about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
-    result = result._replace(about={**result.about, **about})
-    tell(result.table())
+    complete = not isinstance(identity, Fingerprint)  # else they may be a part of a caller's images
+    result = _described(call, evaluation, attacked._replace(about=about), answers, complete)
+    if verbose:
+        say(result.table())
     return result
 
 
@@ -278,109 +221,232 @@ def _plan(
     users: Sequence[UserAttack],
     stop: StopRule | None,
 ) -> list[Setting]:
-    """List the attacks to run; there may be none beside those of the user."""
-    if not users:
-        return ensembles.plan(norm, version, attacks, overrides)
-    if stop is not None or version in ("rand", ensembles.FAST):
+    """List the attacks to run; with those of a user there may be none."""
+    if users and (stop is not None or version in ("rand", ensembles.FAST)):
         raise ValueError("users go with neither stop nor version 'rand' or 'fast'; leave them out")
-    alone = attacks is not None and not len(attacks)
-    return [] if alone else ensembles.plan(norm, version, attacks, overrides)
+    if users and attacks is not None and not len(attacks):
+        return []
+    return ensembles.plan(norm, version, attacks, overrides)
 
 
-def _unfit(runner: engine.Engine, replay: Sequence[Any], beyond: np.ndarray) -> str:
-    """Name what a stop does not go with; "" if there is none of it."""
-    given = {"version='rand'": runner.keyed, "search_fn": runner.search_fn is not None}
-    given |= {"replay": len(replay) > 0, "robust_beyond": bool(beyond.any())}
-    return next((name for name, there in given.items() if there), "")
-
-
-def _check_network(runner: engine.Engine, images: ImageSet, labels: np.ndarray) -> dict[str, str]:
-    """Gather what any process saw; all look at the same images."""
-    forward, each = partial(engine.forward, runner), runner.slots // runner.mesh.size
-    looked_at = (forward, runner.logits_fn, images, labels)
-    flags = reliability.check_network(*looked_at, batch_size=each)
-    return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
-
-
-def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.VerdictRule | None:
+def _verdict_rule(
+    version: str, rule: str | None, draws: int | None
+) -> randomised.VerdictRule | None:
     if version == "rand":
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
-        given = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
-        raise ValueError(f"{given} judges a randomised network: pass version='rand', or leave it")
+        option = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
+        raise ValueError(f"{option} judges a randomised network: pass version='rand', or omit it")
     return None
 
 
-def _classified(
-    runner: engine.Engine,
-    images: ImageSet,
-    labels: np.ndarray,
-    ids: np.ndarray,
-    seed: int,
-    most: int,
-    how: randomised.VerdictRule | None,
-) -> tuple[np.ndarray, ...]:
-    """Compute which images are right, by one draw too, finite, and sure, bool[N]; likely others.
-
-    An answer is sure where rounding cannot change it, which is unknown of a randomised network's.
-    The last are u[N, most], the likeliest wrong classes. All processes get the same, each computes
-    its share.
-    """
-    mine = hosts.share(np.arange(len(images)))
-    classes = runner.traces[0].classes
-    clean, once, finite, sure = np.zeros((4, len(images)), bool)
-    likely = np.zeros((len(images), most), np.min_scalar_type(classes))
-    for start in range(0, len(mine), runner.slots):
-        part = mine[start : start + runner.slots]
-        rows = (images[part], labels[part], ids[part])
-        if how is None:
-            logits = logits_of(runner, rows[0], rows[2], seed, draw=0)
-            clean[part] = once[part] = checks.is_right(logits, rows[1])
-            finite[part] = checks.answered(logits)
-            sure[part] = finite[part] & _sure(logits)
-        else:
-            clean[part], once[part], finite[part], _, logits = answers_of(
-                runner, how, *rows, seed=seed, draw=0
-            )
-        likely[part] = ensembles.ranks(logits, rows[1], most)
-    answers = (clean, once, finite, sure, likely)
-    for process, shares in enumerate(hosts.everyone([array[mine] for array in answers])):
-        theirs = np.arange(len(images))[process :: jax.process_count()]
-        for array, share in zip(answers, shares, strict=True):
-            array[theirs] = share
-    return answers
-
-
-def _sure(logits: np.ndarray) -> np.ndarray:
-    """Mark the images whose largest logit of f[n,K] leads by more than rounding, bool[n]."""
-    with np.errstate(invalid="ignore"):  # infinite ones
-        second, first = np.partition(logits, (-2, -1), axis=1)[:, -2:].T
-        spread = np.ptp(logits[:, unmasked(logits)], axis=1)
-        return first - second > 2 * hosts.ROUNDING * spread
-
-
-def _computed(
-    runner: engine.Engine, images: Any, labels: np.ndarray, known: Any
-) -> tuple[dict[str, Any], Any]:
-    """Take the fingerprint of the network that decides, and the hashes of the one that searches."""
-    how: Any = {"each": runner.slots // runner.mesh.size, "keyed": runner.keyed}
-    own = known or fingerprint.of_network(runner.logits_fn, images, labels=labels, **how)
-    guide = runner.search_fn
-    return own._asdict(), guide and fingerprint.exact(guide, images.shape[1:], **how)
-
-
-def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
+def _checked_ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
     numbers = np.arange(n) if ids is None else np.asarray(ids)
     if not n:
         return np.zeros(0, np.uint32)
-    whole = numbers.shape == (n,) and np.issubdtype(numbers.dtype, np.integer)
-    if not whole or len(np.unique(numbers)) < n or numbers.min() < 0 or numbers.max() >= 2**32:
+    integers = numbers.shape == (n,) and np.issubdtype(numbers.dtype, np.integer)
+    if not integers or len(np.unique(numbers)) < n or numbers.min() < 0 or numbers.max() >= 2**32:
         raise ValueError(f"image_ids: pass {n} different ints from 0 to 2^32 - 1, one per image")
     return numbers.astype(np.uint32)
 
 
-def _held(images: Any) -> Any:
-    if isinstance(images, ImageSet) and not hasattr(images, "dtype"):
-        return images
-    check_array("images", images)
-    return np.asarray(images)
+def _refuse_combinations(
+    runner: engine.Engine, version: str, replay: bool, beyond: bool, stop: StopRule | None
+) -> None:
+    options = {"version='rand'": runner.keyed, "search_fn": runner.search_fn is not None}
+    options |= {"replay": replay, "robust_beyond": beyond}
+    if runner.keyed and (replay or options["search_fn"]):
+        why = "draws again what fools; leave replay" if replay else "has no search_fn; leave it"
+        raise ValueError(f"version='rand' {why} out")
+    present = [name for name, is_used in options.items() if is_used]
+    if version == ensembles.FAST:
+        present = [name for name in present if name != "replay"] + ["stop"] * (stop is not None)
+        if present:
+            raise ValueError(f"version='fast' does not go with {present[0]}; omit one of them")
+    if stop is not None and present:
+        raise ValueError(
+            f"{present[0]} may change verdicts after a look at them; omit it, or omit stop"
+        )
+
+
+def _prepare(call: _Evaluation, network: Fingerprint | None) -> _Evaluation:
+    """Trace the network, fit the attacks to its classes, and identify it and the images."""
+    runner, images, labels = call.runner, call.images, call.labels
+    with call.waiting("tracing the network"):
+        runner = engine.trace(runner, images.shape[1:])
+    classes = runner.traces[0].classes
+    checks.check_images(images, labels, classes=classes)
+    tell = say if call.verbose else lambda text: None
+    full = [ensembles.fit(setting, classes, tell) for setting in call.full]
+    settings = [ensembles.fit(setting, classes, lambda text: None) for setting in call.settings]
+    labels = labels.astype(np.int32)
+    if isinstance(images, np.ndarray):
+        images = np.ascontiguousarray(images, np.float32)
+    with call.waiting("fingerprinting network and images"):
+        batch: Any = {"batch": runner.slots // runner.mesh.size, "keyed": runner.keyed}
+        if network is None:
+            network = fingerprint.of_network(runner.logits_fn, images, labels=labels, **batch)
+        search = runner.search_fn and fingerprint.exact(runner.search_fn, images.shape[1:], **batch)
+        digest, hashes = image_sets.hashes(images, labels, call.ids)
+    identity: dict[str, Any] = {
+        "network": call.identity["network"],
+        "fingerprint": network._asdict() | {"images": digest},
+        **call.threat.settings(),
+        "attacks": [setting._asdict() for setting in full],
+        "seed": call.seed,
+        "version": call.identity["version"],
+        "search": search,
+        "image": list(images.shape[1:]),
+    } | ({"verdict": call.rule._asdict()} if call.rule else {})
+    replays.check_images(call.sources, HashedImages(call.ids, hashes), images.shape[1:])
+    sources = replays.ordered(call.sources, identity)
+    if call.stop is not None:
+        call.stop.check(call.ids, labels, hashes)
+        hosts.agree({"stop": call.stop.settings()})
+    return call._replace(
+        runner=runner,
+        images=images,
+        labels=labels,
+        settings=settings,
+        full=full,
+        sources=sources,
+        identity=identity,
+        hashes=hashes,
+    )
+
+
+def _run(
+    call: _Evaluation, book: Ledger, *, fast: bool
+) -> tuple[AttackContext, turns.AttackedImages, tuple[np.ndarray, np.ndarray]]:
+    """Run what is replayed, the attacks and the user's, each on what those before left standing.
+
+    Return the classes of the clean images, too, and whether their logits are finite.
+    """
+    runner, images, labels, ids = call.runner, call.images, call.labels, call.ids
+    count = max([1, *(setting.targets for setting in call.full)])
+    with call.waiting(f"classifying {len(images)} images"):
+        clean, once, finite, sure, likely = classified(
+            runner, images, labels, ids, seed=call.seed, count=count, rule=call.rule
+        )
+    reliability.check_answers(finite)  # refuses what answers nothing
+    answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class
+    answers = np.where(finite, answers, -1)
+    hosts.together(lambda: book.confirm(answers, clean, sure, call.hashes))
+    classes = runner.traces[0].classes
+    sample = Sample(images, labels, ids, clean, likely, classes, call.threat, call.seed)
+    flags: dict[str, str] = {}
+    with call.waiting("checking that the network can be attacked"):
+        if not runner.keyed and len(images):
+            forward, per_device = partial(engine.forward, runner), runner.slots // runner.mesh.size
+            own = reliability.check_network(
+                forward, runner.logits_fn, images, labels, batch_size=per_device
+            )
+            for others in hosts.everyone(own):  # what any process saw; all look at the same images
+                flags |= others
+    outcome = Outcome.of(clean, call.settings, flags, once if call.rule else None)
+    evaluation = AttackContext(runner, sample, outcome, book, call.rule)
+    interval: Any = partial(call.stop.bounds, of=len(images)) if call.stop else None
+    planned = [setting.name for setting in call.settings]
+    with Decisions(
+        len(images),
+        interval=interval or checks.binomial_interval,
+        enabled=call.verbose,
+        attacks=planned,
+    ) as meter:
+        attacked = _attacked(call, evaluation, meter, fast)
+    if call.rule is not None and outcome.once is not None:
+        one = records.one_draw(turns.mean(once), outcome.once)
+        attacked.about["draws"] = {
+            "rule": call.rule.rule,
+            "draws": call.rule.draws,
+            "one_draw": one,
+        }
+    return evaluation, attacked, (answers, finite)
+
+
+def _attacked(
+    call: _Evaluation, evaluation: AttackContext, meter: Decisions, fast: bool
+) -> turns.AttackedImages:
+    outcome, costs, after, about = evaluation.outcome, [], {}, ResultFacts()
+    if call.sources:
+        network = replays.network_of(call.identity)
+        cost, about["replayed"] = replays.run(evaluation, call.sources, network)
+        costs, after = [cost], {cost.attack: turns.mean(outcome.standing)}
+    if fast:
+        policy: Any = partial(turns.fast, full=call.full, verbose=call.verbose)
+    elif call.stop is not None:
+        policy = partial(turns.lot_by_lot, rule=call.stop, verbose=call.verbose)
+    else:
+        policy = partial(turns.all_images, robust_beyond=call.robust_beyond)
+    attacked = policy(evaluation, call.settings, meter)
+    costs, after, about = (
+        costs + attacked.costs,
+        after | attacked.accuracy_after,
+        about | attacked.about,
+    )
+    for user in call.users:
+        costs.append(replays.try_user(evaluation, user))
+        after[user.name] = turns.mean(outcome.standing)
+    clean = turns.mean(evaluation.sample.clean[attacked.met])
+    outcome.flags.update(reliability.check_cascade({"clean": clean, **after}))
+    if evaluation.runner.search_fn is not None:
+        cost, about["search_sample"] = turns.search_again(evaluation, call.settings)
+        costs.append(cost)
+        after[cost.attack] = turns.mean(outcome.standing)
+    return turns.AttackedImages(attacked.met, costs, after, about)
+
+
+def _described(
+    call: _Evaluation,
+    evaluation: AttackContext,
+    attacked: turns.AttackedImages,
+    answers: tuple[np.ndarray, np.ndarray],
+    complete: bool,
+) -> AutoAttackResult:
+    """Gather verdicts, flags and facts of the images that were met."""
+    _, sample, outcome, book, _ = evaluation
+    met, n = attacked.met, len(sample.ids)
+    fooled_by = np.array(outcome.names)[outcome.fooled_by]
+    norms, reached = np.zeros(n), np.full(n, -1, np.int32)
+    for name in set(fooled_by.tolist()) - {"", "clean"}:
+        places = fooled_by == name
+        norms[places] = book.rows(name)["norm"][places]
+        reached[places] = book.rows(name)["reached"][places]
+    adversarial: Any = Adversarial(sample.images, book, fooled_by)
+    if "stopped" in attacked.about:
+        adversarial = Subset(adversarial, met)
+    columns = (sample.ids, sample.labels, sample.clean, fooled_by, norms, reached, call.hashes)
+    verdicts = Verdicts(*(column[met] for column in columns))
+    classes, finite = (column[met] for column in answers)
+    own, flags = fingerprint.resolved(call.identity["fingerprint"]), outcome.flags
+    flags |= reliability.check_answers(finite, verdicts.fooled_by, verdicts.reached)
+    flags |= label_checks.check_answers(classes, verdicts.labels, sample.classes, complete=complete)
+    flags |= collapse.flags(classes, verdicts.labels)
+    flags |= reliability.check_slopes(own["probe"])
+    about: ResultFacts = {
+        **attacked.about,
+        "norm": call.threat.norm,
+        "epsilon": call.identity["epsilon"],
+        "seed": call.seed,
+        "image_ids": records.ranges(verdicts.image_ids.tolist()),
+        "images_sha256": own["images"],
+        "classes": sample.classes,
+        "image": sample.images.shape[1:],
+        "arrays_sha256": own["arrays"],
+        "fingerprint": own | ({"begun_by": book.begun_by} if book.begun_by else {}),
+    }
+    if call.robust_beyond.any():
+        about["robust_beyond"] = int(call.robust_beyond.sum())
+    return AutoAttackResult(
+        clean=verdicts.clean,
+        robust=outcome.standing[met],
+        fooled_by=verdicts.fooled_by,
+        images_adv=adversarial[:] if isinstance(sample.images, np.ndarray) else adversarial,
+        flags=flags,
+        accuracy_after=attacked.accuracy_after,
+        attacks=[*(s._asdict() for s in call.settings), *(u.settings() for u in call.users)],
+        costs=attacked.costs,
+        about=about,
+        verdicts=verdicts,
+        answers=classes,
+    )

@@ -19,18 +19,19 @@ from jax import local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.attacks import MACHINES, ensembles
-from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine import slots as devices
-from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict, Jobs
+from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict, Jobs, SlotRows
 from jaxrobust.evaluation.engine.slots import Slots, begin
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.types import Array, LogitsFn
 
+Confirm = Callable[[list[ImageVerdict], bool], list[ImageVerdict]]
 _DRAWS = 1000  # numbers from here on are draws of forward passes outside the attacks
 CALL_SECONDS = 0.5  # between two looks of the host at its slots
 WORTH = 20.0  # seconds that fewer slots save, for which another program is compiled
+COMPILE_ONLY = 0  # steps of the first call of a program
 
 
 class Engine(NamedTuple):
@@ -45,7 +46,7 @@ class Engine(NamedTuple):
     logits_fn: LogitsFn
     search_fn: LogitsFn | None
     keyed: bool
-    given: dict[str, LogitsFn]  # as the user did: programs hold them weakly
+    functions: dict[str, LogitsFn]  # the user's own: programs hold them weakly
     compiled: Callable[..., Any]  # what makes a program, and its arguments -> the program
     traces: tuple[tracing.TracedNetwork, ...] = ()  # of one or both, after `trace`
     tally: str = ""
@@ -75,28 +76,28 @@ def make(
     do not make a pass cheaper there), else 512 for small images and 64 for large ones.
     """
     if slots is not None and not (isinstance(slots, int | np.integer) and slots >= 1):
-        raise ValueError(
-            f"batch_size={slots!r} is not a number of images; pass an int >= 1, or None"
-        )
+        raise ValueError(f"batch_size={slots!r} must be an int >= 1, or None")
     here = local_devices()
     if slots is None:
-        each = 8 if here[0].platform == "cpu" else 512 if image_size <= 64 else 64
-        slots = each * len(here)
+        per_device = 8 if here[0].platform == "cpu" else 512 if image_size <= 64 else 64
+        slots = per_device * len(here)
     slots += -slots % len(here)
     mesh = Mesh(np.array(here), ("slots",), axis_types=(AxisType.Auto,))
-    given = {"logits_fn": logits_fn} | ({"search_fn": search_fn} if search_fn is not None else {})
-    taken = {name: tracing.argument(name, given[name], mesh) for name in given}
-    decides, guides = taken["logits_fn"], taken.get("search_fn")
-    return Engine(mesh, slots, decides, guides, keyed, given, _compiled(), tally=tally)
+    functions = {"logits_fn": logits_fn}
+    if search_fn is not None:
+        functions["search_fn"] = search_fn
+    decides, *guides = (tracing.argument(name, f, mesh) for name, f in functions.items())
+    guide = guides[0] if guides else None
+    return Engine(mesh, slots, decides, guide, keyed, functions, _compiled(), tally=tally)
 
 
 def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
     """Add the `traces` of its networks for images H, W, C, and what was compiled before."""
-    each, both = engine.slots // engine.mesh.size, [engine.logits_fn, engine.search_fn]
-    both = both[: len(engine.given)]
+    per_device = engine.slots // engine.mesh.size
+    networks = [engine.logits_fn, engine.search_fn][: len(engine.functions)]
     traces = [
-        tracing.trace(name, function, network, image, each, engine.keyed)
-        for (name, function), network in zip(engine.given.items(), both, strict=True)
+        tracing.trace(name, function, network, image, per_device, engine.keyed)
+        for (name, function), network in zip(engine.functions.items(), networks, strict=True)
     ]
     if len({trace.classes for trace in traces}) > 1:
         raise ValueError(
@@ -104,16 +105,13 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
             "same network in lower precision"
         )
     use, programs = (image, engine.keyed), " ".join(trace.program for trace in traces)
-    compiled = tracing.keep(both, use, programs, _compiled)
+    compiled = tracing.keep(networks, use, programs, _compiled)
     return engine._replace(compiled=compiled, traces=tuple(traces))
 
 
 def _compiled() -> Callable[..., Any]:
     """Make a memory of the programs of one network, by what makes them and of what."""
-    return functools.cache(lambda make, mesh, *how: make(mesh, *how))
-
-
-# --- On the host ---
+    return functools.cache(lambda make, mesh, *settings: make(mesh, *settings))
 
 
 def forward(
@@ -124,48 +122,36 @@ def forward(
     seed: int = 0,
     draw: int = 0,
 ) -> np.ndarray:
-    """Compute logits f32[n, K] of n >= 1 images, by one program for any n.
+    """Compute logits f32[n, K] of n images, by one program for any n.
 
     A randomised network gets keys made of the seed, the image's id and `draw`.
     """
+    if not len(images):
+        return np.zeros((0, engine.traces[0].classes), np.float32)
     program = engine.compiled(devices.forward_program, engine.mesh, engine.keyed)
-    sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     ids = np.zeros(len(images), np.uint32) if ids is None else ids
-    settings = (_root(seed), np.uint32(_DRAWS + draw))
-    logits = []
-    for start in range(0, len(images), engine.slots):
-        part = slice(start, start + engine.slots)
-        rows = (padded(images[part], engine.slots), padded(ids[part], engine.slots))
-        operands = jax.device_put(rows, sharding)
-        logits.append(np.asarray(program(engine.logits_fn, *settings, *operands)))
-    return np.concatenate(logits)[: len(images)]
-
-
-def nearest_first(
-    engine: Engine, norm: str, images: np.ndarray, labels: np.ndarray, targets: np.ndarray
-) -> np.ndarray:
-    """Reorder the targets i32[n, T] of n images by how near their boundary seems to be."""
-    distances = nearness(engine, norm, images, labels, targets)
-    return malt.nearest_first(distances, targets)
+    network = functools.partial(program, engine.logits_fn, _root(seed), np.uint32(_DRAWS + draw))
+    return _by_parts(engine, network, images, ids)
 
 
 def nearness(
     engine: Engine, norm: str, images: np.ndarray, labels: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
     """Estimate how far away the boundaries to the targets i32[n, T] of n images are, f32[n, T]."""
+    if not len(images):
+        return np.zeros((0, targets.shape[1]), np.float32)
     program = engine.compiled(devices.nearness_program, engine.mesh, norm)
-    sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
-    distances = [np.zeros((0, targets.shape[1]), np.float32)]
-    for start in range(0, len(images), engine.slots):
-        part = slice(start, start + engine.slots)
-        rows = tuple(padded(array[part], engine.slots) for array in (images, labels, targets))
-        found = program(engine.logits_fn, *jax.device_put(rows, sharding))
-        distances.append(np.asarray(found)[: len(images[part])])
-    return np.concatenate(distances)
+    distances = functools.partial(program, engine.logits_fn)
+    return _by_parts(engine, distances, images, labels, targets)
 
 
-def _root(seed: int) -> np.ndarray:
-    return np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
+def _by_parts(engine: Engine, program: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
+    """Call a program on arrays of n >= 1 rows, as many at a time as there are slots."""
+    sharding, results = NamedSharding(engine.mesh, PartitionSpec("slots")), []
+    for start in range(0, len(arrays[0]), engine.slots):
+        rows = tuple(padded(a[start : start + engine.slots], engine.slots) for a in arrays)
+        results.append(np.asarray(program(*jax.device_put(rows, sharding))))
+    return np.concatenate(results)[: len(arrays[0])]
 
 
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -176,8 +162,12 @@ def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:
-    """Add rows of zeros behind an array, up to `length` in all."""
+    """Append rows of zeros to an array, up to `length` rows in all."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _root(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
 
 
 def decide(
@@ -186,91 +176,122 @@ def decide(
     images: ImageSet,
     labels: np.ndarray,
     ids: np.ndarray,
-    which: np.ndarray,
+    places: np.ndarray,
     aims: Aims,
     *,
     epsilon: float,
     seed: int,
-    confirm: Callable[[list[ImageVerdict], bool], list[ImageVerdict]],
+    confirm: Confirm,
 ) -> Iterator[Call]:
     """Run one attack; yield what each call of its program did.
 
     Args:
       images, labels, ids: f32[N,H,W,C], i32[N], u32[N]; all randomness of an image is of its id.
-      which: i[n], the images to attack; all of them are classified correctly.
-      aims: of these images, the classes to aim at in turn; the jobs that are left out.
-      confirm: is told the verdicts as they become known, and whether all are; returns those, of
-        them or of earlier ones, that do not hold. Such an image is attacked further.
+      places: i[n], the images to attack; all of them are classified correctly.
+      aims: of these images, the classes to aim at in turn, and the jobs to leave out.
+      confirm: is told the new verdicts, and whether these are the last; returns those, of them or
+        of earlier ones, that do not hold. Such an image is attacked further.
     """
-    made_for = devices.program_of(setting)
-    mesh, keyed = engine.mesh, engine.keyed
-    refill, proceed = engine.compiled(devices.programs, mesh, made_for, keyed, engine.tally)
-    prepare = engine.compiled(devices.prepare_program, mesh, keyed)
-    sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
-    settings = (np.float32(epsilon), _root(seed), np.uint32(ensembles.named(setting.name).number))
-    repeats = not engine.keyed  # whose draws are the same again
-    jobs = Jobs(
-        *(engine.slots, engine.mesh.size, which, aims.targets, setting.restarts),
-        repeats,
-        aims.made,
-    )
-    width = engine.slots // engine.mesh.size
-    both = (engine.logits_fn, engine.search_fn)
-    slots: Any = None
-    prepared: list[Array] = []
-    limit = 0  # the first call compiles and makes no step
-    most = setting.steps + MACHINES[setting.machine].extra
+    programs = _Programs(engine, setting, epsilon, seed)
+    jobs = Jobs(engine.slots, engine.mesh.size, places, aims, setting.restarts, not engine.keyed)
+    slots, length = None, COMPILE_ONLY
     while True:
         while not jobs.assign():
-            wrong = confirm(list(jobs.verdicts()), True)
-            if not wrong:
+            if not confirm_and_requeue(jobs, confirm, last=True):
                 return
-            jobs.refute(wrong)
         start = time.perf_counter()
-        rows = jobs.rows(images, labels, ids)
-        if slots is None:
-            empty = functools.partial(begin, made_for, tally=engine.tally)
-            shapes = jax.eval_shape(empty, *settings, rows)
-            none = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-            slots = jax.device_put(none, sharding)
-        if rows is not None:
-            slots = refill(*settings, slots, jax.device_put(rows, sharding))
-        floor = jax.device_put(jobs.floor(), sharding)
-        if limit == 0:
-            prepared = prepare(*both, slots.adversarial, slots.keys)
-        slots, count = proceed(*both, settings[0], slots, np.int32(limit), floor, prepared)
-        count, live, fooled, steps, flat = (
-            np.asarray(a) for a in (count, slots.live, _fooled(slots), slots.steps, slots.flat)
-        )
-        made = jobs.collect(live, fooled, steps, flat, lambda: _points(slots))  # noqa: B023
+        slots = programs.load(slots, jobs.rows(images, labels, ids))
+        slots, taken = programs.advance(slots, length, jobs.floor())
+        live, fooled, steps, flat = _host_arrays(slots)
+        useful = jobs.collect(live, fooled, steps, flat, functools.partial(_points, slots))
         seconds = time.perf_counter() - start
-        yield Call(int(count.sum()) * width, made, seconds, limit == 0)
-        jobs.refute(confirm(list(jobs.verdicts()), False))
-        a_step = seconds / max(int(count.max()), 1)
-        left, fewer = most - int(steps[live].min(initial=most)), jobs.needed()
-        saves = limit > 0 and left * a_step * (1 - fewer / width) > WORTH
-        takes = functools.partial(tracing.takes, image=images.shape[1:], each=fewer, keyed=keyed)
-        if saves and all(takes(network) for network in both if network is not None):
-            slots, width = _moved(slots, jobs.narrow(fewer), sharding), fewer
-            limit = 0
+        yield Call(int(taken.sum()) * jobs.width, useful, seconds, length == COMPILE_ONLY)
+        confirm_and_requeue(jobs, confirm, last=False)
+        step_seconds = seconds / max(int(taken.max()), 1)
+        left = programs.steps - int(steps[live].min(initial=programs.steps))
+        if length and should_narrow(engine, jobs, images.shape[1:], left * step_seconds):
+            slots, length = programs.moved(slots, jobs.narrow()), COMPILE_ONLY
         else:
-            limit = int(min(max(CALL_SECONDS / a_step, 4), 4 * limit, 10_000)) if limit else 8
+            length = next_call_length(length, step_seconds)
 
 
-def _moved(slots: Slots, places: np.ndarray, sharding: Any) -> Slots:
-    """Gather the slots that were in `places`, i[S]; -1 is one without a job."""
-    moved = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
-    return jax.device_put(moved._replace(live=moved.live & (places >= 0)), sharding)
+def next_call_length(length: int, step_seconds: float) -> int:
+    """Choose the steps of the next call: about `CALL_SECONDS` of them, at most 4 times as many."""
+    if length == COMPILE_ONLY:
+        return 8
+    return int(min(max(CALL_SECONDS / step_seconds, 4), 4 * length, 10_000))
 
 
-def _fooled(slots: Slots) -> np.ndarray:
-    """Tell in which slots a point may be an adversarial one, bool[S]."""
-    fooled = np.asarray(slots.fooled)
-    return fooled if slots.excess is None else fooled | (np.asarray(slots.excess) >= 0)
+def should_narrow(engine: Engine, jobs: Jobs, image: tuple[int, ...], seconds: float) -> bool:
+    """Tell whether fewer slots would save more than `WORTH` of the `seconds` to come."""
+    fewer = jobs.needed()
+    if seconds * (1 - fewer / jobs.width) <= WORTH:
+        return False
+    networks = [engine.logits_fn, engine.search_fn][: len(engine.functions)]
+    return all(tracing.takes(network, image, fewer, engine.keyed) for network in networks)
+
+
+def confirm_and_requeue(jobs: Jobs, confirm: Confirm, *, last: bool) -> list[ImageVerdict]:
+    """Have the new verdicts confirmed; return those that do not hold, whose jobs go on."""
+    refuted = confirm(list(jobs.verdicts()), last)
+    jobs.refute(refuted)
+    return refuted
+
+
+class _Programs:
+    """The programs of one attack, and what they are given beside the slots."""
+
+    def __init__(self, engine: Engine, setting: Setting, epsilon: float, seed: int) -> None:
+        self.engine, self.program_setting = engine, devices.program_of(setting)
+        self.steps = setting.steps + MACHINES[setting.machine].extra  # of a job, at most
+        mesh, keyed, tally = engine.mesh, engine.keyed, engine.tally
+        self._refill, self._proceed = engine.compiled(
+            devices.programs, mesh, self.program_setting, keyed, tally
+        )
+        self._prepare = engine.compiled(devices.prepare_program, mesh, keyed)
+        self._sharding = NamedSharding(mesh, PartitionSpec("slots"))
+        number = np.uint32(ensembles.named(setting.name).number)
+        self._settings = (np.float32(epsilon), _root(seed), number)
+        self._networks = (engine.logits_fn, engine.search_fn)
+        self._prepared: list[Array] = []
+
+    def load(self, slots: Slots | None, rows: SlotRows | None) -> Slots:
+        """Begin the jobs of `rows` in their slots, at first in slots that are empty."""
+        if slots is None:
+            empty = functools.partial(begin, self.program_setting, tally=self.engine.tally)
+            shapes = jax.eval_shape(empty, *self._settings, rows)
+            zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+            slots = jax.device_put(zeros, self._sharding)
+        if rows is not None:
+            slots = self._refill(*self._settings, slots, jax.device_put(rows, self._sharding))
+        return slots
+
+    def advance(self, slots: Slots, length: int, floor: np.ndarray) -> tuple[Slots, np.ndarray]:
+        """Make up to `length` steps in all slots; return them and the steps of each device."""
+        if length == COMPILE_ONLY:
+            self._prepared = self._prepare(*self._networks, slots.adversarial, slots.keys)
+        slots, count = self._proceed(
+            *(*self._networks, self._settings[0], slots, np.int32(length)),
+            *(jax.device_put(floor, self._sharding), self._prepared),
+        )
+        return slots, np.asarray(count)
+
+    def moved(self, slots: Slots, places: np.ndarray) -> Slots:
+        """Gather the slots that were in `places`, i[S]; -1 is one without a job."""
+        moved = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
+        return jax.device_put(moved._replace(live=moved.live & (places >= 0)), self._sharding)
+
+
+def _host_arrays(slots: Slots) -> tuple[np.ndarray, ...]:
+    """Fetch `live`, whether a point may be adversarial, `steps` and `flat` of all slots."""
+    live, fooled, steps, flat = map(np.asarray, (slots.live, slots.fooled, slots.steps, slots.flat))
+    if slots.excess is not None:
+        fooled = fooled | (np.asarray(slots.excess) >= 0)
+    return live, fooled, steps, flat
 
 
 def _points(slots: Slots) -> np.ndarray:
-    """Fetch those points, f32[S,H,W,C].
+    """Fetch the points that may be adversarial, f32[S,H,W,C].
 
     Where draws are tallied, f32[S,2,H,W,C]: the latest that one draw called wrong and the strongest
     by the tally, NaN where there is none.
@@ -279,5 +300,5 @@ def _points(slots: Slots) -> np.ndarray:
     if slots.excess is None:
         return latest
     pairs = np.stack([latest, np.asarray(slots.strongest)], axis=1)
-    there = np.stack([np.asarray(slots.fooled), np.asarray(slots.excess) >= 0], axis=1)
-    return np.where(there[..., None, None, None], pairs, np.float32(np.nan))
+    exists = np.stack([np.asarray(slots.fooled), np.asarray(slots.excess) >= 0], axis=1)
+    return np.where(exists[..., None, None, None], pairs, np.float32(np.nan))

@@ -20,14 +20,6 @@ _SLOW = "minutes for a large network"  # to compile
 _INTERVAL = 8.0  # seconds between two lines in a log
 
 
-class Left(NamedTuple):
-    """Forward and backward passes of an image that are still to come."""
-
-    attack: float  # of the attack at work
-    later: float  # of those after it
-    bound: bool  # more are not possible; otherwise about so many are expected
-
-
 class Counts(NamedTuple):
     """What an attack did so far, in this process."""
 
@@ -38,24 +30,25 @@ class Counts(NamedTuple):
     of_fooled: int = 0  # passes made on those
     of_survived: int = 0
 
-    def left(self, *, slots: int, most: int, later: float, standing: int) -> Left:
-        """Compute the passes that are still to come.
+    def passes_left(
+        self, *, slots: int, most: int, later: float, standing: int
+    ) -> tuple[float, float]:
+        """Estimate the passes to come, of this attack and of those after it.
 
-        What is expected begins as the bound, and sinks as images are fooled. An image at work
-        counts as one that survives as far as it has been attacked for as long as twice what a
-        fooled one takes: else the quick ones would make all look fooled. `slots` images are at work
-        at a time, an image that this attack does not fool takes `most` passes, and `later` by all
-        attacks after it.
+        The estimate begins as the bound, and sinks as images are fooled. An image at work counts as
+        one that survives as far as it has been attacked for as long as twice what a fooled one
+        takes: else the quick ones would make all look fooled. `slots` images are at work at a time,
+        an image that this attack does not fool takes `most` passes, and `later` by all attacks
+        after it.
         """
-        at_work = min(slots, self.undecided)
         under_way = self.passes - self.of_fooled - self.of_survived
         cheap = min(self.of_fooled / max(self.fooled, 1), most)
-        endured = min(under_way / max(2 * cheap, 1), at_work)
+        endured = min(under_way / max(2 * cheap, 1), slots, self.undecided)
         share = self.fooled / max(self.fooled + self.survived + endured, 1)
-        each = (1 - share) * most + share * cheap
+        per_image = (1 - share) * most + share * cheap
         others = self.undecided - endured
-        attack = max(endured * most + others * each - under_way, 0)
-        return Left(attack, (standing - share * others) * later, not self.fooled)
+        attack = max(endured * most + others * per_image - under_way, 0)
+        return attack, (standing - share * others) * later
 
 
 class Decisions:
@@ -69,12 +62,10 @@ class Decisions:
         enabled: bool,
         attacks: Sequence[str] = (),
     ) -> None:
-        """Show nothing yet; `attacks` are those that are planned, in their order."""
-        self._attacks = attacks
-        self._interval = interval  # of a share, from how many of how many
+        """Show nothing yet; `attacks` are planned, in this order; `interval` is that of k of n."""
+        self._images, self._attacks, self._interval = images, attacks, interval
         self._enabled = enabled and jax.process_index() == 0
-        self._seen = self._enabled and watched()
-        self._images = images
+        self._in_terminal = self._enabled and watched()
         self._shown, self._text = 0.0, ""
         self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
         self._aside = 0  # images that stand and are not attacked any more
@@ -82,32 +73,29 @@ class Decisions:
         self._shows = contextlib.ExitStack()
 
     def widen(self, images: int, aside: int) -> None:
-        """Go on with a lot more: `images` in all, of which `aside` withstood all attacks before."""
+        """Go on with more images, so many in all, of which `aside` withstood all attacks before."""
         self._images, self._aside = images, aside
 
     def begin(
         self,
         attack: str,
         images: int,
-        known: int,
+        decided: int,
         standing: int,
         slots: int,
         compiling: str = _SLOW,
     ) -> None:
-        """Begin an attack on `images`: `known` are decided, `standing` not fooled yet, `slots` at
-        work.
-        """
+        """Begin an attack on `images`, some `decided`, some not fooled yet (`standing`)."""
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
-        self._counts = Counts(images - known)
+        self._counts, self._compiling = Counts(images - decided), compiling
         self._passes, self._seconds, self._calls = 0, 0.0, 0
-        self._compiling = compiling
         again = attack in self._begun
         self._begun.add(attack)
-        if known and not again:
-            self._say(f"{attack}: {known} of {images} images are in the ledger")
-        if known == images or again:
+        if decided and not again:
+            self._say(f"{attack}: {decided} of {images} images are in the ledger")
+        if decided == images or again:
             return  # nothing compiles
-        if self._seen:
+        if self._in_terminal:
             self._show([self._robust()], 0, 1)
             self._meter.waits(f"compiling ({compiling})")
         else:
@@ -117,7 +105,7 @@ class Decisions:
         """Yield calls of the attack's program; where one takes long, that is shown meanwhile."""
         while True:
             what = "attacking" if self._calls else "compiling"
-            text = what if self._seen else f"{self._attack}: {what}"  # its bar has the name
+            text = what if self._in_terminal else f"{self._attack}: {what}"  # its bar has the name
             last = "" if self._calls else self._compiling
             with patience.lasting(text, last=last, here=self._enabled):
                 call = next(calls, None)
@@ -147,24 +135,25 @@ class Decisions:
         self._passes, self._seconds = self._passes + passes, self._seconds + seconds
         if self._calls == 1 and seconds < _SHORT:
             return
-        standing = self._standing - self._aside
-        left = self._counts.left(slots=self._slots, most=most, later=later, standing=standing)
-        made, total = self._counts.passes, self._counts.passes + math.ceil(left.attack)
-        time_left = (left.attack + left.later) * self._seconds / max(self._passes, 1)
-        bound = "at most " if left.bound else ""
+        here, after = self._counts.passes_left(
+            slots=self._slots, most=most, later=later, standing=self._standing - self._aside
+        )
+        done, total = self._counts.passes, self._counts.passes + math.ceil(here)
+        time_left = (here + after) * self._seconds / max(self._passes, 1)
+        bound = "" if self._counts.fooled else "at most "
         decided, robust = self._of - self._counts.undecided, self._robust()
-        if self._seen:
+        if self._in_terminal:
             rows = [
-                PanelRow("passes", [LinePart(f"{made:,} of {bound}{total:,}")]),
+                PanelRow("passes", [LinePart(f"{done:,} of {bound}{total:,}")]),
                 PanelRow("decided", [LinePart(f"{decided:,} of {self._of:,} images")]),
                 robust,
                 PanelRow("left", [LinePart(f"{bound}{clock(time_left)}")]),
             ]
-            self._show(rows, made, total)
+            self._show(rows, done, total)
         elif self._enabled and time.perf_counter() - self._shown > _INTERVAL:
             parts = [
                 LinePart(f"ETA {bound}{clock(time_left)},"),
-                LinePart(f"{made:,} of {bound}{total:,} passes,", 2),
+                LinePart(f"{done:,} of {bound}{total:,} passes,", 2),
                 LinePart(f"{decided}/{self._of} decided,", 1),
                 LinePart(f"robust {robust.parts[0].text}", 3),
                 robust.parts[1]._replace(rank=4),
@@ -183,16 +172,16 @@ class Decisions:
             "robust", [LinePart(f"at most {share:.1%}"), LinePart(f"({low:.1%} to {high:.1%})", 1)]
         )
 
-    def _show(self, rows: list[PanelRow], made: int, total: int) -> None:
+    def _show(self, rows: list[PanelRow], done: int, total: int) -> None:
         planned = PanelRow("attacks", panel.stages(self._attacks, self._attack))
-        self._meter.show([planned, *rows], made, total)
+        self._meter.show([planned, *rows], done, total)
 
     def _say(self, message: str) -> None:
         if self._enabled:
             say(message)
 
     def __enter__(self) -> "Decisions":
-        self._meter = self._shows.enter_context(panel.opened("AutoAttack", here=self._seen))
+        self._meter = self._shows.enter_context(panel.opened("AutoAttack", here=self._in_terminal))
         return self
 
     def __exit__(self, *unused: object) -> None:

@@ -18,7 +18,7 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
 _SHARE = "put the ledger into a folder that all hosts share"
-# What is kept in memory of an attack on an image; the rest of a record is on disk alone.
+# What is in memory of an attack on an image; other fields of a record are on disk alone.
 ROW = np.dtype(
     [
         ("known", "?"),
@@ -59,30 +59,28 @@ class Ledger:
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any], ids: np.ndarray) -> None:
         """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1."""
-        self._ids = ids
+        self._ids, self._path = ids, None if path is None else Path(path)
         self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
         self._tried: dict[tuple[int, str], TriedJobs] = {}  # of verdicts of parts
         self._files: list[Path] = []  # of adversarial images
         self._points: dict[tuple[int, str], np.ndarray] = {}  # those without a file
-        self._path: Path | None = None
         self.begun_by: dict[str, str] | None = None  # versions, if they are others than today's
         self._lock = contextlib.ExitStack()
         self._unwritten: dict[str, Any] | None = None  # the first line, until there is a second
-        self._noted: dict[str, Any] = {}  # what stands in that line beside the identity
+        self._noted: dict[str, Any] = {}  # other facts in that line
         self._read_from: list[tuple[Path, np.ndarray | None]] = []  # files, and clean answers there
-        if path is None:
+        if self._path is None:
             return
-        first = Path(path)
+        first = self._first = self._path
         if first.suffix != ".jsonl":
             raise ValueError(f"ledger={str(path)!r}: name a file that ends in .jsonl")
-        self._first, self._path = first, _of_process(first, jax.process_index())
+        self._path = _of_process(first, jax.process_index())
         first.parent.mkdir(parents=True, exist_ok=True)
-        others = f"{glob.escape(first.stem)}.process-*.jsonl"
         with contextlib.ExitStack() as opening:
-            lock = self._path.with_suffix(".lock")
-            what = f"ledger {self._path}"
+            lock, what = self._path.with_suffix(".lock"), f"ledger {self._path}"
             opening.enter_context(locks.held(lock, resource=what, otherwise="pass another ledger"))
-            for file in [first, *sorted(first.parent.glob(others))]:
+            others = first.parent.glob(f"{glob.escape(first.stem)}.process-*.jsonl")
+            for file in [first, *sorted(others)]:
                 self._read(file, identity)
             with self._path.open("a+b") as lines:
                 jsonl.mend(lines)
@@ -98,25 +96,23 @@ class Ledger:
             return
         answers = lines[0].get("answers")
         self._read_from.append((file, None if answers is None else np.array(answers)))
-        order = np.argsort(self._ids)
-        ascending = self._ids[order]
+        places = {image: place for place, image in enumerate(self._ids.tolist())}
         for number, record in enumerate(lines[1:], 2):
             if not _is_verdict(record):
-                raise ValueError(f"{file}, line {number} is no verdict; remove that line")
-            rank = int(np.searchsorted(ascending, record["image"]))
-            if rank == len(order) or ascending[rank] != record["image"]:
+                raise ValueError(f"{file}, line {number} is not a verdict; remove that line")
+            if record["image"] not in places:
                 raise ValueError(
                     f"{file}, line {number} is of image {record['image']}, which is not among "
                     "these; remove that line"
                 )
-            self._keep(int(order[rank]), file, record)
+            self._keep(places[record["image"]], file, record)
 
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
-        once = record.get("once", record["fooled"])
-        doubtful = record.get("doubtful", False)
-        row = (True, record["fooled"], once, record["flat"], doubtful, self._number(file))
-        about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
-        self._made(record["attack"])[place] = (*row, *about, record.get("iterations", 0))
+        self._rows_of(record["attack"])[place] = (
+            *(True, record["fooled"], record.get("once", record["fooled"]), record["flat"]),
+            *(record.get("doubtful", False), self._number(file), record.get("stored", 0)),
+            *(record.get("norm", 0.0), record.get("reached", -1), record.get("iterations", 0)),
+        )
         if tried := record.get("tried"):
             self._tried[place, record["attack"]] = TriedJobs(tried["targets"], tried["restarts"])
 
@@ -141,9 +137,9 @@ class Ledger:
         attacked = np.zeros(len(answers), bool)
         for rows in self._rows.values():
             attacked |= rows["known"]
-        for file, theirs in self._read_from:
-            older = theirs is None or theirs.shape != answers.shape
-            others = int((sure & (attacked & ~right if older else theirs != answers)).sum())
+        for file, old_answers in self._read_from:
+            older = old_answers is None or old_answers.shape != answers.shape
+            others = int((sure & (attacked & ~right if older else old_answers != answers)).sum())
             if others:
                 raise ValueError(
                     f"ledger {file} belongs to another evaluation: its network answers {others:,} "
@@ -152,8 +148,8 @@ class Ledger:
                 )
             if older:
                 say(
-                    f"WARNING: {file} is of an older version, which noted no answers: that it is "
-                    f"of this network is known by a few noisy images, and by the "
+                    f"WARNING: {file} is of an older version, which noted no answers: only a few "
+                    f"noisy images show that it is of this network, and the "
                     f"{int(attacked.sum()):,} of {len(answers):,} that it attacked and that are "
                     "right here too"
                 )
@@ -177,19 +173,19 @@ class Ledger:
 
     def known(self) -> tuple[int, str]:
         """Count the verdicts that were read, and hash them."""
-        there = {attack: rows["known"] for attack, rows in sorted(self._rows.items())}
-        digest = hashlib.sha256(repr(list(there)).encode())
-        for known in there.values():
-            digest.update(known.tobytes())
-        return sum(int(known.sum()) for known in there.values()), digest.hexdigest()
+        digest, count = hashlib.sha256(repr(sorted(self._rows)).encode()), 0
+        for _, rows in sorted(self._rows.items()):
+            digest.update(rows["known"].tobytes())
+            count += int(rows["known"].sum())
+        return count, digest.hexdigest()
 
     def rows(self, attack: str) -> np.ndarray:
         """Look up the verdicts of an attack on each image, ROW[N]; of parts of it, to be read."""
         if attack.endswith(PART) and attack not in self._rows:  # most attacks have none
             return np.broadcast_to(np.zeros((), ROW), len(self._ids))
-        return self._made(attack)
+        return self._rows_of(attack)
 
-    def _made(self, attack: str) -> np.ndarray:
+    def _rows_of(self, attack: str) -> np.ndarray:
         return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
 
     def tried(self, place: int, attack: str) -> TriedJobs:
@@ -200,16 +196,14 @@ class Ledger:
         """Read the adversarial image f32[H,W,C] of an image that the attack fooled."""
         if (place, attack) in self._points:
             return self._points[place, attack]
-        row, image = self._rows[attack][place], self._ids[place]
-        file, stored = self._files[row["file"]], int(row["stored"])
-        count = int(np.prod(shape))
-        end = 4 * count * (stored + 1)
-        if not file.exists() or file.stat().st_size < end:
+        row, count = self._rows[attack][place], int(np.prod(shape))
+        file, start = self._files[row["file"]], 4 * count * int(row["stored"])
+        if not file.exists() or file.stat().st_size < start + 4 * count:
             raise ValueError(
-                f"{file} lacks the adversarial image of {attack} on image {image}; remove "
-                f"{file.with_suffix('.jsonl')} too, to evaluate again"
+                f"{file} lacks the adversarial image of {attack} on image {self._ids[place]}; "
+                f"remove {file.with_suffix('.jsonl')} too, to evaluate again"
             )
-        return np.fromfile(file, np.float32, count, offset=end - 4 * count).reshape(shape)
+        return np.fromfile(file, np.float32, count, offset=start).reshape(shape)
 
     def add(self, place: int, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
         """Append a record, after its image; a process that is killed later does not lose it."""
@@ -229,27 +223,28 @@ class Ledger:
 
     def results(self, places: np.ndarray, attack: str) -> Results:
         """Gather the results of this process for images that the attack fooled, for `take_over`."""
-        points = self._points
-        here = [points[p, attack] for p in places.tolist() if (p, attack) in points]
-        return self.rows(attack)[places], here
+        keys = [(place, attack) for place in places.tolist()]
+        points = [self._points[key] for key in keys if key in self._points]
+        return self.rows(attack)[places], points
 
     def take_over(self, process: int, places: np.ndarray, attack: str, results: Results) -> None:
         """Learn what another process has found on these images, and where it stored that."""
-        rows, points = results
+        new_rows, points = results
         if process == jax.process_index() or not len(places):
             return
-        own = self._made(attack)
-        own[places] = rows
+        rows = self._rows_of(attack)
+        rows[places] = new_rows
         if points:
-            self._points |= {(p, attack): q for p, q in zip(places.tolist(), points, strict=True)}
+            keys = [(place, attack) for place in places.tolist()]
+            self._points |= dict(zip(keys, points, strict=True))
         else:
-            own["file"][places] = self._number(_of_process(self._first, process))
+            rows["file"][places] = self._number(_of_process(self._first, process))
 
     def survived(
         self, places: np.ndarray, attacks: Sequence[str]
     ) -> list[tuple[int, dict[str, Any]]]:
         """Gather what some attacks, or parts of them, did not fool, for `take_over_survived`."""
-        found = []
+        survivors = []
         for attack in attacks:
             rows = self.rows(attack)
             for place in places[(rows["known"] & ~rows["fooled"])[places]].tolist():
@@ -257,12 +252,12 @@ class Ledger:
                 record |= {key: bool(rows[key][place]) for key in ("fooled", "flat", "doubtful")}
                 if tried := self._tried.get((place, attack)):
                     record["tried"] = tried._asdict()
-                found.append((place, record))
-        return found
+                survivors.append((place, record))
+        return survivors
 
-    def take_over_survived(self, process: int, found: list[tuple[int, dict[str, Any]]]) -> None:
+    def take_over_survived(self, process: int, survivors: list[tuple[int, dict[str, Any]]]) -> None:
         """Learn what another process has attacked in vain."""
-        for place, record in found if process != jax.process_index() else ():
+        for place, record in survivors if process != jax.process_index() else ():
             self._keep(place, None, record)
 
     def close(self) -> None:
@@ -270,11 +265,11 @@ class Ledger:
         self._lock.close()
 
     def write_identity(self) -> None:
-        """Say of which evaluation the ledger is, which waits for its fingerprint."""
+        """Write of which evaluation the ledger is, which waits for its fingerprint."""
         identity, self._unwritten = self._unwritten, None
         if identity is not None:
-            known = fingerprint.resolved(identity["fingerprint"])
-            self._append({"identity": identity | {"fingerprint": known}} | self._noted)
+            network = fingerprint.resolved(identity["fingerprint"])
+            self._append({"identity": identity | {"fingerprint": network}} | self._noted)
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._path is not None:
@@ -287,8 +282,8 @@ def open_ledger(
     path: str | Path | None, identity: dict[str, Any], ids: np.ndarray
 ) -> Iterator[Ledger]:
     """Yield the ledger, opened by all processes of a pod: none adds a line before all have read."""
-    known = identity["fingerprint"]  # of which each rounds the probe, and has versions
-    same = {key: known[key] for key in (*fingerprint.EXACT, "images")}
+    network = identity["fingerprint"]  # of which each rounds the probe, and has versions
+    same = {key: network[key] for key in (*fingerprint.EXACT, "images")}
     hosts.agree({key: identity[key] for key in identity if key != "fingerprint"} | same)
     with contextlib.ExitStack() as opened:
 
@@ -300,63 +295,58 @@ def open_ledger(
         book = hosts.together(lambda: book or opens())
         if path is not None:
             hosts.together(book.check_files)
-            seen = hosts.everyone(book.known())
-            if len(set(seen)) > 1:
-                counts = ", ".join(str(count) for count, _ in seen)
+            verdicts = hosts.everyone(book.known())
+            if len(set(verdicts)) > 1:
+                counts = ", ".join(str(count) for count, _ in verdicts)
                 raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
         yield book
         book.write_identity()  # also of an evaluation that has nothing to decide
 
 
-def _begun_by(
-    path: Path, theirs: dict[str, Any] | None, ours: dict[str, Any]
-) -> dict[str, str] | None:
+def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | None:
     """Read the versions that began a ledger of this evaluation, if they are others than today's."""
-    theirs = theirs if isinstance(theirs, dict) else {}
-    known, here = theirs.get("fingerprint"), ours["fingerprint"]
-    if theirs.get("version") == "rand":  # an older version's verdicts were those of one draw
-        theirs = {"verdict": randomised.verdict(randomised.ONE)._asdict()} | theirs
-    if not isinstance(known, dict):
+    old = old if isinstance(old, dict) else {}
+    old_network, network = old.get("fingerprint"), new["fingerprint"]
+    if old.get("version") == "rand":  # an older version's verdicts were those of one draw
+        old = {"verdict": randomised.verdict(randomised.ONE)._asdict()} | old
+    if not isinstance(old_network, dict):
         raise ValueError(
             f"ledger {path} is of an older version, which noted neither what its network computes "
             "nor its gradient, so nothing shows that it is this one: it is not continued. Pass "
             "another ledger; replay=[...] tries this one's adversarial images first"
         )
     none = {"fingerprint": None, "network": None, "search": None}
-    words = [hosts.differences(theirs | none, json.loads(json.dumps(ours | none)))]
-    if known.get("images") != here["images"]:
-        words.append("its images or labels are others")
-    words.append(fingerprint.difference(known, here))
-    older = fingerprint.other_versions(known.get("versions") or {}, here["versions"])
-    search, own = theirs.get("search"), ours["search"]
-    if older and isinstance(search, dict) and isinstance(own, dict):
-        search, own = search.get("arrays"), own["arrays"]
-    if search != own:
+    words = [hosts.differences(old | none, json.loads(json.dumps(new | none)))]
+    if old_network.get("images") != network["images"]:
+        words.append("its images or labels differ")
+    words.append(fingerprint.difference(old_network, network))
+    older = fingerprint.other_versions(old_network.get("versions") or {}, network["versions"])
+    old_search, search = old.get("search"), new["search"]
+    if older and isinstance(old_search, dict) and isinstance(search, dict):
+        old_search, search = old_search.get("arrays"), search["arrays"]
+    if old_search != search:
         words.append("it was searched with another network")
     if text := "; ".join(filter(None, words)):
         raise ValueError(
             f"ledger {path} belongs to another evaluation: {text}. "
             "Pass another ledger, or the settings of that one"
         )
-    return known["versions"] if older else None
+    return old_network["versions"] if older else None
 
 
 def _is_verdict(record: dict[str, Any]) -> bool:
     kinds = {"image": int, "attack": str, "fooled": bool, "flat": bool}
-    stored, tried = record.get("stored"), record.get("tried")
-    if str(record.get("attack")).endswith(PART) and not _is_list_of_jobs(tried):
+    if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
         return False
-    return (
-        all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-        and isinstance(record.get("reached", -1), int)
-        and (not record["fooled"] or (isinstance(stored, int) and stored >= 0))
-    )
-
-
-def _is_list_of_jobs(tried: Any) -> bool:
-    if not (isinstance(tried, dict) and isinstance(tried.get("targets"), list)):
-        return False
-    return all(isinstance(one, int) for one in (*tried["targets"], tried.get("restarts")))
+    numbers, stored = [record.get("reached", -1)], record.get("stored", -1)
+    if record["attack"].endswith(PART):
+        tried = record.get("tried")
+        if not (isinstance(tried, dict) and isinstance(tried.get("targets"), list)):
+            return False
+        numbers += [*tried["targets"], tried.get("restarts")]
+    if record["fooled"]:
+        numbers.append(stored)
+    return all(isinstance(n, int) for n in numbers) and (not record["fooled"] or stored >= 0)
 
 
 def _of_process(path: Path, process: int) -> Path:

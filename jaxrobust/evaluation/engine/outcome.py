@@ -1,11 +1,12 @@
-"""An evaluation under way: its images, what the attacks have come to, the passes that decide."""
+"""An evaluation under way: its images, what the attacks have found, the passes that decide."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxrobust.attacks import Setting
+from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine.ledger import Ledger
 from jaxrobust.evaluation.network import checks, randomised
@@ -46,19 +47,19 @@ class Sample(NamedTuple):
     threat: Threat
     seed: int
 
-    def rows(self, which: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(self, places: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Look up images, labels and ids of some places."""
-        return self.images[which], self.labels[which], self.ids[which]
+        return self.images[places], self.labels[places], self.ids[places]
 
 
 class Outcome(NamedTuple):
-    """What the attacks have come to so far; they write into it."""
+    """What the attacks have found so far; they write into it."""
 
     standing: np.ndarray  # bool[N]
     fooled_by: np.ndarray  # i8[N], a place in `names`
     names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
-    aside: int = 0  # images that stand beside these and are not attacked
+    aside: int = 0  # other images that stand and are not attacked
     once: np.ndarray | None = None  # bool[N], standing by one draw; None: draws decide nothing
 
     @classmethod
@@ -72,14 +73,16 @@ class Outcome(NamedTuple):
         """Begin with the verdicts before any attack: an image stands if it is right as it is."""
         names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
         fooled_by = np.where(clean, 0, 1).astype(np.int8)
-        own = None if once is None else once.copy()
-        return cls(clean.copy(), fooled_by, [*names, REPLAY], flags, once=own)
+        once = None if once is None else once.copy()
+        return cls(clean.copy(), fooled_by, [*names, REPLAY], flags, once=once)
 
     def without(self, aside: np.ndarray) -> "Outcome":
-        """Leave some images aside, for one attack."""
+        """Leave some images aside, for one attack, whose flags are its own."""
         stays = self.standing & aside
         once = None if self.once is None else self.once & ~stays
-        return self._replace(standing=self.standing & ~stays, once=once, aside=int(stays.sum()))
+        return self._replace(
+            standing=self.standing & ~stays, once=once, aside=int(stays.sum()), flags={}
+        )
 
     def take(self, attacked: "Outcome", aside: np.ndarray) -> None:
         """Take over what an attack left of `without(aside)`."""
@@ -88,10 +91,10 @@ class Outcome(NamedTuple):
         if self.once is not None:
             self.once[:] &= attacked.once | stays
 
-    def strike(self, name: str, which: Any) -> None:
+    def strike(self, name: str, places: Any) -> None:
         """Take note that an attack has fooled images."""
-        self.standing[which] = False
-        self.fooled_by[which] = self.names.index(name)
+        self.standing[places] = False
+        self.fooled_by[places] = self.names.index(name)
 
     def of_interest(self) -> np.ndarray:
         """Mark the images that stand and that an attack must look at, bool[N]."""
@@ -105,7 +108,63 @@ class AttackContext(NamedTuple):
     sample: Sample
     outcome: Outcome
     book: Ledger
-    how: randomised.VerdictRule | None = None  # answers are judged; None: they are not random
+    rule: randomised.VerdictRule | None = None  # judges answers; None: they are not random
+
+    def recall_fooled(self, name: str) -> None:
+        """Take over which standing images an attack fools, by the ledger."""
+        places = np.flatnonzero(self.outcome.standing & self.book.rows(name)["fooled"])
+        refuse_damaged(self, name, 0, places)
+        self.outcome.strike(name, places)
+
+    def exchange_fooled(self, name: str, places: np.ndarray) -> int:
+        """Tell all processes which of this one's images an attack fools; count those of all."""
+        fallen = places[~self.outcome.standing[places]]
+        parts = hosts.everyone((fallen, self.book.results(fallen, name)))
+        for process, (others, results) in enumerate(parts):
+            self.book.take_over(process, others, name, results)
+            self.outcome.strike(name, others)
+        return sum(len(others) for others, _ in parts)
+
+
+def classified(
+    runner: engine.Engine,
+    images: ImageSet,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    *,
+    seed: int,
+    count: int,
+    rule: randomised.VerdictRule | None,
+) -> tuple[np.ndarray, ...]:
+    """Compute which images are right, by one draw too, finite, and sure, bool[N]; likely others.
+
+    An answer is sure where rounding cannot change it, which is unknown of a randomised network's.
+    The last are u[N, count], the likeliest wrong classes. All processes get the same, each computes
+    its share.
+    """
+    mine = hosts.share(np.arange(len(images)))
+    clean, once, finite, sure = np.zeros((4, len(images)), bool)
+    likely = np.zeros((len(images), count), np.min_scalar_type(runner.traces[0].classes))
+    for start in range(0, len(mine), runner.slots):
+        part = mine[start : start + runner.slots]
+        rows = (images[part], labels[part], ids[part])
+        if rule is None:
+            logits = engine.forward(runner, rows[0], rows[2], seed=seed)
+            clean[part] = once[part] = checks.is_right(logits, rows[1])
+            finite[part] = checks.answered(logits)
+            with np.errstate(invalid="ignore"):  # infinite ones
+                second, first = np.partition(logits, (-2, -1), axis=1)[:, -2:].T
+                rounding = hosts.ROUNDING * np.ptp(logits[:, unmasked(logits)], axis=1)
+                sure[part] = finite[part] & (first - second > 2 * rounding)
+        else:
+            answers = answers_of(runner, rule, *rows, seed=seed, draw=0)
+            clean[part], once[part], finite[part], _, logits = answers
+        likely[part] = ensembles.ranks(logits, rows[1], count)
+    arrays = (clean, once, finite, sure, likely)
+    for process, shares in enumerate(hosts.everyone([array[mine] for array in arrays])):
+        for array, share in zip(arrays, shares, strict=True):
+            array[process :: jax.process_count()] = share
+    return arrays
 
 
 def within(
@@ -118,7 +177,7 @@ def within(
 
 def answers_of(
     runner: engine.Engine,
-    how: randomised.VerdictRule,
+    rule: randomised.VerdictRule,
     images: np.ndarray,
     labels: np.ndarray,
     ids: np.ndarray,
@@ -126,59 +185,55 @@ def answers_of(
     seed: int,
     draw: int,
 ) -> randomised.Answers:
-    """Judge a randomised network's answers to some images, of which there may be none.
+    """Judge a randomised network's answers to n >= 0 images.
 
     The draws derive from the seed, an image's id and `draw` alone, not from its batch.
     """
 
     def forward(number: int) -> np.ndarray:
-        return logits_of(runner, images, ids, seed, draw=draw + _APART * number)
+        return engine.forward(runner, images, ids, seed=seed, draw=draw + _APART * number)
 
-    return randomised.answers(forward, how, labels, runner.traces[0].classes)
+    return randomised.answers(forward, rule, labels, runner.traces[0].classes)
 
 
-def refuse_damaged(evaluation: AttackContext, name: str, draw: int, which: np.ndarray) -> None:
+def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.ndarray) -> None:
     """Refuse adversarial images of the ledger that are none, by more than rounding."""
-    slots = evaluation.runner.slots
-    for start in range(0, len(which), slots):
-        _refuse_damaged(evaluation, name, draw, which[start : start + slots])
-
-
-def _refuse_damaged(evaluation: AttackContext, name: str, draw: int, which: np.ndarray) -> None:
-    runner, sample, _, book, how = evaluation
-    images, labels, ids = sample.rows(which)
-    points = np.stack([book.adversarial(i, name, images.shape[1:]) for i in which.tolist()])
-    inside, _ = within(points, images, labels, sample)
-    own = np.eye(sample.classes, dtype=bool)[labels]
-    if how is None:
-        logits = logits_of(runner, points, ids, sample.seed, draw=draw)
-        with np.errstate(invalid="ignore"):  # infinite ones
-            margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
-            spread = np.ptp(logits[:, unmasked(logits)], axis=1)
-            right = margins > hosts.ROUNDING * spread
-        others = reached(logits, labels)
-    else:
-        answers = answers_of(runner, how, points, labels, ids, seed=sample.seed, draw=draw)
-        right, others = answers.right, answers.reached
-    for i, there, stands in zip(which, inside, right, strict=True):
-        if stands or not there:
-            why = "does not fool this network" if there else "is outside the ball"
-            raise ValueError(
-                f"the ledger's adversarial image of {name} on image {sample.ids[i]} "
-                f"{why}: its .images file is damaged or another evaluation's; remove both files"
-            )
-    noted = book.rows(name)["reached"][which]
-    book.rows(name)["reached"][which] = np.where(noted < 0, others, noted)
+    runner, sample, _, book, rule = evaluation
+    for start in range(0, len(places), runner.slots):
+        part = places[start : start + runner.slots]
+        images, labels, ids = sample.rows(part)
+        points = np.stack([book.adversarial(i, name, images.shape[1:]) for i in part.tolist()])
+        inside, _ = within(points, images, labels, sample)
+        if rule is None:
+            logits = engine.forward(runner, points, ids, seed=sample.seed, draw=draw)
+            is_label = np.eye(sample.classes, dtype=bool)[labels]
+            with np.errstate(invalid="ignore"):  # infinite ones
+                margins = logits[is_label] - np.where(is_label, -np.inf, logits).max(axis=1)
+                spread = np.ptp(logits[:, unmasked(logits)], axis=1)
+                right = margins > hosts.ROUNDING * spread
+            others = reached(logits, labels)
+        else:
+            answers = answers_of(runner, rule, points, labels, ids, seed=sample.seed, draw=draw)
+            right, others = answers.right, answers.reached
+        for image, is_inside, stands in zip(ids, inside, right, strict=True):
+            if stands or not is_inside:
+                why = "does not fool this network" if is_inside else "is outside the ball"
+                raise ValueError(
+                    f"the ledger's adversarial image of {name} on image {image} {why}: its .images "
+                    "file is damaged or belongs to another evaluation; remove both files"
+                )
+        stored = book.rows(name)["reached"][part]
+        book.rows(name)["reached"][part] = np.where(stored < 0, others, stored)
 
 
 def confirmed(
-    evaluation: AttackContext, points: np.ndarray, which: np.ndarray, draw: int
+    evaluation: AttackContext, points: np.ndarray, places: np.ndarray, draw: int
 ) -> tuple[np.ndarray, ...]:
     """Settle points; say which fool the network in a last pass, their norms, what they reach."""
     runner, sample = evaluation.runner, evaluation.sample
-    images, labels, ids = sample.rows(which)
+    images, labels, ids = sample.rows(places)
     points = engine.settled(runner, sample.threat.norm, points, images)
-    logits = logits_of(runner, points, ids, sample.seed, draw=draw)
+    logits = engine.forward(runner, points, ids, seed=sample.seed, draw=draw)
     sure, norms = checks.verified(points, images, labels, logits, sample.threat)
     return points, sure, norms, reached(logits, labels)
 
@@ -188,12 +243,3 @@ def reached(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     wrong = np.array(logits, np.float64)
     wrong[np.arange(len(labels)), labels] = -np.inf
     return np.where(checks.answered(logits), wrong.argmax(axis=1), -1)
-
-
-def logits_of(
-    runner: engine.Engine, images: np.ndarray, ids: np.ndarray, seed: int, *, draw: int
-) -> np.ndarray:
-    """Compute the logits f32[n, K] of some images, of which there may be none."""
-    if not len(images):
-        return np.zeros((0, runner.traces[0].classes), np.float32)
-    return engine.forward(runner, images, ids, seed=seed, draw=draw)

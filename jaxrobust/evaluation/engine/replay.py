@@ -1,8 +1,9 @@
-"""Adversarial images of other evaluations, tried before any attack: one forward pass each.
+"""Points tried before or after the attacks, one forward pass each: of other ledgers, of a user.
 
 What fooled a network at one radius often fools it at another, and another epoch or network too. A
-point is brought into the ball and counts as what an attack finds does: if a forward pass of the
-network that decides, and its norm, confirm it. So a verdict is that of the attacks alone, or lower.
+point of a ledger is brought into the ball and counts as what an attack finds does: if a forward
+pass of the network that decides, and its norm, confirm it. So a verdict is that of the attacks
+alone, or lower.
 """
 
 import functools
@@ -19,8 +20,9 @@ import numpy as np
 
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, confirmed, refuse_damaged
-from jaxrobust.evaluation.network import checks, fingerprint
+from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, confirmed, reached
+from jaxrobust.evaluation.network import checks, fingerprint, user_attacks
+from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.parts import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY, HashedImages, other_images
@@ -39,35 +41,6 @@ class LedgerSource(NamedTuple):
     images: HashedImages = HashedImages.none()  # those of an older version have no hashes
 
 
-class Points(NamedTuple):
-    """The adversarial images of a ledger, one an image; they stay on disk."""
-
-    path: Path
-    sha256: str  # of the ledger's lines
-    shape: tuple[int, ...]
-    ids: np.ndarray  # u32[M], ascending
-    stored: np.ndarray  # i64[M], places among the images
-
-    def read(self, ids: np.ndarray) -> np.ndarray:
-        """Read those of some images, f32[n,H,W,C]; `ValueError`: the file is too short for them."""
-        file, count = self.path.with_suffix(".images"), int(np.prod(self.shape))
-        places = self.stored[np.searchsorted(self.ids, ids)]
-        if not file.exists() or file.stat().st_size < 4 * count * (int(places.max()) + 1):
-            raise ValueError(
-                f"{file} lacks adversarial images of {self.path.name}; copy both, or replay others"
-            )
-        read = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
-        return np.stack(read).reshape(-1, *self.shape)
-
-
-class KnownVerdicts(NamedTuple):
-    """What is known of N images before an evaluation."""
-
-    sources: Sequence[LedgerSource]
-    robust_beyond: np.ndarray  # bool[N], robust at a larger radius
-    network: Any = None  # the one that is evaluated, as in its ledger
-
-
 def is_ledger(path: Path) -> bool:
     """Tell whether a file of JSON lines is a ledger."""
     with path.open() as lines:
@@ -81,27 +54,24 @@ def ledgers(folder: Path) -> list[Path]:
 
 def header(path: Path) -> dict[str, Any]:
     """Read the identity of the evaluation that a ledger is of."""
-    return _first_line(path)["identity"]
-
-
-def _first_line(path: Path) -> dict[str, Any]:
     with path.open() as lines:
-        return json.loads(lines.readline())
+        return json.loads(lines.readline())["identity"]
 
 
 def images(path: Path) -> HashedImages:
     """Read which images a ledger is of; none where an older version did not note them."""
-    first = _first_line(path)
+    with path.open() as lines:
+        first = json.loads(lines.readline())
     ids = records.places(first.get("image_ids") or "")
     return HashedImages.none() if ids is None else HashedImages(ids, np.array(first["hashes"], str))
 
 
 def check_images(
-    sources: Sequence[LedgerSource], ours: HashedImages, shape: tuple[int, ...]
+    sources: Sequence[LedgerSource], images: HashedImages, shape: tuple[int, ...]
 ) -> None:
-    """Refuse ledgers of other images with the ids of ours, which have this shape."""
+    """Refuse ledgers of other images with the ids of these, which have this shape."""
     for source in sources:
-        words = other_images(source.images, ours)
+        words = other_images(source.images, images)
         if words and source.shape == shape:  # else `run` says how large both are
             raise ValueError(
                 f"{source.path} is of other images: {words}; replay an evaluation of these images"
@@ -111,32 +81,20 @@ def check_images(
 def source(path: Path) -> LedgerSource:
     """Open a ledger to replay; `ValueError`: it is none, or an old one that notes no size."""
     if not (path.is_file() and is_ledger(path)):
-        raise ValueError(
-            f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
-        )
+        raise ValueError(f"{path} is not a ledger; replay the ledger.jsonl of an evaluation")
     identity = header(path)
     if "image" not in identity:
         raise ValueError(
             f"{path} was written by an older version, which did not note the size of its images; "
             "evaluate again to replay it"
         )
-    about = (network_of(identity), Threat.of(identity), tuple(identity["image"]))
-    return LedgerSource(path, *about, images(path))
+    shape = tuple(identity["image"])
+    return LedgerSource(path, network_of(identity), Threat.of(identity), shape, images(path))
 
 
-def points(source: LedgerSource) -> Points:
-    """Read the points of a ledger: of many, one at a time is in memory."""
-    rows = jsonl.read(source.path)[1:]
-    stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
-    ids = np.array(sorted(stored), np.uint32)
-    places = np.array([stored[i] for i in ids.tolist()], np.int64)
-    sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()
-    return Points(source.path, sha256, source.shape, ids, places)
-
-
-def ordered(known: KnownVerdicts, evaluation: dict[str, Any]) -> KnownVerdicts:
+def ordered(sources: Sequence[LedgerSource], identity: dict[str, Any]) -> list[LedgerSource]:
     """Order the sources of an evaluation, the likeliest to fool first."""
-    network, threat = network_of(evaluation), Threat.of(evaluation)
+    network, threat = network_of(identity), Threat.of(identity)
 
     def rank(source: LedgerSource) -> tuple[Any, ...]:
         same = [source.network == network, source.threat.norm == threat.norm]
@@ -144,88 +102,109 @@ def ordered(known: KnownVerdicts, evaluation: dict[str, Any]) -> KnownVerdicts:
         apart = abs(source.threat.epsilon - threat.epsilon)
         return not sure, -sum(same), apart, source.path.name
 
-    return known._replace(sources=sorted(known.sources, key=rank), network=network)
+    return sorted(sources, key=rank)
 
 
-def run(evaluation: AttackContext, known: KnownVerdicts) -> tuple[Cost, list[ReplayedLedger]]:
-    """Try all that there is on what stands; return what that took, and each source's share."""
+def run(
+    evaluation: AttackContext, sources: Sequence[LedgerSource], network: Any
+) -> tuple[Cost, list[ReplayedLedger]]:
+    """Try the points of all ledgers on what stands; return the cost, and each ledger's share.
+
+    `network` is the one that is evaluated, as `network_of` a ledger.
+    """
     runner, sample, outcome, book, _ = evaluation
     start, met = time.perf_counter(), int(outcome.standing.sum())
-    before = np.flatnonzero(outcome.standing & book.rows(REPLAY)["fooled"])
-    refuse_damaged(evaluation, REPLAY, 0, before)
-    outcome.strike(REPLAY, before)
+    evaluation.recall_fooled(REPLAY)
     shares: list[ReplayedLedger] = []
     forward, idle = 0, 0
-    for source in known.sources:
-        there = points(source)
-        pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, there.ids))
-        stretched = source.network != known.network  # of another one: to the rim of the ball
+    for source in sources:
+        rows = jsonl.read(source.path)[1:]
+        stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
+        pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, list(stored)))
+        stretched = source.network != network  # of another one: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]
-            _try(evaluation, source, there, stretched, part)
             idle += runner.slots - len(part)
-        fallen = mine[~outcome.standing[mine]]
-        parts = hosts.everyone((fallen, book.results(fallen, REPLAY)))
-        for process, (which, theirs) in enumerate(parts):
-            book.take_over(process, which, REPLAY, theirs)
-            outcome.strike(REPLAY, which)
+            points = _points(evaluation, source, stored, stretched, part)
+            points, sure, norms, others = confirmed(evaluation, points, part, 0)
+            row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
+            for i in np.flatnonzero(sure):
+                found = {"norm": float(norms[i]), "reached": int(others[i])}
+                book.add(int(part[i]), row | found, points[i])
+            outcome.strike(REPLAY, part[sure])
         forward += len(pending)
-        share: Any = {"ledger": source.path.stem, "sha256": there.sha256}
-        share |= source.threat.settings()
-        fooled = sum(len(which) for which, _ in parts)
+        sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()
+        share: Any = {"ledger": source.path.stem, "sha256": sha256} | source.threat.settings()
+        fooled = evaluation.exchange_fooled(REPLAY, mine)
         shares.append(share | {"tried": len(pending), "fooled": fooled})
-    cost = Cost(
-        attack=REPLAY,
-        fooled=met - int(outcome.standing.sum()),
-        forward=forward,
-        backward=0,
-        idle=hosts.total(idle),
-        seconds=time.perf_counter() - start,
-        compile_seconds=0.0,
-    )
-    return cost, shares
+    fooled, idle = met - int(outcome.standing.sum()), hosts.total(idle)
+    return Cost(REPLAY, fooled, forward, 0, idle, time.perf_counter() - start, 0.0), shares
 
 
-def _try(
+def _points(
     evaluation: AttackContext,
     source: LedgerSource,
-    there: Points,
+    stored: dict[int, int],
     stretched: bool,
     part: np.ndarray,
-) -> None:
-    runner, sample, outcome, book, _ = evaluation
+) -> np.ndarray:
+    """Read a ledger's points of some images, and bring them into the ball; all are checked."""
+    sample, slots = evaluation.sample, evaluation.runner.slots
     images, _, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
-    if images.shape[1:] != source.shape:
+    shape, path = images.shape[1:], source.path
+    if shape != source.shape:
+        there, here = ("x".join(map(str, size)) for size in (source.shape, shape))
         raise ValueError(
-            f"{source.path} has images of {_sides(source.shape)}, and these are of "
-            f"{_sides(images.shape[1:])}; replay an evaluation at this size"
+            f"{path} has images of {there}, and these are of {here}; replay an evaluation at this "
+            "size"
         )
-    adversarial = there.read(ids)
-    _refuse_others(source, adversarial, images, ids)
-    padded = [engine.padded(array, runner.slots) for array in (adversarial, images)]
-    adversarial = np.asarray(_pull(norm)(*padded, epsilon, stretched))[: len(part)]
-    adversarial, sure, norms, others = confirmed(evaluation, adversarial, part, 0)
-    row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
-    for i in np.flatnonzero(sure):
-        about = {"norm": float(norms[i]), "reached": int(others[i])}
-        book.add(int(part[i]), row | about, adversarial[i])
-        outcome.strike(REPLAY, part[i])
-
-
-def _refuse_others(
-    source: LedgerSource, points: np.ndarray, images: np.ndarray, ids: np.ndarray
-) -> None:
+    file, count = path.with_suffix(".images"), int(np.prod(shape))
+    places = [stored[i] for i in ids.tolist()]
+    if not file.exists() or file.stat().st_size < 4 * count * (max(places) + 1):
+        raise ValueError(
+            f"{file} lacks adversarial images of {path.name}; copy both, or replay others"
+        )
+    read = [np.fromfile(file, np.float32, count, offset=4 * count * place) for place in places]
+    points = np.stack(read).reshape(-1, *shape)
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
     norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
     if (norms > checks.most(source.threat.epsilon)).any():
-        worst, norm = int(norms.argmax()), source.threat.norm
+        worst = int(norms.argmax())
         raise ValueError(
-            f"{source.path} is of other images, or of images prepared otherwise: what it has for "
-            f"image {ids[worst]} is {norms[worst]:.3g} in {norm} away from ours, more than "
+            f"{path} is of other images, or of images prepared otherwise: its point of image "
+            f"{ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away from ours, more than "
             f"its radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )
+    rows = [engine.padded(array, slots) for array in (points, images)]
+    return np.asarray(_pull(norm)(*rows, epsilon, stretched))[: len(part)]
+
+
+def try_user(evaluation: AttackContext, user: UserAttack) -> Cost:
+    """Try a user's points on all images that stand, from the ledger as far as it knows them."""
+    runner, sample, outcome, book, _ = evaluation
+    start, met, name = time.perf_counter(), int(outcome.standing.sum()), user.name
+    outcome.names.append(name)
+    evaluation.recall_fooled(name)
+    pending = outcome.standing & ~book.rows(name)["known"] & user.covers(sample.ids)
+    mine, key = hosts.share(np.flatnonzero(pending)), jax.random.key(sample.seed)
+    for first in range(0, len(mine), runner.slots):
+        part = mine[first : first + runner.slots]
+        images, labels, ids = rows = sample.rows(part)
+        part_key = jax.random.fold_in(key, int(ids[0]))
+        points = user_attacks.points_of(user, runner.logits_fn, part_key, *rows, sample.threat)
+        logits = engine.forward(runner, points, ids, seed=sample.seed)
+        sure, norms = checks.verified(points, images, labels, logits, sample.threat)
+        others = reached(logits, labels)
+        for i, place in enumerate(part.tolist()):
+            row: dict[str, Any] = {"attack": name, "fooled": bool(sure[i]), "flat": False}
+            row |= {"norm": float(norms[i]), "reached": int(others[i])} if sure[i] else {}
+            book.add(place, row, points[i] if sure[i] else None)
+        outcome.strike(name, part[sure])
+    evaluation.exchange_fooled(name, mine)
+    fooled, seconds = met - int(outcome.standing.sum()), time.perf_counter() - start
+    return Cost(name, fooled, int(pending.sum()), 0, 0, seconds, 0.0)
 
 
 @functools.lru_cache
@@ -237,19 +216,15 @@ def _pull(norm: str) -> Callable[..., Array]:
         sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), checks.ORDER[norm], axis=1)
         factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
         radii = jnp.broadcast_to(epsilon, sizes.shape)
-        there = GEOMETRIES[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
+        moved = GEOMETRIES[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
         inside = ~stretched & (sizes <= epsilon)  # as it is, to the last bit
-        return jnp.where(per_image(inside, deltas), points, there)
+        return jnp.where(per_image(inside, deltas), points, moved)
 
     return jax.jit(pull)
 
 
 def network_of(identity: dict[str, Any]) -> list[Any]:
     """Read the identity of the network of a ledger; an older version knew less of it."""
-    if known := identity.get("fingerprint"):
-        return [known[key] for key in fingerprint.EXACT]
+    if network := identity.get("fingerprint"):
+        return [network[key] for key in fingerprint.EXACT]
     return [identity["network"], identity.get("weights")]
-
-
-def _sides(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -65,7 +65,7 @@ class AutoAttackResult(NamedTuple):
     answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
 
     def table(self) -> str:
-        """Write accuracy after each attack, what it added and what it cost, for people."""
+        """Format accuracy after each attack, what it added and what it cost."""
         n = len(self.clean)
         head = (
             f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
@@ -91,11 +91,18 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
-        names = ["replayed", "robust_beyond", "draws", "search_sample"]
-        names += ["clipped", "stopped", "fast"]
-        noted: dict[str, Any] = {name: about.get(name) for name in names}
+        names = (
+            "replayed",
+            "robust_beyond",
+            "draws",
+            "search_sample",
+            "clipped",
+            "stopped",
+            "fast",
+        )
+        facts: dict[str, Any] = {name: about.get(name) for name in names}
         if "stopped" in about:
-            noted["image_ids"] = about["image_ids"]
+            facts["image_ids"] = about["image_ids"]
         record = AccuracyRecord(
             attacks=attacks,
             clean=float(self.clean.mean()) if n else None,
@@ -103,33 +110,31 @@ class AutoAttackResult(NamedTuple):
             accuracy_after=dict(self.accuracy_after),
             flags=dict(self.flags),
             costs=costs,
-            **noted,
+            **facts,
         )
         return Measured(record, self.verdicts, about["fingerprint"].get("begun_by"))
 
-    def typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
+    def typed_record(self, **facts: Unpack[CallerFacts]) -> AccuracyRecord:
         """Make the record, as `record` does, for further use in the package."""
         names = CallerFacts.__annotations__
-        if unknown := sorted(known.keys() - names):
+        if unknown := sorted(facts.keys() - names):
             raise ValueError(f"a record has no {', '.join(unknown)}; one of {', '.join(names)}")
-        about, n = self.about, len(self.clean)
-        own = self.measured().record
-        after = own.accuracy_after or {}
-        identity = records.identity(about) | {"attacks": self.attacks}
+        about, n, record = self.about, len(self.clean), self.measured().record
         height, width, channels = about["image"]
         keys = ("image_ids", "seed", "version", "images_sha256", "fingerprint")
         evaluated: Any = {key: value for key, value in about.items() if key in keys}
-        unnamed: Any = dict.fromkeys(("name", "file", "sha256"))
-        stated: Any = {key: value for key, value in known.items() if key != "model"}
+        stated: Any = {key: value for key, value in facts.items() if key != "model"}
+        function: Any = dict.fromkeys(("name", "file", "sha256"))
+        after = record.accuracy_after or {}
         return dataclasses.replace(
-            own,
+            record,
             **stated,
             **evaluated,
-            interval=None if own.stopped else records.intervals(own.clean, own.robust, n),
-            costs=records.with_step_rules(own.costs or ()),
-            evaluation=records.number_of(identity),
+            interval=None if record.stopped else records.intervals(record.clean, record.robust, n),
+            costs=records.with_step_rules(record.costs or ()),
+            evaluation=records.number_of(records.identity(about) | {"attacks": self.attacks}),
             model={
-                "name": known.get("model"),
+                "name": facts.get("model"),
                 "num_classes": about["classes"],
                 "options": None,
                 "image_size": height if height == width else None,
@@ -137,39 +142,39 @@ class AutoAttackResult(NamedTuple):
             },
             method=self._method(),
             accuracy_after={name: float(v or 0) if n else None for name, v in after.items()},
-            function={**unnamed, "arrays_sha256": about["arrays_sha256"]},
+            function=function | {"arrays_sha256": about["arrays_sha256"]},
         ).stamped()
 
     def _method(self) -> str:
         if "fast" in self.about:
             return survivors.METHOD
         version = [] if self.about["chosen"] else [f"autoattack {self.about['version']}"]
-        named = [own["name"] for own in self.attacks if not version or "sha256" in own]
-        method = " + ".join(version + named)
+        names = [one["name"] for one in self.attacks if not version or "sha256" in one]
+        method = " + ".join(version + names)
         if draws := self.about.get("draws"):
             method += f", {randomised.VerdictRule(draws['rule'], draws['draws']).words()}"
         return f"{method}, stopped" if "stopped" in self.about else method
 
-    def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
+    def record(self, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record of the accuracies: versions, device, attacks, ball, seed, hashes.
 
-        It has the keys of the package's own records (`AccuracyRecord`); what is not known is None.
-        To be called in the process that evaluated.
+        It has the keys of the package's own records (`AccuracyRecord`); unknown ones are None.
+        Call it in the process that evaluated.
 
         Args:
-          **known: what only you know: `model` (its name), `weights` (which ones),
+          **facts: what only you know: `model` (its name), `weights` (which ones),
             `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
         """
-        return self.typed_record(**known).to_json()
+        return self.typed_record(**facts).to_json()
 
-    def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
+    def save(self, path: str | Path, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
         """Append the record to a file of JSON lines, such as results.jsonl, and return it.
 
-        A file beside it gets the verdicts image by image; the record names it. Of several
-        processes, the first one writes. Of `known` see `record`; `ValueError`: the file's name does
-        not end in .jsonl.
+        A second file, which the record names, gets the verdicts image by image. Of several
+        processes, the first one writes. For `facts` see `record`; `ValueError`: the file's name
+        does not end in .jsonl.
         """
-        return records.save(Path(path), self.verdicts, lambda: self.typed_record(**known))
+        return records.save(Path(path), self.verdicts, lambda: self.typed_record(**facts))
 
 
 def _share(count: float, n: int) -> str:

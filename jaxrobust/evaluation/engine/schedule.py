@@ -12,7 +12,7 @@ from jaxrobust.evaluation.network.images import ImageSet
 class SlotRows(NamedTuple):
     """What the host hands to the slots."""
 
-    fresh: np.ndarray  # bool[S], begins the job that the rest describes
+    fresh: np.ndarray  # bool[S], begins the job that the other fields describe
     keep: np.ndarray  # bool[S], goes on with its job
     images: np.ndarray  # f32[S,H,W,C]
     labels: np.ndarray  # i32[S]
@@ -23,14 +23,14 @@ class SlotRows(NamedTuple):
 
 
 class Aims(NamedTuple):
-    """What the jobs of n images aim at, and which of them another evaluation has made already."""
+    """What the jobs of n images aim at, and which of them another evaluation has done already."""
 
     targets: np.ndarray  # i32[n, T], classes, or the code of a loss (T = 1)
-    made: np.ndarray | None = None  # bool[n, T, restarts], without success; None: no job
+    done: np.ndarray | None = None  # bool[n, T, restarts], without success; None: no job
 
 
 class ImageVerdict(NamedTuple):
-    """What an attack made of one image."""
+    """What an attack found out about one image."""
 
     image: int
     fooled: bool
@@ -40,11 +40,6 @@ class ImageVerdict(NamedTuple):
     job: int  # that one, numbered as the jobs does
     flat: bool  # the very first gradient was zero everywhere
     adversarial: np.ndarray | None  # f32[H,W,C], or two points, see `engine`
-
-
-def _in_turns(devices: int, width: int) -> np.ndarray:
-    """List the slots, i[S], in the order in which they are given jobs: devices take turns."""
-    return np.arange(devices * width).reshape(devices, width).T.ravel()
 
 
 class Jobs:
@@ -60,44 +55,45 @@ class Jobs:
         self,
         slots: int,
         devices: int,
-        which: np.ndarray,
-        targets: np.ndarray,
+        places: np.ndarray,
+        aims: Aims,
         restarts: int,
         repeats: bool = True,
-        made: np.ndarray | None = None,
     ) -> None:
-        """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0.
+        """Take jobs for the images in `places`, i[n] ascending.
 
-        `repeats` is whether a job whose point is refuted is made again; those in `made`, of `Aims`,
-        are left out.
+        `repeats` is whether a job whose point is refuted is done again.
         """
-        images, kinds = targets.shape
-        self._which, self._repeats = which, repeats  # the former ascending
-        self._devices, self._width = devices, slots // devices
-        self._targets = targets
+        n, kinds = aims.targets.shape
+        self._places, self._targets, self._repeats = places, aims.targets, repeats
+        self.width = slots // devices  # slots of each device
+        self._devices = devices
         self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
         self._next_new = 0  # of the jobs in their order, target by target, the first not begun
         self._again: deque[tuple[int, int]] = deque()  # go before those
-        self._order = _in_turns(devices, slots // devices)
         self._busy: dict[int, tuple[int, int]] = {}  # slot -> image, job
         self._fresh: list[int] = []
         self._dropped = False
-        self._ended = np.zeros((images, len(self._jobs)), bool)
-        if made is not None:
-            self._ended |= made.reshape(self._ended.shape)
-        self._steps = np.zeros((images, len(self._jobs)), np.int32)
-        self._flat = np.zeros(images, bool)
-        # The first job known to succeed.
-        self._won = np.full(images, len(self._jobs), np.int32)
+        self._ended = np.zeros((n, len(self._jobs)), bool)
+        if aims.done is not None:
+            self._ended |= aims.done.reshape(self._ended.shape)
+        self._steps = np.zeros((n, len(self._jobs)), np.int32)
+        self._flat = np.zeros(n, bool)
+        self._won = np.full(n, len(self._jobs), np.int32)  # the first job that succeeded
         self._fooling: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
         self._first: dict[tuple[int, int], int] = {}  # of refuted jobs
         self._refuted: dict[tuple[int, int], int] = {}  # how often
         self._touched: list[int] = []
 
+    def _order(self) -> list[int]:
+        """List the slots in the order in which they get jobs: devices take turns."""
+        slots = np.arange(self._devices * self.width)
+        return slots.reshape(self._devices, self.width).T.ravel().tolist()
+
     def assign(self) -> bool:
         """Give jobs to free slots; tell whether any slot has one."""
         self._fresh = []
-        for slot in self._order.tolist():
+        for slot in self._order():
             if slot not in self._busy and (job := self._next()) is not None:
                 self._busy[slot] = job
                 self._steps[job] = 0  # it may have been dropped, or refuted, before
@@ -116,15 +112,11 @@ class Jobs:
                 return image, job
         return None
 
-    def _is_queued(self, image: int, job: int) -> bool:
-        new = job * len(self._ended) + image >= self._next_new
-        return new or (image, job) in self._again
-
     def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> SlotRows | None:
         """Make the rows for slots that change jobs; None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
-        count = self._devices * self._width
+        count = self._devices * self.width
         rows = SlotRows(
             fresh=np.zeros(count, bool),
             keep=np.isin(np.arange(count), list(self._busy)),
@@ -135,42 +127,42 @@ class Jobs:
             ids=np.zeros(count, np.uint32),
             first=np.zeros(count, np.int32),
         )
-        places = [self._which[self._busy[slot][0]] for slot in self._fresh]
+        places = [self._places[self._busy[slot][0]] for slot in self._fresh]
         read = images[np.array(places)] if places else ()
-        for slot, i, pixels in zip(self._fresh, places, read, strict=True):
+        for slot, place, image_pixels in zip(self._fresh, places, read, strict=True):
             image, job = self._busy[slot]
             target, restart = self._jobs[job]
-            job_of_it = (labels[i], self._targets[image, target], restart, ids[i])
-            values = (True, True, pixels, *job_of_it, self._first.get((image, job), 0))
+            aim = (labels[place], self._targets[image, target], restart, ids[place])
+            values = (True, True, image_pixels, *aim, self._first.get((image, job), 0))
             for array, value in zip(rows, values, strict=True):
                 array[slot] = value
         return rows
 
     def needed(self) -> int:
-        """Compute the number of slots of a device that suffices for the jobs that are left.
+        """Compute how many slots of each device suffice for the remaining jobs.
 
         It is a power of two or three quarters of one: each number takes another program.
         """
         if self._has_more() or not self._busy:
-            return self._width
-        each = -(-len(self._busy) // self._devices)
-        power = 1 << (each - 1).bit_length()
-        return min(self._width, power if each > 3 * power // 4 else 3 * power // 4)
+            return self.width
+        per_device = -(-len(self._busy) // self._devices)
+        power = 1 << (per_device - 1).bit_length()
+        return min(self.width, power if per_device > 3 * power // 4 else 3 * power // 4)
 
-    def narrow(self, width: int) -> np.ndarray:
-        """Go on with fewer slots of each device; return i[S], where each was before, or -1."""
-        self._width, self._order = width, _in_turns(self._devices, width)
-        moved, before = dict(zip(self._order.tolist(), self._busy, strict=False)), self._busy
-        self._busy = {slot: before[old] for slot, old in moved.items()}
-        return np.array([moved.get(slot, -1) for slot in range(len(self._order))])
+    def narrow(self) -> np.ndarray:
+        """Go on with the slots that are `needed`; return i[S], where each was before, or -1."""
+        self.width = self.needed()
+        old_slots = dict(zip(self._order(), self._busy, strict=False))
+        self._busy = {slot: self._busy[old] for slot, old in old_slots.items()}
+        return np.array([old_slots.get(s, -1) for s in range(self._devices * self.width)])
 
     def _has_more(self) -> bool:
         return bool(self._again) or self._next_new < self._ended.size
 
     def floor(self) -> np.ndarray:
-        """Compute with how many live slots left a device should come back for work, i32[D]."""
-        load = np.bincount([s // self._width for s in self._busy], minlength=self._devices)
-        wait = max(self._width // 4, 1) if self._has_more() else self._width
+        """Compute at how many live slots a device returns to the host for work, i32[D]."""
+        load = np.bincount([s // self.width for s in self._busy], minlength=self._devices)
+        wait = max(self.width // 4, 1) if self._has_more() else self.width
         return np.maximum(load - wait, 0).astype(np.int32)
 
     def collect(
@@ -179,11 +171,11 @@ class Jobs:
         fooled: np.ndarray,
         steps: np.ndarray,
         flat: np.ndarray,
-        adversarial: Callable[[], np.ndarray],
+        points: Callable[[], np.ndarray],
     ) -> int:
         """Take note of what the slots hold; count the steps that were made for some job."""
         useful, self._dropped = 0, False
-        points = adversarial() if any(fooled[s] and not live[s] for s in self._busy) else None
+        held = points() if any(fooled[s] and not live[s] for s in self._busy) else None
         for slot, (image, job) in list(self._busy.items()):
             useful += int(steps[slot] - self._steps[image, job])
             self._steps[image, job] = steps[slot]
@@ -193,8 +185,8 @@ class Jobs:
             del self._busy[slot]
             self._ended[image, job] = True
             self._touched.append(image)
-            if points is not None and fooled[slot]:
-                self._fooling.setdefault(image, {})[job] = points[slot].copy()
+            if held is not None and fooled[slot]:
+                self._fooling.setdefault(image, {})[job] = held[slot].copy()
                 self._won[image] = min(self._won[image], job)
         for slot, (image, job) in list(self._busy.items()):
             if job > self._won[image]:
@@ -209,39 +201,34 @@ class Jobs:
             won = self._won[image]
             if not self._ended[image, :won].all():
                 continue
-            last = min(won, len(self._jobs) - 1)
+            fooled, last = bool(won < len(self._jobs)), min(won, len(self._jobs) - 1)
             target, restart = self._jobs[last]
-            point = None
-            if won < len(self._jobs):
-                point = self._fooling[image].pop(won)
-                if not self._fooling[image]:
-                    del self._fooling[image]
             yield ImageVerdict(
-                image=int(self._which[image]),
-                fooled=bool(won < len(self._jobs)),
+                image=int(self._places[image]),
+                fooled=fooled,
                 target=int(self._targets[image, target]),
                 restart=restart,
                 steps=int(self._steps[image, : last + 1].sum()),
                 job=last,
                 flat=bool(self._flat[image]),
-                adversarial=point,
+                adversarial=self._fooling[image].pop(won) if fooled else None,
             )
 
     def refute(self, verdicts: Iterable[ImageVerdict]) -> None:
         """Take back that images are fooled: their jobs go on as if nothing had been found.
 
-        The job that found it is made again, with the same draws, and its point counts from the
+        The job that found it is done again, with the same draws, and its point counts from the
         step after on; after a second refutation from two steps later, then four, so that a network
         whose answers depend on the batch costs few repetitions. Other jobs follow as usual, and
         alone do so of a network whose own draws decided.
         """
         for verdict in verdicts:
-            image, job = int(np.searchsorted(self._which, verdict.image)), verdict.job
+            image, job = int(np.searchsorted(self._places, verdict.image)), verdict.job
             self._won[image] = min(self._fooling.get(image, ()), default=len(self._jobs))
             if self._repeats:
-                before = self._refuted.get((image, job), 0)
-                self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before
-                self._refuted[image, job] = before + 1
+                refuted = self._refuted.get((image, job), 0)
+                self._first[image, job] = int(self._steps[image, job]) - 1 + 2**refuted
+                self._refuted[image, job] = refuted + 1
                 self._ended[image, job] = False
             else:
                 self._touched.append(image)
@@ -249,6 +236,9 @@ class Jobs:
             again = [
                 (image, j)
                 for j in range(job, max(job + self._repeats, self._won[image]))
-                if not self._ended[image, j] and (image, j) not in busy
+                if not self._ended[image, j]
+                and (image, j) not in busy
+                and (image, j) not in self._again
+                and j * len(self._ended) + image < self._next_new  # else it is still to come
             ]
-            self._again.extendleft(reversed([k for k in again if not self._is_queued(*k)]))
+            self._again.extendleft(reversed(again))

@@ -1,6 +1,6 @@
 """The devices' half of the engine: slots that hold one image's job each, and steps in all of them.
 
-The host's half is `schedule` (which slot does which job) and `engine`, which joins both.
+The host's half is `schedule` (which slot does which job); `engine` joins both.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _SHARED, _SPLIT = PartitionSpec(), PartitionSpec("slots")
 
 
 class Build(NamedTuple):
-    """What the programs of an attack are built for, beside the shapes of what they are given."""
+    """What an attack's programs are built for, apart from the shapes of their arguments."""
 
     setting: Setting
     keyed: bool  # the network takes keys
@@ -63,11 +63,11 @@ def begin(
         return functools.reduce(jax.random.fold_in, words, _wrap(root))
 
     keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
-    made = attacks.MACHINES[setting.machine]
+    row = attacks.MACHINES[setting.machine]
     init = functools.partial(
-        made.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
+        row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
     )
-    first, *others = made.starts[: setting.restarts]  # of which each restart has one
+    first, *others = row.starts[: setting.restarts]  # of which each restart has one
     state = init(start=first)
     for later, start in enumerate(others, 1):
         state = _where(rows.restarts >= later, init(start=start), state)
@@ -86,25 +86,17 @@ def begin(
     )
 
 
-def _refill(
-    start: Callable[..., Slots], epsilon: Array, root: Array, number: Array, slots: Slots, rows: Any
-) -> Slots:
-    slots = slots._replace(live=slots.live & rows.keep)
-    return _where(rows.fresh, start(epsilon, root, number, rows), slots)
-
-
 def _seeker(
     keyed: bool, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
 ) -> tuple[Callable[[], Any], Callable[..., Array]]:
-    """Split the network that guides into what its weights determine, and the rest of it.
+    """Split the network that guides into what only its weights determine, and the rest of it.
 
-    On CPU the steps of all calls share what is made: as many programs would else make it again for
-    every half second.
+    On CPU all calls share the former, which each would otherwise compute again.
     """
     network = _network(search_fn or logits_fn, keyed, platform, tiles=winograd.convolve)
     if platform == "cpu":
         return before_a_loop(network, points, keys)
-    return list, lambda made, *operands: network(*operands)
+    return list, lambda prepared, *operands: network(*operands)
 
 
 def _advance(
@@ -115,21 +107,27 @@ def _advance(
     slots: Slots,
     limit: Array,
     floor: Array,
-    made: Any,
+    prepared: Any,
 ) -> tuple[Slots, Array]:
     """Make steps in all slots until `limit`, or until no more than `floor` of them are live."""
     setting, keyed, tally, platform = build
     machine = attacks.MACHINES[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
-    _, rest = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
-    seeker = functools.partial(rest, made)
+    _, prepared_call = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
+    seeker = functools.partial(prepared_call, prepared)
+    narrow = platform == "cpu" and cpus.kind().narrow  # bfloat16 products
 
     def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         count, slots = carry
         keys = functools.partial(_fold, slots.keys, slots.steps)
-        asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
         of = (lambda logits: attacks.TALLIES[tally].of(logits, slots.labels)) if tally else None
-        done = _ask_and_tell(build, machine, asks, slots.state, of)
+
+        def told(state: Any) -> MachineStep:
+            with jax.named_scope("attack"):
+                asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
+                return advance(machine, asks, state, draws=setting.eot, tally=of)
+
+        done = (narrow_products(told) if narrow else told)(slots.state)
         hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
             hit &= machine.counts(done.queried)
@@ -144,7 +142,12 @@ def _advance(
         # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
         # to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
-        strongest, excess = _strongest(tally, setting.eot, done, slots)
+        strongest, excess = None, None
+        if tally:  # the point that most draws of a step call wrong, the latest of equals
+            votes = attacks.TALLIES[tally].excess(done.votes / setting.eot, slots.labels)
+            better = slots.live & (votes >= jnp.maximum(slots.excess, 0))
+            strongest = where(better, done.points, slots.strongest)
+            excess = jnp.where(better, votes, slots.excess)
         return count + 1, slots._replace(
             state=done.state,
             live=slots.live & ~over,
@@ -164,39 +167,13 @@ def _advance(
     return slots, count[None]
 
 
-def _ask_and_tell(build: Build, machine: Any, asks: Any, state: Any, tally: Any) -> MachineStep:
-    """Make one step of the machines: in bfloat16 products on a CPU that is made for these."""
-
-    def told(state: Any) -> MachineStep:
-        with jax.named_scope("attack"):
-            return advance(machine, asks, state, draws=build.setting.eot, tally=tally)
-
-    narrow = build.platform == "cpu" and cpus.kind().narrow
-    return (narrow_products(told) if narrow else told)(state)
-
-
 def narrower_products(platform: str) -> str | None:
-    """Name the type in which a search may multiply float32 on `platform`; None: float32 itself.
-
-    JAX's default precision of products decides; verdicts always multiply in float32.
-    """
+    """Name the type in which a search may multiply on `platform`; None: float32, as verdicts do."""
     if jax.config.values["jax_default_matmul_precision"] not in (None, "default"):
         return None
     if platform == "cpu":
         return "bfloat16" if cpus.kind().narrow else None
     return {"tpu": "bfloat16", "gpu": "TF32"}.get(platform)
-
-
-def _strongest(tally: str, draws: int, done: Any, slots: Slots) -> tuple[Any, Any]:
-    """Find the point that most draws of a step call wrong, the latest of equals, and its excess.
-
-    The rule that judges it draws anew, so that it is not the luckiest one which counts.
-    """
-    if not tally:
-        return None, None
-    excess = attacks.TALLIES[tally].excess(done.votes / draws, slots.labels)
-    better = slots.live & (excess >= jnp.maximum(slots.excess, 0))
-    return where(better, done.points, slots.strongest), jnp.where(better, excess, slots.excess)
 
 
 def _network(
@@ -248,17 +225,19 @@ def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
     """Compile the program that makes the last argument of `advance`, for one number of slots."""
     specs = (_SHARED, _SHARED, _SPLIT, _SPLIT)
 
-    def prepare(*given: Any) -> Any:
-        return _seeker(keyed, _platform(mesh), *given)[0]()
+    def prepare(*operands: Any) -> Any:
+        return _seeker(keyed, _platform(mesh), *operands)[0]()
 
     return jax.jit(_mapped(mesh, prepare, specs, _SHARED))
 
 
 @functools.lru_cache(maxsize=64)
 def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., Slots]:
-    specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT)
-    start = functools.partial(begin, setting, tally=tally)
-    return _spread(mesh, functools.partial(_refill, start), specs)
+    def refill(epsilon: Array, root: Array, number: Array, slots: Slots, rows: Any) -> Slots:
+        slots = slots._replace(live=slots.live & rows.keep)
+        return _where(rows.fresh, begin(setting, epsilon, root, number, rows, tally=tally), slots)
+
+    return _spread(mesh, refill, (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT))
 
 
 def _mapped(mesh: Mesh, function: Callable[..., Any], specs: Any, out: Any = _SPLIT) -> Any:
@@ -291,7 +270,7 @@ def nearness_program(mesh: Mesh, norm: str) -> Callable[..., Array]:
     """Make the program of `malt.first_order_distances`: (network, images, labels, targets)."""
 
     def run(logits_fn: Any, images: Array, labels: Array, targets: Array) -> Array:
-        keys = jnp.zeros((len(labels), 2), jnp.uint32)  # of no use to a network without draws
+        keys = jnp.zeros((len(labels), 2), jnp.uint32)  # unused
         network = _network(logits_fn, False, _platform(mesh))
         asks = lambda points: network(points, keys)  # noqa: E731
         with jax.named_scope("attack"):

@@ -35,7 +35,7 @@ class Smoothing(NamedTuple):
 
     @property
     def largest_radius(self) -> float:
-        """Give the radius of an image whose draws all answer the same class."""
+        """Return the radius of an image whose draws all answer the same class."""
         return radius(self.draws, self)
 
 
@@ -48,68 +48,64 @@ class Certificate(NamedTuple):
     unanswered: int  # draws whose logits are not all finite: they count against every class
 
 
-def check(how: Smoothing) -> None:
+def check(smoothing: Smoothing) -> None:
     """Refuse numbers that certify nothing."""
-    if not 0 < how.sigma < math.inf:
-        raise ValueError(f"sigma={how.sigma:g} is no noise; give one above 0, such as 0.25")
-    check_length("sigma", how.sigma)
-    if not 0 < how.alpha < 0.5:
-        raise ValueError(f"alpha={how.alpha:g} must be between 0 and 0.5, such as 0.001")
-    if how.selection < 1:
-        raise ValueError(f"{how.selection} draws choose no class; give at least 1")
-    least = math.floor(math.log(how.alpha) / math.log(0.5)) + 1
-    if how.draws < least:
+    sigma, draws, selection, alpha = smoothing
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma={sigma:g} must be above 0, such as 0.25")
+    check_length("sigma", sigma)
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha={alpha:g} must be between 0 and 0.5, such as 0.001")
+    if selection < 1:
+        raise ValueError(f"{selection} draws choose no class; give at least 1")
+    least = math.floor(math.log(alpha) / math.log(0.5)) + 1
+    if draws < least:
         raise ValueError(
-            f"{how.draws} draws abstain on every image at alpha={how.alpha:g}; give at least "
-            f"{least}, such as 100,000"
+            f"{draws} draws abstain on every image at alpha={alpha:g}; give at least {least}, such "
+            "as 100,000"
         )
 
 
-def lower_bound(votes: int, how: Smoothing) -> float:
+def lower_bound(votes: int, smoothing: Smoothing) -> float:
     """Bound the share of a class from below, by Clopper and Pearson at 1 - alpha, one-sided."""
     from scipy.special import betaincinv  # JAX depends on SciPy; its import takes 0.1 s
 
-    return float(betaincinv(votes, how.draws - votes + 1, how.alpha)) if votes else 0.0
+    return float(betaincinv(votes, smoothing.draws - votes + 1, smoothing.alpha)) if votes else 0.0
 
 
-def radius(votes: int, how: Smoothing) -> float:
-    """Compute the L2 radius of a class with so many of the draws; 0: it is not sure to win."""
+def radius(votes: int, smoothing: Smoothing) -> float:
+    """Compute the L2 radius of a class with `votes` of the draws; 0: it is not sure to win."""
     from scipy.special import ndtri
 
-    share = lower_bound(votes, how)
-    return how.sigma * float(ndtri(share)) if share > 0.5 else 0.0
-
-
-def certificate(selection: np.ndarray, estimation: np.ndarray, how: Smoothing) -> Certificate:
-    """Certify an image by the answers i[K + 1] of its two sets of draws; the last are none."""
-    chosen = int(selection[:-1].argmax())
-    votes = int(estimation[chosen])
-    certain = lower_bound(votes, how) >= 0.5
-    return Certificate(
-        answer=chosen if certain else ABSTAINS,
-        radius=radius(votes, how),
-        votes=votes,
-        unanswered=int(estimation[-1]),
-    )
+    share = lower_bound(votes, smoothing)
+    return smoothing.sigma * float(ndtri(share)) if share > 0.5 else 0.0
 
 
 def certify(
-    engine: Engine, image: np.ndarray, number: int, how: Smoothing, *, seed: int
+    engine: Engine, image: np.ndarray, number: int, smoothing: Smoothing, *, seed: int
 ) -> Certificate:
     """Count an image's answers under noise, and certify it.
 
     Args:
       engine: of a network whose answers are fixed, after `engine.trace`.
       image: f32[H,W,C] in [0, 1]; noise takes it out of that range, as in the source.
-      number: the image's id, of which its draws derive, and of nothing else but the seed: not of
-        the number of devices or of draws at a time.
+      number: the image's id. Its draws derive from that and the seed alone, not from the number of
+        devices or of draws at a time.
     Returns:
       `Certificate`. Images are f32[engine.slots,H,W,C] at a time.
     """
-    run = functools.partial(counts, engine, image, number, sigma=how.sigma, seed=seed)
-    begun = [run(0, how.selection), run(how.selection, how.selection + how.draws)]
-    selection, estimation = (np.asarray(each).sum(axis=0) for each in begun)  # waits for both
-    return certificate(selection, estimation, how)
+    run = functools.partial(counts, engine, image, number, sigma=smoothing.sigma, seed=seed)
+    end = smoothing.selection + smoothing.draws
+    both = [run(0, smoothing.selection), run(smoothing.selection, end)]
+    selection, estimation = (np.asarray(count).sum(axis=0) for count in both)  # waits for both
+    chosen = int(selection[:-1].argmax())
+    votes = int(estimation[chosen])
+    return Certificate(
+        answer=chosen if lower_bound(votes, smoothing) >= 0.5 else ABSTAINS,
+        radius=radius(votes, smoothing),
+        votes=votes,
+        unanswered=int(estimation[-1]),
+    )
 
 
 def counts(
@@ -121,12 +117,12 @@ def counts(
     sharding = NamedSharding(engine.mesh, _SPLIT)
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
     root = np.asarray(jax.random.key_data(key))
-    about = (jnp.asarray(image), root, np.float32(sigma), np.uint32(end))
+    settings = (jnp.asarray(image), root, np.float32(sigma), np.uint32(end))
     total = jax.device_put(np.zeros((engine.mesh.size, traced.classes + 1), np.int32), sharding)
     for start in range(first, end, engine.slots):
         draws = np.arange(start, start + engine.slots, dtype=np.uint32)
         drawn = jax.device_put(draws, sharding)
-        total = program(engine.logits_fn, *about, total, drawn)
+        total = program(engine.logits_fn, *settings, total, drawn)
     return total
 
 
@@ -147,12 +143,12 @@ def _count_program(mesh: Mesh, classes: int) -> Any:
         noisy = image[None] + sigma * noise
         with jax.default_matmul_precision(VERDICT_PRECISION):
             logits = (fast_formulas(logits_fn) if on_cpu else logits_fn)(noisy)
-        there = jnp.isfinite(logits).all(axis=1)
-        answers = jnp.where(there, jnp.argmax(logits, axis=1), classes)
-        counted = jnp.where(draws < end, answers, classes + 1)  # the rest of the last call: none
+        finite = jnp.isfinite(logits).all(axis=1)
+        answers = jnp.where(finite, jnp.argmax(logits, axis=1), classes)
+        counted = jnp.where(draws < end, answers, classes + 1)  # surplus draws of the last call
         votes = jax.nn.one_hot(counted, classes + 1, dtype=jnp.int32)
         return total + jnp.sum(votes, axis=0, keepdims=True, dtype=jnp.int32)
 
     specs = (*([_SHARED] * 5), _SPLIT, _SPLIT)
-    each = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)
-    return jax.jit(each, donate_argnums=5)
+    spread = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)
+    return jax.jit(spread, donate_argnums=5)

@@ -21,10 +21,10 @@ ORDER = {"linf": np.inf, "l2": 2, "l1": 1}  # of a norm, as NumPy and JAX take i
 
 
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
-    """Accept images f[N,H,W,C] in [0, 1] with labels int[N], N = 0 included, and refuse the rest.
+    """Refuse anything but images f[N,H,W,C] in [0, 1] with labels int[N]; N = 0 is fine.
 
     A pixel may lie `OVERSHOOT` outside: `images.clipped` brings it in. Of an `ImageSet` only the
-    shape is looked at; labels must be below `classes`, None: not known yet.
+    shape is checked; labels must be below `classes`, None: not known yet.
     """
     labels = np.asarray(labels)
     shape = getattr(images, "shape", None)
@@ -105,8 +105,7 @@ def verified(
 ) -> tuple[_Mask, _Norms]:
     """Tell which images are adversarial examples, and the norms of their perturbations in float64.
 
-    `logits` are of `images_adv`; a norm may exceed the threat's radius by `most`. An adversarial
-    example is finite, in [0, 1], within the radius and misclassified.
+    That is: finite, in [0, 1], misclassified by `logits`, and within `most` of the radius.
     """
     count = len(images_adv)
     norms, inside = np.zeros(count), np.zeros(count, bool)
@@ -119,7 +118,7 @@ def verified(
 
 
 def most(epsilon: float) -> float:
-    """Compute the largest norm that counts as within a radius: rounding adds to it."""
+    """Compute the largest norm that counts as within a radius, with rounding."""
     return epsilon * (1 + 1e-5) + 1e-6
 
 
@@ -158,5 +157,5 @@ def is_right(logits: _Logits, labels: _Labels) -> _Mask:
 
 
 def answered(logits: _Logits) -> _Mask:
-    """Tell whether all logits f[n,K] of an image are finite, bool[n]: else they are no answer."""
+    """Mark images whose logits f[n,K] are all finite, bool[n]: others have no answer."""
     return np.isfinite(logits).all(axis=1)

@@ -1,8 +1,7 @@
 """Whether a network gives one class to nearly all images and knows no more than that answer.
 
 Such a network keeps its answer under every attack, so its robust accuracy is its clean one, which
-looks like robustness. Training, the end of training, the choice of weights, evaluations and the
-doctor all ask `of`.
+looks like robustness.
 """
 
 import math
@@ -33,19 +32,19 @@ class Collapse(NamedTuple):
 def of(answers: Any, labels: Any) -> Collapse | None:
     """Describe a network that has collapsed to one class; None: it has not.
 
-    Looked at are the m images that are labelled otherwise than the most frequent answer, because
-    the label's own images say nothing: where most images have one class, a sound network gives it
-    to most. If it gives that answer to a share s of them, it is right on at most 1 - s of them, so
-    its accuracy is at most that of the constant answer and 1 - s: of `SHARE` 0.9 a tenth. The
-    share is there where Clopper and Pearson's bound to one side at 95 % says so: 29 of 29, or 57
-    of 58. Its accuracy is at chance where the same answers, dealt to the images in any order, are
-    right as often, by the mean and three standard deviations of that number (Hoeffding 1951, "A
-    combinatorial central limit theorem", theorem 2), or by one in a hundred of the m images. A
-    network that is barely trained, but whose few other answers are right, has not collapsed.
+    Relevant are the m images that are not labelled with the most frequent answer: if most images
+    have one class, a sound network gives it to most. If it gives that answer to a share s of the m,
+    it is right on at most 1 - s of them, so its accuracy is at most that of the constant answer and
+    1 - s: of `SHARE` 0.9 a tenth. The share is there where Clopper and Pearson's bound to one side
+    at 95 % says so: 29 of 29, or 57 of 58. Its accuracy is at chance where the same answers, dealt
+    to the images in any order, are right as often, by the mean and three standard deviations of
+    that number (Hoeffding 1951, "A combinatorial central limit theorem", theorem 2), or by one in a
+    hundred of the m images. A network that is barely trained, but whose few other answers are
+    right, has not collapsed.
 
-    Too few images show neither. From five of other classes on, the most frequent answer is that of
-    most images, at 95 %: `proven` is False then. Fewer say nothing. Images with a negative answer,
-    which is none, are left out.
+    Too few images show neither. From m = 5 on, the most frequent answer is that of most images, at
+    95 %: `proven` is False then. Fewer say nothing. Images with a negative answer, none, are left
+    out.
     """
     answered = np.asarray(answers) >= 0
     answers, labels = np.asarray(answers)[answered], np.asarray(labels)[answered]
@@ -59,16 +58,14 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     least = 1 - checks.upper_bound(m - k, m, _LEVEL)
     sentence = (
         f"{int((answers == most).sum()):,} of {n:,} clean images are given class {most}, {k:,} of "
-    )
-    sentence += (
         f"the {m:,} of other classes among them, and {(answers == labels).mean():.1%} are right"
     )
     if least >= SHARE:
-        return Collapse(
-            True,
-            f"{sentence}, no more than such an answer explains: the network has collapsed to one "
-            f"class, and that it gives it under attack too is no robustness; {_REMEDY}",
+        sentence += (
+            ", no more than such an answer explains: the network has collapsed to one class, and "
+            f"keeping that answer under attack is not robustness; {_REMEDY}"
         )
+        return Collapse(True, sentence)
     if least <= 0.5:
         return None
     return Collapse(
@@ -93,7 +90,7 @@ def flags(answers: Any, labels: Any) -> dict[str, str]:
 def beyond_chance(answers: np.ndarray, labels: np.ndarray) -> float:
     """Count the right answers beyond those of chance and three deviations of it."""
     n, classes = len(labels), int(max(answers.max(), labels.max())) + 1
-    p, q = (np.bincount(of, minlength=classes) / n for of in (answers, labels))
+    p, q = (np.bincount(column, minlength=classes) / n for column in (answers, labels))
     mean = float(p @ q)
     variance = n**2 / max(n - 1, 1) * (mean - p @ q**2 - q @ p**2 + mean**2)
     deviation = math.sqrt(max(float(variance), 0.0))

@@ -1,4 +1,4 @@
-"""What an evaluation computes, so that no number is taken for that of another network or image.
+"""What an evaluation computes, so that no number is mistaken for another network's or image's.
 
 A network is its traced program (of the logits, and of the input gradient, where masked and
 straight-through gradients show) and all of its arrays. Another version of this package, of JAX or
@@ -27,7 +27,6 @@ EXACT = ("program", "gradient", "arrays")
 _IMAGES = 8
 _SPREAD = 56  # images beside the first ones
 # Four of them are the darkest, four the brightest, four of the least and four of the most contrast.
-_FIRST, _LAST = slice(4), slice(-4, None)
 _RANKS = 20  # of them at even ranks of brightness; the others are spread over the classes
 # Images of a large set among which those are looked for: so many values, or so many images.
 _VALUES, _LEAST = 2**23, 256
@@ -70,19 +69,21 @@ class Fingerprint(NamedTuple):
 
 
 def of_network(
-    network: Any, images: Any, *, each: int, keyed: bool = False, labels: Any = None
+    network: Any, images: Any, *, batch: int, keyed: bool = False, labels: Any = None
 ) -> Fingerprint:
     """Take the fingerprint of a network, whose probe is computed while its caller goes on.
 
-    `network` is what `tracing.argument` made of it, and is given `each` images at a time, where it
-    takes no eight; `keyed`: with one key each. It is probed with the first of the `images`, and
-    with others that `spread` chooses by the `labels`, i[N] or a function that reads them.
+    `network`, from `tracing.argument`, gets `batch` images at a time if it does not take eight;
+    `keyed`: with one key each. It is probed with the first of the `images`, and with others that
+    `spread` chooses by the `labels`, i[N] or a function that reads them.
     """
-    exact, both, operands = _traced(network, tuple(images.shape[1:]), each, keyed)
-    rows = len(operands[1])
+    exact, both, (along, batch_images, *keys) = _traced(
+        network, tuple(images.shape[1:]), batch, keyed
+    )
+    rows = len(batch_images)
     use = ("fingerprint", tuple(images.shape[1:]), rows, keyed)
     first = _noisy(images, rows)
-    # Other image sets than ours may be read by one thread alone.
+    # Image sets that are not ours may be read by one thread only.
     others = None if hasattr(images, "image_hashes") else _spread_noisy(images, labels, rows)
 
     def compiled() -> Any:
@@ -93,21 +94,21 @@ def of_network(
     def probe() -> Probe:
         program = tracing.keep((network,), use, exact["gradient"], compiled)
         noisy = _spread_noisy(images, labels, rows) if others is None else others
-        found: Probe = {}
-        for prefix, given in (("", first), (_PREFIX, noisy)):
-            if not len(given):
-                found |= {prefix + name: [] for name in _LIMITS}
+        probes: Probe = {}
+        for prefix, points in (("", first), (_PREFIX, noisy)):
+            if not len(points):
+                probes |= {prefix + name: [] for name in _LIMITS}
                 continue
             batches = [
-                program(network, operands[0], np.resize(batch, first.shape), *operands[2:])
-                for batch in np.split(given, range(rows, len(given), rows))
+                program(network, along, np.resize(part, first.shape), *keys)
+                for part in np.split(points, range(rows, len(points), rows))
             ]
             for name, arrays in zip(_LIMITS, zip(*batches, strict=True), strict=True):
-                array = np.concatenate([np.asarray(a, np.float64) for a in arrays])[: len(given)]
+                array = np.concatenate([np.asarray(a, np.float64) for a in arrays])[: len(points)]
                 if name == "logits":
-                    array = np.where(unmasked(array), array, 0)  # beside -1e9 others do not count
-                found[prefix + name] = _sketch(array, *((_FEWER, 5) if prefix else ()))
-        return found
+                    array = np.where(unmasked(array), array, 0)  # -1e9 would hide the others
+                probes[prefix + name] = _sketch(array, *((_FEWER, 5) if prefix else ()))
+        return probes
 
     # XLA compiles without Python's lock, so that the attacks' programs are traced meanwhile.
     worker = ThreadPoolExecutor(1, "fingerprint")
@@ -116,61 +117,57 @@ def of_network(
     return Fingerprint(**exact, probe=probing, versions=versions())
 
 
-def resolved(known: dict[str, Any]) -> Any:
+def resolved(fields: dict[str, Any]) -> Any:
     """Wait for the probe; return the fields as a record or a ledger holds them."""
-    probe = known["probe"]
-    return known | {"probe": probe.result() if isinstance(probe, Future) else probe}
+    probe = fields["probe"]
+    return fields | {"probe": probe.result() if isinstance(probe, Future) else probe}
 
 
 def exact(
-    network: Any, image: tuple[int, ...], *, each: int, keyed: bool = False
+    network: Any, image: tuple[int, ...], *, batch: int, keyed: bool = False
 ) -> dict[str, str]:
     """Hash a network as its fingerprint does, for images H, W, C; nothing compiles."""
-    return _traced(network, image, each, keyed)[0]
+    return _traced(network, image, batch, keyed)[0]
 
 
 def _traced(
-    network: Any, image: tuple[int, ...], each: int, keyed: bool
+    network: Any, image: tuple[int, ...], batch: int, keyed: bool
 ) -> tuple[dict[str, str], Any, tuple[Any, ...]]:
-    """Trace logits and gradient: the hashes, the program, and what it takes.
-
-    That is the signs that the gradient goes along, images, keys.
+    """Trace logits and gradient: the hashes, the program, and its arguments after the network:
+    the signs that the gradient goes along, images, keys.
     """
+
     # Functions that end with this call: JAX keeps a function's programs, and with them the arrays
     # that a network closes over, as long as the function lives.
-    call = lambda network, *given: network(*given)  # noqa: E731
-    twice = lambda *given: _logits_and_gradient(*given)  # noqa: E731
+    def call(network: Any, *operands: Any) -> Any:
+        return network(*operands)
+
+    def with_gradient(network: Any, along: Array, images: Array, *keys: Array) -> Any:
+        logits, pull = jax.vjp(lambda images: network(images, *keys), images)
+        return logits, pull(along)[0]
+
+    def traced(rows: int) -> tuple[Any, tuple[Any, ...]]:
+        images = jax.ShapeDtypeStruct((rows, *image), jnp.float32)
+        keys = [jax.random.split(jax.random.key(0), rows)] if keyed else []
+        return jax.jit(call).trace(network, images, *keys), (images, *keys)
+
     with jax.default_matmul_precision(VERDICT_PRECISION):
         try:
-            operands, rows = _operands(_IMAGES, image, keyed), _IMAGES
-            logits = jax.jit(call).trace(network, *operands)
-        except Exception:  # it takes `each` images only
-            operands, rows = _operands(each, image, keyed), each
-            logits = jax.jit(call).trace(network, *operands)
-        (shown,) = jax.tree.leaves(logits.out_info)
-        along = _signs((rows, *shown.shape[1:])).astype(shown.dtype)
-        both = jax.jit(twice).trace(network, along, *operands)
+            logits, operands = traced(_IMAGES)
+        except Exception:  # it takes `batch` images only
+            logits, operands = traced(batch)
+        (output,) = jax.tree.leaves(logits.out_info)
+        along = _signs((len(operands[0]), *output.shape[1:])).astype(output.dtype)
+        both = jax.jit(with_gradient).trace(network, along, *operands)
     programs = tracing.Programs()
-    program, gradient = (programs.hashed(traced.jaxpr) for traced in (logits, both))
-    seen = tracing.TracedNetwork(shown.shape[1], program, programs.constants(logits.jaxpr))
-    facts = {"program": program, "gradient": gradient, "arrays": tracing.weights(network, seen)}
+    program, gradient = (programs.hashed(trace.jaxpr) for trace in (logits, both))
+    arrays = tracing.weights(network, programs.constants(logits.jaxpr))
+    facts = {"program": program, "gradient": gradient, "arrays": arrays}
     return facts, both, (along, *operands)
 
 
-def _operands(rows: int, image: tuple[int, ...], keyed: bool) -> tuple[Any, ...]:
-    images = jax.ShapeDtypeStruct((rows, *image), jnp.float32)
-    return (images, jax.random.split(jax.random.key(0), rows)) if keyed else (images,)
-
-
-def _logits_and_gradient(
-    network: Any, along: Array, images: Array, *keys: Array
-) -> tuple[Array, Array]:
-    logits, pull = jax.vjp(lambda images: network(images, *keys), images)
-    return logits, pull(along)[0]
-
-
 def spread(images: Any, labels: Any = None) -> np.ndarray:
-    """Choose the places of 56 images beside the first eight, by a fixed rule; of few, all.
+    """Choose the places of 56 images after the first eight, by a fixed rule; of few, all.
 
     Some are the darkest, the brightest, those of least and of most contrast; some lie at even ranks
     of brightness; the others are spread over the classes.
@@ -183,38 +180,26 @@ def spread(images: Any, labels: Any = None) -> np.ndarray:
     pool = np.arange(_IMAGES, n)
     if len(pool) > most:
         pool = np.sort(draws.choice(pool, most, replace=False))
-    places, brightness, contrast = _statistics(images, pool)
-    of = np.zeros(n, int) if labels is None else np.asarray(labels)
-    at = draws.permutation(len(places))
-    by_class = at[np.argsort(_rank_in_class(of[places[at]]), kind="stable")]
-    bright, rich = (np.argsort(values, kind="stable") for values in (brightness, contrast))
-    ranks = np.linspace(0, len(places) - 1, _RANKS).round().astype(int)
-    extremes = [order[at] for order in (bright, rich) for at in (_FIRST, _LAST)]
-    wanted = np.concatenate([*extremes, bright[ranks], by_class])
-    return np.sort(places[[*dict.fromkeys(wanted.tolist())][:_SPREAD]])
-
-
-def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """Count the earlier images of the class of each, i[N]."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], labels[order])
-    ranks = np.empty(len(labels), int)
-    ranks[order] = np.arange(len(labels)) - starts
-    return ranks
-
-
-def _statistics(images: Any, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute mean and standard deviation of images; those that cannot be read are left out."""
-    places, means, deviations = [], [], []
+    statistics: list[tuple[np.ndarray, ...]] = []
     for part in np.split(pool, range(_PART, len(pool), _PART)):
         try:
             pixels = np.asarray(images[part], np.float32).reshape(len(part), -1)
         except ValueError:  # the evaluation says which is damaged
             continue
-        places.append(part)
-        means.append(pixels.mean(axis=1))
-        deviations.append(pixels.std(axis=1))
-    return np.concatenate(places), np.concatenate(means), np.concatenate(deviations)
+        statistics.append((part, pixels.mean(axis=1), pixels.std(axis=1)))
+    places, brightness, contrast = map(np.concatenate, zip(*statistics, strict=True))
+    classes = np.zeros(n, int) if labels is None else np.asarray(labels)
+    shuffled = draws.permutation(len(places))
+    classes = classes[places[shuffled]]
+    order = np.argsort(classes, kind="stable")
+    rank_in_class = np.empty(len(order), int)
+    rank_in_class[order] = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
+    by_class = shuffled[np.argsort(rank_in_class, kind="stable")]
+    bright, rich = (np.argsort(values, kind="stable") for values in (brightness, contrast))
+    ranks = np.linspace(0, len(places) - 1, _RANKS).round().astype(int)
+    extremes = [bright[:4], bright[-4:], rich[:4], rich[-4:]]
+    preferred = np.concatenate([*extremes, bright[ranks], by_class])
+    return np.sort(places[[*dict.fromkeys(preferred.tolist())][:_SPREAD]])
 
 
 def _spread_noisy(images: Any, labels: Any, rows: int) -> np.ndarray:
@@ -228,12 +213,11 @@ def _spread_noisy(images: Any, labels: Any, rows: int) -> np.ndarray:
 
 
 def _noisy(images: Any, rows: int) -> np.ndarray:
-    first = np.full((1, *images.shape[1:]), 0.5, np.float32)  # where there are none
+    first = np.full((1, *images.shape[1:]), 0.5, np.float32)  # if there are no images
     if len(images):
         first = np.asarray(images[np.arange(min(rows, len(images)))], np.float32)
-    taken = np.resize(np.arange(len(first)), rows)
     noise = np.random.default_rng(0).uniform(-_NOISE, _NOISE, (rows, *first.shape[1:]))
-    return np.clip(first[taken] + noise, 0, 1).astype(np.float32)
+    return np.clip(np.resize(first, noise.shape) + noise, 0, 1).astype(np.float32)
 
 
 def _signs(shape: tuple[int, ...]) -> np.ndarray:
@@ -252,65 +236,66 @@ def _sketch(rows: np.ndarray, numbers: int = _NUMBERS, digits: int = 7) -> list[
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Read the versions of all that writes a network's program, and of what it is written for."""
-    known = provenance.versions()
-    facts = {key: known[key] for key in ("jaxrobust", "jax")}
+    """Read the versions of what writes a network's program, and the platform."""
+    installed = provenance.versions()
+    facts = {key: installed[key] for key in ("jaxrobust", "jax")}
     facts |= {"commit": provenance.commit(), "platform": jax.default_backend()}
-    if torch := sys.modules.get("torch"):  # whose networks `torch.export` writes down
+    if torch := sys.modules.get("torch"):  # its networks come from `torch.export`
         facts["torch"] = str(torch.__version__)
     return facts
 
 
-def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Say why one network is not the other, by the fields of their fingerprints; "" if it is."""
-    if theirs.get("arrays") != ours["arrays"]:
-        return "its arrays (weights) are others"
-    same = [theirs.get(key) == ours[key] for key in ("program", "gradient")]
-    there, here = theirs.get("versions") or {}, ours["versions"]
-    if not all(same) and not other_versions(there, here):
-        return f"the program of its {'input gradient' if same[0] else 'logits'} is another one"
-    probe, own = theirs.get("probe") or {}, resolved(ours)["probe"]
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Explain why two networks differ, by the fields of their fingerprints; "" if they do not."""
+    if old.get("arrays") != new["arrays"]:
+        return "its arrays (weights) differ"
+    same = [old.get(key) == new[key] for key in ("program", "gradient")]
+    old_versions = old.get("versions") or {}
+    if not all(same) and not other_versions(old_versions, new["versions"]):
+        return f"another program computes its {'input gradient' if same[0] else 'logits'}"
+    old_probe, probe = old.get("probe") or {}, resolved(new)["probe"]
     for name, limit in _LIMITS.items():
-        both = "" if all(same) else f" (there {words(there)}, here {words(here)})"
-        if not _near(probe.get(name), own[name], limit):
-            return f"its {name} on eight noisy images are others{both}"
+        both = f" (there {words(old_versions)}, here {words(new['versions'])})"
+        both = "" if all(same) else both
+        if not _near(old_probe.get(name), probe[name], limit):
+            return f"its {name} on eight noisy images differ{both}"
         more = _PREFIX + name
-        older = more not in probe or more not in own
-        if not (older or probe[more] == own[more] or _near(probe[more], own[more], limit)):
-            return f"its {name} on {len(own[more])} more noisy images are others{both}"
+        if more in old_probe and more in probe:  # an older version has none
+            rows = probe[more]
+            if old_probe[more] != rows and not _near(old_probe[more], rows, limit):
+                return f"its {name} on {len(rows)} more noisy images differ{both}"
     return ""
 
 
-def is_shown(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Return whether fingerprints without a `difference` prove two networks equal.
+def is_shown(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Tell whether fingerprints without a `difference` prove two networks equal.
 
     Another program with the probe of an older version, of the first images alone, does not.
     """
-    same = all(theirs.get(key) == ours[key] for key in EXACT)
-    return same or _PREFIX + "logits" in (theirs.get("probe") or {})
+    same = all(old.get(key) == new[key] for key in EXACT)
+    return same or _PREFIX + "logits" in (old.get("probe") or {})
 
 
-def other_versions(theirs: dict[str, str], ours: dict[str, str]) -> bool:
+def other_versions(old: dict[str, str], new: dict[str, str]) -> bool:
     """Tell whether programs may differ although they compute the same."""
-    shared = theirs.keys() & ours.keys()
-    return any(theirs[key] != ours[key] for key in shared)
+    return any(old[key] != new[key] for key in old.keys() & new.keys())
 
 
 def words(versions: dict[str, str]) -> str:
-    """Write versions for people."""
+    """Format versions."""
     commit = versions.get("commit", "")
-    named = f" at {commit[:12] + '+changes' * commit.endswith('+changes')}" if commit else ""
+    at = f" at {commit[:12] + '+changes' * commit.endswith('+changes')}" if commit else ""
     others = [f"{key} {versions[key]}" for key in ("jax", "torch", "platform") if key in versions]
-    return ", ".join([f"jaxrobust {versions.get('jaxrobust', '?')}{named}", *others])
+    return ", ".join([f"jaxrobust {versions.get('jaxrobust', '?')}{at}", *others])
 
 
-def _near(theirs: Any, ours: list[list[float]], limit: float) -> bool:
+def _near(old: Any, new: list[list[float]], limit: float) -> bool:
     try:
-        a, b = np.array(theirs, float), np.array(ours, float)
+        a, b = np.array(old, float), np.array(new, float)
     except (TypeError, ValueError):
         return False
     if a.shape != b.shape:
         return False
     lengths = np.maximum(a[:, :1], b[:, :1])
-    floor = 1e-6 * lengths.max(initial=0)  # beside the others such a row is rounding
+    floor = 1e-6 * lengths.max(initial=0)  # a shorter row is rounding
     return bool((np.abs(a - b) <= limit * np.maximum(lengths, floor) + 1e-30).all())

@@ -1,7 +1,6 @@
 """Images that an evaluation reads when it needs them, few at a time."""
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -22,7 +21,7 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, which: Any) -> np.ndarray:
+    def __getitem__(self, index: Any) -> np.ndarray:
         """Return f32[n,H,W,C] for places i[n], in their order."""
 
 
@@ -53,7 +52,7 @@ class InRange:
 
     def __init__(self, images: ImageSet) -> None:
         self._images, self.shape = images, tuple(images.shape)
-        self._seen: dict[int, ClippedPixels] = {}
+        self._clipped: dict[int, ClippedPixels] = {}
         for name in ("content_sha256", "image_hashes"):
             if hasattr(images, name):
                 setattr(self, name, getattr(images, name))
@@ -61,36 +60,33 @@ class InRange:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, which: Any) -> np.ndarray:
+    def __getitem__(self, index: Any) -> np.ndarray:
         """Read images; `ValueError`: one is outside [0, 1], by more than what is clipped."""
-        read = np.asarray(self._images[which])
+        read = np.asarray(self._images[index])
         if not read.size or (read.min() >= 0 and read.max() <= 1):
             return read
         rows = read.reshape(-1, *self.shape[1:])
         checks.check_range(rows)
-        places = np.atleast_1d(np.arange(len(self))[which]).tolist()
+        places = np.atleast_1d(np.arange(len(self))[index]).tolist()
         for place, row in zip(places, rows, strict=True):
             if overshot := clipped(row[None])[1]:
-                self._seen[place] = overshot
+                self._clipped[place] = overshot
         return np.clip(read, 0, 1)
 
     def overshot(self) -> ClippedPixels | None:
         """Sum up the clipped pixels of all processes; None: there are none."""
-        seen: dict[int, ClippedPixels] = {}
-        for part in hosts.everyone(self._seen):
-            seen |= part
-        if not seen:
+        images: dict[int, ClippedPixels] = {}
+        for part in hosts.everyone(self._clipped):
+            images |= part
+        if not images:
             return None
-        pixels = sum(each["pixels"] for each in seen.values())
-        largest = max(each["largest"] for each in seen.values())
-        return {"images": len(seen), "pixels": pixels, "largest": largest}
+        pixels = sum(image["pixels"] for image in images.values())
+        largest = max(image["largest"] for image in images.values())
+        return {"images": len(images), "pixels": pixels, "largest": largest}
 
 
 class Adversarial:
-    """The images as the attacks left them: what fooled the network, else the image itself.
-
-    An `ImageSet`, which reads what fooled the network from the ledger.
-    """
+    """An `ImageSet` of what fooled the network, read from the ledger, else the image itself."""
 
     def __init__(self, images: ImageSet, book: Any, fooled_by: np.ndarray) -> None:
         self._images, self._book, self._fooled_by = images, book, fooled_by
@@ -99,8 +95,8 @@ class Adversarial:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, which: Any) -> np.ndarray:
-        places = np.arange(len(self))[which]
+    def __getitem__(self, index: Any) -> np.ndarray:
+        places = np.arange(len(self))[index]
         images = np.array(self._images[np.atleast_1d(places)])
         for row, place in enumerate(np.atleast_1d(places).tolist()):
             attack = str(self._fooled_by[place])
@@ -119,23 +115,17 @@ class Subset:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, which: Any) -> np.ndarray:
-        return self._images[self._places[which]]
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._images[self._places[index]]
 
     def content_sha256(self) -> str:
-        """Hash the content of these images, as `hashed` takes it."""
-        of = f"{hashed(self._images)} {self._places.tolist()}"
-        return hashlib.sha256(of.encode()).hexdigest()
+        """Hash the content of these images, for `hashes`."""
+        content = f"{hashed(self._images)} {self._places.tolist()}"
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def image_hashes(self) -> np.ndarray:
         """Hash each of these images by itself, as `hashes` does."""
         return hashes(self._images)[1][self._places]
-
-
-def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
-    """Yield all images in their order, f32[n,H,W,C], n <= size."""
-    for start in range(0, len(images), size):
-        yield images[np.arange(start, min(start + size, len(images)))]
 
 
 def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
@@ -144,27 +134,26 @@ def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
 
 
 def hashes(images: ImageSet, *arrays: np.ndarray) -> tuple[str, np.ndarray]:
-    """Hash images with some arrays, and each image by itself, str[N].
+    """Hash type, shape and bytes of images f32[N,H,W,C] and some arrays; each image alone, str[N].
 
-    Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
-
-    Of an image set that has a `content_sha256()`, that is taken instead: what its images
-    are made of, such as the bytes of their files, and how, so that none needs to be decoded.
-    The hashes of the images are p (pixels) and 8 digits, or those of its `image_hashes()`: f
-    (files) and 8 digits. An image set with a `content_sha256()` alone has "".
+    An image set's `content_sha256()` replaces its bytes: what its images are made of, such as the
+    bytes of their files, and how, so that none needs to be decoded. The hashes of the images are p
+    (pixels) and 8 digits, or those of its `image_hashes()`: f (files) and 8 digits. An image set
+    with a `content_sha256()` alone has "".
     """
-    digest, each = hashlib.sha256(), list[str]()
+    digest, image_hashes = hashlib.sha256(), list[str]()
     digest.update(f"float32 {tuple(images.shape)}".encode())
     if content := getattr(images, "content_sha256", None):
         digest.update(content().encode())
-        own = getattr(images, "image_hashes", None)
-        each = own().tolist() if own else [""] * len(images)
+        by_files = getattr(images, "image_hashes", None)
+        image_hashes = by_files().tolist() if by_files else [""] * len(images)
     else:
-        for part in parts(images):
+        for start in range(0, len(images), _PART):
+            part = images[np.arange(start, min(start + _PART, len(images)))]
             rows = np.ascontiguousarray(part, np.float32).reshape(len(part), -1).view(np.uint8)
             digest.update(rows.reshape(-1).data)
-            each += [f"p{hashlib.sha256(row.data).hexdigest()[:8]}" for row in rows]
+            image_hashes += [f"p{hashlib.sha256(row.data).hexdigest()[:8]}" for row in rows]
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest(), np.array(each, str)
+    return digest.hexdigest(), np.array(image_hashes, str)

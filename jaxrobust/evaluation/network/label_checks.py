@@ -1,4 +1,4 @@
-"""What labels and the answers to clean images show of the images: which classes, in which order."""
+"""What labels and the answers to clean images show about the images: their classes and order."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ _CLASSES = 2000  # above which a matrix of answers is too large
 _SHOWN = 5
 
 
-def check_answers(answers: Any, labels: Any, classes: int, *, whole: bool = False) -> Flags:
+def check_answers(answers: Any, labels: Any, classes: int, *, complete: bool = False) -> Flags:
     """Flag `low-accuracy` and `permuted-labels` of the answers i[N] to clean images; -1: none.
 
-    Where these are the `whole` of what is evaluated, `spread.flags` too.
+    Where these are all images of an evaluation, `complete`, `spread.flags` too.
     """
     answers, labels = np.asarray(answers), np.asarray(labels)
     flags = reliability.check_accuracy(answers == labels, classes)
     flags |= _permuted(answers, labels, classes)
-    return flags | (spread.flags(labels, classes) if whole else {})
+    return flags | (spread.flags(labels, classes) if complete else {})
 
 
 def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
-    """Flag labels that are others than the network's classes, one to one.
+    """Flag labels that are a permutation of the network's classes.
 
     Each half of the images tells what the labels of the other half mean, so that chance gains
     nothing. The gain is a tenth of the images and five standard deviations.
@@ -36,18 +36,17 @@ def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
     if len(labels) < reliability.ENOUGH or classes > _CLASSES:
         return {}
     right, even = answers == labels, np.arange(len(labels)) % 2 == 0
-    found = np.zeros(len(labels), bool)
+    matched = np.zeros(len(labels), bool)
     for half in (even, ~even):
-        found[~half] = (
-            _meaning(answers[half], labels[half], classes)[labels[~half]] == answers[~half]
-        )
-    gained, lost = int((found & ~right).sum()), int((right & ~found).sum())
+        meaning = _meaning(answers[half], labels[half], classes)
+        matched[~half] = meaning[labels[~half]] == answers[~half]
+    gained, lost = int((matched & ~right).sum()), int((right & ~matched).sum())
     if gained - lost <= max(_GAIN * len(labels), _SIGMAS * (gained + lost) ** 0.5):
         return {}
-    meaning, there = _meaning(answers, labels, classes), np.unique(labels)
-    moved = there[meaning[there] != there]
+    meaning, present = _meaning(answers, labels, classes), np.unique(labels)
+    moved = present[meaning[present] != present]
     steps = np.unique((meaning[moved] - moved) % classes)
-    if len(steps) == 1 and len(moved) == len(there):
+    if len(steps) == 1 and len(moved) == len(present):
         step = int(steps[0]) if steps[0] <= classes / 2 else int(steps[0]) - classes
         words = f"if all labels were {abs(step)} {'higher' if step > 0 else 'lower'}"
     else:
@@ -55,7 +54,7 @@ def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
         words = f"if labels were others ({shown}{', ...' * (len(moved) > _SHOWN)})"
     return {
         "permuted-labels": f"{right.mean():.1%} of {len(labels)} clean images are classified "
-        f"correctly, and {found.mean():.1%} would be {words}: the data set numbers its classes "
+        f"correctly, and {matched.mean():.1%} would be {words}: the data set numbers its classes "
         "otherwise than the network does; check the order and the number of the class folders, "
         "and whether labels begin at 0"
     }
@@ -65,7 +64,7 @@ def _meaning(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarra
     """Match labels with answers one to one, i[classes], so that most images are right."""
     from scipy.optimize import linear_sum_assignment  # its import takes 0.1 s
 
-    given = answers >= 0
+    answered = answers >= 0
     counts = np.zeros((classes, classes))
-    np.add.at(counts, (labels[given], answers[given]), 1)
+    np.add.at(counts, (labels[answered], answers[answered]), 1)
     return linear_sum_assignment(counts + np.eye(classes) / 2, maximize=True)[1]

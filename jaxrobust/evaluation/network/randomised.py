@@ -2,7 +2,7 @@
 
 auto-attack a392200 judges by one draw, before the attacks and after each of them, at the latest
 point that one draw of the search called wrong: so an image that is nearly always right may count as
-fooled. Its number is a lower one, and is kept beside that of the rule (`one-draw`).
+fooled. That lower number is recorded too (`one-draw`).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxrobust.evaluation.network import checks
 
 DRAWS = 20
 ONE = "one-draw"
-RULES = {  # what makes an answer of K draws a right one
+RULES = {  # when an answer of K draws is right
     "majority": "more than half of the draws are right",
     "mean": "the label has the largest mean of the draws' softmax probabilities",
     ONE: "the only draw is right, as in auto-attack",
@@ -34,7 +34,7 @@ class VerdictRule(NamedTuple):
         return self.rule if self.rule in TALLIES else ""
 
     def words(self) -> str:
-        """Write it for people."""
+        """Format it."""
         return "one draw" if self.rule == ONE else f"{self.rule} of {self.draws} draws"
 
 
@@ -48,8 +48,7 @@ def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
             raise ValueError(f"draws={draws!r}: the rule {ONE} has one; leave draws out")
         return VerdictRule(rule, 1)
     draws = DRAWS if draws is None else draws
-    whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
-    if not whole or draws < 1:
+    if not isinstance(draws, int | np.integer) or isinstance(draws, bool) or draws < 1:
         raise ValueError(f"draws={draws!r}: pass an int >= 1")
     return VerdictRule(rule, int(draws))
 
@@ -65,27 +64,29 @@ class Answers(NamedTuple):
 
 
 def answers(
-    forward: Callable[[int], np.ndarray], how: VerdictRule, labels: np.ndarray, classes: int
+    forward: Callable[[int], np.ndarray], rule: VerdictRule, labels: np.ndarray, classes: int
 ) -> Answers:
     """Judge the answers of all draws to images with labels i[n].
 
-    A draw whose logits are not finite is a wrong one, and leaves no mean. `forward` computes the
-    logits f32[n, C] of a draw by its number; the first is that of the rule `one-draw`.
+    A draw whose logits are not finite is wrong, and leaves no mean. `forward` computes the logits
+    f32[n, C] of a draw by its number; the first is that of the rule `one-draw`.
     """
     n = len(labels)
     first = np.zeros((n, classes), np.float32)
     votes, mean = np.zeros((n, classes)), np.zeros((n, classes))
     right, finite, rows = np.zeros(n, int), np.ones(n, bool), np.arange(n)
-    for number in range(how.draws if n else 0):
+    for number in range(rule.draws if n else 0):
         logits = forward(number)
         first = logits if number == 0 else first
-        there = checks.answered(logits)
+        answered = checks.answered(logits)
         right += checks.is_right(logits, labels)
-        finite &= there
-        votes[rows[there], logits[there].argmax(axis=1)] += 1
-        mean += _softmax(logits)
-    counts = mean if how.rule == "mean" else votes
-    by_rule = checks.is_right(mean, labels) if how.rule == "mean" else 2 * right > how.draws
+        finite &= answered
+        votes[rows[answered], logits[answered].argmax(axis=1)] += 1
+        with np.errstate(invalid="ignore"):  # infinity - infinity
+            powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        mean += np.where(answered[:, None], powers / powers.sum(1, keepdims=True), np.nan)
+    counts = mean if rule.rule == "mean" else votes
+    by_rule = checks.is_right(mean, labels) if rule.rule == "mean" else 2 * right > rule.draws
     wrong = np.array(counts)
     wrong[rows, labels] = -np.inf
     return Answers(
@@ -98,16 +99,10 @@ def answers(
 
 
 def packed(values: np.ndarray) -> str:
-    """Write bool[N] as a text of N / 4 hexadecimal digits, for records."""
+    """Encode bool[N] as N / 4 hexadecimal digits, for records."""
     return np.packbits(values).tobytes().hex()
 
 
 def unpacked(text: str, n: int) -> np.ndarray:
-    """Read bool[n] of what `packed` wrote."""
+    """Decode bool[n] from what `packed` returned."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # infinity - infinity
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.where(checks.answered(logits)[:, None], powers / powers.sum(1, keepdims=True), np.nan)

@@ -42,14 +42,14 @@ def check_network(
     *,
     batch_size: int | None = None,
 ) -> Flags:
-    """Flag what nine forward passes over at most 64 of the images show of a network.
+    """Flag what nine forward passes over at most 64 of the images show about a network.
 
     Args:
       forward: the compiled network.
       logits_fn: the function that `forward` compiles; only traced.
       images: f[N,H,W,C] in [0, 1], N = 0 included. The 64 are spread over the classes.
-      batch_size: the batch to trace with, for a `logits_fn` that takes no other; default: as many
-        images as are looked at.
+      batch_size: the batch to trace with, for a `logits_fn` that takes no other; default: all of
+        these images.
     Returns:
       Any of `randomized`, `retraced`, `batch-dependent`, `nan-logits`, `constant-logits`,
       `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. Of fewer than
@@ -61,21 +61,22 @@ def check_network(
     chosen = spread.rows(labels, _LOOKED_AT)
     images = np.asarray(images[chosen], np.float32)
     labels = np.asarray(labels)[chosen]
-    passes = [_logits(forward, images) for _ in range(_PASSES)]
+
+    def logits_of(points: np.ndarray) -> np.ndarray:
+        return np.asarray(forward(points)).astype(np.float64)
+
+    passes = [logits_of(images) for _ in range(_PASSES)]
+    logits, right = passes[0], is_right(passes[0], labels)
     flags = _randomized(passes, labels)
     flags |= _retraced(logits_fn, (batch_size or len(images), *images.shape[1:]))
     if "randomized" not in flags:  # else two passes differ anyway
-        flags |= _batch_dependent(forward, images, passes[0])
-    flags |= _degenerate(images, passes[0], labels)
-    flags |= _softmax(passes[0])
-    flags |= check_accuracy(is_right(passes[0], labels), int(unmasked(passes[0]).sum()))
+        flags |= _batch_dependent(logits_of, images, logits)
+    flags |= _degenerate(images, logits, labels)
+    flags |= _softmax(logits)
+    flags |= check_accuracy(right, int(unmasked(logits).sum()))
     if len(images) >= ENOUGH and images.shape[-1] == 3:
-        flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
+        flags |= _normalised_twice(logits_of, images, labels, right)
     return flags
-
-
-def _logits(forward: Forward, images: np.ndarray) -> np.ndarray:
-    return np.asarray(forward(images)).astype(np.float64)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -86,8 +87,8 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
-    answers = unmasked(passes[0])
-    pairs = itertools.combinations([logits[:, answers] for logits in passes], 2)
+    classes = unmasked(passes[0])
+    pairs = itertools.combinations([logits[:, classes] for logits in passes], 2)
     distance = max(_apart(a, b).max() for a, b in pairs)
     correct = {int(is_right(logits, labels).sum()) for logits in passes}
     if distance <= 1e-4 and len(correct) == 1:
@@ -114,36 +115,32 @@ def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
         "so that results depend on when it is compiled; draw no NumPy or Python random numbers "
         "and change no state inside logits_fn (evaluation mode: no dropout, train=False)"
     )
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
-        first = _trace(logits_fn, shape)
+        # The lambdas: a trace of the very same function would come from the cache.
+        first = jax.make_jaxpr(lambda images: logits_fn(images))(images)
         # A jitted function would answer from its cache; metadata is part of the key.
         with set_xla_metadata(jaxrobust_check="retrace"):
-            second = _trace(logits_fn, shape)
+            second = jax.make_jaxpr(lambda images: logits_fn(images))(images)
     except jax.errors.UnexpectedTracerError:
         return {"retraced": f"tracing logits_fn twice fails: it keeps traced values, {remedy}"}
-    # A value that is kept from an earlier trace has no hash.
-    held = (*tracing.constants(first), *tracing.constants(second))
-    if not any(isinstance(constant, jax.core.Tracer) for constant in held):
+    # A value from an earlier trace has no hash.
+    constants = (*tracing.constants(first), *tracing.constants(second))
+    if not any(isinstance(constant, jax.core.Tracer) for constant in constants):
         programs = tracing.Programs()
         if programs.hashed(first) == programs.hashed(second):
             return {}
     return {"retraced": f"tracing logits_fn twice gives two different programs, {remedy}"}
 
 
-def _trace(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Any:
-    # The lambda: a trace of the very same function would come from the cache.
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.make_jaxpr(lambda images: logits_fn(images))(images)
-
-
-def _batch_dependent(forward: Forward, images: np.ndarray, logits: np.ndarray) -> Flags:
-    # Every image elsewhere, beside bright ones of low contrast: neither the mean nor the variance
-    # of a batch stays, even where all images fit into one.
+def _batch_dependent(logits_of: Forward, images: np.ndarray, logits: np.ndarray) -> Flags:
+    # Every image at another place, among bright ones of low contrast: both mean and variance of a
+    # batch change, even where all images fit into one.
     others = 1 - images[::-1] / 10
     among = np.stack([others, images], axis=1).reshape(-1, *images.shape[1:])
-    answers = unmasked(logits)
-    moved = np.abs(_difference(logits, _logits(forward, among)[1::2])[:, answers]).max()
-    finite = logits[:, answers][np.isfinite(logits[:, answers])]
+    classes = unmasked(logits)
+    moved = np.abs(_difference(logits, logits_of(among)[1::2])[:, classes]).max()
+    finite = logits[:, classes][np.isfinite(logits[:, classes])]
     spread, largest = (np.ptp(finite), np.abs(finite).max()) if finite.size else (0, 0)
     if moved <= max(1e-3 * spread, _ROUNDING * largest):
         return {}
@@ -160,35 +157,35 @@ _BROKEN = (
 )
 
 
-def _unanswered(broken: int, n: int) -> str:
-    return (
-        f"{broken} of {n} images have NaN or infinite logits, which no attack can follow: they "
-        f"count as wrong; {_BROKEN}"
-    )
+def _unanswered(finite: np.ndarray) -> Flags:
+    if not (broken := int((~finite).sum())):
+        return {}
+    return {
+        "nan-logits": f"{broken} of {finite.size} images have NaN or infinite logits, which no "
+        f"attack can follow: they count as wrong; {_BROKEN}"
+    }
 
 
 def check_answers(
     finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray = (), reached: Any = ()
 ) -> Flags:
-    """Flag `nan-logits` of clean images, and `nan-under-attack` of what an attack made of them.
+    """Flag `nan-logits` of clean images bool[N], and `nan-under-attack` of adversarial ones.
 
-    An image without finite logits counts as wrong, clean or attacked: no answer is no right one.
-    `reached` is i[N], the class that the network gives under the attack; -1: none.
+    An image without finite logits counts as wrong, clean or attacked. `reached` is i[N], the class
+    that the network gives under the attack; -1: none.
     """
     if finite.size and not finite.any():
         raise ValueError(
             f"the logits of all {finite.size} images are NaN or infinite before any attack, so no "
-            f"number says anything of this network; {_BROKEN}"
+            f"number says anything about this network; {_BROKEN}"
         )
-    flags, n = {}, finite.size
-    if broken := int((~finite).sum()):
-        flags["nan-logits"] = _unanswered(broken, n)
+    flags = _unanswered(finite)
     hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
-            f"{silent} of {n} images have NaN or infinite logits under an attack, or it made no "
-            "finite image of them: they count as fooled, though the network gives no other class "
-            f"there; {_BROKEN}, and for gradients that are none, such as that of sqrt at 0"
+            f"{silent} of {finite.size} images have NaN or infinite logits under an attack, or it "
+            "made no finite image of them: they count as fooled, though the network gives no other "
+            f"class there; {_BROKEN}, and for gradients that are none, such as that of sqrt at 0"
         )
     return flags
 
@@ -198,7 +195,7 @@ def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
     logits, gradients = (
         [*probe[name], *probe.get(f"spread_{name}", ())] for name in ("logits", "gradients")
     )
-    broken = sum(own[0] >= 0 > slope[0] for own, slope in zip(logits, gradients, strict=True))
+    broken = sum(row[0] >= 0 > slope[0] for row, slope in zip(logits, gradients, strict=True))
     if not broken:
         return {}
     return {
@@ -210,10 +207,8 @@ def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
 
 
 def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Flags:
-    flags = {}
-    finite = logits[answered(logits)]
-    if broken := len(logits) - len(finite):
-        flags["nan-logits"] = _unanswered(broken, len(logits))
+    is_finite = answered(logits)
+    flags, finite = _unanswered(is_finite), logits[is_finite]
     if not len(finite):
         return flags
     answers = finite[:, unmasked(finite)]
@@ -221,7 +216,7 @@ def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> F
     sizes = np.abs(answers).max(axis=0)
     sizes = np.maximum(sizes, np.sort(sizes)[(len(sizes) - 1) // 2])
     same = len(finite) > 1 and (np.ptp(answers, axis=0) <= _ROUNDING * sizes).all()
-    guesses = collapse.beyond_chance(finite.argmax(axis=1), labels[answered(logits)]) <= 0
+    guesses = collapse.beyond_chance(finite.argmax(axis=1), labels[is_finite]) <= 0
     if same and guesses and np.ptp(images, axis=0).any():
         flags["constant-logits"] = (
             f"all {len(finite)} images have the same logits: the network does not see its input; "
@@ -236,9 +231,9 @@ def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> F
 
 
 def _softmax(logits: np.ndarray) -> Flags:
-    # Log-softmax is no defect: it shifts the logits of an image by a constant, and all the losses
+    # Log-softmax is harmless: it shifts the logits of an image by a constant, and all the losses
     # (CE, DLR, the margins of FAB and Square) ignore such a shift.
-    logits = logits[np.isfinite(logits).all(axis=1)][:, unmasked(logits)]
+    logits = logits[answered(logits)][:, unmasked(logits)]
     inside = logits.size and logits.min() > -1e-5 and logits.max() < 1 + 1e-5
     if not inside or np.abs(logits.sum(axis=1) - 1).max() >= 1e-5:
         return {}
@@ -255,55 +250,54 @@ def _above_chance(correct: np.ndarray, classes: int) -> bool:
 
 
 def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
-    """Flag `low-accuracy` if clean images, bool[n], are right no more often than by guessing."""
-    if len(correct) < ENOUGH:
-        return _too_few(int(correct.sum()), len(correct), classes) if len(correct) else {}
-    if _above_chance(correct, classes):
-        return {}
-    return {
-        "low-accuracy": f"{correct.sum()} of {len(correct)} clean images are classified correctly, "
-        f"no more than guessing among {classes} classes explains: check the weights, the order of "
-        "the classes, the order of the channels (RGB) and the normalisation inside logits_fn"
-    }
+    """Flag `low-accuracy` if clean images, bool[n], are right no more often than by guessing.
 
-
-def _too_few(right: int, n: int, classes: int) -> Flags:
-    """Flag an accuracy that so few images do not tell from guessing, at 5 %; all right is fine."""
+    So few images that they cannot tell, at 5 %, are flagged unless all of them are right.
+    """
+    n, right = len(correct), int(correct.sum())
+    words = f"{right} of {n} clean images are classified correctly"
+    if n >= ENOUGH:
+        if _above_chance(correct, classes):
+            return {}
+        return {
+            "low-accuracy": f"{words}, no more than guessing among {classes} classes explains: "
+            "check the weights, the order of the classes, the order of the channels (RGB) and the "
+            "normalisation inside logits_fn"
+        }
     from scipy.special import bdtrc  # its import takes 0.1 s
 
     by_chance = float(bdtrc(right - 1, n, 1 / classes)) if right else 1.0
     if right == n or by_chance <= 0.05:
         return {}
     return {
-        "low-accuracy": f"{right} of {n} clean images are classified correctly: guessing among "
-        f"{classes} classes is right as often with probability {by_chance:.2g}, so these images "
-        f"are too few to tell this network from it; look at {ENOUGH} or more before any accuracy "
-        "is quoted"
+        "low-accuracy": f"{words}: guessing among {classes} classes is right as often with "
+        f"probability {by_chance:.2g}, so these images are too few to tell this network from it; "
+        f"look at {ENOUGH} or more before any accuracy is quoted"
     }
 
 
 def _normalised_twice(
-    forward: Forward, images: np.ndarray, labels: np.ndarray, correct: np.ndarray
+    logits_of: Forward, images: np.ndarray, labels: np.ndarray, correct: np.ndarray
 ) -> Flags:
     """Flag a `logits_fn` that computes net(n(n(x))): `x * std + mean`, n's inverse, cancels one n.
 
     A sound network loses on such pale images (the golden ones 20 and 40 points); one that guesses
     may gain by guessing another class, hence the second condition. A defect that costs less than
-    10 points is not seen: adversarially trained networks put up with much contrast.
+    10 points goes unnoticed: adversarially trained networks tolerate much contrast.
     """
-    best, which = 0, ""
+    best, constants_of = 0, ""
     for name, constants in _NORMALISATIONS.items():
         mean, std = (np.asarray(c, np.float32) for c in constants)
-        logits = _logits(forward, images * std + mean)
+        logits = logits_of(images * std + mean)
         undone = is_right(logits, labels)
         classes = int(unmasked(logits).sum())
         if undone.sum() > best and _above_chance(undone, classes):
-            best, which = int(undone.sum()), name
+            best, constants_of = int(undone.sum()), name
     if best - correct.sum() <= 0.1 * len(labels):
         return {}
     return {
         "double-normalization": f"{correct.sum()} of {len(labels)} clean images are classified "
-        f"correctly, but {best} once the {which} normalisation is undone: logits_fn "
+        f"correctly, but {best} once the {constants_of} normalisation is undone: logits_fn "
         "normalises before a network that normalises itself; remove one of the two"
     }
 

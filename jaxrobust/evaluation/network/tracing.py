@@ -1,10 +1,11 @@
-"""A user's network as the programs take it: arrays are arguments, the rest is closed over.
+"""A user's network as the programs take it: arrays are arguments, all else is closed over.
 
-JAX keeps what it has compiled for, and all that this refers to, for as long as the compiled
-function lives. So programs hold the function of a network weakly, are forgotten together with it,
-and are made anew where it closes over something else than when they were compiled.
+JAX keeps what it has compiled, and all that this refers to, for as long as the compiled function
+lives. So programs hold the function of a network weakly, are forgotten together with it, and are
+compiled again where it closes over something else than before.
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -26,8 +27,7 @@ T = TypeVar("T")
 _FEW = 8  # images of the trace in which constants are looked for: theirs is no batch size
 _SCALARS = (bool, int, float, complex, str, bytes, np.generic)
 _ARRAY = object()  # stands for one among the leaves
-# What stands in a program and computes nothing: the names of jitted functions, where arrays lie,
-# addresses.
+# Parts of a program that compute nothing: names of jitted functions, placement, addresses.
 _SILENT_KEYS = re.compile(r"^name$|^ctx_mesh$|sharding")
 _ADDRESSES = re.compile(r"\b0x[0-9a-f]+")
 _kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
@@ -42,10 +42,14 @@ class TracedNetwork(NamedTuple):
 
 
 class _Rest:
-    """What of a network is no array: its function and the other leaves of its arguments."""
+    """A network without its arrays: its function and the other leaves of its arguments."""
 
     def __init__(self, function: Callable[..., Any], tree: Any, leaves: tuple[Any, ...]):
-        self.function, self.tree, self.leaves = _weakly(function), tree, leaves
+        self.function: Callable[[], Any] = lambda: function
+        kind: Any = weakref.WeakMethod if inspect.ismethod(function) else weakref.ref
+        with contextlib.suppress(TypeError):
+            self.function = kind(function, _forget)
+        self.tree, self.leaves = tree, leaves
         self.key: Any = (self.function, tree, tuple((type(leaf), leaf) for leaf in leaves))
         try:
             hash(self.key)
@@ -61,8 +65,8 @@ class _Rest:
 
     def arguments(self, arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the arguments of a `Partial`, with its keywords."""
-        given = iter(arrays)
-        leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
+        remaining = iter(arrays)
+        leaves = [next(remaining) if leaf is _ARRAY else leaf for leaf in self.leaves]
         return jax.tree.unflatten(self.tree, leaves)
 
     def __eq__(self, other: object) -> bool:
@@ -70,14 +74,6 @@ class _Rest:
 
     def __hash__(self) -> int:
         return hash(self.key)
-
-
-def _weakly(function: Any) -> Callable[[], Any]:
-    kind: Any = weakref.WeakMethod if inspect.ismethod(function) else weakref.ref
-    try:
-        return kind(function, _forget)
-    except TypeError:
-        return lambda: function
 
 
 def _forget(function: Any) -> None:
@@ -92,11 +88,11 @@ def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]
     if not all(rest.lasts for rest in rests):
         return make()
     shapes = tuple((a.shape, a.dtype) for network in networks for a in network.args[0])
-    known, made = _kept.get((rests, shapes, use), ("", None))
-    if known != programs:
-        made = make()
-        _kept[rests, shapes, use] = programs, made
-    return made  # type: ignore[return-value]
+    old_programs, value = _kept.get((rests, shapes, use), ("", None))
+    if old_programs != programs:
+        value = make()
+        _kept[rests, shapes, use] = programs, value
+    return value  # type: ignore[return-value]
 
 
 def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
@@ -105,11 +101,11 @@ def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial
     The caller must hold `function`. Of an array with a copy on the devices of other processes too,
     this one's copy is taken.
     """
-    called: Callable[..., Any] = function
-    given: tuple[Any, Any] = ((), {})
+    called: Any = function
+    arguments: Any = ((), {})
     if isinstance(function, jax.tree_util.Partial):
-        called, given = function.func, (function.args, function.keywords)
-    leaves, tree = jax.tree.flatten(given)
+        called, arguments = function.func, (function.args, function.keywords)
+    leaves, tree = jax.tree.flatten(arguments)
     arrays = [_local(name, leaf, mesh) for leaf in leaves if _is_array(leaf)]
     others = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
     return jax.tree_util.Partial(_Rest(called, tree, others), arrays)
@@ -134,13 +130,13 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
 
 
 def trace(
-    name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
+    name: str, function: LogitsFn, network: Any, image: tuple[int, ...], batch: int, keyed: bool
 ) -> TracedNetwork:
-    """Trace a network before anything is computed; `ValueError`: it is no such network."""
-    operands = _operands((each,), image, keyed)
+    """Trace a network before anything is computed; `ValueError`: it is not a network."""
+    operands = _operands((batch,), image, keyed)
     if not callable(function):
         raise ValueError(
-            f"{name} is a {type(function).__name__}, no function; pass one of images, such as "
+            f"{name} is a {type(function).__name__}, not a function; pass one of images, such as "
             "jax.tree_util.Partial(net.apply, variables, train=False)"
         )
     single = functools.partial(of_one_image, network, *_operands((), image, keyed))
@@ -159,9 +155,9 @@ def trace(
         error.add_note(f"{name} was called with {', '.join(map(str, operands))}")
         raise
     shape: Sequence[int] = getattr(logits, "shape", ())
-    if len(shape) != 2 or shape[0] != each or shape[1] < 2:
+    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
         wrong = (
-            f"gives {shape or type(logits).__name__} for {each} images; return logits f[B, K] "
+            f"gives {shape or type(logits).__name__} for {batch} images; return logits f[B, K] "
             "with K >= 2, and nothing else"
         )
         raise ValueError(f"{name} {single() or wrong}")
@@ -172,7 +168,7 @@ def trace(
         closed, _ = _traced(network, _operands((_FEW,), image, keyed))
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(leak) from error
-    except Exception:  # it takes `each` images only
+    except Exception:  # it takes `batch` images only
         pass
     if any(isinstance(constant, jax.core.Tracer) for constant in constants(closed)):
         raise ValueError(leak)
@@ -180,11 +176,11 @@ def trace(
     return TracedNetwork(int(shape[1]), programs.hashed(closed), programs.constants(closed))
 
 
-def takes(network: Any, image: tuple[int, ...], each: int, keyed: bool) -> bool:
-    """Tell whether a network can be given so many images; the arguments are those of `trace`."""
+def takes(network: Any, image: tuple[int, ...], batch: int, keyed: bool) -> bool:
+    """Tell whether a network takes that batch size; the arguments are those of `trace`."""
     try:
-        return _traced(network, _operands((each,), image, keyed))[1].shape[0] == each
-    except Exception:  # it takes one number of images only
+        return _traced(network, _operands((batch,), image, keyed))[1].shape[0] == batch
+    except Exception:  # it takes another number of images only
         return False
 
 
@@ -200,15 +196,15 @@ def _traced(network: Any, operands: tuple[Any, ...]) -> Any:
     return jax.make_jaxpr(call, return_shape=True)(network, *operands)
 
 
-def weights(network: Any, seen: TracedNetwork) -> str:
-    """Hash all arrays of a network, those that its function closes over among them."""
+def weights(network: Any, constants: Sequence[str]) -> str:
+    """Hash all arrays of a network; `constants` are the hashes of those it closes over."""
     digest = hashlib.sha256()
     arguments = network.func.arguments(network.args[0])
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
         text = hashed(leaf) if _is_array(leaf) else type(leaf).__qualname__
         text += repr(leaf) if isinstance(leaf, _SCALARS) else ""
         digest.update(f"{jax.tree_util.keystr(path)} {text}\n".encode())
-    digest.update(" ".join(seen.constants).encode())
+    digest.update(" ".join(constants).encode())
     return digest.hexdigest()
 
 
@@ -230,8 +226,7 @@ class Programs:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, str]] = {}  # by address, which lasts as its object does
-        self._types: dict[Any, str] = {}
+        self._hashes: dict[int, tuple[Any, str]] = {}  # by address, which lasts as its object does
 
     def hashed(self, jaxpr: Any) -> str:
         """Hash a jaxpr, those inside it, and the constants of all."""
@@ -239,43 +234,38 @@ class Programs:
 
     def constants(self, jaxpr: Any) -> tuple[str, ...]:
         """Hash the arrays of a jaxpr, sorted; numbers are not among them."""
-        held = [constant for constant in constants(jaxpr) if np.size(constant) > 1]
-        return tuple(sorted(self._once(constant, hashed) for constant in held))
+        arrays = [constant for constant in constants(jaxpr) if np.size(constant) > 1]
+        return tuple(sorted(self._once(array, hashed) for array in arrays))
 
     def _once(self, value: Any, hash_of: Callable[[Any], str]) -> str:
-        if id(value) not in self._known:
-            self._known[id(value)] = value, hash_of(value)
-        return self._known[id(value)][1]
+        if id(value) not in self._hashes:
+            self._hashes[id(value)] = value, hash_of(value)
+        return self._hashes[id(value)][1]
 
     def _hashed(self, jaxpr: Any) -> str:
-        numbers: dict[Any, int] = {}  # variables are told apart by where they first stand
+        numbers: dict[Any, int] = {}  # variables are told apart by where they first occur
         lines = [" ".join(self._once(array, hashed) for array in getattr(jaxpr, "consts", ()))]
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # an open one has no constants
 
         def operand(v: Any) -> Any:
             if hasattr(v, "val"):
-                return self._value(v.val), self._type(v.aval)
+                return self._value(v.val), _type(v.aval)
             return numbers.setdefault(v, len(numbers))
 
         def result(v: Any) -> str:
-            return f"{operand(v)}:{self._type(v.aval)}"
+            return f"{operand(v)}:{_type(v.aval)}"
 
         lines += map(result, (*jaxpr.constvars, *jaxpr.invars))
         for equation in jaxpr.eqns:
-            how = [
+            settings = [
                 f"{key}={self._value(value)}"
                 for key, value in sorted(equation.params.items())
                 if not _SILENT_KEYS.search(key)
             ]
-            given, made = map(operand, equation.invars), map(result, equation.outvars)
-            lines.append(f"{equation.primitive.name} {how} {[*given]} {[*made]}")
+            inputs, outputs = map(operand, equation.invars), map(result, equation.outvars)
+            lines.append(f"{equation.primitive.name} {settings} {[*inputs]} {[*outputs]}")
         lines.append(str([operand(v) for v in jaxpr.outvars]))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def _type(self, aval: Any) -> str:
-        if aval not in self._types:
-            self._types[aval] = str(aval)
-        return self._types[aval]
 
     def _value(self, value: Any) -> str:
         if isinstance(value, _SCALARS) or value is None:
@@ -291,13 +281,16 @@ class Programs:
         return _ADDRESSES.sub("", repr(value))
 
 
-def hashed(*arrays: Any) -> str:
-    """Hash the types, shapes and bytes of some arrays."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        array = np.asarray(array)
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+@functools.lru_cache(4096)
+def _type(aval: Any) -> str:
+    return str(aval)
+
+
+def hashed(array: Any) -> str:
+    """Hash the type, shape and bytes of an array."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    array = np.asarray(array)
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Adversarial images and attacks that a user brings: read, and checked before anything counts.
 
-No point is moved: one outside of the ball or of [0, 1] is refused, not clipped.
+No point is moved: one outside the ball or of [0, 1] is refused, not clipped.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ ALONE = "user"  # in place of the attacks of an evaluation that has a user's alo
 class UserAttack(NamedTuple):
     """Points of a file, or a function that makes points."""
 
-    flag: str  # that names it, for messages: "--points adv.npz"
+    flag: str  # for messages: "--points adv.npz"
     file: str  # its name without folders, or that of the function
     sha256: str | None  # of the file; None: a function without one
     points: dict[int, np.ndarray] | None = None  # f32[H,W,C] by id
@@ -45,8 +45,7 @@ class UserAttack(NamedTuple):
 
     def covers(self, ids: np.ndarray) -> np.ndarray:
         """Mark the images that it has points for, bool[n]."""
-        every = np.ones(len(ids), bool)
-        return every if self.points is None else np.isin(ids, list(self.points))
+        return np.isin(ids, list(ids if self.points is None else self.points))
 
 
 def of_flags(attack: str, files: Sequence[str]) -> tuple[str, tuple[UserAttack, ...]]:
@@ -56,25 +55,22 @@ def of_flags(attack: str, files: Sequence[str]) -> tuple[str, tuple[UserAttack, 
       ValueError: a file or function that is missing, damaged, or given twice.
     """
     names = attack.split(",")
-    own = [name for name in names if functions.is_name(name) or name.endswith(".py")]
-    users = [*map(of_function, own), *map(of_file, files)]
-    if repeated := [one.flag for at, one in enumerate(users) if one.name in _names(users[:at])]:
-        raise ValueError(f"{repeated[0]} is given twice; give it once")
-    others = ",".join(name for name in names if name not in own)
-    if users and others in ("", "clean"):
-        others = ALONE
-    return others, tuple(users)
-
-
-def _names(users: Sequence[UserAttack]) -> list[str]:
-    return [one.name for one in users]
+    calls = [name for name in names if functions.is_name(name) or name.endswith(".py")]
+    users: dict[str, UserAttack] = {}
+    for user in (*map(of_function, calls), *map(of_file, files)):
+        if user.name in users:
+            raise ValueError(f"{user.flag} is given twice; give it once")
+        users[user.name] = user
+    others = ",".join(name for name in names if name not in calls)
+    return ALONE if users and others in ("", "clean") else others, tuple(users.values())
 
 
 def of_function(name: str) -> UserAttack:
-    """Find the function that `FILE.py:NAME` or `package.module:NAME` says."""
-    found = functions.find("--attack", name)
-    own = Path(found.name.rpartition(":")[0]).name + ":" + found.name.rpartition(":")[2]
-    return UserAttack(f"--attack={name}", own, found.sha256, function=found.function)
+    """Find the function that `FILE.py:NAME` or `package.module:NAME` names."""
+    function = functions.find("--attack", name)
+    file, _, variable = function.name.rpartition(":")
+    display = f"{Path(file).name}:{variable}"
+    return UserAttack(f"--attack={name}", display, function.sha256, function=function.function)
 
 
 def of_file(path: str) -> UserAttack:
@@ -85,19 +81,19 @@ def of_file(path: str) -> UserAttack:
         if not (content.startswith(b"\x93NUMPY") or zipfile.is_zipfile(io.BytesIO(content))):
             raise ValueError("not a zip file")
         stored = np.load(io.BytesIO(content), allow_pickle=False)
-        there = {} if isinstance(stored, np.ndarray) else {key: stored[key] for key in stored.files}
+        arrays = {} if isinstance(stored, np.ndarray) else dict(stored.items())
     except OSError as error:
         raise ValueError(f"{flag}: cannot read it ({error.strerror or error})") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise ValueError(
-            f"{flag} is no .npz file of plain arrays ({error}); save it by numpy.savez"
+            f"{flag} is not an .npz file of plain arrays ({error}); save it by numpy.savez"
         ) from error
-    if missing := [key for key in ("ids", "images") if key not in there]:
+    if missing := [key for key in ("ids", "images") if key not in arrays]:
         raise ValueError(
-            f"{flag} has no array {missing[0]!r}, but {', '.join(there) or 'none that is named'}; "
+            f"{flag} has no array {missing[0]!r}, but {', '.join(arrays) or 'no named arrays'}; "
             "save ids=..., int[M], and images=..., [M,H,W,C], by numpy.savez"
         )
-    ids, images = there["ids"], there["images"]
+    ids, images = arrays["ids"], arrays["images"]
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"{flag}: ids are {ids.dtype}{list(ids.shape)}; save integers, int[M]")
     if images.ndim != 4 or len(images) != len(ids):
@@ -106,7 +102,7 @@ def of_file(path: str) -> UserAttack:
             "id, [M,H,W,C], channels last"
         )
     if not len(ids):
-        raise ValueError(f"{flag} has no points; save one for each image that is to be tried")
+        raise ValueError(f"{flag} has no points; save one for each image to try")
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -152,56 +148,47 @@ def _check_range(flag: str, points: np.ndarray, ids: np.ndarray) -> None:
 
 
 def check(users: Sequence[UserAttack], images: Any, ids: np.ndarray, threat: Threat) -> None:
-    """Refuse points of files that are not of these images, [N,H,W,C], or outside of their ball."""
-    for user in users:
-        if user.points is not None:
-            _check_points(user, user.points, images, ids, threat)
-
-
-def _check_points(
-    user: UserAttack,
-    by_id: dict[int, np.ndarray],
-    images: Any,
-    ids: np.ndarray,
-    threat: Threat,
-) -> None:
+    """Refuse points of files that are not of these images, [N,H,W,C], or outside their ball."""
     places = {image: place for place, image in enumerate(ids.tolist())}
-    if others := sorted(by_id.keys() - places.keys()):
-        raise ValueError(
-            f"{user.flag}: {counted(len(others), 'id')} not among the {len(ids)} images of this "
-            f"evaluation, such as {others[0]}; leave them out, or evaluate more images"
-        )
-    own = sorted(by_id)
-    outside: dict[int, float] = {}
-    for start in range(0, len(own), 64):
-        part = own[start : start + 64]
-        points = np.stack([by_id[image] for image in part])
-        clean = images[np.array([places[image] for image in part])]
-        outside |= _outside(user.flag, points, clean, np.array(part), threat)
-    _refuse_outside(user.flag, outside, len(own), threat)
+    for user in users:
+        if user.points is None:
+            continue
+        if others := sorted(user.points.keys() - places.keys()):
+            raise ValueError(
+                f"{user.flag}: {counted(len(others), 'id')} not among the {len(ids)} images of "
+                f"this evaluation, such as {others[0]}; leave them out, or evaluate more images"
+            )
+        point_ids = sorted(user.points)
+        outside: dict[int, float] = {}
+        for start in range(0, len(point_ids), 64):
+            part = point_ids[start : start + 64]
+            points = np.stack([user.points[image] for image in part])
+            clean = images[np.array([places[image] for image in part])]
+            outside |= _outside(user.flag, points, clean, np.array(part), threat)
+        _refuse_outside(user.flag, outside, len(point_ids), threat)
 
 
 def _outside(
     flag: str, points: np.ndarray, images: np.ndarray, ids: np.ndarray, threat: Threat
 ) -> dict[int, float]:
-    """Measure by how much points are outside of the ball, by ids, of those that are."""
+    """Measure by how much points are outside the ball, by the ids of those that are."""
     if points.shape[1:] != images.shape[1:]:
         remedy = "put channels last" if points.shape[1] in (1, 3) else "give points of that shape"
         raise ValueError(
             f"{flag}: images are {points.shape[1:]}, and those of the evaluation "
             f"{images.shape[1:]}; {remedy}"
         )
-    nothing = np.ones((len(points), 1), np.float32)  # logits, whatever they are
+    nothing = np.ones((len(points), 1), np.float32)  # any logits
     _, norms = checks.verified(points, images, np.zeros(len(points), int), nothing, threat)
     far = norms > checks.most(threat.epsilon)
     return dict(zip(ids[far].tolist(), (norms[far] - threat.epsilon).tolist(), strict=True))
 
 
-def _refuse_outside(flag: str, outside: dict[int, float], of: int, threat: Threat) -> None:
+def _refuse_outside(flag: str, outside: dict[int, float], count: int, threat: Threat) -> None:
     if outside:
         worst = max(outside, key=lambda image: outside[image])
         raise ValueError(
-            f"{flag}: {len(outside)} of {of} points are outside of the ball of {threat.norm} "
+            f"{flag}: {len(outside)} of {count} points are outside the ball of {threat.norm} "
             f"{threat.epsilon:.6g}, that of image {worst} by {outside[worst]:.3g}; bring them into "
             "the ball, or leave them out"
         )
@@ -216,11 +203,11 @@ def points_of(
     ids: np.ndarray,
     threat: Threat,
 ) -> np.ndarray:
-    """Give the points f32[n,H,W,C] of some images that it `covers`, all in [0, 1] and the ball."""
+    """Return the points f32[n,H,W,C] of images that it `covers`, all in [0, 1] and the ball."""
     if user.points is not None:
         return np.stack([user.points[image] for image in ids.tolist()])
     assert user.function is not None
-    plain = partial(jax.jit(lambda network, given: network(given)), logits_fn)
+    plain = partial(jax.jit(lambda network, points: network(points)), logits_fn)
     with functions.explained("--attack", user.flag.removeprefix("--attack=")):
         points = np.asarray(user.function(plain, key, jnp.asarray(images), jnp.asarray(labels)))
     if points.shape != images.shape:

@@ -19,7 +19,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.bundles import bundle
-from jaxrobust.evaluation.network import first_figure
+from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.questions import certified, corrupted, questions, several, stops
 from jaxrobust.evaluation.questions import flags as flag_rules
 from jaxrobust.evaluation.questions import target as subjects
@@ -194,7 +194,7 @@ def _first_figure(
     how["preprocessing"] = pipeline.preprocessing_id(
         source, subject.image_size, flags.preprocessing
     )
-    share = first_figure.clean(subject.create("float32"), weights, Prepared(source, **how))
+    share = accuracy.clean_share(subject.create("float32"), weights, Prepared(source, **how))
     name = flags.shipped
     say(f"{name}: clean accuracy {share:.1%} on {number} images of {subject.dataset}")
     if flags.attack != questions.AUTOATTACK:

@@ -180,7 +180,7 @@ def _measured(
 def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
     subject, question, mesh = evaluation.subject, evaluation.question, sharding.make_mesh()
     net, no_attack = subject.create("float32"), lambda logits_fn, keys, images, labels: images
-    counter = accuracy.counter(net, no_attack, mesh=mesh, each="linf")
+    counter = accuracy.counter(net, no_attack, mesh=mesh, norm="linf")
 
     def judge(source: Source, bar: str) -> dict[str, np.ndarray]:
         images = accuracy.EvaluatedImages(

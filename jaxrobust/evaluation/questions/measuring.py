@@ -121,7 +121,7 @@ def counted(
         workers=subject.workers,
     )
     net = subject.create("float32")
-    counter = accuracy.counter(net, attack, mesh=mesh, top5=True, each=subject.norm)
+    counter = accuracy.counter(net, attack, mesh=mesh, top5=True, norm=subject.norm)
     start = time.perf_counter()
     run = (counter, weights, images, mesh)
     reached = accuracy.each(*run, bar=question.attack) if len(places) else dict(_NOTHING)

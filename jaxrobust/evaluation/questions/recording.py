@@ -70,7 +70,7 @@ class Evaluation:
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = tracing.argument("logits_fn", logits_fn, here)
         self.fingerprint = fingerprint.of_network(
-            network, self.images, each=self.batch, keyed=subject.keyed, labels=self.images.labels
+            network, self.images, batch=self.batch, keyed=subject.keyed, labels=self.images.labels
         )
         self.questions: dict[str, str] = {}  # number -> hash of its question
         self._size: list[parts.NetworkSize] = []  # once it is known, shared by all questions

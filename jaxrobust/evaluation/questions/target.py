@@ -301,4 +301,6 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
 
     net = Classifier(lambda key: ({}, {}), apply)
     weights = Weights({}, jax.device_put(arrays, sharding.replicated(mesh)))
-    return replace(subject, net=net, arrays_sha256=tracing.weights(argument, traced)), weights
+    return replace(
+        subject, net=net, arrays_sha256=tracing.weights(argument, traced.constants)
+    ), weights

@@ -127,7 +127,7 @@ def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
         weights = kept.at_size(run, phase, both.of("raw"), side)
         called = jax.tree_util.Partial(size.network, *weights)
         network = tracing.argument("network", called, here)
-        exact = fingerprint.exact(network, size.images.shape[1:], each=1)
+        exact = fingerprint.exact(network, size.images.shape[1:], batch=1)
         programs = {key: exact[key] for key in ("program", "gradient")}
         hashed[str(side)] = programs | {"images": size.images.content_sha256()}
     return {"computed": hashed, "by": fingerprint.versions()}

@@ -108,7 +108,7 @@ def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> d
     left: Any = True
     for ball in balls:
         attack = accuracy.apgd_ce(ball, steps=config.test.steps)
-        evaluate = accuracy.counter(net, attack, mesh=mesh, each=ball.norm, **how)
+        evaluate = accuracy.counter(net, attack, mesh=mesh, norm=ball.norm, **how)
         each = accuracy.each(evaluate, best, images, mesh, bar=f"testing in {ball.norm}")
         left = each["robust"] & left
         after[str(ball)] = float(left.mean())

@@ -53,7 +53,7 @@ class DamagedTest(absltest.TestCase):
                     points = user_attacks.of_file(str(self.path)).points
                 except ValueError as error:
                     refused += 1
-                    self.assertRegex(str(error), "is no .npz file of plain arrays|has no array")
+                    self.assertRegex(str(error), "is not an .npz file of plain arrays|has no array")
                 else:
                     for image, point in points.items():
                         np.testing.assert_allclose(255 * point, self.arrays["images"][image])

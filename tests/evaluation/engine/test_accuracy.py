@@ -18,7 +18,7 @@ class Top5Test(absltest.TestCase):
             *({}, {}, jnp.zeros((n, 2, 2, 1)), jnp.asarray(labels), jnp.asarray(mask)),
             jnp.arange(n),
             jax.random.key(0),
-            how=accuracy.Judging(
+            judging=accuracy.Judging(
                 net, lambda logits_fn, key, images, labels: images, dtype="float32", **how
             ),
         )

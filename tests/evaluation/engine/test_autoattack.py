@@ -396,7 +396,7 @@ class SearchTest(parameterized.TestCase):
     def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
-        with mock.patch("jaxrobust.evaluation.engine.cascade._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.engine.turns._SAMPLE", 4):
             result = quick("conv", search_fn=blind, **settings)
         np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
         self.assertRegex(
@@ -433,7 +433,7 @@ class RefutedTest(parameterized.TestCase):
             refused.update(seen)
             return sure, norms
 
-        with mock.patch("jaxrobust.evaluation.engine.cascade.checks.verified", doubting):
+        with mock.patch("jaxrobust.evaluation.engine.outcome.checks.verified", doubting):
             result = quick("conv", **settings)
         fooled = plain.clean & ~plain.robust
         self.assertGreater(fooled.sum(), 3)
@@ -450,7 +450,7 @@ class RefutedTest(parameterized.TestCase):
             calls.append(len(points))
             return np.zeros(len(points), bool), np.zeros(len(points))
 
-        with mock.patch("jaxrobust.evaluation.engine.cascade.checks.verified", never):
+        with mock.patch("jaxrobust.evaluation.engine.outcome.checks.verified", never):
             result = quick("conv", epsilon=8 / 255, attacks=("apgd-ce",), n=24)
         np.testing.assert_array_equal(result.robust, result.clean)
         self.assertRegex(result.flags["unconfirmed by apgd-ce"], r"^\d+ images were fooled in the")
@@ -502,8 +502,8 @@ class MessagesTest(parameterized.TestCase):
         ({"seed": -1}, "seed=-1: pass an int from 0 to"),
         ({"seed": 1.5}, "seed=1.5: pass an int from 0 to"),
         ({"seed": 2**32}, "pass an int from 0 to"),
-        ({"batch_size": 0}, "batch_size=0 is not a number of images"),
-        ({"batch_size": "8"}, "batch_size='8' is not a number of images"),
+        ({"batch_size": 0}, "batch_size=0 must be an int >= 1"),
+        ({"batch_size": "8"}, "batch_size='8' must be an int >= 1"),
         ({"ledger": "ledger.images"}, "name a file that ends in .jsonl"),
         ({"image_ids": [1, 1]}, "image_ids: pass 4 different ints"),
         ({"image_ids": [1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
@@ -625,7 +625,7 @@ class LedgerTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"epsilon": 3 / 255}, r"epsilon is 0.0078\d* there, 0.0117\d* here"),
-        ({"n": 20}, "its images or labels are others"),
+        ({"n": 20}, "its images or labels differ"),
         ({"overrides": None}, "attacks is"),
     )
     def test_refuses_another_evaluation(self, changes, message):

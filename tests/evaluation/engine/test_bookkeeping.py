@@ -201,8 +201,8 @@ class LedgerTest(parameterized.TestCase):
         search = {"arrays": "x", "program": "p"}
         for changes, words in (
             ({"seed": 1}, "seed is 0 there, 1 here"),
-            ({"images": "others"}, "its images or labels are others"),
-            ({"arrays": "others"}, r"its arrays \(weights\) are others"),
+            ({"images": "others"}, "its images or labels differ"),
+            ({"arrays": "others"}, r"its arrays \(weights\) differ"),
             ({"search": search}, "it was searched with another network"),
             ({"version": "rand"}, "version is"),
         ):
@@ -246,7 +246,7 @@ class LedgerTest(parameterized.TestCase):
 LINF = Threat("linf", 0.5)
 
 
-def context(n=4, clean=None, names=("a", "b"), slots=2, how=None, **more):
+def context(n=4, clean=None, names=("a", "b"), slots=2, rule=None, **more):
     """An evaluation of n images of three classes; the first class is the label of each."""
     held = np.zeros((n, *SHAPE), np.float32) + 0.5
     labels, ids = np.zeros(n, np.int32), np.arange(n, dtype=np.uint32) + 10
@@ -255,7 +255,7 @@ def context(n=4, clean=None, names=("a", "b"), slots=2, how=None, **more):
     own = Outcome.of(right, [SimpleNamespace(name=name) for name in names], {}, more.get("once"))
     book = Ledger(None, identity(), ids)
     runner = SimpleNamespace(slots=slots, traces=[SimpleNamespace(classes=3)], logits_fn=None)
-    return AttackContext(runner, sample, own, book, how)
+    return AttackContext(runner, sample, own, book, rule)
 
 
 class RefusedPointsTest(parameterized.TestCase):
@@ -287,7 +287,7 @@ class RefusedPointsTest(parameterized.TestCase):
 
     def test_draws_of_a_network_that_is_random(self):
         how = randomised.verdict("majority", 3)
-        of = context(1, how=how)
+        of = context(1, rule=how)
         of.book.add(0, FOOLED | {"reached": -1}, of.sample.images[0])
         asked = []
 
@@ -335,11 +335,12 @@ class CascadeTest(parameterized.TestCase):
         patch("passes", known.get("passes", 3)), patch("most_passes", 100)
         patch("forward", 2), patch("backward", 5)
         patch("named", SimpleNamespace(number=41))
-        return cascade.Attack(of or context(), setting, mock.Mock(), suffix)
+        return cascade.Attack(of or context(), setting, mock.Mock(), suffix=suffix)
 
     def test_what_a_run_costs_and_which_compilations_are_remembered(self):
         attack, now = self.attack(), mock.Mock(return_value=100.0)
         attack.join, attack.meter.awaited = mock.Mock(), lambda calls: calls
+        attack.aims = mock.Mock()
         attack.flag = lambda: now.configure_mock(return_value=110.0)
         calls = [
             engine.Call(0, 0, 0.9, True),
@@ -350,7 +351,6 @@ class CascadeTest(parameterized.TestCase):
         remember = mock.Mock()
         with (
             mock.patch.multiple(cascade.compilation, **known, remember=remember),
-            mock.patch.object(cascade.ensembles, "targets"),
             mock.patch.object(cascade.engine, "decide", return_value=iter(calls)),
             mock.patch.object(cascade.time, "perf_counter", now),
         ):
@@ -363,7 +363,7 @@ class CascadeTest(parameterized.TestCase):
 
     def test_what_the_ledger_knows(self):
         once = np.array([True, True, False, False])
-        of = context(4, once=once, how=randomised.verdict("mean"))
+        of = context(4, once=once, rule=randomised.verdict("mean"))
         of.book.add(0, FOOLED | {"once": True}, IMAGES[0])
         of.book.add(1, STANDS | {"once": False}, None)
         of.outcome.strike("b", [3])
@@ -414,19 +414,6 @@ class CascadeTest(parameterized.TestCase):
         self.assertEqual((row["fooled"], row["norm"], row["reached"]), (True, 0.5, 1))
         self.assertEqual(attack.meter.decided.call_args_list[0].args, (3, 9 * 3))
 
-    def test_jobs_of_a_part_are_made(self):
-        attack = self.attack()
-        attack.setting = SimpleNamespace(restarts=2)
-        attack.book = Ledger(None, identity(), IDS)
-        tried = {"targets": [7, 5], "restarts": 1}
-        own = {"attack": "a (part)", "fooled": False, "flat": False, "tried": tried}
-        attack.book.add(2, own, None)
-        which, targets = np.array([1, 2]), np.array([[5, 6, 7], [5, 6, 7]])
-        made = attack.made(which, targets)
-        self.assertEqual(made[0].tolist(), [[False, False]] * 3)
-        self.assertEqual(made[1].tolist(), [[True, False], [False, False], [True, False]])
-        self.assertIsNone(attack.made(which[:1], targets[:1]))
-
     def test_flags(self):
         for how, flagged in (({}, True), ({"targets": 9}, False), ({"suffix": " (full)"}, False)):
             attack = self.attack(**how)
@@ -474,7 +461,7 @@ class ArgumentsTest(parameterized.TestCase):
         ([], 0, []),
     )
     def test_ids(self, ids, n, expected):
-        found = autoattack._ids(ids, n)
+        found = autoattack._checked_ids(ids, n)
         self.assertEqual((found.tolist(), found.dtype), (expected, np.uint32))
 
 
@@ -500,16 +487,19 @@ class EngineTest(parameterized.TestCase):
     def test_points_of_one_draw_and_of_the_tally(self):
         shape = (3, 1, 1, 1)
         slots = SimpleNamespace(
+            live=0,
+            steps=0,
+            flat=0,
             fooled=np.array([True, False, False]),
             excess=np.array([-1.0, 0.0, -1.0]),
             adversarial=np.full(shape, 5.0),
             strongest=np.full(shape, 6.0),
         )
-        self.assertEqual(engine._fooled(slots).tolist(), [True, True, False])
+        self.assertEqual(engine._host_arrays(slots)[1].tolist(), [True, True, False])
         found = engine._points(slots).reshape(3, 2)
         np.testing.assert_array_equal(found, [[5, np.nan], [np.nan, 6], [np.nan, np.nan]])
         slots.excess = None
-        self.assertEqual(engine._fooled(slots).tolist(), [True, False, False])
+        self.assertEqual(engine._host_arrays(slots)[1].tolist(), [True, False, False])
         self.assertEqual(engine._points(slots).shape, shape)
 
     def test_rows_of_zeros_behind(self):

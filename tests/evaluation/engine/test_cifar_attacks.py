@@ -56,11 +56,13 @@ def judged(name, dtype):
     def apply(params, stats, x):
         return conv(x), stats
 
+    judging = accuracy.Judging(Classifier(None, apply), kept, jnp.dtype(dtype).name, moved=True)
+
     def judge(images, labels):
         found = accuracy.judged(
             {}, {}, images, labels, jnp.ones(32, bool), jnp.arange(32, dtype=jnp.int32),
             jax.random.key(0),
-            how=accuracy.Judging(Classifier(None, apply), kept, jnp.dtype(dtype).name, moved=True),
+            judging=judging,
         )  # fmt: skip
         return found, points[-1]
 

@@ -167,7 +167,7 @@ class JudgedTest(parameterized.TestCase):
         made = accuracy.Judging(Classifier(init=None, apply=apply), attack, "float32", **how)
         given = (jnp.asarray(images).reshape(-1, 1, 2, 3), jnp.array(self.LABELS),
                  jnp.array(self.MASK), jnp.array([5, 6, 7, 8, 9]), jax.random.key(3))  # fmt: skip
-        return accuracy.judged({}, {}, *given, how=made)
+        return accuracy.judged({}, {}, *given, judging=made)
 
     def test_right_before_and_after(self):
         added = np.zeros((5, 6))
@@ -226,8 +226,8 @@ class JudgedTest(parameterized.TestCase):
         found |= {name: np.arange(3) for name in ("answers", "labels", "reached")}
         found["norms"] = np.ones(3)
         with mock.patch.object(accuracy, "judged", return_value=found) as judged:
-            sums = accuracy.counts("batch", how="how")
-        judged.assert_called_once_with("batch", how="how")
+            sums = accuracy.counts("batch", judging="how")
+        judged.assert_called_once_with("batch", judging="how")
         self.assertEqual({k: int(sums[k]) for k in ("clean", "count", "robust")},
                          {"clean": 2, "count": 3, "robust": 1})  # fmt: skip
         self.assertEqual(set(sums), {"clean", "count", "robust", "answers", "labels", "mask"})

@@ -14,10 +14,10 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import ensembles
 from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.engine import turns
 from jaxrobust.evaluation.engine.cascade import Attack
-from jaxrobust.evaluation.engine.fast import fast_version
-from jaxrobust.evaluation.engine.fast.fast_version import Budget
 from jaxrobust.evaluation.engine.ledger import PART
+from jaxrobust.evaluation.engine.turns import Budget
 from jaxrobust.evaluation.records import survivors
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.stopping import StopRule
@@ -54,7 +54,7 @@ def evaluated(version: str = "fast", norm: str = "linf", **given):
     how = {"epsilon": RADII[norm], "batch_size": 16, "seed": 3, "verbose": False} | given
     with (
         mock.patch.object(ensembles, "base", short),
-        mock.patch.object(fast_version, "SHARE", 0.6),
+        mock.patch.object(turns, "SHARE", 0.6),
     ):
         return autoattack(net, IMAGES, LABELS, norm=norm, version=version, image_ids=IDS, **how)
 
@@ -341,24 +341,11 @@ class BudgetTest(parameterized.TestCase):
         self.assertEqual(Budget(whole=100, first=100, near=0, rest=0).sampled(7, 0, 0), 1)
 
 
-class NearestTest(parameterized.TestCase):
-    @sweeps.rows(
-        ("linf", 10, [("apgd-t", 9), ("fab-t", 4)]),
-        ("l1", 10, [("apgd-ce", 0), ("apgd-t", 5), ("fab-t", 4)]),
-        ("linf", 4, [("fab-t", 3)]),  # where four targets are all
-    )
-    def test_what_the_nearest_images_meet_besides(self, norm, classes, expected):
-        plans = (ensembles.plan(norm, version, None, None) for version in ("fast", "standard"))
-        fitted = [[ensembles.fit(s, classes, lambda text: None) for s in plan] for plan in plans]
-        more = fast_version._of_the_nearest([*zip(*fitted, strict=True)])
-        self.assertEqual([(setting.name, setting.targets) for setting, _ in more], expected)
-
-
 class RefusedTest(parameterized.TestCase):
     @sweeps.rows(
         ({"attacks": ("apgd-ce",)}, "says which attacks run, and how; leave attacks out"),
         ({"overrides": {"apgd-ce": {"steps": 2}}}, "and how; leave overrides out"),
-        ({"stop": StopRule(width=0.2)}, "version='fast' does not go with stop; leave one"),
+        ({"stop": StopRule(width=0.2)}, "version='fast' does not go with stop; omit one"),
         ({"robust_beyond": np.ones(N, bool)}, "does not go with robust_beyond"),
         ({"search_fn": lambda x: net(x)}, "does not go with search_fn"),
         ({"rule": "mean"}, "judges a randomised network: pass version='rand'"),
@@ -371,5 +358,5 @@ class RefusedTest(parameterized.TestCase):
         path = Path(self.create_tempdir()) / "ledger.jsonl"
         evaluated(ledger=path)
         path.write_text(path.read_text().replace('"tried": {"targets"', '"tried": {"aims"'))
-        with self.assertRaisesRegex(ValueError, r"line \d+ is no verdict; remove that line"):
+        with self.assertRaisesRegex(ValueError, r"line \d+ is not a verdict; remove that line"):
             evaluated(ledger=path)

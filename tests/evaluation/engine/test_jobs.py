@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from absl.testing import parameterized
 
-from jaxrobust.evaluation.engine.schedule import Jobs
+from jaxrobust.evaluation.engine.schedule import Aims, Jobs
 from tests.support import sweeps
 
 
@@ -40,7 +40,7 @@ def run(needs, fools, slots, restarts=1, devices=1, steps=3, flat=None):
     kinds = needs.shape[1] // restarts
     targets = np.arange(needs.shape[0] * kinds, dtype=np.int32).reshape(-1, kinds) + 100
     which = 10 * np.arange(len(needs))
-    jobs = Jobs(slots, devices, which, targets, restarts)
+    jobs = Jobs(slots, devices, which, Aims(targets), restarts)
     bench, found = Bench(jobs, slots, needs, fools, flat), {}
     while jobs.assign():
         for verdict in bench.call(steps):
@@ -79,7 +79,7 @@ class VerdictsTest(parameterized.TestCase):
         self.assertEqual(found[0].adversarial, job)  # the point of its own slot
 
     def test_a_point_stays_what_it_was_when_it_fooled(self):
-        jobs = Jobs(2, 1, np.array([7]), np.arange(2, dtype=np.int32)[None], 1)
+        jobs = Jobs(2, 1, np.array([7]), Aims(np.arange(2, dtype=np.int32)[None]), 1)
         jobs.assign()
         held, both = np.float32([[1], [2]]), np.ones(2, bool)
         jobs.collect(~both, both, np.ones(2, int), ~both, lambda: held)
@@ -94,7 +94,7 @@ class VerdictsTest(parameterized.TestCase):
         fools = np.array([[0, 0, 1, 1], [0, 0, 0, 0]], bool)
         made = np.array([[1, 0, 0, 0], [1, 0, 1, 0]], bool).reshape(2, 2, 2)
         targets = np.array([[5, 6], [7, 8]], np.int32)
-        jobs = Jobs(slots, 1, np.array([10, 20]), targets, 2, made=made)
+        jobs = Jobs(slots, 1, np.array([10, 20]), Aims(targets, made), 2)
         bench, found, refuted = Bench(jobs, slots, needs, fools), {}, False
         while jobs.assign():
             for verdict in bench.call(3):
@@ -114,7 +114,7 @@ class VerdictsTest(parameterized.TestCase):
 
     def test_devices_take_turns(self):
         which, targets = np.arange(4), np.zeros((4, 1), np.int32)
-        jobs = Jobs(6, 2, which, targets, 1)
+        jobs = Jobs(6, 2, which, Aims(targets), 1)
         jobs.assign()
         self.assertEqual(jobs._busy, {0: (0, 0), 3: (1, 0), 1: (2, 0), 4: (3, 0)})
         self.assertEqual(jobs.floor().tolist(), [0, 0])
@@ -132,7 +132,7 @@ class RowsTest(parameterized.TestCase):
         images = np.arange(30, dtype=np.float32).reshape(30, 1, 1, 1)
         labels, ids = np.arange(30) + 40, np.arange(30, dtype=np.uint32) + 70
         targets = np.int32([[5, 6], [7, 8]])
-        jobs = Jobs(3, 1, np.array([20, 10]), targets, 2)
+        jobs = Jobs(3, 1, np.array([20, 10]), Aims(targets), 2)
         self.assertTrue(jobs.assign())
         rows = jobs.rows(images, labels, ids)
         self.assertEqual(rows.images.ravel().tolist(), [20, 10, 20])
@@ -153,15 +153,15 @@ class RowsTest(parameterized.TestCase):
         suffice = {1: 1, 3: 3, 4: 4, 5: 6, 6: 6, 7: 8, 9: 12, 13: 16}
         rows = [(16, left, each) for left, each in suffice.items()]
         for slots, left, each in (*rows, (4, 5, 4), (6, 5, 6)):  # of (4, 5) others wait
-            jobs = Jobs(slots, 1, np.arange(left), np.zeros((left, 1), np.int32), 1)
+            jobs = Jobs(slots, 1, np.arange(left), Aims(np.zeros((left, 1), np.int32)), 1)
             jobs.assign()
             self.assertEqual(jobs.needed(), each, left)
 
     def test_fewer_slots_keep_their_jobs(self):
-        jobs = Jobs(8, 2, np.arange(3), np.zeros((3, 1), np.int32), 1)
+        jobs = Jobs(8, 2, np.arange(3), Aims(np.zeros((3, 1), np.int32)), 1)
         jobs.assign()
         before = dict(jobs._busy)
-        places = jobs.narrow(2)
+        places = jobs.narrow()
         self.assertEqual(places.tolist(), [0, 1, 4, -1])
         self.assertEqual(sorted(jobs._busy.values()), sorted(before.values()))
         for slot, job in jobs._busy.items():
@@ -169,7 +169,7 @@ class RowsTest(parameterized.TestCase):
 
     @sweeps.rows((8, 20, [6]), (8, 8, [0]), (2, 20, [1]), (8, 3, [0]))
     def test_when_a_device_comes_back_for_work(self, slots, images, floor):
-        jobs = Jobs(slots, 1, np.arange(images), np.zeros((images, 1), np.int32), 1)
+        jobs = Jobs(slots, 1, np.arange(images), Aims(np.zeros((images, 1), np.int32)), 1)
         jobs.assign()
         self.assertEqual(jobs.floor().tolist(), floor)
 
@@ -178,12 +178,12 @@ class RefutedTest(parameterized.TestCase):
     """A point that does not hold: the job goes on behind it, as if nothing had been found."""
 
     def begun(self, kinds=3, repeats=True):
-        jobs = Jobs(2, 1, np.array([7]), np.arange(kinds, dtype=np.int32)[None], 1, repeats)
+        jobs = Jobs(2, 1, np.array([7]), Aims(np.arange(kinds, dtype=np.int32)[None]), 1, repeats)
         jobs.assign()
         return jobs
 
     def fool(self, jobs, slot, steps):
-        count = len(jobs._order)
+        count = jobs.width
         live, fooled = np.ones(count, bool), np.zeros(count, bool)
         live[slot], fooled[slot] = False, True
         made = np.zeros(count, int)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import autoattack
-from jaxrobust.evaluation.engine import lots
+from jaxrobust.evaluation import Cost, autoattack
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.records import sequential
@@ -282,6 +281,6 @@ class RefusedTest(parameterized.TestCase):
 
 class CostTest(absltest.TestCase):
     def test_lots_add_up(self):
-        first = lots.Cost("square", 1, 2, 3, 4, 5.0, 6.0)
-        second = lots.Cost("square", 10, 20, 30, 40, 50.0, 60.0)
+        first = Cost("square", 1, 2, 3, 4, 5.0, 6.0)
+        second = Cost("square", 10, 20, 30, 40, 50.0, 60.0)
         self.assertEqual(first.plus(second), ("square", 11, 22, 33, 44, 55.0, 66.0))

@@ -69,9 +69,8 @@ class DecisionsTest(parameterized.TestCase):
         for passes in attack.calls(meter):
             meter.advance(passes, 1.0, False, MOST, 0)
             counts = meter._counts
-            left = counts.left(slots=slots, most=MOST, later=0, standing=500)
-            self.assertEqual(left.bound, counts.fooled == 0)
-            told.append((counts.passes, left.attack))
+            left, _ = counts.passes_left(slots=slots, most=MOST, later=0, standing=500)
+            told.append((counts.passes, left))
         self.assertEqual(told[-1], (whole, 0))
         for passes, left in told:
             self.assertLess(passes + left, 500 * MOST + 1)
@@ -219,5 +218,5 @@ class LeftTest(parameterized.TestCase):
     )
     def test_by_hand(self, counts, standing, expected):
         made = evaluation_progress.Counts(**counts)
-        found = made.left(slots=4, most=100, later=50, standing=standing)
-        self.assertEqual(found, expected)
+        found = made.passes_left(slots=4, most=100, later=50, standing=standing)
+        self.assertEqual((*found, not made.fooled), expected)

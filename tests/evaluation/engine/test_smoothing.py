@@ -165,8 +165,8 @@ class TilesTest(absltest.TestCase):
 
 class NumbersTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"sigma": 0}, "sigma=0 is no noise; give one above 0"),
-        ({"sigma": float("nan")}, "sigma=nan is no noise"),
+        ({"sigma": 0}, "sigma=0 must be above 0"),
+        ({"sigma": float("nan")}, "sigma=nan must be above 0"),
         ({"alpha": 0}, "alpha=0 must be between 0 and 0.5"),
         ({"alpha": 0.7}, "alpha=0.7 must be between 0 and 0.5"),
         ({"selection": 0}, "0 draws choose no class"),

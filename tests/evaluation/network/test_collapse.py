@@ -122,7 +122,7 @@ class EvaluationTest(absltest.TestCase):
         for apply, collapsed in ((constant, True), (healthy, False)):
             found = accuracy.counts(
                 *({}, {}, images, labels, mask, jnp.arange(40), jax.random.key(0)),
-                how=accuracy.Judging(
+                judging=accuracy.Judging(
                     net=Classifier(init=None, apply=apply),
                     attack=lambda logits_fn, key, images, labels: images,
                     dtype="float32",

@@ -23,23 +23,23 @@ def moved(name, by):
 class DifferenceTest(parameterized.TestCase):
     @sweeps.rows(
         ({}, ""),
-        ({"arrays": "b"}, "its arrays (weights) are others"),
-        ({"arrays": "b", "program": "q"}, "its arrays (weights) are others"),
-        ({"program": "q"}, "the program of its logits is another one"),
-        ({"gradient": "h"}, "the program of its input gradient is another one"),
-        ({"program": "q", "gradient": "h"}, "the program of its logits is another one"),
+        ({"arrays": "b"}, "its arrays (weights) differ"),
+        ({"arrays": "b", "program": "q"}, "its arrays (weights) differ"),
+        ({"program": "q"}, "another program computes its logits"),
+        ({"gradient": "h"}, "another program computes its input gradient"),
+        ({"program": "q", "gradient": "h"}, "another program computes its logits"),
         ({"gradient": "h", **OTHER}, ""),
-        ({"program": "q", "versions": None}, "the program of its logits is another one"),
-        ({"gradient": "h", "versions": {"torch": "2"}}, "the program of its input gradient is "),
+        ({"program": "q", "versions": None}, "another program computes its logits"),
+        ({"gradient": "h", "versions": {"torch": "2"}}, "another program computes its input"),
         ({"program": "q", **OTHER, **moved("logits", 1)},
-         "its logits on eight noisy images are others (there jaxrobust 2, jax 0.9, here jaxrobust "
+         "its logits on eight noisy images differ (there jaxrobust 2, jax 0.9, here jaxrobust "
          "1, jax 0.9)"),
-        (moved("logits", 1), "its logits on eight noisy images are others"),
-        (moved("gradients", 1), "its gradients on eight noisy images are others"),
+        (moved("logits", 1), "its logits on eight noisy images differ"),
+        (moved("gradients", 1), "its gradients on eight noisy images differ"),
         (moved("gradients", 0.009), ""),
         (moved("gradients", 0.011), "its gradients on"),
         (moved("logits", 0.009), "its logits on"),  # of which rounding moves less
-        ({"probe": None}, "its logits on eight noisy images are others"),
+        ({"probe": None}, "its logits on eight noisy images differ"),
         ({"probe": {"logits": LOGITS}}, "its gradients on"),
     )  # fmt: skip
     def test_difference(self, changes, words):

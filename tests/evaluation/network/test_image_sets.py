@@ -93,14 +93,6 @@ class ChosenTest(parameterized.TestCase):
         hashes.add(Subset(Lazy(some + OVER), np.array([4, 1])).content_sha256())
         self.assertLen(hashes, 4)
 
-    def test_parts_are_all_images_in_their_order(self):
-        for count in (0, 1, 31, 32, 33, 64):
-            array = np.arange(count).reshape(count, 1, 1, 1)
-            parts = [part.ravel() for part in images.parts(array)]
-            self.assertEqual(np.concatenate([[], *parts]).tolist(), list(range(count)))
-            self.assertLessEqual(max(map(len, parts), default=0), 32)
-            self.assertNotIn(0, map(len, parts))
-
     def test_a_hash_is_of_type_shape_and_bytes_of_all(self):
         some, labels = pictures(40), np.arange(40)
         text = hashlib.sha256(b"float32 (40, 2, 2, 1)" + some.tobytes())

@@ -65,12 +65,12 @@ class IdentityTest(parameterized.TestCase):
         other = FIRST.copy()
         other[0] += 1
         evaluate(closure(FIRST), ledger=self.path)
-        self.refused(closure(other), r"its arrays \(weights\) are others")
+        self.refused(closure(other), r"its arrays \(weights\) differ")
         evaluate(closure(jnp.asarray(FIRST)), ledger=self.path, batch_size=12)
 
     def test_a_name_stands_for_nothing(self):
         evaluate(partial(FIRST), identity="mine", ledger=self.path)
-        self.refused(partial(SECOND), "arrays .weights. are others", identity="mine")
+        self.refused(partial(SECOND), "arrays .weights. differ", identity="mine")
         evaluate(partial(FIRST), identity="renamed", ledger=self.path)
 
     def test_a_ledger_of_an_older_version(self):
@@ -102,7 +102,7 @@ class IdentityTest(parameterized.TestCase):
         number = [record["fooled"] for record in records].index(True)
         records[number] |= {"stored": None}
         self.path.write_text("".join(f"{line}\n" for line in [first, *map(json.dumps, records)]))
-        with self.assertRaisesRegex(ValueError, f"line {number + 2} is no verdict; remove that"):
+        with self.assertRaisesRegex(ValueError, f"line {number + 2} is not a verdict; remove that"):
             evaluate(partial(FIRST), ledger=self.path, epsilon=0.1)
 
     def test_bytes_that_are_no_text_are_named(self):
@@ -116,7 +116,7 @@ class IdentityTest(parameterized.TestCase):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
         function = lambda *unused, **ignored: None  # noqa: E731
         network = tracing.argument("", Partial(function, *arguments, **keywords), mesh)
-        return tracing.weights(network, tracing.TracedNetwork(10, "", ()))
+        return tracing.weights(network, ())
 
     def test_what_the_hash_sees(self):
         tree = {"a": np.zeros((2, 3), np.float32), "b": jax.random.key(0), "c": "gelu", "d": None}
@@ -374,7 +374,7 @@ class FormsTest(parameterized.TestCase):
         (lambda: lambda x: x.mean() * FIRST[0], "takes one image"),
         (lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
-        (lambda: VARIABLES, "logits_fn is a dict, no function; pass one of images"),
+        (lambda: VARIABLES, "logits_fn is a dict, not a function; pass one of images"),
         (lambda: lambda x: None, "gives NoneType for 4 images; return logits f.B, K"),
         (lambda: lambda x: (linear(FIRST, x), x), "gives tuple for 4 images"),
         (counting, "changes its state .*put it into evaluation mode"),

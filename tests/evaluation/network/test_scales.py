@@ -178,7 +178,7 @@ class ScalesTest(parameterized.TestCase):
         for sign in (1, -1):
             network = jax.tree_util.Partial(lambda s, x: masked(value)(s * healthy(x)), sign)
             taken = tracing.argument("", network, sharding.make_mesh())
-            own = fingerprint.of_network(taken, IMAGES, each=8)
+            own = fingerprint.of_network(taken, IMAGES, batch=8)
             facts.append(fingerprint.resolved(own._asdict()) | {"arrays": "", "gradient": ""})
         self.assertEqual(fingerprint.difference(facts[0], facts[0]), "")
         self.assertIn("its logits", fingerprint.difference(*facts))

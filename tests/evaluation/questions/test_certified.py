@@ -117,7 +117,7 @@ class RecordTest(CommandCase):
 
 class RefusedTest(CommandCase):
     @sweeps.rows(
-        ({"certify": "0"}, "--certify=0: sigma=0 is no noise; give one above 0"),
+        ({"certify": "0"}, "--certify=0: sigma=0 must be above 0"),
         ({"draws": 5}, "--certify=0.25: 5 draws abstain on every image"),
         ({"alpha": "2.0"}, "--certify=0.25: alpha=2 must be between 0 and 0.5"),
         ({"norm": "linf"}, "--certify gives radii in l2, .* leave --norm=linf out"),

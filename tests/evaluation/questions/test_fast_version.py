@@ -13,7 +13,7 @@ from absl.testing import parameterized
 
 from jaxrobust.attacks import ensembles
 from jaxrobust.evaluation.bundles import bundle
-from jaxrobust.evaluation.engine.fast import fast_version
+from jaxrobust.evaluation.engine import turns
 from jaxrobust.evaluation.questions import command, flags
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records import survivors, verdicts
@@ -68,7 +68,7 @@ class CommandTest(parameterized.TestCase):
         cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
         cls.enterClassContext(contextlib.chdir(cls.folder))
         cls.enterClassContext(mock.patch.object(ensembles, "base", short))
-        cls.enterClassContext(mock.patch.object(fast_version, "SHARE", 0.6))
+        cls.enterClassContext(mock.patch.object(turns, "SHARE", 0.6))
         Path("nets.py").write_text(NETS)
         images = np.random.default_rng(2).random((N, 4, 4, 1)).astype("f")
         logits = images.reshape(N, -1) @ np.random.default_rng(0).normal(size=(16, 10))

@@ -281,11 +281,11 @@ class MistakesTest(Case):
         text = self.create_tempfile("a.npz", content="no archive").full_path
         one = self.saved("one.npy.npz", ids=[0], images=self.images[:1])
         self.refused("--points .*none.npz: cannot read it .No such file", points=["none.npz"])
-        self.refused("a.npz is no .npz file of plain arrays", points=[text])
+        self.refused("a.npz is not an .npz file of plain arrays", points=[text])
         self.refused("is given twice; give it once", points=[one, one])
         file = Path(self.create_tempdir()) / "x.npy"
         np.save(file, self.images)
-        self.refused("x.npy has no array 'ids', but none that is named; save", points=[str(file)])
+        self.refused("x.npy has no array 'ids', but no named arrays; save", points=[str(file)])
 
     @sweeps.rows(
         ("none", "nets.py has no 'none'; it has"),
@@ -297,7 +297,7 @@ class MistakesTest(Case):
         ("truth", "returned an array \\(\\d+,\\) for images"),
         ("nothing", "returned an array \\(\\) for images"),
         ("nan", "(\\d+) of \\1 images have NaN or infinite pixels"),
-        ("far", "(\\d+) of \\1 points are outside of the ball of l2 0.5, that of image"),
+        ("far", "(\\d+) of \\1 points are outside the ball of l2 0.5, that of image"),
         ("beyond", "(\\d+) of \\1 images leave .0, 1., image \\d+ by 0.01; clip them"),
     )
     def test_functions(self, name, said):
