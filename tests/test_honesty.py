@@ -1301,9 +1301,10 @@ class TorchNetworksTest(parameterized.TestCase):
         super().setUpClass()
         if importlib.util.find_spec("torch") is None:
             raise absltest.SkipTest(paths.PARITY)
+        from jaxrobust.pytorch.reading import custom_gradients
         from tests.support import torch_defences
 
-        cls.nets = torch_defences
+        cls.nets, cls.custom_gradients = torch_defences, custom_gradients
         shape = (4, torch_defences.SIDE, torch_defences.SIDE, torch_defences.CHANNELS)
         cls.images = np.random.default_rng(0).random(shape, np.float32)
 
@@ -1347,7 +1348,7 @@ class TorchNetworksTest(parameterized.TestCase):
         module = self.nets.network(*layers)
         self.from_module(module)  # which compares
         with (
-            mock.patch("jaxrobust.pytorch.reading.custom_gradients.kept", lambda program: program),
+            mock.patch.object(self.custom_gradients, "with_stops", lambda program: program),
             self.assertRaisesRegex(ValueError, "same values, so a gradient differs"),
         ):
             self.from_module(module)

@@ -71,7 +71,7 @@ ALLOWED = {
     "huggingface_hub": (*("weights.fetch.remote_weights", "data.sources.huggingface", "publish"),),
     "datasets": ("data.sources.huggingface",),
     "pyarrow": ("data.sources.huggingface",),
-    "timm": ("publish.torch_networks", "pytorch.modules"),
+    "timm": ("publish.torch_networks", "pytorch.networks.torch_modules"),
     "torchvision": ("publish.torch_networks",),
     "tensorflow": (),
     "robustbench": ("publish",),

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +13,8 @@ import numpy as np
 
 from jaxrobust.pytorch import program as programs
 from jaxrobust.pytorch.operators import DRAWS, TABLE
-from jaxrobust.pytorch.program import Converted
-from jaxrobust.pytorch.reading import exporting, refusals, scripted, wrappers
-from jaxrobust.pytorch.reading.drawing import injected
-from jaxrobust.pytorch.reading.folding import COMPUTED
-from jaxrobust.pytorch.reading.results import chosen
+from jaxrobust.pytorch.program import Converted, differences
+from jaxrobust.pytorch.reading import exporting, refusals, steps, wrappers
 from jaxrobust.types import unmasked
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
@@ -62,99 +59,101 @@ def compared(
 
     `rewrite` is what the evaluation does with a network's function on this platform.
     """
-    theirs, ours = _torch_pass(network), _jax_pass(network, rewrite)
-    errors = _checked(network, images, theirs, ours)
-    seconds = _seconds(ours, images), _seconds(theirs, images)
-    return Agreement(len(images), *errors, seconds, _at_once(ours, images, seconds[0]))
+    torch_pass, jax_pass = passes = _torch_pass(network), _jax_pass(network, rewrite)
+    errors = check(network, images, passes)
+    seconds = _seconds(jax_pass, images)
+    # Twice as many where each then costs less: where maps are small and weights large. Short
+    # passes, mostly dispatch, say nothing.
+    at_once = FEW
+    if len(images) >= FEW and seconds >= DISPATCH:
+        twice = _seconds(jax_pass, np.concatenate([images, images]))
+        at_once = 2 * FEW if twice < 2 * _CHEAPER * seconds else FEW
+    return Agreement(len(images), *errors, (seconds, _seconds(torch_pass, images)), at_once)
 
 
-def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
-    """Measure how much logits and input gradients differ; `ValueError`: too much, and where."""
-    return _checked(network, images, _torch_pass(network), _jax_pass(network, lambda f: f))
-
-
-def _checked(
-    network: Converted, images: np.ndarray, theirs: Pass, ours: Pass
+def check(
+    network: Converted, images: np.ndarray, passes: tuple[Pass, Pass] | None = None
 ) -> tuple[float, float]:
-    rounded, before = theirs(images, "float32"), _generators()
-    _check_again(rounded, theirs(images, "float32"), before)
-    here = ours(images, "float32")
+    """Measure how much logits and input gradients differ; `ValueError`: too much, and where.
+
+    `passes`: of PyTorch and of JAX; None: those of the network.
+    """
+    torch_pass, jax_pass = passes or (_torch_pass(network), _jax_pass(network, lambda f: f))
+    rounded, generators = torch_pass(images, "float32"), _generators()
+    again = _apart(torch_pass(images, "float32"), rounded)
+    _check_again(again, _generators() != generators)
+    values = jax_pass(images, "float32")
     try:
-        exact = theirs(images, "float64")
+        exact = torch_pass(images, "float64")
     except RuntimeError:  # code that says float32
         exact = rounded
-    own = _apart(rounded, exact)
-    bars = _bar(LOGITS, 2 * own[0]), _bar(GRADIENTS, 4 * own[1])
-    errors = _apart(here, exact)
-    if not all(value < bar for value, bar in zip(errors, bars, strict=True)):  # NaN too
-        _check_exactly(network, ours, exact, images, errors)
-    _check_alone(images, rounded, theirs, bars)
+    rounding = _apart(rounded, exact)
+    bars = (
+        max(LOGITS["float32"], min(2 * rounding[0], LOGITS["widest"])),
+        max(GRADIENTS["float32"], min(4 * rounding[1], GRADIENTS["widest"])),
+    )
+    errors = _apart(values, exact)
+    if not _within(errors, bars):
+        wide = _apart(jax_pass(images, "float64"), exact)
+        if not _within(wide, (LOGITS["float64"], GRADIENTS["float64"])):
+            raise ValueError(_difference(network, images, errors, wide))
+    _check_alone(images, rounded, torch_pass, bars)
     if network.program.single and not network.program.draws:
         with contextlib.suppress(RuntimeError):  # it cannot take several at once
             _check_alone(images, rounded, _torch_pass(network, at_once=True), bars)
     return errors
 
 
-def _bar(limits: dict[str, float], own: float) -> float:
-    return max(limits["float32"], min(own, limits["widest"]))
+def _within(errors: tuple[float, float], bars: tuple[float, float]) -> bool:
+    return errors[0] < bars[0] and errors[1] < bars[1]  # NaN is not
 
 
 def _generators() -> tuple[Any, ...]:
-    name, numbers, *rest = np.random.get_state()
-    return random.getstate(), name, np.asarray(numbers).tobytes(), rest
+    name, numbers, *others = np.random.get_state()
+    return random.getstate(), name, np.asarray(numbers).tobytes(), others
 
 
-def _check_again(first: Any, second: Any, before: Any) -> None:
-    apart, drawn = _apart(second, first), _generators() != before
-    if drawn or any(value > limit for value, limit in zip(apart, _AGAIN, strict=True)):
+def _check_again(errors: tuple[float, float], draws: bool) -> None:
+    if draws or errors[0] > _AGAIN[0] or errors[1] > _AGAIN[1]:
         raise ValueError(
             "two passes of PyTorch's module on the same images differ"
-            f"{' in what they draw' if drawn else ''}: logits by {apart[0]:.1e} "
-            f"of the largest, input gradients by {apart[1]:.1e}. It draws random numbers that "
+            f"{' in what they draw' if draws else ''}: logits by {errors[0]:.1e} "
+            f"of the largest, input gradients by {errors[1]:.1e}. It draws random numbers that "
             "torch.export does not see (NumPy's, or Python's), or keeps something from pass to "
             "pass; draw with PyTorch (torch.randn_like) and give --version=rand if the draws are "
             "the defence, else make it a function of the images"
         )
 
 
-def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[float, float]) -> None:
+def _check_alone(
+    images: np.ndarray, batch: Any, torch_pass: Pass, bars: tuple[float, float]
+) -> None:
     """Refuse logits or gradients of an image that depend on its batch: half of it, or twice one."""
     some = max(1, len(images) // 2)
     other = images[:some] if len(images) > 1 else np.concatenate([images, images[:, ::-1]])
-    few = theirs(other, "float32")
-    apart = _apart([part[:some] for part in few], [part[:some] for part in all_of])
-    if not all(value < bar for value, bar in zip(apart, bars, strict=True)):
+    few = torch_pass(other, "float32")
+    errors = _apart([part[:some] for part in few], [part[:some] for part in batch])
+    if not _within(errors, bars):
         raise ValueError(
             f"what PyTorch's module gives for an image depends on the others of its batch: of "
             f"{len(images)} images and of {len(other)}, the same have logits that differ by "
-            f"{apart[0]:.1e} of the largest, and input gradients by {apart[1]:.1e}. An attack "
+            f"{errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. An attack "
             "fills its batches otherwise than a defender; compute each image by itself"
         )
 
 
-def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
-    """Choose the number of images of a pass: twice as many where each then costs less.
-
-    So it is where maps are small and weights large. Short passes, mostly dispatch, say nothing.
-    """
-    if len(images) < FEW or seconds < DISPATCH:
-        return FEW
-    twice = _seconds(one, np.concatenate([images, images]))
-    return 2 * FEW if twice < 2 * _CHEAPER * seconds else FEW
-
-
-def _check_exactly(
-    network: Converted, ours: Pass, exact: Any, images: np.ndarray, errors: tuple[float, float]
-) -> None:
-    off = _apart(ours(images, "float64"), exact)
-    if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
-        return
-    unlike = ", for one has NaN or an infinity where the other has none" if np.inf in off else ""
+def _difference(
+    network: Converted,
+    images: np.ndarray,
+    errors: tuple[float, float],
+    wide: tuple[float, float],
+) -> str:
+    unlike = ", for one has NaN or an infinity where the other has none" if np.inf in wide else ""
     # What is drawn is PyTorch's own there.
     first = None if network.program.draws else first_difference(network, images[:2])
-    raise ValueError(
+    return (
         f"JAX and PyTorch differ: logits by {errors[0]:.1e} of the largest in float32 and "
-        f"{off[0]:.1e} in float64, input gradients by {errors[1]:.1e} and {off[1]:.1e}{unlike}. "
+        f"{wide[0]:.1e} in float64, input gradients by {errors[1]:.1e} and {wide[1]:.1e}{unlike}. "
         + (
             f"The first operator whose values differ is {first}"
             if first
@@ -164,62 +163,48 @@ def _check_exactly(
     )
 
 
-def _apart(ours: Any, theirs: Any) -> tuple[float, float]:
+def _apart(values: Any, expected: Any) -> tuple[float, float]:
     """Compare logits, to the largest one, and input gradients, to their length.
 
     Infinite: one side has a number where the other has none.
     """
-    (logits, of_logits), (gradients, of_gradients) = map(_differences, ours, theirs)
-    answers = unmasked(theirs[0])
-    largest = logits.max() / max(of_logits[:, answers].max(), 1e-30)
+    (logits, sizes), (gradients, of_gradients) = map(differences, values, expected)
+    largest = logits.max() / max(sizes[:, unmasked(expected[0])].max(), 1e-30)
     length = np.linalg.norm(gradients) / max(float(np.linalg.norm(of_gradients)), 1e-30)
     return float(largest), float(length)
-
-
-def _differences(ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return sizes of differences, none between equal infinities or NaNs, and of finite numbers."""
-    ours, theirs = (np.asarray(value, np.float64) for value in (ours, theirs))
-    finite = np.isfinite(ours) & np.isfinite(theirs)
-    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    apart = np.abs(np.subtract(ours, theirs, where=finite, out=np.full(theirs.shape, np.inf)))
-    return np.where(same, 0, apart), np.where(np.isfinite(theirs), np.abs(theirs), 0)
 
 
 def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
     return np.cos(np.arange(np.prod(shape), dtype=np.float64)).reshape(shape)
 
 
-def _seconds(one: Pass, images: np.ndarray) -> float:
+def _seconds(one_pass: Pass, images: np.ndarray) -> float:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        one(images, "float32")
+        one_pass(images, "float32")
         times.append(time.perf_counter() - start)
     return min(times)
 
 
 def _jax_pass(network: Converted, rewrite: Callable[..., Any]) -> Pass:
     function = rewrite(network.logits_fn.func)
+    weights = functools.cache(functools.partial(_weights, network))
 
     @jax.jit
     def both(weights: Any, images: Any, cotangent: Any) -> Any:
-        given = _keys(network, len(images))
-        logits, back = jax.vjp(lambda x: function(weights, x, *given), images)
+        keys = _keys(network, len(images))
+        logits, back = jax.vjp(lambda x: function(weights, x, *keys), images)
         return logits, back(cotangent)[0]
 
-    @functools.cache
-    def weights(dtype: str) -> Any:
-        return _weights(network, dtype)
-
-    def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    def one_pass(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(dtype == "float64"):
             operands = weights(dtype), jnp.asarray(images, dtype)
-            given = _keys(network, len(images))
-            shape = jax.eval_shape(function, *operands, *given)
+            shape = jax.eval_shape(function, *operands, *_keys(network, len(images)))
             results = both(*operands, jnp.asarray(_cotangent(shape.shape), shape.dtype))
             return jax.device_get(results)
 
-    return one
+    return one_pass
 
 
 def _keys(network: Converted, count: int) -> tuple[Any, ...]:
@@ -232,31 +217,64 @@ def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.nda
     """Build the function that draws, for each image, the network's random numbers in its order."""
     program = network.program
 
-    def one(weights: Any, image: Any, key: Any) -> Any:
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(None, 0, 0))
+    def draw(weights: Any, image: Any, key: Any) -> Any:
         values = programs.run(program, {**TABLE, **DRAWS}, weights, image[None], key)
         # Dropout gives what it keeps, and where.
-        drawn = (values[name] for name in program.draws)
-        return [value[-1] if isinstance(value, tuple | list) else value for value in drawn]
-
-    each = jax.jit(jax.vmap(one, (None, 0, 0)))
+        draws = (values[name] for name in program.draws)
+        return [value[-1] if isinstance(value, tuple | list) else value for value in draws]
 
     def drawn(images: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
         with jax.enable_x64(dtype == "float64"):
             operands = _weights(network, dtype), jnp.asarray(images, dtype)
-            draws = jax.device_get(each(*operands, *_keys(network, len(images))))
-            return [[np.asarray(draw[i]) for draw in draws] for i in range(len(images))]
+            draws = jax.device_get(draw(*operands, *_keys(network, len(images))))
+            return [[np.asarray(value[i]) for value in draws] for i in range(len(images))]
 
     return drawn
 
 
+@contextlib.contextmanager
+def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
+    """Let PyTorch draw these, in their order; `ValueError` if it draws others, more or fewer."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    following = list(draws)
+
+    class Drawing(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            value = func(*args, **(kwargs or {}))
+            if not refusals.is_draw(str(func)):
+                return value
+            if not following or tuple(following[0].shape) != tuple(value.shape):
+                raise ValueError(
+                    f"PyTorch's module draws {tuple(value.shape)} ({func}) where its program draws "
+                    f"{tuple(following[0].shape) if following else 'nothing more'}; draw the same "
+                    "numbers in each pass"
+                )
+            return value.copy_(torch.from_numpy(np.array(following.pop(0))))
+
+    with Drawing():
+        yield
+    if following:
+        raise ValueError(
+            f"PyTorch's module draws {len(draws) - len(following)} times and its program "
+            f"{len(draws)} times; draw the same numbers in each pass"
+        )
+
+
 def _weights(network: Converted, dtype: str) -> dict[str, Any]:
     """Return weights in a type; what is computed of them is computed anew in float64."""
-    if dtype == "float64" and any(key.startswith(COMPUTED) for key in network.weights):
+    if dtype == "float64" and any(key.startswith(steps.COMPUTED) for key in network.weights):
         single, random = network.program.single, network.keyed
-        return exporting.read(network.exported, single=single, random=random, double=True)[1]
-    floating = {k for k, a in network.weights.items() if jnp.issubdtype(a.dtype, jnp.floating)}
-    cast = {key: jnp.asarray(np.asarray(network.weights[key]), dtype) for key in floating}
-    return network.weights | cast
+        return steps.read(network.exported, single=single, random=random, double=True)[1]
+    return {
+        key: jnp.asarray(np.asarray(a), dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
+        for key, a in network.weights.items()
+    }
 
 
 def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
@@ -267,59 +285,59 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
 
     @functools.cache
     def module(dtype: str) -> Any:
-        return network.module if dtype == "float32" else scripted.in_float64(network.module)
+        return network.module if dtype == "float32" else exporting.in_float64(network.module)
 
-    def logits_of(net: Any, x: Any, images: np.ndarray, dtype: str) -> Any:
+    def logits_of(x: Any, images: np.ndarray, dtype: str) -> Any:
+        def chosen(x: Any) -> Any:
+            return steps.chosen(module(dtype)(x), network.output)
+
         if network.program.draws:
             logits = []
-            for row, drawn in zip(x, drawing(images, dtype), strict=True):
-                with injected(drawn):
-                    logits.append(chosen(net(row[None]), network.output))
+            for row, draws in zip(x, drawing(images, dtype), strict=True):
+                with injected(draws):
+                    logits.append(chosen(row[None]))
             return torch.cat(logits)
         if network.program.single and not at_once:
-            return torch.cat([chosen(net(row[None]), network.output) for row in x])
-        return chosen(net(x), network.output)
+            return torch.cat([chosen(row[None]) for row in x])
+        return chosen(x)
 
     @wrappers.uncompiled()
-    def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    def one_pass(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         x = torch.from_numpy(nchw).to(getattr(torch, dtype)).requires_grad_()
-        # A module may change its images in place.
-        logits = logits_of(module(dtype), x.clone(), images, dtype)
+        again = functools.partial(logits_of, images=images, dtype=dtype)
+        logits = again(x.clone())  # which a module may change in place
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
-        again = functools.partial(logits_of, module(dtype), images=images, dtype=dtype)
         gradient = refusals.gradient(logits, x, cotangent, again)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
-    return one
+    return one_pass
 
 
 def first_difference(network: Converted, images: np.ndarray) -> str | None:
     """Find the first operator whose values differ in float64, with its line; None: none does."""
-    theirs = _torch_values(network, images)
+    expected = _torch_values(network, images)
     with jax.enable_x64(True):
         weights = _weights(network, "float64")
-        ours = programs.run(network.program, TABLE, weights, jnp.asarray(images, "float64"))
+        values = programs.run(network.program, TABLE, weights, jnp.asarray(images, "float64"))
         for step in network.program.steps:
-            off = _off(programs.plain(ours[step.name]), theirs[step.name])
-            if not off < _OPERATOR:
-                return f"{step.operator} at {step.line}, by {off:.1e} of its largest value"
+            error = _error(programs.plain(values[step.name]), expected[step.name])
+            if not error < _OPERATOR:
+                return f"{step.operator} at {step.line}, by {error:.1e} of its largest value"
     return None
 
 
-def _off(ours: Any, theirs: Any) -> float:
-    if isinstance(theirs, list | tuple):
-        pairs = [(programs.plain(o), t) for o, t in zip(ours, theirs, strict=True) if o is not None]
-        return max((_off(*pair) for pair in pairs), default=0.0)
-    if not hasattr(theirs, "detach"):
+def _error(value: Any, expected: Any) -> float:
+    if isinstance(expected, list | tuple):
+        pairs = [(v, e) for v, e in zip(value, expected, strict=True) if v is not None]
+        return max((_error(programs.plain(v), e) for v, e in pairs), default=0.0)
+    if not hasattr(expected, "detach"):
         return 0.0
-    value = theirs.detach().numpy()
-    if value.shape != ours.shape:
+    array = expected.detach().numpy()
+    if array.shape != value.shape:
         return float("inf")
-    if not value.size:
-        return 0.0
-    apart, size = _differences(ours, value)
-    return float(apart.max() / max(size.max(), 1e-30))
+    apart, sizes = differences(value, array)
+    return float(apart.max(initial=0) / max(sizes.max(initial=0), 1e-30))
 
 
 def _torch_values(network: Converted, images: np.ndarray) -> dict[str, Any]:

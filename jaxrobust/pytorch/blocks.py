@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.pytorch.program import OWN, NumberType, Of, OperatorCall, Program, read_by
+from jaxrobust.pytorch.program import (
+    OWN,
+    NumberType,
+    Of,
+    OperatorCall,
+    Program,
+    arrays_of,
+    read_by,
+)
 
 _SAME, _WEIGHT = "the same value", "a weight"
 
@@ -21,26 +29,23 @@ class Part(NamedTuple):
 
     block: str | None  # name of the part of the module; None: they are of no block
     steps: Sequence[OperatorCall]
-    kept: frozenset[str]  # which of their values are read later
+    results: frozenset[str]  # which of their values are read later
 
 
-# (part, values, weights that norms read in float32, numbers of draws) -> the values `kept`.
+# (part, values, weights that norms read in float32, numbers of draws) -> the part's results.
 Compute = Callable[[Part, Mapping, Mapping, Mapping], dict[str, Any]]
 # Names of values of a block -> those values, of whatever steps they need.
 Subset = Callable[[Iterable[str]], dict[str, Any]]
-# (part, values, subset) -> the values `kept`; None: another block.
+# (part, values, subset) -> the part's results; None: another block.
 Pattern = Callable[[Part, Mapping, Subset], dict[str, Any] | None]
 
 
 def parted(program: Program) -> list[Part]:
     """Divide a program into its blocks and what is between them."""
-    runs = [
-        (block, tuple(steps))
-        for block, steps in itertools.groupby(program.steps, lambda s: program.blocks.get(s.name))
-    ]
+    runs = itertools.groupby(program.steps, lambda step: program.blocks.get(step.name))
     later = {name for name in program.results.values() if name} | {*program.moved.values()}
     parts = []
-    for block, steps in reversed(runs):
+    for block, steps in reversed([(block, tuple(steps)) for block, steps in runs]):
         parts.append(Part(block, steps, frozenset(later & {step.name for step in steps})))
         later = later.union(*map(read_by, steps))
     return parts[::-1]
@@ -57,68 +62,36 @@ def computed(
     scan: bool,
 ) -> dict[str, Any]:
     """Compute a program block by block, and return the values between blocks."""
-
-    def one(part: Part, values: Mapping) -> Mapping[str, Any]:
-        if remat and part.block:
-            return _computed_again(compute, part, values, wide, places)
-        return compute(part, values, wide, places)
-
     values = dict(values)
     for parts in alike(program) if scan else [parted(program)]:
-        values |= one(parts[0], values)
-        made = None
-        if scan and len(parts) > 2:
-            made = _scanned(program, compute, parts, values, wide, remat=remat)
-        if made is not None:
-            values |= made
-            continue
-        for part in parts[1:]:
-            values |= one(part, values)
+        for at, part in enumerate(parts):
+            if at == 1 and scan and len(parts) > 2:
+                results = _scanned(program, compute, parts, values, wide, remat=remat)
+                if results is not None:
+                    values |= results
+                    break
+            if remat and part.block:
+                values |= _computed_again(compute, part, values, wide, places)
+            else:
+                values |= compute(part, values, wide, places)
     return values
 
 
-def needed(steps: Sequence[OperatorCall], names: Iterable[str]) -> list[OperatorCall]:
-    """Choose the steps that some of their values need."""
-    wanted, chosen = {*names}, []
-    for step in reversed(steps):
-        if step.name in wanted:
-            wanted |= read_by(step)
-            chosen.append(step)
-    return chosen[::-1]
-
-
 def _computed_again(
-    compute: Compute, part: Part, values: Mapping, *rest: Mapping
+    compute: Compute, part: Part, values: Mapping, wide: Mapping, places: Mapping
 ) -> dict[str, Any]:
-    """Return the values `kept` that `compute` makes of a block, by `jax.checkpoint`.
-
-    Sizes and other plain numbers stay what they are.
-    """
+    """Return the results of a block by `jax.checkpoint`; plain numbers stay what they are."""
     names = set().union(*map(read_by, part.steps)) & values.keys()
-    leaves, tree = jax.tree.flatten({name: values[name] for name in sorted(names)})
-    made: dict[str, Any] = {}
+    arrays, rebuilt = arrays_of({name: values[name] for name in sorted(names)})
+    rebuild_results: list[Callable] = []
 
     def block(arrays: list[Any]) -> list[Any]:
-        known = jax.tree.unflatten(tree, _joined(leaves, arrays))
-        found = compute(part, known, *rest)
-        made["leaves"], made["tree"] = jax.tree.flatten(found)
-        return _arrays(made["leaves"])
+        arrays, rebuild = arrays_of(compute(part, rebuilt(arrays), wide, places))
+        rebuild_results.append(rebuild)
+        return arrays
 
-    arrays = jax.checkpoint(block)(_arrays(leaves))
-    return jax.tree.unflatten(made["tree"], _joined(made["leaves"], arrays))
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array)
-
-
-def _arrays(leaves: list[Any]) -> list[Any]:
-    return [leaf for leaf in leaves if _is_array(leaf)]
-
-
-def _joined(leaves: list[Any], arrays: Sequence[Any]) -> list[Any]:
-    each = iter(arrays)
-    return [next(each) if _is_array(leaf) else leaf for leaf in leaves]
+    arrays = jax.checkpoint(block)(arrays)
+    return rebuild_results[-1](arrays)
 
 
 # ------------------------------------------------------------------------------------ equal blocks
@@ -128,49 +101,52 @@ class Form(NamedTuple):
     """What a block computes, whatever its values are called."""
 
     operations: tuple[Any, ...]
-    kept: frozenset[int]  # places of the steps whose values are read later
-    read: tuple[str, ...]  # names of the values from before, in the order in which they are read
+    results: frozenset[int]  # places of the steps whose values are read later
+    inputs: tuple[str, ...]  # names of earlier values, in the order in which they are read
 
 
 def form(part: Part) -> Form:
     """Write a block with places instead of names."""
     places = {step.name: place for place, step in enumerate(part.steps)}
-    read: dict[str, int] = {}
+    inputs: dict[str, int] = {}
 
-    def written(operand: Any) -> Any:
+    def placed(operand: Any) -> Any:
         if isinstance(operand, NumberType):
             return operand.name, "type"
         if isinstance(operand, Of):
             if operand.name in places:
                 return "step", places[operand.name]
-            return "read", read.setdefault(operand.name, len(read))
+            return "input", inputs.setdefault(operand.name, len(inputs))
         if isinstance(operand, tuple):
-            return tuple(map(written, operand))
+            return tuple(map(placed, operand))
         return type(operand).__name__, operand
 
     operations = tuple(
-        (step.operator, written(step.operands), written((*sorted(step.named.items()),)))
+        (step.operator, placed(step.operands), placed((*sorted(step.keywords.items()),)))
         for step in part.steps
     )
-    return Form(operations, frozenset(places[name] for name in part.kept), tuple(read))
+    return Form(operations, frozenset(places[name] for name in part.results), tuple(inputs))
 
 
 def alike(program: Program) -> Iterator[list[Part]]:
     """Yield the parts of a program, blocks that follow each other and compute the same together."""
     parts = parted(program)
     forms = [form(part) if part.block else None for part in parts]
-    start, link = 0, None
-    for at in range(1, len(parts) + 1):
-        found = _link(program, parts[at - 1], forms[at - 1], forms[at]) if at < len(parts) else None
-        if found is None or link not in (None, found):
-            yield parts[start:at]
-            start, link = at, None
+    group, group_link = parts[:1], None
+    for at in range(1, len(parts)):
+        link = _link(program, parts[at - 1], forms[at - 1], forms[at])
+        if link is None or group_link not in (None, link):
+            yield group
+            group, group_link = [parts[at]], None
         else:
-            link = found
+            group.append(parts[at])
+            group_link = link
+    if group:
+        yield group
 
 
 def _link(
-    program: Program, before: Part, first: Form | None, second: Form | None
+    program: Program, first_part: Part, first: Form | None, second: Form | None
 ) -> tuple[Any, ...] | None:
     """Say for each value that the second block reads where it is from; None: they are not alike.
 
@@ -180,15 +156,15 @@ def _link(
         return None
     if any(operation[0] == OWN for operation in first.operations):
         return None
-    places = {step.name: place for place, step in enumerate(before.steps)}
+    places = {step.name: place for place, step in enumerate(first_part.steps)}
     link: list[Any] = []
-    for mine, theirs in zip(first.read, second.read, strict=True):
-        if mine == theirs:
+    for of_first, of_second in zip(first.inputs, second.inputs, strict=True):
+        if of_first == of_second:
             link.append(_SAME)
-        elif {mine, theirs} <= program.weights.keys():
+        elif {of_first, of_second} <= program.weights.keys():
             link.append(_WEIGHT)
-        elif theirs in places:
-            link.append(places[theirs])
+        elif of_second in places:
+            link.append(places[of_second])
         else:
             return None
     return tuple(link)
@@ -203,52 +179,55 @@ def _scanned(
     *,
     remat: bool,
 ) -> dict[str, Any] | None:
-    """Return the values `kept` of blocks that are alike, after the first, by one that is compiled.
+    """Return the results of blocks that are alike, after the first, of one that is compiled.
 
-    None: their weights have several shapes, or what one hands to the next is not what it was given.
+    None: their weights have several shapes, or what one hands to the next is not what it got.
     """
     draws = {name: place for place, name in enumerate(program.draws)}
-    before, *rest = parts
-    forms, model = [form(part) for part in rest], rest[0]
-    link = _link(program, before, form(before), forms[0])
+    first, *others = parts
+    forms, model = [form(part) for part in others], others[0]
+    link = _link(program, first, form(first), forms[0])
     assert link is not None
-    handed = [at for at, where in enumerate(link) if isinstance(where, int)]
-    own = [at for at, where in enumerate(link) if where == _WEIGHT]
-    drawing = [at for at, step in enumerate(model.steps) if step.name in draws]
+    names = forms[0].inputs
+    carried = {  # name of an input -> of the step of the block before that gives it
+        names[at]: model.steps[place].name
+        for at, place in enumerate(link)
+        if isinstance(place, int)
+    }
     stacks: list[dict[str, Any]] = [{}, {}]
     for stack, source in zip(stacks, (values, wide), strict=True):
-        for at in own:
-            arrays: list[Any] = [source.get(each.read[at]) for each in forms]
+        for at in (at for at, place in enumerate(link) if place == _WEIGHT):
+            arrays: list[Any] = [source.get(block.inputs[at]) for block in forms]
             if len({getattr(a, "shape", None) for a in arrays}) > 1:
                 return None
             if arrays[0] is not None:
-                stack[forms[0].read[at]] = jnp.stack(arrays)
+                stack[names[at]] = jnp.stack(arrays)
     numbers = {
-        model.steps[at].name: jnp.asarray([draws[part.steps[at].name] for part in rest])
-        for at in drawing
+        step.name: jnp.asarray([draws[part.steps[at].name] for part in others])
+        for at, step in enumerate(model.steps)
+        if step.name in draws
     }
-    kept = sorted(forms[0].kept)
+    places = sorted(forms[0].results)
 
-    def body(carry: list[Any], given: Any) -> tuple[list[Any], list[Any]]:
-        weights, wider, places = given
-        names = (forms[0].read[at] for at in handed)
-        known = {**values, **weights, **dict(zip(names, carry, strict=True))}
-        found = compute(model, known, {**wide, **wider}, {**draws, **places})
-        outs = [found[model.steps[at].name] for at in kept]
-        return [found[model.steps[link[at]].name] for at in handed], outs
+    def body(carry: list[Any], per_block: Any) -> tuple[list[Any], list[Any]]:
+        weights, wider, numbers = per_block
+        inputs = {**values, **weights, **dict(zip(carried, carry, strict=True))}
+        results = compute(model, inputs, {**wide, **wider}, {**draws, **numbers})
+        outs = [results[model.steps[at].name] for at in places]
+        return [results[name] for name in carried.values()], outs
 
-    given = (*stacks, numbers)
-    start = [values[forms[0].read[at]] for at in handed]
-    if not all(map(_is_array, jax.tree.leaves(start))):
+    per_block = (*stacks, numbers)
+    start = [values[name] for name in carried]
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(start)):
         return None
-    one = jax.tree.map(lambda a: a[0], given)
+    one = jax.tree.map(lambda a: a[0], per_block)
     if _types(jax.eval_shape(lambda c, g: body(c, g)[0], start, one)) != _types(start):
         return None
-    outs = lax.scan(jax.checkpoint(body) if remat else body, start, given)[1]
+    outs = lax.scan(jax.checkpoint(body) if remat else body, start, per_block)[1]
     return {
         part.steps[at].name: jax.tree.map(lambda a, n=number: a[n], out)
-        for number, part in enumerate(rest)
-        for at, out in zip(kept, outs, strict=True)
+        for number, part in enumerate(others)
+        for at, out in zip(places, outs, strict=True)
     }
 
 

@@ -1,6 +1,6 @@
 """A `Trainable` as a folder of a run: programs as JSON, arrays as safetensors; no code, no pickle.
 
-Who resumes, evaluates or joins a run reads it, and needs neither PyTorch nor the module's source.
+Resuming, evaluating or joining a run needs neither PyTorch nor the module's source.
 """
 
 import hashlib
@@ -33,18 +33,20 @@ def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None
         for group in _GROUPS
         for name, array in getattr(network, group).items()
     }
-    programs: dict[str, Any] = {}
+    head: dict[str, Any] = {"version": _VERSION, "identity": dict(identity)}
+    head |= {"tied": dict(network.tied), "image": network.image, "names": network.names}
+    head["head"] = network.head
     for mode in _MODES:
         program = getattr(network, mode)
-        constants = {name: np.array(array) for name, array in program.constants.items()}
-        arrays |= {f"{mode}/{name}": array for name, array in constants.items()}
-        programs[mode] = _as_json(program)
+        arrays |= {f"{mode}/{name}": np.array(a) for name, a in program.constants.items()}
+        fields = program._asdict()
+        for key in ("weights", "results", "moved", "image_axes", "blocks"):
+            fields[key] = dict(fields[key])
+        fields |= {"steps": [*map(_call, program.steps)], "constants": sorted(program.constants)}
+        head[mode] = fields
     save_file(arrays, folder / _ARRAYS)
-    head = {"version": _VERSION, "identity": dict(identity)}
-    head |= {"tied": dict(network.tied), "image": network.image, "names": network.names}
-    head |= {"head": network.head}
     # Last, because it says that all is there.
-    jsonl.replace(folder / pytorch.PROGRAMS, json.dumps(head | programs) + "\n")
+    jsonl.replace(folder / pytorch.PROGRAMS, json.dumps(head) + "\n")
 
 
 def identity(folder: Path) -> dict[str, Any]:
@@ -55,12 +57,10 @@ def identity(folder: Path) -> dict[str, Any]:
 def program_sha256(folder: Path) -> str:
     """Hash what a kept network computes, without the weights that it starts with."""
     head, network = _head(folder), read(folder)
-    # How steps are parted changes no value, and runs that are older do not say it.
+    # How steps are parted changes no value, and older runs do not say it.
     computed = [{k: v for k, v in head[mode].items() if k != "blocks"} for mode in _MODES]
     digest = hashlib.sha256(json.dumps(computed).encode())
-    fixed = {"integers": network.integers}
-    fixed |= {mode: dict(getattr(network, mode).constants) for mode in _MODES}
-    for arrays in fixed.values():
+    for arrays in (network.integers, *(getattr(network, mode).constants for mode in _MODES)):
         for name in sorted(arrays):
             array = np.ascontiguousarray(arrays[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
@@ -75,20 +75,18 @@ def read(folder: Path) -> Trainable:
     """
     head = _head(folder)
     try:
-        arrays = load_file(folder / _ARRAYS)
-        groups: dict[str, dict[str, Any]] = {group: {} for group in (*_GROUPS, *_MODES)}
-        for key, array in arrays.items():
+        groups: dict[str, Any] = {group: {} for group in (*_GROUPS, *_MODES)}
+        for key, array in load_file(folder / _ARRAYS).items():
             group, _, name = key.partition("/")
             groups[group][name] = array
-        made: Any = {mode: _program(head[mode], groups.pop(mode)) for mode in _MODES}
+        programs: Any = {mode: _program(head[mode], groups.pop(mode)) for mode in _MODES}
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} is damaged ({error}); restore it, or begin a new run"
         ) from error
-    own: Any = groups | {"tied": head["tied"]}
-    own |= {key: tuple(head[key]) for key in ("names", "image")}
-    own["head"] = tuple(head.get("head", ()))  # folders that are older lack it
-    return Trainable(**made, **own)
+    names: Any = {key: tuple(head[key]) for key in ("names", "image")}
+    names["head"] = tuple(head.get("head", ()))  # older folders lack it
+    return Trainable(**programs, **groups, **names, tied=head["tied"])
 
 
 def _head(folder: Path) -> dict[str, Any]:
@@ -107,36 +105,23 @@ def _head(folder: Path) -> dict[str, Any]:
     return head
 
 
-def _as_json(program: Program) -> dict[str, Any]:
-    own = program._asdict()
-    own["steps"] = [_call(step) for step in program.steps]
-    own["constants"] = sorted(program.constants)
-    return own | {
-        key: dict(own[key]) for key in ("weights", "results", "moved", "image_axes", "blocks")
-    }
-
-
-def _program(own: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Program:
-    constants = {name: jnp.asarray(arrays[name]) for name in own["constants"]}
-    steps = tuple(map(_called, own["steps"]))
-    return Program(**{**own, "constants": constants, "steps": steps, "draws": tuple(own["draws"])})
+def _program(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Program:
+    constants = {name: jnp.asarray(arrays[name]) for name in fields["constants"]}
+    steps, draws = tuple(map(_called, fields["steps"])), tuple(fields["draws"])
+    return Program(**{**fields, "constants": constants, "steps": steps, "draws": draws})
 
 
 def _call(step: OperatorCall) -> list[Any]:
-    named = {name: _operand(value) for name, value in step.named.items()}
-    operands = [_operand(each) for each in step.operands]
-    return [step.name, step.operator, operands, named, step.line, [*map(_call, step.backward)]]
+    keywords = {name: _operand(value) for name, value in step.keywords.items()}
+    operands = [*map(_operand, step.operands)]
+    return [step.name, step.operator, operands, keywords, step.line, [*map(_call, step.backward)]]
 
 
-def _called(written: list[Any]) -> OperatorCall:
-    name, operator, operands, named, line, backward = written
+def _called(fields: list[Any]) -> OperatorCall:
+    name, operator, operands, keywords, line, backward = fields
+    keywords = {key: _read(value) for key, value in keywords.items()}
     return OperatorCall(
-        name,
-        operator,
-        tuple(map(_read, operands)),
-        {key: _read(value) for key, value in named.items()},
-        line,
-        tuple(map(_called, backward)),
+        name, operator, _read(operands), keywords, line, tuple(map(_called, backward))
     )
 
 
@@ -147,7 +132,7 @@ def _operand(value: Any) -> Any:
         case NumberType(name):
             return {"type": name}
         case tuple() | list():
-            return [_operand(each) for each in value]
+            return [*map(_operand, value)]
         case None | bool() | int() | float() | str():
             return value
         case complex():

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.pytorch.reading import scripted
+from jaxrobust.pytorch import agreement
+from jaxrobust.pytorch import torch as conversion
+from jaxrobust.pytorch.reading import exporting, refusals
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.functions import Named
 from jaxrobust.runtime.text.progress import say
@@ -25,105 +27,97 @@ class Built(NamedTuple):
 
     network: Any
     single: bool  # an exported program of one image
-    named: Named  # the source; its function is of no use
+    source: Named  # its function is of no use
     record: Mapping[str, Any]  # what a record says beside the source
     output: str | None
     random: bool = False  # it may draw random numbers, of a key per image
 
 
 def built(
-    what: str,
+    flag: str,
     name: str,
     arguments: Mapping[str, Any] | None,
     output: str | None,
     *,
     random: bool = False,
 ) -> Built:
-    """Build the network that `name`, of the flag `what`, says; only a user's own code is run."""
+    """Build the network `name` of a flag; no code but a user's function is run."""
     path = Path(name)
-    archive = scripted.is_file(path)
-    if path.suffix in _WEIGHTS and not archive:
+    is_torchscript = exporting.is_torchscript(path)
+    if path.suffix in _WEIGHTS and not is_torchscript:
         raise ValueError(
-            f"{what}={name} holds weights or a pickle, which do not say what to compute (and a "
+            f"{flag}={name} holds weights or a pickle, which do not say what to compute (and a "
             f"pickle may run any code, so it is not opened); {HOW}. The function loads the weights"
         )
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError(
-            f"{what} needs PyTorch: pip install 'jaxrobust[torch]', before "
+            f"{flag} needs PyTorch: pip install 'jaxrobust[torch]', before "
             "which, without a GPU, its smaller build for CPUs (the README says how)"
         ) from error
     record = {"torch": version, "arguments": dict(arguments or {}), "output": output}
-    if path.suffix == ".pt2" or archive:
+    if path.suffix == ".pt2" or is_torchscript:
         if arguments:
-            raise ValueError(f"{what}={name} takes no arguments; leave {what}_args out")
-        return _file(what, name, path, record, output)._replace(random=random)
-    source = functions.find(what, name)
-    with functions.explained(what, name):
-        network = _called(what, source, dict(arguments or {}))
+            raise ValueError(f"{flag}={name} takes no arguments; leave {flag}_args out")
+        if not path.is_file():
+            raise ValueError(f"{flag}={name}: there is no such file")
+        with _explained(flag, name):
+            network, single = (
+                (exporting.loaded_torchscript(path), False)
+                if is_torchscript
+                else exporting.loaded(path)
+            )
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Built(network, single, Named(network, name, name, sha256), record, output, random)
+    source = functions.find(flag, name)
+    with functions.explained(flag, name):
+        network = _called(flag, source, dict(arguments or {}))
     return Built(network, False, source, record, output, random)
 
 
-def _file(what: str, name: str, path: Path, record: Mapping[str, Any], output: str | None) -> Built:
-    from jaxrobust.pytorch.reading import exporting
-
-    if not path.is_file():
-        raise ValueError(f"{what}={name}: there is no such file")
-    with _explained(what, name):
-        scripts = scripted.is_file(path)
-        network, single = (scripted.loaded(path), False) if scripts else exporting.loaded(path)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Built(network, single, Named(network, name, name, sha256), record, output)
-
-
-def _called(what: str, source: Named, arguments: dict[str, Any]) -> Any:
+def _called(flag: str, source: Named, arguments: dict[str, Any]) -> Any:
     import torch
 
-    if isinstance(source.function, torch.nn.Module):  # the module itself
+    if isinstance(source.function, torch.nn.Module):
         if arguments:
-            raise ValueError(f"{what}={source.name} is a module; leave {what}_args out")
+            raise ValueError(f"{flag}={source.name} is a module; leave {flag}_args out")
         return source.function
+    signature = inspect.signature(source.function)
     try:
-        inspect.signature(source.function).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
-        example = json.dumps({name: "..." for name in _required(source.function)})
+        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        required = [
+            name
+            for name, parameter in signature.parameters.items()
+            if parameter.default is parameter.empty and parameter.kind not in several
+        ]
+        example = json.dumps(dict.fromkeys(required, "..."))
         raise ValueError(
-            f"{what}={source.name}: {error}; give its arguments as {what}_args '{example}'"
+            f"{flag}={source.name}: {error}; give its arguments as {flag}_args '{example}'"
         ) from error
     return source.function(**arguments)
 
 
-def _required(function: Callable[..., Any]) -> list[str]:
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(function).parameters.items()
-    return [n for n, p in parameters if p.default is p.empty and p.kind not in several]
-
-
 def in_jax(
-    what: str,
+    flag: str,
     network: Built,
     images: np.ndarray,
     rewrite: Callable[..., Any],
     following: Sequence[str] = (),
 ) -> tuple[Any, int]:
-    """Convert a network; say how many images at once are cheapest, after both sides agreed on some.
+    """Return a network's function in JAX, which agrees with PyTorch's, and the best batch size.
 
-    `what` is the flag, for messages; `following`: attacks that are asked for and follow gradients.
+    `flag` is for messages; `following`: the attacks of this evaluation that follow gradients.
     """
-    from jaxrobust.pytorch import agreement
-    from jaxrobust.pytorch import torch as conversion
-    from jaxrobust.pytorch.reading import refusals
-
-    name = network.named.name
-    with _explained(what, name):
-        shape = tuple(images.shape[1:])
-        given: Any = network.network
-        how: dict[str, Any] = {"output": network.output, "random": network.random}
+    name = network.source.name
+    with _explained(flag, name):
+        options: dict[str, Any] = {"output": network.output, "random": network.random}
         converted = (
-            conversion.of_exported(given, single=network.single, **how)
+            conversion.of_exported(network.network, single=network.single, **options)
             if name.endswith(".pt2")
-            else conversion.converted(given, shape, **how)  # type: ignore[arg-type]
+            else conversion.converted(network.network, tuple(images.shape[1:]), **options)  # type: ignore[arg-type]
         )
         agreed = agreement.compared(converted, images, rewrite)
         blind = refusals.without_gradient(converted.module, images, following)
@@ -147,8 +141,8 @@ def in_jax(
 
 
 @contextlib.contextmanager
-def _explained(what: str, name: str) -> Iterator[None]:
-    start = f"{what}={name}: "
+def _explained(flag: str, name: str) -> Iterator[None]:
+    start = f"{flag}={name}: "
     try:
         yield
     except ValueError as error:

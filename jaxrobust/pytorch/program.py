@@ -1,24 +1,23 @@
 """A program of PyTorch's operators as data, and its values in JAX.
 
 Nothing here needs PyTorch. A program is a list of steps; a step names an operator of
-`operators.TABLE`, and its arguments name what earlier steps gave. PyTorch puts the channels of
-images before their sides; the fast layout of XLA's convolutions has them last. So the values of
-convolutions and what follows them are kept as `ChannelsLast`, until an operator needs them as
-PyTorch has them.
+`operators.TABLE`, and its arguments name the results of earlier steps. PyTorch puts the channels of
+images before their sides; XLA's fast convolutions have them last. So the results of convolutions
+and of what follows them are `ChannelsLast`, until an operator needs PyTorch's layout.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.types import Array
 
 Ints = Sequence[int]  # sizes, places or dimensions, as operands
-# Of a `torch.autograd.Function`; see `gradients`.
-OWN = "jaxrobust.own_gradient.default"
+OWN = "jaxrobust.own_gradient.default"  # of a `torch.autograd.Function`: `custom_gradients`
 
 
 class Of(NamedTuple):
@@ -34,13 +33,13 @@ class NumberType(NamedTuple):
 
 
 class OperatorCall(NamedTuple):
-    """One operator with its arguments, all of its schema, in its order."""
+    """One operator with all arguments of its schema, in its order."""
 
     name: str
     operator: str  # such as aten.convolution.default
     operands: tuple[Any, ...]
-    named: Mapping[str, Any]  # those that PyTorch takes by name only
-    line: str  # of the module's source, which computes this
+    keywords: Mapping[str, Any]  # keyword-only arguments
+    line: str  # of the module's source
     backward: tuple["OperatorCall", ...] = ()  # of `own_gradient`: from its holes to its gradients
 
 
@@ -49,18 +48,16 @@ class Program(NamedTuple):
 
     images: str  # name of the value that is the images
     weights: Mapping[str, str]  # name of a value -> key among the weights
-    constants: Mapping[str, Any]  # name of a value -> array, which is no weight
+    constants: Mapping[str, Any]  # name of a value -> array that is no weight
     steps: tuple[OperatorCall, ...]
-    results: Mapping[str, str | None]  # what the module returns: its place there -> name of a value
-    dtype: str = "float32"  # of its floating weights; `run` computes in that of those it is given
+    results: Mapping[str, str | None]  # place in what the module returns -> name of a value
+    dtype: str = "float32"  # of its floating weights; `run` computes in that of the weights it gets
     single: bool = False  # it takes one image at a time
     draws: tuple[str, ...] = ()  # the steps that draw random numbers
     # What training changes: key among the weights -> name of the value that it becomes.
     moved: Mapping[str, str] = MappingProxyType({})
     image_axes: Mapping[str, int] = MappingProxyType({})  # of what each step draws in training
-    blocks: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # name of a step -> of its block, if it has one
+    blocks: Mapping[str, str] = MappingProxyType({})  # name of a step -> of its block
 
 
 class Converted(NamedTuple):
@@ -76,22 +73,21 @@ class Converted(NamedTuple):
 
 
 class ChannelsLast(NamedTuple):
-    """Values [B,C,sides...] of PyTorch, which lie here with channels last: [B,sides...,C]."""
+    """PyTorch's values [B,C,sides...] with channels last: [B,sides...,C]."""
 
     array: Array
 
     def plain(self) -> Array:
-        """Return the values as PyTorch has them."""
+        """Return the values in PyTorch's layout."""
         return jnp.moveaxis(self.array, -1, 1)
 
 
 class OperatorRule(NamedTuple):
     """How an operator is computed.
 
-    `plain` takes and returns arrays as PyTorch has them; None: `last` is always taken. `last` takes
-    the first operand with channels last, and says with `ChannelsLast` what it returns so; None:
-    `plain` is always taken. `joins` says that operands broadcast against each other, in either
-    form.
+    `plain` takes and returns arrays in PyTorch's layout; None: `last` is always taken. `last` takes
+    the first operand with channels last, and marks results of this layout as `ChannelsLast`; None:
+    `plain` is always taken. `joins`: operands broadcast against each other, in either layout.
     """
 
     plain: Callable[..., Any] | None
@@ -106,23 +102,31 @@ def run(
     images: Array,
     key: Array | None = None,
 ) -> dict[str, Any]:
-    """Compute all values of a program, by name, of images f[B,H,W,C]; draws have keys of `key`."""
+    """Compute all values of a program, by name, of images f[B,H,W,C]; `key` is for its draws."""
     keys = {}
     if program.draws:
         assert key is not None, "it draws random numbers"
         keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(program.draws)}
     dtype = computing(weights, images)
+    values = inputs(program, weights, images, dtype)
+    # PyTorch's operators join numbers of several types and ranks.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for step in program.steps:
+            step_key = keys.get(step.name)
+            values[step.name] = compute(step, table, values, {program.dtype: dtype}, step_key)
+    return values
+
+
+def inputs(
+    program: Program, weights: Mapping[str, Array], images: Array, dtype: Any
+) -> dict[str, Any]:
+    """Return the values that the steps start from, by name."""
     values: dict[str, Any] = {
-        name: a.astype(dtype) if a.dtype.name == program.dtype else a
+        name: a.astype(dtype) if a.dtype.name == program.dtype else jnp.asarray(a)
         for name, a in program.constants.items()
     }
     values |= {name: weights[key] for name, key in program.weights.items()}
     values[program.images] = ChannelsLast(images.astype(dtype))
-    # PyTorch's operators join numbers of several types and ranks.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for step in program.steps:
-            own = keys.get(step.name)
-            values[step.name] = compute(step, table, values, {program.dtype: dtype}, own)
     return values
 
 
@@ -146,26 +150,26 @@ def compute(
             return values[operand.name]
         if isinstance(operand, NumberType):
             return types.get(operand.name) or jax.dtypes.canonicalize_dtype(operand.name)
-        if isinstance(operand, tuple):
-            return [read(each) for each in operand]
-        return operand
+        return [*map(read, operand)] if isinstance(operand, tuple) else operand
 
     if step.operator == "getitem":
         several, place = step.operands
         return values[several.name][place]
     if step.operator == OWN:
         return _own_gradient(step, table, values, types)
-    row = table[step.operator]
+    rule = table[step.operator]
     operands = [read(operand) for operand in step.operands]
-    named = {name: read(operand) for name, operand in step.named.items()}
+    keywords = {name: read(operand) for name, operand in step.keywords.items()}
     if key is not None:
         operands = [key, *operands]
-    if row.joins and row.plain and (joined := _joined(operands)):
-        return ChannelsLast(row.plain(*joined, **named))
-    if row.last and (row.plain is None or _is_last(operands[0])):
-        return row.last(_last(operands[0]), *map(plain, operands[1:]), **named)
-    assert row.plain is not None
-    return row.plain(*map(plain, operands), **named)
+    if rule.joins and rule.plain and (joined := _joined(operands)):
+        return ChannelsLast(rule.plain(*joined, **keywords))
+    first = operands[0] if operands else None
+    of_first = first[0] if isinstance(first, list) and first else first
+    if rule.last and (rule.plain is None or isinstance(of_first, ChannelsLast)):
+        return rule.last(channels_last(first), *map(plain, operands[1:]), **keywords)
+    assert rule.plain is not None
+    return rule.plain(*map(plain, operands), **keywords)
 
 
 def names_in(operand: Any) -> Iterator[str]:
@@ -173,18 +177,43 @@ def names_in(operand: Any) -> Iterator[str]:
     if isinstance(operand, Of):
         yield operand.name
     elif isinstance(operand, tuple) and not isinstance(operand, NumberType):
-        for each in operand:
-            yield from names_in(each)
+        for part in operand:
+            yield from names_in(part)
 
 
 def read_by(step: OperatorCall) -> set[str]:
     """Return the names of the values that a step reads, and its backward pass from outside."""
     if step.operator == OWN:
         outputs, holes, inputs, gradients = step.operands
-        inside = {*names_in(holes), *(each.name for each in step.backward)}
-        read = {*names_in(gradients)}.union(*map(read_by, step.backward)) - inside
-        return {*names_in(outputs), *names_in(inputs)} | read
-    return {*names_in(step.operands), *names_in(tuple(step.named.values()))}
+        inside = {*names_in(holes), *(part.name for part in step.backward)}
+        outside = {*names_in(gradients)}.union(*map(read_by, step.backward)) - inside
+        return {*names_in(outputs), *names_in(inputs)} | outside
+    return {*names_in(step.operands), *names_in(tuple(step.keywords.values()))}
+
+
+def needed(steps: Sequence[OperatorCall], names: Iterable[str]) -> list[OperatorCall]:
+    """Choose the steps that some of their values need."""
+    wanted, chosen = {*names}, []
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted |= read_by(step)
+            chosen.append(step)
+    return chosen[::-1]
+
+
+def arrays_of(tree: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
+    """Return the arrays of a tree, and the function that puts others in their place.
+
+    Sizes and other plain numbers stay.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+
+    def rebuilt(arrays: Sequence[Array]) -> Any:
+        others = iter(arrays)
+        replaced = (next(others) if isinstance(x, jax.Array) else x for x in leaves)
+        return structure.unflatten(replaced)
+
+    return [leaf for leaf in leaves if isinstance(leaf, jax.Array)], rebuilt
 
 
 def _own_gradient(
@@ -193,58 +222,50 @@ def _own_gradient(
     values: Mapping[str, Any],
     types: Mapping[str, Any],
 ) -> list[Array]:
-    names = ([*names_in(each)] for each in step.operands)
-    outputs, holes, inputs, gradients = names
-    read = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
-    leaves, tree = jax.tree.flatten(read)
-    sizes = [leaf if isinstance(leaf, int | float) else None for leaf in leaves]
-    arrays = [leaf for leaf, size in zip(leaves, sizes, strict=True) if size is None]
+    outputs, holes, inputs, gradients = ([*names_in(operand)] for operand in step.operands)
+    outside = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
+    arrays, rebuilt = arrays_of(outside)
 
     @jax.custom_vjp
-    def own(inputs: Any, outputs: Any, arrays: Any) -> Any:
+    def identity(inputs: Any, outputs: Any, arrays: Any) -> Any:
         return outputs
 
     def forward(inputs: Any, outputs: Any, arrays: Any) -> Any:
         return outputs, (inputs, outputs, arrays)
 
     def backward(saved: Any, cotangents: Any) -> Any:
-        towards, given, arrays = saved
-        each = iter(arrays)
-        restored = [next(each) if size is None else size for size in sizes]
-        known = {**jax.tree.unflatten(tree, restored), **dict(zip(outputs, given, strict=True))}
-        known |= dict(zip(holes, cotangents, strict=True))
+        input_values, output_values, arrays = saved
+        values = rebuilt(arrays) | dict(zip(outputs, output_values, strict=True))
+        values |= dict(zip(holes, cotangents, strict=True))
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             for part in step.backward:
-                known[part.name] = compute(part, table, known, types)
-        pairs = zip(gradients, towards, strict=True)
-        return [plain(known[name]).astype(x.dtype) for name, x in pairs], None, None
+                values[part.name] = compute(part, table, values, types)
+        pairs = zip(gradients, input_values, strict=True)
+        return [plain(values[name]).astype(x.dtype) for name, x in pairs], None, None
 
-    own.defvjp(forward, backward)
-    taken = ([plain(values[name]) for name in group] for group in (inputs, outputs))
-    return own(*taken, arrays)
-
-
-def _is_last(value: Any) -> bool:
-    return isinstance(value[0] if isinstance(value, list) and value else value, ChannelsLast)
+    identity.defvjp(forward, backward)
+    groups = ([plain(values[name]) for name in group] for group in (inputs, outputs))
+    return identity(*groups, arrays)
 
 
 def plain(value: Any) -> Any:
-    """Return a value, or a list of them, as PyTorch has it."""
+    """Return a value, or a list of them, in PyTorch's layout."""
     if isinstance(value, list):
-        return [plain(each) for each in value]
+        return [plain(part) for part in value]
     return value.plain() if isinstance(value, ChannelsLast) else value
 
 
-def _last(value: Any) -> Any:
+def channels_last(value: Any) -> Any:
+    """Return the array of a value with channels last, or a list of them."""
     if isinstance(value, list):
-        return [_last(each) for each in value]
+        return [channels_last(part) for part in value]
     return value.array if isinstance(value, ChannelsLast) else jnp.moveaxis(value, 1, -1)
 
 
 def _joined(operands: list[Any]) -> list[Any]:
     """Return operands with channels last; none, if no such one has as many axes as any."""
-    axes = max((each.array.ndim for each in operands if isinstance(each, ChannelsLast)), default=0)
-    if not axes or axes < max(getattr(plain(each), "ndim", 0) for each in operands):
+    axes = max((x.array.ndim for x in operands if isinstance(x, ChannelsLast)), default=0)
+    if not axes or axes < max(getattr(plain(x), "ndim", 0) for x in operands):
         return []
 
     def join(operand: Any) -> Any:
@@ -256,3 +277,13 @@ def _joined(operands: list[Any]) -> list[Any]:
         return jnp.moveaxis(operand.reshape((1,) * (axes - operand.ndim) + operand.shape), 1, -1)
 
     return [join(operand) for operand in operands]
+
+
+def differences(values: Any, expected: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return sizes of differences, 0 between equal infinities or NaNs, and of finite numbers."""
+    values, expected = (np.asarray(value, np.float64) for value in (values, expected))
+    finite = np.isfinite(values) & np.isfinite(expected)
+    same = (values == expected) | (np.isnan(values) & np.isnan(expected))
+    infinite = np.full(expected.shape, np.inf)
+    apart = np.abs(np.subtract(values, expected, where=finite, out=infinite))
+    return np.where(same, 0, apart), np.where(np.isfinite(expected), np.abs(expected), 0)

@@ -1,13 +1,13 @@
 """Networks in PyTorch as functions in JAX, without rewriting them.
 
 `torch.export` writes a module down as a list of PyTorch's operators, and `operators.TABLE` computes
-each of them in JAX. Needs the extra `torch`; what comes out needs no PyTorch.
+each of them in JAX. Needs the extra `torch`; the result needs no PyTorch.
 
     logits_fn, weights = from_module(module, images)
     logits = logits_fn(images)  # f32[B,H,W,C] in [0, 1] -> f32[B,K]
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,8 @@ from jaxrobust.pytorch import agreement
 from jaxrobust.pytorch import program as programs
 from jaxrobust.pytorch.operators import DRAWS, TABLE
 from jaxrobust.pytorch.program import Converted, Program
-from jaxrobust.pytorch.reading import exporting, wrappers
-from jaxrobust.pytorch.reading.results import chosen_output
+from jaxrobust.pytorch.reading import exporting, steps, wrappers
 from jaxrobust.types import Array
-
-INSTALL = "pip install 'jaxrobust[torch]'"
 
 
 def from_module(
@@ -93,16 +90,18 @@ def of_exported(
     """Return both sides of an exported program; `single`: it takes one image at a time."""
     module = exported.module()
     exported = exporting.decomposed(exported)
-    program, weights = exporting.read(exported, single=single, random=random)
-    output = chosen_output(exported, program, output)
-    logits_fn = jax.tree_util.Partial(_function(program, output, random), weights)
+    program, weights = steps.read(exported, single=single, random=random)
+    output = steps.chosen_output(exported, program, output)
+    logits_fn = jax.tree_util.Partial(function_of(program, output, random), weights)
     return Converted(logits_fn, weights, program, exported, module, output, random)
 
 
-def _function(program: Program, output: str, random: bool = False) -> Any:
-    """Build `logits_fn`; a program that draws runs image by image, so that each has its draws."""
-    name = str(program.results[output])
-    table = TABLE | DRAWS if random else TABLE
+def function_of(program: Program, output: str, random: bool = False) -> Callable[..., Array]:
+    """Return `logits_fn` of weights and images, and keys if `random`.
+
+    A program that draws runs image by image, so that each has its draws.
+    """
+    name, table = str(program.results[output]), TABLE | DRAWS if random else TABLE
 
     def logits_of(weights: Mapping[str, Array], images: Array, *key: Array) -> Array:
         return programs.plain(programs.run(program, table, weights, images, *key)[name])
@@ -110,10 +109,11 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
     def one(weights: Mapping[str, Array], image: Array, *key: Array) -> Array:
         return logits_of(weights, image[None], *key)[0]
 
-    def computed(weights: Mapping[str, Array], *given: Array) -> Array:
-        alone = program.single or program.draws
-        function = jax.vmap(one, (None, *(0 for _ in given))) if alone else logits_of
-        logits = function(weights, *given)
+    def computed(weights: Mapping[str, Array], *operands: Array) -> Array:
+        function: Any = logits_of
+        if program.single or program.draws:
+            function = jax.vmap(one, (None, *(0 for _ in operands)))
+        logits = function(weights, *operands)
         return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
 
     def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
@@ -126,13 +126,13 @@ def _function(program: Program, output: str, random: bool = False) -> Any:
 
 
 def _some(images: Any, count: int) -> np.ndarray:
-    arrays = isinstance(images, np.ndarray | jax.Array)
+    is_array = isinstance(images, np.ndarray | jax.Array)
     rows = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-    first = np.asarray(images[rows] if arrays else images[rows].detach(), np.float32)
-    first = first if arrays else first.transpose(0, 2, 3, 1)
-    if len(first) and first.std((1, 2, 3)).min() > 0:
-        return first
-    return np.random.default_rng(0).random((count, *first.shape[1:]), np.float32)
+    some = np.asarray(images[rows] if is_array else images[rows].detach(), np.float32)
+    some = some if is_array else some.transpose(0, 2, 3, 1)
+    if len(some) and some.std((1, 2, 3)).min() > 0:
+        return some
+    return np.random.default_rng(0).random((count, *some.shape[1:]), np.float32)
 
 
 def _image(images: Any) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ Both are flat dicts under the names of the module's state dict, so that whatever
 with its own networks' weights it does with these. Nothing here needs PyTorch.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ SINGLE = {
     "aten._native_batch_norm_legit_functional.default",
     "aten._native_batch_norm_legit.no_stats",
     "aten.native_layer_norm.default",
+    "jaxrobust.norm_and_tokens.default",  # the same, of `torch_fusions`
     "aten.native_group_norm.default",
     "aten._softmax.default",
     "aten._log_softmax.default",
@@ -36,7 +36,7 @@ SINGLE = {
     "aten.pow.Tensor_Scalar",
     "aten.rsqrt.default",
 }
-_ROWS = TABLE | TRAINING
+_RULES = TABLE | TRAINING
 MEAN, STD = "normalize.mean", "normalize.std"  # of `init.normalize`, before the module
 
 
@@ -81,7 +81,7 @@ def classifier(
     `scan` compiles one block for all that follow each other and compute the same.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
-    own = normalises_itself(network)
+    normalises = normalises_itself(network)
 
     def init(key: Array) -> tuple[Params, Params]:
         del key  # the module's own weights are the start
@@ -89,7 +89,7 @@ def classifier(
             {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}
             for arrays in (network.params, network.stats)
         )
-        if not own:
+        if not normalises:
             stats[MEAN] = jnp.zeros(network.image[2], jnp.float32)
             stats[STD] = jnp.ones(network.image[2], jnp.float32)
         return params, stats
@@ -98,11 +98,14 @@ def classifier(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
     ) -> tuple[Array, Params]:
         _check(params, stats, images, like, network.image[2])
-        x = images if own else _normalised(images, stats[MEAN], stats[STD])
+        if not normalises:
+            mean, std = (stats[name].reshape(1, 1, 1, -1) for name in (MEAN, STD))
+            images = (images - mean.astype(images.dtype)) / std.astype(images.dtype)
         program = network.training if train else network.evaluation
-        known = kernels, patterns, fused
-        values = run(program, params, stats, x, key, *known, remat=remat, scan=scan)
-        logits = programs.plain(values[_logits(program)])
+        faster = kernels, patterns, fused
+        values = run(program, params, stats, images, key, *faster, remat=remat, scan=scan)
+        (name,) = program.results.values()
+        logits = programs.plain(values[str(name)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
         moved = {
             name: programs.plain(values[value]).astype(stats[name].dtype)
@@ -118,11 +121,6 @@ def normalises_itself(network: Trainable) -> bool:
     return bool({MEAN, STD} & (network.params.keys() | network.stats.keys()))
 
 
-def _logits(program: Program) -> str:
-    (name,) = program.results.values()
-    return str(name)
-
-
 def _check(
     params: Params, stats: Params, images: Array, like: Mapping[str, Any], channels: int
 ) -> None:
@@ -130,36 +128,12 @@ def _check(
         raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
     if images.ndim != 4 or images.shape[3] != channels:
         raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
-    given = {**params, **stats}
-    if missing := like.keys() - given.keys():
+    arrays = {**params, **stats}
+    if missing := like.keys() - arrays.keys():
         raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
     for name, shape in like.items():
-        if given[name].shape != shape:
-            raise ValueError(f"{name} has shape {given[name].shape}, expected {shape}")
-
-
-class _Computing(NamedTuple):
-    """What the steps of one pass share."""
-
-    program: Program
-    kernels: Mapping[str, OperatorRule]
-    patterns: Sequence[Pattern]
-    fused: Fusion
-    keys: Array | None  # [B]
-    images: int  # how many
-    dtype: Any
-    single: Any  # of norms, softmax and statistics
-    states: frozenset[str]  # steps that move statistics, which are computed in that
-
-
-def _states(program: Program) -> frozenset[str]:
-    """Choose the steps that give moved statistics, or are computed of these alone: counters."""
-    alone = {value for value, key in program.weights.items() if key in program.moved}
-    for step in blocks.needed(program.steps, program.moved.values()):
-        read = programs.read_by(step)
-        if read and read <= alone:
-            alone.add(step.name)
-    return frozenset(alone) | {*program.moved.values()}
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
 
 
 def run(
@@ -182,106 +156,94 @@ def run(
     """
     dtype = programs.computing(params, images)
     single = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
-    held = {name: a.astype(dtype) for name, a in stats.items()} | params
+    weights = {name: a.astype(dtype) for name, a in stats.items()} | params
     wide: dict[str, Any] = {
         value: stats[key].astype(single) for value, key in program.weights.items() if key in stats
     }
-    values: dict[str, Any] = {
-        name: a.astype(dtype) if a.dtype.name == program.dtype else jnp.asarray(a)
-        for name, a in program.constants.items()
-    }
-    values |= {name: held[key] for name, key in program.weights.items()}
-    values[program.images] = programs.ChannelsLast(images.astype(dtype))
+    values = programs.inputs(program, weights, images, dtype)
     places = {name: place for place, name in enumerate(program.draws)}
-    how = _Computing(
-        program, kernels, patterns, fused, keys, images.shape[0], dtype, single, _states(program)
-    )
-    compute = functools.partial(_part, how)
+    # Steps that give moved statistics, or are computed of these alone: counters.
+    states = {value for value, key in program.weights.items() if key in program.moved}
+    for step in programs.needed(program.steps, program.moved.values()):
+        inputs = programs.read_by(step)
+        if inputs and inputs <= states:
+            states.add(step.name)
+    states |= {*program.moved.values()}
+    if keys is not None:
+        keys = jnp.broadcast_to(keys, images.shape[:1])
+    compute = _Pass(program, kernels, patterns, fused, keys, dtype, single, states).part
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return blocks.computed(program, compute, values, wide, places, remat=remat, scan=scan)
 
 
-def _part(how: _Computing, part: Part, known: Mapping, *rest: Mapping) -> dict[str, Any]:
-    def subset(names: Iterable[str]) -> dict[str, Any]:
-        return _steps(how, blocks.needed(part.steps, names), known, *rest)
+class _Pass(NamedTuple):
+    """What the steps of one pass share."""
 
-    for pattern in how.patterns if part.block else ():
-        if (made := pattern(part, known, subset)) is not None:
-            return made
-    found = _steps(how, how.fused(part, how.program.constants), known, *rest)
-    return {name: found[name] for name in part.kept}
+    program: Program
+    kernels: Mapping[str, OperatorRule]
+    patterns: Sequence[Pattern]
+    fused: Fusion
+    keys: Array | None  # [B]
+    dtype: Any
+    single: Any  # of norms, softmax and statistics
+    states: set[str]  # steps that move statistics, which are computed in that
 
+    def part(self, part: Part, values: Mapping, *context: Mapping) -> dict[str, Any]:
+        def subset(names: Iterable[str]) -> dict[str, Any]:
+            return self.steps(programs.needed(part.steps, names), values, *context)
 
-def _steps(
-    how: _Computing,
-    steps: Sequence[OperatorCall],
-    known: Mapping[str, Any],
-    wide: Mapping[str, Any],
-    places: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Compute some steps of values that are known.
+        for pattern in self.patterns if part.block else ():
+            if (results := pattern(part, values, subset)) is not None:
+                return results
+        results = self.steps(self.fused(part, self.program.constants), values, *context)
+        return {name: results[name] for name in part.results}
 
-    `wide` has those weights in float32 that norms read so, `places` the number of each draw.
-    """
-    values = dict(known)
-    for step in steps:
-        if step.name in places:
-            if how.keys is None:
+    def steps(
+        self, steps: Sequence[OperatorCall], values: Mapping, wide: Mapping, places: Mapping
+    ) -> dict[str, Any]:
+        """Compute steps; norms read weights in float32 of `wide`, `places` numbers the draws."""
+        values = dict(values)
+        for step in steps:
+            if step.name not in places:
+                values[step.name] = self.value(step, values, wide)
+                continue
+            if self.keys is None:
                 raise ValueError("the network draws random numbers in training; give keys [B]")
-            keys = _keys(how.keys, places[step.name], how.images)
-            values[step.name] = _drawn(step, how.program, keys, values, how.dtype)
-        else:
-            values[step.name] = _value(how, step, values, wide)
-    return values
+            keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, places[step.name])
+            values[step.name] = _drawn(step, self.program, keys, values, self.dtype)
+        return values
 
-
-def _value(
-    how: _Computing, step: OperatorCall, values: Mapping[str, Any], wide: Mapping[str, Any]
-) -> Any:
-    kinds, states = {how.program.dtype: how.dtype}, how.states
-    if step.operator in how.kernels:  # which compute in float32 what has to be
-        made = programs.compute(step, how.kernels, {**values, **wide}, kinds)
-        if made is not None:
-            return made
-    if step.operator not in SINGLE and step.name not in states:
-        return programs.compute(step, _ROWS, values, kinds)
-    read = {name: _typed(values[name], how.single) for name in programs.read_by(step)}
-    read |= {name: wide[name] for name in read.keys() & wide.keys()}
-    made = programs.compute(step, _ROWS, read, {how.program.dtype: how.single})
-    return made if step.name in states else _narrow(made, how.single, how.dtype)
-
-
-def _keys(keys: Array, place: Any, count: int) -> Array:
-    keys = jnp.broadcast_to(keys, (count,)) if keys.ndim == 0 else keys
-    return jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+    def value(self, step: OperatorCall, values: Mapping[str, Any], wide: Mapping[str, Any]) -> Any:
+        types, is_state = {self.program.dtype: self.dtype}, step.name in self.states
+        if step.operator in self.kernels:  # which compute in float32 what has to be
+            inputs = {**values, **wide} if step.operator in SINGLE else values
+            result = programs.compute(step, self.kernels, inputs, types)
+            if result is not None:
+                return result
+        if step.operator not in SINGLE and not is_state:
+            return programs.compute(step, _RULES, values, types)
+        inputs = {name: _typed(values[name], self.single) for name in programs.read_by(step)}
+        inputs |= {name: wide[name] for name in inputs.keys() & wide.keys()}
+        result = programs.compute(step, _RULES, inputs, {self.program.dtype: self.single})
+        if is_state or self.single == self.dtype:
+            return result
+        if isinstance(result, tuple | list) and not isinstance(result, programs.ChannelsLast):
+            return [_typed(result[0], self.dtype), *result[1:]]  # others are statistics
+        return _typed(result, self.dtype)
 
 
 def _typed(value: Any, dtype: Any) -> Any:
-    floating = getattr(value, "dtype", None) is not None and jnp.issubdtype(
-        value.dtype, jnp.floating
-    )
-    if isinstance(value, programs.ChannelsLast):
-        return programs.ChannelsLast(_typed(value.array, dtype))
-    if isinstance(value, list | tuple):
-        return type(value)(_typed(each, dtype) for each in value)
-    return value.astype(dtype) if floating else value
+    def typed(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(getattr(x, "dtype", int), jnp.floating) else x
 
-
-def _narrow(made: Any, single: Any, dtype: Any) -> Any:
-    """Give the type of the rest to the first result of a step: others are statistics."""
-    if single == dtype:
-        return made
-    if isinstance(made, tuple | list) and not isinstance(made, programs.ChannelsLast):
-        return [_typed(made[0], dtype), *made[1:]]
-    return _typed(made, dtype)
+    return jax.tree.map(typed, value)
 
 
 def _drawn(
     step: OperatorCall, program: Program, keys: Array, values: Mapping[str, Any], dtype: Any
 ) -> Any:
     """Compute a step that draws, for each image from its key along the axis that holds images."""
-    axis, kinds = program.image_axes[step.name], {program.dtype: dtype}
-    count = keys.shape[0]
+    axis, count = program.image_axes[step.name], keys.shape[0]
 
     def parted(array: Array) -> Array:  # the images in front, then what one of them has
         shape = array.shape
@@ -293,25 +255,25 @@ def _drawn(
         shape = array.shape
         return array.reshape(*shape[:axis], -1, *shape[axis + 2 :])
 
-    read = {name: programs.plain(values[name]) for name in programs.read_by(step)}
-    arrays = {name: parted(a) for name, a in read.items() if getattr(a, "ndim", 0) > axis}
-    rest = {name: a for name, a in read.items() if name not in arrays}
-    row = DRAWS[step.operator]
+    inputs = {name: programs.plain(values[name]) for name in programs.read_by(step)}
+    arrays = {name: parted(a) for name, a in inputs.items() if getattr(a, "ndim", 0) > axis}
+    shared = {name: a for name, a in inputs.items() if name not in arrays}
+    types, table = {program.dtype: dtype}, {step.operator: DRAWS[step.operator]}
+    step = _of_one(step, axis, count, shared)
 
     def one(key: Array, arrays: Mapping[str, Array]) -> Any:
-        step_of_one = _of_one(step, axis, count, rest)
-        return programs.compute(step_of_one, {step.operator: row}, {**rest, **arrays}, kinds, key)
+        return programs.compute(step, table, {**shared, **arrays}, types, key)
 
     return jax.tree.map(joined, jax.vmap(one)(keys, arrays))
 
 
-def _of_one(step: OperatorCall, axis: int, count: int, known: Mapping[str, Any]) -> OperatorCall:
+def _of_one(step: OperatorCall, axis: int, count: int, values: Mapping[str, Any]) -> OperatorCall:
     """Write the sizes of one image where a step's sizes are of all."""
 
     def of_one(operand: Any) -> Any:
         if not isinstance(operand, tuple) or isinstance(operand, programs.Of):
             return operand
-        sizes = [known[n.name] if isinstance(n, programs.Of) else n for n in operand]
+        sizes = [values[n.name] if isinstance(n, programs.Of) else n for n in operand]
         if len(sizes) <= axis or not all(isinstance(n, int) for n in sizes):
             return operand
         return (*sizes[:axis], sizes[axis] // count, *sizes[axis + 1 :])
@@ -321,15 +283,9 @@ def _of_one(step: OperatorCall, axis: int, count: int, known: Mapping[str, Any])
 
 def state_dict(network: Trainable, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return arrays under the names of the module's state dict, in its types."""
-    whole = {**network.params, **network.stats}
-    known = {name: np.asarray(arrays[name]) for name in whole} | network.integers
-    counters = {name: a for name, a in network.integers.items() if name in whole}
-    for name, counter in counters.items():  # such as num_batches_tracked, averaged meanwhile
-        known[name] = np.rint(arrays[name]).astype(counter.dtype)
-    known |= {name: known[of] for name, of in network.tied.items()}
-    return {name: known[name] for name in network.names}
-
-
-def _normalised(images: Array, mean: Array, std: Array) -> Array:
-    mean, std = (jnp.reshape(a, (1, 1, 1, -1)).astype(images.dtype) for a in (mean, std))
-    return (images - mean) / std
+    names = {*network.params, *network.stats}
+    state = {name: np.asarray(arrays[name]) for name in names} | network.integers
+    for name in names & network.integers.keys():  # num_batches_tracked, averaged meanwhile
+        state[name] = np.rint(arrays[name]).astype(network.integers[name].dtype)
+    state |= {name: state[first] for name, first in network.tied.items()}
+    return {name: state[name] for name in network.names}

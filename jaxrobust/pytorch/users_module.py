@@ -11,43 +11,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.publish import references
-from jaxrobust.pytorch import modules
 from jaxrobust.pytorch.networks import torch_modules
-from jaxrobust.pytorch.reading import results
+from jaxrobust.pytorch.reading import steps
 from jaxrobust.runtime import pytorch
 from jaxrobust.weights.store.artifact import Network
 
-_OF_FILE = '''
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-
-import torch
-from torch import nn
-
-
-def model(**options) -> nn.Module:
-    """Make the module as `{function}` of {file} does."""
-    spec = spec_from_file_location("{unique}", Path(__file__).with_name("{file}"))
-    code = module_from_spec(spec)
-    sys.modules[spec.name] = code  # where dataclasses look for theirs
-    spec.loader.exec_module(code)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # constants that are drawn are those of the training
-        return code.{function}(**options)
-'''
-_OF_PACKAGE = '''
-from importlib import import_module
-
+_LOADER = '''
+{imports}
 import torch
 from torch import nn
 
 
 def model(**options) -> nn.Module:
     """Make the module as `{function}` of {place} does."""
-    with torch.random.fork_rng(devices=[]):
+{before}    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # constants that are drawn are those of the training
-        return import_module("{place}").{function}(**options)
+        return {code}.{function}(**options)
 '''
+_OF_FILE = """\
+    spec = spec_from_file_location("{unique}", Path(__file__).with_name("{file}"))
+    code = module_from_spec(spec)
+    sys.modules[spec.name] = code  # where dataclasses look for theirs
+    spec.loader.exec_module(code)
+"""
 
 
 class Written(NamedTuple):
@@ -64,53 +50,47 @@ def label(name: str) -> str:
     >>> label("torch:nets/mine.py:build"), label("torch:timm/resnet18.a1_in1k")
     ('robust_mine', 'robust_resnet18_a1_in1k')
     """
-    own = name.removeprefix(pytorch.PREFIX)
-    own = own.removeprefix(pytorch.TIMM) if _of_timm(name) else own.rpartition(":")[0]
-    stem = Path(own).stem if own.endswith(".py") else own
-    return f"robust_{_identifier(stem)}"
+    place = name.removeprefix(pytorch.PREFIX)
+    place = place.removeprefix(pytorch.TIMM) if _of_timm(name) else place.rpartition(":")[0]
+    return f"robust_{_identifier(Path(place).stem if place.endswith('.py') else place)}"
 
 
 def check(network: Network) -> None:
-    """Refuse a module that the files could not make: its own is gone, or needs others beside it."""
-    name = network.name
-    if network.options.get(modules.OUTPUT):
+    """Refuse a module that the files could not make: its own is gone, or needs its neighbours."""
+    name, layout = network.name, "--layout robustbench: "
+    if network.options.get(torch_modules.OUTPUT):
         raise ValueError(
-            f"--layout robustbench: {name} has several results, and RobustBench takes logits "
-            "alone; choose --layout state-dict, and return the logits in your own loader"
+            f"{layout}{name} has several results, and RobustBench takes logits alone; choose "
+            "--layout state-dict, and return the logits in your own loader"
         )
-    if network.params:  # before a training there are none
-        _check_names(network)
-    now = torch_modules.origin(name)
-    if _of_timm(name):
-        if not modules.installed("timm"):
-            raise ValueError(f"--layout robustbench: {name} needs timm: pip install timm")
-        return
-    if now["sha256"] is None:
-        raise ValueError(
-            f"--layout robustbench: {now['file'] or name} is not there; run the command where the "
-            "module's file lies, or choose --layout jaxrobust, which needs no module"
-        )
-    file = Path(now["file"])
-    if _is_file(name) and (beside := _neighbours(file)):
-        raise ValueError(
-            f"--layout robustbench: {file} imports {', '.join(beside)}, which lies beside it, and "
-            "one file is handed on; put all into that file, or install a package and name it "
-            "torch:my_package.nets:build"
-        )
-
-
-def _check_names(network: Network) -> None:
-    from jaxrobust.publish.torch_modules.layers import name_in_zoo
-
     first: dict[str, str] = {}
-    for key in references.named(network, wrapped=network.normalised):
+    for key in references.named(network, wrapped=network.normalised) if network.params else ():
+        from jaxrobust.publish.torch_modules.layers import name_in_zoo
+
         cut = name_in_zoo(key)
         if (other := first.setdefault(cut, key)) != key:
             raise ValueError(
-                f"--layout robustbench: RobustBench's loader cuts the names {other} and {key} to "
-                f"the same {cut}, and one of both weights is lost; call the part of the "
-                "module otherwise, without 'model.' and 'module.', or choose --layout state-dict"
+                f"{layout}RobustBench's loader cuts the names {other} and {key} to the same {cut}, "
+                "and one of both weights is lost; call the part of the module otherwise, without "
+                "'model.' and 'module.', or choose --layout state-dict"
             )
+    now = torch_modules.origin(name)
+    if _of_timm(name):
+        if not torch_modules.installed("timm"):
+            raise ValueError(f"{layout}{name} needs timm: pip install timm")
+        return
+    if now["sha256"] is None:
+        raise ValueError(
+            f"{layout}{now['file'] or name} is not there; run the command where the module's file "
+            "lies, or choose --layout jaxrobust, which needs no module"
+        )
+    file = Path(now["file"])
+    if _place(name).endswith(".py") and (neighbours := _neighbours(file)):
+        raise ValueError(
+            f"{layout}{file} imports {', '.join(neighbours)}, which lies beside it, and one file "
+            "is handed on; put all into that file, or install a package and name it "
+            "torch:my_package.nets:build"
+        )
 
 
 def check_source(network: Network) -> None:
@@ -128,34 +108,42 @@ def check_source(network: Network) -> None:
 def rebuilt(network: Network) -> Any:
     """Make the module of a network; of several results it gives the one that the option names."""
     net = torch_modules.build(network.name, **network.sizes)
-    if output := network.options.get(modules.OUTPUT):
+    if output := network.options.get(torch_modules.OUTPUT):
         forward = net.forward
-        net.forward = lambda images: results.chosen(forward(images), output)
+        net.forward = lambda images: steps.chosen(forward(images), output)
     return net
 
 
 def copied(network: Network) -> Path | None:
     """Return the file that is handed on as it is; None: the module is an installed package's."""
-    name = network.name
-    return Path(_place(name)) if _is_file(name) else None
+    place = _place(network.name)
+    return Path(place) if place.endswith(".py") else None
 
 
 def written(network: Network) -> Written:
     """Write the code that makes a module, and with what it is called."""
     name, about = network.name, torch_modules.origin(network.name)
-    row = modules.arguments(name, network.sizes)
+    row = torch_modules.arguments(name, network.sizes)
+    of_package = {"imports": "from importlib import import_module\n", "before": ""}
     if _of_timm(name):
-        code = _OF_PACKAGE.format(place="timm", function="create_model")
+        code = 'import_module("timm")'
+        code = _LOADER.format(**of_package, function="create_model", place="timm", code=code)
         sources = f"Source: timm {about['timm']}, {row['model_name']}."
         return Written(code, row | {"pretrained": False}, sources)
-    function = name.rpartition(":")[2]
+    function, place = name.rpartition(":")[2], _place(name)
     sources = f"Source: {function} of {Path(about['file']).name}, sha256 {about['sha256']}."
     sources = textwrap.fill(sources, 98, break_long_words=False)
-    if not _is_file(name):
-        return Written(_OF_PACKAGE.format(place=_place(name), function=function), row, sources)
-    file = Path(_place(name))
+    if not place.endswith(".py"):
+        code = f'import_module("{place}")'
+        code = _LOADER.format(**of_package, function=function, place=place, code=code)
+        return Written(code, row, sources)
+    file = Path(place)
     unique = f"{_identifier(file.stem)}_{about['sha256'][:8]}"
-    code = _OF_FILE.format(function=function, file=file.name, unique=unique)
+    imports = "import sys\nfrom importlib.util import module_from_spec, spec_from_file_location\n"
+    before = _OF_FILE.format(unique=unique, file=file.name)
+    code = _LOADER.format(
+        imports=imports, before=before, function=function, place=file.name, code="code"
+    )
     return Written(code, row, sources)
 
 
@@ -171,23 +159,20 @@ def _place(name: str) -> str:
     return name.removeprefix(pytorch.PREFIX).rpartition(":")[0]
 
 
-def _is_file(name: str) -> bool:
-    return _place(name).endswith(".py")
-
-
 def _neighbours(file: Path) -> list[str]:
-    found: dict[str, None] = {}
+    """List the modules beside a file that it imports."""
+    names: dict[str, None] = {}
     try:
         tree = ast.parse(file.read_text())
-    except SyntaxError:  # no file that a run began with
+    except SyntaxError:  # no run began with this file
         return []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= dict.fromkeys(alias.name.partition(".")[0] for alias in node.names)
+            names |= dict.fromkeys(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            own = (node.module or "").partition(".")[0]
-            found |= {own or node.names[0].name: None}
-    beside = (file.parent / name for name in found)
+            package = (node.module or "").partition(".")[0]
+            names |= {package or node.names[0].name: None}
+    paths = (file.parent / name for name in names)
     return [
-        p.name for p in beside if p.with_suffix(".py").is_file() or (p / "__init__.py").is_file()
+        p.name for p in paths if p.with_suffix(".py").is_file() or (p / "__init__.py").is_file()
     ]

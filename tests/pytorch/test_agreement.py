@@ -64,26 +64,22 @@ class MeasuresTest(parameterized.TestCase):
         self.assertEqual(agreement._apart((theirs[0], numbers), theirs), (0.0, inf))
         self.assertEqual(agreement._apart(theirs, (theirs[0], numbers)), (0.0, inf))
 
-    @sweeps.rows((0.0, 1e-5), (1e-5, 1e-5), (3e-5, 3e-5), (1e-4, 1e-4), (1.0, 1e-4))
-    def test_a_bar_is_pytorchs_own_error_between_two_ends(self, own, bar):
-        self.assertEqual(agreement._bar(agreement.LOGITS, own), bar)
-
     def test_of_an_operator(self):
         torch = SimpleNamespace
         made = torch(detach=lambda: torch(numpy=lambda: np.array([1.0, -4.0, np.inf])))
-        self.assertEqual(agreement._off(np.array([1.0, -4.0, np.inf]), made), 0.0)
+        self.assertEqual(agreement._error(np.array([1.0, -4.0, np.inf]), made), 0.0)
         made = torch(detach=lambda: torch(numpy=lambda: np.array([np.nan, -4.0])))
-        self.assertEqual(agreement._off(np.array([np.nan, -3.0]), made), 0.25)
+        self.assertEqual(agreement._error(np.array([np.nan, -3.0]), made), 0.25)
         finite = torch(detach=lambda: torch(numpy=lambda: np.array([1.0, -4.0])))
-        self.assertEqual(agreement._off(np.array([2.0, -4.0]), finite), 0.25)
-        self.assertEqual(agreement._off(np.array([1.0]), finite), np.inf)
+        self.assertEqual(agreement._error(np.array([2.0, -4.0]), finite), 0.25)
+        self.assertEqual(agreement._error(np.array([1.0]), finite), np.inf)
         several = [finite, finite, 7]
         found = (np.array([1.0, -4.0]), None, 7)  # the second is read by nobody
-        self.assertEqual(agreement._off(found, several), 0.0)
-        self.assertEqual(agreement._off((np.array([1.0, -2.0]), None, 7), several), 0.5)
-        self.assertEqual(agreement._off((), []), 0.0)
+        self.assertEqual(agreement._error(found, several), 0.0)
+        self.assertEqual(agreement._error((np.array([1.0, -2.0]), None, 7), several), 0.5)
+        self.assertEqual(agreement._error((), []), 0.0)
         empty = torch(detach=lambda: torch(numpy=lambda: np.zeros((0, 2))))
-        self.assertEqual(agreement._off(np.zeros((0, 2)), empty), 0.0)
+        self.assertEqual(agreement._error(np.zeros((0, 2)), empty), 0.0)
 
     @sweeps.rows((FEW, ""), (2 * FEW, "; 16 images at once cost less each"))
     def test_words(self, at_once, more):
@@ -103,29 +99,29 @@ class MeasuresTest(parameterized.TestCase):
         (FEW, 0.0099, 0.001, FEW),  # mostly dispatch
     )
     def test_twice_as_many_at_once(self, count, seconds, twice, expected):
-        asked = []
-
-        def of(one, images):
-            asked.append(len(images))
-            return twice
-
-        with mock.patch.object(agreement, "_seconds", of):
-            found = agreement._at_once(None, np.zeros((count, 1, 1, 1)), seconds)
-        self.assertEqual(found, expected)
-        self.assertEqual(asked, [2 * count] * (count == FEW and seconds >= 0.01))
+        images = np.zeros((count, 1, 1, 1))
+        times = {count: seconds, 2 * count: twice}
+        with mock.patch.multiple(
+            agreement,
+            check=lambda *operands: (0.0, 0.0),
+            _torch_pass=lambda network: "PyTorch",
+            _jax_pass=lambda network, rewrite: "JAX",
+            _seconds=lambda side, images: times[len(images)] if side == "JAX" else 2.0,
+        ):
+            agreed = agreement.compared(network(), images)
+        self.assertEqual((agreed.at_once, agreed.seconds), (expected, (seconds, 2.0)))
 
     def test_seconds_are_the_least_of_three(self):
-        times = iter((0.0, 5.0, 5.0, 7.0, 10.0, 13.0))
-        calls = []
+        times, calls = iter((0.0, 5.0, 5.0, 7.0, 10.0, 13.0)), []
         with mock.patch.object(agreement.time, "perf_counter", lambda: next(times)):
-            found = agreement._seconds(lambda *given: calls.append(given), "images")
-        self.assertEqual((found, calls), (2.0, [("images", "float32")] * 3))
+            seconds = agreement._seconds(lambda *operands: calls.append(operands), "images")
+        self.assertEqual((seconds, calls), (2.0, [("images", "float32")] * 3))
 
 
 class CheckedTest(parameterized.TestCase):
     def test_passes_that_are_made(self):
         theirs, ours = Side(), Side(logits=0.9e-5, gradient=0.9e-4)
-        found = agreement._checked(network(), IMAGES, theirs, ours)
+        found = agreement.check(network(), IMAGES, (theirs, ours))
         np.testing.assert_allclose(found, (0.9e-5, 0.9e-4), rtol=1e-6)
         half = (2, "float32")
         self.assertEqual(theirs.calls, [(4, "float32")] * 2 + [(4, "float64"), half])
@@ -134,7 +130,7 @@ class CheckedTest(parameterized.TestCase):
     @sweeps.rows({"logits": 1.1e-5}, {"gradient": 1.1e-4}, {"logits": float("nan")})
     def test_beyond_a_bar_float64_decides(self, **off):
         right = Side(**off, exact=lambda images: (LOGITS, GRADIENT))
-        agreement._checked(network(), IMAGES, Side(), right)
+        agreement.check(network(), IMAGES, (Side(), right))
         self.assertEqual(right.calls, [(4, "float32"), (4, "float64")])
         for shares in ((1.1e-9, 0), (0, 1.1e-7)):
             for draws, first in (((), "relu"), ((), None), (("draw",), "relu")):
@@ -144,34 +140,34 @@ class CheckedTest(parameterized.TestCase):
                     mock.patch.object(agreement, "first_difference", lambda *given: first),  # noqa: B023
                     self.assertRaisesRegex(ValueError, f"JAX and PyTorch differ: logits.*{named}"),
                 ):
-                    agreement._checked(network(draws=draws), IMAGES, Side(), wrong)
+                    agreement.check(network(draws=draws), IMAGES, (Side(), wrong))
 
     def test_nan_on_one_side_only_is_said(self):
         none = Side(exact=lambda images: (LOGITS, np.full(4, np.nan)), gradient=np.nan)
-        agreement._checked(network(), IMAGES, none, none)
+        agreement.check(network(), IMAGES, (none, none))
         said = "gradients by inf and inf, for one has NaN or an infinity where the other has none."
         with (
             mock.patch.object(agreement, "first_difference", lambda *given: None),
             self.assertRaisesRegex(ValueError, said),
         ):
-            agreement._checked(network(), IMAGES, Side(), none)
+            agreement.check(network(), IMAGES, (Side(), none))
 
     def test_pytorchs_own_error_moves_the_bars(self):
         """Twice that of its logits, four times that of its gradients."""
         theirs = Side(logits=3e-5, gradient=1e-3, exact=lambda images: (LOGITS, GRADIENT))
         near = Side(logits=5.9e-5, gradient=3.9e-3)
-        agreement._checked(network(), IMAGES, theirs, near)
+        agreement.check(network(), IMAGES, (theirs, near))
         self.assertLen(near.calls, 1)
         for off in ({"logits": 6.1e-5}, {"gradient": 4.1e-3}):
             far = Side(**off, exact=lambda images: (LOGITS, GRADIENT))
-            agreement._checked(network(), IMAGES, theirs, far)
+            agreement.check(network(), IMAGES, (theirs, far))
             self.assertLen(far.calls, 2)
 
     def test_code_that_says_float32_is_its_own_reference(self):
         def refuses(images):
             raise RuntimeError("expected Float")
 
-        found = agreement._checked(network(), IMAGES, Side(exact=refuses), Side(logits=0.5e-5))
+        found = agreement.check(network(), IMAGES, (Side(exact=refuses), Side(logits=0.5e-5)))
         np.testing.assert_allclose(found, (0.5e-5, 0), rtol=1e-6)
 
     def test_images_one_by_one_are_passed_at_once_too(self):
@@ -183,61 +179,61 @@ class CheckedTest(parameterized.TestCase):
 
         with mock.patch.object(agreement, "_torch_pass", at_once):
             made_off = 0.0
-            agreement._checked(network(single=True), IMAGES, Side(), Side())
+            agreement.check(network(single=True), IMAGES, (Side(), Side()))
             self.assertEqual(made, [True])
             for one in (network(), network(single=True, draws=("draw",))):
-                agreement._checked(one, IMAGES, Side(), Side())
+                agreement.check(one, IMAGES, (Side(), Side()))
             self.assertEqual(made, [True])
             made_off = 2e-5
             with self.assertRaisesRegex(ValueError, "depends on the others of its batch"):
-                agreement._checked(network(single=True), IMAGES, Side(), Side())
+                agreement.check(network(single=True), IMAGES, (Side(), Side()))
 
 
-class AgainTest(parameterized.TestCase):
+class RefusedTest(parameterized.TestCase):
     @sweeps.rows(({"logits": 1.1e-6}, "logits by 1.1e-06"), ({"gradient": 1.1e-5}, ""))
-    def test_two_passes_that_differ_are_refused(self, off, said):
-        before, first = agreement._generators(), Side()(IMAGES, "float32")
-        for near in (Side(), Side(logits=0.9e-6), Side(gradient=0.9e-5)):
-            agreement._check_again(first, near(IMAGES, "float32"), before)
-        with self.assertRaisesRegex(ValueError, f"the same images differ: {said}"):
-            agreement._check_again(first, Side(**off)(IMAGES, "float32"), before)
+    def test_two_passes_that_differ(self, off, message):
+        def second(**errors):
+            passes = iter([Side(), Side(**errors)])
+            return lambda images, dtype: next(passes, Side())(images, dtype)
+
+        for near in ({}, {"logits": 0.9e-6}, {"gradient": 0.9e-5}):
+            agreement.check(network(), IMAGES, (second(**near), Side()))
+        with self.assertRaisesRegex(ValueError, f"the same images differ: {message}"):
+            agreement.check(network(), IMAGES, (second(**off), Side()))
 
     @parameterized.parameters(lambda: random.random(), lambda: np.random.rand())
-    def test_numbers_that_others_draw_are_seen(self, draw):
-        before, first = agreement._generators(), Side()(IMAGES, "float32")
+    def test_numbers_that_others_draw(self, draw):
         state = random.getstate(), np.random.get_state()
         self.addCleanup(random.setstate, state[0])
         self.addCleanup(np.random.set_state, state[1])
-        draw()
-        with self.assertRaisesRegex(ValueError, "differ in what they draw: logits by 0.0e"):
-            agreement._check_again(first, first, before)
 
-
-class AloneTest(parameterized.TestCase):
-    @sweeps.rows((4, 2), (3, 1), (2, 1), (1, 2))
-    def test_a_batch_is_halved_and_one_image_doubled(self, count, other):
-        images, given = IMAGES[:count], []
-
-        def theirs(images, dtype):
-            given.append(images)
+        def drawing(images, dtype):
+            draw()
             return Side()(images, dtype)
 
-        agreement._check_alone(images, Side()(images, ""), theirs, (1e-5, 1e-4))
-        (few,) = given
-        self.assertLen(few, other)
-        np.testing.assert_array_equal(few[0], images[0])
-        if count == 1:
-            np.testing.assert_array_equal(few[1], images[0, ::-1])
+        with self.assertRaisesRegex(ValueError, "differ in what they draw: logits by 0.0e"):
+            agreement.check(network(), IMAGES, (drawing, Side()))
 
-    def test_what_depends_on_the_others_is_refused(self):
-        for off in (1e-5, 1.1e-5):
-            refused = off > 1e-5
-            theirs = Side(logits=0.99e-5 if not refused else off)
-            run = lambda theirs=theirs: agreement._check_alone(  # noqa: E731
-                IMAGES, Side()(IMAGES, ""), theirs, (1e-5, 1e-4)
-            )
-            if not refused:
-                run()
-                continue
-            with self.assertRaisesRegex(ValueError, "of 4 images and of 2, .* differ by 1.1e-05 "):
-                run()
+    @sweeps.rows((4, 2), (3, 1), (2, 1), (1, 2))
+    def test_a_batch_is_halved_and_one_image_doubled(self, count, other):
+        batches = []
+
+        def torch_pass(images, dtype):
+            batches.append(images)
+            return LOGITS[:1].repeat(len(images), 0), GRADIENT[:1].repeat(len(images), 0)
+
+        images = IMAGES[:count]
+        agreement.check(network(), images, (torch_pass, torch_pass))
+        self.assertLen(batches[-1], other)
+        np.testing.assert_array_equal(batches[-1][0], images[0])
+        if count == 1:
+            np.testing.assert_array_equal(batches[-1][1], images[0, ::-1])
+
+    def test_what_depends_on_the_others_of_its_batch(self):
+        def of_half(logits):
+            return lambda images, dtype: Side(logits if len(images) == 2 else 0)(images, dtype)
+
+        agreement.check(network(), IMAGES, (of_half(0.99e-5), Side()))
+        message = "of 4 images and of 2, .* differ by 1.1e-05 "
+        with self.assertRaisesRegex(ValueError, message):
+            agreement.check(network(), IMAGES, (of_half(1.1e-5), Side()))

@@ -18,8 +18,7 @@ from jaxrobust.runtime import pytorch
 from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
-from jaxrobust.pytorch.reading import hierarchy  # noqa: E402
-from jaxrobust.pytorch.reading.training_mode import trainable  # noqa: E402
+from jaxrobust.pytorch.reading.training_mode import blocks_of, trainable  # noqa: E402
 from tests.support import trainable_modules as modules  # noqa: E402
 
 IMAGE = (modules.SIDE, modules.SIDE, modules.CHANNELS)
@@ -27,15 +26,9 @@ NAMES = [f"stage{stage}.{at}" for stage in (1, 2) for at in range(3)]
 
 
 @functools.cache
-def written(depth=3, **given):
+def written(depth=3, **options):
     torch.manual_seed(0)
-    return trainable(modules.Blocks(depth=depth, **given), IMAGE)
-
-
-def in_order(program):
-    return [
-        name for name in dict.fromkeys(map(program.blocks.get, (s.name for s in program.steps)))
-    ]
+    return trainable(modules.Blocks(depth=depth, **options), IMAGE)
 
 
 class Odd(torch.nn.Module):
@@ -62,14 +55,14 @@ class Pooled(torch.nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def step(name, operator, *operands, **named):
-    return programs.OperatorCall(name, operator, operands, named, "line 1")
+def step(name, operator, *operands, **keywords):
+    return programs.OperatorCall(name, operator, operands, keywords, "line 1")
 
 
 class PartsTest(parameterized.TestCase):
     """Steps, written by hand: a sum of two maps, of which each is scaled."""
 
-    def part(self, names="abc", read=("x", "y"), factor=2.0, kept=("c",)):
+    def part(self, names="abc", read=("x", "y"), factor=2.0, results=("c",)):
         a, b, c = names
         of = programs.Of
         steps = (
@@ -77,31 +70,31 @@ class PartsTest(parameterized.TestCase):
             step(b, "mul", of(read[1]), of(read[0])),
             step(c, "cat", (of(a), of(b)), 1, alpha=of(read[1])),
         )
-        return blocks.Part(steps=steps, kept=frozenset(kept), block="block")
+        return blocks.Part(steps=steps, results=frozenset(results), block="block")
 
     def test_what_is_needed(self):
         steps = self.part().steps
         for wanted, expected in (("c", "abc"), ("b", "b"), ("a", "a"), ("", ""), ("ab", "ab")):
-            found = blocks.needed(steps, wanted)
-            self.assertEqual("".join(each.name for each in found), expected)
+            names = [step.name for step in programs.needed(steps, wanted)]
+            self.assertEqual("".join(names), expected)
 
     def test_a_form_has_no_names(self):
         first = blocks.form(self.part())
-        self.assertEqual((first.kept, first.read), ({2}, ("x", "y")))
-        (mul, operands, named), (_, second, _), (_, third, alpha) = first.operations
+        self.assertEqual((first.results, first.inputs), ({2}, ("x", "y")))
+        (mul, operands, keywords), (_, second, _), (_, third, alpha) = first.operations
         self.assertEqual(mul, "mul")
-        self.assertEqual(operands, (("read", 0), ("float", 2.0)))
-        self.assertEqual(named, ((("str", "dtype"), ("float32", "type")),))
-        self.assertEqual(second, (("read", 1), ("read", 0)))
+        self.assertEqual(operands, (("input", 0), ("float", 2.0)))
+        self.assertEqual(keywords, ((("str", "dtype"), ("float32", "type")),))
+        self.assertEqual(second, (("input", 1), ("input", 0)))
         self.assertEqual(third, ((("step", 0), ("step", 1)), ("int", 1)))
-        self.assertEqual(alpha, ((("str", "alpha"), ("read", 1)),))
-        same = blocks.form(self.part("def", ("c", "w"), kept=("f",)))
+        self.assertEqual(alpha, ((("str", "alpha"), ("input", 1)),))
+        same = blocks.form(self.part("def", ("c", "w"), results=("f",)))
         self.assertEqual(same[:2], first[:2])
-        self.assertEqual(same.read, ("c", "w"))
+        self.assertEqual(same.inputs, ("c", "w"))
         for other in (
             self.part(factor=2),  # an int
             self.part(factor=3.0),
-            self.part(kept=("b", "c")),
+            self.part(results=("b", "c")),
             self.part(read=("x", "x")),
         ):
             self.assertNotEqual(blocks.form(other)[:2], first[:2])
@@ -110,8 +103,8 @@ class PartsTest(parameterized.TestCase):
         before = self.part(read=("x", "w"))
         first, program = blocks.form(before), SimpleNamespace(weights={"w": "", "v": ""})
 
-        def link(*read, **how):
-            second = blocks.form(self.part("def", read, kept=("f",), **how))
+        def link(*read, **options):
+            second = blocks.form(self.part("def", read, results=("f",), **options))
             return blocks._link(program, before, first, second)
 
         self.assertEqual(link("c", "v"), (2, blocks._WEIGHT))
@@ -133,13 +126,13 @@ class BlocksTest(parameterized.TestCase):
         (0.4, {"remat": True, "scan": True}),
         (0.0, {"remat": True, "scan": True}),
     )
-    def test_values_and_gradients_are_the_same(self, dropout, how):
+    def test_values_and_gradients_are_the_same(self, dropout, settings):
         network, keys = written(2, dropout=dropout), jax.random.split(jax.random.key(1), 3)
         x = np.random.default_rng(0).random((3, *IMAGE))
         found = []
         with jax.enable_x64(True):
-            for given in ({}, how):
-                net = trained.classifier(network, **given)
+            for options in ({}, settings):
+                net = trained.classifier(network, **options)
                 params, stats = net.init(jax.random.key(0))
                 params, stats = (
                     {name: jnp.asarray(a, jnp.float64) for name, a in group.items()}
@@ -162,7 +155,6 @@ class BlocksTest(parameterized.TestCase):
     def test_which_steps_are_of_a_block(self):
         network = written()
         for program in (network.training, network.evaluation):
-            self.assertEqual(in_order(program), [None, *NAMES])
             parts = blocks.parted(program)
             self.assertEqual([part.block for part in parts], [None, *NAMES, None])
             steps = [step for part in parts for step in part.steps]
@@ -173,7 +165,7 @@ class BlocksTest(parameterized.TestCase):
         network = written()
         for program, count in ((network.training, 4), (network.evaluation, 1)):
             sizes = {s.name for s in program.steps if s.operator in ("mul", "aten.sym_size.int")}
-            kept_ = [part.kept - sizes for part in blocks.parted(program) if part.block]
+            kept_ = [part.results - sizes for part in blocks.parted(program) if part.block]
             self.assertLen(kept_, len(NAMES))
             for names in kept_:
                 self.assertLen(names, count, names)
@@ -243,7 +235,7 @@ class BlocksTest(parameterized.TestCase):
             torch.nn.Sequential(modules.Block(4), modules.Block(4)),
         )
         exported = torch.export.export(module, (torch.zeros(2, 3, 8, 8),))
-        self.assertSameElements(hierarchy.blocks(module, exported).values(), ["1.0", "1.1"])
+        self.assertSameElements(blocks_of(module, exported).values(), ["1.0", "1.1"])
 
     def test_a_run_keeps_them(self):
         network, folder = written(), self.create_tempdir().full_path

@@ -59,7 +59,7 @@ class OwnGradientsTest(parameterized.TestCase):
             )
         )
         if len(plain.steps) == len(network.program.steps):
-            function = interop._function(plain, network.output)
+            function = interop.function_of(plain, network.output)
             other = network.logits_fn.__class__(function, network.weights)
             gradient = ours(other, images())[1]
             self.assertGreater(np.abs(gradient - theirs(network.module, images())[1]).max(), 1e-6)
@@ -76,7 +76,7 @@ class OwnGradientsTest(parameterized.TestCase):
         layer = torch_defences.Layer(torch_defences.OWN_GRADIENTS["clipped backward"])
         network = converted(torch_defences.network(layer).double(), IMAGE)
         again = pickle.loads(pickle.dumps(network.program))
-        function = interop._function(again, network.output)
+        function = interop.function_of(again, network.output)
         copy = network._replace(logits_fn=jax.tree_util.Partial(function, network.weights))
         self.assertLess(max(map(np.max, differences(copy, images()))), 1e-12)
         self.assertIsNone(agreement.first_difference(copy, images()))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.pytorch import agreement, modules, named
+from jaxrobust.pytorch import agreement, named
 from jaxrobust.pytorch import torch as conversion
 from jaxrobust.pytorch.agreement import Agreement
 from jaxrobust.pytorch.named import Built
-from jaxrobust.pytorch.reading import exporting, refusals, scripted
+from jaxrobust.pytorch.networks import torch_modules as modules
+from jaxrobust.pytorch.reading import exporting, refusals
 from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
@@ -111,7 +112,7 @@ class BuiltTest(parameterized.TestCase):
         self.assertEqual(
             found.record["torch"].partition("+")[0], torch.__version__.partition("+")[0]
         )
-        self.assertEqual(found.named.name, f"{self.file}:make")
+        self.assertEqual(found.source.name, f"{self.file}:make")
         self.assertFalse(self.built(f"{self.file}:make", {"width": 3}).random)
 
     def test_the_module_itself(self):
@@ -145,10 +146,12 @@ class BuiltTest(parameterized.TestCase):
         with mock.patch.object(exporting, "loaded", lambda path: ("program", True)):
             found = self.built(file, output="x", random=True)
         self.assertEqual(found[:2], ("program", True))
-        self.assertEqual((found.named.name, found.output, found.random), (str(file), "x", True))
-        self.assertEqual(found.named.sha256, hashlib.sha256(b"program").hexdigest())
+        self.assertEqual((found.source.name, found.output, found.random), (str(file), "x", True))
+        self.assertEqual(found.source.sha256, hashlib.sha256(b"program").hexdigest())
         with mock.patch.multiple(
-            scripted, is_file=lambda path: True, loaded=lambda path: ("script", path.name)
+            exporting,
+            is_torchscript=lambda path: True,
+            loaded_torchscript=lambda path: ("script", path.name),
         ):
             found = self.built(self.folder / "net.pt2")
         self.assertEqual(found[:2], (("script", "net.pt2"), False))

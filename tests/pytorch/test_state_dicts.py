@@ -93,7 +93,7 @@ class StartTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
-        self.enter_context(mock.patch.dict(torch_modules._kept, clear=True))
+        self.enter_context(mock.patch.dict(torch_modules._folders, clear=True))
         Path("nets.py").write_text(NETS)
 
     def module(self, name=NAME, num_classes=10, **options):

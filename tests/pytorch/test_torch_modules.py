@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxrobust import models
 from jaxrobust.publish import torch_networks
-from jaxrobust.pytorch import kept, modules
+from jaxrobust.pytorch import kept
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
@@ -70,7 +70,7 @@ class NamesTest(parameterized.TestCase):
         super().setUp()
         self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
         Path("nets.py").write_text(NETS)
-        self.enter_context(mock.patch.dict(torch_modules._kept, clear=True))
+        self.enter_context(mock.patch.dict(torch_modules._folders, clear=True))
 
     def refused(self, name, **given):
         with self.assertRaises(ValueError) as caught:
@@ -204,7 +204,7 @@ class NamesTest(parameterized.TestCase):
         np.testing.assert_allclose(ours, theirs + 1, rtol=1e-6)
 
     def test_without_pytorch(self):
-        with mock.patch.object(modules, "installed", return_value=False):
+        with mock.patch.object(torch_modules, "installed", return_value=False):
             torch_modules._written_down.cache_clear()
             said = self.refused("torch:nets.py:build")
         self.assertRegex(said, "needs PyTorch to write the module down: pip install .*workdir")
@@ -215,9 +215,9 @@ class NamesTest(parameterized.TestCase):
         want = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
         Path("nets.py").unlink()
         torch_modules._written_down.cache_clear()
-        torch_modules._kept.clear()
+        torch_modules._folders.clear()
         torch_modules.remember(folder)
-        with mock.patch.object(modules, "installed", return_value=False):
+        with mock.patch.object(torch_modules, "installed", return_value=False):
             got = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
             jax.tree.map(np.testing.assert_array_equal, got, want)
             with self.subTest("another one is another"):
@@ -241,7 +241,7 @@ class NamesTest(parameterized.TestCase):
             ValueError, "a/.* and b/.* keep different networks of the name"
         ):
             torch_modules.keep(second, name, **SIZES)
-        torch_modules._kept.clear()
+        torch_modules._folders.clear()
         torch_modules.remember(second)
         self.assertNotEqual(models.origin(name, **SIZES)["program_sha256"], began["program_sha256"])
         with self.assertRaisesRegex(ValueError, "name them in separate commands, or export"):

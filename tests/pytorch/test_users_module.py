@@ -91,7 +91,7 @@ class ExportTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
-        self.enter_context(mock.patch.dict(torch_modules._kept, clear=True))
+        self.enter_context(mock.patch.dict(torch_modules._folders, clear=True))
         Path("nets.py").write_text(NETS)
 
     def network(self, name=NAME, moments=None, **options) -> Network:

@@ -9,7 +9,7 @@ from tests.support import paths, sweeps
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from torch import nn  # noqa: E402
 
-from jaxrobust.pytorch import modules  # noqa: E402
+from jaxrobust.pytorch.networks import torch_modules  # noqa: E402
 from jaxrobust.pytorch.reading import refusals, training_mode, wrappers  # noqa: E402
 from jaxrobust.pytorch.torch import from_module  # noqa: E402
 from jaxrobust.runtime import pytorch  # noqa: E402
@@ -182,7 +182,7 @@ class WrappersTest(parameterized.TestCase):
 
     def test_modules_by_name_are_those_inside(self):
         place = f"{__name__}:wrapped"
-        self.assertIsInstance(modules.module(pytorch.PREFIX + place, {}), Net)
+        self.assertIsInstance(torch_modules.module(pytorch.PREFIX + place, {}), Net)
 
 
 def wrapped():

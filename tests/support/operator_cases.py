@@ -12,8 +12,8 @@ import torch
 
 from jaxrobust.pytorch import program as programs
 from jaxrobust.pytorch.operators import TABLE
-from jaxrobust.pytorch.reading import exporting
-from jaxrobust.pytorch.reading.silence import quietly
+from jaxrobust.pytorch.reading import exporting, steps
+from jaxrobust.pytorch.reading.wrappers import quietly
 from tests.support import torch_operators
 from tests.support.torch_operators import CHANNELS, SIDE
 from tests.support.torch_side import as_evaluated, cotangent
@@ -86,7 +86,7 @@ def _begun(
     net = Beside(names).to(getattr(torch, dtype))
     x = images(names).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        program, weights = exporting.read(_exported(tuple(names), dynamic, dtype))
+        program, weights = steps.read(_exported(tuple(names), dynamic, dtype))
         given = weights, jnp.asarray(x)
         compiled = compiling(_values_and_gradient(program).lower(*given).compile)
     used = frozenset(step.operator for step in program.steps)

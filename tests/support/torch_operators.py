@@ -1,4 +1,4 @@
-"""Small PyTorch computations that together use every row of `interop.operators.TABLE`."""
+"""Small PyTorch computations that together use every row of `pytorch.operators.TABLE`."""
 
 from collections.abc import Callable
 from typing import Any

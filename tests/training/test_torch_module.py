@@ -13,7 +13,6 @@ from absl.testing import absltest
 from ml_collections import ConfigDict
 
 from jaxrobust.commands.conversion import export_weights
-from jaxrobust.pytorch import modules
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch
 from jaxrobust.training.run import run as training_run
@@ -62,7 +61,7 @@ def config(**changes):
 
 def forget():
     """Be another process, which has not seen the module."""
-    torch_modules._kept.clear()
+    torch_modules._folders.clear()
     torch_modules._written_down.cache_clear()
 
 
@@ -91,7 +90,7 @@ class RunTest(absltest.TestCase):
     def test_an_interrupted_run_ends_in_the_same_bits_without_pytorch(self):
         training.stop_after(7, lambda: training.quiet_run(config(), Path("stopped")))
         forget()
-        with mock.patch.object(modules, "installed", return_value=False):
+        with mock.patch.object(torch_modules, "installed", return_value=False):
             training.quiet_run(config(), Path("stopped"))
         ours, theirs = (training.final_state(Path(p), config())[0] for p in ("stopped", "run"))
         jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
@@ -102,7 +101,7 @@ class RunTest(absltest.TestCase):
         text = Path("nets.py").read_text()
         Path("nets.py").unlink()
         self.addCleanup(Path("nets.py").write_text, text)
-        with mock.patch.object(modules, "installed", return_value=False):
+        with mock.patch.object(torch_modules, "installed", return_value=False):
             code, _, said = call(workdir="run", attack="clean", out="out")
         self.assertEqual(code, 0, said)
         (record,) = result_lines.read(Path("out"))
@@ -216,7 +215,7 @@ class RunTest(absltest.TestCase):
         self.assertTrue(pytorch.has_programs(Path("sizes/train") / pytorch.FOLDER))
         self.assertFalse(pytorch.has_programs(Path("sizes/pretrain") / pytorch.FOLDER))
         forget()
-        with mock.patch.object(modules, "installed", return_value=False):
+        with mock.patch.object(torch_modules, "installed", return_value=False):
             training.quiet_run(asked, Path("sizes"))
             forget()
             code, _, said = call(workdir="sizes", attack="clean", out="out_sizes")

@@ -160,7 +160,7 @@ def of_torch(
 ) -> Subject:
     """Describe a network in PyTorch, which may draw `random` numbers."""
     built = pytorch.find("built")(TORCH, name, arguments, output, random=random)
-    return Subject(NetworkSpec(name), function=built.named, built=built, keyed=random)
+    return Subject(NetworkSpec(name), function=built.source, built=built, keyed=random)
 
 
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")

@@ -72,14 +72,12 @@ def _convolution(
     output_padding: Ints,
     groups: int,
 ) -> ChannelsLast | None:
-    how = [_one(values) for values in (stride, padding, dilation)]
+    numbers = [_one(values) for values in (stride, padding, dilation)]
     square = x.ndim == 4 and weight.shape[2] == weight.shape[3]
-    if transposed or not square or None in how or (groups > 1 and weight.shape[2] % 2 == 0):
+    if transposed or not square or None in numbers or (groups > 1 and weight.shape[2] % 2 == 0):
         return None
-    kernel = _taps_first(weight)
-    given: Any = dict(zip(("stride", "padding", "dilation"), how, strict=True))
-    given["groups"] = groups
-    return ChannelsLast(convolutions.conv(x, kernel, bias, **given))
+    settings: Any = dict(zip(("stride", "padding", "dilation"), numbers, strict=True))
+    return ChannelsLast(convolutions.conv(x, _taps_first(weight), bias, **settings, groups=groups))
 
 
 def _layer_norm(x: Array, shape: Ints, weight: Any, bias: Any, eps: float) -> Any:
@@ -108,10 +106,10 @@ def _batch_norm_of_batch(
 ) -> Any:
     if weight is None or bias is None or x.size == x.shape[-1]:
         return None
-    out, *seen = batch_norms.batch_norm_train(x, weight, bias, eps=eps)
+    out, *statistics = batch_norms.batch_norm_train(x, weight, bias, eps=eps)
     moved = [
-        (1 - momentum) * before + momentum * jax.lax.stop_gradient(now).astype(before.dtype)
-        for before, now in zip((mean, var), seen, strict=True)
+        (1 - momentum) * old + momentum * lax.stop_gradient(new).astype(old.dtype)
+        for old, new in zip((mean, var), statistics, strict=True)
     ]
     return ChannelsLast(out), None, None, *moved
 
@@ -156,15 +154,15 @@ def _attention(
     return attend(query, key, value, bias=mask, scale=scale)
 
 
-def attend(query: Array, key: Array, value: Array, **how: Any) -> Array:
+def attend(query: Array, key: Array, value: Array, *, bias: Any, scale: Any) -> Array:
     """Compute the attention of f[B,h,N,d], by `bias` and `scale` as of `attention.attention`."""
-    tokens = [attention.swap(each) for each in (query, key, value)]
+    tokens = [*map(attention.swap, (query, key, value))]
     shape = tokens[0].shape
     if query.shape == key.shape == value.shape:
         product = jnp.stack(tokens, 2).reshape(*shape[:2], -1)
-        out = attention.self_attention(product, shape[2], **how)
+        out = attention.self_attention(product, shape[2], bias=bias, scale=scale)
     else:
-        out = attention.attention(*tokens, **how)
+        out = attention.attention(*tokens, bias=bias, scale=scale)
     return attention.swap(out.reshape(*shape[:3], -1))
 
 

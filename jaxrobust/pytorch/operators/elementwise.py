@@ -268,7 +268,7 @@ TABLE = {
         *("default", "self_scalar", "other_scalar"),
     ),
     "aten.binary_cross_entropy.default": OperatorRule(_binary_cross_entropy),
-    # See `interop.gradients`.
+    # See `custom_gradients`.
     "jaxrobust.stop.default": OperatorRule(lax.stop_gradient, joins=True),
     "aten.fake_quantize_per_tensor_affine_cachemask.default": OperatorRule(_quantised),
     "aten.rrelu_with_noise_functional.default": OperatorRule(_rrelu),

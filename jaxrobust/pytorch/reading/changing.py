@@ -6,15 +6,15 @@ and what the passes themselves change."""
 
 import contextlib
 import traceback
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxrobust.pytorch.reading import refusals
 from jaxrobust.pytorch.reading.custom_gradients import Refused
-from jaxrobust.pytorch.reading.drawing import is_draw
-from jaxrobust.pytorch.reading.silence import quietly
+from jaxrobust.pytorch.reading.data_dependence import storage, tensors
+from jaxrobust.pytorch.reading.wrappers import quietly
 
 _MODES = (True, True, False, True, False)  # of the passes: in training mode?
 # Numbers are read here without an operator; all others call one that PyTorch tags.
@@ -23,17 +23,6 @@ _PRINTED = {"__repr__", "__format__"}
 _OF_SHAPES = ("new_", "zeros_like", "ones_like", "empty_like", "full_like")
 _IMAGES = ""  # the origin of what depends on images, or is drawn
 _DEPTH, _LONG = 4, 1000  # of a module's own Python values: levels, and entries of a list
-
-
-class _Read(NamedTuple):
-    line: str
-    origins: frozenset[str]
-
-
-class _Stale(NamedTuple):
-    line: str
-    name: str  # of the attribute
-    origins: frozenset[str]
 
 
 def check(module: Any, image: tuple[int, int, int]) -> None:
@@ -65,32 +54,21 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         noted.remember(module)
         now = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name in now.keys() & noted.storages.keys():
-            if _storage(now[name])[0] != noted.storages[name][0]:
+            if storage(now[name])[0] != noted.storages[name][0]:
                 noted.written[-1].setdefault(name, "")  # other memory took its place
     written = noted.written
     moved = {name for of_pass in written for name in of_pass}
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    for line, origins in noted.reads:
-        changing = sorted(origins & (trained | moved))
-        if not changing or _IMAGES in origins:
-            continue
-        name = next((each for each in changing if each in trained), changing[0])
-        kind = "parameter" if name in parameters else "buffer"
-        at_first = name in written[0] and name not in written[1]
-        raise Refused(
-            f"{line or 'it'} reads a number of {kind} `{name}`, which training changes, and a "
-            "program would keep the number of now; "
-            + (
-                "where only the first pass changes it, call the module on a batch of images once "
-                "before you return it"
-                if at_first
-                else "compute with the tensor (torch.where for a branch)"
-                + ", or freeze it with requires_grad_(False)" * (name in trained)
+    _check_reads(noted.reads, parameters.keys(), trained, moved, written)
+    for name, (line, origins) in noted.stale.items():
+        if origins & (trained | moved | {_IMAGES}):
+            raise Refused(
+                f"{line or 'it'} reads its tensor `{name}` as an earlier pass left it, and a "
+                "program would keep the numbers of now; compute it in every pass, or in an "
+                "evaluation alone and clear it in train()"
             )
-        )
-    _check_stale(noted, frozenset(trained | moved | {_IMAGES}))
     if changed := sorted(moved & parameters.keys()):
-        line = next(each[changed[0]] for each in written if changed[0] in each)
+        line = next(of_pass[changed[0]] for of_pass in written if changed[0] in of_pass)
         raise Refused(
             f"{line or 'its forward pass'} changes parameter `{changed[0]}`, which training leaves "
             "to the optimiser; where only the first pass does so, call the module on a batch of "
@@ -98,22 +76,39 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         )
     first, second = attributes[:2]
     for name in sorted({*first, *second}):
-        if (before := first.get(name)) != (after := second.get(name)):
+        if first.get(name) != second.get(name):
             raise Refused(
-                f"its attribute `{name}` changes in a training pass ({before} before, {after} "
-                "after), and a program would keep the number of now; take it out of the forward "
-                "pass"
+                f"its attribute `{name}` changes in a training pass ({first.get(name)} before, "
+                f"{second.get(name)} after), and a program would keep the number of now; take it "
+                "out of the forward pass"
             )
 
 
-def _check_stale(noted: "_Noted", changing: frozenset[str]) -> None:
-    for line, name, origins in noted.stale:
-        if origins & changing:
-            raise Refused(
-                f"{line or 'it'} reads its tensor `{name}` as an earlier pass left it, and a "
-                "program would keep the numbers of now; compute it in every pass, or in an "
-                "evaluation alone and clear it in train()"
+def _check_reads(
+    reads: Collection[tuple[str, frozenset[str]]],
+    parameters: Collection[str],
+    trained: set[str],
+    moved: set[str],
+    written: Sequence[Mapping[str, str]],
+) -> None:
+    for line, origins in reads:
+        changing = sorted(origins & (trained | moved))
+        if not changing or _IMAGES in origins:
+            continue
+        name = next((name for name in changing if name in trained), changing[0])
+        kind = "parameter" if name in parameters else "buffer"
+        remedy = "compute with the tensor (torch.where for a branch)"
+        if name in trained:
+            remedy += ", or freeze it with requires_grad_(False)"
+        if name in written[0] and name not in written[1]:
+            remedy = (
+                "where only the first pass changes it, call the module on a batch of images once "
+                "before you return it"
             )
+        raise Refused(
+            f"{line or 'it'} reads a number of {kind} `{name}`, which training changes, and a "
+            f"program would keep the number of now; {remedy}"
+        )
 
 
 def check_memory(exported: Any, moved: Collection[str]) -> None:
@@ -123,14 +118,17 @@ def check_memory(exported: Any, moved: Collection[str]) -> None:
       exported: of PyTorch's, before its decomposition.
       moved: names of buffers that change, beside the parameters that require gradients.
     """
-    tensors = {**exported.state_dict, **exported.constants}
+    all_tensors = {**exported.state_dict, **exported.constants}
     changing: dict[int, list[tuple[str, Any]]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in all_tensors.items():
         if tensor.requires_grad or name in moved:
-            changing.setdefault(_storage(tensor)[0], []).append((name, tensor))
-    for name, tensor in tensors.items():
-        for other, changed in changing.get(_storage(tensor)[0], []):
-            if tensor is not changed and _overlap(tensor, changed):
+            changing.setdefault(storage(tensor)[0], []).append((name, tensor))
+    for name, tensor in all_tensors.items():
+        for other, changed in changing.get(storage(tensor)[0], []):
+            if tensor is changed:
+                continue
+            ends = [(x.data_ptr(), x.numel() * x.element_size()) for x in (tensor, changed)]
+            if max(start for start, _ in ends) < min(start + size for start, size in ends):
                 raise Refused(
                     f"its tensor `{name}` shares the memory of `{other}`, which training changes, "
                     f"and a program would keep the numbers of now; use `{other}` itself, or a copy "
@@ -143,25 +141,20 @@ def one_name(program: Any) -> Any:
     import torch
 
     first: dict[int, Any] = {}
-    tensors = {**program.state_dict, **program.constants}
+    all_tensors = {**program.state_dict, **program.constants}
     places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    apart = {}
+    copies = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind != torch.export.graph_signature.InputKind.BUFFER:
             continue
-        tensor, node = tensors[spec.target], places[spec.arg.name]
-        if (own := first.setdefault(id(tensor), node)) is not node:
-            node.replace_all_uses_with(own)
-            apart[spec.target] = tensor.clone()  # which nothing reads any more
-    program._state_dict = {k: apart.get(k, t) for k, t in program.state_dict.items()}
-    program._constants = {k: apart.get(k, t) for k, t in program.constants.items()}
+        tensor, node = all_tensors[spec.target], places[spec.arg.name]
+        if (first_node := first.setdefault(id(tensor), node)) is not node:
+            node.replace_all_uses_with(first_node)
+            copies[spec.target] = tensor.clone()  # which nothing reads any more
+    program._state_dict = {k: copies.get(k, t) for k, t in program.state_dict.items()}
+    program._constants = {k: copies.get(k, t) for k, t in program.constants.items()}
     program.graph_module.recompile()
     return program
-
-
-def _overlap(one: Any, other: Any) -> bool:
-    ends = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in (one, other)]
-    return max(start for start, _ in ends) < min(end for _, end in ends)
 
 
 def _attributes(module: Any) -> dict[str, str]:
@@ -190,14 +183,14 @@ def _plain(place: str, value: Any, depth: int, visited: set[int]) -> Iterator[tu
     if isinstance(value, np.ndarray):
         yield place, repr(value)
     elif isinstance(value, Mapping):
-        inside = {f"{place}[{key!r}]": each for key, each in value.items()}
+        inside = {f"{place}[{key!r}]": part for key, part in value.items()}
     elif isinstance(value, list | tuple | set | frozenset):
         yield f"len({place})", str(len(value))
-        inside = {f"{place}[{number}]": each for number, each in enumerate(value)}
+        inside = {f"{place}[{number}]": part for number, part in enumerate(value)}
     elif hasattr(value, "__dict__") and not _is_of_torch(value):
-        inside = {f"{place}.{key}": each for key, each in vars(value).items()}
-    for name, each in list(inside.items())[:_LONG]:
-        yield from _plain(name, each, depth - 1, visited)
+        inside = {f"{place}.{key}": part for key, part in vars(value).items()}
+    for name, part in list(inside.items())[:_LONG]:
+        yield from _plain(name, part, depth - 1, visited)
 
 
 def _is_of_torch(value: Any) -> bool:
@@ -207,48 +200,40 @@ def _is_of_torch(value: Any) -> bool:
     return of_torch or isinstance(value, torch.Tensor | torch.nn.Module | type) or callable(value)
 
 
-def _storage(tensor: Any) -> tuple[int, Any]:
-    try:
-        storage = tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # it has none
-        return id(tensor), tensor
-    return storage._cdata, storage
-
-
 def _line() -> str:
     """Return the module's own line that is running."""
     stack = traceback.extract_stack()
-    ours = [frame.filename == __file__ and frame.name == check.__name__ for frame in stack]
-    start = ours.index(True)
+    places = [(frame.filename, frame.name) for frame in stack]
+    start = places.index((__file__, check.__name__))
     return refusals.own_line("".join(traceback.format_list(stack[start + 1 :])))
 
 
 class _Noted:
     """What is read and written in passes, by the names of the tensors that it comes from."""
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        self.tensors = dict(tensors)
-        self.reads: list[_Read] = []
+    def __init__(self, named_tensors: Mapping[str, Any]) -> None:
+        self.tensors = dict(named_tensors)
+        self.reads: list[tuple[str, frozenset[str]]] = []  # lines, and the origins of the numbers
         self.written: list[dict[str, str]] = []  # in each pass: names, and lines
-        self.storages = {name: _storage(tensor) for name, tensor in tensors.items()}
+        self.stale: dict[str, tuple[str, frozenset[str]]] = {}  # attributes read: line, origins
+        self.storages = {name: storage(tensor) for name, tensor in named_tensors.items()}
         self._names: dict[int, set[str]] = {}
         for name, (key, _) in self.storages.items():
             self._names.setdefault(key, set()).add(name)
         # Storages are held, so that no other tensor takes their place.
         self._origins: dict[int, tuple[frozenset[str], Any]] = {}
-        self.stale: list[_Stale] = []
-        self._left: dict[int, tuple[str, frozenset[str], Any]] = {}  # attributes after a pass
+        self._remembered: dict[int, tuple[str, frozenset[str], Any]] = {}  # attributes after a pass
         self._printing = False
 
     def remember(self, module: Any) -> None:
         """Remember the tensors that a pass left in attributes, which a later one may read."""
         for place, part in module.named_modules():
             for key, value in list(vars(part).items()):
-                for tensor in () if key in ("_parameters", "_buffers") else _tensors(value):
-                    number, storage = _storage(tensor)
+                for tensor in () if key in ("_parameters", "_buffers") else tensors(value):
+                    number, memory = storage(tensor)
                     origins = self._origins.get(number, (frozenset(), None))[0]
                     if origins and number not in self._names:
-                        self._left[number] = f"{place}.{key}".lstrip("."), origins, storage
+                        self._remembered[number] = f"{place}.{key}".lstrip("."), origins, memory
 
     @contextlib.contextmanager
     def passing(self, images: Any) -> Iterator[None]:
@@ -291,7 +276,7 @@ class _Noted:
         """Note that plain numbers are read of tensors."""
         origins = self._of(values)
         if origins and not self._printing:
-            self.reads.append(_Read(_line(), origins))
+            self.reads.append((_line(), origins))
 
     def operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note what an operator reads and writes, and what its result depends on."""
@@ -299,17 +284,16 @@ class _Noted:
 
         name = func._schema.name.removeprefix("aten::")
         origins = self._of((args, kwargs))
-        for tensor in _tensors((args, kwargs)):
-            left = self._left.get(_storage(tensor)[0])
-            if left and left[0] not in {each.name for each in self.stale}:
-                self.stale.append(_Stale(_line(), *left[:2]))
-        if is_draw(name):
+        for tensor in tensors(args, kwargs):
+            attribute = self._remembered.get(storage(tensor)[0])
+            if attribute and attribute[0] not in self.stale:
+                self.stale[attribute[0]] = _line(), attribute[1]
+        if refusals.is_draw(name):
             origins |= {_IMAGES}
         if torch.Tag.data_dependent_output in func.tags:
             self.read((args, kwargs))
         elif torch.Tag.dynamic_output_shape in func.tags:
-            masks = [each for each in _tensors(args[1:]) if not each.is_floating_point()]
-            masks = [each for each in masks if each.dtype in (torch.bool, torch.uint8)]
+            masks = [t for t in tensors(args[1:]) if t.dtype in (torch.bool, torch.uint8)]
             self.read(masks if name.startswith("index") else (args, kwargs))
         changed = [
             value
@@ -319,29 +303,19 @@ class _Noted:
         ]
         if name == "native_batch_norm" and args[5]:  # whose schema does not say so
             changed += args[3:5]
-        for tensor in _tensors(changed):
-            self._write(tensor)
+        for tensor in tensors(changed):
+            written = self.written[-1]
+            for of_memory in self._names.get(storage(tensor)[0], set()) - written.keys():
+                written[of_memory] = _line()
         if not name.startswith(_OF_SHAPES):
-            self._add(_tensors((result, changed)), origins)
-
-    def _write(self, tensor: Any) -> None:
-        names = self._names.get(_storage(tensor)[0], set())
-        for name in names - self.written[-1].keys():
-            self.written[-1][name] = _line()
+            self._add(tensors(result, changed), origins)
 
     def _add(self, values: Any, origins: frozenset[str]) -> None:
-        for tensor in _tensors(values):
-            key, storage = _storage(tensor)
-            before = self._origins.get(key, (frozenset(), None))[0]
-            self._origins[key] = before | origins, storage
+        for tensor in tensors(values):
+            key, memory = storage(tensor)
+            old_origins = self._origins.get(key, (frozenset(), None))[0]
+            self._origins[key] = old_origins | origins, memory
 
     def _of(self, values: Any) -> frozenset[str]:
-        found = (self._origins.get(_storage(each)[0]) for each in _tensors(values))
-        return frozenset().union(*(each[0] for each in found if each))
-
-
-def _tensors(values: Any) -> list[Any]:
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        origins = (self._origins.get(storage(tensor)[0]) for tensor in tensors(values))
+        return frozenset().union(*(pair[0] for pair in origins if pair))

@@ -12,6 +12,7 @@ operators of our own keep it through the decompositions:
 import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,15 +59,15 @@ def written_down() -> Iterator[None]:
 
     declared()
     function: Any = torch.autograd.Function
-    own: Any = vars(torch._C.TensorBase)["data"]  # of the C class, a property
+    of_class: Any = vars(torch._C.TensorBase)["data"]  # a property
     apply, fake = vars(function)["apply"], torch._subclasses.FakeTensor
     tolist = vars(fake).get("tolist")  # which asks for each number by itself
 
     def data(tensor: Any) -> Any:
-        return tensor.detach() if isinstance(tensor, fake) else own.__get__(tensor)
+        return tensor.detach() if isinstance(tensor, fake) else of_class.__get__(tensor)
 
     function.apply = classmethod(_applied)
-    torch.Tensor.data = property(data, own.__set__)  # type: ignore[assignment, misc]
+    torch.Tensor.data = property(data, of_class.__set__)  # type: ignore[assignment, misc]
     if tolist:
         del fake.tolist
     try:
@@ -106,66 +107,57 @@ class _Context:
         )
 
 
+def _floats(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 def _applied(cls: Any, *operands: Any) -> Any:
     import torch
 
-    def floats(value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-    needs = tuple(floats(value) and torch.is_grad_enabled() for value in operands)
+    ops = torch.ops.jaxrobust
+    needs = tuple(_floats(value) and torch.is_grad_enabled() for value in operands)
     context = _Context(cls.__qualname__, needs)
     with torch.no_grad():
-        result = _forward(cls, context, operands)
-    if not any(needs):  # no gradient of it is asked for
+        if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:
+            result = cls.forward(context, *operands)
+        else:
+            result = cls.forward(*operands)
+            cls.setup_context(context, operands, result)
+    if not any(needs):  # its gradient is never asked for
         return result
     outputs = result if isinstance(result, tuple) else (result,)
     constant = [id(value) for value in context.constant]
-    mine = [o for o in outputs if floats(o) and id(o) not in constant]
-    if not mine:
-        return _like(result, [_stopped(o) for o in outputs])
-    with torch.no_grad():
-        holes = iter([torch.ops.jaxrobust.hole(o) for o in mine])
-        zeros = [torch.zeros_like(o) if isinstance(o, torch.Tensor) else None for o in outputs]
-        pairs = zip(outputs, zeros, strict=True)
-        held = [next(holes) if any(o is m for m in mine) else zero for o, zero in pairs]
-        # Copies: what a method such as `contiguous` gives back as it is would take a hole's name.
-        given = cls.backward(context, *(None if hole is None else hole.clone() for hole in held))
-        given = given if isinstance(given, tuple | list) else (given,)
-        taken = [
-            (operand, _fitted(gradient, operand))
-            for operand, gradient, needed in zip(operands, given, needs, strict=False)
-            if needed and gradient is not None
-        ]
-    known = [hole for hole, o in zip(held, outputs, strict=True) if any(o is m for m in mine)]
-    results = torch.ops.jaxrobust.own_gradient(
-        mine, known, [operand for operand, _ in taken], [gradient for _, gradient in taken]
-    )
-    owned = iter(results)
-    return _like(
-        result, [next(owned) if any(o is m for m in mine) else _stopped(o) for o in outputs]
-    )
-
-
-def _forward(cls: Any, context: _Context, operands: tuple[Any, ...]) -> Any:
-    import torch
-
-    if cls.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:
-        return cls.forward(context, *operands)
-    result = cls.forward(*operands)
-    cls.setup_context(context, operands, result)
-    return result
-
-
-def _like(result: Any, outputs: list[Any]) -> Any:
-    return tuple(outputs) if isinstance(result, tuple) else outputs[0]
-
-
-def _stopped(value: Any) -> Any:
-    """Return a result that no gradient passes through; integers have none anyway."""
-    import torch
-
-    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return torch.ops.jaxrobust.stop(value) if floats else value
+    differentiable = [_floats(o) and id(o) not in constant for o in outputs]
+    if any(differentiable):
+        with torch.no_grad():
+            holes = [
+                ops.hole(o) if has else torch.zeros_like(o) if isinstance(o, torch.Tensor) else None
+                for o, has in zip(outputs, differentiable, strict=True)
+            ]
+            # Copies: what a method such as `contiguous` gives back would take a hole's name.
+            gradients = cls.backward(context, *(None if h is None else h.clone() for h in holes))
+            gradients = gradients if isinstance(gradients, tuple | list) else (gradients,)
+            pairs = [
+                (operand, _fitted(gradient, operand))
+                for operand, gradient, needed in zip(operands, gradients, needs, strict=False)
+                if needed and gradient is not None
+            ]
+        owned = iter(
+            ops.own_gradient(
+                [*itertools.compress(outputs, differentiable)],
+                [*itertools.compress(holes, differentiable)],
+                [operand for operand, _ in pairs],
+                [gradient for _, gradient in pairs],
+            )
+        )
+    # No gradient passes through other results; integers have none anyway.
+    values = [
+        next(owned) if has else ops.stop(o) if _floats(o) else o
+        for o, has in zip(outputs, differentiable, strict=True)
+    ]
+    return tuple(values) if isinstance(result, tuple) else values[0]
 
 
 def _fitted(gradient: Any, operand: Any) -> Any:
@@ -177,7 +169,7 @@ def _fitted(gradient: Any, operand: Any) -> Any:
 # --- What PyTorch's export says ---
 
 
-def kept(program: Any) -> Any:
+def with_stops(program: Any) -> Any:
     """Put `stop` for `detach` and `torch.no_grad`, which the decompositions that follow drop."""
     import torch
 
@@ -191,28 +183,23 @@ def kept(program: Any) -> Any:
         for node in regions:
             _inline(module, node)
     for node in list(graph.nodes):
-        if _name(node) in ("aten.detach.default", "aten.detach_.default"):
-            _replace(graph, node)
+        name = _name(node)
+        if name not in ("aten.detach.default", "aten.detach_.default"):
+            continue
+        source = node.args[0]
+        new = _stop(graph, node, source)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        if name.endswith("detach_.default"):
+            nodes = list(graph.nodes)
+            later = {*nodes[nodes.index(new) + 1 :]}
+            source.replace_all_uses_with(new, delete_user_cb=later.__contains__)
     module.recompile()
     return copied
 
 
 def _name(node: Any) -> str:
     return str(node.target) if node.op == "call_function" else ""
-
-
-def _replace(graph: Any, node: Any) -> None:
-    place, source = _name(node), node.args[0]
-    new = _stop(graph, node, source)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
-    if place.endswith("detach_.default"):
-        before = set()
-        for each in graph.nodes:
-            before.add(each)
-            if each is new:
-                break
-        source.replace_all_uses_with(new, delete_user_cb=lambda user: user not in before)
 
 
 def _stop(graph: Any, after: Any, value: Any) -> Any:
@@ -233,7 +220,7 @@ def _inline(module: Any, region: Any) -> None:
     values = dict(zip(places, operands, strict=True))
     for name, part in inner.named_children():  # regions within it
         module.add_submodule(f"{body.target}_{name}", part)
-    own = []
+    copies = []
     with graph.inserting_before(region):
         for node in inner.graph.nodes:
             if node.op in ("placeholder", "output"):
@@ -243,17 +230,17 @@ def _inline(module: Any, region: Any) -> None:
                 if _gives_itself(node):
                     values[node] = values[node.args[0]]
                     continue
-            new = values[node] = graph.node_copy(node, lambda each: values[each])
+            new = values[node] = graph.node_copy(node, lambda source: values[source])
             if node.op == "get_attr":
                 new.target = f"{body.target}_{node.target}"
-            own.append(new)
-    results = torch.fx.node.map_arg(inner.graph.output_node().args[0], lambda each: values[each])
+            copies.append(new)
+    results = torch.fx.node.map_arg(inner.graph.output_node().args[0], lambda node: values[node])
     results = results if isinstance(results, tuple | list) else (results,)
     stopped = {
         value: _stop(graph, value, value)
         for value in dict.fromkeys(results)
         if not enabled
-        and value in own
+        and value in copies
         and hasattr(value.meta.get("val"), "is_floating_point")
         and _name(value) != HOLE
     }
@@ -272,13 +259,13 @@ def _inline(module: Any, region: Any) -> None:
 
 
 def _gives_itself(node: Any) -> bool:
-    """Tell whether a node gives the very tensor that it takes, which keeps its gradient then."""
+    """Tell whether a node returns the tensor that it takes, which keeps its gradient then."""
     name = _name(node)
     if not name.startswith(("aten.to.", "aten.contiguous.")):
         return False
-    taken, given = node.args[0].meta["val"], node.meta["val"]
-    as_it_is = "contiguous" not in name or taken.is_contiguous()
-    return as_it_is and taken.dtype == given.dtype and True not in node.args[1:]
+    source, result = node.args[0].meta["val"], node.meta["val"]
+    is_same = "contiguous" not in name or source.is_contiguous()
+    return is_same and source.dtype == result.dtype and True not in node.args[1:]
 
 
 def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> None:
@@ -286,8 +273,7 @@ def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> Non
     if schema is None or not schema.is_mutable or _name(node) == "aten.detach_.default":
         return
     changed = node.args[0]
-    outside = values[changed] if changed in places else None
-    if outside is not None and outside.op == "call_function":
+    if changed in places and values[changed].op == "call_function":
         raise Refused(
             f"{line(node)}: {_name(node)} changes in place, under torch.no_grad, what was computed "
             "with gradients, whose gradient then is that of before; write "

@@ -8,18 +8,22 @@ the images; while the module is written down, those that do not are answered."""
 import contextlib
 import copy
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxrobust.pytorch.reading import custom_gradients
 from jaxrobust.pytorch.reading.custom_gradients import Refused
-from jaxrobust.pytorch.reading.drawing import is_draw
-from jaxrobust.pytorch.reading.refusals import own_line
+from jaxrobust.pytorch.reading.refusals import is_draw, own_line
 
 _QUESTIONS = {
     *("__bool__", "__int__", "__float__", "__index__", "__contains__"),
     *("item", "tolist", "numpy", "__array__", "equal", "allclose", "is_nonzero"),
 }
+_INSTEAD = (
+    "remove it (handle.remove()), or write what it does as the backward pass of a "
+    "torch.autograd.Function"
+)
 
 
 class Answer(NamedTuple):
@@ -31,7 +35,7 @@ class Answer(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """What was seen in a pass."""
+    """What happened in a pass."""
 
     answers: list[Answer]
     functions: list[str]  # names of all `torch.autograd.Function`s that were called
@@ -41,30 +45,25 @@ def check_hooks(module: Any) -> None:
     """Raise `Refused` for hooks that change gradients, which nothing writes down."""
     import torch
 
-    everywhere = vars(torch.nn.modules.module)
-    for name in ("_global_backward_hooks", "_global_backward_pre_hooks"):
-        if everywhere.get(name):
-            _refuse("torch.nn.modules.module", "of all modules", everywhere[name])
-    for name, part in module.named_modules():
-        for kind in ("_backward_hooks", "_backward_pre_hooks"):
-            if hooks := getattr(part, kind, None):
-                _refuse(name or "it", "of its gradients", hooks)
-
-
-def _refuse(name: str, whose: str, hooks: Any) -> None:
-    hook = next(iter(hooks.values()))
-    code = getattr(hook, "__code__", None)
-    where = f" at {code.co_filename}, line {code.co_firstlineno}" if code else ""
-    raise Refused(
-        f"{name} has a hook {whose} ({getattr(hook, '__qualname__', type(hook).__name__)}{where}), "
-        f"which may change them, and no export writes it down; {_INSTEAD}"
-    )
-
-
-_INSTEAD = (
-    "remove it (handle.remove()), or write what it does as the backward pass of a "
-    "torch.autograd.Function"
-)
+    hooked = [
+        ("torch.nn.modules.module", "of all modules", vars(torch.nn.modules.module).get(name))
+        for name in ("_global_backward_hooks", "_global_backward_pre_hooks")
+    ]
+    hooked += [
+        (name or "it", "of its gradients", getattr(part, kind, None))
+        for name, part in module.named_modules()
+        for kind in ("_backward_hooks", "_backward_pre_hooks")
+    ]
+    for name, whose, hooks in hooked:
+        if not hooks:
+            continue
+        hook = next(iter(hooks.values()))
+        code = getattr(hook, "__code__", None)
+        where = f" at {code.co_filename}, line {code.co_firstlineno}" if code else ""
+        raise Refused(
+            f"{name} has a hook {whose} ({getattr(hook, '__qualname__', type(hook).__name__)}"
+            f"{where}), which may change them, and no export writes it down; {_INSTEAD}"
+        )
 
 
 def watched(module: Any, images: Any) -> Watched:
@@ -73,24 +72,35 @@ def watched(module: Any, images: Any) -> Watched:
     The first pass is for those that change their weights in it, which is not written down:
     RobustBench's Pang2020Boosting normalises those of its last map.
     """
-    seen = Watched([], [])
+    import torch
+
+    base, functions = torch.autograd.Function, []
     images = images.clone().requires_grad_()
-    with _around(module, lambda given: _noting([], given)):
+    answers: list[Answer] = []
+    with _around(module, lambda inputs: _noting(answers, inputs)):
         module(images.clone())
-    with _calls_noted(seen.functions), _around(module, lambda given: _noting(seen.answers, given)):
-        module(images.clone())
-    return seen
+        apply = vars(base)["apply"]  # a class method of Python's, from PyTorch 2.14 on one of C
+
+        def noted(cls: Any, *operands: Any, **keywords: Any) -> Any:
+            functions.append(cls.__qualname__)
+            return apply.__get__(None, cls)(*operands, **keywords)
+
+        base.apply = classmethod(noted)  # type: ignore[assignment, method-assign]
+        try:
+            module(images.clone())
+        finally:
+            base.apply = apply  # type: ignore[method-assign]
+    return Watched(answers, functions)
 
 
 @contextlib.contextmanager
-def answering(module: Any, seen: Watched) -> Iterator[None]:
-    """Let a module's forward pass, while it is traced, know what it has asked before."""
+def answering(module: Any, watched: Watched) -> Iterator[None]:
+    """Answer a module's questions of before while its forward pass is traced."""
 
-    def inside(given: Any) -> Any:
-        stack = contextlib.ExitStack()
-        stack.enter_context(custom_gradients.written_down())
-        stack.enter_context(_answering(seen.answers))
-        return stack
+    @contextlib.contextmanager
+    def inside(inputs: Any) -> Iterator[None]:
+        with custom_gradients.written_down(), _answering(watched.answers):
+            yield
 
     with _around(module, inside):
         yield
@@ -98,7 +108,7 @@ def answering(module: Any, seen: Watched) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _around(module: Any, context: Callable[[Any], Any]) -> Iterator[None]:
-    forward, own = module.forward, "forward" in vars(module)
+    forward, is_overridden = module.forward, "forward" in vars(module)
 
     @functools.wraps(forward)
     def within(*args: Any, **kwargs: Any) -> Any:
@@ -109,63 +119,34 @@ def _around(module: Any, context: Callable[[Any], Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        if own:
+        if is_overridden:
             module.forward = forward
         else:
             del module.forward
 
 
-@contextlib.contextmanager
-def _calls_noted(names: list[str]) -> Iterator[None]:
-    import torch
-
-    base = torch.autograd.Function
-    there = vars(base)["apply"]  # a class method of Python's, from PyTorch 2.14 on one of C
-
-    def noted(cls: Any, *operands: Any, **named: Any) -> Any:
-        names.append(cls.__qualname__)
-        return there.__get__(None, cls)(*operands, **named)
-
-    base.apply = classmethod(noted)  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        base.apply = there  # type: ignore[method-assign]
-
-
-def _tensors(*values: Any) -> list[Any]:
+def tensors(*values: Any) -> list[Any]:
+    """Return the tensors among values."""
     import torch
     from torch.utils._pytree import tree_leaves
 
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
-class _Moved:
-    """What depends on the images: all tensors that share memory with what does."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, Any] = {}  # held, so that no other tensor takes its place
-
-    def _storage(self, tensor: Any) -> tuple[int, Any]:
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # it has none
-            return id(tensor), tensor
-        return storage._cdata, storage
-
-    def add(self, *values: Any) -> None:
-        self._held.update(map(self._storage, _tensors(*values)))
-
-    def any(self, *values: Any) -> bool:
-        return any(self._storage(tensor)[0] in self._held for tensor in _tensors(*values))
+def storage(tensor: Any) -> tuple[int, Any]:
+    """Return a number for a tensor's memory, which is its own while the second result is held."""
+    try:
+        memory = tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # it has none
+        return id(tensor), tensor
+    return memory._cdata, memory
 
 
-def _noting(answers: list[Answer], given: Any) -> Any:
+def _noting(answers: list[Answer], inputs: Any) -> Any:
     from torch.overrides import TorchFunctionMode
 
     answers.clear()
-    moved = _Moved()
-    moved.add(given)
+    moved = dict(map(storage, tensors(inputs)))  # memory that depends on the images
 
     class Noting(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(
@@ -173,15 +154,17 @@ def _noting(answers: list[Answer], given: Any) -> Any:
         ) -> Any:
             kwargs, name = kwargs or {}, getattr(func, "__name__", "")
             # What is drawn is no answer for all passes, though no image changes it.
-            moves = moved.any(args, kwargs) or is_draw(name)
+            moves = is_draw(name) or any(storage(t)[0] in moved for t in tensors(args, kwargs))
             if name == "register_hook" and moves:
-                raise Refused(f"{_caller()}a tensor gets a hook of its gradient; {_INSTEAD}")
+                where = own_line("".join(traceback.format_stack()))
+                start = f"{where}: " if where else ""
+                raise Refused(f"{start}a tensor gets a hook of its gradient; {_INSTEAD}")
             result = func(*args, **kwargs)
             if name in _QUESTIONS:
                 answers.append(Answer(name, not moves, copy.copy(result)))
             if moves:
-                in_place = name.endswith("_")
-                moved.add(result, args[:1] if in_place else (), kwargs.get("out"))
+                in_place = args[:1] if name.endswith("_") else ()
+                moved.update(map(storage, tensors(result, in_place, kwargs.get("out"))))
             return result
 
     return Noting()
@@ -190,23 +173,16 @@ def _noting(answers: list[Answer], given: Any) -> Any:
 def _answering(answers: list[Answer]) -> Any:
     from torch.overrides import TorchFunctionMode
 
-    left = iter(answers)
+    following = iter(answers)
 
     class Answering(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             if (name := getattr(func, "__name__", "")) in _QUESTIONS:
-                known = next(left, None)
-                if known and known.fixed and known.question == name:
-                    return copy.copy(known.answer)
+                noted = next(following, None)
+                if noted and noted.fixed and noted.question == name:
+                    return copy.copy(noted.answer)
             return func(*args, **(kwargs or {}))
 
     return Answering()
-
-
-def _caller() -> str:
-    import traceback
-
-    where = own_line("".join(traceback.format_stack()))
-    return f"{where}: " if where else ""

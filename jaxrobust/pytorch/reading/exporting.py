@@ -1,36 +1,22 @@
-"""From a PyTorch module to a `Program`: exported, decomposed, and read node by node."""
+"""From a PyTorch module to an exported program of PyTorch's core operators."""
 
 import contextlib
-import functools
-import re
+import copy
+import io
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
+from jaxrobust.pytorch.reading import changing, custom_gradients, data_dependence, refusals
+from jaxrobust.pytorch.reading.refusals import own_line
+from jaxrobust.pytorch.reading.wrappers import quietly
 
-from jaxrobust.pytorch.operators import DRAWS, TABLE, TRAINING
-from jaxrobust.pytorch.program import OWN, NumberType, Of, OperatorCall, Program, names_in, read_by
-from jaxrobust.pytorch.reading import (
-    changing,
-    custom_gradients,
-    data_dependence,
-    masks,
-    refusals,
-    scripted,
-)
-from jaxrobust.pytorch.reading.drawing import draws, drops, is_draw, refusal
-from jaxrobust.pytorch.reading.folding import COMPUTED, Free
-from jaxrobust.pytorch.reading.refusals import line, own_line
-from jaxrobust.pytorch.reading.silence import quietly
-from jaxrobust.types import Array
-
-# Whose formula here is shorter than PyTorch's, or whose gradient it has by hand, and what is
-# drawn at once.
-# Without the last, PyTorch 2.14 writes the root of a sum, whose gradient at 0 is not a number.
-_KEPT = (
+# Operators whose formula here is shorter than PyTorch's decomposition, that have their gradient by
+# hand, or that draw at once. PyTorch 2.14 would write a norm as the root of a sum, whose gradient
+# at 0 is not a number.
+_UNDECOMPOSED = (
     "scaled_dot_product_attention",
     "silu",
     "_euclidean_dist",
@@ -41,14 +27,12 @@ _KEPT = (
     *("std.correction", "xlogy.Tensor", "xlogy.Scalar_Self", "xlogy.Scalar_Other"),
     *("special_xlog1py", "special_xlog1py.self_scalar", "special_xlog1py.other_scalar"),
 )
-_DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
-# Of sizes, types and matrices that have no inverse; they compute nothing.
-_CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 
 
 def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
-    """Raise `ValueError` unless a module is in eval mode (dropout: or `random`), CPU, float32;
-    without `modes`, in whichever mode.
+    """Raise `ValueError` unless a module is on the CPU, in float32 and, if `modes`, in eval mode.
+
+    `random`: only its batch norms have to be in eval mode.
     """
     import torch
 
@@ -56,31 +40,23 @@ def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
         what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
         raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
     refusals.check(module)
+
+    def refuse(names: list[str], fault: str) -> None:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise ValueError(f"{names[0]}{more} is {fault}")
+
     of_a_batch = torch.nn.modules.batchnorm._NormBase
-    training = [
-        name or "it"
-        for name, part in module.named_modules()
-        if part.training and (not random or isinstance(part, of_a_batch))
-    ]
+    parts = [(name or "it", part) for name, part in module.named_modules() if part.training]
+    training = [name for name, part in parts if not random or isinstance(part, of_a_batch)]
     if training and modes:
-        raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
+        refuse(training, "in training mode; call module.eval() first")
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    away = [name for name, array in arrays.items() if array.device.type != "cpu"]
-    if away:
-        where = f"{_named(away)} is on {arrays[away[0]].device}"
-        raise ValueError(f"{where}; call module.cpu(): JAX has its own devices")
-    floating = {name: a.dtype for name, a in arrays.items() if a.is_floating_point()}
-    other = [name for name, dtype in floating.items() if dtype != torch.float32]
-    if other:
-        kind = str(floating[other[0]]).removeprefix("torch.")
-        raise ValueError(
-            f"{_named(other)} is {kind}; call module.float(): verdicts are those of float32"
-        )
-
-
-def _named(names: list[str]) -> str:
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"{names[0]}{more}"
+    if away := [name for name, array in arrays.items() if array.device.type != "cpu"]:
+        refuse(away, f"on {arrays[away[0]].device}; call module.cpu(): JAX has its own devices")
+    dtypes = {name: a.dtype for name, a in arrays.items() if a.is_floating_point()}
+    if other := [name for name, dtype in dtypes.items() if dtype != torch.float32]:
+        kind = str(dtypes[other[0]]).removeprefix("torch.")
+        refuse(other, f"{kind}; call module.float(): verdicts are those of float32")
 
 
 def exported(
@@ -94,22 +70,28 @@ def exported(
 
     if not module.training:  # where a norm of one image would have nothing to normalise
         refusals.check_takes(module, image)
-    if scripted.is_scripted(module):
-        return scripted.exported(module, image)
+    if isinstance(module, torch.jit.ScriptModule):
+        return exported_torchscript(module, image)
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"its {name} is a module of TorchScript inside of one that is none; give the "
+                "torch.nn.Module that it was made from, or torch.jit.script the whole"
+            )
     data_dependence.check_hooks(module)
     functions: list[str] = []
 
-    def of(count: int, strict: bool) -> Any:
+    def export(count: int, strict: bool) -> Any:
         example = refusals.example(module, image, count)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
         with quietly(), torch.enable_grad():
-            seen = data_dependence.watched(module, example)
-            functions.extend(seen.functions)
+            watched = data_dependence.watched(module, example)
+            functions.extend(watched.functions)
             if trainable and not module.training:
                 module.train().eval()
             # PyTorch reads the module's source where it is strict, and our answers are no part.
-            ours = data_dependence.answering(module, seen)
-            with contextlib.nullcontext() if strict else ours:
+            answers = data_dependence.answering(module, watched)
+            with contextlib.nullcontext() if strict else answers:
                 return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
     reasons: list[Exception] = []
@@ -118,12 +100,25 @@ def exported(
             if strict and functions:  # whose backward passes would be lost
                 continue
             try:
-                return of(count, strict), count == 1
+                return export(count, strict), count == 1
             except custom_gradients.Refused:
                 raise
             except Exception as error:
                 reasons.append(error)
     raise ValueError(f"torch.export: {_reason(reasons[0])}") from reasons[0]
+
+
+def _reason(error: Exception) -> str:
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    where = own_line(str(error)) or own_line(frames)
+    remedy = ""
+    if "data-dependent" in str(error):
+        remedy = "; what is computed must not depend on the images: use torch.where for the branch"
+    return f"{_first_line(error)}{f' at {where}' if where else ''}{remedy}"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).strip().partition("\n")[0].split()) or type(error).__name__
 
 
 def loaded(path: Path) -> tuple[Any, bool]:
@@ -153,19 +148,27 @@ def loaded(path: Path) -> tuple[Any, bool]:
 
 
 def decomposed(program: Any) -> Any:
-    """Return an exported program in PyTorch's core operators, and the few that are kept."""
+    """Return an exported program in PyTorch's core operators, and a few others."""
     import torch
 
     table = torch.export.default_decompositions()
     sampler = torch.ops.aten.grid_sampler_2d.default
     table[sampler] = _strict(torch._decomp.get_decompositions([sampler])[sampler])
-    drop = any(map(drops, program.graph.nodes))
-    for name in _KEPT:
-        if not (drop and "attention" in name):
+    drops = any(map(drops_attention, program.graph.nodes))
+    for name in _UNDECOMPOSED:
+        if not (drops and "attention" in name):
             packet, _, overload = name.partition(".")
             table.pop(getattr(getattr(torch.ops.aten, packet), overload or "default"), None)
     with quietly():
-        return changing.one_name(custom_gradients.kept(program)).run_decompositions(table)
+        program = changing.one_name(custom_gradients.with_stops(program))
+        return program.run_decompositions(table)
+
+
+def drops_attention(node: Any) -> bool:
+    """Tell whether a node is attention with dropout, which its row leaves out."""
+    if node.op != "call_function" or "scaled_dot_product_attention" not in str(node.target):
+        return False
+    return node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0) != 0
 
 
 def _strict(decomposition: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,225 +179,77 @@ def _strict(decomposition: Callable[..., Any]) -> Callable[..., Any]:
     def clamp(x: Any, low: float, high: float) -> Any:
         return -threshold(-threshold(x, low, low), -high, -high)
 
-    def strict(*operands: Any, **named: Any) -> Any:
-        before, torch.clamp = torch.clamp, clamp  # type: ignore[assignment]
+    def strict(*operands: Any, **keywords: Any) -> Any:
+        torch_clamp, torch.clamp = torch.clamp, clamp  # type: ignore[assignment]
         try:
-            return decomposition(*operands, **named)
+            return decomposition(*operands, **keywords)
         finally:
-            torch.clamp = before
+            torch.clamp = torch_clamp
 
     return strict
 
 
-def read(
-    program: Any,
-    *,
-    single: bool = False,
-    random: bool = False,
-    double: bool = False,
-    trainable: bool = False,
-) -> tuple[Program, dict[str, Array]]:
-    """Read a decomposed program as data, and its weights by their names in the module.
+# --------------------------------------------------------------------------------- TorchScript
 
-    `single`: it takes one image at a time; `random`: it may draw; `double`: weights in float64;
-    `trainable`: weights change, so nothing is computed of them beforehand.
-    """
+
+def is_torchscript(path: Path) -> bool:
+    """Tell whether `torch.jit.save` wrote a file; nothing in it is run or unpickled."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def loaded_torchscript(path: Path) -> Any:
+    """Return the module of such a file, on the CPU; it holds TorchScript, and no Python."""
     import torch
 
-    kinds = torch.export.graph_signature.InputKind
-    images, names, known, arrays = "", {}, {}, {}
-    moved = _moved(program)
-    for spec in program.graph_signature.input_specs:
-        if spec.kind == kinds.USER_INPUT:
-            images = spec.arg.name
-        elif spec.kind == kinds.CONSTANT_TENSOR:
-            known[spec.arg.name] = program.constants[spec.target]
-        elif spec.kind in (kinds.PARAMETER, kinds.BUFFER):
-            held = program.state_dict.get(spec.target)
-            held = program.constants[spec.target] if held is None else held
-            if trainable and not held.is_floating_point() and spec.target not in moved:
-                known[spec.arg.name] = held  # such as places in a table: nothing that trains
-                continue
-            names[spec.arg.name] = spec.target
-            arrays[spec.target] = held
-    fixed = {} if trainable else {name: arrays[key] for name, key in names.items()}
-    free = Free(fixed, known, _dtype(arrays), double)
-    output = torch.export.graph_signature.OutputKind.USER_OUTPUT
-    results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
-    rows = {*TABLE, *(TRAINING if trainable else ())}
-    graph = masks.resolved(program, [*_steps(program.graph, free, random, rows)], free.values)
-    values = [getattr(result, "name", None) for result in results]
-    read = {*filter(None, values), *moved.values()}
-    steps = _living(graph, read)
-    read = read.union(*map(read_by, steps))
-    constants = {name: _array(free.values[name]) for name in sorted(read & free.constants)}
-    own = {name: key for name, key in names.items() if name in read}
-    own |= {
-        name: COMPUTED + name
-        for name in sorted(read & free.values.keys() - free.constants - names.keys())
-        if name not in {step.name for step in steps}
-    }
-    held = {key: arrays[key] if trainable else free.values[name] for name, key in own.items()}
-    names, weights = _shared(own, held)
-    return Program(
-        images=images,
-        weights=names,
-        constants=constants,
-        steps=tuple(steps),
-        results=dict(zip(_paths(program), values, strict=True)),
-        dtype=_dtype(arrays),
-        single=single,
-        draws=tuple(step.name for step in steps if is_draw(step.operator)),
-        moved=moved,
-        image_axes={},  # of training, as `blocks`, see `training_mode`; plain dicts can be pickled
-        blocks={},
-    ), weights
+    try:
+        with quietly():
+            return torch.jit.load(path, map_location="cpu")
+    except RuntimeError as error:
+        message = str(error).strip().partition("\n")[0]
+        raise ValueError(f"torch.jit.load cannot read it: {message}") from error
 
 
-def _moved(program: Any) -> dict[str, str]:
-    """Say which buffers a pass changes: their names in the module -> names of their new values."""
+def exported_torchscript(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
+    """Export a module of TorchScript; the second result says that it takes one image only."""
     import torch
 
-    kind = torch.export.graph_signature.OutputKind.BUFFER_MUTATION
-    specs = program.graph_signature.output_specs
-    return {spec.target: spec.arg.name for spec in specs if spec.kind == kind}
+    problem = (
+        f"it is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; "
+        "give the torch.nn.Module that it was made from"
+    )
+    # PyTorch's message names this converter where such a module is exported; it is undocumented
+    # and may be missing.
+    try:
+        from torch._export.converter import TS2EPConverter
+    except ImportError as error:
+        raise ValueError(problem) from error
+    failed: Exception | None = None
+    for count in (2, 1):
+        example = refusals.example(module, image, count)
+        try:
+            with quietly(), torch.no_grad():
+                program = TS2EPConverter(module, (example,)).convert()
+            inputs = program.graph_signature.user_inputs
+            (images,) = [node for node in program.graph.nodes if node.name in inputs]
+            if count == 1 or not isinstance(images.meta["val"].shape[0], int):
+                return program, count == 1
+        except Exception as error:
+            failed = failed or error
+    reason = str(failed or "it takes a fixed number of images").strip().partition("\n")[0]
+    raise ValueError(f"{problem} ({reason})") from failed
 
 
-def _dtype(tensors: dict[str, Any]) -> str:
-    floating = {str(t.dtype) for t in tensors.values() if t.is_floating_point()}
-    if len(floating) > 1:
-        raise ValueError(f"its weights have several types ({', '.join(sorted(floating))})")
-    return floating.pop().removeprefix("torch.") if floating else "float32"
-
-
-def _shared(
-    names: dict[str, str], tensors: dict[str, Any]
-) -> tuple[dict[str, str], dict[str, Array]]:
-    first: dict[Any, str] = {}
-    for key, tensor in tensors.items():
-        first.setdefault((tensor.data_ptr() or key, tensor.shape, tensor.stride()), key)
-    place = {k: first[t.data_ptr() or k, t.shape, t.stride()] for k, t in tensors.items()}
-    own = {key: _array(tensors[key]) for key in set(place.values())}
-    return {name: place[key] for name, key in names.items()}, dict(sorted(own.items()))
-
-
-def _array(value: Any) -> Array:
-    return jnp.asarray(np.array(value.detach().numpy() if hasattr(value, "detach") else value))
-
-
-def _paths(program: Any) -> list[str]:
-    import torch.utils._pytree as pytree
-
-    spec = program.call_spec.out_spec
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    return [".".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
-
-
-def _steps(graph: Any, free: Free, random: bool, rows: set[str]) -> Iterator[OperatorCall]:
-    """Yield what is left to compute of images; what no image changes joins what is free."""
-    backward: dict[
-        str, OperatorCall
-    ] = {}  # what is computed of gradients, by the names of the values
-    checks: set[Any] = set()
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = _name(node.target)
-        if _is_check(node, name) or (name == "getitem" and node.args[0] in checks):
-            checks.add(node)
-            continue
-        if refusals.is_for_checks(node, _CHECKS):
-            continue
-        if drawn := draws(node, name):
-            if not random:
-                raise ValueError(refusal(line(node), name))
-        elif free.takes(node, name, rows):
-            continue
-        if name == custom_gradients.HOLE:
-            backward[node.name] = OperatorCall(node.name, name, (), {}, line(node))
-            continue
-        if name not in (DRAWS if drawn else rows) and name not in ("getitem", OWN):
-            raise ValueError(refusals.no_row(line(node), name))
-        step = _step(node, name, free)
-        if name == OWN:
-            yield step._replace(backward=_needed(step, backward))
-        elif not backward.keys().isdisjoint(read_by(step)):
-            backward[step.name] = step
-        else:
-            yield step
-
-
-def _is_check(node: Any, name: str) -> bool:
-    """Tell whether a node computes nothing; one may stand in another, which orders effects."""
-    name = _name(node.args[1]) if name == "with_effects" else name
-    return any(part in name for part in _CHECKS)
-
-
-def _living(steps: Sequence[OperatorCall], results: set[str]) -> list[OperatorCall]:
-    read, living = set(results), []
-    for step in reversed(steps):
-        if step.name in read or is_draw(step.operator):
-            living.append(step)
-            read |= read_by(step)
-    return living[::-1]
-
-
-def _needed(step: OperatorCall, backward: dict[str, OperatorCall]) -> tuple[OperatorCall, ...]:
-    """Return the steps from a step's holes to its gradients, in their order."""
-    wanted, todo = set(), list(names_in(step.operands[3]))
-    while todo:
-        name = todo.pop()
-        if name in backward and name not in wanted:
-            wanted.add(name)
-            todo += read_by(backward[name])
-    steps = (one for name, one in backward.items() if name in wanted)
-    return tuple(one for one in steps if one.operator != custom_gradients.HOLE)
-
-
-def _name(target: Any) -> str:
-    return str(target) if hasattr(target, "_schema") else target.__name__
-
-
-def _step(node: Any, name: str, free: Free) -> OperatorCall:
-    read = functools.partial(_operand, free)
-    if not hasattr(node.target, "_schema"):
-        return OperatorCall(node.name, name, tuple(map(read, node.args)), {}, line(node))
-    operands, named = [], {}
-    for place, argument in enumerate(node.target._schema.arguments):
-        if argument.name in _DROPPED:
-            continue
-        value = node.kwargs.get(argument.name, argument.default_value)
-        if argument.name == "dtype" and isinstance(value, int):  # long, as PyTorch counts types
-            value = None
-        value = read(node.args[place] if place < len(node.args) else value)
-        if argument.kwarg_only:
-            named[argument.name] = value
-        else:
-            operands.append(value)
-    return OperatorCall(node.name, name, tuple(operands), named, line(node))
-
-
-def _operand(free: Free, value: Any) -> Any:
+def in_float64(module: Any) -> Any:
+    """Return a copy of a module, of TorchScript or not, in float64."""
     import torch
 
-    if isinstance(value, torch.fx.Node):
-        return free.values[value.name] if free.is_number(value.name) else Of(value.name)
-    if isinstance(value, torch.dtype):
-        return NumberType(str(value).removeprefix("torch."))
-    if isinstance(value, list | tuple):
-        return tuple(_operand(free, each) for each in value)
-    return value
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().partition("\n")[0].split()) or type(error).__name__
-
-
-def _reason(error: Exception) -> str:
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    where = own_line(str(error)) or own_line(frames)
-    remedy = ""
-    if "data-dependent" in str(error):
-        remedy = "; what is computed must not depend on the images: use torch.where for the branch"
-    return f"{_first_line(error)}{f' at {where}' if where else ''}{remedy}"
+    with quietly():
+        if not isinstance(module, torch.jit.ScriptModule):
+            return copy.deepcopy(module).double()
+        file = io.BytesIO()
+        torch.jit.save(module, file)
+        file.seek(0)
+        return torch.jit.load(file).double()

@@ -3,19 +3,21 @@
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxrobust.pytorch.reading import wrappers
 
+_DRAWS = re.compile(
+    r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout|log_normal|cauchy"
+    r"|geometric|poisson)"
+)
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
-_SIZED = ("nonzero", "_unique", "unique_", "bincount", "repeat_interleave", "masked_select")
+_SIZED = ("nonzero", "_unique", "unique_", "repeat_interleave", "masked_select")
 _SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
-_ITEM = ("_local_scalar_dense", "item")
 _QUANTISED = ("quantized", "quantize_per", "quantize_affine", "dequantize", "int_repr", "_packed")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a stack trace
-_STEPS = ("cond", "while_loop", "scan", "map_impl")
 
 
 def line(node: Any) -> str:
@@ -27,13 +29,13 @@ def own_line(text: str) -> str:
     """Return the innermost line of a stack trace that is not PyTorch's own."""
     import torch
 
-    inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    folders = str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "torch/", "<"
     lines = text.splitlines()
     frames = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
-    own = [(i, m) for i, m in frames if not m[1].startswith((inside, ours, "torch/", "<"))]
-    if not own:
+    frames = [(i, match) for i, match in frames if not match[1].startswith(folders)]
+    if not frames:
         return ""
-    place, match = own[-1]
+    place, match = frames[-1]
     code = lines[place + 1].strip() if place + 1 < len(lines) else ""
     return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
 
@@ -49,36 +51,54 @@ def check(module: Any) -> None:
             )
 
 
+def is_draw(operator: str) -> bool:
+    """Tell whether an operator of PyTorch's draws random numbers, by its name."""
+    return bool(_DRAWS.search(operator))
+
+
+def draws(line: str, operator: str) -> str:
+    """Explain why a module that draws is refused, and what to do."""
+    return (
+        f"{line}: {operator} draws random numbers in eval mode, and attacks on what is never the "
+        "same twice say little; make it a function of the images, or, where a randomised defence "
+        "is meant, give --version=rand (in a program: from_module(..., random=True)), which makes "
+        "the draws a function of a key"
+    )
+
+
 def no_row(line: str, name: str) -> str:
     """Explain why an operator cannot be computed here; `line` is the module's own."""
     word = name.removeprefix("aten.")
-    if word.startswith(_SIZED):
-        if word.startswith("bincount"):
-            return (
-                f"{line}: bincount gives as many counts as the largest number says, and sizes that "
-                "depend on the images cannot be compiled; keep the size, with torch.histc or "
-                "torch.zeros(n).scatter_add(0, numbers, ones)"
-            )
-        return (
-            f"{line}: {word.partition('.')[0]} gives as many numbers as the images say, and sizes "
-            "that depend on the images cannot be compiled; keep the size, with torch.where or a sum"
+    stem = word.partition(".")[0]
+    unknown_size = "sizes that depend on the images cannot be compiled"
+    if word.startswith("bincount"):
+        reason = (
+            f"bincount gives as many counts as the largest number says, and {unknown_size}; keep "
+            "the size, with torch.histc or torch.zeros(n).scatter_add(0, numbers, ones)"
         )
-    if word in _SIZES or word.partition(".")[0] in _ITEM:
-        return (
-            f"{line}: a plain number or a size is taken of values there, and sizes that depend on "
-            "the images cannot be compiled; compute with tensors of fixed sizes"
+    elif word.startswith(_SIZED):
+        reason = (
+            f"{stem} gives as many numbers as the images say, and {unknown_size}; keep the size, "
+            "with torch.where or a sum"
         )
-    if any(part in name for part in _QUANTISED):
-        return f"{line}: {name} is of quantised weights: give the float module"
-    if word in _STEPS:
-        return (
-            f"{line}: torch.{word} runs one of several functions by what the images say; compute "
-            "both and choose with torch.where"
+    elif word in _SIZES or stem in ("_local_scalar_dense", "item"):
+        reason = (
+            f"a plain number or a size is taken of values there, and {unknown_size}; compute with "
+            "tensors of fixed sizes"
         )
-    return (
-        f"{line}: PyTorch's operator {name} has no row in jaxrobust/pytorch/operators; write it "
-        "with others, or add the row"
-    )
+    elif any(part in name for part in _QUANTISED):
+        reason = f"{name} is of quantised weights: give the float module"
+    elif word in ("cond", "while_loop", "scan", "map_impl"):
+        reason = (
+            f"torch.{word} runs one of several functions by what the images say; compute both and "
+            "choose with torch.where"
+        )
+    else:
+        reason = (
+            f"PyTorch's operator {name} has no row in jaxrobust/pytorch/operators; write it with "
+            "others, or add the row"
+        )
+    return f"{line}: {reason}"
 
 
 def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
@@ -100,8 +120,21 @@ def example(module: Any, image: tuple[int, int, int], count: int) -> Any:
 
 def check_takes(module: Any, image: tuple[int, int, int]) -> None:
     """Refuse a module that does not take images H, W, C, or computes in lower precision."""
-    with _cast_to() as types:
+    import torch
+
+    types: list[str] = []
+    enter = torch.autocast.__enter__
+
+    def entered(self: Any) -> Any:
+        if self.device == "cpu" and self._enabled:
+            types.append(str(self.fast_dtype).removeprefix("torch."))
+        return enter(self)
+
+    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
+    try:
         problems = [_problem(module, example(module, image, count)) for count in (2, 1)]
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
     if types:
         raise ValueError(
             f"torch.autocast computes in {types[0]} inside of it: verdicts are those of float32; "
@@ -109,25 +142,6 @@ def check_takes(module: Any, image: tuple[int, int, int]) -> None:
         )
     if all(problems):
         raise ValueError(problems[0])
-
-
-@contextlib.contextmanager
-def _cast_to() -> Iterator[list[str]]:
-    import torch
-
-    types: list[str] = []
-    before = torch.autocast.__enter__
-
-    def entered(self: Any) -> Any:
-        if self.device == "cpu" and self._enabled:
-            types.append(str(self.fast_dtype).removeprefix("torch."))
-        return before(self)
-
-    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
-    try:
-        yield types
-    finally:
-        torch.autocast.__enter__ = before  # type: ignore[method-assign]
 
 
 def _problem(module: Any, images: Any) -> str | None:
@@ -138,11 +152,14 @@ def _problem(module: Any, images: Any) -> str | None:
     names = {part: name or "it" for name, part in module.named_modules()}
     hooked = [part for part in names if not isinstance(part, torch.jit.ScriptModule)]
 
-    def enter(part: Any, given: Any) -> None:
+    def enter(part: Any, inputs: Any) -> None:
         inside.append((names.get(part, "it"), part))
 
+    def leave(part: Any, inputs: Any, outputs: Any) -> None:
+        inside.pop()
+
     hooks = [part.register_forward_pre_hook(enter) for part in hooked]
-    hooks += [part.register_forward_hook(lambda *given: inside.pop() and None) for part in hooked]
+    hooks += [part.register_forward_hook(leave) for part in hooked]
     try:
         with torch.no_grad():
             module(images)
@@ -178,14 +195,17 @@ def _taken(module: Any, images: Any) -> str | None:
     return None
 
 
+@wrappers.uncompiled()
 def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
     """Warn of logits without a gradient; `ValueError`, if attacks are `following` it."""
     import torch
 
-    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    reached = [_reaches(module, row) for row in x.split(1)]
-    if any(reached):
-        return ""
+    for row in torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).split(1):
+        x = row.clone().requires_grad_()
+        for result in _tensors(module(x.clone())):
+            weights = torch.cos(torch.arange(result.numel())).reshape(result.shape)
+            if gradient(result, x, weights.to(result), module).any():
+                return ""
     problem = (
         "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or "
         "NumPy between them and the logits)"
@@ -199,34 +219,14 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
     return f"{problem}; only attacks without gradients mean something here"
 
 
-@wrappers.uncompiled()
-def _reaches(module: Any, image: Any) -> bool:
-    """Tell whether a logit of an image [1,C,H,W] has a gradient in it that is not all zeros."""
-    import torch
-
-    x = image.clone().requires_grad_()
-    for result in _tensors(module(x.clone())):
-        weights = torch.cos(torch.arange(result.numel())).reshape(result.shape)
-        if gradient(result, x, weights.to(result), module).any():
-            return True
-    return False
-
-
 def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
     """Take PyTorch's gradient in `x`; where it fails, `again` finds the module's line."""
     import torch
 
-    grads = (None,)
-    if logits.requires_grad:
-        with _differentiable(again, x):
-            grads = torch.autograd.grad(logits, x, cotangent, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if grads[0] is None else grads[0]
-
-
-@contextlib.contextmanager
-def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
+    if not logits.requires_grad:
+        return torch.zeros_like(x)
     try:
-        yield
+        (grad,) = torch.autograd.grad(logits, x, cotangent, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         text = " ".join(str(error).split())
         where = _line_without_gradient(again, x)
@@ -240,6 +240,7 @@ def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
                 "have none"
             )
         ) from error
+    return torch.zeros_like(x) if grad is None else grad
 
 
 def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
@@ -252,7 +253,7 @@ def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
         with contextlib.suppress(Exception), torch.autograd.detect_anomaly(check_nan=False):
             sums = [result.sum() for result in _tensors(again(x.clone()))]
             torch.autograd.grad(sum(sums), x)
-    return next(filter(None, (own_line(str(each.message)) for each in caught)), "")
+    return next(filter(None, (own_line(str(warning.message)) for warning in caught)), "")
 
 
 def _tensors(value: Any) -> list[Any]:
@@ -261,7 +262,7 @@ def _tensors(value: Any) -> list[Any]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return [tensor for each in value for tensor in _tensors(each)]
+        return [tensor for part in value for tensor in _tensors(part)]
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return []
     return [value] if value.is_floating_point() else []

@@ -1,25 +1,26 @@
-"""What PyTorch puts around a module: the module inside is taken, and compiled code runs as it is
-written."""
+"""What surrounds a PyTorch module: wrappers, compiled code, PyTorch's own logs and warnings."""
 
 import contextlib
+import io
+import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
-
-_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
 def inside(module: Any) -> Any:
     """Return the module inside of `torch.compile`, data parallelism and averages of weights.
 
     Raises:
-      ValueError: its parameters are divided over processes, or a wrapper has hooks.
+      ValueError: its parameters are sharded, or a wrapper has hooks.
     """
     import torch
 
     if not isinstance(module, torch.nn.Module):
         return module
     for name, part in module.named_modules():
-        if _SHARDED & {kind.__name__ for kind in type(part).__mro__}:
+        kinds = {kind.__name__ for kind in type(part).__mro__}
+        if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
             raise ValueError(
                 f"{name or 'it'} is wrapped by FSDP, and its parameters are divided over "
                 "processes; give the module without it, with the weights of its full state dict"
@@ -42,8 +43,25 @@ def inside(module: Any) -> Any:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Let all that `torch.compile` has compiled run as Python, which `torch.export` can follow."""
+    """Run compiled code as plain Python, which `torch.export` can follow."""
     import torch
 
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Suppress PyTorch's logs, output and warnings; its exceptions say the same."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

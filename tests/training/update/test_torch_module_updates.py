@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from jaxrobust.pytorch import modules
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.training import build
 from jaxrobust.types import Batch
@@ -86,7 +85,9 @@ class UpdatesTest(parameterized.TestCase):
 
     def check_ten(self, optimizer, make):
         config, theirs = config_of(optimizer), seeded(make).double().train()
-        self.enter_context(mock.patch.object(modules, "module", lambda name, given: seeded(make)))
+        self.enter_context(
+            mock.patch.object(torch_modules, "module", lambda name, options: seeded(make))
+        )
         source = {"_source_sha256": lambda name: optimizer, "origin": lambda name: {"name": name}}
         self.enter_context(mock.patch.multiple(torch_modules, **source))
         optimiser = optimiser_of(theirs, optimizer, 0.01)
