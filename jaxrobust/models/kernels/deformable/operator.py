@@ -11,61 +11,47 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels.deformable import corners, planes, products
-from jaxrobust.models.kernels.deformable.bounded import Bounded
-from jaxrobust.models.kernels.deformable.places import (
-    POINTS,
-    SIDE,
-    GridGeometry,
-    points_of,
-    reached,
-)
+from jaxrobust.models.kernels.deformable import gathers, windows
+from jaxrobust.models.kernels.deformable.gathers import POINTS, SIDE, GridGeometry
 
 Array = jax.Array
 
-# name -> what has `forward` and `backward`. Gathers take any geometry; the two others, which have
-# none but for what their windows do not reach, take that of the network.
-IMPLEMENTATIONS: dict[str, Any] = {
-    "gathers": corners,
-    "planes": Bounded(planes),
-    "products": Bounded(products),
-}
-_ON = {"cpu": "planes", "tpu": "products", "default": "gathers"}
+# name -> module with `forward` and `backward`; windows take the network's own geometry only.
+IMPLEMENTATIONS: dict[str, Any] = {"gathers": gathers, "windows": windows}
+_ON = {"cpu": "windows", "default": "gathers"}
 
 
-class _Asked(NamedTuple):
-    """What does not change in a call."""
-
+class _Static(NamedTuple):
     geometry: GridGeometry
     implementation: str | None
 
 
-@functools.partial(jax.jit, static_argnames=("asked", "part"))
-def _rule(asked: _Asked, part: str, *operands: Any) -> Any:
+@functools.partial(jax.jit, static_argnames=("how", "part"))
+def _rule(how: _Static, part: str, *operands: Any) -> Any:
     """Traced once for all layers of one size: a trace of all platforms' rules takes 0.2 s."""
-    names = {p: asked.implementation or name for p, name in _ON.items()}
-    if not asked.geometry.is_plain:
+    names = {p: how.implementation or name for p, name in _ON.items()}
+    if not how.geometry.is_plain:
         names = dict.fromkeys(_ON, "gathers")
     rules = {
-        platform: functools.partial(getattr(IMPLEMENTATIONS[name], part), asked.geometry)
+        platform: functools.partial(getattr(IMPLEMENTATIONS[name], part), how.geometry)
         for platform, name in names.items()
     }
     return lax.platform_dependent(*operands, **rules)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _deformable(asked: _Asked, value: Array, offsets: Array, mask: Array) -> Array:
-    return _rule(asked, "forward", value, offsets, mask).astype(value.dtype)
+def _deformable(how: _Static, value: Array, offsets: Array, mask: Array) -> Array:
+    return _rule(how, "forward", value, offsets, mask).astype(value.dtype)
 
 
-def _backward(asked, operands, g):
-    # Nothing is kept but the operands: weights are computed again, as are samples. And inside of
-    # the rule, as differentiating through a choice of platform would keep what every branch keeps.
-    gradients = _rule(asked, "backward", *operands, g)
+def _backward(how, operands, g):
+    # Only the operands are stored; weights and samples are computed again. The choice of platform
+    # is inside the rule, because differentiating through it would store residuals of each branch.
+    gradients = _rule(how, "backward", *operands, g)
     return tuple(d.astype(o.dtype) for d, o in zip(gradients, operands, strict=True))
 
 
-_deformable.defvjp(lambda asked, *o: (_deformable(asked, *o), o), _backward)
+_deformable.defvjp(lambda how, *o: (_deformable(how, *o), o), _backward)
 
 
 def deformable(
@@ -102,7 +88,7 @@ def deformable(
     """
     geometry = GridGeometry(value.shape[1:3], groups, offset_scale, stride, padding, dilation)
     _check(value, offsets, mask, geometry)
-    return _deformable(_Asked(geometry, implementation), value, offsets, mask)
+    return _deformable(_Static(geometry, implementation), value, offsets, mask)
 
 
 def outside(offsets: Array, *, offset_scale: float = 1.0) -> Array:
@@ -112,9 +98,9 @@ def outside(offsets: Array, *, offset_scale: float = 1.0) -> Array:
     the grid without stride and dilation.
     """
     groups = offsets.shape[3] // (2 * POINTS)
-    points = points_of(offsets, offsets[..., : groups * POINTS], groups=groups)
+    points = gathers.points_of(offsets, offsets[..., : groups * POINTS], groups=groups)
     around = GridGeometry(offsets.shape[1:3], groups, offset_scale).from_grid(points)
-    return (~reached(around.y, around.x)).sum()
+    return (~gathers.reached(around.y, around.x)).sum()
 
 
 def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) -> None:
