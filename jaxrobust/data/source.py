@@ -110,13 +110,13 @@ def content_sha256(source: Source, places: Sequence[int]) -> str:
 
 def content_hashes(source: Source, places: Sequence[int]) -> tuple[str, list[str]]:
     """Hash records as `content_sha256` does, and the encoded bytes of each by itself."""
-    digest, each = hashlib.sha256(), []
+    digest, hashes = hashlib.sha256(), []
     for start in range(0, len(places), _READ):
         for record in source.read(places[start : start + _READ]):
             digest.update(f"{record.label} {len(record.image)} ".encode())
             digest.update(record.image)
-            each.append(hashlib.sha256(record.image).hexdigest())
-    return digest.hexdigest(), each
+            hashes.append(hashlib.sha256(record.image).hexdigest())
+    return digest.hexdigest(), hashes
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -127,7 +127,7 @@ def first_few(names: Sequence[str]) -> str:
 class SourceKind(NamedTuple):
     """A kind of data set, by the names that `open_source` takes for it.
 
-    `open(name, split, choice) -> Source`; `choice` (`subsets.Choice`) are the records to keep.
+    `open(name, split, choice) -> Source`; `choice` is a `subsets.SubsetChoice`.
     """
 
     name: str  # before the colon
@@ -143,40 +143,37 @@ class SourceKind(NamedTuple):
         return bool(re.fullmatch(self.pattern or rf"{re.escape(self.name)}:.+", name, re.DOTALL))
 
 
-_KINDS = (
-    SourceKind(
-        *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
-        "jaxrobust.data.sources.cifar_c:open_cifar_c",
-        is_path=True,
-        contents=True,
-    ),
-    SourceKind(
-        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn"),
-        "jaxrobust.data.sources.fake:open_fake",
-        pattern=r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?",
-    ),
-    SourceKind(
-        *("generated", "generated:DIR", "shards of generated images"),
-        "jaxrobust.data.sources.generated:open_generated",
-        is_path=True,
-    ),
-    SourceKind(
-        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
-        "jaxrobust.data.sources.huggingface:open_hf",
-    ),
-    SourceKind(
-        *("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class"),
-        "jaxrobust.data.sources.image_folder:open_folder",
-        is_path=True,
-    ),
-    SourceKind(
-        *("npz", "npz:PATH", "a file of arrays"),
-        "jaxrobust.data.sources.npz:open_npz",
-        is_path=True,
-        contents=True,
-    ),
-)
-KINDS = {kind.name: kind for kind in _KINDS}
+_SOURCES = "jaxrobust.data.sources"
+_FAKE = r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?"
+KINDS = {
+    kind.name: kind
+    for kind in (
+        SourceKind(
+            *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
+            *(f"{_SOURCES}.cifar_c:open_cifar_c", "", True, True),
+        ),
+        SourceKind(
+            *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn"),
+            *(f"{_SOURCES}.fake:open_fake", _FAKE),
+        ),
+        SourceKind(
+            *("generated", "generated:DIR", "shards of generated images"),
+            *(f"{_SOURCES}.generated:open_generated", "", True),
+        ),
+        SourceKind(
+            *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
+            f"{_SOURCES}.huggingface:open_hf",
+        ),
+        SourceKind(
+            *("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class"),
+            *(f"{_SOURCES}.image_folder:open_folder", "", True),
+        ),
+        SourceKind(
+            *("npz", "npz:PATH", "a file of arrays"),
+            *(f"{_SOURCES}.npz:open_npz", "", True, True),
+        ),
+    )
+}
 
 
 def kind_of(name: Any) -> SourceKind | None:

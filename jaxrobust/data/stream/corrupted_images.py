@@ -94,10 +94,15 @@ def each(
     source; others are computed, with the draws of a seed.
     """
     if source.name.startswith(cifar_c.PREFIX):
-        how: dict[str, Any] = {"classes": classes, "num_classes": num_classes}
-        return {str(own): registry.open_source(source.name, str(own), **how) for own in wished}
-    how = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed, "frost": frost}
-    return {str(own): corrupted(source, own, **how) for own in wished}
+        return {
+            str(one): registry.open_source(
+                source.name, str(one), classes=classes, num_classes=num_classes
+            )
+            for one in wished
+        }
+    settings: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing}
+    settings |= {"seed": seed, "frost": frost}
+    return {str(one): corrupted(source, one, **settings) for one in wished}
 
 
 def corrupted(

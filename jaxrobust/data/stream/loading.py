@@ -114,7 +114,7 @@ def load_train(
 ) -> TrainBatch:
     """Make the `rows` examples that `plan` places; first views are by `first_view`."""
     placed = plan.place(position, rows)
-    first, soft = images[0].source, any(own.soft for own in images)
+    first, soft = images[0].source, any(one.soft for one in images)
     batch = TrainBatch(
         images=np.empty((rows, image_size, image_size, first.channels), np.uint8),
         labels=np.zeros((rows, first.num_classes), np.float32)
@@ -122,21 +122,21 @@ def load_train(
         else np.empty(rows, np.int32),
         damaged=np.full(rows, -1, np.int32),
     )
-    for number, own in enumerate(images):
+    for number, decoded_images in enumerate(images):
         bits = np.random.Philox(key=[plan.seed, 1 + 2 * number])
         rng = np.random.Generator(bits)
-        here = np.flatnonzero(placed.source == number)
-        columns = (placed.epochs, placed.record, placed.view)
-        epochs, indices, views = (values[here].tolist() for values in columns)
-        read = zip(here.tolist(), epochs, indices, views, own(indices), strict=True)
-        for row, epoch, index, view, (image, label) in read:
+        rows_here = np.flatnonzero(placed.source == number)
+        columns = (rows_here, *(values[rows_here] for values in (placed.epochs, placed.view)))
+        indices = placed.record[rows_here].tolist()
+        read = zip(*(c.tolist() for c in columns), indices, decoded_images(indices), strict=True)
+        for row, epoch, view, index, (image, label) in read:
             if image is None:
                 batch.damaged[row] = index
-                image, label = _next_whole(own, index)
+                image, label = _next_whole(decoded_images, index)
             _restart(bits, epoch, index, view)
             change = augment if view else first_view
             batch.images[row] = change(image, rng)
-            if soft and not own.soft:
+            if soft and not decoded_images.soft:
                 batch.labels[row, label] = 1
             else:
                 batch.labels[row] = label

@@ -104,11 +104,11 @@ def train_batches(
     if start < 0 or workers < 0:
         raise DataError(f"start={start} and workers={workers} must not be negative")
     sources = (source,) if extra is None else (source, extra)
-    for own in sources:
-        if not ((chain.resizes and first_chain.resizes) or _has_size(own, image_size)):
-            sizes = "x".join(map(str, (own.image_shape or ())[:2])) or "differently sized"
+    for one in sources:
+        if not ((chain.resizes and first_chain.resizes) or _has_size(one, image_size)):
+            sizes = "x".join(map(str, (one.image_shape or ())[:2])) or "differently sized"
             raise DataError(
-                f"{own.where()} has {sizes} images, and the augmentation {augmentation!r} "
+                f"{one.where()} has {sizes} images, and the augmentation {augmentation!r} "
                 f"does not resize them to image_size={image_size}; set image_size to theirs or "
                 "begin with resized-crop"
             )
@@ -118,8 +118,8 @@ def train_batches(
     load = functools.partial(
         loading.load_train,
         images=tuple(
-            loading.DecodedImages(own, CACHE_BYTES, strict or own is extra, soft=True)
-            for own in sources
+            loading.DecodedImages(one, CACHE_BYTES, strict or one is extra, soft=True)
+            for one in sources
         ),
         augment=chain.augment,
         first_view=first_chain.augment,
@@ -241,9 +241,8 @@ def _obey_the_main_process(index: int, count: int) -> None:
 
 
 def _end_with_the_main_process() -> None:
-    if (
-        main := multiprocessing.parent_process()
-    ):  # killed with -9, it would leave its workers behind
+    main = multiprocessing.parent_process()
+    if main:  # killed with -9, it would leave its workers behind
         main.join()
         os._exit(1)
 

@@ -179,11 +179,11 @@ def plan(
         near = [n for n in range(1, rows + 1) if rows % n == 0]
         of = f"the {rows} rows of data.name in a batch"
         raise DataError(f"data.views={views} does not divide {of}; use one of {near}")
-    for which, images in ((source, rows // views), (extra, second)):
-        if which is not None and images > len(which):
+    for one, images in ((source, rows // views), (extra, second)):
+        if one is not None and images > len(one):
             raise DataError(
-                f"a batch of {batch_size} needs {images} images of {which.where()}, which has "
-                f"{len(which)}; use a smaller batch_size"
+                f"a batch of {batch_size} needs {images} images of {one.where()}, which has "
+                f"{len(one)}; use a smaller batch_size"
             )
     if extra is None:
         return BatchPlan(seed, batch_size, (len(source),), (rows,), (views,))
@@ -193,12 +193,12 @@ def plan(
 
 def _check_alike(source: Source, extra: Source) -> None:
     for what in ("num_classes", "channels"):
-        theirs, ours = getattr(extra, what), getattr(source, what)
-        if theirs != ours:
+        second, first = getattr(extra, what), getattr(source, what)
+        if second != first:
             words = what.replace("num_", "")
             raise DataError(
-                f"data.extra: {extra.where()} has {theirs} {words}, and {source.where()} has "
-                f"{ours}; give one with the same classes and channels"
+                f"data.extra: {extra.where()} has {second} {words}, and {source.where()} has "
+                f"{first}; give one with the same classes and channels"
             )
     if source.classes and extra.classes and source.classes != extra.classes:
         raise DataError(

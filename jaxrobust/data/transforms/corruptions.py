@@ -27,10 +27,10 @@ class _Settings(NamedTuple):
     large: Sequence[Any]
 
 
-def _pixels(side: int, *rows: tuple[float, float, float]) -> list[tuple[float, float, float]]:
-    return [(side * a, side * b, side * c) for a, b, c in rows]
-
-
+_ELASTIC_SMALL = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05))
+_ELASTIC_SMALL += ((0.1, 0.03, 0.03),)
+_ELASTIC_LARGE = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02))
+_ELASTIC_LARGE += ((0.12, 0.01, 0.02),)
 KINDS = {  # function of `distortions` -> its settings
     "gaussian_noise": _Settings((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": _Settings((500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
@@ -78,22 +78,8 @@ KINDS = {  # function of `distortions` -> its settings
     "brightness": _Settings((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": _Settings((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
     "elastic_transform": _Settings(
-        _pixels(
-            32,
-            (0, 0, 0.08),
-            (0.05, 0.2, 0.07),
-            (0.08, 0.06, 0.06),
-            (0.1, 0.04, 0.05),
-            (0.1, 0.03, 0.03),
-        ),
-        _pixels(  # as written there, though the images have 224
-            244,
-            (2, 0.7, 0.1),
-            (2, 0.08, 0.2),
-            (0.05, 0.01, 0.02),
-            (0.07, 0.01, 0.02),
-            (0.12, 0.01, 0.02),
-        ),
+        [tuple(32 * share for share in row) for row in _ELASTIC_SMALL],
+        [tuple(244 * share for share in row) for row in _ELASTIC_LARGE],  # as there, not 224
     ),
     "pixelate": _Settings((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": _Settings((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
@@ -122,12 +108,12 @@ def chosen(text: str) -> list[Corruption]:
                 f"there is no severity {severity!r} of {kind}; write {kind}-1 to {kind}-5, or "
                 f"{kind} for all five"
             )
-        for each in KINDS if kind == "all" else [kind]:
-            severities = [int(severity)] if hyphen else SEVERITIES
-            corruptions += [Corruption(each, number) for number in severities]
-    if twice := [each for each in corruptions if corruptions.count(each) > 1]:
+        kinds = list(KINDS) if kind == "all" else [kind]
+        severities = [int(severity)] if hyphen else SEVERITIES
+        corruptions += [Corruption(kind, number) for kind in kinds for number in severities]
+    if twice := [corruption for corruption in corruptions if corruptions.count(corruption) > 1]:
         raise DataError(f"{text} has {twice[0]} twice; name it once")
-    return sorted(corruptions, key=lambda each: (list(KINDS).index(each.kind), each.severity))
+    return sorted(corruptions, key=lambda one: (list(KINDS).index(one.kind), one.severity))
 
 
 def corrupt(

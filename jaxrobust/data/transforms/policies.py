@@ -18,13 +18,12 @@ class PolicyChange(NamedTuple):
     number: Callable[..., float]
 
 
-Plan = list[tuple[str, float]]
+Plan = list[tuple[str, float]]  # changes by their names, with their numbers
 
 
-def _made(
-    plan: Plan, image: Image.Image, rows: Mapping[str, PolicyChange], canvas: Canvas
+def _changed(
+    image: Image.Image, plan: Plan, rows: Mapping[str, PolicyChange], canvas: Canvas
 ) -> Image.Image:
-    """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
     for name, number in plan:
         image = rows[name].change(image, number, canvas)
     return image
@@ -38,11 +37,13 @@ def _factor(strength: float) -> float:
     return max(0.1, 1 + 0.9 * strength)
 
 
-# timm's set `rand-...-inc1`: numbers from a signed strength in [-1, 1], its magnitude over 10.
-RANDAUGMENT = {
+_WITHOUT_NUMBERS = {
     "AutoContrast": PolicyChange(operations.auto_contrast, _no_number),
     "Equalize": PolicyChange(operations.equalize, _no_number),
     "Invert": PolicyChange(operations.invert, _no_number),
+}
+# timm's set `rand-...-inc1`: numbers from a signed strength in [-1, 1], its magnitude over 10.
+RANDAUGMENT = _WITHOUT_NUMBERS | {
     "Rotate": PolicyChange(operations.rotate, lambda strength: strength * 30),
     "Posterize": PolicyChange(operations.posterize, lambda strength: 4 - int(abs(strength) * 4)),
     "Solarize": PolicyChange(operations.solarize, lambda strength: 256 - int(abs(strength) * 256)),
@@ -88,7 +89,7 @@ def randaugment(
       tests/data/transforms/test_randaugment.py.
     """
     plan = draw_randaugment(rng, magnitude=magnitude, std=std, ops=ops)
-    return _made(plan, image, RANDAUGMENT, Canvas(Image.Resampling.BICUBIC, fill))
+    return _changed(image, plan, RANDAUGMENT, Canvas(Image.Resampling.BICUBIC, fill))
 
 
 def draw_randaugment(rng: np.random.Generator, *, magnitude: float, std: float, ops: int) -> Plan:
@@ -128,10 +129,7 @@ def _translate(sign: int, level: int, side: int) -> float:
 _blend = functools.partial(_signed, _bins(0, 0.9), 1)
 _shear = functools.partial(_signed, _bins(0, 0.3), 0)
 # torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
-TORCHVISION = {
-    "AutoContrast": PolicyChange(operations.auto_contrast, _no_number),
-    "Equalize": PolicyChange(operations.equalize, _no_number),
-    "Invert": PolicyChange(operations.invert, _no_number),
+TORCHVISION = _WITHOUT_NUMBERS | {
     "Rotate": PolicyChange(operations.rotate, functools.partial(_signed, _bins(0, 30), 0)),
     "Posterize": PolicyChange(
         operations.posterize, functools.partial(_picked, [8 - round(i * 4 / 9) for i in _LEVELS])
@@ -180,66 +178,35 @@ ROBUSTART = TORCHVISION | {
     "TranslateY": PolicyChange(operations.translate_y, _unrounded),
 }
 
-# Cubuk et al. 2019, tables 7 and 9: pairs of name, probability in tenths, level.
+# Cubuk et al. 2019, tables 7 and 9: pairs of (name, probability in tenths, level).
 _CIFAR10 = """
-Invert 1 0, Contrast 2 6
-Rotate 7 2, TranslateX 3 9
-Sharpness 8 1, Sharpness 9 3
-ShearY 5 8, TranslateY 7 9
-AutoContrast 5 0, Equalize 9 0
-ShearY 2 7, Posterize 3 7
-Color 4 3, Brightness 6 7
-Sharpness 3 9, Brightness 7 9
-Equalize 6 0, Equalize 5 0
-Contrast 6 7, Sharpness 6 5
-Color 7 7, TranslateX 5 8
-Equalize 3 0, AutoContrast 4 0
-TranslateY 4 3, Sharpness 2 6
-Brightness 9 6, Color 2 8
-Solarize 5 2, Invert 0 0
-Equalize 2 0, AutoContrast 6 0
-Equalize 2 0, Equalize 6 0
-Color 9 9, Equalize 6 0
-AutoContrast 8 0, Solarize 2 8
-Brightness 1 3, Color 7 0
-Solarize 4 5, AutoContrast 9 0
-TranslateY 9 9, TranslateY 7 9
-AutoContrast 9 0, Solarize 8 3
-Equalize 8 0, Invert 1 0
+Invert 1 0, Contrast 2 6; Rotate 7 2, TranslateX 3 9; Sharpness 8 1, Sharpness 9 3
+ShearY 5 8, TranslateY 7 9; AutoContrast 5 0, Equalize 9 0; ShearY 2 7, Posterize 3 7
+Color 4 3, Brightness 6 7; Sharpness 3 9, Brightness 7 9; Equalize 6 0, Equalize 5 0
+Contrast 6 7, Sharpness 6 5; Color 7 7, TranslateX 5 8; Equalize 3 0, AutoContrast 4 0
+TranslateY 4 3, Sharpness 2 6; Brightness 9 6, Color 2 8; Solarize 5 2, Invert 0 0
+Equalize 2 0, AutoContrast 6 0; Equalize 2 0, Equalize 6 0; Color 9 9, Equalize 6 0
+AutoContrast 8 0, Solarize 2 8; Brightness 1 3, Color 7 0; Solarize 4 5, AutoContrast 9 0
+TranslateY 9 9, TranslateY 7 9; AutoContrast 9 0, Solarize 8 3; Equalize 8 0, Invert 1 0
 TranslateY 7 9, AutoContrast 9 0
 """
 _IMAGENET = """
-Posterize 4 8, Rotate 6 9
-Solarize 6 5, AutoContrast 6 0
-Equalize 8 0, Equalize 6 0
-Posterize 6 7, Posterize 6 6
-Equalize 4 0, Solarize 2 4
-Equalize 4 0, Rotate 8 8
-Solarize 6 3, Equalize 6 0
-Posterize 8 5, Equalize 10 0
-Rotate 2 3, Solarize 6 8
-Equalize 6 0, Posterize 4 6
-Rotate 8 8, Color 4 0
-Rotate 4 9, Equalize 6 0
-Equalize 0 0, Equalize 8 0
-Invert 6 0, Equalize 10 0
-Color 6 4, Contrast 10 8
-Rotate 8 8, Color 10 2
-Color 8 8, Solarize 8 7
-Sharpness 4 7, Invert 6 0
-ShearX 6 5, Equalize 10 0
-Color 4 0, Equalize 6 0
-Equalize 4 0, Solarize 2 4
-Solarize 6 5, AutoContrast 6 0
-Invert 6 0, Equalize 10 0
-Color 6 4, Contrast 10 8
+Posterize 4 8, Rotate 6 9; Solarize 6 5, AutoContrast 6 0; Equalize 8 0, Equalize 6 0
+Posterize 6 7, Posterize 6 6; Equalize 4 0, Solarize 2 4; Equalize 4 0, Rotate 8 8
+Solarize 6 3, Equalize 6 0; Posterize 8 5, Equalize 10 0; Rotate 2 3, Solarize 6 8
+Equalize 6 0, Posterize 4 6; Rotate 8 8, Color 4 0; Rotate 4 9, Equalize 6 0
+Equalize 0 0, Equalize 8 0; Invert 6 0, Equalize 10 0; Color 6 4, Contrast 10 8
+Rotate 8 8, Color 10 2; Color 8 8, Solarize 8 7; Sharpness 4 7, Invert 6 0
+ShearX 6 5, Equalize 10 0; Color 4 0, Equalize 6 0; Equalize 4 0, Solarize 2 4
+Solarize 6 5, AutoContrast 6 0; Invert 6 0, Equalize 10 0; Color 6 4, Contrast 10 8
 Equalize 8 0, Equalize 6 0
 """
 
 
 def _policy(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
     """Read pairs of (name, probability, level)."""
-    lines = ([words.split() for words in line.split(",")] for line in text.strip().splitlines())
+    pairs = text.strip().replace("\n", ";").split(";")
+    lines = ([words.split() for words in pair.split(",")] for pair in pairs)
     return tuple(tuple((n, int(tenths) / 10, int(k)) for n, tenths, k in line) for line in lines)
 
 
@@ -262,7 +229,7 @@ def autoaugment(
     """
     sides = {"height": image.height, "width": image.width}
     plan = draw_autoaugment(rng, policy=policy, rows=rows, **sides)
-    return _made(plan, image, rows, Canvas(Image.Resampling.NEAREST, fill))
+    return _changed(image, plan, rows, Canvas(Image.Resampling.NEAREST, fill))
 
 
 def draw_autoaugment(

@@ -68,9 +68,9 @@ def _resized_center(
     if _exact(height, rows):
         box = (0, top * height / rows - first, crop, (top + crop) * height / rows - first)
         return to_array(strip.resize((crop, crop), resample, box))
-    whole = Image.new(strip.mode, (crop, height))
-    whole.paste(strip, (0, first))
-    return to_array(whole.resize((crop, rows), resample))[top : top + crop]
+    padded = Image.new(strip.mode, (crop, height))
+    padded.paste(strip, (0, first))
+    return to_array(padded.resize((crop, rows), resample))[top : top + crop]
 
 
 def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
@@ -95,9 +95,8 @@ def _exact(size: int, resized: int) -> bool:
 def _center_crop(image: np.ndarray, crop: int) -> np.ndarray:
     height, width = image.shape[:2]
     if height < crop or width < crop:
-        below, beside = max(0, crop - height), max(0, crop - width)
-        padding = ((below // 2, below - below // 2), (beside // 2, beside - beside // 2), (0, 0))
-        image = np.pad(image, padding)
+        missing = (max(0, crop - height), max(0, crop - width), 0)
+        image = np.pad(image, [(pixels // 2, pixels - pixels // 2) for pixels in missing])
     top, left = (_offset(side, crop) for side in image.shape[:2])
     return image[top : top + crop, left : left + crop]
 
@@ -226,8 +225,8 @@ def to_pil(image: np.ndarray) -> Image.Image:
     ):
         start = image.ctypes.data - pixels.ctypes.data
         if start % 4 == 0:
-            rest, size = pixels.reshape(-1)[start:], (image.shape[1], image.shape[0])
-            return Image.frombytes("RGB", size, rest, "raw", "RGBX", image.strides[0], 1)
+            data, size = pixels.reshape(-1)[start:], (image.shape[1], image.shape[0])
+            return Image.frombytes("RGB", size, data, "raw", "RGBX", image.strides[0], 1)
     return Image.fromarray(image)
 
 

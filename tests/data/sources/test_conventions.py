@@ -368,27 +368,23 @@ class FoldersTest(ConventionsCase):
         (self.root / "train").rename(self.root / ".train")
         self.assertEqual(data.open_source(flat, "all").classes, ("a", "b"))
 
-    def test_images_in_no_class_folder(self):
-        given = self.folder("train/a/1.png", "train/b/1.png", "train/1.png", "train/2.JPG")
-        self.says(given, "2 images of .*train lie in no class folder and are left out")
-
-    def test_files_with_other_endings(self):
-        given = self.folder("train/a/1.png", "train/b/1.png", "train/a/2.HEIC", "train/b/2.jfif")
-        self.folder("train/a/3.heic", "train/a/notes.txt", "train/a/4.PNG")
-        self.says(given, "endings than .jpg, .* are left out: 2 .heic, 1 .jfif")
-        self.assertLen(self.open(given), 3)
-
-    def test_folders_in_class_folders(self):
-        """Splits under other names are taken for classes."""
-        given = self.folder(*(f"{s}ing/{c}/1.png" for s in ("train", "test") for c in "ab"))
-        self.says(given, "class folders of .* hold folders in place of images .a, b .2..", "all")
-        self.assertEqual(self.open(given, "testing").classes, ("a", "b"))
-
-    def test_a_folder_above_the_classes(self):
-        given = self.folder("images/a/1.png", "images/b/1.png")
-        self.says(given, "hold folders in place of images .a, b .2..", "all")
-        self.says(given, "has one class, images", "all")
-
-    def test_one_name_for_all_is_a_habit(self):
-        given = self.folder("train/a/images/1.png", "train/b/images/1.png")
-        self.assertEqual(self.open(given).notes, ())
+    @sweeps.rows(
+        (
+            ["train/a/1.png", "train/b/1.png", "train/1.png", "train/2.JPG"],
+            *("train", "2 images of .*train lie in no class folder and are left out"),
+        ),
+        (
+            ["a/1.png", "b/1.png", "a/2.HEIC", "b/2.jfif", "a/3.heic", "a/notes.txt", "a/4.PNG"],
+            *("all", "endings than .jpg, .* are left out: 2 .heic, 1 .jfif"),
+        ),
+        (  # splits under other names are taken for classes
+            [f"{split}ing/{name}/1.png" for split in ("train", "test") for name in "ab"],
+            *("all", "class folders of .* hold folders in place of images .a, b .2.."),
+        ),
+        (["images/a/1.png", "images/b/1.png"], "all", "has one class, images"),
+        (["images/a/1.png", "images/b/1.png"], "all", "folders in place of images .a, b .2.."),
+        (["train/a/images/1.png", "train/b/images/1.png"], "train", "^$"),  # a habit
+    )
+    def test_what_is_left_out_or_taken_for_classes(self, paths, split, pattern):
+        self.root = Path(self.create_tempdir())
+        self.says(self.folder(*paths), pattern, split)

@@ -321,8 +321,8 @@ class PlacesTest(TempDirTest):
 IN_A_BUCKET = """
 import hashlib, json, os, pickle, sys
 from unittest import mock
-from jaxrobust.data import sources, subsets
-from etils import epath
+from jaxrobust.data.sources import registry as sources
+from jaxrobust.data.splits import subsets
 
 def refused(*arguments, **options):
     try:
@@ -447,20 +447,7 @@ class RefusalTest(TempDirTest):
             "TFDS_DATA_DIR",
             name="cifar100",
         )
-
-    @sweeps.rows(
-        "", "/etc/x", "*", "my*", "..", "../mydigits", "mydigits/", "a/b/c", "tfds:", "a:1:2", "a b"
-    )
-    def test_what_is_not_a_name(self, name):
-        self.copy_of_digits()
-        self.assert_refused(
-            "^'.*' is not the name of a data set; write digits, fake.* or .tfds:.NAME", name=name
-        )
-
-    def test_fake_without_pixels(self):
         self.assert_refused("unknown data set 'fake:0x8x1'", name="fake:0x8x1")
-
-    def test_missing_data_directory(self):
         self.assert_refused(
             "nowhere does not exist",
             "TFDS_DATA_DIR",
@@ -469,20 +456,13 @@ class RefusalTest(TempDirTest):
             data_dir=self.root / "nowhere",
         )
 
-    def test_another_file_format(self):
-        self.edit_info(self.copy_of_digits(), fileFormat="tfrecord")
-        self.assert_refused("the format tfrecord", "tfds build mydigits --file_format=array_record")
-
-    def test_broken_description(self):
-        (self.copy_of_digits() / "features.json").write_text("{")
-        self.assert_refused("does not describe a data set", "tfds build mydigits")
-
-    def test_not_a_classification_data_set(self):
-        directory = self.copy_of_digits()
-        features = json.loads((directory / "features.json").read_text())
-        del features["featuresDict"]["features"]["label"]
-        (directory / "features.json").write_text(json.dumps(features))
-        self.assert_refused("0 features of the kind ClassLabel", "one image and one class label")
+    @sweeps.rows(
+        "", "/etc/x", "*", "my*", "..", "../mydigits", "mydigits/", "a/b/c", "tfds:", "a:1:2", "a b"
+    )
+    def test_what_is_not_a_name(self, name):
+        self.assert_refused(
+            "^'.*' is not the name of a data set; write digits, fake.* or .tfds:.NAME", name=name
+        )
 
     @sweeps.rows("valid", "train[90%:", "train[:0]", "train[20:10]")
     def test_unknown_split(self, split):
@@ -491,9 +471,20 @@ class RefusalTest(TempDirTest):
             r"no split '", r"train \(1400\), test \(397\)", r"train\[:90%\]", split=split
         )
 
-    def test_missing_file(self):
-        next(self.copy_of_digits().glob("*train*")).unlink()
+    def test_descriptions(self):
+        """Another format, one that is broken, and one without labels; then a file is missing."""
+        directory = self.copy_of_digits()
+        next(directory.glob("*train*")).unlink()
         self.assert_refused("mydigits-train.array_record-00000-of-00001 is missing", "tfds build")
+        path = directory / "features.json"
+        features = json.loads(path.read_text())
+        del features["featuresDict"]["features"]["label"]
+        path.write_text(json.dumps(features))
+        self.assert_refused("0 features of the kind ClassLabel", "one image and one class label")
+        path.write_text("{")
+        self.assert_refused("does not describe a data set", "tfds build mydigits")
+        self.edit_info(self.copy_of_digits(), fileFormat="tfrecord")
+        self.assert_refused("the format tfrecord", "tfds build mydigits --file_format=array_record")
 
     @sweeps.rows(0, 100, 65_536, 131_072, 300_000)
     def test_truncated_file(self, size):
