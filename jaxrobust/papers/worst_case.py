@@ -101,8 +101,8 @@ def worst_case(
       ledger: of AutoAttack, see there.
       verbose: progress and a table on stderr.
     """
+    from jaxrobust.evaluation.questions import several
     from jaxrobust.evaluation.questions.questions import GivenFlags
-    from jaxrobust.evaluation.records import unions
     from jaxrobust.papers import three_norms
 
     check_array("images", images)
@@ -123,7 +123,7 @@ def worst_case(
     for count, (threat, (_, question)) in enumerate(zip(threats, questions, strict=True)):
         standing = np.ones(len(held), bool)
         if union_only and count:
-            standing = unions.joined(measured, threats).robust
+            standing = several.joined(measured, threats).robust
         ids = np.flatnonzero(standing)
         if question.fixed:
             given = (logits_fn, held, right, ids, threat, question)
@@ -145,8 +145,8 @@ def worst_case(
         measured.append(whole.measured())
     names = [f"{ball} {q.attack}" for ball, (_, q) in zip(threats, questions, strict=True)]
     methods = [question.method for _, question in questions]
-    rows = unions.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
-    record, own, _ = unions.united(measured, threats, names)
+    rows = several.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
+    record, own, _ = several.united(measured, threats, names)
     images_sha256 = hashed(held, right, own.image_ids)
     record = dataclasses.replace(
         record,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.evaluation.bundles.claims import Bundle
-from jaxrobust.evaluation.bundles.contradictions import RecordJson, is_a, kind
+from jaxrobust.evaluation.bundles.contradictions import is_a, kind
 from jaxrobust.evaluation.bundles.findings import SHOWN, ClaimFindings
 from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import checks
@@ -69,17 +69,17 @@ class StandingSample(NamedTuple):
         fell, (low, high) = len(self.fallen), self.bounds(at_most)
         least, most = (count / max(self.standing, 1) for count in (self.least, self.most))
         of = "all " if self.attacked == self.standing else ""
-        known = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
+        would = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
         sure = "" if of else "with 95 % confidence in each bound, "
         shown = [
             f"  of {of}{self.attacked:,} standing images {fell:,} fell to {', '.join(ATTACKS)} "
-            f"(--seed {self.seed} repeats this): {sure}{known} of the {self.standing:,} that "
+            f"(--seed {self.seed} repeats this): {sure}{would} of the {self.standing:,} that "
             f"stand would fall, and robust accuracy under these attacks is {low:.2%} to {high:.2%}"
         ]
         if fell:
-            named = [f"{image} ({name})" for image, name in self.fallen.items()]
+            names = [f"{image} ({name})" for image, name in self.fallen.items()]
             more = ", ..." * (fell > SHOWN)
-            shown.append(f"  fell: image {', '.join(named[:SHOWN])}{more}")
+            shown.append(f"  fell: image {', '.join(names[:SHOWN])}{more}")
         return shown
 
 
@@ -117,19 +117,18 @@ def attacked(
             image_ids=ids,
             verbose=False,
         )
-    found = dict(zip(ids, result.fooled_by.tolist(), strict=True))
-    fallen = {image: name for image, name in found.items() if name}
-    ran = [own["name"] for own in result.attacks if _claims_attack(bundle.record, own)]
-    refuted = sum(name in ran for name in fallen.values())
+    by_image = zip(ids, result.fooled_by.tolist(), strict=True)
+    fallen = {image: name for image, name in by_image if name}
+    # Attacks that the record claims with at least these steps, restarts and targets.
+    claimed = {
+        attack["name"]
+        for attack in result.attacks
+        for one in bundle.record["attacks"]
+        if one["name"] == attack["name"]
+        and all(
+            not is_a(one.get(key), int) or one[key] >= attack[key]
+            for key in ("steps", "restarts", "targets")
+        )
+    }
+    refuted = sum(name in claimed for name in fallen.values())
     return StandingSample(**about, fallen=fallen, refuted=refuted, seed=seed, flags=result.flags)
-
-
-def _claims_attack(record: RecordJson, attack: dict[str, Any]) -> bool:
-    """Return whether a record claims `attack` with at least its steps, restarts and targets."""
-
-    def is_at_least(claimed: dict[str, Any], key: str) -> bool:
-        return not is_a(claimed.get(key), int) or claimed[key] >= attack[key]
-
-    claims_of_name = [one for one in record["attacks"] if one["name"] == attack["name"]]
-    keys = "steps", "restarts", "targets"
-    return any(all(is_at_least(one, key) for key in keys) for one in claims_of_name)

@@ -29,45 +29,45 @@ _STEPS = 8  # radii in each sigma at which the record has the accuracy
 Certificates = dict[int, Certificate]  # by the place of the image
 
 
-def settled(given: GivenFlags) -> GivenFlags:
+def settled(flags: GivenFlags) -> GivenFlags:
     """Refuse flags that contradict `--certify`."""
-    if given.certify is None:
-        return given
+    if flags.certify is None:
+        return flags
     try:
-        smoothing.check(settings(given))
+        smoothing.check(settings(flags))
     except ValueError as error:
-        raise ValueError(f"--certify={given.certify:g}: {error}") from error
-    if given.norm not in (None, "l2"):
+        raise ValueError(f"--certify={flags.certify:g}: {error}") from error
+    if flags.norm not in (None, "l2"):
         raise ValueError(
-            f"--certify gives radii in l2, for which its noise is made; leave --norm={given.norm} "
+            f"--certify gives radii in l2, for which its noise is made; leave --norm={flags.norm} "
             "out"
         )
-    if given.epsilon is not None:
+    if flags.epsilon is not None:
         raise ValueError("--certify finds the radius of each image itself; leave --epsilon out")
-    if given.attack != "clean":
-        raise ValueError(f"--certify attacks nothing; leave --attack={given.attack} out")
+    if flags.attack != "clean":
+        raise ValueError(f"--certify attacks nothing; leave --attack={flags.attack} out")
     others = ("corruptions", "bundle", "worst_case", "union_only", "replay", "noreplay", "rule")
-    for flag in written(given, *others):
+    for flag in written(flags, *others):
         raise ValueError(f"{flag} has no effect on --certify; leave it out")
-    if given.version != "standard":
-        raise ValueError(f"--certify is of networks without draws; leave --version={given.version}")
-    return given
+    if flags.version != "standard":
+        raise ValueError(f"--certify is of networks without draws; leave --version={flags.version}")
+    return flags
 
 
-def settings(given: GivenFlags) -> Smoothing:
+def settings(flags: GivenFlags) -> Smoothing:
     """Read how images are certified."""
-    more: dict[str, Any] = {"draws": given.draws, "alpha": given.alpha}
+    more: dict[str, Any] = {"draws": flags.draws, "alpha": flags.alpha}
     more = {key: value for key, value in more.items() if value is not None}
-    return Smoothing(sigma=float(given.certify or 0), **more)
+    return Smoothing(sigma=float(flags.certify or 0), **more)
 
 
-def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
+def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
     """Record the certified accuracies, computed unless they are there; processes share the images.
 
     Each process writes its images into a file beside the record, and the same command goes on
     behind them, on any number of processes.
     """
-    noise, question = settings(given), evaluation.question
+    noise, question = settings(flags), evaluation.question
     number = evaluation.number(evaluation.subject, smoothing=[*noise, question.seed])
     if there := evaluation.recorded(number):
         return there
@@ -81,9 +81,9 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
     right = answers == labels
     steps = int(noise.largest_radius / noise.sigma * _STEPS) + 1
     grid = [step * noise.sigma / _STEPS for step in range(steps)]
-    flags = label_checks.check_answers(answers, labels, evaluation.source.num_classes)
+    doubts = label_checks.check_answers(answers, labels, evaluation.source.num_classes)
     if broken := sum(certificate.unanswered > 0 for certificate in by_image.values()):
-        flags["nan-under-noise"] = (
+        doubts["nan-under-noise"] = (
             f"{broken} images have NaN or infinite logits under some noise: such draws count for "
             "no class"
         )
@@ -106,7 +106,7 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
         "seconds": time.perf_counter() - start,  # with what compiles
         "compile_seconds": 0.0,
     }
-    measured = AccuracyRecord(accuracy_after={}, costs=[cost], flags=flags, certified=facts)
+    measured = AccuracyRecord(accuracy_after={}, costs=[cost], flags=doubts, certified=facts)
     return evaluation.write(number, f"{METHOD} {noise.sigma:g}", measured, None)
 
 

@@ -36,47 +36,47 @@ from jaxrobust.runtime.text.progress import say
 METHOD = "corruptions"
 
 
-def settled(given: GivenFlags) -> GivenFlags:
+def settled(flags: GivenFlags) -> GivenFlags:
     """Fill in the flags of an evaluation with `--corruptions`; refuse those that contradict it."""
-    if given.corruptions is None:
-        if given.frost is not None:
-            raise ValueError(f"--frost={given.frost} has no effect without --corruptions")
-        return given
-    wished = wanted(given)
-    if given.attack != "clean":
+    if flags.corruptions is None:
+        if flags.frost is not None:
+            raise ValueError(f"--frost={flags.frost} has no effect without --corruptions")
+        return flags
+    wished = wanted(flags)
+    if flags.attack != "clean":
         raise ValueError(
-            f"--corruptions is measured without an attack; leave --attack={given.attack} out"
+            f"--corruptions is measured without an attack; leave --attack={flags.attack} out"
         )
-    if given.frost is not None and all(each.kind != "frost" for each in wished):
-        raise ValueError(f"--frost={given.frost} has no effect without the corruption frost")
-    if not (given.dataset or "").startswith(cifar_c.PREFIX):
-        return given
-    for flag, value in (("split", given.split), ("frost", given.frost)):
+    if flags.frost is not None and all(each.kind != "frost" for each in wished):
+        raise ValueError(f"--frost={flags.frost} has no effect without the corruption frost")
+    if not (flags.dataset or "").startswith(cifar_c.PREFIX):
+        return flags
+    for flag, value in (("split", flags.split), ("frost", flags.frost)):
         if value is not None:
             raise ValueError(
-                f"--{flag}={value} has no effect on the files of {given.dataset}; leave it out"
+                f"--{flag}={value} has no effect on the files of {flags.dataset}; leave it out"
             )
-    return given._replace(split=str(wished[0]))
+    return flags._replace(split=str(wished[0]))
 
 
-def wanted(given: GivenFlags) -> list[Asked]:
+def wanted(flags: GivenFlags) -> list[Asked]:
     """Read the corruptions of the flag."""
     try:
-        return corruptions.chosen(str(given.corruptions))
+        return corruptions.chosen(str(flags.corruptions))
     except ValueError as error:
-        raise ValueError(f"--corruptions={given.corruptions}: {error}") from error
+        raise ValueError(f"--corruptions={flags.corruptions}: {error}") from error
 
 
-def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
+def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
     """Record the accuracies, computed unless they are there; the first process of a pod writes."""
     subject, question, source = evaluation.subject, evaluation.question, evaluation.source
     size, frost = subject.image_size, None
-    if given.frost is not None:
-        frost = corrupted_images.photographs(given.frost, size)
+    if flags.frost is not None:
+        frost = corrupted_images.photographs(flags.frost, size)
     frost_sha256 = frost.sha256 if frost else None
     sources = corrupted_images.each(
         source,
-        wanted(given),
+        wanted(flags),
         image_size=size,
         preprocessing=str(question.preprocessing),
         seed=question.seed,
@@ -84,11 +84,11 @@ def record(evaluation: Evaluation, given: GivenFlags) -> AccuracyRecord:
         classes=subject.classes,
         num_classes=subject.network.num_classes,
     )
-    drawn = None if _is_published(source) else [given.seed, frost_sha256]
+    drawn = None if _is_published(source) else [flags.seed, frost_sha256]
     files = [[name, of_name.files_sha256] for name, of_name in sources.items()]
     number = evaluation.number(subject, corruptions=files, drawn=drawn)
     ledger = evaluation.out / f"corruptions-{number}.jsonl"
-    place = Path(given.bundle) if given.bundle else None
+    place = Path(flags.bundle) if flags.bundle else None
     is_first = jax.process_index() == 0
     if place:
         hosts.together(lambda: is_first and bundle.check_place(place, number))

@@ -27,51 +27,51 @@ class RecordFound(NamedTuple):
     file: Path
 
 
-def check_flags(given: GivenFlags, several: Sequence[str]) -> None:
+def check_flags(flags: GivenFlags, several: Sequence[str]) -> None:
     """Refuse flags of a stop that contradict others; `several` names flags of many evaluations."""
-    stop = flag(given)
+    stop = flag(flags)
     for name in ("alpha", "tie") if stop is None else ():
-        value = getattr(given, name)
-        if value is not None and not (name == "alpha" and given.certify is not None):
+        value = getattr(flags, name)
+        if value is not None and not (name == "alpha" and flags.certify is not None):
             of = "--against, --until_width or --certify" if name == "alpha" else "--against"
             raise ValueError(f"--{name}={value:g} belongs to {of}; give that, or leave it out")
     if stop is None:
         return
-    if given.certify is not None:
+    if flags.certify is not None:
         raise ValueError(f"{stop} stops attacks, and --certify has none; leave one of them out")
-    if given.against and given.until_width is not None:
+    if flags.against and flags.until_width is not None:
         raise ValueError("--against and --until_width each say when to stop; give one of them")
-    if given.alpha is not None and not 0 < given.alpha < 1:
+    if flags.alpha is not None and not 0 < flags.alpha < 1:
         raise ValueError(
-            f"--alpha={given.alpha:g} is the probability of a false alarm; give one between 0 and "
+            f"--alpha={flags.alpha:g} is the probability of a false alarm; give one between 0 and "
             "1, such as 0.05"
         )
-    if given.tie is not None and not given.against:
-        raise ValueError(f"--tie={given.tie:g} belongs to --against; give that, or leave it out")
+    if flags.tie is not None and not flags.against:
+        raise ValueError(f"--tie={flags.tie:g} belongs to --against; give that, or leave it out")
     for name in ("tie", "until_width"):
-        points = getattr(given, name)
+        points = getattr(flags, name)
         if points is not None and not 0 < points < 100:
             raise ValueError(f"--{name}={points:g} must be above 0 and below 100 points")
-    _check_others(given, stop, several)
+    _check_others(flags, stop, several)
 
 
-def flag(given: GivenFlags) -> str | None:
+def flag(flags: GivenFlags) -> str | None:
     """Name the flag that stops an evaluation; None: it has no such flag."""
-    if given.against:
+    if flags.against:
         return "--against"
-    return None if given.until_width is None else "--until_width"
+    return None if flags.until_width is None else "--until_width"
 
 
-def _check_others(given: GivenFlags, stop: str, several: Sequence[str]) -> None:
-    if not fixed_steps.is_cascade(given.attack):
+def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
+    if not fixed_steps.is_cascade(flags.attack):
         raise ValueError(
             f"{stop} needs attacks that go on image by image, such as --attack=autoattack; leave "
-            f"{given.attack} out"
+            f"{flags.attack} out"
         )
-    if given.version == "rand":
+    if flags.version == "rand":
         raise ValueError(f"{stop} is of networks whose answers are fixed, not of --version=rand")
     names = ("search_dtype", "replay", "worst_case", "union_only", "corruptions", "bundle")
-    if others := [*written(given, *names), *several]:
+    if others := [*written(flags, *names), *several]:
         raise ValueError(
             f"{stop} stops one plain evaluation in float32; leave {' and '.join(others)} out, or "
             f"leave {stop} out"

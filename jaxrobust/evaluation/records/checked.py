@@ -30,14 +30,14 @@ def verdicts(record: AccuracyRecord, file: Path) -> Verdicts:
             f"the record {record.evaluation} in {file} has no verdicts image by image, as of a "
             "training or of an older version; evaluate again with --out DIR"
         )
-    found = files.read(file.parent / record.verdicts)
-    compare(record, file, found)
-    return found
+    stored = files.read(file.parent / record.verdicts)
+    compare(record, file, stored)
+    return stored
 
 
-def compare(record: AccuracyRecord, file: Path, found: Verdicts) -> None:
+def compare(record: AccuracyRecord, file: Path, stored: Verdicts) -> None:
     """Refuse verdicts that contradict their record in `file`."""
-    if words := next(_disagreements(record, file.parent / str(record.verdicts), found), ""):
+    if words := next(_disagreements(record, file.parent / str(record.verdicts), stored), ""):
         raise ValueError(
             f"{record.verdicts} does not belong to its record in {file}: {words}; get both again, "
             "or evaluate again with --again"
@@ -56,16 +56,13 @@ def missing(record: AccuracyRecord, file: Path) -> str:
 
 def if_there(record: AccuracyRecord, file: Path) -> Verdicts | None:
     """Read and check as `verdicts` does; None: the record has none, or they are `missing`."""
-    if record.verdicts is None or missing(record, file):
-        check(record, file)
-        return None
-    return verdicts(record, file)
+    check(record, file)
+    return None if record.verdicts is None or missing(record, file) else verdicts(record, file)
 
 
 def confirmed(record: AccuracyRecord, file: Path) -> None:
     """Check as `if_there` does, and say where verdicts are missing."""
-    if_there(record, file)
-    if words := missing(record, file):
+    if if_there(record, file) is None and (words := missing(record, file)):
         say(f"WARNING: {words}; copy it there, or evaluate again with --again")
 
 
@@ -96,14 +93,21 @@ def _contradictions(record: AccuracyRecord) -> Iterator[str]:
     if one := (record.draws or {}).get("one_draw"):
         ends = {**(one.get("interval") or {})}
         yield from _of_share("its accuracy by one draw", one.get("robust"), n, ends.get("robust"))
-    if record.stopped and record.robust is not None:
-        yield from _of_sequence(record.stopped, record.robust, n)
+    if (stopped := record.stopped) and record.robust is not None:
+        if n != stopped["stopped_after"]:
+            yield f"it stopped after {stopped['stopped_after']:,} images, and lists {n:,}"
+        bounds = stopping.bounds_of(stopped, record.robust)
+        if not np.allclose(bounds, stopped["robust"], atol=0.01):
+            yield (
+                f"its robust accuracy, {record.robust:.6g}, has other bounds than "
+                f"{_written(stopped['robust'])}"
+            )
     for share in (record.certified or {}).get("accuracy", {}).values():
         yield from _of_share("its certified accuracy", share, n, None)
     if record.corruptions:
-        each = [v for row in record.corruptions["accuracy"].values() for v in row.values()]
-        if abs(np.mean(each) - record.corruptions["mean"]) > _ROUNDING:
-            yield f"its mean under corruptions is not that of its {len(each)} accuracies"
+        shares = [v for row in record.corruptions["accuracy"].values() for v in row.values()]
+        if abs(np.mean(shares) - record.corruptions["mean"]) > _ROUNDING:
+            yield f"its mean under corruptions is not that of its {len(shares)} accuracies"
 
 
 def _of_share(name: str, share: Any, n: int | None, ends: Any) -> Iterator[str]:
@@ -117,20 +121,12 @@ def _of_share(name: str, share: Any, n: int | None, ends: Any) -> Iterator[str]:
         yield f"{name}, {share:.6g} of {n:,} images, has another interval than {_written(ends)}"
 
 
-def _of_sequence(stopped: Any, robust: float, n: int | None) -> Iterator[str]:
-    if n != stopped["stopped_after"]:
-        yield f"it stopped after {stopped['stopped_after']:,} images, and lists {n:,}"
-    elif not np.allclose(stopping.bounds_of(stopped, robust), stopped["robust"], atol=0.01):
-        ends = _written(stopped["robust"])
-        yield f"its robust accuracy, {robust:.6g}, has other bounds than {ends}"
-
-
 def _written(ends: Any) -> str:
     return " to ".join(f"{end:.6g}" for end in ends)
 
 
-def _disagreements(record: AccuracyRecord, path: Path, found: Verdicts) -> Iterator[str]:
-    n = len(found.labels)
+def _disagreements(record: AccuracyRecord, path: Path, stored: Verdicts) -> Iterator[str]:
+    n = len(stored.labels)
     with path.open() as lines:
         head = lines.read(_HEAD)
     if record.evaluation and f'"evaluation": "{record.evaluation}"' not in head:
@@ -138,26 +134,24 @@ def _disagreements(record: AccuracyRecord, path: Path, found: Verdicts) -> Itera
     listed = records.places(record.image_ids or "")
     if listed is not None and len(listed) != n:
         yield f"it has {n:,} images, and the record {len(listed):,}"
-    elif listed is not None and (np.sort(listed) != np.sort(found.image_ids)).any():
+    elif listed is not None and (np.sort(listed) != np.sort(stored.image_ids)).any():
         yield f"it is of other images than {record.image_ids:.40}, as the record says"
-    for key in ("clean", "robust") if record.attacks else ("clean",):
-        yield from _of_verdicts(key, getattr(found, key), getattr(record, key))
-    threats, norms = {*record.threats}, found.norms[np.isfinite(found.norms)]
-    if len(threats) == 1 and norms.size:
-        (threat,), distance = threats, norms.max()
-        if distance > checks.most(threat.epsilon):
+    shares = {"clean": (stored.clean, record.clean)}
+    if record.attacks:
+        shares["robust"] = (stored.robust, record.robust)
+    after = record.accuracy_after or {}
+    if {*stored.fooled_by.tolist()} <= {"", CLEAN, *after}:
+        standing = stored.clean
+        for name, share in after.items():
+            standing = standing & (stored.fooled_by != name)
+            shares[f"the accuracy after {name}"] = (standing, share)
+    for name, (right, share) in shares.items():
+        if n and (share is None or abs(right.mean() - share) > 0.5 / n):
+            yield f"{name} is {right.mean():.4f} there, {share} in the record"
+    threats, norms = {*record.threats}, stored.norms[np.isfinite(stored.norms)]
+    for threat in threats if len(threats) == 1 and norms.size else ():
+        if norms.max() > checks.most(threat.epsilon):
             yield (
-                f"its points are up to {distance:.4g} in {threat.norm} away, and the record's "
+                f"its points are up to {norms.max():.4g} in {threat.norm} away, and the record's "
                 f"radius is {threat.epsilon:g}"
             )
-    after = record.accuracy_after or {}
-    if {*found.fooled_by.tolist()} <= {"", CLEAN, *after}:
-        standing = found.clean.copy()
-        for name, share in after.items():
-            standing &= found.fooled_by != name
-            yield from _of_verdicts(f"the accuracy after {name}", standing, share)
-
-
-def _of_verdicts(name: str, right: np.ndarray, share: float | None) -> Iterator[str]:
-    if len(right) and (share is None or abs(right.mean() - share) > 0.5 / len(right)):
-        yield f"{name} is {right.mean():.4f} there, {share} in the record"

@@ -150,8 +150,8 @@ def compare_groups(
     """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G]."""
     names, of = np.unique(groups, return_inverse=True)
 
-    def count(which: np.ndarray) -> np.ndarray:
-        return np.bincount(of, which, len(names)).astype(int)
+    def count(marks: np.ndarray) -> np.ndarray:
+        return np.bincount(of, marks, len(names)).astype(int)
 
     n, gained, lost = count(np.ones(len(of))), count(second & ~first), count(first & ~second)
     low, high = difference_interval(gained, lost, n)

@@ -179,8 +179,9 @@ def check(record: AccuracyRecord, where: str) -> None:
             f"{where} has a record of schema {number}, and this version knows up to "
             f"{SCHEMA}; install a newer jaxrobust"
         )
-    hints = _hints(type(record))
-    for key in keys_of(type(record)):
+    kind: Any = type(record)
+    hints = _hints(kind)
+    for key in keys_of(kind):
         value = getattr(record, key.name)
         missing = number > 1 and key.metadata == _ALWAYS and key.name in record.absent
         if missing or not (value is None or isinstance(value, _types(hints[key.name]))):

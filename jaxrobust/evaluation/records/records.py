@@ -183,7 +183,8 @@ def draws_line(draws: parts.DrawsJudged) -> str:
     if not one:  # of a union
         return f"{line}; by one draw it is not known, because its parts did not note that"
     most = "at most " if one.get("at_most") else ""
-    ends = (one.get("interval") or {}).get("robust")
+    ends_of = one.get("interval")
+    ends = ends_of and ends_of.get("robust")
     between = f", 95 % interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
     return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
         f"{most}{one['robust']:.1%}{between}"

@@ -48,11 +48,10 @@ def order(seed: int, ids: Sequence[int]) -> Shaped[np.ndarray, " N"]:
 
 def lots(of: int) -> list[int]:
     """List after how many of all images one looks: every 60, later every sixteenth more."""
-    ends, seen = [], 0
-    while seen < of:
-        seen += max(_STEP, seen // _SHARE // _STEP * _STEP)
-        ends.append(min(seen, of))
-    return ends
+    ends = [0]
+    while ends[-1] < of:
+        ends.append(ends[-1] + max(_STEP, ends[-1] // _SHARE // _STEP * _STEP))
+    return [min(end, of) for end in ends[1:]]
 
 
 def evidence(gained: _Counts, lost: _Counts) -> _Values:
@@ -76,7 +75,7 @@ def evidence(gained: _Counts, lost: _Counts) -> _Values:
 
 
 def accuracy_evidence(
-    right: _Counts, seen: _Counts, total: Any, of: int, alpha: float, width: float | None = None
+    right: _Counts, n: _Counts, total: Any, of: int, alpha: float, width: float | None = None
 ) -> _Values:
     """Compute the logarithm of the e-value against `total` right images among all `of`.
 
@@ -84,20 +83,20 @@ def accuracy_evidence(
     total above or below; arrays are broadcast. Impossible totals have infinite evidence.
 
     Args:
-      right, seen: right images among the first `seen` of the random order.
+      right, n: right images among the first `n` of the random order.
       alpha: level that the alternatives are tuned for.
       width: of the interval that is aimed at, a share; None: narrowest at 1,000 images.
     Parity: tests/evaluation/records/test_sequential.py: coverage, and its mean for short sequences.
     """
-    total, right, seen = (np.asarray(values, np.float64) for values in (total, right, seen))
-    own = _log_likelihood(total, right, seen, of)
+    total, right, n = (np.asarray(values, np.float64) for values in (total, right, n))
+    of_total = _log_likelihood(total, right, n, of)
     mixed: Any = -np.inf
     with np.errstate(invalid="ignore"):
         for scale, weight in _SCALES:
             for other in _alternatives(total, of, alpha, width, scale):
-                ratio = _log_likelihood(other, right, seen, of) - own
+                ratio = _log_likelihood(other, right, n, of) - of_total
                 mixed = np.logaddexp(mixed, ratio + math.log(weight / 2))
-    return np.where(np.isneginf(own), np.inf, mixed)
+    return np.where(np.isneginf(of_total), np.inf, mixed)
 
 
 def _alternatives(
@@ -120,11 +119,11 @@ def _alternatives(
     return np.clip(low, 0, of), np.clip(high, 0, of)
 
 
-def _log_likelihood(total: _Values, right: _Values, seen: _Values, of: int) -> _Values:
+def _log_likelihood(total: _Values, right: _Values, n: _Values, of: int) -> _Values:
     """Compute the log-probability of one order of `right` and wrong images, but for a constant."""
     from scipy.special import gammaln
 
-    wrong = seen - right
+    wrong = n - right
     with np.errstate(invalid="ignore", divide="ignore"):
         ways = gammaln(total + 1) - gammaln(total - right + 1)
         ways = ways + gammaln(of - total + 1) - gammaln(of - total - wrong + 1)
@@ -132,9 +131,9 @@ def _log_likelihood(total: _Values, right: _Values, seen: _Values, of: int) -> _
 
 
 def accuracy_bounds(
-    right: int, seen: int, of: int, alpha: float, width: float | None = None
+    right: int, n: int, of: int, alpha: float, width: float | None = None
 ) -> tuple[float, float]:
-    """Bound the share of right images among all `of` after `seen` of them; arguments as above.
+    """Bound the share of right images among all `of` after `n` of them; arguments as above.
 
     At all looks together it holds with probability 1 - alpha at least; after all images both ends
     are what was counted.
@@ -142,7 +141,7 @@ def accuracy_bounds(
     if not of:
         return 0.0, 1.0
     totals = np.arange(of + 1)
-    against = accuracy_evidence(np.array(right), np.array(seen), totals, of, alpha, width)
+    against = accuracy_evidence(np.array(right), np.array(n), totals, of, alpha, width)
     stands = np.flatnonzero(against < -math.log(alpha))
     return float(stands[0]) / of, float(stands[-1]) / of
 
@@ -165,26 +164,26 @@ def difference_evidence(
         for; None: for 1,000 images.
     """
     values = np.asarray(differences, np.float64)
-    before = np.arange(values.shape[-1])
-    left = of - before  # images that are still to come, this one included
+    count = np.arange(values.shape[-1])  # of images before each
+    to_come = of - count  # this one included
     sums = np.cumsum(values, axis=-1) - values  # of those before
     squares = np.cumsum(values**2, axis=-1) - values**2
-    variances = np.maximum((0.25 + squares - sums**2 / np.maximum(before, 1)) / (1 + before), 1e-3)
+    variances = np.maximum((0.25 + squares - sums**2 / np.maximum(count, 1)) / (1 + count), 1e-3)
     stakes = _boundary(alpha) / np.sqrt(variances * _effective(of))
     if tie is not None:
         stakes = tie / variances
-    expected = (total - sums) / left
+    expected = (total - sums) / to_come
     more, less = np.full((2, *values.shape), -np.inf)
     with np.errstate(invalid="ignore", divide="ignore"):
         for scale, weight in _SCALES:
-            stake = np.minimum(stakes / math.sqrt(scale) * of / left, _LARGEST_BET)
+            stake = np.minimum(stakes / math.sqrt(scale) * of / to_come, _LARGEST_BET)
             won = stake * (values - np.clip(expected, -1, 1))
             more = np.logaddexp(more, np.cumsum(np.log1p(won), axis=-1) + math.log(weight))
             less = np.logaddexp(less, np.cumsum(np.log1p(-won), axis=-1) + math.log(weight))
-    rest = (total - sums - values) / np.maximum(left - 1, 1)  # what the others would have to be
-    rest = np.where(left > 1, rest, np.sign(total - sums - values) * 2)  # there are none
-    more = np.where(np.maximum.accumulate(rest < -1, axis=-1), np.inf, more)
-    less = np.where(np.maximum.accumulate(rest > 1, axis=-1), np.inf, less)
+    needed = (total - sums - values) / np.maximum(to_come - 1, 1)  # of each image after it
+    needed = np.where(to_come > 1, needed, np.sign(total - sums - values) * 2)  # there are none
+    more = np.where(np.maximum.accumulate(needed < -1, axis=-1), np.inf, more)
+    less = np.where(np.maximum.accumulate(needed > 1, axis=-1), np.inf, less)
     return more, less
 
 

@@ -39,29 +39,29 @@ class StopRule(NamedTuple):
         if (self.width is None) == (self.against is None):
             raise ValueError("a rule stops at a width or against other verdicts; give one of them")
         if self.tie is not None and (self.against is None or not 0 < self.tie < 1):
-            what = "needs verdicts to compare with" if self.against is None else "is no share"
-            raise ValueError(f"tie={self.tie:g} {what}; give a share such as 0.01, with `against`")
+            fault = "needs verdicts to compare with" if self.against is None else "is no share"
+            raise ValueError(f"tie={self.tie:g} {fault}; give a share such as 0.01, with `against`")
         if not len(ids):
             raise ValueError("there are no images to decide anything on; pass some")
         if self.width is not None:
             check_width(self.width, len(ids))
         if self.against is None:
             return
-        there, theirs, own = np.intersect1d(self.against.image_ids, ids, return_indices=True)
-        if not len(there):
+        common, *at = np.intersect1d(self.against.image_ids, ids, return_indices=True)
+        if not len(common):
             raise ValueError("the verdicts to compare with are of none of these images")
-        wrong = int((self.against.labels[theirs] != labels[own]).sum())
-        if wrong:
+        if wrong := int((self.against.labels[at[0]] != labels[at[1]]).sum()):
             raise ValueError(
-                f"the verdicts to compare with have other labels on {wrong} of {len(there)} images"
+                f"the verdicts to compare with have other labels on {wrong} of {len(common)} images"
             )
-        if hashes is not None:
-            words = other_images(self.against.images, HashedImages(ids, hashes))
-            if words:
-                raise ValueError(
-                    f"the verdicts to compare with are of other images: {words}; pass those of "
-                    "these images"
-                )
+        words = (
+            "" if hashes is None else other_images(self.against.images, HashedImages(ids, hashes))
+        )
+        if words:
+            raise ValueError(
+                f"the verdicts to compare with are of other images: {words}; pass those of these "
+                "images"
+            )
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
         """Order the places of the images that can be met, i[M]: of `against`, those it has."""
@@ -72,16 +72,16 @@ class StopRule(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """List what tells this rule from others, as plain values."""
-        own = {"alpha": self.alpha, "until_width": self.width, "tie": self.tie}
+        settings = {"alpha": self.alpha, "until_width": self.width, "tie": self.tie}
         if self.against is None:
-            return own
+            return settings
         columns = (self.against.image_ids, self.against.robust)
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in columns))
-        return own | {"against_sha256": digest.hexdigest()}
+        return settings | {"against_sha256": digest.hexdigest()}
 
-    def bounds(self, right: int, seen: int, of: int) -> parts.Interval:
-        """Bound an accuracy on all images that can be met, after some of them."""
-        return list(sequential.accuracy_bounds(right, seen, of, self.alpha, self.width))
+    def bounds(self, right: int, n: int, of: int) -> parts.Interval:
+        """Bound an accuracy on all images that can be met, after n of them."""
+        return list(sequential.accuracy_bounds(right, n, of, self.alpha, self.width))
 
     def look(
         self, ids: np.ndarray, clean: np.ndarray, robust: np.ndarray, of: int
@@ -94,25 +94,25 @@ class StopRule(NamedTuple):
           of: images that can be met in all.
         """
         n = len(ids)
-        seen: parts.StoppedSequence = {"stopped_after": n, "of": of, "alpha": self.alpha}
+        sequence: parts.StoppedSequence = {"stopped_after": n, "of": of, "alpha": self.alpha}
         if self.against is not None:
-            seen["against_sha256"] = self.settings()["against_sha256"]
-        seen["clean"] = self.bounds(int(clean.sum()), n, of)
-        seen["robust"] = self.bounds(int(robust.sum()), n, of)
+            sequence["against_sha256"] = self.settings()["against_sha256"]
+        sequence["clean"] = self.bounds(int(clean.sum()), n, of)
+        sequence["robust"] = self.bounds(int(robust.sum()), n, of)
         if self.width is not None:
-            low, high = seen["robust"]
-            seen["until_width"] = self.width
+            low, high = sequence["robust"]
+            sequence["until_width"] = self.width
             rule = WIDTH if high - low < self.width else None
         else:
-            rule = self._compared(seen, ids, robust, of)
+            rule = self._compare(sequence, ids, robust, of)
         if rule is None and n == of:
             rule = ENDED
         if rule is not None:
-            seen["rule"] = rule
-        return seen
+            sequence["rule"] = rule
+        return sequence
 
-    def _compared(
-        self, seen: parts.StoppedSequence, ids: np.ndarray, robust: np.ndarray, of: int
+    def _compare(
+        self, sequence: parts.StoppedSequence, ids: np.ndarray, robust: np.ndarray, of: int
     ) -> str | None:
         """Add what the pairs of verdicts say; return the rule that decides, None: none does."""
         assert self.against is not None
@@ -121,27 +121,23 @@ class StopRule(NamedTuple):
         differences = robust.astype(np.int8) - self.against.robust[at]
         gained, lost = (np.cumsum(differences == sign) for sign in (1, -1))
         grown = sequential.evidence(gained, lost)
-        best = int(grown.argmax())
-        seen["gained"], seen["lost"] = int(gained[-1]), int(lost[-1])
-        seen["e_value"] = 10 ** min(float(grown[best]) / math.log(10), _LARGEST)
+        sequence["gained"], sequence["lost"] = int(gained[-1]), int(lost[-1])
+        sequence["e_value"] = 10 ** min(float(grown.max()) / math.log(10), _LARGEST)
         ends = sequential.difference_bounds(differences, of, self.alpha, self.tie)
-        seen["difference"] = list(ends)
+        sequence["difference"] = list(ends)
         if self.tie is not None:
-            seen["tie"] = self.tie
+            sequence["tie"] = self.tie
         hits = np.flatnonzero(grown >= -math.log(self.alpha))
         if len(hits):
-            seen["leads"] = "this" if gained[hits[0]] > lost[hits[0]] else "other"
+            sequence["leads"] = "this" if gained[hits[0]] > lost[hits[0]] else "other"
             return AHEAD
-        return TIE if self.tie is not None and self._tied(differences, of) else None
-
-    def _tied(self, differences: np.ndarray, of: int) -> bool:
-        """Tell whether a tie is established: the difference is surely below `tie` points."""
-        assert self.tie is not None
+        if self.tie is None:
+            return None
         total = math.ceil(self.tie * of - 1e-9)  # 1 % of 5,000 is 50, whatever the rounding
-        how = (of, self.alpha, self.tie)
-        below = sequential.difference_evidence(differences, total, *how)[1]
-        above = sequential.difference_evidence(differences, -total, *how)[0]
-        return min(float(below.max()), float(above.max())) >= math.log(2 / self.alpha)
+        tuned = (of, self.alpha, self.tie)
+        below = sequential.difference_evidence(differences, total, *tuned)[1].max()
+        above = sequential.difference_evidence(differences, -total, *tuned)[0].max()
+        return TIE if min(below, above) >= math.log(2 / self.alpha) else None
 
 
 def check_width(width: float, images: int) -> None:
@@ -157,9 +153,9 @@ def check_width(width: float, images: int) -> None:
 
 def bounds_of(stopped: parts.StoppedSequence, accuracy: float) -> parts.Interval:
     """Bound another accuracy of the images of a stopped evaluation, as after one of its attacks."""
-    n, width = stopped["stopped_after"], stopped.get("until_width")
-    how = (stopped["of"], stopped["alpha"], width)
-    return list(sequential.accuracy_bounds(round(accuracy * n), n, *how))
+    n, of = stopped["stopped_after"], stopped["of"]
+    aim = (stopped["alpha"], stopped.get("until_width"))
+    return list(sequential.accuracy_bounds(round(accuracy * n), n, of, *aim))
 
 
 def line(stopped: parts.StoppedSequence) -> str:
@@ -171,9 +167,9 @@ def line(stopped: parts.StoppedSequence) -> str:
     if "difference" not in stopped:
         return text
     against = stopped.get("against") or {}
-    named = f" from evaluation {against['evaluation']}" if against.get("evaluation") else ""
+    other = f" from evaluation {against['evaluation']}" if against.get("evaluation") else ""
     return (
-        f"{text}; the difference{named} within {between(stopped['difference'])}, "
+        f"{text}; the difference{other} within {between(stopped['difference'])}, "
         f"{stopped['gained']} gained, {stopped['lost']} lost, e-value {stopped['e_value']:.3g}"
     )
 

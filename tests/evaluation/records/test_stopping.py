@@ -91,7 +91,8 @@ class LookTest(parameterized.TestCase):
         rule = StopRule(against=verdicts(np.zeros(200)), tie=0.05)
         grown = np.array([0.0, evidence, 1.0])
         with mock.patch.object(sequential, "difference_evidence", lambda *_: (grown, grown)):
-            self.assertEqual(rule._tied(np.zeros(3), 200), tied)
+            found = looked(rule, np.zeros(200, bool), 150).get("rule")
+        self.assertEqual(found, stopping.TIE if tied else None)
 
     def test_width(self):
         own = np.arange(200) % 2 == 0

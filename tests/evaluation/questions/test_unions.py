@@ -7,7 +7,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.network import randomised
-from jaxrobust.evaluation.records import records, unions
+from jaxrobust.evaluation.questions import several
+from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
@@ -43,7 +44,7 @@ class OneDrawTest(parameterized.TestCase):
     def test_is_of_all_balls_image_by_image(self):
         first = found([1, 1, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0])
         other = found([1, 1, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0])
-        whole = unions.united([first, other], BALLS, [*map(str, BALLS)]).record
+        whole = several.united([first, other], BALLS, [*map(str, BALLS)]).record
         self.assertEqual(whole.robust, 3 / 6)
         one = whole.draws["one_draw"]
         self.assertEqual((one["clean"], one["robust"], one["at_most"]), (5 / 6, 2 / 6, False))
@@ -57,7 +58,7 @@ class OneDrawTest(parameterized.TestCase):
     def test_what_was_not_attacked_makes_it_a_bound(self):
         first = found([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0])
         other = found([1, 1, 0, 1], [1, 0, 0, 1], ids=range(4))
-        one = unions.united([first, other], BALLS, ["a", "b"]).record.draws["one_draw"]
+        one = several.united([first, other], BALLS, ["a", "b"]).record.draws["one_draw"]
         self.assertEqual((one["robust"], one["at_most"]), (3 / 6, True))
         told = {"rule": "majority", "draws": 20, "one_draw": one}
         self.assertIn("robust at most 50.0%", records.draws_line(told))
@@ -65,13 +66,13 @@ class OneDrawTest(parameterized.TestCase):
     def test_what_one_draw_fools_already_need_not_be_attacked(self):
         first = found([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0])
         other = found([1, 1, 0, 1], [1, 0, 0, 1], ids=range(4))
-        one = unions.united([first, other], BALLS, ["a", "b"]).record.draws["one_draw"]
+        one = several.united([first, other], BALLS, ["a", "b"]).record.draws["one_draw"]
         self.assertEqual((one["robust"], one["at_most"]), (2 / 6, False))
 
     def test_parts_of_before_do_not_know_it(self):
         first, other = (found([1] * 5 + [0], [1] * 5 + [0]) for _ in range(2))
         del first.record.draws["one_draw"]["bits"]
-        draws = unions.united([first, other], BALLS, ["a", "b"]).record.draws
+        draws = several.united([first, other], BALLS, ["a", "b"]).record.draws
         self.assertIsNone(draws["one_draw"])
         self.assertIn("by one draw it is not known", records.draws_line(draws))
 
@@ -80,7 +81,7 @@ class JoinedTest(absltest.TestCase):
     def test_the_first_ball_that_fools_an_image_names_it(self):
         first = found([1, 0, 1, 0, 1, 0], [1] * 6)
         other = found([0, 0, 1, 1, 1, 0], [1] * 6)
-        joined = unions.joined([first, other], BALLS)
+        joined = several.joined([first, other], BALLS)
         l2, linf = (f"{ball}: apgd-ce" for ball in reversed(BALLS))
         self.assertEqual(joined.fooled_by.tolist(), [l2, linf, "", linf, "", "clean"])
 
@@ -98,7 +99,7 @@ class UnitedTest(absltest.TestCase):
             )
             for one, name, n in ((first, "a", 0), (other, "b", 1))
         )
-        whole = unions.united([first, other], BALLS, ["in a", "in b"]).record
+        whole = several.united([first, other], BALLS, ["in a", "in b"]).record
         self.assertEqual(whole.accuracy_after, {"in a": 3 / 6, "in b": 2 / 6})
         self.assertEqual((whole.clean, whole.robust, whole.draws), (5 / 6, 2 / 6, None))
         self.assertEqual([own["name"] for own in whole.attacks], ["a", "b"])
@@ -112,7 +113,7 @@ class UnitedTest(absltest.TestCase):
         measured = [found([1, 1, 1, 0, 0, 0], [1] * 6), found([1, 0, 1], [1] * 3, ids=range(3))]
         measured = [one.noting(robust=float(one.verdicts.robust.mean())) for one in measured]
         how = (measured, BALLS, ["pgd-20", "autoattack"], ["1", "2"])
-        whole = unions.parts_of(*how, skips=False)
+        whole = several.parts_of(*how, skips=False)
         self.assertEqual([row["robust"] for row in whole], [3 / 6, 2 / 3])
         self.assertEqual([row["images"] for row in whole], [6, 3])
         self.assertEqual([row["method"] for row in whole], ["pgd-20", "autoattack"])
@@ -121,7 +122,7 @@ class UnitedTest(absltest.TestCase):
         )
         self.assertEqual(whole[0]["interval"], records.interval(3 / 6, 6))
         # Of what attacks only those that stand, nothing is known of all images.
-        skipping = unions.parts_of(*how, skips=True)
+        skipping = several.parts_of(*how, skips=True)
         self.assertEqual([row["robust"] for row in skipping], [3 / 6, None])
         self.assertEqual([row["evaluation"] for row in skipping], ["1", "2"])
 
