@@ -165,10 +165,10 @@ def _tell(
     moved = ball.ascend(point, gradient, state.step, state.kept)
     moved = ball.project(moved, state.images, state.epsilon)
     if momentum:
-        rest = jnp.where(state.iteration == 1, 0.0, 0.25).astype(moved.dtype)
-        rest, ahead, last = per_image(rest, moved), moved - point, point - state.previous
+        weight = jnp.where(state.iteration == 1, 0.0, 0.25).astype(moved.dtype)
+        weight, ahead, last = per_image(weight, moved), moved - point, point - state.previous
         # ahead * 0.75, written so that a fused multiply-add cannot change its rounding.
-        mixed = point + (ahead - ahead * rest) + last * rest
+        mixed = point + (ahead - ahead * weight) + last * weight
         moved = ball.project(mixed, state.images, state.epsilon)
     return state._replace(points=where(all_finite(gradient), moved, point), previous=point)
 
@@ -191,10 +191,10 @@ def apgd_machine(
     AutoAttack reads `x_best_adv` and `correct` of the state instead. A driver must not `tell` a
     finished image: nothing here stops it.
     """
-    own: dict[str, Any] = {"steps": steps, "kept_fraction": kept_fraction}
+    settings: dict[str, Any] = {"steps": steps, "kept_fraction": kept_fraction}
     name = loss if isinstance(loss, str) else "ce"
     norm = spelling.norm(norm)
-    inputs.check_settings(norm=norm, epsilon=epsilon, loss=name, **own)
+    inputs.check_settings(norm=norm, epsilon=epsilon, loss=name, **settings)
     ball = GEOMETRIES[norm]
     loss_fn: Callable[..., t.Array] = LOSSES[loss] if isinstance(loss, str) else loss
     reads_targets = loss == "dlr-targeted" or callable(loss)
@@ -210,10 +210,10 @@ def apgd_machine(
             images = jnp.clip(images, 0, 1)  # as the projection does, so that sparsity means it
         points = jnp.clip(inputs.start_points(ball, start, images, floats(epsilon), keys), 0, 1)
         if isinstance(start, str):
-            kept, sparsity = floats(kept_fraction), floats(images[0].size)
+            kept_share, sparsity = floats(kept_fraction), floats(images[0].size)
         else:
             sparsity = l0_norm(points - images)
-            kept = _kept_of(sparsity, images)
+            kept_share = _kept_of(sparsity, images)
         period, period_floor, period_decrement = _periods(norm, steps)
         return ApgdState(
             images=images,
@@ -226,7 +226,7 @@ def apgd_machine(
             points=points,
             previous=points,
             step=floats(epsilon if norm == "l1" else 2 * epsilon),
-            kept=kept,
+            kept=kept_share,
             iteration=integers(0),
             x_best=points,
             loss_best=floats(-jnp.inf),
@@ -345,8 +345,8 @@ def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
 
 _FACTS = MachineFacts(
     machine="apgd",
-    make=lambda own, epsilon: apgd_machine(
-        norm=own.norm, epsilon=epsilon, steps=own.steps, loss=by_target
+    make=lambda setting, epsilon: apgd_machine(
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
     ),
     rule="twice the radius at first, halved where the loss stops rising",
     final_forward=True,

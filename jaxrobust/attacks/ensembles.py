@@ -30,8 +30,8 @@ def named(name: str) -> StandardSettings:
 
 def base(name: str, norm: str) -> Setting:
     """Make the standard setting of an attack."""
-    row, own = searching()[name]
-    return Setting(name, row.machine, norm, own.steps, own.restarts, own.targets)
+    row, standard = searching()[name]
+    return Setting(name, row.machine, norm, standard.steps, standard.restarts, standard.targets)
 
 
 _FIVE = {"restarts": 5}
@@ -66,8 +66,8 @@ def plan(
     if version not in versions:
         raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(versions)}")
     if version == FAST and (names is not None or overrides):
-        given = "attacks" if names is not None else "overrides"
-        raise ValueError(f"version={FAST!r} says which attacks run, and how; leave {given} out")
+        option = "attacks" if names is not None else "overrides"
+        raise ValueError(f"version={FAST!r} says which attacks run, and how; leave {option} out")
     choices = "choose from " + ", ".join(versions[version])
     if names is None:
         if version == CUSTOM:
@@ -81,7 +81,7 @@ def plan(
     if unused := [name for name in overrides or {} if name not in names]:
         raise ValueError(f"overrides of {unused}, which do not run; these do: {[*names]}")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"attacks={tuple(names)} are none or repeated; {choices}")
+        raise ValueError(f"attacks={tuple(names)} is empty or has repetitions; {choices}")
     changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})
     settings = []
     for name in names:
@@ -95,9 +95,9 @@ def plan(
 
 def adjustable(name: str) -> tuple[str, ...]:
     """List the settings of an attack that `overrides` may change."""
-    row, own = searching()[name]
+    row, standard = searching()[name]
     least = attacks.MACHINES[row.machine].least
-    return tuple(key for key in least if key != "targets" or own.targets)
+    return tuple(key for key in least if key != "targets" or standard.targets)
 
 
 def _check_change(setting: Setting, change: dict[str, Any]) -> None:
@@ -106,8 +106,8 @@ def _check_change(setting: Setting, change: dict[str, Any]) -> None:
     for key, value in change.items():
         if key not in editable:
             raise ValueError(f"{setting.name} has no {key!r} to override; it has {[*editable]}")
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < editable[key]:
+        is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_int or value < editable[key]:
             raise ValueError(
                 f"override of {setting.name}: {key}={value!r}; pass an int >= {editable[key]}"
             )
@@ -156,8 +156,8 @@ def forward(setting: Setting) -> int:
 def backward(setting: Setting, classes: int) -> int:
     """Count the backward passes of one step."""
     row = attacks.MACHINES[setting.machine]
-    each = classes if row.each_class and not setting.targets else 1
-    return row.backward * each * setting.eot
+    per_step = classes if row.each_class and not setting.targets else 1
+    return row.backward * per_step * setting.eot
 
 
 def passes(setting: Setting, classes: int) -> int:

@@ -80,9 +80,9 @@ def fab_run(
     Returns:
       `FabState`: `adv`, `norm_best` and the rest.
     """
-    own = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
+    ranges = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
     aims = targets is not None
-    machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=aims, **own)
+    machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=aims, **ranges)
     keys = None if key is None else inputs.image_keys(key, len(images))
     state = machine.init(images, labels, keys=keys, targets=targets, start=start)
     return run(machine, logits_fn, state, gradient_steps=steps)
@@ -140,16 +140,16 @@ def fab_machine(
 
     def loss_of(state: FabState, logits: t.Logits) -> t.PerImage | t.Logits:
         logits = logits.astype(state.epsilon.dtype)
-        own = jnp.take_along_axis(logits, state.labels[:, None], axis=1)
+        label_logit = jnp.take_along_axis(logits, state.labels[:, None], axis=1)
         if targeted:
-            return (jnp.take_along_axis(logits, state.targets[:, None], axis=1) - own)[:, 0]
-        return logits - own
+            return (jnp.take_along_axis(logits, state.targets[:, None], axis=1) - label_logit)[:, 0]
+        return logits - label_logit
 
     def tell(state: FabState, logits: t.Logits, gradient: Any) -> FabState:
         x, x1, value = _rows(state.images), _rows(state.points), loss_of(state, logits)
         if not targeted:
-            gradient, which = gradient
-            value = jnp.take_along_axis(value, which[:, None], axis=1)[:, 0]
+            gradient, class_ = gradient
+            value = jnp.take_along_axis(value, class_[:, None], axis=1)[:, 0]
         w = _rows(gradient)
         # The boundary, linearised, is {z | value + <w, z - x1> = 0}; how far is the image beyond?
         excess = value + jnp.sum(w * (x - x1), axis=1)
@@ -166,11 +166,11 @@ def fab_machine(
         return state._replace(points=moved.reshape(state.points.shape))
 
     def distance(
-        state: FabState, value: t.PerImage, gradient: t.Points, which: t.Array
+        state: FabState, value: t.PerImage, gradient: t.Points, class_: t.Array
     ) -> t.PerImage:
         steepness = _SIZE[_DUAL[norm]](_rows(gradient))
         away = jnp.abs(value) / (1e-12 + steepness)
-        return jnp.where(state.labels == which.astype(state.labels.dtype), jnp.inf, away)
+        return jnp.where(state.labels == class_.astype(state.labels.dtype), jnp.inf, away)
 
     def check(state: FabState, logits: t.Logits) -> FabState:
         x, x1 = _rows(state.images), _rows(state.points)
@@ -245,8 +245,8 @@ def fab(
     >>> int(logits_fn(images_adv).argmax())
     1
     """
-    own = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
-    machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **own)
+    ranges = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
+    machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **ranges)
 
     def result(state: FabState) -> t.Points:
         return where(state.norm_best <= state.epsilon, state.adv, state.images)

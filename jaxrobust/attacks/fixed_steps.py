@@ -45,9 +45,9 @@ class FixedSteps(NamedTuple):
     ) -> dict[str, Any]:
         """Write the settings for a record, which has a rule of L1 only where one is given."""
         assert self.row.fixed is not None
-        made = {"steps": self.steps, "start": start or self.row.fixed.start, "step_size": length}
+        steps = {"steps": self.steps, "start": start or self.row.fixed.start, "step_size": length}
         rule = {"l1_rule": l1_rule} if l1_rule else {}
-        return {"name": self.row.name, **threat.settings()} | made | rule
+        return {"name": self.row.name, **threat.settings()} | steps | rule
 
 
 def written() -> str:
@@ -57,17 +57,17 @@ def written() -> str:
 
 def parse(attack: str) -> FixedSteps | None:
     """Read the name of an attack; None: it is none of these."""
-    known = registry.parse(attack)
-    return FixedSteps(*known) if known else None
+    parsed = registry.parse(attack)
+    return FixedSteps(*parsed) if parsed else None
 
 
 def attack_of(settings: dict[str, Any]) -> Attack:
     """Make the attack of settings; `ValueError` where they cannot be meant."""
     row = registry.ROWS[settings["name"]]
     assert row.fixed is not None and row.make is not None
-    given = ("norm", "epsilon", "steps", "l1_rule")
+    keys = ("norm", "epsilon", "steps", "l1_rule")
     return row.make(
-        **{key: settings[key] for key in given if key in settings},
+        **{key: settings[key] for key in keys if key in settings},
         step_size=settings["step_size"] or None,  # a radius of 0 leaves no room, whatever the step
         random_start=attacks.STARTS[settings["start"]],
         loss=row.fixed.loss,

@@ -1,4 +1,4 @@
-"""What attacks are given: settings, images, labels, keys and starts, refused where they misfit."""
+"""The inputs of attacks, checked: settings, images, labels, keys and starts."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def check_settings(
     step_size: float | None = None,
     kept_fraction: float = 1.0,
 ) -> None:
-    """Refuse settings that cannot be meant with a `ValueError`, before anything compiles."""
+    """Raise `ValueError` for invalid settings, before anything compiles."""
     t.check_norm(norm)
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
@@ -34,11 +34,11 @@ def check_settings(
         t.check_radius(norm, radius)
     if not t.is_count(steps):
         raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
-    if step_size is not None and not 0 < t.check_number("step_size", step_size) < math.inf:
-        raise ValueError(
-            f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
-        )
     if step_size is not None:
+        if not 0 < t.check_number("step_size", step_size) < math.inf:
+            raise ValueError(
+                f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
+            )
         t.check_length("step_size", step_size, norm)
     if not 0 < t.check_number("kept_fraction", kept_fraction) <= 1:
         raise ValueError(
@@ -57,7 +57,7 @@ def check_no_targets(loss: str) -> None:
 
 
 def check_array(name: str, value: Any) -> None:
-    """Refuse what is no array, nor a list that could be one, with a `ValueError`."""
+    """Raise `ValueError` for anything but an array or a list that could be one."""
     if isinstance(value, jax.Array):
         return
     try:
@@ -66,13 +66,13 @@ def check_array(name: str, value: Any) -> None:
         kind = "O"
     if kind == "O":
         raise ValueError(
-            f"{name} are of type {type(value).__name__}, no array of numbers; pass one array, of "
-            f"batches np.concatenate([*{name}])"
+            f"{name} are of type {type(value).__name__}, not an array of numbers; pass one array, "
+            f"of batches np.concatenate([*{name}])"
         )
 
 
 def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
-    """Make JAX arrays of images and labels, from NumPy's and lists too; refuse what misfits."""
+    """Convert images and labels to JAX arrays; `ValueError`: they do not fit."""
     check_array("images", images)
     check_array("labels", labels)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -82,7 +82,7 @@ def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
             "divide uint8 images by 255 first"
         )
     if images.size == 0:
-        raise ValueError(f"images of shape {images.shape} are none; pass at least one")
+        raise ValueError(f"no images given (shape {images.shape}); pass at least one")
     if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
         raise ValueError(
             f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
@@ -126,14 +126,14 @@ def image_keys(key: t.Array | None, batch: int) -> t.Keys:
 
 
 class Noise(NamedTuple):
-    """A random start that is noise on the image, as the authors of TRADES have it."""
+    """A random start that is noise on the image, as in the TRADES code."""
 
     normal: bool  # N(0, std^2) of each pixel; else uniform in the ball
     std: float = 0.0
     projected: bool = False  # into ball and box before the first gradient
 
 
-# What starts are called, and what `random_start` they are; the std of normal noise is set later.
+# Starts by name, as `random_start`; the std of normal noise is set later.
 STARTS: dict[str, bool | Noise] = {
     "image": False,
     "random": True,
@@ -145,7 +145,7 @@ STARTS: dict[str, bool | Noise] = {
 
 
 def check_noise(noise: bool | Noise, norm: str) -> None:
-    """Refuse noise whose deviation is no positive number, or of a ball without uniform points."""
+    """Raise `ValueError` for noise without a positive deviation, or without uniform points."""
     if not isinstance(noise, Noise):
         return
     if noise.normal and not 0 < t.check_number("std", noise.std) < math.inf:
@@ -172,7 +172,7 @@ def start_points(
     epsilon: t.PerImage,
     keys: t.Keys | None,
 ) -> t.Points:
-    """Make the first points of an attack, not projected: the images, random ones, or those given.
+    """Make the first points of an attack, not projected: the images, random ones, or `start`.
 
     `keys` [B] are read by random starts and noise only.
     """
@@ -201,8 +201,8 @@ def start_points(
 
 def check_classes(name: str, values: Any, classes: int) -> None:
     """Refuse a class outside [0, classes), if the values can be read here."""
-    known = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
-    if not known or values.ndim != 1 or not values.is_fully_addressable:
+    is_concrete = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
+    if not is_concrete or values.ndim != 1 or not values.is_fully_addressable:
         return
     numbers = np.asarray(values)
     bad = np.flatnonzero((numbers < 0) | (numbers >= classes))

@@ -16,14 +16,14 @@ from jaxrobust.attacks.refused_network import of_one_image, remedy
 
 
 class MachineStep(NamedTuple):
-    """What one step of a machine asked and was told."""
+    """What one step of a machine queried and was told."""
 
     state: Any  # after it
     queried: Any  # the state whose points may be adversarial examples
     points: t.Points  # those points
     logits: t.Logits  # theirs
     gradient: Any  # as `tell` was given it
-    votes: Any = None  # the sum over all draws of what `tally` made of their logits
+    votes: Any = None  # the sum of `tally` over all draws
 
 
 def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
@@ -32,9 +32,9 @@ def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
 
 
 def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
-    own = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
-    others = jnp.where(own, -jnp.inf, probabilities).max(axis=1)
-    lead = others - jnp.where(own, probabilities, 0).sum(axis=1)
+    is_label = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
+    others = jnp.where(is_label, -jnp.inf, probabilities).max(axis=1)
+    lead = others - jnp.where(is_label, probabilities, 0).sum(axis=1)
     return jnp.where(jnp.isnan(lead), 0, lead)  # no answer is wrong, and no better than that
 
 
@@ -66,9 +66,9 @@ def advance(
     Args:
       network: (points, draw) -> f[B, C]; `draw` numbers the calls of a step, for a network that
         draws random numbers itself.
-      draws: over so many calls the gradient is averaged.
+      draws: calls over which the gradient is averaged.
       gradient: False for an evaluation after which no step is made: the machine is told zeros.
-      tally: what to sum up of the logits of all draws, of a machine with a gradient.
+      tally: a function of logits to sum up over all draws, of a machine with a gradient.
     """
     points, votes = machine.query(state), None
     if machine.loss is None:
@@ -128,20 +128,20 @@ def nearest(
     distance_of = machine.distance
     assert distance_of is not None
 
-    def closer(best: Any, which: Any) -> Any:
-        (gradient,) = pull(jnp.zeros_like(values).at[:, which].set(1))
-        distance = distance_of(state, values[:, which], gradient, which)
+    def closer(best: Any, class_: Any) -> Any:
+        (gradient,) = pull(jnp.zeros_like(values).at[:, class_].set(1))
+        distance = distance_of(state, values[:, class_], gradient, class_)
         # As of `argmin`: NaN is the least.
         wins = (distance < best[0]) | (jnp.isnan(distance) & ~jnp.isnan(best[0]))
-        new = distance, gradient, jnp.full_like(best[2], which)
+        new = distance, gradient, jnp.full_like(best[2], class_)
         select = lambda a, b: jnp.where(per_image(wins, a), a, b)  # noqa: E731
         return jax.tree.map(select, new, best), None
 
     far = jnp.full_like(values[:, 0], jnp.inf), jnp.zeros_like(machine.query(state))
     classes = jnp.arange(values.shape[1], dtype=jnp.int32)
     none = jnp.zeros_like(values[:, 0], jnp.int32)
-    (_, gradient, which), _ = jax.lax.scan(closer, (*far, none), classes)
-    return gradient, which
+    (_, gradient, class_), _ = jax.lax.scan(closer, (*far, none), classes)
+    return gradient, class_
 
 
 def run(
@@ -170,7 +170,7 @@ def run(
     return state
 
 
-def checked(logits_fn: t.LogitsFn, given: Any) -> Callable[[t.Array, Any], t.Array]:
+def checked(logits_fn: t.LogitsFn, state: Any) -> Callable[[t.Array, Any], t.Array]:
     """Wrap a network for `advance`; `ValueError` where it cannot be called, or lacks a class."""
 
     def network(points: t.Images, draw: Any) -> t.Logits:
@@ -178,13 +178,13 @@ def checked(logits_fn: t.LogitsFn, given: Any) -> Callable[[t.Array, Any], t.Arr
         try:
             logits = logits_fn(points)
         except Exception as error:
-            if what := remedy(error) or of_one_image(logits_fn, image):
-                raise ValueError(f"logits_fn {what}") from error
+            if words := remedy(error) or of_one_image(logits_fn, image):
+                raise ValueError(f"logits_fn {words}") from error
             raise
-        if jnp.ndim(logits) < 2 and (what := of_one_image(logits_fn, image)):
-            raise ValueError(f"logits_fn {what}")
+        if jnp.ndim(logits) < 2 and (words := of_one_image(logits_fn, image)):
+            raise ValueError(f"logits_fn {words}")
         for name in ("labels", "targets"):
-            check_classes(name, getattr(given, name, None), logits.shape[1])
+            check_classes(name, getattr(state, name, None), logits.shape[1])
         return logits
 
     return network

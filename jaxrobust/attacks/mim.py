@@ -71,11 +71,11 @@ def mim_machine(
 ) -> Machine:
     """Make momentum FGSM a `types.Machine`: PGD, told the momentum in place of a gradient."""
     if not 0 <= check_number("decay", decay) < float("inf"):
-        raise ValueError(f"decay={decay} is no share of the momentum; pass a number >= 0, as 1.0")
+        raise ValueError(f"decay={decay} must be a number >= 0, such as 1.0")
     pgd = pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, **settings)
 
-    def init(images: Any, labels: Any, **given: Any) -> MimState:
-        run = pgd.init(images, labels, **given)
+    def init(images: Any, labels: Any, **options: Any) -> MimState:
+        run = pgd.init(images, labels, **options)
         if step_size is None:
             run = run._replace(step=run.epsilon / steps)
         return MimState(run, jnp.zeros_like(run.points))

@@ -46,9 +46,9 @@ def described(attack: Any) -> str:
 
 def norms_of(attack: Any) -> list[str]:
     """List the norms that attack in training, of the settings of a config or of a run."""
-    own, row = [ball.norm for ball in threats(attack)], MIXES.get(attack.get("mix") or "")
-    fewer = row is not None and (row.extreme or (row.pairs and len(own) > 2))
-    return [norm for norm in own if norm in EXTREME or not fewer]
+    norms, row = [ball.norm for ball in threats(attack)], MIXES.get(attack.get("mix") or "")
+    fewer = row is not None and (row.extreme or (row.pairs and len(norms) > 2))
+    return [norm for norm in norms if norm in EXTREME or not fewer]
 
 
 def at_once(attack: Any, mix: str | None = None) -> int:
@@ -75,8 +75,11 @@ def passes(attack: Any, mix: str | None = None) -> int:
     together, those of one attack and in each step so many forward passes as there are norms.
     `mix`: of several norms, another one than the section's.
     """
-    own = attack.get("mix")
-    row, alone = MIXES.get((mix or own) if own else ""), registry.passes(attack.name, attack.steps)
+    section_mix = attack.get("mix")
+    row, alone = (
+        MIXES.get((mix or section_mix) if section_mix else ""),
+        registry.passes(attack.name, attack.steps),
+    )
     if row and row.steepest:
         return alone + attack.steps * at_once(attack, mix)
     looks = bool(row and row.looks)

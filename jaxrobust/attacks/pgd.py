@@ -108,9 +108,9 @@ def pgd_machine(
     l1_rule: str = "sparse",
 ) -> Machine:
     """Make PGD a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
-    own: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
+    settings: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
     norm = spelling.norm(norm)
-    inputs.check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, **own)
+    inputs.check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, **settings)
     inputs.check_no_targets(loss)
     ball, loss_fn = geometry_of(norm, l1_rule), LOSSES[loss]
     length = 2.5 * epsilon / steps if step_size is None else step_size
@@ -140,10 +140,10 @@ def pgd_machine(
         )
 
     def tell(state: PgdState, logits: Any, gradient: Points) -> PgdState:
-        kept = jnp.full_like(state.step, kept_fraction)
+        kept_share = jnp.full_like(state.step, kept_fraction)
         # Without a usable gradient it stays, but for a start that was not projected.
         gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
-        moved = ball.ascend(state.points, gradient, state.step, kept)
+        moved = ball.ascend(state.points, gradient, state.step, kept_share)
         moved = ball.project(moved, state.images, state.epsilon)
         return state._replace(points=moved, iteration=state.iteration + 1)
 
@@ -159,7 +159,9 @@ def pgd_machine(
 
 _FACTS = MachineFacts(
     machine="pgd",
-    make=lambda own, epsilon: pgd_machine(norm=own.norm, epsilon=epsilon, steps=own.steps),
+    make=lambda setting, epsilon: pgd_machine(
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps
+    ),
     rule="a fixed length",
     extra=0,
     least={"steps": 1, "restarts": 1},

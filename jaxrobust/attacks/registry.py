@@ -168,8 +168,8 @@ def written(*, also: str = "") -> str:
 
 def rule(attack: str) -> str | None:
     """Say what the steps of an attack are, as records name it; None: it is not known here."""
-    named = parse(attack)
-    row = named[0] if named else ROWS.get(attack.partition(" ")[0])  # "apgd-ce (full)"
+    parsed = parse(attack)
+    row = parsed[0] if parsed else ROWS.get(attack.partition(" ")[0])  # "apgd-ce (full)"
     return row.facts.rule if row else None
 
 
@@ -181,8 +181,8 @@ def steps(name: str, count: int) -> int:
 def passes(name: str, steps: int) -> int:
     """Count the forward and backward passes per image of a training attack of so many steps."""
     row = trained(name)
-    own = row.facts
-    return row.steps(steps) * (own.forward + own.backward) + own.final_forward
+    facts = row.facts
+    return row.steps(steps) * (facts.forward + facts.backward) + facts.final_forward
 
 
 def described(*select: Callable[[], Mapping[str, Any]]) -> str:

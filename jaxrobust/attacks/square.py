@@ -69,8 +69,8 @@ def square_run(
     Returns:
       `SquareState`: `x_best`, `margin_best` (success: at most 0), `iteration` and the rest.
     """
-    own: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
-    machine = square_machine(norm=norm, epsilon=epsilon, **own)
+    settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
+    machine = square_machine(norm=norm, epsilon=epsilon, **settings)
     state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
     return _until_fooled(machine, logits_fn, state)
 
@@ -204,7 +204,9 @@ def square(
 
 _FACTS = MachineFacts(
     machine="square",
-    make=lambda own, epsilon: square_machine(norm=own.norm, epsilon=epsilon, queries=own.steps),
+    make=lambda setting, epsilon: square_machine(
+        norm=setting.norm, epsilon=epsilon, queries=setting.steps
+    ),
     rule="random squares of a shrinking size",
     backward=0,
     least={"steps": 1, "restarts": 1},

@@ -529,7 +529,7 @@ class ErrorTest(parameterized.TestCase):
         ({"labels": jnp.zeros((2, 1), jnp.int32)}, r"labels are int32 of shape \(2, 1\); pass cl"),
         ({"labels": jnp.zeros(2)}, r"labels are float32 of shape \(2,\); pass class labels as int"),
         ({"labels": [0.5, 1.0]}, "labels are float32 .*soft targets as floats"),
-        ({"images": jnp.zeros((0, 4, 4, 3)), "labels": []}, "are none; pass at least one"),
+        ({"images": jnp.zeros((0, 4, 4, 3)), "labels": []}, "no images given"),
         ({"start": "corner"}, "start='corner' is unknown; pass 'image', 'random' or an array"),
         ({"start": "random"}, "start='random' needs randomness; pass keys"),
         ({"start": jnp.zeros((1, 4, 4, 3))}, "pass one point per image"),

@@ -75,7 +75,9 @@ def _project_linf(points: AnyPoints, images: Points, epsilon: PerImage) -> Point
     return jnp.clip(jnp.minimum(jnp.maximum(points, images - epsilon), images + epsilon), 0, 1)
 
 
-def _ascend_linf(points: Points, gradient: Points, step: PerImage, kept: Any = None) -> Points:
+def _ascend_linf(
+    points: Points, gradient: Points, step: PerImage, kept_share: Any = None
+) -> Points:
     return points + per_image(step, points) * _sign(gradient)
 
 
@@ -111,7 +113,7 @@ def _project_l2(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
     return jnp.clip(images + direction * per_image(jnp.minimum(epsilon, norm), delta), 0, 1)
 
 
-def _ascend_l2(points: Points, gradient: Points, step: PerImage, kept: Any = None) -> Points:
+def _ascend_l2(points: Points, gradient: Points, step: PerImage, kept_share: Any = None) -> Points:
     norm = per_image(l2_norm(gradient), gradient)
     return points + per_image(step, points) * gradient / (norm + 1e-12)
 
@@ -133,11 +135,11 @@ def _project_l1(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
     return (images + delta) + l1_correction(images, delta, epsilon)
 
 
-def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept: PerImage) -> Points:
+def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept_share: PerImage) -> Points:
     """Step equally far along the fraction `kept` f[B] of the largest gradient entries."""
     size = jnp.abs(gradient)
     entries = gradient[0].size
-    rank = jnp.clip((1 - kept) * entries, 0, entries - 1).astype(jnp.int32)
+    rank = jnp.clip((1 - kept_share) * entries, 0, entries - 1).astype(jnp.int32)
     signs = jnp.where(size >= per_image(_order_statistic(size, rank), size), _sign(gradient), 0)
     return points + per_image(step, points) * signs / (per_image(l1_norm(signs), signs) + 1e-10)
 
@@ -155,11 +157,11 @@ def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
     images, delta = (a.reshape(shape[0], -1) for a in (images, delta))
     most = jnp.abs(delta)
     least = jnp.maximum(0, -jnp.minimum(1 - images - delta, images + delta))
-    left = most - least
+    room = most - least
 
     def fits(alpha: PerImage) -> Mask:
         # The sum of what is left, not of what is taken: the latter cancels when delta is large.
-        remainder = jnp.minimum(jnp.maximum(most - per_image(alpha, most), 0), left)
+        remainder = jnp.minimum(jnp.maximum(most - per_image(alpha, most), 0), room)
         return _total(remainder) <= epsilon
 
     # Not a sort of the 2d breakpoints: XLA's is slow on CPU.

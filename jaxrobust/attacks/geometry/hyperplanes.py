@@ -66,8 +66,8 @@ def _level(speed: Any, sizes: Rows, reach: Rows, excess: PerImage) -> PerImage:
         free = level[:, None] * speed < reach
         # Selected first, multiplied then: XLA would store products that no loop changes.
         slope = jnp.sum(jnp.where(free, sizes, 0) * speed, axis=1)
-        held = jnp.sum(jnp.where(free, 0, reach) * sizes, axis=1)
-        higher = jnp.where(slope > 0, jnp.minimum((excess - held) / slope, _FAR), _FAR)
+        stopped = jnp.sum(jnp.where(free, 0, reach) * sizes, axis=1)
+        higher = jnp.where(slope > 0, jnp.minimum((excess - stopped) / slope, _FAR), _FAR)
         return passes + 1, jnp.maximum(level, higher), higher > level
 
     def unfinished(carry: Any) -> Array:

@@ -36,7 +36,7 @@ def _project(points: Points, images: Points, epsilon: PerImage) -> Points:
     return images + per_image(scale, delta) * delta
 
 
-def _ascend(points: Points, gradient: Points, step: PerImage, kept: Any = None) -> Points:
+def _ascend(points: Points, gradient: Points, step: PerImage, kept_share: Any = None) -> Points:
     length = l1_norm(gradient) + BATCH * _FLOOR
     return points + per_image(step / length, points) * gradient
 

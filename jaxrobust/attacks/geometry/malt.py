@@ -35,8 +35,8 @@ def first_order_distances(
 
     def gaps_of(points: Array) -> Array:
         logits = logits_fn(points)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        return own - jnp.take_along_axis(logits, targets, axis=1)
+        label_logit = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        return label_logit - jnp.take_along_axis(logits, targets, axis=1)
 
     gaps, pull = jax.vjp(gaps_of, images)
 
@@ -51,6 +51,6 @@ def first_order_distances(
 
 def nearest_first(distances: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Reorder targets i[n,T] by distances f[n,T]; of equal ones, or none, as they were."""
-    known = np.where(np.isnan(distances), np.inf, distances)
-    order = np.argsort(known, axis=1, kind="stable")
+    finite = np.where(np.isnan(distances), np.inf, distances)
+    order = np.argsort(finite, axis=1, kind="stable")
     return np.take_along_axis(targets, order, axis=1)

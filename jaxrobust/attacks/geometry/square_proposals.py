@@ -115,8 +115,8 @@ def _start_mass(norm: str, images: Images, epsilon: PerImage, draws: StartDraws)
     tiles = tiles[..., None] * draws.signs[:, :, None, None]  # [B, tiles, side, side, C]
     delta = tiles.reshape(batch, down, right, side, side, channels).swapaxes(2, 3)
     delta = delta.reshape(batch, down * side, right * side, channels)
-    rest = (height - down * side, width - right * side)  # a margin, unchanged
-    delta = jnp.pad(delta, ((0, 0), *((r // 2, r - r // 2) for r in rest), (0, 0)))
+    margins = (height - down * side, width - right * side)  # a margin, unchanged
+    delta = jnp.pad(delta, ((0, 0), *((r // 2, r - r // 2) for r in margins), (0, 0)))
     return _to_sphere(norm, as_rows(images), as_rows(delta), epsilon).reshape(images.shape)
 
 
@@ -183,9 +183,9 @@ def _template(images: Images, draws: SquareDraws, windows: Windows, level: Count
     return reach * row_scale[:, :, None] * column_scale[:, None]
 
 
-def _window(images: Images, draws: SquareDraws, which: int, side: Counts) -> tuple[Any, Any]:
+def _window(images: Images, draws: SquareDraws, number: int, side: Counts) -> tuple[Any, Any]:
     def covered(axis: int) -> Any:
-        place = _places(images)[axis][None] - draws.offsets[:, 2 * which + axis, None]
+        place = _places(images)[axis][None] - draws.offsets[:, 2 * number + axis, None]
         return (place >= 0) & (place < side[:, None])
 
     return covered(0)[:, :, None], covered(1)[:, None]

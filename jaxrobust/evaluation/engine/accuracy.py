@@ -182,8 +182,8 @@ def of_union(searches: Sequence[t.Attack]) -> t.Attack:
             with jax.default_matmul_precision(t.VERDICT_PRECISION):
                 logits = logits_fn(points)
             right = (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)
-            found = search(logits_fn, keys, images, labels)
-            points = jnp.where(right[:, None, None, None], found, points)
+            candidates = search(logits_fn, keys, images, labels)
+            points = jnp.where(right[:, None, None, None], candidates, points)
         return points
 
     return attack

@@ -338,10 +338,12 @@ def _run(
     with call.waiting("checking that the network can be attacked"):
         if not runner.keyed and len(images):
             forward, per_device = partial(engine.forward, runner), runner.slots // runner.mesh.size
-            own = reliability.check_network(
+            seen_here = reliability.check_network(
                 forward, runner.logits_fn, images, labels, batch_size=per_device
             )
-            for others in hosts.everyone(own):  # what any process saw; all look at the same images
+            for others in hosts.everyone(
+                seen_here
+            ):  # what any process saw; all look at the same images
                 flags |= others
     outcome = Outcome.of(clean, call.settings, flags, once if call.rule else None)
     evaluation = AttackContext(runner, sample, outcome, book, call.rule)
@@ -418,22 +420,22 @@ def _described(
     columns = (sample.ids, sample.labels, sample.clean, fooled_by, norms, reached, call.hashes)
     verdicts = Verdicts(*(column[met] for column in columns))
     classes, finite = (column[met] for column in answers)
-    own, flags = fingerprint.resolved(call.identity["fingerprint"]), outcome.flags
+    network, flags = fingerprint.resolved(call.identity["fingerprint"]), outcome.flags
     flags |= reliability.check_answers(finite, verdicts.fooled_by, verdicts.reached)
     flags |= label_checks.check_answers(classes, verdicts.labels, sample.classes, complete=complete)
     flags |= collapse.flags(classes, verdicts.labels)
-    flags |= reliability.check_slopes(own["probe"])
+    flags |= reliability.check_slopes(network["probe"])
     about: ResultFacts = {
         **attacked.about,
         "norm": call.threat.norm,
         "epsilon": call.identity["epsilon"],
         "seed": call.seed,
         "image_ids": records.ranges(verdicts.image_ids.tolist()),
-        "images_sha256": own["images"],
+        "images_sha256": network["images"],
         "classes": sample.classes,
         "image": sample.images.shape[1:],
-        "arrays_sha256": own["arrays"],
-        "fingerprint": own | ({"begun_by": book.begun_by} if book.begun_by else {}),
+        "arrays_sha256": network["arrays"],
+        "fingerprint": network | ({"begun_by": book.begun_by} if book.begun_by else {}),
     }
     if call.robust_beyond.any():
         about["robust_beyond"] = int(call.robust_beyond.sum())

@@ -63,8 +63,8 @@ class Attack:
         start, met = time.perf_counter(), int(self.outcome.standing.sum())
         pending = self.recall()
         mine, decided = hosts.share(pending), met - len(pending)
-        what = f"{self.name} on {self.runner.slots} slots"
-        program = compilation.program(what, self.runner.logits_fn)
+        label = f"{self.name} on {self.runner.slots} slots"
+        program = compilation.program(label, self.runner.logits_fn)
         counts = (decided + len(mine), decided, self.standing(), self.runner.slots)
         self.meter.begin(self.name, *counts, compilation.expected(program))
         calls = engine.decide(
@@ -141,9 +141,9 @@ class Attack:
             tried = self.book.tried(image, self.name)
             enough = len(tried.targets) >= max(self.setting.targets, 1)
             survived[image] = enough and tried.restarts >= self.setting.restarts
-        interesting, known = self.outcome.of_interest(), rows["known"] | survived
-        met = np.flatnonzero(interesting & known)
-        pending = np.flatnonzero(interesting & ~known)
+        interesting, is_known = self.outcome.of_interest(), rows["known"] | survived
+        met = np.flatnonzero(interesting & is_known)
+        pending = np.flatnonzero(interesting & ~is_known)
         self.flat = (rows["flat"] | part["flat"])[met].tolist()
         self.doubted = int(np.where(survived, part["doubtful"], rows["doubtful"])[met].sum())
         fallen = met[rows["fooled"][met] & ~survived[met]]

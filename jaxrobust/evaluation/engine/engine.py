@@ -208,8 +208,8 @@ def decide(
         yield Call(int(taken.sum()) * jobs.width, useful, seconds, length == COMPILE_ONLY)
         confirm_and_requeue(jobs, confirm, last=False)
         step_seconds = seconds / max(int(taken.max()), 1)
-        left = programs.steps - int(steps[live].min(initial=programs.steps))
-        if length and should_narrow(engine, jobs, images.shape[1:], left * step_seconds):
+        steps_left = programs.steps - int(steps[live].min(initial=programs.steps))
+        if length and should_narrow(engine, jobs, images.shape[1:], steps_left * step_seconds):
             slots, length = programs.moved(slots, jobs.narrow()), COMPILE_ONLY
         else:
             length = next_call_length(length, step_seconds)

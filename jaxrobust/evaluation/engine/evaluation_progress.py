@@ -104,8 +104,10 @@ class Decisions:
     def awaited(self, calls: Iterator[T]) -> Iterator[T]:
         """Yield calls of the attack's program; where one takes long, that is shown meanwhile."""
         while True:
-            what = "attacking" if self._calls else "compiling"
-            text = what if self._in_terminal else f"{self._attack}: {what}"  # its bar has the name
+            activity = "attacking" if self._calls else "compiling"
+            text = (
+                activity if self._in_terminal else f"{self._attack}: {activity}"
+            )  # its bar has the name
             last = "" if self._calls else self._compiling
             with patience.lasting(text, last=last, here=self._enabled):
                 call = next(calls, None)

@@ -77,8 +77,10 @@ class Ledger:
         self._path = _of_process(first, jax.process_index())
         first.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opening:
-            lock, what = self._path.with_suffix(".lock"), f"ledger {self._path}"
-            opening.enter_context(locks.held(lock, resource=what, otherwise="pass another ledger"))
+            lock, resource = self._path.with_suffix(".lock"), f"ledger {self._path}"
+            opening.enter_context(
+                locks.held(lock, resource=resource, otherwise="pass another ledger")
+            )
             others = first.parent.glob(f"{glob.escape(first.stem)}.process-*.jsonl")
             for file in [first, *sorted(others)]:
                 self._read(file, identity)

@@ -130,8 +130,8 @@ def run(
             points, sure, norms, others = confirmed(evaluation, points, part, 0)
             row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
             for i in np.flatnonzero(sure):
-                found = {"norm": float(norms[i]), "reached": int(others[i])}
-                book.add(int(part[i]), row | found, points[i])
+                facts = {"norm": float(norms[i]), "reached": int(others[i])}
+                book.add(int(part[i]), row | facts, points[i])
             outcome.strike(REPLAY, part[sure])
         forward += len(pending)
         sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()

@@ -175,7 +175,7 @@ class Jobs:
     ) -> int:
         """Take note of what the slots hold; count the steps that were made for some job."""
         useful, self._dropped = 0, False
-        held = points() if any(fooled[s] and not live[s] for s in self._busy) else None
+        fetched = points() if any(fooled[s] and not live[s] for s in self._busy) else None
         for slot, (image, job) in list(self._busy.items()):
             useful += int(steps[slot] - self._steps[image, job])
             self._steps[image, job] = steps[slot]
@@ -185,8 +185,8 @@ class Jobs:
             del self._busy[slot]
             self._ended[image, job] = True
             self._touched.append(image)
-            if held is not None and fooled[slot]:
-                self._fooling.setdefault(image, {})[job] = held[slot].copy()
+            if fetched is not None and fooled[slot]:
+                self._fooling.setdefault(image, {})[job] = fetched[slot].copy()
                 self._won[image] = min(self._won[image], job)
         for slot, (image, job) in list(self._busy.items()):
             if job > self._won[image]:

@@ -176,11 +176,11 @@ def fast(
     if verbose:
         say(f"{stood.sum():,} images stand; {count:,} of them, at random, meet all that is left")
     complete = [turn.setting for turn in first]
-    rest = [Turn(setting, setting, every) for setting in full if setting not in complete]
-    _run_on(evaluation, rest, meter, chosen, costs)
+    remaining = [Turn(setting, setting, every) for setting in full if setting not in complete]
+    _run_on(evaluation, remaining, meter, chosen, costs)
     fooled = sample.ids[stood & ~outcome.standing].tolist()
-    found = survivors.found(len(every), int(stood.sum()), count, fooled)
-    outcome.flags["fast"] = survivors.line(found)
+    sampled = survivors.found(len(every), int(stood.sum()), count, fooled)
+    outcome.flags["fast"] = survivors.line(sampled)
     if count:  # what Square finds, as if it found as much on all that stood as on the sample
         square, others = (
             float(_standing(outcome, later)[chosen].mean()) * float(stood.mean())
@@ -191,25 +191,25 @@ def fast(
             outcome.flags[name] = f"extrapolated from a sample: {text}"
     order = [setting.name for setting in settings]
     after = {name: mean(_standing(outcome, order[at + 1 :])) for at, name in enumerate(order)}
-    return AttackedImages(slice(None), [costs[name] for name in order], after, {"fast": found})
+    return AttackedImages(slice(None), [costs[name] for name in order], after, {"fast": sampled})
 
 
 class Budget(NamedTuple):
     """The passes of an image that nothing fools."""
 
-    whole: int  # of the standard version
+    total: int  # of the standard version
     first: int  # of what all images meet, the order of the targets included
     near: int  # of what only the nearest images meet
-    rest: int  # of all that is left after the first
+    remaining: int  # of all that is left after the first
 
     def sampled(self, survivors: int, near: int, fallen: int) -> int:
         """Choose how many survivors are drawn, after `fallen` passes on images that were fooled.
 
         The standard version needs about as many of these. Of the survivors, `near` ones meet more.
         """
-        most = SHARE * (fallen + survivors * self.whole)
+        most = SHARE * (fallen + survivors * self.total)
         spare = most - fallen - survivors * self.first - near * self.near
-        return min(survivors, max(int(spare // max(self.rest, 1)), 1))
+        return min(survivors, max(int(spare // max(self.remaining, 1)), 1))
 
 
 def _budget(
@@ -218,9 +218,9 @@ def _budget(
     def most(setting: Setting) -> int:
         return ensembles.most_passes(setting, classes)
 
-    made = {turn.setting.name: most(turn.setting) for turn in first}
-    every, begun = sum(map(most, full)), sum(made.values())
-    near = sum(most(t.setting) - made.get(t.setting.name, 0) + _ordering(t) for t in more)
+    begun_passes = {turn.setting.name: most(turn.setting) for turn in first}
+    every, begun = sum(map(most, full)), sum(begun_passes.values())
+    near = sum(most(t.setting) - begun_passes.get(t.setting.name, 0) + _ordering(t) for t in more)
     measuring = sum(map(_ordering, first)) + 1 + _measured(full)
     return Budget(every, begun + measuring, near, every - begun)
 
@@ -254,14 +254,14 @@ def _nearest(evaluation: AttackContext, full: Sequence[Setting]) -> np.ndarray:
 
 def _passes_of_fooled(evaluation: AttackContext, turns: Sequence[Turn]) -> int:
     """Count the passes on images that one of the attacks has fooled, as the ledger knows them."""
-    outcome, classes, passes, before = evaluation.outcome, evaluation.sample.classes, 0, 0
+    outcome, classes, passes, earlier = evaluation.outcome, evaluation.sample.classes, 0, 0
     for turn in turns:
         name = turn.setting.name
         fooled = outcome.fooled_by == outcome.names.index(name)
-        before += _ordering(turn)
+        earlier += _ordering(turn)
         steps = int(evaluation.book.rows(name)["steps"][fooled].sum())
-        passes += int(fooled.sum()) * before + ensembles.passes(turn.setting, classes) * steps
-        before += ensembles.most_passes(turn.setting, classes)
+        passes += int(fooled.sum()) * earlier + ensembles.passes(turn.setting, classes) * steps
+        earlier += ensembles.most_passes(turn.setting, classes)
     return passes
 
 

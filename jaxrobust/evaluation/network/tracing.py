@@ -78,14 +78,14 @@ class _Rest:
 
 def _forget(function: Any) -> None:
     for key in list(_kept or ()):  # None where Python ends
-        if any(rest.function is function for rest in key[0]):
+        if any(network.function is function for network in key[0]):
             del _kept[key]
 
 
 def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
     """Keep what `make` returns for one use of the same networks and the same `programs`."""
     rests = tuple(network.func for network in networks)
-    if not all(rest.lasts for rest in rests):
+    if not all(network.func.lasts for network in networks):
         return make()
     shapes = tuple((a.shape, a.dtype) for network in networks for a in network.args[0])
     old_programs, value = _kept.get((rests, shapes, use), ("", None))
@@ -150,8 +150,8 @@ def trace(
     try:
         closed, logits = _traced(network, operands)
     except Exception as error:
-        if what := remedy(error) or single():
-            raise ValueError(f"{name} {what}") from error
+        if words := remedy(error) or single():
+            raise ValueError(f"{name} {words}") from error
         error.add_note(f"{name} was called with {', '.join(map(str, operands))}")
         raise
     shape: Sequence[int] = getattr(logits, "shape", ())

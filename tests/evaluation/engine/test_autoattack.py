@@ -484,7 +484,7 @@ class MessagesTest(parameterized.TestCase):
         ({"version": "custom"}, "version='custom' needs attacks="),
         ({"attacks": ("apgd",)}, "attack 'apgd' is not in version 'standard'; choose from apgd-ce"),
         ({"attacks": ("fab",)}, "attack 'fab' is not in version 'standard'"),
-        ({"attacks": ()}, "are none or repeated"),
+        ({"attacks": ()}, "is empty or has repetitions"),
         ({"attacks": "square"}, r"is a string; pass \('square',\)"),
         ({"overrides": {"square": {"queries": 5}}}, "square has no 'queries' to override; it has"),
         ({"overrides": {"square": {"machine": "fab"}}}, "square has no 'machine' to override"),

@@ -9,7 +9,6 @@ import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine import (
-    autoattack,
     cascade,
     engine,
     ledger,
@@ -326,40 +325,14 @@ class ReplayTest(parameterized.TestCase):
 class CascadeTest(parameterized.TestCase):
     """The bookkeeping of one attack."""
 
-    def attack(self, of=None, name="a", suffix="", targets=0, **known):
+    def attack(self, of=None, name="a", suffix="", targets=0):
         setting = mock.Mock(targets=targets, machine="apgd")
         setting.configure_mock(name=name, norm="linf")
         patch = lambda key, value: self.enter_context(  # noqa: E731
             mock.patch.object(cascade.ensembles, key, return_value=value)
         )
-        patch("passes", known.get("passes", 3)), patch("most_passes", 100)
-        patch("forward", 2), patch("backward", 5)
-        patch("named", SimpleNamespace(number=41))
+        patch("passes", 3), patch("named", SimpleNamespace(number=41))
         return cascade.Attack(of or context(), setting, mock.Mock(), suffix=suffix)
-
-    def test_what_a_run_costs_and_which_compilations_are_remembered(self):
-        attack, now = self.attack(), mock.Mock(return_value=100.0)
-        attack.join, attack.meter.awaited = mock.Mock(), lambda calls: calls
-        attack.aims = mock.Mock()
-        attack.flag = lambda: now.configure_mock(return_value=110.0)
-        calls = [
-            engine.Call(0, 0, 0.9, True),
-            engine.Call(40, 30, 2.0, False),
-            engine.Call(0, 0, 3.0, True),  # of fewer slots
-        ]
-        known = {"program": mock.Mock(return_value="p"), "expected": mock.Mock()}
-        remember = mock.Mock()
-        with (
-            mock.patch.multiple(cascade.compilation, **known, remember=remember),
-            mock.patch.object(cascade.engine, "decide", return_value=iter(calls)),
-            mock.patch.object(cascade.time, "perf_counter", now),
-        ):
-            cost = attack.run(50)
-        remember.assert_called_once_with("p", 3.0, hit=False)
-        self.assertEqual((cost.attack, cost.fooled), (attack.name, 0))
-        self.assertEqual((cost.forward, cost.backward, cost.idle), (30 * 2, 30 * 5, 10 * 2))
-        self.assertAlmostEqual(cost.compile_seconds, 3.9)
-        self.assertAlmostEqual(cost.seconds, 10 - 3.9)
 
     def test_what_the_ledger_knows(self):
         once = np.array([True, True, False, False])
@@ -401,68 +374,28 @@ class CascadeTest(parameterized.TestCase):
         self.assertEqual(asked[3:], [[4]])
         self.assertEqual(attack.waiting, [])
 
-    def test_what_does_not_hold_is_doubted(self):
-        attack = self.attack()
-        points = np.zeros((2, *SHAPE), np.float32)
-        answer = (points, np.array([True, False]), np.array([0.5, 0.6]), np.array([1, 2]))
-        with mock.patch.object(cascade.outcome, "confirmed", return_value=answer):
-            wrong = attack.refuted([self.verdict(1), self.verdict(2)])
-            attack.refuted([self.verdict(3), self.verdict(0)])
-        self.assertEqual([v.image for v in wrong], [2])
-        self.assertEqual(attack.doubtful, {2, 0})
-        row = attack.book.rows("a")[1]
-        self.assertEqual((row["fooled"], row["norm"], row["reached"]), (True, 0.5, 1))
-        self.assertEqual(attack.meter.decided.call_args_list[0].args, (3, 9 * 3))
-
-    def test_flags(self):
-        for how, flagged in (({}, True), ({"targets": 9}, False), ({"suffix": " (full)"}, False)):
-            attack = self.attack(**how)
-            attack.flat, attack.unconfirmed = [True, False], 0
-            with mock.patch.object(cascade, "MACHINES", {"apgd": SimpleNamespace(flat=True)}):
-                attack.flag()
-            self.assertEqual("zero-gradients" in attack.outcome.flags, flagged, str(how))
-        attack = self.attack()
-        attack.flat, attack.unconfirmed = [True], 3
-        with mock.patch.object(cascade, "MACHINES", {"apgd": SimpleNamespace(flat=False)}):
-            attack.flag()
-        self.assertEqual([*attack.outcome.flags], ["unconfirmed by a"])
-        self.assertIn(
-            "3 images were fooled in the search", attack.outcome.flags["unconfirmed by a"]
-        )
-
     @sweeps.rows(
-        (None, "look for batch statistics, or compare with batch_size=1"),
-        (
-            "bfloat16",
-            "may multiply in bfloat16 .*: JAX_DEFAULT_MATMUL_PRECISION=highest .*batch_size=1",
-        ),
+        ({}, True, 0, "", "first gradient is exactly zero for 1 of 2 images"),
+        ({"targets": 9}, True, 0, "", "^$"),
+        ({"suffix": " (full)"}, True, 0, "", "^$"),
+        ({}, False, 3, None, "3 images were .* robust. .* batch statistics, or .* batch_size=1"),
+        ({}, False, 3, "bfloat16", "in bfloat16 .*DEFAULT_MATMUL_PRECISION=highest .*batch_size=1"),
     )
-    def test_a_narrower_search_is_named_where_images_are_not_confirmed(self, narrower, said):
-        attack = self.attack()
-        attack.flat, attack.unconfirmed = [True], 1
+    def test_flags(self, how, flat, unconfirmed, narrower, words):
+        attack = self.attack(**how)
+        attack.flat, attack.unconfirmed = [True, False], unconfirmed
         with (
+            mock.patch.object(cascade, "MACHINES", {"apgd": SimpleNamespace(flat=flat)}),
             mock.patch.object(cascade.slots, "narrower_products", lambda platform: narrower),
-            mock.patch.object(cascade, "MACHINES", {"apgd": SimpleNamespace(flat=False)}),
         ):
             attack.flag()
-        self.assertRegex(attack.outcome.flags["unconfirmed by a"], f"count as robust.*{said}")
+        self.assertLen(attack.outcome.flags, words != "^$")
+        self.assertRegex(" ".join(attack.outcome.flags.values()), words)
 
     def test_images_that_stand_aside_are_robust_so_far(self):
         of = context(4)
         aside = of._replace(outcome=of.outcome.without(np.array([True, False, False, True])))
         self.assertEqual(self.attack(aside).standing(), 4)
-
-
-class ArgumentsTest(parameterized.TestCase):
-    @sweeps.rows(
-        (None, 3, [0, 1, 2]),
-        ([5, 2, 9], 3, [5, 2, 9]),
-        ([2**32 - 1, 0], 2, [2**32 - 1, 0]),
-        ([], 0, []),
-    )
-    def test_ids(self, ids, n, expected):
-        found = autoattack._checked_ids(ids, n)
-        self.assertEqual((found.tolist(), found.dtype), (expected, np.uint32))
 
 
 class EngineTest(parameterized.TestCase):
@@ -483,25 +416,3 @@ class EngineTest(parameterized.TestCase):
         ):
             made = engine.make("f", image_size=size, slots=wished)
         self.assertEqual(made.slots, slots)
-
-    def test_points_of_one_draw_and_of_the_tally(self):
-        shape = (3, 1, 1, 1)
-        slots = SimpleNamespace(
-            live=0,
-            steps=0,
-            flat=0,
-            fooled=np.array([True, False, False]),
-            excess=np.array([-1.0, 0.0, -1.0]),
-            adversarial=np.full(shape, 5.0),
-            strongest=np.full(shape, 6.0),
-        )
-        self.assertEqual(engine._host_arrays(slots)[1].tolist(), [True, True, False])
-        found = engine._points(slots).reshape(3, 2)
-        np.testing.assert_array_equal(found, [[5, np.nan], [np.nan, 6], [np.nan, np.nan]])
-        slots.excess = None
-        self.assertEqual(engine._host_arrays(slots)[1].tolist(), [True, False, False])
-        self.assertEqual(engine._points(slots).shape, shape)
-
-    def test_rows_of_zeros_behind(self):
-        found = engine.padded(np.ones((2, 3), np.int32), 4)
-        self.assertEqual((found.dtype, found.tolist()), (np.int32, [[1] * 3] * 2 + [[0] * 3] * 2))

@@ -331,14 +331,14 @@ class BudgetTest(parameterized.TestCase):
     # targets of APGD-T and four of FAB-T, 8,711 of the rest.
     @sweeps.rows((1000, 0, 50), (1000, 400_000, 13), (20, 5_000, 1), (1, 0, 1), (0, 10**6, 0))
     def test_spends_what_is_left_of_the_share(self, standing, fallen, count):
-        budget, near = Budget(whole=9721, first=1030, near=2220, rest=8711), standing // 8
+        budget, near = Budget(total=9721, first=1030, near=2220, remaining=8711), standing // 8
         self.assertEqual(budget.sampled(standing, near, fallen), count)
         if count > 1:
             spent = fallen + standing * 1030 + near * 2220 + count * 8711
             self.assertBetween(0.18 * (fallen + standing * 9721) - spent, 0, 8711)
 
     def test_a_part_that_is_all(self):
-        self.assertEqual(Budget(whole=100, first=100, near=0, rest=0).sampled(7, 0, 0), 1)
+        self.assertEqual(Budget(total=100, first=100, near=0, remaining=0).sampled(7, 0, 0), 1)
 
 
 class RefusedTest(parameterized.TestCase):

@@ -209,19 +209,6 @@ class Model:
         return self.logits(x)
 
 
-class ForgottenTest(absltest.TestCase):
-    def test_a_function_that_is_gone_takes_all_its_programs_along(self):
-        """Those of two networks too, of which it is one."""
-        one, other = mock.Mock(function="one"), mock.Mock(function="other")
-        kept = {((one,), "s"): 1, ((other,), "s"): 2, ((one, other), "s"): 3}
-        kept |= {((other, one), "s"): 4, ((other, other), "s"): 5, ((), "s"): 6}
-        with mock.patch.object(tracing, "_kept", dict(kept)) as left:
-            tracing._forget("one")
-            self.assertEqual(sorted(left.values()), [2, 5, 6])
-        with mock.patch.object(tracing, "_kept", None):
-            tracing._forget("one")  # where Python ends
-
-
 class MemoryTest(parameterized.TestCase):
     def live(self):
         gc.collect()
@@ -481,9 +468,9 @@ class HaikuTest(parameterized.TestCase):
 
 class ImagesTest(parameterized.TestCase):
     @sweeps.rows(
-        (lambda: (image for image in IMAGES), "images are of type generator, no array"),
+        (lambda: (image for image in IMAGES), "images are of type generator, not an array"),
         (lambda: iter([IMAGES]), "pass one array, of batches np.concatenate"),
-        (lambda: [IMAGES[:8], IMAGES[8:]], "images are of type list, no array"),
+        (lambda: [IMAGES[:8], IMAGES[8:]], "images are of type list, not an array"),
         (lambda: [IMAGES[:6], IMAGES[6:]], "shape \\(2, 6, 4, 4, 1\\); .*np.concatenate"),
         (lambda: {"image": IMAGES}, "images are of type dict"),
     )
@@ -502,7 +489,7 @@ class ImagesTest(parameterized.TestCase):
     def test_labels_too(self):
         with (
             mock.patch(f"{__name__}.LABELS", iter(LABELS)),
-            self.assertRaisesRegex(ValueError, "labels are of type .*iterator, no array"),
+            self.assertRaisesRegex(ValueError, "labels are of type .*iterator, not an array"),
         ):
             evaluate(partial(FIRST))
 

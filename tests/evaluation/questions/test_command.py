@@ -257,7 +257,7 @@ class RunTest(OfRun):
             "--attack=cw is unknown; one of clean, fgsm, pgd-K, .*: apgd-ce, apgd-d",
         ),
         ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
-        ({"attack": "apgd-ce,apgd-ce"}, "are none or repeated"),
+        ({"attack": "apgd-ce,apgd-ce"}, "is empty or has repetitions"),
         ({"attack": "cw-0"}, "--attack=cw-0 is unknown; one of clean, fgsm, pgd-K, cw-K, margin-K"),
         ({"attack": "pgd-2", "step": "four"}, "--step=four is not a number; write one"),
         (
