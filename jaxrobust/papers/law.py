@@ -184,31 +184,31 @@ def nearest(wanted: float) -> tuple[int, int]:
     return near
 
 
-def answer(given: TargetSettings) -> dict[str, Any]:
+def answer(settings: TargetSettings) -> dict[str, Any]:
     """Print what an accuracy takes, with its interval, and return it."""
-    check(given)
+    check(settings)
     with patience.of("loading JAX and looking for its devices"):
-        targets.prepare(given.on)
-        target = targets.target(given.on)
+        targets.prepare(settings.on)
+        target = targets.target(settings.on)
     if target.here or target.chip is None:
         raise ValueError(
-            f"--on {given.on}: the law counts operations, which are told for chips by name; write "
-            "some such as h100:8"
+            f"--on {settings.on}: the law counts operations, which are told for chips by name; "
+            "write some such as h100:8"
         )
-    speed = target.chip.flops * given.utilisation * 3600
+    speed = target.chip.flops * settings.utilisation * 3600
     _, half = calibration()
-    points: dict[str, LawPoint | None] = {"expected": cheapest(given.target)}
+    points: dict[str, LawPoint | None] = {"expected": cheapest(settings.target)}
     for name, moved in (("least", -half), ("most", half)):
         points[name] = None
         with contextlib.suppress(ValueError):  # above the limit: no length is enough
-            points[name] = cheapest(max(given.target + moved, LEAST))
-    rows = {name: _row(point, speed, given.price) for name, point in points.items()}
+            points[name] = cheapest(max(settings.target + moved, LEAST))
+    rows = {name: _row(point, speed, settings.price) for name, point in points.items()}
     estimate = {
-        "target": given.target,
-        "dataset": given.dataset,
+        "target": settings.target,
+        "dataset": settings.dataset,
         "on": target.kind,
         "chips": target.chips,
-        "utilisation": given.utilisation,
+        "utilisation": settings.utilisation,
         "interval_points": round(half, 2),
         "limit": round(limit(), 1),
         **rows,
@@ -217,14 +217,14 @@ def answer(given: TargetSettings) -> dict[str, Any]:
     return estimate
 
 
-def check(given: TargetSettings) -> None:
+def check(settings: TargetSettings) -> None:
     """Refuse what the law says nothing of."""
-    if given.dataset != DATASET:
+    if settings.dataset != DATASET:
         raise ValueError(
-            f"--dataset {given.dataset}: a law of published runs is known for {DATASET} under Linf "
-            f"8/255 alone; write --dataset {DATASET}, or estimate a config"
+            f"--dataset {settings.dataset}: a law of published runs is known for {DATASET} under "
+            f"Linf 8/255 alone; write --dataset {DATASET}, or estimate a config"
         )
-    used, price = given.utilisation, given.price
+    used, price = settings.utilisation, settings.price
     must_be("--utilisation", used, 0 < used <= 1, "above 0 and at most 1, such as 0.4")
     must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
 

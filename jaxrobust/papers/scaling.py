@@ -58,17 +58,17 @@ def _norm(channels: float) -> NetworkCost:
     return NetworkCost(2 * channels, 0)
 
 
-def _basic(ins: float, planes: float, before: float, after: float) -> NetworkCost:
+def _basic(ins: float, planes: float, input_pixels: float, after: float) -> NetworkCost:
     """Count the cost of a block but for its shortcut, `before` and `after` its stride pixels."""
     convs = [_conv(ins, planes, 3, after), _conv(planes, planes, 3, after)]
     return sum([*convs, _norm(ins), _norm(planes)], NetworkCost(0, 0))
 
 
-def _robust(ins: float, planes: float, before: float, after: float) -> NetworkCost:
+def _robust(ins: float, planes: float, input_pixels: float, after: float) -> NetworkCost:
     inner, outs, part = 2 * planes, 4 * planes, planes / 4
     parts = (_conv(part, part, 3, after, groups=4) + _norm(part)).times(7)
     squeeze = 2 * outs * (outs / 64)
-    convs = [_conv(ins, inner, 1, before), parts, _conv(inner, outs, 1, after)]
+    convs = [_conv(ins, inner, 1, input_pixels), parts, _conv(inner, outs, 1, after)]
     norms = [_norm(ins), _norm(inner), _norm(outs)]
     return sum([*convs, *norms, NetworkCost(squeeze, squeeze)], NetworkCost(0, 0))
 
@@ -95,9 +95,9 @@ def cost(
     pixels, ins = float(image_size * image_size), float(_STEM)
     total = _conv(3, _STEM, 3, pixels)
     for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-        planes, before, pixels = (_STEM << i) * width, pixels, pixels / (4 if i else 1)
+        planes, input_pixels, pixels = (_STEM << i) * width, pixels, pixels / (4 if i else 1)
         outs = wider * planes
-        total += of_block(ins, planes, before, pixels)
+        total += of_block(ins, planes, input_pixels, pixels)
         if i or ins != outs:
             total += _conv(ins, outs, 1, pixels)
         total += of_block(outs, planes, pixels, pixels).times(depth - 1)
@@ -163,8 +163,10 @@ def robust_scaling(
         low, high = (middle, high) if needed(middle) < multiply_adds else (low, middle)
     depths, widths = _of_width(low, ratio)
     rounded = whole(depths, widths, multiply_adds, block=block, image_size=image_size)
-    own = cost(*rounded, block=block, image_size=image_size)
-    return Scaling(depths, widths, *rounded, own, own.multiply_adds / multiply_adds)
+    rounded_cost = cost(*rounded, block=block, image_size=image_size)
+    return Scaling(
+        depths, widths, *rounded, rounded_cost, rounded_cost.multiply_adds / multiply_adds
+    )
 
 
 def whole(
@@ -188,9 +190,9 @@ def whole(
     real, stages = (*depths, *widths), len(depths)
 
     def tried_out(numbers: tuple[int, ...]) -> _Tried:
-        own = cost(numbers[:stages], numbers[stages:], block=block, image_size=image_size)
+        cost_of = cost(numbers[:stages], numbers[stages:], block=block, image_size=image_size)
         distance = sum((a - b) ** 2 for a, b in zip(numbers, real, strict=True))
-        off = abs(own.multiply_adds / multiply_adds - 1)
+        off = abs(cost_of.multiply_adds / multiply_adds - 1)
         # Rounded: equal ones differ in the last bits, by the order of their sums.
         return _Tried(numbers, round(distance, 9), round(off, 9))
 

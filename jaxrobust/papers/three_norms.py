@@ -50,23 +50,26 @@ def parts(*, skips: bool) -> list[NormAttack]:
 
 
 def radii(
-    size: int, given: Sequence[Threat], *, write: Callable[[Sequence[str]], str] | None = None
+    size: int,
+    threats_given: Sequence[Threat],
+    *,
+    write: Callable[[Sequence[str]], str] | None = None,
 ) -> dict[str, Threat]:
     """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's."""
-    by_norm = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
+    by_norm = {threat.norm: threat for threat in (*RADII.get(size, ()), *threats_given)}
     if missing := [norm for norm in NORMS if norm not in by_norm]:
-        known = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
+        sizes = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
         words = write(missing) if write else " ".join(f"--threat={n}:RADIUS" for n in missing)
         raise ValueError(
-            f"the worst case has no radii for images of {size} px ({known}); give {words}"
+            f"the worst case has no radii for images of {size} px ({sizes}); give {words}"
         )
     return {norm: by_norm[norm] for norm in NORMS}
 
 
-def balls(named: Sequence[str]) -> list[Threat]:
+def balls(texts: Sequence[str]) -> list[Threat]:
     """Read what --threat names, at most one of a norm."""
     by_norm: dict[str, Threat] = {}
-    for text in named:
+    for text in texts:
         threat = threats.parse(text)
         if threat.norm in by_norm:
             raise ValueError(
@@ -84,12 +87,12 @@ _SAID |= dict.fromkeys(
 )
 
 
-def check(given: Any, ladder: str | None) -> None:
+def check(values: Any, ladder: str | None) -> None:
     """Refuse flags that --worst_case goes without."""
-    for flag, value in (("ladder", ladder), ("corruptions", given.corruptions)):
+    for flag, value in (("ladder", ladder), ("corruptions", values.corruptions)):
         if value:
             raise ValueError(f"--worst_case contradicts --{flag}; give one of them")
-    needless = [f"--{name}" for name, none in _SAID.items() if getattr(given, name) != none]
+    needless = [f"--{name}" for name, none in _SAID.items() if getattr(values, name) != none]
     if balls_in := [flag for flag in needless if flag in ("--norm", "--epsilon")]:
         raise ValueError(
             f"--worst_case is of three norms, so leave {' and '.join(balls_in)} out; give --threat "
@@ -100,7 +103,7 @@ def check(given: Any, ladder: str | None) -> None:
             f"--worst_case says which attacks; leave {', '.join(needless)} out, or ask for one "
             "attack without it"
         )
-    if given.bundle:
+    if values.bundle:
         raise ValueError(
             "--bundle is of one attack under one threat, not of --worst_case; take --attack="
             "autoattack --norm=linf and its radius, from the same --out"
@@ -109,10 +112,10 @@ def check(given: Any, ladder: str | None) -> None:
 
 def questions(question: GivenFlags, *, skips: bool) -> list[tuple[str, GivenFlags]]:
     """List the norm and the question of each attack, in the order of `parts`."""
-    own = {"union_only": False}
-    alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}
+    no_union = {"union_only": False}
+    alone = no_union | {"replay": (), "noreplay": False, "search_dtype": "float32"}
     several = []
     for part in parts(skips=skips):
-        more = own if is_cascade(part.attack) else alone
+        more = no_union if is_cascade(part.attack) else alone
         several.append((part.norm, question._replace(attack=part.attack, **more, **part.settings)))
     return several

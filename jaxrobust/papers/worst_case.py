@@ -57,19 +57,19 @@ class WorstCaseResult(NamedTuple):
         lines += records.notes_of(self.own)
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
 
-    def _typed_record(self, **known: Unpack[CallerFacts]) -> AccuracyRecord:
+    def _typed_record(self, **facts: Unpack[CallerFacts]) -> AccuracyRecord:
         fields: Any = {key.name: getattr(self.own, key.name) for key in keys_of(AccuracyRecord)}
         own = {name: value for name, value in fields.items() if value is not None}
-        whole = self.autoattack.typed_record(**known)
-        return dataclasses.replace(whole, **(own | {"worst_case": self.parts}))
+        autoattack_result = self.autoattack.typed_record(**facts)
+        return dataclasses.replace(autoattack_result, **(own | {"worst_case": self.parts}))
 
-    def record(self, **known: Unpack[CallerFacts]) -> dict[str, Any]:
+    def record(self, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record's JSON; arguments as in `AutoAttackResult.record`."""
-        return self._typed_record(**known).to_json()
+        return self._typed_record(**facts).to_json()
 
-    def save(self, path: str | Path, **known: Unpack[CallerFacts]) -> dict[str, Any]:
+    def save(self, path: str | Path, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
         """Append the record to a file of JSON lines and return it, as `AutoAttackResult.save`."""
-        return records.save(Path(path), self.verdicts, lambda: self._typed_record(**known))
+        return records.save(Path(path), self.verdicts, lambda: self._typed_record(**facts))
 
 
 def worst_case(
@@ -115,11 +115,11 @@ def worst_case(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
     within = _radii(held.shape[1:], radii or {})
-    known = _answering(logits_fn, held, right, batch_size)
+    facts = _answering(logits_fn, held, right, batch_size)
     measured: list[Measured] = []
     questions = three_norms.questions(GivenFlags(seed=seed), skips=union_only)
     threats = [within[norm] for norm, _ in questions]
-    whole: Any = None
+    autoattack_result: Any = None
     for count, (threat, (_, question)) in enumerate(zip(threats, questions, strict=True)):
         standing = np.ones(len(held), bool)
         if union_only and count:
@@ -129,7 +129,7 @@ def worst_case(
             given = (logits_fn, held, right, ids, threat, question)
             measured.append(_stepped(*given, batch_size=batch_size))
             continue
-        whole = autoattack(
+        autoattack_result = autoattack(
             logits_fn,
             held[ids],
             right[ids],
@@ -139,10 +139,10 @@ def worst_case(
             seed=seed,
             image_ids=ids.tolist(),
             ledger=ledger,
-            identity=known,
+            identity=facts,
             verbose=verbose,
         )
-        measured.append(whole.measured())
+        measured.append(autoattack_result.measured())
     names = [f"{ball} {q.attack}" for ball, (_, q) in zip(threats, questions, strict=True)]
     methods = [question.method for _, question in questions]
     rows = several.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
@@ -152,9 +152,9 @@ def worst_case(
         record,
         image_ids=records.ranges(own.image_ids.tolist()),
         clipped=overshot,
-        flags=record.flags | spread.flags(right, whole.about["classes"]),
+        flags=record.flags | spread.flags(right, autoattack_result.about["classes"]),
         images_sha256=images_sha256,
-        fingerprint={**whole.about["fingerprint"], "images": images_sha256},
+        fingerprint={**autoattack_result.about["fingerprint"], "images": images_sha256},
         method="union",
         interval=records.intervals(record.clean, record.robust, len(held)),
     )
@@ -165,9 +165,9 @@ def worst_case(
         parts=rows,
         accuracy_after=record.accuracy_after or {},
         flags=record.flags,
-        autoattack=whole,
+        autoattack=autoattack_result,
         verdicts=own,
-        own=dataclasses.replace(record, evaluation=_number(record, rows, whole)),
+        own=dataclasses.replace(record, evaluation=_number(record, rows, autoattack_result)),
     )
     if verbose:
         say(result.table())
@@ -175,11 +175,11 @@ def worst_case(
 
 
 def _number(
-    record: AccuracyRecord, rows: list[parts.WorstCasePart], whole: AutoAttackResult
+    record: AccuracyRecord, rows: list[parts.WorstCasePart], autoattack_result: AutoAttackResult
 ) -> str:
     names = ("attacks", "costs", "image_ids", "clipped", "images_sha256", "fingerprint")
     own = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
-    about = own | {"parts": rows} | records.identity(whole.about)
+    about = own | {"parts": rows} | records.identity(autoattack_result.about)
     return records.number_of(records.identity(about))
 
 
@@ -187,26 +187,26 @@ def _answering(
     logits_fn: Callable[..., Array], images: np.ndarray, labels: np.ndarray, batch_size: int
 ) -> fingerprint.Fingerprint:
     network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
-    known = fingerprint.of_network(network, images, batch=batch_size, labels=labels)
-    if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
+    facts = fingerprint.of_network(network, images, batch=batch_size, labels=labels)
+    if not facts.has_answers:  # for images like these; so all are looked at, before any is attacked
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         logits = [
             np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
             for part in parts
         ]
         reliability.check_answers(checks.answered(np.concatenate(logits)))
-    return known
+    return facts
 
 
-def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Threat]:
+def _radii(image: tuple[int, ...], radii_given: Mapping[str, float]) -> dict[str, Threat]:
     from jaxrobust.papers import three_norms
 
-    if unknown := sorted(given.keys() - set(NORMS)):
-        known = ", ".join(NORMS)
-        raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {known}")
+    if unknown := sorted(radii_given.keys() - set(NORMS)):
+        facts = ", ".join(NORMS)
+        raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {facts}")
     height, width, channels = image
     side = height if height == width else 0  # the study's images are squares
-    own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in given.items()]
+    own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in radii_given.items()]
     write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
     by_norm = three_norms.radii(side, own, write=write)
     for threat in by_norm.values():
@@ -235,13 +235,15 @@ def _stepped(
     @jax.jit
     def judged(network: Any, *batch: Array) -> dict[str, Array]:
         net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
-        how = accuracy.Judging(net, attack, "float32", norm=ball.norm, moved=True)
-        return accuracy.judged({}, {}, *batch, judging=how)
+        judging = accuracy.Judging(net, attack, "float32", norm=ball.norm, moved=True)
+        return accuracy.judged({}, {}, *batch, judging=judging)
 
     for first in range(0, max(len(ids), 1), batch_size):
-        which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
+        places = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
         there = np.arange(batch_size) < len(ids) - first
-        judgement = jax.device_get(judged(network, images[which], labels[which], there, which, key))
+        judgement = jax.device_get(
+            judged(network, images[places], labels[places], there, places, key)
+        )
         parts.append({name: values[there] for name, values in judgement.items()})
     reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     classes = 1 + int(max(labels.max(), reached["answers"].max(initial=0)))  # at least

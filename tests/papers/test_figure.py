@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+import string
 import sys
 from pathlib import Path
 from unittest import mock
@@ -18,7 +19,7 @@ from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import pairs, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import figure as command
-from jaxrobust.papers.figures import drawing, figure, latex, letters
+from jaxrobust.papers.figures import contents, drawing, figure, latex
 from jaxrobust.results.plotting import SUFFIXES
 from tests.support import command_calls
 from tests.support.compared import N, attacks, found, write
@@ -479,7 +480,7 @@ class LettersTest(absltest.TestCase):
             count = int(draws.integers(1, 8))
             all_pairs = list(itertools.combinations(range(count), 2))
             apart = {pair for pair in all_pairs if draws.random() < 0.5}
-            own = letters.of_pairs(count, sorted(apart))
+            own = contents.letters_of(count, sorted(apart))
             self.assertTrue(all(own))
             for one, other in all_pairs:
                 shared = {*own[one]} & {*own[other]}
@@ -489,13 +490,14 @@ class LettersTest(absltest.TestCase):
                 self.assertFalse(one <= other, "a letter that says nothing")
 
     def test_a_chain(self):
-        self.assertEqual(letters.of_pairs(3, [(0, 2)]), ["a", "ab", "b"])
-        self.assertEqual(letters.of_pairs(2, []), ["a", "a"])
+        self.assertEqual(contents.letters_of(3, [(0, 2)]), ["a", "ab", "b"])
+        self.assertEqual(contents.letters_of(2, []), ["a", "a"])
 
     def test_names_of_letters(self):
-        self.assertEqual([letters._letter(at) for at in (0, 25, 26, 51)], ["a", "z", "A", "Z"])
+        apart = [*itertools.combinations(range(52), 2)]
+        self.assertEqual("".join(contents.letters_of(52, apart)), string.ascii_letters)
         with self.assertRaisesRegex(ValueError, "more than 52 letters; show fewer in one figure"):
-            letters._letter(52)
+            contents.letters_of(53, itertools.combinations(range(53), 2))
 
 
 class LatexTest(parameterized.TestCase):

@@ -19,8 +19,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.papers.commands import landscape
-from jaxrobust.papers.networks import landscape as drawn  # noqa: F401  # takes a second
-from jaxrobust.papers.networks import surface
+from jaxrobust.papers.networks import landscape as surface
 from jaxrobust.runtime.devices import sharding
 from tests.support import sweeps
 
@@ -116,7 +115,9 @@ class SurfaceTest(parameterized.TestCase):
         net, params, stats, images, labels = network()
         both = [surface.direction(params, 5, number) for number in range(2)]
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        call = surface.losses(net, params, stats, both, images, labels, batch=batch, mesh=mesh)
+        call = surface.losses_around(
+            net, params, stats, both, images, labels, batch=batch, mesh=mesh
+        )
         return call(np.array(points))
 
     def test_the_middle_is_the_loss(self):
@@ -147,7 +148,7 @@ class SurfaceTest(parameterized.TestCase):
         mesh = sharding.make_mesh(jax.devices()[:1])
         lost = {key: value * np.float32(np.nan) for key, value in params.items()}
         labels = np.zeros(len(images), np.int32)
-        call = surface.losses(net, lost, stats, both, images, labels, batch=16, mesh=mesh)
+        call = surface.losses_around(net, lost, stats, both, images, labels, batch=16, mesh=mesh)
         loss, right = call(np.zeros((1, 2)))
         self.assertTrue(np.isnan(loss).all())
         np.testing.assert_array_equal(right, 0)

@@ -142,7 +142,7 @@ class ResolutionsTest(parameterized.TestCase):
         cells = {(0, "aa"): Cell(39.0, 0), (2, "aa"): Cell(38.0, 1, alike=True)}
         clean, robust = resolutions.curves(self.table(cells))
         self.assertEqual((clean.network, clean.result, robust.result), ("a", "clean", "linf 4/255"))
-        self.assertEqual(robust.theirs, {288: 40.0, 160: 41.0, 224: 42.0})
+        self.assertEqual(robust.printed, {288: 40.0, 160: 41.0, 224: 42.0})
         self.assertEqual((robust.ours, clean.ours), ({288: 39.0}, {}))
 
     def test_runs_are_told_apart(self):
@@ -150,7 +150,7 @@ class ResolutionsTest(parameterized.TestCase):
         self.assertLen(resolutions.curves(self.table(more=more)), 2)
         more.append(row("a", 30.0, image_size=288, run="second"))
         found = resolutions.curves(self.table(more=more))
-        self.assertEqual([len(curve.theirs) for curve in found], [3] * 4)
+        self.assertEqual([len(curve.printed) for curve in found], [3] * 4)
 
 
 class DocumentsTest(parameterized.TestCase):

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.config import plain
 from jaxrobust.doctor.estimate import devices
-from jaxrobust.papers.planning import costs, progress, runs, scripts
+from jaxrobust.papers.planning import answer, costs, progress, runs
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.progress import BEYOND, DONE, PLANNED
 from jaxrobust.papers.tables import lines, matching, tables
@@ -127,7 +127,7 @@ class ScriptsTest(absltest.TestCase):
         steps = [
             progress.PlannedStep(run(name), RunCost(1, 0), PLANNED, (0, 1)) for name in ("a", "b")
         ]
-        scripts.write(steps, folder, "jaxrobust plan x")
+        answer.write_scripts(steps, folder, "jaxrobust plan x")
         (folder / "jaxrobust").write_text('#!/bin/bash\necho "$@" >> said\nexit 75\n')
         (folder / "jaxrobust").chmod(0o755)
         done = subprocess.run(

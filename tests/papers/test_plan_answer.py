@@ -23,7 +23,7 @@ class AnswerTest(parameterized.TestCase):
             (answer.matching, "collect_checked", ["one", "two", "three"]),
             (answer.progress, "in_order", ["steps"]),
             (answer, "text", "the page"),
-            (answer.scripts, "write", [Path("a.sh"), Path("b.sh")]),
+            (answer, "write_scripts", [Path("a.sh"), Path("b.sh")]),
         ):
             self.mocks[name] = self.enter_context(
                 mock.patch.object(place, name, return_value=value)
@@ -50,7 +50,7 @@ class AnswerTest(parameterized.TestCase):
             [mock.call("p", ["priced"], ["one", "two", "three"], root=Path(), budget=9.0)],
         )
         self.mocks["text"].assert_called_once_with(["steps"], "p", target, 0.25, 9.0)
-        self.mocks["write"].assert_not_called()
+        self.mocks["write_scripts"].assert_not_called()
 
     def test_what_is_here_is_not_assumed(self):
         with self.assertRaisesRegex(ValueError, "--on cpu is no chip that can be assumed"):

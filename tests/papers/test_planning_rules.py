@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust.doctor.estimate import devices
-from jaxrobust.papers.planning import answer, claims, costs, progress, runs, scripts
+from jaxrobust.papers.planning import answer, costs, progress, runs
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.progress import (
     APART,
@@ -67,8 +67,8 @@ class ClaimsTest(parameterized.TestCase):
         ):
             with self.subTest(row=(one, other, alike)):
                 rows = [{"model": "net", "image_size": 32} | own for own in (one, other)]
-                self.assertEqual(claims._alike(table(rows), *rows), alike)
-                self.assertEqual(claims._alike(table(rows), *rows[::-1]), alike)
+                self.assertEqual(progress._alike(table(rows), *rows), alike)
+                self.assertEqual(progress._alike(table(rows), *rows[::-1]), alike)
 
     def test_pairs_are_of_one_table_and_two_runs_and_each_stands_once(self):
         rows = [{"model": "net", "image_size": 32, "epochs": e, "linf": 9.0} for e in (1, 2, 1)]
@@ -78,8 +78,8 @@ class ClaimsTest(parameterized.TestCase):
             run("b", rows=0)._replace(rows=(RowPlace("table_1", 1),)),
             run("c", rows=0)._replace(rows=(RowPlace("table_2", 1),)),
         ]
-        with mock.patch.object(claims.tables, "tables", return_value=both):
-            found = [*claims.compared("p", planned)]
+        with mock.patch.object(progress.tables, "tables", return_value=both):
+            found = [*progress.compared("p", planned)]
         self.assertEqual(found, [("runs/a", "runs/b", "linf:4/255")])
 
     def test_told_apart(self):
@@ -99,18 +99,18 @@ class ClaimsTest(parameterized.TestCase):
                     )
                     for r, m in zip(seen, ("autoattack standard", method), strict=True)
                 ]
-                with mock.patch.object(claims.evaluations, "load", return_value=loaded) as load:
-                    self.assertFalse(claims._told_apart(*folders, "l2:2"))
+                with mock.patch.object(progress.evaluations, "load", return_value=loaded) as load:
+                    self.assertFalse(progress._told_apart(*folders, "l2:2"))
                     for folder in folders:
-                        self.assertFalse(claims._told_apart(*folders, "l2:2"))
+                        self.assertFalse(progress._told_apart(*folders, "l2:2"))
                         (folder / "evaluation").mkdir()
                         (folder / "evaluation" / "results.jsonl").write_text("")
                     load.assert_not_called()
-                    self.assertEqual(claims._told_apart(*folders, "l2:2"), apart)
+                    self.assertEqual(progress._told_apart(*folders, "l2:2"), apart)
                     places = [str(folder / "evaluation") for folder in folders]
                     load.assert_called_once_with(places, "l2:2")
                     load.side_effect = ValueError("other images")
-                    self.assertFalse(claims._told_apart(*folders, "l2:2"))
+                    self.assertFalse(progress._told_apart(*folders, "l2:2"))
 
 
 class CostsTest(parameterized.TestCase):
@@ -182,7 +182,7 @@ class ProgressTest(parameterized.TestCase):
             mock.patch.object(progress.tables, "tables", return_value=[]),
             mock.patch.object(progress, "_cells", return_value=(1, 2)),
             mock.patch.object(progress, "_state", lambda own, cells, root: known[own.folder]),
-            mock.patch.object(progress.claims, "apart", return_value=set(decided)),
+            mock.patch.object(progress, "apart", return_value=set(decided)),
         ):
             steps = progress.in_order("p", priced, [], root=Path(), budget=budget)
         self.assertEqual([step.planned for step in steps], [own for own, _ in priced])
@@ -276,10 +276,10 @@ class ScriptsTest(parameterized.TestCase):
                 ("f", ["a"]),
             )
         ]  # fmt: skip
-        levels = scripts._levels(steps)
+        levels = answer._levels(steps)
         names = [[step.planned.folder.removeprefix("runs/") for step in level] for level in levels]
         self.assertEqual(names, [["a", "e"], ["b", "f"], ["c"], ["d"]])
-        self.assertEqual(scripts._levels([]), [])
+        self.assertEqual(answer._levels([]), [])
 
     def test_each_generation_waits_for_the_one_before_it(self):
         folder = Path(self.create_tempdir().full_path, "a b", "new")
@@ -288,7 +288,7 @@ class ScriptsTest(parameterized.TestCase):
                  for name, needs, state in (("a", [], PLANNED), ("b", ["a"], BEGUN),
                                             ("c", ["b"], PLANNED), ("d", [], REFUSED),
                                             ("e", [], APART))]  # fmt: skip
-        paths = scripts.write(steps, folder, "jaxrobust plan p")
+        paths = answer.write_scripts(steps, folder, "jaxrobust plan p")
         names = [
             "runs.sh",
             "array.sbatch",

@@ -17,10 +17,10 @@ from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
 
-def _own(name: str, text: str, **how: Any) -> Any:
+def _own(name: str, text: str, **options: Any) -> Any:
     """Return the field of a flag that some analyses take, whose names its help says."""
     takers = [key for key, row in analyses.ANALYSES.items() if name in row.takes]
-    return flag(f"{text} ({', '.join(takers)})", **how)
+    return flag(f"{text} ({', '.join(takers)})", **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     again = "the same command starts again"
     with ending(again, ". With that solved, run the same command again"):
-        given = asdict(fields.read(AnalyseFlags, __doc__, argv))
-        named = {name: given.pop(name) for name in _NAMED}
-        settings = analyses.checked(given, named)
+        values = asdict(fields.read(AnalyseFlags, __doc__, argv))
+        network_flags = {name: values.pop(name) for name in _NAMED}
+        settings = analyses.checked(values, network_flags)
         with patience.of(patience.LOADING):
             from jaxrobust.papers.networks import network_sample  # noqa: F401  # what takes long
 

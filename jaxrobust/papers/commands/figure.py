@@ -55,6 +55,8 @@ def _drawn(flags: FigureFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
         from jaxrobust.papers.figures import figure
 
-    made = figure.make(flags.records, flags.kind, flags.out, names=flags.names, threat=flags.threat)
-    print("\n".join(figure.lines(made)))
-    return made
+    result = figure.make(
+        flags.records, flags.kind, flags.out, names=flags.names, threat=flags.threat
+    )
+    print("\n".join(figure.lines(result)))
+    return result

@@ -1,11 +1,12 @@
 """What a figure shows, whoever draws it: series with intervals, and the table beside it."""
 
-from collections.abc import Iterator, Sequence
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records import checked
-from jaxrobust.papers.figures import figure_records, latex, letters
+from jaxrobust.papers.figures import figure_records, latex
 from jaxrobust.papers.figures.figure_records import FigureRecord
 from jaxrobust.results.comparison import evaluations
 from jaxrobust.results.comparison.comparison_findings import LEVEL, compare_all
@@ -47,17 +48,19 @@ class FigureContent(NamedTuple):
         return own | {"series": series, "caption": self.caption, "notes": self.notes}
 
 
-def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+def attacks(
+    places: Sequence[str], chosen_names: Sequence[str], threat: str | None
+) -> FigureContent:
     """Show the accuracy of each network as it is and after each attack of a cascade."""
     few_enough(places)
     shown = figure_records.cascades(places, threat)
-    names = figure_records.names(shown, given)
+    names = figure_records.names(shown, chosen_names)
     steps = list(dict.fromkeys(key for one in shown for key in one.record.accuracy_after or ()))
     first = shown[0]
     series = []
     for name, one in zip(names, shown, strict=True):
         after = one.record.accuracy_after or {}
-        values = [known(one, one.record.clean)]
+        values = [present(one, one.record.clean)]
         for step in steps:  # what a record does not list, as a replay, removed nothing
             value = after.get(step)
             values.append(values[-1] if value is None else value)
@@ -82,7 +85,7 @@ def attacks(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     )
 
 
-def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+def radius(places: Sequence[str], chosen_names: Sequence[str], threat: str | None) -> FigureContent:
     """Show the accuracy of each network within rising radii, which a ladder has evaluated."""
     few_enough(places)
     if threat:
@@ -91,7 +94,7 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
             "ladders as FOLDER#NUMBER"
         )
     shown = figure_records.ladders(places)
-    names = figure_records.names([rungs[-1] for rungs in shown], given)
+    names = figure_records.names([rungs[-1] for rungs in shown], chosen_names)
     points = [_points(rungs) for rungs in shown]
     largest = shown[0][-1]
     norm = largest.record.threats[0].norm
@@ -120,14 +123,16 @@ def radius(places: Sequence[str], given: Sequence[str], threat: str | None) -> F
 
 def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
     """List the accuracy and the number of images at each radius of a ladder; at 0 it is clean."""
-    own = {0.0: (known(rungs[0], rungs[0].record.clean), rungs[0].images)}
+    own = {0.0: (present(rungs[0], rungs[0].record.clean), rungs[0].images)}
     for one in rungs:
         if one.record.attacks:
-            own[one.record.threats[0].epsilon] = (known(one, one.record.robust), one.images)
+            own[one.record.threats[0].epsilon] = (present(one, one.record.robust), one.images)
     return own
 
 
-def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+def certified(
+    places: Sequence[str], chosen_names: Sequence[str], threat: str | None
+) -> FigureContent:
     """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves beside it.
 
     Curves of other noise have other radii: between its radii a curve has the value at the next,
@@ -142,7 +147,7 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
     own = [f"noise {fact['sigma']:g}" for fact in facts]
     if len(places) > 1:
         own = [f"{one.place}, {noise}" for one, noise in zip(shown, own, strict=True)]
-    names = figure_records.names(shown, given) if given else own
+    names = figure_records.names(shown, chosen_names) if chosen_names else own
     curves = [
         {float(radius): (value, one.images) for radius, value in fact["accuracy"].items()}
         for one, fact in zip(shown, facts, strict=True)
@@ -163,7 +168,7 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
         cells = [latex.percent(one.values[at]) for one in series]
         rows.append([f"${radius:.4g}$", *cells])
     first = facts[0]
-    beside = (
+    attacked_words = (
         f" Beside it, what {latex.attack_words(ladder[-1].record)} leaves of the network without "
         "noise, which is another classifier."
         if attacked
@@ -172,8 +177,8 @@ def certified(places: Sequence[str], given: Sequence[str], threat: str | None) -
     caption = (
         rf"Accuracy in \% that randomised smoothing certifies within ${latex.NORMS['l2']}$ balls: "
         f"{latex.number(first['draws'])} draws, an image's certificate fails with probability "
-        f"{first['alpha']:g}; {latex.images_words(shown[0].record, shown[0].images)}.{beside} "
-        f"Bands: {EXACT}."
+        f"{first['alpha']:g}; {latex.images_words(shown[0].record, shown[0].images)}."
+        f"{attacked_words} Bands: {EXACT}."
     )
     return FigureContent(
         kind="certified",
@@ -195,29 +200,33 @@ def _stepped(
     """Fill in radii that a certified curve lacks by its next one; beyond its last nothing is."""
     nothing = (0.0, next(iter(curve.values()))[1])
     return {
-        radius: next((curve[known] for known in sorted(curve) if known >= radius), nothing)
+        radius: next((curve[larger] for larger in sorted(curve) if larger >= radius), nothing)
         for radius in radii
     }
 
 
 def along(
-    own: dict[float, tuple[float, int]], radii: Sequence[float]
+    points: dict[float, tuple[float, int]], radii: Sequence[float]
 ) -> tuple[list[float], list[tuple[float, float]]]:
     """Return accuracies and their intervals at all places of an axis; NaN where there is none."""
     none = float("nan")
-    values = [own[r][0] if r in own else none for r in radii]
-    ends = [checks.binomial_interval(*_of(own[r])) if r in own else (none, none) for r in radii]
+    values = [points[r][0] if r in points else none for r in radii]
+    ends = [
+        checks.binomial_interval(*_of(points[r])) if r in points else (none, none) for r in radii
+    ]
     return values, ends
 
 
-def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+def compare(
+    places: Sequence[str], chosen_names: Sequence[str], threat: str | None
+) -> FigureContent:
     """Show the robust accuracy of several networks, and which pairs a test tells apart."""
     if len(places) > MOST_ROWS:
         raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer places")
     loaded = evaluations.load(places, threat)
-    held = [FigureRecord(one.place, one.ours, one.verdicts) for one in loaded]
-    figure_records.check_together(held)
-    names = figure_records.names(held, given)
+    records = [FigureRecord(one.place, one.ours, one.verdicts) for one in loaded]
+    figure_records.check_together(records)
+    names = figure_records.names(records, chosen_names)
     if not loaded[0].record.attacks:
         raise ValueError(
             "these are evaluations without an attack, which have no robust accuracy; name others, "
@@ -230,30 +239,66 @@ def compare(places: Sequence[str], given: Sequence[str], threat: str | None) -> 
     pairs_of = compare_all([robust[at] for at in order])
     apart = [places_of for places_of, difference in pairs_of.items() if difference.apart]
     series = [_series(names[at], [float(robust[at].mean())], n) for at in order]
-    given_letters = letters.of_pairs(len(order), apart)
+    shared_letters = letters_of(len(order), apart)
     clean = [float(loaded[at].verdicts.clean.mean()) for at in order]
     interval = rf"{100 * LEVEL:.0f}\,\% interval"
     rows = [["network", "clean", "robust", interval, "not apart"]]
-    for each, own, letter in zip(series, clean, given_letters, strict=True):
+    for each, own, letter in zip(series, clean, shared_letters, strict=True):
         cells = [latex.percent(own), latex.percent(each.values[0]), latex.between(each.ends[0])]
         rows.append([latex.escaped(each.name), *cells, letter])
     record = loaded[0].record
     tests = len(pairs_of)
-    which = f"exact McNemar {'tests' if tests > 1 else 'test'} on the same images"
+    test = f"exact McNemar {'tests' if tests > 1 else 'test'} on the same images"
     corrected = f", Holm's correction for all {tests} pairs" if tests > 1 else ""
     caption = (
         rf"Clean and robust accuracy in \%: {latex.attack_words(record)}, "
         f"{latex.threat_words(record)}; {latex.images_words(record, n)}. Intervals of robust "
         f"accuracy: {EXACT}. Networks that share a letter cannot be told apart at the level of "
-        rf"{100 * (1 - LEVEL):.0f}\,\% ({which}{corrected})."
+        rf"{100 * (1 - LEVEL):.0f}\,\% ({test}{corrected})."
     )
     said = [left_out.replace("*", "")] if left_out else []
     said += evaluations.unconfirmed(loaded, names)
     return FigureContent(
-        *("compare", [], [], "robust accuracy (%)", series, given_letters, caption, rows),
-        list(sources([names[at] for at in order], [held[at] for at in order])),
-        said + notes(names, [[one] for one in held]),
+        *("compare", [], [], "robust accuracy (%)", series, shared_letters, caption, rows),
+        list(sources([names[at] for at in order], [records[at] for at in order])),
+        said + notes(names, [[one] for one in records]),
     )
+
+
+def letters_of(count: int, apart: Iterable[tuple[int, int]]) -> list[str]:
+    """Give each of `count` networks its letters: those that share one cannot be told apart.
+
+    Args:
+      count: number of networks, best first.
+      apart: pairs of networks that can be told apart.
+    Returns:
+      For each network its letters, sorted: two networks have a letter in common exactly if they
+      are not in `apart`. The first letters are those of the best networks.
+    Source: Piepho 2004, doi:10.1198/1061860043515, the algorithm of insertion and absorption.
+    """
+    columns = [frozenset(range(count))]
+    for one, other in apart:
+        divided = [
+            part
+            for column in columns
+            for part in ([column - {one}, column - {other}] if {one, other} <= column else [column])
+        ]
+        largest: list[frozenset[int]] = []
+        for column in sorted(set(divided), key=lambda c: (-len(c), sorted(c))):
+            if not any(column <= larger for larger in largest):
+                largest.append(column)
+        columns = largest
+    columns.sort(key=sorted)
+    if len(columns) > 52:
+        raise ValueError("these networks need more than 52 letters; show fewer in one figure")
+    return [
+        "".join(
+            letter
+            for letter, column in zip(string.ascii_letters, columns, strict=False)
+            if network in column
+        )
+        for network in range(count)
+    ]
 
 
 def cells(series: Sequence[Series], at: int) -> list[str]:
@@ -275,7 +320,7 @@ def few_enough(places: Sequence[str]) -> None:
         )
 
 
-def known(one: FigureRecord, value: float | None) -> float:
+def present(one: FigureRecord, value: float | None) -> float:
     """Return an accuracy of a record; refuse one that it lacks."""
     if value is None:
         raise ValueError(

@@ -45,27 +45,27 @@ def make(
     return {"schema": 1, "figure": str(out), "table": str(table)} | content.plain()
 
 
-def lines(made: dict[str, Any]) -> list[str]:
+def lines(written: dict[str, Any]) -> list[str]:
     """Say in lines for people what was made."""
-    shown = ", ".join(one["name"] for one in made["series"])
-    first = f"{made['figure']} and {made['table']}: {made['kind']} of {shown}"
-    return [first, *(f"note: {note}" for note in made["notes"])]
+    shown = ", ".join(one["name"] for one in written["series"])
+    first = f"{written['figure']} and {written['table']}: {written['kind']} of {shown}"
+    return [first, *(f"note: {note}" for note in written["notes"])]
 
 
 def _table_of(out: Path) -> Path:
     """Name the table beside a picture; refuse a suffix, and files that are somebody else's."""
-    known = [f".{suffix}" for suffix in SUFFIXES]
-    if out.suffix not in known:
+    suffixes = [f".{suffix}" for suffix in SUFFIXES]
+    if out.suffix not in suffixes:
         raise ValueError(
-            f"--out={out} ends with none of {', '.join(known)}, which say what is written; name a "
-            "file such as figure.pdf"
+            f"--out={out} ends with none of {', '.join(suffixes)}, which say what is written; "
+            "name a file such as figure.pdf"
         )
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'figure.pdf'}")
     table = out.with_suffix(".tex")
-    ours = table.is_file() and table.read_bytes()[: len(MARK)] == MARK.encode()
+    is_our_table = table.is_file() and table.read_bytes()[: len(MARK)] == MARK.encode()
     for path in (table, out):
-        if path.exists() and not ours:
+        if path.exists() and not is_our_table:
             raise ValueError(
                 f"{path} is there, and {table.name} is no table that jaxrobust figure wrote, so "
                 "that it may be yours; name another file with --out"

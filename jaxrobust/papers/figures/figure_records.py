@@ -46,15 +46,15 @@ class FigureRecord(NamedTuple):
 def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
     """Read the evaluation of each place whose attacks followed each other; they belong together."""
     ball = None if threat is None else evaluations.ball_of(threat)
-    found = [FigureRecord.read(place, _cascade(place, threat, ball)) for place in places]
-    _check_each_once([(one.place, one.ours) for one in found])
-    check_together(found)
-    return found
+    records = [FigureRecord.read(place, _cascade(place, threat, ball)) for place in places]
+    _check_each_once([(one.place, one.ours) for one in records])
+    check_together(records)
+    return records
 
 
 def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> RunRecord:
-    folder, wanted, held = _checked(place)
-    having = {key: o for key, o in held.items() if o.record.accuracy_after}
+    folder, wanted, stored = _checked(place)
+    having = {key: o for key, o in stored.items() if o.record.accuracy_after}
     having = {key: o for key, o in having.items() if ball in (None, {*comparable.balls(o.record)})}
     if not wanted and any(not o.record.ladder for o in having.values()):
         having = {key: o for key, o in having.items() if not o.record.ladder}
@@ -75,33 +75,33 @@ def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) 
 
 def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
     """Read the ladder of each place, smallest radius first; all of them belong together."""
-    found = [_ladder(place) for place in places]
-    _check_each_once([(one.place, one.ours) for rungs in found for one in rungs])
-    attacked = [next(one for one in rungs if one.record.attacks) for rungs in found]
+    rungs_of_places = [_ladder(place) for place in places]
+    _check_each_once([(one.place, one.ours) for rungs in rungs_of_places for one in rungs])
+    attacked = [next(one for one in rungs if one.record.attacks) for rungs in rungs_of_places]
     check_together(attacked, _RADII)
-    return found
+    return rungs_of_places
 
 
 def certified(place: str) -> list[FigureRecord]:
     """Read what randomised smoothing has certified at a place, smallest noise first."""
-    _, _, held = _checked(place)
-    found = [FigureRecord.read(place, ours) for ours in held.values() if ours.record.certified]
-    if not found:
+    _, _, stored = _checked(place)
+    records = [FigureRecord.read(place, ours) for ours in stored.values() if ours.record.certified]
+    if not records:
         raise ValueError(
             f"{place} has nothing that is certified, so that no figure of it can be made; evaluate "
             "with --certify 0.25, or name another place"
         )
-    return sorted(found, key=lambda one: (one.record.certified or {})["sigma"])
+    return sorted(records, key=lambda one: (one.record.certified or {})["sigma"])
 
 
-def ladder_in_l2(place: str, beside: FigureRecord) -> list[FigureRecord]:
+def ladder_in_l2(place: str, certified_record: FigureRecord) -> list[FigureRecord]:
     """Read the ladder in L2 of a place on the images of `beside`; empty: there is not one."""
     try:
         rungs = _ladder(place.partition("#")[0])
     except ValueError:  # none, or several: the figure is of what is certified
         return []
     l2 = rungs[-1].record.threats[0].norm == "l2"
-    return rungs if l2 and _images_of(rungs[-1]) == _images_of(beside) else []
+    return rungs if l2 and _images_of(rungs[-1]) == _images_of(certified_record) else []
 
 
 def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
@@ -109,10 +109,10 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
 
     A size may have several, of other norms or radii.
     """
-    folder, wanted, held = _checked(place, all_of_the_folder=True)
+    folder, wanted, stored = _checked(place, all_of_the_folder=True)
     ball = None if threat is None else evaluations.ball_of(threat)
     groups: dict[str, dict[str, RunRecord]] = {}
-    for key, ours in held.items():
+    for key, ours in stored.items():
         record = ours.record
         alone = len({*comparable.balls(record)}) < 2 and not (record.ladder or record.is_union)
         if (
@@ -174,11 +174,11 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
     for same in of_norm.values():  # settings of an attack differ between norms
         check_together(same, _RESOLUTIONS)
     for same in of_size.values():
-        if len(how := {str(one.record.preprocessing) for one in same}) > 1:
+        if len(preprocessings := {str(one.record.preprocessing) for one in same}) > 1:
             raise ValueError(
                 f"at {same[0].record.image_size} px these have other preprocessings: "
-                f"{', '.join(sorted(how))}; evaluate all networks with the same one, or make a "
-                "figure of each"
+                f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, "
+                "or make a figure of each"
             )
     for one in every:
         if _images_of(one)[:3] != _images_of(every[0])[:3]:
@@ -195,8 +195,8 @@ def _images_of(one: FigureRecord) -> tuple[str | None, ...]:
 
 
 def _ladder(place: str) -> list[FigureRecord]:
-    folder, wanted, held = _checked(place, all_of_the_folder=True)
-    rungs_of = {key: ours for key, ours in held.items() if ours.record.ladder}
+    folder, wanted, stored = _checked(place, all_of_the_folder=True)
+    rungs_of = {key: ours for key, ours in stored.items() if ours.record.ladder}
     groups: dict[tuple[str, str], dict[str, RunRecord]] = {}
     for key, ours in rungs_of.items():
         if ours.record.attacks:
@@ -256,25 +256,25 @@ def _attack_of(run_record: RunRecord) -> str:
 def _checked(
     place: str, *, all_of_the_folder: bool = False
 ) -> tuple[str, str, dict[str, RunRecord]]:
-    folder, wanted, held = evaluations.held_at(place)
-    if not held:
+    folder, wanted, stored = evaluations.held_at(place)
+    if not stored:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
-    chosen = {key: ours for key, ours in held.items() if key.startswith(wanted)}
+    chosen = {key: ours for key, ours in stored.items() if key.startswith(wanted)}
     if not chosen:
-        listed = evaluations.few(evaluations.addresses(folder, held))
+        listed = evaluations.few(evaluations.addresses(folder, stored))
         raise ValueError(f"{folder} has no evaluation {wanted}; name one of them: {listed}")
     for ours in chosen.values():
         check(ours.record, str(ours.file))
-    return folder, wanted, held if all_of_the_folder else chosen
+    return folder, wanted, stored if all_of_the_folder else chosen
 
 
-def _check_each_once(named: Sequence[tuple[str, RunRecord]]) -> None:
-    seen: dict[tuple[str, str], str] = {}
-    for place, ours in named:
+def _check_each_once(addressed: Sequence[tuple[str, RunRecord]]) -> None:
+    places: dict[tuple[str, str], str] = {}
+    for place, ours in addressed:
         key = str(ours.file.resolve()), str(ours.record.evaluation)
-        if key in seen:
-            raise ValueError(f"{place} is the same evaluation as {seen[key]}; name each once")
-        seen[key] = place
+        if key in places:
+            raise ValueError(f"{place} is the same evaluation as {places[key]}; name each once")
+        places[key] = place
 
 
 def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> None:
@@ -310,17 +310,17 @@ def _hashed(one: FigureRecord) -> HashedImages:
     return HashedImages.none() if one.verdicts is None else one.verdicts.images
 
 
-def names(shown: Sequence[FigureRecord], given: Sequence[str]) -> list[str]:
+def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
     """Choose what people call the networks: as given, else by what tells all of them apart."""
-    if given:
-        if len(given) != len(shown):
+    if chosen:
+        if len(chosen) != len(shown):
             raise ValueError(
-                f"--names has {len(given)} names, and the figure shows {len(shown)} networks; give "
-                "one for each, in their order"
+                f"--names has {len(chosen)} names, and the figure shows {len(shown)} networks; "
+                "give one for each, in their order"
             )
-        if len({*given}) < len(given):
+        if len({*chosen}) < len(chosen):
             raise ValueError("--names has a name twice; give each network another one")
-        return list(given)
+        return list(chosen)
     ways: list[Callable[[FigureRecord], Iterator[str]]] = [_folder, _network, _weights]
     for way in ways:
         own = [next(way(one), "") for one in shown]

@@ -11,26 +11,30 @@ from jaxrobust.types import fraction
 SEVERAL = "own radius"  # of each resolution, as where radii grow with the image
 
 
-def resolution(places: Sequence[str], given: Sequence[str], threat: str | None) -> FigureContent:
+def resolution(
+    places: Sequence[str], chosen_names: Sequence[str], threat: str | None
+) -> FigureContent:
     """Show clean and robust accuracy of each network at the image sizes that it was tested at.
 
     A norm whose every size has another radius is one curve; else each radius is.
     """
     shown = [figure_records.of_resolutions(place, threat) for place in places]
     figure_records.check_resolutions(shown)
-    names = figure_records.names([records[-1] for records in shown], given)
+    names = figure_records.names([records[-1] for records in shown], chosen_names)
     curves = [own for name, of in zip(names, shown, strict=True) for own in _curves(of, name)]
     if len(shown) == 1:
-        curves = [(what, "", own) for what, _, own in curves]
-    contents.few_enough([what for what, _, _ in curves])
+        curves = [(accuracy, "", own) for accuracy, _, own in curves]
+    contents.few_enough([accuracy for accuracy, _, _ in curves])
     sizes = sorted({_size(one) for records in shown for one in records})
     series = []
-    for what, name, own in curves:
+    for accuracy, name, own in curves:
         points = {
-            float(size): (contents.known(one, _accuracy(one, what)), one.images)
+            float(size): (contents.present(one, _accuracy(one, accuracy)), one.images)
             for size, one in own.items()
         }
-        series.append(Series(", ".join(filter(None, (name, what))), *contents.along(points, sizes)))
+        series.append(
+            Series(", ".join(filter(None, (name, accuracy))), *contents.along(points, sizes))
+        )
     rows = [["resolution", *(latex.escaped(one.name) for one in series)]]
     rows += [[str(size), *contents.cells(series, at)] for at, size in enumerate(sizes)]
     last = shown[0][-1]
@@ -85,13 +89,13 @@ def _preprocessing(records: Sequence[FigureRecord]) -> str:
 
 def _radii_words(curves: Sequence[tuple[str, str, dict[int, FigureRecord]]]) -> str:
     """List for the caption the radii of curves that have one for each resolution."""
-    told = []
-    for what, _, own in curves:
-        norm, _, rest = what.partition(", ")
-        if rest == SEVERAL:
+    texts = []
+    for accuracy, _, own in curves:
+        norm, _, radius_words = accuracy.partition(", ")
+        if radius_words == SEVERAL:
             of = ", ".join(f"{fraction(_radius(own[size]))} at {size}" for size in sorted(own))
-            told.append(rf"${latex.NORMS[norm]}$ radii {of}")
-    return "".join(f"; {text}" for text in dict.fromkeys(told))
+            texts.append(rf"${latex.NORMS[norm]}$ radii {of}")
+    return "".join(f"; {text}" for text in dict.fromkeys(texts))
 
 
 def _size(one: FigureRecord) -> int:
@@ -102,5 +106,5 @@ def _radius(one: FigureRecord) -> float:
     return one.record.threats[0].epsilon
 
 
-def _accuracy(one: FigureRecord, what: str) -> float | None:
-    return one.record.clean if what == "clean" else one.record.robust
+def _accuracy(one: FigureRecord, accuracy: str) -> float | None:
+    return one.record.clean if accuracy == "clean" else one.record.robust

@@ -52,19 +52,19 @@ class AnalysisSettings(NamedTuple):
     views: int = 6
 
 
-def checked(given: dict[str, Any], named: dict[str, Any]) -> AnalysisSettings:
+def checked(values: dict[str, Any], network_flags: dict[str, Any]) -> AnalysisSettings:
     """Fill in an analysis' defaults: of `given` fields of its settings, and of `named` flags."""
-    name = given["analysis"]
+    name = values["analysis"]
     row = ANALYSES[name]
-    given = {key: value for key, value in given.items() if value not in (None, ())}
-    strange = sorted(given.keys() & OWN - set(row.takes))
+    values = {key: value for key, value in values.items() if value not in (None, ())}
+    strange = sorted(values.keys() & OWN - set(row.takes))
     if name == "augmentations":
-        there = {key for key, value in named.items() if value is not None}
-        strange += sorted(there - {"image_size"} | given.keys() & {"steps"})
+        there = {key for key, value in network_flags.items() if value is not None}
+        strange += sorted(there - {"image_size"} | values.keys() & {"steps"})
     if strange:
         raise ValueError(f"--{strange[0]} has no effect on {name}; leave it out")
     defaults: dict[str, Any] = {"n": row.n, "steps": row.steps} | _OTHER.get(name, {})
-    settings = AnalysisSettings(named=named, **(defaults | given))
+    settings = AnalysisSettings(named=network_flags, **(defaults | values))
     steps = settings.steps
     if any(step < row.least for step in steps):
         raise ValueError(f"--steps of {name} must be at least {row.least}")
@@ -92,9 +92,9 @@ def written(settings: AnalysisSettings) -> tuple[Path, Path]:
     picture_parts.plotting()  # refuses before anything is computed
     module = importlib.import_module(f"{__package__}.{settings.analysis.replace('-', '_')}")
     own_images = settings.analysis == "augmentations"
-    seen = None if own_images else network_sample.seen(settings.named | {"n": settings.n})
+    sample = None if own_images else network_sample.seen(settings.named | {"n": settings.n})
     with jax.default_matmul_precision(VERDICT_PRECISION):
-        rows, made = module.analyse(seen, settings)
-    figure = module.draw(seen, rows, made, settings)
+        rows, made = module.analyse(sample, settings)
+    figure = module.draw(sample, rows, made, settings)
     out = picture_parts.folder(settings.out, settings.named["workdir"])
     return picture_parts.save(out, settings.analysis, figure, rows)

@@ -25,14 +25,16 @@ def _ended(logits_fn, drawn, images, labels, *, steps, threat, step_size):
     return points, logits_fn(points)
 
 
-def pgd(seen: NetworkSample, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def pgd(
+    sample: NetworkSample, *, steps: int, seed: int, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the end of PGD with steps of 1.5 epsilon / steps, f32[N,H,W,C], and its logits."""
-    step_size = 1.5 * seen.threat.epsilon / steps
-    settings = {"threat": seen.threat, "steps": steps, "step_size": step_size}
-    data = keys(seen, seed), seen.images, seen.labels
+    step_size = 1.5 * sample.threat.epsilon / steps
+    settings = {"threat": sample.threat, "steps": steps, "step_size": step_size}
+    data = keys(sample, seed), sample.images, sample.labels
     ends = [
-        _ended(seen.logits_fn, *(array[part] for array in data), **settings)
-        for part in batches(len(seen.images), batch)
+        _ended(sample.logits_fn, *(array[part] for array in data), **settings)
+        for part in batches(len(sample.images), batch)
     ]
     return tuple(np.concatenate(arrays) for arrays in zip(*ends, strict=True))  # type: ignore
 
@@ -43,18 +45,18 @@ def climb(
     """Return the state after `steps` steps, and the values of all, f32[steps + 1, B]."""
 
     def step(state: Any, _: None) -> tuple[Any, Array]:
-        made = attacks.advance(machine, lambda points, draw: logits_fn(points), state)
-        return made.state, value(made.queried, made.logits)
+        advanced = attacks.advance(machine, lambda points, draw: logits_fn(points), state)
+        return advanced.state, value(advanced.queried, advanced.logits)
 
     state, values = jax.lax.scan(step, state, None, length=steps)
     last = value(state, logits_fn(machine.query(state)))
     return state, jnp.concatenate([values, last[None]])
 
 
-def logits(seen: NetworkSample, images: np.ndarray, batch: int) -> np.ndarray:
+def logits(sample: NetworkSample, images: np.ndarray, batch: int) -> np.ndarray:
     """Return f32[N,C]."""
     forward = jax.jit(lambda logits_fn, x: logits_fn(x))
-    parts = [forward(seen.logits_fn, images[part]) for part in batches(len(images), batch)]
+    parts = [forward(sample.logits_fn, images[part]) for part in batches(len(images), batch)]
     return np.concatenate(parts)
 
 

@@ -20,7 +20,7 @@ from jaxrobust.types import Batch
 _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def analyse(seen: None, settings: AnalysisSettings) -> tuple[Rows, Any]:
+def analyse(sample: None, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image and view: how bright it is, and how far from the plain image."""
     size, files = settings.named["image_size"] or 224, _files(settings.images, settings.n)
     plain_view = data.evaluation_transform(data.resolve("bicubic-1.0", size))
@@ -74,9 +74,9 @@ def _files(places: Sequence[Path], most: int) -> list[Path]:
     return files[:most]
 
 
-def draw(seen: None, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
+def draw(sample: None, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw one line an image: as evaluation sees it, and its views."""
-    files, base, kinds = made
+    files, base, kinds = result
     cells = []
     for i, file in enumerate(files):
         cells.append((base[i], file.stem[:20], False))

@@ -29,20 +29,20 @@ def trajectory(
     return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
+def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image and number of steps: mean, least and largest over the starts."""
-    right = attack.logits(seen, seen.images, settings.batch).argmax(1) == seen.labels
+    right = attack.logits(sample, sample.images, settings.batch).argmax(1) == sample.labels
     if not right.any():
-        none = f"{seen.name} gets none of the {len(right)} images right"
+        none = f"{sample.name} gets none of the {len(right)} images right"
         raise ValueError(f"{none}; give a larger --n")
-    images, labels, ids = (array[right] for array in (seen.images, seen.labels, seen.ids))
-    seen = seen._replace(images=images, labels=labels, ids=ids)
-    how = {"steps": max(settings.steps), "threat": seen.threat}
+    images, labels, ids = (array[right] for array in (sample.images, sample.labels, sample.ids))
+    sample = sample._replace(images=images, labels=labels, ids=ids)
+    how = {"steps": max(settings.steps), "threat": sample.threat}
     curves = []
     for seed in range(settings.seeds):
-        drawn = keys(seen, seed)
+        drawn = keys(sample, seed)
         parts = [
-            trajectory(seen.logits_fn, drawn[p], images[p], labels[p], **how)
+            trajectory(sample.logits_fn, drawn[p], images[p], labels[p], **how)
             for p in attack.batches(len(ids), settings.batch)
         ]
         curves.append(np.concatenate(parts, axis=1))
@@ -57,13 +57,13 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]
     return rows, losses
 
 
-def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
+def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw each image's loss over the steps, and their mean."""
-    ball = seen.threat.written()
-    about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "
-    about += f"clean, each the mean of {made.shape[0]} starts"
-    figure = picture_parts.figure(f"{seen.name}\n{about}", 7.2, 4.6)
-    panel, mean = figure.subplots(), made.mean(0)
+    ball = sample.threat.written()
+    about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {result.shape[2]} images that are right "
+    about += f"clean, each the mean of {result.shape[0]} starts"
+    figure = picture_parts.figure(f"{sample.name}\n{about}", 7.2, 4.6)
+    panel, mean = figure.subplots(), result.mean(0)
     steps = np.arange(len(mean))
     panel.plot(steps, mean, color="#7a9cc0", linewidth=0.7, alpha=0.6)
     panel.plot([], [], color="#7a9cc0", linewidth=0.9, label="an image")

@@ -17,41 +17,41 @@ from jaxrobust.papers.networks.network_sample import NetworkSample
 from jaxrobust.papers.networks.picture_parts import Rows
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
+def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each checkpoint and number of steps; means over images and seeds."""
     rows = []
-    for step, name, logits_fn in _checkpoints(seen, settings):
-        at = seen._replace(logits_fn=logits_fn)
+    for step, name, logits_fn in _checkpoints(sample, settings):
+        at = sample._replace(logits_fn=logits_fn)
         losses, right = {}, {}
         for k in settings.steps:
             how = {"steps": k, "batch": settings.batch}
             ends = [attack.pgd(at, seed=s, **how)[1] for s in range(settings.seeds)]
-            losses[k] = np.array([attack.cross_entropy(e, seen.labels).mean() for e in ends])
-            right[k] = np.mean([(e.argmax(1) == seen.labels).mean() for e in ends])
+            losses[k] = np.array([attack.cross_entropy(e, sample.labels).mean() for e in ends])
+            right[k] = np.mean([(e.argmax(1) == sample.labels).mean() for e in ends])
         most = losses[max(settings.steps)].mean()
         for k in settings.steps:
             mean, std = losses[k].mean(), losses[k].std()
             row = {"checkpoint": name, "step": step, "attack_steps": k, "ce": float(mean)}
             row |= {"ce_std_over_seeds": float(std), "accuracy": float(right[k])}
             row |= {"left_percent": float(100 * abs(most - mean) / most)}
-            rows.append(row | {"images": len(seen.labels), "seeds": settings.seeds})
+            rows.append(row | {"images": len(sample.labels), "seeds": settings.seeds})
     return rows, None
 
 
-def _checkpoints(seen: NetworkSample, settings: AnalysisSettings) -> list[Any]:
+def _checkpoints(sample: NetworkSample, settings: AnalysisSettings) -> list[Any]:
     if settings.checkpoints:
-        named = [network_sample.other(place, seen) for place in settings.checkpoints]
+        named = [network_sample.other(place, sample) for place in settings.checkpoints]
         return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
     if workdir := settings.named["workdir"]:
-        return network_sample.epochs(Path(workdir), seen.subject, settings.named["phase"])
-    return [(0, seen.name, seen.logits_fn)]
+        return network_sample.epochs(Path(workdir), sample.subject, settings.named["phase"])
+    return [(0, sample.name, sample.logits_fn)]
 
 
-def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
+def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     many = f"the mean of {settings.seeds} random starts"
-    about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "
-    about += f"{seen.threat.written()}, on {rows[0]['images']} images, "
+    about = f"{sample.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "
+    about += f"{sample.threat.written()}, on {rows[0]['images']} images, "
     about += "one random start" if settings.seeds == 1 else many
     figure = picture_parts.figure(about, 9.6, 4.0)
     left, right = figure.subplots(1, 2)

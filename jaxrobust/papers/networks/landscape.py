@@ -1,22 +1,29 @@
 """The loss around a network's weights: a table of points that goes on, and its contours.
 
-The plane is that of two random directions with the norm of each filter.
+The plane is that of two random directions with filter normalisation: a direction has the norm of
+the weights filter by filter, and does not move biases, norms and statistics.
 Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
 """
 
 import csv
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from jaxrobust.papers.networks import network_sample, picture_parts, surface
+from jaxrobust.papers.networks import network_sample, picture_parts
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.types import VERDICT_PRECISION
+from jaxrobust.types import VERDICT_PRECISION, Array, Classifier, Params
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs
 
+_TINY = 1e-10
 LEVELS = np.arange(0.1, 10, 0.5)  # of contours, as the source draws them
 
 
@@ -30,43 +37,128 @@ class Plane(NamedTuple):
     seed: int = 0  # of the directions
 
 
+def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.ndarray]:
+    """Return direction `number` of a seed: normal entries, each filter scaled to the norm it has.
+
+    A filter gives one output of a kernel; other arrays of several axes count as one, and those of
+    one axis stay where they are. An array's draws depend on its name.
+    """
+    scaled = {}
+    for name, value in params.items():
+        weights = np.asarray(value, np.float32)
+        if weights.ndim < 2:
+            scaled[name] = np.zeros_like(weights)
+            continue
+        key = [seed, (number << 32) + zlib.crc32(name.encode())]
+        drawn = np.random.Generator(np.random.Philox(key=key)).standard_normal(weights.shape)
+        axes = tuple(range(weights.ndim - 1)) if name.endswith(".kernel") else None
+        have, want = (
+            np.sqrt(np.sum(np.square(array, dtype=np.float64), axes, keepdims=True))
+            for array in (drawn, weights)
+        )
+        scaled[name] = (drawn * (want / (have + _TINY))).astype(np.float32)
+    return scaled
+
+
+def losses_around(
+    net: Classifier,
+    params: Params,
+    stats: Params,
+    directions: Sequence[dict[str, np.ndarray]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return a function of points f32[P,2] to mean cross-entropy and accuracy there, f64[P] each.
+
+    The devices of `mesh` share the points; `batch` changes the sum's rounding only.
+    """
+    steps = -(-len(images) // batch)
+    short = steps * batch - len(images)
+    padded = np.concatenate([images, np.zeros((short, *images.shape[1:]), np.float32)])
+    grouped = (
+        padded.reshape(steps, batch, *images.shape[1:]),
+        np.concatenate([labels, np.zeros(short, np.int32)]).astype(np.int32).reshape(steps, batch),
+        (np.arange(steps * batch) < len(images)).reshape(steps, batch),
+    )
+    split = PartitionSpec((sharding.DATA, sharding.FSDP))
+    specs = (*[PartitionSpec()] * 5, split)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    def of_points(
+        params: Params, stats: Params, first: Params, second: Params, data: Any, points: Array
+    ) -> Any:
+        def at(point: Array) -> tuple[Array, Array]:
+            a, b = point
+            moved = {n: value + a * first[n] + b * second[n] for n, value in params.items()}
+
+            def add(totals: Any, group: Any) -> tuple[Any, None]:
+                x, y, mask = group
+                logits = net.apply(moved, stats, x)[0].astype(jnp.float32)
+                of_label = jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
+                each = jax.nn.logsumexp(logits, -1) - of_label
+                right = (logits.argmax(-1) == y) & mask & jnp.isfinite(each)
+                return (totals[0] + jnp.where(mask, each, 0).sum(), totals[1] + right.sum()), None
+
+            zero = (jnp.float32(0), jnp.int32(0))
+            return jax.lax.scan(add, zero, data)[0]
+
+        return jax.lax.map(at, points)
+
+    held = jax.device_put((params, stats, *directions, grouped), sharding.replicated(mesh))
+
+    def call(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        short = -len(points) % mesh.size
+        padded_points = np.concatenate([points, np.zeros((short, 2))]).astype(np.float32)
+        sums = jax.device_get(of_points(*held, padded_points))
+        loss, right = (of[: len(points)].astype(np.float64) / len(images) for of in sums)
+        return loss, right
+
+    return call
+
+
 def grid(side: int, reach: float) -> np.ndarray:
     """Return the points f64[side * side, 2], row by row."""
     line = np.linspace(-reach, reach, side)
     return np.stack([part.ravel() for part in np.meshgrid(line, line, indexing="ij")], 1)
 
 
-def written(named: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
+def written(network_flags: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
     """Compute the points that are missing, and write both files; their paths come back."""
     picture_parts.plotting()  # refuses before anything is computed
-    split = named["split"] or "train"
-    if named["workdir"] and not (named["split"] or named["dataset"]):
-        split = runs.run_config(Path(named["workdir"]), named["phase"]).data.train_split
-    seen = network_sample.seen(named | {"split": str(split)}, attacked=False)
-    params, stats = seen.logits_fn.args  # type: ignore[attr-defined]
+    split = network_flags["split"] or "train"
+    if network_flags["workdir"] and not (network_flags["split"] or network_flags["dataset"]):
+        split = runs.run_config(
+            Path(network_flags["workdir"]), network_flags["phase"]
+        ).data.train_split
+    sample = network_sample.seen(network_flags | {"split": str(split)}, attacked=False)
+    params, stats = sample.logits_fn.args  # type: ignore[attr-defined]
     about = {
-        "images": len(seen.labels),
-        "split": f"{seen.subject.dataset} {seen.subject.split}",
+        "images": len(sample.labels),
+        "split": f"{sample.subject.dataset} {sample.subject.split}",
         "seed": plane.seed,
         "weights_sha256": hashes.weights_sha256(params, stats),
     }
-    out = picture_parts.folder(out, named["workdir"])
+    out = picture_parts.folder(out, network_flags["workdir"])
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / "landscape.csv", out / "landscape.png"
     points = grid(plane.side, plane.reach)
     done = _done(table, points, about)
     if done < len(points):
-        both = [surface.direction(params, plane.seed, number) for number in range(2)]
-        net, mesh = seen.subject.create("float32"), sharding.make_mesh(jax.local_devices())
-        batch = min(plane.batch, len(seen.labels))
-        data = (seen.images, seen.labels)
-        at = surface.losses(net, params, stats, both, *data, batch=batch, mesh=mesh)
+        both = [direction(params, plane.seed, number) for number in range(2)]
+        net, mesh = sample.subject.create("float32"), sharding.make_mesh(jax.local_devices())
+        batch = min(plane.batch, len(sample.labels))
+        data = (sample.images, sample.labels)
+        at = losses_around(net, params, stats, both, *data, batch=batch, mesh=mesh)
         with jax.default_matmul_precision(VERDICT_PRECISION):
             _computed(table, at, points, done, plane.points, about)
     rows = _rows(table)
     line = np.array([float(row["b"]) for row in rows[: plane.side]])
     losses = np.array([float(row["loss"]) for row in rows]).reshape(plane.side, plane.side)
-    draw(seen.name, line, losses, about).savefig(picture, dpi=130)
+    draw(sample.name, line, losses, about).savefig(picture, dpi=130)
     return table, picture
 
 

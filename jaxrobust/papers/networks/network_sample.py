@@ -43,15 +43,15 @@ class NetworkSample(NamedTuple):
         return name if len(name) <= 18 else name[:17] + "…"
 
 
-def seen(named: dict[str, Any], *, attacked: bool = True) -> NetworkSample:
+def seen(network_flags: dict[str, Any], *, attacked: bool = True) -> NetworkSample:
     """Read the network that flags name, and `n` images of its test split (0: all)."""
-    given = flags.GivenFlags(**_NONE | named)
-    if given.n < 0 or given.n > 100_000:
-        raise ValueError(f"--n={given.n} must be at least 1 image, at most 100000")
-    given = flags.placed(given)
-    flags.check(given)
-    origin, subject, source = flags.settled(given)
-    which, subject, weights = flags.weights(given, subject, source)
+    values = flags.GivenFlags(**_NONE | network_flags)
+    if values.n < 0 or values.n > 100_000:
+        raise ValueError(f"--n={values.n} must be at least 1 image, at most 100000")
+    values = flags.placed(values)
+    flags.check(values)
+    origin, subject, source = flags.settled(values)
+    which, subject, weights = flags.weights(values, subject, source)
     source = source.for_channels(subject.network.in_channels)
     if attacked and subject.threat is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
@@ -61,27 +61,27 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> NetworkSample:
             f"{source.channels}; give the --dataset that it was trained for"
         )
     size = subject.network.image_size or 0
-    wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
-    images, labels, ids = _images(source, subject, given.n, wanted)
+    wanted = subjects.preprocessing(origin, size, source, values.preprocessing)
+    images, labels, ids = _images(source, subject, values.n, wanted)
     name = f"{subject.network.name} ({which})" if which else subject.network.name
     (function,) = logits_of(subject, weights)
     return NetworkSample(name, subject, function, images, labels, ids, tuple(source.classes))
 
 
-def weights_of(named: dict[str, Any]) -> tuple[str, Weights]:
+def weights_of(network_flags: dict[str, Any]) -> tuple[str, Weights]:
     """Return the name of the weights that flags name, and them; no images are looked for."""
-    given = flags.placed(flags.GivenFlags(**_NONE | named))
-    flags.check(given)
-    network = flags.origin(given).network
-    if given.workdir:
-        which, weights = runs.run_weights(Path(given.workdir), given.phase)
+    values = flags.placed(flags.GivenFlags(**_NONE | network_flags))
+    flags.check(values)
+    network = flags.origin(values).network
+    if values.workdir:
+        which, weights = runs.run_weights(Path(values.workdir), values.phase)
         return f"{network.name} ({which})", weights
-    classes = network.num_classes or given.num_classes
+    classes = network.num_classes or values.num_classes
     if classes is None:
         raise ValueError("give --num_classes, which these weights do not say")
-    size = given.image_size or network.image_size or 224
+    size = values.image_size or network.image_size or 224
     network = dataclasses.replace(network, num_classes=classes, image_size=size)
-    which, network, weights = subjects.file_weights(network, Path(str(given.weights)))
+    which, network, weights = subjects.file_weights(network, Path(str(values.weights)))
     return f"{network.name} ({which})", weights
 
 
@@ -114,16 +114,16 @@ def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
     """Return name, subject and logits of another network: a place, NAME=FILE or torch:BUILDER."""
     name, equals, file = place.partition("=")
     about = like.subject
-    named: dict[str, Any] = {"weights": place}
+    network_flags: dict[str, Any] = {"weights": place}
     if place.startswith("torch:"):
-        named = {"torch": place.removeprefix("torch:")}
+        network_flags = {"torch": place.removeprefix("torch:")}
     elif equals:
         if not Path(file).is_file():
             raise ValueError(f"{place}: there is no file {file}")
-        named = {"model": name, "weights": file, "num_classes": about.network.num_classes}
-    given = flags.placed(flags.GivenFlags(**_NONE | named))
-    flags.check(given)
-    origin = flags.origin(given)
+        network_flags = {"model": name, "weights": file, "num_classes": about.network.num_classes}
+    values = flags.placed(flags.GivenFlags(**_NONE | network_flags))
+    flags.check(values)
+    origin = flags.origin(values)
     classes = origin.network.num_classes
     if classes not in (None, about.network.num_classes):
         raise ValueError(
@@ -132,8 +132,8 @@ def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
         )
     data: dict[str, Any] = {"dataset": about.dataset, "split": about.split}
     data |= {"data_dir": about.data_dir, "classes": about.classes}
-    subject, source = subjects.settled(origin, **({} if given.workdir else data))
-    which, subject, weights = flags.weights(given, subject, source)
+    subject, source = subjects.settled(origin, **({} if values.workdir else data))
+    which, subject, weights = flags.weights(values, subject, source)
     (function,) = logits_of(subject, weights)
     return f"{subject.network.name} ({which})", subject, function
 
@@ -165,6 +165,6 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
     return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
 
 
-def keys(seen: NetworkSample, seed: int) -> Array:
+def keys(sample: NetworkSample, seed: int) -> Array:
     """Return a key for each image, as evaluation draws them: batches make no difference."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), seen.ids)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample.ids)

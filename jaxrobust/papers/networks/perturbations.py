@@ -12,22 +12,22 @@ from jaxrobust.papers.networks.picture_parts import Rows
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
+def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image, and what `draw` draws."""
     steps = settings.steps[0]
-    adversarial, after = attack.pgd(seen, steps=steps, seed=settings.seed, batch=settings.batch)
-    before = attack.logits(seen, seen.images, settings.batch)
-    delta = adversarial - seen.images
-    largest = limits(seen, delta)
+    adversarial, after = attack.pgd(sample, steps=steps, seed=settings.seed, batch=settings.batch)
+    before = attack.logits(sample, sample.images, settings.batch)
+    delta = adversarial - sample.images
+    largest = limits(sample, delta)
     share = np.abs(delta) / largest[:, None, None, None]
     columns = {
-        "image": seen.ids,
-        "label": seen.labels,
-        "class": [seen.called(label) for label in seen.labels],
+        "image": sample.ids,
+        "label": sample.labels,
+        "class": [sample.called(label) for label in sample.labels],
         "clean_prediction": before.argmax(1),
         "adversarial_prediction": after.argmax(1),
-        "clean_ce": attack.cross_entropy(before, seen.labels),
-        "adversarial_ce": attack.cross_entropy(after, seen.labels),
+        "clean_ce": attack.cross_entropy(before, sample.labels),
+        "adversarial_ce": attack.cross_entropy(after, sample.labels),
         "largest_change": np.abs(delta).max((1, 2, 3)),
         "mean_change_of_limit": share.mean((1, 2, 3)),
         "share_at_limit": (share > 1 - 1e-4).mean((1, 2, 3)),
@@ -35,10 +35,10 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]
     return picture_parts.rows(columns), (adversarial, shown(delta, largest, settings.sign))
 
 
-def limits(seen: NetworkSample, delta: np.ndarray) -> np.ndarray:
+def limits(sample: NetworkSample, delta: np.ndarray) -> np.ndarray:
     """Return f32[N], the change shown black or white: the radius in linf, else its largest."""
-    if seen.threat.norm == "linf":
-        return np.full(len(delta), seen.threat.epsilon, np.float32)
+    if sample.threat.norm == "linf":
+        return np.full(len(delta), sample.threat.epsilon, np.float32)
     return np.maximum(np.abs(delta).max((1, 2, 3)), np.finfo(np.float32).tiny)
 
 
@@ -49,21 +49,21 @@ def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
     return np.clip((turned + limit) / (2 * limit), 0, 1)
 
 
-def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
+def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw image, adversarial image and perturbation, in colour and in grey."""
-    adversarial, change = made
+    adversarial, change = result
     grey = change @ LUMA[:, None] if change.shape[-1] == 3 else None
-    kinds = [("image", seen.images), ("adversarial", adversarial), ("perturbation", change)]
+    kinds = [("image", sample.images), ("adversarial", adversarial), ("perturbation", change)]
     kinds += [] if grey is None else [("in grey", grey)]
     cells = []
     for i, row in enumerate(rows[: picture_parts.MOST]):
         wrong = row["adversarial_prediction"] != row["label"]
-        called = seen.called(row["adversarial_prediction"])
+        called = sample.called(row["adversarial_prediction"])
         titles = [(row["class"], False), (called, wrong), ("", False), ("", False)]
         cells += [(images[i], *title) for (_, images), title in zip(kinds, titles, strict=False)]
-    ball = seen.threat.written()
+    ball = sample.threat.written()
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
     about += "perturbation: grey is no change, white as much brighter as the ball allows"
     across = len(kinds) * (2 if len(rows) > 4 else 1)
-    return picture_parts.grid(cells, across, f"{seen.name}\n{about}")
+    return picture_parts.grid(cells, across, f"{sample.name}\n{about}")

@@ -41,9 +41,11 @@ def grid(cells: Sequence[tuple[np.ndarray, str, bool]], across: int, about: str)
     down = -(-len(cells) // across)
     lines = about.count("\n") + 1
     side = 1.35 if across > 4 else 1.7
-    made = figure(about, max(side * across, 5.4), (side + 0.16) * down + 0.2 * lines + 0.1)
-    made.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0)
-    panels = made.subplots(down, across, squeeze=False).ravel()
+    picture_figure = figure(
+        about, max(side * across, 5.4), (side + 0.16) * down + 0.2 * lines + 0.1
+    )
+    picture_figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0)
+    panels = picture_figure.subplots(down, across, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
     for panel, (image, title, red) in zip(panels, cells, strict=False):
@@ -51,7 +53,7 @@ def grid(cells: Sequence[tuple[np.ndarray, str, bool]], across: int, about: str)
         picture = picture[..., 0] if picture.shape[-1] == 1 else picture
         panel.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         panel.set_title(title, fontsize=7, pad=2, color="#b3261e" if red else "black")
-    return made
+    return picture_figure
 
 
 def shades(count: int) -> list[Any]:

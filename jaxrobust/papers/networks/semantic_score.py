@@ -19,28 +19,30 @@ from jaxrobust.papers.networks.picture_parts import Rows
 _FEW = 20  # classes, of which five guesses would say little
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
+def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each judge."""
-    classes = int(seen.subject.network.num_classes or 0)
+    classes = int(sample.subject.network.num_classes or 0)
     top = settings.top or (5 if classes > _FEW else 1)
     if top >= classes:
-        raise ValueError(f"--top={top} must be below the {classes} classes of {seen.name}")
-    judges = [(seen.name, seen.subject, seen.logits_fn)]
+        raise ValueError(f"--top={top} must be below the {classes} classes of {sample.name}")
+    judges = [(sample.name, sample.subject, sample.logits_fn)]
     for place in settings.judges:
-        name, subject, logits_fn = other(place, seen)
+        name, subject, logits_fn = other(place, sample)
         judges.append((f"{name}, {Path(place).name}", subject, logits_fn))
     how = {"steps": settings.steps[0], "seed": settings.seed, "batch": settings.batch}
-    delta = attack.pgd(seen, **how)[0] - seen.images
-    change = quantised(perturbations.shown(delta, perturbations.limits(seen, delta), settings.sign))
-    clean = quantised(seen.images)
+    delta = attack.pgd(sample, **how)[0] - sample.images
+    change = quantised(
+        perturbations.shown(delta, perturbations.limits(sample, delta), settings.sign)
+    )
+    clean = quantised(sample.images)
     rows = []
     for number, (name, subject, logits_fn) in enumerate(judges):
-        judge = seen._replace(logits_fn=logits_fn)
+        judge = sample._replace(logits_fn=logits_fn)
         size, row = subject.network.image_size or 0, {"judge": name, "itself": number == 0}
         for kind, images in (("perturbations", change), ("images", clean)):
             values = attack.logits(judge, resized(images, size), settings.batch)
-            row |= {f"{kind}_top{k}": hits(values, seen.labels, k) for k in (1, top)}
-        rows.append(row | {"top": top, "images": len(seen.labels), "steps": settings.steps[0]})
+            row |= {f"{kind}_top{k}": hits(values, sample.labels, k) for k in (1, top)}
+        rows.append(row | {"top": top, "images": len(sample.labels), "steps": settings.steps[0]})
     return rows, change
 
 
@@ -63,13 +65,13 @@ def hits(values: np.ndarray, labels: np.ndarray, top: int) -> float:
     return float((np.asarray(best) == labels[:, None]).any(1).mean())
 
 
-def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
+def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw a bar for each judge on perturbations and on images, and some perturbations."""
-    top, shown = rows[0]["top"], made[: min(8, len(made))]
-    ball = seen.threat.written()
-    chance = f"{100 * top / int(seen.subject.network.num_classes or 1):.1f} %"
+    top, shown = rows[0]["top"], result[: min(8, len(result))]
+    ball = sample.threat.written()
+    chance = f"{100 * top / int(sample.subject.network.num_classes or 1):.1f} %"
     about = f"Top-{top} accuracy on the perturbations alone (PGD-{settings.steps[0]}, {ball}, "
-    about += f"{len(made)} images)\nof {seen.name}; chance is {chance}"
+    about += f"{len(result)} images)\nof {sample.name}; chance is {chance}"
     figure = picture_parts.figure(about, 8.4, 2.6 + 0.55 * len(rows))
     above, below = figure.subfigures(2, 1, height_ratios=[0.55 * len(rows) + 1.0, 1.3])
     panel, places = above.subplots(), np.arange(len(rows))[::-1]
@@ -82,9 +84,9 @@ def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings)
     panel.set_xlim(0, 112)
     panel.set_xlabel(f"top-{top} accuracy, %", fontsize=8)
     panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    for cell, image, label in zip(below.subplots(1, 8), shown, seen.labels, strict=False):
+    for cell, image, label in zip(below.subplots(1, 8), shown, sample.labels, strict=False):
         cell.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        cell.set_title(seen.called(label), fontsize=7, pad=2)
+        cell.set_title(sample.called(label), fontsize=7, pad=2)
     for cell in below.axes:
         cell.axis("off")
     return figure

@@ -101,14 +101,14 @@ def draw(name: str, sets: list[WeightGroup]) -> Any:
     return figure
 
 
-def written(named: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
+def written(network_flags: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
     """Count, and write both files, by default beside the run; their paths come back."""
     picture_parts.plotting()  # refuses before anything is read
-    name, weights = network_sample.weights_of(named)
+    name, weights = network_sample.weights_of(network_flags)
     sets = parts(dict(weights.params))
     if not sets:
         raise ValueError(f"{name} has no convolutions or linear maps whose names end in .kernel")
-    out = picture_parts.folder(out, named["workdir"])
+    out = picture_parts.folder(out, network_flags["workdir"])
     paths = picture_parts.save(out, "sparsity", draw(name, sets), rows(sets))
     for part in sets:
         of_all = f"{part.ratio_of_all:.1%} of all its parameters"

@@ -38,25 +38,25 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.clip(start, 0, 1).astype(np.float32)
 
 
-def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
+def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each sample; its target is drawn, or the next of `--targets`."""
-    count, classes = len(seen.images), int(seen.subject.network.num_classes or 0)
+    count, classes = len(sample.images), int(sample.subject.network.num_classes or 0)
     drawn = np.random.default_rng([settings.seed, 1]).integers(0, classes, count)
     targets = np.resize(settings.targets or drawn, count).astype(np.int32)
     if targets.min() < 0 or targets.max() >= classes:
-        raise ValueError(f"--targets are classes from 0 to {classes - 1} of {seen.name}")
-    start = noise(seen.images.shape, settings.seed)
+        raise ValueError(f"--targets are classes from 0 to {classes - 1} of {sample.name}")
+    start = noise(sample.images.shape, settings.seed)
     how = {"steps": settings.steps[0], "step_size": settings.step_size}
     slices = attack.batches(count, settings.batch)
-    parts = [made(seen.logits_fn, start[part], targets[part], **how) for part in slices]
+    parts = [made(sample.logits_fn, start[part], targets[part], **how) for part in slices]
     images = np.concatenate([images for images, _ in parts])
     losses = np.concatenate([losses for _, losses in parts], axis=1)
-    logits = attack.logits(seen, images, settings.batch)
+    logits = attack.logits(sample, images, settings.batch)
     probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
     columns = {
         "sample": np.arange(count),
         "target": targets,
-        "class": [seen.called(int(target)) for target in targets],
+        "class": [sample.called(int(target)) for target in targets],
         "start_ce": losses[0],
         "end_ce": losses[-1],
         "prediction": probabilities.argmax(1),
@@ -67,12 +67,12 @@ def analyse(seen: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]
     return picture_parts.rows(columns), images
 
 
-def draw(seen: NetworkSample, rows: Rows, made: Any, settings: AnalysisSettings) -> Any:
+def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw the images with their targets; red where the network calls one something else."""
     cells = [
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])
-        for image, row in zip(made[: picture_parts.MOST], rows, strict=False)
+        for image, row in zip(result[: picture_parts.MOST], rows, strict=False)
     ]
     steps = f"{settings.steps[0]} steps of {settings.step_size:g}"
     about = f"{steps} from noise towards a class, with its probability at the end"
-    return picture_parts.grid(cells, min(4, len(cells)), f"{seen.name}\n{about}")
+    return picture_parts.grid(cells, min(4, len(cells)), f"{sample.name}\n{about}")

@@ -1,17 +1,38 @@
 """From what the command line names to a plan: its runs, costs, progress, scripts, and text."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxrobust.doctor.estimate import devices
 from jaxrobust.doctor.estimate.devices import Target
-from jaxrobust.papers.planning import costs, progress, runs, scripts
+from jaxrobust.papers.planning import costs, progress, runs
 from jaxrobust.papers.planning.progress import APART, BEYOND, DONE, OVER, PlannedStep
 from jaxrobust.papers.tables import matching
 from jaxrobust.results import run_records
 from jaxrobust.runtime.text import patience
+
+_HEAD = """#!/bin/bash
+# Made by `{made_by}`.
+# A run that was stopped goes on when this is started again; what is done takes a moment.
+"""
+_ARRAY = """#!/bin/bash
+# Makes one line of the file that is given, a run with its evaluations, on one node.
+#SBATCH --job-name=jaxrobust-plan
+#SBATCH --ntasks=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@180
+trap : TERM # a preemption asks this shell as well, which has to outlive the processes
+srun bash -c "$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")"
+code=$?
+if [[ $code == 75 || $code == 143 ]]; then # preempted: it continues
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$code"
+"""
 
 
 def of(flags: Any, made_by: str) -> str:
@@ -21,10 +42,10 @@ def of(flags: Any, made_by: str) -> str:
         raise ValueError(f"--on {flags.on} is no chip that can be assumed; name some, as v5e:8x8")
     planned = runs.of_paper(flags.paper, flags.table, flags.row)
     with patience.lasting(f"estimating {len(planned)} runs"):
-        how: dict[str, Any] = {"utilisation": flags.utilisation, "file": flags.estimates}
-        priced = list(costs.of_runs(planned, target, **how))
+        options: dict[str, Any] = {"utilisation": flags.utilisation, "file": flags.estimates}
+        priced = list(costs.of_runs(planned, target, **options))
     places = [
-        Path(each.folder) for each in planned if (Path(each.folder) / "config.json").is_file()
+        Path(entry.folder) for entry in planned if (Path(entry.folder) / "config.json").is_file()
     ]
     records = matching.collect_checked([*places, *flags.records])
     steps = progress.in_order(flags.paper, priced, records, root=Path(), budget=flags.budget)
@@ -33,7 +54,7 @@ def of(flags: Any, made_by: str) -> str:
         shown += f"\nnot counted: {doubt}"
     if flags.write is None:
         return shown
-    written = scripts.write(steps, flags.write, made_by)
+    written = write_scripts(steps, flags.write, made_by)
     return "\n".join([shown, "", "written:", *(f"  {path}" for path in written)])
 
 
@@ -45,15 +66,16 @@ def text(
     budget: float | None,
 ) -> str:
     """Write the runs in their order, with hours, sums and what they are for."""
-    left = [step for step in steps if step.state not in OVER]
+    remaining = [step for step in steps if step.state not in OVER]
     filled, cells = (sum(step.cells[i] for step in steps) for i in (0, 1))
-    hours = sum(step.cost.hours for step in left)
+    hours = sum(step.cost.hours for step in remaining)
     chips = f"{target.chips} x {target.kind}"
     lines = [
         f"{paper} on {target.name} ({chips}), at an assumed {utilisation:.0%} of the peak",
         f"{len(steps)} runs, of which {sum(s.state == DONE for s in steps)} are done; records fill "
         f"{filled} of the {cells} cells of their rows",
-        f"{len(left)} runs to make: {hours:,.0f} hours, {hours * target.whole:,.0f} chip-hours",
+        f"{len(remaining)} runs to make: {hours:,.0f} hours, "
+        f"{hours * target.whole:,.0f} chip-hours",
     ]
     if decided := sum(step.state == APART for step in steps):
         lines[1] += (
@@ -62,14 +84,14 @@ def text(
     if budget is not None:
         beyond = sum(step.state == BEYOND for step in steps)
         lines[-1] += f", within a budget of {budget:,.0f} hours; {beyond} runs are beyond it"
-    totals = itertools.accumulate(s.cost.hours if s in left else 0.0 for s in steps)
+    totals = itertools.accumulate(s.cost.hours if s in remaining else 0.0 for s in steps)
     width = max(len(step.planned.folder) for step in steps) - len("runs/")
     lines += ["", f"{'hours':>7} {'sum':>8}  {'run, under runs/':{width}}  state    rows"]
     for step, total in zip(steps, totals, strict=True):
-        shown = f"{total:8,.1f}" if step in left else " " * 8
+        shown = f"{total:8,.1f}" if step in remaining else " " * 8
         name = step.planned.folder.removeprefix("runs/")
-        own = "-" if step.cost.refused else f"{step.cost.hours:,.1f}"
-        lines.append(f"{own:>7} {shown}  {name:{width}}  {step.state:7}  {_rows(step)}")
+        hours_text = "-" if step.cost.refused else f"{step.cost.hours:,.1f}"
+        lines.append(f"{hours_text:>7} {shown}  {name:{width}}  {step.state:7}  {_rows(step)}")
     for sentence in dict.fromkeys(step.cost.refused for step in steps if step.cost.refused):
         lines.append(f"refused: {sentence}")
     return "\n".join(lines)
@@ -82,3 +104,41 @@ def _rows(step: PlannedStep) -> str:
     rows = "; ".join(f"{table} {', '.join(numbers)}" for table, numbers in by_table.items())
     needs = ", ".join(need.removeprefix("runs/") for need in step.planned.needs)
     return f"{rows or 'a start'}{f' (after {needs})' if needs else ''}"
+
+
+def write_scripts(steps: Sequence[PlannedStep], folder: Path, made_by: str) -> list[Path]:
+    """Write the scripts of what is to be done; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remaining = [step for step in steps if step.state not in OVER]
+    lines = [" && ".join(step.planned.commands()) for step in remaining]
+    head = _HEAD.format(made_by=made_by)
+    pod = folder / "runs.sh"
+    pod.write_text(head + "".join(f"{line} || exit\n" for line in lines))
+    (array := folder / "array.sbatch").write_text(_ARRAY)
+    levels, submits, dependency = _levels(remaining), [], ""
+    paths = [pod, array]
+    for number, level in enumerate(levels, 1):
+        path = folder / f"generation-{number}.txt"
+        path.write_text("".join(" && ".join(step.planned.commands()) + "\n" for step in level))
+        paths.append(path)
+        submits.append(
+            f"job=$(sbatch --parsable --array=1-{len(level)}{dependency} "
+            f"{shlex.quote(str(array))} {shlex.quote(str(path))})\n"
+        )
+        dependency = " --dependency=afterok:$job"
+    (submit := folder / "submit.sh").write_text(head + "set -e\n" + "".join(submits))
+    for path in (pod, submit):
+        path.chmod(0o755)
+    return [*paths, submit]
+
+
+def _levels(steps: Sequence[PlannedStep]) -> list[list[PlannedStep]]:
+    """Part the runs by how many others come before: those of one list need none of each other."""
+    depth: dict[str, int] = {}
+    levels: list[list[PlannedStep]] = []
+    for step in steps:
+        at = max((depth[need] + 1 for need in step.planned.needs if need in depth), default=0)
+        depth[step.planned.folder] = at
+        levels += [[] for _ in range(at + 1 - len(levels))]
+        levels[at].append(step)
+    return levels

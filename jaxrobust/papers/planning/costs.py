@@ -39,20 +39,22 @@ def of_runs(
     planned: list[PaperRun], target: Target, *, utilisation: float, file: Path
 ) -> Iterator[tuple[PaperRun, RunCost]]:
     """Estimate each run; what the file has is not computed again, what is computed is added."""
-    known = {row["key"]: row for row in jsonl.read(file)}
-    for each in planned:
-        config = each.run.load()
+    stored = {row["key"]: row for row in jsonl.read(file)}
+    for planned_run in planned:
+        config = planned_run.run.load()
         key = _key(config, target, utilisation)
-        if key not in known:
-            known[key] = {"key": key, **_estimated(config, target, utilisation)}
+        if key not in stored:
+            stored[key] = {"key": key, **_estimated(config, target, utilisation)}
             file.parent.mkdir(parents=True, exist_ok=True)
-            jsonl.append(file, known[key])
-        if refused := known[key].get("refused"):
-            yield each, RunCost(0.0, 0.0, refused)
+            jsonl.append(file, stored[key])
+        if refused := stored[key].get("refused"):
+            yield planned_run, RunCost(0.0, 0.0, refused)
             continue
-        threats = sum(flags.count("--threat") for flags in each.flags if "--attack" not in flags)
-        threats += 3 * sum("--worst_case" in flags for flags in each.flags)
-        yield each, RunCost(known[key]["training"], threats * known[key]["autoattack"])
+        threats = sum(
+            flags.count("--threat") for flags in planned_run.flags if "--attack" not in flags
+        )
+        threats += 3 * sum("--worst_case" in flags for flags in planned_run.flags)
+        yield planned_run, RunCost(stored[key]["training"], threats * stored[key]["autoattack"])
 
 
 def _key(config: Any, target: Target, utilisation: float) -> str:
@@ -60,9 +62,9 @@ def _key(config: Any, target: Target, utilisation: float) -> str:
     for name in _SECTIONS:
         values.pop(name, None)
     for name in config.phases:
-        own = values.pop(name)
+        phase_values = values.pop(name)
         if name in phases(config):
-            values[name] = {k: v for k, v in own.items() if k not in _KEYS}
+            values[name] = {k: v for k, v in phase_values.items() if k not in _KEYS}
     about = [__version__, target.name, utilisation, values]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 

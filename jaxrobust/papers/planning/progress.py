@@ -1,19 +1,33 @@
-"""How far a plan is, by what runs have left behind, and what a budget buys first."""
+"""How far a plan is, by what runs have left behind, and what a budget buys first.
 
-from collections.abc import Sequence
+A claim of a paper rests on two rows of a table that differ in one thing. Where two networks of ours
+are evaluated on a part of the images already, and McNemar's exact test tells them apart there, the
+rest of their images says nothing new about the claim. Each pair is tested alone, at 5 %: who looks
+often, or at many pairs, is told more than is true by that much, so a plan may stop early, and no
+record says so.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxrobust.papers.planning import claims
+from jaxrobust.evaluation.records import pairs
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.runs import PaperRun
 from jaxrobust.papers.tables import matching, tables
+from jaxrobust.papers.tables.tables import Table
+from jaxrobust.results.comparison import evaluations
 from jaxrobust.results.run_records import RunRecord
 from jaxrobust.weights.trained import start_run
 
 DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"
 BEYOND, REFUSED = "beyond", "refused"
 OVER = (DONE, APART, BEYOND, REFUSED)  # which nothing is asked of
+
+SIGNIFICANT = 0.05
+_METHOD = "autoattack standard"  # of records that the tables are about
+_OF_STEMS = ("start", "pretrain_epochs", "stem", "design")  # which differ where the stem does
 
 
 class PlannedStep(NamedTuple):
@@ -44,7 +58,7 @@ def in_order(
     by_id = {table.id: table for table in tables.tables(paper)}
     cells = {own.folder: _cells(own, by_id, records) for own, _ in costs}
     states = {own.folder: _state(own, cells[own.folder], root) for own, _ in costs}
-    decided = claims.apart(paper, [own for own, _ in costs], root)
+    decided = apart(paper, [own for own, _ in costs], root)
     states |= {folder: APART for folder in decided if states[folder] == BEGUN}
     refused = {own.folder for own, cost in costs if cost.refused}
     for own, _ in costs:  # and what needs it, which comes behind
@@ -56,7 +70,9 @@ def in_order(
     return [PlannedStep(*each, states[each[0].folder], cells[each[0].folder]) for each in costs]
 
 
-def _spend(costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], left: float) -> None:
+def _spend(
+    costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], budget: float
+) -> None:
     """Pay runs in their order, each with what it needs, and say of the others that they wait."""
     by_folder = {planned.folder: (planned, cost) for planned, cost in costs}
     paid = {folder for folder, state in states.items() if state in (DONE, APART)}
@@ -70,8 +86,8 @@ def _spend(costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], le
         runs_here = planned.rows and states[planned.folder] != REFUSED
         wanted = unpaid(planned.folder) if runs_here else set()
         hours = sum(by_folder[folder][1].hours for folder in wanted)
-        if hours <= left:
-            left -= hours
+        if hours <= budget:
+            budget -= hours
             paid |= wanted
     states |= {folder: BEYOND for folder in states.keys() - paid if states[folder] != REFUSED}
 
@@ -81,14 +97,14 @@ def _cells(planned: PaperRun, by_id: dict, records: list[RunRecord]) -> tuple[in
     for place in planned.rows:
         table = by_id[place.table]
         row = table.rows[place.row]
-        for key, what in table.attacked().items():
+        for key, result in table.attacked().items():
             if row.get(key) is None:
                 continue
             every += 1
             filled += any(
-                matching.measured(what, ours.record) is not None
-                and not matching.differences(table, row, key, ours)
-                for ours in records
+                matching.measured(result, run_record.record) is not None
+                and not matching.differences(table, row, key, run_record)
+                for run_record in records
             )
     return filled, every
 
@@ -103,3 +119,62 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
         if same and start_run.is_finished(folder, config):
             return DONE
     return BEGUN if (folder / "config.json").is_file() else PLANNED
+
+
+def compared(paper: str, planned: Iterable[PaperRun]) -> Iterator[tuple[str, str, str]]:
+    """List the pairs of runs that a table compares, each with a threat: linf:4/255."""
+    of_rows = {place: each.folder for each in planned for place in each.rows}
+    by_id = {table.id: table for table in tables.tables(paper)}
+    listed = set()
+    for (one, first), (other, second) in itertools.combinations(of_rows.items(), 2):
+        if one.table != other.table or first == second:
+            continue
+        table = by_id[one.table]
+        if not _alike(table, table.rows[one.row], table.rows[other.row]):
+            continue
+        for threat in _threats(table, table.rows[one.row], table.rows[other.row]):
+            if (first, second, threat) not in listed:
+                listed.add((first, second, threat))
+                yield first, second, threat
+
+
+def _alike(table: Table, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether two rows differ in one thing: a setting of the training, or the stem."""
+    models = {str(row.get("model")).removesuffix("_cvst") for row in (one, other)}
+    if len(models) > 1 or one["image_size"] != other["image_size"]:
+        return False
+    settings = [tables.settings(table, row) for row in (one, other)]
+    keys = {*settings[0], *settings[1]}
+    differing = {key for key in keys if settings[0].get(key) != settings[1].get(key)}
+    if one.get("model") != other.get("model"):
+        return differing <= set(_OF_STEMS)
+    return len(differing) == 1
+
+
+def _threats(table: Table, *rows: dict[str, Any]) -> Iterator[str]:
+    for key, result in table.attacked().items():
+        if result["attack"] == "autoattack" and all(row.get(key) is not None for row in rows):
+            yield f"{result['norm']}:{result['epsilon']}"
+
+
+def apart(paper: str, planned: list[PaperRun], root: Path) -> set[str]:
+    """Find the runs of which every comparison is decided, in each of its threats."""
+    decided: dict[str, list[bool]] = {}
+    for first, second, threat in compared(paper, planned):
+        differ = _told_apart(root / first, root / second, threat)
+        for folder in (first, second):
+            decided.setdefault(folder, []).append(differ)
+    return {folder for folder, each in decided.items() if all(each)}
+
+
+def _told_apart(first: Path, second: Path, threat: str) -> bool:
+    places = [folder / "evaluation" for folder in (first, second)]
+    if not all((place / "results.jsonl").is_file() for place in places):
+        return False
+    try:
+        one, other = evaluations.load([*map(str, places)], threat)
+    except ValueError:  # such as other images, or no verdicts
+        return False
+    if not all(str(each.record.method).startswith(_METHOD) for each in (one, other)):
+        return False
+    return pairs.compare(one.verdicts.robust, other.verdicts.robust).p < SIGNIFICANT

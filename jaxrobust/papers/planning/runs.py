@@ -51,37 +51,40 @@ def of_paper(paper: str, table: str | None = None, row: str | None = None) -> li
       ValueError: there is no such paper, table or row, or nothing trains that row.
     """
     chosen = tables.tables(paper, table)
-    places = list(_places(paper, {each.id for each in chosen}))
+    places = list(_places(paper, {entry.id for entry in chosen}))
     if row is not None:
         at = tables.row(chosen[0], row)
-        places = [each for each in places if each[0].row == at]
+        places = [entry for entry in places if entry[0].row == at]
         if not places:
             raise ValueError(
                 f"--row {row}: nothing is trained for that row; jaxrobust reproduce --commands "
                 f"--paper {paper} --table {table} --row {row} says why"
             )
     first = [*CLAIMS[paper], *dict.fromkeys(place.table for place, _ in places)]
-    places.sort(key=lambda each: first.index(each[0].table))
-    found: dict[str, PaperRun] = {}
+    places.sort(key=lambda entry: first.index(entry[0].table))
+    planned: dict[str, PaperRun] = {}
     for place, line in places:
         assert line.run is not None
-        _add(found, line.run, (place,), line.flags)
-    return list(found.values())
+        _add(planned, line.run, (place,), line.flags)
+    return list(planned.values())
 
 
 def _add(
-    found: dict[str, PaperRun], run: Run, rows: tuple[RowPlace, ...] = (), flags: Iterable[str] = ()
+    planned: dict[str, PaperRun],
+    run: Run,
+    rows: tuple[RowPlace, ...] = (),
+    flags: Iterable[str] = (),
 ) -> None:
     folder = run.workdir
-    if folder not in found:
+    if folder not in planned:
         start = start_run.named(run.load().init.weights)
         needs = [Run(start)] if start else []
         for needed in needs:
-            _add(found, needed)
-        found[folder] = PaperRun(folder, run, tuple(needed.workdir for needed in needs))
-    known = found[folder]
-    more = tuple(dict.fromkeys((*known.flags, *flags)))
-    found[folder] = known._replace(rows=(*known.rows, *rows), flags=more)
+            _add(planned, needed)
+        planned[folder] = PaperRun(folder, run, tuple(needed.workdir for needed in needs))
+    listed = planned[folder]
+    more = tuple(dict.fromkeys((*listed.flags, *flags)))
+    planned[folder] = listed._replace(rows=(*listed.rows, *rows), flags=more)
 
 
 def _places(paper: str, wanted: set[str]) -> Iterator[tuple[RowPlace, lines.RowLine]]:

@@ -40,8 +40,10 @@ _FREE = ("changes", "microbatches", "from_random", "stem", "head", "normalize")
 _FREE_OPTIONS = ("scan", "bn_group")  # of model.options: they change no result
 _NEAR = 0.1  # a batch of so much more or less than a paper's is its batch, which devices divide
 # What a record shares with a row that it is shown at in italics.
-_KIND = ("objective", "data.name", "data.classes", "model.image_size")
-_KIND += ("attack.name", "attack.epsilon")
+_KIND = (
+    *("objective", "data.name", "data.classes", "model.image_size"),
+    *("attack.name", "attack.epsilon"),
+)
 # Keys of AutoAttack's standard version as records list them: name, steps, restarts, targets.
 _STANDARD = {
     ("apgd-ce", 100, 1, 0),
@@ -71,11 +73,11 @@ def differences(
     table: Table, row: dict[str, Any], key: str, run_record: RunRecord, *, of_training: bool = True
 ) -> list[str]:
     """List all that is in the way of a record as the measurement of one value of a table."""
-    what = table.results[key]
+    result = table.results[key]
     return [
         *_other_network(row, run_record, of_training),
         *_other_images(row, run_record.record, of_training),
-        *other_attack(what, run_record.record, row.get("dataset")),
+        *other_attack(result, run_record.record, row.get("dataset")),
     ]
 
 
@@ -167,13 +169,14 @@ def _training(config: str, started: str) -> tuple[str | None, list[dict[str, Any
     images that it holds out to choose the epoch.
     """
     whole, first = run_records.whole_config(json.loads(config)), json.loads(started)
-    weights, history = whole.init.weights, []
+    weights: str | None = whole.init.weights
+    history: list[dict[str, Any]] = []
     if first is not None and "architecture" in first:  # an imported folder
         weights = start_run.imported_from(first)
     elif first is not None:
-        before = start_run.named(first["init"]["weights"])
-        before = plain(arguments.load_config(before)) if before else None
-        weights, history = _training(started, json.dumps(before))
+        name = start_run.named(first["init"]["weights"])
+        before = json.dumps(name and plain(arguments.load_config(name)))
+        weights, history = _training(started, before)
     history = list(history)
     for number, name in enumerate(phases(whole)):
         start = whole[name] if number else whole.init
@@ -189,7 +192,7 @@ def _phase_values(config: Config, name: str) -> dict[str, Any]:
     from jaxrobust.training import build  # which imports JAX
     from jaxrobust.training.update import objectives
 
-    values = {key: value for key, value in config[name].items() if key not in _FREE}
+    values = {key: value for key, value in plain(config[name]).items() if key not in _FREE}
     model, data = config.model, config.data
     values |= {"model.name": model.name, "model.options": model.options}
     values |= {f"model.{key}": model[key] for key in ("num_classes", "image_size", "in_channels")}
@@ -255,17 +258,17 @@ def _dataset(name: str | None) -> str:
 def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iterator[str]:
     of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
-    same = record.ids_sha256 == ROBUSTBENCH_SHA256
+    is_on_list = record.ids_sha256 == ROBUSTBENCH_SHA256
     split = str(record.split) if of_training else str(record.split).partition("[")[0]
     name = "cifar10" if of_files else _dataset(record.dataset)
     name = _CLASSES.get(record.classes_sha256, name)
     if row["dataset"] == "imagenet100":
-        own = hashes.classes_sha256(imagenet.imagenet100())
-        if name != "imagenet2012" or record.classes_sha256 != own:
+        expected_hash = hashes.classes_sha256(imagenet.imagenet100())
+        if name != "imagenet2012" or record.classes_sha256 != expected_hash:
             yield f"{record.dataset} with other classes than imagenet100"
-    elif name != row["dataset"] and not (on_list and same):  # ImageNet's files lie anywhere
+    elif name != row["dataset"] and not (on_list and is_on_list):  # ImageNet's files lie anywhere
         yield f"{record.dataset}, not {row['dataset']}"
-    if on_list and not same:
+    if on_list and not is_on_list:
         yield f"split {record.split}, not RobustBench's list of images"
     elif not on_list and not of_files and split != row["split"]:
         yield f"split {record.split}, not {row['split']}"
@@ -281,19 +284,19 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
 
 
 def other_attack(
-    what: dict[str, Any], record: "AccuracyRecord", dataset: str | None = None
+    result: dict[str, Any], record: "AccuracyRecord", dataset: str | None = None
 ) -> Iterator[str]:
     """Say what of a record's attack is not that of a result on a data set."""
-    kind = what["attack"]
+    kind = result["attack"]
     if kind == "corruptions":
         yield from _other_corruptions(dataset, record)
     elif kind == "clean":  # every record has it, but those of files of corruptions
         if record.clean is None:
             yield "no clean images"
-    elif "members" in what:
-        yield from _other_union(what["members"], record)
+    elif "members" in result:
+        yield from _other_union(result["members"], record)
     else:
-        yield from _other_attack(what, record)
+        yield from _other_attack(result, record)
 
 
 def _other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterator[str]:
@@ -331,17 +334,17 @@ def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Ite
             yield from _other_attack(member, replace(record, attacks=others, robust=0.0))
 
 
-def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[str]:
-    kind = what["attack"]
+def _other_attack(result: dict[str, Any], record: "AccuracyRecord") -> Iterator[str]:
+    kind = result["attack"]
     attacks = record.attacks
     if not attacks or record.robust is None:
         yield "clean accuracy only"
         return
     for attack in attacks:
-        if attack["norm"] != what.get("norm"):
-            yield f"{attack['norm']}, not {what.get('norm')}"
-        elif not tables.same(attack["epsilon"], what["epsilon"]):
-            yield f"{attack['norm']} {attack['epsilon']:.4g}, not {what['epsilon']}"
+        if attack["norm"] != result.get("norm"):
+            yield f"{attack['norm']}, not {result.get('norm')}"
+        elif not tables.same(attack["epsilon"], result["epsilon"]):
+            yield f"{attack['norm']} {attack['epsilon']:.4g}, not {result['epsilon']}"
         else:
             continue
         break
@@ -351,22 +354,23 @@ def _other_attack(what: dict[str, Any], record: "AccuracyRecord") -> Iterator[st
     elif kind == "autoattack":
         if settings != _STANDARD:
             yield "another attack than standard AutoAttack"
-    elif kind == "apgd-ce" and "restarts" in what:
-        if settings != {("apgd-ce", what["steps"], what["restarts"], 0)}:
-            yield f"another attack than APGD-CE, {what['steps']} steps, {what['restarts']} restarts"
-    elif "name" in what:  # of fixed steps
+    elif kind == "apgd-ce" and "restarts" in result:
+        if settings != {("apgd-ce", result["steps"], result["restarts"], 0)}:
+            name = f"APGD-CE, {result['steps']} steps, {result['restarts']} restarts"
+            yield f"another attack than {name}"
+    elif "name" in result:  # of fixed steps
         names = [attack["name"] for attack in attacks]
-        if names != [what["name"]] or _pgd(attacks[0]) != _pgd(what):
-            name = f"{what['name'].upper()}, {what['steps']} steps"
+        if names != [result["name"]] or _pgd(attacks[0]) != _pgd(result):
+            name = f"{result['name'].upper()}, {result['steps']} steps"
             yield f"another attack than {name} of the study's length and start"
     else:
         yield f"the paper does not say the settings of its {kind}"
 
 
-def measured(what: dict[str, Any], record: "AccuracyRecord") -> float | None:
+def measured(result: dict[str, Any], record: "AccuracyRecord") -> float | None:
     """Return the percentage that a record has for a result of a table."""
     accuracies = {"corruptions": (record.corruptions or {}).get("mean"), "clean": record.clean}
-    value = accuracies.get(what["attack"], record.robust)
+    value = accuracies.get(result["attack"], record.robust)
     return None if value is None else 100 * value
 
 

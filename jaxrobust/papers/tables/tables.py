@@ -56,7 +56,7 @@ class Table(NamedTuple):
 
     def attacked(self) -> dict[str, dict[str, Any]]:
         """Return the results that are accuracies."""
-        return {key: what for key, what in self.results.items() if "attack" in what}
+        return {key: result for key, result in self.results.items() if "attack" in result}
 
 
 @functools.cache
@@ -84,26 +84,28 @@ def row(table: Table, wanted: str) -> int:
     names = [named(each) for each in table.rows]
     if wanted.isdecimal() and 0 < int(wanted) <= len(names):
         return int(wanted) - 1
-    found = [at for at, name in enumerate(names) if name == wanted]
-    if len(found) == 1:
-        return found[0]
+    matches = [at for at, name in enumerate(names) if name == wanted]
+    if len(matches) == 1:
+        return matches[0]
     of = f"--row {wanted}: {title(table)} of {table.paper} has"
-    if found:
-        numbers = ", ".join(str(at + 1) for at in found)
-        raise ValueError(f"{of} {len(found)} rows of that name; give the number, one of {numbers}")
+    if matches:
+        numbers = ", ".join(str(at + 1) for at in matches)
+        raise ValueError(
+            f"{of} {len(matches)} rows of that name; give the number, one of {numbers}"
+        )
     near = meant(wanted, dict.fromkeys(names))
-    known = near if near.startswith("did") else f"give a name, or a number from 1 to {len(names)}"
-    raise ValueError(f"{of} no such row; {known}")
+    advice = near if near.startswith("did") else f"give a name, or a number from 1 to {len(names)}"
+    raise ValueError(f"{of} no such row; {advice}")
 
 
 def _table(name: str, raw: dict[str, Any]) -> Table:
-    results = {key: dict(what) for key, what in raw["results"].items()}
-    for what in results.values():
-        if "of" in what:  # the worst case of other results
-            what["members"] = [results[key] for key in what["of"]]
+    results = {key: dict(result) for key, result in raw["results"].items()}
+    for result in results.values():
+        if "of" in result:  # the worst case of other results
+            result["members"] = [results[key] for key in result["of"]]
     rows = [raw["settings"] | row for row in raw["rows"]]
-    about = {key: value for key, value in raw.items() if key != "settings"}
-    return Table(**{"paper": name, "decimals": 2} | about | {"results": results, "rows": rows})
+    about: dict[str, Any] = {key: value for key, value in raw.items() if key != "settings"}
+    return Table(**{"paper": name, "decimals": 2, **about, "results": results, "rows": rows})
 
 
 def named(row: dict[str, Any]) -> str:
@@ -119,8 +121,8 @@ def title(table: Table) -> str:
 
 def settings(table: Table, row: dict[str, Any], places: tuple[str, ...] = PLACES) -> dict[str, Any]:
     """Select the entries of a row that describe how its network was trained."""
-    left = {*ABOUT, *places, *table.results, "model"}
-    return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
+    excluded = {*ABOUT, *places, *table.results, "model"}
+    return {k: v for k, v in row.items() if k not in excluded and not k.endswith("_std")}
 
 
 def same(one: Any, other: Any) -> bool:

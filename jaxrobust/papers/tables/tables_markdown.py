@@ -38,12 +38,12 @@ def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Fi
     cells: dict[tuple[int, str], Cell] = {}
     rows: dict[tuple[str, int], int] = {}  # (key of a result, record) -> the row that it fits
     for index, row in enumerate(table.rows):
-        for key, what in table.attacked().items():
+        for key, result in table.attacked().items():
             for strict in (False, True) if alike else (True,):
-                for number, ours in enumerate(records):
-                    value = matching.measured(what, ours.record)
+                for number, run_record in enumerate(records):
+                    value = matching.measured(result, run_record.record)
                     if value is None or matching.differences(
-                        table, row, key, ours, of_training=strict
+                        table, row, key, run_record, of_training=strict
                     ):
                         continue
                     cells[index, key] = Cell(value, number, not strict)
@@ -51,7 +51,7 @@ def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Fi
                     printed = [table.value(table.rows[at], key) for at in (first, index)]
                     if all(printed) and printed[0] != printed[1]:
                         raise ValueError(
-                            f"{ours.file}: a record fits rows {first + 1} and {index + 1} of "
+                            f"{run_record.file}: a record fits rows {first + 1} and {index + 1} of "
                             f"{tables.title(table)} of {table.paper}, which print {printed[0]} and "
                             f"{printed[1]}; correct the line of one in "
                             f"papers/tables/data/{table.paper}.json"
@@ -92,8 +92,10 @@ def _table(shown: Filled) -> str:
     attacked = table.attacked()
     keys = varying(table)
     head = ["network", *keys]
-    for key, what in table.results.items():
-        head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
+    for key, result in table.results.items():
+        head += (
+            [f"{_title(key, result)}: paper", "ours"] if key in attacked else [_title(key, result)]
+        )
     lines = [head]
     for index, row in enumerate(table.rows):
         cells = [tables.named(row), *(plain(row.get(key)) for key in keys)]
@@ -129,28 +131,28 @@ def _same(table: Table, varying: list[str]) -> str:
     return f"All rows: {', '.join(settings)}." if settings else ""
 
 
-def _title(key: str, what: dict[str, Any]) -> str:
-    if "attack" not in what or "classifier" in what:
+def _title(key: str, result: dict[str, Any]) -> str:
+    if "attack" not in result or "classifier" in result:
         units = {"params_m": "parameters, M", "macs_g": "multiply-adds, G"}
         return units.get(key, key.replace("_", " "))
-    ball = f" {what['norm']} {what['epsilon']}" if what.get("norm") else ""
-    return f"{what['attack']}{ball}"
+    ball = f" {result['norm']} {result['epsilon']}" if result.get("norm") else ""
+    return f"{result['attack']}{ball}"
 
 
 def _records(records: list[RunRecord], shown: list[Filled]) -> str:
     used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
     lines = ["## Records", ""]
-    for number, ours in enumerate(records):
-        record = ours.record
+    for number, run_record in enumerate(records):
+        record = run_record.record
         robust = "" if record.robust is None else f", {record.robust:.2%} robust"
-        place = f"{ours.file.parent.name}/{ours.file.name}"
+        place = f"{run_record.file.parent.name}/{run_record.file.name}"
         attack = "no attack"
         if record.attacks:
             first = record.attacks[0]
             method = record.method or f"{first['name']}, {first['steps']} steps"
             attack = f"{method}, {first['norm']} {first['epsilon']:.4g}"
         text = (
-            f"{number + 1}. {matching.label(ours)}: {_clean(record)}{robust}; "
+            f"{number + 1}. {matching.label(run_record)}: {_clean(record)}{robust}; "
             f"{record.dataset}, split {record.split}, images {record.image_ids}; "
             f"{attack}; weights sha256 {str(record.weights_sha256)[:12]}, commit "
             f"{short(record)}; {place}."
@@ -160,7 +162,7 @@ def _records(records: list[RunRecord], shown: list[Filled]) -> str:
         if number not in used:
             alike = any(c.record == number for each in shown for c in each.cells.values())
             where = "In cells in italics alone" if alike else "In no cell above"
-            text += f" **{where}**: {_nearest(ours, shown)}."
+            text += f" **{where}**: {_nearest(run_record, shown)}."
         lines.append(text)
     return "\n".join(lines)
 
@@ -182,21 +184,21 @@ def _nearest(run_record: RunRecord, shown: list[Filled]) -> str:
     best: tuple[int, str] | None = None
     for each in shown:
         for row in each.table.rows:
-            for key, what in each.table.attacked().items():
-                if row.get(key) is None or not _concerns(what, run_record.record):
+            for key, result in each.table.attacked().items():
+                if row.get(key) is None or not _concerns(result, run_record.record):
                     continue
                 differing = matching.differences(each.table, row, key, run_record)
                 if best is None or len(differing) < best[0]:
                     more = [f"and {len(differing) - _NEAR} more"] if differing[_NEAR:] else []
-                    named = "; ".join(differing[:_NEAR] + more)
-                    best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {named}"
+                    text = "; ".join(differing[:_NEAR] + more)
+                    best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {text}"
     return best[1] if best else "no table above has such a value"
 
 
-def _concerns(what: dict[str, Any], record: "AccuracyRecord") -> bool:
-    if what["attack"] == "corruptions" or record.corruptions:
-        return what["attack"] == "corruptions" and bool(record.corruptions)
-    return (what["attack"] == "clean") == (not record.attacks)
+def _concerns(result: dict[str, Any], record: "AccuracyRecord") -> bool:
+    if result["attack"] == "corruptions" or record.corruptions:
+        return result["attack"] == "corruptions" and bool(record.corruptions)
+    return (result["attack"] == "clean") == (not record.attacks)
 
 
 def _contradictions(contradictions: list[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ class ResolutionCurve(NamedTuple):
 
     network: str
     result: str  # "clean", "linf 4/255", ...
-    theirs: dict[int, float]
+    printed: dict[int, float]
     ours: dict[int, float]
 
 
@@ -27,44 +27,48 @@ def curves(filled: Filled) -> list[ResolutionCurve]:
     for index, row in enumerate(filled.table.rows):
         if row.get("image_size"):
             rows[named(row), row.get("run")].append(index)
-    found = []
+    curves_found = []
     for (name, _), places in rows.items():
-        for key, what in filled.table.attacked().items():
-            theirs, ours = {}, {}
+        for key, result in filled.table.attacked().items():
+            printed, ours = {}, {}
             for index in places:
                 row = filled.table.rows[index]
                 if row.get(key) is not None:
-                    theirs[row["image_size"]] = row[key]
+                    printed[row["image_size"]] = row[key]
                 if (cell := filled.cells.get((index, key))) and not cell.alike:
                     ours[row["image_size"]] = cell.value
-            if len(theirs) >= _LEAST:
-                words = f"{what['norm']} {what['epsilon']}" if "norm" in what else what["attack"]
-                found.append(ResolutionCurve(name, words, theirs, ours))
-    return found
+            if len(printed) >= _LEAST:
+                words = (
+                    f"{result['norm']} {result['epsilon']}"
+                    if "norm" in result
+                    else result["attack"]
+                )
+                curves_found.append(ResolutionCurve(name, words, printed, ours))
+    return curves_found
 
 
 def draw(filled: Filled, folder: Path) -> list[Path]:
     """Write a picture of each network with such curves: as printed, and measured by us."""
-    made = []
+    paths = []
     of_network: dict[str, list[ResolutionCurve]] = defaultdict(list)
     for curve in curves(filled):
         of_network[curve.network].append(curve)
-    for number, (name, own) in enumerate(of_network.items()):
+    for number, (name, network_curves) in enumerate(of_network.items()):
         suffix = f"-{number + 1}" if len(of_network) > 1 else ""
         path = folder / f"{filled.table.paper}-{filled.table.id}-resolution{suffix}.png"
-        _draw(filled, name, own, path)
-        made.append(path)
-    return made
+        _draw(filled, name, network_curves, path)
+        paths.append(path)
+    return paths
 
 
-def _draw(filled: Filled, name: str, own: list[ResolutionCurve], path: Path) -> None:
+def _draw(filled: Filled, name: str, network_curves: list[ResolutionCurve], path: Path) -> None:
     pyplot = plotting()
     figure, panel = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
     shades = pyplot.get_cmap("Blues")
-    for number, curve in enumerate(own):
-        shade = shades(0.95 - 0.6 * number / max(len(own) - 1, 1))
-        sizes = sorted(curve.theirs)
-        values = [curve.theirs[size] for size in sizes]
+    for number, curve in enumerate(network_curves):
+        shade = shades(0.95 - 0.6 * number / max(len(network_curves) - 1, 1))
+        sizes = sorted(curve.printed)
+        values = [curve.printed[size] for size in sizes]
         panel.plot(sizes, values, marker="o", color=shade, label=curve.result)
         panel.plot(
             *zip(*sorted(curve.ours.items()), strict=True) if curve.ours else ([], []),
@@ -81,11 +85,11 @@ def _draw(filled: Filled, name: str, own: list[ResolutionCurve], path: Path) -> 
             va="center",
             fontsize=8,
         )
-    panel.set_xticks(sorted({size for curve in own for size in curve.theirs}))
+    panel.set_xticks(sorted({size for curve in network_curves for size in curve.printed}))
     panel.set(xlabel="test resolution, pixels", ylabel="accuracy, %")
     panel.margins(x=0.16)
     panel.grid(color="#b9c4d0", linewidth=0.5)
-    count = sum(len(curve.ours) for curve in own)
+    count = sum(len(curve.ours) for curve in network_curves)
     ours = f"{count} values measured by us" if count else "nothing of it measured by us yet"
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {name}"

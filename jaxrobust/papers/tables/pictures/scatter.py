@@ -29,7 +29,7 @@ class Point(NamedTuple):
 
 def robust_key(filled: Filled) -> str | None:
     """Return the result that is the ordinate: AutoAttack's before others, linf before others."""
-    kinds = {key: what["attack"] for key, what in filled.table.attacked().items()}
+    kinds = {key: result["attack"] for key, result in filled.table.attacked().items()}
     keys = [key for key, kind in kinds.items() if kind not in ("clean", "union", "corruptions")]
     order = {"autoattack": 0, "apgd-ce": 1}
     return min(keys, key=lambda key: order.get(kinds[key], 2), default=None)
@@ -42,16 +42,18 @@ def points(filled: Filled, records: list[RunRecord]) -> list[Point]:
         return []
     shown: list[Point] = []
     used: set[int] = set()
-    known = [(index, row) for index, row in enumerate(table.rows) if row.get(robust) is not None]
-    for number, (index, row) in enumerate(known, 1):
+    with_value = [
+        (index, row) for index, row in enumerate(table.rows) if row.get(robust) is not None
+    ]
+    for number, (index, row) in enumerate(with_value, 1):
         values = {key: row[key] for key in _AXES if row.get(key) is not None}
         kind = "authors" if row.get("origin") == "authors" else "others"
         label, name = str(number), _told_apart(row, table.rows)
         shown.append(Point(label, name, values | {"robust": row[robust]}, kind))
         if (cell := filled.cells.get((index, robust))) and not cell.alike:
             used.add(cell.record)
-            own = filled.cells.get((index, "clean"))
-            values = values | ({"clean": own.value} if own else {})
+            clean_cell = filled.cells.get((index, "clean"))
+            values = values | ({"clean": clean_cell.value} if clean_cell else {})
             shown.append(Point(label, "", values | {"robust": cell.value}, "ours"))
     shown += _beside(table.results[robust], records, used)
     return shown
@@ -65,11 +67,11 @@ def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return name
 
 
-def _beside(what: dict[str, Any], records: list[RunRecord], used: set[int]) -> list[Point]:
+def _beside(result: dict[str, Any], records: list[RunRecord], used: set[int]) -> list[Point]:
     shown: list[Point] = []
     for number, ours in enumerate(records):
         record = ours.record
-        if number in used or any(matching.other_attack(what, record)):
+        if number in used or any(matching.other_attack(result, record)):
             continue
         values = {"clean": 100 * (record.clean or 0), "robust": 100 * (record.robust or 0)}
         letter = string.ascii_lowercase[len(shown) % 26]
@@ -82,22 +84,22 @@ def draw(filled: Filled, records: list[RunRecord], folder: Path) -> list[Path]:
     """Write a picture a data set of a table, of at least four networks whose size it has."""
     rows = filled.table.rows
     names = dict.fromkeys(row.get("dataset") for row in rows)
-    made = []
+    paths = []
     for name in names:
-        kept = {i: n for n, i in enumerate(i for i, r in enumerate(rows) if r["dataset"] == name)}
-        cells = {(kept[i], key): cell for (i, key), cell in filled.cells.items() if i in kept}
-        part = Filled(filled.table._replace(rows=[rows[i] for i in kept]), cells)
+        places = {i: n for n, i in enumerate(i for i, r in enumerate(rows) if r["dataset"] == name)}
+        cells = {(places[i], key): cell for (i, key), cell in filled.cells.items() if i in places}
+        part = Filled(filled.table._replace(rows=[rows[i] for i in places]), cells)
         suffix = f"-{name}" if len(names) > 1 else ""
         path = folder / f"{filled.table.paper}-{filled.table.id}{suffix}.png"
         if _drawn(part, records, path, str(name)):
-            made.append(path)
-    return made
+            paths.append(path)
+    return paths
 
 
 def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -> bool:
     shown, robust = points(filled, records), robust_key(filled)
-    theirs = [p for p in shown if p.kind in ("authors", "others")]
-    axes = [a for a in _AXES if sum(a in p.values for p in theirs) >= _LEAST]
+    printed = [p for p in shown if p.kind in ("authors", "others")]
+    axes = [a for a in _AXES if sum(a in p.values for p in printed) >= _LEAST]
     if robust is None or not set(axes) & set(_LOG):
         return False
     pyplot = plotting()
@@ -106,15 +108,15 @@ def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -
     height = max(4.6, 1.9 + 0.16 * sum(map(len, wrapped)))
     figure = pyplot.figure(figsize=(4.2 * len(axes) + 3.4, height), layout="constrained")
     panels = figure.subplots(1, len(axes) + 1, width_ratios=[4.2] * len(axes) + [3.4])
-    what = filled.table.results[robust]
-    attack = _ATTACKS.get(what["attack"], what["attack"])
-    ordinate = f"{attack}, {what['norm']} {what['epsilon']}, %"
+    result = filled.table.results[robust]
+    attack = _ATTACKS.get(result["attack"], result["attack"])
+    ordinate = f"{attack}, {result['norm']} {result['epsilon']}, %"
     panels[-1].axis("off")
     panels[-1].text(0, 1, "\n".join(key), va="top", fontsize=7, transform=panels[-1].transAxes)
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {filled.table.caption}"
-    own = sum(p.kind in ("ours", "beside") for p in shown)
-    ours = f"{own} values measured by us" if own else "nothing of it measured by us yet"
+    count = sum(p.kind in ("ours", "beside") for p in shown)
+    ours = f"{count} values measured by us" if count else "nothing of it measured by us yet"
     legend = f"{dataset}; blue: as the paper prints it; red: {ours}; numbers: see the right"
     figure.suptitle(f"{about}\n{legend}", fontsize=10)
     for panel, axis in zip(panels, axes, strict=False):
@@ -176,8 +178,8 @@ def _label(panel: Any, axis: str, shown: list[Point]) -> None:
     for point, place, spot in zip(placed, places, list(taken), strict=True):
         dx, dy = _free(spot, taken)
         colour = _OURS if point.kind in ("ours", "beside") else "black"
-        how = {"textcoords": "offset pixels", "fontsize": 7, "ha": "center", "va": "center"}
-        panel.annotate(point.label, place, xytext=(dx, dy), color=colour, **how)
+        style = {"textcoords": "offset pixels", "fontsize": 7, "ha": "center", "va": "center"}
+        panel.annotate(point.label, place, xytext=(dx, dy), color=colour, **style)
         taken.append((spot[0] + dx, spot[1] + dy))
 
 
