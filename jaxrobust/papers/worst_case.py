@@ -115,7 +115,7 @@ def worst_case(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
     within = _radii(held.shape[1:], radii or {})
-    facts = _answering(logits_fn, held, right, batch_size)
+    identity = _answering(logits_fn, held, right, batch_size)
     measured: list[Measured] = []
     questions = three_norms.questions(GivenFlags(seed=seed), skips=union_only)
     threats = [within[norm] for norm, _ in questions]
@@ -139,7 +139,7 @@ def worst_case(
             seed=seed,
             image_ids=ids.tolist(),
             ledger=ledger,
-            identity=facts,
+            identity=identity,
             verbose=verbose,
         )
         measured.append(autoattack_result.measured())
@@ -187,23 +187,25 @@ def _answering(
     logits_fn: Callable[..., Array], images: np.ndarray, labels: np.ndarray, batch_size: int
 ) -> fingerprint.Fingerprint:
     network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
-    facts = fingerprint.of_network(network, images, batch=batch_size, labels=labels)
-    if not facts.has_answers:  # for images like these; so all are looked at, before any is attacked
+    network_identity = fingerprint.of_network(network, images, batch=batch_size, labels=labels)
+    if (
+        not network_identity.has_answers
+    ):  # for images like these; so all are looked at, before any is attacked
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         logits = [
             np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
             for part in parts
         ]
         reliability.check_answers(checks.answered(np.concatenate(logits)))
-    return facts
+    return network_identity
 
 
 def _radii(image: tuple[int, ...], radii_given: Mapping[str, float]) -> dict[str, Threat]:
     from jaxrobust.papers import three_norms
 
     if unknown := sorted(radii_given.keys() - set(NORMS)):
-        facts = ", ".join(NORMS)
-        raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {facts}")
+        norms = ", ".join(NORMS)
+        raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {norms}")
     height, width, channels = image
     side = height if height == width else 0  # the study's images are squares
     own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in radii_given.items()]
