@@ -87,9 +87,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
-        normal, x = self.norm1.beside(x)
+        normal, x = self.norm1.with_tokens(x)
         x = x + path1(self.scaled_attn(normal))
-        normal, x = self.norm2.beside(x)
+        normal, x = self.norm2.with_tokens(x)
         return x + path2(self.scaled_mlp(normal))
 
 
@@ -123,8 +123,8 @@ class CaiT(nnx.Module):
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = add_bias(self.patch_embed(images, self.grid), self.pos_embed[...])
-        how = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
-        x = run_blocks(self.blocks, x, **how)
+        settings = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
+        x = run_blocks(self.blocks, x, **settings)
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         for block in self.blocks_token_only:
             token = block(token, x)

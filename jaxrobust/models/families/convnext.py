@@ -104,11 +104,11 @@ class Stage(nnx.Module):
         self.downsample = nnx.List(down)
         self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
 
-    def __call__(self, x: Array, **how: Any) -> Array:
+    def __call__(self, x: Array, **settings: Any) -> Array:
         if self.downsample:
             norm, conv = self.downsample
             x = _halved(x, norm, conv)
-        return run_blocks(self.blocks, x, **how)
+        return run_blocks(self.blocks, x, **settings)
 
 
 class Head(nnx.Module):
@@ -138,8 +138,8 @@ class ConvNeXt(nnx.Module):
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = stems.through(self.stem, x)
-        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
-            x = stage(x, **how)
+        for stage, settings in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = stage(x, **settings)
         return self.head(x.mean(axis=(1, 2)))
 
 

@@ -77,8 +77,8 @@ class DeformableConv(nnx.Module):
         self.groups, self.scale = groups, scale
 
     def __call__(self, x: Array) -> Array:
-        # Values are kept. What makes offsets and weights would be a third of what a block keeps; a
-        # seventh of its products compute it again.
+        # Values are stored; what makes offsets and weights, a third of a block's residuals, is
+        # computed again by a seventh of its products.
         return self.output_proj(jax.checkpoint(self.sampled, policy=_KEEPING)(x))
 
     def sampled(self, x: Array) -> Array:
@@ -87,8 +87,11 @@ class DeformableConv(nnx.Module):
         around = layers.gelu(self.dw_norm(self.dw_conv(x)))
         (mask,) = widened(self.mask(around))
         shares = jax.nn.softmax(mask.reshape(*x.shape[:3], self.groups, POINTS))
-        how: dict[str, Any] = {"groups": self.groups, "offset_scale": self.scale}
-        return deformable(value, self.offset(around), shares.reshape(mask.shape), **how)
+        return deformable(
+            *(value, self.offset(around), shares.reshape(mask.shape)),
+            groups=self.groups,
+            offset_scale=self.scale,
+        )
 
 
 class Block(nnx.Module):
@@ -105,9 +108,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         first, second = branches(drop, 2)
-        normal, x = self.norm1.beside(x)
+        normal, x = self.norm1.with_tokens(x)
         x = x + first(_scaled(self.dcn(normal), self.gamma1))
-        normal, x = self.norm2.beside(x)
+        normal, x = self.norm2.with_tokens(x)
         return x + second(_scaled(self.mlp(normal), self.gamma2))
 
 
@@ -128,12 +131,12 @@ class Stage(nnx.Module):
         down: list[Any] = []
         if stage + 1 < len(v.dims):
             ins, outs = v.dims[stage : stage + 2]
-            how: dict[str, Any] = {"stride": 2, "padding": 1, "init": torch_default}
-            down = [Conv(ins, outs, 3, bias=False, rngs=rngs, **how), LayerNorm(outs)]
+            options: dict[str, Any] = {"stride": 2, "padding": 1, "init": torch_default}
+            down = [Conv(ins, outs, 3, bias=False, rngs=rngs, **options), LayerNorm(outs)]
         self.downsample = nnx.List(down)
 
-    def __call__(self, x: Array, **how: Any) -> Array:
-        x = self.norm(run_blocks(self.blocks, x, **how))
+    def __call__(self, x: Array, **settings: Any) -> Array:
+        x = self.norm(run_blocks(self.blocks, x, **settings))
         for layer in self.downsample:
             x = layer(x)
         return x
@@ -167,8 +170,8 @@ class InternImage(nnx.Module):
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = stems.through(self.stem, x)
-        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
-            x = stage(x, **how)
+        for stage, settings in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = stage(x, **settings)
         return self.head(self.features(x, train).mean(axis=(1, 2)))
 
 

@@ -14,13 +14,13 @@ from jaxrobust.types import Array
 STEM = 64  # channels before the first stage
 
 
-def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **how: Any) -> Conv:
+def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **options: Any) -> Conv:
     """Make a convolution that keeps the size, but for its stride.
 
     It has no bias and is drawn as PyTorch does, unless further arguments of `Conv` say otherwise.
     """
     default: dict[str, Any] = {"padding": kernel // 2, "bias": False, "init": torch_default}
-    return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | how)
+    return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | options)
 
 
 class SameConv(Conv):
@@ -30,8 +30,8 @@ class SameConv(Conv):
     """
 
     def __init__(self, ins: int, outs: int, rngs: Draws, stride: int = 1) -> None:
-        how: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
-        super().__init__(ins, outs, 3, stride=stride, padding=int(stride == 1), **how)
+        options: dict[str, Any] = {"bias": False, "init": torch_default, "rngs": rngs}
+        super().__init__(ins, outs, 3, stride=stride, padding=int(stride == 1), **options)
 
     def __call__(self, x: Array) -> Array:
         if self.stride > 1:
@@ -39,11 +39,13 @@ class SameConv(Conv):
         return super().__call__(x)
 
 
-def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **how: Any) -> nnx.List:
+def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **options: Any) -> nnx.List:
     """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
     if stride == 1 and ins == outs:
         return nnx.List([])
-    return nnx.List([conv(ins, outs, 1, rngs, stride, **how), BatchNorm(outs, group=v.bn_group)])
+    return nnx.List(
+        [conv(ins, outs, 1, rngs, stride, **options), BatchNorm(outs, group=v.bn_group)]
+    )
 
 
 def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
@@ -58,9 +60,17 @@ class ConvNorm(nnx.Module):
     """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
 
     def __init__(
-        self, ins: int, outs: int, kernel: int, v: Any, rngs: Draws, *, act: bool = True, **how: Any
+        self,
+        ins: int,
+        outs: int,
+        kernel: int,
+        v: Any,
+        rngs: Draws,
+        *,
+        act: bool = True,
+        **options: Any,
     ) -> None:
-        self.conv = conv(ins, outs, kernel, rngs, **how)
+        self.conv = conv(ins, outs, kernel, rngs, **options)
         self.bn = BatchNorm(outs, group=v.bn_group)
         self.act = ACTIVATIONS[v.activation] if act else None
 
@@ -94,8 +104,7 @@ class Bottleneck(nnx.Module):
         inner = outs // expansion
         norm = lambda channels: BatchNorm(channels, group=v.bn_group)  # noqa: E731
         self.conv1, self.bn1 = conv(ins, inner, 1, rngs), norm(inner)
-        own = middle(inner, stride)
-        self.conv2 = own or conv(inner, inner, 3, rngs, stride, groups=groups)
+        self.conv2 = middle(inner, stride) or conv(inner, inner, 3, rngs, stride, groups=groups)
         self.bn2 = norm(inner)
         self.conv3, self.bn3 = conv(inner, outs, 1, rngs), norm(outs)
         self.shortcut = shortcut(ins, outs, stride, v, rngs, bias=bias)
@@ -127,16 +136,22 @@ def add_stages(net: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = 
 
 def run_stages(net: Any, x: Array, train: bool, key: Array | None, draws: bool = False) -> Array:
     """Run the stages that `add_stages` made."""
-    for i, how in enumerate(of_stages(net.variant, train, key), 1):
-        x = run_blocks(getattr(net, f"layer{i}"), x, draws=draws, **how)
+    for i, settings in enumerate(of_stages(net.variant, train, key), 1):
+        x = run_blocks(getattr(net, f"layer{i}"), x, draws=draws, **settings)
     return x
 
 
-def run_stage(blocks: Any, x: Array, key: Array | None, rates: list[float], **how: Any) -> Array:
+def run_stage(
+    blocks: Any, x: Array, key: Array | None, rates: list[float], **settings: Any
+) -> Array:
     """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
-    first, rest = (None, None) if key is None else split(key, 2)
-    x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how | {"scan": False})
-    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], **how) if len(blocks) > 1 else x
+    key, others_key = (None, None) if key is None else split(key, 2)
+    x = run_blocks(blocks[:1], x, key=key, rates=rates[:1], **settings | {"scan": False})
+    return (
+        run_blocks(blocks[1:], x, key=others_key, rates=rates[1:], **settings)
+        if len(blocks) > 1
+        else x
+    )
 
 
 def block_names(depths: Sequence[int], stem: int, first: int) -> Iterator[tuple[str, bool]]:

@@ -16,7 +16,7 @@ from jaxrobust.types import Array
 
 
 def patch_stem(v: Any, dim: int, rngs: Draws, init: Initializer) -> list[nnx.Module]:
-    """Make one convolution with windows as large as its stride."""
+    """Make one convolution of windows side by side."""
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, dim, stride, stride=stride, init=init, rngs=rngs)]
 
@@ -24,19 +24,18 @@ def patch_stem(v: Any, dim: int, rngs: Draws, init: Initializer) -> list[nnx.Mod
 def stem(
     v: Any, dim: int, rngs: Draws, *, init: Initializer = normal_02, project: bool = False
 ) -> list[nnx.Module]:
-    """Make the stem of a variant: a PatchStem, drawn from `init`, where there are no `stem_widths`.
+    """Make a variant's stem: without `stem_widths` a PatchStem, drawn from `init`, or a ConvStem.
 
-    Else a ConvStem: convolutions with LN and GELU each; with `project`, also a bare 1x1 one to
-    `dim`. Its kernels are odd, by default 3 of each; their padding is half of them.
+    A ConvStem's convolutions, 3x3 by default, are each followed by LN and GELU; `project` adds a
+    bare 1x1 convolution to `dim`.
     """
     if not v.stem_widths:
         return patch_stem(v, dim, rngs, init)
     stem: list[nnx.Module] = []
     ins, kernels = v.in_channels, v.stem_kernels or (3,) * len(v.stem_widths)
     for out, stride, k in zip(v.stem_widths, v.stem_strides, kernels, strict=True):
-        how = {"stride": stride, "padding": k // 2, "init": torch_default, "alone": True}
-        conv = Conv(ins, out, k, rngs=rngs, **how)
-        stem += [conv, LayerNorm(out), Gelu()]
+        options = {"stride": stride, "padding": k // 2, "init": torch_default, "alone": True}
+        stem += [Conv(ins, out, k, rngs=rngs, **options), LayerNorm(out), Gelu()]
         ins = out
     if project:
         stem.append(Conv(ins, dim, 1, init=torch_default, alone=True, rngs=rngs))
@@ -44,7 +43,7 @@ def stem(
 
 
 def through(stem: Sequence[Any], x: Array) -> Array:
-    """Compute a stem, of its convolutions with stride 2 the first two together."""
+    """Compute a stem; two first convolutions of stride 2 are one kernel on TPUs."""
     layers = list(stem)
     if [type(layer) for layer in layers[:6]] == 2 * [Conv, LayerNorm, Gelu]:
         pairs = layers[0:2], layers[3:5]
@@ -60,14 +59,14 @@ def through(stem: Sequence[Any], x: Array) -> Array:
     return x
 
 
-def conv_stem_rows(theirs: str, ours: str) -> list[Renaming]:
+def conv_stem_rows(prefix: str, our_prefix: str) -> list[Renaming]:
     """List the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
     between.
     """
     return [
-        row(theirs + r"\.(0|3|6|9|12)\.weight", ours + r".\1.kernel", conv_oihw),
-        row(theirs + r"\.(1|4|7|10)\.weight", ours + r".\1.scale"),
-        row(theirs + r"\.(\d+)\.bias", ours + r".\1.bias"),
+        row(prefix + r"\.(0|3|6|9|12)\.weight", our_prefix + r".\1.kernel", conv_oihw),
+        row(prefix + r"\.(1|4|7|10)\.weight", our_prefix + r".\1.scale"),
+        row(prefix + r"\.(\d+)\.bias", our_prefix + r".\1.bias"),
     ]
 
 

@@ -130,9 +130,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         attn_path, mlp_path = branches(drop, 2)
-        normal, x = self.norm1.beside(x)
+        normal, x = self.norm1.with_tokens(x)
         x = x + attn_path(self.windowed(normal))
-        normal, x = self.norm2.beside(x)
+        normal, x = self.norm2.with_tokens(x)
         return x + mlp_path(self.mlp(normal))
 
 
@@ -165,9 +165,9 @@ class Stage(nnx.Module):
         shifts = [shift * (i % 2) for i in range(v.depths[stage])]
         self.blocks = nnx.List([Block(dim, heads, window, s, v.eps, rngs) for s in shifts])
 
-    def __call__(self, x: Array, **how: Any) -> Array:
+    def __call__(self, x: Array, **settings: Any) -> Array:
         x = x if self.downsample is None else self.downsample(x)
-        return run_blocks(self.blocks, x, **how)
+        return run_blocks(self.blocks, x, **settings)
 
 
 class PatchEmbed(nnx.Module):
@@ -214,8 +214,8 @@ class Swin(nnx.Module):
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for stage, how in zip(self.layers, of_stages(v, train, key), strict=True):
-            x = stage(x, **how)
+        for stage, settings in zip(self.layers, of_stages(v, train, key), strict=True):
+            x = stage(x, **settings)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 
@@ -274,10 +274,10 @@ def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | Non
     return (old + 1) // 2, (math.isqrt(shape[0]) + 1) // 2
 
 
-def cut_to(table: np.ndarray, before: int, after: int) -> np.ndarray:
+def cut_to(table: np.ndarray, old_side: int, new_side: int) -> np.ndarray:
     """Return the biases of a smaller map: every offset keeps its bias."""
-    middle, old = slice(before - after, before + after - 1), 2 * before - 1
-    return table.reshape(old, old, -1)[middle, middle].reshape((2 * after - 1) ** 2, -1)
+    middle, old = slice(old_side - new_side, old_side + new_side - 1), 2 * old_side - 1
+    return table.reshape(old, old, -1)[middle, middle].reshape((2 * new_side - 1) ** 2, -1)
 
 
 def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -295,17 +295,17 @@ def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """
     if (sides := sides_of(table, shape)) is None:
         return table
-    before, after = sides
-    if before == after:
+    old_side, new_side = sides
+    if old_side == new_side:
         return table
-    if before > _WINDOW:
+    if old_side > _WINDOW:
         raise ValueError(
-            f"relative position biases of a window of {before}: create the network with "
-            f"window={before}, and for images whose maps are not smaller"
+            f"relative position biases of a window of {old_side}: create the network with "
+            f"window={old_side}, and for images whose maps are not smaller"
         )
-    if after < before:
-        return cut_to(table, before, after)
-    old, new = 2 * before - 1, 2 * after - 1
+    if new_side < old_side:
+        return cut_to(table, old_side, new_side)
+    old, new = 2 * old_side - 1, 2 * new_side - 1
     matrix = positions.interpolation(old, new)
     grid = table.reshape(old, old, -1).astype(np.float64)
     larger = np.einsum("ir,jc,rch->ijh", matrix, matrix, grid)

@@ -89,9 +89,9 @@ class Block(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
         ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
-        normal, x = self.norm1.beside(x)
+        normal, x = self.norm1.with_tokens(x)
         x = x + path1(ls1(self.attn(normal)))
-        normal, x = self.norm2.beside(x)
+        normal, x = self.norm2.with_tokens(x)
         return x + path2(ls2(self.mlp(normal)))
 
 

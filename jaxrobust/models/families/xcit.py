@@ -174,8 +174,8 @@ class LocalInteraction(nnx.Module):
             *(self.conv2.kernel[...], self.conv2.bias[...], gamma[...]),
         )
         running = None if train else (bn.mean[...], bn.var[...])
-        how = {"width": x.width, "group": bn.group}
-        out, statistics = local_interaction(x.tokens, parameters, running, path, **how)
+        settings = {"width": x.width, "group": bn.group}
+        out, statistics = local_interaction(x.tokens, parameters, running, path, **settings)
         if train:
             bn.move(*statistics)
         return out
@@ -204,10 +204,10 @@ class Block(nnx.Module):
     def __call__(self, x: TokenMap, drop: Drop | None, train: bool) -> TokenMap:
         paths: Sequence[Path | None] = [None] * 3 if drop is None else branches(drop, 3)
         attn, mlp, y = self.attn, self.mlp, x.tokens
-        normal, y = self.norm1.beside(y)
+        normal, y = self.norm1.with_tokens(y)
         y = _residual(y, attn.hidden(normal), attn.proj, self.gamma1, paths[0])
         y = self.local_mp(TokenMap(y, x.width), self.norm3, self.gamma3, paths[1], train)
-        normal, y = self.norm2.beside(y)
+        normal, y = self.norm2.with_tokens(y)
         y = _residual(y, mlp.inner(normal), mlp.fc2, self.gamma2, paths[2])
         return TokenMap(y, x.width)
 
@@ -271,9 +271,9 @@ class Xcit(nnx.Module):
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
         x = add_bias(x, self.pos_embed(x.shape[1], x.shape[2], x.dtype))
-        how = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
+        settings = of_one_stage(v, train, key) | {"rates": (v.drop_path,) * v.depth}
         tokens = TokenMap(x.reshape(len(x), -1, v.dim), x.shape[2])
-        patches = run_blocks(self.blocks, tokens, **how).tokens
+        patches = run_blocks(self.blocks, tokens, **settings).tokens
         token = spread(self.cls_token[...], (len(patches), 1, v.dim))
         for block in self.cls_attn_blocks:
             token, patches = block(token, patches)

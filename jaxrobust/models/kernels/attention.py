@@ -183,12 +183,12 @@ def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[
 
 
 def _kernel_backward(qkv, g, stored, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
-    how: dict[str, Any] = {"heads": heads, "scale": scale}
-    to_qkv = tpu.token_attention.backward(qkv, g, bias=_full(bias, qkv, heads), **how)
+    settings: dict[str, Any] = {"heads": heads, "scale": scale}
+    to_qkv = tpu.token_attention.backward(qkv, g, bias=_full(bias, qkv, heads), **settings)
     if not needed:
         return [to_qkv]
-    stored = _plain_forward(qkv, *bias, **how)[1:]
-    return [to_qkv, _plain_backward(qkv, g, stored, *bias, needed=True, **how)[1]]
+    stored = _plain_forward(qkv, *bias, **settings)[1:]
+    return [to_qkv, _plain_backward(qkv, g, stored, *bias, needed=True, **settings)[1]]
 
 
 def _fused_forward(qkv: Array, *, heads: int, scale: float) -> list[Array]:
@@ -204,8 +204,8 @@ _FORWARD = {"tpu": _kernel_forward, "cuda": _fused_forward, "default": _plain_fo
 _BACKWARD = {"tpu": _kernel_backward, "cuda": _fused_backward, "default": _plain_backward}
 
 
-def _by_platform(rules: dict[str, Callable], how, qkv, *operands: Any, bias, **settings: Any):
-    heads, scale = how
+def _by_platform(rules: dict[str, Callable], static, qkv, *operands: Any, bias, **settings: Any):
+    heads, scale = static
     # cuDNN's rule could not even be traced where it does not apply.
     fused = not bias and fused_attention.applies(qkv, heads)
     rules = {
@@ -216,14 +216,14 @@ def _by_platform(rules: dict[str, Callable], how, qkv, *operands: Any, bias, **s
     return lax.platform_dependent(qkv, *operands, *bias, **rules)
 
 
-def _attend_product_forward(how, qkv, bias, needed):
-    out, *stored = _by_platform(_FORWARD, how, qkv, bias=bias)
+def _attend_product_forward(static, qkv, bias, needed):
+    out, *stored = _by_platform(_FORWARD, static, qkv, bias=bias)
     return out, (qkv, stored)
 
 
-def _attend_product_backward(how, residuals, bias, g, needed):
+def _attend_product_backward(static, residuals, bias, g, needed):
     qkv, stored = residuals
-    to_qkv, *to_bias = _by_platform(_BACKWARD, how, qkv, g, stored, bias=bias, needed=needed)
+    to_qkv, *to_bias = _by_platform(_BACKWARD, static, qkv, g, stored, bias=bias, needed=needed)
     return to_qkv, tuple(to_bias) if needed else None
 
 

@@ -113,13 +113,13 @@ def _kernel_backward(qkv, g, stored, temperature, *, needed: bool) -> list[Array
     return [to_qkv, *(rounded(s.reshape(shape), dtype) for s in sums)]
 
 
-def _product_forward(how, qkv, temperature, needed):
+def _product_forward(static, qkv, temperature, needed):
     rules = {"tpu": _kernel_forward, "default": _plain_forward}
     out, *stored = lax.platform_dependent(qkv, temperature, **rules)
     return out, (qkv, stored)
 
 
-def _product_backward(how, residuals, temperature, g, needed):
+def _product_backward(static, residuals, temperature, g, needed):
     qkv, stored = residuals
     rules = {"tpu": _kernel_backward, "default": _plain_backward}
     rules = {name: functools.partial(rule, needed=needed) for name, rule in rules.items()}

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,6 @@ from jaxrobust.models.kernels.windows import column_conv, depth_conv, group_conv
 
 Array = jax.Array
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_CACHE = (
-    2 << 20
-)  # bytes of copies of images that one product reads; a core's own cache has one or two
-_NARROW_INPUT = 16  # channels, below which a kernel's gradient is one product of whole windows
 
 
 # XLA's CPU back end computes f[B,H,W,in] with f[kh,kw,in,out] by blocked products of matrices, and
@@ -50,7 +46,7 @@ def _xla_conv(
 
 
 def _patches(x: Array, *, window: int, stride: int) -> Array:
-    """Return windows that neither overlap nor leave a rest inside, as rows of a matrix."""
+    """Return windows that neither overlap nor leave gaps, as rows of a matrix."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // stride, stride, width // stride, stride, channels)
     x = x[:, :, :window, :, :window].transpose(0, 1, 3, 2, 4, 5)
@@ -69,18 +65,8 @@ def _patch_conv(
     return out.reshape(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, features)
 
 
-def _input_gradient(formula: Callable) -> Callable:
-    def gradient(x, kernel, g, stride, padding):
-        return jax.vjp(lambda x: formula(x, kernel, stride, padding), x)[1](g)[0]
-
-    return gradient
-
-
-def _kernel_gradient(formula: Callable) -> Callable:
-    def gradient(x, kernel, g, stride, padding):
-        return jax.vjp(lambda kernel: formula(x, kernel, stride, padding), kernel)[1](g)[0]
-
-    return gradient
+def _plain_patch_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return _patch_conv(x, kernel, stride, padding, patches=_patches)
 
 
 def _canonical_input_gradient(x, kernel, g, stride, padding):
@@ -114,8 +100,8 @@ def _interleaved_input_gradient(x, kernel, g, stride, padding):
 
 def _tap_kernel_gradient(x, kernel, g, stride, padding):
     g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
-    met = map(rows, taps(x, kernel.shape[:2], stride, padding))
-    products = [tap.T @ g if narrow else (g.T @ tap).T for tap in met]
+    inputs = map(rows, taps(x, kernel.shape[:2], stride, padding))
+    products = [tap.T @ g if narrow else (g.T @ tap).T for tap in inputs]
     return jnp.stack(products).reshape(kernel.shape)
 
 
@@ -183,8 +169,8 @@ def _diagonal(kernel: Array, groups: int) -> Array:
         return kernel
     height, width, ins, outs = kernel.shape
     parts = kernel.reshape(height, width, 1, ins, groups, outs // groups)
-    own = jnp.eye(groups, dtype=kernel.dtype).reshape(1, 1, groups, 1, groups, 1)
-    return (parts * own).reshape(height, width, groups * ins, outs)
+    diagonal = jnp.eye(groups, dtype=kernel.dtype).reshape(1, 1, groups, 1, groups, 1)
+    return (parts * diagonal).reshape(height, width, groups * ins, outs)
 
 
 def _blocks(kernel: Array, groups: int) -> Array:
@@ -196,103 +182,111 @@ def _blocks(kernel: Array, groups: int) -> Array:
     return jnp.concatenate([parts[:, :, i, :, i] for i in range(groups)], -1)
 
 
-def _on_cpu(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
-    def formula(*operands: Array) -> Array:
-        joined, outs = _joined(groups, operands[1].shape[2]), []
-        if groups // joined > _MANY or dilation > 1:
-            if groups == 1:
-                whole: Callable = functools.partial(column_conv, dilation=dilation)
-            else:
-                whole = functools.partial(group_conv, groups=groups, dilation=dilation)
-            return _three(whole)[which](*operands, stride, padding)
-        parts = (jnp.split(operand, groups // joined, -1) for operand in operands)
-        for x, kernel, *g in zip(*parts, strict=True):
-            kernel = _diagonal(kernel, joined)
-            out = _cpu_conv(x, kernel, stride, padding)[which](x, kernel, *g, stride, padding)
-            outs.append(_blocks(out, joined) if which == 2 else out)
-        return outs[0] if len(outs) == 1 else jnp.concatenate(outs, -1)
-
-    return formula
+class _Settings(NamedTuple):
+    stride: int
+    padding: int
+    groups: int
+    dilation: int
 
 
-def _on_tpu(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
-    """Return one of the formulas for any convolution on TPUs.
+def _on_cpu(part: int, settings: _Settings, *operands: Array) -> Array:
+    stride, padding, groups, dilation = settings
+    joined, outs = _joined(groups, operands[1].shape[2]), []
+    if groups // joined > _MANY or dilation > 1:
+        form: Callable = functools.partial(column_conv, dilation=dilation)
+        if groups > 1:
+            form = functools.partial(group_conv, groups=groups, dilation=dilation)
+        return _three(form)[part](*operands, stride, padding)
+    parts = (jnp.split(operand, groups // joined, -1) for operand in operands)
+    for x, kernel, *g in zip(*parts, strict=True):
+        kernel = _diagonal(kernel, joined)
+        out = _cpu_conv(x, kernel, stride, padding)[part](x, kernel, *g, stride, padding)
+        outs.append(_blocks(out, joined) if part == 2 else out)
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, -1)
 
-    Windows side by side are rows of a matrix. ViT's 16x16 patches and their image gradient take
-    15.3 ms as a convolution by the compiler's cycles, 16 images on a v5e, and 15.4 ms 88, and 49 s
-    of CPU time to compile; as a product 0.5 and 0.8 ms and 2 s.
+
+def _by_xla(part: int, settings: _Settings, *operands: Array) -> Array:
+    stride, padding, groups, dilation = settings
+    form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
+    return _three(form)[part](*operands, stride, padding)
+
+
+def _on_tpu(part: int, settings: _Settings, x: Array, kernel: Array, *g: Array) -> Array:
+    """Compute side by side windows as rows of a matrix.
+
+    ViT's 16x16 patches and their image gradient take 15.3 ms as a convolution by the compiler's
+    cycles, 16 images on a v5e, and 15.4 ms 88, and 49 s of CPU time to compile; as a product 0.5
+    and 0.8 ms and 2 s.
     """
-
-    def formula(x: Array, kernel: Array, *g: Array) -> Array:
-        form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
-        if groups == dilation == 1 and _apart(x, kernel, stride, padding):
-            form = functools.partial(_patch_conv, patches=_patches)
-        return _three(form)[which](x, kernel, *g, stride, padding)
-
-    return formula
+    if _apart(x, kernel, settings):
+        return _three(_plain_patch_conv)[part](x, kernel, *g, settings.stride, settings.padding)
+    return _by_xla(part, settings, x, kernel, *g)
 
 
-def _on_cuda(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
-    """Return one of the formulas for any convolution on NVIDIA's GPUs.
+def _on_cuda(part: int, settings: _Settings, x: Array, kernel: Array, *g: Array) -> Array:
+    """Compute strided convolutions of images without cuDNN's kernels.
 
-    cuDNN's kernels for their matrix units read eight channels at a time, of which images have
-    three. Value and image gradient of 128 images of 224 px in bfloat16 on an H200, in ms: 16x16
-    patches to 384 features 6.15 by cuDNN and 0.11 as a product, 4x4 patches to 96 0.44 and 0.13,
-    3x3/2 to 48 0.98 and 0.39 in depth; windows of 2x2 pixels of 96 channels 0.12 and 0.18.
+    Those for the matrix units read eight channels at a time, of which images have three. Value and
+    image gradient of 128 images of 224 px in bfloat16 on an H200, in ms: 16x16 patches to 384
+    features 6.15 by cuDNN and 0.11 as a product, 4x4 patches to 96 0.44 and 0.13, 3x3/2 to 48 0.98
+    and 0.39 in depth; windows of 2x2 pixels of 96 channels 0.12 and 0.18.
     """
-
-    def formula(x: Array, kernel: Array, *g: Array) -> Array:
-        form: Callable = functools.partial(_xla_conv, groups=groups, dilation=dilation)
-        if x.shape[3] < 8 and groups == dilation == 1 < stride:
-            patches = functools.partial(_patch_conv, patches=_patches)
-            form = patches if _apart(x, kernel, stride, padding) else depth_conv
-        return _three(form)[which](x, kernel, *g, stride, padding)
-
-    return formula
+    if x.shape[3] >= 8 or not settings.groups == settings.dilation == 1 < settings.stride:
+        return _by_xla(part, settings, x, kernel, *g)
+    form = _plain_patch_conv if _apart(x, kernel, settings) else depth_conv
+    return _three(form)[part](x, kernel, *g, settings.stride, settings.padding)
 
 
-def _apart(x: Array, kernel: Array, stride: int, padding: int) -> bool:
+def _apart(x: Array, kernel: Array, settings: _Settings) -> bool:
     """Tell windows side by side, of more than a pixel, that fill the image."""
-    return kernel.shape[0] == stride > 1 and padding == 0 and _is_grid(x, kernel, stride)
+    stride, padding, groups, dilation = settings
+    if not groups == dilation == 1 or padding:
+        return False
+    return kernel.shape[0] == stride > 1 and _is_grid(x, kernel, stride)
 
 
 def _three(formula: Callable) -> tuple[Callable, ...]:
-    return formula, _input_gradient(formula), _kernel_gradient(formula)
+    """Return a formula with its gradients for the input and for the kernel."""
+
+    def input_gradient(x, kernel, g, stride, padding):
+        return jax.vjp(lambda x: formula(x, kernel, stride, padding), x)[1](g)[0]
+
+    def kernel_gradient(x, kernel, g, stride, padding):
+        return jax.vjp(lambda kernel: formula(x, kernel, stride, padding), kernel)[1](g)[0]
+
+    return formula, input_gradient, kernel_gradient
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, kernel: Array, how: tuple[int, ...], alone: bool) -> Array:
-    del alone
-    return _rule(0, how, x, kernel)
-
-
-def _by_xla(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
-    form = functools.partial(_xla_conv, groups=groups, dilation=dilation)
-    return lambda *operands: _three(form)[which](*operands, stride, padding)
+def _conv(x: Array, kernel: Array, settings: _Settings, alone: bool) -> Array:
+    return _rule(0, settings, x, kernel)
 
 
 _ON = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda, "default": _by_xla}
 
 
 @functools.cache
-def _formulas(which: int, *how: int) -> dict[str, Callable]:
-    return {platform: traced_once(formula(which, *how)) for platform, formula in _ON.items()}
+def _formulas(part: int, settings: _Settings) -> dict[str, Callable]:
+    return {
+        platform: traced_once(functools.partial(formula, part, settings))
+        for platform, formula in _ON.items()
+    }
 
 
-def _rule(which: int, how: tuple[int, ...], *operands: Array) -> Array:
-    return lax.platform_dependent(*operands, **_formulas(which, *how))
+def _rule(part: int, settings: _Settings, *operands: Array) -> Array:
+    return lax.platform_dependent(*operands, **_formulas(part, settings))
 
 
-def _conv_backward(how, alone, residuals, g):
+def _conv_backward(settings, alone, residuals, g):
     operands = (*residuals, g)
     if alone:
         operands = lax.platform_dependent(
-            *operands, tpu=lambda *made: lax.optimization_barrier(made), default=lambda *made: made
+            *operands, tpu=lambda *xs: lax.optimization_barrier(xs), default=lambda *xs: xs
         )
-    return tuple(_rule(which, how, *operands) for which in (1, 2))
+    return tuple(_rule(part, settings, *operands) for part in (1, 2))
 
 
-_conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _conv_backward)
+_conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel)), _conv_backward)
 
 
 _tiles: contextvars.ContextVar[tuple[winograd.Formula, list[Array]] | None] = (
@@ -320,10 +314,11 @@ def in_tiles(form: winograd.Formula = winograd.convolve) -> Iterator[list[Array]
         _tiles.reset(token)
 
 
-def _tiled(x: Array, kernel: Array, *, stride: int, padding: int, groups: int, dilation: int):
-    """Return the convolution by `winograd`; None: not asked for, or it is none of its kind."""
+def _tiled(x: Array, kernel: Array, settings: _Settings) -> Array | None:
+    """Return the convolution by `winograd`; None: outside of `in_tiles`, or it does not apply."""
+    stride, padding, groups, dilation = settings
     pads = ((padding, padding),) * 2
-    settings = {
+    xla_settings = {
         "window_strides": (stride, stride),
         "padding": pads,
         "lhs_dilation": (1, 1),
@@ -331,10 +326,10 @@ def _tiled(x: Array, kernel: Array, *, stride: int, padding: int, groups: int, d
         "feature_group_count": groups,
         "preferred_element_type": None,
     }
-    asked = _tiles.get()
-    if asked is None or not winograd.applies(settings, x, kernel):
+    tiles = _tiles.get()
+    if tiles is None or not winograd.applies(xla_settings, x, kernel):
         return None
-    form, kernels = asked
+    form, kernels = tiles
     kernels.append(kernel)
     return form(pads, x, kernel)
 
@@ -362,7 +357,6 @@ def conv(
     half = dilation * (kernel.shape[0] // 2)
     if groups > 1 and ins == 1 and outs == groups and padding == half:
         return depthwise_conv(x, kernel, bias, stride=stride, dilation=dilation)
-    how = {"stride": stride, "padding": padding, "groups": groups, "dilation": dilation}
-    tiled = _tiled(x, kernel, **how)
-    plain = _conv(x, kernel, tuple(how.values()), alone) if tiled is None else tiled
-    return add_bias(plain, bias)
+    settings = _Settings(stride, padding, groups, dilation)
+    out = _tiled(x, kernel, settings)
+    return add_bias(_conv(x, kernel, settings, alone) if out is None else out, bias)

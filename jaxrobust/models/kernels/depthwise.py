@@ -147,13 +147,13 @@ def _rule(part: int, implementation: str | None, *operands: Array, **sizes) -> A
     return lax.platform_dependent(*operands, **rules)
 
 
-def _depthwise_forward(how, x, kernel, needed):
-    implementation, stride, dilation = how
+def _depthwise_forward(static, x, kernel, needed):
+    implementation, stride, dilation = static
     return _rule(0, implementation, x, kernel, stride=stride, dilation=dilation), x
 
 
-def _depthwise_backward(how, x, kernel, g, needed):
-    implementation, stride, dilation = how
+def _depthwise_backward(static, x, kernel, g, needed):
+    implementation, stride, dilation = static
     sizes = {"stride": stride, "dilation": dilation}
     to_x = _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **sizes)
     # An attack asks for no gradient of the kernel, whose formulas take longer to trace than others.

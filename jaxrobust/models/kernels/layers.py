@@ -86,16 +86,16 @@ def _norm_backward(residuals, g):
 _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backward)
 
 
-def _token_norm(how, x, affine, needed):
-    eps, with_tokens = how
+def _token_norm(static, x, affine, needed):
+    eps, with_tokens = static
     y = tpu.token_norm.forward(x, *affine, eps=eps)
     # Else XLA may let images be rows of the residual stream, and copy it for each kernel.
     tokens = [with_layout_constraint(x, Layout(tuple(range(x.ndim))))] if with_tokens else []
     return [y, *tokens], x
 
 
-def _token_norm_backward(how, x, affine, gradients, needed):
-    (eps, _), (scale, _) = how, affine
+def _token_norm_backward(static, x, affine, gradients, needed):
+    (eps, _), (scale, _) = static, affine
     if not needed:
         return tpu.token_norm.backward(x, gradients, scale, eps=eps), None
     to_x, *sums = tpu.token_norm.all_gradients(x, gradients, scale, eps=eps)

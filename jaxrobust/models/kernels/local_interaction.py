@@ -79,37 +79,37 @@ class _Static(NamedTuple):
     train: bool
 
 
-def _forward(how, inputs, p, needed):
+def _forward(static, inputs, p, needed):
     x, statistics, factors = inputs
     y, sums = tpu.token_interaction.first(
-        *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=how.width, eps=EPS_LAYER
+        *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=static.width, eps=EPS_LAYER
     )
-    norm, new = norm_of_sums(sums, None if how.train else statistics, x.shape[1], how.group)
+    norm, new = norm_of_sums(sums, None if static.train else statistics, x.shape[1], static.group)
     factor = widened(p.batch_scale[None])[0] * norm.inverse
     gamma = _scales(p.gamma, factors)
     rows = image_rows(len(x), norm.mean, factor, p.batch_shift, gamma, p.bias2)
-    out = tpu.token_interaction.second(x, y, rows, p.taps2, width=how.width)
+    out = tpu.token_interaction.second(x, y, rows, p.taps2, width=static.width)
     return (out, new), (x, statistics, factors, y, norm)
 
 
-def _backward(how, residuals, p, gradients, needed):
+def _backward(static, residuals, p, gradients, needed):
     (x, statistics, factors, y, norm), (g, _) = residuals, gradients
     batch, tokens, _ = x.shape
     gamma, (batch_scale,) = _scales(p.gamma, factors), widened(p.batch_scale[None])
     factor = batch_scale * norm.inverse
     constant = slope = jnp.zeros_like(norm.mean)
-    if needed or how.train:
+    if needed or static.train:
         means = image_rows(batch, norm.mean)
         sums, *every = tpu.token_interaction.sums(
-            g, y, means, p.taps2, width=how.width, needed=needed
+            g, y, means, p.taps2, width=static.width, needed=needed
         )
         total, weighted = sums[:, 0] * gamma, sums[:, 1] * gamma
-        if how.train:
-            constant, slope = subtracted(total, weighted, norm, tokens, how.group)
+        if static.train:
+            constant, slope = subtracted(total, weighted, norm, tokens, static.group)
     to_x, *first = tpu.token_interaction.gradient(
         *(x, g, image_rows(batch, gamma, norm.mean, factor, constant, slope), (p.taps1, p.taps2)),
         (p.norm_scale, p.norm_shift, p.bias1),
-        **{"width": how.width, "eps": EPS_LAYER, "needed": needed},
+        **{"width": static.width, "eps": EPS_LAYER, "needed": needed},
     )
     to_inputs = to_x, *jax.tree.map(jnp.zeros_like, (statistics, factors))
     if not needed:
@@ -169,7 +169,7 @@ def local_interaction(
     factors = None if path is None else path(jnp.ones((len(x), 1), jnp.float32))
 
     def kernel(x, parameters, statistics):
-        how = _Static(width, group, train=statistics is None)
-        return _interaction(how, (x, statistics, factors), parameters)
+        static = _Static(width, group, train=statistics is None)
+        return _interaction(static, (x, statistics, factors), parameters)
 
     return lax.platform_dependent(x, parameters, statistics, tpu=kernel, default=plain)

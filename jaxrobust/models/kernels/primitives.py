@@ -100,32 +100,32 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def with_gradient(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `call(how, x, parameters)`, the output of `forward`, with the gradient `backward`.
+    """Return `call(static, x, parameters)`, the output of `forward`, with the gradient `backward`.
 
-    Attacks ask for the gradient of `x` alone; its rules need not compute those of the parameters.
+    Attacks ask for the gradient of `x` alone: that of the parameters is computed on demand.
 
     Args:
-      forward: `(how, x, parameters, needed) -> (out, residuals)`; `how` is static, `x` and
-        `parameters` are pytrees of arrays, and `needed` tells whether `backward` will be asked for
-        gradients of the parameters (None: it will not be called).
-      backward: `(how, residuals, parameters, g, needed) -> (gradient of x, of the parameters)`. The
+      forward: `(static, x, parameters, needed) -> (out, residuals)`; `static` is hashable, `x` and
+        `parameters` are pytrees of arrays. `needed` tells whether `backward` has to return
+        gradients of the parameters; None: nothing is differentiated.
+      backward: `(static, residuals, parameters, g, needed) -> (gradient of x, of parameters)`. The
         latter are rounded to the parameters' types, and None if they are not needed.
     """
 
-    def value(how, x, parameters):
-        return forward(how, x, parameters, None)[0]
+    def value(static, x, parameters):
+        return forward(static, x, parameters, None)[0]
 
-    def forward_rule(how, x, parameters):
+    def forward_rule(static, x, parameters):
         # Residuals hold arrays alone, so their structure, () or None, tells the backward rule.
         needed = () if any(o.perturbed for o in jax.tree.leaves(parameters)) else None
         x, parameters = jax.tree.map(lambda operand: operand.value, (x, parameters))
-        out, residuals = forward(how, x, parameters, needed is not None)
+        out, residuals = forward(static, x, parameters, needed is not None)
         return out, (residuals, parameters, needed)
 
-    def backward_rule(how, saved, g):
+    def backward_rule(static, saved, g):
         residuals, parameters, needed = saved
         g = jax.tree.map(as_array, g, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
-        to_x, sums = backward(how, residuals, parameters, g, needed is not None)
+        to_x, sums = backward(static, residuals, parameters, g, needed is not None)
         if sums is None:
             return to_x, jax.tree.map(lambda _: None, parameters)
         return to_x, jax.tree.map(lambda s, p: rounded(s, p.dtype), sums, parameters)

@@ -114,8 +114,8 @@ def _norm_rows(layer: BatchLayer, norm: ImageNorm, *more: Array) -> Array:
     return image_rows(len(norm.mean), norm.mean, factor, layer.shift, *more)
 
 
-def _batch_forward(how, inputs, layers, needed):
-    (group, train), (x, statistics), (one, two) = how, inputs, layers
+def _batch_forward(static, inputs, layers, needed):
+    (group, train), (x, statistics), (one, two) = static, inputs, layers
     planes, running = _planes(x), statistics or (None, None)
     batch, height, width, _ = x.shape
     # With running statistics nothing reads the sums.
@@ -127,8 +127,8 @@ def _batch_forward(how, inputs, layers, needed):
     return (out, (new1, new2)), (x, statistics, stored, norm1, norm2)
 
 
-def _batch_backward(how, residuals, layers, gradients, needed):
-    (group, train), (one, two), (g, _) = how, layers, gradients
+def _batch_backward(static, residuals, layers, gradients, needed):
+    (group, train), (one, two), (g, _) = static, layers, gradients
     x, statistics, stored, norm1, norm2 = residuals
     planes, kernels = _planes(x), (one.kernel, two.kernel)
     pixels = x.shape[1] * x.shape[2] // 4

@@ -46,7 +46,7 @@ ACTIVATIONS = {
 
 
 def _affine(shape: tuple[int, ...], bias: bool, init: Initializer, rngs: Draws) -> tuple[Any, Any]:
-    """Return a kernel [..., in, out] and a bias [out], or None: 0, but of torch drawn as well."""
+    """Return a kernel [..., in, out] and a bias [out] or None; PyTorch's default draws both."""
     kernel = nnx.Param(init(rngs.params(), shape))
     if init is torch_default:
         drawn = torch_uniform(math.prod(shape[:-1]))(rngs.params(), shape[-1:])
@@ -87,16 +87,23 @@ class Conv(nnx.Module):
         self.groups, self.dilation, self.alone = groups, dilation, alone
 
     def __call__(self, x: Array) -> Array:
-        how: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
-        how |= {"groups": self.groups, "dilation": self.dilation, "alone": self.alone}
-        return convolutions.conv(x, self.kernel[...], _bias(self), **how)
+        return convolutions.conv(
+            *(x, self.kernel[...], _bias(self)),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+            dilation=self.dilation,
+            alone=self.alone,
+        )
 
 
 class DepthwiseConv(Conv):
     """Depthwise convolution with bias, stride 1, size kept; [k, k, 1, C] kernel."""
 
-    def __init__(self, channels: int, kernel: int, **how: Any) -> None:
-        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels, **how)
+    def __init__(self, channels: int, kernel: int, **options: Any) -> None:
+        super().__init__(
+            channels, channels, kernel, padding=kernel // 2, groups=channels, **options
+        )
 
 
 class Linear(nnx.Module):
@@ -141,8 +148,8 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
 
-    def beside(self, x: Array) -> tuple[Array, Array]:
-        """Return the norm of tokens f[B,N,C], and the tokens for the residual beside it."""
+    def with_tokens(self, x: Array) -> tuple[Array, Array]:
+        """Return the norm of tokens f[B,N,C], and the tokens for the residual that follows."""
         return layers.norm_and_tokens(x, self.scale[...], self.bias[...], eps=self.eps)
 
 

@@ -105,9 +105,9 @@ class Block(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
         attended, inside, behind = dropouts(drop, 3, self.dropout, paths=2)
-        normal, x = self.norm1.beside(x)
+        normal, x = self.norm1.with_tokens(x)
         x = x + path1(attended(self.attn(normal)))
-        normal, x = self.norm2.beside(x)
+        normal, x = self.norm2.with_tokens(x)
         return x + path2(self.mlp(normal, inside, behind))
 
 
@@ -120,9 +120,9 @@ class PreNorm(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         attn_path, mlp_path = branches(drop, 2)
-        normal, x = self.norm1.beside(x)
+        normal, x = self.norm1.with_tokens(x)
         x = x + attn_path(self.attn(normal, train))
-        normal, x = self.norm2.beside(x)
+        normal, x = self.norm2.with_tokens(x)
         return x + mlp_path(self.mlp(normal))
 
 

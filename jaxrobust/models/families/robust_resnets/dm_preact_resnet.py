@@ -78,8 +78,8 @@ class DmPreActResNet(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.conv_2d(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for i, how in enumerate(of_stages(v, train, key)):
-            x = residual.run_stage(getattr(self, f"layer_{i}"), x, **how)
+        for i, settings in enumerate(of_stages(v, train, key)):
+            x = residual.run_stage(getattr(self, f"layer_{i}"), x, **settings)
         x = ACTIVATIONS[v.activation](self.batchnorm(x, train))
         return self.logits(x.mean(axis=(1, 2)))
 

@@ -102,8 +102,8 @@ class DmWideResNet(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.init_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for stage, how in zip(self.layer, of_stages(v, train, key), strict=True):
-            x = residual.run_stage(stage.block, x, **how)
+        for stage, settings in zip(self.layer, of_stages(v, train, key), strict=True):
+            x = residual.run_stage(stage.block, x, **settings)
         x = ACTIVATIONS[v.activation](self.batchnorm(x, train))
         return self.logits(x.mean(axis=(1, 2)))
 

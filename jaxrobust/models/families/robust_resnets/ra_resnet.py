@@ -49,8 +49,8 @@ class Block(nnx.Module):
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         inner = outs // REDUCTION
         self.conv1 = residual.conv(ins, inner, 1, rngs, init=fan_out)
-        how = {"groups": v.groups, "init": fan_out}
-        self.conv2 = residual.conv(inner, inner, 3, rngs, stride, **how)
+        settings = {"groups": v.groups, "init": fan_out}
+        self.conv2 = residual.conv(inner, inner, 3, rngs, stride, **settings)
         self.bn2 = BatchNorm(inner, group=v.bn_group)
         # The units go by what the block takes, not by what it squeezes.
         self.se = Squeeze(inner, ins // REDUCTION, rngs, bias=True)
@@ -87,8 +87,8 @@ class RaWideResNet(nnx.Module):
         v = self.variant
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = layers.relu(self.bn1(x, train))
-        for i, how in enumerate(of_stages(v, train, key), 1):
-            x = residual.run_stage(getattr(self, f"layer{i}"), x, **how)
+        for i, settings in enumerate(of_stages(v, train, key), 1):
+            x = residual.run_stage(getattr(self, f"layer{i}"), x, **settings)
         return self.fc(x.mean(axis=(1, 2)))
 
 

@@ -6,7 +6,7 @@ RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -115,8 +115,8 @@ class RobustResNet(nnx.Module):
         v, act = self.variant, ACTIVATIONS[self.variant.activation]
         x = self.stem_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.preact else act(self.norm1(x, train))
-        for stage, how in zip(self.blocks, of_stages(v, train, key), strict=True):
-            x = residual.run_stage(stage.layer, x, **how)
+        for stage, settings in zip(self.blocks, of_stages(v, train, key), strict=True):
+            x = residual.run_stage(stage.layer, x, **settings)
         x = act(self.norm1(x, train)) if v.preact else x
         return self.fc(x.mean(axis=(1, 2)))
 
@@ -135,9 +135,9 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 
 def _check_words(v: Variant) -> None:
-    known = {"block": BLOCKS, "se": SE, "activation": ACTIVATIONS, "norm": NORMS}
-    known["first_conv"] = ("activated", "raw")
-    for name, values in known.items():
+    words = {"block": BLOCKS, "se": SE, "activation": ACTIVATIONS, "norm": NORMS}
+    words["first_conv"] = ("activated", "raw")
+    for name, values in words.items():
         if (value := getattr(v, name)) not in values:
             raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(values)}")
 
@@ -168,12 +168,12 @@ def _of_trades() -> list[Renaming]:
     """List the rows of files that count stages from 1; a second first stage in them is unused."""
     convs, norms = {"conv1": "stem_conv"}, {"bn1": "norm1"}
     for i in range(3):
-        theirs, ours = rf"block{i + 1}\.layer\.(\d+)\.", rf"blocks.{i}.layer.\1."
+        source, target = rf"block{i + 1}\.layer\.(\d+)\.", rf"blocks.{i}.layer.\1."
         convs |= {
-            rf"{theirs}(conv\d)": rf"{ours}\2",
-            rf"{theirs}convShortcut": f"{ours}shortcut.0",
+            rf"{source}(conv\d)": rf"{target}\2",
+            rf"{source}convShortcut": f"{target}shortcut.0",
         }
-        norms[rf"{theirs}(bn\d)"] = rf"{ours}\2"
+        norms[rf"{source}(bn\d)"] = rf"{target}\2"
     unused = drop(r"sub_block1\..+", "the reference never runs its second first stage")
     return [*_rows(convs, norms), unused]
 
@@ -249,35 +249,30 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     fields: dict[str, Any] = {"depths": tuple(last[i] + 1 for i in range(len(last)))}
     fields |= {"planes": sizes["planes"]} | rows[0]
     if fields.get("se") != "none":
-        fields["se_reduction"] = _first(
-            lambda n: all(channels // n == hidden for channels, hidden in sizes["squeeze"]),
-            (64, 16, *range(1, _MOST)),  # the usual ones first, of all that give these
-        )
+        candidates = (64, 16, *range(1, _MOST))  # the usual ones first
+        fits = (n for n in candidates if all(c // n == hidden for c, hidden in sizes["squeeze"]))
+        fields["se_reduction"] = next(fits, None)
     if "groups" in fields:
         row = Variant(())._replace(**{key: fields[key] for key in fields if key in Variant._fields})
-        fields["base_width"] = _first(
-            lambda n: _inner(row._replace(base_width=n)) == sizes["inner"], range(_MOST)
+        rows = (row._replace(base_width=n) for n in range(_MOST))
+        fits = (
+            row.base_width
+            for row in rows
+            if sizes["inner"] == tuple(robust_blocks.inner_of(p, row) for p in row.planes)
         )
+        fields["base_width"] = next(fits, None)
     for key, of in (("num_classes", "fc.kernel"), ("in_channels", "normalize.mean")):
         if of in shapes:
             fields[key] = shapes[of][-1]
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _first(fits: Callable[[int], bool], numbers: Iterable[int]) -> int | None:
-    return next(filter(fits, numbers), None)
-
-
-def _inner(v: Variant) -> tuple[int, ...]:
-    return tuple(robust_blocks.inner_of(planes, v) for planes in v.planes)
-
-
 def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
     """Recognise the kind of a stage's first block from its weights; None: it is none of ours."""
-    own = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
-    parts = [key for key in own if re.fullmatch(r"conv2\.\d+\.kernel", key)]
+    block = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
+    parts = [key for key in block if re.fullmatch(r"conv2\.\d+\.kernel", key)]
     names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")
-    kernels = [own[name] for name in names if name in own]
+    kernels = [block[name] for name in names if name in block]
     if len(kernels) < 2 or any(len(kernel) != 4 or 0 in kernel for kernel in kernels):
         return None
     inner, outs = kernels[0][3], kernels[-1][3]
@@ -290,17 +285,21 @@ def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, 
             row["groups"] = groups
     if parts:
         row["scales"] = len(parts) + 1
-    return row | _squeeze_options(own, inner, outs) | {"planes": outs // BLOCKS[row["block"]].outs}
+    return (
+        row | _squeeze_options(block, inner, outs) | {"planes": outs // BLOCKS[row["block"]].outs}
+    )
 
 
-def _squeeze_options(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) -> dict[str, Any]:
+def _squeeze_options(
+    shapes: Mapping[str, tuple[int, ...]], inner: int, outs: int
+) -> dict[str, Any]:
     """Recognise a block's squeeze and excitation: its kind, and (channels, hidden)."""
-    if len(own.get("se.fc1.kernel", ())) != 2:
+    if len(shapes.get("se.fc1.kernel", ())) != 2:
         return {"se": "none", "squeeze": None}
-    channels, hidden = own["se.fc1.kernel"]
+    channels, hidden = shapes["se.fc1.kernel"]
     # That of the inner channels reduces those of the output.
     pair = (outs if channels == inner else channels, hidden)
-    residual = any(key.startswith("se_bn.") for key in own)
+    residual = any(key.startswith("se_bn.") for key in shapes)
     return ({"se": "residual"} if residual else {}) | {"squeeze": pair}
 
 

@@ -164,10 +164,10 @@ def _gelu(x: Array) -> Array:
 
 def _gelus(jaxpr: Any) -> dict[Any, Any]:
     """Map each result of `jax.nn.gelu` in float32, (0.5 * x) * erfc(-x * 0.5**0.5), to its x."""
-    made = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
 
     def operands(primitive: Any, atom: Any) -> Any:
-        eqn = None if isinstance(atom, Literal) else made.get(atom)
+        eqn = None if isinstance(atom, Literal) else makers.get(atom)
         return eqn.invars if eqn and eqn.primitive is primitive else []
 
     def factors(atom: Any) -> Any:
@@ -181,14 +181,14 @@ def _gelus(jaxpr: Any) -> dict[Any, Any]:
                 return x
         return None
 
-    found: dict[Any, Any] = {}
-    for result in made:
+    gelus: dict[Any, Any] = {}
+    for result in makers:
         for half, tail in factors(result):
             x, minus = scaled(half, 0.5), [scaled(z, 0.5**0.5) for z in operands(erfc_p, tail)]
             of = [z for negative in minus for z in operands(neg_p, negative)]
             if of and of[0] is x and x.aval.dtype == np.float32:
-                found[result] = x
-    return found
+                gelus[result] = x
+    return gelus
 
 
 def _replacement(eqn: JaxprEqn, tiles: winograd.Formula | None) -> Callable[..., list[Any]] | None:
@@ -257,9 +257,11 @@ def fast_formulas(
     """
 
     def traced(tiles: winograd.Formula | None, operands: Any) -> Any:
-        new = lambda *given: function(*given)  # noqa: E731  # JAX remembers traces of a function
-        asked: Any = in_tiles(tiles) if tiles else contextlib.nullcontext([])
-        with asked as kernels:
+        def new(*operands):  # JAX caches traces by function
+            return function(*operands)
+
+        context: Any = in_tiles(tiles) if tiles else contextlib.nullcontext([])
+        with context as kernels:
             return kernels, *jax.make_jaxpr(new, return_shape=True)(*operands)
 
     @functools.wraps(function)
@@ -295,33 +297,33 @@ def before_a_loop(
       A function that makes the arrays, and the function of them and of operands for the loop.
     """
     closed: Any = jax.make_jaxpr(function)(*operands)  # JAX types its parts differently by version
-    jaxpr, known = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    jaxpr, constants = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     sizes = {var: math.prod(var.aval.shape) for var in jaxpr.constvars}
-    before, inside = [], []
+    outside, inside = [], []
     for eqn in jaxpr.eqns:
-        made_from = [sizes.get(v, 0) for v in eqn.invars if not isinstance(v, Literal)]
+        sources = [sizes.get(v, 0) for v in eqn.invars if not isinstance(v, Literal)]
         largest = sum(math.prod(v.aval.shape) for v in eqn.outvars)
-        if eqn.effects or min(made_from, default=0) == 0 or largest > _LARGER * max(made_from):
+        if eqn.effects or min(sources, default=0) == 0 or largest > _LARGER * max(sources):
             inside.append(eqn)
         else:
-            before.append(eqn)
-            sizes |= dict.fromkeys(eqn.outvars, max(made_from))
+            outside.append(eqn)
+            sizes |= dict.fromkeys(eqn.outvars, max(sources))
     read = {v for eqn in inside for v in eqn.invars if not isinstance(v, Literal)}
     read |= {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    wanted = [v for eqn in before for v in eqn.outvars if v in read]
-    rest = jaxpr.replace(eqns=inside, constvars=[*known, *wanted])
+    shared = [v for eqn in outside for v in eqn.outvars if v in read]
+    loop = jaxpr.replace(eqns=inside, constvars=[*constants, *shared])
 
     def make() -> list[Array]:
-        values = dict(known)
-        for eqn in before:
+        values = dict(constants)
+        for eqn in outside:
             with eqn.ctx.manager:
                 arguments = (v.val if isinstance(v, Literal) else values[v] for v in eqn.invars)
                 values.update(zip(eqn.outvars, _bound(eqn, arguments), strict=True))
-        return [values[v] for v in wanted]
+        return [values[v] for v in shared]
 
-    def body(made: list[Array], *operands: Any) -> Array:
+    def body(arrays: list[Array], *operands: Any) -> Array:
         leaves = jax.tree.leaves(operands)
-        return _evaluate(rest, [*known.values(), *made], *leaves, tiles=None)[0]
+        return _evaluate(loop, [*constants.values(), *arrays], *leaves, tiles=None)[0]
 
     return make, body
 
@@ -345,10 +347,13 @@ def ready(function: Callable[[Array], Array], images: Array) -> Callable[[Array]
     The weights of its 3x3 convolutions are transformed here, once, if any are worth it; values and
     gradients change by rounding only, 2e-6 of the largest. On other platforms do not use it.
     """
-    new = lambda x: function(x)  # noqa: E731  # JAX remembers traces of a function
+
+    def new(x):  # JAX caches traces by function
+        return function(x)
+
     with in_tiles() as kernels:
         make, body = before_a_loop(new, jax.ShapeDtypeStruct(images.shape, images.dtype))
     if not kernels or too_large(kernels):
         return function
-    made, usual = make(), (images.shape, images.dtype)
-    return lambda x: body(made, x) if (x.shape, x.dtype) == usual else function(x)
+    arrays, usual = make(), (images.shape, images.dtype)
+    return lambda x: body(arrays, x) if (x.shape, x.dtype) == usual else function(x)

@@ -26,32 +26,32 @@ class _Static(NamedTuple):
     implementation: str | None
 
 
-@functools.partial(jax.jit, static_argnames=("how", "part"))
-def _rule(how: _Static, part: str, *operands: Any) -> Any:
+@functools.partial(jax.jit, static_argnames=("static", "part"))
+def _rule(static: _Static, part: str, *operands: Any) -> Any:
     """Traced once for all layers of one size: a trace of all platforms' rules takes 0.2 s."""
-    names = {p: how.implementation or name for p, name in _ON.items()}
-    if not how.geometry.is_plain:
+    names = {p: static.implementation or name for p, name in _ON.items()}
+    if not static.geometry.is_plain:
         names = dict.fromkeys(_ON, "gathers")
     rules = {
-        platform: functools.partial(getattr(IMPLEMENTATIONS[name], part), how.geometry)
+        platform: functools.partial(getattr(IMPLEMENTATIONS[name], part), static.geometry)
         for platform, name in names.items()
     }
     return lax.platform_dependent(*operands, **rules)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _deformable(how: _Static, value: Array, offsets: Array, mask: Array) -> Array:
-    return _rule(how, "forward", value, offsets, mask).astype(value.dtype)
+def _deformable(static: _Static, value: Array, offsets: Array, mask: Array) -> Array:
+    return _rule(static, "forward", value, offsets, mask).astype(value.dtype)
 
 
-def _backward(how, operands, g):
+def _backward(static, operands, g):
     # Only the operands are stored; weights and samples are computed again. The choice of platform
     # is inside the rule, because differentiating through it would store residuals of each branch.
-    gradients = _rule(how, "backward", *operands, g)
+    gradients = _rule(static, "backward", *operands, g)
     return tuple(d.astype(o.dtype) for d, o in zip(gradients, operands, strict=True))
 
 
-_deformable.defvjp(lambda how, *o: (_deformable(how, *o), o), _backward)
+_deformable.defvjp(lambda static, *o: (_deformable(static, *o), o), _backward)
 
 
 def deformable(
