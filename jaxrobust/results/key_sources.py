@@ -68,9 +68,11 @@ def of_config(
     keys = []
     for name, value in arguments.flat(plain(config)).items():
         default = name in usual and usual[name] == value
-        source = _found(DEFAULTS if default else sources, name)
-        given = any(name == key or name.startswith(f"{key}.") for key in changed)
-        keys.append(ConfigKey(name, value, COMMAND_LINE if given else source, default))
+        texts = DEFAULTS if default else sources
+        fitting = [text for pattern, text in texts.items() if fits(name, pattern)]
+        source = texts.get(name, fitting[-1] if fitting else None)
+        typed = any(name == key or name.startswith(f"{key}.") for key in changed)
+        keys.append(ConfigKey(name, value, COMMAND_LINE if typed else source, default))
     return keys
 
 
@@ -79,14 +81,9 @@ def fits(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))
 
 
-def _found(sources: Mapping[str, str], name: str) -> str | None:
-    fitting = [text for pattern, text in sources.items() if fits(name, pattern)]
-    return sources.get(name, fitting[-1] if fitting else None)
-
-
-def of_recipe(given: str) -> Mapping[str, str]:
+def of_recipe(config: str) -> Mapping[str, str]:
     """Read the sources that the file of a config states; none: it states none."""
-    path, _ = arguments.split_config(given)
+    path, _ = arguments.split_config(config)
     return runpy.run_path(str(path)).get("SOURCES", {})
 
 
@@ -94,11 +91,11 @@ def chosen(keys: Sequence[ConfigKey], name: str | None, everything: bool) -> lis
     """Select a key, or those of a section; by default the keys whose value is no default."""
     if name is None:
         return [key for key in keys if everything or not key.default]
-    own = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
-    if not own:
-        known = [key.name for key in keys]
-        raise ValueError(f"{name} is no key of this config; {meant(name, known)}")
-    return own
+    selected = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
+    if not selected:
+        names = [key.name for key in keys]
+        raise ValueError(f"{name} is no key of this config; {meant(name, names)}")
+    return selected
 
 
 def text(keys: Sequence[ConfigKey], width: int) -> str:

@@ -38,21 +38,23 @@ def collect(places: list[Path]) -> list[RunRecord]:
                 "file, or an imported folder of weights"
             )
         collected += [RunRecord(record, file, None) for file in files for record in _records(file)]
-    found = [one._replace(config=configs.get(str(one.record.config_sha256))) for one in collected]
-    return [one._replace(started=_started(one)) for one in found]
+    for at, one in enumerate(collected):
+        one = one._replace(config=configs.get(str(one.record.config_sha256)))
+        collected[at] = one._replace(started=_started(one))
+    return collected
 
 
-def _started(found: RunRecord) -> dict[str, Any] | None:
+def _started(one: RunRecord) -> dict[str, Any] | None:
     """Return the config of the run or imported folder that `init.weights` names.
 
     It is looked for there, and beside the own run, where a start is that is named by its config.
     """
-    start = (found.config or {}).get("init", {}).get("weights")
+    start = (one.config or {}).get("init", {}).get("weights")
     if not start:
         return None
-    named = start_run.named(start)
-    name = run_name(named) if named else Path(start).name
-    for place in (Path(start), *(parent / name for parent in found.file.parents)):
+    config_of_start = start_run.named(start)
+    name = run_name(config_of_start) if config_of_start else Path(start).name
+    for place in (Path(start), *(parent / name for parent in one.file.parents)):
         if (place / "config.json").is_file():
             (config, *_) = [config for _, config in _read(place)]
             return config
@@ -77,25 +79,25 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if "architecture" in values:  # of an imported folder
         yield hashes.config_sha256(values), values
         return
-    whole = whole_config(values)
-    phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
-    for config in (values, whole, *phases):
-        yield hashes.config_sha256(config), whole
+    full = whole_config(values)
+    phases: list[Any] = [of_phase(full, name) for name in full.phases]
+    for config in (values, full, *phases):
+        yield hashes.config_sha256(config), full
 
 
-def other_config(found: RunRecord) -> str:
+def other_config(one: RunRecord) -> str:
     """Say that the config beside a record is another than the record was made with; "" where it is
     that, or there is none.
     """
-    config_sha256 = found.record.config_sha256
-    if found.config is not None or config_sha256 is None:
+    config_sha256 = one.record.config_sha256
+    if one.config is not None or config_sha256 is None:
         return ""
-    folders = (found.file.parent, found.file.parent.parent)
-    beside = next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
-    if beside is None:
+    folders = (one.file.parent, one.file.parent.parent)
+    file = next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
+    if file is None:
         return ""
     return (
-        f"{beside} is not the config that the record was made with, whose hash begins with "
+        f"{file} is not the config that the record was made with, whose hash begins with "
         f"{config_sha256[:12]}: it was edited since, the run went on with other values "
         "of keys that may change, or it is of another run"
     )

@@ -169,22 +169,6 @@ class NumbersTest(Folders):
         self.assertBetween(covered, 0.93, 0.97)
 
 
-class PairTest(absltest.TestCase):
-    def pair(self, robust: comparison_findings.Difference | None) -> comparison_findings.Pair:
-        clean = comparison_findings.Difference("clean pairs", 0.05)
-        after = {"apgd-ce": "first", "apgd-t": "second", "fab-t": "third", "square": "robust pairs"}
-        none = np.zeros(0)
-        return comparison_findings.Pair("A", "B", clean, robust, after, none, none, none)
-
-    def test_steps_go_from_clean_to_robust(self):
-        steps = self.pair(comparison_findings.Difference("robust pairs", 0.04)).steps
-        expected = ["clean pairs", "first", "second", "third", "robust pairs"]
-        self.assertEqual(list(steps.values()), expected)
-        names = ["clean", "after apgd-ce", "after apgd-t", "after fab-t", "robust"]
-        self.assertEqual(list(steps), names)
-        self.assertNotIn("robust", self.pair(None).steps)
-
-
 class SearchedTest(Folders):
     def test_two_networks_under_apgd(self):
         """Nothing is made up: linear networks on noise, the second of which has lost a class."""
@@ -252,6 +236,9 @@ class FilesTest(Folders):
         self.assertEqual((code, said), (2, ""))
         self.assertIn("comparison.json compares other evaluations; name another folder", error)
         self.assertEqual({path.name: path.read_bytes() for path in out.iterdir()}, before)
+        (out / "comparison.json").write_text("{")  # damaged: it may be of others
+        self.assertEqual(call(*places[:2], "--out", out)[0], 2)
+        self.assertEqual((out / "comparison.json").read_text(), "{")
         code, _, error = call(*places, "--out", self.folder / "a" / "results.jsonl")
         self.assertEqual(code, 2)
         self.assertIn("is a file; name a folder", error)

@@ -1,8 +1,7 @@
 """What a comparison says: edges of its sentences, orders of its tables, which lines are red."""
 
-import json
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -172,30 +171,6 @@ class FoundTest(parameterized.TestCase):
             for p in ([0.2, 0.3, 0.1, 0.4], [0.3, 0.2, 0.1, 0.4], [0.1, 0.1, 0.1, 0.7])
         ]
 
-    def test_against_counts(self):
-        found = comparison_findings.find([evaluated(v) for v in self.seen])
-        self.assertEqual(found.images, 300)
-        self.assertEqual([(p.first, p.other) for p in found.pairs], [("A", "B"), ("A", "C")])
-        for name in ("apgd-ce", "apgd-t"):
-            counts = [int((v.fooled_by == name).sum()) for v in self.seen]
-            self.assertEqual(found.removed[name], counts)
-        for what in ("clean", "robust"):
-            sure = [getattr(v, what) for v in self.seen]
-            alone = [pairs.compare(sure[0], other) for other in sure[1:]]
-            of = [getattr(p, what) for p in found.pairs]
-            self.assertEqual([one.paired for one in of], alone)
-            corrected = pairs.holm(np.array([one.p for one in alone]))
-            self.assertEqual([one.p for one in of], corrected.tolist())
-        for one, seen in zip(found.pairs, self.seen[1:], strict=True):
-            self.assertEqual(list(one.after), ["apgd-ce", "apgd-t"])
-            self.assertEqual(one.after["apgd-t"], one.robust.paired)
-            stand = [v.clean & (v.fooled_by != "apgd-ce") for v in (self.seen[0], seen)]
-            self.assertEqual(one.after["apgd-ce"], pairs.compare(*stand))
-            self.assertEqual(one.classes.tolist(), [5, 6, 7, 8])
-            for at, label in enumerate(one.classes):
-                of = [v.robust[self.labels == label] for v in (self.seen[0], seen)]
-                self.assertEqual(comparison_markdown.row(one, at), pairs.compare(*of))
-
     def test_without_attacks_classes_are_those_of_clean_accuracy(self):
         found = comparison_findings.find([evaluated(v, attacks=[]) for v in self.seen[:2]])
         self.assertEqual([one.cells[2] for one in found.evaluations], ["", ""])
@@ -212,7 +187,8 @@ class FoundTest(parameterized.TestCase):
         self.assertIn("![Differences](c.png)\n\n## Differences", text)
         of_b = [f"{100 * of.mean():.2f}" for of in (self.seen[1].clean, self.seen[1].robust)]
         self.assertIn(f"| B | a network (train) | {' | '.join(of_b)} | e in results.jsonl |", text)
-        self.assertIn("| after apgd-ce |", text)
+        rows = re.findall(r"^\| (clean|after [\w-]+|robust) \|", text, re.MULTILINE)
+        self.assertEqual(rows, ["clean", "after apgd-ce", "robust"])
         self.assertIn("## Classes that differ most", text)
         self.assertIn("only A right | only B right | B - A, points", text)
         self.assertIn("(1979) holds for the classes; clean and robust", text)
@@ -364,20 +340,3 @@ class PictureTest(parameterized.TestCase):
         names = [label.get_text() for label in panels[0].get_yticklabels()]
         self.assertEqual(names, [f"{letter}: a network (train)" for letter in "BCD"])
         self.assertEqual(panels[0].get_xlabel(), "minus A: points, with 95 % intervals")
-
-    def test_files_of_another_comparison_stay(self):
-        out = Path(self.create_tempdir().full_path, "out")
-        found = self.found(2)
-        plain = comparison_findings.plain(found)
-        image = SimpleNamespace(savefig=lambda file, **how: file.write(b"picture"))
-        with mock.patch.object(picture, "draw", return_value=image):
-            picture.write(out, "c", found)
-            self.assertEqual((out / "c.png").read_bytes(), b"picture")
-            self.assertEqual(json.loads((out / "c.json").read_text()), plain)
-            self.assertIn("(c.png)", (out / "c.md").read_text())
-            picture.write(out, "c", found)
-            for text in ("{", json.dumps(plain | {"evaluations": plain["evaluations"][::-1][:1]})):
-                (out / "c.json").write_text(text)
-                with self.assertRaisesRegex(ValueError, "compares other evaluations; name another"):
-                    picture.write(out, "c", found)
-                self.assertEqual((out / "c.json").read_text(), text)

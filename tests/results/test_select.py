@@ -165,10 +165,10 @@ class FlowTest(Case):
 
     def test_what_autoattack_leaves_counts(self):
         self.goes_on({0.6: 0.55}, [0.6], (0.55, "raw"), 3)
+        self.goes_on({0.6: 0.4, 0.5: 0.45}, [0.6, 0.5], (0.45, "ema"), 2)
 
     @pytest.mark.slow
     def test_autoattack_goes_on_only_where_the_best_may_be(self):
-        self.goes_on({0.6: 0.4, 0.5: 0.45}, [0.6, 0.5], (0.45, "ema"), 2)
         leaves = {0.6: 0.1, 0.5: 0.2, 0.3: 0.25, 0.1: 0.1}
         self.goes_on(leaves, [0.6, 0.5, 0.3], (0.25, "ema"), 1)
 
@@ -203,7 +203,14 @@ class FlowTest(Case):
             return kept.selected_weights(self.workdir, kept.selected(self.workdir), **how)
 
     def test_all_candidates_the_choice_and_what_is_tested(self):
-        self.assertIn("train, epoch 2, raw, 8 px: the highest", call(self.workdir))
+        lock = choice.locks.held(self.workdir / "selection.lock", resource="it", otherwise="wait")
+        with lock:
+            self.assertIn("copy the run", call(self.workdir, code=2))
+        printed = call(self.workdir)
+        self.assertIn("train, epoch 2, raw, 8 px: the highest", printed)
+        once = f"test it once: jaxrobust evaluate --workdir {self.workdir} --selected"
+        self.assertIn(once, printed)
+        self.assertIn(f"{self.file}\n", printed)
         self.assertEqual(self.asked, [(0.1, 8), (0.3, 8), (0.6, 8), (0.5, 8)])
         self.assertEqual(build.evaluation.call_args.kwargs, {"steps": 10})
         said = json.loads(self.file.read_text())

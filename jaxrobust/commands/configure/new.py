@@ -70,7 +70,7 @@ def _written(flags: NewFlags) -> dict[str, Any]:
         from jaxrobust.results.configs import chosen_values, data_facts
 
     with patience.of("looking at the images and the network"):
-        data = data_facts.look(place, beside=flags.out)
+        data = data_facts.look(place, config=flags.out)
         choice = chosen_values.look(
             data,
             torch=flags.torch,

@@ -1,5 +1,6 @@
 """What a board knows of a network, of bundles that verified and of nothing else."""
 
+import itertools
 import json
 import math
 import shlex
@@ -89,7 +90,7 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
     try:
         flags: dict[str, Any] = {**listed.flags, **settings}
         done = verification.check(VerificationSettings(listed.folder, **flags))
-        return _why(done) or entry(listed, done)
+        return entry(listed, done) if done.confirmed else "; ".join(done.why_not)
     except (ValueError, OSError) as error:
         return functions.of_users(error) or str(error)
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -100,13 +101,6 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
         if said := functions.of_users(error):
             return said
         raise
-
-
-def _why(done: Verification) -> str | None:
-    """Say why a bundle does not verify; None: it does."""
-    if done.confirmed:
-        return None
-    return "; ".join(done.why_not)
 
 
 def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
@@ -120,8 +114,13 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
             "its record is of the fast version, which is no number of AutoAttack; make the "
             "standard evaluation of it by --finish, and a bundle of that"
         )
-    model = record.model or {}
+    model, function = record.model or {}, record.function or {}
     name = str(model.get("name"))
+    network = [  # all that tells it from others, and how its images are prepared
+        *(name.rpartition(":")[2], models.essential(name, model.get("options") or {})),
+        *(function.get("sha256"), function.get("arrays_sha256") or record.weights_sha256),
+        record.preprocessing,
+    ]
     words = ["jaxrobust", "verify", listed.folder.resolve().name]
     words += [word for key, value in listed.flags.items() for word in (f"--{key}", value)]
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
@@ -130,7 +129,7 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     return BoardEntry(
         name=listed.given.get("name") or name.rpartition(":")[2],
         weights=str(record.weights or ""),
-        network=_network(record),
+        network=json.dumps(network),
         images=json.dumps(images),
         threats=tuple(sorted({(t.norm, float(t.epsilon)) for t in record.threats})),
         sha256=np.array([row["sha256"] for row in done.bundle.rows]),
@@ -146,13 +145,21 @@ def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) 
     """Make the fields of an entry that an attack gives it, and the board's own attacks."""
     del listed
     assert done.sample is not None
+    parts = [str(record.method)]  # the attack, and what keeps verdicts from being compared
+    if record.search_dtype not in (None, "float32"):
+        parts.append(f"searched in {record.search_dtype}")
+    if record.ladder:
+        parts.append(f"a ladder of {len(record.ladder['radii'])} radii")
+    ball = ("norm", "epsilon", "step_size")  # a step is a share of the radius
+    settings = [{k: v for k, v in attack.items() if k not in ball} for attack in record.attacks]
+    procedure = comparable.procedure(record) | {"images met by the first attack alone": None}
     fallen = {image: f"{name} of the board" for image, name in done.sample.fallen.items()}
     rows: Rows = [
         {**row, "verdict": fallen.get(row["image"], row["verdict"])} for row in done.bundle.rows
     ]
     return {
-        "attack": _attack(record),
-        "settings": _settings(record),
+        "attack": ", ".join(parts),
+        "settings": json.dumps([settings, procedure, record.search_dtype], sort_keys=True),
         "flags": done.flags | _flags(record),
         "verdicts": _verdicts(rows),
         "falling": (done.sample.least - len(fallen), done.sample.most - len(fallen)),
@@ -200,32 +207,6 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
     }
 
 
-def _network(record: AccuracyRecord) -> str:
-    """Identify a network by all that tells it from others, and how its images are prepared."""
-    model, function = record.model or {}, record.function or {}
-    name = str(model.get("name"))
-    own = [function.get("sha256"), function.get("arrays_sha256") or record.weights_sha256]
-    options = models.essential(name, model.get("options") or {})
-    return json.dumps([name.rpartition(":")[2], options, *own, record.preprocessing])
-
-
-def _attack(record: AccuracyRecord) -> str:
-    """Name an attack, and what else keeps its verdicts from being compared with others."""
-    parts = [str(record.method)]
-    if record.search_dtype not in (None, "float32"):
-        parts.append(f"searched in {record.search_dtype}")
-    if record.ladder:
-        parts.append(f"a ladder of {len(record.ladder['radii'])} radii")
-    return ", ".join(parts)
-
-
-def _settings(record: AccuracyRecord) -> str:
-    ball = ("norm", "epsilon", "step_size")  # a step is a share of the radius
-    own = [{k: v for k, v in attack.items() if k not in ball} for attack in record.attacks]
-    how = comparable.procedure(record) | {"images met by the first attack alone": None}
-    return json.dumps([own, how, record.search_dtype], sort_keys=True)
-
-
 def _flags(record: AccuracyRecord) -> dict[str, str]:
     flags = {str(name): str(text) for name, text in record.flags.items()}
     if tried := comparable.replayed_line(record):
@@ -240,13 +221,13 @@ def _flags(record: AccuracyRecord) -> dict[str, str]:
 def _sum(record: AccuracyRecord, *keys: str) -> float | None:
     """Add a record's costs; None where one is not said, or is no number."""
     costs: list[Any] = list(record.costs or ())
-    values = [cost.get(key) for cost in costs for key in keys]
-    known = [own for own in map(_duration, values) if own is not None]
-    return sum(known) if values and len(known) == len(values) else None
+    values = [_duration(cost.get(key)) for cost in costs for key in keys]
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if values and len(numbers) == len(values) else None
 
 
 def _duration(value: Any) -> float | None:
-    """Read what is no less than nothing: seconds, or passes; None: it is no such number."""
+    """Read a number of seconds or passes; None: it is no finite number of 0 or more."""
     sound = type(value) in (int, float) and math.isfinite(value) and value >= 0
     return float(value) if sound else None
 
@@ -256,15 +237,13 @@ def corruptions_of(one: BoardEntry) -> str:
     kinds: dict[str, list[str]] = {}
     for name in one.corruptions:
         kinds.setdefault(name.rpartition("-")[0], []).append(name)
-    whole = [kind for kind, own in kinds.items() if len(own) == len(SEVERITIES)]
-    if len(whole) == len(kinds) and whole in (
-        list(KINDS),
-        [kind for kind in KINDS if kind != "frost"],
-    ):
-        without = "" if len(whole) == len(KINDS) else ", without frost"
-        return f"{len(whole)} common corruptions in {len(SEVERITIES)} severities{without}"
-    named = [name for kind, own in kinds.items() for name in ([kind] if kind in whole else own)]
-    return f"common corruptions: {', '.join(named)}"
+    complete = [kind for kind, names in kinds.items() if len(names) == len(SEVERITIES)]
+    without_frost = [kind for kind in KINDS if kind != "frost"]
+    if len(complete) == len(kinds) and complete in (list(KINDS), without_frost):
+        without = "" if len(complete) == len(KINDS) else ", without frost"
+        return f"{len(complete)} common corruptions in {len(SEVERITIES)} severities{without}"
+    shown = [[kind] if kind in complete else names for kind, names in kinds.items()]
+    return f"common corruptions: {', '.join(itertools.chain(*shown))}"
 
 
 def ball(norm: str, epsilon: float) -> str:
@@ -277,49 +256,42 @@ def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
 
     An image stands where it stands in each. As every verdict is confirmed, so is the union.
     """
-    first, place = several[0], several[0].verdicts.image_ids
+    first, ids = several[0], several[0].verdicts.image_ids
     for one in several[1:]:
-        place = np.intersect1d(place, one.verdicts.image_ids)
-    at = [np.intersect1d(place, e.verdicts.image_ids, return_indices=True)[2] for e in several]
-    pictures = np.array([one.sha256[own] for one, own in zip(several, at, strict=True)])
+        ids = np.intersect1d(ids, one.verdicts.image_ids)
+    at = [np.intersect1d(ids, e.verdicts.image_ids, return_indices=True)[2] for e in several]
+    pictures = np.array([one.sha256[rows] for one, rows in zip(several, at, strict=True)])
     same = (pictures == pictures[0]).all(axis=0)
     if not same.any():
         return None
-    at = [own[same] for own in at]
-    fooled_by = np.full(int(same.sum()), "", object)
-    for one, own in zip(several, at, strict=True):
-        found, where = one.verdicts.fooled_by[own], ball(*one.threats[0])
-        named = np.array([f"{where}: {name}" if name else "" for name in found], object)
-        fooled_by = np.where(fooled_by == "", named, fooled_by)
-    clean = np.all([e.verdicts.clean[own] for e, own in zip(several, at, strict=True)], axis=0)
+    at = [rows[same] for rows in at]
+    fooled_by, clean = np.full(int(same.sum()), "", object), np.ones(int(same.sum()), bool)
+    for one, rows in zip(several, at, strict=True):
+        threat = ball(*one.threats[0])
+        names = [f"{threat}: {name}" if name else "" for name in one.verdicts.fooled_by[rows]]
+        fooled_by = np.where(fooled_by == "", np.array(names, object), fooled_by)
+        clean &= one.verdicts.clean[rows]
     verdicts = Verdicts(*(column[at[0]] for column in first.verdicts))
-    verdicts = verdicts._replace(
-        clean=clean, fooled_by=np.where(clean, fooled_by, "clean").astype(str)
-    )
-    costs = [[getattr(one, key) for one in several] for key in ("passes", "seconds")]
-    passes, seconds = (None if None in own else sum(own) for own in costs)
-    devices = {one.device for one in several}
-    return first._replace(
-        threats=tuple(sorted(threat for one in several for threat in one.threats)),
-        attack=f"{first.attack}, each threat alone",
-        settings=json.dumps([one.settings for one in several]),
-        verdicts=verdicts,
-        sha256=first.sha256[at[0]],
-        flags=_flags_of_all(several),
-        falling=(0, sum(one.falling[1] for one in several)),
-        passes=passes,
-        seconds=seconds,
-        device=", ".join(sorted(devices)),
-        numbers=tuple(number for one in several for number in one.numbers),
-        commands=tuple(command for one in several for command in one.commands),
-    )
-
-
-def _flags_of_all(several: Sequence[BoardEntry]) -> dict[str, str]:
-    """Put flags of entries together, with the threat behind the name where not all have them."""
-    flags = {}
+    flags = {}  # with the threat behind the name where not all have one
     for one in several:
         for name, text in one.flags.items():
             everywhere = all(other.flags.get(name) == text for other in several)
             flags[name if everywhere else f"{name} ({ball(*one.threats[0])})"] = text
-    return flags
+    costs = [[getattr(one, key) for one in several] for key in ("passes", "seconds")]
+    passes, seconds = (None if None in values else sum(values) for values in costs)
+    return first._replace(
+        threats=tuple(sorted(threat for one in several for threat in one.threats)),
+        attack=f"{first.attack}, each threat alone",
+        settings=json.dumps([one.settings for one in several]),
+        verdicts=verdicts._replace(
+            clean=clean, fooled_by=np.where(clean, fooled_by, "clean").astype(str)
+        ),
+        sha256=first.sha256[at[0]],
+        flags=flags,
+        falling=(0, sum(one.falling[1] for one in several)),
+        passes=passes,
+        seconds=seconds,
+        device=", ".join(sorted({one.device for one in several})),
+        numbers=tuple(number for one in several for number in one.numbers),
+        commands=tuple(command for one in several for command in one.commands),
+    )

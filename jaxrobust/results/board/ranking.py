@@ -53,22 +53,25 @@ class Board(NamedTuple):
     tables: list[AttackTable]
 
 
-def boards(found: Sequence[BoardEntry]) -> list[Board]:
+def boards(entries_of_bundles: Sequence[BoardEntry]) -> list[Board]:
     """Sort entries into boards, with those of the union of three norms where a network has them."""
-    known = [*found, *_unions(found)]
-    made = []
-    key = lambda one: (one.data, bool(one.corruptions), len(one.threats), one.threats, _which(one))  # noqa: E731
-    for own in _grouped(known, key):
+    every = [*entries_of_bundles, *_unions(entries_of_bundles)]
+    sorted_boards = []
+
+    def key(one: BoardEntry) -> tuple[object, ...]:
+        return one.data, bool(one.corruptions), len(one.threats), one.threats, _threat(one)
+
+    for group in _grouped(every, key):
         tables = [
             AttackTable(rows[0].attack, ranked(rows))
-            for rows in _grouped(own, lambda one: (one.attack, one.settings))
+            for rows in _grouped(group, lambda one: (one.attack, one.settings))
         ]
         tables.sort(key=lambda table: (not table.standard, table.attack))
-        made.append(Board(own[0].data, _which(own[0]), tables))
-    return made
+        sorted_boards.append(Board(group[0].data, _threat(group[0]), tables))
+    return sorted_boards
 
 
-def _which(one: BoardEntry) -> str:
+def _threat(one: BoardEntry) -> str:
     """Write the threats of an entry, or its corruptions, for people."""
     if one.corruptions:
         return entries.corruptions_of(one)
@@ -77,24 +80,24 @@ def _which(one: BoardEntry) -> str:
 
 
 def _grouped(
-    found: Sequence[BoardEntry], key: Callable[[BoardEntry], tuple[object, ...]]
+    rows: Sequence[BoardEntry], key: Callable[[BoardEntry], tuple[object, ...]]
 ) -> list[list[BoardEntry]]:
-    order = sorted(found, key=key)  # type: ignore[arg-type]  # tuples of texts and numbers
-    return [list(own) for _, own in itertools.groupby(order, key)]
+    order = sorted(rows, key=key)  # type: ignore[arg-type]  # tuples of texts and numbers
+    return [list(group) for _, group in itertools.groupby(order, key)]
 
 
-def _unions(found: Sequence[BoardEntry]) -> list[BoardEntry]:
+def _unions(rows: Sequence[BoardEntry]) -> list[BoardEntry]:
     """Make the entries of the union of three norms, for each choice of a radius in each."""
-    made = []
-    for own in _grouped(found, lambda one: (one.network, one.images, one.data, one.attack)):
+    unions = []
+    for group in _grouped(rows, lambda one: (one.network, one.images, one.data, one.attack)):
         by_norm: dict[str, list[BoardEntry]] = {}
-        for one in own:
+        for one in group:
             if len(one.threats) == 1:
                 by_norm.setdefault(one.threats[0][0], []).append(one)
         if len(by_norm) == 3:
             several = itertools.product(*(by_norm[norm] for norm in sorted(by_norm)))
-            made += [both for each in several if (both := entries.union(each))]
-    return made
+            unions += [both for each in several if (both := entries.union(each))]
+    return unions
 
 
 def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
@@ -135,8 +138,8 @@ def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
     counts = np.array([_discordant(*both) for both in asked], int).reshape(-1, 3)
     fewest = counts[:, 1:].min(axis=1)
     falling = [[other.falling[1], one.falling[1]] for one, other in asked]
-    kept = np.maximum(counts[:, 1:] - np.array(falling, int).reshape(-1, 2), fewest[:, None])
-    return counts[:, 0].tolist(), pairs.mcnemar(kept[:, 0], kept[:, 1])
+    only = np.maximum(counts[:, 1:] - np.array(falling, int).reshape(-1, 2), fewest[:, None])
+    return counts[:, 0].tolist(), pairs.mcnemar(only[:, 0], only[:, 1])
 
 
 def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
@@ -165,5 +168,5 @@ def _discordant(one: BoardEntry, other: BoardEntry) -> tuple[int, int, int]:
     keys = [e.verdicts.image_ids if places else e.sha256 for e in (one, other)]
     _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
     same = one.verdicts.labels[first] == other.verdicts.labels[second]
-    ours, theirs = one.verdicts.robust[first][same], other.verdicts.robust[second][same]
-    return len(ours), int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    a, b = one.verdicts.robust[first][same], other.verdicts.robust[second][same]
+    return len(a), int((b & ~a).sum()), int((a & ~b).sum())

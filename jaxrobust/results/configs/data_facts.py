@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +34,10 @@ class DataFacts(NamedTuple):
     lists: Mapping[str, list[str]]  # name of a file -> the images that it is to list
 
 
-def look(place: str, *, beside: Path) -> DataFacts:
+def look(place: str, *, config: Path) -> DataFacts:
     """Look at a folder of images, an `.npz` file or a named data set.
 
-    `beside`: the config to be written, whose name begins the names of lists of images.
+    `config`: the file to be written, whose name begins the names of lists of images.
 
     Raises:
       DataError: there are no images, one class, images that cannot be read, folders in folders, or
@@ -46,19 +46,21 @@ def look(place: str, *, beside: Path) -> DataFacts:
     name = named(place)
     if name.startswith(image_folder.PREFIX):
         _check_depth(name)
-    there = _splits(name)
-    train = there["train"] if "train" in there else there["all"]
+    sources = _splits(name)
+    train = sources["train"] if "train" in sources else sources["all"]
     names = train.classes or tuple(map(str, range(train.num_classes)))
     if len(names) < 2:
         raise DataError(
             f"{train.where()} has one class, {first_few(names)}; a network tells at least two apart"
         )
-    splits, divided, lists = _divided(there, beside)
+    splits, divided, lists = _divided(sources, config)
     every = dict(zip(("train", "selection", "test"), splits, strict=True))
-    kept = lists.get(every["train"].partition("@")[2])
+    images: Sized | None = lists.get(every["train"].partition("@")[2])
+    if not images:
+        images = sources.get(every["train"]) or registry.open_source(name, every["train"])
     return DataFacts(
         name=name,
-        images=len(kept) if kept else _length(name, every["train"], there),
+        images=len(images),
         classes=names,
         channels=train.channels,
         sides=_sides(train),
@@ -93,16 +95,16 @@ def named(place: str) -> str:
 
 def _splits(name: str) -> dict[str, Source]:
     """Open those of the usual splits that a data set has; `all` where it has no other."""
-    found, refused = {}, []
+    sources, refused = {}, []
     for split in ("train", *_HELD_OUT):
         try:
-            found[split] = registry.open_source(name, split)
+            sources[split] = registry.open_source(name, split)
         except DataError as error:
             if name.startswith(image_folder.PREFIX) and "no split" not in str(error):
                 raise
             refused.append(error)
-    if "train" in found:
-        return found
+    if "train" in sources:
+        return sources
     try:
         return {"all": registry.open_source(name, "all")}
     except DataError as error:
@@ -135,33 +137,29 @@ def _sides(source: Source) -> tuple[int, int, int]:
 
 
 def _divided(
-    there: Mapping[str, Source], beside: Path
+    sources: Mapping[str, Source], config: Path
 ) -> tuple[list[str], str, dict[str, list[str]]]:
     """Name splits for training, choosing weights and testing, and the lists that these need."""
-    whole = "train" if "train" in there else "all"
-    held = [split for split in _HELD_OUT if split in there]
-    if len(held) == 2:
+    divided = "train" if "train" in sources else "all"
+    held_out = [split for split in _HELD_OUT if split in sources]
+    if len(held_out) == 2:
         return ["train", "validation", "test"], "the data set has all three", {}
-    shares = (SELECTION,) if held else (SELECTION, TEST)
-    source, said = there[whole], " and ".join(f"{share:.0%}" for share in shares)
-    words = f"{said} of {whole} {'is' if held else 'are'} held back"
+    shares = (SELECTION,) if held_out else (SELECTION, TEST)
+    source, percents = sources[divided], " and ".join(f"{share:.0%}" for share in shares)
+    words = f"{percents} of {divided} {'is' if held_out else 'are'} held back"
     if _is_mixed(source, shares):
         bounds = np.cumsum([0, *(round(100 * s) for s in (1 - sum(shares), *shares))])
-        parts = [f"{whole}[{a}%:{b}%]" for a, b in itertools.pairwise(bounds)]
-        return [*parts, *held], words, {}
+        parts = [f"{divided}[{a}%:{b}%]" for a, b in itertools.pairwise(bounds)]
+        return [*parts, *held_out], words, {}
     if source.name.startswith("npz:"):
         raise DataError(
             f"{source.where()} is sorted by label, so that no part of it holds all classes; "
             "shuffle the arrays in the file, or add x_test and y_test"
         )
-    lists = dict(
-        zip(
-            (f"{beside.with_suffix('')}.{key}.txt" for key in ("train", "selection", "test")),
-            _lists(source, shares),
-            strict=False,
-        )
-    )
-    return [*(f"{whole}@{file}" for file in lists), *held], f"{words}, of each class alike", lists
+    files = (f"{config.with_suffix('')}.{key}.txt" for key in ("train", "selection", "test"))
+    lists = dict(zip(files, _lists(source, shares), strict=False))
+    splits = [*(f"{divided}@{file}" for file in lists), *held_out]
+    return splits, f"{words}, of each class alike", lists
 
 
 def _is_mixed(source: Source, shares: tuple[float, ...]) -> bool:
@@ -198,7 +196,3 @@ def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:
             files = files[size:]
         lists[0] += sorted(files)
     return lists
-
-
-def _length(name: str, split: str, there: Mapping[str, Source]) -> int:
-    return len(there[split]) if split in there else len(registry.open_source(name, split))

@@ -44,80 +44,71 @@ def review(config: Config, devices: int) -> Review:
     what several parts say alike is listed once.
     """
     config, fitted = warnings.fitted_batches(config, devices)
-    refused = list(
-        dict.fromkeys(sentence for look in _looks(config) for sentence in _refusal(look))
-    )
-    if refused:
-        return Review(refused, _warnings(config, devices, fitted), [])
-    try:
-        run.check(config, Path("runs/check"))  # what only parts together show
-        memory = _memory(config, devices)
-    except (ValueError, OSError) as error:
-        return Review([str(error)], _warnings(config, devices, fitted), [])
-    return Review([], _warnings(config, devices, fitted), memory)
+    refused: dict[str, None] = {}
+    for check in _checks(config):
+        try:
+            check()
+        except (ValueError, OSError) as error:  # DataError too
+            refused[str(error)] = None
+    memory: list[str] = []
+    if not refused:
+        try:
+            run.check(config, Path("runs/check"))  # what only parts together show
+            memory = _memory(config, devices)
+        except (ValueError, OSError) as error:
+            refused[str(error)] = None
+    return Review(list(refused), _warnings(config, devices, fitted), memory)
 
 
-def _refusal(look: Callable[[], Any]) -> list[str]:
-    try:
-        look()
-    except (ValueError, OSError) as error:  # DataError too
-        return [str(error)]
-    return []
-
-
-def _looks(config: Config) -> Iterator[Callable[[], Any]]:
+def _checks(config: Config) -> Iterator[Callable[[], Any]]:
     try:
         names = phases(config)
-    except ValueError as error:
-        yield partial(_raise, error)
+    except ValueError:
+        yield partial(phases, config)  # which raises again
         return
     yield partial(start_weights.check_phases, config, names)
     yield partial(run.check_numbers, config)
     yield partial(start_runs.fitting, config, Path("runs/check"))
     if (weights := config.init.weights) and not start_run.named(weights):
         yield partial(sources.parse, weights)
-    first = of_phase(config, names[0])
-    yield partial(warnings.check_start, first, names[0])
+    yield partial(warnings.check_start, of_phase(config, names[0]), names[0])
     for name in names:
-        seen = of_phase(config, name)
-        yield partial(run.check_numbers, seen)
-        yield partial(network_of, seen)
+        config_of_phase = of_phase(config, name)
+        yield partial(run.check_numbers, config_of_phase)
+        yield partial(network_of, config_of_phase)
         for key in _SPLITS:
-            yield partial(_split, seen, key)
-        yield from _phase(seen, name)
+            yield partial(_split, config_of_phase, key)
+        yield from _phase(config_of_phase, name)
 
 
-def _phase(seen: Config, name: str) -> Iterator[Callable[[], Any]]:
-    p = seen[name]
+def _phase(config: Config, name: str) -> Iterator[Callable[[], Any]]:
+    p = config[name]
     if p.objective in objectives.ROWS and objectives.named(p.objective).attacks:
-        yield partial(threats, seen.attack)
-        yield partial(inner.check, seen.attack, epochs=p.epochs, phase=name)
+        yield partial(threats, config.attack)
+        yield partial(inner.check, config.attack, epochs=p.epochs, phase=name)
     yield partial(optim.of_phase, p, name, decay_mask="all", steps_per_epoch=1000)
-    yield partial(build.mesh_of, seen)
-    yield partial(build.batch_augmentation, seen, name, devices=1)
-    yield partial(build.phase, seen, name, 10**9)  # of more images than any batch
+    yield partial(build.mesh_of, config)
+    yield partial(build.batch_augmentation, config, name, devices=1)
+    yield partial(build.phase, config, name, 10**9)  # of more images than any batch
     for key in ("evaluation", "test"):
-        yield partial(build.divides, seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
+        size, count = config[key].batch_size, jax.device_count()
+        yield partial(build.divides, size, count, f"{key}.batch_size")
 
 
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _split(seen: Config, key: str) -> None:
-    source = splits.opened(seen, key)
+def _split(config: Config, key: str) -> None:
+    source = splits.opened(config, key)
     if key != "train_split":
-        splits.check_preprocessing(seen, source)
+        splits.check_preprocessing(config, source)
 
 
 def _warnings(config: Config, devices: int, fitted: list[str]) -> list[str]:
     try:
-        seen = {name: of_phase(config, name) for name in phases(config)}
-        sentences = [*fitted, *warnings.lines(seen)]
-        found = examined(CONFIG_CHECKS, PlannedRun(config, devices))
+        of_phases = {name: of_phase(config, name) for name in phases(config)}
+        sentences = [*fitted, *warnings.lines(of_phases)]
+        findings = examined(CONFIG_CHECKS, PlannedRun(config, devices))
     except (ValueError, OSError):  # which is among the refusals
         return fitted
-    for finding in found:
+    for finding in findings:
         if finding.seen.level in (RED, YELLOW):
             sentences.append(
                 f"{finding.check.name}: {finding.seen.sentence}; {finding.seen.remedy}"
@@ -132,11 +123,11 @@ def _memory(config: Config, devices: int) -> list[str]:
         state = elsewhere.state_bytes(part, part.config.mesh.fsdp or devices)
         images = part.batch_size // devices
         torch = pytorch.is_name(part.config.model.name)
-        kept = elsewhere.kept(part.config, part.name, images=images)
+        activations = elsewhere.kept(part.config, part.name, images=images)
         has = _capacity() // (devices if jax.default_backend() == "cpu" else 1)
-        total = f"about {_gigabytes(state + kept)} GB of {_gigabytes(has)}"
+        total = f"about {_gigabytes(state + activations)} GB of {_gigabytes(has)}"
         line = f"{part.name}: {total} for {images} images a device at a time"
-        if state + kept > has:
+        if state + activations > has:
             line += f"; lower {part.name}.batch_size, or set {part.name}.microbatches=2 or more"
             line += "" if torch else ", or model.remat=True"
         lines.append(line)

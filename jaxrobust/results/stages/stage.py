@@ -86,8 +86,8 @@ def _parsed(word: str) -> Stage:
     return stage
 
 
-def _export(word: str, rest: str) -> Stage:
-    layout, _, name = (part.strip() for part in rest.partition(":"))
+def _export(word: str, text: str) -> Stage:
+    layout, _, name = (part.strip() for part in text.partition(":"))
     if layout not in (*layouts.LAYOUTS, *PUBLISHED):
         said = f"{layout!r} is no layout" if layout else "it does not say in which layout"
         near = meant(layout, [*layouts.LAYOUTS, *PUBLISHED])

@@ -93,11 +93,11 @@ class WrittenTest(FolderCase):
     def test_splits_that_are_there(self):
         photographs(Path("birds/train"))
         photographs(Path("birds/val"), each=2)
-        facts = data_facts.look("birds", beside=Path("b.py"))
+        facts = data_facts.look("birds", config=Path("b.py"))
         self.assertEqual(facts.splits["test"], "validation")
         self.assertEqual(facts.splits["selection"], "train@b.selection.txt")
         photographs(Path("birds/test"), each=2)
-        facts = data_facts.look("birds", beside=Path("b.py"))
+        facts = data_facts.look("birds", config=Path("b.py"))
         self.assertEqual((*facts.splits.values(),), ("train", "validation", "test"))
         self.assertEqual((facts.images, facts.lists), (30, {}))
 
@@ -111,19 +111,19 @@ class WrittenTest(FolderCase):
                 pixels = rng.integers(0, 256, (*sides, 3), np.uint8)
                 Image.fromarray(pixels).save(path)
         for place, same in (("small", True), ("wide", False)):
-            facts = data_facts.look(f"folder:{place}", beside=Path("b.py"))
+            facts = data_facts.look(f"folder:{place}", config=Path("b.py"))
             self.assertEqual((facts.same_size, facts.sides), (same, (32, 32, 32)))
 
     def test_a_split_with_other_classes_is_refused(self):
         photographs(Path("birds/train"))
         photographs(Path("birds/val"), classes=("owl", "emu"))
         with self.assertRaisesRegex(registry.DataError, r"train has no class folder for emu \(1\)"):
-            data_facts.look("birds", beside=Path("b.py"))
+            data_facts.look("birds", config=Path("b.py"))
 
     def test_mixed_arrays_are_cut_into_parts(self):
         labels = np.tile(np.arange(4), 50)
         np.savez("mine.npz", images=np.zeros((200, 28, 28), np.uint8), labels=labels)
-        facts = data_facts.look("mine.npz", beside=Path("b.py"))
+        facts = data_facts.look("mine.npz", config=Path("b.py"))
         self.assertEqual(
             (*facts.splits.values(),), ("all[0%:70%]", "all[70%:80%]", "all[80%:100%]")
         )
@@ -134,7 +134,7 @@ class WrittenTest(FolderCase):
 
     def test_large_photographs_start_from_public_weights(self):
         photographs(Path("birds"), each=8, sides=(300, 260))
-        facts = data_facts.look("birds", beside=Path("b.py"))
+        facts = data_facts.look("birds", config=Path("b.py"))
         values = dict((line.key, line.value) for line in lines(facts))
         self.assertEqual(values["model.image_size"], 224)
         self.assertEqual(values["init.weights"], "convnext_tiny.fb_in1k")
@@ -143,7 +143,7 @@ class WrittenTest(FolderCase):
     def test_threats(self):
         for norm, epsilon, steps in (("linf", "8 / 255", 5), ("l2", "0.5", 2), ("l1", "12", 2)):
             with self.subTest(row=(norm, epsilon, steps)):
-                facts = data_facts.look("digits", beside=Path("b.py"))
+                facts = data_facts.look("digits", config=Path("b.py"))
                 values = dict((line.key, line.value) for line in lines(facts, norm=norm))
                 seen = values["attack.norm"], values["attack.epsilon"], values["attack.steps"]
                 self.assertEqual(seen, (norm, epsilon, steps))
