@@ -155,13 +155,13 @@ def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
     return stored
 
 
-def table(found: parts.CertifiedAccuracies) -> list[str]:
+def table(facts: parts.CertifiedAccuracies) -> list[str]:
     """Write the lines that show the certified accuracies, at every fourth of sigma."""
-    shares = list(found["accuracy"].items())[:: _STEPS // 4]
+    shares = list(facts["accuracy"].items())[:: _STEPS // 4]
     last = next((i for i, (_, share) in enumerate(shares) if not share), len(shares) - 1)
     rows = [f"certified in l2 {float(r):<10.4g}{share:7.1%}" for r, share in shares[: last + 1]]
     return [
         *rows,
-        f"abstained on {found['abstained']:.1%}, average radius {found['average_radius']:.4g}; "
-        f"sigma {found['sigma']:g}, {found['draws']:,} draws, alpha {found['alpha']:g}",
+        f"abstained on {facts['abstained']:.1%}, average radius {facts['average_radius']:.4g}; "
+        f"sigma {facts['sigma']:g}, {facts['draws']:,} draws, alpha {facts['alpha']:g}",
     ]

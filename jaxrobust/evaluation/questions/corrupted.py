@@ -235,8 +235,9 @@ def _write_bundle(
 
 def prepared(source: Source, size: int, preprocessing: str, places: np.ndarray) -> Prepared:
     """Prepare images of a corrupted source; computed ones were, before corruption."""
-    how = pipeline.preprocessing_id(source, size) if _fits(source, size) else preprocessing
-    return Prepared(source, image_size=size, preprocessing=how, places=places)
+    if _fits(source, size):
+        preprocessing = pipeline.preprocessing_id(source, size)
+    return Prepared(source, image_size=size, preprocessing=preprocessing, places=places)
 
 
 def _fits(source: Source, size: int) -> bool:

@@ -44,7 +44,7 @@ class Evaluation:
         self,
         subject: Subject,
         source: registry.Source,
-        which: str | None,
+        weights_name: str | None,
         weights: Weights,
         question: GivenFlags,
         out: Path,
@@ -57,7 +57,8 @@ class Evaluation:
             preprocessing=pipeline.preprocessing_id(source, size, question.preprocessing),
         )
         claim(out)
-        self.subject, self.source, self.which, self.weights = subject, source, which, weights
+        self.subject, self.source, self.weights = subject, source, weights
+        self.which = weights_name
         self.out = out
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
@@ -185,8 +186,8 @@ class Evaluation:
         if not self._clean:
             of_all = (self.subject, self.source, self.weights, plain, self.images.ids)
             self._clean.append(measuring.counted(*of_all).verdicts)
-        before, now = verdicts.aligned([there, self._clean[0]])
-        n, changed = len(now.clean), int((before.clean != now.clean).sum())
+        earlier_verdicts, now = verdicts.aligned([there, self._clean[0]])
+        n, changed = len(now.clean), int((earlier_verdicts.clean != now.clean).sum())
         if changed > _TURNED * n:
             say(f"{about}: {changed:,} of {n:,} clean answers differ, so it is not used")
             return False
@@ -338,14 +339,14 @@ class Evaluation:
         number: str,
         method: str,
         record: AccuracyRecord,
-        found: verdicts.Verdicts | None,
+        by_image: verdicts.Verdicts | None,
         begun_by: dict[str, str] | None = None,
     ) -> AccuracyRecord:
         """Write the record of what was measured, in the first process, and return it."""
         subject, question, source = self.subject, self.question, self.source
         weights = None if subject.net else self.weights
         training = self._training(subject)
-        labels = self.images.labels() if found is None else found.labels
+        labels = self.images.labels() if by_image is None else by_image.labels
         doubts = spread.choice_flags(source, labels, self.images.choice) | trained.flags(training)
         network: parts.NetworkFingerprint = {
             **fingerprint.resolved(self.fingerprint._asdict()),
@@ -370,7 +371,7 @@ class Evaluation:
             dtype="float32" if weights else None,
             seed=question.seed,
             flags=record.flags | doubts,
-            verdicts=None if found is None else verdicts.file_of(number),
+            verdicts=None if by_image is None else verdicts.file_of(number),
             interval=(
                 None
                 if record.stopped
@@ -389,10 +390,10 @@ class Evaluation:
             function=function,
         ).stamped()
         if jax.process_index() == 0:
-            if found is not None:
-                at = np.searchsorted(self.hashed.ids, found.image_ids)
-                found = found._replace(hashes=self.hashed.hashes[at])
-                verdicts.write(self.out / verdicts.file_of(number), number, found)
+            if by_image is not None:
+                at = np.searchsorted(self.hashed.ids, by_image.image_ids)
+                by_image = by_image._replace(hashes=self.hashed.hashes[at])
+                verdicts.write(self.out / verdicts.file_of(number), number, by_image)
             records.append(self.out / "results.jsonl", record)
         return record
 

@@ -155,9 +155,9 @@ def paired(
     return sequential.compare(first[order], second[order])
 
 
-def replayed(found: Verdicts) -> np.ndarray:
+def replayed(by_image: Verdicts) -> np.ndarray:
     """Tell which images a replayed point decided, bool[N], also in one of several balls."""
-    names = np.asarray(found.fooled_by, str)
+    names = np.asarray(by_image.fooled_by, str)
     return (names == REPLAY) | np.char.endswith(names, f": {REPLAY}")
 
 

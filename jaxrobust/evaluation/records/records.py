@@ -53,7 +53,7 @@ def append(path: Path, record: AccuracyRecord) -> None:
 
 
 def save(
-    path: Path, found: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
+    path: Path, by_image: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
     """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON.
 
@@ -66,7 +66,7 @@ def save(
     record = dataclasses.replace(record, verdicts=verdicts.file_of(number))
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        verdicts.write(path.with_name(verdicts.file_of(number)), number, found)
+        verdicts.write(path.with_name(verdicts.file_of(number)), number, by_image)
         append(path, record)
     return record.to_json()
 

@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.data.splits import spread
-from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.result import AutoAttackResult
 from jaxrobust.evaluation.questions import flags as evaluation_flags
 from jaxrobust.evaluation.questions import measuring, target
@@ -264,26 +263,19 @@ class RunTest(OfRun):
             {"attack": "pgd-2", "l1_rule": "dense", "norm": "l1", "epsilon": "2"},
             "--l1_rule=dense is unknown; one of sparse, art",
         ),
-        (
-            {"attack": "apgd-ce", "l1_rule": "art", "norm": "l1", "epsilon": "2"},
-            "--l1_rule=art has no effect on --attack=apgd-ce; leave it out",
-        ),
         ({"version": "rand", "rule": "most"}, "--rule='most' is unknown; one of majority, mean"),
         ({"threat": ["linf"]}, "--threat=linf has no radius; write linf:RADIUS, such as"),
         ({"threat": ["l3:1"]}, "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
         ({"threat": ["linf:four"]}, "--threat=linf:four: is not a number; write one"),
         ({"threat": ["linf:4"]}, "--threat=linf:4: .* larger than the pixel range .*write 4/255"),
         ({"threat": ["l1:4/255"]}, "a radius of 0.01569 in l1 .* is the radius of an Linf ball"),
-        ({"image_size": [8, 8]}, "--image_size=8, 8 has one of them twice"),
         ({"epsilon": "4"}, "write 4/255"),
         ({"epsilon": "-1"}, "epsilon=-1.0 is not a radius"),
         ({"epsilon": "4/0"}, "--epsilon=4/0 is not a number"),
         ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
         ({"norm": "l3", "epsilon": "1"}, "--norm=l3 is unknown; one of linf"),
-        ({"norm": "l2"}, "give --epsilon"),
         ({"n": -1}, "--n=-1 is no number of images: 1 or more, or --n=all"),
-        # draws what 1 draws
         ({"phase": "test"}, "--phase=test is unknown; one of pretrain, train"),
         ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
         ({"dataset": "digitz"}, "digitz"),
@@ -326,22 +318,6 @@ class RunTest(OfRun):
         said = refused(call(workdir=str(folder)))
         self.assertIn("has no best checkpoint of train or pretrain; train until", said)
         self.assertEqual([p.name for p in folder.iterdir()], ["config.json"])
-
-    @sweeps.rows(
-        ({"attack": "pgd-2"}, KeyboardInterrupt(), 130, "the same command starts again"),
-        ({"attack": "apgd-ce"}, KeyboardInterrupt(), 130, "the same command continues"),
-        ({"attack": "apgd-ce"}, OSError(28, "No space left"), 3, "No space left.*same command"),
-        ({"attack": "pgd-2"}, MemoryError("Unable to allocate 9 GiB"), 3, r"\(Unable.*smaller"),
-    )
-    def test_other_ends(self, given, error, expected, message):
-        out = self.create_tempdir().full_path
-        with (
-            mock.patch.object(accuracy, "each", side_effect=error),
-            mock.patch.object(measuring, "searched", side_effect=error),
-        ):
-            code, _, said = call(workdir=str(self.workdir), out=out, **given)
-        self.assertEqual(code, expected)
-        self.assertRegex(said, message)
 
 
 class AnotherSizeTest(parameterized.TestCase):

@@ -469,31 +469,22 @@ MODEL = {"name": "net", "num_classes": 10, "image_size": 8, "options": {"a": 1}}
 
 
 class VerificationTest(parameterized.TestCase):
-    def given(self, record=None, **settings):
-        known = {"weights": "train, step 3", "model": MODEL} | (record or {})
-        with mock.patch.object(flags, "placed", side_effect=lambda given: given) as placed:
-            del placed
-            return verification._given(VerificationSettings(Path("b"), **settings), known)
-
     def test_whose_weights(self):
         folder = self.create_tempdir()
         folder.mkdir("train")
-        run = GivenFlags(workdir=folder.full_path)
-        with mock.patch.object(flags, "placed", return_value=run):
-            settings, known = (
-                VerificationSettings(Path("b"), weights="w"),
-                {"weights": "train, step 3"},
-            )
-            self.assertEqual(verification._given(settings, known).phase, "train")
-            for words in ("pretrain, step 3", ", ema", None):
-                found = verification._given(settings, {"weights": words})
-                self.assertIsNone(found.phase, words)
-        found = self.given(weights="w.pt")
-        self.assertEqual((found.model, found.options), ("net", {"a": 1}))
-        found = self.given(record={"model": MODEL | {"options": {}}}, weights="w.pt")
-        self.assertIsNone(found.options)
-        self.assertIsNone(self.given(weights=folder.full_path).model)
-        self.assertIsNone(self.given(function="f").model)
+        run, of = GivenFlags(workdir=folder.full_path), VerificationSettings(Path("b"))
+        with mock.patch.object(
+            flags, "placed", side_effect=lambda own: run if own.weights else own
+        ):
+            for words, phase in (("train, step 3", "train"), (", ema", None), (None, None)):
+                found = verification._given(of._replace(weights="w"), {"weights": words})
+                self.assertEqual(found.phase, phase)
+            self.assertIsNone(verification._given(of._replace(function="f"), {}).model)
+        for options in ({"a": 1}, {}):
+            record = {"model": MODEL | {"options": options}}
+            with mock.patch.object(flags, "placed", side_effect=lambda own: own):
+                found = verification._given(of._replace(weights="w.pt"), record)
+            self.assertEqual((found.model, found.options), ("net", options or None))
 
     @sweeps.rows(
         ("dataset", "npz:x.npz", False),
