@@ -64,22 +64,6 @@ class CurvesTest(DrawingCase):
             "loss of 3 images that are right clean, each the mean of 2 starts", self.about
         )
 
-    def rows(self, places) -> list[dict]:
-        return [
-            {"checkpoint": name, "step": step, "attack_steps": k, "images": 9}
-            | {"ce": step + k, "left_percent": 10 * k}
-            for name, step in places.items()
-            for k in (1, 5)
-        ]
-
-    def drawn(self, places, **how):
-        left, right = mock.MagicMock(), mock.MagicMock()
-        left.get_legend_handles_labels.return_value = ([], [])
-        self.figure.return_value.subplots.return_value = left, right
-        own = settings("effectiveness", (1, 5), **how)
-        effectiveness.draw(sample(), self.rows(places), None, own)
-        return left, right
-
 
 class BarsTest(DrawingCase):
     def test_histograms_mark_what_counts_as_zero(self):

@@ -17,7 +17,6 @@ from jaxrobust.papers.networks import (
     network_sample,
     perturbations,
     semantic_score,
-    synthesis,
 )
 from jaxrobust.papers.networks.analyses import AnalysisSettings
 from jaxrobust.papers.networks.network_sample import NetworkSample
@@ -120,42 +119,6 @@ class ConvergenceTest(absltest.TestCase):
 
 
 class PerturbationsTest(parameterized.TestCase):
-    @parameterized.parameters(("linf",), ("l2",))
-    def test_rows(self, norm):
-        seen = sample(4, norm)
-        delta = RNG.uniform(-0.2, 0.2, seen.images.shape).astype(np.float32)
-        delta[0, :, 0] = 0.2
-        before, after = logits(4), logits(4)
-        with (
-            mock.patch.object(attack, "pgd", return_value=(seen.images + delta, after)) as pgd,
-            mock.patch.object(attack, "logits", return_value=before) as forward,
-        ):
-            rows, (adversarial, shown) = perturbations.analyse(
-                seen, settings("perturbations", (9,), seed=2, batch=3)
-            )
-        pgd.assert_called_once_with(seen, steps=9, seed=2, batch=3)
-        self.assertIs(forward.call_args.args[1], seen.images)
-        np.testing.assert_array_equal(adversarial, seen.images + delta)
-        for i, row in enumerate(rows):
-            limit = 0.2 if norm == "linf" else np.abs(delta[i]).max()
-            share = np.abs(delta[i]) / limit
-            expected = {
-                "image": 10 + i, "label": i % 4, "clean_prediction": before[i].argmax(),
-                "adversarial_prediction": after[i].argmax(),
-                "clean_ce": -np.log(softmax(before)[i, i % 4]),
-                "adversarial_ce": -np.log(softmax(after)[i, i % 4]),
-                "largest_change": np.abs(delta[i]).max(),
-                "mean_change_of_limit": share.mean(),
-                "share_at_limit": (share > 0.9999).mean(),
-            }  # fmt: skip
-            self.assertEqual(row["class"], "abcd"[i])
-            for key, value in expected.items():
-                self.assertAlmostEqual(row[key], float(value), places=4, msg=key)
-            wanted = 0.5 + delta[i] / (2 * limit)
-            np.testing.assert_allclose(shown[i], wanted, atol=1e-5)
-        if norm == "linf":
-            self.assertGreaterEqual(rows[0]["share_at_limit"], 0.5)
-
     def test_the_authors_sign_and_what_is_beyond(self):
         delta, limit = np.float32([[[[0.1, -0.2, 0.4]]]]), np.float32([0.2])
         for sign, values in (("attack", [0.75, 0.0, 1.0]), ("code", [0.25, 1.0, 0.0])):
@@ -163,40 +126,6 @@ class PerturbationsTest(parameterized.TestCase):
             np.testing.assert_allclose(shown.ravel(), values, atol=1e-6)
         none = perturbations.limits(sample(1, "l2"), np.zeros((1, 2, 2, 3), np.float32))
         self.assertGreater(none[0], 0)  # an image that stays where it is
-
-
-class SynthesisTest(parameterized.TestCase):
-    def analysed(self, seen, **how):
-        images = RNG.random(seen.images.shape).astype(np.float32)
-        images[0, 0] = 1
-        images[1, 0, 0] = 0
-        losses, values, calls = RNG.random((5, len(images))), logits(len(images)), []
-        left = iter(images)
-
-        def made(logits_fn, start, targets, **own):
-            calls.append((start, targets, own))
-            first = sum(len(s) for s, _, _ in calls[:-1])
-            part = slice(first, first + len(start))
-            return np.stack([next(left) for _ in start]), losses[:, part]
-
-        with (
-            mock.patch.object(synthesis, "made", made),
-            mock.patch.object(attack, "logits", return_value=values),
-        ):
-            rows, shown = synthesis.analyse(seen, settings("synthesis", (4,), batch=2, **how))
-        np.testing.assert_array_equal(shown, images)
-        return rows, images, losses, values, calls
-
-    def test_targets_are_drawn_or_refused(self):
-        rows, *_, calls = self.analysed(sample(5), seed=3)
-        drawn = np.random.default_rng([3, 1]).integers(0, CLASSES, 5)
-        self.assertEqual([row["target"] for row in rows], drawn.tolist())
-        np.testing.assert_array_equal(
-            np.concatenate([start for start, _, _ in calls]), synthesis.noise((5, 2, 2, 3), 3)
-        )
-        for targets in ((6,), (-1,)):
-            with self.assertRaisesRegex(ValueError, "--targets are classes from 0 to 5 of net"):
-                synthesis.analyse(sample(2), settings("synthesis", targets=targets))
 
 
 class SemanticScoreTest(parameterized.TestCase):

@@ -95,6 +95,14 @@ class PixelTest(parameterized.TestCase):
             saturated_at_end=[1] * 4,
         )
 
+    def test_targets_are_drawn_or_refused(self):
+        drawn = np.random.default_rng([3, 1]).integers(0, 2, 4)
+        rows, _ = from_noise.analyse(sample(), settings("synthesis", (1,), seed=3))
+        self.assert_columns(rows, target=drawn)
+        for target in (2, -1):
+            with self.assertRaisesRegex(ValueError, "--targets are classes from 0 to 1 of a pixel"):
+                from_noise.analyse(sample(), settings("synthesis", targets=(target,)))
+
     def test_noise_is_almost_all_black_or_white(self):
         start = from_noise.noise((200, 200), 3)
         self.assertAlmostEqual(((start == 0) | (start == 1)).mean(), 1 - 1 / 30, delta=0.005)

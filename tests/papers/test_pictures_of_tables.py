@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from jaxrobust.papers.tables import documents, matching, tables
+from jaxrobust.papers.tables import matching
 from jaxrobust.papers.tables.pictures import resolutions, scatter
 from jaxrobust.papers.tables.pictures.scatter import Point
 from jaxrobust.papers.tables.tables import Table
@@ -151,72 +151,3 @@ class ResolutionsTest(parameterized.TestCase):
         more.append(row("a", 30.0, image_size=288, run="second"))
         found = resolutions.curves(self.table(more=more))
         self.assertEqual([len(curve.printed) for curve in found], [3] * 4)
-
-
-class DocumentsTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.mocks = {}
-        for place, name, value in (
-            (documents.matching, "collect_checked", ["record"]),
-            (documents.tables, "tables", [filled([row("a"), row("b")]).table]),
-            (documents.tables_markdown, "filled", filled([row("a"), row("b")])),
-            (documents.tables_markdown, "document", "# P\n\n## Table 2: A\n"),
-            (documents, "command_document", "commands\n"),
-            (documents.scatter, "plotting", None),
-            (documents.scatter, "draw", [Path("s.png")]),
-            (documents.resolutions, "draw", [Path("r.png")]),
-        ):
-            key = f"{place.__name__.rpartition('.')[2]}.{name}"
-            patched = mock.patch.object(place, name, return_value=value)
-            self.mocks[key] = self.enter_context(patched)
-
-    def test_all_papers_as_one_text(self):
-        text = documents.answer([Path("a")])
-        self.assertEqual(text, "\n".join(["# P\n\n## Table 2: A\n"] * len(tables.PAPERS)))
-        self.mocks["matching.collect_checked"].assert_called_once_with([Path("a")])
-        asked = [call.args for call in self.mocks["tables.tables"].call_args_list]
-        self.assertEqual(asked, [(name, None) for name in tables.PAPERS])
-        self.assertFalse(self.mocks["tables_markdown.filled"].call_args.kwargs["alike"])
-
-    def test_one_table_with_what_is_alike(self):
-        documents.answer([], paper="p", table="2", alike=True)
-        self.mocks["tables.tables"].assert_called_once_with("p", "2")
-        self.assertTrue(self.mocks["tables_markdown.filled"].call_args.kwargs["alike"])
-
-    def test_files_with_their_pictures(self):
-        out = Path(self.create_tempdir(), "new")
-        text = documents.answer([], paper="p", out=out)
-        self.assertEqual(text, f"{out / 'p.md'}\ns.png\nr.png\n")
-        links = "![A caption](s.png)\n\n![A caption](r.png)\n\n"
-        self.assertEqual((out / "p.md").read_text(), f"# P\n\n{links}## Table 2: A\n")
-        self.assertEqual(self.mocks["scatter.draw"].call_args.args[1:], (["record"], out))
-        again = documents.answer([], paper="p", out=out)  # into a folder that is there
-        self.assertEqual(again, text)
-
-    def test_commands(self):
-        self.assertEqual(documents.answer([], paper="p", commands=True), "commands\n")
-        how = self.mocks["documents.command_document"].call_args.kwargs
-        self.assertEqual(how, {"measured": True, "only": None})
-        self.mocks["matching.collect_checked"].return_value = []
-        out = Path(self.create_tempdir(), "new")
-        text = documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
-        self.assertEqual(text, f"{out / 'p-commands.md'}\n")
-        self.assertEqual((out / "p-commands.md").read_text(), "commands\n")
-        self.mocks["documents.command_document"].return_value = "others\n"
-        documents.answer([], paper="p", out=out, commands=True)  # into a folder that is there
-        self.assertEqual((out / "p-commands.md").read_text(), "others\n")
-        documents.answer([], paper="p", table="2", row="b", out=out, commands=True)
-        how = self.mocks["documents.command_document"].call_args.kwargs
-        self.assertEqual(how, {"measured": False, "only": 1})
-        self.mocks["scatter.draw"].assert_not_called()
-
-    def test_mistakes(self):
-        for flags, words in (
-            ({"table": "2"}, "--table needs --paper"),
-            ({"paper": "p", "row": "1"}, "--row is one of --table, and is shown by --commands"),
-            ({"paper": "p", "table": "2", "row": "1"}, "--row is one of --table"),
-            ({"paper": "p", "row": "1", "commands": True}, "--row is one of --table"),
-        ):
-            with self.subTest(row=(flags, words)), self.assertRaisesRegex(ValueError, words):
-                documents.answer([], **flags)

@@ -298,6 +298,14 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual((code, out.count("- Row ")), (0, 1))
         self.assertIn("- Row 2: ", out)
 
+    def test_commands_as_a_file(self):
+        out = Path(self.create_tempdir()) / "new"
+        words = ("--paper", "robust_resnets", "--table", "2", "--commands")
+        for _ in range(2):  # into a new folder, and into one that is there
+            code, said, _ = call(*words, "--out", out)
+            self.assertEqual((code, said), (0, f"{out / 'robust_resnets-commands.md'}\n"))
+        self.assertEqual((out / "robust_resnets-commands.md").read_text(), call(*words)[1])
+
     def test_rows_and_tables_that_are_none(self):
         for words, said in (
             (("--table", "1", "--row", "99"), "no such row; give a name, or a number from 1 to "),
