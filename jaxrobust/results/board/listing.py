@@ -44,23 +44,21 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path} is no folder; name bundles, or a folder of several")
-        own = [path] if _is_bundle(path) else _inside(path)
-        if not own:
+        bundles = [path]
+        if not _is_bundle(path):  # those in it, without those that are being written
+            inside = (p for p in path.iterdir() if p.name[0] != "." and _is_bundle(p))
+            bundles = sorted(inside)
+        if not bundles:
             raise ValueError(
                 f"{path} holds no bundle; name folders that `jaxrobust evaluate --bundle` wrote, "
                 "or a folder of several"
             )
-        for folder in own:
+        for folder in bundles:
             beside = folder.resolve().parent / NETWORKS
             known = read(beside) if given is None and beside.is_file() else given or {}
             said = known.get(str(folder)) or known.get(folder.resolve().name) or {}
             listed.setdefault(folder.resolve(), ListedBundle(folder, said))
     return list(listed.values())
-
-
-def _inside(path: Path) -> list[Path]:
-    """List the bundles in a folder, without those that are being written."""
-    return sorted(p for p in path.iterdir() if p.name[0] != "." and _is_bundle(p))
 
 
 def _is_bundle(folder: Path) -> bool:

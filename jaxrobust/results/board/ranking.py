@@ -132,14 +132,23 @@ _Pairs = Sequence[tuple[BoardEntry, BoardEntry]]
 def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
     """Count the common images of each pair, and test their verdicts.
 
-    Images that the board's attacks might fool are none that a network alone keeps, as far as that
-    could turn the outcome.
+    Images are the same by their place in the same split, else by the hash of what the network
+    sees. What a replayed point fools counts: the point was confirmed, and whoever wrote the bundle
+    could call any point replayed. Images that the board's attacks might fool are none that a
+    network alone keeps, as far as that could turn the outcome.
     """
-    counts = np.array([_discordant(*both) for both in asked], int).reshape(-1, 3)
-    fewest = counts[:, 1:].min(axis=1)
-    falling = [[other.falling[1], one.falling[1]] for one, other in asked]
-    only = np.maximum(counts[:, 1:] - np.array(falling, int).reshape(-1, 2), fewest[:, None])
-    return counts[:, 0].tolist(), pairs.mcnemar(only[:, 0], only[:, 1])
+    numbers, only = [], []
+    for one, other in asked:
+        places = one.images == other.images
+        keys = [e.verdicts.image_ids if places else e.sha256 for e in (one, other)]
+        _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
+        same = one.verdicts.labels[first] == other.verdicts.labels[second]
+        a, b = one.verdicts.robust[first][same], other.verdicts.robust[second][same]
+        counts = np.array([(b & ~a).sum(), (a & ~b).sum()])
+        numbers.append(len(a))
+        only.append(np.maximum(counts - [other.falling[1], one.falling[1]], counts.min()))
+    gained, lost = np.array(only, int).reshape(-1, 2).T
+    return numbers, pairs.mcnemar(gained, lost)
 
 
 def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
@@ -155,18 +164,3 @@ def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
         numbers.append(int(same.sum()))
         plain.append(pairs.paired_t(one.withstood[first[same]] - other.withstood[second[same]]))
     return numbers, np.array(plain)
-
-
-def _discordant(one: BoardEntry, other: BoardEntry) -> tuple[int, int, int]:
-    """Count the images that both have, and those that only the second, or only the first, keeps.
-
-    Images are the same by their place in the same split, else by the hash of what the network
-    sees. What a replayed point fools counts: the point was confirmed, and whoever wrote the bundle
-    could call any point replayed.
-    """
-    places = one.images == other.images
-    keys = [e.verdicts.image_ids if places else e.sha256 for e in (one, other)]
-    _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
-    same = one.verdicts.labels[first] == other.verdicts.labels[second]
-    a, b = one.verdicts.robust[first][same], other.verdicts.robust[second][same]
-    return len(a), int((b & ~a).sum()), int((a & ~b).sum())

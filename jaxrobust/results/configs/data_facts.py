@@ -147,7 +147,11 @@ def _divided(
     shares = (SELECTION,) if held_out else (SELECTION, TEST)
     source, percents = sources[divided], " and ".join(f"{share:.0%}" for share in shares)
     words = f"{percents} of {divided} {'is' if held_out else 'are'} held back"
-    if _is_mixed(source, shares):
+    mixed = True  # a part at the end holds all classes; TFDS mixes what it writes
+    if source.labels is not None:
+        last = source.labels[len(source.labels) - round(shares[-1] * len(source.labels)) :]
+        mixed = len(np.unique(last)) == len(np.unique(source.labels))
+    if mixed:
         bounds = np.cumsum([0, *(round(100 * s) for s in (1 - sum(shares), *shares))])
         parts = [f"{divided}[{a}%:{b}%]" for a, b in itertools.pairwise(bounds)]
         return [*parts, *held_out], words, {}
@@ -160,15 +164,6 @@ def _divided(
     lists = dict(zip(files, _lists(source, shares), strict=False))
     splits = [*(f"{divided}@{file}" for file in lists), *held_out]
     return splits, f"{words}, of each class alike", lists
-
-
-def _is_mixed(source: Source, shares: tuple[float, ...]) -> bool:
-    """Tell whether a part at the end holds all classes; TFDS mixes what it writes."""
-    if source.labels is None:
-        return True
-    count = len(source.labels)
-    last = source.labels[count - round(shares[-1] * count) :]
-    return len(np.unique(last)) == len(np.unique(source.labels))
 
 
 def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:

@@ -86,8 +86,12 @@ def run(
                 continue
             say(f"{stage.text}: begins")
             start = time.perf_counter()
+            made: dict[str, Any]
             if stage.kind == SELECT:
-                made = _select(workdir)
+                chosen = choice.select(choice.SelectionSettings(workdir))["chosen"]
+                keys, file = ("step", "weights", "weights_sha256"), workdir / kept.SELECTION
+                made = {"chosen": {key: chosen[key] for key in keys}}
+                made["files"] = {kept.SELECTION: file_sha256(file)}
             elif stage.kind == EXPORT:
                 made = _export(stage, workdir, selected=selects)
             else:
@@ -140,13 +144,6 @@ def _note(workdir: Path, row: dict[str, Any]) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         jsonl.append(workdir / NOTES, row | {"time": now, "commit": provenance.commit()})
     hosts.together(lambda: None)  # who is behind reads the line
-
-
-def _select(workdir: Path) -> dict[str, Any]:
-    written = choice.select(choice.SelectionSettings(workdir))
-    file = workdir / kept.SELECTION
-    chosen = {key: written["chosen"][key] for key in ("step", "weights", "weights_sha256")}
-    return {"chosen": chosen, "files": {kept.SELECTION: file_sha256(file)}}
 
 
 def _attack(

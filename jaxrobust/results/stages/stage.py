@@ -40,7 +40,9 @@ def parse(text: str) -> list[Stage]:
     stages = [_parsed(word.strip()) for word in text.split(",")]
     for number, stage in enumerate(stages):
         earlier = stages[:number]
-        if any(_alike(stage, other) for other in earlier):
+        key = (stage.kind, stage.attack, stage.layout)
+        alike = [other for other in earlier if (other.kind, other.attack, other.layout) == key]
+        if any(stage.kind != ATTACK or set(one.balls) == set(stage.balls) for one in alike):
             raise ValueError(f"--then={text} has {stage.text} twice; give it once")
         if stage.kind == SELECT and earlier:
             raise ValueError(
@@ -53,12 +55,6 @@ def parse(text: str) -> list[Stage]:
                 "holds an accuracy under AutoAttack; put autoattack before it"
             )
     return stages
-
-
-def _alike(one: Stage, other: Stage) -> bool:
-    return (one.kind, one.attack, one.layout) == (other.kind, other.attack, other.layout) and (
-        one.kind != ATTACK or set(one.balls) == set(other.balls)
-    )
 
 
 def _parsed(word: str) -> Stage:

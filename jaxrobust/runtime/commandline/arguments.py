@@ -361,16 +361,14 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
         elif value.lstrip().startswith("{"):
             changes += flat(mapping(name, value) or {}, f"{name}.").items()
         elif _OPEN.match(name) or (name in _SEVERAL and "," in value):
-            changes.append((name, _listed(value) if name in _SEVERAL else _value(value)))
+            if name in _SEVERAL:  # with commas, and perhaps parentheses and quotes
+                parts = value.strip().removeprefix("(").removesuffix(")").split(",")
+                changes.append((name, tuple(_value(p.strip()) for p in parts if p.strip())))
+            else:
+                changes.append((name, _value(value)))
         else:
             others.append(f"--{name}={_as_number(value)}")
     return others, changes
-
-
-def _listed(text: str) -> tuple[Any, ...]:
-    """Read several values with commas between them, with or without parentheses and quotes."""
-    parts = text.strip().removeprefix("(").removesuffix(")").split(",")
-    return tuple(_value(part.strip()) for part in parts if part.strip())
 
 
 def _value(text: str) -> Any:

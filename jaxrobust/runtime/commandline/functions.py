@@ -66,15 +66,12 @@ def find(flag: str, name: str) -> Named:
         raise ValueError(
             f"{flag}={name}: {attribute} is no function, but of type {type(function).__name__}"
         )
+    source = Path(getattr(module, "__file__", None) or "")
+    sha256 = _loaded[source][0] if source in _loaded else None
+    if sha256 is None and source.is_file():
+        sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     file = place if of_file else getattr(module, "__file__", None)
-    return Named(function, name, file, _sha256(module))
-
-
-def _sha256(module: ModuleType) -> str | None:
-    file = Path(getattr(module, "__file__", None) or "")
-    if file in _loaded:
-        return _loaded[file][0]
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return Named(function, name, file, sha256)
 
 
 def _imported(flag: str, name: str, place: str) -> ModuleType:
