@@ -16,7 +16,7 @@ from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.kernels.talking_heads import talking_heads
-from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize, residual
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, ModuleMaker
 
@@ -87,10 +87,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
-        normal, x = self.norm1.with_tokens(x)
-        x = x + path1(self.scaled_attn(normal))
-        normal, x = self.norm2.with_tokens(x)
-        return x + path2(self.scaled_mlp(normal))
+        x = residual(x, self.norm1, lambda y: path1(self.scaled_attn(y)))
+        return residual(x, self.norm2, lambda y: path2(self.scaled_mlp(y)))
 
 
 class ClassBlock(Block):

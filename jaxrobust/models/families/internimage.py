@@ -29,6 +29,7 @@ from jaxrobust.models.modules.basic import (
     Linear,
     Mlp,
     Normalize,
+    residual,
 )
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, ModuleMaker
@@ -108,10 +109,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         first, second = branches(drop, 2)
-        normal, x = self.norm1.with_tokens(x)
-        x = x + first(_scaled(self.dcn(normal), self.gamma1))
-        normal, x = self.norm2.with_tokens(x)
-        return x + second(_scaled(self.mlp(normal), self.gamma2))
+        x = residual(x, self.norm1, lambda y: first(_scaled(self.dcn(y), self.gamma1)))
+        return residual(x, self.norm2, lambda y: second(_scaled(self.mlp(y), self.gamma2)))
 
 
 def _gamma(dim: int, value: float) -> nnx.Param:

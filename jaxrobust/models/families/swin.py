@@ -17,7 +17,7 @@ from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, li
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules import positions
-from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize, residual
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, ModuleMaker
 
@@ -130,10 +130,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         attn_path, mlp_path = branches(drop, 2)
-        normal, x = self.norm1.with_tokens(x)
-        x = x + attn_path(self.windowed(normal))
-        normal, x = self.norm2.with_tokens(x)
-        return x + mlp_path(self.mlp(normal))
+        x = residual(x, self.norm1, lambda y: attn_path(self.windowed(y)))
+        return residual(x, self.norm2, lambda y: mlp_path(self.mlp(y)))
 
 
 class Merge(nnx.Module):

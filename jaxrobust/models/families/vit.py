@@ -17,7 +17,7 @@ from jaxrobust.models.interface.family import Family, Member, Names, PaperFigure
 from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
-from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize, residual
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, ModuleMaker
@@ -89,10 +89,8 @@ class Block(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
         ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
-        normal, x = self.norm1.with_tokens(x)
-        x = x + path1(ls1(self.attn(normal)))
-        normal, x = self.norm2.with_tokens(x)
-        return x + path2(ls2(self.mlp(normal)))
+        x = residual(x, self.norm1, lambda y: path1(ls1(self.attn(y))))
+        return residual(x, self.norm2, lambda y: path2(ls2(self.mlp(y))))
 
 
 class PatchEmbed(nnx.Module):

@@ -259,6 +259,10 @@ scale.defvjp(lambda x, gamma: (scale(x, gamma), (x, gamma)), _scale_backward)
 # ----------------------------------------------------------------------------------------- linear
 
 
+def _without_copies(x: Array, kernel: Array) -> Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """Compute `x @ kernel + bias` over the last axis; `kernel` is f[in,out].
 
@@ -270,11 +274,8 @@ def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     def by_rows(x, kernel):
         return matmul(rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
-    def without_copies(x, kernel):
-        return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-
     if x.ndim > 2 and x.shape[-2] % _TILE:
-        out = lax.platform_dependent(x, kernel, tpu=without_copies, default=by_rows)
+        out = lax.platform_dependent(x, kernel, tpu=_without_copies, default=by_rows)
     else:
         out = by_rows(x, kernel)
     return add_bias(out, bias)

@@ -1,6 +1,7 @@
 """Activations, and NNX modules that hold the parameters of `layers.py`, named as in timm."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -151,6 +152,12 @@ class LayerNorm(nnx.Module):
     def with_tokens(self, x: Array) -> tuple[Array, Array]:
         """Return the norm of tokens f[B,N,C], and the tokens for the residual that follows."""
         return layers.norm_and_tokens(x, self.scale[...], self.bias[...], eps=self.eps)
+
+
+def residual(x: Array, norm: LayerNorm, branch: Callable[[Array], Array]) -> Array:
+    """Compute `x + branch(norm(x))`; on TPUs the norm's kernel adds up both gradients of `x`."""
+    y, x = norm.with_tokens(x)
+    return x + branch(y)
 
 
 class BatchNorm(nnx.Module):

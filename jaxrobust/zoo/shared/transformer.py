@@ -9,7 +9,7 @@ from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, convolutions, layers
 from jaxrobust.models.kernels.primitives import add_bias
-from jaxrobust.models.modules.basic import ACTIVATIONS, LayerNorm, Linear
+from jaxrobust.models.modules.basic import ACTIVATIONS, LayerNorm, Linear, residual
 from jaxrobust.models.modules.draws import (
     Draws,
     Drop,
@@ -105,10 +105,8 @@ class Block(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2 = branches(drop, 2)
         attended, inside, behind = dropouts(drop, 3, self.dropout, paths=2)
-        normal, x = self.norm1.with_tokens(x)
-        x = x + path1(attended(self.attn(normal)))
-        normal, x = self.norm2.with_tokens(x)
-        return x + path2(self.mlp(normal, inside, behind))
+        x = residual(x, self.norm1, lambda y: path1(attended(self.attn(y))))
+        return residual(x, self.norm2, lambda y: path2(self.mlp(y, inside, behind)))
 
 
 class PreNorm(nnx.Module):
@@ -120,10 +118,8 @@ class PreNorm(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         attn_path, mlp_path = branches(drop, 2)
-        normal, x = self.norm1.with_tokens(x)
-        x = x + attn_path(self.attn(normal, train))
-        normal, x = self.norm2.with_tokens(x)
-        return x + mlp_path(self.mlp(normal))
+        x = residual(x, self.norm1, lambda y: attn_path(self.attn(y, train)))
+        return residual(x, self.norm2, lambda y: mlp_path(self.mlp(y)))
 
 
 def grid_of(image_size: int, patch: int) -> int:

@@ -233,7 +233,7 @@ class DroppedTest(parameterized.TestCase):
         rates = {key: rate for key, rate in RATES.items() if key in models.variant(name)._fields}
         seen, zero = [], dict.fromkeys(rates, 0.0)
 
-        def kept(key, rate, shape):
+        def survives(key, rate, shape):
             seen.append((shape, rate, jax.random.key_data(key).tobytes()))
             return jnp.ones(shape, bool)
 
@@ -246,7 +246,7 @@ class DroppedTest(parameterized.TestCase):
             with jax.ensure_compile_time_eval():  # of keys
                 jax.eval_shape(lambda *given: net.apply(*given, **how)[0], *weights, x)
 
-        with mock.patch.object(layers, "_kept", kept):
+        with mock.patch.object(layers, "_survives", survives):
             run(still, train=True)  # needs no key
             run(drawing, train=False, key=jax.random.key(1))
             self.assertEmpty(seen)

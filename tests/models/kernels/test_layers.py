@@ -88,7 +88,7 @@ FORMULAS = [
     ("scaled_residual", layers.scaled_residual, _plain_residual, [SHAPE, SHAPE, _C, _C]),
     ("linear_wider", layers.linear, _plain_linear, [SHAPE, (5, 12), (12,)]),
     ("linear_narrower", layers.linear, _plain_linear, [SHAPE, (5, 3), (3,)]),
-    ("linear_on_tpus", layers._as_it_lies, jnp.matmul, [SHAPE, (5, 12)]),
+    ("linear_on_tpus", layers._without_copies, jnp.matmul, [SHAPE, (5, 12)]),
     ("depthwise_7", convolutions.depthwise_conv, _plain_depthwise, [SHAPE, (7, 7, 1, 5), _C]),
     ("depthwise_3", convolutions.depthwise_conv, _plain_depthwise, [SHAPE, (3, 3, 1, 5), _C]),
 ]
@@ -274,7 +274,8 @@ class LayersTest(parameterized.TestCase):
         ((1, 12, 12, 9 * 32), (3, 3, 32, 9), 1, 1, 9, 1, (0, 1)),  # many: one call for all
     )
     def test_the_formula_that_is_fast(self, image, kernel, stride, padding, groups, dilation, of):
-        value = convolutions._on_cpu(0, stride, padding, groups, dilation)
+        settings = convolutions._Settings(stride, padding, groups, dilation)
+        value = functools.partial(convolutions._on_cpu, 0, settings)
         operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel)]
         with mock.patch.object(cpus, "kind", return_value=cpus.KINDS[1]):  # as with AVX-512
             text = str(jax.make_jaxpr(value)(*operands))
