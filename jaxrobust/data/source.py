@@ -144,36 +144,40 @@ class SourceKind(NamedTuple):
 
 
 _SOURCES = "jaxrobust.data.sources"
-_FAKE = r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?"
-KINDS = {
-    kind.name: kind
-    for kind in (
-        SourceKind(
-            *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
-            *(f"{_SOURCES}.cifar_c:open_cifar_c", "", True, True),
-        ),
-        SourceKind(
-            *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn"),
-            *(f"{_SOURCES}.fake:open_fake", _FAKE),
-        ),
-        SourceKind(
-            *("generated", "generated:DIR", "shards of generated images"),
-            *(f"{_SOURCES}.generated:open_generated", "", True),
-        ),
-        SourceKind(
-            *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
-            f"{_SOURCES}.huggingface:open_hf",
-        ),
-        SourceKind(
-            *("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class"),
-            *(f"{_SOURCES}.image_folder:open_folder", "", True),
-        ),
-        SourceKind(
-            *("npz", "npz:PATH", "a file of arrays"),
-            *(f"{_SOURCES}.npz:open_npz", "", True, True),
-        ),
-    )
-}
+_KINDS = (
+    SourceKind(
+        *("cifar10-c", "cifar10-c:DIR", "the files of CIFAR-10-C"),
+        f"{_SOURCES}.cifar_c:open_cifar_c",
+        is_path=True,
+        contents=True,
+    ),
+    SourceKind(
+        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn"),
+        f"{_SOURCES}.fake:open_fake",
+        pattern=r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?",
+    ),
+    SourceKind(
+        *("generated", "generated:DIR", "shards of generated images"),
+        f"{_SOURCES}.generated:open_generated",
+        is_path=True,
+    ),
+    SourceKind(
+        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
+        f"{_SOURCES}.huggingface:open_hf",
+    ),
+    SourceKind(
+        *("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class"),
+        f"{_SOURCES}.image_folder:open_folder",
+        is_path=True,
+    ),
+    SourceKind(
+        *("npz", "npz:PATH", "a file of arrays"),
+        f"{_SOURCES}.npz:open_npz",
+        is_path=True,
+        contents=True,
+    ),
+)
+KINDS = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(name: Any) -> SourceKind | None:

@@ -1,4 +1,4 @@
-"""Modules that a test makes unimportable, or that it needs."""
+"""Modules that a test replaces, or that it needs."""
 
 import contextlib
 import importlib.util
@@ -7,19 +7,25 @@ import unittest
 
 
 @contextlib.contextmanager
-def hidden(*names):
-    """`import NAME` fails inside; every other module stays, those first imported inside too.
+def replaced(modules):
+    """`import NAME` gives a module of these inside, and fails where that is None.
 
-    `mock.patch.dict(sys.modules)` drops the latter, of which Python then makes second copies.
+    Every other module stays, those first imported inside too. `mock.patch.dict(sys.modules)` drops
+    these, of which Python then makes second copies, or refuses to.
     """
-    kept = {name: sys.modules[name] for name in names if name in sys.modules}
-    sys.modules.update(dict.fromkeys(names))
+    old_modules = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update(modules)
     try:
         yield
     finally:
-        for name in names:
+        for name in modules:
             del sys.modules[name]
-        sys.modules.update(kept)
+        sys.modules.update(old_modules)
+
+
+def hidden(*names):
+    """`import NAME` fails inside."""
+    return replaced(dict.fromkeys(names))
 
 
 def needs(name, command):

@@ -20,6 +20,7 @@ from jaxrobust.runtime.text import spelling
 from jaxrobust.weights import load
 from jaxrobust.weights.fetch import sources
 from tests.support import sweeps
+from tests.support.modules import hidden, replaced
 
 
 class LoadTest(parameterized.TestCase):
@@ -53,7 +54,7 @@ class PushTest(parameterized.TestCase):
         self.hub.upload_folder.side_effect = self.upload
         client = SimpleNamespace(HfApi=mock.Mock(return_value=self.hub))
         self.client = client
-        self.enter_context(mock.patch.dict("sys.modules", huggingface_hub=client))
+        self.enter_context(replaced({"huggingface_hub": client}))
 
     def upload(self, folder_path, **about):
         self.seen = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
@@ -88,7 +89,7 @@ class PushTest(parameterized.TestCase):
 
     def test_without_the_client(self):
         with (
-            mock.patch.dict("sys.modules", huggingface_hub=None),
+            hidden("huggingface_hub"),
             self.assertRaisesRegex(ImportError, r"pip install 'jaxrobust\[hub\]'"),
         ):
             convert.push_to_hub("quickstart", "ORG/digits")
