@@ -211,7 +211,7 @@ def arrays_of(tree: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]
     def rebuilt(arrays: Sequence[Array]) -> Any:
         others = iter(arrays)
         replaced = (next(others) if isinstance(x, jax.Array) else x for x in leaves)
-        return structure.unflatten(replaced)
+        return jax.tree.unflatten(structure, replaced)
 
     return [leaf for leaf in leaves if isinstance(leaf, jax.Array)], rebuilt
 

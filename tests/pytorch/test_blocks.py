@@ -3,7 +3,6 @@
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -98,25 +97,6 @@ class PartsTest(parameterized.TestCase):
             self.part(read=("x", "x")),
         ):
             self.assertNotEqual(blocks.form(other)[:2], first[:2])
-
-    def test_how_one_block_follows_another(self):
-        before = self.part(read=("x", "w"))
-        first, program = blocks.form(before), SimpleNamespace(weights={"w": "", "v": ""})
-
-        def link(*read, **options):
-            second = blocks.form(self.part("def", read, results=("f",), **options))
-            return blocks._link(program, before, first, second)
-
-        self.assertEqual(link("c", "v"), (2, blocks._WEIGHT))
-        self.assertEqual(link("x", "w"), (blocks._SAME, blocks._SAME))
-        self.assertEqual(link("a", "w"), (0, blocks._SAME))
-        for read in (("z", "v"), ("c", "z"), ("v", "w")):  # from elsewhere, a weight for a map
-            self.assertIsNone(link(*read))
-        self.assertIsNone(link("c", "v", factor=3.0))
-        self.assertIsNone(blocks._link(program, before, None, first))
-        self.assertIsNone(blocks._link(program, before, first, None))
-        own = first._replace(operations=((programs.OWN, ()),))
-        self.assertIsNone(blocks._link(program, before, own, own))
 
 
 class BlocksTest(parameterized.TestCase):

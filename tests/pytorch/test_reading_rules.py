@@ -26,9 +26,10 @@ def node(target="", *args, op="call_function", **kwargs):
 
 class DrawingTest(absltest.TestCase):
     def test_what_draws(self):
-        draws = "rand randn_like normal_ multinomial exponential uniform native_dropout log_normal "
-        draws += "bernoulli cauchy geometric poisson"
-        for name in draws.split():
+        for name in (
+            *("rand", "randn_like", "randint", "normal_", "log_normal", "cauchy", "geometric"),
+            *("multinomial", "exponential", "uniform", "native_dropout", "bernoulli", "poisson"),
+        ):
             self.assertTrue(refusals.is_draw(f"aten.{name}.default"), name)
         for name in ("add", "layer_norm", "linalg_vector_norm", "expand", "grand", "batch_norm"):
             self.assertFalse(refusals.is_draw(f"aten.{name}.default"), name)

@@ -271,30 +271,30 @@ def weights(value: Any) -> np.ndarray:
 def ours(row: tuple[Any, ...], arrays: list[Any], last: bool) -> list[Any]:
     """What the program's step gives, of arrays in the places of the row's."""
     operator, given = bound(row)
-    left, values = iter(range(len(arrays))), {}
+    places, values = iter(range(len(arrays))), {}
 
     def operand(value: Any) -> Any:
         if isinstance(value, list):
             return tuple(operand(each) for each in value)
         if not isinstance(value, np.ndarray):
             return value
-        place = next(left)
+        place = next(places)
         array = arrays[place]
         images = last and array.ndim >= 4
         values[f"v{place}"] = ChannelsLast(jnp.moveaxis(array, 1, -1)) if images else array
         return Of(f"v{place}")
 
     dropped = {"layout", "device", "pin_memory", "memory_format", "generator"}
-    operands, named = [], {}
+    operands, keywords = [], {}
     for argument in operator._schema.arguments:
         value = operand(given[argument.name])
         if argument.name in dropped:
             continue
         if argument.kwarg_only:
-            named[argument.name] = value
+            keywords[argument.name] = value
         else:
             operands.append(value)
-    step = OperatorCall("out", str(operator), tuple(operands), named, "a line")
+    step = OperatorCall("out", str(operator), tuple(operands), keywords, "a line")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         result = programs.compute(step, TABLE, values, {})
     several = not hasattr(result, "shape") and not isinstance(result, ChannelsLast)

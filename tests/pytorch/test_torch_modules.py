@@ -22,6 +22,7 @@ from tests.support import paths
 
 pytest.importorskip("torch", reason=paths.PARITY)
 
+NAME = "torch:nets.py:build"
 SIZES = {"num_classes": 4, "image_size": 8, "in_channels": 1}
 NETS = """
 from torch import nn
@@ -72,14 +73,14 @@ class NamesTest(parameterized.TestCase):
         Path("nets.py").write_text(NETS)
         self.enter_context(mock.patch.dict(torch_modules._folders, clear=True))
 
-    def refused(self, name, **given):
+    def refused(self, name, **options):
         with self.assertRaises(ValueError) as caught:
-            models.create(name, **SIZES | given)
+            models.create(name, **SIZES | options)
         self.assertNotIn("\n", str(caught.exception))
         return str(caught.exception)
 
     def test_is_called_with_sizes_and_options(self):
-        net = models.create("torch:nets.py:build", **SIZES, width=6)
+        net = models.create(NAME, **SIZES, width=6)
         params, stats = net.init(jax.random.key(0))
         self.assertEqual(params["0.weight"].shape, (6, 1, 3, 3))
         self.assertEqual(params["5.weight"].shape, (4, 24))
@@ -92,10 +93,10 @@ class NamesTest(parameterized.TestCase):
         )
 
     def test_computes_in_the_type_that_is_asked_for(self):
-        params, stats = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
+        params, stats = models.create(NAME, **SIZES).init(jax.random.key(0))
         x = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
-        low = models.create("torch:nets.py:build", **SIZES, dtype="bfloat16")
-        exact = models.create("torch:nets.py:build", **SIZES)
+        low = models.create(NAME, **SIZES, dtype="bfloat16")
+        exact = models.create(NAME, **SIZES)
         text = jax.jit(low.apply).lower(params, stats, x).as_text()
         self.assertRegex(text, r"dot_general.*bf16")
         got, want = low.apply(params, stats, x)[0], exact.apply(params, stats, x)[0]
@@ -159,37 +160,8 @@ class NamesTest(parameterized.TestCase):
         made.assert_called_once_with("network", *known)
         self.assertFalse(pytorch.has_programs(Path("run") / pytorch.FOLDER))
 
-    def test_a_pass_is_given_its_key_and_weights_of_its_type(self):
-        calls = []
-
-        def apply(params, stats, images, **how):
-            calls.append((params["w"].dtype, stats, images, how))
-            return "logits", stats
-
-        made = mock.Mock(apply=apply, init="init")
-        with (
-            mock.patch.object(torch_modules, "program"),
-            mock.patch.object(torch_modules.trained, "classifier", return_value=made),
-        ):
-            net = torch_modules.create("torch:a.py:b", dtype="bfloat16", **SIZES)
-        weights = {"w": jnp.ones(2)}
-        net.apply(weights, "stats", "images", train=True, key="key")
-        net.apply(weights, "stats", "images")
-        type_ = jnp.dtype("bfloat16")
-        self.assertEqual(calls[0], (type_, "stats", "images", {"train": True, "key": "key"}))
-        self.assertEqual(calls[1], (type_, "stats", "images", {"train": False, "key": None}))
-
-    def test_files_of_names(self):
-        for name, file in (
-            ("torch:nets.py:build", "nets.py"),
-            ("torch:json.decoder:JSONDecoder", json.decoder.__file__),
-            ("torch:no_such_package_here:x", None),
-            ("torch:timm/x", None),
-        ):
-            self.assertEqual(torch_modules._file(name), file)
-
     def test_options(self):
-        said = self.refused("torch:nets.py:build", depth=3)
+        said = self.refused(NAME, depth=3)
         self.assertRegex(said, "got an unexpected keyword argument 'depth'")
 
     def test_one_of_several_results(self):
@@ -206,40 +178,35 @@ class NamesTest(parameterized.TestCase):
     def test_without_pytorch(self):
         with mock.patch.object(torch_modules, "installed", return_value=False):
             torch_modules._written_down.cache_clear()
-            said = self.refused("torch:nets.py:build")
+            said = self.refused(NAME)
         self.assertRegex(said, "needs PyTorch to write the module down: pip install .*workdir")
 
     def test_a_kept_network_needs_neither_pytorch_nor_the_file(self):
         folder = Path("run") / pytorch.FOLDER
-        torch_modules.keep(folder, "torch:nets.py:build", **SIZES)
-        want = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
+        torch_modules.keep(folder, NAME, **SIZES)
+        want = models.create(NAME, **SIZES).init(jax.random.key(0))
         Path("nets.py").unlink()
         torch_modules._written_down.cache_clear()
         torch_modules._folders.clear()
         torch_modules.remember(folder)
         with mock.patch.object(torch_modules, "installed", return_value=False):
-            got = models.create("torch:nets.py:build", **SIZES).init(jax.random.key(0))
+            got = models.create(NAME, **SIZES).init(jax.random.key(0))
             jax.tree.map(np.testing.assert_array_equal, got, want)
             with self.subTest("another one is another"):
                 with self.assertRaisesRegex(ValueError, "keeps another network; give a new --work"):
-                    torch_modules.keep(folder, "torch:nets.py:build", **SIZES, width=2)
-                self.assertIn("needs PyTorch", self.refused("torch:nets.py:build", width=2))
+                    torch_modules.keep(folder, NAME, **SIZES, width=2)
+                self.assertIn("needs PyTorch", self.refused(NAME, width=2))
 
     def test_two_runs_whose_file_changed_between_them(self):
         """The second would be evaluated, or start, as the network of the first."""
-        name, first, second = (
-            "torch:nets.py:build",
-            Path("a") / pytorch.FOLDER,
-            Path("b") / pytorch.FOLDER,
-        )
+        name, first, second = NAME, Path("a") / pytorch.FOLDER, Path("b") / pytorch.FOLDER
         torch_modules.keep(first, name, **SIZES)
         began = models.origin(name, **SIZES)
         Path("nets.py").write_text(NETS.replace("ReLU", "GELU"))
         self.assertEqual(models.origin(name, **SIZES), began)  # what the run computes
         self.assertNotEqual(models.origin(name)["sha256"], began["sha256"])
-        with self.assertRaisesRegex(
-            ValueError, "a/.* and b/.* keep different networks of the name"
-        ):
+        message = "a/.* and b/.* keep different networks of the name"
+        with self.assertRaisesRegex(ValueError, message):
             torch_modules.keep(second, name, **SIZES)
         torch_modules._folders.clear()
         torch_modules.remember(second)
@@ -248,25 +215,21 @@ class NamesTest(parameterized.TestCase):
             torch_modules.remember(first)
 
     def test_two_runs_of_one_file(self):
-        name, first, second = (
-            "torch:nets.py:build",
-            Path("a") / pytorch.FOLDER,
-            Path("b") / pytorch.FOLDER,
-        )
-        torch_modules.keep(first, name, **SIZES)
-        torch_modules.keep(second, name, **SIZES)
-        torch_modules.remember(first)
-        self.assertEqual(kept.program_sha256(first), kept.program_sha256(second))
+        folders = Path("a") / pytorch.FOLDER, Path("b") / pytorch.FOLDER
+        for folder in folders:
+            torch_modules.keep(folder, NAME, **SIZES)
+        torch_modules.remember(folders[0])
+        self.assertEqual(*map(kept.program_sha256, folders))
 
     def test_where_it_is_from(self):
-        record = models.origin("torch:nets.py:build")
+        record = models.origin(NAME)
         self.assertEqual(record["name"], "torch:nets.py:build")
         self.assertEqual(record["file"], "nets.py")
         self.assertLen(record["sha256"], 64)
         Path("nets.py").write_text(NETS + "\n# more\n")
-        self.assertNotEqual(models.origin("torch:nets.py:build")["sha256"], record["sha256"])
+        self.assertNotEqual(models.origin(NAME)["sha256"], record["sha256"])
         Path("nets.py").unlink()
-        self.assertIsNone(models.origin("torch:nets.py:build")["sha256"])
+        self.assertIsNone(models.origin(NAME)["sha256"])
 
     def test_of_timm(self):
         try:

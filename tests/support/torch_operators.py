@@ -160,24 +160,9 @@ def _bits(x):
 
 def _compared(x):
     y = x.flip(3)
-    return sum(m.to(x.dtype) * (i + 1) * x for i, m in enumerate(_comparisons(x, y)))
-
-
-def _comparisons(x, y):
-    return [
-        x == y,
-        x != y,
-        x < y,
-        x <= y,
-        x > y,
-        x >= y,
-        x == 0.5,
-        x != 0.5,
-        x < 0.3,
-        x <= 0.3,
-        x > 0.3,
-        x >= 0.3,
-    ]
+    marks = [x == y, x != y, x < y, x <= y, x > y, x >= y, x == 0.5, x != 0.5]
+    marks += [x < 0.3, x <= 0.3, x > 0.3, x >= 0.3]
+    return sum(mark.to(x.dtype) * (place + 1) * x for place, mark in enumerate(marks))
 
 
 def _whole_numbers(x):
@@ -397,28 +382,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     **{
         f"activation {name}": lambda name=name: Within(getattr(nn, name)())
         for name in (
-            *(
-                "ReLU",
-                "ReLU6",
-                "LeakyReLU",
-                "PReLU",
-                "RReLU",
-                "ELU",
-                "CELU",
-                "SELU",
-                "GELU",
-                "SiLU",
-            ),
-            *(
-                "Mish",
-                "Hardswish",
-                "Hardsigmoid",
-                "Hardtanh",
-                "Hardshrink",
-                "Softshrink",
-                "Tanhshrink",
-            ),
-            *("Softplus", "Softsign", "Sigmoid", "LogSigmoid", "Tanh"),
+            *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "GELU"),
+            *("SiLU", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Hardshrink", "Softshrink"),
+            *("Tanhshrink", "Softplus", "Softsign", "Sigmoid", "LogSigmoid", "Tanh"),
         )
     },
     "activation GELU, tanh": lambda: Within(nn.GELU("tanh")),

@@ -4,8 +4,6 @@ import operator
 
 from jaxrobust.pytorch.operators import (
     elementwise,
-    grouping,
-    matrices,
     normalization,
     ordering,
     products,
@@ -30,8 +28,6 @@ TABLE: dict[str, OperatorRule] = {
     **normalization.TABLE,
     **resampling.TABLE,
     **ordering.TABLE,
-    **grouping.TABLE,
-    **matrices.TABLE,
 }
 DRAWS: dict[str, OperatorRule] = random_numbers.TABLE  # which take a key before PyTorch's operands
 TRAINING: dict[str, OperatorRule] = normalization.TRAINING  # which look at all images of a batch

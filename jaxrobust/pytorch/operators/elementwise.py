@@ -17,9 +17,9 @@ Functions = dict[str, Function]
 
 
 def _of_floats(function: Function) -> Function:
-    def of_floats(x: Any, *rest: Any) -> Array:
+    def of_floats(x: Any, *others: Any) -> Array:
         x = jnp.asarray(x)
-        return function(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), *rest)
+        return function(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), *others)
 
     return of_floats
 
@@ -52,7 +52,7 @@ _power_of_pairs = _of_pairs(
     lambda power, x, y: jnp.where((x == 0) & (y >= 0), 0, power * jnp.log(x)),
 )
 _remainder_of_pairs = _of_pairs(
-    jnp.remainder, lambda rest, x, y: 1, lambda rest, x, y: -jnp.floor_divide(x, y)
+    jnp.remainder, lambda value, x, y: 1, lambda value, x, y: -jnp.floor_divide(x, y)
 )
 
 
@@ -78,8 +78,8 @@ def _power(x: Any, exponent: Any) -> Array:
 def _raised(x: Array, exponent: float) -> Array:
     if abs(exponent) == 0.5:  # -0 has the roots of -0
         return jnp.sqrt(x) if exponent > 0 else lax.rsqrt(x)
-    whole = float(exponent).is_integer() and abs(exponent) < 64
-    return jnp.power(x, int(exponent) if whole else exponent)
+    is_integer = float(exponent).is_integer() and abs(exponent) < 64
+    return jnp.power(x, int(exponent) if is_integer else exponent)
 
 
 def _logit(x: Array, eps: float | None = None) -> Array:
@@ -147,8 +147,8 @@ def _clamp(x: Array, low: Any, high: Any) -> Array:
     """Return numbers within bounds; a lower one that is not below the upper has no gradient."""
     if low is not None:
         low = jnp.asarray(low, x.dtype)
-        held = low if high is None else jnp.where(low < high, low, lax.stop_gradient(low))
-        x = jnp.where(x < low, held, x)
+        bound = low if high is None else jnp.where(low < high, low, lax.stop_gradient(low))
+        x = jnp.where(x < low, bound, x)
     return x if high is None else jnp.where(x > high, jnp.asarray(high, x.dtype), x)
 
 

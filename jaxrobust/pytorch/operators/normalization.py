@@ -23,8 +23,8 @@ def _batch_norm(
     return ChannelsLast(_scaled(x - mean, factor, bias)), None, None
 
 
-def _batch_norm_plain(x: Array, *rest: Any) -> tuple[Array, None, None]:
-    normalised = _batch_norm(jnp.moveaxis(x, 1, -1), *rest)[0].array
+def _batch_norm_plain(x: Array, *others: Any) -> tuple[Array, None, None]:
+    normalised = _batch_norm(jnp.moveaxis(x, 1, -1), *others)[0].array
     return jnp.moveaxis(normalised, -1, 1), None, None
 
 
@@ -54,10 +54,10 @@ def _batch_norm_of_batch(
     axes = tuple(range(x.ndim - 1))
     mean, var = jnp.mean(x, axes), jnp.var(x, axes)
     count = x.size // x.shape[-1]
-    seen = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
+    statistics = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
     moved = [
-        (1 - momentum) * before + momentum * now
-        for before, now in zip((running_mean, running_var), seen, strict=True)
+        (1 - momentum) * old + momentum * new
+        for old, new in zip((running_mean, running_var), statistics, strict=True)
     ]
     normalised, _, _ = _batch_norm(x, weight, bias, mean, var, momentum, eps)
     return normalised, mean, lax.rsqrt(var + eps), *moved

@@ -105,13 +105,15 @@ def _selected(row: Array, k: int) -> Array:
             order = swapped(order, i, j, unordered(order, i, j))
         pivot = row[order[low]]
 
-        def exchange(held: Any) -> Any:
-            order, i, j = held
+        def exchange(state: Any) -> Any:
+            order, i, j = state
             order = swapped(order, i, j)
             return order, *meet(order, i, j, pivot)
 
         order, i, j = lax.while_loop(
-            lambda held: held[1] <= held[2], exchange, (order, *meet(order, low + 1, high, pivot))
+            lambda state: state[1] <= state[2],
+            exchange,
+            (order, *meet(order, low + 1, high, pivot)),
         )
         order = swapped(order, low, j)
         next_low, next_high = jnp.where(j <= k, i, low), jnp.where(j >= k, j - 1, high)
@@ -129,9 +131,9 @@ def _selected(row: Array, k: int) -> Array:
 def _running(beats: Callable[[Array, Array], Array]) -> OperatorRule:
     """Return the row of a running extreme with its place: the last one of equal ones."""
 
-    def join(left: Any, right: Any) -> Any:
-        wins = beats(right[0], left[0]) | jnp.isnan(right[0])
-        return jnp.where(wins, right[0], left[0]), jnp.where(wins, right[1], left[1])
+    def join(first: Any, second: Any) -> Any:
+        wins = beats(second[0], first[0]) | jnp.isnan(second[0])
+        return jnp.where(wins, second[0], first[0]), jnp.where(wins, second[1], first[1])
 
     def running(x: Array, dim: int) -> tuple[Array, Array]:
         shape = [-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)]

@@ -1,10 +1,11 @@
-"""Convolutions and products of matrices."""
+"""Convolutions, products of matrices, and operators of whole ones: inverses, solutions, factors."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.linalg import solve_triangular
 
 from jaxrobust.pytorch.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
@@ -83,10 +84,88 @@ def _attention(
     return jnp.where(mask, shares, 0) @ value
 
 
+def _failures(result: Array, axes: tuple[int, ...] = (-2, -1)) -> Array:
+    """Return LAPACK's `info`, int32[...]: 0 where a result is finite, 1 where PyTorch has more."""
+    return (~jnp.isfinite(result).all(axes)).astype(jnp.int32)
+
+
+def _inverse(matrix: Array, check_errors: bool = False) -> tuple[Array, Array]:
+    inverse = jnp.linalg.inv(matrix)
+    return inverse, _failures(inverse)
+
+
+def _solve(
+    matrix: Array, right: Array, *, left: bool = True, check_errors: bool = False
+) -> tuple[Array | None, ...]:
+    is_vector = right.ndim == 1 or right.shape == matrix.shape[:-1]
+    columns = right[..., None] if is_vector else right
+    solution = (
+        jnp.linalg.solve(matrix, columns) if left else jnp.linalg.solve(matrix.mT, columns.mT).mT
+    )
+    return solution[..., 0] if is_vector else solution, None, None, _failures(solution)
+
+
+def _solve_triangular(
+    matrix: Array, right: Array, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Array:
+    batch = jnp.broadcast_shapes(matrix.shape[:-2], right.shape[:-2])
+    matrix, right = (jnp.broadcast_to(x, batch + x.shape[-2:]) for x in (matrix, right))
+    if not left:  # X M = B is M' X' = B'
+        matrix, right, upper = matrix.mT, right.mT, not upper
+    solution = solve_triangular(matrix, right, lower=not upper, unit_diagonal=unitriangular)
+    return solution if left else solution.mT
+
+
+def _cholesky(matrix: Array, upper: bool = False) -> Array:
+    """Factor a symmetric matrix, of which one half is read; both have the gradient."""
+    values = lax.stop_gradient(matrix)
+    half = jnp.tril(values.mT if upper else values)
+    zero = matrix - values
+    symmetric = half + jnp.tril(half, -1).mT + (zero + zero.mT) / 2
+    lower = lax.linalg.cholesky(symmetric, symmetrize_input=False)
+    return lower.mT if upper else lower
+
+
+def _cholesky_and_info(
+    matrix: Array, *, upper: bool = False, check_errors: bool = False
+) -> tuple[Array, Array]:
+    factor = _cholesky(matrix, upper)
+    return factor, _failures(factor)
+
+
+def _singular(
+    matrix: Array,
+    full_matrices: bool = False,
+    compute_uv: bool = True,
+    *,
+    driver: str | None = None,
+) -> tuple[Array, Array, Array]:
+    """Return U, the singular values, V' of matrices [..., M, N]; vectors are up to their signs.
+
+    The vectors beyond the values have no gradient, in PyTorch neither.
+    """
+    none: Any = jnp.zeros((0,), matrix.dtype)
+    if not compute_uv:
+        return none, jnp.linalg.svd(matrix, compute_uv=False), none
+    u, values, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    few = values.shape[-1]
+    if full_matrices and matrix.shape[-2] != matrix.shape[-1]:
+        full_u, _, full_vt = jnp.linalg.svd(lax.stop_gradient(matrix), full_matrices=True)
+        u = jnp.concatenate([u, full_u[..., few:]], -1)
+        vt = jnp.concatenate([vt, full_vt[..., few:, :]], -2)
+    return u, values, vt
+
+
 TABLE = {
     "aten.convolution.default": OperatorRule(None, _convolution),
     "aten.mm.default": OperatorRule(jnp.matmul),
     "aten.bmm.default": OperatorRule(jnp.matmul),
     "aten.addmm.default": OperatorRule(_addmm),
     "aten.scaled_dot_product_attention.default": OperatorRule(_attention),
+    "aten.linalg_inv_ex.default": OperatorRule(_inverse),
+    "aten._linalg_solve_ex.default": OperatorRule(_solve),
+    "aten.linalg_solve_triangular.default": OperatorRule(_solve_triangular),
+    "aten.linalg_cholesky_ex.default": OperatorRule(_cholesky_and_info),
+    "aten.cholesky.default": OperatorRule(_cholesky),
+    "aten._linalg_svd.default": OperatorRule(_singular),
 }

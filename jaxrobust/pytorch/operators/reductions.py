@@ -1,6 +1,7 @@
-"""Operators that look at many numbers: sums and extremes, softmax, order, lookups."""
+"""Operators that look at many numbers: sums and extremes, softmax, order, lookups, distances."""
 
 from collections.abc import Callable, Sequence
+from string import ascii_letters
 from typing import Any
 
 import jax
@@ -23,16 +24,18 @@ def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
 
 
 def _over(reduce: Callable[..., Array]) -> OperatorRule:
-    def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
+    def plain(
+        x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **options: Any
+    ) -> Array:
         x = x if dtype is None else x.astype(dtype)
-        return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **rest)
+        return reduce(x, _axes(dims, x.ndim), keepdims=keepdim, **options)
 
-    def last(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Any:
+    def last(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **options: Any) -> Any:
         gone = _axes(dims, x.ndim)
         if not keepdim and not {0, 1}.isdisjoint(gone):
-            return plain(ChannelsLast(x).plain(), dims, keepdim, dtype, **rest)
+            return plain(ChannelsLast(x).plain(), dims, keepdim, dtype, **options)
         x = x if dtype is None else x.astype(dtype)
-        reduced = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdims=keepdim, **rest)
+        reduced = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdims=keepdim, **options)
         if keepdim:
             return ChannelsLast(reduced)
         return reduced if reduced.ndim == 2 else ChannelsLast(reduced)
@@ -52,8 +55,8 @@ def _variance(x: Array, axes: Any, *, keepdims: bool, correction: float | None =
 _root = sloped(jnp.sqrt, lambda root, x: jnp.where(root == 0, 0, 0.5 / root))
 
 
-def _deviation(x: Array, axes: Any, **how: Any) -> Array:
-    return _root(_variance(x, axes, **how))
+def _deviation(x: Array, axes: Any, **options: Any) -> Array:
+    return _root(_variance(x, axes, **options))
 
 
 def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
@@ -76,14 +79,14 @@ def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) 
         if abs(order) == np.inf:
             chosen = (jnp.abs(x) == value).astype(x.dtype)
             return jnp.sign(x) * chosen / chosen.sum(axes, keepdims=True)
-        return norm_slope(x, value, order)
+        return _norm_slope(x, value, order)
 
     norm.defjvps(lambda tangent, value, x: (slope(value, x) * tangent).sum(axes, keepdims=True))
     value = norm(x if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs(x))
     return value if keepdim else value.squeeze(axes)
 
 
-def norm_slope(x: Array, norm: Array, order: float) -> Array:
+def _norm_slope(x: Array, norm: Array, order: float) -> Array:
     """Return the slopes of a norm of finite order, which are 0 at 0."""
     if order == 0:
         return jnp.zeros_like(x)
@@ -132,7 +135,7 @@ def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
     return jnp.take_along_axis(x[tuple(inner)], places, axis=dim)
 
 
-def along(places: Array, dim: int) -> tuple[Array, ...]:
+def _along(places: Array, dim: int) -> tuple[Array, ...]:
     """Return the index of every number that `places` names along an axis."""
     index = list(jnp.meshgrid(*map(jnp.arange, places.shape), indexing="ij"))
     index[dim] = places
@@ -144,18 +147,18 @@ def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
     value = x.at[index].set(source)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return value
-    named = jnp.zeros(x.shape, bool).at[index].set(True)
-    linear = jnp.where(named, 0, x).at[index].add(jnp.asarray(source, x.dtype))
+    written = jnp.zeros(x.shape, bool).at[index].set(True)
+    linear = jnp.where(written, 0, x).at[index].add(jnp.asarray(source, x.dtype))
     return with_gradient_of(value, linear)
 
 
 def _scatter(x: Array, dim: int, places: Array, source: Any) -> Array:
     part = source if not getattr(source, "ndim", 0) else source[tuple(map(slice, places.shape))]
-    return _written(x, along(places, dim), part)
+    return _written(x, _along(places, dim), part)
 
 
 def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
-    return x.at[along(places, dim)].add(source[tuple(map(slice, places.shape))])
+    return x.at[_along(places, dim)].add(source[tuple(map(slice, places.shape))])
 
 
 def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
@@ -208,6 +211,112 @@ def _fourier_to_reals(x: Array, dims: Ints, normalization: int, last: int) -> Ar
     return jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward") * _share(sizes, normalization)
 
 
+def _scatter_reduce(
+    x: Array, dim: int, places: Array, source: Array, reduce: str, include_self: bool = True
+) -> Array:
+    """Join the numbers of `source` into their places; without `include_self`, of nothing else."""
+    index = _along(places, dim)
+    source = source[tuple(map(slice, places.shape))]
+    written = jnp.zeros(x.shape, bool).at[index].set(True)
+    takes_part = jnp.ones(x.shape, bool) if include_self else ~written
+    if reduce == "prod":
+        return _products(x, takes_part, index, source)
+    if reduce not in ("sum", "mean"):
+        return _extremes(x, takes_part, index, source, reduce)
+    total = jnp.where(takes_part, x, 0).at[index].add(source)
+    if reduce == "sum":
+        return total
+    count = jnp.maximum(takes_part.astype(int).at[index].add(1), 1).astype(x.dtype)
+    return total / count if jnp.issubdtype(x.dtype, jnp.inexact) else total // count
+
+
+def _products(x: Array, takes_part: Array, index: tuple[Array, ...], source: Array) -> Array:
+    """Return products in places; the gradient of each factor is the product of the others."""
+    old, new = lax.stop_gradient(x), lax.stop_gradient(source)
+    first = jnp.where(takes_part & (old != 0), old, 1)
+    others = first.at[index].multiply(jnp.where(new == 0, 1, new))
+    zeros = (takes_part & (old == 0)).astype(int).at[index].add((new == 0).astype(int))
+
+    def share(value: Array, product: Array, count: Array) -> Array:
+        none = value == 0
+        return jnp.where(count - none > 0, 0, product / jnp.where(none, 1, value))
+
+    linear = jnp.where(takes_part, x * share(old, others, zeros), 0)
+    linear = linear.at[index].add(source * share(new, others[index], zeros[index]))
+    return with_gradient_of(jnp.where(zeros > 0, 0, others), linear)
+
+
+def _extremes(
+    x: Array, takes_part: Array, index: tuple[Array, ...], source: Array, reduce: str
+) -> Array:
+    """Return extremes in places, of which equal ones share the gradient."""
+    old, new = lax.stop_gradient(x), lax.stop_gradient(source)
+    most = reduce == "amax"
+    floating = jnp.issubdtype(x.dtype, jnp.inexact)
+    info = jnp.finfo(x.dtype) if floating else jnp.iinfo(x.dtype)
+    ends = (-jnp.inf, jnp.inf) if floating else (info.min, info.max)
+    end = jnp.asarray(ends[0 if most else 1], x.dtype)
+    start = jnp.where(takes_part, old, end).at[index]
+    value = start.max(new) if most else start.min(new)
+    if not floating:
+        return value
+    # PyTorch counts what lies in the place also where it takes no part.
+    old_wins, new_wins = old == value, new == value[index]
+    count = old_wins.astype(x.dtype).at[index].add(new_wins.astype(x.dtype))
+    count = jnp.maximum(count, 1)
+    linear = jnp.where(takes_part & old_wins, x / count, 0)
+    linear = linear.at[index].add(jnp.where(new_wins, source / count[index], 0))
+    return with_gradient_of(value, linear)
+
+
+def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Array:
+    """Compute distances of [..., P, M] and [..., R, M], each with each; gradients are PyTorch's:
+
+    zero where two are equal, and for the largest difference that of all that are largest.
+    """
+    apart = x[..., :, None, :] - y[..., None, :, :]
+    size, sign = jnp.abs(lax.stop_gradient(apart)), jnp.sign(lax.stop_gradient(apart))
+    if order == 0:
+        return (size != 0).sum(-1).astype(apart.dtype)
+    if order == jnp.inf:
+        value = size.max(-1)
+        share = sign * (size == value[..., None])
+    elif order == 1:
+        value, share = size.sum(-1), sign
+    else:
+        value = (size**order).sum(-1) ** (1 / order)
+        share = _norm_slope(lax.stop_gradient(apart), value[..., None], order)
+    return with_gradient_of(value, (share * apart).sum(-1))
+
+
+def _euclidean(x: Array, y: Array) -> Array:
+    """Return the same for order 2 by a product of matrices, as PyTorch does of more than 25."""
+    held, other = lax.stop_gradient(x), lax.stop_gradient(y)
+    squares = (held**2).sum(-1)[..., :, None] + (other**2).sum(-1)[..., None, :]
+    value = jnp.sqrt(jnp.maximum(squares - 2 * held @ other.mT, 0))
+    share = jnp.where(value == 0, 0, 1 / jnp.where(value == 0, 1, value))
+    # Of share * |x - y|^2 / 2, with the shares fixed.
+    linear = ((x**2).sum(-1)[..., :, None] + (y**2).sum(-1)[..., None, :]) / 2 - x @ y.mT
+    return with_gradient_of(value, share * linear)
+
+
+def _pairs(x: Array, order: float) -> Array:
+    rows, columns = jnp.triu_indices(x.shape[0], 1)
+    return _distances(x[rows][:, None], x[columns][:, None], order)[:, 0, 0]
+
+
+def _trilinear(
+    x: Array, y: Array, z: Array, new_x: Ints, new_y: Ints, new_z: Ints, summed: Ints, *ignored: int
+) -> Array:
+    axes = ascii_letters[: x.ndim + len(new_x)]
+
+    def without(gone: Ints) -> str:
+        return "".join(letter for place, letter in enumerate(axes) if place not in gone)
+
+    terms = ",".join(map(without, (new_x, new_y, new_z)))
+    return jnp.einsum(f"{terms}->{without(summed)}", x, y, z)
+
+
 TABLE = {
     "aten.sum.dim_IntList": _over(jnp.sum),
     "aten.mean.dim": _over(jnp.mean),
@@ -254,4 +363,9 @@ TABLE = {
     "aten.put.default": OperatorRule(_put),
     "aten.index_select.default": OperatorRule(lambda x, dim, places: jnp.take(x, places, axis=dim)),
     "aten.embedding.default": OperatorRule(lambda table, places, *ignored: table[places]),
+    "aten.scatter_reduce.two": OperatorRule(_scatter_reduce),
+    "aten._cdist_forward.default": OperatorRule(_distances),
+    "aten._euclidean_dist.default": OperatorRule(_euclidean),
+    "aten._pdist_forward.default": OperatorRule(_pairs),
+    "aten._trilinear.default": OperatorRule(_trilinear),
 }

@@ -33,13 +33,13 @@ def _split_last(x: Array, sizes: Ints, dim: int) -> list[ChannelsLast]:
 
 
 def _concatenate(arrays: Sequence[Array], dim: int) -> Array:
-    whole = [array for array in arrays if array.shape != (0,)]  # which PyTorch leaves out
-    return jnp.concatenate(whole, axis=dim)
+    # PyTorch leaves empty ones out.
+    return jnp.concatenate([array for array in arrays if array.shape != (0,)], axis=dim)
 
 
 def _expand(x: Array, sizes: Ints, implicit: bool = False) -> Array:
-    own = (1,) * (len(sizes) - x.ndim) + x.shape
-    return jnp.broadcast_to(x, [o if s == -1 else s for s, o in zip(sizes, own, strict=True)])
+    old = (1,) * (len(sizes) - x.ndim) + x.shape
+    return jnp.broadcast_to(x, [o if s == -1 else s for s, o in zip(sizes, old, strict=True)])
 
 
 def _padded(x: Array, widths: Ints, value: float, *, last: bool) -> Any:
@@ -79,8 +79,8 @@ TABLE = {
     "aten.expand.default": OperatorRule(_expand),
     "aten.repeat.default": OperatorRule(jnp.tile),
     "aten.slice.Tensor": OperatorRule(
-        lambda x, dim, *rest: _part(x, dim % x.ndim, *rest),
-        lambda x, dim, *rest: ChannelsLast(_part(x, moved(dim, x.ndim), *rest)),
+        lambda x, dim, *cut: _part(x, dim % x.ndim, *cut),
+        lambda x, dim, *cut: ChannelsLast(_part(x, moved(dim, x.ndim), *cut)),
     ),
     "aten.select.int": OperatorRule(lambda x, dim, place: lax.index_in_dim(x, place, dim, False)),
     "aten.split_with_sizes.default": OperatorRule(_split, _split_last),
