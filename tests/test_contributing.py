@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, executed in a copy of the package."""
+"""The recipes for contributors, executed in a copy of the package."""
 
 import os
 import re
@@ -17,7 +17,8 @@ _BLOCK = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def recipes() -> dict[str, list[tuple[str, str]]]:
     """The (kind, text) of the blocks of each recipe."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    pages = (ROOT / f"docs/howto/add_{name}.md" for name in ("attack", "network"))
+    text = "\n".join(page.read_text() for page in pages)
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     found = {section.partition("\n")[0]: _BLOCK.findall(section) for section in sections}
     return {title: blocks for title, blocks in found.items() if blocks}
