@@ -152,14 +152,14 @@ def _of_size(
     is_first = jax.process_index() == 0
     with patience.of("reading the network and its images", here=is_first):
         origin, subject, source = flag_rules.settled(flags)
-        which, subject, weights = flag_rules.weights(flags, subject, source)
+        name, subject, weights = flag_rules.weights(flags, subject, source)
         source = source.for_channels(subject.network.in_channels)
     preparing = (origin, subject.image_size, source, flags.preprocessing)
     question = flags._replace(preprocessing=subjects.preprocessing(*preparing))
     if flags.certify is not None:
         question = question._replace(draws=None, alpha=None)  # which are of the noise
-    name = re.sub(r"[^\w.-]+", "-", subject.network.name)
-    place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
+    folder = re.sub(r"[^\w.-]+", "-", f"evaluation-{subject.network.name}")
+    place = out or (run / "evaluation" if run else Path("runs") / folder)
     asking = _asking(flags, question, subject, balls)
     for asked, of_ball in asking:
         if of_ball.ball.epsilon or not climbs:
@@ -168,7 +168,7 @@ def _of_size(
     if flags.shipped:
         _first_figure(flags, subject, source, weights)
     with patience.of("fingerprinting network and images", here=is_first):
-        evaluation = Evaluation(subject, source, which, weights, question, place)
+        evaluation = Evaluation(subject, source, name, weights, question, place)
     if climbs:
         return place, several.ladder(evaluation, [of_ball for _, of_ball in asking])
     if flags.corruptions:

@@ -246,12 +246,12 @@ def weights(
             say(other)
         size = subject.network.image_size
         if flags.selected:
-            which, read = kept.selected_weights(run, kept.selected(run), image_size=size)
+            name, read = kept.selected_weights(run, kept.selected(run), image_size=size)
             subject = replace(subject, chosen=kept.chosen_on(run))
         else:
-            which, read = runs.run_weights(run, flags.phase, image_size=size)
-        steps = history.of_run(run, which.partition(",")[0], chosen=subject.chosen)
-        return which, replace(subject, history=steps), read
+            name, read = runs.run_weights(run, flags.phase, image_size=size)
+        steps = history.of_run(run, name.partition(",")[0], chosen=subject.chosen)
+        return name, replace(subject, history=steps), read
     if flags.torch:
         few = min(pytorch.find("compared_images"), len(source))
         size = subject.image_size
@@ -262,5 +262,5 @@ def weights(
         return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))
     if flags.function:
         return None, *subjects.with_arrays(subject)
-    which, network, read = subjects.file_weights(subject.network, Path(str(flags.weights)))
-    return which, replace(subject, network=network), read
+    name, network, read = subjects.file_weights(subject.network, Path(str(flags.weights)))
+    return name, replace(subject, network=network), read

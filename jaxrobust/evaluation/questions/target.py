@@ -266,8 +266,8 @@ def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) 
     function, at_once = pytorch.find("in_jax")(TORCH, subject.built, images, fast, following)
     built = subject.built._replace(network=None)  # whose memory is free again
     slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
-    named = subject.function._replace(function=function)
-    return replace(subject, function=named, built=built, slots=slots)
+    function_in_jax = subject.function._replace(function=function)
+    return replace(subject, function=function_in_jax, built=built, slots=slots)
 
 
 def with_arrays(subject: Subject) -> tuple[Subject, Weights]:

@@ -84,20 +84,19 @@ class Verification(NamedTuple):
 def verify(settings: VerificationSettings) -> dict[str, Any]:
     """Print what forward passes and attacks confirm, and return it for JSON."""
     done = check(settings)
-    found, sample = done.findings, done.sample
+    judged, sample = done.findings, done.sample
     more: dict[str, Any] = {"bundle": done.bundle.number, "other_network": done.other_network}
     of_sample: list[str] = []
-    if sample and isinstance(found, ClaimFindings):
-        standing = found.standing
-        more["sample"], of_sample = sample.plain(standing), sample.lines(standing)
-        found = found._replace(fallen=found.fallen + len(sample.fallen))
-    *rows, last = findings.lines(done.bundle, found)
+    if sample and isinstance(judged, ClaimFindings):
+        more["sample"], of_sample = sample.plain(judged.standing), sample.lines(judged.standing)
+        judged = judged._replace(fallen=judged.fallen + len(sample.fallen))
+    *rows, last = findings.lines(done.bundle, judged)
     if done.contradiction:
         last = f"Contradicted: {done.contradiction}"
     doubts = [f"flag {name}: {text}" for name, text in done.flags.items()]
     remarks = [*done.denied, *([done.remark] if done.remark else [])]
     print("\n".join([*rows, *of_sample, *doubts, last, *remarks]))
-    return found.plain() | {"whole": done.confirmed} | more
+    return judged.plain() | {"whole": done.confirmed} | more
 
 
 def check(settings: VerificationSettings) -> Verification:
@@ -106,21 +105,21 @@ def check(settings: VerificationSettings) -> Verification:
         raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
     bundle = claims.read(settings.bundle)
     model = bundle.record["model"]
-    given = _given(settings, bundle.record)
-    flags.check(given)
+    network_flags = _given(settings, bundle.record)
+    flags.check(network_flags)
     subject, source = subjects.settled(
-        flags.origin(given),
+        flags.origin(network_flags),
         network={"num_classes": model["num_classes"], "image_size": model["image_size"]},
         **_source_of(settings, bundle.record),
         **({} if bundle.corrupted else bundle.threat),
     )
-    which, subject, weights = flags.weights(given, subject, source)
+    name, subject, weights = flags.weights(network_flags, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
     prepared = _prepared(source, bundle)
     other_network = _other(bundle.record, subject, sha256)
     other_attacks = None if bundle.corrupted else _other_attacks(bundle.record)
     denied = [other_network, _other_split(bundle, source), other_attacks]
-    say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
+    say(f"{subject.network.name}{f' ({name})' if name else ''} on {source.where()}")
     batch = settings.batch or 64
     network = measuring.networks_of(subject, weights)("float32")
     shown = {CLEAN: prepared}
@@ -153,16 +152,16 @@ def check(settings: VerificationSettings) -> Verification:
     return Verification(bundle, judged, bool(other_network), reasons, remark, doubts, sample)
 
 
-def _given(settings: VerificationSettings, record: dict[str, Any]) -> Any:
-    given = flags.placed(GivenFlags(function=settings.function, weights=settings.weights))
-    if given.workdir:
+def _given(settings: VerificationSettings, record: dict[str, Any]) -> GivenFlags:
+    placed = flags.placed(GivenFlags(function=settings.function, weights=settings.weights))
+    if placed.workdir:
         phase = str(record["weights"]).partition(",")[0]
-        there = phase and (Path(given.workdir) / phase).is_dir()
-        return given._replace(phase=phase if there else None)
-    if given.weights and not Path(given.weights).is_dir():
+        there = phase and (Path(placed.workdir) / phase).is_dir()
+        return placed._replace(phase=phase if there else None)
+    if placed.weights and not Path(placed.weights).is_dir():
         model = record["model"]
-        return given._replace(model=model["name"], options=model["options"] or None)
-    return given
+        return placed._replace(model=model["name"], options=model["options"] or None)
+    return placed
 
 
 def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[str, Any]:
@@ -180,8 +179,8 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
                 f"the record names its images by a path, {value}, which may be of whoever made the "
                 f"bundle; name your own: --{flag} {value}"
             )
-    named = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
-    return named | {key: named[key] or record[key] for key in ("dataset", "split")}
+    place = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
+    return place | {key: place[key] or record[key] for key in ("dataset", "split")}
 
 
 def _prepared(source: Any, bundle: Any) -> Prepared:
@@ -192,8 +191,9 @@ def _prepared(source: Any, bundle: Any) -> Prepared:
             f"the bundle is of images with {channels} channels, and {source.where()} has "
             f"{source.channels}; give the --dataset and --split of its record"
         )
-    how = bundle.record["preprocessing"]
-    return Prepared(source, image_size=size, preprocessing=how, places=range(len(source)))
+    preprocessing = bundle.record["preprocessing"]
+    places = range(len(source))
+    return Prepared(source, image_size=size, preprocessing=preprocessing, places=places)
 
 
 def _corrupted(
@@ -403,7 +403,8 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
 def _opened(settings: VerificationSettings) -> tuple[claims.Bundle, Source, Prepared]:
     """Open a bundle, and its images as they were prepared."""
     bundle = claims.read(settings.bundle)
-    named = _source_of(settings, bundle.record)
-    where, classes = (named.pop("dataset"), named.pop("split")), bundle.record["model"]
-    source = registry.open_source(*where, num_classes=classes["num_classes"], **named)
+    place = _source_of(settings, bundle.record)
+    data = (place.pop("dataset"), place.pop("split"))
+    classes = bundle.record["model"]["num_classes"]
+    source = registry.open_source(*data, num_classes=classes, **place)
     return bundle, source, _prepared(source, bundle)
