@@ -27,10 +27,15 @@ class _Settings(NamedTuple):
     large: Sequence[Any]
 
 
-_ELASTIC_SMALL = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05))
-_ELASTIC_SMALL += ((0.1, 0.03, 0.03),)
-_ELASTIC_LARGE = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02))
-_ELASTIC_LARGE += ((0.12, 0.01, 0.02),)
+_Shares = tuple[tuple[float, float, float], ...]  # of the side, for elastic_transform
+_ELASTIC_SMALL: _Shares = (
+    *((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06)),
+    *((0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+)
+_ELASTIC_LARGE: _Shares = (
+    *((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02)),
+    *((0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+)
 KINDS = {  # function of `distortions` -> its settings
     "gaussian_noise": _Settings((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": _Settings((500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
