@@ -5,12 +5,10 @@ import json
 import re
 import sys
 import unicodedata
-from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -257,47 +255,8 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual({*of.values()}, {"MIT", "Apache-2.0", ""})
 
 
-def kernels(*shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return {f"stem.{i}.kernel": np.zeros(shape) for i, shape in enumerate(shapes)}
-
-
 class DescribedTest(parameterized.TestCase):
-    """What is read off the shapes and the names of weights, and how a row is written."""
-
-    @sweeps.rows(
-        ([(4, 4, 3, 8)], "patch 4"),
-        ([(48, 8)], "patch 4"),  # a linear map of 4 x 4 pixels in three colours
-        ([(7, 7, 3, 8)], "conv 7"),
-        ([(5, 5, 3, 8)], "conv 5"),
-        ([(3, 3, 3, 8), (3, 3, 8, 8)], "conv x2"),
-        ([(3, 3, 3, 8), (1, 1, 8, 8), (2, 2, 8, 8)], "conv x2"),  # a window of 1 is none
-        ([], "conv 1"),
-    )
-    def test_a_stem(self, shapes, expected):
-        family = SimpleNamespace(names=SimpleNamespace(stem=r"stem\..*"))
-        params = kernels(*shapes) | {
-            "stem.0.bias": np.zeros(8),
-            "old.stem.9.kernel": np.zeros((9, 9, 3, 8)),
-        }
-        with mock.patch.object(models, "family", return_value=family):
-            self.assertEqual(table._stem("a", params), expected)
-
-    @sweeps.rows(
-        (["a.scale"], [], "LN"),
-        (["a.scale"], ["a.mean", "a.var"], "BN"),
-        (["a.scale", "b.scale"], ["a.var"], "LN+BN"),
-        (["a.kernel"], [], ""),
-        ([], ["a.var"], "BN"),  # without a scale
-    )
-    def test_norms(self, params, stats, expected):
-        found = table._norms(dict.fromkeys(params, 1), dict.fromkeys(stats, 1))
-        self.assertEqual(found, expected)
-
-    def test_the_mixes_of_heads_are_of_each_pair_of_places(self):
-        params = {f"1.proj_{kind}.kernel": np.zeros((4, 4)) for kind in "lw"}
-        self.assertEqual(table._head_mixes(params), 0)
-        params |= {"pos_embed": np.zeros((1, 9, 16)), "1.proj.kernel": np.zeros((4, 4))}
-        self.assertEqual(table._head_mixes(params), 2 * 4 * 4 * 9**2)
+    """How a row is written."""
 
     def row(self, paper=None, published=()):
         of = table.architecture("resnet18")

@@ -83,7 +83,7 @@ def _call(function: Named, options: dict[str, Any]) -> Classifier:
 
     if "rngs" in parameters:
         return of_foreign(lambda rngs: checked(make(rngs=rngs)), in_channels=in_channels)
-    if not (is_class and issubclass(call, nnx.Module)):
+    if not (inspect.isclass(call) and issubclass(call, nnx.Module)):
         network = make()
         if isinstance(network, Classifier):
             return network

@@ -262,7 +262,7 @@ def _conv(x: Array, kernel: Array, settings: _Settings, alone: bool) -> Array:
     return _rule(0, settings, x, kernel)
 
 
-_ON = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda, "default": _by_xla}
+_ON: dict[str, Callable] = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda, "default": _by_xla}
 
 
 @functools.cache

@@ -13,7 +13,6 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust.models.kernels.deformable import operator, windows
-from jaxrobust.models.kernels.deformable.gathers import GridGeometry
 from jaxrobust.models.kernels.deformable.operator import deformable
 from tests.support import parity, sweeps
 
@@ -176,21 +175,6 @@ class DeformableTest(parameterized.TestCase):
             with mock.patch.object(windows, "TOGETHER", pixels):
                 out = deformable(*given, groups=1, implementation="windows")
             np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)  # sums of 49 in float32
-
-    def test_a_grid_is_that_of_the_network_unless_told_otherwise(self):
-        plain = GridGeometry((7, 9), 4)
-        self.assertEqual(plain, ((7, 9), 4, 1.0, 1, 1, 1))
-        self.assertTrue(plain.is_plain)
-        self.assertEqual(plain.out, (7, 9))
-        for change, out in (
-            ({"stride": 2}, (4, 5)),
-            ({"padding": 0}, (5, 7)),
-            ({"dilation": 2}, (5, 7)),
-            ({"dilation": 2, "padding": 2}, (7, 9)),
-        ):
-            other = plain._replace(**change)
-            self.assertEqual((other.out, other.is_plain), (out, False))
-        self.assertTrue(plain._replace(scale=2.0).is_plain)
 
     @parameterized.parameters(*FORMULAS)
     def test_places_are_float32_in_bfloat16(self, formula):

@@ -120,20 +120,6 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(convolutions._is_grid(x, kernel, stride), grid)
         self.assertFalse(convolutions._is_grid(np.zeros((1, 32, 30, 3)), kernel, 4))
 
-    @sweeps.rows(
-        (4, 20, 1),
-        (4, 17, 1),
-        (4, 16, 2),
-        (4, 9, 2),
-        (4, 8, 4),
-        (6, 11, 2),
-        (6, 10, 3),
-        (8, 8, 4),
-        (1, 99, 1),
-    )
-    def test_groups_that_one_kernel_joins(self, groups, ins, joined):
-        self.assertEqual(convolutions._joined(groups, ins), joined)
-
     def test_tiles_within_tiles_end_alone(self):
         with convolutions.in_tiles() as outer:
             with convolutions.in_tiles(winograd.values) as inner:

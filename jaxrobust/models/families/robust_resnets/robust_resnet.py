@@ -254,11 +254,11 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         fields["se_reduction"] = next(fits, None)
     if "groups" in fields:
         row = Variant(())._replace(**{key: fields[key] for key in fields if key in Variant._fields})
-        rows = (row._replace(base_width=n) for n in range(_MOST))
+        variants = (row._replace(base_width=n) for n in range(_MOST))
         fits = (
-            row.base_width
-            for row in rows
-            if sizes["inner"] == tuple(robust_blocks.inner_of(p, row) for p in row.planes)
+            v.base_width
+            for v in variants
+            if sizes["inner"] == tuple(robust_blocks.inner_of(planes, v) for planes in v.planes)
         )
         fields["base_width"] = next(fits, None)
     for key, of in (("num_classes", "fc.kernel"), ("in_channels", "normalize.mean")):
