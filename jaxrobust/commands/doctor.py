@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
             given,
             argv[1] if len(argv) == 2 else None,
             config=_CONFIG.value,
-            named=named,
+            config_name=named,
             devices=devices,
             coloured=terminal and not os.environ.get("NO_COLOR"),  # https://no-color.org
             as_json=as_json,

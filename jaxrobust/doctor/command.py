@@ -40,46 +40,53 @@ class Examination(NamedTuple):
     findings: list[Finding]
 
 
-def given_of(place: str | None, **named: Any) -> GivenFlags:
+def given_of(place: str | None, **values: Any) -> GivenFlags:
     """Fill evaluate's flags; `place` is a run, weights, or a function, whose flag is left out."""
-    named["norm"] = named.get("norm") and spelled(named["norm"])
-    if named["norm"] not in (None, *_RADII):
-        raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
-    rest: dict[str, Any] = dict.fromkeys(GivenFlags._fields[: GivenFlags._fields.index("steps")])
-    rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
+    values["norm"] = values.get("norm") and spelled(values["norm"])
+    if values["norm"] not in (None, *_RADII):
+        raise ValueError(f"--norm={values['norm']} is unknown; choose one of {', '.join(_RADII)}")
+    defaults: dict[str, Any] = {"attack": "clean", "version": "standard", "n": None}
+    defaults |= {"search_dtype": "float32", "seed": 0}
     if place is not None:
         path, flag = Path(place), "weights"
         if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
             flag = "workdir"
         elif not path.exists() and ".py:" in place:
             flag = "function"
-        if named.get(flag) is not None:
-            raise ValueError(f"{place} and --{flag}={named[flag]} name the same; give one of them")
-        named[flag] = place
-    return GivenFlags(**(rest | named))
+        if values.get(flag) is not None:
+            raise ValueError(f"{place} and --{flag}={values[flag]} name the same; give one of them")
+        values[flag] = place
+    return GivenFlags(**(defaults | values))
 
 
-def of_network(given: GivenFlags, *, images: int, tell: Tell) -> Examination:
+def of_network(network_flags: GivenFlags, *, images: int, tell: Tell) -> Examination:
     """Examine the network of flags on so many images of its test split; a `ValueError` says which
     flags contradict each other or the weights.
     """
-    given = flags.placed(given)
-    flags.check(given)
-    name = given.workdir or given.weights or given.function or given.torch
+    network_flags = flags.placed(network_flags)
+    flags.check(network_flags)
+    name = (
+        network_flags.workdir
+        or network_flags.weights
+        or network_flags.function
+        or network_flags.torch
+    )
     with patience.of(f"reading {name} and its images"):
-        of, patient = _read(given, images)
+        of, patient = _read(network_flags, images)
     tell(of)
     return Examination(of, examined(NETWORK_CHECKS, patient, tell))
 
 
-def _read(given: GivenFlags, images: int) -> tuple[str, Patient]:
-    run = Path(given.workdir) if given.workdir else None
+def _read(network_flags: GivenFlags, images: int) -> tuple[str, Patient]:
+    run = Path(network_flags.workdir) if network_flags.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
-    origin, subject, source = flags.settled(given)
+    origin, subject, source = flags.settled(network_flags)
     size = subject.image_size
-    which, subject, weights = flags.weights(given, subject, source)
-    wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
-    preprocessing = pipeline.preprocessing_id(source, size, wanted)
+    weights_name, subject, weights = flags.weights(network_flags, subject, source)
+    requested_preprocessing = subjects.preprocessing(
+        origin, size, source, network_flags.preprocessing
+    )
+    preprocessing = pipeline.preprocessing_id(source, size, requested_preprocessing)
     prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=images)
     labels = prepared.labels()
     spread_out = spread.order(labels, prepared.ids)  # so that the first of them are too
@@ -92,21 +99,21 @@ def _read(given: GivenFlags, images: int) -> tuple[str, Patient]:
         threat=subject.threat or Threat(subject.norm, _RADII[subject.norm]),
         others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
         arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),
-        recorded=_recorded(run, which, subject, source),
+        recorded=_recorded(run, weights_name, subject, source),
         classes=source.classes,
-        seed=given.seed,
+        seed=network_flags.seed,
     )
-    of = f"{subject.network.name} ({which})" if which else subject.network.name
+    of = f"{subject.network.name} ({weights_name})" if weights_name else subject.network.name
     return f"{of} on {len(places)} images of {source.where()}", patient
 
 
 def _recorded(
-    run: Path | None, which: str | None, subject: Subject, source: registry.Source
+    run: Path | None, weights_name: str | None, subject: Subject, source: registry.Source
 ) -> Recorded | None:
     """Find the run's own record of these weights on this split, if there is one."""
     if run is None or not (run / "results.jsonl").is_file():
         return None
-    requested = (source.name, source.split, which)
+    requested = (source.name, source.split, weights_name)
     for record in reversed(records.read(run)):
         same, clean = (record.dataset, record.split, record.weights) == requested, record.clean
         if same and clean is not None and math.isfinite(clean):
@@ -126,11 +133,11 @@ def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examina
 
 
 def answer(
-    given: dict[str, Any],
+    values: dict[str, Any],
     place: str | None,
     *,
     config: Config | None,
-    named: str | None,
+    config_name: str | None,
     devices: int | None,
     coloured: bool,
     as_json: bool,
@@ -140,8 +147,8 @@ def answer(
     """Return the object to print `as_json`, else None, and the exit code: 1 if something is red.
 
     Args:
-      given: flags of evaluate, and `n`; place: the word without a flag.
-      config: a config, and `named`, what it is called.
+      values: flags of evaluate, and `n`; place: the word without a flag.
+      config: a config, and `config_name`, what it is called.
       devices: None: those that are here; a CPU is one.
       columns: of the terminal; None: there is none, and a finding is one line.
       show: prints a line, each when it is known; nothing of what is returned `as_json`.
@@ -149,7 +156,7 @@ def answer(
     if devices is not None and devices < 1:
         raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
     devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
-    named_by = {key: value for key, value in given.items() if key not in ("n", "seed")}
+    named_by = {key: value for key, value in values.items() if key not in ("n", "seed")}
     names_network = place is not None or any(value is not None for value in named_by.values())
     if config is None and not names_network:
         raise ValueError(
@@ -166,21 +173,21 @@ def answer(
         if not as_json:
             show(text)
 
-    def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
+    def examine(examination: Callable[..., Examination], *of: Any, **options: Any) -> None:
         if done:
             tell("")
-        done.append(examination(*of, **how, tell=tell))
+        done.append(examination(*of, **options, tell=tell))
         tell(summary(done[-1].findings))
 
     if config is not None:
-        examine(of_config, config, devices=devices, name=str(named))
+        examine(of_config, config, devices=devices, name=str(config_name))
     if names_network:
-        flags_given = given_of(place, **given)
+        flags_given = given_of(place, **values)
         if flags_given.workdir and config is None:
             run = Path(flags_given.workdir)
             name = f"{run}/config.json"
             examine(of_config, runs.run_config(run), devices=devices, name=name)
-        examine(of_network, flags_given, images=given["n"])
+        examine(of_network, flags_given, images=values["n"])
     red = any(f.seen.level == RED for each in done for f in each.findings)
     rows = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
     return {"red": red, "examined": rows} if as_json else None, int(red)

@@ -65,13 +65,15 @@ class PlannedRun:
 
     def steps(self, name: str) -> int | None:
         """Count the steps of a phase; None: the number of images is unknown."""
-        seen, data = self.phases[name], self.phases[name].data
+        planned, data = self.phases[name], self.phases[name].data
         if isinstance(self.source, str):
             whole = data.get("classes") is None and data.extra is None
             images = known_images(data.name, data.train_split) if whole else data.epoch_images
         else:
-            images = splits.examples(seen, name, self.source)
-        return None if images is None else seen[name].epochs * (images // seen[name].batch_size)
+            images = splits.examples(planned, name, self.source)
+        return (
+            None if images is None else planned[name].epochs * (images // planned[name].batch_size)
+        )
 
     @cached_property
     def side(self) -> int:
@@ -100,19 +102,19 @@ def _of_phases(
         if attacked and not plan.attacked:
             return CheckResult(SKIPPED, "nothing is attacked")
         phases = plan.attacked if attacked else plan.phases
-        seen = [look(plan, name, config) for name, config in phases.items()]
-        bad = (each for level in (RED, YELLOW, SKIPPED) for each in seen if each.level == level)
-        return next(bad, seen[0] if attacked else seen[-1])
+        planned = [look(plan, name, config) for name, config in phases.items()]
+        bad = (each for level in (RED, YELLOW, SKIPPED) for each in planned if each.level == level)
+        return next(bad, planned[0] if attacked else planned[-1])
 
     return looks
 
 
 def _heavy(plan: PlannedRun) -> CheckResult:
-    first, seen = next(iter(plan.phases.items()))
-    start, how = plan.config.init.weights or "random weights", seen.data.augmentation
+    first, planned = next(iter(plan.phases.items()))
+    start, how = plan.config.init.weights or "random weights", planned.data.augmentation
     sentence = f"{first} starts from {start} under data.augmentation={how}"
     try:
-        warnings.check_start(seen, first)
+        warnings.check_start(planned, first)
     except ValueError as error:
         remedy = str(error).partition("; ")[2]
         return CheckResult(RED, f"{sentence}, and is attacked", how, remedy=remedy)
@@ -124,10 +126,10 @@ def _worst_norm(
 ) -> Callable[[PlannedRun, str, Config], CheckResult]:
     """Look at each norm's attack by itself, and take the worst that is seen."""
 
-    def looks(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-        a, norms = seen.attack, inner.alone(seen.attack)
-        found = [look(name, seen, own) for own in norms]
-        worst = min(found, key=lambda each: (RED, YELLOW, SKIPPED, GREEN).index(each.level))
+    def looks(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
+        a, norms = planned.attack, inner.alone(planned.attack)
+        results = [look(name, planned, alone) for alone in norms]
+        worst = min(results, key=lambda result: (RED, YELLOW, SKIPPED, GREEN).index(result.level))
         if len(norms) == 1:
             return worst
         passes = f"{mixes.described(a)} attacks with {mixes.passes(a)} passes a step, where "
@@ -137,8 +139,8 @@ def _worst_norm(
     return looks
 
 
-def _step(name: str, seen: Config, a: AttackSection) -> CheckResult:
-    doubts = warnings.of_step(seen, name)
+def _step(name: str, planned: Config, a: AttackSection) -> CheckResult:
+    doubts = warnings.of_step(planned, name)
     size = inner.step_of(a)
     row = attack_rows.trained(a.name)
     epsilon = Threat.of(a).epsilon
@@ -155,7 +157,7 @@ def _step(name: str, seen: Config, a: AttackSection) -> CheckResult:
     return CheckResult(YELLOW, doubts[0], share) if doubts else CheckResult(GREEN, sentence, share)
 
 
-def _one_step(name: str, seen: Config, a: AttackSection) -> CheckResult:
+def _one_step(name: str, planned: Config, a: AttackSection) -> CheckResult:
     epsilon = Threat.of(a).epsilon
     steps = attack_rows.trained(a.name).steps(a.steps)
     sentence = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {epsilon:.4g}"
@@ -181,65 +183,67 @@ def _constants(plan: PlannedRun) -> list[str]:
 
 
 def _twice(plan: PlannedRun) -> CheckResult:
-    how = plan.config.init.normalize
+    normalize = plan.config.init.normalize
     if not functions.is_name(plan.config.model.name):
         sentence = "the network is ours, and normalises in its first layer only"
-        return CheckResult(GREEN, f"init.normalize={how}: {sentence}", how)
+        return CheckResult(GREEN, f"init.normalize={normalize}: {sentence}", normalize)
     inside = _constants(plan)
-    sentence = f"init.normalize={how}, and {plan.config.model.name} "
+    sentence = f"init.normalize={normalize}, and {plan.config.model.name} "
     sentence += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
-    return CheckResult(RED if inside and how not in ("keep", "none") else GREEN, sentence, inside)
+    return CheckResult(
+        RED if inside and normalize not in ("keep", "none") else GREEN, sentence, inside
+    )
 
 
-def _statistics(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-    objective, how = seen[name].objective, seen.attack.statistics
-    sentence = f"{name}: objective={objective}, attack.statistics={how}"
-    both = objectives.named(objective).of_probabilities and seen[name].bn_statistics == "both"
-    if not both or how != "batch":
-        return CheckResult(GREEN, sentence, how)
+def _statistics(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
+    objective, statistics = planned[name].objective, planned.attack.statistics
+    sentence = f"{name}: objective={objective}, attack.statistics={statistics}"
+    both = objectives.named(objective).of_probabilities and planned[name].bn_statistics == "both"
+    if not both or statistics != "batch":
+        return CheckResult(GREEN, sentence, statistics)
     _, stats = jax.eval_shape(plan.net.init, jax.random.key(0))
     norms = any(not key.startswith("normalize.") for key in stats)
     sentence += ", with batch norm" if norms else ", and no batch norm in the network"
-    return CheckResult(YELLOW if norms else GREEN, sentence, how)
+    return CheckResult(YELLOW if norms else GREEN, sentence, statistics)
 
 
-def _ema(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-    steps, decay = plan.steps(name), seen[name].ema_decay
-    if seen.evaluation.weights == "raw":
+def _ema(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
+    steps, decay = plan.steps(name), planned[name].ema_decay
+    if planned.evaluation.weights == "raw":
         return CheckResult(GREEN, f"{name}: evaluation.weights=raw, so the average is not used")
     if steps is None:
         return CheckResult(SKIPPED, f"how many steps there are is not known: {plan.source}")
-    horizon, left = 1 / (1 - decay), decay**steps
+    horizon, start_share = 1 / (1 - decay), decay**steps
     sentence = f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}"
-    sentence += f", and {left:.1%} of the average is the start"
-    level = RED if horizon > steps else YELLOW if left > 0.2 else GREEN
+    sentence += f", and {start_share:.1%} of the average is the start"
+    level = RED if horizon > steps else YELLOW if start_share > 0.2 else GREEN
     wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
     return CheckResult(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)
 
 
-def _warmup(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
-    epochs = seen[name].epochs
-    rates = {f"{name}.warmup_epochs": seen[name].warmup_epochs}
+def _warmup(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
+    epochs = planned[name].epochs
+    rates = {f"{name}.warmup_epochs": planned[name].warmup_epochs}
     if name in plan.attacked:
-        rates["attack.warmup_epochs"] = seen.attack.warmup_epochs
-        if delay := seen.attack.delay_epochs:
+        rates["attack.warmup_epochs"] = planned.attack.warmup_epochs
+        if delay := planned.attack.delay_epochs:
             rates["attack.delay_epochs"] = delay
     sentence = f"{name}: {', '.join(f'{k}={v}' for k, v in rates.items())} of {epochs} epochs"
     late = sum(count for key, count in rates.items() if key.startswith("attack."))
-    longest = max(seen[name].warmup_epochs, late)
+    longest = max(planned[name].warmup_epochs, late)
     level = RED if longest >= epochs else YELLOW if longest > epochs / 2 else GREEN
     return CheckResult(level, sentence, longest / epochs)
 
 
-def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
+def _batch(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
     changed, fitted = warnings.fitted_batches(plan.config, plan.devices)
-    seen = of_phase(changed, name)
-    size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
+    planned = of_phase(changed, name)
+    size, fsdp = planned[name].batch_size, plan.config.mesh.fsdp
     try:
         build.divides(size, plan.devices, f"{name}.batch_size")
         build.divides(plan.devices, fsdp or plan.devices, "the number of devices")
-        build.divides(size // plan.devices, seen[name].microbatches, "a device's images")
-        build.batch_augmentation(seen, name, devices=plan.devices)
+        build.divides(size // plan.devices, planned[name].microbatches, "a device's images")
+        build.batch_augmentation(planned, name, devices=plan.devices)
     except ValueError as error:
         wrong, _, remedy = str(error).partition("; ")
         return CheckResult(RED, wrong, size, remedy=remedy or None)
@@ -250,10 +254,10 @@ def _batch(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
     )
 
 
-def _size(plan: PlannedRun, name: str, seen: Config) -> CheckResult:
+def _size(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
     if isinstance(plan.source, str):
         return CheckResult(SKIPPED, f"the images cannot be read: {plan.source}")
-    channels, model = plan.source.channels, seen.model
+    channels, model = plan.source.channels, planned.model
     if channels != model.in_channels:
         have = counted(channels, "channel")
         return CheckResult(

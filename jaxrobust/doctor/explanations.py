@@ -81,7 +81,7 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def compared(
-    check: str, done: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray
+    check: str, done: str, old_logits: np.ndarray, new_logits: np.ndarray, labels: np.ndarray
 ) -> Tried:
     """Compare logits before something was done and after, image by image.
 
@@ -89,10 +89,10 @@ def compared(
     least two, those of the difference in loss count too, which is the sharper test: accuracy says
     nothing of the images whose verdict stays.
     """
-    was, is_now = is_right(before, labels), is_right(after, labels)
+    was, is_now = is_right(old_logits, labels), is_right(new_logits, labels)
     won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
     deviations = (won - lost) / max(won + lost, 1) ** 0.5
-    loss, earlier = losses(after, labels), losses(before, labels)
+    loss, earlier = losses(new_logits, labels), losses(old_logits, labels)
     if deviations >= 2 and np.isfinite(loss).all() and np.isfinite(earlier).all():
         less = earlier - loss
         spread = max(float(less.std()), 1e-12)

@@ -110,9 +110,9 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
 
 
 def _filled(text: str, start: str, indent: int, width: int) -> str:
-    how: Any = {"initial_indent": start, "subsequent_indent": " " * indent}
-    how |= {"break_on_hyphens": False, "break_long_words": False}
-    return textwrap.fill(text, width, **how)
+    options: Any = {"initial_indent": start, "subsequent_indent": " " * indent}
+    options |= {"break_on_hyphens": False, "break_long_words": False}
+    return textwrap.fill(text, width, **options)
 
 
 def summary(findings: Sequence[Finding]) -> str:

@@ -46,14 +46,14 @@ def _explained(name: str, healthy: str) -> Look:
         if "tried" not in patient.kept:
             patient.kept["tried"] = explanations.tried(patient)
         all_tried = patient.kept["tried"]
-        own = [each for each in all_tried if each.check == name]
+        own = [explanation for explanation in all_tried if explanation.check == name]
         if not own:
             return CheckResult(SKIPPED, "not looked at: the images are grey")
         classes = int(unmasked(patient.logits).sum())
         best = explanations.best(all_tried, classes, len(patient.labels))
         undone = " undone" if name == explanations.TWICE else ""
         if best is None or best.check != name:
-            other = max(own, key=lambda each: each.accuracy)
+            other = max(own, key=lambda explanation: explanation.accuracy)
             loss = float(explanations.losses(patient.logits, patient.labels).mean())
             sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
             beside = f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"

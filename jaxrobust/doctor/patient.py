@@ -162,11 +162,17 @@ def _margin(network: Any, images: Array, labels: Array) -> Array:
 
 
 def _pgd(
-    network: Any, key: Array, images: Array, labels: Array, ids: Array, epsilon: Array, **how: str
+    network: Any,
+    key: Array,
+    images: Array,
+    labels: Array,
+    ids: Array,
+    epsilon: Array,
+    **options: str,
 ) -> Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     # pgd checks a radius that is known; this one is an argument of the program.
-    attack = attacks.pgd(epsilon=epsilon, steps=STEPS, **how)  # type: ignore[arg-type]
+    attack = attacks.pgd(epsilon=epsilon, steps=STEPS, **options)  # type: ignore[arg-type]
     return _margin(network, attack(network, keys, images, labels), labels)
 
 

@@ -74,7 +74,9 @@ class DoctorTest(FlagsCase):
                 self.assertEqual((given["n"], given["seed"], place), (32, 7, "runs/1"))
                 self.assertEqual((given["epsilon"], given["split"]), (4 / 255, "test[:9]"))
                 self.assertNoCommonElements(given, ("devices", "json"))
-                self.assertEqual((how["config"], how["named"], how["devices"]), (None, None, 4))
+                self.assertEqual(
+                    (how["config"], how["config_name"], how["devices"]), (None, None, 4)
+                )
                 self.assertEqual(
                     (how["coloured"], how["as_json"], how["columns"]), (False, False, None)
                 )
@@ -87,7 +89,7 @@ class DoctorTest(FlagsCase):
         self.assertIsNone(self.answer.call_args.args[1])
         how = self.answer.call_args.kwargs
         self.assertEqual(
-            (how["config"], how["named"], how["devices"]), ("a config", "quickstart", None)
+            (how["config"], how["config_name"], how["devices"]), ("a config", "quickstart", None)
         )
         self.assertTrue(how["as_json"])
 

@@ -82,7 +82,7 @@ def examine(place, **given):
         rest | {"n": 200, "seed": 0} | given,
         place,
         config=None,
-        named=None,
+        config_name=None,
         devices=1,
         coloured=False,
         as_json=True,
@@ -96,7 +96,7 @@ class ExitTest(parameterized.TestCase):
     def test_one_where_something_is_red(self, level, as_json):
         check = Check("a", "measures", "cause", "remedy", "paper", lambda patient: None)
         made = command.Examination("x", [Finding(check, CheckResult(level, "said"))])
-        how = {"named": "x", "devices": 1, "coloured": False, "as_json": as_json}
+        how = {"config_name": "x", "devices": 1, "coloured": False, "as_json": as_json}
         with mock.patch.object(command, "of_config", return_value=made):
             told, code = command.answer({"n": 1, "seed": 0}, None, config=object(), **how)
         self.assertEqual(code, int(level == RED))
@@ -316,7 +316,7 @@ class AnswerTest(parameterized.TestCase):
     def answer(self, place=None, config=None, devices=3, as_json=False, **given):
         self.asked.clear()
         self.shown.clear()
-        how = {"named": "own.py", "devices": devices, "coloured": False, "as_json": as_json}
+        how = {"config_name": "own.py", "devices": devices, "coloured": False, "as_json": as_json}
         given = {"n": 40, "seed": 5, "norm": None} | given
         return command.answer(given, place, config=config, show=self.shown.append, **how)
 

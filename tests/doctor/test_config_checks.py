@@ -133,7 +133,7 @@ class ConfigTest(parameterized.TestCase):
 
     def test_lines_come_when_they_are_known(self):
         shown, again = [], {"n": 200, "seed": 0, "weights": None}
-        how = {"named": "tiny", "devices": 1, "coloured": False, "as_json": False}
+        how = {"config_name": "tiny", "devices": 1, "coloured": False, "as_json": False}
         told, code = command.answer(again, None, config=tiny(), show=shown.append, **how)
         self.assertEqual((told, code), (None, 0))
         self.assertEqual(shown[0], "tiny on 1 device")

@@ -1,6 +1,7 @@
 """Hours, chip-hours and money of a config on some devices, phase by phase, as plain values."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxrobust.runtime.text import patience
 from jaxrobust.training import build
 from jaxrobust.training.run import warnings
 from jaxrobust.training.update import objectives
+from jaxrobust.weights.trained import start_run
 
 
 def account(
@@ -75,11 +77,11 @@ def account(
         feeding.line(part, target, row["images_per_s"])
         for part, row in zip(parts, rows, strict=True)
     )
-    known = [*fitted, *filter(None, fed), *_known(target, result)]
+    notes = [*fitted, *filter(None, fed), *_known(target, result)]
     if target.here:
         number = decoders(config.data)
-        known.append(f"Images are decoded by {number or 'no'} other processes (data.workers).")
-    return result | {"known": known, "assumed": assumed}
+        notes.append(f"Images are decoded by {number or 'no'} other processes (data.workers).")
+    return result | {"known": notes, "assumed": assumed}
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -224,3 +226,34 @@ def _assumed(
             f"{attacked.FALLEN:.0%} of APGD-CE, as on twelve networks on CIFAR-10."
         )
     return lines
+
+
+def start_costs(
+    config: Config, workdir: Path, target: Target, *, utilisation: float, seconds: float = 3.0
+) -> list[dict[str, Any]]:
+    """Estimate each run that a run in `workdir` starts from, the nearest first, up to a finished
+    one, which costs nothing.
+    """
+    rows: list[dict[str, Any]] = []
+    for start in start_run.chain(config, workdir):
+        state = start_run.state(start)
+        row: dict[str, Any] = {"run": str(start.folder), "state": state, "training": None}
+        if state != start_run.FINISHED:
+            options: dict[str, Any] = {"utilisation": utilisation, "seconds": seconds, "images": 0}
+            row["training"] = account(start.config, target, **options)["training"]
+        rows.append(row)
+        if state == start_run.FINISHED:
+            break
+    return rows
+
+
+def start_sentence(row: dict[str, Any]) -> str:
+    """Say what a start costs."""
+    if row["training"] is None:
+        return f"It starts from {row['run']}, which is finished and costs nothing."
+    begun = ", and was begun" if row["state"] == start_run.BEGUN else ""
+    hours, chips = row["training"]["hours"], row["training"]["chip_hours"]
+    return (
+        f"It starts from {row['run']}, which is not finished{begun}: that run costs {hours:,.3g} "
+        f"hours and {chips:,.3g} chip-hours more, once for all that start from it."
+    )

@@ -23,9 +23,9 @@ def page(result: dict[str, Any], *, width: int = 80) -> str:
 def _wrapped(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
-    how: Any = {"break_long_words": False, "break_on_hyphens": False}
+    options: Any = {"break_long_words": False, "break_on_hyphens": False}
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(line, width, subsequent_indent=indent, **how)
+    return textwrap.wrap(line, width, subsequent_indent=indent, **options)
 
 
 def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
@@ -75,10 +75,10 @@ def _roofline(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
-    left = width - _width(itertools.chain(*columns))
+    free = width - _width(itertools.chain(*columns))
     group: list[dict[str, str]] = []
     for column in columns:
-        if group and sum(_width(c.values()) + _GAP for c in (*group, column)) > left:
+        if group and sum(_width(c.values()) + _GAP for c in (*group, column)) > free:
             yield group
             group = []
         group.append(column)

@@ -20,19 +20,19 @@ def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
     >>> divided(["quickstart", "--config.train.epochs=2", "--on", "cpu", "--config.seed", "1"])
     (['quickstart', '--on', 'cpu'], ['--config.train.epochs=2', '--config.seed', '1'])
     """
-    left, own, changes = list(words), [], []
-    while left:
-        word = left.pop(0)
+    remaining, command_words, changes = list(words), [], []
+    while remaining:
+        word = remaining.pop(0)
         if not re.match(r"--?(no)?config\.", word):
-            own.append(word)
+            command_words.append(word)
             continue
         changes.append(word)
-        if "=" not in word and left and not re.match(r"--?[A-Za-z]", left[0]):
-            changes.append(left.pop(0))
-    return own, changes
+        if "=" not in word and remaining and not re.match(r"--?[A-Za-z]", remaining[0]):
+            changes.append(remaining.pop(0))
+    return command_words, changes
 
 
-def configured(given: str, changes: Sequence[str]) -> "Config":
+def configured(file: str, changes: Sequence[str]) -> "Config":
     """Read a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust train` does; it is unlocked.
 
     A mistake ends the process. To be called once: absl looks for the keys in `sys.argv`, which is
@@ -40,7 +40,7 @@ def configured(given: str, changes: Sequence[str]) -> "Config":
     """
     if "config" not in flags.FLAGS:
         config_flags.DEFINE_config_file("config", lock_config=True)
-    sys.argv[1:] = [f"--config={given}", *changes]
+    sys.argv[1:] = [f"--config={file}", *changes]
     arguments.parse(sys.argv)
     config: Any = flags.FLAGS["config"].value
     return config.unlock()

@@ -51,57 +51,62 @@ class EstimateSettings:
     dataset: str | None = flag("Data set of --target; the law is of cifar10 alone.")
 
 
-def check(given: EstimateSettings) -> None:
+def check(settings: EstimateSettings) -> None:
     """Refuse numbers out of range."""
-    price, used, batch, images = given.price, given.utilisation, given.batch, given.images
-    if given.dataset is not None:
+    price, utilisation, batch, images = (
+        settings.price,
+        settings.utilisation,
+        settings.batch,
+        settings.images,
+    )
+    if settings.dataset is not None:
         raise ValueError("--dataset is of --target; a config names its data set, so leave it out")
     must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
-    inside = used is None or 0 < used <= 1
-    must_be("--utilisation", used, inside, "above 0 and at most 1, such as 0.4")
-    must_be("--robust", given.robust, 0 <= given.robust <= 1, "from 0 to 1")
-    must_be("--seconds", given.seconds, 0 < given.seconds < 3600, "above 0 and below 3600")
+    inside = utilisation is None or 0 < utilisation <= 1
+    must_be("--utilisation", utilisation, inside, "above 0 and at most 1, such as 0.4")
+    must_be("--robust", settings.robust, 0 <= settings.robust <= 1, "from 0 to 1")
+    must_be("--seconds", settings.seconds, 0 < settings.seconds < 3600, "above 0 and below 3600")
     must_be("--batch", batch, batch is None or batch >= 1, "at least 1")
     must_be("--images", images, images is None or images >= 0, "at least 0")
 
 
-def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[str, Any]:
+def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict[str, Any]:
     """Print the estimate and return it.
 
     Args:
       changed: words that change the config, `--config.key=value`.
       begun: start of the process, by `time.perf_counter`.
     """
-    check(given)
+    check(settings)
     with patience.of("loading JAX and looking for its devices"):
-        targets.prepare(given.on)
-        target = targets.target(given.on)
-    if given.price is not None and target.name == "cpu":
+        targets.prepare(settings.on)
+        target = targets.target(settings.on)
+    if settings.price is not None and target.name == "cpu":
         raise ValueError(
             "--price is that of one chip for one hour, and --on cpu has no chips; name some with "
             "--on, such as v5e:8x8, or leave --price out"
         )
-    if given.utilisation and target.here:
+    if settings.utilisation and target.here:
         raise ValueError(
-            f"--utilisation is assumed for chips that are not here, and --on {given.on} is "
+            f"--utilisation is assumed for chips that are not here, and --on {settings.on} is "
             "measured; leave it out"
         )
-    compiles = target.compiles and not target.here and not given.fast
+    compiles = target.compiles and not target.here and not settings.fast
     with patience.of("loading the package"):
         import jax
 
         from jaxrobust.config import phases
-        from jaxrobust.doctor.estimate import account, account_lines, start_costs
+        from jaxrobust.doctor.estimate import account, account_lines
         from jaxrobust.doctor.programs import topology
 
-        chips = topology.devices(given.on, flag="--on") if compiles else None
-        config = changes.configured(given.config, changed)
+        chips = topology.devices(settings.on, flag="--on") if compiles else None
+        config = changes.configured(settings.config, changed)
 
     for name in phases(config):
-        if given.batch is not None:
-            config[name].batch_size = given.batch * target.chips
-    if given.fsdp is not None:
-        config.mesh.fsdp = given.fsdp
+        if settings.batch is not None:
+            config[name].batch_size = settings.batch * target.chips
+    if settings.fsdp is not None:
+        config.mesh.fsdp = settings.fsdp
 
     with tempfile.TemporaryDirectory() as empty:
         # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
@@ -109,24 +114,24 @@ def answer(given: EstimateSettings, changed: list[str], begun: float) -> dict[st
         estimate = account.account(
             config,
             target,
-            utilisation=given.utilisation or UTILISATION,
-            seconds=given.seconds,
+            utilisation=settings.utilisation or UTILISATION,
+            seconds=settings.seconds,
             chips=chips,
-            images=given.images,
-            robust=given.robust,
+            images=settings.images,
+            robust=settings.robust,
             start=time.perf_counter() - begun if target.here else 0.0,
         )
-        name = config_name(given.config)
-        how: dict[str, Any] = {"utilisation": given.utilisation or UTILISATION}
-        how["seconds"] = given.seconds
-        starts = start_costs.of_config(config, Path("runs") / name, target, **how)
+        name = config_name(settings.config)
+        options: dict[str, Any] = {"utilisation": settings.utilisation or UTILISATION}
+        options["seconds"] = settings.seconds
+        starts = account.start_costs(config, Path("runs") / name, target, **options)
     if starts:
         estimate["starts"] = starts
-        estimate["known"] += [start_costs.sentence(row) for row in starts]
-    about = {"config": name, "changes": changed, "price": given.price}
+        estimate["known"] += [account.start_sentence(row) for row in starts]
+    about = {"config": name, "changes": changed, "price": settings.price}
     estimate = about | estimate
-    if given.price is not None:
-        estimate = account.priced(estimate, given.price)
+    if settings.price is not None:
+        estimate = account.priced(estimate, settings.price)
     width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
     print(account_lines.page(estimate, width=max(width, 60)))
     return estimate

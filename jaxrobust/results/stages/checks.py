@@ -13,7 +13,7 @@ from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import Config, NetworkSpec, of_phase, phases
 from jaxrobust.data.splits import grammar, spread
 from jaxrobust.data.stream import pipeline
-from jaxrobust.doctor.estimate import account, account_lines, start_costs
+from jaxrobust.doctor.estimate import account, account_lines
 from jaxrobust.doctor.estimate.command import UTILISATION
 from jaxrobust.doctor.estimate.devices import Target, target
 from jaxrobust.evaluation.questions import questions
@@ -176,7 +176,7 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
     settings: dict[str, Any] = {"utilisation": UTILISATION, "seconds": _SECONDS}
     count = (images(config) or None) if searches else 0
     result = account.account(config, on, images=count, **settings)
-    starts = start_costs.of_config(config, workdir, on, **settings)
+    starts = account.start_costs(config, workdir, on, **settings)
     rows = {row["run"]: row["training"]["seconds"] for row in starts if row["training"]}
     rows["training"] = result["training"]["seconds"]
     rows |= {stage.text: _seconds(stage, config, result) for stage in stages}

@@ -16,7 +16,6 @@ from jaxrobust.doctor.estimate import (
     command,
     devices,
     here,
-    start_costs,
     work,
 )
 from jaxrobust.doctor.estimate.command import EstimateSettings
@@ -90,7 +89,7 @@ class AnswerTest(parameterized.TestCase):
             (command.targets, "target", self.calls.target),
             (changes, "configured", self.calls.configured),
             (account, "account", self.calls.account),
-            (start_costs, "of_config", self.calls.starts),
+            (account, "start_costs", self.calls.starts),
             (topology, "devices", self.calls.topology),
             (account_lines, "page", self.calls.page),
             (jax.config, "update", self.calls.update),
@@ -131,7 +130,7 @@ class AnswerTest(parameterized.TestCase):
                 command.answer(settings(on="cpu", **given), [], 0.0)
 
     def test_runs_that_it_starts_from(self):
-        row = {"run": "runs/a", "state": start_costs.start_run.FINISHED, "training": None}
+        row = {"run": "runs/a", "state": account.start_run.FINISHED, "training": None}
         self.calls.starts.return_value = [row]
         found = self.answer()
         self.assertEqual(found["starts"], [row])
@@ -140,11 +139,11 @@ class AnswerTest(parameterized.TestCase):
 
 
 class StartTest(parameterized.TestCase):
-    @sweeps.rows((start_costs.start_run.BEGUN, ", and was begun"), ("none", ""))
+    @sweeps.rows((account.start_run.BEGUN, ", and was begun"), ("none", ""))
     def test_a_start_that_is_not_finished(self, state, said):
         row = {"run": "r", "state": state, "training": {"hours": 1234.5, "chip_hours": 0.1234}}
         self.assertEqual(
-            start_costs.sentence(row),
+            account.start_sentence(row),
             f"It starts from r, which is not finished{said}: that run costs 1.23e+03 hours and "
             "0.123 chip-hours more, once for all that start from it.",
         )

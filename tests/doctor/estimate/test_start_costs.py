@@ -9,7 +9,7 @@ from absl.testing import absltest
 
 from jaxrobust.config import plain
 from jaxrobust.doctor import command
-from jaxrobust.doctor.estimate import devices, start_costs
+from jaxrobust.doctor.estimate import account, devices
 from tests.support.runs import tiny
 from tools.generate import refresh_configs
 
@@ -22,13 +22,13 @@ class StartCostTest(absltest.TestCase):
         found = {"training": {"hours": 2.5, "chip_hours": 160.0}}
 
         def estimated():
-            with mock.patch.object(start_costs.account, "account", return_value=found) as asked:
+            with mock.patch.object(account, "account", return_value=found) as asked:
                 how = {"utilisation": 0.2}
-                rows = start_costs.of_config(config, Path("runs/larger"), target, **how)
+                rows = account.start_costs(config, Path("runs/larger"), target, **how)
                 for call in asked.call_args_list:  # AutoAttack is that of the run that starts
                     self.assertEqual(call.kwargs, how | {"seconds": 3.0, "images": 0})
                     self.assertEqual(call.args[1], target)
-                return asked.call_count, [start_costs.sentence(row) for row in rows]
+                return asked.call_count, [account.start_sentence(row) for row in rows]
 
         count, said = estimated()
         self.assertEqual((count, len(said)), (2, 2))
