@@ -47,7 +47,7 @@ def whole_patches(v: Any, image_size: int) -> int:
 
 
 def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
-    """Raise `ValueError` if images have other positions than the network, both in words."""
+    """Raise `ValueError`, naming both counts of positions, unless the images fit the network."""
     if not fits:
         raise ValueError(
             f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, this network has "
