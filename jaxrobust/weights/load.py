@@ -32,7 +32,7 @@ class LoadedNetwork(NamedTuple):
 
     @property
     def logits_fn(self) -> Partial:
-        """Images f32[B, H, W, C] in [0, 1] to logits f32[B, K]; weights stay arguments under jit."""
+        """Images f32[B,H,W,C] in [0, 1] to logits f32[B,K]; weights stay arguments under jit."""
         return Partial(lambda p, s, x: self.net.apply(p, s, x)[0], self.params, self.stats)
 
 

@@ -18,8 +18,8 @@ from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers
-from jaxrobust.models.kernels.deformable.gathers import POINTS
 from jaxrobust.models.kernels.deformable.operator import deformable
+from jaxrobust.models.kernels.deformable.places import POINTS
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import (
     BatchNorm,

@@ -4,6 +4,7 @@ They were made by running OpenGVLab/InternImage (31c962d) in float64, with N=2, 
 channels a group, and are 5e-15 from a loop over pixels, groups, points and corners.
 """
 
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from jaxrobust.models.kernels.deformable import operator, windows
+from jaxrobust.models.kernels.deformable import operator, planes, products
+from jaxrobust.models.kernels.deformable.bounded import Bounded
 from jaxrobust.models.kernels.deformable.operator import deformable
+from jaxrobust.models.kernels.deformable.places import GridGeometry
 from tests.support import parity, sweeps
 
 GROUPS = 4
@@ -27,6 +30,7 @@ CASES = {
     "far": (1.0, lambda offset: 20 * offset),
 }
 FORMULAS = sorted(operator.IMPLEMENTATIONS)
+IMPORTED = {"planes": planes, "products": products}
 
 
 def stored():
@@ -60,14 +64,14 @@ def by_definition(value, offsets, mask, *, groups, scale=1.0, stride=1, padding=
 
 
 class DeformableTest(parameterized.TestCase):
-    @parameterized.parameters(*((case, "windows") for case in sorted(CASES)))
+    @parameterized.parameters(*((case, "planes") for case in sorted(CASES)))
     def test_authors_numbers(self, case, formula):
         self.check_authors_numbers(case, formula)
 
-    @parameterized.parameters(*sorted(CASES))
+    @parameterized.product(case=sorted(CASES), formula=("gathers", "products"))
     @pytest.mark.slow
-    def test_authors_numbers_by_gathers(self, case):
-        self.check_authors_numbers(case, "gathers")
+    def test_authors_numbers_by_other_formulas(self, case, formula):
+        self.check_authors_numbers(case, formula)
 
     def check_authors_numbers(self, case, formula):
         scale, change = CASES[case]
@@ -90,7 +94,7 @@ class DeformableTest(parameterized.TestCase):
                 wanted = golden[f"dcn_{case}_d{name}"]
                 np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-10, err_msg=name)
 
-    @sweeps.rows(*FORMULAS)
+    @sweeps.rows("gathers", "products")
     def test_two_pixels_by_definition(self, formula):
         """What they make of weights that are not one, and of points beyond the map."""
         random = np.random.default_rng(3)
@@ -163,18 +167,58 @@ class DeformableTest(parameterized.TestCase):
         # The centre's column: 3 - 1 to its right, where to its left it were 1 - 0. Its row: 0 - 1.
         np.testing.assert_allclose(gradient[0, 0, 1, 8:10], (2, -1), atol=1e-6)
 
-    def test_how_many_images_come_at_once_changes_nothing(self):
+    @parameterized.parameters("planes", "products")
+    def test_how_many_images_come_at_once_changes_nothing(self, formula):
         """Of four images one alone has offsets beyond the windows, in whichever part it comes."""
         random = np.random.default_rng(1)
         value, mask = random.standard_normal((4, 3, 4, 2)), random.random((4, 3, 4, 9))
         offsets = random.uniform(-1, 1, (4, 3, 4, 18))
         offsets[2] *= 4
-        wanted = by_definition(value, offsets, mask, groups=1)
+        wanted, formulas = by_definition(value, offsets, mask, groups=1), IMPORTED[formula]
         given = [jnp.asarray(a, jnp.float32) for a in (value, offsets, mask)]
         for pixels in (1, 3 * 12 + 11):  # one image, and two, as three do not divide four
-            with mock.patch.object(windows, "TOGETHER", pixels):
-                out = deformable(*given, groups=1, implementation="windows")
+            with mock.patch.object(formulas, "TOGETHER", pixels):
+                out = deformable(*given, groups=1, implementation=formula)
             np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)  # sums of 49 in float32
+
+    def test_as_many_images_at_once_as_have_so_many_pixels_and_divide_the_batch(self):
+        given = [jnp.arange(6.0 * n).reshape(6, 3, 4, n // 12) for n in (12, 24)]
+        for pixels, at_once in (
+            (1, 1),
+            (12, 1),
+            (24, 2),
+            (35, 2),
+            (36, 3),
+            (71, 3),
+            (72, 6),
+            (999, 6),
+        ):
+            seen = []
+
+            def formula(value, more, seen=seen):
+                seen.append((value.shape, more.shape))
+                return value + 1, 2 * more
+
+            form = Bounded(SimpleNamespace(TOGETHER=pixels))
+            found = form.by_images(formula, *given)
+            self.assertEqual(seen, [((at_once, 3, 4, 1), (at_once, 3, 4, 2))])
+            for result, expected in zip(found, (given[0] + 1, 2 * given[1]), strict=True):
+                np.testing.assert_array_equal(result, expected)
+
+    def test_a_grid_is_that_of_the_network_unless_told_otherwise(self):
+        plain = GridGeometry((7, 9), 4)
+        self.assertEqual(plain, ((7, 9), 4, 1.0, 1, 1, 1))
+        self.assertTrue(plain.is_plain)
+        self.assertEqual(plain.out, (7, 9))
+        for change, out in (
+            ({"stride": 2}, (4, 5)),
+            ({"padding": 0}, (5, 7)),
+            ({"dilation": 2}, (5, 7)),
+            ({"dilation": 2, "padding": 2}, (7, 9)),
+        ):
+            other = plain._replace(**change)
+            self.assertEqual((other.out, other.is_plain), (out, False))
+        self.assertTrue(plain._replace(scale=2.0).is_plain)
 
     @parameterized.parameters(*FORMULAS)
     def test_places_are_float32_in_bfloat16(self, formula):
@@ -184,7 +228,8 @@ class DeformableTest(parameterized.TestCase):
         out = deformable(rounded, offset, mask, **how)
         self.assertEqual(out.dtype, jnp.bfloat16)
         wanted = deformable(rounded.astype(jnp.float32), offset, mask, **how)
-        # One rounding to 8 bits of a sum. Offsets rounded to bfloat16 would be off by 2e-2.
+        # One rounding to 8 bits of a sum, and with products one of its weights, which are about 1:
+        # half a unit each. Offsets rounded to bfloat16 would be off by 2e-2.
         np.testing.assert_allclose(out.astype(jnp.float32), wanted, rtol=0, atol=1.2e-2)
 
     def test_an_offset_that_is_no_number_shows(self):

@@ -11,17 +11,31 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels.deformable import gathers, windows
-from jaxrobust.models.kernels.deformable.gathers import POINTS, SIDE, GridGeometry
+from jaxrobust.models.kernels.deformable import corners, planes, products
+from jaxrobust.models.kernels.deformable.bounded import Bounded
+from jaxrobust.models.kernels.deformable.places import (
+    POINTS,
+    SIDE,
+    GridGeometry,
+    points_of,
+    reached,
+)
 
 Array = jax.Array
 
-# name -> module with `forward` and `backward`; windows take the network's own geometry only.
-IMPLEMENTATIONS: dict[str, Any] = {"gathers": gathers, "windows": windows}
-_ON = {"cpu": "windows", "default": "gathers"}
+# name -> what has `forward` and `backward`. Gathers take any geometry; the two others, which have
+# none but for what their windows do not reach, take that of the network.
+IMPLEMENTATIONS: dict[str, Any] = {
+    "gathers": corners,
+    "planes": Bounded(planes),
+    "products": Bounded(products),
+}
+_ON = {"cpu": "planes", "tpu": "products", "default": "gathers"}
 
 
 class _Static(NamedTuple):
+    """What does not change in a call."""
+
     geometry: GridGeometry
     implementation: str | None
 
@@ -45,8 +59,8 @@ def _deformable(static: _Static, value: Array, offsets: Array, mask: Array) -> A
 
 
 def _backward(static, operands, g):
-    # Only the operands are stored; weights and samples are computed again. The choice of platform
-    # is inside the rule, because differentiating through it would store residuals of each branch.
+    # Nothing is kept but the operands: weights are computed again, as are samples. And inside of
+    # the rule, as differentiating through a choice of platform would keep what every branch keeps.
     gradients = _rule(static, "backward", *operands, g)
     return tuple(d.astype(o.dtype) for d, o in zip(gradients, operands, strict=True))
 
@@ -98,9 +112,9 @@ def outside(offsets: Array, *, offset_scale: float = 1.0) -> Array:
     the grid without stride and dilation.
     """
     groups = offsets.shape[3] // (2 * POINTS)
-    points = gathers.points_of(offsets, offsets[..., : groups * POINTS], groups=groups)
+    points = points_of(offsets, offsets[..., : groups * POINTS], groups=groups)
     around = GridGeometry(offsets.shape[1:3], groups, offset_scale).from_grid(points)
-    return (~gathers.reached(around.y, around.x)).sum()
+    return (~reached(around.y, around.x)).sum()
 
 
 def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) -> None:
