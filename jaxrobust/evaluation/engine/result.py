@@ -64,6 +64,10 @@ class AutoAttackResult(NamedTuple):
     verdicts: Verdicts  # all that is known image by image
     answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
 
+    def __repr__(self) -> str:
+        """Show the table: the arrays would fill pages."""
+        return self.table()
+
     def table(self) -> str:
         """Format accuracy after each attack, what it added and what it cost."""
         n = len(self.clean)

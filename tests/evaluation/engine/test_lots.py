@@ -171,6 +171,7 @@ class LotsTest(parameterized.TestCase):
         self.assertIn("stopped after 120 of 260 images: the interval is below 20", said.getvalue())
         self.assertEqual(said.getvalue().count("apgd-ce: compiling"), 1)
         table = result.table()
+        self.assertEqual(repr(result), table)  # not pages of arrays
         self.assertNotIn("95 % interval", table)
         self.assertIn("95 % sequence", table)
 
