@@ -93,7 +93,7 @@ class IdentityTest(parameterized.TestCase):
         self.assertEqual(record["function"], alone["function"])  # the arrays are equal
         self.assertNotEqual(record["evaluation"], alone["evaluation"])
         self.ledger.write_text(lines)
-        self.refused("the program of its", other)
+        self.refused("another program computes its", other)
 
     def test_a_ledger_of_masked_gradients_made_the_other_look_robust(self):
         masked, open_ = (
@@ -101,12 +101,12 @@ class IdentityTest(parameterized.TestCase):
         )
         apgd = {"attacks": ("apgd-ce",), "overrides": {"apgd-ce": {"steps": 3}}, "epsilon": 0.2}
         looks = evaluated(masked, self.ledger, **apgd).robust.mean()
-        self.refused("the program of its", open_, **apgd)
+        self.refused("another program computes its", open_, **apgd)
         self.assertGreater(looks, evaluated(open_, **apgd).robust.mean() + 0.2)
 
     @parameterized.parameters(
-        ("its arrays .weights. are others", {"weights": WEIGHTS + 1e-6}),
-        ("program of its logits", {"front": lambda x: x * np.float32(0.999)}),
+        ("its arrays .weights. differ", {"weights": WEIGHTS + 1e-6}),
+        ("another program computes its logits", {"front": lambda x: x * np.float32(0.999)}),
         ("its images or labels", {"images": IMAGES[::-1]}),
         ("its images or labels", {"images": np.where(IMAGES.max() == IMAGES, 0, IMAGES)}),
         ("its images or labels", {"labels": (LABELS + 1) % 10}),
@@ -198,7 +198,9 @@ class IdentityTest(parameterized.TestCase):
             now = fingerprint.versions()[key]
             text = text.replace({"jax": "0.9.9", "commit": "c" * 40}[key], now)
         self.ledger.write_text(text)
-        self.refused("program of its logits", twins.network(twins.straight_through, WEIGHTS))
+        self.refused(
+            "another program computes its logits", twins.network(twins.straight_through, WEIGHTS)
+        )
 
     def test_a_replayed_ledger_of_a_twin_counts_as_another_network(self):
         masked, open_ = (

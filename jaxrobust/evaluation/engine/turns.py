@@ -123,7 +123,7 @@ def lot_by_lot(
         lot, met = order[start:end], order[:end]
         robust = int(outcome.standing[order[:start]].sum())
         meter.widen(end, robust)
-        turns = [Turn(setting, None, _marked(lot, len(order))) for setting in settings]
+        turns = [Turn(setting, None, _marked(lot, len(sample.ids))) for setting in settings]
         for attack, cost in in_turn(evaluation, turns, meter, robust=robust):
             attacks[attack.name].append(attack)
             _add(costs, cost)

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def get_config():
     return config
 """
 NORMS = "--config.attack.norm=linf,l2 --config.attack.epsilon=4/255,2 --config.attack.mix=worst"
+WIDE = os.environ | {"COLUMNS": "100"}
 ROWS = {
     "quickstart": "quickstart --on h100:8 --images 100 --robust 0.25 --utilisation 0.4 --price 2.5",
     "shared_state": "quickstart --on v5e:2x4 --fast --batch 3 --fsdp 0 "
@@ -46,7 +48,7 @@ class EstimatesTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.run_command = cls.enterClassContext(commands())
+        cls.run_command = cls.enterClassContext(commands(COLUMNS="100"))
 
     def assert_close(self, found, expected, where):
         self.assertIs(type(found), type(expected), where)
@@ -79,7 +81,12 @@ def write() -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "jaxrobust", "estimate", *words.split(), "--json"]
             done = subprocess.run(
-                command, cwd=prepare(Path(folder)), capture_output=True, text=True, check=True
+                command,
+                cwd=prepare(Path(folder)),
+                capture_output=True,
+                text=True,
+                check=True,
+                env=WIDE,
             )
         (GOLDEN / f"{name}.txt").write_text(done.stdout)
 
