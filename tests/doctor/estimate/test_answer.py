@@ -166,8 +166,8 @@ class AccountTest(parameterized.TestCase):
         assumed = " ".join(account._assumed([part], HERE, result, 0.25))
         self.assertIn("random images", assumed)
         self.assertNotIn("peak", assumed)
-        (known,) = account._known(HERE, result)
-        self.assertIn("Measured on this machine", known)
+        (measured,) = account._known(HERE, result)
+        self.assertIn("Measured on this machine", measured)
 
 
 class PhaseTest(parameterized.TestCase):

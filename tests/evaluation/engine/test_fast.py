@@ -341,6 +341,22 @@ class BudgetTest(parameterized.TestCase):
         self.assertEqual(Budget(total=100, first=100, near=0, remaining=0).sampled(7, 0, 0), 1)
 
 
+class FewClassesTest(absltest.TestCase):
+    def test_all_targets_of_four_classes_are_met_at_once(self):
+        """APGD-T has no other targets then: the nearest images meet FAB-T alone, at all three."""
+        random = np.random.default_rng(0)
+        weights = random.standard_normal((16, 4)).astype(np.float32)
+        logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+        images = random.random((40, 4, 4, 1), np.float32)
+        labels = np.asarray(logits_fn(images)).argmax(1)
+        how = {"norm": "linf", "epsilon": 0.05, "version": "fast", "verbose": False}
+        found = autoattack(logits_fn, images, labels, **how)
+        (fab,) = (cost for cost in found.costs if cost.attack == "fab-t")
+        self.assertEqual(int(found.robust.sum()), 16)
+        # An eighth of the 16 survivors and one of the sample, 100 steps at each of 3 targets.
+        self.assertEqual((fab.forward, fab.backward), (3 * 3 * 200, 3 * 3 * 100))
+
+
 class RefusedTest(parameterized.TestCase):
     @sweeps.rows(
         ({"attacks": ("apgd-ce",)}, "says which attacks run, and how; leave attacks out"),

@@ -109,6 +109,10 @@ class EvaluatedTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, words):
             self.ask(workdir="runs/1", **changes)
 
+    def test_corruptions_are_of_one_size(self):
+        with self.assertRaisesRegex(ValueError, "--corruptions takes one --image_size"):
+            self.ask(corruptions="fog", attack="clean", sizes=(32, 64))
+
     @sweeps.rows(
         ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
         ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
