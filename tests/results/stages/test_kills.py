@@ -45,14 +45,14 @@ class KilledTest(absltest.TestCase):
         self.assertEqual((len(said), list(again.values())), (6, [2]))  # of which one was lost
         self.assertIn("train: step 4 of 12", ended[1].said)
         self.assertNotIn("train: step", ended[2].said)
-        self.assertLen(jsonl.read(run / "results.jsonl"), 1)
+        (tested,) = jsonl.read(run / "results.jsonl")
 
         chosen = kept.selected(run)
         rows = jsonl.read(run / "evaluation" / "results.jsonl")
         self.assertEqual([row["method"] for row in rows], ["apgd-ce", "apgd-ce", "union"])
         for row in rows:
             self.assertEqual(row["weights_sha256"], chosen.weights_sha256)
-            self.assertEqual(row["image_ids"], "0..39")
+            self.assertEqual(row["image_ids"], tested["image_ids"])
 
         notes = [row["stage"] for row in jsonl.read(run / "stages.jsonl")]
         self.assertEqual(notes, then.split(","))
