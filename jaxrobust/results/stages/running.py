@@ -177,9 +177,10 @@ def _export(stage: Stage, workdir: Path, *, selected: bool) -> dict[str, Any]:
     def exported() -> dict[str, str]:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            files = export_torch.export(settings)["files"]
+            written = export_torch.export(settings)
         if not first:
             return {}
+        files = written["files"]
         _place(new, out, files)
         print(printed.getvalue().replace(str(new), str(out)), end="")
         return {f"export/{stage.layout}/{name}": sha256 for name, sha256 in files.items()}

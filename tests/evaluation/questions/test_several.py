@@ -154,7 +154,7 @@ class SeveralTest(parameterized.TestCase):
 
         def dies(attack, *verdict):
             count[0] += 1
-            if count[0] % 20 == 0:
+            if count[0] % 12 == 0:
                 raise KeyboardInterrupt
             return add(attack, *verdict)
 
