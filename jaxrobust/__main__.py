@@ -1,5 +1,6 @@
 """`jaxrobust COMMAND ...`, or `python -m jaxrobust COMMAND ...`: the commands by their names."""
 
+import errno
 import functools
 import importlib.util
 import os
@@ -28,8 +29,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "new": Command(".configure.new", "birds.py --data DIR", "writes a config for your images"),
     "check": Command(".configure.check", "CONFIG", "says all that is wrong with a config"),
-    "train": Command(".train", "--config FILE", "trains a network, or continues to"),
-    "evaluate": Command(".evaluate", "--workdir RUN", "attacks a network, keeps the record"),
+    "train": Command(".train", "CONFIG", "trains a network, or continues to"),
+    "evaluate": Command(".evaluate", "TARGET", "attacks a network, keeps the record"),
     "doctor": Command(".doctor", "RUN", "looks for usual faults of a network or config"),
     "estimate": Command(".estimate", "CONFIG --on v5e:8x8", "says what a run will cost"),
     "why": Command(".why", "CONFIG", "says where the values of a config come from"),
@@ -47,7 +48,7 @@ COMMANDS = {
         "takes weights of files, URLs, hub or timm",
     ),
     "export": Command(
-        ".conversion.export_weights", "--workdir RUN", "writes weights for us, PyTorch, RobustBench"
+        ".conversion.export_weights", "TARGET", "writes weights for us, PyTorch, RobustBench"
     ),
     "certificate": Command(
         ".conversion.certificate", "--model M", "compares a network with its reference"
@@ -93,22 +94,28 @@ def run(name: str) -> None:
 def main() -> None:
     """Run the command that is named; without one, say what there is."""
     name, *rest = sys.argv[1:] or ["--help"]
-    if name in ("--help", "-h", "help"):
-        return print(_overview())
-    if name == "--version":
-        return print(f"jaxrobust {__version__}")
-    if name not in COMMANDS:
-        arguments.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
-    sys.argv[1:] = rest
-    patience.begin(patience.LOADING)  # the packages of some commands need it
     try:
-        run(name)
+        if name in ("--help", "-h", "help"):
+            print(_overview())
+        elif name == "--version":
+            print(f"jaxrobust {__version__}")
+        elif name not in COMMANDS:
+            arguments.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
+        else:
+            sys.argv[1:] = rest
+            patience.begin(patience.LOADING)  # the packages of some commands need it
+            run(name)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _nobody_reads():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
         sys.exit(141)  # as of a program that SIGPIPE ends
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        arguments.stop("the output cannot be written: no space is left where it goes", 3)
 
 
 def _nobody_reads() -> bool:

@@ -32,7 +32,8 @@ MISTAKES = f"""
 trian --config quickstart | trian
 --workdir run | --workdir
 train --config | config
-train quickstart | --config
+train quickstrat
+train quickstart new | new
 train --config nowhere.py
 train --config broken.py
 train --config other.py
@@ -204,7 +205,7 @@ figure nowhere run --kind=compare --out=f.pdf | nowhere
 figure run --kind=radius --out=f.svg | run
 figure page.pt --kind=attacks --out=f.png | page.pt
 figure run --kind=pie --out=f.pdf | pie
-figure run --kind=radius | --out
+figure run | run
 runs nowhere
 runs empty
 runs page.pt

@@ -30,8 +30,10 @@ def one(image):
 WRONG = {
     # The command line.
     "evalute": "did you mean evaluate",
-    "train": "give --config FILE",
-    f"{TRAIN} extra": "nothing else",
+    "train": "name one config",
+    f"{TRAIN} extra": "name one config",
+    "train quikstart": "did you mean quickstart",
+    f"train quickstart {TRAIN.removeprefix('train ')}": "--config is given more than once",
     f"{TRAIN} --workdri=x": "--workdri is no flag",
     f"{TRAIN} --workdir=b": "--workdir is given more than once",
     "train --config quikstart": "did you mean quickstart",
@@ -44,6 +46,7 @@ WRONG = {
     # Keys and values of a config.
     f"{TRAIN} --config.train.epocs=3": "did you mean 'epochs'",
     f"{TRAIN} --config.train.epochs=many": "--config.train.epochs=many is no whole number",
+    f"{TRAIN} --config.train.lr=None": "config.train.lr cannot be None; give a value",
     f"{TRAIN} --config.train.lr=fast": "--config.train.lr=fast is no number",
     f"{TRAIN} --config.train.epochs=0 --config.pretrain.epochs=0": "nothing to train",
     f"{TRAIN} --config.train.lr=-1": "lr",

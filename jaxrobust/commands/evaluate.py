@@ -1,9 +1,9 @@
-"""`jaxrobust evaluate (--workdir RUN | --model NAME --weights PATH --dataset NAME) ...`.
+"""`jaxrobust evaluate TARGET [--dataset NAME] ...`: attacks a network and keeps the record.
 
-An imported folder (jaxrobust import), a RobustBench id and a timm id say themselves what they are:
---weights FOLDER without --model; what is on the internet is kept in a cache. --function FILE:NAME
-evaluates a network of any library, --torch FILE:NAME one in PyTorch, on --dataset NAME. The word
-quickstart names the trained network that the package ships: its first figure takes seconds.
+TARGET is a run; an imported folder (jaxrobust import), a RobustBench id or a timm id, which are
+downloaded once; my_net.py:logits_fn, a function of any library; torch:my_net.py:build, a network in
+PyTorch; or quickstart, a trained network that ships with the package. A file of weights alone needs
+--model NAME too. All but runs and quickstart need --dataset NAME.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
@@ -35,9 +35,11 @@ define_host_flags()
 
 def main(argv: list[str]) -> None:
     """Read the flags and evaluate."""
-    if len(argv) > 1 and (len(argv) > 2 or argv[1] not in shipped.RUNS):
-        also = f", or {' or '.join(shipped.RUNS)} names the network"
-        stop(f"{argv[1]!r} is no flag; every value goes to one{also}, see --help", 2)
+    if len(argv) > 2:
+        stop(
+            f"{argv[2]!r} is one word too many; name one network, and write other values as flags",
+            2,
+        )
     quiet_libraries()
     pod = hosts()
     patience.end()  # the first host speaks for all, and joining has its own words
@@ -71,7 +73,7 @@ def _again() -> str:
     return "the same command continues with the verdicts so far"
 
 
-def _evaluated(end: Ending, pod: dict[str, Any] | None, word: str = "") -> tuple[str, bool]:
+def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tuple[str, bool]:
     if pod is not None:
         end.join(pod)
     given = asdict(fields.given(EvaluateFlags))
@@ -80,12 +82,16 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, word: str = "") -> tuple
     without_attack = given["corruptions"] is not None or given["certify"] is not None
     if without_attack and flags.FLAGS["attack"].using_default_value:
         given["attack"] = "clean"
-    elif word and flags.FLAGS["attack"].using_default_value:
+    elif target in shipped.RUNS and flags.FLAGS["attack"].using_default_value:
         given["attack"] = "apgd-ce"  # one program to compile, where AutoAttack has four
+    if target in shipped.RUNS:
+        given["shipped"] = target
+    elif target:
+        given = functions.with_target(given, target)
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 
-    return command.answer(command.GivenFlags(**given, shipped=word or None), sizes, threats, ladder)
+    return command.answer(command.GivenFlags(**given), sizes, threats, ladder)
 
 
 def _describe_attacks() -> None:
@@ -112,7 +118,5 @@ def _describe_attacks() -> None:
 
 
 if __name__ == "__main__":  # whose document and flags absl's --help shows
-    if sys.argv[1:2] and sys.argv[1] in shipped.RUNS:  # absl takes words behind the flags alone
-        sys.argv.append(sys.argv.pop(1))
     _describe_attacks()
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

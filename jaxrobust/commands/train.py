@@ -1,4 +1,4 @@
-"""`jaxrobust train --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
+"""`jaxrobust train CONFIG [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
 --then select,autoattack:linf:4/255+l2:2+l1:75,export:hub goes on with a choice among kept weights,
 attacks (without a threat in that of the training) and exports (export:module:ID with RobustBench's
@@ -11,6 +11,7 @@ or another process of the pod is gone; 143 SIGTERM where it was not training yet
 interrupted (Ctrl-C).
 """
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -43,7 +44,7 @@ define_host_flags()
 def main(argv: list[str]) -> None:
     """Read the flags and run the config."""
     if len(argv) > 1 or _CONFIG.value is None:
-        stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
+        stop("name one config, and write changes of it as --config.key=value", 2)
     quiet_libraries()
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> None:
     with patience.of(patience.LOADING, here=pod is None):
         # After the flags: --help needs no JAX.
         from jaxrobust.report import pictures
+        from jaxrobust.results.configs import refusals
         from jaxrobust.results.stages import running
         from jaxrobust.runtime.devices import profiling
         from jaxrobust.runtime.files import folders
@@ -80,8 +82,11 @@ def main(argv: list[str]) -> None:
         stop(error, error.code)
     except KeyboardInterrupt:
         end(f"interrupted; {end.again()}", 130)
-    except (ValueError, DiskFull) as error:
-        end(functions.of_users(error) or error, 2 if isinstance(error, ValueError) else 3)
+    except DiskFull as error:
+        end(error, 3)
+    except ValueError as error:
+        mistakes = refusals.parts_refused(config) if pod is None and not doing else []
+        end(functions.of_users(error) or _listed(error, mistakes), 2)
     except OSError as error:
         end(f"{error}. With that solved, {end.again()}", 3)
     except Exception as error:
@@ -91,6 +96,12 @@ def main(argv: list[str]) -> None:
             raise
         traceback.print_exc()  # and go, else the others wait for this one
         end(error, 1)
+
+
+def _listed(error: Exception, mistakes: list[str]) -> str:
+    """List a config's mistakes with the one that ended the process first, or return that alone."""
+    lines = dict.fromkeys([str(error), *mistakes])
+    return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else str(error)
 
 
 def _use(cores: int | None) -> None:
@@ -109,4 +120,6 @@ def _use(cores: int | None) -> None:
 
 
 if __name__ == "__main__":  # whose document and flags absl's --help shows
+    if sys.argv[1:] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"--config={sys.argv[1]}"
     app.run(main, flags_parser=parse)

@@ -22,6 +22,7 @@ from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, records
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import counted
@@ -48,14 +49,7 @@ def given_of(place: str | None, **values: Any) -> GivenFlags:
     defaults: dict[str, Any] = {"attack": "clean", "version": "standard", "n": None}
     defaults |= {"search_dtype": "float32", "seed": 0}
     if place is not None:
-        path, flag = Path(place), "weights"
-        if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-            flag = "workdir"
-        elif not path.exists() and ".py:" in place:
-            flag = "function"
-        if values.get(flag) is not None:
-            raise ValueError(f"{place} and --{flag}={values[flag]} name the same; give one of them")
-        values[flag] = place
+        values = functions.with_target(values, place)
     return GivenFlags(**(defaults | values))
 
 

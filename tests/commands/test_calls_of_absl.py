@@ -145,6 +145,8 @@ class TrainTest(FlagsCase):
         self.put("training.run.run.run", new=self.calls.train)
         self.put("runtime.files.folders.mounted", new=self.calls.mounted)
         self.put("runtime.devices.profiling.profile", new=self.calls.profile)
+        self.put("results.configs.refusals.parts_refused", new=lambda config: self.mistakes)
+        self.mistakes = []
         self.put("training.run.start_runs.again", side_effect=lambda c, f: f"again {c} in {f}")
         self.enter_context(mock.patch.object(self.module, "_use", new=self.calls.use))
         self.enter_context(mock.patch.object(launch, "cores", return_value=5))
@@ -194,8 +196,16 @@ class TrainTest(FlagsCase):
                 self.given(config=config)
                 code, _, said = self.ended(*words)
                 self.assertEqual(code, 2)
-                self.assertIn("give --config FILE, and changes as --config.key=value", said)
+                self.assertIn(
+                    "name one config, and write changes of it as --config.key=value", said
+                )
                 self.calls.train.assert_not_called()
+
+    def test_all_mistakes(self):
+        self.given(config="c")
+        self.calls.train.side_effect = ValueError("b")
+        self.mistakes = ["a", "b"]
+        self.assertEqual(self.ended(), (2, "", "jaxrobust: 2 mistakes:\n- b\n- a\n"))
 
     def test_how_it_ends(self):
         for error, code, said in (
@@ -374,10 +384,14 @@ class EvaluateTest(parameterized.TestCase):
         said = self.ended(attack="pgd-20").error
         self.assertIn("starts again, because nothing was saved yet", said)
 
-    def test_a_word_is_no_flag(self):
-        found = self.ended("word")
-        self.assertEqual(found.code, 2)
-        self.assertIn("'word' is no flag", found.error)
+    def test_a_target(self):
+        for word, flag in (("net.py:f", "function"), ("torch:net.py:f", "torch"), ("w", "weights")):
+            with self.subTest(word):
+                self.assertEqual(self.ended(word).code, 0)
+                value = getattr(self.answer.call_args.args[0], flag)
+                self.assertEqual(value, word.removeprefix("torch:"))
+        self.assertIn("'b' is one word too many", self.ended("a", "b").error)
+        self.assertIn("w and --weights=v name the same", self.ended("w", weights="v").error)
 
     def test_a_fault_of_the_program(self):
         self.answer.side_effect = KeyError("x")

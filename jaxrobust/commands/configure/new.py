@@ -9,6 +9,7 @@ Exit codes: 0 written; 2 a mistake in the command or the data, with one sentence
 stopped for another reason that it names.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     )
     for name, images in data.lists.items():
         print(f"{name}: {len(images):,} images")
-    print(f"next: jaxrobust check {flags.out}; jaxrobust train --config {flags.out}")
+    config = shlex.quote(str(flags.out))
+    print(f"next: jaxrobust check {config}; jaxrobust train {config}")
     return {
         "config": str(flags.out),
         "lists": list(data.lists),

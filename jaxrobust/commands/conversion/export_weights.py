@@ -1,6 +1,6 @@
-"""Export of weights: `jaxrobust export --workdir RUN --layout L --out DIR`.
+"""Export of weights: `jaxrobust export TARGET --layout L --out DIR`.
 
---weights PATH takes imported or other weights instead of a run's. L is one of
+TARGET is a run, or weights as evaluations take them. L is one of
   jaxrobust  DIR/weights.safetensors and config.json, as an import writes them: for init.weights,
           --weights and jaxrobust.load;
   timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
@@ -29,7 +29,7 @@ from typing import Any
 from absl import logging
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
@@ -40,6 +40,9 @@ from jaxrobust.weights.fetch.shipped import KINDS
 class ExportFlags:
     """What is exported, and as what."""
 
+    target: str | None = flag(
+        "Run, whose best weights are exported, or weights.", word=True, nargs="?", metavar="TARGET"
+    )
     workdir: Path | None = flag("Run whose best weights are exported.")
     phase: str | None = shared("phase")
     weights: str | None = flag(f"Weights instead of a run's best: {KINDS}.")
@@ -89,4 +92,9 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
     compilation.use_persistent_cache()
     given = asdict(flags)
     del given["json"]
+    if target := given.pop("target"):
+        given = functions.with_target(given, target)
+        if given.keys() & {"function", "torch"}:
+            raise ValueError(f"{target} is a function; name a run or weights to export")
+        given["workdir"] = given["workdir"] and Path(given["workdir"])
     return export_torch.export(export_torch.ExportSettings(**given))

@@ -67,7 +67,8 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
     split such as train are train_images and train_labels, or x_train and y_train. Alone, images and
     labels, or image and label, are the one split `all`. Names of classes are in `classes`,
-    `class_names` or `label_names`; else there are as many as the largest label says.
+    `class_names` or `label_names`; else there are as many as the largest label says. A list of ids
+    names images by their places, from 0.
     """
     file = opened(name)
     splits = _splits_of(file)
@@ -104,7 +105,9 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         labels=labels,
         notes=plausibility.foreign(labels, trained, names, where),
     )
-    source = choosing.choose(source, parsed, split, choice, lambda: (labels, None))
+    source = choosing.choose(
+        source, parsed, split, choice, lambda: (labels, map(str, range(len(labels))))
+    )
     # Reads the images, whose checksum shows a damaged file.
     dark = plausibility.of_pixels(int(array().max()), len(labels), where)
     return dataclasses.replace(source, notes=(*source.notes, *dark))

@@ -1,11 +1,11 @@
 """Draw records as a figure of a paper, with the LaTeX table beside it.
 
-`jaxrobust figure RECORDS --kind attacks|radius|compare|certified|resolution --out FIG.pdf`. RECORDS
-are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where they hold
-several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the table.
-`attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within rising
-radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified` what
-smoothing certifies within rising radii, beside a ladder in l2 of the same folder, `resolution`
+`jaxrobust figure RECORDS [--kind attacks|radius|compare|certified|resolution] [--out FIG.pdf]`.
+RECORDS are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where
+they hold several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the
+table. `attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within
+rising radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified`
+what smoothing certifies within rising radii, beside a ladder in l2 of the same folder, `resolution`
 clean and robust accuracy at several test resolutions (`evaluate --image_size`). All have 95 %
 intervals.
 Records of other images, threats or attacks are refused, with all that differs.
@@ -37,10 +37,15 @@ class FigureFlags:
         word=True,
         required=True,
     )
-    kind: str = flag(
-        f"What is drawn: {', '.join(KINDS[:-1])} or {KINDS[-1]}.", required=True, choices=KINDS
+    kind: str | None = flag(
+        f"What is drawn: {', '.join(KINDS[:-1])} or {KINDS[-1]}; default: attacks of one "
+        "evaluation, compare of several.",
+        choices=KINDS,
     )
-    out: Path = flag("Picture: a .pdf, .svg or .png; the table is beside it.", required=True)
+    out: Path = flag(
+        "Picture: a .pdf, .svg or .png; the table is beside it; default: figure.pdf.",
+        Path("figure.pdf"),
+    )
     names: tuple[str, ...] = flag("What the networks are called, in their order.", ())
     threat: str | None = flag("Only evaluations under it: NORM:RADIUS, as linf:4/255.")
     json: bool = shared("json", False)
@@ -55,8 +60,7 @@ def _drawn(flags: FigureFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
         from jaxrobust.papers.figures import figure
 
-    result = figure.make(
-        flags.records, flags.kind, flags.out, names=flags.names, threat=flags.threat
-    )
+    kind = flags.kind or ("attacks" if len(flags.records) == 1 else "compare")
+    result = figure.make(flags.records, kind, flags.out, names=flags.names, threat=flags.threat)
     print("\n".join(figure.lines(result)))
     return result

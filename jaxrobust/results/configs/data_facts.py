@@ -155,11 +155,6 @@ def _divided(
         bounds = np.cumsum([0, *(round(100 * s) for s in (1 - sum(shares), *shares))])
         parts = [f"{divided}[{a}%:{b}%]" for a, b in itertools.pairwise(bounds)]
         return [*parts, *held_out], words, {}
-    if source.name.startswith("npz:"):
-        raise DataError(
-            f"{source.where()} is sorted by label, so that no part of it holds all classes; "
-            "shuffle the arrays in the file, or add x_test and y_test"
-        )
     files = (f"{config.with_suffix('')}.{key}.txt" for key in ("train", "selection", "test"))
     lists = dict(zip(files, _lists(source, shares), strict=False))
     splits = [*(f"{divided}@{file}" for file in lists), *held_out]
@@ -167,18 +162,19 @@ def _divided(
 
 
 def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:
-    """Divide the files of a folder, of each class alike: for training first, then each share.
+    """Divide the files of a folder, or the places in an `.npz`, in each class: for training first,
+    then each share.
 
-    Which files are held back follows from their names alone, so that a copy of the folder is
-    divided in the same way.
+    Names alone decide which are held back, so that a copy of the folder is divided in the same way.
     """
     assert source.labels is not None
     lists: list[list[str]] = [[] for _ in range(1 + len(shares))]
     root = str(storage.place(source.name.removeprefix(image_folder.PREFIX)))
     root += "/" if source.split == "all" else f"/{source.split}/"
-    for label, name in enumerate(source.classes):
-        places = np.flatnonzero(source.labels == label)
-        files = [source.describe(int(place)).removeprefix(root) for place in places]
+    is_array = source.name.startswith("npz:")
+    for label, name in enumerate(source.classes or range(source.num_classes)):
+        places = np.flatnonzero(source.labels == label).tolist()
+        files = [str(p) if is_array else source.describe(p).removeprefix(root) for p in places]
         files.sort(key=lambda file: hashlib.sha256(f"jaxrobust new {file}".encode()).digest())
         if len(files) < 2 * len(lists):
             raise DataError(

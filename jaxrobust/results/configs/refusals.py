@@ -37,27 +37,32 @@ class Review(NamedTuple):
         return self._asdict()
 
 
-def review(config: Config, devices: int) -> Review:
-    """Find all that is wrong with a config for so many devices.
+def parts_refused(config: Config) -> list[str]:
+    """List the mistakes of a config, each part checked by itself; equal sentences are listed once.
 
-    Training ends with the first mistake that it meets; here each part is looked at by itself, and
-    what several parts say alike is listed once.
+    Training ends with the first one.
     """
-    config, fitted = warnings.fitted_batches(config, devices)
     refused: dict[str, None] = {}
     for check in _checks(config):
         try:
             check()
         except (ValueError, OSError) as error:  # DataError too
             refused[str(error)] = None
+    return list(refused)
+
+
+def review(config: Config, devices: int) -> Review:
+    """Find all that is wrong with a config for so many devices."""
+    config, fitted = warnings.fitted_batches(config, devices)
+    refused = parts_refused(config)
     memory: list[str] = []
     if not refused:
         try:
             run.check(config, Path("runs/check"))  # what only parts together show
             memory = _memory(config, devices)
         except (ValueError, OSError) as error:
-            refused[str(error)] = None
-    return Review(list(refused), _warnings(config, devices, fitted), memory)
+            refused.append(str(error))
+    return Review(refused, _warnings(config, devices, fitted), memory)
 
 
 def _checks(config: Config) -> Iterator[Callable[[], Any]]:

@@ -30,6 +30,7 @@ from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import terminal
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.training.run import run as training_run
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
 
@@ -50,6 +51,7 @@ def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> l
         say(line)
     hosts.together(lambda: checks.check(config, parsed, workdir))
     if estimate and not hosts.first((workdir / "config.json").is_file()):
+        hosts.together(lambda: training_run.check(config, workdir))  # costs take minutes to measure
         compilation.use_persistent_cache(workdir.parent)  # training finds what this compiles
         for line in checks.lines(config, parsed, workdir):
             say(line)

@@ -212,6 +212,7 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
         if path.name:
             _find_neighbours(path)
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
+        defined.set_gnu_getopt()  # a target may stand before flags
         positional = defined(argv)
         if path.name:
             config = defined["config"].value
@@ -299,6 +300,8 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     message = " ".join(str(error).replace("\\n", " ").split())
     if isinstance(error, NoConfigError):
         return f"--config {message}"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}; correct the file"
     if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config."):
         near = re.findall(r"Did you mean: (\w+)", message)
         return _no_flag(f"--{error.flagname}", [f"--{name}" for name in near])
@@ -358,6 +361,8 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
             value = words.pop(0)
         if value is None:  # a boolean
             others.append(word)
+        elif value == "None":
+            changes.append((name, None))
         elif value.lstrip().startswith("{"):
             changes += flat(mapping(name, value) or {}, f"{name}.").items()
         elif _OPEN.match(name) or (name in _SEVERAL and "," in value):
@@ -388,11 +393,13 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
     """Set one key of a locked config; of a section that is open, also one that is not there yet."""
     is_open = _OPEN.match(".".join(["config", *keys]))
     place = keys[:2] if is_open else keys[:-1]
-    for key in reversed(keys[len(place) :]):
-        value = {key: value}
     section = config
     for key in place:
         section = section[key]
+    if value is None and not is_open and not isinstance(section[keys[-1]], str | None):
+        raise ValueError(f"config.{'.'.join(keys)} cannot be None; give a value")
+    for key in reversed(keys[len(place) :]):
+        value = {key: value}
     if is_open:
         with section.unlocked(), section.ignore_type():
             section.update(value)

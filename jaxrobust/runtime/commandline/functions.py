@@ -40,6 +40,24 @@ def is_name(text: str) -> bool:
     return ":" in text
 
 
+def with_target(values: dict[str, Any], target: str) -> dict[str, Any]:
+    """Set the flag that a positional target stands for: a run, weights, or a function.
+
+    >>> with_target({"norm": "l2"}, "nets.py:logits_fn")
+    {'norm': 'l2', 'function': 'nets.py:logits_fn'}
+    """
+    path, flag, value = Path(target), "weights", target
+    if target.startswith(pytorch.PREFIX):
+        flag, value = "torch", target.removeprefix(pytorch.PREFIX)
+    elif (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        flag = "workdir"
+    elif ".py:" in target and not path.exists():
+        flag = "function"
+    if values.get(flag) is not None:
+        raise ValueError(f"{target} and --{flag}={values[flag]} name the same; give one of them")
+    return values | {flag: value}
+
+
 def find(flag: str, name: str) -> Named:
     """Find the function that `name` says, where Python looks and in the current folder.
 

@@ -19,6 +19,8 @@ def read(path: Path) -> list[dict]:
                 raise ValueError(f"{line.decode().strip()[:40]} is no JSON object")
             rows.append(row)
         except ValueError as error:
+            if number == 1 and isinstance(error, UnicodeDecodeError):
+                raise ValueError(f"{path} is no text file; give a results.jsonl") from error
             if number < len(lines) or line.endswith(b"\n"):
                 raise ValueError(
                     f"{path}, line {number} is damaged ({error}); remove that line"

@@ -111,8 +111,9 @@ def _unknown(text: str, timm: re.Match | None) -> str:
         return f"nothing is there, and RobustBench's networks of that id are {' and '.join(others)}"
     if (own := own_id(text)) in PUBLISHED and PUBLISHED[own].file == f"{text}.pt":
         return f"nothing is there; RobustBench's network of that table is {own} alone"
-    if near := difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=0.7):
-        return f"nothing is there, and no id of RobustBench; did you mean {', '.join(near)}?"
+    here = map(str, Path(text).parent.glob("*"))
+    if near := difflib.get_close_matches(text, [*shipped.RUNS, *PUBLISHED, *here], n=3, cutoff=0.7):
+        return f"nothing is there; did you mean {', '.join(near)}?"
     near = difflib.get_close_matches(timm[1], timm_names(), n=2, cutoff=0.7) if timm else []
     if timm and near:
         ids = ", ".join(f"{name}.{timm[2]}" for name in near)

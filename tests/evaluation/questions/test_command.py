@@ -481,7 +481,7 @@ class CommandLineTest(parameterized.TestCase):
     @sweeps.rows(
         (["--atack=clean"], "--atack is no flag; did you mean --attack. --help lists them"),
         (["--n=many"], "--n=many is no number of images: 1 or more, or --n=all"),
-        (["clean"], "'clean' is no flag; every value goes to one, or quickstart names"),
+        (["a", "b"], "'b' is one word too many; name one network"),
     )
     def test_mistakes_in_flags(self, arguments, message):
         process = self.run_it("evaluate", *arguments, without="jax")
