@@ -1,35 +1,14 @@
 """Kernels for TPUs on any platform, run by JAX's interpreter."""
 
-import functools
 from unittest import mock
 
-from jaxrobust.models.kernels.tpu import (
-    batch_stem,
-    channel_attention,
-    conv_stem,
-    convnext_block,
-    depthwise_norm,
-    norm_halving,
-    talking_heads,
-    token_attention,
-    token_interaction,
-    token_norm,
-)
-
-KERNELS = token_attention, channel_attention, depthwise_norm, conv_stem, token_interaction
-KERNELS = *KERNELS, batch_stem, convnext_block, norm_halving, token_norm, talking_heads
-CALLS = {"forward", "backward", "parameter_gradients", "first", "second", "sums", "gradient"}
-CALLS |= {"third", "first_sums", "second_sums", "all_gradients"}
+from jaxrobust.models.kernels.tpu import calls
 
 
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
-    stack = [mock.patch.object(m, "lax", PlatformRules(m.lax, "tpu")) for m in modules]
-    for module in KERNELS:
-        for name in CALLS & {*vars(module)}:
-            interpreted = functools.partial(getattr(module, name), interpret=True)
-            stack.append(mock.patch.object(module, name, interpreted))
-    return stack
+    rules = [mock.patch.object(m, "lax", PlatformRules(m.lax, "tpu")) for m in modules]
+    return [*rules, calls.interpreted(True)]
 
 
 class PlatformRules:

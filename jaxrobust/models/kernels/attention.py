@@ -177,14 +177,14 @@ def _full(bias: tuple[Array, ...], qkv: Array, heads: int) -> Array | None:
 
 
 def _kernel_forward(qkv: Array, *bias: Array, heads: int, scale: float) -> list[Array]:
-    out = tpu.token_attention.forward(qkv, heads, scale=scale, bias=_full(bias, qkv, heads))
+    out = tpu.token_attention.forward(qkv, _full(bias, qkv, heads), heads=heads, scale=scale)
     plain = functools.partial(_plain_forward, heads=heads, scale=scale)
     return stored_as(plain, out, qkv, *bias)
 
 
 def _kernel_backward(qkv, g, stored, *bias, heads: int, scale: float, needed: bool) -> list[Array]:
     settings: dict[str, Any] = {"heads": heads, "scale": scale}
-    to_qkv = tpu.token_attention.backward(qkv, g, bias=_full(bias, qkv, heads), **settings)
+    to_qkv = tpu.token_attention.backward(qkv, g, _full(bias, qkv, heads), **settings)
     if not needed:
         return [to_qkv]
     stored = _plain_forward(qkv, *bias, **settings)[1:]

@@ -125,10 +125,8 @@ def _block_forward(eps, inputs, p, needed):
 def _block_backward(eps, residuals, p, g, needed):
     x, z, share = residuals
     to_share = None if share is None else jnp.zeros_like(share)  # a draw, which has no gradient
-    if not needed:
-        return (tpu.convnext_block.backward(z, g, share, p, eps=eps), to_share), None
-    to_x, sums = tpu.convnext_block.all_gradients(x, z, g, share, p, eps=eps)
-    return (to_x, to_share), BlockParameters(*sums)
+    to_x, sums = tpu.convnext_block.backward(x, z, g, share, p, eps=eps)
+    return (to_x, to_share), sums
 
 
 _block = with_gradient(_block_forward, _block_backward)
@@ -168,10 +166,7 @@ def _halving_forward(eps, x, p, needed):
 
 
 def _halving_backward(eps, x, p, g, needed):
-    if not needed:
-        return tpu.norm_halving.backward(x, g, p, eps=eps), None
-    to_x, sums = tpu.norm_halving.all_gradients(x, g, p, eps=eps)
-    return to_x, HalvingParameters(*sums)
+    return tpu.norm_halving.backward(x, g, p, eps=eps, needed=needed)
 
 
 _halving = with_gradient(_halving_forward, _halving_backward)

@@ -95,11 +95,7 @@ def _token_norm(static, x, affine, needed):
 
 
 def _token_norm_backward(static, x, affine, gradients, needed):
-    (eps, _), (scale, _) = static, affine
-    if not needed:
-        return tpu.token_norm.backward(x, gradients, scale, eps=eps), None
-    to_x, *sums = tpu.token_norm.all_gradients(x, gradients, scale, eps=eps)
-    return to_x, tuple(sums)
+    return tpu.token_norm.backward(x, gradients, affine[0], eps=static[0], needed=needed)
 
 
 _norm_kernel = with_gradient(_token_norm, _token_norm_backward)

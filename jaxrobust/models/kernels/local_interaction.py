@@ -81,9 +81,8 @@ class _Static(NamedTuple):
 
 def _forward(static, inputs, p, needed):
     x, statistics, factors = inputs
-    y, sums = tpu.token_interaction.first(
-        *(x, p.norm_scale, p.norm_shift, p.taps1, p.bias1), width=static.width, eps=EPS_LAYER
-    )
+    operands = x, p.norm_scale, p.norm_shift, p.taps1, p.bias1
+    y, sums = tpu.token_interaction.first(*operands, width=static.width, eps=EPS_LAYER)
     norm, new = norm_of_sums(sums, None if static.train else statistics, x.shape[1], static.group)
     factor = widened(p.batch_scale[None])[0] * norm.inverse
     gamma = _scales(p.gamma, factors)

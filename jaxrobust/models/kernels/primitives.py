@@ -18,13 +18,18 @@ Array = jax.Array
 Out = TypeVar("Out")  # an array, or a list or tuple of them
 
 
+def static_jit(function: Callable[..., Out], **options: Any) -> Callable[..., Out]:
+    """Return `jax.jit` of `function`, whose keyword-only parameters are static."""
+    static = inspect.getfullargspec(inspect.unwrap(function)).kwonlyargs
+    return jax.jit(function, static_argnames=static, **options)
+
+
 def traced_once(function: Callable[..., Out]) -> Callable[..., Out]:
     """Trace `function` once for all operands of the same shapes and types, of all layers.
 
     A program has its operations, as without. Keyword-only parameters are static.
     """
-    static = inspect.getfullargspec(inspect.unwrap(function)).kwonlyargs
-    return jax.jit(function, static_argnames=static, inline=True)
+    return static_jit(function, inline=True)
 
 
 def walled(function: Callable[..., Out]) -> Callable[..., Out]:
@@ -32,7 +37,7 @@ def walled(function: Callable[..., Out]) -> Callable[..., Out]:
 
     Keyword-only parameters of `function` are static.
     """
-    compiled = jax.jit(function, static_argnames=inspect.getfullargspec(function).kwonlyargs)
+    compiled = static_jit(function)
 
     @functools.wraps(function)
     def call(*operands: Array, **settings: Any) -> Out:

@@ -123,7 +123,7 @@ def _batch_forward(static, inputs, layers, needed):
     norm1, new1 = norm_of_sums(sums, running[0], height * width // 4, group)
     stored, sums = tpu.batch_stem.second(planes, _norm_rows(one, norm1), one.kernel, two.kernel)
     norm2, new2 = norm_of_sums(sums, running[1], height * width // 16, group)
-    out = tpu.batch_stem.third(stored, _norm_rows(two, norm2), width // 4)
+    out = tpu.batch_stem.third(stored, _norm_rows(two, norm2), columns=width // 4)
     return (out, (new1, new2)), (x, statistics, stored, norm1, norm2)
 
 

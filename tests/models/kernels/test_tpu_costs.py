@@ -159,37 +159,43 @@ class KernelCostsTest(parameterized.TestCase):
 
     def test_of_a_convnext_block(self):
         def check(function, images, products, channels, hidden, powers):
-            *_, found, cycles = declared(lambda_of(function), *[MAP] * images, BLOCK)
+            *_, found, cycles = declared(function, *images, None, BLOCK, **EPS)
             vectors = 392 * channels / 4 + 1176 * hidden / 4
             self.assertEqual((found, cycles), (3136 * 384 * powers, products * PRODUCT + vectors))
 
-        check(convnext_block.forward, 1, 2, 98 + 28, 16, 1)
-        check(convnext_block.backward, 2, 3, 143, 19, 2)
-        check(convnext_block.all_gradients, 3, 5, 5 * 49 + 60, 24, 2)
+        check(convnext_block.forward, [MAP], 2, 98 + 28, 16, 1)
+        check(convnext_block.backward, [None, MAP, MAP], 3, 143, 19, 2)
+        check(convnext_block.backward, [MAP] * 3, 5, 5 * 49 + 60, 24, 2)
 
     @sweeps.rows(
-        (norm_halving.forward, [MAP], 1, 25),
-        (norm_halving.backward, [MAP, HALF], 1, 45),
-        (norm_halving.all_gradients, [MAP, HALF], 2, 52),
+        (norm_halving.forward, [MAP], {}, 1, 25),
+        (norm_halving.backward, [MAP, HALF], {"needed": False}, 1, 45),
+        (norm_halving.backward, [MAP, HALF], {"needed": True}, 2, 52),
     )
-    def test_of_norm_halving(self, function, operands, products, operations):
-        *_, cycles = declared(function, *operands, HALVING, **EPS)
+    def test_of_norm_halving(self, function, operands, how, products, operations):
+        *_, cycles = declared(function, *operands, HALVING, **EPS, **how)
         self.assertEqual(cycles, products * 1792 + 392 * operations / 4)
 
     @sweeps.rows(
-        (token_norm.forward, [VECTOR, VECTOR], 16),
-        (token_norm.backward, [[TOKENS, TOKENS], VECTOR], 27),
-        (token_norm.all_gradients, [[TOKENS], VECTOR], 34),
+        (token_norm.forward, [VECTOR, VECTOR], {}, 16),
+        (token_norm.backward, [[TOKENS, TOKENS], VECTOR], {"needed": False}, 27),
+        (token_norm.backward, [[TOKENS], VECTOR], {"needed": True}, 34),
     )
-    def test_of_a_norm_of_tokens(self, function, operands, operations):
-        *_, cycles = declared(function, TOKENS, *operands, **EPS)
+    def test_of_a_norm_of_tokens(self, function, operands, how, operations):
+        *_, cycles = declared(function, TOKENS, *operands, **EPS, **how)
         self.assertEqual(cycles, REGISTERS * operations / 4)
 
     def test_of_the_exchange_between_neighbours(self):
         """Convolutions with 6 operations for the copies of a map."""
-        how, pairs = {"width": 14}, (VECTOR, VECTOR)
+        how = {"width": 14}
         for function, operands, more, operations, powers in (
-            (token_interaction.first, [TOKENS, *pairs, TAPS, VECTOR], EPS, 9 + 29 + 5 + 24, 1),
+            (
+                token_interaction.first,
+                [TOKENS, VECTOR, VECTOR, TAPS, VECTOR],
+                EPS,
+                9 + 29 + 5 + 24,
+                1,
+            ),
             (token_interaction.second, [TOKENS, TOKENS, shape(1, 5, 384), TAPS], {}, 9 + 24, 0),
         ):
             *_, cycles = declared(function, *operands, **how, **more)
@@ -202,14 +208,3 @@ class KernelCostsTest(parameterized.TestCase):
             gradient = token_interaction.gradient
             *_, cycles = declared(gradient, *operands, **how, **EPS, needed=needed)
             self.assertEqual(cycles, REGISTERS * ((3 * 24 + 90 + more) / 4 + 2))
-
-
-def lambda_of(function):
-    """With what no image is left out; in the module of the function, as `declared` wants it."""
-
-    def run(*operands):
-        *images, p = operands
-        return function(*images, None, p, **EPS)
-
-    run.__module__ = function.__module__
-    return run

@@ -21,7 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
+from jaxrobust.models.kernels.primitives import static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     Kernel,
@@ -38,11 +40,12 @@ from jaxrobust.models.kernels.tpu.conv_stem import (
     columns_cost,
     each_row,
     image_gradient,
+    read_pixels,
     to_kernels,
+    write_pixels,
 )
 from jaxrobust.models.kernels.tpu.conv_stem import refused as refused  # the same images
 from jaxrobust.models.kernels.tpu.stem_blocks import (
-    HALF,
     TAPS,
     Gradient,
     batch_gelu,
@@ -61,8 +64,8 @@ from jaxrobust.models.kernels.tpu.stem_blocks import (
 )
 
 Array = jax.Array
-GIVEN, BACK = 3, 5  # rows of a batch norm: mean, factor, shift; what its gradient subtracts
-PADDED = 8  # rows in registers
+# Rows of a batch norm: mean, factor, shift; what its gradient subtracts; as many as a register has.
+FORWARD_ROWS, BACKWARD_ROWS, PADDED_ROWS = 3, 5, 8
 
 
 def _put(out: Any, *sums: Array) -> None:
@@ -107,8 +110,8 @@ def _first(image, selection, first, out, rows) -> None:
     _put(out, *_moments(blocks, columns, pixels))
 
 
-def _second(image, of_first, selection, first, second, kept, out, rows, met, norm) -> None:
-    dtype, blocks, columns = image.dtype, kept.shape[1], image.shape[3] // 4
+def _second(image, of_first, selection, first, second, stored, out, rows, met, norm) -> None:
+    dtype, blocks, columns = image.dtype, stored.shape[1], image.shape[3] // 4
     columns_to_lanes(image, selection, rows)
     spread_rows(of_first, norm)
 
@@ -116,42 +119,36 @@ def _second(image, of_first, selection, first, second, kept, out, rows, met, nor
         z = dot(first[...], read_met(rows, block, dtype), "nn")
         return [batch_gelu(part, norm, dtype == jnp.float32) for part in split(z, 4)]
 
-    def convolve(block: Any, seen: Array) -> None:
-        z = dot(second[...], seen.astype(dtype), "nn") * valid(columns)
-        kept[0, block] = z.astype(dtype)
+    def convolve(block: Any, pixels_met: Array) -> None:
+        z = dot(second[...], pixels_met.astype(dtype), "nn") * valid(columns)
+        stored[0, block] = z.astype(dtype)
 
     each_window(blocks, met, pixels, convolve)
-    _put(out, *_moments(blocks, columns, lambda block: [kept[0, block].astype(jnp.float32)]))
+    _put(out, *_moments(blocks, columns, lambda block: [stored[0, block].astype(jnp.float32)]))
 
 
-def _third(kept, of_second, identity, out, norm) -> None:
-    from jax.experimental import pallas as pl
-
-    blocks, columns, dtype = kept.shape[1], out.shape[2], out.dtype
+def _third(stored, of_second, identity, out, norm) -> None:
+    blocks, columns, dtype = stored.shape[1], out.shape[2], out.dtype
     spread_rows(of_second, norm)
 
     @pl.loop(0, blocks)
     def activate(block: Any) -> None:
-        y = batch_gelu(kept[0, block].astype(jnp.float32), norm, dtype == jnp.float32)
+        y = batch_gelu(stored[0, block].astype(jnp.float32), norm, dtype == jnp.float32)
         across = dot(identity[...], y.astype(dtype), "nt").astype(dtype)
-        out[0, block] = across[:columns]
-        out[0, block + blocks] = across[HALF : HALF + columns]
+        write_pixels(out, block, blocks, columns, across)
 
 
-def _second_sums(kept, g, of_second, identity, out, norm, across, totals) -> None:
-    from jax.experimental import pallas as pl
-
-    blocks, columns, dtype = kept.shape[1], g.shape[2], g.dtype
+def _second_sums(stored, g, of_second, identity, out, norm, across, totals) -> None:
+    blocks, columns, dtype = stored.shape[1], g.shape[2], g.dtype
     spread_rows(of_second, norm)
     across[...] = jnp.zeros_like(across)
     totals[...] = jnp.zeros_like(totals)
 
     @pl.loop(0, blocks)
     def add(block: Any) -> None:
-        across[:columns] = g[0, block].astype(jnp.float32)
-        across[HALF : HALF + columns] = g[0, block + blocks].astype(jnp.float32)
+        read_pixels(g, block, blocks, across)
         to_y = dot(identity[...], across[...].astype(dtype), "nt")
-        z = kept[0, block].astype(jnp.float32)
+        z = stored[0, block].astype(jnp.float32)
         _add_to_norm(totals, batch_gelu_gradient(z, to_y, norm, columns, dtype == jnp.float32))
 
     _put(out, totals[0], totals[1])
@@ -162,193 +159,149 @@ def _add_to_norm(totals: Any, pixel: Gradient) -> None:
     totals[1] += pixel.to_normed * pixel.normal
 
 
-def _norms(g: Any, rows: list[Any], wide: list[Any]) -> list[Any]:
-    """Spread the rows of both norms, and find their gradients for `each_row`."""
-    how = {"columns": g.shape[2], "exact": g.dtype == jnp.float32}
-    for of_norm, norm in zip(rows, wide, strict=True):
+def _way_back(refs: Any, results: int) -> tuple[Any, ...]:
+    """Spread the rows of both norms; return what `each_row` takes, the results, other scratch."""
+    image, stored, g, *norm_rows = refs[:5]
+    matrices, outs, scratch = refs[5:9], refs[9 : 9 + results], refs[9 + results :]
+    rows, below, across, *norms = scratch[:5]
+    for of_norm, norm in zip(norm_rows, norms, strict=True):
         spread_rows(of_norm, norm)
-    return [functools.partial(batch_gelu_gradient, rows=norm, **how) for norm in wide]
+    settings = {"columns": g.shape[2], "exact": g.dtype == jnp.float32}
+    gradients = [functools.partial(batch_gelu_gradient, rows=norm, **settings) for norm in norms]
+    arrays = image, stored, g, *matrices
+    return arrays, (rows, below, across), gradients, outs, scratch[5:]
 
 
 def _first_sums(*refs) -> None:
-    image, kept, g, *norms_rows = refs[:5]
-    *matrices, out, rows, below, across, norm1, norm2, totals = refs[5:]
-    gradients = _norms(g, norms_rows, [norm1, norm2])
+    *way, (out,), (totals,) = _way_back(refs, 1)
     totals[...] = jnp.zeros_like(totals)
 
     def use(row: Row) -> None:
         for pixel in row.first:
             _add_to_norm(totals, pixel)
 
-    each_row((image, kept, g, *matrices), (rows, below, across), gradients, use)
+    each_row(*way, use)
     _put(out, totals[0], totals[1])
 
 
 def _backward(*refs) -> None:
-    image, kept, g, *norms_rows = refs[:5]
-    *matrices, out, rows, below, across, norm1, norm2, totals = refs[5:]
-    gradients = _norms(g, norms_rows, [norm1, norm2])
-    scratch = totals, rows, below, across
-    image_gradient((image, kept, g, *matrices), scratch, gradients, out)
+    arrays, scratch, gradients, (out,), totals = _way_back(refs, 1)
+    image_gradient(arrays, (*totals, *scratch), gradients, out)
 
 
 def _matrix_sums(*refs) -> None:
-    image, kept, g, *norms_rows = refs[:5]
-    *matrices, to_first, to_second, rows, below, across, norm1, norm2 = refs[5:]
-    gradients = _norms(g, norms_rows, [norm1, norm2])
-    for out in (to_first, to_second):
+    *way, outs, _ = _way_back(refs, 2)
+    for out in outs:
         out[...] = jnp.zeros_like(out)
-
-    def use(row: Row) -> None:
-        add_to_matrices(row, to_first, to_second, image.dtype)
-
-    each_row((image, kept, g, *matrices), (rows, below, across), gradients, use)
+    each_row(*way, lambda row: add_to_matrices(row, *outs, refs[0].dtype))
 
 
 # ----------------------------------------------------------------------------------------- calls
 
 
-def _of_rows(height: int, row: KernelCost) -> KernelCost:
-    return row * (height // 8)
-
-
 def _padded(rows: Array) -> Array:
-    return jnp.pad(rows, ((0, 0), (0, PADDED - rows.shape[1]), (0, 0)))
+    return jnp.pad(rows, ((0, 0), (0, PADDED_ROWS - rows.shape[1]), (0, 0)))
 
 
 def _first_of(kernel: Array) -> Array:
     return first_matrix(kernel, jnp.zeros(kernel.shape[3], kernel.dtype))
 
 
-def _rows_of(channels: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((2, channels), jnp.float32)
+def _f32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def first(x: Array, kernel: Array, *, interpret: bool = False) -> Array:
+@static_jit
+def first(x: Array, kernel: Array) -> Array:
     """Compute f32[B,2,C] of what the first convolution makes of planes f[B,3,H,W]: the mean of each
     image, and the sum of squares around that.
     """
     _, channels, height, width = x.shape
-    c = kernel.shape[3]
+    c, rows = kernel.shape[3], rows_shape(height, channels)
     row = product(4 * c, LANES, LANES) * 2 + elementwise(4 * c, LANES, 6)
-    rows = rows_shape(height, channels)
-    cost = columns_cost(x.shape[1:]) + _of_rows(height, row)
+    cost = columns_cost(x.shape[1:]) + row * (height // 8)
     (sums,) = over_images(
         Kernel("batch_stem_first", _first, cost, [rows], tiled(rows, 4)),
         [x],
-        [_rows_of(c)],
+        [_f32(2, c)],
         parameters=[selection_matrix(width, x.dtype), _first_of(kernel)],
-        interpret=interpret,
     )
     return sums
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def second(
-    x: Array, rows: Array, kernel1: Array, kernel2: Array, *, interpret: bool = False
-) -> list[Array]:
+@static_jit
+def second(x: Array, rows: Array, kernel1: Array, kernel2: Array) -> list[Array]:
     """Compute f[B,H/8,D,128] of what the second convolution makes, and f32[B,2,D] as `first`.
 
     `rows` f32[B,3,C]: mean, factor and shift of the first batch norm.
     """
     _, channels, height, width = x.shape
-    c, d = kernel2.shape[2:]
+    (c, d), met = kernel2.shape[2:], rows_shape(height, channels)
     row = product(4 * c, LANES, LANES) + product(d, 9 * c, LANES)
     row += elementwise(4 * c, LANES, 21, 1) + elementwise(d, LANES, 8)
-    met = rows_shape(height, channels)
+    cost = columns_cost(x.shape[1:]) + row * (height // 8)
+    scratch = [met, (9 * c, LANES), (FORWARD_ROWS, c, LANES)]
     return over_images(
-        Kernel(
-            *("batch_stem_second", _second, columns_cost(x.shape[1:]) + _of_rows(height, row)),
-            [met, (9 * c, LANES), (GIVEN, c, LANES)],
-            tiled(met, 4),
-        ),
+        Kernel("batch_stem_second", _second, cost, scratch, tiled(met, 4)),
         [x, _padded(rows)],
-        [(height // 8, d, LANES), _rows_of(d)],
+        [(height // 8, d, LANES), _f32(2, d)],
         parameters=[selection_matrix(width, x.dtype), _first_of(kernel1), second_matrix(kernel2)],
-        interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("columns", "interpret"))
-def third(kept: Array, rows: Array, columns: int, *, interpret: bool = False) -> Array:
+@static_jit
+def third(stored: Array, rows: Array, *, columns: int) -> Array:
     """Compute the second layer f[B,H/4,W/4,D] of rows of `columns` from what `second` made.
 
     `rows` f32[B,3,D]: mean, factor and shift of the second batch norm.
     """
-    blocks, d = kept.shape[1:3]
+    blocks, d = stored.shape[1:3]
     cost = (product(LANES, LANES, d) + elementwise(d, LANES, 21, 1)) * blocks
     (out,) = over_images(
-        Kernel("batch_stem_third", _third, cost, [(GIVEN, d, LANES)]),
-        [kept, _padded(rows)],
+        Kernel("batch_stem_third", _third, cost, [(FORWARD_ROWS, d, LANES)]),
+        [stored, _padded(rows)],
         [(2 * blocks, columns, d)],
-        parameters=[jnp.eye(LANES, dtype=kept.dtype)],
-        interpret=interpret,
+        parameters=[jnp.eye(LANES, dtype=stored.dtype)],
     )
     return out
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def second_sums(kept: Array, g: Array, rows: Array, *, interpret: bool = False) -> Array:
+@static_jit
+def second_sums(stored: Array, g: Array, rows: Array) -> Array:
     """Sum the gradient of the second batch norm's result over each image, f32[B,2,D]: alone, and
     times the centred input; from that of the second layer, `g`. `rows` as `backward` takes them.
     """
-    blocks, d = kept.shape[1:3]
+    blocks, d = stored.shape[1:3]
     cost = (product(d, d, LANES) + elementwise(d, LANES, 37, 2)) * blocks
-    scratch = [(BACK, d, LANES), (LANES, d), (2, d, LANES)]
+    scratch = [(BACKWARD_ROWS, d, LANES), (LANES, d), (2, d, LANES)]
     (sums,) = over_images(
         Kernel("batch_stem_second_sums", _second_sums, cost, scratch),
-        [kept, g, _padded(rows)],
-        [_rows_of(d)],
+        [stored, g, _padded(rows)],
+        [_f32(2, d)],
         parameters=[jnp.eye(d, dtype=g.dtype)],
-        interpret=interpret,
     )
     return sums
 
 
+Pair = tuple[Array, Array]  # of both layers
+
+
 def _over_rows(
-    name: str,
-    x: Array,
-    kept: Array,
-    g: Array,
-    rows: tuple[Array, Array],
-    kernels: tuple[Array, Array],
-    *,
-    interpret: bool,
+    name: str, body: Any, operands: Any, outs: list[Any], cost: KernelCost, *scratch: Any
 ) -> list[Array]:
-    """Run one of the three kernels that go through the rows of blocks backward."""
+    """Run a kernel that goes through the rows of blocks backward, with its own part of the cost."""
+    x, stored, g, rows, kernels = operands
     _, channels, height, width = x.shape
-    c, d = kernels[1].shape[2:]
-    image = x.shape[1:]
-    met = rows_shape(height, channels)
-    wide = [(BACK, c, LANES), (BACK, d, LANES)]
+    (c, d), met = kernels[1].shape[2:], rows_shape(height, channels)
     row = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
     row += elementwise(4 * c + d, LANES, 36, 2)
-    back = product(channels * height, TAPS * LANES, width)
-    f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    kinds: dict[str, Any] = {
-        "first_sums": (_first_sums, KernelCost(), [_rows_of(c)], [(2, c, LANES)]),
-        "gradient": (
-            _backward,
-            back + _of_rows(height, product(LANES, 4 * c, LANES)),
-            [image],
-            [met],
-        ),
-        "sums": (
-            _matrix_sums,
-            _of_rows(height, product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3),
-            [f32((4 * c, LANES)), f32((3, d, 3 * c))],
-            [],
-        ),
-    }
-    body, more, outs, last = kinds[name]
+    norms = [(BACKWARD_ROWS, n, LANES) for n in (c, d)]
     return over_images(
         Kernel(
-            *(f"batch_stem_{name}", body, columns_cost(image) + _of_rows(height, row) + more),
-            [met, (2 * d, LANES), (LANES, d), *wide, *last],
-            tiled(met, 4),
+            *(f"batch_stem_{name}", body, columns_cost(x.shape[1:]) + row * (height // 8) + cost),
+            *([met, (2 * d, LANES), (LANES, d), *norms, *scratch], tiled(met, 4)),
         ),
-        [x, kept, g, *map(_padded, rows)],
+        [x, stored, g, *map(_padded, rows)],
         outs,
         parameters=[
             selection_matrix(width, x.dtype),
@@ -356,44 +309,45 @@ def _over_rows(
             second_gradient_matrix(kernels[1]),
             jnp.eye(d, dtype=x.dtype),
         ],
-        interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def first_sums(*operands: Any, interpret: bool = False) -> Array:
+@static_jit
+def first_sums(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Array:
     """Sum for the first batch norm as `second_sums`, f32[B,2,C]; operands as of `backward`."""
-    return _over_rows("first_sums", *operands, interpret=interpret)[0]
+    operands, c = (x, stored, g, rows, kernels), kernels[0].shape[3]
+    (sums,) = _over_rows(
+        *("first_sums", _first_sums, operands, [_f32(2, c)], KernelCost()), (2, c, LANES)
+    )
+    return sums
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def backward(
-    x: Array,
-    kept: Array,
-    g: Array,
-    rows: tuple[Array, Array],
-    kernels: tuple[Array, Array],
-    *,
-    interpret: bool = False,
-) -> Array:
+@static_jit
+def backward(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Array:
     """Compute the gradient for planes f[B,3,H,W].
 
     Args:
       x: the planes.
-      kept: what the second convolution made.
+      stored: what the second convolution made.
       g: the gradient of the second layer, f[B,H/4,W/4,D].
       rows: of both batch norms, f32[B,5,C] and f32[B,5,D]: mean, factor, shift, and what the
         gradient subtracts from that of the norm's result, a constant and a share of its centred
         input.
       kernels: of both convolutions.
-      interpret: see `over_images`.
     """
-    return _over_rows("gradient", x, kept, g, rows, kernels, interpret=interpret)[0]
+    _, channels, height, width = x.shape
+    cost = product(channels * height, TAPS * LANES, width)
+    cost += product(LANES, 4 * kernels[0].shape[3], LANES) * (height // 8)
+    operands, met = (x, stored, g, rows, kernels), rows_shape(height, channels)
+    (out,) = _over_rows("gradient", _backward, operands, [x.shape[1:]], cost, met)
+    return out
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def parameter_gradients(*operands: Any, interpret: bool = False) -> tuple[Array, Array]:
+@static_jit
+def parameter_gradients(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Pair:
     """Compute the gradients of both kernels, in float32; operands as of `backward`."""
-    to_first, to_second = _over_rows("sums", *operands, interpret=interpret)
-    kernels = operands[-1]
+    operands, (c, d) = (x, stored, g, rows, kernels), kernels[1].shape[2:]
+    cost = (product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3) * (x.shape[2] // 8)
+    outs = [_f32(4 * c, LANES), _f32(3, d, 3 * c)]
+    to_first, to_second = _over_rows("sums", _matrix_sums, operands, outs, cost)
     return to_kernels(to_first.sum(0), to_second.sum(0), kernels[0].shape)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from jaxrobust.runtime.text.progress import say
 
@@ -18,12 +20,14 @@ _UNITS = 4  # matrix units of 128 x 128, and as many vector operations in a cycl
 SCOPED = 16 * 2**20  # bytes of fast memory for a kernel, which a TPU v4 has and others give unasked
 _MORE = 64 * 2**20  # what chips since v5e give to a kernel that asks for it
 _SMALL = ("TPU v2", "TPU v3", "TPU v4")  # chips without that
+# Whether JAX's interpreter runs the kernels that are traced here, on any platform.
+interpreted = jax.make_user_context(default_value=False)
 
 
-def plain(what: str, reason: str | None) -> bool:
-    """Decide for XLA's path where a kernel does not take `what`, and say so once on a TPU."""
+def plain(layer: str, reason: str | None) -> bool:
+    """Decide for XLA's path where no kernel takes `layer`, and say so once on a TPU."""
     if reason:
-        _say_once(f"{what} takes XLA's path: {reason}")
+        _say_once(f"{layer} takes XLA's path: {reason}")
     return reason is not None
 
 
@@ -40,11 +44,32 @@ def fast_memory() -> int:
     return SCOPED if kind in _SMALL else _MORE
 
 
+def widened_to(size: int, tile: int) -> int:
+    """Round a size up to whole tiles."""
+    return -(-size // tile) * tile
+
+
 def tiled(shape: Sequence[int], itemsize: int) -> int:
     """Count the bytes of an array in fast memory, in tiles of 8 rows of 128 values."""
-    *rest, rows, columns = (1, *shape) if len(shape) == 1 else shape
-    rows, columns = (-(-n // tile) * tile for n, tile in ((rows, SUBLANES), (columns, LANES)))
-    return math.prod(rest) * rows * columns * itemsize
+    *outer, rows, columns = (1, *shape) if len(shape) == 1 else shape
+    tile_rows, tile_columns = widened_to(rows, SUBLANES), widened_to(columns, LANES)
+    return math.prod(outer) * tile_rows * tile_columns * itemsize
+
+
+def lane_groups(channels: int) -> list[slice]:
+    """List the channels of each register."""
+    return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
+
+
+def softmax(logits: Array, axis: int = -1) -> Array:
+    """Compute the softmax."""
+    powers = jnp.exp(logits - logits.max(axis, keepdims=True))
+    return powers * (1 / powers.sum(axis, keepdims=True))
+
+
+def softmax_gradient(p: Array, to_p: Array, axis: int = -1) -> Array:
+    """Compute the gradient of `softmax` from its result `p` and the gradient of that."""
+    return p * (to_p - (p * to_p).sum(axis, keepdims=True))
 
 
 class KernelCost(NamedTuple):
@@ -79,13 +104,13 @@ def elementwise(rows: int, columns: int, operations: float, powers: float = 0) -
 
 
 class Kernel(NamedTuple):
-    """What runs on some images, and what it needs."""
+    """A kernel's name in a program's text, its body and what it needs."""
 
-    name: str  # in a program's text
+    name: str
     body: Callable[..., None]  # see `over_images`
     cost: KernelCost  # of one image
     scratch: Sequence[tuple[int, ...]] = ()  # shapes of f32 arrays in fast memory
-    beside: int = 0  # bytes that the body's values take
+    value_bytes: int = 0  # that the body's values take
 
 
 def over_images(
@@ -97,8 +122,6 @@ def over_images(
     repeated: Sequence[Array] = (),
     parameters: Sequence[Array] = (),
     sums: Sequence[tuple[int, ...]] = (),
-    dtype: Any = None,
-    interpret: bool,
 ) -> list[Array]:
     """Run a kernel on `per` images at a time.
 
@@ -106,56 +129,51 @@ def over_images(
       kernel: whose body gets references to blocks f[per,..] of `arrays` and of `repeated`, to
         `parameters`, to blocks of the results, to `sums`, and to `scratch`.
       arrays: f[B,..].
-      outs: shapes of the results of one image, or shapes with types of their own.
+      outs: shapes of the results of one image, of the type of the first array; or with their types.
       per: divides B.
       repeated: f[P,..] with P one, or a multiple of `per` that divides B; image i sees row i mod P.
       sums: shapes of f32 results that all images see, one after another, and the first one clears;
         a chip with two cores then uses one.
-      dtype: type of the other results; None: that of the first array.
-      interpret: whether to run it by JAX's interpreter, on any platform.
     """
-    from jax.experimental import pallas as pl  # 0.2 s, which nothing but a trace needs
-    from jax.experimental.pallas import tpu as pltpu
-
-    batch, dtype = arrays[0].shape[0], dtype or arrays[0].dtype
+    batch, dtype = arrays[0].shape[0], arrays[0].dtype
     typed = [jax.ShapeDtypeStruct(o, dtype) if isinstance(o, tuple) else o for o in outs]
     results = [jax.ShapeDtypeStruct((batch, *o.shape), o.dtype) for o in typed]
+    totals = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sums]
 
     def block(array: Any) -> Any:
-        rest = (0,) * (array.ndim - 1)
+        zeros = (0,) * (array.ndim - 1)
         if array.shape[0] == 1:  # one row for all images
-            return pl.BlockSpec(array.shape, lambda i: (0, *rest))
-        turns = array.shape[0] // per
-        return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, np.int32(turns)), *rest))
+            return pl.BlockSpec(array.shape, lambda i: (0, *zeros))
+        turns = np.int32(array.shape[0] // per)
+        return pl.BlockSpec((per, *array.shape[1:]), lambda i: (lax.rem(i, turns), *zeros))
 
-    def whole(array: Any) -> Any:  # once, since there is no next one
-        once = pl.Buffered(1)
-        return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim, pipeline_mode=once)
+    def once(array: Any) -> Any:  # in one buffer, since there is no next one
+        return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim, pipeline_mode=pl.Buffered(1))
 
-    blocks: list[Any] = [*arrays, *repeated, *results]
-    held = sum(min(per, a.shape[0]) * tiled(a.shape[1:], a.dtype.itemsize) for a in blocks)
-    scratch = sum(tiled(shape, 4) for shape in kernel.scratch)
-    totals = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sums]
-    beside: list[Any] = [*parameters, *totals]
-    alone = sum(tiled(a.shape, a.dtype.itemsize) for a in beside)
-    needed = 2 * held + alone + scratch + kernel.beside  # the next blocks arrive meanwhile
-    moved = sum(a.size * a.dtype.itemsize for a in [*blocks, *beside])
+    moving: list[Any] = [*arrays, *repeated, *results]
+    fixed: list[Any] = [*parameters, *totals]
+    # The next blocks arrive meanwhile.
+    needed = sum(2 * min(per, a.shape[0]) * tiled(a.shape[1:], a.dtype.itemsize) for a in moving)
+    needed += sum(tiled(a.shape, a.dtype.itemsize) for a in fixed) + kernel.value_bytes
+    needed += sum(tiled(shape, 4) for shape in kernel.scratch)
     total = kernel.cost * batch
     run = pl.pallas_call(
         kernel.body,
         out_shape=[*results, *totals],
         grid=(batch // per,),
-        in_specs=[*map(block, (*arrays, *repeated)), *map(whole, parameters)],
-        out_specs=[*map(block, results), *map(whole, totals)],
+        in_specs=[*map(block, (*arrays, *repeated)), *map(once, parameters)],
+        out_specs=[*map(block, results), *map(once, totals)],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kernel.scratch],
         name=kernel.name,
-        interpret=interpret,
+        interpret=interpreted.value,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary" if sums else "parallel",),
             vmem_limit_bytes=None if needed < SCOPED else _MORE,
         ),
         cost_estimate=pl.CostEstimate(
-            flops=int(total.flops), transcendentals=int(total.powers), bytes_accessed=int(moved)
+            flops=int(total.flops),
+            transcendentals=int(total.powers),
+            bytes_accessed=sum(a.size * a.dtype.itemsize for a in (*moving, *fixed)),
         ),
         metadata={"cycles": str(int(total.cycles))},
     )
@@ -164,7 +182,6 @@ def over_images(
 
 def clear_at_first(sums: Sequence[Any]) -> None:
     """Clear references to sums over images, in the kernel of the first one."""
-    from jax.experimental import pallas as pl
 
     @pl.when(pl.program_id(0) == 0)
     def clear() -> None:

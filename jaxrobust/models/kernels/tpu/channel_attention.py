@@ -14,13 +14,13 @@ By hand, for 196 tokens and 384 channels on a v5e: cosines take 384 rows x 2 x 3
 468. So an attack step of 88 images needs 88 x (1,600 + 3,700) = 0.47 M cycles = 0.31 ms.
 """
 
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.primitives import static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
@@ -31,6 +31,8 @@ from jaxrobust.models.kernels.tpu.calls import (
     elementwise,
     over_images,
     product,
+    softmax,
+    softmax_gradient,
     tiled,
 )
 
@@ -45,18 +47,18 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
     if dim % heads:
         return f"{heads} heads do not divide {dim} channels"
     blocks = 2 * tiled((tokens, 7 * dim), jnp.dtype(dtype).itemsize)
-    if blocks + _beside(tokens, _together(dim, heads)) > SCOPED:
+    if blocks + _value_bytes(tokens, _together(dim, heads)) > SCOPED:
         return f"{tokens} tokens of {dim} channels are larger than the fast memory of a chip"
     return None
 
 
 def _together(dim: int, heads: int) -> int:
     """Find how many channels are computed at once: heads that fill registers, or all of them."""
-    whole = math.lcm(dim // heads, LANES)
-    return dim if dim % whole else whole
+    filling = math.lcm(dim // heads, LANES)
+    return dim if dim % filling else filling
 
 
-def _beside(tokens: int, count: int) -> int:
+def _value_bytes(tokens: int, count: int) -> int:
     return 5 * tiled((count, count), 4) + 3 * tiled((tokens, count), 4)
 
 
@@ -75,11 +77,6 @@ def _cosines(q: Array, k: Array) -> tuple[Array, Array, Array]:
     return dot(k, q, "tn") * of_q * of_k, of_q, of_k
 
 
-def _softmax(logits: Array) -> Array:
-    powers = jnp.exp(logits - logits.max(0, keepdims=True))
-    return powers * (1 / powers.sum(0, keepdims=True))
-
-
 def _groups(dim: int, count: int) -> list[slice]:
     return [slice(start, start + count) for start in range(0, dim, count)]
 
@@ -93,7 +90,7 @@ def _forward(qkv, temperature, strangers, out) -> None:
     for group in _groups(out.shape[2], strangers.shape[0]):
         q, k, v = _parts(qkv, group)
         cosines, _, _ = _cosines(q, k)
-        weights = _softmax(cosines * temperature[:, group] + strangers[...])
+        weights = softmax(cosines * temperature[:, group] + strangers[...], 0)
         out[0, :, group] = dot(v, weights.astype(v.dtype), "nn").astype(out.dtype)
 
 
@@ -111,9 +108,8 @@ def _backward(qkv, g, temperature, strangers, out, *to_temperature) -> None:
     for group in _groups(dim, strangers.shape[0]):
         (q, k, v), to_out = _parts(qkv, group), g[0, :, group]
         cosines, of_q, of_k = _cosines(q, k)
-        weights = _softmax(cosines * temperature[:, group] + strangers[...])
-        to_weights = dot(v, to_out, "tn")
-        to_logits = weights * (to_weights - (weights * to_weights).sum(0, keepdims=True))
+        weights = softmax(cosines * temperature[:, group] + strangers[...], 0)
+        to_logits = softmax_gradient(weights, dot(v, to_out, "tn"), 0)
         for sums in to_temperature:
             sums[0, :, group] = (to_logits * cosines).sum(0, keepdims=True)
         to_products = (to_logits * (temperature[:, group] * of_q) * of_k).astype(q.dtype)
@@ -128,10 +124,10 @@ def _backward(qkv, g, temperature, strangers, out, *to_temperature) -> None:
 
 def _cost(tokens: int, count: int, *, squares: int, maps: int, operations: int) -> KernelCost:
     """Count for channels that are computed at once: products to squares and to maps of tokens."""
-    softmax = elementwise(count, count, operations, powers=1)
-    rest = elementwise(tokens, count, 4 + 6 * (maps - 1))
+    vectors = elementwise(count, count, operations, powers=1)
+    vectors += elementwise(tokens, count, 4 + 6 * (maps - 1))
     to_squares, to_maps = product(count, tokens, count), product(tokens, count, count)
-    return softmax + rest + to_squares * squares + to_maps * maps
+    return vectors + to_squares * squares + to_maps * maps
 
 
 def _parameters(temperature: Array, dim: int) -> list[Array]:
@@ -143,26 +139,23 @@ def _parameters(temperature: Array, dim: int) -> list[Array]:
     return [spread.astype(jnp.float32), strangers.astype(jnp.float32)]
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def forward(qkv: Array, temperature: Array, *, interpret: bool = False) -> Array:
+@static_jit
+def forward(qkv: Array, temperature: Array) -> Array:
     """Compute the attention of f[B,N,3*D] as f[B,N,D]; `temperature` has a value for each head."""
     tokens, dim = qkv.shape[1], qkv.shape[2] // 3
     count = _together(dim, temperature.size)
     cost = _cost(tokens, count, squares=1, maps=1, operations=9) * (dim // count)
     (out,) = over_images(
-        Kernel("channel_attention", _forward, cost, beside=_beside(tokens, count)),
+        Kernel("channel_attention", _forward, cost, value_bytes=_value_bytes(tokens, count)),
         [qkv],
         [(tokens, dim)],
         parameters=_parameters(temperature, dim),
-        interpret=interpret,
     )
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("needed", "interpret"))
-def backward(
-    qkv: Array, g: Array, temperature: Array, *, needed: bool, interpret: bool = False
-) -> list[Array]:
+@static_jit
+def backward(qkv: Array, g: Array, temperature: Array, *, needed: bool) -> list[Array]:
     """Compute the gradient f[B,N,3*D] of `forward` for its product from that of its result, and
     where `needed` that for the temperature, f32[h].
     """
@@ -172,10 +165,11 @@ def backward(
     cost = _cost(tokens, count, squares=2, maps=3, operations=18) * (dim // count)
     wide = [jax.ShapeDtypeStruct((1, dim), jnp.float32)] * needed
     to_qkv, *sums = over_images(
-        Kernel("channel_attention_gradient", _backward, cost, beside=_beside(tokens, count)),
+        Kernel(
+            "channel_attention_gradient", _backward, cost, value_bytes=_value_bytes(tokens, count)
+        ),
         [qkv, g],
         [(tokens, 3 * dim), *wide],
         parameters=_parameters(temperature, dim),
-        interpret=interpret,
     )
     return [to_qkv, *(s.reshape(-1, heads, dim // heads).sum((0, 2)) for s in sums)]

@@ -31,7 +31,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
+from jaxrobust.models.kernels.primitives import static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
@@ -94,17 +96,17 @@ def _needed(image: tuple[int, ...], c: int, d: int) -> int:
     height, width, channels = image
     planes = tiled((channels, height, width), 2)
     maps = tiled((height // 4, width // 4, d), 2) + tiled((height // 8, d, LANES), 2)
-    beside = tiled((2, width, TAPS * LANES), 2) + tiled((4 * c, 4 * d + LANES), 2)
-    return 2 * (2 * planes + maps + beside) + 3 * tiled(rows_shape(height, channels), 4)
+    matrices = tiled((2, width, TAPS * LANES), 2) + tiled((4 * c, 4 * d + LANES), 2)
+    return 2 * (2 * planes + maps + matrices) + 3 * tiled(rows_shape(height, channels), 4)
 
 
 # ------------------------------------------------------------------------------------- the kernels
 
 
 def _forward(
-    image, selection, first, second, affine1, affine2, identity, out, kept, rows, met, *, eps
+    image, selection, first, second, affine1, affine2, identity, out, stored, rows, met, *, eps
 ) -> None:
-    dtype, blocks, columns = image.dtype, kept.shape[1], out.shape[2]
+    dtype, blocks, columns = image.dtype, stored.shape[1], out.shape[2]
     activate = functools.partial(norm_gelu, eps=eps, exact=dtype == jnp.float32)
     columns_to_lanes(image, selection, rows)
 
@@ -112,15 +114,26 @@ def _forward(
         z = dot(first[...], read_met(rows, block, dtype), "nn")
         return [activate(part, affine1) for part in split(z, 4)]
 
-    def convolve(block: Any, seen: Array) -> None:
-        z = (dot(second[...], seen.astype(dtype), "nn") + affine2[2]).astype(dtype)
-        kept[0, block] = z
+    def convolve(block: Any, pixels_met: Array) -> None:
+        z = (dot(second[...], pixels_met.astype(dtype), "nn") + affine2[2]).astype(dtype)
+        stored[0, block] = z
         y = activate(z.astype(jnp.float32), affine2).astype(dtype)
-        across = dot(identity[...], y, "nt").astype(dtype)
-        out[0, block] = across[:columns]
-        out[0, block + blocks] = across[HALF : HALF + columns]
+        write_pixels(out, block, blocks, columns, dot(identity[...], y, "nt").astype(dtype))
 
     each_window(blocks, met, pixels, convolve)
+
+
+def write_pixels(out: Any, block: Any, blocks: int, columns: int, across: Array) -> None:
+    """Write both halves of a row of blocks, f[128,D]."""
+    out[0, block] = across[:columns]
+    out[0, block + blocks] = across[HALF : HALF + columns]
+
+
+def read_pixels(g: Any, block: Any, blocks: int, across: Any) -> None:
+    """Read what `write_pixels` has written into f32[128,D]."""
+    columns = g.shape[2]
+    across[:columns] = g[0, block].astype(jnp.float32)
+    across[HALF : HALF + columns] = g[0, block + blocks].astype(jnp.float32)
 
 
 class Row(NamedTuple):
@@ -145,20 +158,17 @@ def each_row(
       gradients: of each layer's norm and GELU, for what these take and the gradient that they get.
       use: takes a `Row`.
     """
-    from jax.experimental import pallas as pl
-
-    image, kept, g, selection, first, second, identity = refs
+    image, stored, g, selection, first, second, identity = refs
     rows, below, across = scratch
     of_first, of_second = gradients
-    dtype, blocks, (columns, d) = image.dtype, kept.shape[1], g.shape[2:]
+    dtype, blocks, d = image.dtype, stored.shape[1], g.shape[3]
     columns_to_lanes(image, selection, rows)
     across[...] = jnp.zeros_like(across)
 
     def behind(block: Any) -> Gradient:
-        across[:columns] = g[0, block].astype(jnp.float32)
-        across[HALF : HALF + columns] = g[0, block + blocks].astype(jnp.float32)
+        read_pixels(g, block, blocks, across)
         to_y = dot(identity[...], across[...].astype(dtype), "nt")
-        return of_second(kept[0, block].astype(jnp.float32), to_y)
+        return of_second(stored[0, block].astype(jnp.float32), to_y)
 
     def pair(to_z: Array) -> Array:
         return jnp.concatenate([to_z, shifted(to_z, -1)])
@@ -168,14 +178,14 @@ def each_row(
     @pl.loop(0, blocks)
     def differentiate(i: Any) -> None:
         block = blocks - 1 - i
-        behind_it, seen = behind(block), below[...]
-        here = pair(behind_it.to_x)
-        to_y = dot(second[...], jnp.concatenate([here, seen]).astype(dtype), "nn")
+        second_layer, pair_below = behind(block), below[...]
+        here = pair(second_layer.to_x)
+        to_y = dot(second[...], jnp.concatenate([here, pair_below]).astype(dtype), "nn")
         below[...] = here
         met = read_met(rows, block, dtype)
         pairs = zip(split(dot(first[...], met, "nn"), 4), split(to_y, 4), strict=True)
         pixels = [of_first(z, to_pixel) for z, to_pixel in pairs]
-        use(Row(block, behind_it, seen[:d], met, pixels))
+        use(Row(block, second_layer, pair_below[:d], met, pixels))
 
 
 def image_gradient(
@@ -184,7 +194,7 @@ def image_gradient(
     """Compute the gradient for planes; arguments as of `each_row`, `scratch` first has another
     place for rows.
     """
-    totals, *rest = scratch
+    totals, *row_scratch = scratch
     _, _, _, selection, first, *_ = refs
 
     def use(row: Row) -> None:
@@ -194,7 +204,7 @@ def image_gradient(
             place = n // TAPS, row.block >> 1, row.block & 1, slice(None), lanes_of(n % TAPS)
             totals[place] = to_rows[n * SUBLANES : (n + 1) * SUBLANES]
 
-    each_row(refs, rest, gradients, use)
+    each_row(refs, row_scratch, gradients, use)
     lanes_to_columns(totals, selection, out)
 
 
@@ -212,11 +222,8 @@ def add_to_matrices(row: Row, to_first: Any, to_second: Any, dtype: Any) -> None
 def _layer_norms(operands: Sequence[Any], eps: float) -> tuple[list[Any], list[Any]]:
     """Part operands into those of `each_row`, and the gradients of both norms."""
     *refs, affine1, affine2, identity = operands
-    how = {"eps": eps, "exact": refs[0].dtype == jnp.float32}
-    norms = [
-        functools.partial(norm_gelu_gradient, affine=affine, **how) for affine in (affine1, affine2)
-    ]
-    return [*refs, identity], norms
+    gradient = functools.partial(norm_gelu_gradient, eps=eps, exact=refs[0].dtype == jnp.float32)
+    return [*refs, identity], [functools.partial(gradient, affine=a) for a in (affine1, affine2)]
 
 
 def _backward(*refs, eps: float) -> None:
@@ -258,8 +265,8 @@ def gradient_cost(c: int, d: int) -> KernelCost:
     return products + elementwise(4 * c + d, LANES, 45, 2)
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -> list[Array]:
+@static_jit
+def forward(x: Array, *parameters: Array, eps: float) -> list[Array]:
     """Compute both layers of planes f[B,3,H,W] as f[B,H/4,W/4,D], and f[B,H/8,D,128].
 
     The latter is what the second convolution makes, for `backward`.
@@ -269,11 +276,10 @@ def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -
     c, d = kernel2.shape[2:]
     products = product(4 * c, LANES, LANES) + product(d, 9 * c, LANES) + product(LANES, LANES, d)
     row = products + elementwise(4 * c + d, LANES, 29, 1)
-    cost = columns_cost(x.shape[1:]) + row * (height // 8)
-    scratch = [rows_shape(height, channels), (9 * c, LANES)]
+    cost, rows = columns_cost(x.shape[1:]) + row * (height // 8), rows_shape(height, channels)
     body = functools.partial(_forward, eps=eps)
     return over_images(
-        Kernel("conv_stem", body, cost, scratch, tiled(rows_shape(height, channels), 4)),
+        Kernel("conv_stem", body, cost, [rows, (9 * c, LANES)], tiled(rows, 4)),
         [x],
         [(height // 4, width // 4, d), (height // 8, d, LANES)],
         parameters=[
@@ -284,7 +290,6 @@ def forward(x: Array, *parameters: Array, eps: float, interpret: bool = False) -
             spread(scale2, shift2, bias2),
             jnp.eye(LANES, dtype=x.dtype),
         ],
-        interpret=interpret,
     )
 
 
@@ -299,25 +304,23 @@ def _operands(x: Array, kernel1, bias1, scale1, shift1, kernel2, _, scale2, shif
     ]
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def backward(
-    x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
-) -> Array:
-    """Compute the gradient for planes from that of the result, and from what `forward` kept."""
+@static_jit
+def backward(x: Array, stored: Array, g: Array, *parameters: Array, eps: float) -> Array:
+    """Compute the gradient for planes from that of the result, and from what `forward` stored."""
     _, channels, height, width = x.shape
     c, d = parameters[4].shape[2:]
     row = gradient_cost(c, d) + product(LANES, 4 * c, LANES)
     back = product(channels * height, TAPS * LANES, width)
-    cost = columns_cost(x.shape[1:]) + back + row * (height // 8)
-    rows = rows_shape(height, channels)
-    scratch = [rows, rows, (2 * d, LANES), (LANES, d)]
-    body = functools.partial(_backward, eps=eps)
+    cost, rows = (
+        columns_cost(x.shape[1:]) + back + row * (height // 8),
+        rows_shape(height, channels),
+    )
+    scratch, body = [rows, rows, (2 * d, LANES), (LANES, d)], functools.partial(_backward, eps=eps)
     (out,) = over_images(
         Kernel("conv_stem_gradient", body, cost, scratch, tiled(rows, 4)),
-        [x, kept, g],
+        [x, stored, g],
         [x.shape[1:]],
         parameters=_operands(x, *parameters),
-        interpret=interpret,
     )
     return out
 
@@ -330,29 +333,23 @@ def to_kernels(to_first: Array, to_second: Array, shape: tuple[int, ...]) -> tup
     return transposed(to_first)[0], to_second.reshape(3, d, 3, c).transpose(0, 2, 3, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+@static_jit
 def parameter_gradients(
-    x: Array, kept: Array, g: Array, *parameters: Array, eps: float, interpret: bool = False
+    x: Array, stored: Array, g: Array, *parameters: Array, eps: float
 ) -> list[Array]:
     """Compute the gradients for the parameters, in float32; operands as those of `backward`."""
     _, channels, height, _ = x.shape
     c, d = parameters[4].shape[2:]
     products = product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3
     row = gradient_cost(c, d) + products + elementwise(4 * c + d, LANES, 5)
-    rows = rows_shape(height, channels)
+    cost, rows = columns_cost(x.shape[1:]) + row * (height // 8), rows_shape(height, channels)
+    scratch, body = [rows, (2 * d, LANES), (LANES, d)], functools.partial(_sums, eps=eps)
+    shapes = (4 * c, LANES), (3, d, 3 * c), (2, c, LANES), (3, d, LANES)
     sums = over_images(
-        Kernel(
-            "conv_stem_sums",
-            functools.partial(_sums, eps=eps),
-            columns_cost(x.shape[1:]) + row * (height // 8),
-            [rows, (2 * d, LANES), (LANES, d)],
-            tiled(rows, 4),
-        ),
-        [x, kept, g],
-        [(4 * c, LANES), (3, d, 3 * c), (2, c, LANES), (3, d, LANES)],
+        Kernel("conv_stem_sums", body, cost, scratch, tiled(rows, 4)),
+        [x, stored, g],
+        [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         parameters=_operands(x, *parameters),
-        dtype=jnp.float32,
-        interpret=interpret,
     )
     to_first, to_second, to_affine1, to_affine2 = (s.sum(0) for s in sums)
     to_kernel1, to_kernel2 = to_kernels(to_first, to_second, parameters[0].shape)

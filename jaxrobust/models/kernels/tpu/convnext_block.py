@@ -17,15 +17,15 @@ little, and taps wait for their norms. The GELU is that of `stem_blocks`.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from jaxrobust.models.kernels.convnext_layers import BlockParameters
-from jaxrobust.models.kernels.primitives import largest_divisor
+from jaxrobust.models.kernels.primitives import largest_divisor, static_jit
 from jaxrobust.models.kernels.tpu import depthwise_norm
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
@@ -36,9 +36,11 @@ from jaxrobust.models.kernels.tpu.calls import (
     dot,
     elementwise,
     fast_memory,
+    lane_groups,
     over_images,
     product,
     tiled,
+    widened_to,
 )
 from jaxrobust.models.kernels.tpu.stem_blocks import gelu, gelu_slope
 
@@ -59,7 +61,7 @@ class _Sizes(NamedTuple):
     @property
     def wide(self) -> int:
         """Of a row, widened to whole registers."""
-        return math.ceil(self.width / SUBLANES) * SUBLANES
+        return widened_to(self.width, SUBLANES)
 
     @property
     def rows(self) -> int:
@@ -120,14 +122,11 @@ def _values(s: _Sizes) -> int:
 
 
 def _each_image(s: _Sizes, call: Callable[[Any], None]) -> None:
-    from jax.experimental import pallas as pl
-
     call(0) if s.per == 1 else pl.loop(0, s.per)(call)
 
 
 def _each_row(s: _Sizes, call: Callable[[Any, Any], None], step: int = 1) -> None:
     """Call with an image and a row, for each `step`th row of each image."""
-    from jax.experimental import pallas as pl
 
     def rows(image: Any) -> None:
         pl.loop(0, s.height, step=step)(functools.partial(call, image))
@@ -149,9 +148,19 @@ def _put_images(s: _Sizes, x: Any, padded: Any) -> None:
     _each_row(s, put)
 
 
-def _chunks(s: _Sizes, call: Callable[[Any], None]) -> None:
-    from jax.experimental import pallas as pl
+def _each_sum(s: _Sizes, padded: Any, taps: Any, use: Callable[..., None]) -> None:
+    """Call with an image, a first row, how far behind it a row is, and its sums f32[wide,C]."""
+    together = depthwise_norm.together(s.height, s.channels)
 
+    def sum_rows(image: Any, row: Any) -> None:
+        sums = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide, together)
+        for n, total in enumerate(sums):
+            use(image, row, n, total)
+
+    _each_row(s, sum_rows, together)
+
+
+def _chunks(s: _Sizes, call: Callable[[Any], None]) -> None:
     pl.loop(0, s.per * s.height, step=s.rows)(call)
 
 
@@ -169,8 +178,6 @@ def _row(s: _Sizes, pixels: Array, i: int) -> Array:
 
 def _over_hidden(s: _Sizes, step: Callable[[Any, Array], Array]) -> Array:
     """Add up f32[rows*wide,C] over parts of the hidden layer; `step`: of its columns, and a sum."""
-    from jax.experimental import pallas as pl
-
     zero = jnp.zeros((s.rows * s.wide, s.channels), jnp.float32)
     if s.columns == s.hidden:
         return step(slice(None), zero)
@@ -181,29 +188,23 @@ def _over_hidden(s: _Sizes, step: Callable[[Any, Array], Array]) -> Array:
     return jax.lax.fori_loop(0, s.hidden // s.columns, part, zero)
 
 
-def _forward(x, share, taps, affine, first, first_bias, second, out, *rest, s, eps) -> None:
-    *kept, padded, normed = rest
+def _forward(x, share, taps, affine, first, first_bias, second, out, *refs, s, eps) -> None:
+    *stored, padded, normed = refs
     dtype, exact = x.dtype, x.dtype == jnp.float32
     bias, scale, shift, second_bias, gamma = (affine[i : i + 1] for i in range(5))
     _clear(s, padded)
     _put_images(s, x, padded)
 
-    together = depthwise_norm.together(s.height, s.channels)
+    def norm(image: Any, row: Any, n: int, total: Array) -> None:
+        z = total + bias
+        for ref in stored:
+            ref[image, row + n] = z.astype(dtype)
+        normal, _ = depthwise_norm.normalised(z, eps)
+        normed[image * s.height + row + n] = normal * scale + shift
 
-    def sum_and_norm(image: Any, row: Any) -> None:
-        sums = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide, together)
-        for n, total in enumerate(sums):
-            z = total + bias
-            for ref in kept:
-                ref[image, row + n] = z.astype(dtype)
-            normal, _ = depthwise_norm.normalised(z, eps)
-            normed[image * s.height + row + n] = normal * scale + shift
-
-    _each_row(s, sum_and_norm, together)
+    _each_sum(s, padded, taps, norm)
 
     def mlp(start: Any) -> None:
-        from jax.experimental import pallas as pl
-
         y = _pixels(s, normed[pl.ds(start, s.rows)]).astype(dtype)
 
         def step(part: Any, total: Array) -> Array:
@@ -240,14 +241,11 @@ class _Sums(NamedTuple):
     second: Any  # but for gamma
 
 
-def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
+def _backward(z, g, *refs, s, eps, summed: bool) -> None:
     """Compute the gradient for the image; if `summed`, those for parameters as well."""
-    from jax.experimental import pallas as pl
-
-    rest = [*refs]
     if summed:
-        x, around = rest.pop(0), rest.pop()
-    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = rest
+        x, *refs, around = refs
+    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = refs
     if summed:
         total = _Sums(*sums)
         clear_at_first(total)
@@ -259,8 +257,8 @@ def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
 
     def differentiate(start: Any) -> None:
         _widen(s, start, g, share, wide)
-        kept = z[0, pl.ds(start, s.rows)] if s.per == 1 else z[...]
-        normal, inverse = depthwise_norm.normalised(_pixels(s, kept), eps)
+        chunk = z[0, pl.ds(start, s.rows)] if s.per == 1 else z[...]
+        normal, inverse = depthwise_norm.normalised(_pixels(s, chunk), eps)
         y, to_branch = (normal * scale + shift).astype(dtype), _pixels(s, wide[...])
         to_mlp = (to_branch * gamma).astype(dtype)
 
@@ -284,26 +282,18 @@ def _backward(z, g, *refs: Any, s, eps, summed: bool) -> None:
                 total.affine[i : i + 1] += value.sum(0, keepdims=True)
 
     _chunks(s, differentiate)
-    _sum_and_add(s, padded, taps, g, out)
+
+    def add(image: Any, row: Any, n: int, total: Array) -> None:
+        to_image = g[image, row + n].astype(jnp.float32)
+        out[image, row + n] = (total[: s.width] + to_image).astype(out.dtype)
+
+    _each_sum(s, padded, taps, add)
     if summed:
         _clear(s, around)
         _put_images(s, x, around)
         _each_image(
             s, lambda image: _sum_products(s, around.at[image], padded.at[image], total.taps)
         )
-
-
-def _sum_and_add(s: _Sizes, padded: Any, taps: Any, g: Any, out: Any) -> None:
-    """Convolve the gradient of the images with their rims, and add that of the result."""
-    together = depthwise_norm.together(s.height, s.channels)
-
-    def add(image: Any, row: Any) -> None:
-        sums = depthwise_norm.sum_taps(padded.at[image], taps, row, s.wide, together)
-        for n, total in enumerate(sums):
-            beside = g[image, row + n].astype(jnp.float32)
-            out[image, row + n] = (total[: s.width] + beside).astype(out.dtype)
-
-    _each_row(s, add, together)
 
 
 def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
@@ -318,10 +308,10 @@ def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
                 return ref[group, row, column : column + s.wide, : shape[1]]
 
             g = read(to_z, row + rim, rim)
-            seen = (read(x, row + line, column) for column in range(s.side))
+            columns = (read(x, row + line, column) for column in range(s.side))
             return [
                 total + (g * part).reshape(-1, *shape).sum(0)
-                for total, part in zip(totals, seen, strict=True)
+                for total, part in zip(totals, columns, strict=True)
             ]
 
         totals = jax.lax.fori_loop(0, s.height, add, [jnp.zeros(shape, jnp.float32)] * s.side)
@@ -329,7 +319,7 @@ def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
             tap = line * s.side + column
             out[tap : tap + 1, lanes] += total.sum(0, keepdims=True)
 
-    for group, lanes in enumerate(depthwise_norm.groups(s.channels)):
+    for group, lanes in enumerate(lane_groups(s.channels)):
         for line in range(s.side):
             line_of_taps(line, group, lanes)
 
@@ -345,8 +335,8 @@ def _cost(s: _Sizes, products: int, channels: int, hidden: int, powers: int) -> 
 
 
 def _share(share: Array | None, channels: int) -> Array:
-    whole = jnp.ones(1) if share is None else share
-    return jnp.broadcast_to(whole.astype(jnp.float32)[:, None, None], (len(whole), 1, channels))
+    share = jnp.ones(1) if share is None else share
+    return jnp.broadcast_to(share.astype(jnp.float32)[:, None, None], (len(share), 1, channels))
 
 
 def _operands(p: BlockParameters, dtype: Any, flipped: bool) -> list[Array]:
@@ -357,128 +347,65 @@ def _operands(p: BlockParameters, dtype: Any, flipped: bool) -> list[Array]:
     return [taps[::-1] if flipped else taps, affine, *weights]
 
 
-def _scratch(s: _Sizes) -> list[tuple[int, ...]]:
-    return [s.padded, (s.rows, s.wide, s.channels)]
-
-
-@functools.partial(jax.jit, static_argnames=("eps", "keep", "interpret"))
+@static_jit
 def forward(
-    x: Array,
-    share: Array | None,
-    p: BlockParameters,
-    *,
-    eps: float,
-    keep: bool = True,
-    interpret: bool = False,
+    x: Array, share: Array | None, p: BlockParameters, *, eps: float, keep: bool = True
 ) -> list[Array]:
     """Compute the block of f[B,H,W,C]; if `keep`, also what `backward` reads.
 
     Args:
       x: images.
-      share: f[B] of the branch that is added to each image; None: the whole.
+      share: f[B] of the branch that is added to each image; None: all of it.
       p: parameters.
       eps: of the norm.
       keep: whether a gradient follows.
-      interpret: as of `over_images`.
     """
     s = _sizes(x, p)
-    cost = _cost(s, 2, 2 * s.side**2 + 28, 16, 1)
+    body, cost = functools.partial(_forward, s=s, eps=eps), _cost(s, 2, 2 * s.side**2 + 28, 16, 1)
     return over_images(
-        Kernel(
-            "convnext_block",
-            functools.partial(_forward, s=s, eps=eps),
-            cost,
-            [s.padded, s.matrix],
-            _values(s),
-        ),
+        Kernel("convnext_block", body, cost, [s.padded, s.matrix], _values(s)),
         [x],
         [x.shape[1:], (s.height, s.wide, s.channels)][: 1 + keep],
         per=s.per,
         repeated=[_share(share, s.channels)],
         parameters=_operands(p, x.dtype, flipped=False),
-        interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+@static_jit
 def backward(
-    z: Array,
-    g: Array,
-    share: Array | None,
-    p: BlockParameters,
-    *,
-    eps: float,
-    interpret: bool = False,
-) -> Array:
-    """Compute the gradient for `x` from that of the result, and from what `forward` kept."""
-    s = _sizes(g, p)
-    cost = _cost(s, 3, 2 * s.side**2 + 45, 19, 2)
-    (out,) = over_images(
+    x: Array | None, z: Array, g: Array, share: Array | None, p: BlockParameters, *, eps: float
+) -> tuple[Array, BlockParameters | None]:
+    """Compute the gradient for images from that of the result, and from what `forward` kept.
+
+    With the images `x` also the gradients for the parameters, in float32.
+    """
+    s, summed, taps = _sizes(g, p), x is not None, p.taps.shape[0] ** 2
+    cost = _cost(s, 5, 5 * taps + 60, 24, 2) if summed else _cost(s, 3, 2 * taps + 45, 19, 2)
+    sums = [(taps, s.channels), (SUBLANES, s.channels), (s.channels, s.hidden), (1, s.hidden)]
+    scratch = [s.padded, (s.rows, s.wide, s.channels), *[s.padded] * summed]
+    out, *found = over_images(
         Kernel(
-            "convnext_block_gradient",
-            functools.partial(_backward, s=s, eps=eps, summed=False),
-            cost,
-            _scratch(s),
-            _values(s),
+            f"convnext_block_{'sums' if summed else 'gradient'}",
+            functools.partial(_backward, s=s, eps=eps, summed=summed),
+            *(cost, scratch, _values(s)),
         ),
-        [z, g],
+        [z, g] if x is None else [z, g, x],
         [g.shape[1:]],
         per=s.per,
         repeated=[_share(share, s.channels)],
         parameters=_operands(p, g.dtype, flipped=True),
-        interpret=interpret,
+        sums=[*sums, (s.hidden, s.channels)] if summed else (),
     )
-    return out
-
-
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def all_gradients(
-    x: Array,
-    z: Array,
-    g: Array,
-    share: Array | None,
-    p: BlockParameters,
-    *,
-    eps: float,
-    interpret: bool = False,
-) -> tuple[Array, BlockParameters]:
-    """Compute what `backward` does, and the gradients for the parameters in float32."""
-    s = _sizes(g, p)
-    cost = _cost(s, 5, 5 * s.side**2 + 60, 24, 2)
-    shapes = [
-        (s.side**2, s.channels),
-        (SUBLANES, s.channels),
-        (s.channels, s.hidden),
-        (1, s.hidden),
-        (s.hidden, s.channels),
-    ]
-    out, taps, affine, first, first_bias, second = over_images(
-        Kernel(
-            "convnext_block_sums",
-            functools.partial(_backward, s=s, eps=eps, summed=True),
-            cost,
-            [*_scratch(s), s.padded],
-            _values(s),
-        ),
-        [z, g, x],
-        [g.shape[1:]],
-        per=s.per,
-        repeated=[_share(share, s.channels)],
-        parameters=_operands(p, g.dtype, flipped=True),
-        sums=shapes,
-        interpret=interpret,
-    )
+    if not summed:
+        return out, None
+    to_taps, affine, first, first_bias, second = found
     wide = BlockParameters(*(a.astype(jnp.float32) for a in p))
     to_bias, to_scale, to_shift, to_branch = affine[:4]
     gradients = BlockParameters(
-        taps.reshape(p.taps.shape),
-        to_bias,
-        to_scale,
-        to_shift,
-        first,
-        first_bias[0],
-        second * wide.gamma[None],
-        to_branch * wide.gamma,
-        (second * wide.second).sum(0) + to_branch * wide.second_bias,
+        *(to_taps.reshape(p.taps.shape), to_bias, to_scale, to_shift, first, first_bias[0]),
+        second=second * wide.gamma[None],
+        second_bias=to_branch * wide.gamma,
+        gamma=(second * wide.second).sum(0) + to_branch * wide.second_bias,
     )
     return out, gradients

@@ -18,7 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
+from jaxrobust.models.kernels.primitives import static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
@@ -26,8 +28,10 @@ from jaxrobust.models.kernels.tpu.calls import (
     Kernel,
     KernelCost,
     elementwise,
+    lane_groups,
     over_images,
     tiled,
+    widened_to,
 )
 
 Array = jax.Array
@@ -50,13 +54,8 @@ def refused(x: Array, kernel: Array) -> str | None:
 
 def padded_shape(side: int, height: int, width: int, channels: int) -> tuple[int, ...]:
     """Return the shape of the padded image: groups of 128 channels, rows, columns, channels."""
-    wide = math.ceil((width + side - 1) / SUBLANES) * SUBLANES
-    return math.ceil(channels / LANES), height + side - 1, wide, LANES
-
-
-def groups(channels: int) -> list[slice]:
-    """List the channels of each register."""
-    return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
+    wide = widened_to(width + side - 1, SUBLANES)
+    return len(lane_groups(channels)), height + side - 1, wide, LANES
 
 
 def together(height: int, channels: int) -> int:
@@ -64,7 +63,7 @@ def together(height: int, channels: int) -> int:
 
     Rows of many groups of channels are long enough, and each row takes its time to compile.
     """
-    most = max(1, 4 // len(groups(channels)))
+    most = max(1, 4 // len(lane_groups(channels)))
     return next(n for n in range(most, 0, -1) if height % n == 0)
 
 
@@ -78,7 +77,7 @@ def clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
 
 def put_row(padded: Any, row: Any, rim: int, values: Array) -> None:
     """Write a row f[W,C] into the padded image."""
-    for i, group in enumerate(groups(values.shape[1])):
+    for i, group in enumerate(lane_groups(values.shape[1])):
         part = values[:, group].astype(jnp.float32)
         padded[i, row + rim, rim : rim + len(part), : part.shape[1]] = part
 
@@ -86,15 +85,15 @@ def put_row(padded: Any, row: Any, rim: int, values: Array) -> None:
 def sum_taps(padded: Any, kernel: Any, row: Any, width: int, rows: int) -> list[Array]:
     """Compute rows f32[W,C] of the convolution with f32[side**2,C], which share what they read."""
     side, parts = math.isqrt(kernel.shape[0]), []
-    for i, group in enumerate(groups(kernel.shape[1])):
+    for i, group in enumerate(lane_groups(kernel.shape[1])):
         count = group.stop - group.start
         totals = [jnp.zeros((width, count), jnp.float32)] * rows
         for line in range(side + rows - 1):
             for column in range(side):
-                seen = padded[i, row + line, column : column + width, :count]
+                pixels = padded[i, row + line, column : column + width, :count]
                 for n in range(max(0, line - side + 1), min(rows, line + 1)):
                     tap = (line - n) * side + column
-                    totals[n] += seen * kernel[tap : tap + 1, group]
+                    totals[n] += pixels * kernel[tap : tap + 1, group]
         parts.append(totals)
     return [jnp.concatenate(row, -1) for row in zip(*parts, strict=True)]
 
@@ -113,8 +112,6 @@ def norm_gradient(normal: Array, inverse: Array, to_normal: Array) -> Array:
 
 
 def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
-    from jax.experimental import pallas as pl
-
     *outs, padded = outs_and_padded
     _, height, width, channels = x.shape
     rim = math.isqrt(kernel.shape[0]) // 2
@@ -134,9 +131,7 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
                 out[0, row + n] = value.astype(out.dtype)
 
 
-def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
-    from jax.experimental import pallas as pl
-
+def _backward(z, g, to_residual, kernel, affine, out, padded, *, eps: float) -> None:
     _, height, width, channels = z.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     scale = affine[...]
@@ -151,7 +146,8 @@ def _backward(z, g, beside, kernel, affine, out, padded, *, eps: float) -> None:
     @pl.loop(0, height, step=(rows := together(height, channels)))
     def sum_and_add(row: Any) -> None:
         for n, to_x in enumerate(sum_taps(padded, kernel, row, width, rows)):
-            out[0, row + n] = (to_x + beside[0, row + n].astype(jnp.float32)).astype(out.dtype)
+            total = to_x + to_residual[0, row + n].astype(jnp.float32)
+            out[0, row + n] = total.astype(out.dtype)
 
 
 def _cost(x: Array, side: int, operations: int) -> KernelCost:
@@ -159,55 +155,38 @@ def _cost(x: Array, side: int, operations: int) -> KernelCost:
     return elementwise(width, channels, 2 * side * side + operations) * height
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+@static_jit
 def forward(
-    x: Array,
-    kernel: Array,
-    bias: Array,
-    scale: Array,
-    shift: Array,
-    *,
-    eps: float,
-    interpret: bool = False,
+    x: Array, kernel: Array, bias: Array, scale: Array, shift: Array, *, eps: float
 ) -> list[Array]:
     """Convolve f[B,H,W,C] with f[k,k,1,C]; return it after the norm and before."""
     side = kernel.shape[0]
-    padded = [padded_shape(side, *x.shape[1:])]
+    padded, body = [padded_shape(side, *x.shape[1:])], functools.partial(_forward, eps=eps)
     return over_images(
-        Kernel("depthwise_norm", functools.partial(_forward, eps=eps), _cost(x, side, 20), padded),
+        Kernel("depthwise_norm", body, _cost(x, side, 20), padded),
         [x],
         [x.shape[1:]] * 2,
         parameters=[
             kernel.reshape(side * side, -1).astype(jnp.float32),
             jnp.stack([bias, scale, shift]).astype(jnp.float32),
         ],
-        interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+@static_jit
 def backward(
-    z: Array,
-    g: Array,
-    beside: Array,
-    kernel: Array,
-    scale: Array,
-    *,
-    eps: float,
-    interpret: bool = False,
+    z: Array, g: Array, to_residual: Array, kernel: Array, scale: Array, *, eps: float
 ) -> Array:
-    """Compute the gradient for `x`, with `beside` added, from `z` before the norm and `g` after."""
-    side, body = kernel.shape[0], functools.partial(_backward, eps=eps)
+    """Compute the gradient for `x`, with `to_residual` added: from `z` before the norm and `g`."""
+    side = kernel.shape[0]
+    padded, body = [padded_shape(side, *z.shape[1:])], functools.partial(_backward, eps=eps)
     (out,) = over_images(
-        Kernel(
-            "depthwise_norm_gradient", body, _cost(z, side, 30), [padded_shape(side, *z.shape[1:])]
-        ),
-        [z, g, beside],
+        Kernel("depthwise_norm_gradient", body, _cost(z, side, 30), padded),
+        [z, g, to_residual],
         [z.shape[1:]],
         parameters=[
             kernel.reshape(side * side, -1)[::-1].astype(jnp.float32),
             scale[None].astype(jnp.float32),
         ],
-        interpret=interpret,
     )
     return out

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from jaxrobust.models.kernels.convnext_layers import HalvingParameters
-from jaxrobust.models.kernels.primitives import largest_divisor
+from jaxrobust.models.kernels.primitives import largest_divisor, static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SUBLANES,
@@ -28,11 +29,13 @@ from jaxrobust.models.kernels.tpu.calls import (
     dot,
     elementwise,
     fast_memory,
+    lane_groups,
     over_images,
     product,
     tiled,
+    widened_to,
 )
-from jaxrobust.models.kernels.tpu.depthwise_norm import groups, norm_gradient, normalised
+from jaxrobust.models.kernels.tpu.depthwise_norm import norm_gradient, normalised
 
 Array = jax.Array
 _ROWS = 256  # of a matrix, at most
@@ -51,7 +54,7 @@ class _Sizes(NamedTuple):
     @property
     def wide(self) -> int:
         """Of a row of the result, widened to whole registers."""
-        return math.ceil(self.width / SUBLANES) * SUBLANES
+        return widened_to(self.width, SUBLANES)
 
     @property
     def rows(self) -> int:
@@ -96,15 +99,11 @@ def _values(s: _Sizes) -> int:
 
 def _read(ref: Any, start: Any, rows: int) -> Array:
     """Read rows f32[rows,W,C] of one image, or all of several."""
-    from jax.experimental import pallas as pl
-
     part = ref[0, pl.ds(start, rows)] if ref.shape[0] == 1 else ref[...]
     return part.astype(jnp.float32).reshape(rows, *ref.shape[2:])
 
 
 def _write(ref: Any, start: Any, rows: Array) -> None:
-    from jax.experimental import pallas as pl
-
     if ref.shape[0] == 1:
         ref[0, pl.ds(start, len(rows))] = rows.astype(ref.dtype)
     else:
@@ -114,29 +113,27 @@ def _write(ref: Any, start: Any, rows: Array) -> None:
 def _put(s: _Sizes, pairs: Any, rows: Array) -> None:
     """Write f32[2*rows,W,C] into pairs of rows."""
     rows = rows.reshape(s.rows, 2, 2 * s.width, s.channels)
-    for i, lanes in enumerate(groups(s.channels)):
+    for i, lanes in enumerate(lane_groups(s.channels)):
         pairs[i, :, :, : 2 * s.width, : lanes.stop - lanes.start] = rows[..., lanes]
 
 
 def _get(s: _Sizes, pairs: Any) -> Array:
     """Read f32[2*rows,W,C] from pairs of rows."""
     parts = [pairs[i, :, :, : 2 * s.width] for i in range(pairs.shape[0])]
-    whole = jnp.concatenate(parts, -1)[..., : s.channels]
-    return whole.reshape(2 * s.rows, 2 * s.width, s.channels)
+    rows = jnp.concatenate(parts, -1)[..., : s.channels]
+    return rows.reshape(2 * s.rows, 2 * s.width, s.channels)
 
 
 def _window(s: _Sizes, group: int, p: int, q: int) -> tuple[Any, ...]:
-    from jax.experimental import pallas as pl
-
-    whole = slice(None)
-    return slice(group, group + 1), whole, slice(p, p + 1), pl.ds(q, s.wide, stride=2), whole
+    every = slice(None)
+    return slice(group, group + 1), every, slice(p, p + 1), pl.ds(q, s.wide, stride=2), every
 
 
 def _put_pixels(s: _Sizes, pairs: Any, p: int, q: int, pixels: Array) -> None:
     """Write a pixel of each window, f32[rows*wide,C]."""
-    for i, lanes in enumerate(groups(s.channels)):
-        rest = LANES - (lanes.stop - lanes.start)
-        part = jnp.pad(pixels[:, lanes], ((0, 0), (0, rest))) if rest else pixels[:, lanes]
+    for i, lanes in enumerate(lane_groups(s.channels)):
+        missing = LANES - (lanes.stop - lanes.start)
+        part = jnp.pad(pixels[:, lanes], ((0, 0), (0, missing))) if missing else pixels[:, lanes]
         pairs[_window(s, i, p, q)] = part.reshape(1, s.rows, 1, s.wide, LANES)
 
 
@@ -147,8 +144,6 @@ def _get_pixels(s: _Sizes, pairs: Any, p: int, q: int) -> Array:
 
 
 def _chunks(s: _Sizes, call: Any) -> None:
-    from jax.experimental import pallas as pl
-
     pl.loop(0, s.per * s.height, step=s.rows)(call)
 
 
@@ -173,13 +168,13 @@ def _forward(x, affine, kernel, bias, out, pairs, *, s, eps) -> None:
     _chunks(s, halve)
 
 
-def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
-    """Compute the gradient for the image; if `summed`, those for parameters as well."""
-    *sums, pairs, gradients, wide = rest
+def _backward(x, g, affine, kernel, out, *refs, s, eps) -> None:
+    """Compute the gradient for the image; with references to sums, those for parameters too."""
+    *sums, pairs, gradients, wide = refs
     dtype = out.dtype
     scale, shift = affine[0:1][None], affine[1:2][None]
     _clear(s, pairs, wide)
-    if summed:
+    if sums:
         to_kernel, to_bias, to_affine = sums
         clear_at_first(sums)
 
@@ -192,7 +187,7 @@ def _backward(x, g, affine, kernel, out, *rest, s, eps, summed: bool) -> None:
         normal, inverse = normalised(_read(x, 2 * start, 2 * s.rows), eps)
         to_y = _get(s, gradients)
         _write(out, 2 * start, norm_gradient(normal, inverse, to_y * scale))
-        if summed:
+        if sums:
             _put(s, pairs, normal * scale + shift)
             for i, (p, q) in enumerate(_PIXELS):
                 to_kernel[i] += dot(_get_pixels(s, pairs, p, q).astype(dtype), rounded, "tn")
@@ -213,8 +208,8 @@ def _operands(p: HalvingParameters, dtype: Any) -> list[Array]:
     return [affine, p.kernel.reshape(4, *p.kernel.shape[2:]).astype(dtype)]
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def forward(x: Array, p: HalvingParameters, *, eps: float, interpret: bool = False) -> Array:
+@static_jit
+def forward(x: Array, p: HalvingParameters, *, eps: float) -> Array:
     """Compute f[B,H/2,W/2,D] of f[B,H,W,C]."""
     s = _sizes(x, p)
     body = functools.partial(_forward, s=s, eps=eps)
@@ -224,48 +219,31 @@ def forward(x: Array, p: HalvingParameters, *, eps: float, interpret: bool = Fal
         [(s.height, s.width, s.outs)],
         per=s.per,
         parameters=[*_operands(p, x.dtype), p.bias[None].astype(jnp.float32)],
-        interpret=interpret,
     )
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+@static_jit
 def backward(
-    x: Array, g: Array, p: HalvingParameters, *, eps: float, interpret: bool = False
-) -> Array:
-    """Compute the gradient for `x` from that of the result."""
+    x: Array, g: Array, p: HalvingParameters, *, eps: float, needed: bool
+) -> tuple[Array, HalvingParameters | None]:
+    """Compute the gradient for `x` from that of the result, and where `needed` those for the
+    parameters, in float32.
+    """
     s = _sizes(x, p)
-    body = functools.partial(_backward, s=s, eps=eps, summed=False)
-    (out,) = over_images(
-        Kernel("norm_halving_gradient", body, _cost(s, 45, 1), _scratch(s), _values(s)),
+    name, cost = "norm_halving_gradient", _cost(s, 45, 1)
+    if needed:
+        name, cost = "norm_halving_sums", _cost(s, 52, 2)
+    body, scratch = functools.partial(_backward, s=s, eps=eps), (s.rows, s.wide, s.outs)
+    out, *sums = over_images(
+        Kernel(name, body, cost, [s.pairs, s.pairs, scratch], _values(s)),
         [x, g],
         [x.shape[1:]],
         per=s.per,
         parameters=_operands(p, x.dtype),
-        interpret=interpret,
+        sums=[(4, s.channels, s.outs), (1, s.outs), (2, s.channels)] if needed else (),
     )
-    return out
-
-
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def all_gradients(
-    x: Array, g: Array, p: HalvingParameters, *, eps: float, interpret: bool = False
-) -> tuple[Array, HalvingParameters]:
-    """Compute what `backward` does, and the gradients for the parameters in float32."""
-    s = _sizes(x, p)
-    body = functools.partial(_backward, s=s, eps=eps, summed=True)
-    out, kernel, bias, affine = over_images(
-        Kernel("norm_halving_sums", body, _cost(s, 52, 2), _scratch(s), _values(s)),
-        [x, g],
-        [x.shape[1:]],
-        per=s.per,
-        parameters=_operands(p, x.dtype),
-        sums=[(4, s.channels, s.outs), (1, s.outs), (2, s.channels)],
-        interpret=interpret,
-    )
-    to_scale, to_shift = affine
+    if not needed:
+        return out, None
+    kernel, bias, (to_scale, to_shift) = sums
     return out, HalvingParameters(to_scale, to_shift, kernel.reshape(p.kernel.shape), bias[0])
-
-
-def _scratch(s: _Sizes) -> list[tuple[int, ...]]:
-    return [s.pairs, s.pairs, (s.rows, s.wide, s.outs)]

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from jaxrobust.models.kernels.tpu.calls import LANES, SUBLANES, dot
 
@@ -48,8 +50,8 @@ def first_matrix(kernel: Array, bias: Array) -> Array:
     high = bias.astype(kernel.dtype)
     low = (bias.astype(jnp.float32) - high.astype(jnp.float32)).astype(kernel.dtype)
     biases = [jnp.tile(part, 4)[:, None] for part in (high, low)]
-    rest = LANES - kernel.shape[1] - len(biases)
-    return jnp.concatenate([kernel, *biases, jnp.zeros((len(kernel), rest), kernel.dtype)], 1)
+    missing = LANES - kernel.shape[1] - len(biases)
+    return jnp.concatenate([kernel, *biases, jnp.zeros((len(kernel), missing), kernel.dtype)], 1)
 
 
 def second_matrix(kernel: Array) -> Array:
@@ -87,9 +89,8 @@ _SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.9
 def _error_function(x: Array, exact: bool) -> Array:
     if exact:
         return lax.erf(x * 0.5**0.5)
-    square, (first, *rest) = x * x, _SERIES
-    total = first * square + rest[0]
-    for coefficient in rest[1:]:
+    square, total = x * x, _SERIES[0]
+    for coefficient in _SERIES[1:]:
         total = total * square + coefficient
     return jnp.tanh(x * total)
 
@@ -184,8 +185,6 @@ def lanes_of(tap: int) -> slice:
 
 def shifted(x: Array, by: int) -> Array:
     """Move pixels of f32[C,128] by 1 to the right, or by -1, within each half."""
-    from jax.experimental.pallas import tpu as pltpu
-
     lane = lax.broadcasted_iota(jnp.int32, x.shape, 1) & (HALF - 1)
     edge = 0 if by == 1 else HALF - 1
     return jnp.where(lane == edge, 0.0, pltpu.roll(x, by % LANES, 1))
@@ -193,8 +192,6 @@ def shifted(x: Array, by: int) -> Array:
 
 def other_half(x: Array, to: int) -> Array:
     """Move the other half's pixels into half `to`, and zeros into the other."""
-    from jax.experimental.pallas import tpu as pltpu
-
     lower = lax.broadcasted_iota(jnp.int32, x.shape, 1) >= HALF
     return jnp.where(lower == bool(to), pltpu.roll(x, HALF, 1), 0.0)
 
@@ -211,9 +208,9 @@ def columns_to_lanes(image: Any, selection: Any, rows: Any) -> None:
     both = split(chosen(0, half, 0) + chosen(half, 2 * half, 1), channels)
     above = split(chosen(half - PACKED, half, 1), channels)  # the lower half's first row
     for channel, last in enumerate(above):
-        own = both[channel]
-        even = jnp.concatenate([last[-1:], own[:-1]])
-        odd = jnp.concatenate([own[3:], jnp.zeros((3, own.shape[1]), jnp.float32)])
+        plane = both[channel]
+        even = jnp.concatenate([last[-1:], plane[:-1]])
+        odd = jnp.concatenate([plane[3:], jnp.zeros((3, plane.shape[1]), jnp.float32)])
         for i, value in enumerate((even, odd)):
             rows[channel, :, i] = value.reshape(-1, SUBLANES, value.shape[1])
 
@@ -228,9 +225,9 @@ def lanes_to_columns(totals: Any, selection: Any, out: Any) -> None:
         zero = jnp.zeros((3, even.shape[1]), jnp.float32)
         even = jnp.concatenate([even[1:], jnp.concatenate(above, 1)])
         sums.append(even + jnp.concatenate([zero, odd[:-3]]))
-    whole = jnp.concatenate(sums).astype(out.dtype)
+    summed = jnp.concatenate(sums).astype(out.dtype)
     for i in (0, 1):
-        parts = split(dot(whole, selection[i], "nt").astype(out.dtype), channels)
+        parts = split(dot(summed, selection[i], "nt").astype(out.dtype), channels)
         for channel, part in enumerate(parts):
             out[0, channel, i * half : (i + 1) * half] = part
 
@@ -244,9 +241,9 @@ def read_met(rows: Any, block: Any, dtype: Any) -> Array:
     return jnp.concatenate(parts).astype(dtype)
 
 
-def window(left: Array, right: Array) -> Array:
+def window(even: Array, odd: Array) -> Array:
     """Join what a pixel of the second layer meets of a row of the first, f32[3*C,128]."""
-    return jnp.concatenate([shifted(right, 1), left, right])
+    return jnp.concatenate([shifted(odd, 1), even, odd])
 
 
 def each_window(
@@ -256,8 +253,6 @@ def each_window(
 
     `met` holds it; `pixels` makes a row of blocks of the first layer, four pixels f32[C,128] each.
     """
-    from jax.experimental import pallas as pl
-
     size = met.shape[0] // 3
 
     def put(block: Any) -> None:
@@ -269,8 +264,8 @@ def each_window(
 
     @pl.loop(0, blocks)
     def convolve(block: Any) -> None:
-        seen = met[...]
-        met[:size] = seen[2 * size :]
+        pixels_met = met[...]
+        met[:size] = pixels_met[2 * size :]
         # The next row's first layer fills the time in which this one's operations wait.
         put(jnp.minimum(block + 1, blocks - 1))
-        use(block, seen)
+        use(block, pixels_met)

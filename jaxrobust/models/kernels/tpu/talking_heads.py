@@ -26,7 +26,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
+from jaxrobust.models.kernels.primitives import largest_divisor, static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SUBLANES,
@@ -37,13 +39,16 @@ from jaxrobust.models.kernels.tpu.calls import (
     fast_memory,
     over_images,
     product,
+    softmax,
+    softmax_gradient,
     tiled,
+    widened_to,
 )
 
 Array = jax.Array
 Mix = tuple[Array, Array]
 WIDTH = 32  # which divides the number of channels
-_UNROLLED = 2  # heads in one turn of the loop, at most
+_UNROLLED = 2  # heads in one turn of the loop, at most: products of one hide another's softmax
 _REGISTERS = 5  # of each head that is mixed, at most: eight heads take 40 of 64
 
 
@@ -55,23 +60,17 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
         return f"{dim} channels of {heads} heads are no multiple of {WIDTH} and of the heads"
     blocks = 2 * tiled((tokens, 7 * dim), jnp.dtype(dtype).itemsize)
     scores = 2 * tiled(_scores(tokens, heads), 4)
-    if blocks + scores + _beside(tokens, dim) > fast_memory():
+    if blocks + scores + _value_bytes(tokens, dim) > fast_memory():
         return f"{tokens} tokens of {dim} channels are larger than the fast memory of a chip"
     return None
 
 
-def _beside(tokens: int, dim: int) -> int:
+def _value_bytes(tokens: int, dim: int) -> int:
     return 6 * tiled((tokens, tokens), 4) + 6 * tiled((tokens, dim), 4)
 
 
 def _scores(tokens: int, heads: int) -> tuple[int, ...]:
-    return heads, -(-tokens // SUBLANES) * SUBLANES, tokens
-
-
-def _registers(height: int) -> int:
-    """Find how many registers of rows each head has in a turn of the loop that mixes heads."""
-    most = height // SUBLANES
-    return max(n for n in range(1, _REGISTERS + 1) if most % n == 0)
+    return heads, widened_to(tokens, SUBLANES), tokens
 
 
 def _parts(qkv: Any) -> list[Array]:
@@ -95,17 +94,15 @@ def _products(a: Array, b: Array, heads: int, out: Any) -> None:
     for head in range(heads):
         start, end = _lanes(head, dim, heads)
         lanes = start + jax.lax.broadcasted_iota(jnp.int32, (1, end - start), 1)
-        own = ((lanes >= head * width) & (lanes < (head + 1) * width)).astype(jnp.float32)
-        part = (a[:, start:end].astype(jnp.float32) * own).astype(a.dtype)
+        is_of_head = ((lanes >= head * width) & (lanes < (head + 1) * width)).astype(jnp.float32)
+        part = (a[:, start:end].astype(jnp.float32) * is_of_head).astype(a.dtype)
         out[head, :tokens] = dot(part, b[:, start:end], "nt")
 
 
 def _mix(scores: Any, weights: Any) -> None:
     """Mix heads of scores f32[h,N,N] in place by f32[h*h,128], whose rows have one value each."""
-    from jax.experimental import pallas as pl
-
     heads, height, tokens = scores.shape
-    size = _registers(height) * SUBLANES
+    size = largest_divisor(height // SUBLANES, _REGISTERS) * SUBLANES
 
     @pl.loop(0, height // size)
     def mix(block: Any) -> None:
@@ -119,44 +116,30 @@ def _mix(scores: Any, weights: Any) -> None:
                 scores[head, rows, lanes] = functools.reduce(jnp.add, terms)
 
 
-def _softmax(logits: Array) -> Array:
-    powers = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return powers * (1 / powers.sum(-1, keepdims=True))
-
-
 def _sum(x: Array, *factors: Array) -> Array:
     """Sum a product of arrays f[N,D] over tokens: f32[1,D]."""
     wide = (factor.astype(jnp.float32) for factor in factors)
     return math.prod(wide, start=x.astype(jnp.float32)).sum(0, keepdims=True)
 
 
-def _together(heads: int) -> int:
-    """Find how many heads a turn of the loop computes: products of one hide another's softmax."""
-    return max(n for n in range(1, _UNROLLED + 1) if heads % n == 0)
-
-
-def _forward(qkv, mix, after, bias, out, total, scores) -> None:
-    from jax.experimental import pallas as pl
-
+def _forward(qkv, mix, post, bias, out, total, scores) -> None:
     q, k, v = _parts(qkv)
-    tokens, heads = len(q), len(after)
+    tokens, heads = len(q), len(post)
     total[...] = jnp.broadcast_to(bias[...] * _sum(v), total.shape)
     _products(q, k, heads, scores)
     _mix(scores, mix)
 
-    @pl.loop(0, heads, unroll=_together(heads))
+    @pl.loop(0, heads, unroll=largest_divisor(heads, _UNROLLED))
     def attend(head: Any) -> None:
-        p = _softmax(scores[head, :tokens]).astype(v.dtype)
-        total[...] += dot(p, v, "nn") * after[pl.ds(head, 1)]
+        p = softmax(scores[head, :tokens]).astype(v.dtype)
+        total[...] += dot(p, v, "nn") * post[pl.ds(head, 1)]
 
     out[0] = total[...].astype(out.dtype)
 
 
-def _backward(qkv, g, mix, mix_back, before, after, bias, out, *rest) -> None:
-    from jax.experimental import pallas as pl
-
-    *sums, to_q, to_k, to_v, scores, to_scores = rest
-    heads, dim = before.shape
+def _backward(qkv, g, mix, mix_back, pre, post, bias, out, *refs) -> None:
+    *sums, to_q, to_k, to_v, scores, to_scores = refs
+    heads, dim = pre.shape
     (q, k, v), to_out = _parts(qkv), g[0]
     tokens = len(q)
     to_v[...] = jnp.broadcast_to(bias[...] * _sum(to_out), to_v.shape)
@@ -165,16 +148,16 @@ def _backward(qkv, g, mix, mix_back, before, after, bias, out, *rest) -> None:
         _products(a, b, heads, ref)
         _mix(ref, weights)
 
-    @pl.loop(0, heads, unroll=_together(heads))
+    @pl.loop(0, heads, unroll=largest_divisor(heads, _UNROLLED))
     def differentiate(head: Any) -> None:
-        row_before, row_after = before[pl.ds(head, 1)], after[pl.ds(head, 1)]
-        p, to_p = _softmax(scores[head, :tokens]), to_scores[head, :tokens]
-        to_logits = (p * (to_p - (p * to_p).sum(-1, keepdims=True))).astype(q.dtype)
+        row_pre, row_post = pre[pl.ds(head, 1)], post[pl.ds(head, 1)]
+        p, to_p = softmax(scores[head, :tokens]), to_scores[head, :tokens]
+        to_logits = softmax_gradient(p, to_p).astype(q.dtype)
         p = p.astype(v.dtype)
         of_keys = dot(to_logits, k, "nn")
-        to_q[...] += of_keys * row_before
-        to_k[...] += dot(to_logits, q, "tn") * row_before
-        to_v[...] += dot(p, to_out, "tn") * row_after
+        to_q[...] += of_keys * row_pre
+        to_k[...] += dot(to_logits, q, "tn") * row_pre
+        to_v[...] += dot(p, to_out, "tn") * row_post
         for ref in sums:
             ref[0, pl.ds(head, 1)] = _sum(q, of_keys)
             ref[0, pl.ds(heads + head, 1)] = _sum(to_out, dot(p, v, "nn"))
@@ -190,14 +173,13 @@ def _weights(mix: Array) -> Array:
     return jnp.broadcast_to(mix.astype(jnp.float32).reshape(-1, 1), (mix.size, LANES))
 
 
-def _rows(before: Mix, after: Mix, dim: int) -> list[Array]:
+def _rows(pre: Mix, post: Mix, dim: int) -> list[Array]:
     """Give every channel the weights of its head: f32[h,D] of each mix, and f32[1,D] of the bias.
 
     A bias of the first mix changes no probability, since it is the same for all keys of a query.
     """
-    heads, wide = len(before[1]), jnp.float32
-    (before_kernel, _), (after_kernel, bias) = before, after
-    rows = before_kernel.astype(wide).T * (dim // heads) ** -0.5, after_kernel, bias[None]
+    (pre_kernel, _), (post_kernel, bias), heads, wide = pre, post, len(pre[1]), jnp.float32
+    rows = pre_kernel.astype(wide).T * (dim // heads) ** -0.5, post_kernel, bias[None]
     return [jnp.repeat(row.astype(wide), dim // heads, axis=1) for row in rows]
 
 
@@ -213,47 +195,44 @@ def _cost(
     return mixed * mixes + (product(tokens, tokens, dim) * products + scores + scaled) * heads
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def forward(qkv: Array, before: Mix, after: Mix, *, interpret: bool = False) -> Array:
+@static_jit
+def forward(qkv: Array, pre: Mix, post: Mix) -> Array:
     """Compute the attention of f[B,N,3*D] as f[B,N,D]; a mix is a kernel f[h,h] and a bias f[h]."""
-    tokens, dim, heads = qkv.shape[1], qkv.shape[2] // 3, len(before[1])
+    tokens, dim, heads = qkv.shape[1], qkv.shape[2] // 3, len(pre[1])
     cost = _cost(tokens, dim, heads, mixes=1, products=1, operations=8)
     scratch = [(tokens, dim), _scores(tokens, heads)]
-    scale, _, *rows = (dim // heads) ** -0.5, *_rows(before, after, dim)
+    scale, _, *rows = (dim // heads) ** -0.5, *_rows(pre, post, dim)
     (out,) = over_images(
-        Kernel("talking_heads", _forward, cost, scratch, beside=_beside(tokens, dim)),
+        Kernel("talking_heads", _forward, cost, scratch, _value_bytes(tokens, dim)),
         [qkv],
         [(tokens, dim)],
-        parameters=[_weights(before[0].T.astype(jnp.float32) * scale), *rows],
-        interpret=interpret,
+        parameters=[_weights(pre[0].T.astype(jnp.float32) * scale), *rows],
     )
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("needed", "interpret"))
+@static_jit
 def backward(
-    qkv: Array, g: Array, before: Mix, after: Mix, *, needed: bool, interpret: bool = False
+    qkv: Array, g: Array, pre: Mix, post: Mix, *, needed: bool
 ) -> tuple[Array, tuple[Mix, Mix] | None]:
     """Compute the gradient f[B,N,3*D] of `forward` for its product from that of its result, and
     where `needed` those for both mixes, in float32.
     """
-    tokens, dim = g.shape[1:]
-    heads = len(before[1])
+    (tokens, dim), heads = g.shape[1:], len(pre[1])
     wide = [jax.ShapeDtypeStruct((2 * heads + 1, dim), jnp.float32)] * needed
     cost = _cost(tokens, dim, heads, mixes=2, products=3 + needed, operations=14)
     scratch = [(tokens, dim)] * 3 + [_scores(tokens, heads)] * 2
     scale = (dim // heads) ** -0.5
-    mixes = [_weights(mix) for mix in (before[0].T.astype(jnp.float32) * scale, after[0])]
+    mixes = [_weights(mix) for mix in (pre[0].T.astype(jnp.float32) * scale, post[0])]
     name = "talking_heads_sums" if needed else "talking_heads_gradient"
     to_qkv, *sums = over_images(
-        Kernel(name, _backward, cost, scratch, beside=_beside(tokens, dim)),
+        Kernel(name, _backward, cost, scratch, _value_bytes(tokens, dim)),
         [qkv, g],
         [(tokens, 3 * dim), *wide],
-        parameters=[*mixes, *_rows(before, after, dim)],
-        interpret=interpret,
+        parameters=[*mixes, *_rows(pre, post, dim)],
     )
     if not needed:
         return to_qkv, None
     of_heads = sums[0].sum(0).reshape(2 * heads + 1, heads, dim // heads).sum(2)
-    to_before = of_heads[:heads].T * (dim // heads) ** -0.5, jnp.zeros(heads, jnp.float32)
-    return to_qkv, (to_before, (of_heads[heads:-1], of_heads[-1]))
+    to_pre = of_heads[:heads].T * (dim // heads) ** -0.5, jnp.zeros(heads, jnp.float32)
+    return to_qkv, (to_pre, (of_heads[heads:-1], of_heads[-1]))

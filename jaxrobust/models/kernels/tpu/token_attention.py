@@ -14,12 +14,14 @@ and moves 88 x 197 x 384 x (3 + 1 + 3 + 1 + 3) values = 146 MB = 0.18 ms.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
+from jaxrobust.models.kernels.primitives import largest_divisor, static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     Kernel,
     KernelCost,
@@ -27,6 +29,8 @@ from jaxrobust.models.kernels.tpu.calls import (
     elementwise,
     over_images,
     product,
+    softmax,
+    softmax_gradient,
 )
 
 Array = jax.Array
@@ -46,121 +50,90 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
     return None
 
 
-def _probabilities(q: Array, k: Array, scale: float, bias: Array | None) -> Array:
-    logits = dot(q, k, "nt") * scale
-    logits = logits if bias is None else logits + bias
-    powers = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return powers * (1 / powers.sum(-1, keepdims=True))
+def _each_head(width: int, images: int, heads: int, call: Callable[..., None]) -> None:
+    """Call with an image, a head, and where its queries, keys and values lie."""
+
+    @pl.loop(0, images)
+    def over(image: Any) -> None:
+        for head in range(heads):
+            starts = range(head * width, 3 * heads * width, heads * width)
+            call(image, head, [slice(start, start + width) for start in starts])
 
 
-def _columns(start: int, width: int) -> slice:
-    return slice(start, start + width)
-
-
-def _bias_of(bias, image, head: int) -> Array | None:
+def _bias_of(bias: Sequence[Any], image: Any, head: int) -> Array | None:
     if not bias:
         return None
     return bias[0][0 if bias[0].shape[0] == 1 else image, head].astype(jnp.float32)
 
 
-def _forward(qkv, *rest, heads: int, scale: float) -> None:
-    from jax.experimental import pallas as pl
-
-    *bias, out = rest
-    dim = out.shape[2]
-    width = dim // heads
-
-    @pl.loop(0, out.shape[0])
-    def attend(image: Any) -> None:
-        for head in range(heads):
-            q, k, v = (qkv[image, :, _columns(i * dim + head * width, width)] for i in range(3))
-            p = _probabilities(q, k, scale, _bias_of(bias, image, head)).astype(v.dtype)
-            out[image, :, _columns(head * width, width)] = dot(p, v, "nn").astype(out.dtype)
+def _probabilities(q: Array, k: Array, scale: float, bias: Array | None) -> Array:
+    logits = dot(q, k, "nt") * scale
+    return softmax(logits if bias is None else logits + bias)
 
 
-def _backward(qkv, g, *rest, heads: int, scale: float) -> None:
-    from jax.experimental import pallas as pl
+def _forward(qkv, *bias_and_out, heads: int, scale: float) -> None:
+    *bias, out = bias_and_out
 
-    *bias, out = rest
-    dim = g.shape[2]
-    width = dim // heads
+    def attend(image: Any, head: int, lanes: list[slice]) -> None:
+        q, k, v = (qkv[image, :, part] for part in lanes)
+        p = _probabilities(q, k, scale, _bias_of(bias, image, head)).astype(v.dtype)
+        out[image, :, lanes[0]] = dot(p, v, "nn").astype(out.dtype)
 
-    @pl.loop(0, out.shape[0])
-    def differentiate(image: Any) -> None:
-        for head in range(heads):
-            q, k, v = (qkv[image, :, _columns(i * dim + head * width, width)] for i in range(3))
-            to_out = g[image, :, _columns(head * width, width)]
-            p = _probabilities(q, k, scale, _bias_of(bias, image, head))
-            to_p = dot(to_out, v, "nt")
-            to_logits = p * (to_p - (p * to_p).sum(-1, keepdims=True))
-            to_logits = (to_logits * scale).astype(q.dtype)
-            parts = dot(to_logits, k, "nn"), dot(to_logits, q, "tn")
-            for i, part in enumerate((*parts, dot(p.astype(v.dtype), to_out, "tn"))):
-                out[image, :, _columns(i * dim + head * width, width)] = part.astype(out.dtype)
+    _each_head(out.shape[2] // heads, out.shape[0], heads, attend)
+
+
+def _backward(qkv, g, *bias_and_out, heads: int, scale: float) -> None:
+    *bias, out = bias_and_out
+
+    def differentiate(image: Any, head: int, lanes: list[slice]) -> None:
+        q, k, v = (qkv[image, :, part] for part in lanes)
+        to_out = g[image, :, lanes[0]]
+        p = _probabilities(q, k, scale, _bias_of(bias, image, head))
+        to_logits = softmax_gradient(p, dot(to_out, v, "nt"))
+        to_logits = (to_logits * scale).astype(q.dtype)
+        parts = dot(to_logits, k, "nn"), dot(to_logits, q, "tn")
+        parts = *parts, dot(p.astype(v.dtype), to_out, "tn")
+        for part, gradient in zip(lanes, parts, strict=True):
+            out[image, :, part] = gradient.astype(out.dtype)
+
+    _each_head(g.shape[2] // heads, out.shape[0], heads, differentiate)
 
 
 def _images(batch: int, tokens: int, period: int) -> int:
     """Find how many images one step of the grid takes; it divides the batch and the period."""
-    most = max(1, _ROWS // tokens)
-    whole = batch if period == 1 else period
-    return max(n for n in range(1, most + 1) if whole % n == 0)
+    return largest_divisor(batch if period == 1 else period, max(1, _ROWS // tokens))
 
 
 def _run(
-    body: Callable[..., None],
-    name: str,
-    arrays: list[Array],
-    width: int,
-    cost: KernelCost,
-    *,
-    heads: int,
-    scale: float,
-    bias: Array | None,
-    interpret: bool,
+    name: str, body: Any, arrays: list[Array], bias: Array | None, width: int, cost: KernelCost
 ) -> Array:
     batch, tokens, _ = arrays[0].shape
-    body = functools.partial(body, heads=heads, scale=scale)
     (out,) = over_images(
-        Kernel(name, body, cost * heads, beside=6 * 4 * tokens * tokens),
+        Kernel(name, body, cost, value_bytes=6 * 4 * tokens * tokens),
         arrays,
         [(tokens, width)],
         per=_images(batch, tokens, 1 if bias is None else bias.shape[0]),
         repeated=() if bias is None else (bias,),
-        interpret=interpret,
     )
     return out
 
 
-def _softmax_cost(tokens: int) -> KernelCost:
-    return elementwise(tokens, tokens, 8, powers=1)
-
-
-@functools.partial(jax.jit, static_argnames=("heads", "scale", "interpret"))
-def forward(
-    qkv: Array, heads: int, *, scale: float, bias: Array | None = None, interpret: bool = False
-) -> Array:
+@static_jit
+def forward(qkv: Array, bias: Array | None = None, *, heads: int, scale: float) -> Array:
     """Compute the attention of f[B,N,3*D] as f[B,N,D]; `bias` f[P,h,N,N], P dividing B."""
     tokens, dim = qkv.shape[1], qkv.shape[2] // 3
     products = product(tokens, dim // heads, tokens) + product(tokens, tokens, dim // heads)
-    cost = products + _softmax_cost(tokens)
-    how: dict[str, Any] = {"heads": heads, "scale": scale, "bias": bias, "interpret": interpret}
-    return _run(_forward, "token_attention", [qkv], dim, cost, **how)
+    cost = (products + elementwise(tokens, tokens, 8, powers=1)) * heads
+    body = functools.partial(_forward, heads=heads, scale=scale)
+    return _run("token_attention", body, [qkv], bias, dim, cost)
 
 
-@functools.partial(jax.jit, static_argnames=("heads", "scale", "interpret"))
-def backward(
-    qkv: Array,
-    g: Array,
-    heads: int,
-    *,
-    scale: float,
-    bias: Array | None = None,
-    interpret: bool = False,
-) -> Array:
+@static_jit
+def backward(qkv: Array, g: Array, bias: Array | None = None, *, heads: int, scale: float) -> Array:
     """Compute the gradient f[B,N,3*D] of `forward` for its product, from that of its result."""
     tokens, dim = g.shape[1:]
-    width = dim // heads
-    products = product(tokens, width, tokens) * 2 + product(tokens, tokens, width) * 3
-    cost = products + _softmax_cost(tokens) + elementwise(tokens, tokens, 6)
-    how: dict[str, Any] = {"heads": heads, "scale": scale, "bias": bias, "interpret": interpret}
-    return _run(_backward, "token_attention_gradient", [qkv, g], 3 * dim, cost, **how)
+    products = product(tokens, dim // heads, tokens) * 2 + product(tokens, tokens, dim // heads) * 3
+    softmaxes = elementwise(tokens, tokens, 8, powers=1) + elementwise(tokens, tokens, 6)
+    body = functools.partial(_backward, heads=heads, scale=scale)
+    cost = (products + softmaxes) * heads
+    return _run("token_attention_gradient", body, [qkv, g], bias, 3 * dim, cost)

@@ -18,21 +18,22 @@ backward, 0.3 ms in all.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.kernels.primitives import static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
     SUBLANES,
     Kernel,
-    KernelCost,
     elementwise,
+    lane_groups,
     over_images,
     tiled,
+    widened_to,
 )
 from jaxrobust.models.kernels.tpu.stem_blocks import gelu, gelu_slope
 
@@ -50,11 +51,16 @@ class Window(NamedTuple):
     def rim(self) -> int:
         """Rows before the first token that a window may read."""
         half = self.side // 2
-        return math.ceil((half * self.width + half) / SUBLANES) * SUBLANES
+        return widened_to(half * self.width + half, SUBLANES)
+
+    @property
+    def operations(self) -> int:
+        """Vector operations of a convolution, with those of its copies."""
+        return 2 * self.side**2 + 2 * self.side
 
     def copies(self) -> tuple[int, int, int]:
         """Find the shape of the copies of 128 channels: one for each column of the window."""
-        rows = math.ceil(self.tokens / SUBLANES) * SUBLANES + 2 * self.rim
+        rows = widened_to(self.tokens, SUBLANES) + 2 * self.rim
         return self.side, rows, LANES
 
     def masks(self) -> Array:
@@ -64,7 +70,7 @@ class Window(NamedTuple):
         meets = (column[None] - by[:, None] >= 0) & (column[None] - by[:, None] < self.width)
         return jnp.broadcast_to(meets[..., None].astype(jnp.float32), (*meets.shape, LANES))
 
-    def seen(self, copies: Any, entry: int, count: int) -> Array:
+    def pixels(self, copies: Any, entry: int, count: int) -> Array:
         """Read what an entry of the window meets, f32[N,count]."""
         row, column = divmod(entry, self.side)
         half = self.side // 2
@@ -87,13 +93,13 @@ class Window(NamedTuple):
         """Compute f32[N,C] of the convolution with f32[k*k,C]."""
         count = taps.shape[1]
         entries = range(self.side**2)
-        products = [self.seen(copies, i, count) * taps[i : i + 1] for i in entries]
+        products = [self.pixels(copies, i, count) * taps[i : i + 1] for i in entries]
         return functools.reduce(jnp.add, products)
 
     def correlated(self, copies: Any, g: Array) -> list[Array]:
         """Compute for each entry the sum of products of `g` and of what it meets, f32[1,C]."""
         entries = range(self.side**2)
-        return [_total(self.seen(copies, i, g.shape[1]) * g) for i in entries]
+        return [_total(self.pixels(copies, i, g.shape[1]) * g) for i in entries]
 
 
 def refused(x: Array, taps: Array, width: int) -> str | None:
@@ -105,19 +111,15 @@ def refused(x: Array, taps: Array, width: int) -> str | None:
     if side != taps.shape[1] or side % 2 == 0:
         return f"a window of {side}x{taps.shape[1]} is not square and odd"
     window = Window(side, tokens, width)
-    held = 2 * (3 * tiled((tokens, dim), x.dtype.itemsize) + tiled((side, tokens, LANES), 4))
-    scratch = 2 * tiled(window.copies(), 4) + tiled((tokens, math.ceil(dim / LANES) * LANES), 4)
-    if held + scratch + 14 * tiled((tokens, LANES), 4) > SCOPED:
+    blocks = 2 * (3 * tiled((tokens, dim), x.dtype.itemsize) + tiled((side, tokens, LANES), 4))
+    scratch = 2 * tiled(window.copies(), 4) + tiled((tokens, dim), 4)
+    if blocks + scratch + 14 * tiled((tokens, LANES), 4) > SCOPED:
         return f"{tokens} tokens of {dim} channels are larger than the fast memory of a chip"
     return None
 
 
 def _total(x: Array) -> Array:
     return x.sum(0, keepdims=True)
-
-
-def _groups(channels: int) -> list[slice]:
-    return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
 
 
 def _statistics(x: Any, eps: float) -> tuple[Array, Array]:
@@ -138,7 +140,7 @@ def _write(out: Any, group: slice, rows: list[Array]) -> None:
 def _first(x, taps, affine, masks, out, sums, copies, *, window: Window, eps: float) -> None:
     mean, inverse = _statistics(x, eps)
     window.clear(copies)
-    for group in _groups(x.shape[2]):
+    for group in lane_groups(x.shape[2]):
         scale, shift, bias = (affine[i : i + 1, group] for i in range(3))
         normal = (x[0, :, group].astype(jnp.float32) - mean) * inverse
         window.put(copies, masks, normal * scale + shift)
@@ -153,7 +155,7 @@ def _first(x, taps, affine, masks, out, sums, copies, *, window: Window, eps: fl
 
 def _second(x, y, rows, taps, masks, out, copies, *, window: Window) -> None:
     window.clear(copies)
-    for group in _groups(x.shape[2]):
+    for group in lane_groups(x.shape[2]):
         centre, factor, shift, gamma, bias = (rows[0, i : i + 1, group] for i in range(5))
         normed = (y[0, :, group].astype(jnp.float32) - centre) * factor + shift
         window.put(copies, masks, normed)
@@ -164,11 +166,11 @@ def _second(x, y, rows, taps, masks, out, copies, *, window: Window) -> None:
 # -------------------------------------------------------------------------------------- backward
 
 
-def _sums(g, y, rows, taps, masks, out, *rest, window: Window) -> None:
-    *every, copies = rest
+def _sums(g, y, rows, taps, masks, out, *refs, window: Window) -> None:
+    *of_taps, copies = refs
     middle = window.side // 2
     window.clear(copies)
-    for group in _groups(g.shape[2]):
+    for group in lane_groups(g.shape[2]):
         to_out, weights = g[0, :, group].astype(jnp.float32), taps[:, group]
         window.put(copies, masks, y[0, :, group].astype(jnp.float32) - rows[0, :1, group])
         of_y = window.correlated(copies, to_out)
@@ -186,18 +188,18 @@ def _sums(g, y, rows, taps, masks, out, *rest, window: Window) -> None:
             for sums in (ones, of_y)
         ]
         _write(out, group, weighed)
-        for sums in every:
+        for sums in of_taps:
             _write(sums, group, [*ones, *of_y])
 
 
-def _gradient(x, g, rows, taps, affine, masks, out, *rest, window: Window, eps: float) -> None:
-    *of_parameters, copies, others, kept = rest
+def _gradient(x, g, rows, taps, affine, masks, out, *refs, window: Window, eps: float) -> None:
+    *of_parameters, copies, others, stored = refs
     entries, (_, tokens, dim) = window.side**2, x.shape
     mean, inverse = _statistics(x, eps)
     window.clear(copies)
     window.clear(others)
     totals = [jnp.zeros((tokens, 1), jnp.float32)] * 2
-    for i, group in enumerate(_groups(dim)):
+    for i, group in enumerate(lane_groups(dim)):
         gamma, centre, factor, constant, slope = (rows[0, j : j + 1, group] for j in range(5))
         scale, shift, bias = (affine[j : j + 1, group] for j in range(3))
         first, first_flipped, second_flipped = (
@@ -217,22 +219,25 @@ def _gradient(x, g, rows, taps, affine, masks, out, *rest, window: Window, eps: 
             of_taps = window.correlated(copies, to_z)
             _write(sums, group, [*of_taps, _total(to_z), _total(to_x * normal), _total(to_x)])
         to_normal = to_x * scale
-        kept[i, :, : to_normal.shape[1]] = to_normal
+        stored[i, :, : to_normal.shape[1]] = to_normal
         for j, part in enumerate((to_normal, to_normal * normal)):
             totals[j] += part.sum(-1, keepdims=True)
     constant, slope = (total / dim for total in totals)
-    for i, group in enumerate(_groups(dim)):
-        beside = g[0, :, group].astype(jnp.float32)
+    for i, group in enumerate(lane_groups(dim)):
+        to_residual = g[0, :, group].astype(jnp.float32)
         normal = (x[0, :, group].astype(jnp.float32) - mean) * inverse
-        to_x = inverse * (kept[i, :, : beside.shape[1]] - constant - normal * slope)
-        out[0, :, group] = (beside + to_x).astype(out.dtype)
+        to_x = inverse * (stored[i, :, : to_residual.shape[1]] - constant - normal * slope)
+        out[0, :, group] = (to_residual + to_x).astype(out.dtype)
 
 
 # ----------------------------------------------------------------------------------------- calls
 
 
-def _cost(x: Array, operations: float, powers: float = 0) -> KernelCost:
-    return elementwise(x.shape[1], x.shape[2], operations, powers)
+def _kernel(
+    name: str, body: Any, x: Array, operations: float, powers: float = 0, *scratch: Any
+) -> Kernel:
+    cost = elementwise(x.shape[1], x.shape[2], operations, powers)
+    return Kernel(f"token_interaction{name}", body, cost, scratch, 4 * tiled(x.shape[1:], 4))
 
 
 def _matrix(taps: Array) -> Array:
@@ -243,31 +248,17 @@ def _window(x: Array, taps: Array, width: int) -> Window:
     return Window(taps.shape[0], x.shape[1], width)
 
 
-def _operations(window: Window) -> int:
-    return 2 * window.side**2 + 2 * window.side
-
-
-@functools.partial(jax.jit, static_argnames=("width", "eps", "interpret"))
+@static_jit
 def first(
-    x: Array,
-    scale: Array,
-    shift: Array,
-    taps: Array,
-    bias: Array,
-    *,
-    width: int,
-    eps: float,
-    interpret: bool = False,
+    x: Array, scale: Array, shift: Array, taps: Array, bias: Array, *, width: int, eps: float
 ) -> list[Array]:
     """Compute the GELU of the convolution of normalised tokens f[B,N,D], and f32[B,2,D]: its mean
     over each image, and the sum of squares around that.
     """
     window = _window(x, taps, width)
     body = functools.partial(_first, window=window, eps=eps)
-    cost = _cost(x, 9 + _operations(window) + 29 + 5, 1)
-    beside = 4 * tiled(x.shape[1:], 4)
     return over_images(
-        Kernel("token_interaction", body, cost, [window.copies()], beside),
+        _kernel("", body, x, 9 + window.operations + 29 + 5, 1, window.copies()),
         [x],
         [x.shape[1:], jax.ShapeDtypeStruct((2, x.shape[2]), jnp.float32)],
         parameters=[
@@ -275,14 +266,11 @@ def first(
             jnp.stack([scale, shift, bias]).astype(jnp.float32),
             window.masks(),
         ],
-        interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("width", "interpret"))
-def second(
-    x: Array, y: Array, rows: Array, taps: Array, *, width: int, interpret: bool = False
-) -> Array:
+@static_jit
+def second(x: Array, y: Array, rows: Array, taps: Array, *, width: int) -> Array:
     """Add to `x` its branch: batch norm of `y`, convolution, bias and layer scale.
 
     `rows` f32[B,5,D]: mean, factor and shift of the batch norm, layer scale, bias.
@@ -290,30 +278,16 @@ def second(
     window = _window(x, taps, width)
     body = functools.partial(_second, window=window)
     (out,) = over_images(
-        Kernel(
-            *("token_interaction_residual", body, _cost(x, _operations(window) + 9)),
-            [window.copies()],
-            4 * tiled(x.shape[1:], 4),
-        ),
+        _kernel("_residual", body, x, window.operations + 9, 0, window.copies()),
         [x, y, rows],
         [x.shape[1:]],
         parameters=[_matrix(taps), window.masks()],
-        interpret=interpret,
     )
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("width", "needed", "interpret"))
-def sums(
-    g: Array,
-    y: Array,
-    mean: Array,
-    taps: Array,
-    *,
-    width: int,
-    needed: bool,
-    interpret: bool = False,
-) -> list[Array]:
+@static_jit
+def sums(g: Array, y: Array, mean: Array, taps: Array, *, width: int, needed: bool) -> list[Array]:
     """Sum the gradient of `second`, before its layer scale, for batch norm: f32[B,2,D], alone and
     times `y` less `mean` f32[B,1,D]; where `needed` also f32[B,2*k*k,D], for each entry of the
     window, of the gradient that its output has, times one and times `y` less `mean`.
@@ -321,20 +295,16 @@ def sums(
     window = _window(g, taps, width)
     entries, dim = window.side**2, g.shape[2]
     body = functools.partial(_sums, window=window)
-    cost = _cost(g, _operations(window) + 2 * entries + 3)
-    every = [jax.ShapeDtypeStruct((2 * entries, dim), jnp.float32)] * needed
+    of_taps = [jax.ShapeDtypeStruct((2 * entries, dim), jnp.float32)] * needed
     return over_images(
-        Kernel(
-            *("token_interaction_sums", body, cost, [window.copies()]), 4 * tiled(g.shape[1:], 4)
-        ),
+        _kernel("_sums", body, g, window.operations + 2 * entries + 3, 0, window.copies()),
         [g, y, mean],
-        [jax.ShapeDtypeStruct((2, dim), jnp.float32), *every],
+        [jax.ShapeDtypeStruct((2, dim), jnp.float32), *of_taps],
         parameters=[_matrix(taps), window.masks()],
-        interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("width", "eps", "needed", "interpret"))
+@static_jit
 def gradient(
     x: Array,
     g: Array,
@@ -345,7 +315,6 @@ def gradient(
     width: int,
     eps: float,
     needed: bool,
-    interpret: bool = False,
 ) -> list[Array]:
     """Compute the gradient for `x` of `first` and `second` from that of the latter's result.
 
@@ -360,20 +329,16 @@ def gradient(
       eps: of the LayerNorm.
       needed: whether gradients of parameters are asked for: f32[B,k*k+3,D] for the first kernel,
         its bias, and the LayerNorm's scale and shift.
-      interpret: see `over_images`.
     """
     window = _window(x, taps[0], width)
     entries, dim = window.side**2, x.shape[2]
     body = functools.partial(_gradient, window=window, eps=eps)
     wide = [jax.ShapeDtypeStruct((entries + 3, dim), jnp.float32)] * needed
-    cost = _cost(x, 3 * _operations(window) + 30 + 60 + (2 * entries + 5) * needed, 2)
-    kept = math.ceil(dim / LANES), window.tokens, LANES
+    operations = 3 * window.operations + 30 + 60 + (2 * entries + 5) * needed
+    scratch = window.copies(), window.copies(), (len(lane_groups(dim)), window.tokens, LANES)
     matrices = [_matrix(t) for t in (taps[0], taps[0][::-1, ::-1], taps[1][::-1, ::-1])]
     return over_images(
-        Kernel(
-            *("token_interaction_gradient", body, cost, [window.copies(), window.copies(), kept]),
-            4 * tiled(x.shape[1:], 4),
-        ),
+        _kernel("_gradient", body, x, operations, 2, *scratch),
         [x, g, rows],
         [x.shape[1:], *wide],
         parameters=[
@@ -381,5 +346,4 @@ def gradient(
             jnp.stack(affine).astype(jnp.float32),
             window.masks(),
         ],
-        interpret=interpret,
     )

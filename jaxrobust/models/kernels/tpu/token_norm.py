@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
-from jaxrobust.models.kernels.primitives import largest_divisor
+from jaxrobust.models.kernels.primitives import largest_divisor, static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SUBLANES,
@@ -51,8 +52,6 @@ def refused(x: Array) -> str | None:
 
 def _for_parts(x: Any, call: Callable[[tuple[Any, slice]], None]) -> None:
     """Call for rows of tokens that stay in registers: a few images, or a part of one."""
-    from jax.experimental import pallas as pl
-
     images, tokens, width = x.shape
     columns = -(-width // LANES)
     together = largest_divisor(images, max(1, _REGISTERS // (columns * -(-tokens // SUBLANES))))
@@ -74,9 +73,9 @@ def _forward(x, affine, out, *, eps: float) -> None:
     _for_parts(x, normalise)
 
 
-def _backward(x, g, *rest, eps: float, beside: int) -> None:
+def _backward(x, *refs, eps: float, gradients: int) -> None:
     """Compute the gradient for the tokens; where sums are asked for, those for parameters too."""
-    others, (affine, out, *sums) = rest[:beside], rest[beside:]
+    (g, *others), (affine, out, *sums) = refs[:gradients], refs[gradients:]
     scale = affine[0:1][None]
     clear_at_first(sums)
 
@@ -95,7 +94,7 @@ def _backward(x, g, *rest, eps: float, beside: int) -> None:
 
 
 def _run(
-    body: Any, name: str, operations: int, arrays: list[Array], affine: Array, **how: Any
+    name: str, body: Any, operations: int, arrays: list[Array], affine: Array, summed: bool = False
 ) -> list[Array]:
     """Run a kernel on f[B,..,N,C], as images f[B,N,C]."""
     shape, tokens, width = arrays[0].shape, *arrays[0].shape[-2:]
@@ -107,37 +106,27 @@ def _run(
         [(tokens, width)],
         per=largest_divisor(images[0].shape[0], max(1, _BLOCK // bytes_of_one)),
         parameters=[affine.astype(jnp.float32)],
-        **how,
+        sums=[(2, width)] if summed else (),
     )
     return [out.reshape(shape), *sums]
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def forward(x: Array, scale: Array, shift: Array, *, eps: float, interpret: bool = False) -> Array:
+@static_jit
+def forward(x: Array, scale: Array, shift: Array, *, eps: float) -> Array:
     """Normalise f[B,..,N,C] over its last axis, then scale and shift it."""
-    body = functools.partial(_forward, eps=eps)
     affine = jnp.stack([scale, shift])
-    (out,) = _run(body, "token_norm", 16, [x], affine, interpret=interpret)
+    (out,) = _run("token_norm", functools.partial(_forward, eps=eps), 16, [x], affine)
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+@static_jit
 def backward(
-    x: Array, gradients: Sequence[Array], scale: Array, *, eps: float, interpret: bool = False
-) -> Array:
-    """Compute the gradient for `x` from that of the result, and add those behind it."""
-    body = functools.partial(_backward, eps=eps, beside=len(gradients) - 1)
-    arrays = [x, *gradients]
-    (out,) = _run(body, "token_norm_gradient", 27, arrays, scale[None], interpret=interpret)
-    return out
-
-
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def all_gradients(
-    x: Array, gradients: Sequence[Array], scale: Array, *, eps: float, interpret: bool = False
-) -> tuple[Array, Array, Array]:
-    """Compute what `backward` does, and the gradients for scale and shift in float32."""
-    body = functools.partial(_backward, eps=eps, beside=len(gradients) - 1)
-    how: dict[str, Any] = {"sums": [(2, x.shape[-1])], "interpret": interpret}
-    out, affine = _run(body, "token_norm_sums", 34, [x, *gradients], scale[None], **how)
-    return out, affine[0], affine[1]
+    x: Array, gradients: Sequence[Array], scale: Array, *, eps: float, needed: bool
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """Compute the gradient for `x` from that of the result, and add those behind it; where
+    `needed` also those for scale and shift, in float32.
+    """
+    body = functools.partial(_backward, eps=eps, gradients=len(gradients))
+    name, operations = ("token_norm_sums", 34) if needed else ("token_norm_gradient", 27)
+    out, *sums = _run(name, body, operations, [x, *gradients], scale[None], needed)
+    return out, (sums[0][0], sums[0][1]) if needed else None
