@@ -275,7 +275,7 @@ class QuickstartTest(absltest.TestCase):
 
     def test_is_shown(self):
         words, rows = self.shown()
-        self.assertEqual(words[1:5], ["-m", "jaxrobust", "train", "--config"])
+        self.assertEqual(words[1:4], ["-m", "jaxrobust", "train"])
         self.assertEqual([row[0].partition(",")[0] for row in rows], ["pretrain", "train"])
 
     @pytest.mark.slow
