@@ -97,7 +97,7 @@ def tool(words: list[str]) -> tuple[str, ...]:
 @functools.cache
 def known_flags(which: tuple[str, ...]) -> set[str]:
     """Those in the `--help` of a command; hyphens and underscores are the same."""
-    told = run(which, "--help")
+    told = run(which, "--help-all" if "evaluate" in which[-1] else "--help")
     found = re.findall(r"--(?:\[no\])?([a-z][\w-]*)", told.stdout + told.stderr)
     assert found, f"{shlex.join(which)} --help says no flags: {told.stderr}"
     return {name.replace("-", "_") for name in found}

@@ -15,6 +15,7 @@ same command continues after: 75 another process of the pod is gone; 143 SIGTERM
 """
 
 import sys
+import textwrap
 import traceback
 from dataclasses import asdict
 from functools import partial
@@ -22,12 +23,14 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxrobust.commands.flags.evaluation import EvaluateFlags
+from jaxrobust.commands.flags.evaluation import GROUPS, USUAL, EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.weights.fetch import shipped
+
+_REPEAT = ";\n    repeat this option to specify a list of values"  # as absl says it
 
 fields.define(EvaluateFlags)
 define_host_flags()
@@ -94,10 +97,27 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     return command.answer(command.GivenFlags(**given), sizes, threats, ladder)
 
 
+def _help(everything: bool) -> str:
+    """Write the usual flags, or all of them in groups."""
+    rows = GROUPS if everything else {"The usual flags": USUAL}
+    lines = [str(__doc__)]
+    if everything:
+        _describe_attacks()
+    for title, names in rows.items():
+        lines.append(f"{title}:")
+        for flag in (flags.FLAGS[name] for name in names.split()):
+            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            first, *others = flag.help.replace(_REPEAT, " May be repeated.").split("\n")
+            first = textwrap.fill(
+                f"  --{flag.name}  {first}{default}", 100, subsequent_indent=" " * 6
+            )
+            lines += [first, *(f"      {line}" for line in others)]
+        lines.append("")
+    return "\n".join(lines if everything else [*lines, "jaxrobust evaluate --help-all lists all."])
+
+
 def _describe_attacks() -> None:
-    """Write the attacks that there are into the help of the flags, if that is asked for."""
-    if not {"--help", "-help", "--helpfull", "--helpshort", "-h", "--h", "-?"} & set(sys.argv[1:]):
-        return
+    """Write the attacks and data sets that there are into the help of their flags."""
     try:
         from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
     except ImportError:  # without JAX there is help, too
@@ -118,5 +138,9 @@ def _describe_attacks() -> None:
 
 
 if __name__ == "__main__":  # whose document and flags absl's --help shows
-    _describe_attacks()
-    app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))
+    if {"--help-all", "--help_all", "--helpfull"} & {*sys.argv[1:]}:
+        print(_help(everything=True))
+    elif {"--help", "-help", "--helpshort", "-h", "--h", "-?"} & {*sys.argv[1:]}:
+        print(_help(everything=False))
+    else:
+        app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

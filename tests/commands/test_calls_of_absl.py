@@ -1,10 +1,11 @@
 """What the commands with --config.key=value call, with what, and how they end."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
-import sys
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -15,6 +16,7 @@ from absl.testing import flagsaver, parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import evaluate
+from jaxrobust.commands.flags.evaluation import GROUPS, USUAL, EvaluateFlags
 from jaxrobust.runtime.processes import launch
 from jaxrobust.training.run import stopping
 from jaxrobust.weights.store.checkpoint import DiskFull
@@ -414,10 +416,8 @@ class HelpTest(parameterized.TestCase):
         for name in ("attack", "dataset", "relative_step", "start"):
             self.enter_context(mock.patch.object(known[name], "help", "before."))
 
-    @parameterized.parameters("--help", "-h", "--helpfull", "-?")
-    def test_what_there_is(self, word):
-        with mock.patch.object(sys, "argv", ["evaluate", word]):
-            evaluate._describe_attacks()
+    def test_what_there_is(self):
+        evaluate._describe_attacks()
         known = evaluate.flags.FLAGS
         fixed, searching = known["attack"].help.split("\nOf AutoAttack:\n")
         self.assertStartsWith(fixed, "before. Of K steps:\n")
@@ -429,9 +429,14 @@ class HelpTest(parameterized.TestCase):
         for kind in data.source.KINDS.values():
             self.assertIn(f"\n{kind.written}: {kind.help}", known["dataset"].help)
 
-    def test_no_help(self):
-        for word in ("--attack=help", "help"):
-            with self.subTest(word=word):
-                with mock.patch.object(sys, "argv", ["evaluate", word]):
-                    evaluate._describe_attacks()
-                self.assertEqual(evaluate.flags.FLAGS["attack"].help, "before.")
+    def test_each_flag_is_in_one_group(self):
+        grouped = " ".join(GROUPS.values()).split()
+        names = [field.name for field in dataclasses.fields(EvaluateFlags)]
+        hosts = GROUPS["Several hosts"].split()
+        self.assertCountEqual(grouped, [*names, *hosts])
+        text = evaluate._help(everything=True)
+        for name in grouped:
+            self.assertIn(f"\n  --{name}  ", text)
+        self.assertNotIn("repeat this option", text)
+        usual = evaluate._help(everything=False)
+        self.assertEqual(re.findall(r"^  --(\w+)", usual, re.MULTILINE), USUAL.split())

@@ -473,7 +473,7 @@ class CommandLineTest(parameterized.TestCase):
         )
 
     def test_help_needs_no_jax(self):
-        process = self.run_it("evaluate", "--help", without="jax")
+        process = self.run_it("evaluate", "--help-all", without="jax")
         printed, said = process.communicate(timeout=60)
         self.assertIn("--search_dtype", printed, said)
         self.assertIn("Exit codes", printed)
