@@ -20,9 +20,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from jaxrobust.commands.flags.shared import SubjectFlags, shared
+from jaxrobust.doctor.findings import RED, Finding, line
 from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,31 +52,39 @@ def main(argv: list[str]) -> None:
     arguments.quiet_libraries()
     again = "the same command starts again"
     with arguments.ending(again, ". With that solved, run the same command again"):
-        given = asdict(fields.given(DoctorFlags))
-        devices, as_json = given.pop("devices"), given.pop("json")
-        if not 32 <= given["n"] <= 1000:
-            raise ValueError(f"--n={given['n']} is outside of 32 to 1000; leave it out for 200")
-        named = None
+        values = asdict(fields.given(DoctorFlags))
+        devices, as_json = values.pop("devices"), values.pop("json")
+        if not 32 <= values["n"] <= 1000:
+            raise ValueError(f"--n={values['n']} is outside of 32 to 1000; leave it out for 200")
+        name = None
         if _CONFIG.value is not None:
-            named = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+            name = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         with patience.of(patience.LOADING):
             from jaxrobust.doctor import command  # after the flags: --help needs no JAX
 
-        terminal = sys.stdout.isatty() and not as_json
-        report, code = command.answer(
-            given,
-            argv[1] if len(argv) == 2 else None,
-            config=_CONFIG.value,
-            config_name=named,
-            devices=devices,
-            coloured=terminal and not os.environ.get("NO_COLOR"),  # https://no-color.org
-            as_json=as_json,
-            columns=shutil.get_terminal_size().columns if terminal else None,
-            show=partial(print, flush=True),
-        )
+        on_terminal = sys.stdout.isatty()
+        columns = shutil.get_terminal_size().columns if on_terminal else None
+        coloured = on_terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
+
+        def tell(text: Finding | str) -> None:
+            if not as_json:
+                if isinstance(text, Finding):
+                    text = line(text, coloured=coloured, columns=columns)
+                else:
+                    text = terminal.fitted(text, columns)
+                print(text, flush=True)
+
+        place = argv[1] if len(argv) == 2 else None
+        config = {"config": _CONFIG.value, "config_name": name, "devices": devices}
+        examinations = command.answer(values, place, **config, tell=tell)
+        red = any(f.seen.level == RED for each in examinations for f in each.findings)
         if as_json:
-            print(json.dumps(report), flush=True)
-    sys.exit(code)
+            rows = [
+                {"of": each.of, "findings": [f.plain() for f in each.findings]}
+                for each in examinations
+            ]
+            print(json.dumps({"red": red, "examined": rows}), flush=True)
+    sys.exit(int(red))
 
 
 if __name__ == "__main__":  # whose document and flags absl's --help shows

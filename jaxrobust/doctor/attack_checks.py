@@ -38,24 +38,22 @@ def _zero(patient: Patient) -> CheckResult:
     sentence = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
     sentence += f" of {len(zero['float32'])} images"
     if reliability.check_gradients(zero["float32"]):
-        return _why_zero(patient, sentence, value)
+        # Past a saturated softmax the margin still has a gradient, which a mask takes too.
+        margin = float(_share_of_zeros(patient, "cw", "float32").mean())
+        cause = remedy = None
+        if margin < 0.5 * value["float32"]:
+            cause = "the softmax saturates: logits are so large that the cross-entropy is 0 in "
+            cause += "float32"
+            remedy = "divide the logits by their range, or attack with DLR (apgd-t, fab-t)"
+        value |= {"margin, float32": margin}
+        return CheckResult(
+            RED, f"{sentence}; that of the margin at {margin:.1%}", value, cause, remedy
+        )
     for dtype in (dtype for dtype in patient.others if value[dtype] > 0.1):
         cause = f"{dtype} is too coarse for this network's logits"
         remedy = f"search in float32 (not --search_dtype={dtype})"
         return CheckResult(YELLOW, sentence, value, cause, remedy)
     return CheckResult(GREEN, sentence, value)
-
-
-def _why_zero(patient: Patient, sentence: str, value: dict[str, float]) -> CheckResult:
-    """Tell a saturated softmax, past which the margin still has a gradient, from a mask."""
-    margin = float(_share_of_zeros(patient, "cw", "float32").mean())
-    value = value | {"margin, float32": margin}
-    sentence += f"; that of the margin at {margin:.1%}"
-    if margin < 0.5 * value["float32"]:
-        cause = "the softmax saturates: logits are so large that the cross-entropy is 0 in float32"
-        remedy = "divide the logits by their range, or attack with DLR (apgd-t, fab-t)"
-        return CheckResult(RED, sentence, value, cause, remedy)
-    return CheckResult(RED, sentence, value)
 
 
 def _attacking(look: Callable[[Patient], CheckResult]) -> Callable[[Patient], CheckResult]:

@@ -1,7 +1,6 @@
 """From what the command line names to findings: a network, a config, or a run, which has both."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +11,18 @@ from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
-from jaxrobust.doctor import resizing
+from jaxrobust.doctor import patient
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
-from jaxrobust.doctor.findings import RED, Finding, Tell, examined, line, summary
+from jaxrobust.doctor.findings import Finding, Tell, examined, summary
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient, Recorded
 from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, records
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import compilation
-from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.training.run import start_runs
@@ -59,16 +57,17 @@ def of_network(network_flags: GivenFlags, *, images: int, tell: Tell) -> Examina
     """
     network_flags = flags.placed(network_flags)
     flags.check(network_flags)
-    name = (
-        network_flags.workdir
-        or network_flags.weights
-        or network_flags.function
-        or network_flags.torch
-    )
-    with patience.of(f"reading {name} and its images"):
-        of, patient = _read(network_flags, images)
+    f = network_flags
+    with patience.of(f"reading {f.workdir or f.weights or f.function or f.torch} and its images"):
+        of, subject = _read(network_flags, images)
+    return _examined(of, NETWORK_CHECKS, subject, tell)
+
+
+def _examined(of: str, checks: Any, subject: Any, tell: Tell) -> Examination:
     tell(of)
-    return Examination(of, examined(NETWORK_CHECKS, patient, tell))
+    findings = examined(checks, subject, tell)
+    tell(summary(findings))
+    return Examination(of, findings)
 
 
 def _read(network_flags: GivenFlags, images: int) -> tuple[str, Patient]:
@@ -77,32 +76,30 @@ def _read(network_flags: GivenFlags, images: int) -> tuple[str, Patient]:
     origin, subject, source = flags.settled(network_flags)
     size = subject.image_size
     weights_name, subject, weights = flags.weights(network_flags, subject, source)
-    requested_preprocessing = subjects.preprocessing(
-        origin, size, source, network_flags.preprocessing
-    )
-    preprocessing = pipeline.preprocessing_id(source, size, requested_preprocessing)
+    requested = subjects.preprocessing(origin, size, source, network_flags.preprocessing)
+    preprocessing = pipeline.preprocessing_id(source, size, requested)
     prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=images)
     labels = prepared.labels()
     spread_out = spread.order(labels, prepared.ids)  # so that the first of them are too
     places = prepared.ids[spread_out]
     logits_of = measuring.networks_of(subject, weights)
-    patient = Patient(
+    examined_network = Patient(
         logits_fn=logits_of("float32"),
         images=prepared[spread_out],
         labels=labels[spread_out],
         threat=subject.threat or Threat(subject.norm, _RADII[subject.norm]),
         others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
-        arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),
-        recorded=_recorded(run, weights_name, subject, source),
+        arrays=patient.resized(source, places, preprocessing=preprocessing, image_size=size),
+        recorded=_recorded(run, weights_name, source),
         classes=source.classes,
         seed=network_flags.seed,
     )
     of = f"{subject.network.name} ({weights_name})" if weights_name else subject.network.name
-    return f"{of} on {len(places)} images of {source.where()}", patient
+    return f"{of} on {len(places)} images of {source.where()}", examined_network
 
 
 def _recorded(
-    run: Path | None, weights_name: str | None, subject: Subject, source: registry.Source
+    run: Path | None, weights_name: str | None, source: registry.Source
 ) -> Recorded | None:
     """Find the run's own record of these weights on this split, if there is one."""
     if run is None or not (run / "results.jsonl").is_file():
@@ -122,8 +119,7 @@ def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examina
         threats(of_phase(config, phase).attack)  # refuses a mistake
     start_runs.fitting(config, Path("runs/doctor"))  # likewise
     of = f"{name} on {counted(devices, 'device')}"
-    tell(of)
-    return Examination(of, examined(CONFIG_CHECKS, PlannedRun(config, devices), tell))
+    return _examined(of, CONFIG_CHECKS, PlannedRun(config, devices), tell)
 
 
 def answer(
@@ -133,19 +129,14 @@ def answer(
     config: Config | None,
     config_name: str | None,
     devices: int | None,
-    coloured: bool,
-    as_json: bool,
-    columns: int | None = None,
-    show: Callable[[str], None] = lambda text: None,
-) -> tuple[Any, int]:
-    """Return the object to print `as_json`, else None, and the exit code: 1 if something is red.
+    tell: Tell,
+) -> list[Examination]:
+    """Examine the config and the network that a command line names; `tell` gets each line at once.
 
     Args:
       values: flags of evaluate, and `n`; place: the word without a flag.
       config: a config, and `config_name`, what it is called.
       devices: None: those that are here; a CPU is one.
-      columns: of the terminal; None: there is none, and a finding is one line.
-      show: prints a line, each when it is known; nothing of what is returned `as_json`.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
@@ -157,31 +148,16 @@ def answer(
             "name a run, weights, a function or a config: RUN, --model NAME --weights PATH "
             "--dataset NAME, my_net.py:logits_fn --dataset NAME, or --config FILE"
         )
-    done: list[Examination] = []
-
-    def tell(text: Finding | str) -> None:
-        if isinstance(text, Finding):
-            text = line(text, coloured=coloured, columns=columns)
-        else:
-            text = terminal.fitted(text, columns)
-        if not as_json:
-            show(text)
-
-    def examine(examination: Callable[..., Examination], *of: Any, **options: Any) -> None:
+    done = []
+    if config is not None:
+        done.append(of_config(config, devices=devices, name=str(config_name), tell=tell))
+    if names_network:
+        network_flags = given_of(place, **values)
+        if network_flags.workdir and config is None:
+            run = Path(network_flags.workdir)
+            name = f"{run}/config.json"
+            done.append(of_config(runs.run_config(run), devices=devices, name=name, tell=tell))
         if done:
             tell("")
-        done.append(examination(*of, **options, tell=tell))
-        tell(summary(done[-1].findings))
-
-    if config is not None:
-        examine(of_config, config, devices=devices, name=str(config_name))
-    if names_network:
-        flags_given = given_of(place, **values)
-        if flags_given.workdir and config is None:
-            run = Path(flags_given.workdir)
-            name = f"{run}/config.json"
-            examine(of_config, runs.run_config(run), devices=devices, name=name)
-        examine(of_network, flags_given, images=values["n"])
-    red = any(f.seen.level == RED for each in done for f in each.findings)
-    rows = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
-    return {"red": red, "examined": rows} if as_json else None, int(red)
+        done.append(of_network(network_flags, images=values["n"], tell=tell))
+    return done

@@ -67,13 +67,13 @@ class PlannedRun:
         """Count the steps of a phase; None: the number of images is unknown."""
         planned, data = self.phases[name], self.phases[name].data
         if isinstance(self.source, str):
-            whole = data.get("classes") is None and data.extra is None
-            images = known_images(data.name, data.train_split) if whole else data.epoch_images
+            is_complete = data.get("classes") is None and data.extra is None
+            images = known_images(data.name, data.train_split) if is_complete else data.epoch_images
         else:
             images = splits.examples(planned, name, self.source)
-        return (
-            None if images is None else planned[name].epochs * (images // planned[name].batch_size)
-        )
+        if images is None:
+            return None
+        return planned[name].epochs * (images // planned[name].batch_size)
 
     @cached_property
     def side(self) -> int:
@@ -102,23 +102,23 @@ def _of_phases(
         if attacked and not plan.attacked:
             return CheckResult(SKIPPED, "nothing is attacked")
         phases = plan.attacked if attacked else plan.phases
-        planned = [look(plan, name, config) for name, config in phases.items()]
-        bad = (each for level in (RED, YELLOW, SKIPPED) for each in planned if each.level == level)
-        return next(bad, planned[0] if attacked else planned[-1])
+        results = [look(plan, name, config) for name, config in phases.items()]
+        bad = (r for level in (RED, YELLOW, SKIPPED) for r in results if r.level == level)
+        return next(bad, results[0] if attacked else results[-1])
 
     return looks
 
 
 def _heavy(plan: PlannedRun) -> CheckResult:
     first, planned = next(iter(plan.phases.items()))
-    start, how = plan.config.init.weights or "random weights", planned.data.augmentation
-    sentence = f"{first} starts from {start} under data.augmentation={how}"
+    start, chain = plan.config.init.weights or "random weights", planned.data.augmentation
+    sentence = f"{first} starts from {start} under data.augmentation={chain}"
     try:
         warnings.check_start(planned, first)
     except ValueError as error:
         remedy = str(error).partition("; ")[2]
-        return CheckResult(RED, f"{sentence}, and is attacked", how, remedy=remedy)
-    return CheckResult(GREEN, sentence, how)
+        return CheckResult(RED, f"{sentence}, and is attacked", chain, remedy=remedy)
+    return CheckResult(GREEN, sentence, chain)
 
 
 def _worst_norm(
@@ -173,13 +173,12 @@ def _constants(plan: PlannedRun) -> list[str]:
     program = jax.make_jaxpr(lambda p, s, x: plan.net.apply(p, s, x)[0])(params, stats, image)
     small = [np.asarray(c) for c in tracing.constants(program) if np.size(c) == 3]
     real = [c.astype(float).ravel() for c in small if jnp.issubdtype(c.dtype, jnp.floating)]
-    means = {name: mean for name, (mean, _) in NORMALIZATIONS.items() if len(mean) == 3}
-
-    def stands(mean: tuple[float, ...]) -> bool:
-        scaled = [scale * np.asarray(mean) for scale in (1, 255, -1)]
-        return any(np.allclose(v, one, rtol=1e-3) for v in real for one in scaled)
-
-    return [name for name, mean in means.items() if stands(mean)]
+    matches = []
+    for name, (mean, _) in NORMALIZATIONS.items():
+        scaled = [scale * np.asarray(mean) for scale in (1, 255, -1) if len(mean) == 3]
+        if any(np.allclose(v, one, rtol=1e-3) for v in real for one in scaled):
+            matches.append(name)
+    return matches
 
 
 def _twice(plan: PlannedRun) -> CheckResult:
@@ -259,14 +258,11 @@ def _size(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
         return CheckResult(SKIPPED, f"the images cannot be read: {plan.source}")
     channels, model = plan.source.channels, planned.model
     if channels != model.in_channels:
-        have = counted(channels, "channel")
-        return CheckResult(
-            RED,
-            f"images of {plan.config.data.name} have {have}, the network {model.in_channels}",
-            channels,
-            "training refuses images of other channels",
-            f"set model.in_channels={channels}",
-        )
+        sentence = f"images of {plan.config.data.name} have {counted(channels, 'channel')}, the "
+        sentence += f"network {model.in_channels}"
+        cause = "training refuses images of other channels"
+        remedy = f"set model.in_channels={channels}"
+        return CheckResult(RED, sentence, channels, cause, remedy)
     side, size = plan.side, model.image_size
     sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
     level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW

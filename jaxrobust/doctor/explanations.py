@@ -131,8 +131,8 @@ def _of_orders(patient: Patient) -> Iterator[Tried]:
         return
     order, judged = permutation(logits, labels)
     if (order != np.arange(classes)).any():
-        words, before = _described(order, patient.classes), logits[judged]
-        yield compared(ORDER, words, before, before[:, np.argsort(order)], labels[judged])
+        words, half = _described(order, patient.classes), logits[judged]
+        yield compared(ORDER, words, half, half[:, np.argsort(order)], labels[judged])
 
 
 def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,9 +154,10 @@ def _described(order: np.ndarray, names: tuple[str, ...]) -> str:
         if (order == usual).all():
             return words
 
-    def name(k: int) -> str:
-        return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)
-
     moved = np.flatnonzero(order != np.arange(count))
-    moves = [f"output {k} is class {name(int(order[k]))}" for k in moved[:10]]
+    moves = []
+    for k in moved[:10]:
+        name = names[order[k]] if len(names) == count else str(order[k])
+        suffix = "" if name == str(order[k]) else f" ({name})"
+        moves.append(f"output {k} is class {order[k]}{suffix}")
     return ", ".join(moves + ["..."] * (len(moved) > 10))

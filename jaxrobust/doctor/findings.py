@@ -8,7 +8,6 @@ from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import counted
 
 GREEN, YELLOW, RED, SKIPPED = "green", "yellow", "red", "skipped"
-_HEALTHY = {"cause": None, "remedy": None}
 _NARROWEST = 40  # columns of a terminal
 _COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
 
@@ -47,14 +46,17 @@ class Finding(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """List it as values that JSON has."""
         check, seen, faulty = self.check, self.seen, self.seen.level in (YELLOW, RED)
-        fields: dict[str, Any] = {
+        return {
             "check": check.name,
             "level": seen.level,
             "measures": check.measures,
+            "said": seen.sentence,
+            "value": seen.value,
+            "cause": seen.cause if faulty else None,
+            "remedy": seen.remedy if faulty else None,
+            "follows_from": self.after,
+            "paper": check.paper,
         }
-        fields |= {"said": seen.sentence, "value": seen.value}
-        fields |= {"cause": seen.cause, "remedy": seen.remedy} if faulty else _HEALTHY
-        return fields | {"follows_from": self.after, "paper": check.paper}
 
 
 Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined

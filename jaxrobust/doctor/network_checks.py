@@ -43,25 +43,25 @@ def _explained(name: str, healthy: str) -> Look:
     def look(patient: Patient) -> CheckResult:
         if len(patient.labels) < _ENOUGH:
             return CheckResult(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
-        if "tried" not in patient.kept:
-            patient.kept["tried"] = explanations.tried(patient)
-        all_tried = patient.kept["tried"]
-        own = [explanation for explanation in all_tried if explanation.check == name]
-        if not own:
+        if "tried" not in patient.memo:
+            patient.memo["tried"] = explanations.tried(patient)
+        all_tried = patient.memo["tried"]
+        of_check = [explanation for explanation in all_tried if explanation.check == name]
+        if not of_check:
             return CheckResult(SKIPPED, "not looked at: the images are grey")
         classes = int(unmasked(patient.logits).sum())
         best = explanations.best(all_tried, classes, len(patient.labels))
         undone = " undone" if name == explanations.TWICE else ""
         if best is None or best.check != name:
-            other = max(own, key=lambda explanation: explanation.accuracy)
+            other = max(of_check, key=lambda explanation: explanation.accuracy)
             loss = float(explanations.losses(patient.logits, patient.labels).mean())
             sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
-            beside = f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
-            return CheckResult(GREEN, sentence + beside)
+            sentence += f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
+            return CheckResult(GREEN, sentence)
         level = RED if best.gain > explanations.GAIN else YELLOW
-        before = best.accuracy - best.gain
-        sentence = f"accuracy is {before:.1%}, and {best.accuracy:.1%} with {best.done}{undone}"
-        return CheckResult(level, sentence, {"as it is": before, best.done: best.accuracy})
+        current = best.accuracy - best.gain
+        sentence = f"accuracy is {current:.1%}, and {best.accuracy:.1%} with {best.done}{undone}"
+        return CheckResult(level, sentence, {"as it is": current, best.done: best.accuracy})
 
     return look
 
@@ -70,8 +70,8 @@ def _one_class(patient: Patient) -> CheckResult:
     answers = np.where(checks.answered(patient.logits), patient.logits.argmax(axis=1), -1)
     constant = collapse.of(answers, patient.labels)
     if constant is None:
-        given = len(np.unique(answers[answers >= 0]))
-        return CheckResult(GREEN, f"{given} of {patient.logits.shape[1]} classes are answered")
+        answered = len(np.unique(answers[answers >= 0]))
+        return CheckResult(GREEN, f"{answered} of {patient.logits.shape[1]} classes are answered")
     sentence, _, remedy = constant.words.partition("; ")
     return CheckResult(RED if constant.proven else YELLOW, sentence, remedy=remedy)
 
@@ -81,13 +81,12 @@ def _accuracy(patient: Patient) -> CheckResult:
     sentence = f"{accuracy:.1%} of {n} clean images are right"
     if n < _ENOUGH:
         return CheckResult(SKIPPED, f"{sentence}, which are few")
-    if known := patient.recorded:
-        p = min(max(known.clean, 1 / n), 1 - 1 / n)
-        short = (known.clean - accuracy) / (p * (1 - p) / n) ** 0.5
-        beside = f"{sentence}, {known.clean:.1%} by {known.where}"
-        if short > 4 and known.clean - accuracy > 0.05:
-            return CheckResult(RED, beside, {"here": accuracy, "recorded": known.clean})
-        sentence = beside
+    if record := patient.recorded:
+        p = min(max(record.clean, 1 / n), 1 - 1 / n)
+        short = (record.clean - accuracy) / (p * (1 - p) / n) ** 0.5
+        sentence += f", {record.clean:.1%} by {record.where}"
+        if short > 4 and record.clean - accuracy > 0.05:
+            return CheckResult(RED, sentence, {"here": accuracy, "recorded": record.clean})
     if "low-accuracy" in patient.flags:
         return CheckResult(RED, f"{sentence}, no more than guessing explains", {"here": accuracy})
     return CheckResult(GREEN, sentence, {"here": accuracy})
@@ -98,14 +97,14 @@ def _arrays(patient: Patient) -> CheckResult:
     if arrays is None:
         return CheckResult(SKIPPED, "the images have the network's size: nothing is resized")
     n = len(arrays)
-    own, right = patient.right[:n], checks.is_right(patient.forward(arrays), patient.labels[:n])
+    pil, right = patient.right[:n], checks.is_right(patient.forward(arrays), patient.labels[:n])
     apart = float(np.abs(arrays - patient.images[:n]).mean()) * 255
-    won, lost = int((right & ~own).sum()), int((own & ~right).sum())
+    won, lost = int((right & ~pil).sum()), int((pil & ~right).sum())
     sentence = (
-        f"{own.mean():.1%} right as PIL resizes, {right.mean():.1%} as arrays are without "
+        f"{pil.mean():.1%} right as PIL resizes, {right.mean():.1%} as arrays are without "
         f"antialiasing, {apart:.2g} of 255 apart"
     )
-    value = {"pil": float(own.mean()), "arrays": float(right.mean())}
+    value = {"pil": float(pil.mean()), "arrays": float(right.mean())}
     better = won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5
     return CheckResult(RED if better else GREEN, sentence, value)
 

@@ -17,10 +17,12 @@ from absl.testing import flagsaver, parameterized
 from jaxrobust import data
 from jaxrobust.commands import evaluate
 from jaxrobust.commands.flags.evaluation import GROUPS, USUAL, EvaluateFlags
+from jaxrobust.doctor.command import Examination
+from jaxrobust.doctor.findings import GREEN, RED, YELLOW, Check, CheckResult, Finding
 from jaxrobust.runtime.processes import launch
 from jaxrobust.training.run import stopping
 from jaxrobust.weights.store.checkpoint import DiskFull
-from tests.support import command_calls
+from tests.support import command_calls, sweeps
 
 
 class FlagsCase(parameterized.TestCase):
@@ -59,55 +61,54 @@ class DoctorTest(FlagsCase):
 
     def setUp(self):
         super().setUp()
-        self.answer = self.put("doctor.command.answer", return_value=({"red": False}, 0))
-        self.enter_context(mock.patch.dict(os.environ))
+        self.level = GREEN
+        self.answer = self.put("doctor.command.answer", side_effect=self.examined)
+        self.enter_context(mock.patch.dict(os.environ, COLUMNS="66"))
         os.environ.pop("NO_COLOR", None)
-        size = mock.Mock(return_value=SimpleNamespace(columns=66))
-        self.enter_context(mock.patch("shutil.get_terminal_size", size))
 
-    def test_a_run(self):
-        for code in (0, 1):
-            with self.subTest(code=code):
-                self.answer.return_value = (None, code)
-                self.given(n=32, seed=7, devices=4, epsilon="4/255", split="test[:9]")
-                self.assertEqual(self.ended("runs/1"), (code, "", ""))
-                given, place = self.answer.call_args.args
-                how = self.answer.call_args.kwargs
-                self.assertEqual((given["n"], given["seed"], place), (32, 7, "runs/1"))
-                self.assertEqual((given["epsilon"], given["split"]), (4 / 255, "test[:9]"))
-                self.assertNoCommonElements(given, ("devices", "json"))
-                self.assertEqual(
-                    (how["config"], how["config_name"], how["devices"]), (None, None, 4)
-                )
-                self.assertEqual(
-                    (how["coloured"], how["as_json"], how["columns"]), (False, False, None)
-                )
-                self.quiet.assert_called_with()
+    def examined(self, values, place, *, tell, **options):
+        check = Check("a-check", "measures", "cause", "remedy", "paper", lambda patient: None)
+        finding = Finding(check, CheckResult(self.level, "many words " * 9))
+        for line in ("the network", finding):
+            tell(line)
+        return [Examination("the network", [finding])]
 
-    def test_a_config_as_json(self):
+    @sweeps.rows((GREEN, 0), (YELLOW, 0), (RED, 1))
+    def test_a_run(self, level, code):
+        self.level = level
+        self.given(n=32, seed=7, devices=4, epsilon="4/255", split="test[:9]")
+        ended = self.ended("runs/1")
+        self.assertEqual((ended.code, ended.error), (code, ""))
+        self.assertRegex(ended.out, rf"\Athe network\n{level} +a-check +many words [^\n]+\n\Z")
+        values, place = self.answer.call_args.args
+        options = self.answer.call_args.kwargs
+        self.assertEqual((values["n"], values["seed"], place), (32, 7, "runs/1"))
+        self.assertEqual((values["epsilon"], values["split"]), (4 / 255, "test[:9]"))
+        self.assertNoCommonElements(values, ("devices", "json"))
+        config = {"config": None, "config_name": None, "devices": 4}
+        self.assertLessEqual(config.items(), options.items())
+        self.quiet.assert_called_with()
+
+    @sweeps.rows((GREEN, 0), (RED, 1))
+    def test_a_config_as_json(self, level, code):
+        self.level = level
         self.given(config="a config", json=True)
-        code, out, _ = self.ended()
-        self.assertEqual((code, json.loads(out)), (0, {"red": False}))
+        ended = self.ended(terminal=True)
+        answer = json.loads(ended.out)
+        self.assertEqual((ended.code, answer["red"]), (code, level == RED))
+        (examined,) = answer["examined"]
+        self.assertEqual((examined["of"], examined["findings"][0]["level"]), ("the network", level))
         self.assertIsNone(self.answer.call_args.args[1])
-        how = self.answer.call_args.kwargs
-        self.assertEqual(
-            (how["config"], how["config_name"], how["devices"]), ("a config", "quickstart", None)
-        )
-        self.assertTrue(how["as_json"])
+        config = {"config": "a config", "config_name": "quickstart", "devices": None}
+        self.assertLessEqual(config.items(), self.answer.call_args.kwargs.items())
 
-    def test_colours_are_for_terminals(self):
-        for never, as_json, coloured, columns in (
-            (None, False, True, 66),
-            ("1", False, False, 66),
-            (None, True, False, None),
-        ):
-            with self.subTest(row=(never, as_json, coloured, columns)):
-                if never:
-                    os.environ["NO_COLOR"] = never
-                self.given(json=as_json)
-                self.ended("run", terminal=True)
-                how = self.answer.call_args.kwargs
-                self.assertEqual((how["coloured"], how["columns"]), (coloured, columns))
+    @sweeps.rows(({}, "\033[32mgreen\033[0m"), ({"NO_COLOR": "1"}, "green"))
+    def test_colours_and_columns_are_for_terminals(self, environment, start):
+        self.given()
+        with mock.patch.dict(os.environ, environment):
+            lines = self.ended("run", terminal=True).out.splitlines()
+        self.assertStartsWith(lines[1], start)
+        self.assertBetween(max(map(len, lines[2:])), 50, 66)
 
     def test_too_few_or_many_images(self):
         for n in (31, 1001):

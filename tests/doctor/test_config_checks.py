@@ -132,15 +132,11 @@ class ConfigTest(parameterized.TestCase):
                 self.assertIsNotNone(shaped(model))
 
     def test_lines_come_when_they_are_known(self):
-        shown, again = [], {"n": 200, "seed": 0, "weights": None}
-        how = {"config_name": "tiny", "devices": 1, "coloured": False, "as_json": False}
-        told, code = command.answer(again, None, config=tiny(), show=shown.append, **how)
-        self.assertEqual((told, code), (None, 0))
-        self.assertEqual(shown[0], "tiny on 1 device")
-        self.assertLen(shown, len(CONFIG_CHECKS) + 2)  # and the summary
-        how["as_json"] = True
-        told, _ = command.answer(again, None, config=tiny(), show=self.fail, **how)
-        self.assertLen(told["examined"][0]["findings"], len(CONFIG_CHECKS))
+        lines = []
+        command.of_config(tiny(), devices=1, name="tiny", tell=lines.append)
+        self.assertEqual(lines[0], "tiny on 1 device")
+        self.assertEqual([f.check for f in lines[1:-1]], [*CONFIG_CHECKS])
+        self.assertStartsWith(lines[-1], f"{len(CONFIG_CHECKS)} checks: ")
 
     @sweeps.rows(
         ("heavy-augmentation", RED, "give clean weights", HEAVY),
@@ -177,9 +173,10 @@ class ConfigTest(parameterized.TestCase):
         file = self.create_tempfile("nets.py", TWICE)
         own = {"model__name": f"{file.full_path}:make", "model__options": {}}
         config = tiny(**own, model__image_size=32, model__in_channels=3, data__name="fake")
-        self.assertNotIn("normalised-twice", faults(config))
-        with config.unlocked():
-            config.init.normalize = "imagenet"
+        for normalize in ("keep", "none", "imagenet"):
+            self.assertNotIn("normalised-twice", faults(config))
+            with config.unlocked():
+                config.init.normalize = normalize
         found = faults(config)["normalised-twice"]
         self.assertEqual(found.seen.level, RED)
         self.assertIn("holds the mean of imagenet", found.seen.sentence)
@@ -189,6 +186,8 @@ class ConfigTest(parameterized.TestCase):
         found = examined(CONFIG_CHECKS, PlannedRun(config))
         (ema,) = [f for f in found if f.check.name == "ema-horizon"]
         self.assertIn("of 21", ema.seen.sentence)  # 3 epochs of 500 images, 64 at a time
+        steps = [PlannedRun(tiny(train__batch_size=n)).steps("train") for n in (64, 100)]
+        self.assertEqual(steps, [12, 6])
         for images, steps in ((None, None), (1280, 60)):  # 20 batches of 64, 3 epochs
             config.data.update(extra="cifar10", extra_share=0.5, epoch_images=images)
             self.assertEqual(PlannedRun(config).steps("train"), steps)

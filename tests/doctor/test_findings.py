@@ -1,11 +1,12 @@
 """What a check finds, what follows from it, and how that is told."""
 
-from absl.testing import absltest
+from absl.testing import parameterized
 
 from jaxrobust.doctor import findings
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS
-from jaxrobust.doctor.findings import GREEN, RED, YELLOW, Check, CheckResult
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+from tests.support import sweeps
 
 
 def check(name, level, follows=()):
@@ -13,7 +14,7 @@ def check(name, level, follows=()):
     return Check(name, "measures", "cause", "remedy", "paper", lambda patient: seen, follows)
 
 
-class FindingsTest(absltest.TestCase):
+class FindingsTest(parameterized.TestCase):
     def test_one_fault_is_red_once(self):
         rows = [
             check("a", RED),
@@ -74,6 +75,41 @@ class FindingsTest(absltest.TestCase):
         self.assertEqual(lines[-2:], ["        Cause: cause", "        Remedy: remedy (paper)"])
         coloured = findings.line(red, coloured=True, columns=80)
         self.assertStartsWith(coloured, "\033[31mred\033[0m     label-order")
+
+    def test_cause_and_remedy_are_those_of_the_look_before_those_of_the_check(self):
+        look_ = lambda patient: CheckResult(RED, "s", 1, cause="own")  # noqa: E731
+        (found,) = findings.examined([Check("a", "m", "cause", "remedy", "p", look_)], None)
+        self.assertEqual((found.seen.cause, found.seen.remedy), ("own", "remedy"))
+        plain = found.plain()
+        self.assertEqual(
+            (plain["cause"], plain["paper"], plain["follows_from"]), ("own", "p", None)
+        )
+        healthy = found._replace(seen=found.seen._replace(level=GREEN)).plain()
+        self.assertEqual((healthy["cause"], healthy["remedy"]), (None, None))
+
+    def test_a_fault_that_follows_names_no_paper(self):
+        check = Check("a", "m", "c", "r", "a paper", lambda patient: None)
+        seen = CheckResult(YELLOW, "s", cause="c", remedy="r")
+        self.assertIn("(a paper)", findings.line(Finding(check, seen), coloured=False))
+        self.assertNotIn("paper", findings.line(Finding(check, seen, "b"), coloured=False))
+        none = Finding(check._replace(paper=""), seen)
+        self.assertEndsWith(findings.line(none, coloured=False), "Remedy: r")
+
+    @sweeps.rows((61, 8), (62, 31))
+    def test_further_lines_stand_below_where_they_fit(self, columns, indent):
+        check = Check("a", "m", "c", "r", "p", lambda patient: None)
+        found = Finding(check, CheckResult(GREEN, "many words " * 20))
+        lines = findings.line(found, coloured=False, columns=columns).splitlines()
+        self.assertEqual(len(lines[1]) - len(lines[1].lstrip()), indent)
+        narrow = findings.line(found, coloured=False, columns=10).splitlines()
+        self.assertLessEqual(max(map(len, narrow)), 40)
+
+    def test_levels_are_counted_in_their_order(self):
+        check = Check("a", "m", "c", "r", "p", lambda patient: None)
+        levels = (RED, SKIPPED, GREEN, RED)
+        own = [Finding(check, CheckResult(level, "s")) for level in levels]
+        self.assertEqual(findings.summary(own), "4 checks: 1 green, 2 red, 1 skipped")
+        self.assertEqual(findings.summary(own[:1]), "1 check: 1 red")
 
     def test_rows_of_the_tables(self):
         for table in (NETWORK_CHECKS, CONFIG_CHECKS):

@@ -1,15 +1,17 @@
 """At which value each check changes its level, at both sides of each limit, and what it says."""
 
+from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
+from PIL import Image
 
-from jaxrobust.doctor import config_checks, explanations, findings
+from jaxrobust.data import open_source
+from jaxrobust.doctor import config_checks, explanations
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.explanations import CHANNELS, MISSING, RANGE, TWICE, Tried
-from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckResult, Finding
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, CheckResult
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Recorded
 from tests.support import sweeps
@@ -21,15 +23,21 @@ def look(name: str, patient, table=NETWORK_CHECKS) -> CheckResult:
     return check.look(patient)
 
 
-def planned(devices: int = 1, **changes) -> PlannedRun:
-    """A run of tiny phases, the second of which attacks."""
+def planned(devices: int = 1, *, replaced: dict | None = None, **changes) -> PlannedRun:
+    """A run of tiny phases, the second of which attacks; `replaced` are attributes of the run."""
     usual = {"train__epochs": 8, "pretrain__epochs": 4, "pretrain__warmup_epochs": 1}
     usual |= {"train__warmup_epochs": 1, "train__batch_size": 16, "pretrain__batch_size": 16}
-    return PlannedRun(tiny(**(usual | changes)), devices)
+    return type("Run", (PlannedRun,), replaced or {})(tiny(**(usual | changes)), devices)
 
 
 def config_look(name: str, **changes) -> CheckResult:
     return look(name, planned(**changes), CONFIG_CHECKS)
+
+
+def ema_look(steps: int | None, decay: float, weights: str = "ema") -> CheckResult:
+    changes = {"train__ema_decay": decay, "evaluation__weights": weights}
+    plan = planned(replaced={"steps": lambda self, name: steps}, **changes)
+    return config_checks._ema(plan, "train", plan.phases["train"])
 
 
 class ConfigLevelsTest(parameterized.TestCase):
@@ -79,9 +87,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         (0.9, "ema", None, SKIPPED),
     )
     def test_the_horizon_of_an_average(self, decay, weights, steps, level):
-        plan = planned(train__ema_decay=decay, evaluation__weights=weights)
-        with mock.patch.object(PlannedRun, "steps", return_value=steps):
-            found = config_checks._ema(plan, "train", plan.phases["train"])
+        found = ema_look(steps, decay, weights)
         # The start is worth more than a fifth at a horizon of all steps as well.
         expected = YELLOW if (decay, steps) == (0.99, 100) else level
         self.assertEqual(found.level, expected, str(found))
@@ -93,9 +99,7 @@ class ConfigLevelsTest(parameterized.TestCase):
 
     def test_the_average_of_few_steps_is_none(self):
         """Of five steps no ten fit into the horizon, and a decay is not below 0."""
-        plan = planned(train__ema_decay=0.9, evaluation__weights="ema")
-        with mock.patch.object(PlannedRun, "steps", return_value=5):
-            found = config_checks._ema(plan, "train", plan.phases["train"])
+        found = ema_look(5, 0.9)
         self.assertEqual((found.level, found.remedy), (RED, "set train.ema_decay=0 or lower"))
 
     @sweeps.rows(
@@ -121,21 +125,15 @@ class ConfigLevelsTest(parameterized.TestCase):
         self.assertEqual(config_checks._size(plan, "train", seen).level, SKIPPED)
 
     def test_the_usual_side_of_images_of_several_sizes(self):
-        images = [(np.zeros((h, w, 3)), 0) for h, w in ((40, 50), (90, 30), (60, 80), (10, 99))]
-        source = mock.MagicMock(image_shape=None)
-        source.__len__.return_value = 100
-        plan = planned()
-        with (
-            mock.patch.object(PlannedRun, "source", source),
-            mock.patch.object(config_checks, "DecodedImages") as decoded,
-        ):
-            decoded.return_value.return_value = [*images, (None, 0)]  # one is damaged
-            self.assertEqual(plan.side, 35)  # of 40, 30, 60 and 10
-        places = decoded.return_value.call_args.args[0]
-        self.assertEqual((len(places), places[0], places[-1]), (32, 0, 99))
-        source.image_shape = (70, 50, 3)
-        with mock.patch.object(PlannedRun, "source", source):
-            self.assertEqual(planned().side, 50)
+        folder = Path(self.create_tempdir().full_path)
+        (folder / "train" / "one").mkdir(parents=True)
+        for width, height in ((40, 50), (90, 30), (60, 80), (10, 99)):
+            image = Image.new("RGB", (width, height))
+            image.save(folder / "train" / "one" / f"{width}.png")
+        source = open_source(f"folder:{folder}", "train")
+        self.assertEqual(planned(replaced={"source": source}).side, 35)  # of 40, 30, 60 and 10
+        source = open_source("fake:70x50x3", "train")
+        self.assertEqual(planned(replaced={"source": source}).side, 50)
 
     @sweeps.rows(
         ((GREEN, GREEN), 0, 1),
@@ -155,50 +153,20 @@ class ConfigLevelsTest(parameterized.TestCase):
         self.assertEqual(config_checks._of_phases(seen, attacked=True)(plan).level, SKIPPED)
 
     @sweeps.rows(
-        ("keep", True, GREEN),
-        ("none", True, GREEN),
-        ("imagenet", True, RED),
-        ("imagenet", False, GREEN),
-    )
-    def test_a_network_of_ones_own_that_normalises(self, how, inside, level):
-        plan = SimpleNamespace(
-            config=SimpleNamespace(
-                init=SimpleNamespace(normalize=how), model=SimpleNamespace(name="n.py:f")
-            )
-        )
-        with mock.patch.object(config_checks, "_constants", return_value=["imagenet"] * inside):
-            found = config_checks._twice(plan)
-        self.assertEqual((found.level, found.value), (level, ["imagenet"] * inside))
-
-    @sweeps.rows(
         ("trades", "both", "batch", True, YELLOW),
         ("trades", "both", "batch", False, GREEN),
         ("trades", "adversarial", "batch", True, GREEN),
         ("trades", "both", "running", True, GREEN),
         ("adversarial", "both", "batch", True, GREEN),
     )
-    def test_statistics_of_both_kinds_of_images(self, objective, moves, how, norms, level):
-        plan = planned(train__objective=objective, attack__statistics=how)
-        seen = plan.phases["train"]
-        seen.unlock().train.bn_statistics = moves
+    def test_statistics_of_both_kinds_of_images(self, objective, moves, statistics, norms, level):
         stats = {"normalize.mean": 0} | ({"bn.mean": 0} if norms else {})
         net = SimpleNamespace(init=lambda key: ({}, {k: np.float32(v) for k, v in stats.items()}))
-        with mock.patch.object(PlannedRun, "net", net):
-            self.assertEqual(config_checks._statistics(plan, "train", seen).level, level)
-
-    def test_steps_of_a_phase(self):
-        plan = planned()
-        with mock.patch.object(config_checks.splits, "examples", return_value=170):
-            with mock.patch.object(PlannedRun, "source", object()):
-                self.assertEqual((plan.steps("train"), plan.steps("pretrain")), (80, 40))
-            with (
-                mock.patch.object(PlannedRun, "source", "nowhere"),
-                mock.patch.object(config_checks, "known_images", return_value=33) as known,
-            ):
-                self.assertEqual(plan.steps("train"), 16)
-                known.assert_called_once_with("digits", plan.config.data.train_split)
-                plan.phases["train"].unlock().data.extra = "npz:x"
-                self.assertIsNone(plan.steps("train"))
+        changes = {"train__objective": objective, "attack__statistics": statistics}
+        plan = planned(replaced={"net": net}, **changes)
+        phase = plan.phases["train"]
+        phase.unlock().train.bn_statistics = moves
+        self.assertEqual(config_checks._statistics(plan, "train", phase).level, level)
 
     def test_a_batch(self):
         for devices, changes, level in (
@@ -215,7 +183,7 @@ def network(**about):
     n = about.pop("n", 100)
     labels = np.arange(n) % 10
     logits = np.eye(10)[labels] * 5.0
-    usual = {"labels": labels, "logits": logits, "flags": {}, "recorded": None, "kept": {}}
+    usual = {"labels": labels, "logits": logits, "flags": {}, "recorded": None, "memo": {}}
     usual |= {"right": np.ones(n, bool), "arrays": None, "images": np.zeros((n, 2, 2, 3))}
     return SimpleNamespace(**(usual | about))
 
@@ -289,12 +257,11 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual(look("resizing", network()).level, SKIPPED)
 
     def explained(self, *tried: Tried, name=MISSING, n=100) -> CheckResult:
-        return look(name, network(n=n, kept={"tried": list(tried)}))
+        return look(name, network(n=n, memo={"tried": list(tried)}))
 
     @sweeps.rows((0.1, YELLOW), (0.11, RED), (0.041, YELLOW), (0.04, GREEN))
     def test_an_explanation(self, gain, level):
-        own = Tried(MISSING, "words", 0.9, 0.5, gain, 9.0)
-        found = self.explained(own)
+        found = self.explained(Tried(MISSING, "words", 0.9, 0.5, gain, 9.0))
         self.assertEqual(found.level, level, str(found))
         if level != GREEN:
             self.assertEqual(found.value, {"as it is": 0.9 - gain, "words": 0.9})
@@ -314,11 +281,6 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual(self.explained(own, n=31).level, SKIPPED)
         self.assertEqual(self.explained(own, n=32).level, RED)
         self.assertIn("the images are grey", self.explained(own, name=CHANNELS).sentence)
-        patient = network()
-        with mock.patch.object(explanations, "tried", return_value=[own]) as tried:
-            for _ in range(2):
-                look(MISSING, patient)
-        tried.assert_called_once_with(patient)
 
     def test_flags_of_reliability(self):
         found = look("determinism", network(flags={"retraced": "it differs; mend it; or not"}))
@@ -385,26 +347,27 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         self.assertEqual((same.gain, same.deviations), (0, 0))
 
     def test_changes_of_images(self):
-        colours = {(check, words): change for check, words, change in explanations._changes(3)}
-        x = np.float32([[[[0.2, 0.4, 0.6]]]])
-        np.testing.assert_allclose(colours[RANGE, "images in 0..255"](x), 255 * x)
-        np.testing.assert_array_equal(colours[CHANNELS, "BGR"](x)[0, 0, 0], x[0, 0, 0, ::-1])
-        half = "[-1, 1] (mean 0.5, std 0.5)"
-        np.testing.assert_allclose(colours[MISSING, half](x), 2 * x - 1, atol=1e-6)
-        np.testing.assert_allclose(colours[TWICE, half](x), x / 2 + 0.5, atol=1e-6)
-        imagenet = colours[MISSING, "the imagenet normalisation"](x)
         mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-        np.testing.assert_allclose(imagenet, (x - mean) / std, rtol=1e-5)
-        grey = [(check, words) for check, words, _ in explanations._changes(1)]
-        self.assertNotIn((CHANNELS, "BGR"), grey)
-        self.assertIn((MISSING, "the imagenet normalisation"), grey)
-        one = np.float32([[[[0.3]]]])
-        (change,) = [
-            c
-            for k, w, c in explanations._changes(1)
-            if (k, w) == (MISSING, "the imagenet normalisation")
-        ]
-        np.testing.assert_allclose(change(one), (0.3 - mean.mean()) / std.mean(), rtol=1e-5)
+        imagenet, half = "the imagenet normalisation", "[-1, 1] (mean 0.5, std 0.5)"
+        x = np.float32([[[[0.2, 0.4, 0.6]]]])
+        for channels, image, expected in (
+            (
+                3,
+                x,
+                {
+                    (RANGE, "images in 0..255"): 255 * x,
+                    (CHANNELS, "BGR"): x[..., ::-1],
+                    (MISSING, half): 2 * x - 1,
+                    (TWICE, half): x / 2 + 0.5,
+                    (MISSING, imagenet): (x - mean) / std,
+                },
+            ),
+            (1, x[..., :1], {(MISSING, imagenet): (x[..., :1] - mean.mean()) / std.mean()}),
+        ):
+            changes = {(check, words): f for check, words, f in explanations._changes(channels)}
+            self.assertEqual((CHANNELS, "BGR") in changes, channels == 3)
+            for name, changed in expected.items():
+                np.testing.assert_allclose(changes[name](image), changed, rtol=1e-5, atol=1e-6)
 
     def test_orders_that_people_number_classes_by(self):
         names = ("b", "C", "a")
@@ -449,40 +412,3 @@ class ExplanationsLevelsTest(parameterized.TestCase):
         text = explanations._described(ten, ())
         self.assertEqual(text.count("output"), 10)
         self.assertEndsWith(text, "output 9 is class 5")  # there are no more
-
-
-class FindingRulesTest(parameterized.TestCase):
-    def test_cause_and_remedy_are_those_of_the_look_before_those_of_the_check(self):
-        look_ = lambda patient: CheckResult(RED, "s", 1, cause="own")  # noqa: E731
-        (found,) = findings.examined([Check("a", "m", "cause", "remedy", "p", look_)], None)
-        self.assertEqual((found.seen.cause, found.seen.remedy), ("own", "remedy"))
-        plain = found.plain()
-        self.assertEqual(
-            (plain["cause"], plain["paper"], plain["follows_from"]), ("own", "p", None)
-        )
-        healthy = found._replace(seen=found.seen._replace(level=GREEN)).plain()
-        self.assertEqual((healthy["cause"], healthy["remedy"]), (None, None))
-
-    def test_a_fault_that_follows_names_no_paper(self):
-        check = Check("a", "m", "c", "r", "a paper", lambda patient: None)
-        seen = CheckResult(YELLOW, "s", cause="c", remedy="r")
-        self.assertIn("(a paper)", findings.line(Finding(check, seen), coloured=False))
-        self.assertNotIn("paper", findings.line(Finding(check, seen, "b"), coloured=False))
-        none = Finding(check._replace(paper=""), seen)
-        self.assertEndsWith(findings.line(none, coloured=False), "Remedy: r")
-
-    @sweeps.rows((61, 8), (62, 31))
-    def test_further_lines_stand_below_where_they_fit(self, columns, indent):
-        check = Check("a", "m", "c", "r", "p", lambda patient: None)
-        found = Finding(check, CheckResult(GREEN, "many words " * 20))
-        lines = findings.line(found, coloured=False, columns=columns).splitlines()
-        self.assertEqual(len(lines[1]) - len(lines[1].lstrip()), indent)
-        narrow = findings.line(found, coloured=False, columns=10).splitlines()
-        self.assertLessEqual(max(map(len, narrow)), 40)
-
-    def test_levels_are_counted_in_their_order(self):
-        check = Check("a", "m", "c", "r", "p", lambda patient: None)
-        levels = (RED, SKIPPED, GREEN, RED)
-        own = [Finding(check, CheckResult(level, "s")) for level in levels]
-        self.assertEqual(findings.summary(own), "4 checks: 1 green, 2 red, 1 skipped")
-        self.assertEqual(findings.summary(own[:1]), "1 check: 1 red")

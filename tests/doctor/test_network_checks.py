@@ -1,14 +1,11 @@
 """Each fault in a network that has it, blamed on nothing else; and nothing where there is none."""
 
-from types import SimpleNamespace
-from unittest import mock
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.doctor import explanations, network_checks
+from jaxrobust.doctor import explanations
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, examined
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient
@@ -57,12 +54,10 @@ class OneCheckTest(parameterized.TestCase):
         self.assertEqual(seen.cause, "the data is not what an attack takes")
 
     def test_the_range_of_pixels_is_said(self):
-        images = np.linspace(0.125, 0.75, 16, dtype=np.float32).reshape(4, 2, 2, 1)
-        one = SimpleNamespace(images=images, labels=np.zeros(4, np.int32), logits=np.zeros((4, 3)))
-        with mock.patch.object(network_checks, "_explained") as explained:
-            explained.return_value = lambda patient: "what follows"
-            self.assertEqual(network_checks._range(one), "what follows")
-        explained.assert_called_once_with(explanations.RANGE, "images span [0.125, 0.75]")
+        images, _ = faults.colours()
+        dark = np.clip(images, 0.125, 0.75)
+        sentence = self.look("input-range", faults.healthy, images=dark).sentence
+        self.assertStartsWith(sentence, "images span [0.125, 0.75]; loss ")
 
     @sweeps.rows(
         ("label-order", "label-order", "classes shifted by -1"),

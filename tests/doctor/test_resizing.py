@@ -11,7 +11,7 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust import data
-from jaxrobust.doctor import resizing
+from jaxrobust.doctor import patient
 from jaxrobust.doctor.findings import GREEN, RED
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient
@@ -22,7 +22,7 @@ class ResizingTest(parameterized.TestCase):
     @sweeps.rows((40, 60, 20, 30, 16), (33, 21, 45, 28, 28), (16, 16, 16, 16, 16))
     def test_bilinear(self, height, width, rows, columns, crop):
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        ours = resizing.bilinear(image, rows, columns, crop)
+        ours = patient.bilinear(image, rows, columns, crop)
         whole = jax.image.resize(
             image.astype(np.float32), (rows, columns, 3), "linear", antialias=False
         )
@@ -32,7 +32,7 @@ class ResizingTest(parameterized.TestCase):
 
     def test_of_a_source(self):
         source = data.open_source("fake:40x40x3", "train")
-        find = lambda how: resizing.resized(  # noqa: E731
+        find = lambda how: patient.resized(  # noqa: E731
             source, np.arange(3), preprocessing=how, image_size=16
         )
         self.assertIsNone(find("none"))
@@ -46,12 +46,12 @@ class ResizingTest(parameterized.TestCase):
         self.assertBetween(np.abs(found - prepared).mean(), 1e-3, 0.3)  # aliased
 
     @sweeps.rows((19, 2), (21, 2), (23, 4), (20, 2), (16, 0))
-    def test_the_centre_begins_at_half_the_rest_to_the_even(self, resized, first):
+    def test_the_centre_begins_at_half_the_rest_to_the_even(self, side, first):
         """Of rests of 3, 5 and 7 pixels the half is 2, 2 and 4: as torchvision crops."""
-        low, high, share = resizing._between(resized, resized, 16)
-        np.testing.assert_array_equal(low, np.arange(first, first + 16))
-        np.testing.assert_array_equal(high, np.minimum(low + 1, resized - 1))
-        np.testing.assert_array_equal(share, np.zeros(16))
+        image = np.arange(side * side, dtype=np.uint16).reshape(side, side, 1)
+        cropped = patient.bilinear(image, side, side, 16)
+        places = np.minimum(np.arange(first, first + 16), side - 1)
+        np.testing.assert_array_equal(cropped, image[places][:, places])
 
     @sweeps.rows(
         ("75x41", "bicubic-20-crop-16", (36, 20)),  # the long side is cut to whole pixels: 36.6
@@ -60,13 +60,12 @@ class ResizingTest(parameterized.TestCase):
     )
     def test_the_sides_that_photographs_are_resized_to(self, shape, how, sides):
         source = data.open_source(f"fake:{shape}x3", "train")
-        made = np.zeros((16, 16, 3), np.float32)
-        with mock.patch.object(resizing, "bilinear", return_value=made) as asked:
-            found = resizing.resized(
-                source, np.arange(9), preprocessing=how, image_size=16, at_most=2
-            )
-        self.assertEqual([call.args[1:] for call in asked.call_args_list], [(*sides, 16)] * 2)
-        self.assertLen(found, 2)
+        with mock.patch.multiple(patient, bilinear=mock.DEFAULT, _RESIZED=2) as replaced:
+            replaced["bilinear"].return_value = np.zeros((16, 16, 3), np.float32)
+            arrays = patient.resized(source, np.arange(9), preprocessing=how, image_size=16)
+        calls = replaced["bilinear"].call_args_list
+        self.assertEqual([call.args[1:] for call in calls], [(*sides, 16)] * 2)
+        self.assertLen(arrays, 2)
 
 
 class PhotographsTest(parameterized.TestCase):
@@ -83,7 +82,7 @@ class PhotographsTest(parameterized.TestCase):
         places = np.arange(0, len(source), 4)  # 50 of 200, which take two seconds
         how = {"preprocessing": "bicubic-72-crop-64", "image_size": 64}
         self.pil = data.Prepared(source, images=len(source), **how)[places]
-        self.arrays = resizing.resized(source, places, **how)
+        self.arrays = patient.resized(source, places, **how)
 
     @pytest.mark.slow
     def test_weights_of_either(self):

@@ -20,3 +20,13 @@ def imagenet() -> Config:
     config.pretrain.epochs = 100
     config.data.dir = "/nowhere"
     return config
+
+
+def digits() -> Config:
+    """Return a config of the digits that ship, with a tiny network."""
+    config = base().unlock()
+    config.model.update(name="convnext_n", num_classes=10, image_size=8, in_channels=1)
+    config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}
+    config.data.update(name="digits", selection_split="test[:50]", test_split="test")
+    config.train.update(epochs=11, batch_size=32)
+    return config

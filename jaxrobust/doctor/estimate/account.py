@@ -7,15 +7,32 @@ from typing import Any
 import jax
 
 from jaxrobust.attacks import mixes
-from jaxrobust.config import Config, decoders
-from jaxrobust.doctor.estimate import attacked, elsewhere, feeding, here
+from jaxrobust.config import SPARED, Config, decoders
+from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.doctor.estimate import attacked, elsewhere, here
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.estimate.work import PhaseWork, work
 from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import build
 from jaxrobust.training.run import warnings
 from jaxrobust.training.update import objectives
 from jaxrobust.weights.trained import start_run
+
+# Images/s of one core: photographs of 110 kB to 224 px, `python tools/bench_data.py FOLDER`, the
+# table "Data" of tools/README.md; other augmentations and sizes were not measured.
+PER_CORE = {"basic": 546, "light": 452, "3-augment": 378, "heavy": 405}
+_PHOTOGRAPHS = 224  # px
+# Chips, as JAX counts them, and vCPUs of a host of each machine type for slices, as Google Cloud
+# lists them: those of v5e and of TPU7x were looked up, the others are from memory. The hosts of
+# GPUs are whatever people rent.
+HOSTS = {
+    "TPU v4": (4, 240),
+    "TPU v5e": (4, 112),
+    "TPU v5p": (4, 208),
+    "TPU v6e": (4, 180),
+    "TPU7x": (8, 224),  # four chips, which JAX counts twice
+}
 
 
 def account(
@@ -51,7 +68,6 @@ def account(
             f"{end.config.data.test_split!r}; give fewer, or leave it out"
         )
     rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
-    run = sum(row["seconds"] for row in rows) + start
     result: dict[str, Any] = {
         "model": config.model.name,
         "dataset": config.data.name,
@@ -63,7 +79,7 @@ def account(
         "utilisation": None if target.here else utilisation,
         "start_s": start,
         "phases": rows,
-        "training": costs(run, target.whole),
+        "training": costs(sum(row["seconds"] for row in rows) + start, target.whole),
     }
     if images:
         with patience.of("AutoAttack: looking at what it takes"):
@@ -71,17 +87,13 @@ def account(
                 once = attacked.measured(end.config, seconds=seconds)
             else:
                 once = attacked.computed(end.config, target, utilisation=utilisation)
-        result["autoattack"] = _autoattack(once, target.whole, images, robust, start)
-    assumed = _assumed(parts, target, result, robust)
-    fed = (
-        feeding.line(part, target, row["images_per_s"])
-        for part, row in zip(parts, rows, strict=True)
-    )
-    notes = [*fitted, *filter(None, fed), *_known(target, result)]
-    if target.here:
-        number = decoders(config.data)
-        notes.append(f"Images are decoded by {number or 'no'} other processes (data.workers).")
-    return result | {"known": notes, "assumed": assumed}
+        result["autoattack"] = aa = {"images": images, **once._asdict(), "robust": robust}
+        for key, share in (("at_most", 1.0), ("expected", robust)):
+            total = start + attacked.seconds_of(aa, images=images, robust=share)
+            aa[key] = costs(total, target.whole)
+    result["known"] = [*fitted, *_known(parts, target, rows, decoders(config.data))]
+    result["assumed"] = _assumed(parts, target, result, robust)
+    return result
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -97,14 +109,6 @@ def priced(result: Any, price: float) -> Any:
         return result
     new = {key: priced(value, price) for key, value in result.items()}
     return new | ({"money": price * result["chip_hours"]} if "chip_hours" in result else {})
-
-
-def _why(target: Target) -> str:
-    if "TPU" not in target.kind or target.compiles:  # --fast
-        return ""
-    if target.chips == 1:
-        return ", as libtpu compiles for four chips at least"
-    return "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
 
 
 def _phase(
@@ -152,33 +156,65 @@ def _phase(
         "mfu": speed * flops / peak if peak else None,
         "memory_bytes": once.memory,
         "parts_s": spent,
-        "data_cores": None if target.here else feeding.cores(part, speed),
+        "data_cores": None if target.here else cores(part, speed),
         **once.figures,
         **costs(sum(spent.values()), target.whole),
     }
 
 
-def _autoattack(
-    once: attacked.Attacked, chips: int, images: int, robust: float, start: float
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"images": images, **once._asdict(), "robust": robust}
-    for name, share in (("at_most", 1.0), ("expected", robust)):
-        seconds = start + attacked.seconds_of(result, images=images, robust=share)
-        result[name] = costs(seconds, chips)
-    return result
+def cores(work: PhaseWork, images_per_s: float) -> float | None:
+    """Count the cores that decode so many images/s; None: such images were not measured."""
+    data, source = work.config.data, work.train.source
+    chains = {PRESETS[name].chain: name for name in PER_CORE}
+    chain = PRESETS[data.augmentation].chain if data.augmentation in PRESETS else data.augmentation
+    if source is None:
+        encoded = data.name.removeprefix("tfds:").startswith("imagenet")
+    else:
+        encoded = source.image_shape is None
+    if not encoded or work.config.model.image_size != _PHOTOGRAPHS or chain not in chains:
+        return None
+    return images_per_s / PER_CORE[chains[chain]]
 
 
-def _known(target: Target, result: dict[str, Any]) -> list[str]:
+def decoding_line(work: PhaseWork, target: Target, images_per_s: float) -> str | None:
+    """Say what decoding takes, and warn where the hosts lack the cores; None: unknown."""
+    wanted = cores(work, images_per_s)
+    if wanted is None or target.here:  # where a step is measured with its data
+        return None
+    needs = (
+        f"{work.name}: {images_per_s:,.0f} images/s keep {math.ceil(wanted):,} cores busy with "
+        f"decoding and data.augmentation={work.config.data.augmentation}"
+    )
+    if target.kind not in HOSTS:
+        return f"{needs}, {wanted / target.chips:.1f} for each {target.kind}."
+    host_chips, host_cores = HOSTS[target.kind]
+    number = math.ceil(target.chips / host_chips)
+    available = number * (host_cores * min(target.chips / host_chips, 1) - SPARED)
+    if wanted <= available:
+        return f"{needs}, of {available:,.0f} on {counted(number, 'host')}."
+    return (
+        f"WARNING: {needs}, and there are {available:,.0f} on {counted(number, 'host')}: the chips "
+        f"wait for data {1 - available / wanted:.0%} of the time at least; take a cheaper "
+        "data.augmentation."
+    )
+
+
+def _known(
+    parts: list[PhaseWork], target: Target, rows: list[dict[str, Any]], workers: int
+) -> list[str]:
     if target.here:
         return [
             "Measured on this machine, for a moment each, times how often it happens: steps, "
-            "evaluations, compilation, checkpoints, the start of the program, memory."
+            "evaluations, compilation, checkpoints, the start of the program, memory.",
+            f"Images are decoded by {workers or 'no'} other processes (data.workers).",
         ]
-    lines = [
+    speeds = zip(parts, (row["images_per_s"] for row in rows), strict=True)
+    lines = [line for part, speed in speeds if (line := decoding_line(part, target, speed))]
+    lines.append(
         "Computed, not measured, as no step has run on such chips: the operations are counted in "
         "the network, and divided by the chips' peak and the share of it that is assumed."
-    ]
-    if any("roofline" in row for row in result["phases"]):
+    )
+    if any("roofline" in row for row in rows):
         lines.append(
             "Compiled with libtpu: memory and roofline are those of the step's executable. No step "
             "counts as faster than its roofline."
@@ -189,37 +225,47 @@ def _known(target: Target, result: dict[str, Any]) -> list[str]:
 def _assumed(
     parts: list[PhaseWork], target: Target, result: dict[str, Any], robust: float
 ) -> list[str]:
-    lines, aa = [], result.get("autoattack")
+    lines, aa, rows = [], result.get("autoattack"), result["phases"]
+    unknown = sorted({work.config.data.name for work in parts if work.train.source is None})
+    published = [
+        f"{name} is not here: its published number of images is taken." for name in unknown
+    ]
     if target.whole < target.chips:
         lines.append(
             f"JAX counts {target.chips // target.whole} devices in each of the {target.whole} "
             'chips: "a chip" above is such a device, but chip-hours are those of whole chips.'
         )
-    if not target.here:
+    if target.here:
+        lines += published
+        if unknown:
+            lines.append("The step was measured on random images: reading real ones is not in it.")
+    else:
         lines.append(
             f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
             "Start, compilation, checkpoints and waiting for data are not in the times."
         )
-    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in result["phases"]):
-        lines.append(
-            f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for their "
-            "program and their images; larger batches cost hardly more."
-        )
-    if not target.here and aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
-        lines.append(
-            "AutoAttack's passes are so short that the chips wait for their program: its time is "
-            "what is possible at best."
-        )
-    unknown = sorted({w.config.data.name for w in parts if w.train.source is None})
-    lines += [f"{name} is not here: its published number of images is taken." for name in unknown]
-    if target.here and unknown:
-        lines.append("The step was measured on random images: reading real ones is not in it.")
-    if not target.here and any("roofline" not in row for row in result["phases"]):
-        lines.append(
-            "Memory is that of parameters, average, optimiser, and of the activations that a "
-            "backward pass needs, counted in the network; compiled, it may be half or twice as "
-            f"much: the step was not compiled{_why(target)}."
-        )
+        if any(row["step_s"] == elsewhere.SHORTEST for row in rows):
+            lines.append(
+                f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for "
+                "their program and their images; larger batches cost hardly more."
+            )
+        if aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
+            lines.append(
+                "AutoAttack's passes are so short that the chips wait for their program: its time "
+                "is what is possible at best."
+            )
+        lines += published
+        if any("roofline" not in row for row in rows):
+            why = ""
+            if "TPU" in target.kind and target.chips == 1:
+                why = ", as libtpu compiles for four chips at least"
+            elif "TPU" in target.kind and not target.compiles:  # else --fast
+                why = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
+            lines.append(
+                "Memory is that of parameters, average, optimiser, and of the activations that a "
+                "backward pass needs, counted in the network; compiled, it may be half or twice as "
+                f"much: the step was not compiled{why}."
+            )
     if aa:
         lines.append(
             f"{robust:.0%} of the images are robust (--robust); each other one costs "

@@ -7,7 +7,6 @@ each of which costs all slots, full or empty.
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +40,8 @@ class Attacked(NamedTuple):
     jobs_per_image: dict[str, int]  # of one that is never fooled
     passes_per_image: dict[str, int]  # of all its jobs
     pass_s: dict[str, float]  # of one pass in one slot, all devices together
-    compile_s: float  # of all programs
-    once_s: float  # of all else that is done once, such as the checks of the network
+    compile_s: float = 0.0  # of all programs
+    once_s: float = 0.0  # of all else that is done once, such as the checks of the network
 
 
 def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float:
@@ -61,12 +60,10 @@ def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float
 
 def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
     """Estimate the time of chips that are not here, at an assumed share of their peak."""
-    settings = _settings(config)
     # Backward to the image: the same.
     seconds = build.forward_flops(config) / (target.float32 * utilisation)
-    pass_s = dict.fromkeys((setting.name for setting in settings), seconds)
-    slots = slots_of_chip(config.model.image_size) * target.chips
-    return Attacked(slots, *_known(settings, config), pass_s, 0.0, 0.0)
+    settings, slots = _settings(config), slots_of_chip(config.model.image_size) * target.chips
+    return _attacked(config, settings, slots, dict.fromkeys((s.name for s in settings), seconds))
 
 
 def slots_of_chip(image_size: int) -> int:
@@ -79,30 +76,26 @@ def measured(config: Config, *, seconds: float) -> Attacked:
 
     The network's own answers are the labels and the radius is next to nothing: slots stay full.
     """
-    logits_fn, images, labels = _network(config)
-    settings = _settings(config)
-    once = _once(logits_fn, images, labels, config)
-    runner = engine.make(logits_fn, image_size=config.model.image_size)
-    images, labels = (a[np.arange(runner.slots) % len(a)] for a in (images, labels))
-    say(f"AutoAttack: compiling and trying its {len(settings)} attacks on {runner.slots} slots")
-    compiling, each = 0.0, {}
-    with jax.set_mesh(runner.mesh):
-        runner = engine.trace(runner, images.shape[1:])
-        for setting in settings:
-            with patience.of(f"AutoAttack: compiling and measuring {setting.name}"):
-                took, each[setting.name] = _tried(runner, setting, images, labels, seconds)
-            compiling += took
-    return Attacked(runner.slots, *_known(settings, config), each, compiling, once)
-
-
-def _network(config: Config) -> tuple[Callable[..., Any], np.ndarray, np.ndarray]:
     net, model = network_of(config, dtype="float32"), config.model
     params, stats = jax.jit(net.init)(jax.random.key(config.seed))
     params = cast(params, jnp.dtype("float32"))
     logits_fn = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, stats)
     shape = (16, model.image_size, model.image_size, model.in_channels)
     images = np.random.default_rng(0).random(shape, np.float32)
-    return logits_fn, images, np.asarray(jax.jit(logits_fn)(images)).argmax(-1)
+    labels = np.asarray(jax.jit(logits_fn)(images)).argmax(-1)
+    settings = _settings(config)
+    once = _once(logits_fn, images, labels, config)
+    runner = engine.make(logits_fn, image_size=config.model.image_size)
+    images, labels = (a[np.arange(runner.slots) % len(a)] for a in (images, labels))
+    say(f"AutoAttack: compiling and trying its {len(settings)} attacks on {runner.slots} slots")
+    compiling, pass_s = 0.0, {}
+    with jax.set_mesh(runner.mesh):
+        runner = engine.trace(runner, images.shape[1:])
+        for setting in settings:
+            with patience.of(f"AutoAttack: compiling and measuring {setting.name}"):
+                took, pass_s[setting.name] = _tried(runner, setting, images, labels, seconds)
+            compiling += took
+    return _attacked(config, settings, runner.slots, pass_s, compiling, once)
 
 
 def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
@@ -155,6 +148,9 @@ def _settings(config: Config) -> list[Setting]:
     return [ensembles.fit(s, config.model.num_classes, lambda message: None) for s in settings]
 
 
-def _known(settings: list[Setting], config: Config) -> tuple[dict[str, int], dict[str, int]]:
+def _attacked(
+    config: Config, settings: list[Setting], slots: int, pass_s: dict[str, float], *once: float
+) -> Attacked:
     jobs = {s.name: s.restarts * max(s.targets, 1) for s in settings}
-    return jobs, {s.name: ensembles.most_passes(s, config.model.num_classes) for s in settings}
+    passes = {s.name: ensembles.most_passes(s, config.model.num_classes) for s in settings}
+    return Attacked(slots, jobs, passes, pass_s, *once)

@@ -41,7 +41,6 @@ _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _LARGEST = {"v4": 4096, "v5p": 6144, "v7x": 9216}
 _HALVED = {"TPU7x": 2}  # devices of a chip
-_WRITTEN = "write cpu, gpu or tpu for the devices that are here, or chips such as v5e:8x8 or h100:8"
 
 
 class Target(NamedTuple):
@@ -84,7 +83,9 @@ def target(name: str) -> Target:
         return _present(name)
     kind, _, shape = name.partition(":")
     if kind not in _KINDS:
-        raise ValueError(f"--on {name}: {kind!r} is no device that is known; {meant(kind, _NAMES)}")
+        raise ValueError(
+            f"--on {name}: {kind!r} is no device that is known; {meant(kind, (*HERE, *_KINDS))}"
+        )
     tpu = kind.startswith("v")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*" if tpu else r"[1-9]\d*", shape):
         example = f"{kind}:4x4" if tpu else f"{kind}:8"
@@ -105,11 +106,8 @@ def _rented(kind: str, shape: str) -> bool:
     if kind not in _LARGEST:
         return shape in _PLANE
     sides = [int(side) for side in shape.split("x")]
-    whole = len(sides) == 3 and not any(side % 4 for side in sides)
-    return shape in _SPACE or (whole and math.prod(sides) <= _LARGEST[kind])
-
-
-_NAMES = (*HERE, *_KINDS)
+    in_space = len(sides) == 3 and not any(side % 4 for side in sides)
+    return shape in _SPACE or (in_space and math.prod(sides) <= _LARGEST[kind])
 
 
 def _present(name: str) -> Target:
@@ -120,8 +118,10 @@ def _present(name: str) -> Target:
     try:
         devices = jax.devices(name)
     except RuntimeError as error:
-        none = f"--on {name}: JAX finds no {name.upper()} on this machine"
-        raise ValueError(f"{none}; {_WRITTEN}") from error
+        raise ValueError(
+            f"--on {name}: JAX finds no {name.upper()} on this machine; write cpu, gpu or tpu for "
+            "the devices that are here, or chips such as v5e:8x8 or h100:8"
+        ) from error
     # `main` trains on one device of a CPU, which has all cores.
     count = 1 if name == "cpu" else len(devices)
     kind = devices[0].device_kind

@@ -89,9 +89,9 @@ def kept(config: Config, name: str, *, images: int) -> int:
         return jax.vjp(logits, params)[1]  # a tree of all that it needs
 
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    left = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
+    residuals = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
     passes = 2 if objectives.named(config[name].objective).both else 1  # clean and attacked images
-    return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in left)
+    return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
 
 
 def check(work: PhaseWork, chips: int) -> None:

@@ -55,12 +55,14 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
             step, took, _ = compilation.compiled(phase.step, *arguments)
         total += took
         probe = build.probe(config, name, phase) if work.probes else None
-        weights = state.params, state.stats
         tested: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
-        selected = best_weights.counter(config, phase.mesh)
-        tests = build.evaluation(config, phase.mesh, **tested)
-        for key, run in {"evaluation": selected, "test": tests}.items():
+        programs = {
+            "evaluation": best_weights.counter(config, phase.mesh),
+            "test": build.evaluation(config, phase.mesh, **tested),
+        }
+        for key, run in programs.items():
             with patience.of(f"{name}: compiling and measuring the {key}"):
+                weights = state.params, state.stats
                 runs[key], took = _evaluation(work, key, phase, weights, run)
             total += took
         control = build.control(phase.mesh)
@@ -90,11 +92,11 @@ def _evaluation(
     size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")
     images, labels = _random(work, size)
-    given = (images, labels, np.ones(size, bool), np.arange(size, dtype=np.int32))
+    batch = (images, labels, np.ones(size, bool), np.arange(size, dtype=np.int32))
     replicated = sharding.replicated(phase.mesh)
     arrays = (
         *jax.device_put(weights, replicated),
-        *sharding.global_arrays(phase.mesh, given),
+        *sharding.global_arrays(phase.mesh, batch),
         jax.device_put(jax.random.key(0), replicated),
     )
     program, took, _ = compilation.compiled(run, *arrays)
@@ -142,11 +144,11 @@ def _steps(
 def _saved(state: Any) -> float:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        kept = stack.enter_context(contextlib.closing(Checkpoints(folder)))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
         for number in (1, 2):  # the first one makes what the next ones use
             start = time.perf_counter()
-            kept.save(number, state, {})
-            kept.wait()
+            checkpoints.save(number, state, {})
+            checkpoints.wait()
         return time.perf_counter() - start
 
 

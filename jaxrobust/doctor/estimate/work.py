@@ -63,22 +63,22 @@ class PhaseCost(NamedTuple):
 
 def work(config: Config) -> list[PhaseWork]:
     """Count what the phases that happen have to do."""
-    return [_phase(of_phase(config, name), name) for name in phases(config)]
-
-
-def _phase(config: Config, name: str) -> PhaseWork:
-    p, train = config[name], split(config, "train_split")
-    rows = _rows(config, name, train)
-    if p.batch_size < 1 or p.batch_size > rows:
-        raise ValueError(
-            f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
-        )
-    steps = p.epochs * (rows // p.batch_size)
-    looks = config.alarm.every_steps if objectives.named(p.objective).attacks else 0
-    probes = steps // looks if looks else 0
-    selections = math.ceil(p.epochs / config.evaluation.every_epochs)
-    selection, test = split(config, "selection_split"), split(config, "test_split")
-    return PhaseWork(name, config, train, rows, steps, probes, selections, selection, test)
+    counted = []
+    for name in phases(config):
+        of = of_phase(config, name)
+        p, train = of[name], split(of, "train_split")
+        rows = _rows(of, name, train)
+        if p.batch_size < 1 or p.batch_size > rows:
+            raise ValueError(
+                f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
+            )
+        steps = p.epochs * (rows // p.batch_size)
+        looks = of.alarm.every_steps if objectives.named(p.objective).attacks else 0
+        probes = steps // looks if looks else 0
+        selections = math.ceil(p.epochs / of.evaluation.every_epochs)
+        splits_of = (split(of, "selection_split"), split(of, "test_split"))
+        counted.append(PhaseWork(name, of, train, rows, steps, probes, selections, *splits_of))
+    return counted
 
 
 def _rows(config: Config, name: str, train: SizedSplit) -> int:
@@ -105,24 +105,26 @@ def split(config: Config, key: str) -> SizedSplit:
         return SizedSplit(len(source), source)
     except DataError as error:
         is_here = "num_classes" in str(error) and "is whole" in str(error)
-        known = None if is_here else _known(config, key)  # here: another one than is meant
-        if known is None:
+        images = (
+            None if is_here else _published_size(config, key)
+        )  # here: another one than is meant
+        if images is None:
             raise
-        return SizedSplit(known, None)
+        return SizedSplit(images, None)
 
 
-def _known(config: Config, key: str) -> int | None:
+def _published_size(config: Config, key: str) -> int | None:
     data, wanted = config.data, grammar.parse(config.data[key])
     name = data.name.removeprefix("tfds:").partition(":")[0]
-    there = known_sizes.IMAGES.get(name)
-    if there is None or wanted is None:
+    sizes = known_sizes.IMAGES.get(name)
+    if sizes is None or wanted is None:
         return None
-    if wanted.ids is not None:
-        total = (
-            known_sizes.LISTS.get(wanted.ids) if name == "imagenet2012" else there.get(wanted.name)
-        )
+    if wanted.ids is None:
+        total = sizes.get(grammar.present(wanted.name, sizes) or "")
+    elif name == "imagenet2012":
+        total = known_sizes.LISTS.get(wanted.ids)
     else:
-        total = there.get(grammar.present(wanted.name, there) or "")
+        total = sizes.get(wanted.name)
     if total is None:
         return None
     if data.classes is not None:  # classes of equal size, about
@@ -132,9 +134,9 @@ def _known(config: Config, key: str) -> int | None:
 
 def evaluation_flops(work: PhaseWork, key: str) -> float:
     """Count the operations of one evaluation, of the model."""
-    named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
+    attack = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
     apgd = 2 * work.evaluation(key).steps + 1
-    each = named.forward + named.backward if named else apgd
+    each = attack.forward + attack.backward if attack else apgd
     norms = len(threats(work.config.attack))
     passes = 2 + norms * each + norms - 1  # 2: answers before and after; others between norms
     return passes * build.forward_flops(work.config) * work.evaluated(key)

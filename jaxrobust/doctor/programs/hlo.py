@@ -7,6 +7,7 @@ For programs of the CPU and the TPU compiler. What is not obvious in such a text
 - A gather may be written as an all-reduce of zeros into which each chip has put its part.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -145,14 +146,13 @@ def _frames(text: str) -> dict[int, Frame]:
     return frames
 
 
-def _instruction(name: str, rest: str, computation: str) -> Instruction:
-    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
-    opcode = rest[end:].strip().split("(")[0]
-    start = rest.index("(", end)
-    close = start + _closing(rest[start:])
-    arguments = rest[start + 1 : close - 1]
+def _instruction(name: str, text: str, computation: str) -> Instruction:
+    end = _closing(text) if text.startswith("(") else text.index(" ")
+    start = text.index("(", end)
+    close = start + _closing(text[start:])
+    opcode, arguments = text[end:start].strip(), text[start + 1 : close - 1]
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-    return Instruction(name, rest[:end], opcode, operands, arguments, rest[close:], computation)
+    return Instruction(name, text[:end], opcode, operands, arguments, text[close:], computation)
 
 
 def _closing(text: str) -> int:
@@ -203,7 +203,11 @@ def collectives(module: Module) -> list[Collective]:
         # A chain has three parts, and the compiler may put the one between, beside which other work
         # runs, into a loop of that work: where the chain starts, it is sent, once.
         key = (kind, chain) if chain else i
-        rank = bool(chain) and _starts(module, i), len(collective.parameters)
+        neighbours = module.computations[i.computation].values()
+        starts = any(
+            i.name in other.operands and STARTS in other.attributes for other in neighbours
+        )
+        rank = bool(chain) and starts, len(collective.parameters)
         if key not in by_key or rank > by_key[key][0]:
             by_key[key] = rank, collective
     return [collective for _, collective in by_key.values()]
@@ -213,11 +217,6 @@ def chain_of(i: Instruction) -> str:
     """Name the chain that the parts of one asynchronous collective share; "": it has none."""
     match = re.search(r'chain_id="(\d+)"', i.attributes)
     return f"chain {match[1]}" if match else ""
-
-
-def _starts(module: Module, i: Instruction) -> bool:
-    around = module.computations[i.computation].values()
-    return any(i.name in other.operands and STARTS in other.attributes for other in around)
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
@@ -321,23 +320,29 @@ def runs(module: Module, unknown: int | None = None) -> dict[str, tuple[int | No
 
     A loop whose trip count is not in the text counts `unknown` times; None: its body neither.
     """
-    known: dict[str, tuple[int | None, bool]] = {module.entry: (1, False)}
 
+    @functools.cache
     def of(computation: str) -> tuple[int | None, bool]:
-        if computation not in known:
-            total: int | None = 0
-            looped = False
-            for call in module.callers[computation]:
-                outer, inside = of(call.computation)
-                trips = trip_count(module, call) if call.opcode == "while" else 1
-                trips = unknown if trips is None else trips
-                lost = total is None or outer is None or trips is None
-                total = None if lost else total + outer * trips  # type: ignore[operator]
-                looped |= inside or call.opcode == "while"
-            known[computation] = total, looped
-        return known[computation]
+        if computation == module.entry:
+            return 1, False
+        total: int | None = 0
+        looped = False
+        for call in module.callers[computation]:
+            outer, inside = of(call.computation)
+            trips = trip_count(module, call) if call.opcode == "while" else 1
+            trips = unknown if trips is None else trips
+            lost = total is None or outer is None or trips is None
+            total = None if lost else total + outer * trips  # type: ignore[operator]
+            looped |= inside or call.opcode == "while"
+        return total, looped
 
     return {computation: of(computation) for computation in module.computations}
+
+
+def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
+    """Yield each instruction with how often it runs; a loop of unknown length counts once."""
+    times = runs(module, unknown=1)
+    return ((i, times[i.computation][0] or 0) for i in instructions(module.computations))
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
@@ -398,17 +403,22 @@ def _sources(
     i = module.computations[computation][name]
     if i.opcode == "parameter":
         calls = [] if computation == module.entry else module.callers[computation]
-        if any(c.opcode == "while" and not (start or _kept(module, c, path)) for c in calls):
+        if any(c.opcode == "while" and not (start or _unchanged(module, c, path)) for c in calls):
             return None
-        known = ((c.computation, _argument(c, computation, int(i.arguments))) for c in calls)
-        return [(*place, path) for place in known]
+        number = int(i.arguments)
+        sources = []
+        for call in calls:
+            of_branch = call.opcode == "conditional"
+            at = 1 + called(call).index(computation) if of_branch else number
+            sources.append((call.computation, call.operands[at], path))
+        return sources
     if i.opcode == "constant":
         return []
     if i.opcode == "get-tuple-element":
         return [(computation, i.operands[0], (int(_attribute(i, "index")), *path))]
     if i.opcode == "tuple" and path:
         return [(computation, i.operands[path[0]], path[1:])]
-    if i.opcode == "opt-barrier" or (i.opcode == "while" and _kept(module, i, path)):
+    if i.opcode == "opt-barrier" or (i.opcode == "while" and _unchanged(module, i, path)):
         return [(computation, operand, path) for operand in i.operands]
     if i.opcode in ("fusion", "call"):
         (callee,) = called(i)
@@ -420,13 +430,7 @@ def _sources(
     return [(computation, operand, ()) for operand in i.operands[_MOVES[i.opcode]]]
 
 
-def _argument(call: Instruction, computation: str, number: int) -> str:
-    if call.opcode == "conditional":
-        return call.operands[1 + called(call).index(computation)]
-    return call.operands[number]
-
-
-def _kept(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
+def _unchanged(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
     """Whether the element `path` of what a loop carries is the same in all its rounds."""
     root = module.root(_attribute(loop, "body"))
     if not path or root.opcode != "tuple":

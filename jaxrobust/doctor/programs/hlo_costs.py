@@ -16,14 +16,13 @@ def flops(module: hlo.Module) -> float:
 
     A loop whose trip count is not in the text counts once, here and in `traffic`.
     """
-    times, total = hlo.runs(module, unknown=1), 0.0
-    for i in hlo.instructions(module.computations):
+    total = 0.0
+    for i, n in hlo.executed(module):
         if i.opcode in ("convolution", "dot"):
-            n = times[i.computation][0] or 0
             types = [module.computations[i.computation][name].type for name in i.operands]
             total += 2 * n * (_convolution if i.opcode == "convolution" else _dot)(i, *types)
         elif match := re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes):
-            total += (times[i.computation][0] or 0) * int(match[1])
+            total += n * int(match[1])
     return total
 
 
@@ -31,10 +30,10 @@ def _shape(type_: str) -> list[int]:
     return [int(n) for n in re.search(r"\[([\d,]*)\]", type_)[1].split(",") if n]  # type: ignore[index]
 
 
-def _dot(i: hlo.Instruction, left: str, right: str) -> int:
+def _dot(i: hlo.Instruction, lhs: str, rhs: str) -> int:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
     axes = contracted[1].split(",") if contracted and contracted[1] else []
-    return math.prod(_shape(i.type)) * math.prod(_shape(left)[int(axis)] for axis in axes)
+    return math.prod(_shape(i.type)) * math.prod(_shape(lhs)[int(axis)] for axis in axes)
 
 
 def _convolution(i: hlo.Instruction, image: str, kernel: str) -> int:
@@ -45,25 +44,15 @@ def _convolution(i: hlo.Instruction, image: str, kernel: str) -> int:
         dict(zip(names, _shape(type_), strict=True))
         for names, type_ in zip(labels.groups(), (image, kernel, i.type), strict=True)
     ]
-    window = dict(
-        re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{(.*?)\}", i.attributes) or " ")[0])
-    )
-    spatial = sorted(key for key in sides[0] if key.isdigit())
-
-    def entry(key: str, axis: int, default: str) -> str:
-        return window[key].split("x")[axis] if key in window else default
-
+    window = re.search(r"window=\{(.*?)\}", i.attributes)
+    written = dict(re.findall(r"(\w+)=([\d_x\-]+)", window[1] if window else ""))
     valid = 1
-    for axis, key in enumerate(spatial):
-        valid *= _valid(
-            sides[0][key],
-            sides[1][key],
-            sides[2][key],
-            int(entry("stride", axis, "1")),
-            int(entry("pad", axis, "0_0").split("_")[0]),
-            int(entry("lhs_dilate", axis, "1")),
-            int(entry("rhs_dilate", axis, "1")),
+    for axis, key in enumerate(sorted(key for key in sides[0] if key.isdigit())):
+        stride, pad, spread, apart = (
+            int(written[name].split("x")[axis].split("_")[0]) if name in written else default
+            for name, default in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
         )
+        valid *= _valid(*(side[key] for side in sides), stride, pad, spread, apart)
     groups = re.search(r"batch_group_count=(\d+)", i.attributes)
     batch = sides[0]["b"] // (int(groups[1]) if groups else 1)
     return batch * sides[1]["i"] * sides[2]["f"] * valid
@@ -78,16 +67,8 @@ def _valid(
     return sum(0 <= p <= (image - 1) * spread and p % spread == 0 for p in positions)
 
 
-_FREE = {
-    "parameter",
-    "constant",
-    "get-tuple-element",
-    "tuple",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-}
+_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
+_FREE |= {"while", "conditional", "call"}
 
 
 class InstructionCost(NamedTuple):
@@ -105,20 +86,19 @@ def works(module: hlo.Module) -> list[InstructionCost]:
     Of an array of which an instruction takes or replaces a part, such as a loop over a network's
     blocks, the part counts. A loop whose trip count is not in the text counts once.
     """
-    times, rows = hlo.runs(module, unknown=1), []
+    rows = []
     inner = {
         callee
         for i in hlo.instructions(module.computations)
         if i.opcode not in ("while", "conditional", "call")
         for callee in hlo.called(i)
     }
-    for name, computation in module.computations.items():
-        for i in () if name in inner else computation.values():
-            if i.opcode not in _FREE and not i.opcode.endswith("-done"):
-                types = [computation[operand].type for operand in i.operands]
-                n = times[name][0] or 0
-                moved = _of_fusion(module, i, types) if i.opcode == "fusion" else _moved(i, types)
-                rows.append(InstructionCost(i, n * moved, n * cycles_of(i)))
+    for i, n in hlo.executed(module):
+        if i.computation in inner or i.opcode in _FREE or i.opcode.endswith("-done"):
+            continue
+        types = [module.computations[i.computation][operand].type for operand in i.operands]
+        moved = _of_fusion(module, i, types) if i.opcode == "fusion" else _moved(i, types)
+        rows.append(InstructionCost(i, n * moved, n * cycles_of(i)))
     return rows
 
 
@@ -145,15 +125,15 @@ def _of_fusion(module: hlo.Module, i: hlo.Instruction, operands: list[str]) -> i
     several = root.opcode == "tuple"
     ends = [inside[name] for name in root.operands] if several else [root]
     types = hlo.elements(i.type) if several else [i.type]
-    met = [(whole, _placed(inside, end)) for whole, end in zip(types, ends, strict=True)]
-    for own in inside.values():
-        if own.opcode == "parameter":
-            met.append((operands[int(own.arguments)], _taken(inside, own)))
-    return sum(
-        sum(map(hlo.padded_size, arrays if parts is None else parts))
-        for arrays, parts in ((_in_hbm(whole), parts) for whole, parts in met)
-        if arrays
-    )
+    accesses = [(array, _placed(inside, end)) for array, end in zip(types, ends, strict=True)]
+    for parameter in inside.values():
+        if parameter.opcode == "parameter":
+            accesses.append((operands[int(parameter.arguments)], _taken(inside, parameter)))
+    total = 0
+    for array, parts in accesses:
+        if arrays := _in_hbm(array):
+            total += sum(map(hlo.padded_size, arrays if parts is None else parts))
+    return total
 
 
 def _taken(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> list[str] | None:
@@ -215,10 +195,7 @@ def cycles(module: hlo.Module) -> int:
     It alone knows vector units, copies into another layout and the padding of tiles. A kernel of
     Pallas has none: see `kernels`.
     """
-    times = hlo.runs(module, unknown=1)
-    return sum(
-        (times[i.computation][0] or 0) * _estimate(i) for i in hlo.instructions(module.computations)
-    )
+    return sum(n * _estimate(i) for i, n in hlo.executed(module))
 
 
 def cycles_of(i: hlo.Instruction) -> int:
@@ -234,10 +211,10 @@ def _estimate(i: hlo.Instruction) -> int:
 
 def kernels(module: hlo.Module) -> list[KernelCalls]:
     """List the kernels that a TPU program calls, each with how often it does so."""
-    times, calls_of = hlo.runs(module, unknown=1), dict[KernelCalls, int]()
-    for i in hlo.instructions(module.computations):
+    calls_of: dict[KernelCalls, int] = {}
+    for i, n in hlo.executed(module):
         if kernel := _declared(i):
-            calls_of[kernel] = calls_of.get(kernel, 0) + (times[i.computation][0] or 0)
+            calls_of[kernel] = calls_of.get(kernel, 0) + n
     return [kernel._replace(calls=calls) for kernel, calls in sorted(calls_of.items())]
 
 

@@ -19,7 +19,7 @@ from tests.support.estimates import H100, NET, SHAPES, imagenet
 
 def account(**changes):
     """Return an account of two attacks, of 1 and 9 jobs an image, in 16 slots."""
-    known = {
+    figures = {
         "slots": 16,
         "jobs_per_image": {"first": 1, "second": 9},
         "passes_per_image": {"first": 100, "second": 1800},
@@ -27,7 +27,7 @@ def account(**changes):
         "compile_s": 5.0,
         "once_s": 2.0,
     }
-    return known | changes
+    return figures | changes
 
 
 class WavesTest(parameterized.TestCase):
@@ -78,39 +78,38 @@ class ComputedTest(parameterized.TestCase):
     @sweeps.rows(32, 64, 65, 224)
     def test_slots_are_those_of_the_engine_on_an_accelerator(self, size):
         chip = types.SimpleNamespace(platform="gpu")
-        with (
-            mock.patch.object(engine, "local_devices", return_value=[chip]),
-            mock.patch.object(engine, "Mesh"),
-            mock.patch.object(engine.tracing, "argument"),
-        ):
-            made = engine.make(lambda x: x, image_size=size)
-        self.assertEqual(attacked.slots_of_chip(size), made.slots)
+        replaced = {"local_devices": lambda: [chip], "Mesh": mock.DEFAULT, "tracing": mock.DEFAULT}
+        with mock.patch.multiple(engine, **replaced):
+            runner = engine.make(lambda x: x, image_size=size)
+        self.assertEqual(attacked.slots_of_chip(size), runner.slots)
 
 
 class MeasuredTest(absltest.TestCase):
-    def test_each_attack_is_tried_on_full_slots_of_whole_images(self):
-        config = imagenet()
-        images = np.zeros((16, 8, 6, 3), np.float32)
-        runner = mock.Mock(slots=40, mesh=jax.make_mesh((1,), ("data",)))
+    def test_calls_are_timed_until_the_seconds_are_over(self):
+        rows = ((0, 9.0, True), (40, 2.0, False), (60, 2.0, False), (99, 9.0, False))
+        calls = iter([engine.Call(steps, steps, took, new) for steps, took, new in rows])
+        runner = types.SimpleNamespace(traces=[types.SimpleNamespace(classes=10)])
+        setting, labels = ensembles.plan("linf", "standard", None, None)[0], np.arange(5)
         with (
-            mock.patch.object(attacked, "_network", return_value=(None, images, np.arange(16))),
-            mock.patch.object(attacked, "_once", return_value=2.0),
-            mock.patch.object(
-                attacked, "_tried", side_effect=[(1.0, n) for n in range(4)]
-            ) as tried,
-            mock.patch.object(engine, "make", return_value=runner),
-            mock.patch.object(engine, "trace", return_value=runner) as trace,
+            mock.patch.object(engine, "forward", return_value=np.zeros((5, 10), np.float32)),
+            mock.patch.object(engine, "decide", return_value=calls) as decide,
         ):
-            found = attacked.measured(config, seconds=0.5)
-        trace.assert_called_once_with(runner, (8, 6, 3))
-        names = list(ensembles.VERSIONS["standard"])
-        self.assertEqual([call.args[1].name for call in tried.mock_calls], names)
-        for call in tried.mock_calls:
-            self.assertEqual(call.args[2].shape, (40, 8, 6, 3))
-            self.assertEqual(call.args[3].tolist(), [*range(16), *range(16), *range(8)])
-        self.assertEqual(found.pass_s, {name: n for n, name in enumerate(names)})
-        self.assertEqual((found.slots, found.compile_s, found.once_s), (40, 4.0, 2.0))
-        self.assertEqual(found.jobs_per_image, {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1})
+            timed = attacked._tried(runner, setting, np.zeros((5, 1)), labels, 3.5)
+        self.assertEqual(timed, (9.0, 4.0 / (100 * ensembles.passes(setting, 10))))
+        self.assertLen([*calls], 1)  # which was not made
+        options = decide.call_args.kwargs
+        self.assertEqual((options["epsilon"], options["seed"]), (1e-7, 0))
+        self.assertEqual(options["confirm"]([1], True), [])
+
+    def test_what_is_done_once_is_without_the_attacks(self):
+        cost = types.SimpleNamespace(seconds=-20.0, compile_seconds=-50.0)
+        result = types.SimpleNamespace(costs=[cost])
+        with mock.patch.object(attacked, "autoattack", return_value=result) as autoattack:
+            self.assertBetween(attacked._once("f", "x", "y", imagenet()), 70, 71)
+        options = autoattack.call_args.kwargs
+        expected = {"norm": "linf", "epsilon": 1e-7, "attacks": ("apgd-ce",)}
+        expected |= {"overrides": {"apgd-ce": {"steps": 1, "restarts": 1}}, "verbose": False}
+        self.assertEqual(options, expected)
 
     @pytest.mark.slow
     def test_every_attack_is_tried_with_its_own_program(self):

@@ -1,16 +1,24 @@
-"""`python -m jaxrobust.doctor.estimate`: its mistakes as one sentence, its answers as JSON."""
+"""`jaxrobust estimate`: its mistakes as one sentence, its answers as JSON."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.doctor.estimate import account, account_lines, changes
+from jaxrobust.doctor.estimate import command as estimates
+from jaxrobust.doctor.estimate.command import EstimateSettings
+from jaxrobust.doctor.programs import topology
 from tests.support import paths, sweeps
 from tests.support.commands import commands
+from tests.support.estimates import H100
+from tools.generate import refresh_configs
 
 TINY = """
 from jaxrobust.config import base
@@ -31,16 +39,17 @@ def get_config():
 """
 
 
-def command(*arguments):
-    """Return the exit code, stdout and stderr of the command."""
+def command(*arguments, program=("-m", "jaxrobust", "estimate")):
+    """Return the last line of stdout as JSON, and all of it."""
     done = subprocess.run(
-        [sys.executable, "-m", "jaxrobust.doctor.estimate", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=paths.ROOT,
         env=os.environ | {"JAXROBUST_ALLOCATOR": "system"},
         capture_output=True,
         text=True,
     )
-    return done.returncode, done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
 class CommandTest(parameterized.TestCase):
@@ -49,9 +58,7 @@ class CommandTest(parameterized.TestCase):
         """The program, on data that ships; numbers are this machine's and only plausible."""
         file = self.create_tempfile("tiny.py", TINY).full_path
         words = (file, "--on", "cpu", "--seconds", "0.1", "--images", "0", "--json")
-        code, out, err = command(*words)
-        self.assertEqual(code, 0, err)
-        found = json.loads(out.splitlines()[-1])
+        found, out = command(*words)
         (row,) = found["phases"]
         self.assertTrue(found["measured"] and row["measured_with_data"])
         self.assertIsNone(found["utilisation"])
@@ -70,22 +77,76 @@ class CommandTest(parameterized.TestCase):
     )
     def test_the_roofline_is_that_of_bench_step(self):
         file = self.create_tempfile("tiny.py", TINY).full_path
-        code, out, err = command(file, "--on", "v5e:2x2", "--fsdp", "0", "--images", "0", "--json")
-        self.assertEqual(code, 0, err)
-        (row,) = json.loads(out.splitlines()[-1])["phases"]
-        words = (file, "--topology", "v5e:2x2", "--batch", "8", "--fsdp", "0", "--json")
-        done = subprocess.run(
-            [sys.executable, paths.ROOT / "tools/bench_step.py", *words],
-            env=os.environ | {"JAXROBUST_ALLOCATOR": "system"},
-            capture_output=True,
-            text=True,
-        )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        theirs = json.loads(done.stdout.splitlines()[-1])
+        words = (file, "--fsdp", "0", "--json")
+        (row,) = command(*words, "--on", "v5e:2x2", "--images", "0")[0]["phases"]
+        words = (*words, "--topology", "v5e:2x2", "--batch", "8")
+        step, _ = command(*words, program=(paths.ROOT / "tools/bench_step.py",))
         for key, value in row["roofline"].items():
-            self.assertEqual(value, theirs[key], key)
-        self.assertEqual(row["memory_bytes"], theirs["memory_bytes"])
-        self.assertAlmostEqual(row["executed_flops_per_image"], theirs["flops_executable"] / 8)
+            self.assertEqual(value, step[key], key)
+        self.assertEqual(row["memory_bytes"], step["memory_bytes"])
+        self.assertAlmostEqual(row["executed_flops_per_image"], step["flops_executable"] / 8)
+
+
+class WordsTest(parameterized.TestCase):
+    """What a command line means, before anything is computed."""
+
+    @sweeps.rows(
+        ("quickstart --on cpu", "quickstart --on cpu", ""),
+        ("--config.seed=1 quickstart --on cpu", "quickstart --on cpu", "--config.seed=1"),
+        ("quickstart --config.seed 1 --on cpu", "quickstart --on cpu", "--config.seed 1"),
+        # A negative number is a value, and a flag is none.
+        ("quickstart --config.seed -1 --on cpu", "quickstart --on cpu", "--config.seed -1"),
+        ("q --config.data.strict --on cpu", "q --on cpu", "--config.data.strict"),
+        ("q --noconfig.data.strict --on cpu", "q --on cpu", "--noconfig.data.strict"),
+        ("q --config.data.strict -on cpu", "q -on cpu", "--config.data.strict"),
+        ("q --config.train.lr .5 -fast", "q -fast", "--config.train.lr .5"),
+        ("q -config.seed=1 --on cpu", "q --on cpu", "-config.seed=1"),
+        ("q --configs.seed=1", "q --configs.seed=1", ""),
+    )
+    def test_changes_of_the_config_are_apart(self, words, others, changing):
+        divided = changes.divided(words.split())
+        self.assertEqual(divided, (others.split(), changing.split()))
+
+    @sweeps.rows(
+        ("price", (1e-9,), (0.0, float("inf"), float("nan"))),
+        ("utilisation", (1.0, 1e-9), (0.0, 1.001)),
+        ("robust", (0.0, 1.0), (-0.01, 1.01, float("nan"))),
+        ("seconds", (1e-9, 3599.9), (0.0, 3600.0)),
+        ("batch", (1,), (0,)),
+        ("images", (0,), (-1,)),
+    )
+    def test_ranges(self, name, inside, outside):
+        usual = {"config": "quickstart", "on": "h100:8", "robust": 0.5}
+        for value in inside:
+            estimates.check(EstimateSettings(**(usual | {name: value})))
+        for value in outside:
+            with self.assertRaisesRegex(ValueError, f"--{name}"):
+                estimates.check(EstimateSettings(**(usual | {name: value})))
+
+    @sweeps.rows((True, False, True), (True, True, False), (False, False, False))
+    def test_the_compiler_of_chips_that_are_not_here(self, compiles, fast, asked):
+        self.enterContext(contextlib.chdir(self.create_tempdir().full_path))
+        config = refresh_configs.load("larger_radius:convnext_t_cvst,start=trained")
+        training = {"hours": 2.5, "chip_hours": 160.0}
+        account_of = mock.Mock(return_value={"known": ["a"], "training": training})
+        chips, there = mock.Mock(return_value=["chips"]), H100._replace(compiles=compiles)
+        with (
+            mock.patch.object(estimates.targets, "prepare"),
+            mock.patch.object(estimates.targets, "target", return_value=there),
+            mock.patch.object(changes, "configured", return_value=config),
+            mock.patch.object(account, "account", account_of),
+            mock.patch.object(topology, "devices", chips),
+            mock.patch.object(account_lines, "page", return_value="the page"),
+        ):
+            settings = EstimateSettings(config="larger_radius", on="v5e:2x4", robust=0.5, fast=fast)
+            found = estimates.answer(settings, ["--config.seed=1"], 0.0)
+        called = [mock.call("v5e:2x4", flag="--on")] if asked else []
+        self.assertEqual(chips.mock_calls, called)
+        first, *starts = account_of.call_args_list
+        self.assertEqual(first.kwargs["chips"], ["chips"] if asked else None)
+        self.assertEqual(first.kwargs["start"], 0.0)
+        self.assertEqual((len(found["starts"]), len(starts)), (2, 2))
+        self.assertStartsWith(found["known"][1], "It starts from runs/revisiting_at-convnext")
 
 
 class QuickCommandTest(parameterized.TestCase):

@@ -2,8 +2,10 @@
 
 from absl.testing import parameterized
 
+from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import phase
 from jaxrobust.doctor.estimate import work
+from jaxrobust.training import build
 from tests.support import sweeps
 from tests.support.estimates import imagenet
 
@@ -78,12 +80,32 @@ class WorkTest(parameterized.TestCase):
         found = work.split(config, "train_split")
         self.assertEqual(found.images, len(found.source))
 
-    @sweeps.rows("flowers_that_nobody_knows", "folder:/nowhere")
-    def test_unknown_data_is_refused(self, name):
+    @sweeps.rows(
+        ({"data.name": "flowers_that_nobody_knows"}, "flowers"),
+        ({"data.name": "folder:/nowhere"}, "/nowhere"),
+        ({"train.batch_size": 0}, "train.batch_size=0 must be at least 1, at"),
+        ({"train.batch_size": 1281168}, "train.batch_size=1281168 must be at least 1, at"),
+    )
+    def test_is_refused(self, changes, message):
         config = imagenet()
-        config.data.name = name
-        with self.assertRaises(ValueError):
+        config.update_from_flattened_dict(changes)
+        with self.assertRaisesRegex(ValueError, message):
             work.work(config)
+
+    def test_images_and_passes_of_an_evaluation(self):
+        part = work.work(imagenet())[1]
+        part.config.evaluation.update(attack="pgd-5", steps=9)
+        part.config.test.update(steps=7)
+        passes = fixed_steps.parse("pgd-5")
+        passes = 2 + passes.forward + passes.backward
+        per_image = build.forward_flops(part.config)
+        for key, count in (("evaluation", passes), ("test", 2 + 2 * 7 + 1)):
+            flops = work.evaluation_flops(part, key)
+            self.assertAlmostEqual(flops, per_image * count * part.evaluated(key))
+        small = part._replace(selection=work.SizedSplit(100, None))
+        for images, evaluated in ((0, 100), (30, 30), (300, 100)):
+            part.config.evaluation.images = images
+            self.assertEqual(small.evaluated("evaluation"), evaluated)
 
     def test_phases_have_their_own_size_and_steps(self):
         config = imagenet()

@@ -4,9 +4,15 @@ import importlib.util
 import types
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+from absl.testing import parameterized
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrobust.doctor.programs import topology
+from tests.support import sweeps
 from tests.support.programs import CHIP, COSTS
 
 
@@ -38,7 +44,7 @@ class RooflineTest(parameterized.TestCase):
         self.assertEqual(topology.sizes(executable), sizes)
 
 
-class RefusedTest(absltest.TestCase):
+class RefusedTest(parameterized.TestCase):
     def test_too_large(self):
         error = "RESOURCE_EXHAUSTED: Used 25.31G of 15.75G hbm. Exceeded by 9.56G.\n pages"
         expected = (
@@ -49,72 +55,56 @@ class RefusedTest(absltest.TestCase):
             "needs more of memory on each chip, which has less", topology.too_large("", "x")
         )
 
-    def test_names(self):
+    @sweeps.rows(
+        ("v5e:4x4", None, ImportError, "--on v5e:4x4 needs the TPU compiler"),
+        ("v5e:0x4", "there", ValueError, "--on v5e:0x4: a side has no chips; write one"),
+    )
+    def test_names(self, name, spec, error, message):
         with (
-            mock.patch.object(importlib.util, "find_spec", lambda name: None),
-            self.assertRaisesRegex(ImportError, "--on v5e:4x4 needs the TPU compiler"),
+            mock.patch.object(importlib.util, "find_spec", return_value=spec),
+            self.assertRaisesRegex(error, message),
         ):
-            topology.devices("v5e:4x4", flag="--on")
-        with (
-            mock.patch.object(importlib.util, "find_spec", lambda name: "there"),
-            self.assertRaisesRegex(
-                ValueError, "--topology v5e:0x4: a side has no chips; write one"
-            ),
-        ):
-            topology.devices("v5e:0x4")
+            topology.devices(name, flag="--on")
 
-    def test_which_chips_are_asked_for(self):
-        import jax
-        from jax.experimental import topologies
-        from jax.experimental.compilation_cache import compilation_cache
-
-        for name, more in (("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"})):
-            with (
-                mock.patch.object(importlib.util, "find_spec", lambda name: "there"),
-                mock.patch.dict(topology.os.environ),
-                mock.patch.object(jax.config, "update") as update,
-                mock.patch.object(compilation_cache, "reset_cache") as reset,
-                mock.patch.object(topologies, "get_topology_desc") as asked,
-            ):
-                asked.return_value.devices = ["a chip"]
-                self.assertEqual(topology.devices(name), ["a chip"])
-                set_for = {key: topology.os.environ[key] for key in topology.ENVIRONMENT}
-            self.assertEqual(set_for, topology.ENVIRONMENT)
-            asked.assert_called_once_with(platform="tpu", topology_name=name, **more)
-            update.assert_called_once_with("jax_enable_compilation_cache", False)
-            reset.assert_called_once_with()
+    @sweeps.rows(("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"}))
+    def test_which_chips_are_asked_for(self, name, more):
+        self.enter_context(mock.patch.dict(topology.os.environ))
+        find, update, reset, asked = (
+            self.enter_context(mock.patch.object(*place))
+            for place in (
+                (importlib.util, "find_spec"),
+                (jax.config, "update"),
+                (compilation_cache, "reset_cache"),
+                (topologies, "get_topology_desc"),
+            )
+        )
+        asked.return_value.devices = ["a chip"]
+        self.assertEqual(topology.devices(name), ["a chip"])
+        self.assertLessEqual(topology.ENVIRONMENT.items(), dict(topology.os.environ).items())
+        asked.assert_called_once_with(platform="tpu", topology_name=name, **more)
+        update.assert_called_once_with("jax_enable_compilation_cache", False)
+        reset.assert_called_once_with()
+        find.assert_called_once_with("libtpu")
 
 
-class CompiledTest(absltest.TestCase):
-    """Figures of a program; the compiler is made up."""
-
-    def compiled(self, **how):
-        function, clock = mock.Mock(), iter([10.0, 12.5, 20.0])
-        self.executable = mock.Mock(**{"as_text.return_value": "the text"})
-        self.executable.cost_analysis.return_value = {"flops": 7.0}
-        how = {"return_value": self.executable} | how
-        with (
-            mock.patch("jaxrobust.runtime.devices.tpus.compiled", **how) as compiled,
-            mock.patch.object(topology.time, "perf_counter", lambda: next(clock)),
-            mock.patch.object(topology, "sizes", return_value={"argument_bytes": 3}) as sizes,
-            mock.patch.object(topology.hlo, "parse", lambda text: text),
-            mock.patch.object(topology, "costs", lambda module: {"costs of": module}),
-        ):
-            found = topology.compiled(function, 1, "x", remedy="less")
-            function.lower.assert_called_once_with(1, "x")
-            compiled.assert_called_once_with(function.lower.return_value)
-            sizes.assert_called_once_with(self.executable)
-        return found
-
+class CompiledTest(parameterized.TestCase):
     def test_figures(self):
-        expected = {"trace_s": 2.5, "compile_s": 7.5, "argument_bytes": 3, "flops_loops_once": 7.0}
-        self.assertEqual(self.compiled(), (expected | {"costs of": "the text"}, "the text"))
+        x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+        found = topology.compiled(jax.jit(lambda a, b: a @ b.T), x, x)
+        figures = found.figures
+        for key in ("trace_s", "compile_s"):
+            self.assertBetween(figures[key], 1e-6, 60)
+        sizes = (figures["argument_bytes"], figures["output_bytes"])
+        self.assertEqual(sizes, (2 * 8 * 16 * 4, 8 * 8 * 4))
+        self.assertEqual(figures["flops_loops_once"], 2 * 8 * 8 * 16)
+        self.assertLessEqual(topology.costs(found.module).items(), figures.items())
 
-    def test_what_does_not_fit_is_a_sentence_and_other_errors_stay(self):
-        from jax.errors import JaxRuntimeError
-
-        used = "RESOURCE_EXHAUSTED: Used 25.31G of 15.75G hbm. Exceeded by 9.56G."
-        with self.assertRaisesRegex(ValueError, "25.31G of memory on each chip, .*; try less$"):
-            self.compiled(side_effect=JaxRuntimeError(used))
-        with self.assertRaisesRegex(JaxRuntimeError, "INTERNAL"):
-            self.compiled(side_effect=JaxRuntimeError("INTERNAL: x"))
+    @sweeps.rows(
+        ("RESOURCE_EXHAUSTED: Used 25.31G of 15.75G hbm. Exceeded by 9.56G.", ValueError,
+         "25.31G of memory on each chip, .*; try less$"),
+        ("INTERNAL: x", JaxRuntimeError, "INTERNAL"),
+    )  # fmt: skip
+    def test_what_does_not_fit_is_a_sentence_and_other_errors_stay(self, text, error, message):
+        failing = mock.Mock(**{"lower.return_value.compile.side_effect": JaxRuntimeError(text)})
+        with self.assertRaisesRegex(error, message):
+            topology.compiled(failing, 1, remedy="less")
