@@ -69,7 +69,7 @@ class Decisions:
         self._shown, self._text = 0.0, ""
         self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
         self._aside = 0  # images that stand and are not attacked any more
-        self._meter: panel.Meter = panel.NoMeter()
+        self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
 
     def widen(self, images: int, aside: int) -> None:

@@ -14,7 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
@@ -137,8 +137,12 @@ def check_once(
     argv: Sequence[str], more: Sequence[str] = (), *, several: Container[str] = ()
 ) -> None:
     """Stop where a flag or one of `more` is given twice, unless it takes `several` values."""
-    matches = (_FLAG.fullmatch(str(word)) for word in argv)
-    names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
+    names = []
+    for match in filter(None, (_FLAG.fullmatch(str(word)) for word in argv)):
+        name = match[1].replace("-", "_")
+        other = name.removeprefix("no")
+        is_negated = name not in flags.FLAGS and (other in flags.FLAGS or "." in other)
+        names.append(other if is_negated else name)
     for name, count in Counter([*names, *more]).items():
         if count > 1 and name not in several:
             stop(f"--{name} is given more than once; give it once", 2)
@@ -208,8 +212,13 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
                 raise ValueError(f"{word} is empty; give a value, or leave it out")
-        words, path = _with_config(words)
-        if path.name:
+        at = next((i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)), None)
+        if at is not None:  # the file that --config means takes its place in the words
+            name, _, value = words[at].partition("=")
+            last = at + (1 if value or at + 1 == len(words) else 2)
+            path, config_arguments = split_config(value or "".join(words[at + 1 : last]))
+            file = f"{path}:{config_arguments}" if config_arguments else path
+            words[at:last] = [f"{name}={file}"]
             _find_neighbours(path)
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
         defined.set_gnu_getopt()  # a target may stand before flags
@@ -227,18 +236,6 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
         raise
     except Exception as error:
         stop(_reason(error, path, hint), 2)
-
-
-def _with_config(words: list[str]) -> tuple[list[str], Path]:
-    """Put the file that --config means into its place in the words; return that file too."""
-    at = next((i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)), None)
-    if at is None:
-        return words, Path()
-    flag, _, value = words[at].partition("=")
-    behind = words[at + 1 :]
-    path, arguments = split_config(value or (behind.pop(0) if behind else ""))
-    full = f"{path}:{arguments}" if arguments else path
-    return [*words[:at], f"{flag}={full}", *behind], path
 
 
 def split_config(text: str) -> tuple[Path, str]:
@@ -411,25 +408,17 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
 def _spell(config: Any) -> None:
     """Write names in a config as we do: its own, and those of phases with some of their own."""
     names = (("attack", "norm", norm), ("model", "name", network), ("data", "name", dataset))
-    for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
+    sections = (value for value in config.values() if isinstance(value, ConfigDict))
+    for section in (config, *(value.get("changes") for value in sections)):
         for part, key, spelled in names:
-            values = section.get(part) if _is(section) else None
-            if not _is(values):
+            values = section.get(part) if isinstance(section, ConfigDict) else None
+            if not isinstance(values, ConfigDict):
                 continue
             written = values.get(key)
             if isinstance(written, str):
                 values[key] = spelled(written)
             elif isinstance(written, list | tuple):  # several norms
                 values[key] = tuple(map(spelled, written))
-
-
-def _is(value: Any) -> TypeGuard[ConfigDict]:
-    return isinstance(value, ConfigDict)
-
-
-def _without_no(name: str) -> str:
-    other = name.removeprefix("no")
-    return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
 
 
 def _literal(text: str) -> Any:

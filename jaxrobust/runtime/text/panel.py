@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -47,8 +47,8 @@ def stages(names: Sequence[str], now: str) -> list[LinePart]:
     return [*done, LinePart(f"{now} now,"), *after]
 
 
-class Meter(Protocol):
-    """What shows how something goes on: a panel, a bar of a notebook, or nothing in a pipe."""
+class Meter:
+    """Shows how something goes on; this one nothing, as in a pipe, where others print lines."""
 
     def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
         """Show rows and how much is done of what there is; empty rows are left out."""
@@ -60,20 +60,7 @@ class Meter(Protocol):
         """Draw for the last time."""
 
 
-class NoMeter:
-    """Shows nothing: in a pipe lines are printed, by whoever has something to say."""
-
-    def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
-        """Show nothing."""
-
-    def waits(self, text: str) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Leave nothing to close."""
-
-
-class NotebookBar:
+class NotebookBar(Meter):
     """One line of a notebook."""
 
     def __init__(self, title: str, *, keep: bool) -> None:
@@ -101,7 +88,7 @@ class NotebookBar:
         self._bar.close()
 
 
-class LivePanel:
+class LivePanel(Meter):
     """Some lines of a terminal that are drawn anew; what others print goes above them."""
 
     def __init__(self, title: str, *, keep: bool) -> None:
@@ -181,7 +168,7 @@ def opened(title: str, *, here: bool = True, keep: bool = False) -> Iterator[Met
     stands in the panel.
     """
     if not (here and watched()) or (_live and title not in _opened):
-        yield NoMeter()
+        yield Meter()
         return
     if title in _opened:
         yield _opened[title]

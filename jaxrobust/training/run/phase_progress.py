@@ -74,7 +74,7 @@ class Progress:
         self._first: tuple[int, float] | None = None  # step and time at which one had ended
         self._done = step  # that have ended
         self._phases = panel.stages(phases, phase)
-        self._meter: panel.Meter = panel.NoMeter()
+        self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
         self._workers, self._speed, self._starved = workers, 0.0, False
         self._watched, self._watched_wait = 0.0, 0.0

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine import ledger
 from jaxrobust.evaluation.network import fingerprint
@@ -66,12 +67,15 @@ def holder(path):
         yield process
 
 
-class HeldTest(parameterized.TestCase):
+class LocksCase(parameterized.TestCase):
     def setUp(self):
         super().setUp()
-        self.path = Path(self.create_tempdir()) / "lock"
+        self.folder = Path(self.create_tempdir())
+        self.path = self.folder / "lock"
         self.enter_context(mock.patch.object(locks, "_GRACE", 0.3))
 
+
+class HeldTest(LocksCase):
     def test_another_process_is_named_until_it_ends(self):
         with holder(self.path) as process:
             words = rf"it is in use by process {process.pid} on {socket.gethostname()} since 2"
@@ -93,40 +97,26 @@ class HeldTest(parameterized.TestCase):
                 pass
 
     def test_waits_a_moment_for_one_that_ends(self):
-        with holder(self.path) as process, mock.patch.object(locks, "_GRACE", 60):
-            threading.Timer(0.3, process.kill).start()
+        with holder(self.path) as process:
+            threading.Timer(0.1, process.kill).start()
             with held(self.path):
                 pass
 
     def test_waits_as_long_as_it_takes_where_asked_to(self):
-        """Two downloads of one file that start together."""
-        said = io.StringIO()
+        """Two downloads of one file that start together; one that waits holds one open file."""
+        said, opened = io.StringIO(), []
         with holder(self.path) as process, contextlib.redirect_stderr(said):
-            threading.Timer(1.5, process.stdin.close).start()  # five times the patience
+
+            def end():
+                opened.append(len(os.listdir("/proc/self/fd")))
+                process.stdin.close()
+
+            before = len(os.listdir("/proc/self/fd"))
+            threading.Timer(1.5, end).start()  # five times the patience
             with locks.held(self.path, resource="it", otherwise="leave", wait=True):
                 self.assertIsNotNone(process.wait())
         self.assertRegex(said.getvalue(), r"^it is in use by process \d+ on .*: waiting\n$")
-
-    def test_one_that_waits_holds_one_open_file(self):
-        opened, free = [], iter([False] * 5 + [True])
-        open_file = os.open
-
-        def opens(*given):
-            opened.append(open_file(*given))
-            return opened[-1]
-
-        with (
-            mock.patch.object(locks.os, "open", opens),
-            mock.patch.object(locks, "_lock", lambda file: next(free)),
-            mock.patch.object(locks.os, "close", wraps=os.close) as close,
-            mock.patch.object(locks.time, "sleep") as sleep,
-        ):
-            file = locks._taken(self.path, "it", "leave", wait=True)
-            closed = [call.args[0] for call in close.call_args_list]
-        self.assertEqual(closed, opened[:5])  # each before the next is opened
-        self.assertEqual((file, len(opened)), (opened[5], 6))
-        self.assertEqual(sleep.mock_calls, [mock.call(0.2)] * 5)
-        os.close(file)
+        self.assertLessEqual(opened[0], before + 1)
 
     def test_a_child_does_not_keep_it(self):
         """A worker that outlives its killed parent."""
@@ -212,46 +202,37 @@ class HeldTest(parameterized.TestCase):
             self.assertEqual(json.loads(self.path.read_text())["pid"], os.getpid())
 
 
-class StartedTest(parameterized.TestCase):
-    """When a process was started, by field 22 of /proc/PID/stat: a name may have brackets."""
+class RunsTest(LocksCase):
+    """Whether a holder is there still, by the state and the start that Linux notes of a process."""
 
-    @sweeps.rows(("R", "22"), ("S", "22"), ("Z", None), ("X", None))
-    def test_one_that_has_ended_was_never_started(self, state, expected):
-        text = f"7 (a) R (b) {state} " + " ".join(map(str, range(4, 53)))
-        with mock.patch.object(Path, "read_text", return_value=text):
-            self.assertEqual(locks._started(7), expected)
-
-    def test_one_that_is_not_known(self):
-        for error in (FileNotFoundError, PermissionError):
-            with mock.patch.object(Path, "read_text", side_effect=error):
-                self.assertIsNone(locks._started(7))
-
-    @sweeps.rows(
-        (None, True),
-        (ProcessLookupError, False),
-        (PermissionError, True),  # another user's
-    )
-    def test_whether_it_runs(self, error, runs):
-        me = {"pid": os.getpid() + 1, "started": "22"}
-        with (
-            mock.patch.object(os, "kill", side_effect=error) as asked,
-            mock.patch.object(locks, "_started", return_value="22"),
-        ):
-            self.assertEqual(locks._runs(me), runs)
-            self.assertFalse(locks._runs(me | {"started": "21"}))
-            asked.assert_called_with(me["pid"], 0)
-            self.assertFalse(locks._runs(me | {"pid": os.getpid()}))
-            self.assertFalse(locks._runs(None))
+    def test_one_that_ended_was_never_started(self):
+        program = shutil.copy("/bin/sleep", self.folder / "a) Z (b")  # a name may have brackets
+        with subprocess.Popen([program, "60"]) as process:
+            started = locks._started(process.pid)
+            self.assertGreaterEqual(int(started), int(locks._started(os.getpid())))
+            holder_of = {"pid": process.pid, "started": started}
+            self.assertTrue(locks._runs(holder_of))
+            self.assertFalse(locks._runs(holder_of | {"started": "21"}))
+            with mock.patch.object(os, "kill", side_effect=PermissionError):  # another user's
+                self.assertTrue(locks._runs(holder_of))
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            self.assertIsNone(locks._started(process.pid))  # a zombie
+            self.assertFalse(locks._runs(holder_of))
+        self.assertIsNone(locks._started(process.pid))
+        self.assertFalse(locks._runs({"pid": os.getpid(), "started": "21"}))
+        self.assertFalse(locks._runs(None))
 
 
-class LedgerTest(absltest.TestCase):
-    def test_of_another_process_is_refused(self):
-        path = Path(self.create_tempdir()) / "a.jsonl"
+class UsersTest(LocksCase):
+    """Ledgers and runs."""
+
+    def test_a_ledger_of_another_process_is_refused(self):
+        path = self.folder / "a.jsonl"
         before = evaluated("one")
         with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
             book.add(0, VERDICT, None)
         with (
-            mock.patch.object(locks, "_GRACE", 0.3),
             holder(path.with_suffix(".lock")) as process,
             self.assertRaisesRegex(ValueError, f"ledger {path} is in use by process {process.pid}"),
         ):
@@ -259,8 +240,8 @@ class LedgerTest(absltest.TestCase):
         with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
             self.assertEqual(book.known()[0], 1)
 
-    def test_what_it_refuses_can_be_opened_again(self):
-        path = Path(self.create_tempdir()) / "a.jsonl"
+    def test_a_ledger_that_it_refuses_can_be_opened_again(self):
+        path = self.folder / "a.jsonl"
         for identity in ("one", "two", "two", "one"):
             opened = ledger.open_ledger(path, evaluated(identity), IDS)
             if identity == "two":
@@ -273,13 +254,10 @@ class LedgerTest(absltest.TestCase):
                     ledger.Ledger(path, evaluated(identity), IDS)
                 raise ZeroDivisionError
 
-
-class WorkdirTest(absltest.TestCase):
-    def test_of_another_run_is_refused(self):
-        workdir = Path(self.create_tempdir()) / "run"
+    def test_a_run_of_another_process_is_refused(self):
+        workdir = self.folder / "run"
         workdir.mkdir()
         with (
-            mock.patch.object(locks, "_GRACE", 0.3),
             holder(workdir / "lock") as process,
             self.assertRaisesRegex(
                 ValueError,
@@ -292,7 +270,7 @@ class WorkdirTest(absltest.TestCase):
     @pytest.mark.slow
     def test_two_commands(self):
         """As `srun` without --multihost starts them."""
-        folder = Path(self.create_tempdir())
+        folder = self.folder
         command = [*written(folder, train__epochs=9999), f"--workdir={folder / 'run'}"]
         (first,) = start(1, 1, command)
         said = iter(first.stderr.readline, "")
@@ -305,10 +283,8 @@ class WorkdirTest(absltest.TestCase):
         )
         self.assertEqual((code, wait([first])[0]), (2, [75]))
 
-
-class AppendTest(absltest.TestCase):
-    def test_of_several_processes_loses_nothing(self):
-        path = Path(self.create_tempdir()) / "results.jsonl"
+    def test_lines_that_several_processes_append_are_all_there(self):
+        path = self.folder / "results.jsonl"
         command = [sys.executable, "-c", APPEND, str(path)]
         writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in "ab"]
         self.assertEqual([writer.wait() for writer in writers], [0, 0])

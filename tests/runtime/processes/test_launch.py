@@ -10,12 +10,17 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust.runtime.processes import launch
 from tests.support import paths, processes, sweeps
 
 ROOT = paths.ROOT
+
+
+def environ(values: dict[str, str]):
+    """Let a block have this environment, and no other."""
+    return mock.patch.dict(os.environ, values, clear=True)
 
 
 def free_port() -> int:
@@ -36,9 +41,9 @@ class WithoutTpuTest(parameterized.TestCase):
         find = lambda name: library if name == "libtpu" else None  # noqa: E731
         modules = [types.SimpleNamespace(name=name) for name in ("jax", "jaxlib", *plugins)]
         with (
-            mock.patch.dict(os.environ, own | (environment or {}), clear=True),
-            mock.patch("importlib.util.find_spec", find),
-            mock.patch("pkgutil.iter_modules", lambda *where: modules),
+            environ(own | (environment or {})),
+            mock.patch.multiple(launch.importlib.util, find_spec=find),
+            mock.patch.multiple(launch.pkgutil, iter_modules=lambda *where: modules),
         ):
             done = launch.without_tpu(folder / "dev", folder / "bus")
             self.assertEqual(os.environ.get("JAX_PLATFORMS") == "cpu", done)
@@ -81,7 +86,7 @@ class MistakesTest(parameterized.TestCase):
     )
     def test_is_one_sentence(self, given, message):
         with (
-            absltest.mock.patch.dict(os.environ, processes.environment(), clear=True),
+            environ(processes.environment()),
             self.assertRaisesRegex(ValueError, message),
         ):
             launch.join_hosts(**given)
@@ -97,7 +102,7 @@ class MistakesTest(parameterized.TestCase):
     )
     def test_the_environment_as_well(self, variables, message):
         with (
-            absltest.mock.patch.dict(os.environ, processes.environment(**variables), clear=True),
+            environ(processes.environment(**variables)),
             self.assertRaisesRegex(ValueError, message),
         ):
             launch.join_hosts()
@@ -179,7 +184,7 @@ class CoresTest(parameterized.TestCase):
     )
     def test_devices(self, environment, count, devices):
         with (
-            mock.patch.dict(os.environ, environment, clear=True),
+            environ(environment),
             mock.patch.object(os, "sched_getaffinity", lambda process: range(5), create=True),
         ):
             self.assertEqual(launch.cores(), count)
@@ -188,12 +193,12 @@ class CoresTest(parameterized.TestCase):
             self.assertEqual(launch.own_cores(), 5)
 
     def test_patience(self):
-        with mock.patch.dict(os.environ, {"XLA_FLAGS": "--own=1"}, clear=True):
+        with environ({"XLA_FLAGS": "--own=1"}):
             launch.patient_collectives()
             flags = os.environ["XLA_FLAGS"].split()
         self.assertEqual(flags[-1], "--own=1")  # what a user says comes last, and wins
         self.assertIn("--xla_cpu_collective_call_terminate_timeout_seconds=3600", flags)
-        with mock.patch.dict(os.environ, {}, clear=True):
+        with environ({}):
             launch.patient_collectives()
             self.assertLen(os.environ["XLA_FLAGS"].split(), 2)
 
@@ -208,7 +213,7 @@ class CoresTest(parameterized.TestCase):
     def test_the_allocator(self, environment, libc, again):
         started = []
         with (
-            mock.patch.dict(os.environ, environment, clear=True),
+            environ(environment),
             mock.patch.object(launch, "without_tpu", lambda: False),
             mock.patch.object(launch.platform, "libc_ver", lambda: (libc, "2")),
             mock.patch.object(os, "execve", lambda *given: started.append(given)),
@@ -232,7 +237,7 @@ class JoinTest(parameterized.TestCase):
                 initialize()
 
         with (
-            mock.patch.dict(os.environ, environment or {}, clear=True),
+            environ(environment or {}),
             mock.patch("jax.distributed.initialize", met),
             mock.patch("jax.config.update") as update,
         ):

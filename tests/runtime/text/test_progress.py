@@ -1,8 +1,9 @@
 """What is said of progress: times for people, and lines that fit a terminal."""
 
+import contextlib
+import io
 import os
 import signal
-import sys
 from unittest import mock
 
 from absl.testing import parameterized
@@ -78,30 +79,30 @@ class StopSignalsTest(parameterized.TestCase):
         self.assertEqual([signal.getsignal(number) for number in both], before)
 
 
-class SayTest(parameterized.TestCase):
-    @sweeps.rows(
-        ("WARNING: x", True, None, True),
-        ("x", True, None, False),
-        ("WARNING: x", False, None, False),
-        ("WARNING: x", True, "1", False),
-    )
-    def test_warnings_are_yellow_on_a_terminal(self, text, terminal, never, yellow):
-        with (
-            mock.patch.object(sys, "stderr") as stream,
-            mock.patch.dict(os.environ, {"NO_COLOR": never or ""}),
-            mock.patch.object(progress.tqdm, "write") as written,
-        ):
-            stream.isatty.return_value = terminal
-            stream.fileno.side_effect = OSError
-            progress.say(text)
-        (shown,) = written.call_args.args
-        self.assertEqual(shown, f"\033[33m{text}\033[0m" if yellow else text)
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    @sweeps.rows((0, False, True), (1, False, False), (1, True, True))
-    def test_one_process_speaks_for_all(self, process, every, spoken):
-        with (
-            mock.patch("jax.process_index", return_value=process),
-            mock.patch.object(progress.tqdm, "write") as written,
-        ):
-            progress.say("x", every_process=every)
-        self.assertEqual(written.called, spoken)
+
+class SayTest(parameterized.TestCase):
+    def said(self, text, stream, *, process=0, never="", **options) -> str:
+        environment = mock.patch.dict(os.environ, NO_COLOR=never)
+        pod = mock.patch("jax.process_index", return_value=process)
+        with environment, pod, contextlib.redirect_stderr(stream):
+            progress.say(text, **options)
+        return stream.getvalue()
+
+    @sweeps.rows(
+        ("WARNING: x", Terminal, "", True),
+        ("x", Terminal, "", False),
+        ("WARNING: x", io.StringIO, "", False),
+        ("WARNING: x", Terminal, "1", False),
+    )
+    def test_warnings_are_yellow_on_a_terminal(self, text, stream, never, yellow):
+        line = f"\033[33m{text}\033[0m\n" if yellow else f"{text}\n"
+        self.assertEqual(self.said(text, stream(), never=never), line)
+
+    @sweeps.rows((0, False, "x\n"), (1, False, ""), (1, True, "x\n"))
+    def test_one_process_speaks_for_all(self, process, every, line):
+        options = {"process": process, "every_process": every}
+        self.assertEqual(self.said("x", io.StringIO(), **options), line)
