@@ -77,11 +77,11 @@ def main(argv: list[str]) -> None:
         place = argv[1] if len(argv) == 2 else None
         config = {"config": _CONFIG.value, "config_name": name, "devices": devices}
         examinations = command.answer(values, place, **config, tell=tell)
-        red = any(f.seen.level == RED for each in examinations for f in each.findings)
+        red = any(f.result.level == RED for one in examinations for f in one.findings)
         if as_json:
             rows = [
-                {"of": each.of, "findings": [f.plain() for f in each.findings]}
-                for each in examinations
+                {"of": one.of, "findings": [f.plain() for f in one.findings]}
+                for one in examinations
             ]
             print(json.dumps({"red": red, "examined": rows}), flush=True)
     sys.exit(int(red))

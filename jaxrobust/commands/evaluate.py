@@ -16,7 +16,6 @@ same command continues after: 75 another process of the pod is gone; 143 SIGTERM
 
 import sys
 import textwrap
-import traceback
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -39,10 +38,8 @@ define_host_flags()
 def main(argv: list[str]) -> None:
     """Read the flags and evaluate."""
     if len(argv) > 2:
-        stop(
-            f"{argv[2]!r} is one word too many; name one network, and write other values as flags",
-            2,
-        )
+        remedy = "name one network, and write other values as flags"
+        stop(f"{argv[2]!r} is one word too many; {remedy}", 2)
     quiet_libraries()
     pod = hosts()
     patience.end()  # the first host speaks for all, and joining has its own words
@@ -59,12 +56,8 @@ def main(argv: list[str]) -> None:
     except (OSError, MemoryError) as error:
         end(f"{unable(error)}. With that solved, run the same command again", 3)
     except Exception as error:
-        if message := functions.of_users(error):
-            end(message, 2)
-        if pod is None:
-            raise
-        traceback.print_exc()
-        end(error, 1)
+        end.fault(error, in_pod=pod is not None)
+        raise
 
 
 def _again() -> str:
@@ -79,22 +72,22 @@ def _again() -> str:
 def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tuple[str, bool]:
     if pod is not None:
         end.join(pod)
-    given = asdict(fields.given(EvaluateFlags))
-    sizes, threats, ladder = (given.pop(name) for name in ("image_size", "threat", "ladder"))
-    given["image_size"] = sizes[0] if len(sizes) == 1 else None
-    without_attack = given["corruptions"] is not None or given["certify"] is not None
+    values = asdict(fields.given(EvaluateFlags))
+    sizes, threats, ladder = (values.pop(name) for name in ("image_size", "threat", "ladder"))
+    values["image_size"] = sizes[0] if len(sizes) == 1 else None
+    without_attack = values["corruptions"] is not None or values["certify"] is not None
     if without_attack and flags.FLAGS["attack"].using_default_value:
-        given["attack"] = "clean"
+        values["attack"] = "clean"
     elif target in shipped.RUNS and flags.FLAGS["attack"].using_default_value:
-        given["attack"] = "apgd-ce"  # one program to compile, where AutoAttack has four
+        values["attack"] = "apgd-ce"  # one program to compile, where AutoAttack has four
     if target in shipped.RUNS:
-        given["shipped"] = target
+        values["shipped"] = target
     elif target:
-        given = functions.with_target(given, target)
+        values = functions.with_target(values, target)
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 
-    return command.answer(command.GivenFlags(**given), sizes, threats, ladder)
+    return command.answer(command.GivenFlags(**values), sizes, threats, ladder)
 
 
 def _help(everything: bool) -> str:

@@ -25,11 +25,11 @@ _SPELLED = {spelling.dataset(name): name for name in COMMANDS}  # in others' spe
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command of a data set."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    name, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help"):
         print(__doc__)
-    elif known := _SPELLED.get(spelling.dataset(name)):
-        COMMANDS[known](rest)
+    elif command := _SPELLED.get(spelling.dataset(name)):
+        COMMANDS[command](words)
     else:
-        given = f"prepare knows no data set {name!r}" if name else "prepare needs a data set"
-        stop(f"{given}; write one of {', '.join(COMMANDS)}, each of which has a --help", 2)
+        problem = f"prepare knows no data set {name!r}" if name else "prepare needs a data set"
+        stop(f"{problem}; write one of {', '.join(COMMANDS)}, each of which has a --help", 2)

@@ -90,5 +90,5 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     print(f"{out}: {counts}, {size / 1e6:.2f} MB")
     for note in records.notes:
         print(f"note: {note}")
-    found = {"runs": runs, "evaluations": evaluations, "notes": records.notes}
-    return {"file": str(out), "bytes": size} | found
+    counts_of = {"runs": runs, "evaluations": evaluations, "notes": records.notes}
+    return {"file": str(out), "bytes": size} | counts_of

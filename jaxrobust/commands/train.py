@@ -12,7 +12,6 @@ interrupted (Ctrl-C).
 """
 
 import sys
-import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -26,9 +25,6 @@ from jaxrobust.runtime.text import patience
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WHERE = "Where checkpoints, metrics and results go; default: runs/<config>."
-_TRACED = (
-    "START:STEPS traces STEPS steps of each phase for XProf, after the first START of this run."
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
 _STAGES = (
     "What follows the training, with commas: select, an attack such as autoattack:linf:4/255+l2:2, "
@@ -37,7 +33,8 @@ _STAGES = (
 _THEN = flags.DEFINE_string("then", None, _STAGES)
 _COST = "Whether to say before a run with --then begins what it will cost, which takes a while."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
-_PROFILE = flags.DEFINE_string("profile", None, _TRACED)
+_TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
+_PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")
 define_host_flags()
 
 
@@ -90,12 +87,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         end(f"{error}. With that solved, {end.again()}", 3)
     except Exception as error:
-        if message := functions.of_users(error):
-            end(message, 2)
-        if pod is None:
-            raise
-        traceback.print_exc()  # and go, else the others wait for this one
-        end(error, 1)
+        end.fault(error, in_pod=pod is not None)
+        raise
 
 
 def _listed(error: Exception, mistakes: list[str]) -> str:

@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _verified(flags: VerifyFlags) -> dict[str, Any]:
-    given = asdict(flags)
-    del given["json"], given["write_images"], given["write_adversarial"]
+    values = asdict(flags)
+    del values["json"], values["write_images"], values["write_adversarial"]
     with patience.of(patience.LOADING):
         from jaxrobust.evaluation.questions import verification
 
-    settings = verification.VerificationSettings(**given)
+    settings = verification.VerificationSettings(**values)
     result: dict[str, Any] = {}
     if flags.write_images:
         result |= verification.write_images(settings, flags.write_images)
@@ -100,19 +100,19 @@ def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[st
         layouts.save_pt(part, points.transpose(0, 3, 1, 2))
     print(f"{len(points)} images in {file}")
     sha256 = hashes.file_sha256(file)
-    made = {"adversarial_images": len(points), "sha256": sha256}
+    written = {"adversarial_images": len(points), "sha256": sha256}
     if not confirmed:
         print("No issue is written: no network has confirmed the bundle; give its --weights")
-        return made
+        return written
     try:
         issue = robustbench_entry.external_evaluation(record, file.name, sha256)
     except ValueError as error:
         print(f"No issue is written: {error}")
-        return made
+        return written
     text = file.with_suffix(".issue.md")
     text.write_text(issue)
     print(
         f"{text} is the issue for RobustBench; {issue.count(robustbench_entry.BY_HAND)} places "
         "are to be filled in by hand"
     )
-    return made | {"issue": str(text)}
+    return written | {"issue": str(text)}

@@ -40,20 +40,20 @@ class Finding(NamedTuple):
     """The result of a check."""
 
     check: Check[Any]
-    seen: CheckResult
+    result: CheckResult
     after: str | None = None  # the check that has found the cause
 
     def plain(self) -> dict[str, Any]:
         """List it as values that JSON has."""
-        check, seen, faulty = self.check, self.seen, self.seen.level in (YELLOW, RED)
+        check, result, faulty = self.check, self.result, self.result.level in (YELLOW, RED)
         return {
             "check": check.name,
-            "level": seen.level,
+            "level": result.level,
             "measures": check.measures,
-            "said": seen.sentence,
-            "value": seen.value,
-            "cause": seen.cause if faulty else None,
-            "remedy": seen.remedy if faulty else None,
+            "said": result.sentence,
+            "value": result.value,
+            "cause": result.cause if faulty else None,
+            "remedy": result.remedy if faulty else None,
             "follows_from": self.after,
             "paper": check.paper,
         }
@@ -72,16 +72,16 @@ def examined(
     findings: list[Finding] = []
     for check in checks:
         with patience.of(f"looking at {check.name}", here=tell is not None):
-            seen = check.look(patient)
-        reds = [f.check.name for f in findings if f.seen.level == RED]
+            result = check.look(patient)
+        reds = [f.check.name for f in findings if f.result.level == RED]
         after = next((name for name in reds if name in check.follows), None)
-        cause, remedy = seen.cause or check.cause, seen.remedy or check.remedy
-        if after and seen.level in (YELLOW, RED):
+        cause, remedy = result.cause or check.cause, result.remedy or check.remedy
+        if after and result.level in (YELLOW, RED):
             cause, remedy = f"it follows from {after}, see there", f"mend {after} first"
-            seen = seen._replace(level=YELLOW)
+            result = result._replace(level=YELLOW)
         else:
             after = None
-        findings.append(Finding(check, seen._replace(cause=cause, remedy=remedy), after))
+        findings.append(Finding(check, result._replace(cause=cause, remedy=remedy), after))
         if tell:
             tell(findings[-1])
     return findings
@@ -95,11 +95,11 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
 
     `columns`: of a terminal, in which lines are broken; None: it is one line.
     """
-    level, sentence = finding.seen.level, finding.seen.sentence
+    level, sentence = finding.result.level, finding.result.sentence
     parts = []
     if level in (YELLOW, RED):
         paper = f" ({finding.check.paper})" if finding.check.paper and not finding.after else ""
-        parts = [f"Cause: {finding.seen.cause}", f"Remedy: {finding.seen.remedy}{paper}"]
+        parts = [f"Cause: {finding.result.cause}", f"Remedy: {finding.result.remedy}{paper}"]
     start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
     if columns is None:
         text = ". ".join([f"{start}{sentence}", *parts])
@@ -119,6 +119,6 @@ def _filled(text: str, start: str, indent: int, width: int) -> str:
 
 def summary(findings: Sequence[Finding]) -> str:
     """Count the checks by their outcome, in one line."""
-    levels = [finding.seen.level for finding in findings]
+    levels = [finding.result.level for finding in findings]
     counts = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
     return f"{counted(len(findings), 'check')}: {', '.join(counts)}"

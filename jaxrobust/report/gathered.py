@@ -147,12 +147,12 @@ def _record_files(place: Path) -> Iterator[Path]:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    named = {}  # the folder that names another one: of an evaluation that of its run
+    named_by = {}  # the folder that names another one: of an evaluation that of its run
     for folder in folders:
         inside = folder.name.startswith("evaluation")
         of_run = inside and (folder.parent / "config.json").is_file()
-        named[folder] = folder.resolve().parent if of_run else folder.resolve()
-    ends = dict.fromkeys(named.values(), 1)
+        named_by[folder] = folder.resolve().parent if of_run else folder.resolve()
+    ends = dict.fromkeys(named_by.values(), 1)
 
     def end_of(path: Path) -> str:
         return "/".join(path.parts[-ends[path] :]).lstrip("/")
@@ -161,7 +161,7 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
         counts = Counter(map(end_of, ends))
         for path in ends:
             ends[path] += counts[end_of(path)] > 1
-    return {folder: end_of(path) for folder, path in named.items()}
+    return {folder: end_of(path) for folder, path in named_by.items()}
 
 
 def json_of(path: Path, notes: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def of_phase(workdir: Path, phase: str) -> dict[str, str]:
     """Return the figures of a phase's training and of its last record: name to text of an SVG."""
     contents = gathered.gather([workdir])
     run = next(run for run in contents.runs if run.folder == workdir)
-    curves = {name: own for name, own in run.metrics.curves.items() if name == phase}
+    curves = {name: of for name, of in run.metrics.curves.items() if name == phase}
     events = [event for event in run.metrics.events if event.phase == phase]
     run = run._replace(metrics=run.metrics._replace(curves=curves, events=events))
     parts = [training.part(run, "training", _POINTS)]

@@ -100,7 +100,7 @@ class HealthyTest(parameterized.TestCase):
     def check(self, place, **flags):
         findings, names = examine(place, **flags)
         for found in findings:
-            self.assertLessEqual({f.seen.level for f in found.values()}, {GREEN, SKIPPED}, found)
+            self.assertLessEqual({f.result.level for f in found.values()}, {GREEN, SKIPPED}, found)
         return findings, names
 
     @pytest.mark.matrix
@@ -126,7 +126,7 @@ class HealthyTest(parameterized.TestCase):
             config.model.options = {"depths": (1, 1), "small_stem": True}
         run = trained(config, Path(self.create_tempdir()) / "run")
         findings, _ = self.check(str(run))
-        sentence = findings[0]["batch-statistics"].seen.sentence
+        sentence = findings[0]["batch-statistics"].result.sentence
         self.assertIn("attack.statistics=running", sentence)
 
     @pytest.mark.slow
@@ -305,7 +305,7 @@ class CommandTest(parameterized.TestCase):
     def test_a_fault_is_an_exit_code(self):
         file = self.create_tempfile("my_net.py", OWN)
         (findings,), _ = examine(f"{file.full_path}:shifted", dataset="digits", epsilon=0.1)
-        reds = [name for name, finding in findings.items() if finding.seen.level == RED]
+        reds = [name for name, finding in findings.items() if finding.result.level == RED]
         self.assertEqual(reds, ["label-order"])
 
     @pytest.mark.slow

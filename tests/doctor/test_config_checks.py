@@ -79,20 +79,20 @@ ONE = {"attack__steps": 1, "attack__epsilon": 8 / 255}
 
 def faults(config, devices=1):
     found = examined(CONFIG_CHECKS, PlannedRun(config, devices))
-    return {f.check.name: f for f in found if f.seen.level in (RED, YELLOW)}
+    return {f.check.name: f for f in found if f.result.level in (RED, YELLOW)}
 
 
 class ConfigTest(parameterized.TestCase):
     def check_only(self, name, level, config, devices=1):
         found = faults(config, devices)
-        self.assertEqual({k: f.seen.level for k, f in found.items()}, {name: level}, found)
+        self.assertEqual({k: f.result.level for k, f in found.items()}, {name: level}, found)
         return found[name]
 
     @sweeps.rows(*refresh_configs.names())
     @pytest.mark.slow
     def test_published(self, name):
         found = faults(refresh_configs.load(name), devices=8)
-        levels = {k: f.seen.level for k, f in found.items()}
+        levels = {k: f.result.level for k, f in found.items()}
         self.assertEqual(levels, REMARKS.get(name, {}), str(found))
 
     def test_no_line_of_a_family_is_red(self):
@@ -110,9 +110,9 @@ class ConfigTest(parameterized.TestCase):
         red, unknown = {}, []
         for line in lines:
             for found in examined(CONFIG_CHECKS, Traced(refresh_configs.load(line), 8)):
-                if found.seen.level == RED:
-                    red[line] = f"{found.check.name}: {found.seen.sentence}"
-                if found.seen.level == SKIPPED and found.check.name == "ema-horizon":
+                if found.result.level == RED:
+                    red[line] = f"{found.check.name}: {found.result.sentence}"
+                if found.result.level == SKIPPED and found.check.name == "ema-horizon":
                     unknown.append(line)
         asked = {line for line in red if line.startswith(ASKED) and "one-step:" in red[line]}
         self.assertEmpty({line: said for line, said in red.items() if line not in asked})
@@ -158,7 +158,7 @@ class ConfigTest(parameterized.TestCase):
         ("image-size", RED, "set model.in_channels=1", {"model__in_channels": 3}),
     )
     def test_one_fault(self, name, level, words, changes, devices=1):
-        seen = self.check_only(name, level, tiny(**changes), devices).seen
+        seen = self.check_only(name, level, tiny(**changes), devices).result
         self.assertIn(words, " ".join((seen.sentence, seen.cause, seen.remedy)))
 
     @sweeps.rows(
@@ -178,14 +178,14 @@ class ConfigTest(parameterized.TestCase):
             with config.unlocked():
                 config.init.normalize = normalize
         found = faults(config)["normalised-twice"]
-        self.assertEqual(found.seen.level, RED)
-        self.assertIn("holds the mean of imagenet", found.seen.sentence)
+        self.assertEqual(found.result.level, RED)
+        self.assertIn("holds the mean of imagenet", found.result.sentence)
 
     def test_steps_of_data_that_is_not_here(self):
         config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")
         found = examined(CONFIG_CHECKS, PlannedRun(config))
         (ema,) = [f for f in found if f.check.name == "ema-horizon"]
-        self.assertIn("of 21", ema.seen.sentence)  # 3 epochs of 500 images, 64 at a time
+        self.assertIn("of 21", ema.result.sentence)  # 3 epochs of 500 images, 64 at a time
         steps = [PlannedRun(tiny(train__batch_size=n)).steps("train") for n in (64, 100)]
         self.assertEqual(steps, [12, 6])
         for images, steps in ((None, None), (1280, 60)):  # 20 batches of 64, 3 epochs
@@ -195,5 +195,5 @@ class ConfigTest(parameterized.TestCase):
     def test_data_that_is_not_here(self):
         config = tiny(data__name="folder:/nowhere", data__train_split="train")
         found = examined(CONFIG_CHECKS, PlannedRun(config))
-        skipped = {f.check.name for f in found if f.seen.level == SKIPPED}
+        skipped = {f.check.name for f in found if f.result.level == SKIPPED}
         self.assertEqual(skipped, {"ema-horizon", "image-size"})

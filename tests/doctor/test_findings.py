@@ -23,7 +23,7 @@ class FindingsTest(parameterized.TestCase):
             check("d", GREEN, ("a",)),
         ]
         found = findings.examined(rows, None)
-        self.assertEqual([f.seen.level for f in found], [RED, YELLOW, RED, GREEN])
+        self.assertEqual([f.result.level for f in found], [RED, YELLOW, RED, GREEN])
         self.assertEqual([f.after for f in found], [None, "a", None, None])
         self.assertIn("mend a first", findings.line(found[1], coloured=False))
         self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
@@ -34,8 +34,8 @@ class FindingsTest(parameterized.TestCase):
         found = findings.examined(rows, None)
         self.assertEqual([f.after for f in found], [None, None, None, "b", None, None])
         levels = [GREEN, RED, RED, YELLOW, YELLOW, RED]
-        self.assertEqual([f.seen.level for f in found], levels)
-        self.assertEqual(found[3].seen.cause, "it follows from b, see there")
+        self.assertEqual([f.result.level for f in found], levels)
+        self.assertEqual(found[3].result.cause, "it follows from b, see there")
 
     def test_each_is_told_when_it_is_found(self):
         """A person reads the first findings while the later ones are computed."""
@@ -63,7 +63,7 @@ class FindingsTest(parameterized.TestCase):
     def test_a_terminal_breaks_lines_between_words(self):
         said = "seen " + "many words and train.warmup_epochs=20 " * 5
         (red,) = findings.examined([check("label-order", RED)], None)
-        red = red._replace(seen=red.seen._replace(sentence=said.strip()))
+        red = red._replace(result=red.result._replace(sentence=said.strip()))
         whole = findings.line(red, coloured=False)
         for columns in (40, 80, 120):
             broken = findings.line(red, coloured=False, columns=columns)
@@ -79,12 +79,12 @@ class FindingsTest(parameterized.TestCase):
     def test_cause_and_remedy_are_those_of_the_look_before_those_of_the_check(self):
         look_ = lambda patient: CheckResult(RED, "s", 1, cause="own")  # noqa: E731
         (found,) = findings.examined([Check("a", "m", "cause", "remedy", "p", look_)], None)
-        self.assertEqual((found.seen.cause, found.seen.remedy), ("own", "remedy"))
+        self.assertEqual((found.result.cause, found.result.remedy), ("own", "remedy"))
         plain = found.plain()
         self.assertEqual(
             (plain["cause"], plain["paper"], plain["follows_from"]), ("own", "p", None)
         )
-        healthy = found._replace(seen=found.seen._replace(level=GREEN)).plain()
+        healthy = found._replace(result=found.result._replace(level=GREEN)).plain()
         self.assertEqual((healthy["cause"], healthy["remedy"]), (None, None))
 
     def test_a_fault_that_follows_names_no_paper(self):

@@ -20,7 +20,7 @@ def patient(logits_fn, **changes):
 
 
 def levels(found):
-    return {f.check.name: f.seen.level for f in found}
+    return {f.check.name: f.result.level for f in found}
 
 
 class FaultsTest(parameterized.TestCase):
@@ -32,10 +32,10 @@ class FaultsTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_fault(self, name):
         found = examined(NETWORK_CHECKS, patient(faults.FAULTS[name]))
-        reds = [f.check.name for f in found if f.seen.level == RED]
-        self.assertEqual(reds, [name.partition(",")[0]], [f.seen.sentence for f in found])
+        reds = [f.check.name for f in found if f.result.level == RED]
+        self.assertEqual(reds, [name.partition(",")[0]], [f.result.sentence for f in found])
         for each in found:
-            if each.seen.level == YELLOW:
+            if each.result.level == YELLOW:
                 self.assertEqual(each.after, reds[0], each)
 
 

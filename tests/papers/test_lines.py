@@ -239,7 +239,7 @@ class RowsTest(parameterized.TestCase):
         self.assertLen(changed, 1)
         for run in changed:
             config = json.loads(json.dumps(config_of(run)), object_hook=Values)
-            levels = {f.seen.level for f in examined(CONFIG_CHECKS, PlannedRun(config, 8))}
+            levels = {f.result.level for f in examined(CONFIG_CHECKS, PlannedRun(config, 8))}
             self.assertNotIn(RED, levels)
 
 

@@ -57,5 +57,5 @@ class CollapsingRunTest(absltest.TestCase):
             given = command.given_of(str(self.workdir), norm=None, seed=0)
             self.assertIsInstance(given, GivenFlags)
             examined = command.of_network(given, images=200, tell=lambda told: None)
-        found = {f.check.name: f.seen for f in examined.findings}
+        found = {f.check.name: f.result for f in examined.findings}
         self.assertEqual(found["one-class"].level, "red", found["one-class"])

@@ -32,7 +32,7 @@ class CheckFlags:
 
 
 def main() -> None:
-    """Read the command line, look, and exit with what was found."""
+    """Read the command line, look, and exit with what was review."""
     arguments.quiet_libraries()
     words, changed = changes.divided(sys.argv[1:])
     usage = "%(prog)s CONFIG [--config.key=value ...] [flags]"
@@ -44,14 +44,14 @@ def main() -> None:
 
     config = changes.configured(flags.config, changed)
     with arguments.ending("the same command starts again"), patience.of("looking at the config"):
-        found = refusals.review(config, flags.devices or jax.device_count())
-    counts = [counted(len(found.refused), "refusal"), counted(len(found.warned), "warning")]
+        review = refusals.review(config, flags.devices or jax.device_count())
+    counts = [counted(len(review.refused), "refusal"), counted(len(review.warned), "warning")]
     print(f"{flags.config}: {', '.join(counts)}")
-    for what, lines in (("refused", found.refused), ("warning", found.warned)):
+    for kind, lines in (("refused", review.refused), ("warning", review.warned)):
         for line in lines:
-            print(f"{what}  {line}")
-    for line in found.memory:
+            print(f"{kind}  {line}")
+    for line in review.memory:
         print(f"memory   {line}")
     if flags.json:
-        print(json.dumps(found.plain()))
-    sys.exit(1 if found.refused else 0)
+        print(json.dumps(review.plain()))
+    sys.exit(1 if review.refused else 0)

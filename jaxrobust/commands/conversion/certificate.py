@@ -45,15 +45,15 @@ class CertificateFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Compare as the command line says."""
-    given = asdict(fields.read(CertificateFlags, __doc__, argv))
-    as_json, weights, against = (given.pop(name) for name in ("json", "weights", "against"))
+    values = asdict(fields.read(CertificateFlags, __doc__, argv))
+    as_json, weights, against = (values.pop(name) for name in ("json", "weights", "against"))
     with patience.of(patience.LOADING):
         from jaxrobust.publish import certificate
         from jaxrobust.runtime.devices import compilation
 
     compilation.use_persistent_cache()
     try:
-        result = certificate.compare(weights, against, **given)
+        result = certificate.compare(weights, against, **values)
     except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
         stop(error, 2)
     except OSError as error:

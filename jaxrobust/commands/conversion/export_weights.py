@@ -90,11 +90,11 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
         from jaxrobust.runtime.devices import compilation
 
     compilation.use_persistent_cache()
-    given = asdict(flags)
-    del given["json"]
-    if target := given.pop("target"):
-        given = functions.with_target(given, target)
-        if given.keys() & {"function", "torch"}:
+    values = asdict(flags)
+    del values["json"]
+    if target := values.pop("target"):
+        values = functions.with_target(values, target)
+        if values.keys() & {"function", "torch"}:
             raise ValueError(f"{target} is a function; name a run or weights to export")
-        given["workdir"] = given["workdir"] and Path(given["workdir"])
-    return export_torch.export(export_torch.ExportSettings(**given))
+        values["workdir"] = values["workdir"] and Path(values["workdir"])
+    return export_torch.export(export_torch.ExportSettings(**values))

@@ -73,9 +73,9 @@ def _imported(flags: ImportFlags) -> dict[str, Any]:
         from jaxrobust.publish import import_torch
         from jaxrobust.weights.naming.networks import Request
 
-    given = asdict(flags)
-    source, out, sha256 = (given.pop(name) for name in ("source", "out", "sha256"))
-    certified = not given.pop("nocertificate")
-    del given["json"]
-    request = Request(**given)
+    values = asdict(flags)
+    source, out, sha256 = (values.pop(name) for name in ("source", "out", "sha256"))
+    certified = not values.pop("nocertificate")
+    del values["json"]
+    request = Request(**values)
     return import_torch.import_weights(source, out, request, sha256=sha256, certified=certified)

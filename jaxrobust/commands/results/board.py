@@ -50,8 +50,8 @@ class BoardFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the bundles and write the page; return the exit code."""
-    how: dict[str, Any] = {"description": __doc__, "formatter_class": WholeDocument}
-    flags = fields.read(BoardFlags, __doc__, argv, **how)
+    options: dict[str, Any] = {"description": __doc__, "formatter_class": WholeDocument}
+    flags = fields.read(BoardFlags, __doc__, argv, **options)
     return 0 if answer(_made, flags, "the same command starts again")["whole"] else 1
 
 

@@ -42,6 +42,6 @@ def _listed(flags: RunsFlags) -> dict[str, Any]:
     with patience.of(patience.LOADING):
         from jaxrobust.results import listing
 
-    found = listing.find(flags.folder)
-    print(listing.text(found))
-    return found.plain()
+    runs = listing.find(flags.folder)
+    print(listing.text(runs))
+    return runs.plain()

@@ -104,7 +104,7 @@ def costs(seconds: float, chips: int) -> dict[str, float]:
 def priced(result: Any, price: float) -> Any:
     """Add the money to every part of an account that has chip-hours."""
     if isinstance(result, list):
-        return [priced(each, price) for each in result]
+        return [priced(part, price) for part in result]
     if not isinstance(result, dict):
         return result
     new = {key: priced(value, price) for key, value in result.items()}

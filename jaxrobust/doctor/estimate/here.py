@@ -73,10 +73,10 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
                 total += took
                 alarm = _timed(lambda: probe(state, first, control))
             saved = _saved(state)
-            number, each = _steps(step, state, batches, control, seconds)
+            number, step_s = _steps(step, state, batches, control, seconds)
     return PhaseCost(
         compile=total,
-        step=each,
+        step=step_s,
         probe=alarm if probe is not None else 0.0,
         selection=runs["evaluation"],
         test=runs["test"],

@@ -136,7 +136,7 @@ def evaluation_flops(work: PhaseWork, key: str) -> float:
     """Count the operations of one evaluation, of the model."""
     attack = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
     apgd = 2 * work.evaluation(key).steps + 1
-    each = attack.forward + attack.backward if attack else apgd
+    per_norm = attack.forward + attack.backward if attack else apgd
     norms = len(threats(work.config.attack))
-    passes = 2 + norms * each + norms - 1  # 2: answers before and after; others between norms
+    passes = 2 + norms * per_norm + norms - 1  # 2: answers before and after; others between norms
     return passes * build.forward_flops(work.config) * work.evaluated(key)

@@ -46,10 +46,14 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     # A compiler without chips writes to the cache on disk what it then fails to read.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX may have looked at the setting already
-    own = f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name  # as libtpu has it
+    slice_name = (
+        f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name
+    )  # as libtpu has it
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=own, **options).devices
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=slice_name, **options
+        ).devices
     except JaxRuntimeError as error:
         reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
         raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error

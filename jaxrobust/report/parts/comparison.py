@@ -78,7 +78,7 @@ def _aligned(
 
 def part(evaluations: Sequence[ReportedEvaluation]) -> Markup | None:
     """Return paired differences against the first evaluation of each question."""
-    shown = [_group(own, f"pairs-{number}") for number, own in enumerate(groups(evaluations))]
+    shown = [_group(group, f"pairs-{number}") for number, group in enumerate(groups(evaluations))]
     if not any(shown):
         return None
     lead = (

@@ -82,8 +82,8 @@ def certified(
             "Certified: with the stated probability for each image, no attack in l2 takes more "
             "from the smoothed network."
         )
-        in_l2 = [own for own in ladders if own[0].record.threats[0].norm == "l2"]
-        if shown := [_without_noise(own) for own in in_l2 if _images(own[0]) == images]:
+        in_l2 = [ladder for ladder in ladders if ladder[0].record.threats[0].norm == "l2"]
+        if shown := [_without_noise(one) for one in in_l2 if _images(one[0]) == images]:
             curves += shown
             note += (
                 " The attacks were on the network itself, without noise, which is another "

@@ -114,9 +114,9 @@ def _warnings(config: Config, devices: int, fitted: list[str]) -> list[str]:
     except (ValueError, OSError):  # which is among the refusals
         return fitted
     for finding in findings:
-        if finding.seen.level in (RED, YELLOW):
+        if finding.result.level in (RED, YELLOW):
             sentences.append(
-                f"{finding.check.name}: {finding.seen.sentence}; {finding.seen.remedy}"
+                f"{finding.check.name}: {finding.result.sentence}; {finding.result.remedy}"
             )
     return list(dict.fromkeys(sentences))
 

@@ -2,11 +2,13 @@
 
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import flags
 
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.arguments import show, stop
 from jaxrobust.runtime.processes import lifeline
 from jaxrobust.runtime.processes.launch import join_hosts
@@ -20,10 +22,10 @@ def define_host_flags() -> None:
     """Define the flags of a command that several hosts run together, for `hosts`."""
     join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
-    given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
-    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
+    default = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
+    address = f"Address of process 0, HOST:PORT, where it waits for the others. {default}"
     flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
-    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
+    count, index = f"Number of processes. {default}", f"Number of this process, from 0. {default}"
     flags.DEFINE_integer("num_processes", None, count, allow_override=True)
     flags.DEFINE_integer("process_id", None, index, allow_override=True)
     waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
@@ -32,14 +34,14 @@ def define_host_flags() -> None:
 
 def hosts() -> dict[str, Any] | None:
     """Read the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
-    given = {
+    arguments = {
         "coordinator": flags.FLAGS.coordinator_address,
         "processes": flags.FLAGS.num_processes,
         "process": flags.FLAGS.process_id,
         "timeout_s": flags.FLAGS.coordinator_timeout,
     }
-    several = flags.FLAGS.multihost or any(value is not None for value in given.values())
-    return given if several else None
+    several = flags.FLAGS.multihost or any(value is not None for value in arguments.values())
+    return arguments if several else None
 
 
 class Ending:
@@ -79,6 +81,14 @@ class Ending:
         if self._pod or self._listener.interrupted:
             self.at_once(message, code)
         stop(message, code)
+
+    def fault(self, error: Exception, *, in_pod: bool) -> None:
+        """End for a fault of the user's code or, in a pod, of ours; else the caller raises it."""
+        if message := functions.of_users(error):
+            self(message, 2)
+        if in_pod:
+            traceback.print_exc()  # and go, else the others wait for this one
+            self(error, 1)
 
     def at_once(self, message: object, code: int) -> NoReturn:
         """End with a sentence, from any thread, whatever the others of this process do."""

@@ -51,10 +51,10 @@ def kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuKind:
 @functools.cache  # which each product of a trace asks for
 def _flags(cpuinfo: Path) -> frozenset[str]:
     try:
-        found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)
+        match = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)
     except OSError:  # not Linux
-        found = None
-    return frozenset({"", *(found[1].split() if found else ())})
+        match = None
+    return frozenset({"", *(match[1].split() if match else ())})
 
 
 def step_options(platform: str) -> dict[str, str] | None:

@@ -94,11 +94,11 @@ def left_idle(root: Path = Path("/")) -> str | None:
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     vendors = {file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")}
-    for what, extra, patterns in _DRIVERS:
+    for name, extra, patterns in _DRIVERS:
         present = any(any(root.glob(pattern)) for pattern in patterns)
         if present and (extra != "tpu" or _GOOGLE in vendors):
             return (
-                f"{what} seems to be here, but JAX has no plug-in for it and computes on the CPU: "
+                f"{name} seems to be here, but JAX has no plug-in for it and computes on the CPU: "
                 f"pip install -U 'jaxrobust[{extra}]' (to mean the CPU: JAX_PLATFORMS=cpu)"
             )
     return None

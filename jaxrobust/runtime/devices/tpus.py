@@ -41,10 +41,10 @@ def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
     chip = mesh.devices.flat[0]
     if chip.platform != "tpu" or mesh.size == 1:
         return None
-    given = re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", ""))
+    chosen = re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", ""))
     local = jax.process_index()
-    chip = next((each for each in mesh.devices.flat if each.process_index == local), chip)
-    return {name: OPTIONS[name] for name in _known(chip) if name not in given} or None
+    chip = next((c for c in mesh.devices.flat if c.process_index == local), chip)
+    return {name: OPTIONS[name] for name in _known(chip) if name not in chosen} or None
 
 
 def compiled(lowered: Any) -> Any:

@@ -11,11 +11,11 @@ def cache(name: str) -> Path:
 
 def mounted(flag: str, text: str) -> Path:
     """Read a flag's folder: locks, growing logs and renames need a file system, no bucket."""
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, address = text.partition("://")
     if not separator:
         return Path(text)
     refusal = f"--{flag} {text} is an address, and files are written to a folder"
-    bucket, _, path = rest.partition("/")
+    bucket, _, path = address.partition("/")
     if scheme != "gs" or not bucket:
         raise ValueError(f"{refusal}; give one, such as --{flag} runs/1")
     mount = f"$HOME/{bucket}"

@@ -29,7 +29,7 @@ def commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
         # A hook's variables name the repository that it runs in.
-        own = {k: v for k, v in os.environ.items() if k not in _OF_A_HOOK}
+        environment = {k: v for k, v in os.environ.items() if k not in _OF_A_HOOK}
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -38,7 +38,7 @@ def commit() -> str:
             errors="replace",
             check=True,
             timeout=_PATIENCE_S,
-            env=own,
+            env=environment,
         )
         return done.stdout.strip()
 
@@ -55,8 +55,8 @@ def _installed() -> str | None:
     try:
         distribution = importlib.metadata.distribution("jaxrobust")
         noted = json.loads(distribution.read_text("direct_url.json") or "{}")
-        own = distribution.locate_file(_FILE.relative_to(_PACKAGE.parent))
-        if not Path(str(own)).samefile(_FILE):
+        installed = distribution.locate_file(_FILE.relative_to(_PACKAGE.parent))
+        if not Path(str(installed)).samefile(_FILE):
             return None  # a checkout on PYTHONPATH beside an installation
         if "vcs_info" in noted:
             return noted["vcs_info"]["commit_id"]

@@ -75,12 +75,12 @@ def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/dev
     Nothing happens where the environment names a platform or configures a TPU, where the library is
     missing, or where JAX has a plug-in of another accelerator, which it must still look for.
     """
-    named = [name for name in os.environ if name.startswith(("TPU_", "JAX_PLATFORM"))]
+    configured = [name for name in os.environ if name.startswith(("TPU_", "JAX_PLATFORM"))]
     # $JAX_PLATFORMS can only say where to look, and CUDA's plug-in ends a process without a GPU.
     others = [m.name for m in pkgutil.iter_modules() if m.name.startswith("jax_")]
     if (plugins := importlib.util.find_spec("jax_plugins")) is not None:
         others += [m.name for m in pkgutil.iter_modules(plugins.submodule_search_locations)]
-    if named or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
+    if configured or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
         return False
     os.environ["JAX_PLATFORMS"] = "cpu"
     if loaded := sys.modules.get("jax"):  # which read the variable when it was imported

@@ -110,10 +110,10 @@ class Lifeline:
         looked = time.monotonic()
         while True:
             time.sleep(_BEAT)
-            now, before = time.monotonic(), looked
+            now, last_look = time.monotonic(), looked
             looked = now
             self._send_all({"alive": True})
-            if now - before > 2 * _BEAT:  # it is this process that stood still
+            if now - last_look > 2 * _BEAT:  # it is this process that stood still
                 self._lived.clear()
             for process in {*self._peers} - self._done:
                 if now - self._lived.setdefault(process, now) > _SILENT:

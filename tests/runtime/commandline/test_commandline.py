@@ -191,7 +191,7 @@ class RecipeTest(parameterized.TestCase):
 class ConfigFileTest(parameterized.TestCase):
     @sweeps.rows(
         ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
-        ("x = (", r"'\(' was never closed \(c d.py, line 1\)"),
+        ("x = (", r"c d.py, line 1: '\(' was never closed; correct the file"),
         ("x = 3", "c d.py defines no get_config"),
         ("def get_config():\n  return None", "c d.py returns a NoneType; return a ConfigDict"),
         ("def get_config():\n  return {'seed': 0}", "c d.py returns a dict; return a ConfigDict"),
