@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.data import Prepared, open_source
-from jaxrobust.doctor import resizing
+from jaxrobust.doctor.patient import resized
 from jaxrobust.runtime.commandline.arguments import Arguments, answer
 from jaxrobust.weights.trained import runs
 from tools import timed
@@ -159,9 +159,7 @@ def of_photographs(photographs: Path, folder: Path) -> Iterator[Case]:
     source = open_source(name, "train")
     places = np.arange(len(source))
     prepared = Prepared(source, image_size=_SIZE, preprocessing=_RESIZED, images=len(source))
-    arrays = resizing.resized(
-        source, places, preprocessing=_RESIZED, image_size=_SIZE, at_most=len(source)
-    )
+    arrays = resized(source, places, preprocessing=_RESIZED, image_size=_SIZE, at_most=len(source))
     for row, check, images in (
         ("resized_by_pil", None, prepared[places]),
         ("resized_as_arrays", "resizing", arrays),

@@ -106,6 +106,15 @@ class ExamplesTest(absltest.TestCase):
         self.assertIn("Its images cannot be shown: ", text)
         self.assertNotIn("<img", text)
 
+    def test_points_that_are_cut_off_are_a_sentence(self):
+        folder = Path(self.create_tempdir().full_path)
+        reports.evaluation(folder)
+        reports.ledger(folder, {7: ("apgd-ce", 3)})
+        (file,) = folder.glob("*.images")
+        file.write_bytes(file.read_bytes()[:-4])
+        text = page.page(gathered.gather([folder]), pictures=examples.Album().part)
+        self.assertIn("is cut off; copy it again", text)
+
     def test_a_full_page_shows_no_more_images(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder)

@@ -7,7 +7,7 @@ from unittest import mock
 from absl.testing import parameterized
 from markupsafe import Markup
 
-from jaxrobust.report import gathered, page, watching
+from jaxrobust.report import gathered, page
 from jaxrobust.report.parts import training
 from tests.support import reports
 
@@ -68,29 +68,3 @@ class PageTest(parameterized.TestCase):
             self.assertEqual(
                 [c.args[1] for c in part.call_args_list], [f"t{i}" for i in range(count)]
             )
-
-
-class WatchingRulesTest(parameterized.TestCase):
-    def asked(self, path: str, host: str = "localhost") -> mock.Mock:
-        """Ask for a path of a page that this machine alone reaches."""
-        kind = watching._handler(lambda: "<p>é</p>", True)
-        request = mock.Mock(path=path, headers={"Host": host})
-        kind.do_GET(request)
-        return request
-
-    def test_the_page_is_sent_and_kept_by_nobody(self):
-        for path in ("/", "/?again=1"):
-            with self.subTest(path=path):
-                request = self.asked(path)
-                request.send_response.assert_called_once_with(200)
-                headers = dict(call.args for call in request.send_header.call_args_list)
-                self.assertEqual(headers["Cache-Control"], "no-store")
-                self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
-                self.assertEqual(headers["Content-Length"], "9")  # bytes, of which é has two
-                request.wfile.write.assert_called_once_with("<p>é</p>".encode())
-
-    def test_what_is_in_the_way_is_text(self):
-        with mock.patch.object(watching.gathered, "gather", side_effect=ValueError("<b> & none")):
-            text = watching._page([], 2.5, mock.Mock())
-        self.assertIn("&lt;b&gt; &amp; none", text)
-        self.assertIn('http-equiv="refresh" content="2.5"', text)

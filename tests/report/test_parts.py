@@ -4,29 +4,31 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
+from absl import flags
 from absl.testing import parameterized
 
+from jaxrobust.commands import evaluate  # noqa: F401  # defines the flags
+from jaxrobust.data.transforms.corruptions import KINDS
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.curves import Curve, CurveEvent, Metrics
-from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun
+from jaxrobust.report.gathered import ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import (
     commands,
     comparison,
     evaluation,
     examples,
     radii,
-    sentences,
     training,
 )
 from jaxrobust.report.parts.examples import Fooled
 
 ATTACK = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255, "steps": 20}
+FIFTY = {"dataset": "cifar10", "split": "test", "image_ids": "0..49", "seed": 3}
+FIFTY |= {"method": "apgd-ce, steps 20"}
 
 
 def verdicts(fooled_by, labels=None, reached=None, ids=None) -> Verdicts:
@@ -154,6 +156,49 @@ class CommandsTest(parameterized.TestCase):
             ({"method": "apgd-ce, ladder"}, "was tried first here, as the record says."),
         ):
             self.assertEndsWith(commands.about(one(**record)), end)
+
+    def test_names_a_network_that_is_none_of_ours(self):
+        for function, expected in (
+            ({"name": "net.py:f"}, ["--function", "net.py:f"]),
+            ({"name": "net.pt2", "torch": "2.13.0"}, ["--torch", "net.pt2"]),
+            (
+                {
+                    "name": "n.py:f",
+                    "torch": "2.13.0",
+                    "arguments": {"width": 6},
+                    "output": "logits",
+                },
+                ["--torch", "n.py:f", "--torch_args", '{"width": 6}', "--torch_output", "logits"],
+            ),
+        ):
+            with self.subTest(row=(function, expected)):
+                said = words(function=function, **FIFTY)
+                self.assertEqual(said[2 : 2 + len(expected)], expected)
+                self.assertIn("--steps", said)
+
+    def test_names_corruptions(self):
+        whole = {str(severity): 0.5 for severity in range(1, 6)}
+        some = {"images": "computed", "accuracy": {"fog": whole, "contrast": {"3": 0.5, "4": 0.4}}}
+        said = words(attacks=[], corruptions=some, **FIFTY)
+        self.assertStartsWith(said[said.index("--split") + 1], "test")
+        self.assertEqual(
+            said[said.index("--corruptions") :],
+            ["--corruptions", "fog,contrast-3,contrast-4", "--seed", "3"],
+        )
+        every = {"images": "files", "accuracy": dict.fromkeys(KINDS, whole)}
+        own = {"dataset": "cifar10-c:there", "split": "fog-1"}
+        said = words(attacks=[], corruptions=every, **FIFTY | own)
+        self.assertNotIn("--split", said)
+        self.assertEqual(said[said.index("--corruptions") + 1], "all")
+        frost = every | {"images": "computed", "frost_sha256": "ab"}
+        said = words(attacks=[], corruptions=frost, **FIFTY)
+        self.assertEqual(said[said.index("--frost") + 1], "PHOTOGRAPHS")
+        self.assertEmpty({word[2:] for word in said if word.startswith("--")} - set(flags.FLAGS))
+
+    def test_has_no_flag_that_the_command_lacks(self):
+        said = words(function={"name": "n.py:f", "torch": "2", "arguments": {"a": 1}}, **FIFTY)
+        named = {word[2:] for word in said if word.startswith("--")}
+        self.assertEmpty(named - set(flags.FLAGS))
 
 
 class ComparisonTest(parameterized.TestCase):
@@ -332,33 +377,6 @@ class ExamplesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "does not say how large its images are"):
             examples.fooled(folder / "ledger-2.jsonl")
 
-    def test_a_point_is_read_and_what_was_added_is_amplified(self):
-        file = Path(self.create_tempdir(), "x.images")
-        image = np.full((1, 2, 1), 0.5, np.float32)
-        points = np.float32([[9, 9], [0.6, 0.45]])
-        points.tofile(file)
-        shown = []
-        uri = lambda pixels, smooth: shown.append((pixels.ravel(), smooth)) or "u"  # noqa: E731
-        fooling = Fooled(3, "a", 5, file, 1)
-        clean = mock.MagicMock()
-        clean.__getitem__.return_value = image[None]
-        with mock.patch.object(examples, "_uri", uri):
-            text, _ = examples._pictures(fooling, clean, (1, 2, 1), "cat")
-            clean.__getitem__.assert_called_once_with([3])
-            (plain, _), (point, smooth), (grey, rough) = shown
-            np.testing.assert_allclose(plain, [0.5, 0.5])
-            np.testing.assert_allclose(point, [0.6, 0.45], rtol=1e-6)
-            np.testing.assert_allclose(grey, [1.0, 0.25], atol=1e-6)
-            self.assertEqual((smooth, rough), (True, False))
-            self.assertIn("Image 3, cat: a, 5 iterations, amplified 5 times", text)
-            for stored in (2, 5):
-                with self.assertRaisesRegex(ValueError, "is cut off; copy it again"):
-                    examples._pictures(fooling._replace(stored=stored), clean, (1, 2, 1), "cat")
-            np.float32([0.5, 0.5]).tofile(file)
-            text, _ = examples._pictures(fooling._replace(stored=0), clean, (1, 2, 1), "cat")
-        self.assertNotIn("amplified 0", text)
-        np.testing.assert_array_equal(shown[-1][0], [0.5, 0.5])
-
     def test_the_last_record_that_asks_about_one_threat_alone(self):
         file = Path(self.create_tempdir(), "results.jsonl")
         l2 = ATTACK | {"norm": "l2"}
@@ -374,77 +392,6 @@ class ExamplesTest(parameterized.TestCase):
         union = one(file=str(file), **about)
         found = [(s.prefix, s.ledger.stem) for s in examples.searched(union)]
         self.assertEqual([stem for _, stem in found], ["ledger-2", "ledger-U-1"])
-
-
-class SentencesTest(parameterized.TestCase):
-    def test_an_interval_of_the_record_or_of_its_images(self):
-        of = one(
-            clean=0.9, robust=0.5, image_ids="0..9", interval={"clean": [0.1, 0.2], "robust": None}
-        )
-        self.assertEqual(sentences.interval(of, "clean"), [0.1, 0.2])
-        self.assertEqual(tuple(sentences.interval(of, "robust")), checks.binomial_interval(5, 10))
-        self.assertIsNone(sentences.interval(one(clean=0.9), "clean"))
-
-    def test_a_run_that_is_at_work(self):
-        run = SimpleNamespace(at_work="somebody", folder=Path("r"))
-        for place, said in ((Path("r"), True), (Path("other"), False), (None, False)):
-            found = " ".join(sentences.doubts(one(run=place), [run]))
-            self.assertEqual("still being trained" in found, said)
-        run.at_work = None
-        self.assertNotIn("still being", " ".join(sentences.doubts(one(run=Path("r")), [run])))
-
-    def test_the_strongest_evaluation_of_a_run(self):
-        for worse, better in (
-            # What is better stands second; all else is equal.
-            ({"image_ids": "0..98"}, {"image_ids": "0..99"}),
-            ({"robust": None, "image_ids": "0..999"}, {"robust": 0.1, "image_ids": "0..99"}),
-            ({"method": "apgd-ce", "image_ids": "0..999"}, {"method": "autoattack standard"}),
-            ({"method": "union"}, {"method": "apgd-ce"}),
-            ({"attacks": [ATTACK | {"epsilon": 0.5}], "image_ids": "0..999"}, {}),
-            ({}, {"image_ids": "0..100"}),
-            ({}, {"attacks": [ATTACK, ATTACK | {"epsilon": 0.5}]}),
-            ({"time": "2025"}, {"time": "2026"}),
-        ):
-            with self.subTest(row=(worse, better)):
-                usual = {"robust": 0.5, "image_ids": "0..99", "run": Path("r")}
-                run = SimpleNamespace(folder=Path("r"), config={"attack": {"epsilon": 8 / 255}})
-                pair = [one(**(usual | changes)) for changes in (worse, better)]
-                for own in (pair, pair[::-1]):
-                    self.assertEqual(sentences.chosen(Gathered([run], own, [])), [pair[1]])
-
-    def test_equal_ones_are_the_first_and_the_most_robust_network_is_first(self):
-        own = [
-            one(robust=0.2, clean=0.9, weights_sha256="a", name="x"),
-            one(robust=0.2, weights_sha256="a"),
-        ]
-        own += [one(robust=0.3, clean=0.5, weights_sha256="b"), one(weights_sha256="c")]
-        found = sentences.chosen(Gathered([], own, []))
-        self.assertEqual([each.record.robust for each in found], [0.3, 0.2, None])
-        self.assertEqual(found[1].name, "x")
-
-    def test_what_two_questions_share(self):
-        keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
-        others = [{key: "other"} for key in keys] + [{"attacks": []}, {"model": {"image_size": 9}}]
-        for changes in others:
-            with self.subTest(changes=changes):
-                self.assertNotEqual(sentences.question(one(**changes)), sentences.question(one()))
-        self.assertEqual(sentences.question(one(weights_sha256="w")), sentences.question(one()))
-
-    def test_how_far_a_run_is(self):
-        curve = lambda *values: Curve(np.arange(len(values)) * 10.0, np.array(values, float))  # noqa: E731
-        own = {"loss": curve(3, 2, 1), "selection_clean": curve(0.1, 0.9)}
-        own["selection_robust"] = curve(0.2, 0.5)
-        phases = {"pretrain": {"loss": curve(*range(9))}, "train": own}
-        metrics = Metrics(phases, [], [])
-        run = ReportedRun(
-            "a", Path("a"), {"phases": ["pretrain", "train"]}, metrics, {"train": 4000}, [], None
-        )
-        self.assertEqual(
-            sentences.state(run),
-            "a: phase train is at step 20 of 4,000; on the selection split 90 % of the images are "
-            "right, and 50 % under the attack of the selection. No process is at work.",
-        )
-        self.assertEndsWith(sentences.state(run._replace(at_work="me")), "At work: me.")
 
 
 class TrainingTest(parameterized.TestCase):

@@ -1,21 +1,32 @@
 """What a number is of and what puts it in doubt, in the units that the page is read in."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 from absl.testing import parameterized
 
+from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report.gathered import ReportedEvaluation
+from jaxrobust.report.curves import Curve, Metrics
+from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun
 from jaxrobust.report.parts import sentences
 
+ATTACK = {"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255, "steps": 20}
 WHOLE = [{"name": n, "norm": "linf", "epsilon": 8 / 255} for n in ("apgd-ce", "apgd-t", "fab-t")]
 WHOLE += [WHOLE[0] | {"name": "square"}]
 
 
+def one(*, name="net", run=None, **record):
+    values = {"dataset": "digits", "split": "test", "attacks": [ATTACK], "method": "apgd-ce"}
+    made = AccuracyRecord(**(values | record))
+    return ReportedEvaluation(name, Path("r.jsonl"), made, None, [], run, {})
+
+
 def evaluation(**record):
     row = {"clean": 0.8, "robust": 0.5, "attacks": [{"name": "pgd", "steps": 20}], **record}
-    made = AccuracyRecord.from_json(row)
-    return ReportedEvaluation("net", Path("results.jsonl"), made, None, [], None, {})
+    row = AccuracyRecord.from_json(row)
+    return ReportedEvaluation("net", Path("results.jsonl"), row, None, [], None, {})
 
 
 def standard(**record):
@@ -79,3 +90,74 @@ class HeadlineTest(parameterized.TestCase):
         ):
             with self.subTest(row=(record, expected)):
                 self.assertEqual(sentences.method(evaluation(**record).record), expected)
+
+
+class SentencesTest(parameterized.TestCase):
+    def test_an_interval_of_the_record_or_of_its_images(self):
+        of = one(
+            clean=0.9, robust=0.5, image_ids="0..9", interval={"clean": [0.1, 0.2], "robust": None}
+        )
+        self.assertEqual(sentences.interval(of, "clean"), [0.1, 0.2])
+        self.assertEqual(tuple(sentences.interval(of, "robust")), checks.binomial_interval(5, 10))
+        self.assertIsNone(sentences.interval(one(clean=0.9), "clean"))
+
+    def test_a_run_that_is_at_work(self):
+        run = SimpleNamespace(at_work="somebody", folder=Path("r"))
+        for place, said in ((Path("r"), True), (Path("other"), False), (None, False)):
+            found = " ".join(sentences.doubts(one(run=place), [run]))
+            self.assertEqual("still being trained" in found, said)
+        run.at_work = None
+        self.assertNotIn("still being", " ".join(sentences.doubts(one(run=Path("r")), [run])))
+
+    def test_the_strongest_evaluation_of_a_run(self):
+        for worse, better in (
+            # What is better stands second; all else is equal.
+            ({"image_ids": "0..98"}, {"image_ids": "0..99"}),
+            ({"robust": None, "image_ids": "0..999"}, {"robust": 0.1, "image_ids": "0..99"}),
+            ({"method": "apgd-ce", "image_ids": "0..999"}, {"method": "autoattack standard"}),
+            ({"method": "union"}, {"method": "apgd-ce"}),
+            ({"attacks": [ATTACK | {"epsilon": 0.5}], "image_ids": "0..999"}, {}),
+            ({}, {"image_ids": "0..100"}),
+            ({}, {"attacks": [ATTACK, ATTACK | {"epsilon": 0.5}]}),
+            ({"time": "2025"}, {"time": "2026"}),
+        ):
+            with self.subTest(row=(worse, better)):
+                usual = {"robust": 0.5, "image_ids": "0..99", "run": Path("r")}
+                run = SimpleNamespace(folder=Path("r"), config={"attack": {"epsilon": 8 / 255}})
+                pair = [one(**(usual | changes)) for changes in (worse, better)]
+                for own in (pair, pair[::-1]):
+                    self.assertEqual(sentences.chosen(Gathered([run], own, [])), [pair[1]])
+
+    def test_equal_ones_are_the_first_and_the_most_robust_network_is_first(self):
+        own = [
+            one(robust=0.2, clean=0.9, weights_sha256="a", name="x"),
+            one(robust=0.2, weights_sha256="a"),
+        ]
+        own += [one(robust=0.3, clean=0.5, weights_sha256="b"), one(weights_sha256="c")]
+        found = sentences.chosen(Gathered([], own, []))
+        self.assertEqual([each.record.robust for each in found], [0.3, 0.2, None])
+        self.assertEqual(found[1].name, "x")
+
+    def test_what_two_questions_share(self):
+        keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
+        others = [{key: "other"} for key in keys] + [{"attacks": []}, {"model": {"image_size": 9}}]
+        for changes in others:
+            with self.subTest(changes=changes):
+                self.assertNotEqual(sentences.question(one(**changes)), sentences.question(one()))
+        self.assertEqual(sentences.question(one(weights_sha256="w")), sentences.question(one()))
+
+    def test_how_far_a_run_is(self):
+        curve = lambda *values: Curve(np.arange(len(values)) * 10.0, np.array(values, float))  # noqa: E731
+        own = {"loss": curve(3, 2, 1), "selection_clean": curve(0.1, 0.9)}
+        own["selection_robust"] = curve(0.2, 0.5)
+        phases = {"pretrain": {"loss": curve(*range(9))}, "train": own}
+        metrics = Metrics(phases, [], [])
+        run = ReportedRun(
+            "a", Path("a"), {"phases": ["pretrain", "train"]}, metrics, {"train": 4000}, [], None
+        )
+        self.assertEqual(
+            sentences.state(run),
+            "a: phase train is at step 20 of 4,000; on the selection split 90 % of the images are "
+            "right, and 50 % under the attack of the selection. No process is at work.",
+        )
+        self.assertEndsWith(sentences.state(run._replace(at_work="me")), "At work: me.")

@@ -38,7 +38,15 @@ def ask(port: int, path: str = "/", **headers: str) -> tuple[int, str]:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as asked:
         asked.request("GET", path, headers=headers)
         answer = asked.getresponse()
-        return answer.status, answer.read().decode()
+        body = answer.read()
+        if answer.status == 200:
+            kind = "text/html; charset=utf-8"
+            assert (answer.headers["Cache-Control"], answer.headers["Content-Type"]) == (
+                "no-store",
+                kind,
+            )
+            assert int(answer.headers["Content-Length"]) == len(body)  # é is two bytes
+        return answer.status, body.decode()
 
 
 class FollowedTest(absltest.TestCase):
@@ -105,14 +113,15 @@ class FollowedTest(absltest.TestCase):
 class WatchingTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path) / "run"
+        self.folder = Path(self.create_tempdir().full_path) / "é <b> & run"
 
     def test_the_page_is_made_anew_while_the_run_goes_on(self):
         self.folder.mkdir()
         with serving(self.folder) as port:
             status, text = ask(port)
             self.assertEqual(status, 200)
-            self.assertIn("holds neither a run", text)
+            self.assertIn("é &lt;b&gt; &amp; run holds neither a run", text)
+            self.assertIn('http-equiv="refresh" content="5"', text)
             self.folder.rmdir()
             reports.run(self.folder, lines=8)
             before = ask(port)[1]
@@ -128,6 +137,7 @@ class WatchingTest(absltest.TestCase):
         reports.run(self.folder, lines=8)
         with serving(self.folder) as port:
             self.assertEqual(ask(port, "/../etc/passwd")[0], 404)
+            self.assertEqual(ask(port, "/?again=1")[0], 200)
             others = ("evil.example:80", "evil.example", "[evil", "10.0.0.1", "localhost.evil.org")
             for name in others:
                 self.assertEqual(ask(port, Host=name)[0], 403, name)
