@@ -50,7 +50,14 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     cells[name] = f"{_bytes(row['memory_bytes'])}{memory}"
     if "activation_bytes" in row:
         cells[f"{_UNDER}activations, counted"] = _bytes(row["activation_bytes"])
-    cells |= _roofline(row["roofline"]) if "roofline" in row else {}
+    if roofline := row.get("roofline"):
+        step = f"{1e3 * roofline['roofline_step_s']:.1f} ms"
+        cells["roofline per step"] = f"{step}, by {_BOUNDS[roofline['bound_by']]}"
+        for key, name in _BOUNDS.items():
+            if f"{key}_s" in roofline:
+                cells[f"{_UNDER}{name}"] = f"{1e3 * roofline[f'{key}_s']:.1f} ms"
+        best = roofline["roofline_images_per_s_per_chip"]
+        cells[f"{_UNDER}images/s at best"] = f"{best:,.0f} a chip"
     cells["time"] = duration(row["seconds"])
     for key, seconds in row["parts_s"].items():
         cells[f"{_UNDER}{_PARTS.get(key, key)}"] = duration(seconds) if seconds else ""
@@ -62,16 +69,6 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
 _BOUNDS = {"flops": "arithmetic", "hbm": "memory traffic", "cycles": "cycles"}
 _BOUNDS |= {"ici": "interconnect"}
 _PARTS = {"selection": "selection split", "test": "test split", "compile": "compilation"}
-
-
-def _roofline(result: dict[str, Any]) -> dict[str, str]:
-    bound = f"by {_BOUNDS[result['bound_by']]}"
-    cells = {"roofline per step": f"{1e3 * result['roofline_step_s']:.1f} ms, {bound}"}
-    for key, name in _BOUNDS.items():
-        if f"{key}_s" in result:
-            cells[f"{_UNDER}{name}"] = f"{1e3 * result[f'{key}_s']:.1f} ms"
-    best = result["roofline_images_per_s_per_chip"]
-    return cells | {f"{_UNDER}images/s at best": f"{best:,.0f} a chip"}
 
 
 def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:

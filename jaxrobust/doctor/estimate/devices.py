@@ -90,24 +90,21 @@ def target(name: str) -> Target:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*" if tpu else r"[1-9]\d*", shape):
         example = f"{kind}:4x4" if tpu else f"{kind}:8"
         raise ValueError(f"--on {name} does not say how many chips; write one such as {example}")
-    if tpu and not _rented(kind, shape):
+    sides = [int(side) for side in shape.split("x")]
+    rented = shape in _PLANE
+    if kind in _LARGEST:
+        in_space = len(sides) == 3 and not any(side % 4 for side in sides)
+        rented = shape in _SPACE or (in_space and math.prod(sides) <= _LARGEST[kind])
+    if tpu and not rented:
         some = f"{kind}:2x2x4 or {kind}:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
         raise ValueError(f"--on {name} is no slice of TPU {kind}; write one such as {some}")
     from jaxrobust.runtime.devices import hardware
 
     chip = hardware.chip(_KINDS[kind])
-    chips = math.prod(map(int, shape.split("x"))) * _HALVED.get(_KINDS[kind], 1)
+    chips = math.prod(sides) * _HALVED.get(_KINDS[kind], 1)
     # It knows no slices smaller than a host of four chips.
     compiles = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
     return Target(name, _KINDS[kind], chips, chip, False, compiles)
-
-
-def _rented(kind: str, shape: str) -> bool:
-    if kind not in _LARGEST:
-        return shape in _PLANE
-    sides = [int(side) for side in shape.split("x")]
-    in_space = len(sides) == 3 and not any(side % 4 for side in sides)
-    return shape in _SPACE or (in_space and math.prod(sides) <= _LARGEST[kind])
 
 
 def _present(name: str) -> Target:

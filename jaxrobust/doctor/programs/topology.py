@@ -68,12 +68,16 @@ class Compiled(NamedTuple):
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> Compiled:
     """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips."""
+    import jax
     from jax.errors import JaxRuntimeError
 
     from jaxrobust.runtime.devices import tpus
 
     start = time.perf_counter()
-    with _mesh_of(arguments):  # kernels ask for the chip that they are traced for
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
+    meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding))
+    mesh: Any = next(meshes, None)  # kernels ask for the chip that they are traced for
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         lowered = function.lower(*arguments)
     traced = time.perf_counter()
     try:
@@ -91,15 +95,6 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
         "flops_loops_once": executable.cost_analysis()["flops"],  # XLA's own count
     }
     return Compiled(figures | costs(module), module)
-
-
-def _mesh_of(arguments: Any) -> Any:
-    import jax
-
-    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
-    meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding))
-    mesh: Any = next(meshes, None)
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def sizes(executable: Any) -> dict[str, int]:

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import re
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 TURN = threading.RLock()  # of who writes; a handler of signals may interrupt its own thread
 _HELD_UP_S = 1.0  # a stream that takes nothing must not keep a process from ending
@@ -31,8 +30,14 @@ def fitted(text: str, columns: int | None) -> str:
     """Break longer lines between words; in a pipe (None) they stay, for `grep`."""
     if columns is None:
         return text
-    lines = text.split("\n")
-    return "\n".join(line if len(line) <= columns else _broken(line, columns) for line in lines)
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+        options: Any = {"break_long_words": False, "break_on_hyphens": False}  # paths, and flags
+        options |= {"replace_whitespace": False, "subsequent_indent": indent}
+        fits = len(line) <= columns
+        lines.append(line if fits else textwrap.fill(line, max(columns, 20), **options))
+    return "\n".join(lines)
 
 
 def show(text: str) -> None:
@@ -68,19 +73,6 @@ def in_place(text: str) -> None:
     sys.stderr.write(f"\r{text}{blank}\r")  # what others write begins where it did
     sys.stderr.flush()
     _below[:] = [(sys.stderr, len(text))]
-
-
-def _broken(line: str, columns: int) -> str:
-    indent = re.match(r" *", line)[0] + "  "  # type: ignore[index]
-    return textwrap.fill(
-        line,
-        max(columns, 20),
-        subsequent_indent=indent,
-        break_long_words=False,  # of paths
-        break_on_hyphens=False,  # of flags
-        drop_whitespace=True,
-        replace_whitespace=False,
-    )
 
 
 def _in_a_child() -> None:
