@@ -127,7 +127,7 @@ def _worst_norm(
     """Look at each norm's attack by itself, and take the worst that is seen."""
 
     def looks(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
-        a, norms = planned.attack, inner.alone(planned.attack)
+        a, norms = planned.attack, inner.by_norm(planned.attack)
         results = [look(name, planned, alone) for alone in norms]
         worst = min(results, key=lambda result: (RED, YELLOW, SKIPPED, GREEN).index(result.level))
         if len(norms) == 1:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust import attacks, models
 from jaxrobust.attacks import mixes
-from jaxrobust.config import AttackSection, Config, PhaseSection, network_of, of_phase, phases
+from jaxrobust.config import Config, PhaseSection, network_of, of_phase, phases
 from jaxrobust.data.sources import generated
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
@@ -22,26 +22,9 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.inner import training_attack
-from jaxrobust.training.update.memory import Memory, joined, remembering
+from jaxrobust.training.update.memory import NO_MEMORY, Memory, joined, remembering
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Batch, Classifier, Params, check_threat, threats
-
-
-def _objective(p: PhaseSection, attack: AttackSection) -> objectives.Objective:
-    row = objectives.named(p.objective)
-    made = row.make(p, attack)
-    if row.attacks and not row.pairs and (count := mixes.updates(attack)) > 1:
-        made = inner.several_norms("averaged")(made, count)
-    return objectives.sparse(made, p.l1) if p.l1 else made
-
-
-def memory_of(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
-    """Make what a step remembers: of the turns of norms, and what its objective does."""
-    own = objectives.named(p.objective)
-    is_mixed = own.attacks and mixes.is_mixed(config.attack)
-    turns = inner.several_norms("memory")(config.attack) if is_mixed else None
-    told = own.remembers and own.remembers(config.model.num_classes, steps_per_epoch)
-    return joined([each for each in (turns, told) if each])
 
 
 class Phase(NamedTuple):
@@ -67,9 +50,9 @@ def mixes_and_erases(config: Config) -> tuple[float, ...]:
     """
     preset = PRESETS.get(config.data.augmentation, PRESETS["none"])
     m, erase = config.mixup, config.erase
-    own = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
-    named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
-    return tuple(b if a is None else a for a, b in zip(own, named, strict=True))
+    values = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
+    defaults = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
+    return tuple(b if a is None else a for a, b in zip(values, defaults, strict=True))
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
@@ -93,10 +76,9 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
             f"mixup.group={m.group} does not divide the {images} images of a device; use {group}"
             f"{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
         )
-    mixes = {key: m[key] for key in ("switch", "probability", "group")}
-    mixes |= {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing}
-    mixes |= {"num_classes": config.model.num_classes, "erasing": erasing, "noise": noise}
-    return mixing.batch_augmentation(**mixes)
+    classes = config.model.num_classes
+    settings = mixing.Mixing(classes, mixup, cutmix, m.switch, m.probability, m.group, smoothing)
+    return mixing.batch_augmentation(settings, erasing=erasing, noise=noise)
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
@@ -109,19 +91,8 @@ def divides(batch_size: int, devices: int, key: str) -> None:
         )
 
 
-def phase(
-    config: Config,
-    name: str,
-    examples: int,
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    donate: bool = True,
-) -> Phase:
-    """Build a phase ("pretrain" or "train") of a config for a split of `examples` images.
-
-    Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
-    compiler lower the very same function. A `ValueError` refuses what cannot work together.
-    """
+def check_phase(config: Config, name: str) -> None:
+    """Refuse values of the phase `name` that cannot work on any devices."""
     p = config[name]
     row = objectives.named(p.objective)
     must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
@@ -140,10 +111,23 @@ def phase(
         for ball in threats(config.attack):
             check_threat(ball, config.model.image_size, config.model.in_channels)
     one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
-    net = network_of(config)
-    mesh = mesh_of(config, devices)
-    divides(p.batch_size, mesh.size, f"{name}.batch_size")
-    images = p.batch_size // mesh.size
+    if config.model.dtype == "float16":
+        raise ValueError(
+            "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
+            "scales the loss; set model.dtype='bfloat16', or 'float32'"
+        )
+    if row.displaces and config.model.dtype == "bfloat16":
+        raise ValueError(
+            f"{name}.objective={p.objective!r} moves weights by less than bfloat16 can represent; "
+            "set model.dtype='float32'"
+        )
+
+
+def check_batch(config: Config, name: str, examples: int, devices: int) -> None:
+    """Refuse a batch that devices, microbatches or batch norms cannot split, or the data fill."""
+    p = config[name]
+    divides(p.batch_size, devices, f"{name}.batch_size")
+    images = p.batch_size // devices
     if images % p.microbatches:
         raise ValueError(
             f"{name}.microbatches={p.microbatches} does not divide the {images} images of a "
@@ -155,71 +139,74 @@ def phase(
             f"model.options.bn_group={group} does not divide the {images // p.microbatches} images "
             f"that a device takes at a time; change it, {name}.batch_size or {name}.microbatches"
         )
-    steps_per_epoch = examples // p.batch_size
-    if steps_per_epoch < 1:
+    if examples < p.batch_size:
         raise ValueError(
             f"{name}.batch_size={p.batch_size} is larger than the split's {examples} images"
         )
-    decay_mask = models.decay_mask(config.model.name)
-    schedule, tx = optim.of_phase(p, name, decay_mask=decay_mask, steps_per_epoch=steps_per_epoch)
+
+
+def phase(
+    config: Config,
+    name: str,
+    examples: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    donate: bool = True,
+) -> Phase:
+    """Build a phase ("pretrain" or "train") of a config for a split of `examples` images.
+
+    Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
+    compiler lower the very same function.
+
+    Raises:
+      ValueError: what cannot work together, with what to set.
+    """
+    check_phase(config, name)
+    p, net, mesh = config[name], network_of(config), mesh_of(config, devices)
+    check_batch(config, name, examples, mesh.size)
+    steps_per_epoch = examples // p.batch_size
+    schedule, tx = optim.of_phase(
+        p, name, decay_mask=models.decay_mask(config.model.name), steps_per_epoch=steps_per_epoch
+    )
     memory = memory_of(config, p, steps_per_epoch)
-    if config.model.dtype == "float16":
-        raise ValueError(
-            "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
-            "scales the loss; set model.dtype='bfloat16', or 'float32'"
-        )
-    if row.displaces and config.model.dtype == "bfloat16":
-        raise ValueError(
-            f"{name}.objective={p.objective!r} moves weights by less than bfloat16 tells apart; "
-            "set model.dtype='float32'"
-        )
-    setup = remembering(tx, memory)
-    init = partial(step.init_state, net, setup)
+    optimizer = remembering(tx, memory)
+    init = partial(step.init_state, net, optimizer)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if p.l1 and not objectives.kernels(shapes.params):
         raise ValueError(f"{name}.l1={p.l1}: the network has no weights called kernel; set it to 0")
-    spread, on_cpu = sharding.spread(mesh, shapes.params), mesh.devices.flat[0].platform == "cpu"
-    gradients = partial(
-        step.gradients,
-        net=_shown(net, p, name),
-        attack=training_attack(config, p.objective),
-        objective=_objective(p, config.attack),
-        attack_train=config.attack.statistics == "batch",
-        mean=spread.mean,
-        ready=rewriting.ready if on_cpu else step.as_it_is,
+
+    spread, platform = sharding.spread(mesh, shapes.params), mesh.devices.flat[0].platform
+    gradient_parts = _gradient_parts(config, name, _training_network(net, p, name), spread)
+    cpu_parts = {}
+    if platform == "cpu":
+        gradient_parts = gradient_parts._replace(prepare_for_attack=rewriting.ready)
+        cpu_parts = {"to_rows": step.in_rows}
+    device_gradients = partial(
+        step.device_gradients, parts=gradient_parts, spread=spread, microbatches=p.microbatches
     )
-    of_device = partial(
-        step.of_device,
-        gradients=gradients,
-        dtype=jnp.dtype(config.model.dtype),
-        spread=spread,
-        microbatches=p.microbatches,
-    )
-    train_step = partial(
-        step.train_step,
+    parts = step.StepParts(
         augment=batch_augmentation(config, name, devices=mesh.size),
-        gradients=spread.each(of_device, copies=1, split=3, gradients=True),
-        tx=setup,
-        average=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
-        statistics=averages.running_statistics(p, name),
-        given=inner.given(config, p.objective),
+        attack_options=_attack_options(config, p, memory),
+        device_gradients=spread.each(device_gradients, copies=2, split=2, gradients=True),
+        optimizer=optimizer,
+        update_ema=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
+        update_batch_stats=averages.running_statistics(p, name),
         memory=memory,
-        seen=step.in_rows if on_cpu else step.as_given,
-        norm_of=step.norm_in_rows if mesh.shape[sharding.FSDP] == 1 else spread.norm,
+        global_norm=step.norm_in_rows if mesh.shape[sharding.FSDP] == 1 else spread.norm,
+        **cpu_parts,
     )
-    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
-    placed = sharding.of_state(mesh, shapes)
-    moves = any(not name.startswith("normalize.") for name in shapes.stats)
+    placed, copied = sharding.of_state(mesh, shapes), sharding.replicated(mesh)
+    has_batch_norms = bool(step.without_normalisation(shapes.stats))
+    at_a_time = p.batch_size // mesh.size // p.microbatches
     return Phase(
         net=net,
         mesh=mesh,
         step=jax.jit(
-            train_step,
-            in_shardings=(placed, split, step.Control(split, whole, whole)),  # type: ignore[arg-type]
-            out_shardings=(placed, whole),
+            partial(step.train_step, parts=parts),
+            in_shardings=(placed, *_input_shardings(mesh)),
+            out_shardings=(placed, copied),
             donate_argnums=(0,) if donate else (),
-            compiler_options=cpus.step_options(mesh.devices.flat[0].platform)
-            or tpus.step_options(mesh),
+            compiler_options=cpus.step_options(platform) or tpus.step_options(mesh),
         ),
         abstract_state=jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -227,28 +214,73 @@ def phase(
             placed,
         ),
         init=jax.jit(init, out_shardings=placed),
-        state_of=jax.jit(partial(step.state_of, setup), out_shardings=placed),
+        state_of=jax.jit(partial(step.state_of, optimizer), out_shardings=placed),
         total_steps=p.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
-        bn_group=(group or images // p.microbatches) if moves else 0,
+        bn_group=(config.model.options.get("bn_group", 0) or at_a_time) if has_batch_norms else 0,
     )
 
 
-def _shown(net: Classifier, p: PhaseSection, name: str) -> Classifier:
+def memory_of(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
+    """Build what a step remembers: of the turns of norms, and what its objective does."""
+    row = objectives.named(p.objective)
+    memories = []
+    if row.attacks and mixes.is_mixed(config.attack):
+        memories.append(inner.several_norms("memory")(config.attack))
+    if row.remembers:
+        memories.append(row.remembers(config.model.num_classes, steps_per_epoch))
+    return joined(memories)
+
+
+def _gradient_parts(
+    config: Config, name: str, net: Classifier, spread: sharding.Spread
+) -> step.GradientParts:
+    p, attack = config[name], config.attack
+    row = objectives.named(p.objective)
+    objective = row.make(p, attack)
+    if row.attacks and not row.pairs and (count := mixes.updates(attack)) > 1:
+        objective = inner.several_norms("averaged")(objective, count)
+    return step.GradientParts(
+        net=net,
+        attack=training_attack(config, p.objective),
+        objective=objectives.sparse(objective, p.l1) if p.l1 else objective,
+        attack_in_train_mode=attack.statistics == "batch",
+        dtype=jnp.dtype(config.model.dtype),
+        mean_over_devices=spread.mean,
+    )
+
+
+def _attack_options(config: Config, p: PhaseSection, memory: Memory) -> Callable[..., Any]:
+    grows = objectives.named(p.objective).attacks and inner.grows(config.attack)
+
+    def options(state: step.TrainState, control: step.Control) -> dict[str, Any]:
+        options = {"epsilon_share": control.epsilon_share} if grows else {}
+        return options if memory.turn is None else options | {"turn": memory.turn(state)}
+
+    return options
+
+
+def _training_network(net: Classifier, p: PhaseSection, name: str) -> Classifier:
     """Choose the network that shows its images' statistics, where the phase moves running ones, and
-    that leaves out what stands beside them, where its objective has a helper network.
+    that leaves out a helper network's arrays, where its objective has one.
     """
     if helped := objectives.named(p.objective).helped:
         net = helped(net)
     if not p.bn_momentum:
         return net
-    if (shown := classifier.showing_batches(net)) is None:
+    if (showing := classifier.showing_batches(net)) is None:
         raise ValueError(
             f"{name}.bn_momentum={tuple(p.bn_momentum)}: how fast the statistics of your own "
             f"network move is known to you alone; set it there, and {name}.bn_momentum=()"
         )
-    return shown
+    return showing
+
+
+def _input_shardings(mesh: jax.sharding.Mesh) -> Any:
+    """Place a step's batch and its `Control`."""
+    split, copied = sharding.by_image(mesh), sharding.replicated(mesh)
+    return split, step.Control(split, copied, copied)  # type: ignore[arg-type]
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
@@ -260,32 +292,32 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     images = max(min(config.alarm.images, p.batch_size) // devices, 1)
     alarm.check_cost(config, name, images=images * devices)
     spread = sharding.spread(phase.mesh, phase.abstract_state.params)
+    weaker, stronger = (
+        training_attack(config, p.objective, extra_steps=n, mix=alarm.MIX)
+        for n in (0, alarm.STRONGER)
+    )
     look = partial(
         alarm.probe,
-        networks=(phase.net, network_of(config, dtype="float32")),
-        searches=tuple(
-            training_attack(config, p.objective, more=n, mix=alarm.MIX) for n in (0, alarm.STRONGER)
-        ),
-        objective=_objective(p, config.attack),
-        dtype=jnp.dtype(config.model.dtype),
-        mean=spread.mean,
+        parts=_gradient_parts(config, name, phase.net, spread)._replace(attack=weaker),
+        net32=network_of(config, dtype="float32"),
+        stronger_attack=stronger,
     )
 
-    def of_device(params: Params, stats: Params, batch: Batch, keys: Any) -> dict[str, jax.Array]:
-        (shown, labels), own = jax.tree.map(lambda x: x[:images], (batch, keys))
-        return look(spread.gather(params), stats, shown, labels, own)
+    def of_device(params: Params, stats: Params, options: Any, batch: Batch, keys: Any) -> Any:
+        batch, keys = jax.tree.map(lambda x: x[:images], (batch, keys))
+        return look(spread.gather(params), stats, options, batch, keys)
 
-    given = inner.given(config, p.objective)
+    attack_options = _attack_options(config, p, NO_MEMORY)
 
     def of_state(state: step.TrainState, batch: Batch, control: step.Control) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-        keys = given(attacks.image_keys(key, batch.images.shape[0]), control.epsilon_share)
-        return spread.each(of_device, copies=1, split=2)(state.params, state.stats, batch, keys)
+        keys = attacks.image_keys(key, batch.images.shape[0])
+        options = attack_options(state, control)
+        measure = spread.each(of_device, copies=2, split=2)
+        return measure(state.params, state.stats, options, batch, keys)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, phase.abstract_state)
-    split, whole = sharding.by_image(phase.mesh), sharding.replicated(phase.mesh)
-    control_of = step.Control(split, whole, whole)  # type: ignore[arg-type]
-    return jax.jit(of_state, in_shardings=(placed, split, control_of))
+    return jax.jit(of_state, in_shardings=(placed, *_input_shardings(phase.mesh)))
 
 
 def one_device(config: Config, cores: int) -> str | None:

@@ -159,15 +159,15 @@ class EverywhereTest(parameterized.TestCase):
         self.assertGreater(float(jnp.abs(found - images).max()), 0.09)
         forward = build.forward_flops(config)
         self.assertEqual(build.flops_per_image(config, "train"), (2 * 3 + 3) * forward)
-        self.assertIsNotNone(inner.training_attack(config, "adversarial", more=3))
+        self.assertIsNotNone(inner.training_attack(config, "adversarial", extra_steps=3))
         config = tiny(attack__name="mim", attack__start="uniform")
         self.assertIsNotNone(inner.training_attack(config, "adversarial"))
 
     def test_a_radius_that_grows(self):
         config = tiny(attack__name="mim", attack__steps=2, attack__warmup_epochs=2)
         images, labels = jnp.asarray(IMAGES[:4]), LABELS[:4]
-        attack, radii = inner.training_attack(config, "adversarial"), jnp.full(4, 0.05)
-        found = attack(NETS["lin"], inner.GrowingRadii(None, radii), images, labels)
+        attack = inner.training_attack(config, "adversarial")
+        found = attack(NETS["lin"], None, images, labels, epsilon_share=jnp.float32(0.5))
         whole = attacks.mim(epsilon=0.05, steps=2, step_size=0.05)
         np.testing.assert_allclose(found, whole(NETS["lin"], None, images, labels), atol=1e-7)
 

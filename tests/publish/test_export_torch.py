@@ -23,7 +23,7 @@ from jaxrobust import models, types
 from jaxrobust.config import VERSION, network_of
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.training.update import optim, step
+from jaxrobust.training.update import memory, optim, step
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, hashes, weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
@@ -353,7 +353,7 @@ class RunTest(Case):
         self.options = config.model.options.to_dict()
         self.params, self.stats = drawn("convnext_n", **sizes, **self.options)
         tx = optim.adamw(lambda step: 0.1, weight_decay=0.1, decay_mask="not-bias")
-        state = step.init_state(network_of(config), tx, jax.random.key(0))
+        state = step.init_state(network_of(config), memory.remembering(tx), jax.random.key(0))
         zeros = {key: np.zeros_like(array) for key, array in state.ema.items()}
         state = state._replace(params=self.params, stats=self.stats, ema=zeros)
         best = types.Weights(self.params, self.stats)

@@ -126,15 +126,15 @@ def poisoned(steps, *, scales=(1.0,)):
     """The gradient after these numbers of steps is NaN, at these scales of the learning rate."""
     real = step.train_step
 
-    def train_step(state, batch, control, *, gradients, **rest):
+    def train_step(state, batch, control, *, parts):
         bad = jnp.isin(state.step, jnp.asarray(steps))
         bad &= jnp.isin(control.lr_scale, jnp.asarray(scales, jnp.float32))
 
         def spoiled(*arguments):
-            grads, others = gradients(*arguments)
+            grads, others = parts.device_gradients(*arguments)
             return jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads), others
 
-        return real(state, batch, control, gradients=spoiled, **rest)
+        return real(state, batch, control, parts=parts._replace(device_gradients=spoiled))
 
     with mock.patch.object(step, "train_step", train_step):
         yield

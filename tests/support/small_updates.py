@@ -77,17 +77,40 @@ def torch_step(torch, sgd, loss, learned, number):
     return norm.item()
 
 
-def attack(logits_fn, start, images, targets):
-    """Two steps of sign ascent on TRADES' divergence."""
+def attack(logits_fn, keys, images, targets, epsilon_share):
+    """Two steps of sign ascent on TRADES' divergence, from the point that `epsilon_share` is."""
 
     def divergence(x):
         return -(targets * jax.nn.log_softmax(logits_fn(x))).sum()
 
-    x = start
+    x = epsilon_share
     for _ in range(2):
         x = x + STEP * jnp.sign(jax.grad(divergence)(x))
         x = x.clip(images - EPSILON, images + EPSILON).clip(0, 1)
     return x
+
+
+def step_of(p, optimizer, gradient_parts, remembered=memory.NO_MEMORY, steps_per_epoch=1):
+    """Compile the train step of a phase on one device, without augmentation; where the share of the
+    radius stands, the attack gets its first points.
+    """
+
+    def device_gradients(params, stats, attack_options, batch, keys):
+        grads, stats, metrics = step.adversarial_gradients(
+            params, stats, batch, keys, attack_options, parts=gradient_parts
+        )
+        return grads, (stats, metrics)
+
+    parts = step.StepParts(
+        augment=lambda key, batch: batch,
+        attack_options=lambda state, control: {"epsilon_share": control.epsilon_share},
+        device_gradients=device_gradients,
+        optimizer=optimizer,
+        update_ema=averages.averaging(p, "train", steps_per_epoch=steps_per_epoch),
+        update_batch_stats=averages.running_statistics(p, "train"),
+        memory=remembered,
+    )
+    return jax.jit(partial(step.train_step, parts=parts))
 
 
 def updates(recipe: dict, count: int, steps_per_epoch: int = 1, attack=attack, section=None):
@@ -96,34 +119,16 @@ def updates(recipe: dict, count: int, steps_per_epoch: int = 1, attack=attack, s
     _, tx = optim.of_phase(p, "train", decay_mask="not-bias", steps_per_epoch=1)
     row = objectives.named(p.objective)
     objective, net = row.make(p, section), network()
-    told = memory.NO_MEMORY
-    if row.remembers:
-        told = memory.joined([row.remembers(10, steps_per_epoch)])
-    tx = memory.remembering(tx, told)
+    remembered = row.remembers(10, steps_per_epoch) if row.remembers else memory.NO_MEMORY
+    optimizer = memory.remembering(tx, remembered)
     if row.helped:
         net = row.helped(net)
-
-    def gradients(*given):
-        how = {"net": net, "attack": attack, "objective": objective, "attack_train": False}
-        grads, stats, metrics = step.gradients(*given, **how)
-        return grads, (stats, metrics)
-
-    train_step = jax.jit(
-        partial(
-            step.train_step,
-            augment=lambda key, batch: batch,
-            gradients=gradients,
-            tx=tx,
-            average=averages.averaging(p, "train", steps_per_epoch=1),
-            statistics=averages.running_statistics(p, "train"),
-            given=lambda keys, start: start,
-            memory=told,
-        )
-    )
+    train_step = step_of(p, optimizer, step.GradientParts(net, attack, objective), remembered)
     params = {k: ours(a) for k, a in weights().items()}
     stats = {k: params.pop(k) for k in list(params) if "running" in k}
-    begun = memory.begun(tx, params, stats)
-    state = step.TrainState(jnp.int32(0), params, stats, params | stats, begun, jax.random.key(0))
+    opt_state = optimizer.init(params, stats)
+    average = params | stats
+    state = step.TrainState(jnp.int32(0), params, stats, average, opt_state, jax.random.key(0))
     for i in range(count):
         images, labels, start = map(jnp.asarray, update_data(i))
         control = step.Control(jnp.zeros(1, jnp.int32), jnp.float64(1), start)

@@ -20,7 +20,7 @@ def settings(devices=1, **changes):
     """What a config of these changes passes on to `augment.batch_augmentation`."""
     with mock.patch.object(mixing, "batch_augmentation") as constructor:
         build.batch_augmentation(small_config(**changes), "train", devices=devices)
-    return constructor.call_args.kwargs
+    return constructor.call_args.args[0]._asdict() | constructor.call_args.kwargs
 
 
 class BatchAugmentationTest(parameterized.TestCase):

@@ -89,9 +89,9 @@ augment: Mixing and erasing, on the device
 gather: Parameters are gathered once, in the compute type
     runtime.devices.sharding:spread -> attack
 attack: Each device attacks its own images, part by part; nothing is sent
-    training.update.step:of_device -> loss
+    training.update.step:device_gradients -> loss
 loss: Loss and gradients of the adversarial images
-    training.update.step:gradients -> reduce
+    training.update.step:adversarial_gradients -> reduce
 reduce: Gradients are averaged once; a device keeps its part
     runtime.devices.sharding:Spread -> update
 update: Optimiser, and the average of the weights

@@ -53,7 +53,7 @@ def analyse(sample: None, settings: AnalysisSettings) -> tuple[Rows, Any]:
 def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
     even = np.concatenate([sheet, sheet[:1]]) if len(sheet) % 2 else sheet
     change = mixing.batch_augmentation(
-        num_classes=2, erasing=preset.erase, mixup=preset.mixup, cutmix=preset.cutmix
+        mixing.Mixing(2, preset.mixup, preset.cutmix), erasing=preset.erase
     )
     keys = jax.random.split(jax.random.key(seed), sheet.shape[1])
     labels = jnp.zeros(len(even), jnp.int32)

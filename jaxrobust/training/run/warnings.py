@@ -46,7 +46,7 @@ def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     if not objectives.named(config[name].objective).attacks:
         return []
-    each = [_of_step(own) for own in inner.alone(config.attack)]
+    each = [_of_step(own) for own in inner.by_norm(config.attack)]
     return list(dict.fromkeys(sentence for own in each for sentence in own))
 
 

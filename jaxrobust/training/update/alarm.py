@@ -3,7 +3,7 @@ norms that no evaluation can use.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ from jaxrobust.attacks import mixes
 from jaxrobust.config import Config
 from jaxrobust.models.interface.network_inputs import cast, unit_range
 from jaxrobust.training.update import objectives
-from jaxrobust.training.update.objectives import Objective, cross_entropy
+from jaxrobust.training.update.objectives import cross_entropy
+from jaxrobust.training.update.step import GradientParts
 from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
 
 MIX = "worst"  # how it searches in several norms
@@ -25,43 +26,40 @@ _ROUNDING = 2**-22  # of a probability, relative; a 1 of XLA's softmax may miss 
 def probe(
     params: Params,
     stats: Params,
-    images: Array,
-    labels: Array,
-    key: Array,
+    attack_options: dict[str, Array],
+    batch: Batch,
+    keys: Array,
     *,
-    networks: tuple[Classifier, Classifier],
-    searches: Sequence[Attack],
-    objective: Objective,
-    dtype: jnp.dtype,
-    mean: Callable[[Any], Any] = lambda values: values,
+    parts: GradientParts,
+    net32: Classifier,
+    stronger_attack: Attack,
 ) -> dict[str, Array]:
     """Measure the attack and the gradient that training lives on, on some of its images.
 
     The network is as it evaluates, whatever `attack.statistics` says.
 
     Args:
-      params: float32, whole.
-      images: uint8 or f32[B,H,W,C], a device's; labels: i32[B] or f32[B,C].
-      key: one, or keys [B] (see `attacks.image_keys`); both attacks start from the same point.
-      networks: the one that trains, in `dtype`, and the same in float32.
-      searches: the attack of training, and the same with `STRONGER` steps more.
-      mean: over the devices, of a tree.
+      params: float32, not split over devices.
+      attack_options: as of `step.adversarial_gradients`.
+      batch: a device's: images uint8 or f32[B,H,W,C], labels i32[B] or f32[B,C].
+      keys: one, or [B] (see `attacks.image_keys`); both attacks start from the same point.
+      net32: the network of `parts` in float32.
+      stronger_attack: that of `parts` with `STRONGER` more steps.
     Returns:
       f32[] each, the same on every device:
       `alarm_loss`, `alarm_loss_stronger`: cross-entropy of the images that the attacks find.
       `alarm_gradient_zero`: the share of images at which the gradient of the cross-entropy in the
         pixels is zero, or nothing but rounding: all probabilities are 0 or 1 in float32.
-      `alarm_gradient_agreement`: its sign in `dtype` and in float32 with exact products: the share
-        of the other images' pixels where they are the same; 1 if there is none.
+      `alarm_gradient_agreement`: its sign in the compute type and in float32 with exact products:
+        the share of the other images' pixels where they are the same; 1 if there is none.
     Source: Wong et al. 2020 (arXiv 2001.03994), Andriushchenko & Flammarion 2020 (arXiv
       2007.02617) for the stronger attack; Athalye et al. 2018 (arXiv 1802.00420) for the gradient.
     """
-    batch = Batch(unit_range(images), labels)
-    net, net32 = networks
-    computed = cast(params, dtype)
+    images, labels = unit_range(batch.images), batch.labels
+    computed = cast(params, parts.dtype)
 
     def logits_fn(x: Array) -> Array:
-        return net.apply(computed, stats, x)[0]
+        return parts.net.apply(computed, stats, x)[0]
 
     def gradient(logits_fn: LogitsFn) -> tuple[Array, Array]:
         """Find the gradient's signs, and the images where they are more than rounding of a 1."""
@@ -70,23 +68,26 @@ def probe(
             logits = logits_fn(x)
             return cross_entropy(logits, labels).sum(), jax.nn.softmax(logits)
 
-        slope, probabilities = jax.grad(loss, has_aux=True)(batch.images)
+        slope, probabilities = jax.grad(loss, has_aux=True)(images)
         signs = jnp.sign(slope).reshape(len(images), -1)
         wanted = jax.nn.one_hot(labels, probabilities.shape[1]) if labels.ndim == 1 else labels
         uncertain = (jnp.abs(probabilities - wanted) > _ROUNDING * wanted).any(axis=1)
         return signs, uncertain & (signs != 0).any(axis=1)
 
-    targets = objective.attack_targets(logits_fn, batch)
-    ours, has_ours = gradient(logits_fn)
+    targets = parts.objective.attack_targets(logits_fn, Batch(images, labels))
+    signs, has_signs = gradient(logits_fn)
     with jax.default_matmul_precision("highest"):  # else float32 is bfloat16 on a TPU
         exact, has_exact = gradient(lambda x: net32.apply(params, stats, x)[0])
-    counted = ((ours != 0) | (exact != 0)) & (has_ours & has_exact)[:, None]
-    adversarial = [attack(logits_fn, key, batch.images, targets) for attack in searches]
-    same, counted, without, *losses = mean(
+    counted = ((signs != 0) | (exact != 0)) & (has_signs & has_exact)[:, None]
+    adversarial = [
+        attack(logits_fn, keys, images, targets, **attack_options)
+        for attack in (parts.attack, stronger_attack)
+    ]
+    same, counted, without, *losses = parts.mean_over_devices(
         [
-            (counted & (ours == exact)).mean(dtype=jnp.float32),
+            (counted & (signs == exact)).mean(dtype=jnp.float32),
             counted.mean(dtype=jnp.float32),
-            (~has_ours).mean(dtype=jnp.float32),
+            (~has_signs).mean(dtype=jnp.float32),
             *(cross_entropy(logits_fn(images_adv), labels).mean() for images_adv in adversarial),
         ]
     )

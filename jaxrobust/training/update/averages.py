@@ -53,12 +53,6 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
     return average
 
 
-def as_moved(old: Params, new: Params, step: Any) -> Params:
-    """Keep running statistics as the network has moved them."""
-    del old, step
-    return new
-
-
 def running_statistics(p: PhaseSection, name: str) -> Statistics:
     """Choose the update of a phase's running statistics: as the network moves them, or with
     PyTorch's momentum in the first update and in the others, which `bn_momentum` gives.
@@ -68,30 +62,30 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
     Parity: tests/training/update/test_averages.py, against PyTorch's BatchNorm2d.
     """
     if not p.bn_momentum:
-        return as_moved
+        return lambda old, new, step: new
     values = tuple(p.bn_momentum)
-    given = f"{name}.bn_momentum={values}"
+    setting = f"{name}.bn_momentum={values}"
     if len(values) != 2 or not all(0 < value <= 1 for value in values):
         raise ValueError(
-            f"{given} must be two numbers above 0, at most 1, of the first update and of the "
+            f"{setting} must be two numbers above 0, at most 1, of the first update and of the "
             "others, such as (1.0, 0.01), or () for the network's own"
         )
     if objectives.named(p.objective).both and p.bn_statistics != "adversarial":
         raise ValueError(
-            f"{given} is of statistics that move once in an update, and objective={p.objective!r} "
-            f"moves them twice; set {name}.bn_statistics='adversarial'"
+            f"{setting} is of statistics that move once in an update, and objective="
+            f"{p.objective!r} moves them twice; set {name}.bn_statistics='adversarial'"
         )
     first, later = values
 
     def moved(old: Params, batch: Params, step: Any) -> Params:
-        begins = jnp.asarray(step) == 0
-        momentum = jnp.where(begins, first, later)
-        kept = jnp.where(begins, 1 - first, 1 - later)
+        is_first = jnp.asarray(step) == 0
+        momentum = jnp.where(is_first, first, later)
+        retained = jnp.where(is_first, 1 - first, 1 - later)
 
         def mixed(old: Array, new: Array) -> Array:
-            kind = old.dtype
-            mean = kept.astype(kind) * old + momentum.astype(kind) * new.astype(kind)
-            # What did not move, such as the normalisation of images, keeps its very bits.
+            dtype = old.dtype
+            mean = retained.astype(dtype) * old + momentum.astype(dtype) * new.astype(dtype)
+            # What did not move, such as the normalisation of images, keeps its bits.
             return jnp.where(new == old, old, mean)
 
         return {key: mixed(old[key], new) for key, new in batch.items()}

@@ -8,7 +8,6 @@ length.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,60 +17,60 @@ from jaxrobust.attacks import mixes, registry
 from jaxrobust.config import AttackSection, Config, Values
 from jaxrobust.runtime import rooms
 from jaxrobust.training.update import objectives
-from jaxrobust.training.update.step import keys_alone
 from jaxrobust.training.update.value_checks import must_be, one_of
-from jaxrobust.types import Attack, Keys, PerImage, Threat, check_length, threats
+from jaxrobust.types import Array, Attack, Threat, check_length, threats
 
 
 def training_attack(
-    config: Config, objective: str, *, more: int = 0, mix: str | None = None
+    config: Config, objective: str, *, extra_steps: int = 0, mix: str | None = None
 ) -> Attack:
-    """Build the inner maximisation, or one of `more` steps; for the clean objective, nothing.
+    """Build the inner maximisation, or one of more steps; for the clean objective, nothing.
 
-    Of several norms it is mixed by the config, or by `mix`, a row of `mixes.MIXES`.
+    It may be called with `epsilon_share` f32[], for that share of the radius and the step of the
+    whole one, and has to be called with `turn` i32[] where norms take turns. Several norms are
+    mixed as the config says, or as `mix` does, a row of `mixes.MIXES`.
     """
-    own, a = objectives.named(objective), config.attack
-    if not own.attacks:
-        return lambda logits_fn, key, images, labels: images
-    if own.pairs or mixes.is_mixed(a):
+    row, a = objectives.named(objective), config.attack
+    if not row.attacks:
+        return lambda logits_fn, keys, images, labels, **options: images
+    if row.pairs or mixes.is_mixed(a):
         several_norms("check")(a, objective)
     norms = mixes.norms_of(a)
-    plans = [_planned(each, objective, more) for each in alone(a) if each.norm in norms]
-    if not mixes.is_mixed(a):
-        return of_plan(plans[0], grows(a))
-    how = {"growing": grows(a), "loss": own.attack_loss}
-    return several_norms("attack")(plans, mix or a.mix, **how)
+    plans = [_planned(own, objective, extra_steps) for own in by_norm(a) if own.norm in norms]
+    if mixes.is_mixed(a):
+        return several_norms("attack")(plans, mix or a.mix, row.attack_loss)
+    return attack_of(plans[0])
 
 
-def several_norms(what: str) -> Callable[..., Any]:
+def several_norms(function: str) -> Callable[..., Any]:
     """Find one of the functions that train several norms at once."""
-    return rooms.resolve(rooms.entries("SEVERAL_NORMS")[what])
+    return rooms.resolve(rooms.entries("SEVERAL_NORMS")[function])
 
 
-def alone(attack: AttackSection) -> list[AttackSection]:
+def by_norm(attack: AttackSection) -> list[AttackSection]:
     """List the section as it would be of each norm by itself; of one norm, as it is."""
     if isinstance(attack["norm"], str) and not isinstance(attack["step_size"], list | tuple):
         return [attack]
-    own = {key: attack[key] for key in attack} | {"mix": None}  # type: ignore[attr-defined]
+    section = {key: attack[key] for key in attack} | {"mix": None}  # type: ignore[attr-defined]
     return [
-        Values(own | ball.settings() | {"step_size": size})  # type: ignore[misc]
+        Values(section | ball.settings() | {"step_size": size})  # type: ignore[misc]
         for ball, size in zip(threats(attack), step_sizes(attack), strict=True)
     ]
 
 
 def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
     """List the step in pixels of each norm, None where it is not set; refuse one of several."""
-    given, balls = attack["step_size"], threats(attack)
-    if given is None:
+    sizes, balls = attack["step_size"], threats(attack)
+    if sizes is None:
         return (None,) * len(balls)
-    norms, sizes = ",".join(b.norm for b in balls), given
-    if not isinstance(given, list | tuple):
+    norms = ",".join(ball.norm for ball in balls)
+    if not isinstance(sizes, list | tuple):
         if len(balls) > 1:
             raise ValueError(
-                f"attack.step_size={given:.4g} pixels would be of all norms {norms}, whose radii "
+                f"attack.step_size={sizes:.4g} pixels would be of all norms {norms}, whose radii "
                 "differ; give one for each, in their order, or set attack.relative_step"
             )
-        sizes = (given,)
+        sizes = (sizes,)
     if len(sizes) != len(balls):
         listed = ",".join(f"{size:.4g}" for size in sizes)
         raise ValueError(
@@ -82,63 +81,71 @@ def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
 
 
 class InnerPlan(NamedTuple):
-    """How the attack of one norm is made; its radius may be another one in each step."""
+    """How the attack of one norm is made."""
 
     make: Callable[..., Attack]
     norm: str
     epsilon: float
     steps: int
     length: float | None  # of all steps together, in radii; None: it chooses its steps itself
-    size: float | None  # of a step in pixels; None: by `length`
+    step_size: float | None  # in pixels; None: by `length`
     settings: dict[str, Any]
 
-    def step(self, epsilon: Any, *, whole: float | None = None) -> dict[str, Any]:
-        """Write radius and step as an attack takes them; `whole`: the radius that steps are of."""
-        if whole == 0:  # one of several norms, which does not grow
-            return self.step(0.0)
+    def ball(self, epsilon_share: Array | None = None, images: int = 0) -> dict[str, Any]:
+        """Return norm, radius and step as an attack takes them; a radius of 0 does not grow."""
+        ball: dict[str, Any] = {"norm": self.norm, "epsilon": self.epsilon}
+        grows = epsilon_share is not None and self.epsilon
+        if grows:
+            ball["epsilon"] = jnp.full(images, self.epsilon, jnp.float32) * epsilon_share
         if self.length is None:
-            return {"epsilon": epsilon}
-        of = epsilon if whole is None else whole
-        usual = self.length / self.steps * of if whole else self.length * of / self.steps or None
-        return {"epsilon": epsilon, "step_size": usual if self.size is None else self.size}
+            return ball
+        if self.step_size is not None:
+            return ball | {"step_size": self.step_size}
+        if grows:  # rounds otherwise than below
+            return ball | {"step_size": self.length / self.steps * self.epsilon}
+        return ball | {"step_size": self.length * self.epsilon / self.steps or None}
 
 
-def _planned(a: AttackSection, objective: str, more: int) -> InnerPlan:
-    own = objectives.named(objective)
+def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
+    row = objectives.named(objective)
     one_of("attack.labels", a.labels, objectives.ATTACK_LABELS)
-    if own.of_probabilities and a.labels != "soft":
+    if row.of_probabilities and a.labels != "soft":
         raise ValueError(
             f"objective={objective!r} with attack.labels={a.labels!r}: its attack aims at the "
             "clean probabilities and reads no labels; leave attack.labels='soft'"
         )
-    if own.of_probabilities and a.start == "image":
+    if row.of_probabilities and a.start == "image":
         raise ValueError(
             f"objective={objective!r} with attack.start={a.start!r}: the gradient of its KL term "
             "is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
-    row, size = registry.trained(a.name), step_of(a)
-    steps = row.steps(a.steps) + more
-    if row.single and more:  # one step more is an attack of several
-        row, size = registry.trained(row.stronger), None
-    assert row.make is not None
-    settings: dict[str, Any] = {"random_start": _start(a), "loss": own.attack_loss}
+    attack, step_size = registry.trained(a.name), step_of(a)
+    steps = attack.steps(a.steps) + extra_steps
+    if attack.single and extra_steps:  # one step more is an attack of several
+        attack, step_size = registry.trained(attack.stronger), None
+    assert attack.make is not None
+    settings: dict[str, Any] = {"random_start": _start(a), "loss": row.attack_loss}
     ball = Threat.of(a)
-    return InnerPlan(row.make, ball.norm, ball.epsilon, steps, row.length, size, settings)
+    return InnerPlan(
+        attack.make, ball.norm, ball.epsilon, steps, attack.length, step_size, settings
+    )
 
 
-def of_plan(plan: InnerPlan, growing: bool, number: int | None = None) -> Attack:
-    """Make the attack of one norm; `number`: which of several it is."""
-    make = partial(plan.make, norm=plan.norm, steps=plan.steps, **plan.settings)
-    attack = make(**plan.step(plan.epsilon))
-    if not growing:
-        return attack
+def attack_of(plan: InnerPlan) -> Attack:
+    """Make the attack of one norm."""
 
-    def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
-        radii = given.radii if number is None else given.radii[:, number]
-        own = make(**plan.step(radii, whole=plan.epsilon))
-        return own(logits_fn, given.keys, images, labels)
+    def make(ball: dict[str, Any]) -> Attack:
+        return plan.make(**ball, steps=plan.steps, **plan.settings)
 
-    return of_radii
+    fixed = make(plan.ball())  # refuses what does not go together before anything compiles
+
+    def attack(
+        logits_fn: Any, keys: Any, images: Any, labels: Any, epsilon_share: Any = None
+    ) -> Any:
+        search = fixed if epsilon_share is None else make(plan.ball(epsilon_share, len(images)))
+        return search(logits_fn, keys, images, labels)
+
+    return attack
 
 
 def _start(a: AttackSection) -> bool | attacks.Noise:
@@ -154,9 +161,9 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
     if not isinstance(start, attacks.Noise):
         return start
     if registry.trained(a.name).length is None:
-        able = [repr(row.name) for row in registry.training().values() if row.length is not None]
+        names = [repr(row.name) for row in registry.training().values() if row.length is not None]
         raise ValueError(
-            f"attack.start={a.start!r} is of attack.name={', '.join(able)}; {a.name.upper()} "
+            f"attack.start={a.start!r} is of attack.name={', '.join(names)}; {a.name.upper()} "
             "starts at 'image' or 'random'"
         )
     if not normal:
@@ -184,13 +191,6 @@ def step_of(attack: AttackSection) -> float | None:
     wanted = "above 0: the step as a multiple of epsilon"
     must_be("attack.relative_step", relative, 0 < relative < math.inf, wanted)
     return relative * epsilon or None  # a radius of 0 allows no step
-
-
-class GrowingRadii(NamedTuple):
-    """What an attack of growing radius is given in place of keys."""
-
-    keys: Keys  # [B]
-    radii: PerImage  # of several norms f[B, norms], of those that are trained
 
 
 def grows(attack: AttackSection) -> bool:
@@ -234,20 +234,3 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
             f"attack.{key}_epochs={count} with attack.epsilon=0: there is no radius to grow to; "
             f"set attack.{key}_epochs=0"
         )
-
-
-def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
-    """Build (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
-    a = config.attack
-    if not (objectives.named(objective).attacks and grows(a)):
-        return keys_alone
-    if mixes.is_mixed(a):
-        norms = mixes.norms_of(a)
-        radii = jnp.asarray([ball.epsilon for ball in threats(a) if ball.norm in norms])
-        return lambda keys, share: GrowingRadii(
-            keys, jnp.broadcast_to(radii.astype(jnp.float32) * share, (*keys.shape, len(radii)))
-        )
-    epsilon = Threat.of(a).epsilon
-    return lambda keys, share: GrowingRadii(
-        keys, jnp.full(keys.shape, epsilon, jnp.float32) * share
-    )

@@ -1,7 +1,7 @@
-"""What a training step remembers of those before it: in the optimiser's state, saved with it."""
+"""What a training step remembers of earlier ones: in the optimiser's state, saved with it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import optax
 
@@ -9,86 +9,77 @@ from jaxrobust.types import Array, Params
 
 
 class Memory(NamedTuple):
-    """What a step knows of those before it, beside the optimiser's own state.
+    """What a step remembers beside the optimiser's own state; each default remembers nothing.
 
-    `recall(state, batch, keys) -> (stats, batch, keys)`, which gradients are given, the attack's
-    among them;
-    `learn(state, opt_state, metrics) -> (opt_state, metrics)`, of this step's metrics;
-    `first(params, stats)`: arrays that are kept beside the optimiser's state, as a phase begins;
-    None: it keeps none.
+    `recall(state, batch) -> (stats, batch)`, as the gradients get them;
+    `learn(state, opt_state, metrics) -> (opt_state, metrics)`, from this step's metrics;
+    `init(params, stats)`: arrays to store beside the optimiser's state, as a phase begins;
+    `turn(state) -> i32[]`: which of several norms attacks in this step.
     """
 
-    recall: Callable[[Any, Any, Any], tuple[Any, Any, Any]]
-    learn: Callable[[Any, Any, Any], tuple[Any, Any]]
-    first: Callable[[Params, Params], dict[str, Array]] | None = None
+    recall: Callable[[Any, Any], tuple[Any, Any]] = lambda state, batch: (state.stats, batch)
+    learn: Callable[[Any, Any, Any], tuple[Any, Any]] = lambda state, opt_state, metrics: (
+        opt_state,
+        metrics,
+    )
+    init: Callable[[Params, Params], dict[str, Array]] | None = None
+    turn: Callable[[Any], Array] | None = None
 
 
-NO_MEMORY = Memory(
-    lambda state, batch, keys: (state.stats, batch, keys),
-    lambda state, opt_state, metrics: (opt_state, metrics),
-)
+NO_MEMORY = Memory()
 
 
 def joined(memories: Sequence[Memory]) -> Memory:
-    """Join memories whose arrays have different names."""
-    if not memories:
-        return NO_MEMORY
+    """Join memories whose arrays have different names, and of which one has turns at most."""
 
-    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+    def recall(state: Any, batch: Any) -> tuple[Any, Any]:
         stats = state.stats
-        for one in memories:
-            own, batch, keys = one.recall(state, batch, keys)
-            stats = stats | own
-        return stats, batch, keys
+        for memory in memories:
+            more_stats, batch = memory.recall(state, batch)
+            stats = stats | more_stats
+        return stats, batch
 
     def learn(state: Any, opt_state: Any, metrics: Any) -> tuple[Any, Any]:
-        for one in memories:
-            opt_state, metrics = one.learn(state, opt_state, metrics)
+        for memory in memories:
+            opt_state, metrics = memory.learn(state, opt_state, metrics)
         return opt_state, metrics
 
-    kept = [one.first for one in memories if one.first is not None]
+    inits = [memory.init for memory in memories if memory.init is not None]
 
-    def first(params: Params, stats: Params) -> dict[str, Array]:
-        return {k: a for own in kept for k, a in own(params, stats).items()}
+    def init(params: Params, stats: Params) -> dict[str, Array]:
+        return {name: a for init in inits for name, a in init(params, stats).items()}
 
-    return Memory(recall, learn, first if kept else None)
+    turns = [memory.turn for memory in memories if memory.turn is not None]
+    return Memory(recall, learn, init if inits else None, turns[0] if turns else None)
 
 
 class Remembering(NamedTuple):
-    """An optimiser's state, and beside it what the steps so far have shown."""
+    """An optimiser's state, and the arrays of a memory."""
 
     own: Any
     memory: dict[str, Array]
 
 
-class MemorySetup(NamedTuple):
-    """An optimiser whose state holds what a memory keeps; as optax's, but that `begin` makes it."""
+class Optimiser(NamedTuple):
+    """An optimiser as optax has it, but `init(params, stats)`."""
 
-    begin: Callable[[Params, Params], Remembering]
-    update: Callable[..., tuple[Any, Remembering]]
-
-
-Optimiser: TypeAlias = optax.GradientTransformationExtraArgs | MemorySetup
+    init: Callable[[Params, Params], optax.OptState]
+    update: Callable[..., tuple[Any, optax.OptState]]
 
 
-def remembering(tx: optax.GradientTransformationExtraArgs, memory: Memory) -> Optimiser:
-    """Keep a memory's arrays in the optimiser's state, if there are any; a step changes them."""
-    first = memory.first
-    if first is None:
-        return tx
+def remembering(tx: optax.GradientTransformationExtraArgs, memory: Memory = NO_MEMORY) -> Optimiser:
+    """Store a memory's arrays in the optimiser's state, if there are any."""
+    first_arrays = memory.init
+    if first_arrays is None:
+        return Optimiser(lambda params, stats: tx.init(params), tx.update)
 
-    def begin(params: Params, stats: Params) -> Remembering:
-        return Remembering(tx.init(params), first(params, stats))
+    def init(params: Params, stats: Params) -> Remembering:
+        return Remembering(tx.init(params), first_arrays(params, stats))
 
     def update(
-        grads: Any, state: Remembering, params: Any = None, **given: Any
+        grads: Any, state: Remembering, params: Any = None, **extra: Any
     ) -> tuple[Any, Remembering]:
-        updates, own = tx.update(grads, state.own, params, **given)
-        return updates, Remembering(own, state.memory)
+        updates, tx_state = tx.update(grads, state.own, params, **extra)
+        return updates, Remembering(tx_state, state.memory)
 
-    return MemorySetup(begin, update)
-
-
-def begun(tx: Optimiser, params: Params, stats: Params) -> optax.OptState:
-    """Make the optimiser's first state."""
-    return tx.begin(params, stats) if isinstance(tx, MemorySetup) else tx.init(params)
+    return Optimiser(init, update)

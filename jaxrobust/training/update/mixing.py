@@ -8,7 +8,7 @@ devices, its condition would be a collective.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,21 @@ Shape = Sequence[int]
 Range = tuple[float, float]
 
 
+class Mixing(NamedTuple):
+    """How the images of a batch are mixed, and their labels smoothed; by default they are not."""
+
+    num_classes: int
+    mixup: float = 0.0  # whole images are mixed, with a weight from Beta(mixup, mixup)
+    # A box comes from the partner, of area 1 - Beta(cutmix, cutmix) before the border cuts it.
+    cutmix: float = 0.0
+    switch: float = 0.5  # probability of CutMix where both are on
+    probability: float = 1.0  # of mixing at all
+    group: int = 2  # an even divisor of the images that a device holds
+    smoothing: float = 0.0  # of the one-hot labels before they are mixed
+
+
 def batch_augmentation(
-    num_classes: int,
-    *,
-    erasing: float = 0.0,
-    noise: str = "normal",
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    smoothing: float = 0.0,
-    **how: Any,
+    mixing: Mixing, *, erasing: float = 0.0, noise: str = "normal"
 ) -> BatchAugmentation:
     """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program."""
 
@@ -38,11 +44,10 @@ def batch_augmentation(
         images, targets = batch
         if erasing:
             images = erase(erase_key, images, probability=erasing, noise=noise)
-        if mixup or cutmix:
-            mixes = {"mixup": mixup, "cutmix": cutmix, "smoothing": smoothing} | how
-            images, targets = mix(mix_key, images, targets, num_classes=num_classes, **mixes)
-        elif smoothing:
-            targets = smoothed(targets, num_classes, smoothing)
+        if mixing.mixup or mixing.cutmix:
+            images, targets = mix(mix_key, images, targets, mixing)
+        elif mixing.smoothing:
+            targets = smoothed(targets, mixing.num_classes, mixing.smoothing)
         return Batch(images, targets)
 
     return augment
@@ -103,55 +108,37 @@ def _erased_box(
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits)
     h, w, y, x = h[first], w[first], y[first], x[first]
-    top, left = jnp.floor(y * (height - h + 1)), jnp.floor(x * (width - w + 1))
-    return (u[0] < probability) & fits[first], top, top + h, left, left + w
+    y, x = jnp.floor(y * (height - h + 1)), jnp.floor(x * (width - w + 1))
+    return (u[0] < probability) & fits[first], y, y + h, x, x + w
 
 
 # --- MixUp and CutMix ---
 
 
 def mix(
-    key: Key[Array, ""],
-    images: Images,
-    labels: Labels | SoftLabels,
-    *,
-    num_classes: int,
-    mixup: float,
-    cutmix: float,
-    switch: float = 0.5,
-    probability: float = 1.0,
-    group: int = 2,
-    smoothing: float = 0.0,
+    key: Key[Array, ""], images: Images, labels: Labels | SoftLabels, mixing: Mixing
 ) -> tuple[Images, SoftLabels]:
     """Mix images f32[B,H,W,C] with others; return them and their soft targets f32[B,C].
 
     Every `group` consecutive images of the batch share one choice, weight and box; the partner of
-    its first image is its last. At most one of `mixup` and `cutmix` is 0.
-
-    Args:
-      key: group g draws from `fold_in(key, g)`.
-      mixup: the whole images are mixed, with a weight from Beta(mixup, mixup).
-      cutmix: a box comes from the partner, of area 1 - Beta(cutmix, cutmix) before the border cuts
-        it; `switch` is its probability where both are on.
-      probability: of mixing at all.
-      group: an even divisor of the part of B that a device holds.
-      smoothing: of the one-hot labels before they are mixed.
+    its first image is its last. At most one of `mixup` and `cutmix` is 0. Group g draws from
+    `fold_in(key, g)`.
     Source: Zhang et al. 2018 (arXiv 1710.09412), Yun et al. 2019 (arXiv 1905.04899), as timm's
       "batch" mode within a group; parity: tests/training/update/test_mixing.py against timm 1.0.9.
     """
     batch, *shape = images.shape
-    switch = switch if mixup and cutmix else float(cutmix > 0)
-    draw = partial(_draw_mixing, alphas=(mixup, cutmix), switch=switch, probability=probability)
-    boxes, lam, y, x = jax.vmap(lambda key: draw(key, shape))(_keys(key, batch // group))
+    classes, group = mixing.num_classes, mixing.group
+    both = mixing.mixup and mixing.cutmix
+    switch = mixing.switch if both else float(mixing.cutmix > 0)
+    settings = {"switch": switch, "probability": mixing.probability}
+    draw = partial(_draw_mixing, alphas=(mixing.mixup, mixing.cutmix), **settings)
+    drawn = jax.vmap(lambda key: draw(key, shape))(_keys(key, batch // group))
     images, targets = jax.vmap(blend)(
         images.reshape(-1, group, *shape),
-        smoothed(labels, num_classes, smoothing).reshape(-1, group, num_classes),
-        boxes,
-        lam,
-        y,
-        x,
+        smoothed(labels, classes, mixing.smoothing).reshape(-1, group, classes),
+        *drawn,
     )
-    return images.reshape(batch, *shape), targets.reshape(batch, num_classes)
+    return images.reshape(batch, *shape), targets.reshape(batch, classes)
 
 
 def _draw_mixing(
@@ -177,16 +164,16 @@ def blend(
     _, height, width, _ = images.shape
     side = jnp.sqrt(1 - lam)
     h, w = (jnp.floor(jnp.floor(length * side) / 2) for length in (height, width))
-    top, bottom = jnp.maximum(y - h, 0), jnp.minimum(y + h, height)
-    left, right = jnp.maximum(x - w, 0), jnp.minimum(x + w, width)
-    inside = _inside(images.shape[1:], top, bottom, left, right)
+    rows = jnp.maximum(y - h, 0), jnp.minimum(y + h, height)
+    columns = jnp.maximum(x - w, 0), jnp.minimum(x + w, width)
+    inside = _inside(images.shape[1:], *rows, *columns)
     # Products with exactly 0 and 1 copy pixels: one expression serves both.
     weight = jnp.where(boxes, 1 - inside.astype(lam.dtype), lam)[None]
     area = height * width
-    kept = (area - (bottom - top) * (right - left)) / area  # of the box as the border cut it
+    outside = (area - (rows[1] - rows[0]) * (columns[1] - columns[0])) / area
     return (
         _weighted(weight, images, images[::-1]),
-        _weighted(jnp.where(boxes, kept, lam), targets, targets[::-1]),
+        _weighted(jnp.where(boxes, outside, lam), targets, targets[::-1]),
     )
 
 
@@ -203,11 +190,11 @@ def smoothed(labels: Labels | SoftLabels, num_classes: int, smoothing: float) ->
     """Compute one-hot labels f32[B,C], or f64 where JAX computes so, of which `smoothing` is
     spread over all classes, theirs included; the same of labels that are soft already.
     """
-    off, kind = smoothing / num_classes, jnp.result_type(float)
+    off, dtype = smoothing / num_classes, jnp.result_type(float)
     if labels.ndim == 2:
-        return labels.astype(kind) * jnp.asarray(1 - smoothing, kind) + jnp.asarray(off, kind)
+        return labels.astype(dtype) * jnp.asarray(1 - smoothing, dtype) + jnp.asarray(off, dtype)
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
-    return jnp.where(is_label, jnp.asarray(1 - smoothing + off, kind), jnp.asarray(off, kind))
+    return jnp.where(is_label, jnp.asarray(1 - smoothing + off, dtype), jnp.asarray(off, dtype))
 
 
 def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
@@ -229,7 +216,7 @@ def _keys(key: Array, count: int) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count, dtype=jnp.uint32))
 
 
-def _inside(shape: Shape, top: Array, bottom: Array, left: Array, right: Array) -> Array:
+def _inside(shape: Shape, y0: Array, y1: Array, x0: Array, x1: Array) -> Array:
     y, x = jnp.arange(shape[0], dtype=jnp.float32), jnp.arange(shape[1], dtype=jnp.float32)
-    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    rows, columns = (y >= y0) & (y < y1), (x >= x0) & (x < x1)
     return (rows[:, None] & columns[None, :])[..., None]

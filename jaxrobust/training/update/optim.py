@@ -67,9 +67,9 @@ def clipped(largest: float) -> optax.GradientTransformationExtraArgs:
     """
 
     def update(
-        grads: Params, state: Any, params: Any = None, *, norm: Array | None = None, **more: Any
+        grads: Params, state: Any, params: Any = None, *, norm: Array | None = None, **extra: Any
     ) -> tuple[Params, Any]:
-        del params, more
+        del params, extra
         total = optax.tree.norm(grads) if norm is None else norm
         factor = jnp.minimum(1, largest / (total + 1e-6))
         return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads), state
@@ -108,23 +108,17 @@ def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
     return lambda params: {name: rule(name, array) for name, array in params.items()}
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "adamw": lambda p, schedule, *, cycle, **decay: adamw(schedule, b2=p.b2, **decay),
-    "sgd": lambda p, schedule, *, cycle, **decay: sgd(
-        schedule, momentum=cycle or p.momentum, nesterov=p.nesterov, **decay
-    ),
-}
-
-
 def of_phase(
     p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
-    """Build the learning rate and the optimiser of a phase; `name` and `decay_mask` are its own and
-    its network's. A value that cannot work is a `ValueError` with what to set.
+    """Build the learning rate and the optimiser of the phase `name`; `decay_mask` is its network's.
+
+    Raises:
+      ValueError: a value that cannot work, with what to set.
     """
     mask = decay_mask if p.decay_mask is None else p.decay_mask
     for key, value, rows in (
-        ("optimizer", p.optimizer, OPTIMIZERS),
+        ("optimizer", p.optimizer, ("adamw", "sgd")),
         ("schedule", p.schedule, schedules.SHAPES),
         ("decay_mask", mask, DECAY_MASKS),
     ):
@@ -154,31 +148,18 @@ def of_phase(
     }
     for key, (inside, wanted) in ranges.items():
         must_be(f"{name}.{key}", p[key], inside, wanted)
-    try:
-        schedule = schedules.learning_rate(
-            peak=p.lr,
-            epochs=p.epochs,
-            steps_per_epoch=steps_per_epoch,
-            warmup_epochs=p.warmup_epochs,
-            final=p.final_lr,
-            shape=p.schedule,
-            warmup_lr=start,
-            cooldown_epochs=p.cooldown_epochs,
-            steps=steps,
-            factor=p.lr_factor,
-        )
-    except ValueError as error:  # about a length
-        raise ValueError(f"{name}.{error}") from error
-    cycle = None
+    schedule = schedules.learning_rate(p, name, steps_per_epoch=steps_per_epoch)
+    momentum: float | optax.Schedule = p.momentum
     if p.cycle_momentum:
         if (p.schedule, p.optimizer) != ("one-cycle", "sgd"):
             raise ValueError(
                 f"{name}.cycle_momentum=True is of schedule='one-cycle' with optimizer='sgd', and "
                 f"these are {p.schedule!r} and {p.optimizer!r}; set {name}.cycle_momentum=False"
             )
-        cycle = schedules.cycled_momentum(
-            epochs=p.epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=p.warmup_epochs
-        )
-    decay = {"weight_decay": p.weight_decay, "decay_mask": mask}
-    tx = OPTIMIZERS[p.optimizer](p, schedule, cycle=cycle, **decay)
+        momentum = schedules.cycled_momentum(p, steps_per_epoch=steps_per_epoch)
+    decay: dict[str, Any] = {"weight_decay": p.weight_decay, "decay_mask": mask}
+    if p.optimizer == "adamw":
+        tx = adamw(schedule, b2=p.b2, **decay)
+    else:
+        tx = sgd(schedule, momentum=momentum, nesterov=p.nesterov, **decay)
     return schedule, tx if p.clip_norm is None else optax.chain(clipped(p.clip_norm), tx)

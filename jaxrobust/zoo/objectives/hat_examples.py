@@ -16,25 +16,23 @@ HELPER = "helper."  # begins the names of the helper network's arrays, beside th
 def memory() -> Memory:
     """Remember the weights that the phase starts from: the helper network, which stays as it is."""
 
-    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
-        own = {k: v for k, v in state.opt_state.memory.items() if k.startswith(HELPER)}
-        return state.stats | own, batch, keys
+    def recall(state: Any, batch: Any) -> tuple[Any, Any]:
+        memory = state.opt_state.memory
+        helper = {name: a for name, a in memory.items() if name.startswith(HELPER)}
+        return state.stats | helper, batch
 
-    def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
-        return opt_state, metrics
-
-    def first(params: Params, stats: Params) -> dict[str, Array]:
+    def init(params: Params, stats: Params) -> dict[str, Array]:
         return {f"{HELPER}{name}": jnp.copy(a) for name, a in (params | stats).items()}
 
-    return Memory(recall, learn, first)
+    return Memory(recall, init=init)
 
 
 def without_helper(net: Classifier) -> Classifier:
     """Let a network be given statistics with a helper's arrays beside them, which it leaves out."""
 
-    def apply(params: Params, stats: Params, images: Array, **how: Any) -> tuple[Array, Params]:
-        own = {name: a for name, a in stats.items() if not name.startswith(HELPER)}
-        return net.apply(params, own, images, **how)
+    def apply(params: Params, stats: Params, images: Array, **mode: Any) -> tuple[Array, Params]:
+        stats = {name: a for name, a in stats.items() if not name.startswith(HELPER)}
+        return net.apply(params, stats, images, **mode)
 
     return Classifier(net.init, apply)
 
@@ -42,9 +40,9 @@ def without_helper(net: Classifier) -> Classifier:
 def helper_classes(net: Classifier, params: Params, stats: Params, images: Array) -> Array:
     """Name the classes i32[B] that the helper network sees, which computes as `params` do."""
     helper = {k.removeprefix(HELPER): a for k, a in stats.items() if k.startswith(HELPER)}
-    own = {name: helper[name].astype(params[name].dtype) for name in params}
-    rest = {name: a for name, a in helper.items() if name not in params}
-    return net.apply(own, rest, images)[0].argmax(-1)
+    helper_params = {name: helper[name].astype(params[name].dtype) for name in params}
+    helper_stats = {name: a for name, a in helper.items() if name not in params}
+    return net.apply(helper_params, helper_stats, images)[0].argmax(-1)
 
 
 def hat(beta: float, gamma: float, statistics: str = "both") -> objectives.Objective:

@@ -50,30 +50,30 @@ def memory(num_classes: int, steps_per_epoch: int) -> Memory:
     authors' would be NaN.
     """
 
-    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
+    def recall(state: Any, batch: Any) -> tuple[Any, Any]:
         labels = batch.labels
         classes = labels if labels.ndim == 1 else labels.argmax(-1)
         weights = state.opt_state.memory["class_means"][classes]
-        return state.stats, WeighedBatch(batch.images, labels, weights), keys
+        return state.stats, WeighedBatch(batch.images, labels, weights)
 
     def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
-        told = opt_state.memory
-        sums = told["class_sums"] + metrics["class_sums"].astype(told["class_sums"].dtype)
-        whole = sums.sum(1, keepdims=True)
-        means = jnp.where(whole > 0, sums / jnp.where(whole > 0, whole, 1), told["class_means"])
-        ends = (state.step + 1) % steps_per_epoch == 0
+        memory = opt_state.memory
+        sums = memory["class_sums"] + metrics["class_sums"].astype(memory["class_sums"].dtype)
+        total = sums.sum(1, keepdims=True)
+        means = jnp.where(total > 0, sums / jnp.where(total > 0, total, 1), memory["class_means"])
+        ends_epoch = (state.step + 1) % steps_per_epoch == 0
         new = {
-            "class_means": jnp.where(ends, means, told["class_means"]),
-            "class_sums": jnp.where(ends, 0, sums),
+            "class_means": jnp.where(ends_epoch, means, memory["class_means"]),
+            "class_sums": jnp.where(ends_epoch, 0, sums),
         }
         shown = {key: value for key, value in metrics.items() if key != "class_sums"}
-        return opt_state._replace(memory=told | new), shown
+        return opt_state._replace(memory=memory | new), shown
 
-    def first(params: Any, stats: Any) -> dict[str, Array]:
+    def init(params: Any, stats: Any) -> dict[str, Array]:
         shape = (num_classes, num_classes)
         return {"class_means": jnp.full(shape, 1 / num_classes), "class_sums": jnp.zeros(shape)}
 
-    return Memory(recall, learn, first)
+    return Memory(recall, learn, init)
 
 
 def dkl(alpha: float, beta: float, statistics: str = "both") -> objectives.Objective:

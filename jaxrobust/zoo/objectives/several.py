@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,6 @@ from jaxrobust.zoo.objectives.norms import steepest
 
 STEEPEST = "pgd"  # the attack whose steps norms can choose between
 _OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
-
-
-class TurnKeys(NamedTuple):
-    """What an attack that takes turns is given in place of keys."""
-
-    keys: Any  # Keys [B], or what an attack whose radius grows is given in their place
-    turn: Array  # i32[B], the same everywhere: which of the trained norms attacks
 
 
 def check(attack: AttackSection, objective: str | None = None) -> None:
@@ -70,52 +63,49 @@ def _check_norms(attack: AttackSection) -> None:
 
 def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
     mix, norms = attack.get("mix"), [ball.norm for ball in threats(attack)]
-    given = bool(mix) and MIXES[str(mix)].pairs
+    keeps_pairs = bool(mix) and MIXES[str(mix)].pairs
     if pairs and len(norms) < 2:
         raise ValueError(
             f"objective={objective!r} pairs what two norms find in the same images, and "
             f"attack.norm={norms[0]} is one; name more, such as attack.norm=linf,l2,l1, with a "
             "radius each, and set attack.mix='pair'"
         )
-    if pairs and not given:
+    if pairs and not keeps_pairs:
         raise ValueError(
             f"objective={objective!r} pairs what two norms find in the same images, which "
             f"attack.mix={mix!r} does not keep; set attack.mix='pair'"
         )
-    if given and not pairs:
+    if keeps_pairs and not pairs:
         raise ValueError(
             f"attack.mix={mix!r} is of objective='ramp', which compares the points of two norms; "
             f"with objective={objective!r} take attack.mix='worst' or 'average'"
         )
 
 
-def attack_of(plans: Sequence[inner.InnerPlan], mix: str, *, growing: bool, loss: str) -> Attack:
+def attack_of(plans: Sequence[inner.InnerPlan], mix: str, loss: str) -> Attack:
     """Make the attack of a step of the plans of each norm, by a row of `MIXES`."""
     if MIXES[mix].steepest:
-        return _together(plans, growing=growing)
-    searches = [inner.of_plan(plan, growing, number) for number, plan in enumerate(plans)]
-    return mixed(searches, mix, loss)
+        return _together(plans)
+    return mixed([inner.attack_of(plan) for plan in plans], mix, loss)
 
 
-def _together(plans: Sequence[inner.InnerPlan], *, growing: bool) -> Attack:
+def _together(plans: Sequence[inner.InnerPlan]) -> Attack:
     """Make one attack whose steps all norms choose together, from the first one's start."""
-    first = plans[0]
 
-    def make(balls: Sequence[steepest.SteepestBall]) -> Attack:
-        return steepest.msd(balls, steps=first.steps, **first.settings)
+    def make(balls: Sequence[dict[str, Any]]) -> Attack:
+        steepest_balls = [steepest.SteepestBall(**ball) for ball in balls]
+        return steepest.msd(steepest_balls, steps=plans[0].steps, **plans[0].settings)
 
-    attack = make([steepest.SteepestBall(plan.norm, **plan.step(plan.epsilon)) for plan in plans])
-    if not growing:
-        return attack
+    fixed = make([plan.ball() for plan in plans])
 
-    def of_radii(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
-        balls = [
-            steepest.SteepestBall(plan.norm, **plan.step(radii, whole=plan.epsilon))
-            for plan, radii in zip(plans, given.radii.T, strict=True)
-        ]
-        return make(balls)(logits_fn, given.keys, images, labels)
+    def attack(
+        logits_fn: Any, keys: Any, images: Any, labels: Any, epsilon_share: Any = None
+    ) -> Any:
+        grown = [plan.ball(epsilon_share, len(images)) for plan in plans]
+        search = fixed if epsilon_share is None else make(grown)
+        return search(logits_fn, keys, images, labels)
 
-    return of_radii
+    return attack
 
 
 def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
@@ -123,27 +113,28 @@ def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
 
     "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX
     of Tramèr & Boneh; "average" and "pair" return all points, f32[B, norms, H, W, C], for
-    `averaged` and `pairing.ramp`; "alternate" and "extreme" are given `TurnKeys`, and run the
-    attack whose turn it is.
+    `averaged` and `pairing.ramp`; "alternate" and "extreme" run that of the norm `turn` i32[].
     """
     row, loss_of = MIXES[mix], attacks.LOSSES[loss]
 
-    def every(logits_fn: Any, keys: Any, images: Any, labels: Any) -> Any:
-        found = [search(logits_fn, keys, images, labels) for search in searches]
+    def every(logits_fn: Any, keys: Any, images: Any, labels: Any, **options: Any) -> Any:
+        found = [search(logits_fn, keys, images, labels, **options) for search in searches]
         points = jnp.stack(found, axis=1)
         if not row.looks:
             return points
         values = jnp.stack(
-            [loss_of(logits_fn(own).astype(images.dtype), labels) for own in found], axis=1
+            [loss_of(logits_fn(one).astype(images.dtype), labels) for one in found], axis=1
         )
         best = values.argmax(1).reshape(-1, *[1] * (points.ndim - 1))
         return jnp.take_along_axis(points, best, axis=1)[:, 0]
 
-    def in_turn(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+    def in_turn(
+        logits_fn: Any, keys: Any, images: Any, labels: Any, *, turn: Array, **options: Any
+    ) -> Any:
         def branch(search: Attack) -> Callable[[Any], Any]:
-            return lambda keys: search(logits_fn, keys, images, labels)
+            return lambda keys: search(logits_fn, keys, images, labels, **options)
 
-        return jax.lax.switch(given.turn[0], [*map(branch, searches)], given.keys)
+        return jax.lax.switch(turn, [*map(branch, searches)], keys)
 
     return every if row.each else in_turn
 
@@ -171,8 +162,8 @@ def averaged(objective: Objective, count: int) -> Objective:
     return objective._replace(loss=loss)
 
 
-def memory(attack: AttackSection) -> Memory | None:
-    """Make what a step remembers of the turns before it; None: it takes none.
+def memory(attack: AttackSection) -> Memory:
+    """Make what a step remembers of earlier turns; nothing, where norms take none.
 
     "alternate" counts the updates. "extreme" draws linf or l1 with probabilities that are as their
     robust errors so far, each the mean over all its steps since the phase began; until both have
@@ -182,35 +173,31 @@ def memory(attack: AttackSection) -> Memory | None:
     """
     mix = attack.get("mix")
     if mix is None or MIXES[mix].each:
-        return None
+        return Memory()
     norms = norms_of(attack)
     extreme = MIXES[mix].extreme
 
     def turn(state: Any) -> Array:
         if not extreme:
             return state.step % len(norms)
-        told = state.opt_state.memory
-        known = (told["turns"] > 0).all() & (told["errors"].sum() > 0)
-        shares = jnp.where(known, told["errors"], 1.0)
+        memory = state.opt_state.memory
+        has_errors = (memory["turns"] > 0).all() & (memory["errors"].sum() > 0)
+        shares = jnp.where(has_errors, memory["errors"], 1.0)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _OF_TURNS)
         return jax.random.categorical(key, jnp.log(shares)).astype(jnp.int32)
 
-    def recall(state: Any, batch: Any, keys: Any) -> tuple[Any, Any, Any]:
-        images = len(jax.tree.leaves(keys)[0])  # there may be radii beside the keys
-        return state.stats, batch, TurnKeys(keys, jnp.broadcast_to(turn(state), (images,)))
-
     def learn(state: Any, opt_state: Any, metrics: dict[str, Array]) -> tuple[Any, Any]:
-        now = jnp.arange(len(norms)) == turn(state)
-        shown = {f"trained_{norm}": now[i].astype(jnp.float32) for i, norm in enumerate(norms)}
+        is_turn = jnp.arange(len(norms)) == turn(state)
+        shown = {f"trained_{n}": is_turn[i].astype(jnp.float32) for i, n in enumerate(norms)}
         if extreme:
-            told = opt_state.memory
-            turns = told["turns"] + now
-            step = (1 - metrics["robust"] - told["errors"]) / jnp.maximum(turns, 1)
-            errors = told["errors"] + jnp.where(now, step, 0).astype(jnp.float32)
-            opt_state = opt_state._replace(memory=told | {"turns": turns, "errors": errors})
+            memory = opt_state.memory
+            turns = memory["turns"] + is_turn
+            step = (1 - metrics["robust"] - memory["errors"]) / jnp.maximum(turns, 1)
+            errors = memory["errors"] + jnp.where(is_turn, step, 0).astype(jnp.float32)
+            opt_state = opt_state._replace(memory=memory | {"turns": turns, "errors": errors})
         return opt_state, metrics | shown
 
-    def first(params: Any, stats: Any) -> dict[str, Array]:
+    def init(params: Any, stats: Any) -> dict[str, Array]:
         return {"turns": jnp.zeros(2, jnp.int32), "errors": jnp.zeros(2, jnp.float32)}
 
-    return Memory(recall, learn, first if extreme else None)
+    return Memory(learn=learn, init=init if extreme else None, turn=turn)

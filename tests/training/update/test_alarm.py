@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 
 from jaxrobust import attacks
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.training.update import alarm, objectives
-from jaxrobust.types import Classifier
+from jaxrobust.training.update import alarm, objectives, step
+from jaxrobust.types import Batch, Classifier
 from tests.support import sweeps
 from tests.support.steps import small_config
 
@@ -59,15 +59,29 @@ def certain(params, scale):
     return params | {"second": scale * params["second"]}
 
 
-def probe_of(*, dtype=jnp.float32, network=perceptron, attack=attacks.apgd, objective=None, **more):
+def probe_of(
+    *, dtype=jnp.float32, network=perceptron, attack=attacks.apgd, objective=None,
+    mean=lambda tree: tree, **more,
+):  # fmt: skip
     options = {"epsilon": 0.1} | more
-    return partial(
-        alarm.probe,
-        networks=(network(dtype), network(jnp.float32)),
-        searches=[attack(steps=steps, **options) for steps in (2, 2 + alarm.STRONGER)],
-        objective=objective or objectives.adversarial(),
+    weaker, stronger = (attack(steps=steps, **options) for steps in (2, 2 + alarm.STRONGER))
+    parts = step.GradientParts(
+        network(dtype),
+        weaker,
+        objective or objectives.adversarial(),
         dtype=jnp.dtype(dtype),
+        mean_over_devices=mean,
     )
+
+    def probe(params, stats, images, labels, keys):
+        return alarm.probe(
+            *(params, stats, {}, Batch(images, labels), keys),
+            parts=parts,
+            net32=network(jnp.float32),
+            stronger_attack=stronger,
+        )
+
+    return probe
 
 
 @functools.cache
@@ -140,12 +154,13 @@ class ProbeTest(parameterized.TestCase):
 
     @pytest.mark.matrix
     def test_eight_devices_are_one(self):
-        probe = probe_of(dtype=jnp.bfloat16, random_start=True)
+        options = {"dtype": jnp.bfloat16, "random_start": True}
+        probe = probe_of(**options)
         keys = attacks.image_keys(jax.random.key(3), SHAPE[0])
         mesh = sharding.make_mesh(jax.devices())
         rows, axes = PartitionSpec(mesh.axis_names), mesh.axis_names
         spread = jax.shard_map(
-            partial(probe, mean=partial(jax.lax.pmean, axis_name=axes)),
+            probe_of(mean=partial(jax.lax.pmean, axis_name=axes), **options),
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(), rows, rows, rows),
             out_specs=PartitionSpec(),

@@ -11,12 +11,13 @@ from absl.testing import parameterized
 
 from jaxrobust import attacks
 from jaxrobust.config import phase
-from jaxrobust.training.update import averages, mixing, objectives, optim, step
+from jaxrobust.training.update import memory, mixing, objectives, optim, step
 from jaxrobust.types import Batch
 from tests.support import paths
 from tests.support import residual_nets as nets
 from tests.support.golden import load
 from tests.support.parity import torch_or_skip
+from tests.support.small_updates import step_of
 from tests.support.steps import standard
 
 EPSILON, STEP = 8 / 255, 2 / 255
@@ -98,32 +99,17 @@ def updates(recipe: Recipe, made, shapes):
         norm="linf", epsilon=EPSILON, steps=10, step_size=STEP, loss=recipe.attack_loss
     )
 
-    def attack(logits_fn, start, images, targets):
-        state = machine.init(images, targets)._replace(points=start)  # not projected
+    def attack(logits_fn, keys, images, targets, epsilon_share):
+        state = machine.init(images, targets)._replace(points=epsilon_share)  # not projected
         state = attacks.run(machine, logits_fn, state, gradient_steps=10, final_forward=False)
         return machine.result(state)
 
-    def gradients(*given):
-        grads, stats, metrics = step.gradients(
-            *given, net=net, attack=attack, objective=recipe.objective,
-            attack_train=recipe.attack_train,
-        )  # fmt: skip
-        return grads, (stats, metrics)
-
-    train_step = partial(
-        step.train_step,
-        augment=lambda key, batch: batch,
-        gradients=gradients,
-        tx=tx,
-        average=averages.averaging(p, "train", steps_per_epoch=length),
-        statistics=averages.running_statistics(p, "train"),
-        given=lambda keys, start: start,  # which stands where the share of the radius does
-    )
+    parts = step.GradientParts(net, attack, recipe.objective, recipe.attack_train)
+    train_step = step_of(p, memory.remembering(tx), parts, steps_per_epoch=length)
     params, stats = nets.first_weights(shapes)
     state = step.TrainState(
         jnp.int32(0), params, stats, params | stats, tx.init(params), jax.random.key(0)
     )
-    train_step = jax.jit(train_step)
     for i in range(20):
         images = data["images"][image_rows(i)] / 255.0
         labels = jnp.asarray(data["labels"][image_rows(i)])

@@ -40,9 +40,6 @@ class RadiusTest(parameterized.TestCase):
         expected = np.repeat([0, 0, 0, 1 / 3, 2 / 3, 1], 4)
         np.testing.assert_array_equal(shares, expected)
         self.assertEqual([inner.share(step, 1, 0, 2) for step in range(4)], [0, 0, 1, 1])
-        config = small_config(attack__delay_epochs=1)
-        given = inner.given(config, "adversarial")(attacks.image_keys(jax.random.key(1), 2), 0.5)
-        np.testing.assert_allclose(given.radii, 4 / 255, rtol=1e-6)
 
     @sweeps.rows(
         ("pgd", "adversarial", "linf", 0.25),
@@ -64,8 +61,7 @@ class RadiusTest(parameterized.TestCase):
         targets = jax.nn.softmax(jnp.asarray(rng.normal(size=(3, 3)), jnp.float32))
         keys = attacks.image_keys(jax.random.key(1), 3)
         grown = inner.training_attack(config, objective)
-        radii = inner.given(config, objective)(keys, jnp.float32(share))
-        found = grown(network, radii, images, targets)
+        found = grown(network, keys, images, targets, epsilon_share=jnp.float32(share))
         how = {"norm": norm, "epsilon": share * EPSILON, "random_start": True}
         how["loss"] = "kl" if objective == "trades" else "ce"
         expected = {
@@ -83,7 +79,8 @@ class RadiusTest(parameterized.TestCase):
         )
         with rows.making("pgd") as made:
             attack = inner.training_attack(config, "adversarial")
-            attack(None, inner.GrowingRadii(None, jnp.zeros(2)), None, None)
+            attack(None, None, jnp.zeros((2, 4, 4, 3)), None, epsilon_share=0.5)
+        np.testing.assert_allclose(made.call_args.kwargs["epsilon"], np.full(2, 4 / 255), rtol=1e-6)
         self.assertEqual(made.call_args.kwargs["step_size"], 1.5 * 8 / 255)
 
     @sweeps.rows(("pgd", "pgd", 3, 5), ("apgd", "apgd", 3, 5), ("fgsm", "pgd", 1, 3))
@@ -91,7 +88,7 @@ class RadiusTest(parameterized.TestCase):
         config = small_config(attack__name=name, attack__steps=3)
         for more, made_by, steps in ((0, name, few), (2, stronger, many)):
             with rows.making(made_by) as made:
-                inner.training_attack(config, "adversarial", more=more)
+                inner.training_attack(config, "adversarial", extra_steps=more)
             self.assertEqual(made.call_args.kwargs["steps"], steps)
 
     @sweeps.rows(

@@ -22,7 +22,8 @@ from tests.support import paths, sweeps
 
 COUNT = 5000
 SHAPE = (40, 56)  # not square: an exchange of the axes would show
-HEAVY = {"num_classes": 10, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
+HEAVY = mixing.Mixing(10, mixup=0.8, cutmix=1.0, smoothing=0.1, group=4)
+SMOOTHS = mixing.batch_augmentation(mixing.Mixing(10, smoothing=0.1))
 
 
 def timm_data(test):
@@ -185,15 +186,7 @@ class MixDistributionTest(DistributionTest):
         pair = np.zeros((2, *SHAPE, 1), np.float32)
         pair[1] = 1
         ours = jax.jit(
-            partial(
-                mixing.mix,
-                num_classes=2,
-                mixup=mixup,
-                cutmix=cutmix,
-                switch=switch,
-                probability=probability,
-                group=2,
-            )
+            partial(mixing.mix, mixing=mixing.Mixing(2, mixup, cutmix, switch, probability))
         )
         labels = jnp.tile(jnp.arange(2, dtype=jnp.int32), COUNT)
         images, targets = ours(jax.random.key(0), jnp.tile(pair, (COUNT, 1, 1, 1)), labels)
@@ -286,7 +279,7 @@ class EraseDistributionTest(DistributionTest):
 class BatchAugmentationTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_does_not_depend_on_devices(self):
-        run, key = mixing.batch_augmentation(group=4, **HEAVY), jax.random.key(3)
+        run, key = mixing.batch_augmentation(HEAVY, erasing=0.5), jax.random.key(3)
         batch = pictures(32)
         floats = batch._replace(images=network_inputs.unit_range(batch.images))
         expected = jax.device_get(jax.jit(run)(key, floats))
@@ -304,7 +297,7 @@ class BatchAugmentationTest(parameterized.TestCase):
                 np.testing.assert_array_equal(a, b, f"{count} devices")
 
     def test_rows_and_groups_draw_for_themselves(self):
-        run = jax.jit(mixing.batch_augmentation(group=4, **HEAVY))
+        run = jax.jit(mixing.batch_augmentation(HEAVY, erasing=0.5))
         whole = pictures(16)._replace(images=network_inputs.unit_range(pictures(16).images))
         start = jax.tree.map(lambda a: a[:8], whole)
         for a, b in zip(run(jax.random.key(0), whole), run(jax.random.key(0), start), strict=True):
@@ -325,11 +318,9 @@ class BatchAugmentationTest(parameterized.TestCase):
     def test_erases_then_mixes_within_groups(self):
         key, batch = jax.random.key(7), pictures(8)
         images = network_inputs.unit_range(batch.images)
-        options = {"num_classes": 10, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "group": 4}
-        mix = jax.jit(partial(mixing.mix, **options))
-        found = jax.jit(mixing.batch_augmentation(erasing=0.5, **options))(
-            key, Batch(images, batch.labels)
-        )
+        mix = jax.jit(partial(mixing.mix, mixing=HEAVY))
+        augment = jax.jit(mixing.batch_augmentation(HEAVY, erasing=0.5))
+        found = augment(key, Batch(images, batch.labels))
         erase_key, mix_key = jax.random.split(key)
         erased = jax.jit(partial(mixing.erase, probability=0.5))(erase_key, images)
         expected = mix(mix_key, erased, batch.labels)
@@ -344,10 +335,10 @@ class BatchAugmentationTest(parameterized.TestCase):
 
     def test_smoothing_alone_and_nothing_at_all(self):
         batch = pictures(4)
-        out = mixing.batch_augmentation(num_classes=10)(jax.random.key(0), batch)
+        out = mixing.batch_augmentation(mixing.Mixing(10))(jax.random.key(0), batch)
         self.assertIs(out.images, batch.images)
         self.assertIs(out.labels, batch.labels)
-        out = mixing.batch_augmentation(num_classes=10, smoothing=0.1)(jax.random.key(0), batch)
+        out = SMOOTHS(jax.random.key(0), batch)
         self.assertIs(out.images, batch.images)
         expected = np.full((4, 10), 0.01)
         expected[np.arange(4), batch.labels] = 0.91
@@ -357,13 +348,13 @@ class BatchAugmentationTest(parameterized.TestCase):
         batch, rng = pictures(4), np.random.default_rng(0)
         soft = rng.dirichlet(np.ones(10), 4).astype(np.float32)
         given = batch._replace(labels=jnp.asarray(soft))
-        out = mixing.batch_augmentation(num_classes=10)(jax.random.key(0), given)
+        out = mixing.batch_augmentation(mixing.Mixing(10))(jax.random.key(0), given)
         self.assertIs(out.labels, given.labels)
-        out = mixing.batch_augmentation(num_classes=10, smoothing=0.1)(jax.random.key(0), given)
+        out = SMOOTHS(jax.random.key(0), given)
         np.testing.assert_allclose(out.labels, 0.9 * soft + 0.01, rtol=1e-6)
         batch = batch._replace(images=batch.images.astype(jnp.float32) / 255)
         hard = batch._replace(labels=jnp.eye(10)[batch.labels])
         for mixes in ({"smoothing": 0.1}, {"mixup": 0.8, "smoothing": 0.1}):
-            augment = mixing.batch_augmentation(num_classes=10, **mixes)
+            augment = mixing.batch_augmentation(mixing.Mixing(10, **mixes))
             one, other = (augment(jax.random.key(1), b).labels for b in (batch, hard))
             np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -125,7 +125,7 @@ class ImprovedKlTest(absltest.TestCase):
         own = improved_kl.memory(3, steps_per_epoch=2)
         state = step.TrainState(jnp.int32(0), {}, {}, {}, (), jax.random.key(0))
         sums = jnp.array([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0], [2.0, 0.0, 2.0]])
-        told = memory.Remembering((), own.first({}, {}))
+        told = memory.Remembering((), own.init({}, {}))
         told, shown = own.learn(state, told, {"class_sums": sums, "loss": 1.0})
         self.assertEqual(shown, {"loss": 1.0})
         np.testing.assert_array_equal(told.memory["class_means"], np.full((3, 3), 1 / 3, "f"))

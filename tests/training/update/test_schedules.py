@@ -12,7 +12,12 @@ from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 
 EPOCHS, STEPS = 10, 5  # 50 updates
-LENGTHS = {"peak": 0.4, "epochs": EPOCHS, "steps_per_epoch": STEPS, "final": 0.01}
+LENGTHS = {"lr": 0.4, "epochs": EPOCHS, "final_lr": 0.01}
+
+
+def schedule_of(steps_per_epoch, **changes):
+    p = phase(**changes)
+    return schedules.learning_rate(p, "train", steps_per_epoch=steps_per_epoch)
 
 
 def by_chords(torch, optimiser):
@@ -99,17 +104,15 @@ CURVES = {
     "epoch-cosine": ({"warmup_epochs": 2, "warmup_lr": 0.02, "cooldown_epochs": 3}, of_timm),
     "late-cosine": ({"warmup_epochs": 3, "warmup_lr": 0.0}, late),
     "linear": ({"warmup_epochs": 2, "warmup_lr": 0.1}, linear),
-    "step": ({"warmup_epochs": 0, "steps": (0.5, 8), "factor": 0.3}, steps),
-    "step, warm-up": ({"warmup_epochs": 2, "warmup_lr": 0.4, "steps": (3, 6, 9)}, steps_of_timm),
-    "one-cycle": ({"warmup_epochs": 3, "warmup_lr": 0.016, "final": 1.6e-6}, one_cycle),
+    "step": ({"warmup_epochs": 0, "lr_steps": (0.5, 8), "lr_factor": 0.3}, steps),
+    "step, warm-up": ({"warmup_epochs": 2, "warmup_lr": 0.4, "lr_steps": (3, 6, 9)}, steps_of_timm),
+    "one-cycle": ({"warmup_epochs": 3, "warmup_lr": 0.016, "final_lr": 1.6e-6}, one_cycle),
 }
 
 
 class ScheduleTest(parameterized.TestCase):
     def test_is_the_reference_curve(self):
-        schedule = schedules.learning_rate(
-            peak=1e-3, epochs=50, steps_per_epoch=100, warmup_epochs=10
-        )
+        schedule = schedule_of(100, lr=1e-3, epochs=50, warmup_epochs=10)
         # Values at whole epochs, as main.py of nmndeep/revisiting-at defines them.
         self.assertAlmostEqual(float(schedule(0)), 1e-7, delta=1e-12)
         self.assertAlmostEqual(float(schedule(1000)), 1e-3, delta=1e-9)
@@ -122,8 +125,8 @@ class ScheduleTest(parameterized.TestCase):
         self.assertAlmostEqual(float(schedule(3050)), chord, delta=1e-9)
 
     def test_one_is_an_epoch_and_what_is_below_it_a_fraction(self):
-        how = {"peak": 1.0, "epochs": 8, "steps_per_epoch": 10, "warmup_epochs": 0, "shape": "step"}
-        schedule = schedules.learning_rate(**how, steps=(1, 0.75))
+        settings = {"lr": 1.0, "epochs": 8, "warmup_epochs": 0, "lr_steps": (1, 0.75)}
+        schedule = schedule_of(10, **settings, schedule="step")
         values = [round(float(schedule(10 * epoch)), 6) for epoch in range(8)]
         self.assertEqual(values, [1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
@@ -133,9 +136,9 @@ class ScheduleTest(parameterized.TestCase):
         ({"steps_per_epoch": 0}, "fewer images than one batch"),
     )
     def test_refuses(self, changes, message):
-        values = {"peak": 1e-3, "epochs": 50, "steps_per_epoch": 10, "warmup_epochs": 5} | changes
+        values = {"lr": 1e-3, "epochs": 50, "warmup_epochs": 5, "steps_per_epoch": 10} | changes
         with self.assertRaisesRegex(ValueError, message):
-            schedules.learning_rate(**values)
+            schedule_of(**values)
 
 
 class ParityTest(parameterized.TestCase):
@@ -150,7 +153,7 @@ class ParityTest(parameterized.TestCase):
         theirs = torch.optim.SGD([leaf], lr=0.4, momentum=0.9, nesterov=True, weight_decay=0.01)
         scheduler, by_epoch = reference(torch, theirs)
         with jax.enable_x64(True), standard():
-            schedule = schedules.learning_rate(shape=name.partition(",")[0], **LENGTHS | settings)
+            schedule = schedule_of(STEPS, schedule=name.partition(",")[0], **LENGTHS | settings)
             tx = optim.sgd(schedule, weight_decay=0.01, decay_mask="all", nesterov=True)
             params = {"a": jnp.asarray(start)}
             state = tx.init(params)
@@ -203,7 +206,8 @@ class ParityTest(parameterized.TestCase):
                     scheduler.step()
                 np.testing.assert_allclose(params["a"], leaf.detach().numpy(), rtol=0, atol=1e-9)
             expected = np.load(paths.GOLDEN / "updates/cifar_updates.npz")["onecycle_400_momentum"]
-            momentum = schedules.cycled_momentum(epochs=400, steps_per_epoch=7, warmup_epochs=10)
+            cycle = phase(epochs=400, warmup_epochs=10)
+            momentum = schedules.cycled_momentum(cycle, steps_per_epoch=7)
             for epoch, value in enumerate(expected):
                 np.testing.assert_allclose(momentum(7 * epoch + 3), value, rtol=1e-12)
 
@@ -215,15 +219,10 @@ class ParityTest(parameterized.TestCase):
         file = paths.GOLDEN / "updates/cifar_updates.npz"
         expected = np.load(file)[name]
         with jax.enable_x64(True):
-            schedule = schedules.learning_rate(
-                peak=peak,
-                epochs=len(expected),
-                steps_per_epoch=7,
-                warmup_epochs=warmup,
-                warmup_lr=start,
-                final=final,
-                shape=shape,
-            )
+            schedule = schedule_of(
+                7, lr=peak, epochs=len(expected), warmup_epochs=warmup, warmup_lr=start,
+                final_lr=final, schedule=shape,
+            )  # fmt: skip
             for epoch, value in enumerate(expected):
                 for step in (7 * epoch, 7 * epoch + 6):  # constant within an epoch
                     np.testing.assert_allclose(schedule(step), value, rtol=1e-12, atol=1e-18)

@@ -18,7 +18,7 @@ from jaxrobust.models.interface import network_inputs
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.training.run import run
-from jaxrobust.training.update import averages, objectives, optim, step
+from jaxrobust.training.update import averages, memory, objectives, optim, step
 from jaxrobust.types import Batch, Weights
 from jaxrobust.weights.naming import convert
 from tests.support import paths
@@ -67,7 +67,6 @@ class RowsTest(absltest.TestCase):
             if new.shape != old.shape
         }
         self.assertEqual(changed, {"['params']['a']", "['mean']['a']"})
-        self.assertIs(step.as_given(given, params), given)
 
 
 class UnitRangeTest(absltest.TestCase):
@@ -179,32 +178,27 @@ class TrainStepTest(parameterized.TestCase):
         params = {k: jnp.array(v) for k, v in arrays.items()}
         stats = net.init(jax.random.key(0))[1]
         tx = optim.adamw(lambda i: jnp.float32(1e-3), weight_decay=0.05, decay_mask="not-bias")
-        state = step.init_state(net, tx, jax.random.key(0))
-        average = step.started_average(params, stats)
-        state = state._replace(params=params, stats=stats, ema=average, opt_state=tx.init(params))
+        optimizer = memory.remembering(tx)
+        state = step.state_of(optimizer, jax.random.key(0), params, stats)
         mesh = sharding.make_mesh(jax.devices()[:1])
         spread = sharding.spread(mesh, params)
         attack = {"epsilon": 4 / 255, "steps": 3 if step_size else 2}
-        gradients = partial(
-            step.gradients,
-            net=net,
-            attack=attacks.pgd(**attack, step_size=step_size, random_start=False)
-            if step_size
-            else attacks.apgd(**attack),
-            objective=objectives.adversarial(),
-            attack_train=False,
+        if step_size:
+            apgd_or_pgd = attacks.pgd(**attack, step_size=step_size, random_start=False)
+        else:
+            apgd_or_pgd = attacks.apgd(**attack)
+        gradient_parts = step.GradientParts(net, apgd_or_pgd, objectives.adversarial())
+        of_device = partial(
+            step.device_gradients, parts=gradient_parts, spread=spread, microbatches=1
         )
-        given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": 1}
-        of_device = partial(step.of_device, spread=spread, **given)
-        train_step = jax.jit(
-            partial(
-                step.train_step,
-                augment=lambda key, batch: batch,
-                gradients=spread.each(of_device, copies=1, split=3, gradients=True),
-                tx=tx,
-                average=moving(0.9),
-            )
+        parts = step.StepParts(
+            augment=lambda key, batch: batch,
+            attack_options=lambda state, control: {},
+            device_gradients=spread.each(of_device, copies=2, split=2, gradients=True),
+            optimizer=optimizer,
+            update_ema=moving(0.9),
         )
+        train_step = jax.jit(partial(step.train_step, parts=parts))
         trainer = torch_reference.Trainer(
             theirs,
             lr=1e-3,
@@ -368,8 +362,8 @@ class UpdateTest(absltest.TestCase):
     def after(self, *, gradient=2.0, lr_scale=1.0, stop=0, number=0, weight=1.0):
         tx, params = optax.sgd(0.25), {"w": jnp.array([weight])}
 
-        def gradients(params, stats, batch, attack_keys, net_keys):
-            drawn = jax.random.uniform(attack_keys[0]), jax.random.uniform(net_keys[0])
+        def gradients(params, stats, attack_options, batch, keys):
+            drawn = jax.random.uniform(keys.attack[0]), jax.random.uniform(keys.net[0])
             metrics = {"loss": jnp.float32(1.0), "attack": drawn[0], "network": drawn[1]}
             return {"w": jnp.array([gradient])}, ({}, metrics)
 
@@ -377,13 +371,14 @@ class UpdateTest(absltest.TestCase):
             jnp.int32(number), params, {}, params, tx.init(params), jax.random.key(0)
         )
         control = step.Control(jnp.array([0, stop]), jnp.float32(lr_scale))
-        return step.train_step(
-            *(state, batch_of(2), control),
+        parts = step.StepParts(
             augment=lambda key, batch: batch,
-            gradients=gradients,
-            tx=tx,
-            average=moving(0.5),
+            attack_options=lambda state, control: {},
+            device_gradients=gradients,
+            optimizer=memory.remembering(tx),
+            update_ema=moving(0.5),
         )
+        return step.train_step(state, batch_of(2), control, parts=parts)
 
     def test_update_and_average(self):
         state, metrics = self.after()
@@ -423,29 +418,38 @@ class ShareTest(parameterized.TestCase):
         batch = Batch(jnp.asarray(images), jnp.arange(16, dtype=jnp.float32))
         params = {"split": jnp.zeros((8, 8)), "whole": jnp.zeros(3)}
 
-        def gradients(params, stats, batch, attack_keys, net_keys):
-            self.assertEqual(batch.images.shape, (16 // devices // microbatches, 2, 2, 8))
-            bright = batch.images.mean((1, 2, 3)) * batch.labels  # each image by its own label
-            mean = (bright + attack_keys * batch.labels - net_keys).mean()
-            grads = jax.tree.map(lambda p: jnp.full_like(p, mean), params)
-            return grads, {"mean": mean}, {"loss": batch.labels.mean()}
+        def attack(logits_fn, keys, images, labels):
+            return images + (keys * labels)[:, None, None, None]
 
+        def loss(net, params, stats, batch, images_adv, keys):
+            self.assertEqual(images_adv.shape, (16 // devices // microbatches, 2, 2, 8))
+            bright = batch.images.mean((1, 2, 3)) * batch.labels  # each image by its own label
+            moved = (images_adv - batch.images).mean((1, 2, 3))
+            mean = (bright + moved - keys).mean()
+            value = mean * sum(p.sum() for p in params.values())
+            return value, ({"mean": mean}, {"mean_label": batch.labels.mean()})
+
+        objective = objectives.Objective(
+            lambda logits_fn, batch: batch.labels, loss, lambda keys: (keys, keys)
+        )
+        parts = step.GradientParts(None, attack, objective)
         mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
         with mock.patch.object(sharding, "SMALL", 64):
             spread = sharding.spread(mesh, params)
-        given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": microbatches}
-        of_device = partial(step.of_device, spread=spread, **given)
-        of_all = jax.jit(spread.each(of_device, copies=1, split=3, gradients=True))
+        of_device = partial(
+            step.device_gradients, parts=parts, spread=spread, microbatches=microbatches
+        )
+        of_all = jax.jit(spread.each(of_device, copies=2, split=2, gradients=True))
         numbers = np.arange(16, dtype=np.float32)
-        keys = jnp.asarray(numbers), jnp.asarray(numbers**2)  # what is made of keys, plainly
-        grads, (stats, metrics) = of_all(params, {"kept": jnp.float32(3)}, batch, *keys)
+        keys = step.ImageKeys(jnp.asarray(numbers), jnp.asarray(numbers**2))
+        grads, (stats, metrics) = of_all(params, {"kept": jnp.float32(3)}, {}, batch, keys)
         mean = (images.mean((1, 2, 3)) * numbers).mean()  # the squares cancel
         # Squares of up to 225, beside a mean of about 4, leave 225 / 4 * 2**-24 = 3e-6 of it.
         self.assertEqual({name: value.shape for name, value in grads.items()},
                          {"split": (8, 8), "whole": (3,)})  # fmt: skip
         for value in (*grads.values(), stats["mean"]):
             np.testing.assert_allclose(value, np.full(value.shape, mean), rtol=1e-5)
-        self.assertEqual((metrics["loss"], stats["kept"]), (7.5, 3))
+        self.assertEqual((metrics["mean_label"], stats["kept"]), (7.5, 3))
 
 
 class BatchNormTest(parameterized.TestCase):

@@ -111,17 +111,11 @@ class PassesTest(parameterized.TestCase):
         mesh = sharding.make_mesh(jax.devices()[:1])
         params, stats = net.init(jax.random.key(0))
         spread = sharding.spread(mesh, params)
-        gradients = partial(
-            step.gradients,
-            net=net,
-            attack=attack,
-            objective=objective,
-            attack_train=True,
-        )
-        given = {"gradients": gradients, "dtype": jnp.dtype("float32"), "microbatches": 2}
-        of_device = partial(step.of_device, spread=spread, **given)
-        of_all = jax.jit(spread.each(of_device, copies=1, split=3, gradients=True))
-        _, (_, metrics) = of_all(params, stats, self.batch, self.keys, self.keys)
+        parts = step.GradientParts(net, attack, objective, attack_in_train_mode=True)
+        of_device = partial(step.device_gradients, parts=parts, spread=spread, microbatches=2)
+        of_all = jax.jit(spread.each(of_device, copies=2, split=2, gradients=True))
+        keys = step.ImageKeys(self.keys, self.keys)
+        _, (_, metrics) = of_all(params, stats, {}, self.batch, keys)
         clean = self.batch.images[:, 0, 0] + first
         robust = 2 * second + jax.nn.softmax(clean)
         np.testing.assert_allclose(metrics["kl"], divergence(clean, robust), rtol=1e-5)

@@ -67,8 +67,7 @@ class PointsTest(parameterized.TestCase):
     def test_a_turn_is_the_attack_of_one_norm(self, mix):
         attack = several.mixed([*map(shift, SHIFTS)], mix, "ce")
         for i, by in enumerate(SHIFTS):
-            given = several.TurnKeys(KEYS, jnp.full(6, i, jnp.int32))
-            found = attack(network, given, IMAGES, LABELS)
+            found = attack(network, KEYS, IMAGES, LABELS, turn=jnp.int32(i))
             np.testing.assert_array_equal(found, shift(by)(None, None, IMAGES, None))
 
     def test_the_norms_of_a_config_are_its_attacks(self):
@@ -76,7 +75,7 @@ class PointsTest(parameterized.TestCase):
         for mix, norms in (("worst", tuple(OF)), ("extreme", ("linf", "l1"))):
             config = small_config(**NORMS, attack__mix=mix)
             with mock.patch.object(several, "mixed") as mixed, rows.making("apgd") as made:
-                inner.training_attack(config, "adversarial", more=2, mix="worst")
+                inner.training_attack(config, "adversarial", extra_steps=2, mix="worst")
             made_of = [(call.kwargs["norm"], call.kwargs["epsilon"]) for call in made.mock_calls]
             self.assertEqual(made_of, [(norm, OF[norm]) for norm in norms])
             self.assertEqual({call.kwargs["steps"] for call in made.mock_calls}, {5})
@@ -159,13 +158,12 @@ class TurnTest(absltest.TestCase):
     def test_probabilities_are_as_errors(self):
         config = small_config(**NORMS, attack__mix="extreme")
         memory = several.memory(config.attack)
-        assert memory is not None
         told = {"turns": jnp.array([3, 5]), "errors": jnp.array([0.6, 0.2])}
 
         def turns(**changes):
             held = several_state({**told, **changes})
-            recall = jax.vmap(lambda i: memory.recall(held(i), None, KEYS)[2].turn[0])
-            return float(recall(jnp.arange(4000)).mean())
+            turn = jax.vmap(lambda i: memory.turn(held(i)))
+            return float(turn(jnp.arange(4000)).mean())
 
         self.assertAlmostEqual(turns(), 0.25, delta=0.03)
         self.assertAlmostEqual(turns(turns=jnp.array([3, 0])), 0.5, delta=0.03)
@@ -206,8 +204,8 @@ class CostTest(parameterized.TestCase):
         how = {"attack__norm": ("linf", "l2"), "attack__epsilon": (8 / 255, 0.5)}
         how |= {"attack__mix": mix, "attack__name": "pgd", "attack__steps": 1}
         attack = inner.training_attack(small_config(**how), "adversarial")
-        keys = several.TurnKeys(KEYS, jnp.zeros(6, jnp.int32)) if mix == "alternate" else KEYS
-        attack(counted, keys, IMAGES, LABELS)
+        turn = {"turn": jnp.int32(0)} if mix == "alternate" else {}
+        attack(counted, KEYS, IMAGES, LABELS, **turn)
         looks = 2 if mix == "worst" else 0
         self.assertLen(made, 2 + looks)  # each norm's gradient is traced once
         passes = mixes.passes(small_config(**how).attack)
@@ -251,12 +249,11 @@ class GrowingTest(parameterized.TestCase):
             attacks.pgd(norm=n, epsilon=OF[n] / 2, steps=3, step_size=2.5 * OF[n] / 3)
             for n in norms
         ]
-        given, last = inner.given(config, "adversarial")(KEYS, jnp.float32(0.5)), KEYS
-        if mix in ("alternate", "extreme"):  # the last norm's turn
-            turn = jnp.full(6, len(norms) - 1, jnp.int32)
-            given, last = several.TurnKeys(given, turn), several.TurnKeys(KEYS, turn)
-        found = inner.training_attack(config, "adversarial")(network, given, IMAGES, LABELS)
-        expected = several.mixed(halves, mix, "ce")(network, last, IMAGES, LABELS)
+        takes_turns = mix in ("alternate", "extreme")  # here the last norm's
+        turn = {"turn": jnp.int32(len(norms) - 1)} if takes_turns else {}
+        attack = inner.training_attack(config, "adversarial")
+        found = attack(network, KEYS, IMAGES, LABELS, epsilon_share=jnp.float32(0.5), **turn)
+        expected = several.mixed(halves, mix, "ce")(network, KEYS, IMAGES, LABELS, **turn)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
     @parameterized.parameters(("fgsm", "worst"), ("pgd", "msd"))
@@ -265,21 +262,10 @@ class GrowingTest(parameterized.TestCase):
             attack__norm=("linf", "l2"), attack__epsilon=(0.0, 0.5), attack__mix=mix,
             attack__name=name, attack__steps=1, attack__warmup_epochs=2,
         )  # fmt: skip
-        given = inner.given(config, "adversarial")(KEYS, jnp.float32(0.5))
-        found = inner.training_attack(config, "adversarial")(network, given, IMAGES, LABELS)
+        attack = inner.training_attack(config, "adversarial")
+        found = attack(network, KEYS, IMAGES, LABELS, epsilon_share=jnp.float32(0.5))
         far = jnp.sqrt(((found - IMAGES) ** 2).sum((1, 2, 3)))
         self.assertBetween(float(far.max()), 0.1, 0.25 + 1e-6)
-
-    def test_a_turn_is_told_beside_the_radii(self):
-        config = small_config(**NORMS, attack__mix="alternate", attack__delay_epochs=1)
-        memory = several.memory(config.attack)
-        assert memory is not None
-        radii = inner.given(config, "adversarial")(KEYS, jnp.float32(0.25))
-        state = several_state({})(jnp.int32(4))
-        keys = memory.recall(state, None, radii)[2]
-        np.testing.assert_array_equal(keys.turn, np.full(6, 1))
-        expected = np.tile([0.25 * radius for radius in OF.values()], (6, 1))
-        np.testing.assert_allclose(keys.keys.radii, expected, rtol=1e-6)
 
     def test_a_step_for_each_norm(self):
         config = small_config(

@@ -122,15 +122,18 @@ class RuleTest(parameterized.TestCase):
 class DevicesTest(absltest.TestCase):
     def test_a_phase_averages_over_its_devices(self):
         config = small_config(train__objective="trades-awp", attack__start="random")
-        with mock.patch.object(build, "partial", wraps=partial) as made:
+        with mock.patch.object(step, "GradientParts", wraps=step.GradientParts) as parts:
             build.phase(config, "train", 64)
-        (call,) = [call for call in made.call_args_list if call.args[0] is step.gradients]
-        self.assertEqual(call.kwargs["mean"].args, (lax.pmean,))
+        (call,) = parts.call_args_list
+        self.assertEqual(call.kwargs["mean_over_devices"].args, (lax.pmean,))
         self.assertIsNotNone(call.kwargs["objective"].displaced)
 
     def test_what_a_phase_refuses(self):
         for changes, message in (
-            ({"model__dtype": "bfloat16"}, "moves weights by less than bfloat16 tells apart; set"),
+            (
+                {"model__dtype": "bfloat16"},
+                "moves weights by less than bfloat16 can represent; set",
+            ),
             ({"attack__start": "image"}, "start"),  # as TRADES does, whose gradient is 0 there
         ):
             config = small_config(
@@ -147,22 +150,21 @@ class DevicesTest(absltest.TestCase):
         stats = {k: params.pop(k) for k in list(params) if "running" in k}
         images, labels, start = (jnp.asarray(a) for a in small.update_data(0))
         batch = Batch(images.astype(jnp.float32), labels.astype(jnp.int32))
-        found = []
+        start, found = start.astype(jnp.float32), []
+
+        def attack(logits_fn, start, images, targets):  # keys are split as the images are
+            return small.attack(logits_fn, None, images, targets, start)
+
         for count in (1, 8):
             mesh = sharding.make_mesh(jax.devices()[:count])
             spread = sharding.spread(mesh, params)
-            how = {"net": small.network(norm=False), "attack": small.attack, "objective": objective}
-            gradients = partial(step.gradients, attack_train=False, mean=spread.mean, **how)
-            of_device = partial(
-                step.of_device,
-                gradients=gradients,
-                dtype=jnp.dtype("float32"),
-                spread=spread,
-                microbatches=1,
+            parts = step.GradientParts(
+                small.network(norm=False), attack, objective, mean_over_devices=spread.mean
             )
-            run = jax.jit(spread.each(of_device, copies=1, split=3, gradients=True))
-            keys = jax.random.split(jax.random.key(0), 8)
-            found.append(run(params, stats, batch, start.astype(jnp.float32), keys)[0])
+            of_device = partial(step.device_gradients, parts=parts, spread=spread, microbatches=1)
+            run = jax.jit(spread.each(of_device, copies=2, split=2, gradients=True))
+            keys = step.ImageKeys(start, jax.random.split(jax.random.key(0), 8))
+            found.append(run(params, stats, {}, batch, keys)[0])
         for key in ("conv1.weight", "conv2.weight", "fc.weight"):
             one, eight = (np.asarray(grads[key]) for grads in found)
             np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-6, err_msg=key)

@@ -21,12 +21,13 @@ RECIPE = dict(
 FAR = 0.3  # of the second point
 
 
-def points(logits_fn, start, images, labels):
+def points(logits_fn, keys, images, labels, epsilon_share):
     """A step along signs, and one along the gradient itself, from the start of an update."""
 
     def loss(x):
         return objectives.cross_entropy(logits_fn(x), labels).sum()
 
+    start = epsilon_share
     slope = jax.grad(loss)(start)
     length = jnp.sqrt((slope**2).sum((1, 2, 3), keepdims=True))
     along = [small.STEP * jnp.sign(slope), FAR * slope / length]

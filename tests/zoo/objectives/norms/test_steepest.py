@@ -129,9 +129,8 @@ class PointsTest(parameterized.TestCase):
             attack__name="pgd", attack__step_size=tuple(STEPS.values()), attack__warmup_epochs=2,
         )  # fmt: skip
         images, labels = jnp.asarray(IMAGES, jnp.float32), jnp.asarray(LABELS, jnp.int32)
-        given = inner.given(config, "adversarial")
-        radii = given(attacks.image_keys(jax.random.key(1), 12), jnp.float32(0.5))
-        found = inner.training_attack(config, "adversarial")(network, radii, images, labels)
+        attack = inner.training_attack(config, "adversarial")
+        found = attack(network, None, images, labels, epsilon_share=jnp.float32(0.5))
         half = steepest.msd(balls(tuple(RADII), 0.5), steps=3)
         np.testing.assert_allclose(found, half(network, None, images, labels), atol=1e-6)
 
