@@ -94,14 +94,15 @@ class InnerPlan(NamedTuple):
     def ball(self, epsilon_share: Array | None = None, images: int = 0) -> dict[str, Any]:
         """Return norm, radius and step as an attack takes them; a radius of 0 does not grow."""
         ball: dict[str, Any] = {"norm": self.norm, "epsilon": self.epsilon}
-        grows = epsilon_share is not None and self.epsilon
-        if grows:
+        if not self.epsilon:
+            epsilon_share = None
+        if epsilon_share is not None:
             ball["epsilon"] = jnp.full(images, self.epsilon, jnp.float32) * epsilon_share
         if self.length is None:
             return ball
         if self.step_size is not None:
             return ball | {"step_size": self.step_size}
-        if grows:  # rounds otherwise than below
+        if epsilon_share is not None:  # rounds otherwise than below
             return ball | {"step_size": self.length / self.steps * self.epsilon}
         return ball | {"step_size": self.length * self.epsilon / self.steps or None}
 

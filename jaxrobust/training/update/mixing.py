@@ -128,11 +128,7 @@ def mix(
     """
     batch, *shape = images.shape
     classes, group = mixing.num_classes, mixing.group
-    both = mixing.mixup and mixing.cutmix
-    switch = mixing.switch if both else float(mixing.cutmix > 0)
-    settings = {"switch": switch, "probability": mixing.probability}
-    draw = partial(_draw_mixing, alphas=(mixing.mixup, mixing.cutmix), **settings)
-    drawn = jax.vmap(lambda key: draw(key, shape))(_keys(key, batch // group))
+    drawn = jax.vmap(lambda key: _draw_mixing(key, shape, mixing))(_keys(key, batch // group))
     images, targets = jax.vmap(blend)(
         images.reshape(-1, group, *shape),
         smoothed(labels, classes, mixing.smoothing).reshape(-1, group, classes),
@@ -141,15 +137,15 @@ def mix(
     return images.reshape(batch, *shape), targets.reshape(batch, classes)
 
 
-def _draw_mixing(
-    key: Array, shape: Shape, alphas: Range, switch: float, probability: float
-) -> tuple[Array, ...]:
+def _draw_mixing(key: Array, shape: Shape, mixing: Mixing) -> tuple[Array, ...]:
     """Draw whether to cut boxes, an image's weight (1: not mixed), and the centre of its box."""
     height, width, _ = shape
+    mixup, cutmix = mixing.mixup, mixing.cutmix
+    switch = mixing.switch if mixup and cutmix else float(cutmix > 0)
     u = jax.random.uniform(key, (6,))
     boxes = u[0] < switch
-    lam = symmetric_beta(jnp.where(boxes, alphas[1], alphas[0]), u[1], u[2])
-    lam = jnp.where(u[3] < probability, lam, 1.0)
+    lam = symmetric_beta(jnp.where(boxes, cutmix, mixup), u[1], u[2])
+    lam = jnp.where(u[3] < mixing.probability, lam, 1.0)
     return boxes, lam, jnp.floor(u[4] * height), jnp.floor(u[5] * width)
 
 

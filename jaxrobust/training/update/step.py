@@ -13,7 +13,7 @@ from jaxrobust.runtime.devices.sharding import Spread
 from jaxrobust.training.update import averages, objectives
 from jaxrobust.training.update.memory import NO_MEMORY, Memory, Optimiser
 from jaxrobust.training.update.mixing import BatchAugmentation
-from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, LogitsFn, Params
+from jaxrobust.types import Array, Batch, Classifier, Keys, LogitsFn, Params
 
 Metrics = dict[str, Array]
 
@@ -48,7 +48,8 @@ class GradientParts(NamedTuple):
     """What the gradients of a phase are made of; `build.phase` fills it."""
 
     net: Classifier
-    attack: Attack  # reads `epsilon_share` or `turn` too, where `StepParts.attack_options` has them
+    # An `Attack`, which reads `epsilon_share` or `turn` too, where `attack_options` has them.
+    attack: Callable[..., Array]
     objective: objectives.Objective
     # The attack sees the network as it trains (statistics of these images, stochastic depth with
     # the update's draws) instead of as it evaluates.
@@ -117,11 +118,13 @@ def train_step(
     others = jax.tree.map(
         lambda new, old: jnp.where(updates_state, new, old), [stats, ema, opt_state], old_others
     )
-    new = jax.tree.map(lambda new, old: new.reshape(old.shape), (params, *others), old)
+    params, stats, ema, opt_state = jax.tree.map(
+        lambda new, old: new.reshape(old.shape), (params, *others), old
+    )
     step = state.step + goes_on.astype(jnp.int32)
     skipped = (goes_on & ~updates_state).astype(jnp.float32)
     metrics |= {"gradient_norm": norm, "skipped": skipped, "stop": stop}
-    return TrainState(step, *new, state.key), metrics
+    return TrainState(step, params, stats, ema, opt_state, state.key), metrics
 
 
 def device_gradients(

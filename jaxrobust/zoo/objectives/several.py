@@ -108,7 +108,7 @@ def _together(plans: Sequence[inner.InnerPlan]) -> Attack:
     return attack
 
 
-def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Attack:
+def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Callable[..., Array]:
     """Make one attack of those of each norm, by a row of `MIXES`.
 
     "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX

@@ -269,7 +269,7 @@ class SkippedTest(RunTest):
             stop_after(7, lambda: quiet_run(one_phase(), workdir), said="last 2 in a row")
             with self.assertRaisesRegex(
                 stopping.Diverged,
-                r"norm nan; 2 steps in a row updated nothing.* checkpoint: step 4",
+                r"norm nan; 2 steps in a row updated nothing.* checkpoint is step 4",
             ):
                 quiet_run(one_phase(trouble__skips=1), workdir)
 

@@ -79,9 +79,9 @@ class DrawTest(parameterized.TestCase):
     """What one group draws, of six numbers that are given."""
 
     def drawn(self, *u, switch=0.5, probability=0.75):
-        draw = partial(mixing._draw_mixing, switch=switch, probability=probability)
+        settings = mixing.Mixing(10, 0.5, 2.0, switch, probability)
         with mock.patch.object(jax.random, "uniform", return_value=jnp.float32(u)) as uniform:
-            boxes, lam, y, x = draw("key", (*SHAPE, 3), (0.5, 2.0))
+            boxes, lam, y, x = mixing._draw_mixing("key", (*SHAPE, 3), settings)
         uniform.assert_called_once_with("key", (6,))
         return bool(boxes), float(lam), float(y), float(x)
 
