@@ -36,7 +36,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.evaluation.records import pairs, records, verdicts
+from jaxrobust.evaluation.records import comparisons, records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files import jsonl
@@ -209,7 +209,7 @@ def write_pairs(out: Path, module: Any) -> None:
                     for folder, record in zip(folders, two, strict=True)
                 ]
             )
-            compared = pairs.compare(first.robust, second.robust)
+            compared = comparisons.compare(first.robust, second.robust)
             counts = {key: getattr(compared, key) for key in ("n", "gained", "lost")}
             about = {"run": run, "against": other, "seed": seed, "threat": threat}
             lines.append(json.dumps(about | counts) + "\n")
@@ -225,7 +225,7 @@ def paired_table(out: Path, module: Any) -> str:
     for key in keys:
         own = [r for r in rows if (r["run"], r["against"], r["threat"]) == key]
         apart = [100 * (r["gained"] - r["lost"]) / r["n"] for r in own]
-        p = pairs.mcnemar(*(np.array([r[key] for r in own]) for key in ("gained", "lost")))
+        p = comparisons.mcnemar(*(np.array([r[key] for r in own]) for key in ("gained", "lost")))
         cells = [*key, ", ".join(f"{value:+.1f}" for value in apart), interval(apart)]
         cells.append(", ".join("< 0.001" if value < 0.001 else f"{value:.2g}" for value in p))
         lines.append(f"| {' | '.join(cells)} |")

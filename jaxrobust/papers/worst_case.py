@@ -18,8 +18,8 @@ from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.engine.result import AutoAttackResult, CallerFacts
 from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.images import clipped, hashed
-from jaxrobust.evaluation.records import parts, records
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured, keys_of
+from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import AccuracyRecord, Measured, WorstCasePart, keys_of
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
@@ -35,7 +35,7 @@ class WorstCaseResult(NamedTuple):
     clean: np.ndarray  # bool[N], classified correctly
     robust: np.ndarray  # bool[N], nothing found anything
     fooled_by: np.ndarray  # str[N]: ball and attack; "clean"; "" if robust
-    parts: list[parts.WorstCasePart]  # of each attack
+    parts: list[WorstCasePart]  # of each attack
     accuracy_after: dict[str, float | None]  # the accuracy that is left after each, in their order
     flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
     autoattack: AutoAttackResult  # on the images that it was given
@@ -175,7 +175,7 @@ def worst_case(
 
 
 def _number(
-    record: AccuracyRecord, rows: list[parts.WorstCasePart], autoattack_result: AutoAttackResult
+    record: AccuracyRecord, rows: list[WorstCasePart], autoattack_result: AutoAttackResult
 ) -> str:
     names = ("attacks", "costs", "image_ids", "clipped", "images_sha256", "fingerprint")
     own = {name: getattr(record, name) for name in names if getattr(record, name) is not None}

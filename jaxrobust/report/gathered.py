@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import checked, records, stopping, survivors, verdicts
+from jaxrobust.evaluation.records import checked, records, stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report import curves
@@ -300,7 +300,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and all(_is_number(stopped.get(key)) for key in numbers)
         and all(isinstance(e, list) and len(e) == 2 and all(map(_is_number, e)) for e in bounds)
         and (record.stopped is None or stopped.get("rule") in stopping.RULES)
-        and (record.fast is None or survivors.is_sound(record.fast))
+        and (record.fast is None or stopping.is_sound(record.fast))
     ):
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
 

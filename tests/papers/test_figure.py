@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import pairs, records
+from jaxrobust.evaluation.records import comparisons, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.commands import figure as command
 from jaxrobust.papers.figures import contents, drawing, figure, latex
@@ -193,8 +193,10 @@ class FigureTest(Folders):
         self.assertEqual(names, sorted("abcd", key=lambda k: -seen[k].robust.sum()))
         self.assertEqual(names[0], "b")
         couples = list(itertools.combinations(names, 2))
-        p = [pairs.compare(seen[one].robust, seen[other].robust).p for one, other in couples]
-        apart = {c for c, own in zip(couples, pairs.holm(np.array(p)), strict=True) if own < 0.05}
+        p = [comparisons.compare(seen[one].robust, seen[other].robust).p for one, other in couples]
+        apart = {
+            c for c, own in zip(couples, comparisons.holm(np.array(p)), strict=True) if own < 0.05
+        }
         self.assertBetween(len(apart), 1, len(couples) - 1)
         self.assertGreater(sum(own < 0.05 for own in p), len(apart))  # the correction counts
         own = dict(zip(names, made["letters"], strict=True))

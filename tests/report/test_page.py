@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.commands import report as command
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import pairs, verdicts
+from jaxrobust.evaluation.records import comparisons, verdicts
 from jaxrobust.report import figures, gathered, page
 from jaxrobust.report.figures import Axis, Line
 from jaxrobust.runtime.files import whole
@@ -211,7 +211,7 @@ class EvaluationTest(PageCase):
         first = reports.evaluation(self.folder / "a", "a1", n=200, seed=1)
         other = reports.evaluation(self.folder / "b", "b1", n=120, seed=2)
         data, text, _ = self.page(self.folder / "a", self.folder / "b")
-        wanted = pairs.compare(first.robust[:120], other.robust)  # the images of both
+        wanted = comparisons.compare(first.robust[:120], other.robust)  # the images of both
         (row,) = data["pairs-0-robust"]["rows"]
         values = [row["value"], row["low"], row["high"]]
         expected = [wanted.difference, wanted.low, wanted.high]
@@ -378,7 +378,7 @@ class FileTest(PageCase):
         data, said, _ = reports.read(text)
         self.assertLen(data["pairs-0-robust"]["rows"], 39)
         a, b = (one.verdicts for one in found.evaluations[:2])
-        wanted = pairs.compare(a.robust, b.robust)
+        wanted = comparisons.compare(a.robust, b.robust)
         row = data["pairs-0-robust"]["rows"][0]
         values = [row["value"], row["low"], row["high"]]
         np.testing.assert_allclose(

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records import comparisons
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
 from jaxrobust.results.comparison import (
@@ -41,19 +41,23 @@ def evaluated(seen: Verdicts, images: int | None = None, **about) -> ComparedEva
     return ComparedEvaluation("place", RunRecord(record, Path("results.jsonl"), None), seen, count)
 
 
-def counted(gained: int, lost: int, n: int, both: int = 0) -> pairs.Paired:
+def counted(gained: int, lost: int, n: int, both: int = 0) -> comparisons.Paired:
     """Compare two lists of which these many images are right in one alone."""
     at = np.arange(n)
     common = (at >= gained + lost) & (at < gained + lost + both)
-    return pairs.compare(common | (at >= gained) & (at < gained + lost), common | (at < gained))
+    return comparisons.compare(
+        common | (at >= gained) & (at < gained + lost), common | (at < gained)
+    )
 
 
-def pair(one: pairs.Paired, *, p=None, p_by_class=(1.0,), classes=None, n=50, robust=True) -> Pair:
+def pair(
+    one: comparisons.Paired, *, p=None, p_by_class=(1.0,), classes=None, n=50, robust=True
+) -> Pair:
     """A pair with this clean accuracy, and groups of which only the corrected p is known."""
     count = len(p_by_class)
     same = Difference(counted(0, 0, one.n), 1.0)
     columns = [np.full(count, n), *[np.arange(count)] * 4, np.arange(count) / 100]
-    by_class = pairs.Paired(*columns, *[np.zeros(count)] * 2, np.ones(count))
+    by_class = comparisons.Paired(*columns, *[np.zeros(count)] * 2, np.ones(count))
     classes = np.arange(count) if classes is None else classes
     difference = Difference(one, one.p if p is None else p)
     return Pair("A", "B", difference, same if robust else None, {}, classes, by_class,

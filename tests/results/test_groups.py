@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from jaxrobust.commands import compare
-from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records import comparisons
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.results.comparison import group_tests, groups
 from tests.support import command_calls
@@ -39,7 +39,7 @@ class OverImagesTest(parameterized.TestCase):
 
     def test_one_network_a_side_is_mcnemars(self):
         a, b = found(1).robust, found(2, share=0.53).robust
-        one = pairs.compare(a, b)
+        one = comparisons.compare(a, b)
         over = group_tests.over_images(a[None], b[None])
         self.assertAlmostEqual(over.p, one.p, places=12)
         self.assertAlmostEqual(over.difference, one.difference, places=12)

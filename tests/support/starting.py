@@ -22,7 +22,7 @@ SHAPED = (
     "jaxrobust.attacks",
     "jaxrobust.evaluation.engine.accuracy",
     "jaxrobust.evaluation.network.checks",
-    "jaxrobust.evaluation.records.pairs",
+    "jaxrobust.evaluation.records.comparisons",
     "jaxrobust.models.interface.network_inputs",
     "jaxrobust.training.update.mixing",
     "jaxrobust.training.update.objectives",

@@ -80,15 +80,15 @@ def coverage(standing: Any, missed: Any, sampled: int, draws: int) -> dict[str, 
     """Draw the sample by other seeds, and say how often its bound would have held."""
     import numpy as np
 
-    from jaxrobust.evaluation.records import survivors
+    from jaxrobust.evaluation.records import stopping
 
     if not standing.any():
         return {}
     held, bounds = 0, []
     for seed in range(draws):
-        chosen = survivors.sample(seed, np.arange(len(standing)), standing, sampled)
+        chosen = stopping.draw_survivors(seed, np.arange(len(standing)), standing, sampled)
         found = int((chosen & missed).sum())
-        bound = survivors.most_fooled(found, sampled, int(standing.sum())) - found
+        bound = stopping.most_fooled(found, sampled, int(standing.sum())) - found
         held += bound >= int((missed & ~chosen).sum())
         bounds.append(bound)
     return {"covered": held / draws, "mean_at_most": float(np.mean(bounds))}

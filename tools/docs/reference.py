@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_type_hints, is_typeddict
 
 from jaxrobust import config
 from jaxrobust.__main__ import COMMANDS, module_of
 from jaxrobust.doctor import config_checks, network_checks
-from jaxrobust.evaluation.records import parts, record
+from jaxrobust.evaluation.records import record
 from tools.docs import comments, public
 from tools.docs.docstrings import cell, escaped, myst
 
@@ -141,8 +141,8 @@ def fields() -> str:
             ],
         ),
     ]
-    for name, kind in vars(parts).items():
-        if isinstance(kind, type) and kind.__module__ == parts.__name__:
+    for name, kind in vars(record).items():
+        if is_typeddict(kind):
             rows = [(code(f.name), code(f.kind), cell(f.meaning)) for f in comments.fields(kind)]
             said = myst(inspect.getdoc(kind) or "")
             found += [f"## {name}", said, table(("key", "type", "meaning"), rows)]

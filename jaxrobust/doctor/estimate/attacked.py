@@ -19,12 +19,12 @@ from jaxrobust.config import Config, network_of
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.schedule import Aims
+from jaxrobust.evaluation.engine.schedule import Aims, Sample
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
-from jaxrobust.types import threats
+from jaxrobust.types import Threat, threats
 
 _TINY = 1e-7  # a radius in which nothing is fooled
 _SMALL = 64  # pixels; `engine.make` has more slots for such images
@@ -120,16 +120,13 @@ def _tried(
 ) -> tuple[float, float]:
     number, classes = len(images), runner.traces[0].classes
     ranks = ensembles.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
+    rows = (images, labels.astype(np.int32), np.arange(number, dtype=np.uint32))
     calls = engine.decide(
         runner,
         setting,
-        images,
-        labels.astype(np.int32),
-        np.arange(number, dtype=np.uint32),
+        Sample(*rows, np.ones(number, bool), ranks, classes, Threat(setting.norm, _TINY), seed=0),
         np.arange(number),
         Aims(ensembles.targets(setting, ranks)),
-        epsilon=_TINY,
-        seed=0,
         confirm=lambda verdicts, last: [],
     )
     compiling, steps, spent = 0.0, 0, 0.0

@@ -149,7 +149,6 @@ def judge(
     logits: Logits,
     *,
     count: int,
-    split_images: int | None = None,
     labels: np.ndarray | None = None,
     trust_labels: bool = False,
     batch: int = 50,
@@ -158,8 +157,7 @@ def judge(
     """Compute the logits of all images that a bundle claims something of, and compare.
 
     Args:
-      count: images that there are, whose ids are 0 to `count` - 1.
-      split_images: images of the split; None: `count`.
+      count: images of the split, whose ids are 0 to `count` - 1.
       labels: of the data set, i[count]; None: they are not compared.
       tell: gets a line about every ten seconds.
     """
@@ -187,7 +185,7 @@ def judge(
         **counts,
         images=len(bundle.rows),
         unconfirmed={why: ids for why, ids in listed.items() if ids},
-        split_images=count if split_images is None else split_images,
+        split_images=count,
         labels="compared" if labels is not None else "trusted" if trust_labels else "unchecked",
     )
 

@@ -13,7 +13,7 @@ from jaxrobust.evaluation.bundles.findings import SHOWN, ClaimFindings
 from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.network.images import ImageSet
-from jaxrobust.evaluation.records import survivors
+from jaxrobust.evaluation.records import stopping
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 
@@ -36,13 +36,13 @@ class StandingSample(NamedTuple):
     @property
     def most(self) -> int:
         """Bound from above how many of those that stand would fall, with 95 % confidence."""
-        return survivors.most_fooled(len(self.fallen), self.attacked, self.standing)
+        return stopping.most_fooled(len(self.fallen), self.attacked, self.standing)
 
     @property
     def least(self) -> int:
         """Bound from below how many of those that stand would fall, with 95 % confidence."""
         stood = self.attacked - len(self.fallen)
-        return self.standing - survivors.most_fooled(stood, self.attacked, self.standing)
+        return self.standing - stopping.most_fooled(stood, self.attacked, self.standing)
 
     @property
     def contradicts(self) -> str | None:

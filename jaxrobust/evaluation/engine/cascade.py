@@ -18,6 +18,12 @@ from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.processes import hosts
 
 
+def ordering(setting: Setting, full: Setting) -> tuple[int, int]:
+    """Count the forward and backward passes of an image whose targets are put in order."""
+    count = full.targets if setting.targets < full.targets else 0
+    return min(count, 1), count
+
+
 class Judged(NamedTuple):
     """What the draws have said so far of an image of a randomised network."""
 
@@ -70,10 +76,9 @@ class Attack:
         calls = engine.decide(
             self.runner,
             self.setting,
-            *(self.sample.images, self.sample.labels, self.sample.ids, mine),
+            self.sample,
+            mine,
             self.aims(mine),
-            epsilon=self.sample.threat.epsilon,
-            seed=self.sample.seed,
             confirm=self.confirm,
         )
         most = ensembles.most_passes(self.setting, self.classes)
@@ -89,7 +94,7 @@ class Attack:
                 self.meter.advance(passes, call.seconds, call.compiles, most, share)
         self.join(mine, decided)
         self.flag()
-        forward, backward = (self.ordered * count for count in self.ordering())
+        forward, backward = (self.ordered * count for count in ordering(self.setting, self.full))
         return Cost(
             attack=self.name,
             fooled=met - int(self.outcome.standing.sum()),
@@ -99,11 +104,6 @@ class Attack:
             seconds=time.perf_counter() - start - self.compile_seconds,
             compile_seconds=self.compile_seconds,
         )
-
-    def ordering(self) -> tuple[int, int]:
-        """Count the forward and backward passes of an image whose targets are put in order."""
-        count = self.full.targets if self.setting.targets < self.full.targets else 0
-        return min(count, 1), count
 
     def aims(self, places: np.ndarray) -> Aims:
         """Select what to aim at on some images; jobs that a part of this attack has done stay out.

@@ -21,10 +21,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxrobust.attacks import MACHINES, ensembles
 from jaxrobust.attacks.registry import Setting
 from jaxrobust.evaluation.engine import slots as devices
-from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict, Jobs, SlotRows
+from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict, Jobs, Sample, SlotRows
 from jaxrobust.evaluation.engine.slots import Slots, begin
 from jaxrobust.evaluation.network import tracing
-from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.types import Array, LogitsFn
 
 Confirm = Callable[[list[ImageVerdict], bool], list[ImageVerdict]]
@@ -173,26 +172,22 @@ def _root(seed: int) -> np.ndarray:
 def decide(
     engine: Engine,
     setting: Setting,
-    images: ImageSet,
-    labels: np.ndarray,
-    ids: np.ndarray,
+    sample: Sample,
     places: np.ndarray,
     aims: Aims,
     *,
-    epsilon: float,
-    seed: int,
     confirm: Confirm,
 ) -> Iterator[Call]:
     """Run one attack; yield what each call of its program did.
 
     Args:
-      images, labels, ids: f32[N,H,W,C], i32[N], u32[N]; all randomness of an image is of its id.
+      sample: its images, labels, ids, radius and seed; all randomness of an image is of its id.
       places: i[n], the images to attack; all of them are classified correctly.
       aims: of these images, the classes to aim at in turn, and the jobs to leave out.
       confirm: is told the new verdicts, and whether these are the last; returns those, of them or
         of earlier ones, that do not hold. Such an image is attacked further.
     """
-    programs = _Programs(engine, setting, epsilon, seed)
+    programs = _Programs(engine, setting, sample.threat.epsilon, sample.seed)
     jobs = Jobs(engine.slots, engine.mesh.size, places, aims, setting.restarts, not engine.keyed)
     slots, length = None, COMPILE_ONLY
     while True:
@@ -200,7 +195,7 @@ def decide(
             if not confirm_and_requeue(jobs, confirm, last=True):
                 return
         start = time.perf_counter()
-        slots = programs.load(slots, jobs.rows(images, labels, ids))
+        slots = programs.load(slots, jobs.rows(sample))
         slots, taken = programs.advance(slots, length, jobs.floor())
         live, fooled, steps, flat = _host_arrays(slots)
         useful = jobs.collect(live, fooled, steps, flat, functools.partial(_points, slots))
@@ -209,7 +204,9 @@ def decide(
         confirm_and_requeue(jobs, confirm, last=False)
         step_seconds = seconds / max(int(taken.max()), 1)
         steps_left = programs.steps - int(steps[live].min(initial=programs.steps))
-        if length and should_narrow(engine, jobs, images.shape[1:], steps_left * step_seconds):
+        if length and should_narrow(
+            engine, jobs, sample.images.shape[1:], steps_left * step_seconds
+        ):
             slots, length = programs.moved(slots, jobs.narrow()), COMPILE_ONLY
         else:
             length = next_call_length(length, step_seconds)

@@ -9,11 +9,12 @@ import numpy as np
 from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine.ledger import Ledger
+from jaxrobust.evaluation.engine.schedule import Sample
 from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.types import Threat, unmasked
+from jaxrobust.types import unmasked
 
 _APART = 1000  # between the numbers of an image's draws; each of them counts from less
 
@@ -33,23 +34,6 @@ class Cost(NamedTuple):
         """Add what the same attack took on other images."""
         counts: Any = (a + b for a, b in zip(self[1:], other[1:], strict=True))
         return Cost(self.attack, *counts)
-
-
-class Sample(NamedTuple):
-    """What is evaluated, N images of K classes."""
-
-    images: ImageSet
-    labels: np.ndarray  # i32[N]
-    ids: np.ndarray  # u32[N]
-    clean: np.ndarray  # bool[N], classified correctly
-    ranks: np.ndarray  # u[N, T], the likeliest wrong classes
-    classes: int  # K
-    threat: Threat
-    seed: int
-
-    def rows(self, places: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Look up images, labels and ids of some places."""
-        return self.images[places], self.labels[places], self.ids[places]
 
 
 class Outcome(NamedTuple):

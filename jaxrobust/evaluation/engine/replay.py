@@ -24,7 +24,7 @@ from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, confirmed, 
 from jaxrobust.evaluation.network import checks, fingerprint, user_attacks
 from jaxrobust.evaluation.network.user_attacks import UserAttack
 from jaxrobust.evaluation.records import records
-from jaxrobust.evaluation.records.parts import ReplayedLedger
+from jaxrobust.evaluation.records.record import ReplayedLedger
 from jaxrobust.evaluation.records.verdicts import REPLAY, HashedImages, other_images
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts

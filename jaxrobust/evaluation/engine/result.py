@@ -9,8 +9,18 @@ import numpy as np
 from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.network import checks, randomised
 from jaxrobust.evaluation.network.images import ImageSet
-from jaxrobust.evaluation.records import parts, records, survivors
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records import records, stopping
+from jaxrobust.evaluation.records.record import (
+    AccuracyRecord,
+    ClippedPixels,
+    DrawsJudged,
+    FastSample,
+    Measured,
+    NetworkFingerprint,
+    ReplayedLedger,
+    SampledSearch,
+    StoppedSequence,
+)
 from jaxrobust.evaluation.records.verdicts import Verdicts
 
 
@@ -39,14 +49,14 @@ class ResultFacts(TypedDict, total=False):
     image: tuple[int, ...]  # H, W, C
     chosen: bool  # the attacks are not those of the version
     arrays_sha256: str
-    fingerprint: parts.NetworkFingerprint
-    replayed: list[parts.ReplayedLedger]
+    fingerprint: NetworkFingerprint
+    replayed: list[ReplayedLedger]
     robust_beyond: int
-    draws: parts.DrawsJudged
-    search_sample: parts.SampledSearch
-    clipped: parts.ClippedPixels
-    stopped: parts.StoppedSequence
-    fast: parts.FastSample
+    draws: DrawsJudged
+    search_sample: SampledSearch
+    clipped: ClippedPixels
+    stopped: StoppedSequence
+    fast: FastSample
 
 
 class AutoAttackResult(NamedTuple):
@@ -151,7 +161,7 @@ class AutoAttackResult(NamedTuple):
 
     def _method(self) -> str:
         if "fast" in self.about:
-            return survivors.METHOD
+            return stopping.FAST_METHOD
         version = [] if self.about["chosen"] else [f"autoattack {self.about['version']}"]
         names = [one["name"] for one in self.attacks if not version or "sha256" in one]
         method = " + ".join(version + names)

@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.types import Threat
 
 
 class SlotRows(NamedTuple):
@@ -27,6 +28,23 @@ class Aims(NamedTuple):
 
     targets: np.ndarray  # i32[n, T], classes, or the code of a loss (T = 1)
     done: np.ndarray | None = None  # bool[n, T, restarts], without success; None: no job
+
+
+class Sample(NamedTuple):
+    """What is evaluated, N images of K classes."""
+
+    images: ImageSet
+    labels: np.ndarray  # i32[N]
+    ids: np.ndarray  # u32[N]
+    clean: np.ndarray  # bool[N], classified correctly
+    ranks: np.ndarray  # u[N, T], the likeliest wrong classes
+    classes: int  # K
+    threat: Threat
+    seed: int
+
+    def rows(self, places: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Look up images, labels and ids of some places."""
+        return self.images[places], self.labels[places], self.ids[places]
 
 
 class ImageVerdict(NamedTuple):
@@ -112,7 +130,7 @@ class Jobs:
                 return image, job
         return None
 
-    def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> SlotRows | None:
+    def rows(self, sample: Sample) -> SlotRows | None:
         """Make the rows for slots that change jobs; None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
@@ -120,7 +138,7 @@ class Jobs:
         rows = SlotRows(
             fresh=np.zeros(count, bool),
             keep=np.isin(np.arange(count), list(self._busy)),
-            images=np.zeros((count, *images.shape[1:]), np.float32),
+            images=np.zeros((count, *sample.images.shape[1:]), np.float32),
             labels=np.zeros(count, np.int32),
             targets=np.zeros(count, np.int32),
             restarts=np.zeros(count, np.int32),
@@ -128,11 +146,12 @@ class Jobs:
             first=np.zeros(count, np.int32),
         )
         places = [self._places[self._busy[slot][0]] for slot in self._fresh]
-        read = images[np.array(places)] if places else ()
+        read = sample.images[np.array(places)] if places else ()
         for slot, place, image_pixels in zip(self._fresh, places, read, strict=True):
             image, job = self._busy[slot]
             target, restart = self._jobs[job]
-            aim = (labels[place], self._targets[image, target], restart, ids[place])
+            target_of = (self._targets[image, target], restart)
+            aim = (sample.labels[place], *target_of, sample.ids[place])
             values = (True, True, image_pixels, *aim, self._first.get((image, job), 0))
             for array, value in zip(rows, values, strict=True):
                 array[slot] = value

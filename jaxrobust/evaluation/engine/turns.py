@@ -29,12 +29,13 @@ import numpy as np
 
 from jaxrobust.attacks import Setting, ensembles
 from jaxrobust.evaluation.engine import engine
-from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.engine.cascade import Attack, ordering
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, Outcome
 from jaxrobust.evaluation.engine.result import ResultFacts
 from jaxrobust.evaluation.network import checks, reliability
-from jaxrobust.evaluation.records import parts, records, sequential, stopping, survivors
+from jaxrobust.evaluation.records import comparisons, records, stopping
+from jaxrobust.evaluation.records.record import SampledSearch, StoppedSequence
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -118,8 +119,8 @@ def lot_by_lot(
     costs: dict[str, Cost] = {}
     standing_after = {setting.name: 0 for setting in settings}
     attacks: dict[str, list[Attack]] = {name: [] for name in standing_after}
-    start, met, looked = 0, order[:0], parts.StoppedSequence()
-    for end in sequential.lots(len(order)):
+    start, met, looked = 0, order[:0], StoppedSequence()
+    for end in comparisons.lots(len(order)):
         lot, met = order[start:end], order[:end]
         robust = int(outcome.standing[order[:start]].sum())
         meter.widen(end, robust)
@@ -172,15 +173,15 @@ def fast(
     _run_on(evaluation, more, meter, near, costs)
     stood, budget = outcome.standing.copy(), _budget(first, more, full, sample.classes)
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
-    chosen = survivors.sample(sample.seed, sample.ids, stood, count)
+    chosen = stopping.draw_survivors(sample.seed, sample.ids, stood, count)
     if verbose:
         say(f"{stood.sum():,} images stand; {count:,} of them, at random, meet all that is left")
     complete = [turn.setting for turn in first]
     remaining = [Turn(setting, setting, every) for setting in full if setting not in complete]
     _run_on(evaluation, remaining, meter, chosen, costs)
     fooled = sample.ids[stood & ~outcome.standing].tolist()
-    sampled = survivors.found(len(every), int(stood.sum()), count, fooled)
-    outcome.flags["fast"] = survivors.line(sampled)
+    sampled = stopping.fast_sample(len(every), int(stood.sum()), count, fooled)
+    outcome.flags["fast"] = stopping.fast_line(sampled)
     if count:  # what Square finds, as if it found as much on all that stood as on the sample
         square, others = (
             float(_standing(outcome, later)[chosen].mean()) * float(stood.mean())
@@ -192,6 +193,10 @@ def fast(
     order = [setting.name for setting in settings]
     after = {name: mean(_standing(outcome, order[at + 1 :])) for at, name in enumerate(order)}
     return AttackedImages(slice(None), [costs[name] for name in order], after, {"fast": sampled})
+
+
+def _ordering(turn: Turn) -> int:
+    return sum(ordering(turn.setting, turn.full or turn.setting))
 
 
 class Budget(NamedTuple):
@@ -223,13 +228,6 @@ def _budget(
     near = sum(most(t.setting) - begun_passes.get(t.setting.name, 0) + _ordering(t) for t in more)
     measuring = sum(map(_ordering, first)) + 1 + _measured(full)
     return Budget(every, begun + measuring, near, every - begun)
-
-
-def _ordering(turn: Turn) -> int:
-    """Count the passes of an image whose targets are put in order."""
-    assert turn.full is not None
-    count = turn.full.targets if turn.setting.targets < turn.full.targets else 0
-    return min(count, 1) + count
 
 
 def _measured(full: Sequence[Setting]) -> int:
@@ -304,7 +302,7 @@ def mean(values: np.ndarray) -> float:
 
 def search_again(
     evaluation: AttackContext, settings: Sequence[Setting]
-) -> tuple[Cost, parts.SampledSearch]:
+) -> tuple[Cost, SampledSearch]:
     """Search survivors with the network that decides: some, and if one of them falls, all."""
     sample, outcome = evaluation.sample, evaluation.outcome
     evaluation = evaluation._replace(runner=evaluation.runner._replace(search_fn=None))
@@ -347,7 +345,7 @@ def search_again(
     if fallen:
         text += "; search with logits_fn"
     outcome.flags["search-gap"] = text
-    searched: parts.SampledSearch = {
+    searched: SampledSearch = {
         "survivors": n,
         "sampled": count,
         "fooled": fallen,

@@ -17,8 +17,7 @@ from jaxrobust.evaluation.engine.smoothing import Certificate, Smoothing
 from jaxrobust.evaluation.network import label_checks
 from jaxrobust.evaluation.questions.flags import GivenFlags, written
 from jaxrobust.evaluation.questions.recording import Evaluation
-from jaxrobust.evaluation.records import parts
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.record import AccuracyRecord, AttackCost, CertifiedAccuracies
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -87,7 +86,7 @@ def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
             f"{broken} images have NaN or infinite logits under some noise: such draws count for "
             "no class"
         )
-    facts: parts.CertifiedAccuracies = {
+    facts: CertifiedAccuracies = {
         "sigma": noise.sigma,
         "draws": noise.draws,
         "selection": noise.selection,
@@ -97,7 +96,7 @@ def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
         "average_radius": float(np.where(right, radii, 0).mean()),
         "images": f"smoothing-{number}.jsonl",
     }
-    cost: parts.AttackCost = {
+    cost: AttackCost = {
         "attack": METHOD,
         "fooled": 0,
         "forward": question.n * (noise.selection + noise.draws),
@@ -155,7 +154,7 @@ def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
     return stored
 
 
-def table(facts: parts.CertifiedAccuracies) -> list[str]:
+def table(facts: CertifiedAccuracies) -> list[str]:
     """Write the lines that show the certified accuracies, at every fourth of sigma."""
     shares = list(facts["accuracy"].items())[:: _STEPS // 4]
     last = next((i for i, (_, share) in enumerate(shares) if not share), len(shares) - 1)

@@ -26,8 +26,8 @@ from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
-from jaxrobust.evaluation.records import checked, parts
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records import checked
+from jaxrobust.evaluation.records.record import AccuracyRecord, CorruptionAccuracies
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
@@ -244,7 +244,7 @@ def _fits(source: Source, size: int) -> bool:
     return source.image_shape is not None and source.image_shape[:2] == (size, size)
 
 
-def table(measured: parts.CorruptionAccuracies) -> list[str]:
+def table(measured: CorruptionAccuracies) -> list[str]:
     """Write the lines that show the accuracies under corruptions, a kind each."""
     severities = sorted({s for row in measured["accuracy"].values() for s in row})
     lines = ["".join([f"{'severity':18}", *(f"{s:>8}" for s in severities), f"{'mean':>8}"])]

@@ -2,8 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,18 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import fixed_steps
-from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import collapse, label_checks, reliability
-from jaxrobust.evaluation.network.fingerprint import Fingerprint
-from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import parts
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
-from jaxrobust.evaluation.records.stopping import StopRule
+from jaxrobust.evaluation.records.record import AccuracyRecord, AttackCost, AttackSettings, Measured
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.interface.network_inputs import cast
 from jaxrobust.runtime.devices import sharding
@@ -45,55 +38,6 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
         return jax.tree_util.Partial(logits, cast(weights.params, jnp.dtype(dtype)), weights.stats)
 
     return logits_fn
-
-
-def searched(
-    subject: Subject,
-    prepared: Prepared,
-    logits_of: LogitsOf,
-    question: GivenFlags,
-    *,
-    identity: Fingerprint,
-    ledger: Path,
-    standing: np.ndarray | None = None,
-    beyond: np.ndarray | None = None,
-    replay: Sequence[Path] = (),
-    stop: StopRule | None = None,
-) -> Measured:
-    """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes."""
-    labels, rows = prepared.labels(), np.arange(len(prepared))
-    images: Any = prepared
-    if standing is not None:
-        rows = np.flatnonzero(standing)
-        images, labels = Subset(prepared, rows), labels[rows]
-    decides, drawn = logits_of("float32"), question.version == "rand" and not subject.keyed
-    result = autoattack(
-        jax.tree_util.Partial(_without_keys, decides) if drawn else decides,
-        images,
-        labels,
-        **subject.ball.settings(),
-        version=question.version,
-        attacks=question.names,
-        overrides=question.overrides(),
-        seed=question.seed,
-        batch_size=question.batch or subject.slots_for(len(labels)),
-        image_ids=prepared.ids[rows].tolist(),
-        ledger=ledger,
-        identity=identity,
-        search_fn=None if question.search_dtype == "float32" else logits_of(question.search_dtype),
-        replay=replay,
-        robust_beyond=None if beyond is None else beyond[rows],
-        rule=question.rule,
-        draws=question.draws,
-        stop=stop,
-        users=question.users,
-    )
-    return result.measured()
-
-
-def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
-    del keys
-    return logits_fn(images)
 
 
 def counted(
@@ -138,14 +82,14 @@ def answered(
     reached: dict[str, np.ndarray],
     question: GivenFlags,
     places: np.ndarray,
-    settings: list[parts.AttackSettings],
+    settings: list[AttackSettings],
     seconds: float,
     classes: int,
 ) -> Measured:
     """Gather what `accuracy.judged` says image by image, on the images at some places."""
     verdicts, n = verdicts_of(reached, question.attack, places), len(places)
     fixed = question.fixed
-    cost: parts.AttackCost = {
+    cost: AttackCost = {
         "attack": question.attack,
         "fooled": int((verdicts.clean & ~verdicts.robust).sum()),
         "forward": n * (fixed.forward + 2 if fixed else 1),
@@ -173,7 +117,7 @@ _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 
 
-def attack_of(question: GivenFlags, threat: Threat) -> tuple[list[parts.AttackSettings], Attack]:
+def attack_of(question: GivenFlags, threat: Threat) -> tuple[list[AttackSettings], Attack]:
     """Make an attack, and its settings for the record, none if there is none."""
     if question.fixed is None:
         return [], lambda logits_fn, key, images, labels: images

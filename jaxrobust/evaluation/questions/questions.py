@@ -13,7 +13,7 @@ from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.network.user_attacks import ALONE, UserAttack
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import survivors
+from jaxrobust.evaluation.records import stopping
 from jaxrobust.runtime.text.spelling import near
 from jaxrobust.types import check_length, check_threat
 
@@ -114,7 +114,7 @@ class GivenFlags(NamedTuple):
         """Name the attack with its settings, for the record."""
         judged = [randomised.verdict(self.rule, self.draws).words()] * (self.version == "rand")
         if self.version == ensembles.FAST:
-            return survivors.METHOD
+            return stopping.FAST_METHOD
         names = [] if self.attack == ALONE else self.attack.split(",")
         names = [f"{AUTOATTACK} {self.version}"] if self.attack == AUTOATTACK else names
         attacks = " + ".join([*names, *(user.name for user in self.users)])

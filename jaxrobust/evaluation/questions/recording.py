@@ -18,13 +18,21 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import replay
+from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.network import fingerprint, reliability, tracing
+from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
 from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import checked, parts, records, trained, verdicts
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records import checked, records, verdicts
+from jaxrobust.evaluation.records.record import (
+    AccuracyRecord,
+    Measured,
+    NetworkFingerprint,
+    NetworkSize,
+    TrainingFacts,
+)
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.processes import hosts
@@ -74,7 +82,7 @@ class Evaluation:
             network, self.images, batch=self.batch, keyed=subject.keyed, labels=self.images.labels
         )
         self.questions: dict[str, str] = {}  # number -> hash of its question
-        self._size: list[parts.NetworkSize] = []  # once it is known, shared by all questions
+        self._size: list[NetworkSize] = []  # once it is known, shared by all questions
         self._clean: list[verdicts.Verdicts] = []  # likewise
 
     def with_question(self, question: GivenFlags) -> "Evaluation":
@@ -199,7 +207,7 @@ class Evaluation:
         source, question, network = self.source, self.question, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         how = [*subject.ball.settings().values(), question.seed, question.search_dtype]
-        chosen = subject.chosen and "selection" in trained.flags(self._training(subject))
+        chosen = subject.chosen and "selection" in records.training_flags(self._training(subject))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
@@ -304,18 +312,37 @@ class Evaluation:
                 return measured
             slopes = reliability.check_slopes(self.fingerprint.computed_probe)
             return measured.noting(flags=measured.record.flags | slopes)
-        measured = measuring.searched(
-            subject,
-            self.images,
-            self.logits_of,
-            self.question,
-            identity=self.fingerprint._replace(question=self.questions[number.partition("-")[0]]),
+        question, labels, rows = self.question, self.images.labels(), np.arange(len(self.images))
+        images: Any = self.images
+        if standing is not None:
+            rows = np.flatnonzero(standing)
+            images, labels = Subset(self.images, rows), labels[rows]
+        decides = self.logits_of("float32")
+        if question.version == "rand" and not subject.keyed:
+            decides = jax.tree_util.Partial(_without_keys, decides)
+        searches = question.search_dtype != "float32"
+        result = autoattack(
+            decides,
+            images,
+            labels,
+            **subject.ball.settings(),
+            version=question.version,
+            attacks=question.names,
+            overrides=question.overrides(),
+            seed=question.seed,
+            batch_size=question.batch or subject.slots_for(len(labels)),
+            image_ids=self.images.ids[rows].tolist(),
             ledger=self.ledger(number),
-            standing=standing,
-            beyond=beyond,
+            identity=self.fingerprint._replace(question=self.questions[number.partition("-")[0]]),
+            search_fn=self.logits_of(question.search_dtype) if searches else None,
             replay=[*ledgers, *self.given],
+            robust_beyond=None if beyond is None else beyond[rows],
+            rule=question.rule,
+            draws=question.draws,
             stop=stop,
+            users=question.users,
         )
+        measured = result.measured()
         clean = measured.record.clean
         if subject.flag and standing is None and clean is not None and clean < _LOW:
             say(
@@ -327,7 +354,7 @@ class Evaluation:
         return measured
 
     @property
-    def size(self) -> parts.NetworkSize:
+    def size(self) -> NetworkSize:
         """Count the network's parameters and multiply-adds."""
         if not self._size:
             net, channels = self.subject.create("float32"), self.subject.network.in_channels or 0
@@ -347,8 +374,10 @@ class Evaluation:
         weights = None if subject.net else self.weights
         training = self._training(subject)
         labels = self.images.labels() if by_image is None else by_image.labels
-        doubts = spread.choice_flags(source, labels, self.images.choice) | trained.flags(training)
-        network: parts.NetworkFingerprint = {
+        doubts = spread.choice_flags(source, labels, self.images.choice) | records.training_flags(
+            training
+        )
+        network: NetworkFingerprint = {
             **fingerprint.resolved(self.fingerprint._asdict()),
             "images": self.images.content_sha256(),
             "question": self.questions[number],
@@ -397,13 +426,18 @@ class Evaluation:
             records.append(self.out / "results.jsonl", record)
         return record
 
-    def _training(self, subject: Subject) -> parts.TrainingFacts | None:
-        return trained.training(
+    def _training(self, subject: Subject) -> TrainingFacts | None:
+        return records.training(
             subject.history or [],
             dataset=self.source.name,
             split=self.source.split,
             files_sha256=self.source.files_sha256,
         )
+
+
+def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
+    del keys
+    return logits_fn(images)
 
 
 def claim(out: Path) -> None:

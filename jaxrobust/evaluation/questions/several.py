@@ -13,8 +13,14 @@ import numpy as np
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import checked, parts, records
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records import checked, records
+from jaxrobust.evaluation.records.record import (
+    AccuracyRecord,
+    LadderSettings,
+    Measured,
+    OneDraw,
+    WorstCasePart,
+)
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
 
@@ -107,7 +113,7 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]
     written = []
     for place, number in enumerate(numbers):
         robust_beyond, attacks = beyond.get(place), measured[place].record.attacks
-        ladder: parts.LadderSettings = {
+        ladder: LadderSettings = {
             "radii": radii,
             "robust_beyond": 0 if robust_beyond is None else int(robust_beyond.sum()),
             "of_these_attacked_by": [attacks[0]["name"]] if attacks else [],
@@ -177,7 +183,7 @@ def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequenc
     return Measured(record, verdicts)
 
 
-def _by_one(measured: Sequence[Measured]) -> parts.OneDraw | None:
+def _by_one(measured: Sequence[Measured]) -> OneDraw | None:
     """Unite the accuracies by one draw; None: a part of an older version lacks them.
 
     What a ball did not attack, because the rule says that one before it fools it, may stand by one
@@ -209,12 +215,12 @@ def parts_of(
     numbers: Sequence[str | None],
     *,
     skips: bool,
-) -> list[parts.WorstCasePart]:
+) -> list[WorstCasePart]:
     """List each attack, on how many images it was, and what share of them it left."""
-    rows: list[parts.WorstCasePart] = []
+    rows: list[WorstCasePart] = []
     for place, (record, verdicts, _) in enumerate(measured):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust
-        row: parts.WorstCasePart = {
+        row: WorstCasePart = {
             "method": methods[place],
             "norm": balls[place].norm,
             "epsilon": balls[place].epsilon,

@@ -9,7 +9,7 @@ from jaxrobust.attacks import ensembles, fixed_steps
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.questions.flags import GivenFlags, written
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import checked, comparable, records, stopping
+from jaxrobust.evaluation.records import checked, records, stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.evaluation.records.verdicts import HashedImages
@@ -105,18 +105,18 @@ def rule(
     here = _record_here(question, subject, source, images, hashed)
     record, file = found(place, here)
     theirs = checked.verdicts(record, file)
-    if count := int(comparable.replayed(theirs).sum()):
+    if count := int(checked.replayed(theirs).sum()):
         raise ValueError(
             f"--against={place}: replayed points decided {count} of its images, which the attacks "
             "alone might have left standing; evaluate it again with --noreplay"
         )
     if hashed is not None:
         both = (record, here, theirs.images, hashed)
-        if words := comparable.image_differences(*both):
+        if words := checked.image_differences(*both):
             raise ValueError(
                 f"--against={place} is of other images: {words}; give an evaluation of these images"
             )
-        if not comparable.same_images_shown(*both):
+        if not checked.same_images_shown(*both):
             say(
                 f"WARNING: that --against={place} is of the same images is known by their names "
                 "alone: no hashes of each image, which older versions did not note, show it"
@@ -207,9 +207,9 @@ def _listed(folder: Path) -> list[RecordFound]:
 
 def differences(there: AccuracyRecord, here: AccuracyRecord) -> str:
     """Say why a record cannot be compared with image after image; "" if it can."""
-    texts = [comparable.question_differences(there, here)]
-    if comparable.other_pictures(there, here):
-        texts.append(comparable.OTHER_PICTURES)
+    texts = [checked.question_differences(there, here)]
+    if checked.other_pictures(there, here):
+        texts.append(checked.OTHER_PICTURES)
     if not there.verdicts:
         texts.append("it has no verdicts image by image")
     order = (there.stopped or {}).get("order_seed")

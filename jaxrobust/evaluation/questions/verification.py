@@ -30,7 +30,7 @@ from jaxrobust.evaluation.bundles.standing import StandingSample
 from jaxrobust.evaluation.questions import corrupted, flags, measuring, questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.records import survivors, trained
+from jaxrobust.evaluation.records import records, stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
@@ -130,7 +130,6 @@ def check(settings: VerificationSettings) -> Verification:
         lambda name, ids: shown[name][np.asarray(ids)],
         bundles.forward(network, prepared.shape[1:], batch),
         count=len(prepared),
-        split_images=len(source),
         batch=batch,
         tell=say,
         labels=prepared.labels(),
@@ -140,7 +139,7 @@ def check(settings: VerificationSettings) -> Verification:
         "split": source.split,
         "files_sha256": source.files_sha256,
     }
-    doubts = trained.flags(trained.training(subject.history or [], **data))
+    doubts = records.training_flags(records.training(subject.history or [], **data))
     sample = None
     if isinstance(judged, ClaimFindings):
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
@@ -303,7 +302,7 @@ def _other_attacks(record: dict[str, Any]) -> str | None:
     versions = [version for version in ensembles.VERSIONS if is_of(version)]
     heads = [names, *([f"{questions.AUTOATTACK} {version}", *users] for version in versions)]
     for head in (" + ".join(words) for words in heads):
-        if method in (None, survivors.METHOD, head) or str(method).startswith(f"{head}, "):
+        if method in (None, stopping.FAST_METHOD, head) or str(method).startswith(f"{head}, "):
             return None
     return (
         f"its record names the method {method!r:.40}, and its attacks are others: "

@@ -9,13 +9,237 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict
 
-from jaxrobust.evaluation.records import parts
+from jaxrobust.evaluation.network.images import ClippedPixels as ClippedPixels
 from jaxrobust.evaluation.records.verdicts import SCHEMA, Verdicts
 from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.files import provenance
 from jaxrobust.types import VERDICT_PRECISION, Threat
+
+Interval = list[float]  # low, high: the exact 95 % interval of an accuracy
+
+
+class AttackSettings(TypedDict, total=False):
+    """The settings of one attack, its ball among them; which ones there are depends on it."""
+
+    norm: str
+    epsilon: float  # in units of pixels in [0, 1]
+    name: str
+    machine: str
+    steps: int
+    restarts: int
+    targets: int
+    eot: int  # gradients that one step averages
+    start: str
+    start_std: float
+    step_size: float
+    relative_step: float
+    l1_rule: str
+    file: str  # of the user's points, or the name of the user's function; others have none
+    sha256: str | None  # of that file
+
+
+class AttackCost(TypedDict, total=False):
+    """What an attack took; a pass is that of one image."""
+
+    attack: str
+    fooled: int
+    forward: int
+    backward: int
+    idle: int  # forward passes in slots without an image
+    seconds: float
+    compile_seconds: float
+    step_rule: str | None  # what its steps are
+
+
+class Intervals(TypedDict):
+    """The exact 95 % intervals of the accuracies; None: of one that is not known."""
+
+    clean: Interval | None
+    robust: Interval | None
+
+
+class NetworkSize(TypedDict):
+    """The size of a network."""
+
+    parameters: int
+    multiply_adds: int  # of one image
+
+
+class Architecture(TypedDict, total=False):
+    """The architecture of a network."""
+
+    name: str | None
+    num_classes: int | None
+    image_size: int | None
+    in_channels: int | None
+    options: dict[str, Any] | None  # fields of its row that are replaced
+
+
+class UserFunction(TypedDict, total=False):
+    """A user's function that is the network, or makes it; `torch` and its like have more keys."""
+
+    name: str | None
+    file: str | None
+    sha256: str | None
+    arrays_sha256: str | None
+    torch: str
+    arguments: Any
+    output: Any
+
+
+class SelectionImages(TypedDict, total=False):
+    """The images that weights were chosen on."""
+
+    dataset: str
+    split: str | None
+    attack: Any
+    on_evaluated_images: bool | None  # whether these are among those of the record
+
+
+class TrainingFacts(TypedDict):
+    """How weights were trained, up to those that the record is of; None: it is not known."""
+
+    phases: list[dict[str, Any]]  # objective, epochs and attack of each, of all runs
+    passes: float | None  # over an image, of all phases and of the runs before
+    on_evaluated_images: bool | None
+    selection: SelectionImages
+
+
+class ReplayedLedger(TypedDict, total=False):
+    """The points of one other evaluation that were tried before the attacks."""
+
+    ledger: str
+    sha256: str
+    norm: str
+    epsilon: float
+    tried: int
+    fooled: int
+
+
+class OneDraw(TypedDict, total=False):
+    """The accuracies of a randomised network by one draw, as auto-attack judges."""
+
+    clean: float
+    robust: float
+    interval: Intervals | None
+    bits: str  # which images are robust: `randomised.unpacked`
+    at_most: bool  # the robust accuracy is a bound
+
+
+class DrawsJudged(TypedDict, total=False):
+    """The rule that judged a randomised network's answers."""
+
+    rule: str
+    draws: int
+    one_draw: OneDraw | None
+
+
+class LadderSettings(TypedDict, total=False):
+    """The radii that share their adversarial images with that of the record."""
+
+    radii: list[float]
+    robust_beyond: int  # images that the next larger radius found robust
+    of_these_attacked_by: list[str]
+
+
+class WorstCasePart(TypedDict, total=False):
+    """One attack of a worst case over several."""
+
+    method: str
+    norm: str
+    epsilon: float
+    attacks: list[str]
+    images: int
+    robust: float | None  # the accuracy under it alone
+    interval: Interval | None
+    evaluation: str | None  # the number of its own record
+
+
+class CorruptionAccuracies(TypedDict, total=False):
+    """The accuracies under common corruptions."""
+
+    images: str  # "files" or "computed"
+    accuracy: dict[str, dict[str, float]]  # kind -> severity
+    mean: float
+    frost_sha256: str | None
+    seconds: float
+
+
+class CertifiedAccuracies(TypedDict, total=False):
+    """The accuracies that randomised smoothing certifies in L2."""
+
+    sigma: float  # of the noise
+    draws: int
+    selection: int  # draws before these, that choose the class
+    alpha: float  # probability that the certificate of an image is wrong
+    accuracy: dict[str, float]  # radius -> share of images that are right and certified in it
+    abstained: float  # share of images without an answer
+    average_radius: float  # of all images, 0 where the answer is wrong or there is none
+    images: str  # the file beside the record that has them image by image
+
+
+class NetworkFingerprint(TypedDict, total=False):
+    """What a network computes, and on which images, as `network.fingerprint` finds it."""
+
+    program: str
+    gradient: str
+    arrays: str
+    probe: dict[str, list[list[float]]]
+    versions: dict[str, str]
+    question: str
+    images: str
+    begun_by: dict[str, str]  # versions that began the evaluation, if they were others
+
+
+class SampledSearch(TypedDict):
+    """What a search in full precision found of survivors of one in lower precision."""
+
+    survivors: int  # of the search in lower precision
+    sampled: int  # of them, at random, were searched again
+    fooled: int  # of these
+    at_most: float  # share of all survivors that would be, with 95 % confidence
+    fooled_of_all: int | None  # once all of them were searched again; None: they were not
+    robust_at_least: float  # accuracy that such a search of all would have left, so far as known
+
+
+class FastSample(TypedDict):
+    """What the standard version's other attacks found of a sample of the fast version's survivors.
+
+    Source of the bound: the hypergeometric distribution, see `survivors.most_fooled`.
+    """
+
+    survivors: int  # of the attacks that all images met
+    sampled: int  # of them, at random, met all that the standard version has left
+    fooled: int  # of these
+    fallen: list[int]  # ids of those, which stood under what all images met
+    at_most: int  # of the other survivors that would be, too, with probability `level`
+    level: float
+    robust_at_least: float  # accuracy that the standard version would leave, with that probability
+
+
+class StoppedSequence(TypedDict, total=False):
+    """When and why an evaluation stopped before its images ended, and what it knows of all."""
+
+    stopped_after: int  # images that were decided, the first ones of the order
+    of: int  # images that could be met
+    images: str  # ids of all images of the evaluation
+    rule: str  # what stopped it: "ahead", "tie", "width", or "images", which ended
+    alpha: float  # probability of an error, of each claim, over all looks together
+    order_seed: int  # of the order of the images
+    clean: Interval  # the sequence's bounds of the accuracies on all those images
+    robust: Interval
+    until_width: float  # that was asked for, a share
+    tie: float  # the same
+    leads: str  # "this" or "other"
+    difference: Interval  # of the robust accuracies, this minus the other
+    gained: int  # images that this network alone withstands
+    lost: int
+    e_value: float  # the largest, that their shares are not equal
+    against_sha256: str  # of the ids and verdicts that it was compared with
+    against: dict[str, Any]  # the record that has these: its evaluation, model and weights
+
 
 # When a field is written though its value is not known, as null: else it is written if it is known.
 _ALWAYS, _OF_EVALUATION = {"written": "always"}, {"written": "of an evaluation"}
@@ -55,7 +279,7 @@ class AccuracyRecord:
     preprocessing: str | None = always()
     dtype: str | None = always()  # the network's compute type
     matmul_precision: str | None = always()  # of products wherever a verdict falls
-    attacks: list[parts.AttackSettings] = always(list)  # empty: there was none
+    attacks: list[AttackSettings] = always(list)  # empty: there was none
     clean: float | None = always()  # accuracy, a fraction of the images
     robust: float | None = always()  # after all attacks
     seed: int | None = always()  # of the attacks' draws
@@ -64,39 +288,39 @@ class AccuracyRecord:
     device: str | None = always()
     schema: int | None = always()
     verdicts: str | None = always()  # the file beside the record that has them image by image
-    interval: parts.Intervals | None = always()
-    costs: list[parts.AttackCost] | None = always()  # of each attack
-    size: parts.NetworkSize | None = always()
-    training: parts.TrainingFacts | None = always()
+    interval: Intervals | None = always()
+    costs: list[AttackCost] | None = always()  # of each attack
+    size: NetworkSize | None = always()
+    training: TrainingFacts | None = always()
     # all, hash or robustbench, see `spread.choice`; None: of an older version, the first ones.
     image_choice: str | None = None
     ids_sha256: str | None = None  # of the list of ids that makes the split
     classes_sha256: str | None = None  # of the classes' names in the order of labels
     init: dict[str, Any] | None = None  # what the training started from
     evaluation: str | None = of_evaluation()  # its number
-    model: parts.Architecture | None = of_evaluation()
+    model: Architecture | None = of_evaluation()
     method: str | None = of_evaluation()  # of the attack, as the command line says it
     search_dtype: str | None = of_evaluation()
     accuracy_after: dict[str, float | None] | None = of_evaluation()  # after each attack
     version: str | None = None  # of AutoAttack
     images_sha256: str | None = None
-    fingerprint: parts.NetworkFingerprint | None = of_evaluation()
+    fingerprint: NetworkFingerprint | None = of_evaluation()
     clean_top5: float | None = None
     stable: float | None = None  # share whose answer an attack of fixed steps leaves
     local_lipschitz: float | None = None
-    ladder: parts.LadderSettings | None = None
-    corruptions: parts.CorruptionAccuracies | None = None
-    certified: parts.CertifiedAccuracies | None = None
-    worst_case: list[parts.WorstCasePart] | None = None
+    ladder: LadderSettings | None = None
+    corruptions: CorruptionAccuracies | None = None
+    certified: CertifiedAccuracies | None = None
+    worst_case: list[WorstCasePart] | None = None
     union: dict[str, bool] | None = None  # "each_on_all_images": how its threats were attacked
-    replayed: list[parts.ReplayedLedger] | None = None
+    replayed: list[ReplayedLedger] | None = None
     robust_beyond: int | None = None  # images that a larger radius found robust
-    draws: parts.DrawsJudged | None = None  # of a randomised network
-    search_sample: parts.SampledSearch | None = None
-    clipped: parts.ClippedPixels | None = None
-    fast: parts.FastSample | None = None  # it is of the fast version: no number of AutoAttack
-    stopped: parts.StoppedSequence | None = None  # it ended once it was decided: `interval` is None
-    function: parts.UserFunction | None = None
+    draws: DrawsJudged | None = None  # of a randomised network
+    search_sample: SampledSearch | None = None
+    clipped: ClippedPixels | None = None
+    fast: FastSample | None = None  # it is of the fast version: no number of AutoAttack
+    stopped: StoppedSequence | None = None  # it ended once it was decided: `interval` is None
+    function: UserFunction | None = None
     damaged: list[str] | None = None  # images that a test could not read
     published_by: str | None = None  # who measured it, where that was not this package
     absent: tuple[str, ...] = field(default=(), metadata=_NEVER)

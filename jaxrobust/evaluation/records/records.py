@@ -9,12 +9,24 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import registry
+from jaxrobust.data.splits import grammar
 from jaxrobust.evaluation.network import checks, randomised
-from jaxrobust.evaluation.records import comparable, parts, stopping, verdicts
-from jaxrobust.evaluation.records.record import AccuracyRecord, check
+from jaxrobust.evaluation.records import stopping, verdicts
+from jaxrobust.evaluation.records.record import (
+    AccuracyRecord,
+    AttackCost,
+    DrawsJudged,
+    Interval,
+    Intervals,
+    NetworkSize,
+    OneDraw,
+    TrainingFacts,
+    check,
+)
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained.history import History
 
 _REPLAY = "none: what fooled elsewhere, projected"
 _CLIPPED = (
@@ -28,7 +40,7 @@ _FINDINGS = ("search_sample", "clipped", "fast")
 _RULE = ("alpha", "order_seed", "until_width", "tie", "against_sha256", "against")
 
 
-def with_step_rules(costs: Iterable[parts.AttackCost]) -> list[parts.AttackCost]:
+def with_step_rules(costs: Iterable[AttackCost]) -> list[AttackCost]:
     """Add to the costs of attacks what their steps are."""
 
     def rule(name: str) -> str | None:
@@ -71,17 +83,17 @@ def save(
     return record.to_json()
 
 
-def interval(accuracy: float | None, n: int) -> parts.Interval | None:
+def interval(accuracy: float | None, n: int) -> Interval | None:
     """Compute the exact 95 % interval of an accuracy on n images; None: there is none."""
     return None if accuracy is None else list(checks.binomial_interval(round(accuracy * n), n))
 
 
-def intervals(clean: float | None, robust: float | None, n: int) -> parts.Intervals | None:
+def intervals(clean: float | None, robust: float | None, n: int) -> Intervals | None:
     """Compute the intervals of both accuracies on n images; None: there are no images."""
     return {"clean": interval(clean, n), "robust": interval(robust, n)} if n else None
 
 
-def one_draw(clean: float, robust: np.ndarray) -> parts.OneDraw:
+def one_draw(clean: float, robust: np.ndarray) -> OneDraw:
     """Write the accuracies by one draw, of which `robust` bool[N] says which images stand."""
     n, share = len(robust), float(robust.mean()) if len(robust) else 0.0
     bits = randomised.packed(robust)
@@ -105,7 +117,7 @@ def number_of(identity: Mapping[str, Any]) -> str:
     return hashes.config_sha256(dict(identity))[:12]
 
 
-def size(net: Any, weights: Any, image_size: int, channels: int) -> parts.NetworkSize:
+def size(net: Any, weights: Any, image_size: int, channels: int) -> NetworkSize:
     """Count the parameters of a network, and its multiply-adds for one image."""
     arrays = weights.params or weights.stats  # those of a user's function
     adds = multiply_adds(net, *weights, image_size=image_size, in_channels=channels)
@@ -156,7 +168,7 @@ def attack_line(record: AccuracyRecord) -> str:
     """Name the attack of a record, with its threat and what replayed points decided."""
     if not record.attacks:
         return "none"
-    decided = comparable.replayed_line(record)
+    decided = replayed_line(record)
     replays = f" ({decided})" if decided else ""
     if record.is_union:
         of = "worst case" if record.worst_case else "union"
@@ -166,6 +178,14 @@ def attack_line(record: AccuracyRecord) -> str:
     return f"{name}, {attack['norm']} {attack['epsilon']:.4g}{replays}"
 
 
+def replayed_line(record: AccuracyRecord) -> str:
+    """Say how many images replayed points decided; "" where none were tried."""
+    if not record.replayed:
+        return ""
+    count = sum(source["fooled"] for source in record.replayed)
+    return f"{count:,} {'image' if count == 1 else 'images'} decided by replayed points"
+
+
 def notes_of(record: AccuracyRecord) -> list[str]:
     """Write the lines for people on what only some evaluations have to say."""
     lines = [stopping.line(record.stopped)] if record.stopped else []
@@ -173,7 +193,7 @@ def notes_of(record: AccuracyRecord) -> list[str]:
     return [*lines, draws_line(record.draws)] if record.draws else lines
 
 
-def draws_line(draws: parts.DrawsJudged) -> str:
+def draws_line(draws: DrawsJudged) -> str:
     """Say by which rule a randomised network's answers were judged, and what one draw gives."""
     verdict = randomised.VerdictRule(draws["rule"], draws["draws"])
     line = f"verdicts by {verdict.words()}: {randomised.RULES[verdict.rule]}"
@@ -189,3 +209,68 @@ def draws_line(draws: parts.DrawsJudged) -> str:
     return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
         f"{most}{one['robust']:.1%}{between}"
     )
+
+
+def training(
+    history: History, *, dataset: str, split: str, files_sha256: str | None = None
+) -> TrainingFacts | None:
+    """Describe the training of weights that are evaluated on these images; None: it is not known.
+
+    `on_evaluated_images` says whether some of those were trained on, and `selection` on which
+    images the weights were chosen, and whether those are among them, both by any run of the
+    history. As far as the names of splits tell, see `grammar.overlap`, or the hashes of files; None
+    where nothing is known.
+    """
+    runs = [run for run in history if run is not None]
+    if not runs or history[-1] is None:
+        return None
+
+    def same(images: dict[str, Any]) -> bool | None:
+        name, part, sha256 = (images.get(key) for key in ("dataset", "split", "files_sha256"))
+        if not (name and part):
+            return None
+        if sha256 and sha256 == files_sha256:  # the same files, perhaps in another place
+            return grammar.overlap(part, split, dataset)
+        return grammar.same_images((name, part), (dataset, split))
+
+    unknown = len(runs) < len(history)
+    choices = [images for run in runs for images in run["selected_on"]]
+    overlapping = [images for images in choices if same(images)]
+    chosen = [{"split": None}, *runs[-1]["selected_on"], *overlapping][-1]
+    return {
+        "phases": [phase for run in runs for phase in run["phases"]],
+        "passes": None if unknown else sum(run["passes"] for run in runs),
+        "on_evaluated_images": _any(
+            (same(images) for run in runs for images in run["trained_on"]), unknown
+        ),
+        "selection": {
+            **{key: value for key, value in chosen.items() if key != "files_sha256"},
+            "on_evaluated_images": _any(map(same, choices), unknown),
+        },
+    }
+
+
+def _any(answers: Iterable[bool | None], unknown: bool) -> bool | None:
+    answers = [*answers, None] if unknown else list(answers)
+    return True if True in answers else None if None in answers else False
+
+
+def training_flags(facts: TrainingFacts | None) -> dict[str, str]:
+    """Write a record's flags for images that the weights were chosen or trained on."""
+    if not facts:
+        return {}
+    doubts, chosen = {}, facts["selection"]
+    if chosen["on_evaluated_images"]:
+        doubts["selection"] = (
+            f"the weights, or those that they started from, were chosen on images of "
+            f"{chosen['split']}, some of which, or all, are evaluated here: the numbers are too "
+            "high by what the choice gained"
+        )
+    if not chosen["split"]:
+        doubts["selection"] = "nothing says on which images the weights were chosen"
+    if facts["on_evaluated_images"]:
+        doubts["training"] = (
+            "the weights, or those that they started from, were trained on some of these images, "
+            "or on all of them"
+        )
+    return doubts

@@ -1,13 +1,15 @@
-"""When an evaluation has seen enough: its rule, and what it says of the images so far."""
+"""When an evaluation has seen enough, and what a sample says of images that were not met."""
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
-from jaxrobust.evaluation.records import parts, sequential
+from jaxrobust.evaluation.records import comparisons
+from jaxrobust.evaluation.records.record import FastSample, Interval, StoppedSequence
 from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts, other_images
 
 AHEAD, TIE, WIDTH, ENDED = "ahead", "tie", "width", "images"  # which rule stopped an evaluation
@@ -65,7 +67,7 @@ class StopRule(NamedTuple):
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
         """Order the places of the images that can be met, i[M]: of `against`, those it has."""
-        places = sequential.order(seed, ids.tolist())
+        places = comparisons.order(seed, ids.tolist())
         if self.against is None:
             return places
         return places[np.isin(ids[places], self.against.image_ids)]
@@ -79,13 +81,13 @@ class StopRule(NamedTuple):
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in columns))
         return settings | {"against_sha256": digest.hexdigest()}
 
-    def bounds(self, right: int, n: int, of: int) -> parts.Interval:
+    def bounds(self, right: int, n: int, of: int) -> Interval:
         """Bound an accuracy on all images that can be met, after n of them."""
-        return list(sequential.accuracy_bounds(right, n, of, self.alpha, self.width))
+        return list(comparisons.accuracy_bounds(right, n, of, self.alpha, self.width))
 
     def look(
         self, ids: np.ndarray, clean: np.ndarray, robust: np.ndarray, of: int
-    ) -> parts.StoppedSequence:
+    ) -> StoppedSequence:
         """Say what is known after n images; `rule` is there if it is enough, or if they end.
 
         Args:
@@ -94,7 +96,7 @@ class StopRule(NamedTuple):
           of: images that can be met in all.
         """
         n = len(ids)
-        sequence: parts.StoppedSequence = {"stopped_after": n, "of": of, "alpha": self.alpha}
+        sequence: StoppedSequence = {"stopped_after": n, "of": of, "alpha": self.alpha}
         if self.against is not None:
             sequence["against_sha256"] = self.settings()["against_sha256"]
         sequence["clean"] = self.bounds(int(clean.sum()), n, of)
@@ -112,7 +114,7 @@ class StopRule(NamedTuple):
         return sequence
 
     def _compare(
-        self, sequence: parts.StoppedSequence, ids: np.ndarray, robust: np.ndarray, of: int
+        self, sequence: StoppedSequence, ids: np.ndarray, robust: np.ndarray, of: int
     ) -> str | None:
         """Add what the pairs of verdicts say; return the rule that decides, None: none does."""
         assert self.against is not None
@@ -120,10 +122,10 @@ class StopRule(NamedTuple):
         at = order[np.searchsorted(self.against.image_ids, ids, sorter=order)]
         differences = robust.astype(np.int8) - self.against.robust[at]
         gained, lost = (np.cumsum(differences == sign) for sign in (1, -1))
-        grown = sequential.evidence(gained, lost)
+        grown = comparisons.evidence(gained, lost)
         sequence["gained"], sequence["lost"] = int(gained[-1]), int(lost[-1])
         sequence["e_value"] = 10 ** min(float(grown.max()) / math.log(10), _LARGEST)
-        ends = sequential.difference_bounds(differences, of, self.alpha, self.tie)
+        ends = comparisons.difference_bounds(differences, of, self.alpha, self.tie)
         sequence["difference"] = list(ends)
         if self.tie is not None:
             sequence["tie"] = self.tie
@@ -135,8 +137,8 @@ class StopRule(NamedTuple):
             return None
         total = math.ceil(self.tie * of - 1e-9)  # 1 % of 5,000 is 50, whatever the rounding
         tuned = (of, self.alpha, self.tie)
-        below = sequential.difference_evidence(differences, total, *tuned)[1].max()
-        above = sequential.difference_evidence(differences, -total, *tuned)[0].max()
+        below = comparisons.difference_evidence(differences, total, *tuned)[1].max()
+        above = comparisons.difference_evidence(differences, -total, *tuned)[0].max()
         return TIE if min(below, above) >= math.log(2 / self.alpha) else None
 
 
@@ -151,14 +153,14 @@ def check_width(width: float, images: int) -> None:
         )
 
 
-def bounds_of(stopped: parts.StoppedSequence, accuracy: float) -> parts.Interval:
+def bounds_of(stopped: StoppedSequence, accuracy: float) -> Interval:
     """Bound another accuracy of the images of a stopped evaluation, as after one of its attacks."""
     n, of = stopped["stopped_after"], stopped["of"]
     aim = (stopped["alpha"], stopped.get("until_width"))
-    return list(sequential.accuracy_bounds(round(accuracy * n), n, of, *aim))
+    return list(comparisons.accuracy_bounds(round(accuracy * n), n, of, *aim))
 
 
-def line(stopped: parts.StoppedSequence) -> str:
+def line(stopped: StoppedSequence) -> str:
     """Write for people when and why an evaluation stopped, and its sequence's bounds."""
     n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
     head = "stopped after" if "rule" in stopped else "looked at"
@@ -174,7 +176,7 @@ def line(stopped: parts.StoppedSequence) -> str:
     )
 
 
-def why(stopped: parts.StoppedSequence) -> str:
+def why(stopped: StoppedSequence) -> str:
     """Say which rule stopped an evaluation, and what it found."""
     return {
         AHEAD: f"{'this' if stopped.get('leads') == 'this' else 'the other'} network is ahead",
@@ -188,3 +190,122 @@ def why(stopped: parts.StoppedSequence) -> str:
 def between(ends: Sequence[float]) -> str:
     """Write an interval for people, in per cent."""
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+
+
+FAST_METHOD = "fast version"  # of records, in place of AutoAttack's name
+FAST_LEVEL = 0.95  # of the bound, which is one-sided
+
+
+def draw_survivors(
+    seed: int, ids: Shaped[np.ndarray, " N"], survivors: Bool[np.ndarray, " N"], count: int
+) -> Bool[np.ndarray, " N"]:
+    """Choose `count` survivors at random: the first ones in an order of the seed and the ids."""
+    order = comparisons.order(seed, ids.tolist())
+    chosen = np.zeros(len(ids), bool)
+    chosen[order[survivors[order]][:count]] = True
+    return chosen
+
+
+def most_fooled(fooled: int, sampled: int, of: int, level: float = FAST_LEVEL) -> int:
+    """Bound from above how many of `of` images would be fooled, after `fooled` of `sampled`.
+
+    The sample is drawn without replacement, so the count in it is hypergeometric. The bound is the
+    largest number of all under which so few, or fewer, still have a probability above 1 - `level`:
+    it holds with probability `level` at least, for every true number. The `fooled` ones are among
+    it.
+
+    >>> most_fooled(0, 59, 10**6), most_fooled(0, 50, 100), most_fooled(3, 20, 20)
+    (49501, 4, 3)
+    """
+    if not 0 <= fooled <= sampled <= of:
+        raise ValueError(
+            f"fooled={fooled}, sampled={sampled}, of={of}; pass counts that rise from 0"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level={level:g} is no probability; 95 % is 0.95")
+    low, high = fooled, of - (sampled - fooled)  # the true number lies between these
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _at_most(fooled, middle, sampled, of) > 1 - level:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _at_most(fooled: int, marked: int, sampled: int, of: int) -> float:
+    """Compute the probability that at most `fooled` of `sampled` are among the `marked` of all."""
+
+    def ways(n: int, k: int) -> float:  # to choose k of n, as a logarithm
+        if not 0 <= k <= n:
+            return -math.inf
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    total = ways(of, sampled)
+    terms = (ways(marked, k) + ways(of - marked, sampled - k) - total for k in range(fooled + 1))
+    return math.fsum(map(math.exp, terms))
+
+
+def fast_sample(images: int, survivors: int, sampled: int, fallen: Sequence[int]) -> FastSample:
+    """Gather what a record says of its images, of which those with ids `fallen` fell in the sample.
+
+    The bound is of the survivors that were not drawn.
+    """
+    fooled = len(fallen)
+    most = most_fooled(fooled, sampled, survivors)
+    return {
+        "survivors": survivors,
+        "sampled": sampled,
+        "fooled": fooled,
+        "fallen": list(fallen),
+        "at_most": most - fooled,
+        "level": FAST_LEVEL,
+        "robust_at_least": (survivors - most) / max(images, 1),
+    }
+
+
+def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
+    """Give the verdicts of the attacks that all images met: the sample's fallen stand there."""
+    stood = np.isin(verdicts.image_ids, fast["fallen"])
+    return verdicts._replace(
+        fooled_by=np.where(stood, "", verdicts.fooled_by),
+        norms=np.where(stood, 0.0, verdicts.norms),
+        reached=np.where(stood, -1, verdicts.reached),
+    )
+
+
+def fast_line(fast: FastSample) -> str:
+    """Write for people what the sample says, and that this is no number of AutoAttack."""
+    head = (
+        "these are verdicts of the fast version, which are not AutoAttack's: "
+        f"{fast['sampled']:,} of {fast['survivors']:,} survivors, at random, met all that the "
+        f"standard version has left for them, and {fast['fooled']:,} fell"
+    )
+    return (
+        f"{head}; with {100 * fast['level']:g} % confidence at most {fast['at_most']:,} of the "
+        f"others would fall too, so that it leaves {fast_bound(fast)} at least; --finish computes "
+        "it"
+    )
+
+
+def fast_bound(fast: FastSample) -> str:
+    """Write the bound of the accuracy, rounded down."""
+    return f"{math.floor(1e4 * fast['robust_at_least'] + 1e-6) / 100:.2f} %"
+
+
+def is_sound(fast: Mapping[str, Any]) -> bool:
+    """Tell whether a record's part has the keys and types of `FastSample`, and can be meant."""
+    counts: list[Any] = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
+    shares: list[Any] = [fast.get(key) for key in ("level", "robust_at_least")]
+    if not (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+    ):
+        return False
+    survivors, sampled, fooled, at_most = counts
+    fallen = fast.get("fallen")
+    if not (isinstance(fallen, list) and all(type(number) is int for number in fallen)):
+        return False
+    return (
+        fooled == len(fallen) and fooled <= sampled <= survivors and at_most <= survivors - sampled
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Self
 
-from jaxrobust.evaluation.records import checked, comparable, records
+from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
 from jaxrobust.results.comparison import evaluations
@@ -55,7 +55,7 @@ def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
 def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> RunRecord:
     folder, wanted, stored = _checked(place)
     having = {key: o for key, o in stored.items() if o.record.accuracy_after}
-    having = {key: o for key, o in having.items() if ball in (None, {*comparable.balls(o.record)})}
+    having = {key: o for key, o in having.items() if ball in (None, {*checked.balls(o.record)})}
     if not wanted and any(not o.record.ladder for o in having.values()):
         having = {key: o for key, o in having.items() if not o.record.ladder}
     if not having:
@@ -114,12 +114,12 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     groups: dict[str, dict[str, RunRecord]] = {}
     for key, ours in stored.items():
         record = ours.record
-        alone = len({*comparable.balls(record)}) < 2 and not (record.ladder or record.is_union)
+        alone = len({*checked.balls(record)}) < 2 and not (record.ladder or record.is_union)
         if (
             record.image_size
             and alone
             and not record.certified
-            and ball in (None, {*comparable.balls(record)})
+            and ball in (None, {*checked.balls(record)})
         ):
             groups.setdefault(_attacked_alike(ours), {})[key] = ours
     groups = {
@@ -146,7 +146,7 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
             f"one of them: {listed}"
         )
     (own,) = groups.values()
-    latest = {(o.record.image_size, *comparable.balls(o.record)): o for o in own.values()}
+    latest = {(o.record.image_size, *checked.balls(o.record)): o for o in own.values()}
     return [
         FigureRecord.read(place, latest[key])
         for key in sorted(latest, key=lambda key: (key[0] or 0, *key[1:]))
@@ -289,13 +289,13 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
             )
     wrong = []
     for other in others:
-        texts = [comparable.question_differences(first.record, other.record, but)]
+        texts = [checked.question_differences(first.record, other.record, but)]
         if first.record.image_ids != other.record.image_ids:
             here, there = other.record.image_ids, first.record.image_ids
             texts.append(f"images are {there} there, {here} here")
         else:
             images = (_hashed(first), _hashed(other))
-            texts.append(comparable.image_differences(first.record, other.record, *images))
+            texts.append(checked.image_differences(first.record, other.record, *images))
         if text := "; ".join(filter(None, texts)):
             wrong.append(f"{other.place} (here): {text}")
     if wrong:
@@ -347,7 +347,7 @@ def doubts(name: str, record: AccuracyRecord) -> Iterator[str]:
     """Yield what a reader of the figure has to know of a record beside its numbers."""
     for flag, text in record.flags.items():
         yield f"In doubt of {name}, {flag}: {text}."
-    shared = record.ladder is not None and comparable.own_radii([record])  # as a ladder is made
-    if (line := comparable.replayed_line(record)) and not shared:
+    shared = record.ladder is not None and checked.own_radii([record])  # as a ladder is made
+    if (line := records.replayed_line(record)) and not shared:
         yield f"Of {name}, {line}, which the attacks alone might have left standing."
     yield from (f"Of {name}: {line}." for line in records.notes_of(record))

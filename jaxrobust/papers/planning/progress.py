@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records import comparisons
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.runs import PaperRun
 from jaxrobust.papers.tables import matching, tables
@@ -177,4 +177,4 @@ def _told_apart(first: Path, second: Path, threat: str) -> bool:
         return False
     if not all(str(each.record.method).startswith(_METHOD) for each in (one, other)):
         return False
-    return pairs.compare(one.verdicts.robust, other.verdicts.robust).p < SIGNIFICANT
+    return comparisons.compare(one.verdicts.robust, other.verdicts.robust).p < SIGNIFICANT

@@ -9,8 +9,13 @@ from markupsafe import Markup
 from jaxrobust.data.splits.spread import ALL
 from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
 from jaxrobust.evaluation.network import randomised
-from jaxrobust.evaluation.records import parts, records
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.record import (
+    AccuracyRecord,
+    CorruptionAccuracies,
+    DrawsJudged,
+    UserFunction,
+)
 from jaxrobust.publish import robustbench_entry
 from jaxrobust.report import markup
 from jaxrobust.report.gathered import ReportedEvaluation
@@ -44,7 +49,7 @@ def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
     words += ["--n", str(n)] if n else []
     words += _attack(record)
     if "rand" in re.split(r"[ ,]+", str(record.method)):
-        judged: parts.DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}
+        judged: DrawsJudged = record.draws or {"rule": randomised.ONE, "draws": 1}
         words += ["--rule", judged["rule"]]
         words += [] if judged["rule"] == randomised.ONE else ["--draws", str(judged["draws"])]
     if stopped := record.stopped:
@@ -61,7 +66,7 @@ def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
     return shlex.join(words)
 
 
-def _function(function: parts.UserFunction) -> list[str]:
+def _function(function: UserFunction) -> list[str]:
     if "torch" not in function:
         return ["--function", str(function["name"])]
     words = ["--torch", str(function["name"])]
@@ -70,7 +75,7 @@ def _function(function: parts.UserFunction) -> list[str]:
     return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
 
 
-def _corruptions(measured: parts.CorruptionAccuracies) -> list[str]:
+def _corruptions(measured: CorruptionAccuracies) -> list[str]:
     names = [
         kind if len(row) == len(SEVERITIES) else ",".join(f"{kind}-{severity}" for severity in row)
         for kind, row in measured["accuracy"].items()

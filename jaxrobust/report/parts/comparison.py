@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from jaxrobust.evaluation.records import comparable, pairs, verdicts
-from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records import checked, comparisons, verdicts
+from jaxrobust.evaluation.records.comparisons import Paired
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report import figures, markup
 from jaxrobust.report.curves import thinned
@@ -63,7 +63,7 @@ def difference(first: ReportedEvaluation, other: ReportedEvaluation, key: str) -
     if left_out.all() or (a.labels != b.labels).any():
         return None
     both = (getattr(a, key)[~left_out], getattr(b, key)[~left_out])
-    return comparable.paired([first.record, other.record], a.image_ids[~left_out], *both)
+    return checked.paired([first.record, other.record], a.image_ids[~left_out], *both)
 
 
 def _aligned(
@@ -73,7 +73,7 @@ def _aligned(
     both = verdicts.aligned([first.verdicts, other.verdicts])
     if not len(both[0].labels):
         return both, np.zeros(0, bool)
-    return both, comparable.left_out([first.record, other.record], both)
+    return both, checked.left_out([first.record, other.record], both)
 
 
 def part(evaluations: Sequence[ReportedEvaluation]) -> Markup | None:
@@ -97,11 +97,11 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
         compared = [(o, d) for o in others if (d := difference(first, o, accuracy)) is not None]
         if not compared:
             return None
-        corrected = pairs.holm(np.array([d.p for _, d in compared]))
+        corrected = comparisons.holm(np.array([d.p for _, d in compared]))
         bars = []
         for (other, d), p in zip(compared, corrected, strict=True):
-            label, apart, needed = _label(other), bool(p < _LEVEL), pairs.images_needed(d)
-            stopped = comparable.stop_order([first.record, other.record]) is not None
+            label, apart, needed = _label(other), bool(p < _LEVEL), comparisons.images_needed(d)
+            stopped = checked.stop_order([first.record, other.record]) is not None
             bars.append(Bar(label, d.difference, d.low, d.high, strong=apart))
             points, low, high = (f"{100 * v:+.1f}" for v in (d.difference, d.low, d.high))
             enough = "-" if apart or needed is None or stopped else f"{needed:,}"
@@ -137,7 +137,7 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
 def _same_images(first: ReportedEvaluation, other: ReportedEvaluation) -> bool:
     assert first.verdicts is not None and other.verdicts is not None, "groups() has them"
     images = (first.verdicts.images, other.verdicts.images)
-    return comparable.same_images_shown(first.record, other.record, *images)
+    return checked.same_images_shown(first.record, other.record, *images)
 
 
 def _label(one: ReportedEvaluation) -> str:

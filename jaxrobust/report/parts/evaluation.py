@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import records, stopping, survivors
+from jaxrobust.evaluation.records import records, stopping
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report import figures, markup
 from jaxrobust.report.figures import Bar
@@ -75,7 +75,7 @@ def overview(evaluations: Sequence[ReportedEvaluation]) -> Markup:
     rows = []
     for one in evaluations:
         record = one.record
-        least = survivors.least(record.fast) if record.fast else ""
+        least = stopping.fast_bound(record.fast) if record.fast else ""
         key: Literal["clean", "robust"] = "clean" if record.robust is None else "robust"
         rows.append(
             (

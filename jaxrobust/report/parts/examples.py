@@ -12,8 +12,7 @@ from PIL import Image
 
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
-from jaxrobust.evaluation.records import parts
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.record import AccuracyRecord, AttackSettings
 from jaxrobust.report import markup
 from jaxrobust.report.gathered import ReportedEvaluation, section
 from jaxrobust.report.parts import sentences
@@ -105,7 +104,7 @@ def searched(one: ReportedEvaluation) -> list[Search]:
     number, attacks = record.evaluation, record.attacks
     searches = []
 
-    def asked(record: AccuracyRecord, attacks: list[parts.AttackSettings]) -> tuple[Any, ...]:
+    def asked(record: AccuracyRecord, attacks: list[AttackSettings]) -> tuple[Any, ...]:
         images = (record.dataset, record.split, record.image_ids, record.preprocessing)
         return (record.weights_sha256, *images, record.seed, record.model, attacks)
 

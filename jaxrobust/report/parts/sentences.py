@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxrobust.evaluation.records import comparable, parts, records, survivors
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records import checked, records, stopping
+from jaxrobust.evaluation.records.record import AccuracyRecord, AttackSettings, FastSample
 from jaxrobust.report.figures import spelled
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun, section
 from jaxrobust.types import fraction
@@ -50,7 +50,7 @@ def interval_name(one: ReportedEvaluation) -> str:
     return "95 % interval"
 
 
-def ball(attack: parts.AttackSettings) -> str:
+def ball(attack: AttackSettings) -> str:
     """Return norm and radius of an attack."""
     norm = str(attack.get("norm"))
     return f"{_NORMS.get(norm, norm)} {fraction(float(attack.get('epsilon') or 0))}"
@@ -108,10 +108,10 @@ def headline(one: ReportedEvaluation) -> str:
     return f"{text}, and {robust} also when {by} may change them within {within}."
 
 
-def at_least(fast: parts.FastSample) -> str:
+def at_least(fast: FastSample) -> str:
     """Say what the standard version would leave of a number of the fast version."""
     return (
-        f"AutoAttack's standard version would leave at least {survivors.least(fast)}, with "
+        f"AutoAttack's standard version would leave at least {stopping.fast_bound(fast)}, with "
         f"{100 * fast['level']:g} % confidence"
     )
 
@@ -137,7 +137,7 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
         )
     if str(record.split).startswith("train"):
         reasons.append("The images are of the training split, which the network may have seen.")
-    if tried := comparable.replayed_line(record):
+    if tried := records.replayed_line(record):
         reasons.append(
             f"Points that other evaluations had found were replayed before the attacks: {tried}, "
             "which the attacks alone might have left standing."
@@ -186,7 +186,7 @@ def question(one: ReportedEvaluation) -> str:
     record = one.record
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
     search = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
-    return json.dumps([*images, *search, comparable.procedure(record), comparable.pictures(record)])
+    return json.dumps([*images, *search, checked.procedure(record), checked.pictures(record)])
 
 
 def state(run: ReportedRun) -> str:

@@ -16,9 +16,10 @@ from jaxrobust.evaluation.bundles.contradictions import CLEAN, Rows, rights
 from jaxrobust.evaluation.bundles.findings import CorruptionFindings
 from jaxrobust.evaluation.questions import verification
 from jaxrobust.evaluation.questions.verification import Verification, VerificationSettings
-from jaxrobust.evaluation.records import checked, comparable, survivors
+from jaxrobust.evaluation.records import checked, stopping
 from jaxrobust.evaluation.records import record as records
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records.records import replayed_line
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report.parts import sentences
 from jaxrobust.results.board.listing import NETWORKS, ListedBundle
@@ -109,7 +110,7 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     record = AccuracyRecord.from_json(done.bundle.record)
     records.check(record, str(listed.folder))
     checked.check(record, listed.folder)
-    if record.fast or record.method == survivors.METHOD:
+    if record.fast or record.method == stopping.FAST_METHOD:
         raise ValueError(
             "its record is of the fast version, which is no number of AutoAttack; make the "
             "standard evaluation of it by --finish, and a bundle of that"
@@ -152,7 +153,7 @@ def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) 
         parts.append(f"a ladder of {len(record.ladder['radii'])} radii")
     ball = ("norm", "epsilon", "step_size")  # a step is a share of the radius
     settings = [{k: v for k, v in attack.items() if k not in ball} for attack in record.attacks]
-    procedure = comparable.procedure(record) | {"images met by the first attack alone": None}
+    procedure = checked.procedure(record) | {"images met by the first attack alone": None}
     fallen = {image: f"{name} of the board" for image, name in done.sample.fallen.items()}
     rows: Rows = [
         {**row, "verdict": fallen.get(row["image"], row["verdict"])} for row in done.bundle.rows
@@ -209,7 +210,7 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
 
 def _flags(record: AccuracyRecord) -> dict[str, str]:
     flags = {str(name): str(text) for name, text in record.flags.items()}
-    if tried := comparable.replayed_line(record):
+    if tried := replayed_line(record):
         flags["replayed"] = f"{tried}, which the attacks alone might have left standing."
     if str(record.split).startswith("train"):
         flags["training split"] = "The network may have been trained on these images."

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records import comparisons
 from jaxrobust.report.parts import sentences
 from jaxrobust.results.board import entries
 from jaxrobust.results.board.entries import BoardEntry
@@ -113,7 +113,7 @@ def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
     asked = list(itertools.combinations(range(len(order)), 2))
     tested = _shares_apart if order[0].corruptions else _verdicts_apart
     numbers, plain = tested([(order[a], order[b]) for a, b in asked])
-    p = dict(zip(asked, pairs.holm(plain).tolist(), strict=True))
+    p = dict(zip(asked, comparisons.holm(plain).tolist(), strict=True))
     common = dict(zip(asked, numbers, strict=True))
     standings: list[Standing] = []
     leader = 0
@@ -148,7 +148,7 @@ def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
         numbers.append(len(a))
         only.append(np.maximum(counts - [other.falling[1], one.falling[1]], counts.min()))
     gained, lost = np.array(only, int).reshape(-1, 2).T
-    return numbers, pairs.mcnemar(gained, lost)
+    return numbers, comparisons.mcnemar(gained, lost)
 
 
 def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
@@ -162,5 +162,7 @@ def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
         _, first, second = np.intersect1d(one.sha256, other.sha256, return_indices=True)
         same = one.verdicts.labels[first] == other.verdicts.labels[second]
         numbers.append(int(same.sum()))
-        plain.append(pairs.paired_t(one.withstood[first[same]] - other.withstood[second[same]]))
+        plain.append(
+            comparisons.paired_t(one.withstood[first[same]] - other.withstood[second[same]])
+        )
     return numbers, np.array(plain)

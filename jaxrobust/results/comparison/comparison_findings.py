@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation.records import comparable, pairs
-from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records import checked, comparisons
+from jaxrobust.evaluation.records.comparisons import Paired
 from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.results.comparison.evaluations import (
     ComparedEvaluation,
@@ -87,11 +87,11 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
     order = _attacks(evaluations)
     images = [one.verdicts for one in evaluations]
     records = [one.record for one in evaluations]
-    compare = partial(comparable.paired, records, images[0].image_ids)
+    compare = partial(checked.paired, records, images[0].image_ids)
     clean = _differences(compare, [v.clean for v in images])
     attacked = bool(evaluations[0].record.attacks)
     robust = _differences(compare, [v.robust for v in images]) if attacked else [None] * len(clean)
-    stopped = comparable.stop_order(records) is not None
+    stopped = checked.stop_order(records) is not None
     compared = []
     for at, other in enumerate(images[1:]):
         two = (images[0], other)
@@ -100,14 +100,14 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
             for end, name in enumerate(order, 1)
         }
         first, last = (v.robust if attacked else v.clean for v in two)
-        classes, each = pairs.compare_groups(first, last, images[0].labels)
+        classes, each = comparisons.compare_groups(first, last, images[0].labels)
         if stopped:  # class by class, by their sequences
             masks = [images[0].labels == label for label in classes]
             rows = [
-                comparable.paired(records, images[0].image_ids[m], first[m], last[m]) for m in masks
+                checked.paired(records, images[0].image_ids[m], first[m], last[m]) for m in masks
             ]
             each = Paired(*(np.array(column) for column in zip(*rows, strict=True)))
-        by_class: Any = (classes, each, pairs.holm(each.p), stopped)
+        by_class: Any = (classes, each, comparisons.holm(each.p), stopped)
         compared.append(Pair("A", letter(at + 1), clean[at], robust[at], after, *by_class))
     removed = {name: [int((v.fooled_by == name).sum()) for v in images] for name in order}
     return ComparisonFindings(evaluations, compared, removed, notes, left_out)
@@ -139,15 +139,15 @@ def _differences(
     compare: Callable[..., Paired], verdicts: Sequence[np.ndarray]
 ) -> list[Difference]:
     compared = [compare(verdicts[0], other) for other in verdicts[1:]]
-    corrected = pairs.holm(np.array([one.p for one in compared]))
+    corrected = comparisons.holm(np.array([one.p for one in compared]))
     return [Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True)]
 
 
 def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Difference]:
     """Compare every pair of verdicts bool[N] on the same images, corrected for all of them."""
     places = list(itertools.combinations(range(len(verdicts)), 2))
-    compared = [pairs.compare(verdicts[one], verdicts[other]) for one, other in places]
-    corrected = pairs.holm(np.array([one.p for one in compared]))
+    compared = [comparisons.compare(verdicts[one], verdicts[other]) for one, other in places]
+    corrected = comparisons.holm(np.array([one.p for one in compared]))
     each = (Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True))
     return dict(zip(places, each, strict=True))
 

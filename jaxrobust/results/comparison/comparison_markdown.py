@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxrobust.evaluation.records import pairs, records
-from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records import comparisons, records
+from jaxrobust.evaluation.records.comparisons import Paired
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.results.comparison.comparison_findings import (
     INTERVAL,
@@ -132,7 +132,7 @@ def _verdict(pair: Pair, one: Difference, accuracy: str, count: int) -> str:
         sentence += (
             " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
         )
-    if needed := pairs.images_needed(both):
+    if needed := comparisons.images_needed(both):
         rounded = float(f"{needed:.2g}")  # two digits count: 41,000
         sentence += (
             f" A true difference of that size would show on about {rounded:,.0f} such images "

@@ -6,14 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation.records import (
-    checked,
-    comparable,
-    records,
-    stopping,
-    survivors,
-    verdicts,
-)
+from jaxrobust.evaluation.records import checked, records, stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.results import run_records
@@ -82,7 +75,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
         )
     common = verdicts.aligned([
         # Images that only a sample of attacks met might have fallen to the others too.
-        survivors.met_by_all(one.record.fast, one.verdicts) if one.record.fast else one.verdicts
+        stopping.met_by_all(one.record.fast, one.verdicts) if one.record.fast else one.verdicts
         for one in evaluations
     ])  # fmt: skip
     if not len(common[0].labels):
@@ -124,7 +117,7 @@ def _fitting(folder: str, others: Sequence[RunRecord], records: dict[str, RunRec
     same = {(o.file.resolve(), str(o.record.verdicts)) for o in others}
 
     def fits(one: RunRecord, other: RunRecord) -> bool:
-        if dict(comparable.question(one.record)) != dict(comparable.question(other.record)):
+        if dict(checked.question(one.record)) != dict(checked.question(other.record)):
             return False
         try:
             return not differences(_evaluation(str(other.file), other), _evaluation("", one))
@@ -165,7 +158,7 @@ def _chosen(
     if not matches:
         raise ValueError(f"{folder} has no evaluation {wanted}; {listed(rows)}")
     if ball is not None:
-        matches = {k: o for k, o in matches.items() if set(comparable.balls(o.record)) == ball}
+        matches = {k: o for k, o in matches.items() if set(checked.balls(o.record)) == ball}
     if not matches:
         raise ValueError(f"{place} has no evaluation under {threat}; {listed(rows)}")
     decided = {key: one for key, one in matches.items() if one.record.verdicts}
@@ -195,7 +188,7 @@ def _chosen(
 
 def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     """Say how the questions of two evaluations differ; "" if they do not."""
-    texts = [comparable.question_differences(first.record, other.record)]
+    texts = [checked.question_differences(first.record, other.record)]
     there, here = verdicts.aligned([first.verdicts, other.verdicts])
     if not len(there.labels):
         ids = (records.ranges(one.verdicts.image_ids.tolist()) for one in (first, other))
@@ -207,7 +200,7 @@ def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
             f"{a} there, {b} here"
         )
     images = (first.verdicts.images, other.verdicts.images)
-    texts.append(comparable.image_differences(first.record, other.record, *images))
+    texts.append(checked.image_differences(first.record, other.record, *images))
     return "; ".join(filter(None, texts))
 
 
@@ -219,7 +212,7 @@ def without_replayed(
     The sentence calls evaluations by `names`, or A, B and so on.
     """
     images = [one.verdicts for one in evaluations]
-    left_out = comparable.left_out([one.record for one in evaluations], images)
+    left_out = checked.left_out([one.record for one in evaluations], images)
     if not left_out.any():
         return evaluations, ""
     if left_out.all():
@@ -227,7 +220,7 @@ def without_replayed(
             "replayed points decided all of these images, so that nothing is left to compare; "
             "evaluate again with --noreplay"
         )
-    replayed = [comparable.replayed(one) for one in images]
+    replayed = [checked.replayed(one) for one in images]
     counts = _each([f"{int(mask.sum()):,}" for mask in replayed], names)
     both = [(v.robust, v.robust | mask) for v, mask in zip(images, replayed, strict=True)]
     each = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
@@ -266,7 +259,7 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
                 "sample fooled count as standing here, because the others did not meet these."
             )
     tried = [name for name, record in named_records if record.replayed]
-    if tried and not any(comparable.replayed(one.verdicts).any() for one in evaluations):
+    if tried and not any(checked.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
     sentences += unconfirmed(evaluations, names)
     seeds = [one.record.seed for one in evaluations]
@@ -292,9 +285,9 @@ def unconfirmed(evaluations: Sequence[ComparedEvaluation], names: Sequence[str])
     first = evaluations[0]
     for name, one in zip(names, evaluations, strict=True):
         images = (first.verdicts.images, one.verdicts.images)
-        if not comparable.pictures(one.record):
+        if not checked.pictures(one.record):
             older.append(name)
-        elif not comparable.same_images_shown(first.record, one.record, *images):
+        elif not checked.same_images_shown(first.record, one.record, *images):
             unsure.append(name)
     if older:
         sentences.append(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records.comparisons import Paired
 from jaxrobust.results import plotting
 from jaxrobust.results.comparison import comparison_findings, comparison_markdown, groups
 from jaxrobust.results.comparison.comparison_findings import (

@@ -10,8 +10,8 @@ from jaxrobust.config import NetworkSpec, network_of
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.records import checked, parts, records, trained
-from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.evaluation.records import checked, records
+from jaxrobust.evaluation.records.record import AccuracyRecord, AttackSettings
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
@@ -32,7 +32,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     source, damage = images.source, images.meets
     which = f"{name}, step {step}, {config.evaluation.weights}"
     balls = threats(config.attack)
-    made: list[parts.AttackSettings] = [
+    made: list[AttackSettings] = [
         {
             "name": "apgd-ce",
             "norm": ball.norm,
@@ -56,7 +56,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     one, doubts = scores.get("collapse"), scores.get("doubts", {})
     doubts |= {"collapsed": one["words"]} if one else {}
     data, wanted, init = config.data, config.data.preprocessing, history.start_of(workdir)
-    training = trained.training(
+    training = records.training(
         history.of_run(workdir, name, config=plain),
         dataset=data.name,
         split=data.test_split,
@@ -78,7 +78,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
-        flags=trained.flags(training) | doubts,
+        flags=records.training_flags(training) | doubts,
         interval=records.intervals(scores["clean"], scores["robust"], scores["images"]),
         training=training,
         ids_sha256=source.ids_sha256 or None,

@@ -16,8 +16,8 @@ from jaxrobust.evaluation.engine import (
     replay,
 )
 from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
-from jaxrobust.evaluation.engine.outcome import AttackContext, Outcome, Sample
-from jaxrobust.evaluation.engine.schedule import ImageVerdict
+from jaxrobust.evaluation.engine.outcome import AttackContext, Outcome
+from jaxrobust.evaluation.engine.schedule import ImageVerdict, Sample
 from jaxrobust.evaluation.network import fingerprint, randomised
 from jaxrobust.types import Threat
 from tests.support import sweeps

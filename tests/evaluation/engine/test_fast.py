@@ -18,7 +18,7 @@ from jaxrobust.evaluation.engine import turns
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.engine.ledger import PART
 from jaxrobust.evaluation.engine.turns import Budget
-from jaxrobust.evaluation.records import survivors
+from jaxrobust.evaluation.records import stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.stopping import StopRule
 from tests.support import sweeps
@@ -95,15 +95,15 @@ class _OfANorm:
         stood = fast.robust | fallen
         self.assertEqual(about["survivors"], stood.sum())
         with self.subTest("a sampled image has the standard verdict"):
-            chosen = survivors.sample(3, IDS, stood, about["sampled"])
+            chosen = stopping.draw_survivors(3, IDS, stood, about["sampled"])
             self.assertBetween(about["sampled"], 4, stood.sum() - 4)
             np.testing.assert_array_equal(fast.robust[chosen], whole.robust[chosen])
             np.testing.assert_array_equal(fallen, chosen & ~whole.robust)
             self.assertTrue(fallen.any())
         self.assertEqual(about["fooled"], fallen.sum())
-        left = survivors.most_fooled(about["fooled"], about["sampled"], about["survivors"])
+        left = stopping.most_fooled(about["fooled"], about["sampled"], about["survivors"])
         self.assertEqual(about["at_most"], left - about["fooled"])
-        self.assertEqual(fast.flags["fast"], survivors.line(about))
+        self.assertEqual(fast.flags["fast"], stopping.fast_line(about))
 
     def test_the_nearest_meet_all_of_apgd(self):
         """The network is linear, so that the distances are known; some images have no gradient."""
@@ -126,7 +126,7 @@ class _OfANorm:
         near = set(stood[np.argsort(far.min(axis=1), kind="stable")][: round(len(stood) / 8)])
         sampled = set(
             IDS[
-                survivors.sample(
+                stopping.draw_survivors(
                     3, IDS, np.isin(IDS, self.survivors()), self.fast.about["fast"]["sampled"]
                 )
             ]

@@ -1,6 +1,7 @@
 """Which slot does which job: in any order, verdicts are those of one job after another."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 from absl.testing import parameterized
@@ -131,20 +132,21 @@ class RowsTest(parameterized.TestCase):
     def test_what_a_fresh_slot_is_told(self):
         images = np.arange(30, dtype=np.float32).reshape(30, 1, 1, 1)
         labels, ids = np.arange(30) + 40, np.arange(30, dtype=np.uint32) + 70
+        sample = SimpleNamespace(images=images, labels=labels, ids=ids)
         targets = np.int32([[5, 6], [7, 8]])
         jobs = Jobs(3, 1, np.array([20, 10]), Aims(targets), 2)
         self.assertTrue(jobs.assign())
-        rows = jobs.rows(images, labels, ids)
+        rows = jobs.rows(sample)
         self.assertEqual(rows.images.ravel().tolist(), [20, 10, 20])
         self.assertEqual((rows.labels.tolist(), rows.ids.tolist()), ([60, 50, 60], [90, 80, 90]))
         self.assertEqual((rows.targets.tolist(), rows.restarts.tolist()), ([5, 7, 5], [0, 0, 1]))
         self.assertEqual((rows.fresh.tolist(), rows.first.tolist()), ([True] * 3, [0] * 3))
         jobs.assign()
-        self.assertIsNone(jobs.rows(images, labels, ids))  # nothing changed
+        self.assertIsNone(jobs.rows(sample))  # nothing changed
         live = np.array([True, False, True])
         jobs.collect(live, ~live, np.array([1, 1, 1]), ~live, lambda: images[:3])
         jobs.assign()
-        rows = jobs.rows(images, labels, ids)
+        rows = jobs.rows(sample)
         self.assertEqual(rows.fresh.tolist(), [False, True, False])
         self.assertEqual(rows.keep.tolist(), [True] * 3)
         self.assertEqual((rows.targets[1], rows.restarts[1]), (6, 0))
@@ -194,7 +196,8 @@ class RefutedTest(parameterized.TestCase):
     def first(self, jobs):
         jobs.assign()
         images = np.zeros((8, 1, 1, 1), np.float32)
-        rows = jobs.rows(images, np.arange(8), np.arange(8, dtype=np.uint32))
+        ids = np.arange(8, dtype=np.uint32)
+        rows = jobs.rows(SimpleNamespace(images=images, labels=np.arange(8), ids=ids))
         return {int(rows.targets[s]): int(rows.first[s]) for s in np.flatnonzero(rows.fresh)}
 
     def test_the_same_job_again_from_the_step_behind(self):

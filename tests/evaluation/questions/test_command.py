@@ -24,7 +24,7 @@ from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine.result import AutoAttackResult
 from jaxrobust.evaluation.questions import flags as evaluation_flags
-from jaxrobust.evaluation.questions import measuring, target
+from jaxrobust.evaluation.questions import recording, target
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.modules.positions import resized
@@ -67,7 +67,7 @@ def autoattack(logits_fn, images, labels, **asked):
 
 
 def stand_in():
-    return mock.patch.object(measuring, "autoattack", autoattack)
+    return mock.patch.object(recording, "autoattack", autoattack)
 
 
 class OfRun(parameterized.TestCase):

@@ -16,7 +16,7 @@ from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.engine import turns
 from jaxrobust.evaluation.questions import command, flags
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.records import survivors, verdicts
+from jaxrobust.evaluation.records import stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.papers.figures import figure_records, latex
 from jaxrobust.publish import robustbench_entry
@@ -85,7 +85,7 @@ class CommandTest(parameterized.TestCase):
         fast = self.fast["fast"]
         self.assertEqual(self.fast["method"], "fast version")
         self.assertNotIn("autoattack", json.dumps(self.fast["method"]).lower())
-        self.assertEqual(self.fast["flags"]["fast"], survivors.line(fast))
+        self.assertEqual(self.fast["flags"]["fast"], stopping.fast_line(fast))
         self.assertIn("attack: fast version, linf 0.08\n", self.told)
         self.assertIn("flag fast: these are verdicts of the fast version", self.told)
         own = verdicts.read(Path("own", self.fast["verdicts"]))
@@ -160,7 +160,7 @@ class CommandTest(parameterized.TestCase):
         text = html.unescape(re.sub(r"<[^>]*>", "", page(gather([Path("own")]))))
         text = re.sub(r"\s+", " ", text)
         fast = self.fast["fast"]
-        least = survivors.least(fast)
+        least = stopping.fast_bound(fast)
         self.assertIn(
             "also when the fast version may change them within L∞ 0.08: AutoAttack's standard "
             f"version would leave at least {least}, with 95 % confidence.",
@@ -189,7 +189,7 @@ class CommandTest(parameterized.TestCase):
         record = AccuracyRecord.from_json(self.fast)
         self.assertEqual(latex.attack_words(record), "the fast version")
         said = [*figure_records.doubts("A", record)]
-        self.assertIn(f"In doubt of A, fast: {survivors.line(record.fast)}.", said)
+        self.assertIn(f"In doubt of A, fast: {stopping.fast_line(record.fast)}.", said)
 
     def test_no_entry_of_robustbench(self):
         record = AccuracyRecord.from_json(self.fast)
@@ -243,4 +243,4 @@ class FlagsTest(parameterized.TestCase):
         flags.check_fast(GivenFlags(attack="pgd-20", bundle="b"), ["--ladder"])
         flags.check_fast(GivenFlags(version="fast", replay=("a",), again=True, seed=3), [])
         flags.check_fast(GivenFlags(finish=True, version="fast", bundle="b", noreplay=True), [])
-        self.assertEqual(GivenFlags(version="fast").method, survivors.METHOD)
+        self.assertEqual(GivenFlags(version="fast").method, stopping.FAST_METHOD)

@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import optimize, stats
 
-from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records import comparisons
 from tests.support import sweeps
 
 _TIMES = 2000
@@ -25,40 +25,40 @@ def verdicts(n: int, of: tuple[float, float, float], seed: int) -> list[np.ndarr
 class TestOfTwo(parameterized.TestCase):
     @sweeps.rows((0, 0), (0, 1), (6, 16), (16, 6), (9, 9), (480, 515), (0, 80))
     def test_mcnemar_is_the_exact_binomial_test(self, gained, lost):
-        found = pairs.mcnemar(np.array([gained]), np.array([lost]))[0]
+        found = comparisons.mcnemar(np.array([gained]), np.array([lost]))[0]
         both = gained + lost
         expected = stats.binomtest(gained, both).pvalue if both else 1.0
         self.assertAlmostEqual(found, expected, places=12)
 
     def test_mcnemar_as_printed_elsewhere(self):
         # R's contingencytables 3.0 of Cavo et al. 2012, and statsmodels 0.15.
-        found = pairs.mcnemar(np.array([6, 480]), np.array([16, 515]))
+        found = comparisons.mcnemar(np.array([6, 480]), np.array([16, 515]))
         np.testing.assert_allclose(found, [0.052479, 0.28108420568839], atol=5e-7)
 
     @sweeps.rows((3, 0), (40, 1), (1000, 2))
     def test_paired_t(self, n, seed):
         one, other = np.random.default_rng(seed).integers(0, 71, (2, n)) / 70
         expected = stats.ttest_rel(one, other).pvalue
-        self.assertAlmostEqual(pairs.paired_t(one - other), expected, delta=1e-12)
+        self.assertAlmostEqual(comparisons.paired_t(one - other), expected, delta=1e-12)
         self.assertAlmostEqual(
-            pairs.paired_t(one - other + 0.2),
+            comparisons.paired_t(one - other + 0.2),
             stats.ttest_1samp(one - other + 0.2, 0).pvalue,
             delta=1e-12,
         )
 
     def test_paired_t_of_equal_networks_and_of_one_that_is_better_everywhere(self):
-        self.assertEqual(pairs.paired_t(np.zeros(9)), 1.0)
-        self.assertEqual(pairs.paired_t(np.ones(1)), 1.0)
-        self.assertEqual(pairs.paired_t(np.full(9, 0.25)), 0.0)
+        self.assertEqual(comparisons.paired_t(np.zeros(9)), 1.0)
+        self.assertEqual(comparisons.paired_t(np.ones(1)), 1.0)
+        self.assertEqual(comparisons.paired_t(np.full(9, 0.25)), 0.0)
 
     def test_holm(self):
         # statsmodels 0.15, multipletests(p, method="holm")
         given = np.array([0.01, 0.04, 0.03, 0.005, 0.2, 1.0])
         expected = [0.05, 0.12, 0.12, 0.03, 0.4, 1.0]
-        np.testing.assert_allclose(pairs.holm(given), expected, rtol=1e-12)
-        np.testing.assert_allclose(pairs.holm(np.array([0.6, 0.5, 0.01])), [1.0, 1.0, 0.03])
-        self.assertEqual(pairs.holm(np.array([0.3])), [0.3])
-        self.assertEqual(pairs.holm(np.zeros(0)).shape, (0,))
+        np.testing.assert_allclose(comparisons.holm(given), expected, rtol=1e-12)
+        np.testing.assert_allclose(comparisons.holm(np.array([0.6, 0.5, 0.01])), [1.0, 1.0, 0.03])
+        self.assertEqual(comparisons.holm(np.array([0.3])), [0.3])
+        self.assertEqual(comparisons.holm(np.zeros(0)).shape, (0,))
 
 
 class IntervalTest(parameterized.TestCase):
@@ -67,7 +67,7 @@ class IntervalTest(parameterized.TestCase):
         (28, 25, 618, 0.90, -0.0148, 0.0247),  # R's PropCIs, as two repositories print it
     )
     def test_as_printed_elsewhere(self, gained, lost, n, level, low, high):
-        found = pairs.difference_interval(*(np.array([k]) for k in (gained, lost, n)), level)
+        found = comparisons.difference_interval(*(np.array([k]) for k in (gained, lost, n)), level)
         np.testing.assert_allclose(np.ravel(found), [low, high], atol=5e-5)  # printed digits
 
     @sweeps.rows((6, 16, 161), (3, 0, 40), (0, 9, 500), (60, 60, 200), (1, 2, 10))
@@ -90,12 +90,12 @@ class IntervalTest(parameterized.TestCase):
         found, z = (gained - lost) / n, stats.norm.ppf(0.975)
         low = optimize.brentq(lambda d: score(d) - z, -0.99, found)
         high = optimize.brentq(lambda d: score(d) + z, found, 0.99)
-        ours = pairs.difference_interval(*(np.array([k]) for k in (gained, lost, n)))
+        ours = comparisons.difference_interval(*(np.array([k]) for k in (gained, lost, n)))
         np.testing.assert_allclose(np.ravel(ours), [low, high], atol=2e-6)  # of the maximiser
 
     def test_edges(self):
         gained, lost = np.array([0, 10, 0, 4]), np.array([0, 0, 10, 1])
-        low, high = pairs.difference_interval(gained, lost, np.full(4, 10))
+        low, high = comparisons.difference_interval(gained, lost, np.full(4, 10))
         z2 = stats.norm.ppf(0.975) ** 2
         self.assertAlmostEqual(high[0], z2 / (10 + z2))  # closed form where nothing differs
         np.testing.assert_allclose(low[[0, 2]], [-high[0], -1])
@@ -110,50 +110,52 @@ class IntervalTest(parameterized.TestCase):
         (128, (0.08, 0.08, 0.50)),
     )
     def test_covers_the_difference_as_often_as_it_says(self, n, of):
-        found = pairs.compare_groups(*verdicts(n, of, seed=n))[1]
+        found = comparisons.compare_groups(*verdicts(n, of, seed=n))[1]
         true = of[0] - of[1]
         covered = ((found.low <= true) & (true <= found.high)).mean()
         self.assertBetween(covered, 0.93, 0.97)
         self.assertBetween(found.difference.mean(), true - 0.005, true + 0.005)
 
     def test_the_test_errs_in_five_percent_at_most(self):
-        found = pairs.compare_groups(*verdicts(300, (0.1, 0.1, 0.4), seed=0))[1]
+        found = comparisons.compare_groups(*verdicts(300, (0.1, 0.1, 0.4), seed=0))[1]
         self.assertLess((found.p < 0.05).mean(), 0.065)  # 0.05 and three standard errors of 2,000
 
     def test_refuses(self):
         one, two = np.array([1]), np.array([2])
         with self.assertRaisesRegex(ValueError, r"gained \+ lost <= n and n > 0"):
-            pairs.difference_interval(one, two, two)
+            comparisons.difference_interval(one, two, two)
         for level in (95, 0.0, 1.0):
             with self.assertRaisesRegex(ValueError, "is not a probability; .*95 % is 0.95"):
-                pairs.difference_interval(one, one, two, level)
+                comparisons.difference_interval(one, one, two, level)
 
 
 class CompareTest(absltest.TestCase):
     def test_images_needed_have_the_power(self):
         drawn = np.array([True] * 20), np.array([True] * 12 + [False] * 8)
-        few = pairs.compare(
+        few = comparisons.compare(
             *(np.concatenate([v, ~w, [True] * 160]) for v, w in (drawn, drawn[::-1]))
         )
-        needed = pairs.images_needed(few)
+        needed = comparisons.images_needed(few)
         assert needed is not None
         of = few.gained / few.n, few.lost / few.n, 0.5
-        found = pairs.compare_groups(*verdicts(needed, of, seed=1))[1]
+        found = comparisons.compare_groups(*verdicts(needed, of, seed=1))[1]
         # The exact test is somewhat weaker than the one of the formula.
         self.assertBetween((found.p < 0.05).mean(), 0.74, 0.83)
-        same = pairs.compare(np.array([True, False]), np.array([False, True]))
-        self.assertIsNone(pairs.images_needed(same))
+        same = comparisons.compare(np.array([True, False]), np.array([False, True]))
+        self.assertIsNone(comparisons.images_needed(same))
 
     def test_images_needed_by_hand(self):
         """35 of 100 differ, by 25: ((1.95996 sqrt(.35) + .84162 sqrt(.35 - .0625)) / .25) ^ 2."""
         first = np.array([False] * 30 + [True] * 5 + [True] * 65)
         second = np.array([True] * 30 + [False] * 5 + [True] * 65)
-        self.assertEqual(pairs.images_needed(pairs.compare(first, second)), 42)  # from 41.5
+        self.assertEqual(
+            comparisons.images_needed(comparisons.compare(first, second)), 42
+        )  # from 41.5
 
     def test_counts(self):
         first = np.array([True, True, False, False, True, False])
         second = np.array([True, False, True, True, True, True])
-        found = pairs.compare(first, second)
+        found = comparisons.compare(first, second)
         self.assertEqual(found[:5], (6, 3, 5, 3, 1))
         self.assertAlmostEqual(found.difference, 1 / 3)
         self.assertEqual(found.p, 0.625)  # 2 (1 + 4) / 2^4
@@ -163,15 +165,15 @@ class CompareTest(absltest.TestCase):
         rng = np.random.default_rng(0)
         first, second = rng.random((2, 400)) < 0.5
         groups = rng.integers(0, 7, 400) * 3
-        names, found = pairs.compare_groups(first, second, groups)
+        names, found = comparisons.compare_groups(first, second, groups)
         self.assertEqual(names.tolist(), list(range(0, 21, 3)))
         for index, name in enumerate(names):
-            alone = pairs.compare(first[groups == name], second[groups == name])
+            alone = comparisons.compare(first[groups == name], second[groups == name])
             np.testing.assert_allclose([column[index] for column in found], alone)
 
     def test_an_empty_group_is_none(self):
         first, second = np.array([True, False, True]), np.array([True, True, False])
-        names, found = pairs.compare_groups(first, second, np.array([7, 3, 7]))
+        names, found = comparisons.compare_groups(first, second, np.array([7, 3, 7]))
         self.assertEqual(names.tolist(), [3, 7])
         self.assertEqual((found.n.tolist(), found.first.tolist()), ([1, 2], [0, 2]))
         self.assertEqual((found.gained.tolist(), found.lost.tolist()), ([1, 0], [0, 1]))

@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from jaxrobust.evaluation.records import survivors
+from jaxrobust.evaluation.records import stopping
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from tests.support import sweeps
 
@@ -15,7 +15,7 @@ class BoundTest(parameterized.TestCase):
     )
     def test_is_the_largest_count_that_is_not_refuted(self, fooled, sampled, of):
         for level in (0.95, 0.8):
-            bound = survivors.most_fooled(fooled, sampled, of, level)
+            bound = stopping.most_fooled(fooled, sampled, of, level)
             possible = range(fooled, of - sampled + fooled + 1)
             left = [m for m in possible if stats.hypergeom.cdf(fooled, of, m, sampled) > 1 - level]
             self.assertEqual(bound, max(left))
@@ -24,7 +24,7 @@ class BoundTest(parameterized.TestCase):
     def test_holds_for_every_true_number(self, of, sampled):
         """By the distribution itself, not by draws: coverage is at least 95 % everywhere."""
         counts = np.arange(sampled + 1)
-        bounds = np.array([survivors.most_fooled(int(k), sampled, of) for k in counts])
+        bounds = np.array([stopping.most_fooled(int(k), sampled, of) for k in counts])
         covered = [
             stats.hypergeom.pmf(counts[bounds >= true], of, true, sampled).sum()
             for true in range(of + 1)
@@ -33,37 +33,39 @@ class BoundTest(parameterized.TestCase):
         self.assertLess(min(covered), 0.97)  # no more than it must
 
     def test_a_sample_of_all_leaves_nothing_unknown(self):
-        found = survivors.found(100, 40, 40, [3, 7])
+        found = stopping.fast_sample(100, 40, 40, [3, 7])
         self.assertEqual((found["at_most"], found["robust_at_least"]), (0, 0.38))
-        none = survivors.found(0, 0, 0, [])
+        none = stopping.fast_sample(0, 0, 0, [])
         self.assertEqual((none["at_most"], none["robust_at_least"]), (0, 0.0))
 
     @sweeps.rows((3, 2, 5), (0, 6, 5), (-1, 2, 5))
     def test_counts_that_cannot_be_meant(self, fooled, sampled, of):
         with self.assertRaisesRegex(ValueError, "pass counts that rise from 0"):
-            survivors.most_fooled(fooled, sampled, of)
+            stopping.most_fooled(fooled, sampled, of)
 
     def test_a_level_that_is_none(self):
         with self.assertRaisesRegex(ValueError, "level=1 is no probability; 95 % is 0.95"):
-            survivors.most_fooled(0, 1, 2, 1.0)
+            stopping.most_fooled(0, 1, 2, 1.0)
 
 
 class SampleTest(absltest.TestCase):
     def test_is_of_the_seed_and_the_ids(self):
         ids, standing = np.arange(50, 150), np.ones(100, bool)
-        one = survivors.sample(4, ids, standing, 20)
+        one = stopping.draw_survivors(4, ids, standing, 20)
         order = np.random.default_rng(0).permutation(100)
-        np.testing.assert_array_equal(survivors.sample(4, ids[order], standing, 20), one[order])
-        self.assertGreater((one != survivors.sample(5, ids, standing, 20)).sum(), 0)
-        more = survivors.sample(4, ids, standing, 40)
+        np.testing.assert_array_equal(
+            stopping.draw_survivors(4, ids[order], standing, 20), one[order]
+        )
+        self.assertGreater((one != stopping.draw_survivors(5, ids, standing, 20)).sum(), 0)
+        more = stopping.draw_survivors(4, ids, standing, 40)
         self.assertTrue((one <= more).all())
 
 
 class RecordTest(parameterized.TestCase):
-    FOUND = survivors.found(200, 90, 12, [17])
+    FOUND = stopping.fast_sample(200, 90, 12, [17])
 
     def test_line(self):
-        text = survivors.line(self.FOUND)
+        text = stopping.fast_line(self.FOUND)
         at_most, least = self.FOUND["at_most"], self.FOUND["robust_at_least"]
         self.assertIn("12 of 90 survivors, at random, met all", text)
         self.assertIn(f"at most {at_most} of the others would fall too", text)
@@ -77,7 +79,7 @@ class RecordTest(parameterized.TestCase):
             *(np.array([1, 17, 3, 4]), np.zeros(4, int), names != "clean", names),
             *(np.array([0, 0.1, 0.2, 0]), np.array([-1, 3, 2, -1])),
         )
-        seen = survivors.met_by_all(self.FOUND, own)
+        seen = stopping.met_by_all(self.FOUND, own)
         self.assertEqual(seen.fooled_by.tolist(), ["", "", "apgd-t", "clean"])
         self.assertEqual(seen.norms.tolist(), [0, 0, 0.2, 0])
         self.assertEqual(seen.reached.tolist(), [-1, -1, 2, -1])
@@ -87,4 +89,4 @@ class RecordTest(parameterized.TestCase):
         {"survivors": None}, {"robust_at_least": "half"}, {"fooled": True},
     )  # fmt: skip
     def test_what_a_page_may_draw(self, **change):
-        self.assertEqual(survivors.is_sound(self.FOUND | change), not change)
+        self.assertEqual(stopping.is_sound(self.FOUND | change), not change)

@@ -1,8 +1,8 @@
-"""Evidence that may be looked at after every image: who is ahead, a tie, how wide an accuracy is.
+"""Two verdicts on each image: how far two networks differ, after all images or at any look.
 
 A test for a fixed number of images errs far more often than its level if it is asked again and
-again until it says yes. What is here holds at all looks together, however they are chosen. The
-images of an evaluation are a finite set, met in a random order without replacement, and the
+again until it says yes. The evidence below holds at all looks together, however they are chosen.
+The images of an evaluation are a finite set, met in a random order without replacement, and the
 accuracies that are bounded are those on all of them.
 
 Source: Lindon & Malek 2022 (arXiv 2011.03567) for paired counts; Waudby-Smith & Ramdas 2020
@@ -14,16 +14,166 @@ Source: Lindon & Malek 2022 (arXiv 2011.03567) for paired counts; Waudby-Smith &
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Bool, Float64, Shaped
 
-from jaxrobust.evaluation.records import pairs
-from jaxrobust.evaluation.records.pairs import Paired
+_Counts = Shaped[np.ndarray, "*shape"]  # whole numbers, of many comparisons at once
+_Values = Float64[np.ndarray, "*shape"]
+_Looks = Shaped[np.ndarray, "..."]  # whole numbers, of many looks at once
+_LookValues = Any  # float64, of as many looks
 
-_Counts = Shaped[np.ndarray, "..."]  # whole numbers, of many looks at once
-_Values = Float64[np.ndarray, "..."]
+_HALVINGS = 60  # of an interval of at most 2: to the last digit of float64
+
+
+class Paired(NamedTuple):
+    """Compares two verdicts on each of n images: plain numbers, or arrays, one for each group."""
+
+    n: Any  # images
+    first: Any  # of them right in the first
+    second: Any
+    gained: Any  # right in the second alone
+    lost: Any  # right in the first alone
+    difference: Any  # of the accuracies, second minus first
+    low: Any  # ends of the difference's interval
+    high: Any
+    p: Any  # of McNemar's exact test
+
+
+def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
+    """Compute two-sided p-values of McNemar's exact test: are both counts equally likely?
+
+    `gained`, `lost`: images that only the one, or only the other, has right; 1 without any.
+    Source: McNemar 1947, doi:10.1007/BF02295996; parity:
+      tests/evaluation/records/test_pairs.py against SciPy's binomtest.
+    """
+    from scipy.special import bdtr  # JAX depends on SciPy; its import takes 0.1 s
+
+    smaller, both = np.minimum(gained, lost), np.add(gained, lost)
+    return np.minimum(2 * bdtr(smaller.astype(float), both, 0.5), 1.0)
+
+
+def paired_t(differences: Float64[np.ndarray, " N"]) -> float:
+    """Compute the two-sided p-value of the paired t test: is the mean of differences 0?
+
+    `differences`: of two networks' shares on the same image, each; 1.0 where all are 0.
+    Source: Student 1908, doi:10.2307/2331554; parity:
+      tests/evaluation/records/test_pairs.py against SciPy's ttest_rel.
+    """
+    from scipy.special import stdtr
+
+    n = len(differences)
+    if n < 2 or not differences.any():
+        return 1.0
+    error = float(differences.std(ddof=1)) / n**0.5
+    return 0.0 if error == 0 else float(2 * stdtr(n - 1, -abs(float(differences.mean())) / error))
+
+
+def difference_interval(
+    gained: _Counts, lost: _Counts, n: _Counts, level: float = 0.95
+) -> tuple[_Values, _Values]:
+    """Compute Tango's score interval of the difference (gained - lost) / n of paired proportions.
+
+    Args:
+      gained, lost: images that only the second, or only the first, has right.
+      n: all images, those on which both agree included.
+    Returns:
+      (low, high), inside of [-1, 1]: the differences that a score test at 1 - `level` lets stand.
+    Source: Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
+      parity: tests/evaluation/records/test_pairs.py against values of R's contingencytables and
+      PropCIs.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not a probability; 95 % is 0.95")
+    if not ((gained >= 0) & (lost >= 0) & (gained + lost <= n) & (n > 0)).all():
+        raise ValueError("pass counts with 0 <= gained, 0 <= lost, gained + lost <= n and n > 0")
+    from scipy.special import ndtri
+
+    share = (gained - lost) / n
+    ends = []
+    for edge, limit in ((-1.0, ndtri((1 + level) / 2)), (1.0, ndtri((1 - level) / 2))):
+        inside, outside = share, np.full(share.shape, edge)
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            score = _score(middle, gained, lost, n)
+            stands = score < limit if edge < 0 else score > limit
+            inside = np.where(stands, middle, inside)
+            outside = np.where(stands, outside, middle)
+        ends.append((inside + outside) / 2)
+    return ends[0], ends[1]
+
+
+def _score(difference: Any, gained: Any, lost: Any, n: Any) -> Any:
+    """Compute Tango's statistic: standard errors from a supposed difference to what was found.
+
+    The standard error is that of the likeliest probabilities of `gained` and `lost` which have that
+    difference; the one of `lost` is the larger root of a square equation.
+    """
+    half = (gained + lost - (2 * n - gained + lost) * difference) / (4 * n)
+    product = lost * difference * (1 - difference) / (2 * n)
+    least = half + np.sqrt(np.maximum(half**2 + product, 0))
+    variance = n * (2 * least + difference * (1 - difference))
+    with np.errstate(divide="ignore", invalid="ignore"):  # at an edge that was found
+        return (gained - lost - n * difference) / np.sqrt(np.maximum(variance, 0))
+
+
+def images_needed(paired: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
+    """Estimate the number of images that would tell two networks apart; None: nothing differs.
+
+    Args:
+      paired: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
+      level: 1 minus the probability to tell apart what does not differ.
+      power: the probability to tell apart what does.
+    Source: Connor 1987, doi:10.2307/2531961; parity:
+      tests/evaluation/records/test_pairs.py by simulation.
+    """
+    if paired.gained == paired.lost:
+        return None
+    from scipy.special import ndtri
+
+    apart, difference = (paired.gained + paired.lost) / paired.n, abs(paired.difference)
+    errors = ndtri((1 + level) / 2) * apart**0.5 + ndtri(power) * (apart - difference**2) ** 0.5
+    return math.ceil((errors / difference) ** 2)
+
+
+def holm(p: _Values) -> _Values:
+    """Correct p-values for several questions at once, by Holm's method.
+
+    Those below 0.05 contain a false one in at most 5 % of all cases, however the questions depend
+    on each other.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70; parity:
+      tests/evaluation/records/test_pairs.py against values of statsmodels 0.15.
+    """
+    order = np.argsort(p)
+    scaled = p[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return corrected
+
+
+def compare(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Paired:
+    """Compare two lists of verdicts on the same images, n > 0; right is True."""
+    one = compare_groups(first, second, np.zeros(len(first), int))[1]
+    return Paired(*(column[0].item() for column in one))
+
+
+def compare_groups(
+    first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
+) -> tuple[Shaped[np.ndarray, " G"], Paired]:
+    """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G]."""
+    names, of = np.unique(groups, return_inverse=True)
+
+    def count(marks: np.ndarray) -> np.ndarray:
+        return np.bincount(of, marks, len(names)).astype(int)
+
+    n, gained, lost = count(np.ones(len(of))), count(second & ~first), count(first & ~second)
+    low, high = difference_interval(gained, lost, n)
+    difference = (gained - lost) / n
+    p = mcnemar(gained, lost)
+    return names, Paired(n, count(first), count(second), gained, lost, difference, low, high, p)
+
 
 PRIOR = 2.0  # both shapes of the Beta prior of a discordant image's side: see `evidence`
 _TUNED = 1000  # images for which a sequence is narrowest, unless it has an aim
@@ -54,7 +204,7 @@ def lots(of: int) -> list[int]:
     return [min(end, of) for end in ends[1:]]
 
 
-def evidence(gained: _Counts, lost: _Counts) -> _Values:
+def evidence(gained: _Looks, lost: _Looks) -> _LookValues:
     """Compute the logarithm of the e-value that discordant images favour one of two networks.
 
     It is the likelihood of their sides under Beta(2, 2), mixed over all its probabilities, over
@@ -75,8 +225,8 @@ def evidence(gained: _Counts, lost: _Counts) -> _Values:
 
 
 def accuracy_evidence(
-    right: _Counts, n: _Counts, total: Any, of: int, alpha: float, width: float | None = None
-) -> _Values:
+    right: _Looks, n: _Looks, total: Any, of: int, alpha: float, width: float | None = None
+) -> _LookValues:
     """Compute the logarithm of the e-value against `total` right images among all `of`.
 
     It is a mixture of likelihood ratios of the hypergeometric distribution, each of one alternative
@@ -100,8 +250,8 @@ def accuracy_evidence(
 
 
 def _alternatives(
-    total: _Values, of: int, alpha: float, width: float | None, scale: float
-) -> tuple[_Values, _Values]:
+    total: _LookValues, of: int, alpha: float, width: float | None, scale: float
+) -> tuple[_LookValues, _LookValues]:
     """Choose totals below and above, which a boundary tuned for a number of images would compare.
 
     Those for an aimed width are half of it away. Else the distance is that of the arcsine of the
@@ -119,7 +269,7 @@ def _alternatives(
     return np.clip(low, 0, of), np.clip(high, 0, of)
 
 
-def _log_likelihood(total: _Values, right: _Values, n: _Values, of: int) -> _Values:
+def _log_likelihood(total: _LookValues, right: _LookValues, n: _LookValues, of: int) -> _LookValues:
     """Compute the log-probability of one order of `right` and wrong images, but for a constant."""
     from scipy.special import gammaln
 
@@ -152,7 +302,7 @@ def difference_evidence(
     of: int,
     alpha: float,
     tie: float | None = None,
-) -> tuple[_Values, _Values]:
+) -> tuple[_LookValues, _LookValues]:
     """Compute evidence that differences of all images add up to more than `total`, and to less.
 
     Both are logarithms of what two gamblers own after each of n images who bet on every next one;
@@ -208,7 +358,7 @@ def difference_bounds(
     return low / of, high / of
 
 
-def compare(
+def compare_sequences(
     first: Shaped[np.ndarray, " n"], second: Shaped[np.ndarray, " n"], alpha: float = 0.05
 ) -> Paired:
     """Compare two lists of verdicts bool[n], n > 0, in a random order, whenever it was cut off.
@@ -220,7 +370,7 @@ def compare(
     grown = evidence(*(np.cumsum(differences == sign) for sign in (1, -1)))
     low, high = difference_bounds(differences, _MANY, alpha)
     p = min(1.0, math.exp(-float(grown.max())))
-    return pairs.compare(first, second)._replace(low=low, high=high, p=p)
+    return compare(first, second)._replace(low=low, high=high, p=p)
 
 
 def _edge(stands: Any, *, inside: int, outside: int) -> int:
