@@ -207,7 +207,7 @@ class SampledSearch(TypedDict):
 class FastSample(TypedDict):
     """What the standard version's other attacks found of a sample of the fast version's survivors.
 
-    Source of the bound: the hypergeometric distribution, see `survivors.most_fooled`.
+    Source of the bound: the hypergeometric distribution, see `stopping.most_fooled`.
     """
 
     survivors: int  # of the attacks that all images met
