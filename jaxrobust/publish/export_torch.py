@@ -145,7 +145,7 @@ def read(given: ExportSettings) -> ExportedNetwork:
 
 def _of_weights(given: ExportSettings, here: WeightSource) -> ExportedNetwork:
     name = None if given.model in PUBLISHED else given.model
-    artifact = reading.artifact_of(here, which=given.which)
+    artifact = reading.artifact_of(here, weights_kind=given.which)
     network = load.fitted(artifact, name, image_size=given.image_size, options=given.options)
     which = artifact.facts.which
     words = Path(str(given.weights)).name + (f", {which}" if which else "")

@@ -167,7 +167,7 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
         return Reference(net, network.name, True, how)
     net, origin, independent = _built(network)
     try:
-        source = convert.unwrapped(files.read(path, which=which))
+        source = convert.unwrapped(files.read(path, weights_kind=which))
     except ValueError as error:
         if "bfloat16" not in str(error):  # NumPy has no such type
             raise

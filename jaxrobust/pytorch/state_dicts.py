@@ -50,7 +50,7 @@ def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> St
     identity = row(r"(?P<name>.+)", r"\g<name>")
     matched = tuple((key, identity, [key]) for key in completed)
     return StoredNames(
-        spec.name, [identity], completed, (0.0, 1.0), r"(?!)", head_pattern, matched, ours=True
+        spec.name, [identity], completed, (0.0, 1.0), r"(?!)", head_pattern, matched, our_names=True
     )
 
 

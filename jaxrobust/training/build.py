@@ -327,14 +327,14 @@ def one_device(config: Config, cores: int) -> str | None:
     network of one's own may have some.
     """
     for name in phases(config):
-        seen, p = of_phase(config, name), config[name]
-        mixes = any(mixes_and_erases(seen)[:2])
-        group = math.lcm(max(p.microbatches, 1), max(seen.mixup.group, 1) if mixes else 1)
+        phase_config, p = of_phase(config, name), config[name]
+        mixes = any(mixes_and_erases(phase_config)[:2])
+        group = math.lcm(max(p.microbatches, 1), max(phase_config.mixup.group, 1) if mixes else 1)
         if p.batch_size % (cores * group):
             fits = [n for n in range(2, cores) if p.batch_size % (n * group) == 0]
             remedy = f"; JAX_NUM_CPU_DEVICES={fits[-1]} before the command works" if fits else ""
             return f"{name}.batch_size={p.batch_size} cannot be split so{remedy}"
-        model = seen.model.name
+        model = phase_config.model.name
         uncounted = functions.is_name(model) or model in models.available()
         if "BN" in COUNTED[model][3] if model in COUNTED else uncounted:
             return (

@@ -48,9 +48,11 @@ def local(
     assert here.file is not None
     if here.settings is None and not (here.published or _named(model, here.file)):
         return here._replace(kind="file", path=here.file)
-    beside = here.settings.read_text() if here.settings else ""
-    how = (beside, model, which, fresh_stem, jaxrobust.__version__)
-    digest = hashlib.sha256(repr((hashes.file_sha256(here.file), how)).encode()).hexdigest()[:12]
+    settings_text = here.settings.read_text() if here.settings else ""
+    digest_parts = (settings_text, model, which, fresh_stem, jaxrobust.__version__)
+    digest = hashlib.sha256(
+        repr((hashes.file_sha256(here.file), digest_parts)).encode()
+    ).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "-", source.text).strip("-.")[-60:]
     folder = folders.cache("weights") / "imported" / f"{name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +92,11 @@ def imported(source: WeightSource, request: Request) -> Network:
                 f"--{extra[0]} is for weights of others; a run's are taken as "
                 "they are (init.stem and init.head of a config draw anew)"
             )
-    own = source._replace(published=_id(source, request.model))
-    artifact = reading.artifact_of(own, which=request.which, cast=request.cast)
-    known = artifact.facts.model
-    if source.kind == "run" and request.model not in (None, known):
-        raise ValueError(f"{source.path} holds a {known}; leave --model={request.model} out")
+    published_source = source._replace(published=_id(source, request.model))
+    artifact = reading.artifact_of(published_source, weights_kind=request.which, cast=request.cast)
+    model_name = artifact.facts.model
+    if source.kind == "run" and request.model not in (None, model_name):
+        raise ValueError(f"{source.path} holds a {model_name}; leave --model={request.model} out")
     return networks.network(artifact, request)
 
 
@@ -112,22 +114,22 @@ def published(model: str | None, path: Path) -> str | None:
     """
     if model in PUBLISHED:
         return model
-    found = {
+    candidates = {
         key: net
         for key, net in PUBLISHED.items()
         if path.name in (f"{own_id(key)}.pt", Path(net.file).name) and model in (None, net.model)
     }
-    if len(found) > 1:
+    if len(candidates) > 1:
         here = path.absolute().as_posix()
-        of_folder = [key for key, net in found.items() if here.endswith(f"/{net.file}")]
+        of_folder = [key for key, net in candidates.items() if here.endswith(f"/{net.file}")]
         if len(of_folder) != 1:
             raise ValueError(
-                f"{path.name} is what RobustBench calls the files of {', '.join(found)}; say which "
-                "it is with --model ID, or keep it in RobustBench's folders, as in "
-                f"{next(iter(found.values())).file}"
+                f"{path.name} is what RobustBench calls the files of {', '.join(candidates)}; say "
+                "which it is with --model ID, or keep it in RobustBench's folders, as in "
+                f"{next(iter(candidates.values())).file}"
             )
         return of_folder[0]
-    return next(iter(found), None)
+    return next(iter(candidates), None)
 
 
 def _id(source: WeightSource, model: str | None) -> str | None:
@@ -142,11 +144,13 @@ def described(network: Network) -> dict[str, Any]:
     """Describe a network as the `config.json` of an imported folder does; None: it is not known."""
     facts, size, file = network.facts, network.image_size, network.facts.file
     key = facts.published
-    whole = key is not None and size == PUBLISHED[key].board.image_size
-    if key is None or not whole or network.fresh or network.options:
+    uncropped = key is not None and size == PUBLISHED[key].board.image_size
+    if key is None or not uncropped or network.fresh or network.options:
         key = None
-    own = facts.preprocessing if size == (facts.image_size or 224) else None
-    expected: dict[str, Any] = {"preprocessing": own or preprocessing(facts.settings, size)}
+    board_preprocessing = facts.preprocessing if size == (facts.image_size or 224) else None
+    expected: dict[str, Any] = {
+        "preprocessing": board_preprocessing or preprocessing(facts.settings, size)
+    }
     expected |= {"norm": facts.norm, "epsilon": facts.epsilon, "accuracies": facts.accuracies}
     if key is not None:
         ball = {"norm": PUBLISHED[key].board.norm, "epsilon": PUBLISHED[key].board.epsilon}
@@ -172,10 +176,10 @@ def described(network: Network) -> dict[str, Any]:
 
 def preprocessing(settings: dict[str, Any], size: int) -> str | None:
     """Translate timm's preprocessing to `size` px into an id of `evaluation_transform`."""
-    how, share = settings.get("interpolation"), settings.get("crop_pct")
-    if how not in ("bicubic", "bilinear") or not share:
+    interpolation, share = settings.get("interpolation"), settings.get("crop_pct")
+    if interpolation not in ("bicubic", "bilinear") or not share:
         return None
-    return f"{how}-{math.floor(size / share)}-crop-{size}"
+    return f"{interpolation}-{math.floor(size / share)}-crop-{size}"
 
 
 def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:

@@ -87,21 +87,21 @@ def load(
     """
     model = model and spelling.network(model)
     here = imports.local(sources.parse(str(source)), model=model, which=which, tell=tell)
-    artifact = reading.artifact_of(here, which=which)
+    artifact = reading.artifact_of(here, weights_kind=which)
     own_name = None if model in PUBLISHED else model
     network = fitted(artifact, own_name, image_size=image_size, options=overrides or None)
     params, stats = jax.device_put((network.params, network.stats))
     return LoadedNetwork(network.create(**overrides), params, stats, about(network))
 
 
-def from_pretrained(source: str | Path, **how: Any) -> LoadedNetwork:
+def from_pretrained(source: str | Path, **options: Any) -> LoadedNetwork:
     """Load a network by the word that libraries around the hub have for it; arguments of `load`.
 
     `ORG/REPO` that is no path here is a repository of the hub, `hf://ORG/REPO`.
     """
     text = str(source)
     on_hub = _REPOSITORY.fullmatch(text) and text not in PUBLISHED and not Path(text).exists()
-    return load(f"hf://{text}" if on_hub else source, **how)
+    return load(f"hf://{text}" if on_hub else source, **options)
 
 
 def fitted(

@@ -15,9 +15,11 @@ from jaxrobust.weights.trained import history, runs
 _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
 
 
-def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
+def artifact_of(
+    source: WeightSource, *, weights_kind: str | None = None, cast: bool = False
+) -> Artifact:
     """Read the arrays of a source that is here, and what stands in or beside them."""
-    artifact = READERS[source.kind](source, which, cast)
+    artifact = READERS[source.kind](source, weights_kind, cast)
     if source.published is None:
         return artifact
     facts, board = artifact.facts, PUBLISHED[source.published].board
@@ -34,13 +36,13 @@ def _expected(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config.get(key) for key in keys}
 
 
-def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
+def _file(source: WeightSource, weights_kind: str | None, cast: bool) -> Artifact:
     assert source.file is not None
     certificates.check(source.file)
     settings = sources.settings_of(source.settings)
-    arrays, stored = files.artifact(source.file, which=which, cast=cast)
-    own = settings.get("jaxrobust") or {}
-    model, options = own.get("architecture") or source.model, own.get("options")
+    arrays, stored = files.artifact(source.file, weights_kind=weights_kind, cast=cast)
+    own_settings = settings.get("jaxrobust") or {}
+    model, options = own_settings.get("architecture") or source.model, own_settings.get("options")
     plain = not (settings.get("model_args") or {}).keys() - _SIZES
     if model is None and plain:
         model = sources.timm_names().get(str(settings.get("architecture")))
@@ -55,12 +57,12 @@ def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         num_classes=settings.get("num_classes"),
         image_size=(settings.get("input_size") or [None])[-1],
         settings=settings,
-        **_expected(own),
+        **_expected(own_settings),
     )
     return Artifact(arrays, facts)
 
 
-def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
+def _folder(source: WeightSource, weights_kind: str | None, cast: bool) -> Artifact:
     assert source.path is not None and source.file is not None
     record = weights_folder.about(source.path)
     if record is None:
@@ -68,11 +70,11 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
             f"{source.path} is as the hub has it; import it first: "
             f"jaxrobust import {source.path} --out FOLDER"
         )
-    held = record.get("which")
-    if which not in (None, held):
-        words = f"the {files.WHICH[held]}" if held in files.WHICH else "one set of"
+    stored_kind = record.get("which")
+    if weights_kind not in (None, stored_kind):
+        words = f"the {files.WHICH[stored_kind]}" if stored_kind in files.WHICH else "one set of"
         raise ValueError(
-            f"{source.path} holds {words} weights; leave --which out (which={which!r})"
+            f"{source.path} holds {words} weights; leave --which out (which={weights_kind!r})"
         )
     options = record["options"]
     if options is None:
@@ -85,24 +87,25 @@ def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         options=options,
         num_classes=record["num_classes"],
         image_size=record["image_size"],
-        which=held,
+        which=stored_kind,
         record=record,
         **_expected(record),
     )
     return Artifact(files.artifact(source.file, cast=cast).arrays, facts)
 
 
-def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
+def _run(source: WeightSource, weights_kind: str | None, cast: bool) -> Artifact:
     del cast  # they are float32
     workdir = source.path
     assert workdir is not None
     config = runs.run_config(workdir)
-    held = config.evaluation.weights
-    if which not in (None, held):
+    stored_kind = config.evaluation.weights
+    if weights_kind not in (None, stored_kind):
+        words = files.WHICH[stored_kind]
         raise ValueError(
-            f"{workdir} keeps the best of the {files.WHICH[held]} weights, which it evaluates; the "
-            f"{files.WHICH[which]} ones of its latest checkpoint come from "
-            f"`jaxrobust export --workdir {workdir} --which {which} "
+            f"{workdir} keeps the best of the {words} weights, which it evaluates; the "
+            f"{files.WHICH[weights_kind]} ones of its latest checkpoint come from "
+            f"`jaxrobust export --workdir {workdir} --which {weights_kind} "
             "--layout jaxrobust --out FOLDER`"
         )
     words, (params, stats) = runs.run_weights(workdir)
@@ -119,7 +122,7 @@ def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         norm=ball.norm if ball else None,
         epsilon=ball.epsilon if ball else None,
         training=history.of_run(workdir, runs.phase_of(workdir)),
-        which=held,
+        which=stored_kind,
     )
     arrays: dict[str, Any] = {k: np.asarray(a) for k, a in (params | stats).items()}
     return Artifact(arrays, facts)

@@ -46,9 +46,9 @@ def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str
         return None if init.normalize == "keep" else _random(config)
     source = str(init.weights)
     try:
-        named = _parsed(source, workdir)
+        parsed = _parsed(source, workdir)
         of_torch = pytorch.is_name(config.model.name)
-        here = imports.local(named, fresh_stem=init.stem == "fresh", as_it_is=of_torch)
+        here = imports.local(parsed, fresh_stem=init.stem == "fresh", as_it_is=of_torch)
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
     except ValueError as error:
@@ -56,9 +56,11 @@ def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str
         raise ValueError(f"init.weights={source}: {reason}") from error
     if here.path and (line := certificates.line(here.path)):
         say(line)
-    theirs, ours = (row.get("stem_strides") for row in _rows(artifact.facts, config.model))
-    if init.stem == "keep" and theirs != ours:
-        say(f"init.weights={source}: trained with stem_strides={theirs}, here {ours}")
+    start_strides, strides = (
+        row.get("stem_strides") for row in _rows(artifact.facts, config.model)
+    )
+    if init.stem == "keep" and start_strides != strides:
+        say(f"init.weights={source}: trained with stem_strides={start_strides}, here {strides}")
     record: dict[str, Any] = {"weights": source, "where": artifact.facts.where}
     record |= {"stem": init.stem, "head": init.head}
     if init.normalize != "keep":
@@ -69,8 +71,8 @@ def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str
 
 
 def _parsed(weights: str, workdir: Path) -> sources.WeightSource:
-    named = start_run.named(weights)
-    return sources.parse(str(start_run.folder(named, workdir)) if named else weights)
+    start_name = start_run.named(weights)
+    return sources.parse(str(start_run.folder(start_name, workdir)) if start_name else weights)
 
 
 def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network:
@@ -91,14 +93,14 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
                 f"init.{'weights' if key == 'start' else key}"
             )
     for i, name in enumerate(names[1:], 1):
-        before = config[name].start or names[i - 1]
-        if before not in names[:i]:
+        start_phase = config[name].start or names[i - 1]
+        if start_phase not in names[:i]:
             raise ValueError(
-                f"{name}.start={before!r}: a phase starts from an earlier one that happens, "
+                f"{name}.start={start_phase!r}: a phase starts from an earlier one that happens, "
                 f"{' or '.join(names[:i])}"
             )
-        theirs, ours = of_phase(config, before), of_phase(config, name)
-        handed_on(theirs, ours, name, Weights(_halves(theirs), {}))
+        start_config, phase_config = of_phase(config, start_phase), of_phase(config, name)
+        handed_on(start_config, phase_config, name, Weights(_halves(start_config), {}))
 
 
 def _halves(config: Config) -> Any:
@@ -109,24 +111,24 @@ def _halves(config: Config) -> Any:
 
 def check_run(start: Config, config: Config) -> None:
     """Refuse to start from the run of a config whose weights are not those of the network."""
-    theirs = of_phase(start, phases(start)[-1])
-    ours = of_phase(config, phases(config)[0])
-    model, options = theirs.model.name, dict(theirs.model.options)
+    start_config = of_phase(start, phases(start)[-1])
+    run_config = of_phase(config, phases(config)[0])
+    model, options = start_config.model.name, dict(start_config.model.options)
     facts = WeightFacts(where="the run", model=model, options=options)
     try:
-        _composed(Artifact(_halves(theirs), facts), ours, config.init)
+        _composed(Artifact(_halves(start_config), facts), run_config, config.init)
     except ValueError as error:
         raise ValueError(f"init.weights={config.init.weights}: {error}") from error
 
 
-def handed_on(before: Config, config: Config, name: str, weights: Weights) -> Weights:
+def handed_on(start_config: Config, config: Config, name: str, weights: Weights) -> Weights:
     """Make the weights of an earlier phase (float32, on the host) those of the phase `name`."""
     section = config[name]
     keeps = section.stem == section.head == section.normalize == "keep"
-    if keeps and plain(before.model) == plain(config.model):
+    if keeps and plain(start_config.model) == plain(config.model):
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
-    model, options = before.model.name, dict(before.model.options)
+    model, options = start_config.model.name, dict(start_config.model.options)
     facts = WeightFacts(where="the phase before", model=model, options=options)
     try:
         start = _composed(Artifact(arrays, facts), config, section)
@@ -138,20 +140,20 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
 
 def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     key, _ = jax.random.split(jax.random.key(config.seed))  # as `step.init_state` does
-    init, how, model = network_of(config).init, config.init.normalize, config.model
+    init, normalize, model = network_of(config).init, config.init.normalize, config.model
     shapes, moved = jax.eval_shape(init, key)
     sizes = (model.num_classes, model.image_size, dict(model.options))
-    normalized(Network(model.name, shapes, moved, *sizes), how)  # refuses before it compiles
+    normalized(Network(model.name, shapes, moved, *sizes), normalize)  # refuses before it compiles
     program = compilation.program(f"{model.name}: random weights", shapes)
     with compilation.waiting("compiling the draw of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
     of_torch = pytorch.is_name(model.name)  # which has drawn or loaded its own
     fresh = () if of_torch else (*params,)
     drawn = Network(model.name, params, stats, *sizes, fresh=fresh, seed=config.seed)
-    start = normalized(drawn, how)
+    start = normalized(drawn, normalize)
     sha256 = hashes.weights_sha256(start.params, start.stats)
     where = "the module's own weights" if of_torch else f"random weights of seed {config.seed}"
-    record: dict[str, Any] = {"weights": None, "where": where, "normalize": how}
+    record: dict[str, Any] = {"weights": None, "where": where, "normalize": normalize}
     record["training"] = [None] if of_torch else []
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
@@ -159,8 +161,8 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
 def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: StartSection) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
     model = config.model
-    theirs, ours = _rows(facts, model)
-    differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
+    start_row, row = _rows(facts, model)
+    differing = {key for key in start_row.keys() | row.keys() if start_row.get(key) != row.get(key)}
     if init.stem == "fresh":
         differing -= _OF_STEM
     elif facts.model != model.name or "stem_strides" in model.options:
@@ -200,26 +202,26 @@ def _rows(facts: WeightFacts, model: ModelSection) -> tuple[dict[str, Any], dict
     """Compute the fields that make the stored network and the config's; empty: it is not known."""
     if facts.model is None:
         return {}, {}
-    own = ({}, {}) if facts.options is None else (facts.options, model.options)
-    return models.computed(facts.model, own[0]), models.computed(model.name, own[1])
+    pair = ({}, {}) if facts.options is None else (facts.options, model.options)
+    return models.computed(facts.model, pair[0]), models.computed(model.name, pair[1])
 
 
 def changed(config: Config, workdir: Path) -> str:
     """Warn where the weights that a run started from are others by now; empty: they are not."""
-    before = history.start_of(workdir)
-    if before is None or not config.init.weights:
+    old_start = history.start_of(workdir)
+    if old_start is None or not config.init.weights:
         return ""
     try:
-        named = _parsed(config.init.weights, workdir)
-        if named.path is None:  # on the internet, which a run that has begun does not need
+        parsed = _parsed(config.init.weights, workdir)
+        if parsed.path is None:  # on the internet, which a run that has begun does not need
             return ""
-        here = imports.local(named, as_it_is=pytorch.is_name(config.model.name))
+        here = imports.local(parsed, as_it_is=pytorch.is_name(config.model.name))
         now = hashes.weights_sha256(reading.artifact_of(here).arrays, {})
     except ValueError:  # gone: it does not need them either
         return ""
-    if now == before["weights_sha256"]:
+    if now == old_start["weights_sha256"]:
         return ""
     return (
         f"init.weights={config.init.weights} holds other weights now ({now[:12]}) than when this "
-        f"run started ({before['weights_sha256'][:12]}); it continues from its own checkpoint"
+        f"run started ({old_start['weights_sha256'][:12]}); it continues from its own checkpoint"
     )

@@ -146,7 +146,7 @@ class StartTest(parameterized.TestCase):
         kept_head = state_dicts.stored(spec, arrays, "keep")
         fresh = state_dicts.stored(spec, arrays, "fresh:fc")
         for found in (kept_head, fresh):
-            self.assertTrue(found.ours)
+            self.assertTrue(found.our_names)
             self.assertEqual((found.model, found.normalize), (NAME, (0.0, 1.0)))
             self.assertEqual([key for key, *_ in found.matched], [*found.arrays])
             for key, row, targets in found.matched:

@@ -148,7 +148,7 @@ class PartsTest(absltest.TestCase):
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw, or None"):
-            files.artifact(self.folder / "a.pt", which="best")
+            files.artifact(self.folder / "a.pt", weights_kind="best")
         with self.assertRaisesRegex(ValueError, "a.pt: no such file; give one of .safetensors"):
             files.read(self.folder / "a.pt")
         (self.folder / "a.npz").write_text("x")

@@ -52,7 +52,7 @@ class ReadingTest(absltest.TestCase):
         known = source._replace(published="Huang2022Revisiting_WRN-A4")
         with mock.patch.dict(reading.READERS, {"file": read}):
             self.assertIs(reading.artifact_of(source), own)
-            arrays, facts = reading.artifact_of(known, which="ema", cast=True)
+            arrays, facts = reading.artifact_of(known, weights_kind="ema", cast=True)
         self.assertEqual(calls, [(source, None, False), (known, "ema", True)])
         # Of CIFAR-10; what the file says comes first.
         self.assertEqual((facts.num_classes, facts.image_size), (7, 32))

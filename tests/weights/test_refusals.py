@@ -65,7 +65,7 @@ class FileTest(parameterized.TestCase):
         file = self.folder / "h.safetensors"
         save_with_jax({"w": jnp.asarray([0.5, 3.0], jnp.bfloat16)}, file)
         with self.assertRaisesRegex(ValueError, "holds one set of weights; leave --which out"):
-            files.artifact(file, which="ema")
+            files.artifact(file, weights_kind="ema")
         for reads in (True, False):  # as NumPy reads them depends on the version of safetensors
             error = None if reads else TypeError("data type 'bfloat16' not understood")
             with mock.patch.object(files, "load_file", wraps=files.load_file, side_effect=error):

@@ -30,9 +30,9 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     config, workdir, name = run.config, run.workdir, run.name
     images = splits.evaluated(config, "test_split", config.test, workdir)
     source, damage = images.source, images.meets
-    which = f"{name}, step {step}, {config.evaluation.weights}"
+    weights_name = f"{name}, step {step}, {config.evaluation.weights}"
     balls = threats(config.attack)
-    made: list[AttackSettings] = [
+    settings: list[AttackSettings] = [
         {
             "name": "apgd-ce",
             "norm": ball.norm,
@@ -45,8 +45,10 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     ]
     ids = records.ranges(spread.places(source, images.limit).tolist())
     sha256 = hashes.weights_sha256(best.params, best.stats)
-    known = ((r.weights, r.attacks, r.image_ids, r.weights_sha256) for r in records.read(workdir))
-    if hosts.first((which, made, ids, sha256) in known):
+    existing = (
+        (r.weights, r.attacks, r.image_ids, r.weights_sha256) for r in records.read(workdir)
+    )
+    if hosts.first((weights_name, settings, ids, sha256) in existing):
         return {}
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     scores = _scores(run, best, images)
@@ -64,7 +66,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     )
     record = AccuracyRecord(
         config_sha256=hashes.config_sha256(plain),
-        weights=which,
+        weights=weights_name,
         weights_sha256=sha256,
         dataset=data.name,
         split=data.test_split,
@@ -72,7 +74,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         image_choice=spread.choice(source, images.limit),
         dtype="float32",
         preprocessing=pipeline.preprocessing_id(source, config.model.image_size, wanted),
-        attacks=made,
+        attacks=settings,
         method="union" if len(balls) > 1 else None,
         accuracy_after=scores.get("after"),
         clean=scores["clean"],
@@ -100,21 +102,21 @@ def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> d
     `after` has the accuracy after the attack of each norm and those before it.
     """
     config, mesh, balls = run.config, run.phase.mesh, threats(run.config.attack)
-    how: dict[str, Any] = {"dtype": "float32", "top5": True}
+    options: dict[str, Any] = {"dtype": "float32", "top5": True}
     if len(balls) == 1:
-        evaluate = build.evaluation(config, mesh, steps=config.test.steps, **how)
+        evaluate = build.evaluation(config, mesh, steps=config.test.steps, **options)
         return accuracy.count(evaluate, best, images, mesh, bar="testing")
     net, after = network_of(config, dtype="float32"), {}
-    left: Any = True
+    robust: Any = True
     for ball in balls:
         attack = accuracy.apgd_ce(ball, steps=config.test.steps)
-        evaluate = accuracy.counter(net, attack, mesh=mesh, norm=ball.norm, **how)
-        each = accuracy.each(evaluate, best, images, mesh, bar=f"testing in {ball.norm}")
-        left = each["robust"] & left
-        after[str(ball)] = float(left.mean())
-    scores = {"images": len(each["clean"]), "after": after, "robust": after[str(balls[-1])]}
-    scores |= {key: float(each[key].mean()) for key in ("clean", "clean_top5") if key in each}
-    return scores | accuracy.found(images, each["answers"], each["labels"])
+        evaluate = accuracy.counter(net, attack, mesh=mesh, norm=ball.norm, **options)
+        counts = accuracy.each(evaluate, best, images, mesh, bar=f"testing in {ball.norm}")
+        robust = counts["robust"] & robust
+        after[str(ball)] = float(robust.mean())
+    scores = {"images": len(counts["clean"]), "after": after, "robust": after[str(balls[-1])]}
+    scores |= {key: float(counts[key].mean()) for key in ("clean", "clean_top5") if key in counts}
+    return scores | accuracy.found(images, counts["answers"], counts["labels"])
 
 
 def table(workdir: Path) -> str:

@@ -44,7 +44,7 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
                     "leave it out, or set evaluation.attack='pgd-20'"
                 )
         return build.evaluation(config, mesh, steps=e.steps)
-    if (named := fixed_steps.parse(e.attack)) is None:
+    if (parsed := fixed_steps.parse(e.attack)) is None:
         raise ValueError(
             f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.written()}"
         )
@@ -59,9 +59,9 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
             f"evaluation.step_size={e.step_size:.4g} pixels would be of several norms, whose radii "
             "differ; leave it out, or set evaluation.attack='apgd-ce'"
         )
-    lengths = [named.length(ball.epsilon, step=e.step_size) for ball in balls]
+    lengths = [parsed.length(ball.epsilon, step=e.step_size) for ball in balls]
     searches = [
-        fixed_steps.attack_of(named.settings(ball, length=length, start=e.start))
+        fixed_steps.attack_of(parsed.settings(ball, length=length, start=e.start))
         for ball, length in zip(balls, lengths, strict=True)
     ]
     net, attack = network_of(config), accuracy.of_union(searches)
@@ -105,8 +105,8 @@ def selection(
                 if step not in steps(every.directory):  # to which a rollback comes again
                     every.save(step, weights, reached)
                     every.wait()
-        before = best.latest_step()
-        if before is None or _rank(reached, metric) >= _rank(best.meta(before), metric):
+        best_step = best.latest_step()
+        if best_step is None or _rank(reached, metric) >= _rank(best.meta(best_step), metric):
             best.save(step, weights, reached)
             best.wait()
         one = reached.pop("collapse", None)

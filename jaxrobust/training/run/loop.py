@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.config import decoders, plain
+from jaxrobust.config import plain
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.devices.profiling import PhaseTrace
@@ -47,11 +47,11 @@ class Every(NamedTuple):
     keep_epochs: int = 0  # 0: never, not even at the end
 
 
-def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept: int = 0) -> Due:
+def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, copied: int = 0) -> Due:
     """Decide the actions after `step` steps; a run went on from `start`.
 
     A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
-    gradient is in the way, at the first step after. `saved`, `evaluated`, `kept`: the last ones.
+    gradient is in the way, at the first step after. `saved`, `evaluated`, `copied`: the last ones.
     """
     ends = step == every.total_steps
 
@@ -59,7 +59,7 @@ def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept
         return step if ends else step - step % (epochs * every.steps_per_epoch)
 
     evaluates = last(every.evaluation_epochs) > evaluated
-    keeps = every.keep_epochs > 0 and last(every.keep_epochs) > kept
+    keeps = every.keep_epochs > 0 and last(every.keep_epochs) > copied
     return Due(
         logs=step > start and (step % every.log_steps == 0 or ends),
         saves=evaluates or keeps or last(every.checkpoint_epochs) > saved,
@@ -75,7 +75,7 @@ def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:
-            done = {"saved": loop.saved, "evaluated": loop.evaluated, "kept": loop.kept}
+            done = {"saved": loop.saved, "evaluated": loop.evaluated, "copied": loop.kept}
             now = due(loop.step, loop.every, start=loop.start, **done)
             # Steps run ahead of what is known of them. Before anything is written, all of them
             # end: one of them may be the last that another host takes, or may have found no
@@ -154,14 +154,12 @@ class _Loop:
         with contextlib.ExitStack() as stack:
             self.write = metrics.writer(run, self.start, enabled=jax.process_index() == 0)
             progress = Progress(
+                config,
                 name,
                 self.step,
                 run.phase.total_steps,
-                config[name].batch_size,
-                decoders(config.data),
                 flops_per_image=build.flops_per_image(config, name) if chip else None,
                 chip_hours=self.meta.get("chip_hours", 0.0),
-                phases=config.phases,
             )
             self.progress = stack.enter_context(progress)
             batches = splits.batches(config, name, run.source, self.meta["examples_consumed"])
@@ -193,8 +191,7 @@ class _Loop:
         row["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
         row["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
         attack = self.run.config.attack
-        own = objectives.named(self.run.config[name].objective)
-        if inner.grows(attack) and own.attacks:
+        if inner.grows(attack) and objectives.named(self.run.config[name].objective).attacks:
             share, balls = self._epsilon_share(self.step - 1), threats(attack)
             names = [f"_{ball.norm}" for ball in balls] if len(balls) > 1 else [""]
             grown = zip(names, balls, strict=True)
@@ -260,8 +257,8 @@ class _Loop:
         run, self.step = self.run, step
         self.ahead.drain()
         run.latest.wait()
-        whole = self.sound() and not alarm.of_norms(self.state.stats).broken
-        self.save(run.latest if whole else run.stopped)
+        is_sound = self.sound() and not alarm.of_norms(self.state.stats).broken
+        self.save(run.latest if is_sound else run.stopped)
         run.stopped.wait()
         run.latest.wait()
         text = (
@@ -302,11 +299,11 @@ def evaluates(run: PhaseRun, state: TrainState) -> None:
 
 def same_groups(run: PhaseRun, meta: dict[str, Any]) -> None:
     """Refuse to go on with batch norms that take other images together."""
-    before, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
-    if before != now:
+    old, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
+    if old != now:
         raise ValueError(
-            f"{run.name}: batch norms have taken the statistics of {before} images at a time so "
-            f"far, and would take those of {now} on these devices; continue with "
-            f"model.options.bn_group={before}, {run.name}.microbatches or devices that keep their "
+            f"{run.name}: batch norms have taken the statistics of {old} images at a time so far, "
+            f"and would take those of {now} on these devices; continue with "
+            f"model.options.bn_group={old}, {run.name}.microbatches or devices that keep their "
             "number, or start again in a new --workdir"
         )

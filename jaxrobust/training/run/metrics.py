@@ -29,9 +29,9 @@ def writer(run: PhaseRun, start: int, *, enabled: bool) -> Write:
     if not enabled:
         return lambda step, scalars: None
     path, phase = run.workdir / "metrics.jsonl", run.name
-    run.trackers.begin(phase, start, run.before)
-    kept = [m for m in jsonl.read(path) if m["phase"] != phase or m["step"] <= start]
-    jsonl.replace(path, "".join(json.dumps(m) + "\n" for m in kept))
+    run.trackers.begin(phase, start, run.earlier_steps)
+    rows = [m for m in jsonl.read(path) if m["phase"] != phase or m["step"] <= start]
+    jsonl.replace(path, "".join(json.dumps(m) + "\n" for m in rows))
 
     def write(step: int, scalars: dict[str, float]) -> None:
         with whole.explained(path), path.open("a") as lines:

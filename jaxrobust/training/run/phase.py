@@ -29,7 +29,7 @@ class PhaseRun(NamedTuple):
     best: Checkpoints
     stopped: Checkpoints  # of a stop in trouble, behind the latest
     trackers: Trackers = NONE
-    before: int = 0  # steps of the phases before
+    earlier_steps: int = 0  # of the phases before
 
     def file(self, name: str) -> Path:
         """Name a file of this phase."""
@@ -42,8 +42,8 @@ def last(run: PhaseRun) -> tuple[Checkpoints, int | None]:
     """
     both = (run.latest, run.stopped)
     steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
-    which = int(steps[1] > steps[0])
-    return both[which], None if steps[which] < 0 else steps[which]
+    later = int(steps[1] > steps[0])
+    return both[later], None if steps[later] < 0 else steps[later]
 
 
 def note_resumption(run: PhaseRun, step: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxrobust.config import Config, decoders
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.text import panel, patience, terminal
 from jaxrobust.runtime.text.panel import PanelRow
@@ -27,16 +28,16 @@ def begun(phase: str, step: int, total: int, *, phases: Sequence[str]) -> Iterat
 
 
 def compiling(
-    phase: str, what: str, program: str, *, always: bool = False
+    phase: str, work: str, program: str, *, always: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Announce what is compiled inside, in the panel where there is one; else in a line.
 
     `program`: its name for `compilation.remember`; `always`: a line even if it is short.
     """
     if panel.is_live():  # which has the name of the phase
-        how: dict[str, Any] = {"say": panel.waits, "always": True}
-        return compilation.waiting(f"compiling {what}", program, **how)
-    return compilation.waiting(f"{phase}: compiling {what}", program, say, always=always)
+        options: dict[str, Any] = {"say": panel.waits, "always": True}
+        return compilation.waiting(f"compiling {work}", program, **options)
+    return compilation.waiting(f"{phase}: compiling {work}", program, say, always=always)
 
 
 def _rows(phases: Sequence[LinePart], step: int, total: int) -> list[PanelRow]:
@@ -47,21 +48,18 @@ class Progress:
     """Loss, accuracy, images/s, time left of one phase, how long it waited for data, and its cost.
 
     `flops_per_image` are those of the model for one image of training, of which model FLOP
-    utilisation is a share of the chip's peak; `chip_hours` were used by the phase before; `phases`
-    are those of the run, in their order.
+    utilisation is a share of the chip's peak; `chip_hours` were used before.
     """
 
     def __init__(
         self,
+        config: Config,
         phase: str,
         step: int,
         total: int,
-        batch_size: int,
-        workers: int,
         *,
         flops_per_image: float | None = None,
         chip_hours: float = 0.0,
-        phases: Sequence[str] = (),
     ) -> None:
         self._chips = hardware.count()
         self._chip = hardware.chip(jax.devices()[0].device_kind)
@@ -69,14 +67,14 @@ class Progress:
         self._started, self._peak_said = time.perf_counter(), 0.0
         self._main = jax.process_index() == 0
         self._seen = self._main and watched()
-        self._phase, self._total, self._batch = phase, total, batch_size
+        self._phase, self._total, self._batch = phase, total, config[phase].batch_size
         self._figures: list[LinePart] = []  # of the last line, but the time left
         self._first: tuple[int, float] | None = None  # step and time at which one had ended
         self._done = step  # that have ended
-        self._phases = panel.stages(phases, phase)
+        self._phases = panel.stages(config.phases, phase)
         self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
-        self._workers, self._speed, self._starved = workers, 0.0, False
+        self._workers, self._speed, self._starved = decoders(config.data), 0.0, False
         self._watched, self._watched_wait = 0.0, 0.0
         self._watcher = ThreadPoolExecutor(1, "progress")
         self._last_step: Future[float] | None = None
@@ -132,11 +130,11 @@ class Progress:
         `data_wait`, a share of the time, are those since the last call or `resume`; `chip_hours`
         and `peak_memory_bytes` of a device here since the start; unknown ones are left out.
         """
-        before, since = self._last
+        last_step, since = self._last
         seconds = max(time.perf_counter() - since, 1e-9)
         data_wait = self._waited / seconds
-        if step > before:
-            self._speed = (step - before) * self._batch / seconds
+        if step > last_step:
+            self._speed = (step - last_step) * self._batch / seconds
         self.resume(step)
         self._watch(step, seconds, data_wait * seconds)
         costs = self._costs()
@@ -155,11 +153,11 @@ class Progress:
     def _parts(
         self, means: dict[str, float], costs: dict[str, float], data_wait: float
     ) -> list[LinePart]:
-        known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
+        accuracies = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
         a_chip = "/chip" if self._chips > 1 else ""
         return [
             LinePart(f"loss {means['loss']:.4f}", 1),
-            LinePart(f"batch {' '.join(known)}" if known else "", 2),
+            LinePart(f"batch {' '.join(accuracies)}" if accuracies else "", 2),
             LinePart(_radii(means), 2),
             LinePart(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
             LinePart(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
@@ -233,5 +231,5 @@ def _radii(means: dict[str, float]) -> str:
     """Write the radius while it grows, of several norms each; "" where none does."""
     if "epsilon" in means:
         return f"epsilon {255 * means['epsilon']:.3g}/255"
-    each = {k: v for k, v in means.items() if k.startswith("epsilon_")}
-    return " ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in each.items())
+    radii = {k: v for k, v in means.items() if k.startswith("epsilon_")}
+    return " ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in radii.items())

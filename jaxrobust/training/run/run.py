@@ -94,9 +94,9 @@ def _run(
 ) -> None:
     """Train one run; `otherwise`: what to do where another process is at work in its folder."""
     config, fitted = warnings.fitted_batches(config, jax.device_count())
-    given = plain(config)
-    own = {k: v for k, v in flat(given).items() if k not in ("data.dir", "data.workers")}
-    hosts.agree(own, problem="has another config", remedy="Start the same command on every host")
+    values = plain(config)
+    shared = {k: v for k, v in flat(values).items() if k not in ("data.dir", "data.workers")}
+    hosts.agree(shared, problem="has another config", remedy="Start the same command on every host")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     first_host = jax.process_index() == 0
     hosts.together(lambda: runs.remember_programs(workdir, config.phases))
@@ -114,16 +114,16 @@ def _run(
     hosts.agree({"model.name": sha256}, problem="has another file of the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / first / "latest")))
 
-    def first_weights(seen: Config) -> tuple[Network, dict] | None:
-        warnings.check_start(seen, first)
-        return start_weights.of_config(seen, workdir)
+    def first_weights(phase_config: Config) -> tuple[Network, dict] | None:
+        warnings.check_start(phase_config, first)
+        return start_weights.of_config(phase_config, workdir)
 
     with patience.of("reading the weights that it starts from", here=first_host):
         start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": sha256}, problem="has other weights", remedy=same)
     with _alone(workdir, otherwise):
-        hosts.together(lambda: claim(workdir, given, data))
+        hosts.together(lambda: claim(workdir, values, data))
         _keep_programs(config, workdir)
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
@@ -140,7 +140,7 @@ def _run(
             say(line)
         params = parts[first].phase.abstract_state.params
         say(metrics.parameters(workdir, params, enabled=first_host))
-        about = given | {
+        about = values | {
             "architecture": config.model.name,
             "parameters": sum(math.prod(array.shape) for array in params.values()),
             "commit": provenance.commit(),
@@ -148,13 +148,13 @@ def _run(
         }
         shown = trackers.named(config.log.to) if first_host else []
         with trackers.Trackers(workdir, shown, about, draw) as log:
-            _phases(config, workdir, given, parts, start, profile, log)
+            _phases(config, workdir, values, parts, start, profile, log)
 
 
 def _phases(
     config: Config,
     workdir: Path,
-    given: dict,
+    values: dict,
     parts: dict[str, PlannedPhase],
     start: tuple[Network, dict] | None,
     profile: Profile | None,
@@ -164,22 +164,26 @@ def _phases(
     steps_before = 0
     reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
     weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
-    for name, (seen, source, phase) in parts.items():
+    for name, (phase_config, source, phase) in parts.items():
         if source.classes and jax.process_index() == 0:  # other data's go into the phase's folder
-            folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
+            folder = workdir if _data_of(phase_config) == _data_of(config) else workdir / name
             folder.mkdir(exist_ok=True)
             jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
         if reached:
-            before = seen[name].start or list(reached)[-1]
-            weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
+            start_phase = phase_config[name].start or list(reached)[-1]
+            weights = start_weights.handed_on(
+                parts[start_phase].config, phase_config, name, reached[start_phase]
+            )
         latest, best, stopped = (
             Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")
         )
-        kept = (latest, best, stopped)
-        phase_run = PhaseRun(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
+        checkpoints = (latest, best, stopped)
+        phase_run = PhaseRun(
+            phase_config, workdir, name, phase, source, profile, *checkpoints, log, steps_before
+        )
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            if scores := accuracies.test(phase_run, given, step, best_weights):
+            if scores := accuracies.test(phase_run, values, step, best_weights):
                 log.open()
                 log.tested(name, phase.total_steps, steps_before, scores)
             reached[name] = jax.device_get(best_weights)
@@ -190,10 +194,10 @@ def _phases(
 
 def _keep_programs(config: Config, workdir: Path) -> None:
     """Keep the programs of PyTorch modules on the first host, and let the others read them."""
-    own = NetworkSpec.of_config(config)
-    specs = {workdir: own}
+    run_spec = NetworkSpec.of_config(config)
+    specs = {workdir: run_spec}
     for name in phases(config):  # one of other classes or another size has its own
-        if (spec := NetworkSpec.of_config(of_phase(config, name))) != own:
+        if (spec := NetworkSpec.of_config(of_phase(config, name))) != run_spec:
             specs[workdir / name] = spec
 
     def keep() -> None:
@@ -210,8 +214,8 @@ def _keep_programs(config: Config, workdir: Path) -> None:
 
 def _data_of(config: Config) -> str:
     keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
-    own = [config.data[key] for key in (*keys, "extra", "extra_split")]
-    return json.dumps([*own, config.model.num_classes, config.model.in_channels])
+    values = [config.data[key] for key in (*keys, "extra", "extra_split")]
+    return json.dumps([*values, config.model.num_classes, config.model.in_channels])
 
 
 def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
@@ -238,25 +242,25 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
     opened: dict[str, dict[str, registry.Source]] = {}
     described: dict[str, Any] = {}
     for name in names:
-        seen = of_phase(config, name)
-        check_numbers(seen)
-        data = _data_of(seen)
+        phase_config = of_phase(config, name)
+        check_numbers(phase_config)
+        data = _data_of(phase_config)
         if data not in opened:
-            opened[data] = _opened(seen)
-            own = "" if data == _data_of(config) else f"{name}."
-            described |= {f"{own}data.{k}": _described(s) for k, s in opened[data].items()}
+            opened[data] = _opened(phase_config)
+            prefix = "" if data == _data_of(config) else f"{name}."
+            described |= {f"{prefix}data.{k}": _described(s) for k, s in opened[data].items()}
         source = opened[data]["train_split"]
         runs.check_classes(runs.classes_file(workdir, name), source)
         for key in ("selection_split", "test_split"):
-            splits.check_preprocessing(seen, opened[data][key])
-        phase = build.phase(seen, name, splits.examples(seen, name, source))
+            splits.check_preprocessing(phase_config, opened[data][key])
+        phase = build.phase(phase_config, name, splits.examples(phase_config, name, source))
         for key in ("evaluation", "test"):
-            build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
-        best_weights.counter(seen, phase.mesh)
-        build.evaluation(seen, phase.mesh, steps=seen.test.steps)
-        build.probe(seen, name, phase)
-        splits.batches(seen, name, source, 0).close()
-        parts[name] = PlannedPhase(seen, source, phase)
+            build.divides(phase_config[key].batch_size, jax.device_count(), f"{key}.batch_size")
+        best_weights.counter(phase_config, phase.mesh)
+        build.evaluation(phase_config, phase.mesh, steps=phase_config.test.steps)
+        build.probe(phase_config, name, phase)
+        splits.batches(phase_config, name, source, 0).close()
+        parts[name] = PlannedPhase(phase_config, source, phase)
     return parts, flat(described)
 
 
@@ -302,14 +306,14 @@ def _described(source: registry.Source) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
     lock = locks.held(workdir / "lock", resource=f"workdir {workdir}", otherwise=otherwise)
-    with contextlib.ExitStack() as ours:
+    with contextlib.ExitStack() as stack:
 
         def take() -> None:
             if jax.process_index() != 0:  # the first one does for all
                 return
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                ours.enter_context(lock)
+                stack.enter_context(lock)
             except OSError as error:
                 if disk_full(error):
                     raise
@@ -322,14 +326,14 @@ def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
+def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
     """Write the resolved config, and what the data is, into a new workdir; refuse that of another
     run.
     """
-    noted = _noted(workdir / "config.json", {"version": VERSION} | given)
+    noted = _noted(workdir / "config.json", {"version": VERSION} | values)
     old = completed(runs.of_this_version(noted, workdir / "config.json"))
-    old, new = _in_pixels(flat(old)), _in_pixels(flat(given))
-    free = (*_FREE, *(f"{name}.microbatches" for name in given["phases"]))
+    old, new = _in_pixels(flat(old)), _in_pixels(flat(values))
+    free = (*_FREE, *(f"{name}.microbatches" for name in values["phases"]))
     if differing := _differing(old, new, free=free):
         raise ValueError(
             f"{workdir} holds a run of another config; give a new --workdir, or repeat that run's "
@@ -386,10 +390,10 @@ def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
             note_resumption(run, done)
         if not ended:
             run.trackers.open()
-            seen = phase_progress.begun(
+            shown = phase_progress.begun(
                 run.name, done or 0, run.phase.total_steps, phases=run.config.phases
             )
-            stack.enter_context(seen)
+            stack.enter_context(shown)
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")

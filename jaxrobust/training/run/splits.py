@@ -44,25 +44,29 @@ def extra(config: Config) -> registry.Source | None:
     ).for_channels(config.model.in_channels)
 
 
-def _how(config: Config) -> dict[str, Any]:
+def _source_options(config: Config) -> dict[str, Any]:
     data = config.data
     return {"views": data.views, "extra": extra(config), "extra_share": data.extra_share}
 
 
 def examples(config: Config, name: str, source: registry.Source) -> int:
     """Count the rows of an epoch of a phase, or more, but less than a batch more."""
-    how, length, size = _how(config), config.data.epoch_images, config[name].batch_size
+    options, length, size = (
+        _source_options(config),
+        config.data.epoch_images,
+        config[name].batch_size,
+    )
     if length is not None:
-        given = f"data.epoch_images={length} is"
-        if how["extra"] is None:
+        setting = f"data.epoch_images={length} is"
+        if options["extra"] is None:
             remedy = "leave it out, or set data.extra"
-            raise ValueError(f"{given} of runs with a second source; {remedy}")
+            raise ValueError(f"{setting} of runs with a second source; {remedy}")
         if length < size:
             short = f"less than {name}.batch_size={size}; an epoch has at least one step"
-            raise ValueError(f"{given} {short}")
-    if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
+            raise ValueError(f"{setting} {short}")
+    if options["extra"] is None and options["views"] == 1 and 0 <= options["extra_share"] <= 1:
         return len(source)
-    rows = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
+    rows = plan.plan(source, batch_size=size, **options).examples  # refuses what does not fit
     return rows if length is None else length
 
 
@@ -71,12 +75,12 @@ def check_preprocessing(config: Config, source: registry.Source) -> None:
     size, wanted = config.model.image_size, config.data.preprocessing
     transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
     try:
-        made = transform(source[0].image).shape[:2]
+        shape = transform(source[0].image).shape[:2]
     except ValueError:  # the first image is damaged; others will tell
         return
-    if made != (size, size):
+    if shape != (size, size):
         raise ValueError(
-            f"data.preprocessing={wanted!r} makes images of {made[0]}x{made[1]} pixels, but "
+            f"data.preprocessing={wanted!r} makes images of {shape[0]}x{shape[1]} pixels, but "
             f"model.image_size={size}; set one of them to the other"
         )
 
@@ -102,11 +106,11 @@ def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
     Each process adds to another file; all start from what all have met.
     """
     rows = [r for path in sorted(workdir.glob("damaged-*.jsonl")) for r in jsonl.read(path)]
-    own = workdir / f"damaged-{jax.process_index()}.jsonl"
+    file = workdir / f"damaged-{jax.process_index()}.jsonl"
 
     def note(record: int) -> None:
         row = {"split": source.split, "record": record, "name": source.describe(record)}
-        jsonl.append(own, row)
+        jsonl.append(file, row)
 
     return Damage(
         source,
@@ -131,7 +135,7 @@ def batches(config: Config, name: str, source: registry.Source, start: int) -> p
         workers=decoders(config.data),
         strict=config.data.strict,
         first_view=config.data.first_view,
-        **_how(config),
+        **_source_options(config),
     )
 
 
@@ -142,7 +146,7 @@ def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
 
 def blank(run: PhaseRun) -> loading.TrainBatch:
     """Make images for a step that no host takes."""
-    whole = build.abstract_batch(run.config, run.name)
-    rows = len(whole.images) // jax.process_count()
-    images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)
+    global_batch = build.abstract_batch(run.config, run.name)
+    rows = len(global_batch.images) // jax.process_count()
+    images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in global_batch)
     return loading.TrainBatch(images, labels, np.full(rows, -1, np.int32))

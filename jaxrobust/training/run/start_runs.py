@@ -29,11 +29,11 @@ def before(config: Config, workdir: Path) -> list[StartRun]:
     if not wanted or hosts.first(_begun(config, workdir)):
         return []
     first: list[StartRun] = []
-    for each, state in hosts.together(lambda: _states(config, workdir)):
-        say(f"{each.words}: {_said(each, state)}")
+    for start, state in hosts.together(lambda: _states(config, workdir)):
+        say(f"{start.words}: {_said(start, state)}")
         if state == FINISHED:
             break
-        first.insert(0, each)
+        first.insert(0, start)
     return first
 
 
@@ -43,16 +43,16 @@ def _begun(config: Config, workdir: Path) -> bool:
 
 def fitting(config: Config, workdir: Path) -> list[StartRun]:
     """List the runs that a run starts from, the nearest first; refuse those of another network."""
-    found = start_run.chain(config, workdir)
-    for each, after in zip(found, [config, *(one.config for one in found)], strict=False):
-        start_weights.check_run(each.config, after)
-    return found
+    chain = start_run.chain(config, workdir)
+    for start, after in zip(chain, [config, *(one.config for one in chain)], strict=False):
+        start_weights.check_run(start.config, after)
+    return chain
 
 
 def _states(config: Config, workdir: Path) -> list[tuple[StartRun, str]]:
-    found = fitting(config, workdir)
-    states = hosts.everyone([start_run.state(each) for each in found])[0]
-    return list(zip(found, states, strict=True))
+    chain = fitting(config, workdir)
+    states = hosts.everyone([start_run.state(start) for start in chain])[0]
+    return list(zip(chain, states, strict=True))
 
 
 def _said(run: StartRun, state: str) -> str:
@@ -84,9 +84,11 @@ def again(config: Config, workdir: Path) -> str:
     runs = [(workdir, config, "")]
     with contextlib.suppress(ValueError):
         runs += [(r.folder, r.config, f" in {r.folder}") for r in start_run.chain(config, workdir)]
-    for folder, own, where in runs:
+    for folder, run_config, where in runs:
         if any(
-            steps(folder / name / kind) for name in own.phases for kind in ("latest", "stopped")
+            steps(folder / name / kind)
+            for name in run_config.phases
+            for kind in ("latest", "stopped")
         ):
-            return stopping.again(folder, own.phases) + where
+            return stopping.again(folder, run_config.phases) + where
     return stopping.again(workdir, config.phases)

@@ -106,10 +106,10 @@ class Trouble:
         """Read how often the phase went back; `Diverged` if that is more than it may."""
         self._run, self._settings = run, run.config.trouble
         self._file = run.file("rollbacks.jsonl")
-        before = jsonl.read(self._file)
-        self.rollbacks = hosts.first(len(before))
+        rollbacks = jsonl.read(self._file)
+        self.rollbacks = hosts.first(len(rollbacks))
         if self.rollbacks > self._settings.rollbacks:
-            raise self._diverged(before[-1]["why"] if before else "another host went back")
+            raise self._diverged(rollbacks[-1]["why"] if rollbacks else "another host went back")
 
     @property
     def lr_scale(self) -> float:

@@ -1,6 +1,11 @@
 """Where a run can be looked at beside its workdir: TensorBoard and Weights & Biases.
 
-A tracker is told what `metrics.jsonl` is told, and gets pictures. It cannot stop a run.
+A tracker gets what `metrics.jsonl` gets, and pictures. It cannot stop a run. Its methods, each of
+which may raise anything:
+`begin(phase, start, earlier_steps, logged)`: goes on with a phase behind its step `start`; what was
+said of later steps is void; `logged`: the last step of each scalar so far;
+`scalars(step, values)`; `image(step, name, PNG file)`;
+`close(ended=)`: whether the run has come to its end.
 """
 
 import importlib
@@ -12,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -23,22 +28,6 @@ from jaxrobust.runtime.text.progress import say
 
 _PATIENCE_S = 30  # for W&B to begin a run, and to send the rest at its end
 Draw = Callable[[Path, str], Mapping[str, str]]  # workdir, phase -> SVG files' texts by name
-
-
-class Tracker(Protocol):
-    """What shows a run while it goes on; each method may raise what it likes."""
-
-    def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
-        """Go on with a phase behind its step `start`; what was said of later steps is void."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show values of a step of the phase."""
-
-    def image(self, step: int, name: str, picture: bytes) -> None:
-        """Show a picture, which is a PNG file."""
-
-    def close(self, *, ended: bool) -> None:
-        """Let go; `ended`: the run has come to its end."""
 
 
 class _TensorBoard:
@@ -52,7 +41,7 @@ class _TensorBoard:
         self._folder, self._about = workdir / "tensorboard", arguments.flat(about)
         self._events: Any = None
 
-    def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
+    def begin(self, phase: str, start: int, earlier_steps: int, logged: Mapping[str, int]) -> None:
         """Begin a file; readers forget what the files before it said of later steps."""
         from tensorboardX.event_file_writer import EventsWriter
 
@@ -110,7 +99,7 @@ class _WandB:
 
         if not (identity := workdir / "wandb_id").exists():
             jsonl.replace(identity, f"{secrets.token_hex(6)}\n")
-        how: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "jaxrobust"),
             "name": os.environ.get("WANDB_NAME", workdir.absolute().name),
             "dir": os.environ.get("WANDB_DIR", str(workdir)),
@@ -121,18 +110,18 @@ class _WandB:
             "settings": wandb.Settings(init_timeout=_PATIENCE_S, finish_timeout=_PATIENCE_S),
         }
         try:
-            self._run = wandb.init(**how)
+            self._run = wandb.init(**settings)
         except (wandb.errors.CommError, TimeoutError) as error:
             say(f"WARNING: W&B cannot be reached ({_short(error)}), so this run is offline there")
             wandb.teardown()  # its service holds the ID of the run that did not begin
-            self._run = wandb.init(**how, mode="offline")
+            self._run = wandb.init(**settings, mode="offline")
         self._image, self._first = wandb.Image, True
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
-        self._phase, self._before = phase, before
-        self._seen, self._reached = dict(seen), max(seen.values(), default=0)
+    def begin(self, phase: str, start: int, earlier_steps: int, logged: Mapping[str, int]) -> None:
+        self._phase, self._before = phase, earlier_steps
+        self._seen, self._reached = dict(logged), max(logged.values(), default=0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         new = {name: value for name, value in values.items() if step > self._seen.get(name, -1)}
@@ -150,11 +139,11 @@ class _WandB:
         self._run.finish(exit_code=0 if ended else 1)
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        whole = self._before + step
-        named = {f"{self._phase}/{name}": value for name, value in values.items()}
+        total = self._before + step
+        scalars = {f"{self._phase}/{name}": value for name, value in values.items()}
         # Its own numbers of rows go on behind those of a part that was written offline.
-        row = max(whole, self._run.step) if self._first else None
-        self._run.log({"step": whole, f"{self._phase}/step": step} | named, step=row, commit=True)
+        row = max(total, self._run.step) if self._first else None
+        self._run.log({"step": total, f"{self._phase}/step": step} | scalars, step=row, commit=True)
         self._first = False
 
 
@@ -177,7 +166,7 @@ class TrackerKind(NamedTuple):
 
     package: str
     wants: Callable[[], None]
-    opened: Callable[[Path, Mapping[str, Any]], Tracker]
+    opened: Callable[[Path, Mapping[str, Any]], Any]
 
 
 KINDS = {
@@ -218,7 +207,7 @@ class Trackers:
     ) -> None:
         self._workdir, self._names, self._about = workdir, names, about or {}
         self._draw = draw if names else None
-        self._open: dict[str, Tracker] | None = None
+        self._open: dict[str, Any] | None = None
         self._at: tuple[str, int] | None = None  # the phase, and the steps before it
         self._shown: dict[str, tuple[str, int]] = {}  # picture -> its last phase and step
 
@@ -239,16 +228,16 @@ class Trackers:
         if sentence:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
 
-    def begin(self, phase: str, start: int, before: int) -> None:
+    def begin(self, phase: str, start: int, earlier_steps: int) -> None:
         """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets the rest."""
-        self._at = phase, before
+        self._at = phase, earlier_steps
         if not self._open:
             return
-        seen: dict[str, int] = {}
+        logged: dict[str, int] = {}
         for row in jsonl.read(self._workdir / "metrics.jsonl"):
             if row["phase"] == phase:
-                seen |= {name: max(row["step"], seen.get(name, 0)) for name in row}
-        self._each("begin", phase, start, before, seen)
+                logged |= {name: max(row["step"], logged.get(name, 0)) for name in row}
+        self._each("begin", phase, start, earlier_steps, logged)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show those values of a step of the phase that are numbers."""
@@ -262,26 +251,28 @@ class Trackers:
         try:
             drawn = self._draw(self._workdir, self._at[0])
             new = [name for name in drawn if self._shown.get(name) != (self._at[0], step)]
-            made = {name: raster.png(drawn[name]) for name in new}
+            pictures = {name: raster.png(drawn[name]) for name in new}
         except Exception as error:
             say(f"WARNING: no more pictures are logged: {_short(error)}")
             self._draw = None
             return
-        self._shown |= dict.fromkeys(made, (self._at[0], step))
-        for name, picture in made.items():
+        self._shown |= dict.fromkeys(pictures, (self._at[0], step))
+        for name, picture in pictures.items():
             self._each("image", step, f"figures/{name}", picture)
 
-    def tested(self, phase: str, step: int, before: int, scores: Mapping[str, float]) -> None:
+    def tested(
+        self, phase: str, step: int, earlier_steps: int, scores: Mapping[str, float]
+    ) -> None:
         """Show what the weights of a phase reached on the test split; `step`: its last."""
-        if self._at != (phase, before):
-            self.begin(phase, step, before)
+        if self._at != (phase, earlier_steps):
+            self.begin(phase, step, earlier_steps)
         self.scalars(step, {f"test_{name}": value for name, value in scores.items()})
         self.pictures(step)
 
-    def _each(self, method: str, *args: Any, **how: Any) -> None:
+    def _each(self, method: str, *args: Any, **options: Any) -> None:
         for name, one in list((self._open or {}).items()):
             try:
-                getattr(one, method)(*args, **how)
+                getattr(one, method)(*args, **options)
             except Exception as error:
                 _warn(name, error)
                 assert self._open is not None

@@ -15,7 +15,10 @@ from jaxrobust.types import Threat
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
     """List the warnings before a run trains or goes on, of the config as each phase sees it."""
-    every = (of_step(seen, name) + _splits(seen) for name, seen in configs.items())
+    every = (
+        of_step(phase_config, name) + _splits(phase_config)
+        for name, phase_config in configs.items()
+    )
     return list(dict.fromkeys(line for sentences in every for line in sentences))
 
 
@@ -32,10 +35,10 @@ _SHARED = {
 def _splits(config: Config) -> list[str]:
     data, sentences = config.data, []
     for (one, other), why in _SHARED.items():
-        own = {one: (data.name, data[one])}
+        splits = {one: (data.name, data[one])}
         if one == "train_split" and data.extra:
-            own["extra_split"] = data.extra, data.extra_split
-        for key, images in own.items():
+            splits["extra_split"] = data.extra, data.extra_split
+        for key, images in splits.items():
             if grammar.same_images(images, (data.name, data[other])):
                 says = f"data.{key}={images[1]} holds images of data.{other}={data[other]}"
                 sentences.append(f"{says}: {why}")
@@ -46,8 +49,8 @@ def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     if not objectives.named(config[name].objective).attacks:
         return []
-    each = [_of_step(own) for own in inner.by_norm(config.attack)]
-    return list(dict.fromkeys(sentence for own in each for sentence in own))
+    of_norms = (_of_step(attack) for attack in inner.by_norm(config.attack))
+    return list(dict.fromkeys(sentence for sentences in of_norms for sentence in sentences))
 
 
 def _of_step(a: AttackSection) -> list[str]:
@@ -78,8 +81,8 @@ def check_start(config: Config, first: str) -> None:
             "starts from, which would be random; give clean weights (init.weights), or epochs of a "
             "clean phase before it (pretrain.epochs)"
         )
-    named = config.data.augmentation
-    chain = PRESETS[named].chain if named in PRESETS else named
+    augmentation = config.data.augmentation
+    chain = PRESETS[augmentation].chain if augmentation in PRESETS else augmentation
     mixup, cutmix, *_ = build.mixes_and_erases(config)
     heavy = mixup or cutmix or "randaugment" in chain
     random = not config.init.weights and not config[first].from_random
@@ -117,12 +120,12 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
         wrong = p.batch_size % (unit if p.batch_size % at_a_time == 0 else devices)
         if wrong and abs(nearest - p.batch_size) <= FARTHEST * p.batch_size:
             sizes[name] = nearest
-            each = (
+            part = (
                 f"into parts of {p.batch_size // devices} images, because {at_a_time} go together"
             )
             sentences.append(
                 f"{name}.batch_size={p.batch_size} cannot be split over {devices} devices"
-                f"{f' {each}' if parted else ''}: it becomes {nearest}, the nearest that can, and "
+                f"{f' {part}' if parted else ''}: it becomes {nearest}, the nearest that can, and "
                 f"{name}.lr stays {p.lr:g}"
             )
     return (_copied(config, sizes) if sizes else config), sentences

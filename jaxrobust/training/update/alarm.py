@@ -184,11 +184,11 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
     `images`: of a probe of the phase `name`, on all devices together.
     """
     p, a, every = config[name], config.attack, config.alarm.every_steps
-    before = int(objectives.named(p.objective).of_probabilities)
+    target_passes = int(objectives.named(p.objective).of_probabilities)
     passes = mixes.passes(a, mix=MIX)
     gradients = 2 + 2 * (1 if config.model.dtype == "float32" else _FLOAT32)
     more = 2 * STRONGER * len(mixes.norms_of(a))
-    of_probe = before + passes + 1 + (passes + more) + 1 + gradients
+    of_probe = target_passes + passes + 1 + (passes + more) + 1 + gradients
     # Of a single step.
     cost = of_probe * images / (objectives.passes(p.objective, a) * p.batch_size)
     if cost > share * every:
@@ -232,16 +232,16 @@ def of_norms(stats: Mapping[str, Any]) -> Norms:
     broken, dead = [], []
     for name, array in jax.device_get(running).items():
         array = np.asarray(array)
-        norm, _, what = name.rpartition(".")
-        below = array < 0 if what.endswith("var") else np.zeros(array.shape, bool)
+        norm, _, kind = name.rpartition(".")
+        below = array < 0 if kind.endswith("var") else np.zeros(array.shape, bool)
         infinite = ~np.isfinite(array)
         for bad, words in ((infinite, "not finite"), (below & ~infinite, "negative")):
             if bad.any():
                 worst = f" (lowest {array[bad].min():.2g})" if words == "negative" else ""
                 of = f"{bad.sum()} of {array.size} channels"
-                broken.append(f"the {_WORDS[what]} of {norm} is {words} in {of}{worst}")
+                broken.append(f"the {_WORDS[kind]} of {norm} is {words} in {of}{worst}")
         still = (array >= 0) & (array <= _DEAD)
-        if what.endswith("var") and still.any():
+        if kind.endswith("var") and still.any():
             dead.append(f"{still.sum()} of {array.size} in {norm}")
     warning = (
         f"{_listed(dead)} channels are dead: a running variance of at most {_DEAD:g} means that "

@@ -36,7 +36,9 @@ def training_attack(
     if row.pairs or mixes.is_mixed(a):
         several_norms("check")(a, objective)
     norms = mixes.norms_of(a)
-    plans = [_planned(own, objective, extra_steps) for own in by_norm(a) if own.norm in norms]
+    plans = [
+        _planned(section, objective, extra_steps) for section in by_norm(a) if section.norm in norms
+    ]
     if mixes.is_mixed(a):
         return several_norms("attack")(plans, mix or a.mix, row.attack_loss)
     return attack_of(plans[0])

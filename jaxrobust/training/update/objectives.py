@@ -153,11 +153,11 @@ def of_two_passes(
     ) -> Value:
         first, second = _two_draws(key)
         clean, moved = net.apply(params, stats, batch.images.clip(0, 1), train=True, key=first)
-        before = moved if statistics == "both" else stats
-        robust, after = net.apply(params, before, images_adv, train=True, key=second)
+        adv_stats = moved if statistics == "both" else stats
+        robust, after = net.apply(params, adv_stats, images_adv, train=True, key=second)
         value, shown = terms(batch, clean, robust)
-        named = {"clean": clean, "robust": robust}
-        metrics = {name: accuracy(logits, batch.labels) for name, logits in named.items()}
+        passes = {"clean": clean, "robust": robust}
+        metrics = {name: accuracy(logits, batch.labels) for name, logits in passes.items()}
         return value, (after, metrics | shown)
 
     return Objective(attack_targets, loss, _two_draws)
@@ -202,8 +202,8 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
         strongest = jnp.take_along_axis(q, other[:, None], axis=1)[:, 0]
         margin = -jnp.log(1.0001 - strongest + 1e-12)
         unsure = 1.0000001 - jnp.where(is_label, p, 0).sum(-1)
-        each = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
-        kl = (each.sum(-1) * unsure).mean()
+        divergences = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
+        kl = (divergences.sum(-1) * unsure).mean()
         return (cross_entropy(robust, labels) + margin).mean() + beta * kl, {"kl": kl}
 
     return of_two_passes(at_labels(attack_labels), terms, statistics)

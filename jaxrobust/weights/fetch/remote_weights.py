@@ -74,10 +74,10 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
                 repository, file, revision=revision, cache_dir=cache, endpoint=endpoint
             )
         except errors.LocalEntryNotFoundError as error:  # it did not ask, or got no answer
-            known = huggingface_hub.try_to_load_from_cache(
+            cached = huggingface_hub.try_to_load_from_cache(
                 repository, file, cache_dir=cache, revision=revision
             )
-            if not (known is None or isinstance(known, str)):  # it did not exist when asked last
+            if not (cached is None or isinstance(cached, str)):  # it did not exist when asked last
                 return None
             reason = f"{error.__cause__ or error}".partition("\n")[0]
             raise Unreachable(

@@ -49,12 +49,12 @@ def parse(text: str) -> WeightSource:
         return folder(text, own_run)
     if text in PUBLISHED:
         net = PUBLISHED[text]
-        known = WeightSource(text, "remote", address=net.address, model=net.model)
-        return known._replace(published=text, sha256=net.sha256 or None)
+        source = WeightSource(text, "remote", address=net.address, model=net.model)
+        return source._replace(published=text, sha256=net.sha256 or None)
     timm = _TIMM.fullmatch(text) if path.suffix not in files.SUFFIXES else None
     if timm and timm[1] in timm_names():
-        own = timm_names()[timm[1]]
-        return WeightSource(text, "remote", address=f"hf://timm/{text}", model=own)
+        timm_name = timm_names()[timm[1]]
+        return WeightSource(text, "remote", address=f"hf://timm/{text}", model=timm_name)
     raise ValueError(f"{text}: {_unknown(text, timm)}")
 
 
@@ -76,8 +76,8 @@ def folder(text: str, path: Path) -> WeightSource:
         return WeightSource(text, "folder", path, file=file, settings=config)
     for name in remote_weights.WEIGHTS:
         if (path / name).is_file():
-            beside = config if config.is_file() else None
-            return WeightSource(text, "repository", path, file=path / name, settings=beside)
+            settings = config if config.is_file() else None
+            return WeightSource(text, "repository", path, file=path / name, settings=settings)
     if config.is_file():
         weights_folder.about(path)  # refuses one whose weights are missing
         return WeightSource(text, "run", path)
@@ -94,10 +94,10 @@ def timm_names() -> dict[str, str]:
     """Map timm's names to ours, of the networks that timm builds as they are."""
     names = {}
     for name in models.available():
-        known, row = models.member(name).reference, models.variant(name)
-        changed = known.options or known.strides or getattr(row, "stem_widths", ())
-        if not (changed or known.base.endswith(".py")):
-            names[known.base] = name
+        reference, row = models.member(name).reference, models.variant(name)
+        changed = reference.options or reference.strides or getattr(row, "stem_widths", ())
+        if not (changed or reference.base.endswith(".py")):
+            names[reference.base] = name
     return names
 
 
@@ -109,8 +109,8 @@ def _unknown(text: str, timm: re.Match | None) -> str:
         )
     if others := [key for key in PUBLISHED if own_id(key) == text]:
         return f"nothing is there, and RobustBench's networks of that id are {' and '.join(others)}"
-    if (own := own_id(text)) in PUBLISHED and PUBLISHED[own].file == f"{text}.pt":
-        return f"nothing is there; RobustBench's network of that table is {own} alone"
+    if (published_id := own_id(text)) in PUBLISHED and PUBLISHED[published_id].file == f"{text}.pt":
+        return f"nothing is there; RobustBench's network of that table is {published_id} alone"
     here = map(str, Path(text).parent.glob("*"))
     if near := difflib.get_close_matches(text, [*shipped.RUNS, *PUBLISHED, *here], n=3, cutoff=0.7):
         return f"nothing is there; did you mean {', '.join(near)}?"
@@ -118,8 +118,8 @@ def _unknown(text: str, timm: re.Match | None) -> str:
     if timm and near:
         ids = ", ".join(f"{name}.{timm[2]}" for name in near)
         return f"nothing is there, and timm's {timm[1]} is no network here; did you mean {ids}?"
-    known = ", ".join(files.SUFFIXES)
-    return f"no such file; give one of {known}, or {KINDS.partition(', ')[2]}"
+    suffixes = ", ".join(files.SUFFIXES)
+    return f"no such file; give one of {suffixes}, or {KINDS.partition(', ')[2]}"
 
 
 def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:
@@ -127,8 +127,8 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
     wanted = sha256 or source.sha256
     if source.kind == "remote":
         name = f"{own_id(source.published)}.pt" if source.published else None
-        file, beside = remote_weights.fetch(source.address, sha256=wanted, name=name, tell=tell)
-        return source._replace(file=file, settings=beside)
+        file, settings = remote_weights.fetch(source.address, sha256=wanted, name=name, tell=tell)
+        return source._replace(file=file, settings=settings)
     if source.file is not None and wanted:
         remote_weights.check_sha256(source.file, wanted)
     elif wanted:
@@ -141,7 +141,7 @@ def settings_of(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        whole = json.loads(path.read_text())
-        return whole | (whole.get("pretrained_cfg") or {})
+        settings = json.loads(path.read_text())
+        return settings | (settings.get("pretrained_cfg") or {})
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from error

@@ -61,29 +61,29 @@ def compose(
     net = spec.create(dtype="float32")
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
-    patterns = [p for p, how in ((stored.stem, stem), (stored.head, head)) if how != "keep"]
+    patterns = [p for p, choice in ((stored.stem, stem), (stored.head, head)) if choice != "keep"]
     anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
     dropped, resized = {}, {}
-    for key, which, targets in stored.matched:
-        if which.target is None:
-            dropped[key] = which.reason
+    for key, row, targets in stored.matched:
+        if row.target is None:
+            dropped[key] = row.reason
         elif all(anew.fullmatch(t) for t in targets):
             dropped[key] = "is drawn anew"
-        elif which.resize and (to := shapes.get(targets[0])) not in (
+        elif row.resize and (to := shapes.get(targets[0])) not in (
             None,
             stored.arrays[key].shape,
         ):
             resized[targets[0]] = (stored.arrays[key].shape, to)
-    kept = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is drawn anew"}
+    retained = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is drawn anew"}
     values = normalize or tuple((v,) for v in stored.normalize)
-    added = {} if stored.ours else _normalize(kept, values, shapes)
+    added = {} if stored.our_names else _normalize(retained, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
     try:
-        filled = convert.rename(stored.rows, kept | added, expected, name=spec.name)
+        filled = convert.rename(stored.rows, retained | added, expected, name=spec.name)
     except ValueError as error:
-        if stem == "keep" and _fits_but_for_stem(stored, kept | added, expected):
+        if stem == "keep" and _fits_but_for_stem(stored, retained | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init_stem of "
                 f"jaxrobust import). {error}"
@@ -109,17 +109,17 @@ def compose(
 
 def check_choices(name: str, stem: str, head: str) -> None:
     """Refuse an `init.stem` or `init.head` that is none, or is not for the network."""
-    named = head.startswith("fresh:")
+    starts_fresh = head.startswith("fresh:")
     of_torch = pytorch.is_name(name)
     for key, value in (("stem", stem), ("head", head)):
-        if value not in CHOICES[key] and not (key == "head" and named):
+        if value not in CHOICES[key] and not (key == "head" and starts_fresh):
             raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
         if value != "keep" and functions.is_name(name) and not (of_torch and key == "head"):
             raise ValueError(
                 f"init.{key}={value}: which weights of {name} are its {key} is not known; let "
                 f"that function load the weights that it keeps, or set init.{key}=keep"
             )
-    if named and not of_torch:
+    if starts_fresh and not of_torch:
         raise ValueError(
             f"init.head={head}: parts are named of PyTorch's modules alone, and {name} knows its "
             "head; set init.head=fresh"
@@ -136,11 +136,11 @@ def _check_types(arrays: Arrays) -> None:
 
 
 def _fits_but_for_stem(stored: StoredNames, arrays: Arrays, expected: Shapes) -> bool:
-    left = re.compile(stored.stem)
-    out = {k for k, _, targets in stored.matched if any(left.fullmatch(t) for t in targets)}
-    rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
+    drawn = re.compile(stored.stem)
+    out = {k for k, _, targets in stored.matched if any(drawn.fullmatch(t) for t in targets)}
+    others = {key: shape for key, shape in expected.items() if not drawn.fullmatch(key)}
     try:
-        convert.rename(stored.rows, {k: a for k, a in arrays.items() if k not in out}, rest)
+        convert.rename(stored.rows, {k: a for k, a in arrays.items() if k not in out}, others)
     except ValueError:
         return False
     return True

@@ -74,7 +74,7 @@ class StoredNames(NamedTuple):
     head: str  # the same
     # (stored name, its row, our names) of all that exactly one row matches.
     matched: tuple[tuple[str, Renaming, list[str]], ...]
-    ours: bool = False  # our own names, which always come with a normalisation
+    our_names: bool = False  # which, which always come with a normalisation
 
 
 def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> StoredNames:
@@ -83,8 +83,8 @@ def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Stor
         # What is resized has the same name in both namings.
         resizable = [r for r in models.torch_names(name) if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
-        rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        return _matched(name, [*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
+        row_of_others = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
+        return _matched(name, [*resizable, row_of_others], dict(arrays), (0.0, 1.0), our_names=True)
     return _torch_names(name, arrays, overrides)
 
 
@@ -94,8 +94,8 @@ def _torch_names(
     arrays = unwrapped(stored)
     for pair in (("mu", "sigma"), ("normalization.mean", "normalization.std")):
         if arrays.keys() >= {*pair}:
-            ours = dict(zip(pair, _NORMALIZATION, strict=True))
-            arrays = {ours.get(key, key): array for key, array in arrays.items()}
+            defaults = dict(zip(pair, _NORMALIZATION, strict=True))
+            arrays = {defaults.get(key, key): array for key, array in arrays.items()}
     for other in models.other_names(name):
         if any(re.fullmatch(other.marker, key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
@@ -109,14 +109,18 @@ def _matched(
     rows: Sequence[Renaming],
     arrays: Arrays,
     normalize: tuple[float, float],
-    ours: bool = False,
+    our_names: bool = False,
 ) -> StoredNames:
-    own, matched = models.family(name).names, []
+    rules, matched = models.family(name).names, []
     for key in arrays:
         if len(fitting := matches(rows, key)) == 1:
-            ((which, match),) = fitting
-            matched.append((key, which, [match.expand(template) for template in targets(which)]))
-    return StoredNames(name, rows, arrays, normalize, own.stem, own.head, tuple(matched), ours)
+            ((pattern, match),) = fitting
+            matched.append(
+                (key, pattern, [match.expand(template) for template in targets(pattern)])
+            )
+    return StoredNames(
+        name, rows, arrays, normalize, rules.stem, rules.head, tuple(matched), our_names
+    )
 
 
 def from_torch(
@@ -173,16 +177,16 @@ def filled(
 ) -> tuple[Arrays, Arrays]:
     """Make params and stats of these shapes of arrays whose names the rows make ours."""
     params, stats = shapes
-    ours = rename(rows, arrays, _shapes({**params, **stats}), name=name)
-    return {key: ours[key] for key in params}, {key: ours[key] for key in stats}
+    renamed = rename(rows, arrays, _shapes({**params, **stats}), name=name)
+    return {key: renamed[key] for key in params}, {key: renamed[key] for key in stats}
 
 
 def in_channels(stored: StoredNames) -> int | None:
     """Count the image channels that a stored stem takes; None if there is no stem."""
     stem = re.compile(stored.stem)
     channels = {
-        _place(target): stored.arrays[key].shape[1 if which.transform is conv_oihw else 2]
-        for key, which, targets in stored.matched
+        _place(target): stored.arrays[key].shape[1 if pattern.transform is conv_oihw else 2]
+        for key, pattern, targets in stored.matched
         for target in targets
         if stem.fullmatch(target) and target.endswith(".kernel") and stored.arrays[key].ndim == 4
     }
@@ -237,72 +241,72 @@ def to_torch(
     >>> list(state_dict)[:2], state_dict["conv1.weight"].shape
     (['conv1.weight', 'bn1.weight'], (64, 3, 7, 7))
     """
-    ours = {**params, **stats}
-    wrapped = _holds_normalisation(name, ours, layout, overrides)
+    arrays = {**params, **stats}
+    wrapped = _holds_normalisation(name, arrays, layout, overrides)
     net = PUBLISHED.get(layout)
     buffers = (net and net.buffers) or ()
     wrapped = wrapped and (net is None or net.buffers is None)
     size = {"image_size": image_size or models.member(name).counted_at}
     try:
-        theirs = reference_names(name, ours, wrapped=wrapped, **overrides)
+        renamed = reference_names(name, arrays, wrapped=wrapped, **overrides)
     except ValueError as error:
-        if cause := _cause(name, ours, size | overrides):
+        if cause := _cause(name, arrays, size | overrides):
             raise ValueError(f"{error}: {cause}") from error
         raise
-    _check_shapes(name, ours, layout, size | overrides)
+    _check_shapes(name, arrays, layout, size | overrides)
     for old, new in net.renamed if net else ():
-        theirs = {key.replace(old, new): array for key, array in theirs.items()}
-    inside = {key: _buffer(ours, key) for key in buffers}
+        renamed = {key.replace(old, new): array for key, array in renamed.items()}
+    inside = {key: _buffer(arrays, key) for key in buffers}
     names = models.family(name).names
     if net and net.made and names.made:
         row = models.variant(name, **overrides)
-        theirs |= names.made(row, net.board.image_size)
-    return inside | theirs
+        renamed |= names.made(row, net.board.image_size)
+    return inside | renamed
 
 
-def _buffer(ours: Mapping, key: str) -> np.ndarray:
+def _buffer(arrays: Mapping, key: str) -> np.ndarray:
     name, transform = _BUFFERS[key]
-    array = _out(ours[name], transform, float_type(ours), name)
+    array = _out(arrays[name], transform, float_type(arrays), name)
     return array[0] if transform is channels else array
 
 
-def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
+def reference_names(name: str, arrays: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
     """Put our arrays under the reference's names and in its order, of a row with any options."""
-    rows, used, dtype = models.torch_names(name), {*_NORMALIZATION}, float_type(ours)
+    rows, used, dtype = models.torch_names(name), {*_NORMALIZATION}, float_type(arrays)
     inside = _NORMALIZATION if wrapped else ()
-    theirs = {key: _out(ours[key], channels, dtype, key) for key in inside}
+    renamed = {key: _out(arrays[key], channels, dtype, key) for key in inside}
     for key in models.torch_keys(name, **overrides):
         ((renaming, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
         if renaming.target is None:
-            made = renaming.make(ours, match) if renaming.make else np.zeros((), np.int64)
-            theirs[full] = made.astype(dtype) if made.dtype.kind == "f" else made
+            array = renaming.make(arrays, match) if renaming.make else np.zeros((), np.int64)
+            renamed[full] = array.astype(dtype) if array.dtype.kind == "f" else array
             continue
         (target,) = (match.expand(template) for template in targets(renaming))
-        if target not in ours:
+        if target not in arrays:
             raise ValueError(f"{target} is missing: these are not the weights of {name}")
-        theirs[full] = _out(ours[target], renaming.transform, dtype, target)
+        renamed[full] = _out(arrays[target], renaming.transform, dtype, target)
         used.add(target)
-    if extra := ours.keys() - used:
+    if extra := arrays.keys() - used:
         raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
-    return theirs
+    return renamed
 
 
-def _cause(name: str, ours: Mapping, overrides: dict) -> str:
-    overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
+def _cause(name: str, arrays: Mapping, overrides: dict) -> str:
+    overrides = {"num_classes": 2, "in_channels": arrays["normalize.mean"].size} | overrides
     params, stats = jax.eval_shape(models.create(name, **overrides).init, jax.random.key(0))
     skip = re.compile(models.family(name).names.head)
-    own = {key: shape for key, shape in _shapes(ours).items() if not skip.fullmatch(key)}
-    return compared(name, own, _shapes(params | stats))
+    shapes = {key: shape for key, shape in _shapes(arrays).items() if not skip.fullmatch(key)}
+    return compared(name, shapes, _shapes(params | stats))
 
 
-def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
+def _check_shapes(name: str, arrays: Mapping, layout: str, overrides: dict) -> None:
     if layout == "timm":
         rows = [r for r in models.torch_names(name) if r.resize]
         ours_of = [re.sub(r"\\\d", ".+", str(r.target)) for r in rows]
         resizable = [r.pattern.pattern for r in rows] + ours_of
         skip = re.compile("|".join([models.family(name).names.head, *resizable]))
-        overrides = {"in_channels": ours["normalize.mean"].size} | overrides
+        overrides = {"in_channels": arrays["normalize.mean"].size} | overrides
         net = models.create(name, **overrides)
     else:
         board = PUBLISHED[layout].board
@@ -311,11 +315,11 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
         expected = f"{board.num_classes} classes, {board.image_size} px, 3 channels"
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     for key, array in (params | stats).items():
-        if not skip.fullmatch(key) and ours[key].shape != array.shape:
-            what = name if layout == "timm" else f"{layout} ({expected})"
-            remedy = _cause(name, ours, overrides) if layout == "timm" else ""
+        if not skip.fullmatch(key) and arrays[key].shape != array.shape:
+            layout_name = name if layout == "timm" else f"{layout} ({expected})"
+            remedy = _cause(name, arrays, overrides) if layout == "timm" else ""
             raise ValueError(
-                f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; "
+                f"{layout_name} has {key} {array.shape}, and here it is {arrays[key].shape}; "
                 f"{remedy or _MODULE}"
             )
 
@@ -334,7 +338,7 @@ def _out(array: Any, transform: Transform, dtype: np.dtype, name: str) -> np.nda
     return np.ascontiguousarray(transform.to_torch(array))
 
 
-def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:
+def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dict) -> bool:
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
@@ -344,9 +348,9 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
         wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
         if models.computed(wanted, {}) != models.computed(name, overrides):
             raise ValueError(f"{layout} is a {wanted}, not a {name} (or not with these options)")
-    if missing := {"normalize.mean", "normalize.std"} - ours.keys():
+    if missing := {"normalize.mean", "normalize.std"} - arrays.keys():
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
-    mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
+    mean, std = (np.asarray(arrays[f"normalize.{k}"]) for k in ("mean", "std"))
     fixed = np.array((board.mean, board.std) if wrapped else ((0,), (1,)))
     # Of float64 both numbers: that which is written, and what its rounding to float32 became.
     if not all(
@@ -371,14 +375,14 @@ def load(
     name: str, path: Path, *, which: str | None = None, **options: Any
 ) -> tuple[Arrays, Arrays]:
     """Read params and stats of a network from a file with our names or the reference's."""
-    arrays = files.read(path, which=which)
+    arrays = files.read(path, weights_kind=which)
     if float_type(arrays) == np.float64:
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}
     try:
         stored = names(name, arrays, **row_options)
         options = {"in_channels": in_channels(stored) or 3} | options
-        if not stored.ours:
+        if not stored.our_names:
             return from_torch(name, arrays, **options)
         shapes = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
         return filled(shapes, stored.rows, arrays, name=name)

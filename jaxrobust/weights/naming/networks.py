@@ -33,8 +33,8 @@ def network(artifact: Artifact, request: Request) -> Network:
     """Name stored arrays as ours, and make them the complete weights of a network."""
     facts = artifact.facts
     name = _name(facts, request.model)
-    known = facts.model is not None and facts.options is not None
-    stated = (str(facts.model), dict(facts.options or {})) if known else None
+    has_facts = facts.model is not None and facts.options is not None
+    stated = (str(facts.model), dict(facts.options or {})) if has_facts else None
     options = certificates.options(name, request.options, stated, facts.where)
     stored = convert.names(name, artifact.arrays, **options)
     values, normalized_by = normalisation(stored, facts, request)
@@ -42,7 +42,7 @@ def network(artifact: Artifact, request: Request) -> Network:
         width = convert.head_width(stored)
         spec = NetworkSpec(name, *_sizes(stored, width, facts, request), options)
         keep = request.num_classes in (None, width)
-        made = compose(
+        network = compose(
             spec,
             stored,
             stem="fresh" if request.init_stem else "keep",
@@ -52,15 +52,15 @@ def network(artifact: Artifact, request: Request) -> Network:
         )
     except ValueError as error:
         raise ValueError(f"{facts.where}: {error}") from error
-    made = made._replace(facts=facts, normalized_by=normalized_by)
+    network = network._replace(facts=facts, normalized_by=normalized_by)
     exported = (facts.settings.get("jaxrobust") or {}).get("weights_sha256")
-    as_stored = not (made.fresh or made.resized or request.raw or request.normalize != "auto")
-    if exported and as_stored and made.weights_sha256 != exported:
+    as_stored = not (network.fresh or network.resized or request.raw or request.normalize != "auto")
+    if exported and as_stored and network.weights_sha256 != exported:
         raise ValueError(
             f"{facts.where} holds other weights than config.json beside it describes (another "
             "sha256); get both again"
         )
-    return made
+    return network
 
 
 def normalisation(

@@ -53,24 +53,24 @@ def rename(
         cause = cause or "check the model name, num_classes and image_size"
         count = len(problems) + len(missing)
         lines = [f"{count} weights do not fit; {cause}{_alike(source, but=name)}:"]
-        kept = sorted(problems)[: max(_SHOWN - len(missing), _SHOWN // 2 + 1)]  # of both kinds
-        lines += sorted([*kept, *missing[: _SHOWN - len(kept)]])
+        shown = sorted(problems)[: max(_SHOWN - len(missing), _SHOWN // 2 + 1)]  # of both kinds
+        lines += sorted([*shown, *missing[: _SHOWN - len(shown)]])
         lines += [f"and {count - _SHOWN} more"] * (count > _SHOWN)
         raise ValueError("\n  ".join(lines))
     return filled
 
 
-def compared(name: str | None, theirs: Shapes, ours: Shapes) -> str:
+def compared(name: str | None, stored_shapes: Shapes, shapes: Shapes) -> str:
     """Name the options that stored shapes (our name -> shape) tell where a network has others."""
     tell = models.family(name).names.options if name else None
     if tell is None:
         return ""
-    stored, own = tell(theirs), tell(ours)
-    if not (other := [key for key in stored if stored[key] != own.get(key)]):
+    stored, expected = tell(stored_shapes), tell(shapes)
+    if not (other := [key for key in stored if stored[key] != expected.get(key)]):
         return ""
     words, instead = (
         ", ".join(f"{key}={options[key]!r}" for key in other if key in options)
-        for options in (stored, own)
+        for options in (stored, expected)
     )
     here = f"this {name} has {instead}" if instead else f"this {name} is another one"
     return f"their shapes are those of {words}, and {here}; give {words} as options of the network"

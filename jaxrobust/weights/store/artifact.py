@@ -80,8 +80,8 @@ class Network(NamedTuple):
     @property
     def sizes(self) -> dict[str, Any]:
         """Collect what its images and classes are, and the options."""
-        own = {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
-        return own | self.options
+        sizes = {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
+        return sizes | self.options
 
     @property
     def normalises_itself(self) -> bool:

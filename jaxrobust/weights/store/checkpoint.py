@@ -139,9 +139,9 @@ class Checkpoints:
                 sizes[name, index] = block.size
                 bad += [name] if hashes.array_sha256(block) != sha256 else []
         if files:  # a process holds some of the blocks, and all have to stop
-            found = hosts.everyone((bad, sizes))
-            bad = [name for names, _ in found for name in names]
-            sizes = {key: size for _, of_process in found for key, size in of_process.items()}
+            findings = hosts.everyone((bad, sizes))
+            bad = [name for names, _ in findings for name in names]
+            sizes = {key: size for _, of_process in findings for key, size in of_process.items()}
         if bad:
             raise self._damaged(step, f"{bad[0]} has another sha256 than when it was saved")
         compared = Counter[str]()
@@ -218,27 +218,31 @@ class Checkpoints:
         """Name a damaged checkpoint, RUN/PHASE/KIND/STEP, and what else the run has."""
         kind, phase = self.directory.name, self.directory.parent
         there = [other for other in steps(self.directory) if other != step]
-        before = [other for other in there if other < step]
-        rest = [f"the previous step ({before[-1]})"] if before else []
-        rest += [f"a later step ({there[0]})"] if there and not before else []
+        earlier = [other for other in there if other < step]
+        options = [f"the previous step ({earlier[-1]})"] if earlier else []
+        options += [f"a later step ({there[0]})"] if there and not earlier else []
         kinds = {"latest": "the latest checkpoint", "best": "the best weights"}
         kinds["stopped"] = "the checkpoint of the last stop"
         if kind == "best":
             kinds["latest"] += ", which the training command then evaluates"
-        rest += [
+        options += [
             f"{words} ({phase.name}/{other}/{there[-1]})"
             for other, words in kinds.items()
             if other != kind and (there := steps(phase / other))
         ]
-        rest += [
+        options += [
             f"another phase (--phase={path.parent.name})"
             for path in sorted(phase.parent.glob(f"*/{kind}"))
             if path != self.directory and steps(path)
         ]
-        rest += ["the start of the phase, where training begins again"] * (kind == "latest")
+        options += ["the start of the phase, where training begins again"] * (kind == "latest")
         return ValueError(
             f"{self.directory / str(step)} is damaged ({reason}); restore it from a copy, or "
-            + (f"move it away and use {' or '.join(rest)}" if rest else "train in a new --workdir")
+            + (
+                f"move it away and use {' or '.join(options)}"
+                if options
+                else "train in a new --workdir"
+            )
         )
 
     @contextlib.contextmanager
@@ -278,8 +282,8 @@ class Checkpoints:
             )
 
 
-def _lasting(what: str) -> contextlib.AbstractContextManager:
-    return patience.lasting(what, here=jax.process_index() == 0)
+def _lasting(action: str) -> contextlib.AbstractContextManager:
+    return patience.lasting(action, here=jax.process_index() == 0)
 
 
 def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:

@@ -33,25 +33,25 @@ WHICH = {"ema": "averaged", "raw": "raw"}  # for messages
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
-def read(path: Path, *, which: str | None = None) -> Arrays:
+def read(path: Path, *, weights_kind: str | None = None) -> Arrays:
     """Read the arrays of a safetensors or PyTorch file by their names; see `artifact`."""
-    return artifact(path, which=which).arrays
+    return artifact(path, weights_kind=weights_kind).arrays
 
 
-def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Artifact:
+def artifact(path: Path, *, weights_kind: str | None = None, cast: bool = False) -> Artifact:
     """Read the arrays of a safetensors or PyTorch file by their names, in the types of the file.
 
     A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
     """
-    if which not in (None, *WHICH):
-        raise ValueError(f"which={which!r}; one of {', '.join(WHICH)}, or None")
+    if weights_kind not in (None, *WHICH):
+        raise ValueError(f"which={weights_kind!r}; one of {', '.join(WHICH)}, or None")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
     stored, arrays = Artifact({}), Arrays()
     for part in _parts(path):
-        stored = _reader(part)(part, which, cast)
+        stored = _reader(part)(part, weights_kind, cast)
         if twice := arrays.keys() & stored.arrays.keys():
             raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
         arrays |= _single(part, stored.arrays) if cast else stored.arrays
@@ -122,8 +122,8 @@ def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
     return _read_torch
 
 
-def _read_safetensors(path: Path, which: str | None, cast: bool) -> Artifact:
-    if which:
+def _read_safetensors(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
+    if weights_kind:
         raise ValueError(f"{path} holds one set of weights; leave --which out")
     try:
         return Artifact(load_file(path))
@@ -142,7 +142,7 @@ def _read_safetensors(path: Path, which: str | None, cast: bool) -> Artifact:
         ) from error
 
 
-def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
+def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
     try:
         import torch
     except ImportError as error:
@@ -168,7 +168,7 @@ def _read_torch(path: Path, which: str | None, cast: bool) -> Artifact:
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    stored = _state(path, tree, which)
+    stored = _state(path, tree, weights_kind)
     tensors = stored.arrays
     if cast:
         tensors |= {k: t.float() for k, t in tensors.items() if t.dtype == torch.bfloat16}
@@ -205,9 +205,9 @@ def _check_parts(path: Path) -> None:
                 ) from error
 
 
-def _state(path: Path, tree: Any, which: str | None) -> Artifact:
+def _state(path: Path, tree: Any, weights_kind: str | None) -> Artifact:
     try:
-        stored = state_dict(tree, which)
+        stored = state_dict(tree, weights_kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if stored is None:
@@ -215,7 +215,7 @@ def _state(path: Path, tree: Any, which: str | None) -> Artifact:
             f"{path} holds no state dict, nor one under {', '.join(_PLAIN)}; save it with "
             "torch.save(model.state_dict(), ...)"
         )
-    if which and stored.facts.which is None:
+    if weights_kind and stored.facts.which is None:
         under = f", under {stored.facts.place!r}," if stored.facts.place else ""
         raise ValueError(
             f"{path} holds one set of weights{under} and does not say whether they are averaged "
@@ -224,7 +224,7 @@ def _state(path: Path, tree: Any, which: str | None) -> Artifact:
     return stored
 
 
-def state_dict(tree: Any, which: str | None, depth: int = 5) -> Artifact | None:
+def state_dict(tree: Any, weights_kind: str | None, depth: int = 5) -> Artifact | None:
     """Find the name -> array mapping in a checkpoint, however deep; None if there is none."""
     import torch
 
@@ -233,15 +233,15 @@ def state_dict(tree: Any, which: str | None, depth: int = 5) -> Artifact | None:
     if tree and all(isinstance(k, str) and torch.is_tensor(v) for k, v in tree.items()):
         return Artifact(tree)
     there = _places(tree)
-    own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
-    other = {"ema": "raw", "raw": "ema"}.get(own or "", "")
-    if which and there[other] and not (there[which] or there[None]):
+    chosen = weights_kind or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
+    other = {"ema": "raw", "raw": "ema"}.get(chosen or "", "")
+    if weights_kind and there[other] and not (there[weights_kind] or there[None]):
         raise ValueError(
             f"it holds {WHICH[other]} weights only, under {there[other][0]!r}; ask for {other}"
         )
-    kind = own if there[own] else None
+    kind = chosen if there[chosen] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
-        if (stored := state_dict(tree[key], which, depth - 1)) is not None:
+        if (stored := state_dict(tree[key], weights_kind, depth - 1)) is not None:
             place = f"{key}/{stored.facts.place}".rstrip("/")
             facts = WeightFacts(which=kind or stored.facts.which, place=place)
             return Artifact(stored.arrays, facts)
@@ -259,8 +259,8 @@ def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
     raw = [_UNAVERAGED + k for k in _PLAIN if _UNAVERAGED + k in keys]
     if raw:  # the key without that word is their average
         averages = [k for k in plain if _UNAVERAGED + k in raw]
-        rest = [k for k in plain if k not in averages]
-        return {"ema": average + averages, "raw": raw, None: rest}
+        others = [k for k in plain if k not in averages]
+        return {"ema": average + averages, "raw": raw, None: others}
     if average:
         return {"ema": average, "raw": plain, None: []}
     return {"ema": [], "raw": [], None: plain}

@@ -74,8 +74,8 @@ def stated(path: Path) -> tuple[str, dict[str, Any]] | None:
     if text is None:
         return None
     try:
-        whole = json.loads(text)
-        return str(whole["architecture"]), dict(whole["options"])
+        config = json.loads(text)
+        return str(config["architecture"]), dict(config["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: its metadata {_NETWORK} is damaged ({error!r})") from error
 
@@ -84,8 +84,8 @@ def check_free(folder: Path) -> None:
     """Raise `ValueError` where a folder holds something else than such weights."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    ours = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not ours:
+    is_saved = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not is_saved:
         raise ValueError(f"{folder} holds other files; name a new folder")
 
 
@@ -100,8 +100,8 @@ def write(
     part.mkdir()
     try:
         options = config.get("options")
-        own = None if options is None else metadata(config["architecture"], options)
-        files.write(part / WEIGHTS, arrays, own or {"format": "jaxrobust"})
+        facts = None if options is None else metadata(config["architecture"], options)
+        files.write(part / WEIGHTS, arrays, facts or {"format": "jaxrobust"})
         config = config | {
             "sha256": file_sha256(part / WEIGHTS),
             "weights_sha256": hashes.weights_sha256(params, stats),  # as records say it

@@ -38,10 +38,10 @@ def of_run(
 def before(workdir: Path, config: Any) -> History:
     """Read the history of the weights that a run started from; empty: they were random."""
     start = start_of(workdir)
-    own = pytorch.is_name(config["model"]["name"])  # which may have loaded weights
+    is_module = pytorch.is_name(config["model"]["name"])  # which may have loaded weights
     weights = config["init"]["weights"] if start is None else start.get("weights")
     if start is None or "training" not in start:
-        return [None] if own or weights else []
+        return [None] if is_module or weights else []
     return checked(start["training"])
 
 
@@ -84,7 +84,7 @@ def of_config(
     that of the update, and those of several norms at once so many times as much, see `mixes.cost`;
     rounded up.
     """
-    made: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     names, passes = list(config.phases), 0.0
     trained: list[dict[str, Any]] = []
     selected: list[dict[str, Any]] = []
@@ -92,26 +92,26 @@ def of_config(
     for name in names[: names.index(phase) + 1]:
         if config[name].epochs and name not in path:
             continue
-        seen = of_phase(config, name)
-        section, attack = seen[name], seen.attack
+        phase_config = of_phase(config, name)
+        section, attack = phase_config[name], phase_config.attack
         clean = section.objective == "clean"
         steps = 0 if clean else registry.steps(attack.name, attack.steps)
-        made.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
-        made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
+        rows.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
+        rows[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
         if steps:
             keys = ("norm", "epsilon", "mix", "relative_step", "step_size", "start", "start_std")
-            made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
+            rows[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
         passes += section.epochs * (1 + steps * (mixes.cost(attack) if steps else 1))
         if section.epochs or name == phase:
-            how = {"attack": seen.evaluation.get("attack")}
-            images = _images(seen.data, "name", "selection_split", name, data or {})
-            selected.append(images | how)
+            chosen_under = {"attack": phase_config.evaluation.get("attack")}
+            images = _images(phase_config.data, "name", "selection_split", name, data or {})
+            selected.append(images | chosen_under)
         if section.epochs:
-            trained += trained_on(seen, name, data)
+            trained += trained_on(phase_config, name, data)
     if chosen is not None:
         selected[-1] = dict(chosen)
     return {
-        "phases": made,
+        "phases": rows,
         "passes": math.ceil(passes),
         "trained_on": trained,
         "selected_on": selected,
@@ -120,10 +120,10 @@ def of_config(
 
 def trained_on(config: Any, phase: str, data: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """List the images that a config, as a phase sees it, trains on."""
-    found = [_images(config.data, "name", "train_split", phase, data or {})]
+    images = [_images(config.data, "name", "train_split", phase, data or {})]
     if config.data.get("extra"):
-        found.append(_images(config.data, "extra", "extra_split", phase, data or {}))
-    return found
+        images.append(_images(config.data, "extra", "extra_split", phase, data or {}))
+    return images
 
 
 def _images(section: Any, name: str, split: str, phase: str, noted: dict[str, Any]) -> Any:

@@ -28,10 +28,10 @@ class Kept(NamedTuple):
     ema_params: Params
     ema_stats: Params
 
-    def of(self, which: str) -> Weights:
+    def of(self, kind: str) -> Weights:
         """Choose the "raw" or the "ema" weights."""
         raw = Weights(self.params, self.stats)
-        return raw if which == "raw" else Weights(self.ema_params, self.ema_stats)
+        return raw if kind == "raw" else Weights(self.ema_params, self.ema_stats)
 
 
 class ChosenWeights(NamedTuple):

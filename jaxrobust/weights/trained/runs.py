@@ -59,8 +59,8 @@ def _config(workdir: Path) -> Any:
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
     remember_programs(workdir, config.get("phases", ()))
-    own = completed(of_this_version(config, path))
-    return attributes(own)
+    resolved = completed(of_this_version(config, path))
+    return attributes(resolved)
 
 
 def remember_programs(workdir: Path, phases: Sequence[str]) -> None:
@@ -87,8 +87,8 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
 
 def classes_file(workdir: Path, phase: str) -> Path:
     """Find the file with the classes of a phase: its own, if its data is not the run's."""
-    own = workdir / phase / CLASSES
-    return own if own.exists() else workdir / CLASSES
+    phase_file = workdir / phase / CLASSES
+    return phase_file if phase_file.exists() else workdir / CLASSES
 
 
 def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
@@ -102,8 +102,8 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     if noted == function["sha256"]:
         return ""
     if pytorch.is_name(function["name"]) and pytorch.has_programs(workdir / pytorch.FOLDER):
-        what = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
-        return f"{what} began with; the run goes on with the program that it keeps since then"
+        subject = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
+        return f"{subject} began with; the run goes on with the program that it keeps since then"
     return (
         f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
         f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), and its weights are now in "
@@ -117,11 +117,11 @@ def check_classes(path: Path, source: registry.Source, *, renamed: bool = False)
     With `renamed`, lists without a common name tell nothing: another data set may name the same
     classes its way.
     """
-    known = path.read_text().splitlines() if path.exists() else []
+    classes = path.read_text().splitlines() if path.exists() else []
     names = list(source.classes)
-    if known == names or not (known and names) or (renamed and set(known).isdisjoint(names)):
+    if classes == names or not (classes and names) or (renamed and set(classes).isdisjoint(names)):
         return
-    missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+    missing, new = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
     choose = f"choose them with --classes {path}" if renamed else "give a new --workdir"
     raise ValueError(
         f"{source.where()} has other classes than {path}: {len(missing)} of its names are missing "
@@ -176,7 +176,7 @@ def at_size(config: Config, weights: Weights, image_size: int) -> Weights:
     shapes = jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0))
     arrays = jax.device_get(weights.params | weights.stats)
     try:
-        made = convert.filled(shapes, convert.names(network.name, arrays).rows, arrays)
+        filled = convert.filled(shapes, convert.names(network.name, arrays).rows, arrays)
     except ValueError as error:
         raise ValueError(f"--image_size={image_size}: {error}") from error
-    return Weights(*jax.device_put(made, sharding.replicated(sharding.make_mesh())))
+    return Weights(*jax.device_put(filled, sharding.replicated(sharding.make_mesh())))

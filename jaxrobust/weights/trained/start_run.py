@@ -52,9 +52,9 @@ def named(weights: str | None) -> str | None:
     return text.removeprefix(PREFIX) if text.startswith(PREFIX) else None
 
 
-def folder(named: str, workdir: Path) -> Path:
+def folder(start: str, workdir: Path) -> Path:
     """Return the folder of a start, beside the workdir of what starts from it."""
-    return workdir.parent / arguments.run_name(named)
+    return workdir.parent / arguments.run_name(start)
 
 
 def chain(config: Config, workdir: Path) -> list[StartRun]:
@@ -63,7 +63,7 @@ def chain(config: Config, workdir: Path) -> list[StartRun]:
     Raises:
       ValueError: there is no such config, or a run would start from itself.
     """
-    found: list[StartRun] = []
+    runs_before: list[StartRun] = []
     folders = {workdir.absolute()}
     while wanted := named(config.init.weights):
         here = StartRun(wanted, folder(wanted, workdir), config)
@@ -74,13 +74,13 @@ def chain(config: Config, workdir: Path) -> list[StartRun]:
             )
         folders.add(here.folder.absolute())
         try:
-            own = arguments.load_config(wanted)
+            loaded = arguments.load_config(wanted)
         except ValueError as error:
             raise ValueError(f"{here.words}: {error}") from error
-        _take_over(config, own)
-        config = own.lock()
-        found.append(here._replace(config=config))
-    return found
+        _take_over(config, loaded)
+        config = loaded.lock()
+        runs_before.append(here._replace(config=config))
+    return runs_before
 
 
 def _take_over(config: Config, start: Any) -> None:
@@ -117,14 +117,14 @@ def is_finished(folder: Path, config: Config) -> bool:
 
 def differences(folder: Path, config: Config) -> list[str]:
     """List what of network, start and epochs a folder's run has otherwise than a config."""
-    theirs, ours = _identity(runs.whole_config(folder)), _identity(plain(config))
-    start = ours["init.weights"]
-    if start and _imported(theirs["init.weights"]) == start:
-        theirs["init.weights"] = start
+    old_config, new_config = _identity(runs.whole_config(folder)), _identity(plain(config))
+    start = new_config["init.weights"]
+    if start and _imported(old_config["init.weights"]) == start:
+        old_config["init.weights"] = start
     return [
-        f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} in the config"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
+        f"{key} is {old_config.get(key)!r} there, {new_config.get(key)!r} in the config"
+        for key in sorted(old_config.keys() | new_config.keys())
+        if old_config.get(key) != new_config.get(key)
     ]
 
 

@@ -81,7 +81,7 @@ class DueTest(parameterized.TestCase):
     )  # fmt: skip
     def test_a_copy_of_every_second_epoch_and_of_the_last(self, step, kept, keeps):
         found = due(
-            step, EVERY._replace(keep_epochs=2), start=0, saved=step, evaluated=step, kept=kept
+            step, EVERY._replace(keep_epochs=2), start=0, saved=step, evaluated=step, copied=kept
         )
         self.assertEqual(found, Due(step % 3 == 0 or step == 14, keeps, keeps, False))
 

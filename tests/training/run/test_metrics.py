@@ -23,7 +23,7 @@ class MetricsTest(absltest.TestCase):
 
     def writer(self, phase, *, start=0, enabled=True):
         run = types.SimpleNamespace(
-            workdir=self.workdir, name=phase, trackers=trackers.NONE, before=0
+            workdir=self.workdir, name=phase, trackers=trackers.NONE, earlier_steps=0
         )
         return metrics.writer(run, start, enabled=enabled)
 

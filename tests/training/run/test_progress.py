@@ -5,14 +5,23 @@ import io
 import os
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 from absl.testing import absltest, parameterized
 
+from jaxrobust.config import Values
 from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.text import panel
 from jaxrobust.training.run import phase_progress
 from tests.support import screens, sweeps
+
+
+def progress(batch=8, *, workers=2, step=0, total=100, phases=("train",), **settings):
+    """The line of a phase of 100 steps."""
+    config = {"train": SimpleNamespace(batch_size=batch)}
+    config = Values(config | {"phases": phases, "data": SimpleNamespace(workers=workers)})
+    return phase_progress.Progress(config, "train", step, total, **settings)
 
 
 class Watcher:
@@ -42,7 +51,7 @@ class DataWaitTest(parameterized.TestCase):
             absltest.mock.patch.object(
                 phase_progress, "ThreadPoolExecutor", lambda *_: Watcher(now)
             ),
-            phase_progress.Progress("train", 0, 100, 8, workers) as shown,
+            progress(workers=workers) as shown,
         ):
             with shown.waiting():
                 now[0] += 30.0  # the first batch: workers start, nothing counts
@@ -108,9 +117,7 @@ class CostTest(parameterized.TestCase):
         with (
             pod(**devices) as (now, said),
             absltest.mock.patch.object(sys, "stderr", lines),
-            phase_progress.Progress(
-                "train", 0, 100, batch, 2, flops_per_image=flops_per_image, chip_hours=10.0
-            ) as shown,
+            progress(batch, flops_per_image=flops_per_image, chip_hours=10.0) as shown,
         ):
             now[0] += 1.0
             figures = shown.show(1, {"loss": 2.1234, "clean": 0.954})
@@ -127,7 +134,7 @@ class CostTest(parameterized.TestCase):
         with (
             pod(chips=1, kind="cpu", peak=None),
             absltest.mock.patch.object(sys, "stderr", io.StringIO()) as lines,
-            phase_progress.Progress("train", 0, 100, 8, 2) as shown,
+            progress() as shown,
         ):
             shown.resume(2)
             shown.show(2, {"loss": 1.0})
@@ -164,7 +171,7 @@ class CostTest(parameterized.TestCase):
         peak = [2**30]
         with (
             pod(chips=1, kind="Toy 1", peak=peak) as (_, said),
-            phase_progress.Progress("train", 0, 100, 8, 2) as shown,
+            progress() as shown,
         ):
             for step, more in enumerate((2**30, 2**30 + 2**20, 2**31, 2**31), 1):
                 peak[0] = more
@@ -181,9 +188,7 @@ class CostTest(parameterized.TestCase):
         """The time left stays."""
         with (
             terminal(columns) as (screen, now),
-            phase_progress.Progress(
-                "train", 12000, 62500, 8, 2, phases=("pretrain", "train")
-            ) as shown,
+            progress(step=12000, total=62500, phases=("pretrain", "train")) as shown,
         ):
             now[0] += 1
             shown.show(12001, {"loss": 2.1234, "clean": 0.954, "robust": 0.451})
@@ -197,7 +202,7 @@ class CostTest(parameterized.TestCase):
 
     def test_the_panel_moves_with_every_step(self):
         """Also where a line of figures comes much later; the time left is known from the second."""
-        with terminal(80) as (screen, now), phase_progress.Progress("train", 0, 100, 8, 2) as shown:
+        with terminal(80) as (screen, now), progress() as shown:
             for step in (1, 2, 3):
                 now[0] += 2
                 shown.dispatched(step, {"loss": 1.0})
@@ -225,7 +230,7 @@ class CostTest(parameterized.TestCase):
             rows = dict(line.strip("│ ").split(maxsplit=1) for line in lines if "now  " in line)
             self.assertStartsWith(rows["now"], now)
             self.assertNotIn("train:", screens.plain(screen.getvalue()))
-            with phase_progress.Progress("train", 0, 100, 8, 2, phases=phases):
+            with progress(phases=phases):
                 lines = screens.last_frame(screen.getvalue())  # of the same panel
             self.assertIn("step   0 of 100", " ".join(lines))
             self.assertNotIn("compiling", " ".join(lines))

@@ -354,7 +354,7 @@ class RollbackTest(RunTest):
     def test_no_more_of_them(self):
         workdir = Path(self.create_tempdir()) / "run"
         config = one_phase(trouble__skips=1, trouble__rollbacks=1)
-        message = r"norm nan; . steps in a row .* checkpoint: step 4 .*Set trouble.rollbacks=2 to"
+        message = r"norm nan; . steps in a row .* checkpoint is step 4 .*Set trouble.rollbacks=2 to"
         with poisoned([6, 7, 8, 9, 10], scales=(1.0, 0.5)):
             for _ in range(2):  # the second time at once
                 with self.assertRaisesRegex(stopping.Diverged, message):

@@ -40,7 +40,9 @@ class TrackersCase(absltest.TestCase):
         return log
 
     def write(self, log, phase, start, steps, *, before=0, loss=lambda step: step / 2):
-        run = types.SimpleNamespace(workdir=self.workdir, name=phase, trackers=log, before=before)
+        run = types.SimpleNamespace(
+            workdir=self.workdir, name=phase, trackers=log, earlier_steps=before
+        )
         write = metrics.writer(run, start, enabled=True)
         for step in steps:
             write(step, {"loss": loss(step)})
