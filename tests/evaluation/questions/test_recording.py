@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import io
+import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -12,15 +14,17 @@ from absl.testing import parameterized
 
 from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
-from jaxrobust.evaluation.questions import measuring, recording
+from jaxrobust.evaluation.questions import recording
 from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
-from jaxrobust.evaluation.records.record import AccuracyRecord, Measured
+from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat, Weights
-from tests.support import sweeps
+from tests.support import result_lines, sweeps
+from tests.support.evaluations import call
+from tests.support.outcomes import ended, refused
 
 PROBE = {"logits": [[1.0]], "gradients": [[1.0]]}
 OWN = Fingerprint("program-hash", "gradient-hash", "arrays", PROBE, {"jax": "1"})
@@ -96,7 +100,7 @@ class IdentityTest(EvaluationCase):
     @sweeps.rows(({}, False), ({"selection": "doubtful"}, True))
     def test_where_weights_were_chosen_tells_where_the_record_says_so(self, doubts, told):
         chosen = dataclasses.replace(SUBJECT, chosen={"split": "test"})
-        with mock.patch.object(recording.trained, "flags", return_value=doubts):
+        with mock.patch.object(recording.records, "training_flags", return_value=doubts):
             self.assertEqual("chosen" in self.own.identity(chosen), told)
 
 
@@ -114,23 +118,6 @@ class AskingTest(EvaluationCase):
         self.assertEqual(names, [f"ledger-7{n}.jsonl" for n in ("", ".process-1", ".process-2")])
         self.assertEqual(self.own.ledgers("9"), [])
 
-    @parameterized.parameters(
-        ({}, True), ({"noreplay": True}, False), ({"attack": "pgd-20"}, False),
-        ({"version": "rand"}, False),
-    )  # fmt: skip
-    def test_what_is_replayed(self, changes, expected):
-        with mock.patch.object(
-            recording.earlier, "ledgers_beside", return_value=iter(["a"])
-        ) as own:
-            found = self.ask(**changes).ledgers_to_replay(SUBJECT, "7")
-        self.assertEqual(found, ["a"] if expected else [])
-        if expected:
-            images = {"dataset": "digits", "split": "test", "ids_sha256": "", "image_size": 8}
-            images |= {"preprocessing": "none"}
-            *given, hashed = own.call_args.args
-            self.assertEqual(given, [self.out, "7", OWN, "linf", images])
-            self.assertEqual(hashed.hashes.tolist(), ["f0", "f1", "f2"])
-
     def test_a_folder_that_cannot_be_written(self):
         recording.claim(self.out / "a" / "b")
         self.assertTrue((self.out / "a" / "b").is_dir())
@@ -145,49 +132,97 @@ class AskingTest(EvaluationCase):
             recording.claim(self.out / "file")
 
 
-class MeasureTest(EvaluationCase):
-    def setUp(self):
-        super().setUp()
-        result = Measured(AccuracyRecord(clean=0.9, flags={"a": "b"}), verdicts_of())
-        self.searched = self.enter_context(
-            mock.patch.object(measuring, "searched", return_value=result)
-        )
-        self.counted = self.enter_context(
-            mock.patch.object(measuring, "counted", return_value=result)
-        )
-        self.own.questions = {"7": "question"}
+NETS = """
+import jax.numpy as jnp
+import numpy as np
+weights = np.random.default_rng(0).normal(size=(16, 4)).astype("f")
+def logits_fn(x):
+    return x.reshape(len(x), -1) @ weights
+def wrong(x):
+    return -logits_fn(x)
+def cornered(x):
+    return logits_fn(x) + 0 * jnp.sqrt(0 * x).reshape(len(x), -1).sum(1, keepdims=True)
+def silent(x):
+    return logits_fn(x) + jnp.nan
+"""
 
-    @parameterized.parameters(
-        ("--function", 0.4999, False, True),
-        ("--function", 0.5, False, False),
-        ("--function", 0.1, True, False),  # of a part of the images
-        (None, 0.1, False, False),
+
+class CommandTest(parameterized.TestCase):
+    """A linear network, evaluated by the command."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.enterClassContext(contextlib.chdir(folder))
+        Path("nets.py").write_text(NETS)
+        images = np.random.default_rng(2).integers(0, 256, (24, 4, 4, 1), np.uint8)
+        weights = np.random.default_rng(0).normal(size=(16, 4))
+        np.savez("data.npz", image=images, label=(images.reshape(24, -1) @ weights).argmax(1))
+        for attack in ("apgd-ce", "clean"):
+            cls.call(attack, attack=attack, **{"steps": 2} if attack == "apgd-ce" else {})
+
+    @staticmethod
+    def call(out, net="logits_fn", **changes) -> tuple[list[dict], str]:
+        """The records of a folder after a command, and what that says."""
+        flags = {"function": f"nets.py:{net}", "dataset": "npz:data.npz", "split": "all"}
+        flags |= {"norm": "linf", "epsilon": "0.02", "out": out, "batch": 8} | changes
+        _, said = ended(call(**flags))
+        return result_lines.read(Path(out)), said
+
+    @sweeps.rows(
+        ("apgd-ce", {}, False),
+        ("apgd-ce", {"batch": 16}, False),
+        ("apgd-ce", {"noreplay": True}, False),  # nothing was replayed
+        ("apgd-ce", {"seed": 1}, True),
+        ("apgd-ce", {"steps": 3}, True),
+        ("apgd-ce", {"n": 20}, True),
+        ("apgd-ce", {"again": True}, True),
+        ("clean", {"seed": 1, "epsilon": "0.03"}, False),  # of no attack
+        ("clean", {"n": 20}, True),
     )
-    def test_a_network_that_is_mostly_wrong_may_expect_other_images(self, flag, clean, part, said):
-        record = AccuracyRecord(clean=clean)
-        self.searched.return_value = Measured(record, verdicts_of())
-        standing = np.ones(3, bool) if part else None
-        with mock.patch.object(Subject, "flag", flag):
-            self.own.measure(SUBJECT, "7", standing=standing)
-        self.assertEqual("jaxrobust doctor" in self.said.getvalue(), said)
+    def test_which_question_is_another(self, attack, changes, other):
+        folder = f"{self.create_tempdir().full_path}/copy"
+        shutil.copytree(attack, folder)
+        flags = {"attack": attack} | ({"steps": 2} if attack == "apgd-ce" else {}) | changes
+        rows, said = self.call(folder, **flags)
+        self.assertEqual((len(rows), "done before" in said), (1 + other, not other))
 
-    def test_attacks_of_fixed_steps_are_warned_of_gradients(self):
-        broken = {"logits": [[1.0]], "gradients": [[-1.0]]}
-        self.own.fingerprint = OWN._replace(probe=broken)
-        standing = np.array([True, False, True])
-        made = self.ask(attack="pgd-20").measure(SUBJECT, "7", standing=standing)
-        self.assertEqual([*made.record.flags], ["a", "nan-gradients"])
-        np.testing.assert_array_equal(self.counted.call_args.args[4], [0, 2])
-        made = self.ask(attack="clean").measure(SUBJECT, "7")
-        self.assertEqual(made.record.flags, {"a": "b"})  # nothing follows a gradient
-        self.assertEqual(self.counted.call_count, 2)
+    def test_which_ledgers_are_replayed(self):
+        """Those of this network and norm at other radii, and not if a flag says so."""
+        short = {"attack": "apgd-ce", "steps": 2}
+        self.call("replayed", **short)
+        self.call("replayed", **short | {"norm": "l2", "epsilon": "0.1"})
+        for net, changes, count in (
+            ("logits_fn", {"epsilon": "0.03"}, 1),
+            ("logits_fn", {"epsilon": "0.04"}, 2),
+            ("logits_fn", {"epsilon": "0.05", "noreplay": True}, 0),
+            ("wrong", {"epsilon": "0.03"}, 0),
+            ("logits_fn", {"epsilon": "0.06", "attack": "pgd-2", "steps": None}, 0),
+        ):
+            rows, _ = self.call("replayed", net, **short | changes)
+            self.assertLen(rows[-1].get("replayed") or [], count, changes)
 
-    def test_a_network_without_answers_is_looked_at_clean_before(self):
-        self.own.fingerprint = OWN._replace(probe={"logits": [[-1.0]], "gradients": [[1.0]]})
-        self.ask(attack="pgd-20", start="image").measure(SUBJECT, "7")
-        first, second = (call.args[3] for call in self.counted.call_args_list)
-        self.assertEqual((first.attack, first.start), ("clean", None))
-        self.assertEqual((second.attack, second.start), ("pgd-20", "image"))
+    @sweeps.rows(
+        ("logits_fn", {}, False), ("wrong", {}, True), ("wrong", {"attack": "pgd-2"}, False)
+    )
+    def test_a_network_that_is_mostly_wrong_may_expect_other_images(self, net, changes, told):
+        flags = {"attack": "square"} | changes
+        flags |= {"steps": 2} if flags["attack"] == "square" else {}
+        _, said = self.call(self.create_tempdir().full_path, net, **flags)
+        self.assertEqual("jaxrobust doctor --function" in said, told)
+
+    @sweeps.rows(("pgd-2", True), ("clean", False))
+    def test_attacks_of_fixed_steps_are_warned_of_gradients(self, attack, told):
+        rows, _ = self.call(self.create_tempdir().full_path, "cornered", attack=attack)
+        self.assertEqual("nan-gradients" in rows[0]["flags"], told)
+
+    def test_a_network_without_answers(self):
+        for attack in ("pgd-2", "clean"):
+            flags = {"function": "nets.py:silent", "dataset": "npz:data.npz", "split": "all"}
+            flags |= {"epsilon": "0.02", "out": "silent", "attack": attack}
+            said = refused(call(**flags))
+            self.assertIn("the logits of all 24 images are NaN or infinite", said)
 
 
 class WriteTest(EvaluationCase):
