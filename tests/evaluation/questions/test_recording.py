@@ -18,7 +18,7 @@ from jaxrobust.evaluation.questions import recording
 from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat, Weights
@@ -202,6 +202,20 @@ class CommandTest(parameterized.TestCase):
         ):
             rows, _ = self.call("replayed", net, **short | changes)
             self.assertLen(rows[-1].get("replayed") or [], count, changes)
+
+    def test_a_ladder_and_several_threats(self):
+        """The largest radius goes first; a union has each threat's robust images in common."""
+        flags = {"norm": None, "epsilon": None, "attack": "apgd-ce", "steps": 2}
+        rows, _ = self.call("ladder", **flags, ladder="linf:0:0.04:3")
+        self.assertEqual([row["ladder"]["radii"] for row in rows], [[0.0, 0.02, 0.04]] * 3)
+        self.assertEqual([len(row["attacks"]) for row in rows], [0, 1, 1])
+        self.assertGreaterEqual(rows[1]["robust"], rows[2]["robust"])
+        *both, union = self.call("union", **flags, threat=["linf:0.02", "l2:0.1"])[0]
+        self.assertEqual([row["attacks"][0]["norm"] for row in both], ["linf", "l2"])
+        robust = [verdicts.read(Path("union", row["verdicts"])).robust for row in both]
+        self.assertEqual(union["robust"], (robust[0] & robust[1]).mean())
+        (alone,), _ = self.call("only", **flags, threat=["linf:0.02", "l2:0.1"], union_only=True)
+        self.assertEqual((alone["method"], alone["robust"]), ("union", union["robust"]))
 
     @sweeps.rows(
         ("logits_fn", {}, False), ("wrong", {}, True), ("wrong", {"attack": "pgd-2"}, False)

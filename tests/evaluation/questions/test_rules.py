@@ -1,7 +1,9 @@
 """The rules of a question: which flags contradict each other, what is evaluated, what is told."""
 
 import dataclasses
+import json
 import math
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -9,7 +11,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from jaxrobust.config import NetworkSpec
+from jaxrobust.config import VERSION, NetworkSpec
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.questions import command, flags, questions, target, verification
 from jaxrobust.evaluation.questions.flags import GivenFlags
@@ -17,6 +19,7 @@ from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.questions.verification import VerificationSettings
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.types import Threat, check_threat
+from tests.support import runs as training
 from tests.support import sweeps
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
@@ -24,96 +27,51 @@ LADDER = "linf:0:0.1:2"
 SPEC = NetworkSpec("net", num_classes=10, image_size=8, in_channels=3)
 
 
-class EvaluatedTest(parameterized.TestCase):
-    """From flags to records, with a network and an evaluation that are made up."""
+class ContradictionTest(parameterized.TestCase):
+    """Flags that are refused before anything is read."""
 
-    def setUp(self):
-        super().setUp()
-        self.subject = Subject(SPEC, threat=LINF)
-        read = mock.Mock(for_channels=lambda channels: "source")
-        settled = lambda given: (self.given.append(given) or "origin", self.subject, read)  # noqa: E731
-        self.given, self.checked, self.trained = [], [], []
-        for place, name, value in (
-            (flags, "settled", mock.Mock(side_effect=settled)),
-            (flags, "placed", mock.Mock(side_effect=lambda given: given)),
-            (flags, "check", mock.Mock()),
-            (flags, "trained", mock.Mock(side_effect=lambda given: self.trained)),
-            (
-                flags,
-                "weights",
-                mock.Mock(side_effect=lambda *_: ("which", self.subject, "weights")),
-            ),
-            (command.subjects, "preprocessing", mock.Mock(return_value="prepared")),
-            (
-                command.questions,
-                "check",
-                mock.Mock(side_effect=lambda *of: self.checked.append(of)),
-            ),
-            (command, "Evaluation", mock.Mock()),
-            (command.several, "ladder", mock.Mock(return_value=["a", "b"])),
-            (command.several, "union", mock.Mock(return_value="union")),
-            (command.corrupted, "record", mock.Mock(return_value="corrupted")),
-            (command.bundle, "recorded", mock.Mock(return_value="bundled")),
-            (command.compilation, "use_persistent_cache", mock.Mock()),
-        ):
-            self.enter_context(mock.patch.object(place, name, value))
-        self.evaluation = command.Evaluation.return_value
-        self.evaluation.record.side_effect = lambda subject: f"record of {subject.ball}"
-        self.evaluation.with_question.return_value = self.evaluation
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.run_folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory())) / "run"
+        cls.run_folder.mkdir()
+        norms = {"attack__norm": ("linf", "l2"), "attack__epsilon": (0.1, 0.5)}
+        config = training.tiny(**norms, attack__mix="worst")
+        stored = {"version": VERSION} | json.loads(config.to_json())
+        (cls.run_folder / "config.json").write_text(json.dumps(stored))
 
     def ask(self, *, sizes=(), threats=(), ladder=None, **changes):
-        return command.evaluated(GivenFlags(**changes), sizes, threats, ladder)
-
-    def test_sizes(self):
-        written, _ = self.ask(sizes=(32, 64))
-        self.assertLen(written, 2)
-        self.assertEqual([given.image_size for given in self.given], [32, 64])
-        self.ask(image_size=48)
-        self.assertEqual(self.given[-1].image_size, 48)
-        with self.assertRaisesRegex(ValueError, "--image_size=32, 64, 32 has one of them twice"):
-            self.ask(sizes=(32, 64, 32))
-
-    def test_threats_are_a_record_each_and_one_of_all(self):
-        written, _ = self.ask(threats=("linf:0.1", "l2:0.5"))
-        self.assertEqual(written, [f"record of {LINF}", f"record of {L2}", "union"])
-        self.assertEqual((self.given[0].norm, self.given[0].epsilon), ("l2", 0.5))  # the last
-        _, members, done = command.several.union.call_args.args
-        self.assertEqual([str(own.subject.ball) for own in members], [str(LINF), str(L2)])
-        self.assertEqual(done, written[:2])
-        self.assertLen(self.checked, 2)
-        written, _ = self.ask(threats=("linf:0.1", "l2:0.5"), union_only=True)
-        self.assertEqual(written, ["union"])
-        self.assertEqual(command.several.union.call_args.args[2], [])
-        self.assertEqual(self.ask(threats=("l2:0.5",))[0], [f"record of {L2}"])
-
-    def test_a_run_of_several_norms_is_attacked_in_all(self):
-        """Unless a flag names another ball, or the question has none."""
-        self.trained = [LINF, L2]
-        every = [f"record of {LINF}", f"record of {L2}", "union"]
-        self.assertEqual(self.ask(workdir="runs/1")[0], every)
-        self.assertEqual(self.ask(workdir="runs/1", union_only=True)[0], ["union"])
-        self.assertEqual(self.ask(workdir="runs/1", attack="pgd-20")[0], every)
-        named = {"threats": ("l1:12",)}, {"norm": "l2"}, {"epsilon": 0.1}, {"attack": "clean"}
-        for how in named:
-            self.assertLen(self.ask(workdir="runs/1", **how)[0], 1, how)
-        self.assertEqual(self.ask(workdir="runs/1", ladder="linf:0:0.1:3")[0], ["a", "b"])
+        network = {} if "workdir" in changes else {"function": "nets.py:f", "dataset": "digits"}
+        return command.evaluated(GivenFlags(**network | changes), sizes, threats, ladder)
 
     @sweeps.rows(
-        ({"version": "fast"}, "--version=fast is of one evaluation, and runs/1 trained in 2 norms"),
+        ({"version": "fast"}, "--version=fast is of one evaluation, and .* trained in 2 norms"),
         ({"finish": True}, "--finish is of one evaluation, .*; name one .*: --threat=linf:0.1"),
         ({"until_width": 1.0}, "--until_width is of one .*=linf:0.1 or --threat=l2:0.5"),
         ({"bundle": "new"}, "--bundle is of one threat at one image size"),
     )
     def test_what_takes_one_norm(self, changes, words):
-        self.trained = [LINF, L2]
         with self.assertRaisesRegex(ValueError, words):
-            self.ask(workdir="runs/1", **changes)
+            self.ask(workdir=str(self.run_folder), **changes)
 
-    def test_corruptions_are_of_one_size(self):
-        with self.assertRaisesRegex(ValueError, "--corruptions takes one --image_size"):
-            self.ask(corruptions="fog", attack="clean", sizes=(32, 64))
+    def test_a_run_of_several_norms_is_attacked_in_all(self):
+        """Unless a flag names another ball, or the question has none."""
+        of_run = GivenFlags(workdir=str(self.run_folder))
+        self.assertEqual(flags.own_balls(of_run), [LINF, L2])
+        self.assertEqual(flags.own_balls(of_run._replace(attack="pgd-20")), [LINF, L2])
+        for changes in ({"norm": "l2"}, {"epsilon": 0.1}, {"attack": "clean"}, {"certify": 0.5}):
+            self.assertEqual(flags.own_balls(of_run._replace(**changes)), [], changes)
 
     @sweeps.rows(
+        ({"norm": "l2"}, 0.5), ({"norm": "l1"}, None), ({"norm": "l2", "epsilon": 0.25}, 0.25)
+    )
+    def test_a_norm_alone_has_the_radius_of_the_training(self, changes, epsilon):
+        _, subject, _ = flags.settled(GivenFlags(workdir=str(self.run_folder), **changes))
+        expected = None if epsilon is None else Threat(changes["norm"], epsilon)
+        self.assertEqual((subject.threat, subject.norm), (expected, changes["norm"]))
+
+    @sweeps.rows(
+        ({"sizes": (32, 64, 32)}, "--image_size=32, 64, 32 has one of them twice"),
         ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
         ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
         ({"threats": ["linf:0.1", "linf:1/10"]}, "has one of them twice"),
@@ -136,55 +94,12 @@ class EvaluatedTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, words):
             self.ask(**changes)
 
-    def test_the_balls_of_a_worst_case(self):
-        self.subject = Subject(dataclasses.replace(SPEC, image_size=32), threat=LINF)
-        self.ask(worst_case=True, threats=("l2:0.5",))
-        members = command.several.union.call_args.args[1]
-        self.assertEqual([m.subject.ball.norm for m in members], ["linf", "linf", "l2", "l1"])
-        self.assertEqual(members[2].subject.ball, L2)
-        with self.assertRaisesRegex(ValueError, "holds every image"):
-            self.ask(worst_case=True, threats=("l2:60",))
-
-    def test_a_ladder_is_checked_above_zero(self):
-        written, _ = self.ask(ladder="linf:0:0.1:3")
-        self.assertEqual(written, ["a", "b"])
-        _, rungs = command.several.ladder.call_args.args
-        self.assertEqual([rung.ball.epsilon for rung in rungs], [0, 0.05, 0.1])
-        self.assertEqual([own[1].ball.epsilon for own in self.checked], [0.05, 0.1])
-        self.assertEqual(self.given[0].epsilon, 0.1)
-
-    def test_corruptions_and_bundles(self):
-        self.assertEqual(self.ask(corruptions="fog", attack="clean")[0], ["corrupted"])
-        place = str(Path(self.create_tempdir(), "new"))
-        self.assertEqual(self.ask(bundle=place)[0], ["bundled"])
-        self.assertEqual(command.bundle.recorded.call_args.args[2], Path(place))
-
 
 def record(**changes) -> AccuracyRecord:
     attack = {"name": "apgd-ce", "norm": "linf", "epsilon": 0.1}
     known = {"model": {"name": "net", "image_size": 8}, "dataset": "digits", "split": "test"}
     known |= {"image_ids": "0..9", "attacks": [attack], "method": "apgd-ce", "evaluation": "7"}
     return AccuracyRecord(**(known | changes))
-
-
-class RadiusTest(parameterized.TestCase):
-    @sweeps.rows(
-        ({"norm": "l2"}, 0.5), ({"norm": "l1"}, None), ({"norm": "l2", "epsilon": 0.25}, 0.25)
-    )
-    def test_a_norm_alone_has_the_radius_of_the_training(self, changes, epsilon):
-        config = SimpleNamespace(attack={"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)})
-        given = GivenFlags(workdir="runs/1", **changes)
-        with (
-            mock.patch.object(flags.runs, "run_config", return_value=config),
-            mock.patch.object(flags, "origin", return_value=Subject(SPEC)),
-            mock.patch.object(flags.subjects, "settled", return_value=(None, None)) as settled,
-        ):
-            flags.settled(given)
-            self.assertEqual(settled.call_args.kwargs["epsilon"], epsilon)
-            self.assertEqual(flags.own_balls(given), [])
-            self.assertEqual(flags.own_balls(GivenFlags(workdir="runs/1")), [LINF, L2])
-            config.attack = {"norm": "l2", "epsilon": 0.5}
-            self.assertEqual(flags.own_balls(GivenFlags(workdir="runs/1")), [])
 
 
 class ToldTest(parameterized.TestCase):
