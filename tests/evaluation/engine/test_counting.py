@@ -1,7 +1,6 @@
 """Counting right answers: which images count, what an attack may see, and what is told of each."""
 
-import contextlib
-from types import SimpleNamespace
+import dataclasses
 from unittest import mock
 
 import jax
@@ -12,7 +11,8 @@ from absl.testing import parameterized
 from jaxrobust import data
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.engine.accuracy import EvaluatedImages
-from jaxrobust.types import Classifier
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.types import Classifier, Weights
 from tests.support import sweeps
 
 IMAGES = EvaluatedImages(data.open_source("fake:8x8x1:10", "test"), image_size=8, batch_size=4)
@@ -32,114 +32,74 @@ class ImagesTest(parameterized.TestCase):
 
 
 class CountTest(parameterized.TestCase):
-    """The judgements of two batches; the last images of the second are padding."""
+    """Ten images in batches of eight: the last six places of the second are padding."""
 
     def setUp(self):
         super().setUp()
-        self.batches = [
-            self.batch(answers=[0, 1, 2], labels=[0, 1, 0], mask=[1, 1, 1]),
-            self.batch(answers=[2, 0, 0], labels=[2, 0, 0], mask=[1, 0, 0]),
-        ]
-        self.between = mock.Mock()
+        self.mesh = sharding.make_mesh()
+        self.images = dataclasses.replace(IMAGES, batch_size=8, limit=10, seed=7)
+        batches = data.evaluation_batches(IMAGES.source, batch_size=10, image_size=8, limit=10)
+        (self.batch,) = batches
 
-    def batch(self, answers, labels, mask):
-        right = np.equal(answers, labels) & np.array(mask, bool)
-        own = {"count": sum(mask), "clean": right.sum(), "robust": right[:1].sum()}
-        own |= {"clean_top5": sum(mask), "mask": np.array(mask, bool)}
-        return own | {"answers": np.array(answers), "labels": np.array(labels)}
+    def counter(self, weights, **how):
+        apply = lambda params, stats, x: (x.reshape(len(x), -1) @ params["w"], stats)  # noqa: E731
 
-    def count(self):
-        with mock.patch.object(accuracy, "_judgements", return_value=iter(self.batches)) as asked:
-            found = accuracy.count("counter", "weights", IMAGES, "mesh", bar="bar",
-                                   between=self.between)  # fmt: skip
-        asked.assert_called_once_with("counter", "weights", IMAGES, "mesh", "bar")
-        return found
+        def attack(logits_fn, keys, images, labels):
+            turned = jax.vmap(jax.random.bernoulli)(keys)
+            return jnp.where(turned[:, None, None, None], 1 - images, images)
 
-    def test_shares_are_of_what_is_no_padding(self):
-        expected = {"clean": 3 / 4, "robust": 2 / 4, "clean_top5": 1.0, "images": 4}
-        self.assertEqual({k: v for k, v in self.count().items() if k != "doubts"}, expected)
-        self.assertEqual(self.between.call_count, 2)
+        net = Classifier(init=None, apply=apply)
+        return accuracy.counter(net, attack, mesh=self.mesh, **how), Weights({"w": weights}, {})
 
-    def test_what_is_raised_in_between_ends_it(self):
-        self.between.side_effect = [None, KeyboardInterrupt]
+    def expected(self, weights):
+        """Whether images are right as they are, and after the draws of their ids and the seed."""
+        images = self.batch.images.reshape(10, -1) / np.float32(255)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(7), self.batch.ids)
+        turned = np.asarray(jax.vmap(jax.random.bernoulli)(keys))[:, None]
+        attacked = np.where(turned, 1 - images, images)
+        answers = [(points @ weights).argmax(1) for points in (images, attacked)]
+        clean, kept = (found == self.batch.labels for found in answers)
+        return clean, clean & kept
+
+    def test_shares_and_images_in_order_are_of_what_is_no_padding(self):
+        weights = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
+        clean, robust = self.expected(weights)
+        between = mock.Mock()
+        counter, loaded = self.counter(weights)
+        found = accuracy.count(counter, loaded, self.images, self.mesh, between=between)
+        shares = {"clean": clean.mean(), "robust": robust.mean(), "images": 10}
+        self.assertEqual({key: found[key] for key in shares}, shares)
+        self.assertEqual(between.call_count, 2)
+        between.side_effect = [None, KeyboardInterrupt]
         with self.assertRaises(KeyboardInterrupt):
-            self.count()
+            accuracy.count(counter, loaded, self.images, self.mesh, between=between)
+        counter, loaded = self.counter(weights, norm="linf")
+        each = accuracy.each(counter, loaded, self.images, self.mesh)
+        np.testing.assert_array_equal(each["clean"], clean)
+        np.testing.assert_array_equal(each["robust"], robust)
+        np.testing.assert_array_equal(each["labels"], self.batch.labels)
 
     def test_no_images(self):
-        self.batches = []
-        self.assertEqual(self.count(), {"clean": 0, "robust": 0, "images": 0})
+        counter, loaded = self.counter(np.zeros((64, 10), np.float32))
+        none = dataclasses.replace(self.images, limit=0, places=())
+        found = accuracy.count(counter, loaded, none, self.mesh)
+        self.assertEqual(found, {"clean": 0, "robust": 0, "images": 0})
 
     def test_one_class_is_told_without_the_padding(self):
-        n = 60
-        labels = np.arange(n) % 10
-        padded = {"answers": np.where(np.arange(2 * n) < n, 3, 5), "labels": np.tile(labels, 2)}
-        self.batches = [self.batch(**padded, mask=(np.arange(2 * n) < n).astype(int))]
-        found = self.count()["collapse"]
-        self.assertTrue(found["proven"])
-        self.assertIn(f"{n} of {n} clean images are given class 3", found["words"])
-
-    def test_each_in_order_without_the_padding(self):
-        batches = [
-            {"count": np.array([True, True]), "clean": np.array([True, False]), "x": np.arange(2)},
-            {"count": np.array([True, False]), "clean": np.array([True, True]), "x": np.arange(2)},
-        ]
-        with mock.patch.object(accuracy, "_judgements", return_value=iter(batches)) as asked:
-            found = accuracy.each("counter", "weights", IMAGES, "mesh")
-        asked.assert_called_once_with("counter", "weights", IMAGES, "mesh", "")
-        self.assertEqual(set(found), {"clean", "x"})
-        self.assertEqual(found["clean"].tolist(), [True, False, True])
-        self.assertEqual(found["x"].tolist(), [0, 1, 0])
-
-
-class BatchesTest(parameterized.TestCase):
-    """What is read, and what a counter is called with."""
-
-    def judgements(self, bar="", **how):
-        names = ("images", "labels", "mask", "ids")
-        read = [
-            SimpleNamespace(**{name: f"{name} {at}" for name in names}, damaged=[f"d{at}"])
-            for at in range(2)
-        ]
-        self.counter = mock.Mock(return_value={"count": 1})
-        images = EvaluatedImages(source(20), image_size=8, batch_size=4, **how)
-        self.closed = False
-
-        def batches(*given, **asked):
-            try:
-                yield from read
-            finally:
-                self.closed = True
-
-        with (
-            mock.patch.object(accuracy.pipeline, "evaluation_batches", batches),
-            mock.patch.object(accuracy.sharding, "global_arrays", lambda mesh, arrays: arrays),
-        ):
-            found = accuracy._judgements(self.counter, ("w", "s"), images, "mesh", bar)
-            yield from found
+        many = EvaluatedImages(
+            data.open_source("fake:8x8x1:10", "test"), 8, batch_size=48, limit=60
+        )
+        counter, loaded = self.counter(np.zeros((64, 10), np.float32))  # of equals the first
+        found = accuracy.count(counter, loaded, many, self.mesh)["collapse"]
+        self.assertIn("60 of 60 clean images are given class 0", found["words"])
 
     def test_a_pipe_hears_of_batches_that_are_done(self):
-        with (
-            mock.patch.object(accuracy, "_compiling", return_value=contextlib.nullcontext()),
-            mock.patch.object(accuracy.patience, "lasting") as lasting,
-        ):
-            words = [lasting.call_args.args[0]() for _ in self.judgements("testing")]
-        self.assertEqual(words, ["testing: 1 of 5 batches", "testing: 2 of 5 batches"])
-
-    def test_each_batch_has_the_same_key_of_the_seed(self):
-        met = mock.Mock()
-        list(self.judgements(seed=7, meets=met))
-        for at, call in enumerate(self.counter.call_args_list):
-            *given, key = call.args
-            expected = [f"{name} {at}" for name in ("images", "labels", "mask", "ids")]
-            self.assertEqual(given, ["w", "s", *expected])
-            self.assertTrue(jnp.array_equal(jax.random.key_data(key), np.uint32([0, 7])))
-        self.assertEqual(met.add.call_args_list, [mock.call(["d0"]), mock.call(["d1"])])
-
-    def test_who_stops_early_closes_what_reads(self):
-        found = self.judgements()
-        next(found)
-        found.close()
-        self.assertTrue(self.closed)
+        counter, loaded = self.counter(np.zeros((64, 10), np.float32))
+        words = []
+        with mock.patch.object(accuracy.patience, "lasting") as lasting:
+            note = lambda: words.append(lasting.call_args_list[0].args[0]())  # noqa: E731
+            accuracy.count(counter, loaded, self.images, self.mesh, bar="testing", between=note)
+        self.assertEqual(words, ["testing: 1 of 2 batches", "testing: 2 of 2 batches"])
 
 
 class JudgedTest(parameterized.TestCase):
@@ -219,16 +179,3 @@ class JudgedTest(parameterized.TestCase):
         expected = [jax.random.fold_in(jax.random.key(3), n) for n in (5, 9)]
         data = np.asarray(jax.random.key_data(keys))
         np.testing.assert_array_equal(data[[0, 4]], [jax.random.key_data(k) for k in expected])
-
-    def test_counts_are_sums_and_what_collapse_asks_for(self):
-        right = {"clean": [True, True, False], "count": [True] * 3, "robust": [True, False, False]}
-        found = {name: np.array(values) for name, values in right.items()}
-        found |= {name: np.arange(3) for name in ("answers", "labels", "reached")}
-        found["norms"] = np.ones(3)
-        with mock.patch.object(accuracy, "judged", return_value=found) as judged:
-            sums = accuracy.counts("batch", judging="how")
-        judged.assert_called_once_with("batch", judging="how")
-        self.assertEqual({k: int(sums[k]) for k in ("clean", "count", "robust")},
-                         {"clean": 2, "count": 3, "robust": 1})  # fmt: skip
-        self.assertEqual(set(sums), {"clean", "count", "robust", "answers", "labels", "mask"})
-        self.assertEqual(sums["mask"].tolist(), [True] * 3)

@@ -1,10 +1,8 @@
 """Which records and ledgers of a folder answer a question, and which can be replayed."""
 
-import contextlib
-import io
 import itertools
+import json
 from pathlib import Path
-from unittest import mock
 
 from absl.testing import parameterized
 
@@ -25,22 +23,18 @@ def known(**changes) -> dict:
 
 
 class FolderCase(parameterized.TestCase):
-    """A folder whose records and ledgers the test says."""
+    """A folder whose records and ledgers the test writes."""
 
     def setUp(self):
         super().setUp()
-        self.records: list[AccuracyRecord] = []
-        self.ledgers: dict[str, dict] = {}  # name -> the first line
-        self.out = Path("out")
-        own = earlier.records
-        reads = mock.patch.object(own, "read", side_effect=lambda folder: self.records)
-        self.enter_context(reads)
-        paths = lambda folder: [folder / name for name in self.ledgers]  # noqa: E731
-        self.enter_context(mock.patch.object(earlier.replay, "ledgers", side_effect=paths))
-        head = lambda path: self.ledgers[path.name]  # noqa: E731
-        self.enter_context(mock.patch.object(earlier.replay, "header", side_effect=head))
-        self.said = io.StringIO()
-        self.enter_context(contextlib.redirect_stderr(self.said))
+        self.out = Path(self.create_tempdir().full_path)
+
+    def record(self, number: str, **fields) -> None:
+        record = AccuracyRecord(evaluation=number, **fields).stamped()
+        records.append(self.out / "results.jsonl", record)
+
+    def ledger(self, name: str, **identity) -> None:
+        (self.out / name).write_text(json.dumps({"identity": identity}) + "\n")
 
 
 IDENTITY = {"attack": "x", "fingerprint": {}}
@@ -60,15 +54,14 @@ class NumberTest(FolderCase):
         return earlier.number(self.out, IDENTITY, ASKED, OURS, again=again)
 
     def done(self, number: str, **changes):
-        self.records.append(AccuracyRecord(evaluation=number, fingerprint=known(**changes)))
+        self.record(number, fingerprint=known(**changes))
 
     def begun(self, number: str, name: str = "ledger-{}.jsonl", **changes):
-        self.ledgers[name.format(number)] = {"fingerprint": known(**changes)}
+        self.ledger(name.format(number), fingerprint=known(**changes))
 
     def test_nothing_is_there(self):
         self.assertEqual(self.number(), self.exact)
-        self.begun("none")
-        self.ledgers["ledger-none.jsonl"].pop("fingerprint")
+        self.ledger("ledger-none.jsonl")
         self.assertEqual(self.number(), self.exact)
 
     def test_ours_is_there(self):
@@ -98,9 +91,9 @@ class NumberTest(FolderCase):
 
     def test_the_parts_of_a_union_and_of_a_pod_are_of_one_number(self):
         for name in ("ledger-{}-1.jsonl", "ledger-{}.process-1.jsonl", "ledger-{}.jsonl"):
-            self.ledgers.clear()
             self.begun("abc", name)
             self.assertEqual(self.number(), "abc", name)
+            (self.out / name.format("abc")).unlink()
 
     def test_code_that_the_program_does_not_show_has_changed(self):
         self.done(self.exact, probe={"logits": [[9.0, 2.0]], "gradients": [[1.0, 2.0]]})
@@ -122,36 +115,36 @@ IMAGES = {"dataset": "digits", "split": "test", "image_size": 8}
 
 
 class ReplayTest(FolderCase):
-    def record(self, number: str, **changes) -> AccuracyRecord:
-        about = {"dataset": "digits", "split": "test", "model": {"image_size": 8}}
-        return AccuracyRecord(evaluation=number, **(about | changes))
+    def done(self, number: str, size: int = 8, split: str | None = "test") -> None:
+        self.record(number, dataset="digits", split=split, model={"image_size": size})
 
-    def test_images_of_others(self):
-        self.assertEqual(earlier.other_images(self.record("1"), IMAGES), "")
-        unknown = self.record("1", split=None)
-        self.assertEqual(earlier.other_images(unknown, IMAGES), "")
-        other = earlier.other_images(self.record("1", model={"image_size": 9}), IMAGES)
-        self.assertIn("image_size", other)
+    @parameterized.parameters(({}, ""), ({"split": None}, ""), ({"size": 9}, "image_size"))
+    def test_images_of_others(self, changes, words):
+        self.done("1", **changes)
+        (record,) = records.read(self.out)
+        found = earlier.other_images(record, IMAGES)
+        self.assertEqual(words in found, bool(words) or not found)
 
     def test_a_folder_that_is_named(self):
-        with self.assertRaisesRegex(ValueError, "--replay=out has no ledger; name the folder"):
+        with self.assertRaisesRegex(ValueError, "--replay=.* has no ledger; name the folder"):
             earlier.ledgers_named(self.out, IMAGES)
-        self.ledgers = {"ledger-1.jsonl": {}, "ledger-2.jsonl": {}}
-        self.records = [self.record("1"), self.record("3")]
+        names = ["ledger-1.jsonl", "ledger-2.jsonl"]
+        for name in names:
+            self.ledger(name)
+        self.done("1"), self.done("3")
         found = earlier.ledgers_named(self.out, IMAGES)
-        self.assertEqual(found, [self.out / name for name in self.ledgers])
-        self.records.append(self.record("4", split="train"))
-        with self.assertRaisesRegex(ValueError, "--replay=out is of other images: .*split"):
+        self.assertEqual(found, [self.out / name for name in names])
+        self.done("4", split="train")
+        with self.assertRaisesRegex(ValueError, "--replay=.* is of other images: .*split"):
             earlier.ledgers_named(self.out, IMAGES)
 
     def test_ledgers_beside(self):
-        ours = {key: OURS.exact[key] for key in ("program", "gradient", "arrays")}
-        head = {"fingerprint": ours, "norm": "linf"}
-        names = ["1", "2", "2-1", "3", "4", "5", "6"]
-        self.ledgers = {f"ledger-{name}.jsonl": dict(head) for name in names}
-        self.ledgers["ledger-4.jsonl"]["norm"] = "l2"
-        self.ledgers["ledger-5.jsonl"]["fingerprint"] = ours | {"arrays": "others"}
-        self.records = [self.record(n) for n in ("1", "2", "4", "5")]
-        self.records.append(self.record("6", split="train"))  # and 3 is not done
+        """Of 3 there is no record, and 6 is of other images."""
+        other = {"4": {"norm": "l2"}, "5": {"fingerprint": OURS.exact | {"arrays": "others"}}}
+        for name in ("1", "2", "2-1", "3", "4", "5", "6"):
+            head = {"fingerprint": OURS.exact, "norm": "linf"} | other.get(name, {})
+            self.ledger(f"ledger-{name}.jsonl", **head)
+        for number in ("1", "2", "4", "5", "6"):
+            self.done(number, split="train" if number == "6" else "test")
         found = earlier.ledgers_beside(self.out, "1", OURS, "linf", IMAGES)
-        self.assertEqual([path.stem for path in found], ["ledger-2", "ledger-2-1"])
+        self.assertCountEqual([path.stem for path in found], ["ledger-2", "ledger-2-1"])
