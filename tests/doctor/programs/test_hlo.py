@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxrobust.doctor.programs import hlo, hlo_costs
-from tests.support import sweeps
+from tests.support import paths, sweeps
 
 
 def compiled(function, *arguments, split=(), cut=False):
@@ -156,152 +156,24 @@ class CompiledTest(parameterized.TestCase):
         )
 
 
-# Cut down from programs that libtpu 0.0.42 made for v5e:4x4 and v5e:2x2; bodies as it writes them.
+# Cut down from programs that libtpu 0.0.42 made for v5e:4x4 and v5e:2x2; bodies as it writes them:
+# a gather that runs beside a product of matrices (its start, the fusion it runs in, and its end),
+# the same beside a loop of four, written as a sum of zeros into which each chip has put its part,
+# and with a start and an end of its own; a loop whose trip count is in its comparison alone.
+TEXTS = {path.stem: path.read_text() for path in (paths.ROOT / "tests/golden/hlo").glob("*.txt")}
+LOOP = TEXTS["loop"]
 HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=16\n\n"
-PARAMETER = (
-    "  %param.6 = f32[1024,256]{1,0:T(8,128)} parameter(0), sharding={devices=[1,16]<=[16]}, "
-    "metadata={op_name=\"p[\\'0.a\\']\"}\n"
-)
-GATHER = (
-    " = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-gather(%param_0.1), channel_id=1, replica_groups="
-    "{{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}, dimensions={1}, use_global_device_ids=true, "
-    'frontend_attributes={chain_id="21"}, metadata={op_name="jit(f)/shard_map/all_gather"}\n'
-)
-# A gather that runs beside a product of matrices: its start, the fusion it runs in, and its end.
-ASYNC = HEAD + (
-    "%fused_computation.1 (param_0.1: bf16[1024,256]) -> (bf16[1024,256], bf16[1024,4096]) {\n"
-    "  %param_0.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)\n"
-    f"  %all-gather.1{GATHER}"
-    "  ROOT %custom-call.1 = (bf16[1024,256]{1,0:T(8,128)(2,1)S(1)}, bf16[1024,4096]{1,0:T(8,128)"
-    '(2,1)S(1)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"\n'
-    "}\n\n"
-    "%async_collective_fusion.1 (param_0.1: bf16[1024,256]) -> (bf16[1024,256], /*index=1*/"
-    "bf16[1024,4096]) {\n"
-    "  %param_0.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)\n"
-    f"  %all-gather.2{GATHER}"
-    "  ROOT %tuple.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) tuple(%param_0.1, "
-    "%all-gather.2)\n"
-    "}\n\n"
-    "%fused_computation.2 (param_0.1: bf16[1024,256]) -> bf16[1024,4096] {\n"
-    "  %param_0.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)\n"
-    f"  %all-gather.3{GATHER}"
-    "  ROOT %custom-call.2 = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} custom-call(%all-gather.3), "
-    'custom_call_target="AsyncCollectiveDone"\n'
-    "}\n\n"
-    "ENTRY %main.1_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
-    f"{PARAMETER}"
-    "  %convert.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} convert(%param.6)\n"
-    "  %async-collective-start = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%convert.1), "
-    "kind=kCustom, calls=%fused_computation.1\n"
-    "  %get-tuple-element.1 = bf16[1024,256]{1,0} get-tuple-element(%async-collective-start), "
-    "index=0\n"
-    "  %fusion.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%get-tuple-element.1), "
-    "kind=kOutput, calls=%async_collective_fusion.1\n"
-    "  %get-tuple-element.2 = bf16[1024,256]{1,0} get-tuple-element(%fusion.1), index=0\n"
-    "  ROOT %async-collective-done = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion("
-    "%get-tuple-element.2), kind=kCustom, calls=%fused_computation.2\n"
-    "}\n"
-)
-# The same, where the product is in a loop of four.
-LOOPED = ASYNC.partition("ENTRY")[0] + (
-    "%body (c.0: (s32[], bf16[1024,256])) -> (s32[], bf16[1024,256]) {\n"
-    "  %c.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %one = s32[] constant(1)\n"
-    "  %c.1 = s32[] get-tuple-element(%c.0), index=0\n  %c.2 = s32[] add(%c.1, %one)\n"
-    "  %c.3 = bf16[1024,256]{1,0} get-tuple-element(%c.0), index=1\n"
-    "  %fusion.1 = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%c.3), kind=kOutput, "
-    "calls=%async_collective_fusion.1\n"
-    "  %c.4 = bf16[1024,256]{1,0} get-tuple-element(%fusion.1), index=0\n"
-    "  ROOT %c.5 = (s32[], bf16[1024,256]{1,0}) tuple(%c.2, %c.4)\n}\n\n"
-    "%condition (d.0: (s32[], bf16[1024,256])) -> pred[] {\n"
-    "  %d.0 = (s32[], bf16[1024,256]{1,0}) parameter(0)\n  %four = s32[] constant(4)\n"
-    "  %d.1 = s32[] get-tuple-element(%d.0), index=0\n"
-    "  ROOT %less = pred[] compare(%d.1, %four), direction=LT\n}\n\n"
-    "ENTRY %main.1_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
-    f"{PARAMETER}"
-    "  %convert.1 = bf16[1024,256]{1,0:T(8,128)(2,1)S(1)} convert(%param.6)\n"
-    "  %async-collective-start = (bf16[1024,256]{1,0}, bf16[1024,4096]{1,0}) fusion(%convert.1), "
-    "kind=kCustom, calls=%fused_computation.1\n"
-    "  %started = bf16[1024,256]{1,0} get-tuple-element(%async-collective-start), index=0\n"
-    "  %zero = s32[] constant(0)\n"
-    "  %before = (s32[], bf16[1024,256]{1,0}) tuple(%zero, %started)\n"
-    "  %loop = (s32[], bf16[1024,256]{1,0}) while(%before), condition=%condition, body=%body\n"
-    "  %after = bf16[1024,256]{1,0} get-tuple-element(%loop), index=1\n"
-    "  ROOT %async-collective-done = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion(%after), "
-    "kind=kCustom, calls=%fused_computation.2\n}\n"
-)
-# The same gather, written as a sum of zeros into which each chip has put its part.
-SUM = HEAD + (
-    "%region_1.1 (a: bf16[], b: bf16[]) -> bf16[] {\n"
-    "  %a = bf16[] parameter(0)\n  %b = bf16[] parameter(1)\n"
-    "  ROOT %add = bf16[] add(%a, %b)\n}\n\n"
-    "%fused_computation (p0: f32[1024,256], p1: s32[]) -> bf16[1024,4096] {\n"
-    "  %p0 = f32[1024,256]{1,0:T(8,128)} parameter(0)\n  %p1 = s32[]{:T(128)} parameter(1)\n"
-    "  %zero = bf16[]{:T(512)} constant(0)\n"
-    "  %zeros = bf16[1024,4096]{1,0:T(8,128)(2,1)} broadcast(%zero), dimensions={}\n"
-    "  %part = bf16[1024,256]{1,0:T(8,128)(2,1)} convert(%p0)\n  %row = s32[] constant(0)\n"
-    "  ROOT %dus = bf16[1024,4096]{1,0:T(8,128)(2,1)} dynamic-update-slice(%zeros, %part, "
-    "%row, %p1)\n}\n\n"
-    "ENTRY %main.2_spmd (param.6: f32[1024,256]) -> bf16[1024,4096] {\n"
-    f"{PARAMETER}"
-    "  %copy-start = (f32[1024,256]{1,0:T(8,128)S(1)}, f32[1024,256]{1,0}, u32[]{:S(2)}) "
-    "copy-start(%param.6)\n"
-    "  %copy-done = f32[1024,256]{1,0:T(8,128)S(1)} copy-done(%copy-start)\n"
-    "  %id = u32[]{:T(128)} partition-id()\n  %place = s32[]{:T(128)} convert(%id)\n"
-    "  %fusion = bf16[1024,4096]{1,0:T(8,128)(2,1)} fusion(%copy-done, %place), kind=kLoop, "
-    "calls=%fused_computation\n"
-    "  ROOT %all-reduce = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-reduce(%fusion), channel_id=3, "
-    "replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_0', 'axis_1'}, use_global_device_ids=true, "
-    "to_apply=%region_1.1\n"
-    "}\n"
-)
-# Gathers with a start and an end of their own: the start's type holds operand and result.
-START = HEAD + (
-    "ENTRY %main.3_spmd (param.6: f32[1024,256]) -> f32[1024,4096] {\n"
-    f"{PARAMETER}"
-    "  %all-gather-start.1 = (f32[1024,256]{1,0}, f32[1024,4096]{1,0}) all-gather-start(%param.6), "
-    "channel_id=1, replica_groups=[1,16]<=[16], dimensions={1}, use_global_device_ids=true\n"
-    "  ROOT %all-gather-done.1 = f32[1024,4096]{1,0} all-gather-done(%all-gather-start.1)\n"
-    "}\n"
-)
-# As TPUs write loops: no trip count but that of the comparison.
-LOOP = HEAD + (
-    "%region_1.1 (a: f32[], b: f32[]) -> f32[] {\n"
-    "  %a = f32[] parameter(0)\n  %b = f32[] parameter(1)\n  ROOT %add = f32[] add(%a, %b)\n}\n\n"
-    "%wide.region_0.1_spmd.sunk (wide.param.2: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {\n"
-    "  %one = s32[]{:T(128)} constant(1)\n"
-    "  %wide.param.2 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) parameter(0)\n"
-    "  %i = s32[]{:T(128)} get-tuple-element(%wide.param.2), index=0\n"
-    "  %x = f32[8,8]{1,0:T(8,128)S(1)} get-tuple-element(%wide.param.2), index=1\n"
-    "  %next = s32[]{:T(128)} add(%i, %one)\n"
-    "  %all-reduce.1 = f32[8,8]{1,0:T(8,128)} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,"
-    "3}}, to_apply=%region_1.1\n"
-    "  ROOT %tuple.2 = (s32[]{:T(128)}, f32[8,8]{1,0}) tuple(%next, %all-reduce.1)\n}\n\n"
-    "%wide.region_1.2_spmd (wide.param.1: (s32[], f32[8,8])) -> pred[] {\n"
-    "  %constant.6.clone.1 = s32[]{:T(128)} constant(10)\n"
-    "  %wide.param.1 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) parameter(0)\n"
-    "  %get-tuple-element.53 = s32[]{:T(128)} get-tuple-element(%wide.param.1), index=0\n"
-    "  ROOT %lt.3 = pred[]{:T(512)} compare(%get-tuple-element.53, %constant.6.clone.1), "
-    "direction=LT\n}\n\n"
-    "ENTRY %main.4_spmd (param.6: f32[8,8]) -> f32[8,8] {\n"
-    "  %constant.7 = s32[]{:T(128)} constant(0)\n  %copy.23 = s32[]{:T(128)} copy(%constant.7)\n"
-    "  %param.6 = f32[8,8]{1,0:T(8,128)} parameter(0)\n"
-    "  %tuple.26 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) tuple(%copy.23, %param.6)\n"
-    "  %while.10 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) while(%tuple.26), condition="
-    "%wide.region_1.2_spmd, body=%wide.region_0.1_spmd.sunk\n"
-    "  ROOT %get-tuple-element.31 = f32[8,8]{1,0} get-tuple-element(%while.10), index=1\n"
-    "}\n"
-)
 
 
 class TpuTextTest(parameterized.TestCase):
     @parameterized.named_parameters(
-        ("fused", ASYNC, "all-gather", 2, 15 / 16),
-        ("beside_a_loop", LOOPED, "all-gather", 2, 15 / 16),
-        ("as_a_sum", SUM, "all-reduce", 2, 2 * 15 / 16),
-        ("started", START, "all-gather", 4, 15 / 16),
+        ("fused", "gather_beside_product", "all-gather", 2, 15 / 16),
+        ("beside_a_loop", "gather_beside_loop", "all-gather", 2, 15 / 16),
+        ("as_a_sum", "gather_as_sum", "all-reduce", 2, 2 * 15 / 16),
+        ("started", "gather_start", "all-gather", 4, 15 / 16),
     )
     def test_one_gather_of_a_parameter(self, text, kind, itemsize, factor):
-        (gather,) = hlo.collectives(hlo.parse(text))
+        (gather,) = hlo.collectives(hlo.parse(TEXTS[text]))
         size = 1024 * 4096 * itemsize
         self.assertEqual((gather.kind, gather.bytes, gather.sent), (kind, size, size * factor))
         self.assertEqual((gather.inside, gather.times, gather.arrays), (False, 1, 1))
@@ -410,37 +282,13 @@ class SizeTest(parameterized.TestCase):
         self.assertEqual(hlo.padded_size(type_), size)
 
 
-CALLED = """HloModule m
-
-%fused (p: f32[]) -> f32[] {
-  %p = f32[] parameter(0)
-  ROOT %n = f32[] negate(%p)
-}
-
-%body (b: f32[]) -> f32[] {
-  %b = f32[] parameter(0)
-  ROOT %f = f32[] fusion(%b), kind=kLoop, calls=%fused
-}
-
-%cond (c: f32[]) -> pred[] {
-  %c = f32[] parameter(0)
-  ROOT %t = pred[] constant(true)
-}
-
-ENTRY %main (a: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  ROOT %w = f32[] while(%a), condition=%cond, body=%body, config={"known_trip_count":{"n":"4"}}
-}
-"""
-
-
 class RunsTest(absltest.TestCase):
     def test_what_a_loop_calls_is_inside_of_it_too(self):
-        module = hlo.parse(CALLED)
+        module = hlo.parse(TEXTS["called_in_loop"])
         found = hlo.runs(module)
         inside = dict.fromkeys(("body", "fused", "cond"), (4, True))
         self.assertEqual(found, inside | {"main": (1, False)})
-        unknown = hlo.parse(CALLED.replace("known_trip_count", "other"))
+        unknown = hlo.parse(TEXTS["called_in_loop"].replace("known_trip_count", "other"))
         self.assertEqual(hlo.runs(unknown)["fused"], (None, True))
         self.assertEqual(hlo.runs(unknown, unknown=1)["fused"], (1, True))
 
