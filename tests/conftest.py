@@ -37,7 +37,7 @@ def _start(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest looks which tests have which marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests that `slow.txt` and `landing.txt` list their markers."""
-    lists = {name: set(path.read_text().split()) for name, path in LISTS.items()}
+    lists = {name: set(path.read_text().splitlines()) for name, path in LISTS.items()}
     for item in items:
         file, of, *_ = item.nodeid.removeprefix("tests/").split("::")
         for name in lists:

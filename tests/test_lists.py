@@ -12,7 +12,7 @@ from tests.conftest import LISTS
 class ListsTest(absltest.TestCase):
     def test_every_line_names_a_test_that_there_is(self):
         for path in LISTS.values():
-            lines = path.read_text().split()
+            lines = path.read_text().splitlines()
             self.assertNotEmpty(lines)
             self.assertEqual(lines, sorted(set(lines)))
             for line in lines:

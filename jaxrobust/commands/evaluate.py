@@ -15,21 +15,19 @@ same command continues after: 75 another process of the pod is gone; 143 SIGTERM
 """
 
 import sys
-import textwrap
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from absl import app, flags
 
-from jaxrobust.commands.flags.evaluation import GROUPS, USUAL, EvaluateFlags
+from jaxrobust.commands.flags import evaluation_help
+from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.weights.fetch import shipped
-
-_REPEAT = ";\n    repeat this option to specify a list of values"  # as absl says it
 
 fields.define(EvaluateFlags)
 define_host_flags()
@@ -90,50 +88,10 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     return command.answer(command.GivenFlags(**values), sizes, threats, ladder)
 
 
-def _help(everything: bool) -> str:
-    """Write the usual flags, or all of them in groups."""
-    rows = GROUPS if everything else {"The usual flags": USUAL}
-    lines = [str(__doc__)]
-    if everything:
-        _describe_attacks()
-    for title, names in rows.items():
-        lines.append(f"{title}:")
-        for flag in (flags.FLAGS[name] for name in names.split()):
-            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
-            first, *others = flag.help.replace(_REPEAT, " May be repeated.").split("\n")
-            first = textwrap.fill(
-                f"  --{flag.name}  {first}{default}", 100, subsequent_indent=" " * 6
-            )
-            lines += [first, *(f"      {line}" for line in others)]
-        lines.append("")
-    return "\n".join(lines if everything else [*lines, "jaxrobust evaluate --help-all lists all."])
-
-
-def _describe_attacks() -> None:
-    """Write the attacks and data sets that there are into the help of their flags."""
-    try:
-        from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
-    except ImportError:  # without JAX there is help, too
-        return
-    from jaxrobust.data.source import KINDS
-    from jaxrobust.data.sources.registry import written
-
-    defined = flags.FLAGS
-    defined["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
-    defined["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
-    rows = registry.fixed().values()
-    lengths = [f"{row.length:g} of {row.written}" for row in rows]
-    starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
-    kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
-    defined["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
-    defined["relative_step"].help += f" These are {', '.join(lengths)}."
-    defined["start"].help += f" These are {', '.join(starts)}."
-
-
 if __name__ == "__main__":  # whose document and flags absl's --help shows
     if {"--help-all", "--help_all", "--helpfull"} & {*sys.argv[1:]}:
-        print(_help(everything=True))
+        print(evaluation_help.text(str(__doc__), everything=True))
     elif {"--help", "-help", "--helpshort", "-h", "--h", "-?"} & {*sys.argv[1:]}:
-        print(_help(everything=False))
+        print(evaluation_help.text(str(__doc__), everything=False))
     else:
         app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

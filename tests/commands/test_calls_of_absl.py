@@ -16,7 +16,9 @@ from absl.testing import flagsaver, parameterized
 
 from jaxrobust import data
 from jaxrobust.commands import evaluate
-from jaxrobust.commands.flags.evaluation import GROUPS, USUAL, EvaluateFlags
+from jaxrobust.commands.flags import evaluation_help
+from jaxrobust.commands.flags.evaluation import EvaluateFlags
+from jaxrobust.commands.flags.evaluation_help import GROUPS, USUAL
 from jaxrobust.doctor.command import Examination
 from jaxrobust.doctor.findings import GREEN, RED, YELLOW, Check, CheckResult, Finding
 from jaxrobust.runtime.processes import launch
@@ -418,7 +420,7 @@ class HelpTest(parameterized.TestCase):
             self.enter_context(mock.patch.object(known[name], "help", "before."))
 
     def test_what_there_is(self):
-        evaluate._describe_attacks()
+        evaluation_help.describe_attacks()
         known = evaluate.flags.FLAGS
         fixed, searching = known["attack"].help.split("\nOf AutoAttack:\n")
         self.assertStartsWith(fixed, "before. Of K steps:\n")
@@ -435,9 +437,9 @@ class HelpTest(parameterized.TestCase):
         names = [field.name for field in dataclasses.fields(EvaluateFlags)]
         hosts = GROUPS["Several hosts"].split()
         self.assertCountEqual(grouped, [*names, *hosts])
-        text = evaluate._help(everything=True)
+        text = evaluation_help.text(str(evaluate.__doc__), everything=True)
         for name in grouped:
             self.assertIn(f"\n  --{name}  ", text)
         self.assertNotIn("repeat this option", text)
-        usual = evaluate._help(everything=False)
+        usual = evaluation_help.text(str(evaluate.__doc__), everything=False)
         self.assertEqual(re.findall(r"^  --(\w+)", usual, re.MULTILINE), USUAL.split())

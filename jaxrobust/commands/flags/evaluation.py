@@ -117,18 +117,3 @@ class EvaluateFlags(SubjectFlags):
     out: str | None = flag(
         "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME."
     )
-
-
-USUAL = "dataset split n norm epsilon threat attack version corruptions out"
-GROUPS = {
-    "The network": "workdir phase selected weights model options num_classes function torch "
-    "torch_args torch_output",
-    "Images": "dataset split classes data_dir image_size preprocessing n",
-    "The threat": "norm epsilon threat ladder worst_case union_only",
-    "Attacks": "attack version finish steps targets restarts relative_step step start l1_rule "
-    "rule draws points replay noreplay search_dtype batch seed",
-    "In place of attacks": "corruptions frost certify",
-    "Stopping early": "against tie until_width alpha",
-    "Output": "out bundle again",
-    "Several hosts": "multihost coordinator_address coordinator_timeout num_processes process_id",
-}
