@@ -168,10 +168,12 @@ def line(row: ArchitectureRow, width: int = 100) -> str:
     """Return a row for people, at most `width` wide; checkpoints that do not fit stand below it."""
     paper = row.paper or PaperFigures(None, "")
     mark = "!" if paper.misprint else "?" if paper.other else ""
-    theirs = [figure and figure + mark for figure in (paper.parameters or "", paper.multiply_adds)]
+    paper_figures = [
+        figure and figure + mark for figure in (paper.parameters or "", paper.multiply_adds)
+    ]
     cells = (
-        f"{row.name:24} {row.parameters / 1e6:7.2f} {theirs[0]:>6} "
-        f"{row.image_size:3d} {row.multiply_adds / 1e9:6.3f} {theirs[1]:>6} "
+        f"{row.name:24} {row.parameters / 1e6:7.2f} {paper_figures[0]:>6} "
+        f"{row.image_size:3d} {row.multiply_adds / 1e9:6.3f} {paper_figures[1]:>6} "
         f"{row.stem:8} {row.norms:5} "
     )
     # Author and year, as Salman2020; a name without a year as it is.

@@ -112,7 +112,7 @@ TORCH_NAMES = table(
         rf"{_CELL}preprocess0\.(conv_[12])": r"\1preprocess0.\2",
         rf"{_EDGE}\.(conv_[12])": r"\1ops.\2.\3",
         rf"{_EDGE}\.op\.res\.(conv_[12])": r"\1ops.\2.res.\3",
-        **{theirs: ours for theirs, ours in _DEEP.items() if "bn" not in ours},
+        **{source: target for source, target in _DEEP.items() if "bn" not in target},
     },
     norms={
         r"stem\.1": "stem.1",
@@ -120,7 +120,7 @@ TORCH_NAMES = table(
         rf"{_CELL}preprocess0\.bn": r"\1preprocess0.bn",
         rf"{_EDGE}\.bn": r"\1ops.\2.bn",
         rf"{_EDGE}\.op\.res\.bn": r"\1ops.\2.res.bn",
-        **{theirs: ours for theirs, ours in _DEEP.items() if "bn" in ours},
+        **{source: target for source, target in _DEEP.items() if "bn" in target},
     },
     linears={"classifier": "classifier"},
 )

@@ -69,16 +69,16 @@ class Maker(NamedTuple):
     rngs: Draws
 
     def conv(
-        self, ins: int, outs: int, kernel: int = 1, init: Initializer = torch_default, **how: Any
+        self, ins: int, outs: int, kernel: int = 1, init: Initializer = torch_default, **more: Any
     ) -> Conv:
         """Make a convolution without bias."""
-        return Conv(ins, outs, kernel, bias=False, init=init, rngs=self.rngs, **how)
+        return Conv(ins, outs, kernel, bias=False, init=init, rngs=self.rngs, **more)
 
     def norm(self, channels: int) -> BatchNorm:
         """Make a batch norm as the cell has them."""
         v = self.variant
-        how: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
-        return BatchNorm(channels, affine=CELLS[v.cell].affine, **how)
+        options: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
+        return BatchNorm(channels, affine=CELLS[v.cell].affine, **options)
 
 
 class Separable(nnx.Module):
@@ -88,11 +88,11 @@ class Separable(nnx.Module):
         self, channels: int, stride: int, make: Maker, kernel: int, *, dilation: int, times: int
     ) -> None:
         self.times = times
-        how = {"groups": channels, "dilation": dilation, "padding": dilation * (kernel // 2)}
+        options = {"groups": channels, "dilation": dilation, "padding": dilation * (kernel // 2)}
         init = torch_uniform(kernel * kernel)  # draws once, `torch_default` twice
         for i in range(1, times + 1):
-            own = stride if i == 1 else 1
-            depthwise = make.conv(channels, channels, kernel, init, stride=own, **how)
+            conv_stride = stride if i == 1 else 1
+            depthwise = make.conv(channels, channels, kernel, init, stride=conv_stride, **options)
             setattr(self, f"dw{i}", depthwise)
             setattr(self, f"pw{i}", make.conv(channels, channels))
             setattr(self, f"bn{i}", make.norm(channels))
@@ -196,16 +196,16 @@ class Block(nnx.Module):
         self.ops = nnx.List([OPERATIONS[op](width, stride, make) for (op, _), stride in pairs])
 
     def __call__(
-        self, before: tuple[Array, Array], drop: Drop | None, train: bool
+        self, inputs: tuple[Array, Array], drop: Drop | None, train: bool
     ) -> tuple[Array, Array]:
         paths = iter(branches(drop, len(self.ops)))
-        states = [self.preprocess0(before[0], train), self.preprocess1(before[1], train)]
+        states = [self.preprocess0(inputs[0], train), self.preprocess1(inputs[1], train)]
         ops = iter(self.ops)
         for step in self.steps:
             edges = [(next(ops), next(paths), states[state]) for _, state in step]
-            made = [
+            outputs = [
                 op(x, train) if isinstance(op, Identity) else path(op(x, train))
                 for op, path, x in edges
             ]
-            states.append(sum(made[1:], made[0]))
-        return before[1], jnp.concatenate(states[2:], -1)
+            states.append(sum(outputs[1:], outputs[0]))
+        return inputs[1], jnp.concatenate(states[2:], -1)

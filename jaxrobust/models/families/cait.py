@@ -52,8 +52,8 @@ class TalkingHeads(nnx.Module):
         self.proj_l, self.proj_w = (Linear(heads, heads, rngs=rngs) for _ in range(2))
 
     def __call__(self, x: Array) -> Array:
-        before, after = ((mix.kernel[...], mix.bias[...]) for mix in (self.proj_l, self.proj_w))
-        return self.proj(talking_heads(self.qkv(x), before, after))
+        pre, post = ((mix.kernel[...], mix.bias[...]) for mix in (self.proj_l, self.proj_w))
+        return self.proj(talking_heads(self.qkv(x), pre, post))
 
 
 class ClassAttention(nnx.Module):

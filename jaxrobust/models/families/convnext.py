@@ -60,30 +60,25 @@ VARIANTS = {
 }
 
 
-def block_parameters(
-    conv: DepthwiseConv, norm: LayerNorm, mlp: Mlp, gamma: Array | None = None
-) -> BlockParameters:
-    """Collect the parameters of a block; without `gamma` its branch is added as it is."""
-    return BlockParameters(
-        *(conv.kernel[...], conv.bias[...], norm.scale[...], norm.bias[...]),
-        *(mlp.fc1.kernel[...], mlp.fc1.bias[...], mlp.fc2.kernel[...], mlp.fc2.bias[...]),
-        gamma,
-    )
-
-
 class Block(nnx.Module):
-    """x + drop(gamma * MLP(LN(depthwise 7x7(x)))), one kernel on TPUs."""
+    """x + drop(gamma * MLP(LN(depthwise 7x7(x)))), one kernel on TPUs; None: without gamma."""
 
-    def __init__(self, dim: int, gamma_init: float, rngs: Draws) -> None:
+    def __init__(self, dim: int, gamma_init: float | None, rngs: Draws) -> None:
         self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
         self.norm = LayerNorm(dim)
         self.mlp = Mlp(dim, rngs)
-        self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
+        scaled = gamma_init is not None
+        self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32)) if scaled else None
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        parameters = block_parameters(self.conv_dw, self.norm, self.mlp, self.gamma[...])
+        conv, norm, fc1, fc2 = self.conv_dw, self.norm, self.mlp.fc1, self.mlp.fc2
+        parameters = BlockParameters(
+            *(conv.kernel[...], conv.bias[...], norm.scale[...], norm.bias[...]),
+            *(fc1.kernel[...], fc1.bias[...], fc2.kernel[...], fc2.bias[...]),
+            gamma=None if self.gamma is None else self.gamma[...],
+        )
         path = None if drop is None else branches(drop, 1)[0]
-        return convnext_block(x, parameters, path, eps=self.norm.eps)
+        return convnext_block(x, parameters, path, eps=norm.eps)
 
 
 def _halved(x: Array, norm: LayerNorm, conv: Conv) -> Array:

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import stems
-from jaxrobust.models.families.convnext import block_parameters
+from jaxrobust.models.families.convnext import Block
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import keys, table
-from jaxrobust.models.kernels.convnext_layers import convnext_block
-from jaxrobust.models.modules.basic import DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
-from jaxrobust.models.modules.draws import Draws, Drop, branches
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array, ModuleMaker
 
 
@@ -36,27 +35,13 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-class Block(nnx.Module):
-    """x + MLP(LN(depthwise 7x7(x)))."""
-
-    def __init__(self, dim: int, rngs: Draws) -> None:
-        self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
-        self.norm = LayerNorm(dim)
-        self.mlp = Mlp(dim, rngs)
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        path = None if drop is None else branches(drop, 1)[0]
-        parameters = block_parameters(self.conv_dw, self.norm, self.mlp)
-        return convnext_block(x, parameters, path, eps=self.norm.eps)
-
-
 class IsotropicConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         self.stem = nnx.List(stems.stem(v, v.dim, rngs, project=True))
-        self.blocks = nnx.List([Block(v.dim, rngs) for _ in range(v.depth)])
+        self.blocks = nnx.List([Block(v.dim, None, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim)
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant = v

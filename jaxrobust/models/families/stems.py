@@ -47,13 +47,13 @@ def through(stem: Sequence[Any], x: Array) -> Array:
     layers = list(stem)
     if [type(layer) for layer in layers[:6]] == 2 * [Conv, LayerNorm, Gelu]:
         pairs = layers[0:2], layers[3:5]
-        if all((c.stride, c.padding, n.eps) == (2, 1, layers[1].eps) for c, n in pairs):
+        if all((conv.stride, conv.padding) == (2, 1) for conv, _ in pairs):
             parameters = [
                 parameter[...]
                 for conv, norm in pairs
                 for parameter in (conv.kernel, conv.bias, norm.scale, norm.bias)
             ]
-            x, layers = stem_layers(x, *parameters, eps=layers[1].eps), layers[6:]
+            x, layers = stem_layers(x, *parameters), layers[6:]
     for layer in layers:
         x = layer(x)
     return x

@@ -121,11 +121,11 @@ class Block(nnx.Module):
 
     def windowed(self, x: Array) -> Array:
         """Compute the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
-        side, shift, rest = x.shape[1], self.shift, -x.shape[1] % self.window
+        side, shift, missing = x.shape[1], self.shift, -x.shape[1] % self.window
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
-        x = jnp.pad(x, ((0, 0), (0, rest), (0, rest), (0, 0))) if rest else x
-        mask = shift_mask(side + rest, self.window, shift) if shift else None
-        x = merged(self.attn(partition(x, self.window), mask), side + rest)[:, :side, :side]
+        x = jnp.pad(x, ((0, 0), (0, missing), (0, missing), (0, 0))) if missing else x
+        mask = shift_mask(side + missing, self.window, shift) if shift else None
+        x = merged(self.attn(partition(x, self.window), mask), side + missing)[:, :side, :side]
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:

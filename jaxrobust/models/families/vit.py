@@ -102,8 +102,8 @@ class PatchEmbed(nnx.Module):
     def __call__(self, images: Array, grid: int) -> Array:
         x = stems.through(self.proj, images)
         _, height, width, dim = x.shape
-        fits, own = (height, width) == (grid, grid), f"positions for {grid}x{grid}"
-        architecture_checks.check_fits(fits, images, f"{height}x{width} patches", own)
+        fits, positions = (height, width) == (grid, grid), f"positions for {grid}x{grid}"
+        architecture_checks.check_fits(fits, images, f"{height}x{width} patches", positions)
         return x.reshape(-1, grid * grid, dim)
 
 

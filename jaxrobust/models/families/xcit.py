@@ -88,8 +88,8 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         ins, proj = v.in_channels, []
-        for left, stride in zip(reversed(range(len(v.stem_strides))), v.stem_strides, strict=True):
-            out = v.dim >> left
+        for i, stride in enumerate(v.stem_strides, 1):
+            out = v.dim >> (len(v.stem_strides) - i)
             conv = residual.conv(ins, out, 3, rngs, stride)
             proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
             ins = out
@@ -105,9 +105,9 @@ class PatchEmbed(nnx.Module):
         first, second = ((norm.mean[...], norm.var[...]) for norm in norms)
         running = None if train else (first, second)
         x, statistics = batch_stem_layers(x, (one, two), running, group=norms[0].group)
-        for norm, found in zip(norms, statistics, strict=True):
+        for norm, moments in zip(norms, statistics, strict=True):
             if train:
-                norm.move(*found)
+                norm.move(*moments)
         return x
 
     def __call__(self, x: Array, train: bool) -> Array:

@@ -177,8 +177,8 @@ def norm_of_sums(
     batch = len(sums)
     if statistics is not None:
         mean, var = (s[None] for s in widened(*statistics))
-        given = ImageNorm(to_images(mean, batch), to_images(lax.rsqrt(var + EPS), batch))
-        return given, statistics
+        norm = ImageNorm(to_images(mean, batch), to_images(lax.rsqrt(var + EPS), batch))
+        return norm, statistics
     of_image, squares = sums[:, 0], sums[:, 1]
     mean = of_groups(of_image, group)
     apart = of_image - to_images(mean, batch)

@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class BlockParameters(NamedTuple):
-    """Parameters of a block."""
+    """Parameters of a block, and its layers."""
 
     taps: Array  # f[k,k,1,C]
     bias: Array  # f[C], of the convolution
@@ -28,6 +28,24 @@ class BlockParameters(NamedTuple):
     second: Array  # f[D,C]
     second_bias: Array  # f[C]
     gamma: Any  # f[C]; None, which `convnext_block` alone takes: no scale
+
+    def conv_dw(self, x: Array) -> Array:
+        """Convolve depthwise."""
+        return depthwise_conv(x, self.taps, self.bias)
+
+    def norm(self, z: Array, eps: float) -> Array:
+        """Normalise over channels."""
+        return layers.layer_norm(z, self.scale, self.shift, eps=eps)
+
+    def mlp(self, y: Array) -> Array:
+        """Compute the MLP but for its last bias, which `residual` adds."""
+        return layers.linear(
+            layers.gelu(layers.linear(y, self.first), self.first_bias), self.second
+        )
+
+    def residual(self, x: Array, y: Array, path: Path | None) -> Array:
+        """Compute `x + path(gamma * (y + bias))`."""
+        return layers.residual(x, y, self.second_bias, self.gamma, path)
 
 
 class HalvingParameters(NamedTuple):
@@ -75,12 +93,9 @@ def _norm_forward(eps, x, parameters, needed):
 
 
 def _norm_backward(eps, residuals, parameters, gradients, needed):
-    kernel, plain = (
-        functools.partial(rule, eps=eps, needed=needed)
-        for rule in (_norm_kernel_gradients, _plain_norm_gradients)
-    )
-    operands = *residuals, *gradients, *parameters
-    to_x, *sums = lax.platform_dependent(*operands, tpu=kernel, default=plain)
+    rules = {"tpu": _norm_kernel_gradients, "default": _plain_norm_gradients}
+    rules = {k: functools.partial(rule, eps=eps, needed=needed) for k, rule in rules.items()}
+    to_x, *sums = lax.platform_dependent(*residuals, *gradients, *parameters, **rules)
     return to_x, tuple(sums) if needed else None
 
 
@@ -104,16 +119,10 @@ def depthwise_norm(
 # -------------------------------------------------------------------------------------- the block
 
 
-def _mlp(y: Array, p: BlockParameters) -> Array:
-    """Compute the MLP but for its last bias, which the residual adds."""
-    return layers.linear(layers.gelu(layers.linear(y, p.first), p.first_bias), p.second)
-
-
 def _plain_block(x: Array, share: Array | None, *parameters: Array, eps: float) -> Array:
     p = BlockParameters(*parameters)
-    y = layers.layer_norm(depthwise_conv(x, p.taps, p.bias), p.scale, p.shift, eps=eps)
     path = None if share is None else lambda y: y * share.astype(y.dtype)[:, None, None, None]
-    return layers.residual(x, _mlp(y, p), p.second_bias, p.gamma, path)
+    return p.residual(x, p.mlp(p.norm(p.conv_dw(x), eps)), path)
 
 
 def _block_forward(eps, inputs, p, needed):
@@ -141,7 +150,7 @@ def convnext_block(
     """
     if tpu.calls.plain("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
-        return layers.residual(x, _mlp(y, p), p.second_bias, p.gamma, path)
+        return p.residual(x, p.mlp(y), path)
     share = None if path is None else path(jnp.ones(len(x), jnp.float32))
     if p.gamma is None:
         p = p._replace(gamma=jnp.ones(x.shape[3], x.dtype))
@@ -175,9 +184,8 @@ _halving = with_gradient(_halving_forward, _halving_backward)
 def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e-6) -> Array:
     """Normalise f[B,H,W,C] over channels and convolve it without padding."""
     plain = functools.partial(_plain_halving, stride=stride, eps=eps)
-    if tpu.calls.plain(
-        "the norm and convolution between stages", tpu.norm_halving.refused(x, p, stride)
-    ):
+    refused = tpu.norm_halving.refused(x, p, stride)
+    if tpu.calls.plain("the norm and convolution between stages", refused):
         return plain(x, *p)
 
     def kernel(x, *parameters):

@@ -72,8 +72,8 @@ def _plain_patch_conv(x: Array, kernel: Array, stride: int, padding: int) -> Arr
 def _canonical_input_gradient(x, kernel, g, stride, padding):
     pad = []
     for size, window, steps in zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strict=True):
-        rest = size + 2 * padding - window - (steps - 1) * stride
-        pad += [(window - 1 - padding, window - 1 - padding + rest)]
+        leftover = size + 2 * padding - window - (steps - 1) * stride
+        pad += [(window - 1 - padding, window - 1 - padding + leftover)]
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     dilation = (stride, stride)
     return lax.conv_general_dilated(

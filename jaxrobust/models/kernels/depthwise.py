@@ -92,8 +92,8 @@ def _phases(g: Array, kernel: Array, *, stride: int, dilation: int, sizes: Sizes
     def phase(entries: list[tuple[tuple[int, int], tuple[int, int]]]) -> Array:
         total = jnp.zeros((len(g), *grid, channels), wide.dtype)
         for (i, y), (j, x) in entries:
-            top, left = reach[0] + y, reach[1] + x
-            part = wide[:, top : top + grid[0], left : left + grid[1]]
+            row, column = reach[0] + y, reach[1] + x
+            part = wide[:, row : row + grid[0], column : column + grid[1]]
             total = total + part * weights[i, j][None, None]
         return total
 

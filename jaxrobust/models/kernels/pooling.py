@@ -35,8 +35,8 @@ def _pool_axis_gradient(x: Array, g: Array, axis: int) -> Array:
     odd = padded(jnp.where(in_second, g, zero), 0, 1)
     both = jnp.stack([even, odd], axis + 1)
     both = both.reshape(*g.shape[:axis], -1, *g.shape[axis + 1 :])
-    rest = x.shape[axis] - both.shape[axis]
-    return padded(both, 0, rest)
+    missing = x.shape[axis] - both.shape[axis]
+    return padded(both, 0, missing)
 
 
 def _pool_padded(x: Array, padding: int) -> Array:
@@ -103,8 +103,8 @@ def _larger_gradient(x: Array, g: Array, axis: int) -> Array:
     takes, zero = _takes_second(*_pairs(x, axis)), jnp.zeros((), g.dtype)
     both = jnp.stack([jnp.where(takes, zero, g), jnp.where(takes, g, zero)], axis + 1)
     both = both.reshape(*g.shape[:axis], -1, *g.shape[axis + 1 :])
-    rest = x.shape[axis] - both.shape[axis]
-    return lax.pad(both, zero, [(0, rest if i == axis else 0, 0) for i in range(4)])
+    missing = x.shape[axis] - both.shape[axis]
+    return lax.pad(both, zero, [(0, missing if i == axis else 0, 0) for i in range(4)])
 
 
 @per_platform

@@ -232,8 +232,8 @@ def _transposed_product(x: Array, y: Array) -> Array:
     def transposed_first(x: Array, y: Array) -> Array:
         return lax.optimization_barrier(x.T) @ y
 
-    own = cpus.kind().own_products
-    if not own or x.shape[1] * y.shape[1] <= own or x.dtype.itemsize < 4:
+    largest = cpus.kind().own_products
+    if not largest or x.shape[1] * y.shape[1] <= largest or x.dtype.itemsize < 4:
         return plain(x, y)
     # YNNPACK takes no product whose first operand has to be transposed: 71 instead of 41 GFLOP/s.
     return lax.platform_dependent(x, y, cpu=transposed_first, default=plain)

@@ -28,13 +28,14 @@ from jaxrobust.models.kernels.primitives import widened, with_gradient
 
 Array = jax.Array
 LAYERS, EACH = 2, 4  # parameters: kernel and bias of the convolution, scale and shift of the norm
+EPS = 1e-6  # of the layer norms
 
 
-def _plain(x: Array, *parameters: Array, eps: float) -> Array:
+def _plain(x: Array, *parameters: Array) -> Array:
     for i in range(0, LAYERS * EACH, EACH):
         taps, bias, scale, shift = parameters[i : i + EACH]
         x = conv(x, taps, bias, stride=2, padding=1)
-        x = gelu(layer_norm(x, scale, shift, eps=eps))
+        x = gelu(layer_norm(x, scale, shift, eps=EPS))
     return x
 
 
@@ -42,40 +43,38 @@ def _planes(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2)
 
 
-def _stem_forward(eps, x, parameters, needed):
-    out, stored = tpu.conv_stem.forward(_planes(x), *parameters, eps=eps)
+def _stem_forward(static, x, parameters, needed):
+    out, stored = tpu.conv_stem.forward(_planes(x), *parameters, eps=EPS)
     return out, (x, stored)
 
 
-def _stem_backward(eps, residuals, parameters, g, needed):
+def _stem_backward(static, residuals, parameters, g, needed):
     x, stored = residuals
     operands = _planes(x), stored, g, *parameters
-    to_x = tpu.conv_stem.backward(*operands, eps=eps).transpose(0, 2, 3, 1)
+    to_x = tpu.conv_stem.backward(*operands, eps=EPS).transpose(0, 2, 3, 1)
     if not needed:
         return to_x, None
-    return to_x, tuple(tpu.conv_stem.parameter_gradients(*operands, eps=eps))
+    return to_x, tuple(tpu.conv_stem.parameter_gradients(*operands, eps=EPS))
 
 
 _stem_kernel = with_gradient(_stem_forward, _stem_backward)
 
 
-def stem_layers(x: Array, *parameters: Array, eps: float = 1e-6) -> Array:
+def stem_layers(x: Array, *parameters: Array) -> Array:
     """Compute two layers of a ConvStem: f[B,H,W,3] becomes f[B,H/4,W/4,D].
 
     Args:
       x: normalised images.
       *parameters: of each layer the kernel f[3,3,in,out] and the bias of the convolution, which
         has stride 2 and padding 1, and scale and shift of the norm; an exact GELU follows.
-      eps: of the norms.
     """
     if tpu.calls.plain("a ConvStem", tpu.conv_stem.refused(x, *parameters)):
-        return _plain(x, *parameters, eps=eps)
+        return _plain(x, *parameters)
 
     def kernel(x, *parameters):
-        return _stem_kernel(eps, x, parameters)
+        return _stem_kernel((), x, parameters)
 
-    plain = functools.partial(_plain, eps=eps)
-    return lax.platform_dependent(x, *parameters, tpu=kernel, default=plain)
+    return lax.platform_dependent(x, *parameters, tpu=kernel, default=_plain)
 
 
 # ------------------------------------------------------------------------------- with batch norms

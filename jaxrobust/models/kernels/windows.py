@@ -39,9 +39,9 @@ def _columns(
     x: Array, window: tuple[int, ...], stride: int, padding: int, dilation: int = 1
 ) -> Array:
     """Return f[B,H',W',kh*kw*C]: the window of each pixel, side by side."""
-    how = {"stride": stride, "padding": padding, "dilation": dilation}
-    columns = _shifts(x, axis=2, window=window[1], **how)
-    return _shifts(columns, axis=1, window=window[0], **how)
+    settings = {"stride": stride, "padding": padding, "dilation": dilation}
+    columns = _shifts(x, axis=2, window=window[1], **settings)
+    return _shifts(columns, axis=1, window=window[0], **settings)
 
 
 def column_conv(x: Array, kernel: Array, stride: int, padding: int, dilation: int = 1) -> Array:

@@ -89,10 +89,10 @@ class DenseNet(nnx.Module):
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         if not v.small_stem:
             x = pooling.max_pool(act(self.bn1(x, train)))
-        for i, how in enumerate(of_stages(v, train, key), 1):
+        for i, settings in enumerate(of_stages(v, train, key), 1):
             if i > 1:
                 x = getattr(self, f"trans{i - 1}")(x, train)
-            x = run_blocks(getattr(self, f"dense{i}"), x, **how)
+            x = run_blocks(getattr(self, f"dense{i}"), x, **settings)
         return self.linear(act(self.bn(x, train)).mean(axis=(1, 2)))
 
 

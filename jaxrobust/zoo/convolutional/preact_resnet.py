@@ -54,10 +54,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
-        before = self.act(self.bn1(x, train))
-        y = self.conv2(self.act(self.bn2(self.conv1(before), train)))
+        normed = self.act(self.bn1(x, train))
+        y = self.conv2(self.act(self.bn2(self.conv1(normed), train)))
         y = self.conv3(self.act(self.bn3(y, train)))
-        return path(y) + (self.shortcut[0](before) if self.shortcut else x)
+        return path(y) + (self.shortcut[0](normed) if self.shortcut else x)
 
 
 class PreActResNet(nnx.Module):

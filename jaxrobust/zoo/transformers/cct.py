@@ -89,9 +89,9 @@ class Tokenizer(nnx.Module):
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         he = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        how: dict[str, Any] = {"stride": v.stride, "padding": v.kernel // 2, "bias": False}
+        settings: dict[str, Any] = {"stride": v.stride, "padding": v.kernel // 2, "bias": False}
         widths = (v.in_channels, *(64,) * (v.convolutions - 1), v.dim)
-        convs = [Conv(*pair, v.kernel, init=he, rngs=rngs, **how) for pair in pairwise(widths)]
+        convs = [Conv(*pair, v.kernel, init=he, rngs=rngs, **settings) for pair in pairwise(widths)]
         self.conv_layers = nnx.List(convs)
 
     def __call__(self, x: Array) -> Array:
@@ -117,11 +117,11 @@ class CCT(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.tokenizer(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        tokens, own = x.shape[1], self.pos_embed.shape[1]
-        check_fits(tokens == own, images, f"{tokens} tokens", f"positions for {own}")
+        tokens, positions = x.shape[1], self.pos_embed.shape[1]
+        check_fits(tokens == positions, images, f"{tokens} tokens", f"positions for {positions}")
         x = add_bias(x, self.pos_embed[...])
-        how = of_one_stage(v, train, key)
-        x = self.norm(run_blocks(self.blocks, x, draws=v.attention_dropout > 0, **how))
+        settings = of_one_stage(v, train, key)
+        x = self.norm(run_blocks(self.blocks, x, draws=v.attention_dropout > 0, **settings))
         (logits,) = widened(self.attention_pool(x))
         weights = jax.nn.softmax(logits[:, :, 0]).astype(x.dtype)
         return self.head(jnp.einsum("bn,bnd->bd", weights, x))

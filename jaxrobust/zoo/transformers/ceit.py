@@ -57,12 +57,12 @@ class FeedForward(nnx.Module):
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim, wide, group = v.dim, 4 * v.dim, v.bn_group
-        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
+        options: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.act = ACTIVATIONS[v.activation]
-        self.fc1, self.bn1 = Linear(dim, wide, **how), BatchNorm(wide, group=group)
-        self.conv = Conv(wide, wide, 3, padding=1, groups=wide, bias=False, **how)
+        self.fc1, self.bn1 = Linear(dim, wide, **options), BatchNorm(wide, group=group)
+        self.conv = Conv(wide, wide, 3, padding=1, groups=wide, bias=False, **options)
         self.bn2 = BatchNorm(wide, group=group)
-        self.fc2, self.bn3 = Linear(wide, dim, **how), BatchNorm(dim, group=group)
+        self.fc2, self.bn3 = Linear(wide, dim, **options), BatchNorm(dim, group=group)
 
     def __call__(self, x: Array, train: bool) -> Array:
         batch, tokens, _ = x.shape
@@ -93,17 +93,17 @@ class CeiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, v: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
+        options: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.normalize = Normalize(v.in_channels)
-        self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **how)
+        self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **options)
         self.bn = BatchNorm(v.stem_width, group=v.bn_group)
-        self.patch_embed = Linear(v.patch * v.patch * v.stem_width, v.dim, **how)
+        self.patch_embed = Linear(v.patch * v.patch * v.stem_width, v.dim, **options)
         normal = jax.nn.initializers.normal(1.0)
         self.pos_embedding = nnx.Param(normal(rngs.params(), (1, grid * grid + 1, v.dim)))
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, v.dim)))
         self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim, eps=EPS)
-        self.head = Linear(v.dim, num_classes, **how)
+        self.head = Linear(v.dim, num_classes, **options)
         self.variant, self.grid = v, grid
 
     def patches(self, images: Array, train: bool) -> Array:
@@ -111,8 +111,11 @@ class CeiT(nnx.Module):
         x = max_pool(self.bn(self.conv(images), train), 0)
         batch, height, width, channels = x.shape
         grid, patch = self.grid, self.variant.patch
-        fits, own = (height, width) == (grid * patch,) * 2, f"{grid}x{grid} patches of {patch}"
-        check_fits(fits, images, f"a map of {height}x{width}", f"positions for {own}")
+        fits, positions = (
+            (height, width) == (grid * patch,) * 2,
+            f"{grid}x{grid} patches of {patch}",
+        )
+        check_fits(fits, images, f"a map of {height}x{width}", f"positions for {positions}")
         x = x.reshape(batch, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
         return self.patch_embed(x.reshape(batch, grid * grid, -1))
 

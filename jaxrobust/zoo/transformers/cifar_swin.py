@@ -104,9 +104,9 @@ class Stage(nnx.Module):
         pair = lambda: nnx.List([block(dim, heads, s, v, rngs) for s in (False, True)])  # noqa: E731
         self.layers = nnx.List([pair() for _ in range(v.depths[stage] // 2)])
 
-    def __call__(self, x: Array, **how: Any) -> Array:
+    def __call__(self, x: Array, **settings: Any) -> Array:
         blocks = [block for pair in self.layers for block in pair]
-        return run_blocks(blocks, self.merge(x), **how)
+        return run_blocks(blocks, self.merge(x), **settings)
 
 
 class Swin(nnx.Module):
@@ -125,23 +125,23 @@ class Swin(nnx.Module):
         v = self.variant
         _check_size(v, *images.shape[1:3])
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        for i, how in enumerate(of_stages(v, train, key), 1):
-            x = getattr(self, f"stage{i}")(x, **how)
+        for i, settings in enumerate(of_stages(v, train, key), 1):
+            x = getattr(self, f"stage{i}")(x, **settings)
         return self.head(self.norm(x.mean(axis=(1, 2))))
 
 
 def _check_size(v: Variant, height: int, width: int) -> None:
     if height != width:
         raise ValueError(f"images of {height} x {width} pixels: give square ones, for the windows")
-    whole, remedy = 1, f"choose another patch, other merges or a window other than {v.window}"
+    multiple, remedy = 1, f"choose another patch, other merges or a window other than {v.window}"
     for stage, merge in enumerate((v.patch, *v.merges), 1):
-        whole *= merge
-        if height % whole:
+        multiple *= merge
+        if height % multiple:
             raise ValueError(
                 f"patch={v.patch} and merges={v.merges} do not divide image_size={height}: stage "
-                f"{stage} joins {whole} pixels a side; {remedy}"
+                f"{stage} joins {multiple} pixels a side; {remedy}"
             )
-        if (side := height // whole) % v.window:
+        if (side := height // multiple) % v.window:
             raise ValueError(
                 f"patch={v.patch} and merges={v.merges} leave a map of {side} in stage {stage}, "
                 f"which is no whole number of windows of {v.window}; {remedy}"
@@ -167,11 +167,11 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     return lambda rngs: Swin(v, num_classes, rngs)
 
 
-def _mask(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
+def _mask(target: Mapping[str, Any], match: Match[str]) -> np.ndarray:
     """Compute the masks that the reference stores beside a table: -inf between the parts of a
     window in the last row, or the last column, of windows.
     """
-    table = ours[match.expand(r"\1\2.attn.pos_embedding")]
+    table = target[match.expand(r"\1\2.attn.pos_embedding")]
     window = (table.shape[0] + 1) // 2
     at = np.arange(window**2)
     along = at // window if match[3] == "upper_lower" else at % window

@@ -158,8 +158,8 @@ class CoAtNet(nnx.Module):
                 f"those of image_size={size}; create it with the images' size"
             )
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
-            x = run_blocks(stage, x, **how)
+        for stage, settings in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = run_blocks(stage, x, **settings)
         return self.head(x.mean(axis=(1, 2)))
 
 
@@ -177,11 +177,11 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
             f"(attention) for each and C for the first; write {example!r}, for example"
         )
     architecture_checks.check_row(v, heads=1, bn_group=0)
-    whole = 1 << len(v.dims)
-    if image_size < whole or image_size % whole:
+    multiple = 1 << len(v.dims)
+    if image_size < multiple or image_size % multiple:
         raise ValueError(
             f"image_size={image_size}: each of the {len(v.dims)} stages halves the map, so take a "
-            f"multiple of {whole}"
+            f"multiple of {multiple}"
         )
     return lambda rngs: CoAtNet(v, num_classes, image_size, rngs)
 
@@ -204,9 +204,9 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return cut_to(table, *sides)
 
 
-def _index(ours: Mapping[str, Any], match: Match[str]) -> np.ndarray:
+def _index(target: Mapping[str, Any], match: Match[str]) -> np.ndarray:
     """Compute the index that the reference stores beside a table: the row that each pair reads."""
-    entries = ours[match.expand(r"stages.\1.\2.attn.relative_bias_table")].shape[0]
+    entries = target[match.expand(r"stages.\1.\2.attn.relative_bias_table")].shape[0]
     return relative_index((math.isqrt(entries) + 1) // 2).reshape(-1, 1)
 
 

@@ -53,12 +53,14 @@ class CPVT(nnx.Module):
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), self.grid)
         x = with_token(self.cls_token, x)
         x = layers.dropout(x, drawn[0], v.dropout) if draws else x
-        how = of_one_stage(v, train, None) | {"draws": draws}
-        first, rest = how["rates"][:1], how["rates"][1:]
-        x = run_blocks(self.blocks[:1], x, **how | {"key": drawn[1], "rates": first, "scan": False})
+        settings = of_one_stage(v, train, None) | {"draws": draws}
+        first_rate, later_rates = settings["rates"][:1], settings["rates"][1:]
+        x = run_blocks(
+            self.blocks[:1], x, **settings | {"key": drawn[1], "rates": first_rate, "scan": False}
+        )
         x = self.pos_block(x)
         if v.depth > 1:
-            x = run_blocks(self.blocks[1:], x, **how | {"key": drawn[2], "rates": rest})
+            x = run_blocks(self.blocks[1:], x, **settings | {"key": drawn[2], "rates": later_rates})
         return self.head(self.norm(x[:, 0]))
 
 

@@ -91,8 +91,8 @@ class Stage(nnx.Module):
         self.norm = LayerNorm(dim, eps=EPS)
         self.blocks = nnx.List([block(dim, heads, v, rngs) for _ in range(v.depths[stage])])
 
-    def __call__(self, x: Array, **how: Any) -> Array:
-        return run_blocks(self.blocks, self.norm(self.embed(x)), **how)
+    def __call__(self, x: Array, **settings: Any) -> Array:
+        return run_blocks(self.blocks, self.norm(self.embed(x)), **settings)
 
 
 class CvT(nnx.Module):
@@ -108,8 +108,8 @@ class CvT(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
-        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
-            x = stage(x, **how)
+        for stage, settings in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = stage(x, **settings)
         return self.head(x.mean(axis=(1, 2)))
 
 

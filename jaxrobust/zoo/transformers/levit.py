@@ -127,8 +127,8 @@ def blocks(v: Variant, side: int, rngs: Draws) -> list[nnx.Module]:
     made: list[nnx.Module] = []
     for i, (dim, depth, heads) in enumerate(zip(v.dims, v.depths, v.heads, strict=True)):
         if i:
-            before = v.dims[i - 1]
-            made.append(Attention(before, dim, before // v.key_width, side, 2, v, rngs))
+            previous = v.dims[i - 1]
+            made.append(Attention(previous, dim, previous // v.key_width, side, 2, v, rngs))
             made.append(Mlp(dim, v, rngs))
             side = -(-side // 2)
         for _ in range(depth):
@@ -157,8 +157,8 @@ class LeViT(nnx.Module):
         for i, layer in enumerate(self.patch_embed):
             x = layer(act(x) if i else x, train)
         _, height, width, dim = x.shape
-        fits, own = (height, width) == (self.side,) * 2, f"biases for {self.side}x{self.side}"
-        architecture_checks.check_fits(fits, images, f"{height}x{width} tokens", own)
+        fits, biases = (height, width) == (self.side,) * 2, f"biases for {self.side}x{self.side}"
+        architecture_checks.check_fits(fits, images, f"{height}x{width} tokens", biases)
         return x.reshape(-1, height * width, dim)
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
@@ -188,9 +188,9 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     return lambda rngs: LeViT(v, num_classes, side, rngs)
 
 
-def _index(ours: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
+def _index(target: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
     """Return the buffer in which LeViT's own code holds where biases stand."""
-    side = math.isqrt(ours[f"{match[1]}.attention_biases"].shape[1])
+    side = math.isqrt(target[f"{match[1]}.attention_biases"].shape[1])
     return offset_index(side, 1 if ".m." in match[0] else 2)
 
 
@@ -199,7 +199,7 @@ _BLOCK = r"(blocks\.\d+)(?:\.m)?"
 # Their name -> ours, of linear maps and convolutions with a norm behind them: of the blocks, and of
 # the stem, between whose convolutions are activations.
 _LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc1", "2": "fc2"}
-_PAIRS = {rf"{_BLOCK}\.{theirs}": rf"\1.{ours}" for theirs, ours in _LINEARS.items()}
+_PAIRS = {rf"{_BLOCK}\.{source}": rf"\1.{target}" for source, target in _LINEARS.items()}
 _STEM = {rf"patch_embed\.{2 * i}": f"patch_embed.{i}" for i in range(4)}
 TORCH_NAMES = table(
     row(rf"{_BLOCK}\.attention_biases", r"\1.attention_biases", resize=_REFUSED),

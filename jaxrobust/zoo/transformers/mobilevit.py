@@ -64,10 +64,10 @@ class Layer(nnx.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
-        how: dict[str, Any] = {"init": torch_default, "rngs": rngs}
+        settings: dict[str, Any] = {"init": torch_default, "rngs": rngs}
         self.norm1, self.norm2 = LayerNorm(dim, eps=EPS), LayerNorm(dim, eps=EPS)
         self.attn = TokenAttention(dim, v.heads, v.head_width, rngs)
-        self.fc1, self.fc2 = Linear(dim, hidden, **how), Linear(hidden, dim, **how)
+        self.fc1, self.fc2 = Linear(dim, hidden, **settings), Linear(hidden, dim, **settings)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -88,10 +88,10 @@ class Transformer(nnx.Module):
         self.conv3 = residual.ConvNorm(dim, channels, 1, v, rngs)
         self.conv4 = residual.ConvNorm(2 * channels, channels, 3, v, rngs)
 
-    def __call__(self, x: Array, how: dict) -> Array:
-        train = how["train"]
+    def __call__(self, x: Array, settings: dict) -> Array:
+        train = settings["train"]
         y = self.conv2(self.conv1(x, train), train)
-        y = merged(run_blocks(self.layers, patches(y), **how), y.shape)
+        y = merged(run_blocks(self.layers, patches(y), **settings), y.shape)
         y = self.conv3(y, train)
         return self.conv4(jnp.concatenate([y, x], axis=3), train)
 
@@ -115,10 +115,10 @@ class MobileViT(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        first, *rest = zip(v.channels, v.strides, strict=True)
+        first, *others = zip(v.channels, v.strides, strict=True)
         self.conv1 = residual.ConvNorm(v.in_channels, first[0], 3, v, rngs, stride=first[1])
         ins, mv2 = first[0], []
-        for outs, stride in rest:
+        for outs, stride in others:
             mv2.append(Bottleneck(ins, outs, stride, v, rngs))
             ins = outs
         self.mv2 = nnx.List(mv2)
@@ -136,8 +136,8 @@ class MobileViT(nnx.Module):
         for bottleneck in self.mv2[:plain]:
             x = bottleneck(x, train)
         stages = zip(self.mv2[plain:], self.mvit, of_stages(v, train, key), strict=True)
-        for bottleneck, transformer, how in stages:
-            x = transformer(bottleneck(x, train), how)
+        for bottleneck, transformer, settings in stages:
+            x = transformer(bottleneck(x, train), settings)
         return self.fc(self.conv2(x, train).mean(axis=(1, 2)))
 
 

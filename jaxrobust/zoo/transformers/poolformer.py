@@ -61,8 +61,10 @@ class PoolFormer(nnx.Module):
 
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
-        how: dict[str, Any] = {"padding": -(-(v.patch - v.stride) // 2), "bias": True}  # rounded up
-        self.patch_embed = residual.conv(v.in_channels, v.dims[0], v.patch, rngs, v.stride, **how)
+        padding = -(-(v.patch - v.stride) // 2)  # rounded up
+        self.patch_embed = residual.conv(
+            *(v.in_channels, v.dims[0], v.patch, rngs, v.stride), padding=padding, bias=True
+        )
         network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
             network += [residual.conv(v.dims[i - 1], dim, 3, rngs, 2, bias=True)] if i else []
@@ -76,8 +78,8 @@ class PoolFormer(nnx.Module):
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         into, stages = (self.patch_embed, *self.network[1::2]), self.network[::2]
-        for conv, blocks, how in zip(into, stages, of_stages(v, train, key), strict=True):
-            x = run_blocks(blocks, conv(x), **how)
+        for conv, blocks, settings in zip(into, stages, of_stages(v, train, key), strict=True):
+            x = run_blocks(blocks, conv(x), **settings)
         return self.head(self.norm(x).mean(axis=(1, 2)))
 
 

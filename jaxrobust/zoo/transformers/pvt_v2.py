@@ -109,9 +109,9 @@ class Stage(nnx.Module):
         blocks = [block(dim, heads, ratio, v, rngs) for _ in range(v.depths[stage])]
         self.blocks, self.norm = nnx.List(blocks), LayerNorm(dim)
 
-    def __call__(self, x: Array, **how: Any) -> Array:
+    def __call__(self, x: Array, **settings: Any) -> Array:
         x = x if self.downsample is None else self.downsample(x)
-        return self.norm(run_blocks(self.blocks, x, **how))
+        return self.norm(run_blocks(self.blocks, x, **settings))
 
 
 class PVTv2(nnx.Module):
@@ -127,8 +127,8 @@ class PVTv2(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        for stage, how in zip(self.stages, of_stages(v, train, key), strict=True):
-            x = stage(x, **how)
+        for stage, settings in zip(self.stages, of_stages(v, train, key), strict=True):
+            x = stage(x, **settings)
         return self.head(x.mean(axis=(1, 2)))
 
 

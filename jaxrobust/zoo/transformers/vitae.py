@@ -106,9 +106,9 @@ class Reduction(nnx.Module):
         self.prm, self.rate = Pyramid(ins, cell, v, rngs), v.dropout
         self.pcm = None if cell == len(v.dims) - 1 else Beside(ins, cell, v, rngs)
         if self.pcm is not None:
-            seen, dim = v.dilations[cell] * v.widths[cell], v.dims[cell]
-            self.attn = Performer(seen, dim, rngs)
-            self.norm1, self.norm2 = LayerNorm(seen, eps=1e-5), LayerNorm(dim, eps=1e-5)
+            channels, dim = v.dilations[cell] * v.widths[cell], v.dims[cell]
+            self.attn = Performer(channels, dim, rngs)
+            self.norm1, self.norm2 = LayerNorm(channels, eps=1e-5), LayerNorm(dim, eps=1e-5)
             self.fc1, self.fc2 = Linear(dim, dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:

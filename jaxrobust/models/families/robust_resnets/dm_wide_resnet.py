@@ -125,12 +125,12 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
             f"se_ratio={v.se_ratio} leaves {least} channels no hidden unit; take at least "
             f"{1 / least:.3g}"
         )
-    whole = 1 << (len(v.depths) - 1)
-    if image_size % whole:
-        near = max(whole, image_size // whole * whole)
+    multiple = 1 << (len(v.depths) - 1)
+    if image_size % multiple:
+        near = max(multiple, image_size // multiple * multiple)
         raise ValueError(
             f"image_size={image_size}: the map is halved {len(v.depths) - 1} times without a rest, "
-            f"so take {near} or {near + whole}"
+            f"so take {near} or {near + multiple}"
         )
     return lambda rngs: DmWideResNet(v, num_classes, rngs)
 

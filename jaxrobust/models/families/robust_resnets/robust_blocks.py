@@ -98,15 +98,15 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         v, (path,) = self.variant, branches(drop, 1)
-        before = self.act(self.bn1(x, train)) if v.preact else x
-        y = self._branch(x if v.first_conv == "raw" else before, train)
+        normed = self.act(self.bn1(x, train)) if v.preact else x
+        y = self._branch(x if v.first_conv == "raw" else normed, train)
         if v.se == "standard":
             y = self.se(y)
         elif v.se == "residual":
             y = y + self.se(self.se_bn(y, train))
         y = path(y)
         if v.residual:
-            source = before if self.shortcut else x
+            source = normed if self.shortcut else x
             source = self.se(source) if v.se == "identity" else source
             y = y + (self.shortcut[0](source) if self.shortcut else source)
         return y if v.preact else self.act(y)
@@ -130,10 +130,10 @@ class Block(nnx.Module):
             return self.act(norm(self.se(x) if v.se == "conv3x3" else x, train))
         *parts, last = jnp.split(x, v.scales, axis=-1)
         made: list[Array] = []
-        for part, conv, own in zip(parts, self.conv2, norm, strict=True):
+        for part, conv, part_norm in zip(parts, self.conv2, norm, strict=True):
             # A part reads the one before it too, but for a block that reduces the map.
             part = part + made[-1] if made and self.stride == 1 else part
-            made.append(self.act(own(conv(part), train)))
+            made.append(self.act(part_norm(conv(part), train)))
         if self.stride > 1:
             last = pooling.avg_pool(last, stride=self.stride, count_padding=True)
         return jnp.concatenate([*made, last], -1)
@@ -233,9 +233,9 @@ def _check_parts(v: Any) -> None:
         )
     released = all(getattr(v, name) == value for name, value in _RELEASED.items())
     if released and not v.base_width:
-        given = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
+        options = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
         raise ValueError(
-            f"{given} are the default arguments of the authors' code, with which (and with its "
+            f"{options} are the default arguments of the authors' code, with which (and with its "
             "base_width=64) its A1 has 144,344,330 parameters instead of 19,222,738; give "
             "base_width=64 too, or leave them out for the paper's 8, 4 and 64"
         )

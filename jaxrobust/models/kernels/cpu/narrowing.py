@@ -37,8 +37,8 @@ def narrow_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_wide(eqn: JaxprEqn) -> bool:
-    given = eqn.params.get("precision")
-    default = given is None or given == (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+    precision = eqn.params.get("precision")
+    default = precision is None or precision == (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     types = {aval.dtype for aval in avals}
     return default and types == {jnp.dtype(jnp.float32)}
@@ -70,13 +70,13 @@ def _changes(eqn: JaxprEqn) -> bool:
 
 
 def _programs(values: Any) -> list[Any]:
-    found = []
+    programs = []
     for value in values:
         if isinstance(value, ClosedJaxpr | Jaxpr):
-            found.append(getattr(value, "jaxpr", value))
+            programs.append(getattr(value, "jaxpr", value))
         elif isinstance(value, tuple):
-            found += _programs(value)
-    return found
+            programs += _programs(value)
+    return programs
 
 
 def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:

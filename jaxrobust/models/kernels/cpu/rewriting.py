@@ -51,14 +51,17 @@ def _plain(settings: Settings, x: Array, kernel: Array) -> Array:
 
 
 def _value(settings: Settings, x: Array, kernel: Array) -> Array:
-    how = dict(settings)
-    strides, dilations = set(how["window_strides"]), {*how["lhs_dilation"], *how["rhs_dilation"]}
-    typed = winograd.of_own_type(how["preferred_element_type"], x) and how["precision"] is None
-    even = len(strides) == how["feature_group_count"] == 1 and dilations == {1}
-    inside = x.ndim == 4 and min(map(min, how["padding"])) >= 0
+    p = dict(settings)
+    strides, dilations = (
+        set(p["window_strides"]),
+        {*p["lhs_dilation"], *p["rhs_dilation"]},
+    )
+    typed = winograd.of_own_type(p["preferred_element_type"], x) and p["precision"] is None
+    even = len(strides) == p["feature_group_count"] == 1 and dilations == {1}
+    inside = x.ndim == 4 and min(map(min, p["padding"])) >= 0
     if not (typed and even and inside and few_channels(x, kernel)):
         return _plain(settings, x, kernel)
-    wider = jnp.pad(x, ((0, 0), *how["padding"], (0, 0)))
+    wider = jnp.pad(x, ((0, 0), *p["padding"], (0, 0)))
     return column_conv(wider, kernel, strides.pop(), 0)
 
 
@@ -101,9 +104,9 @@ def _windows(eqn: JaxprEqn) -> list[tuple[int, int, int]]:
         lhs[2:], rhs[2:], eqn.params["padding"], eqn.params["window_strides"], strict=True
     ):
         start = kernel[tap] // 2 - low
-        rest = (x[axis] + low + high - kernel[tap]) // stride * stride
-        inside = kernel[tap] % 2 and min(start, rest) >= 0 and start + rest < x[axis]
-        windows += [(start, start + rest + 1, stride)] * inside
+        reach = (x[axis] + low + high - kernel[tap]) // stride * stride
+        inside = kernel[tap] % 2 and min(start, reach) >= 0 and start + reach < x[axis]
+        windows += [(start, start + reach + 1, stride)] * inside
     return windows
 
 

@@ -63,10 +63,10 @@ class Bounded:
     def forward(self, geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
         """Compute f[B,H,W,C]."""
 
-        def some(*given: Array) -> Array:
-            total, beyond = self.formulas.forward(geometry, *given)
-            rest = lambda t: t + corners.forward_beyond(geometry, *given)  # noqa: E731
-            return lax.cond(beyond, rest, lambda t: t, total)
+        def some(*operands: Array) -> Array:
+            total, beyond = self.formulas.forward(geometry, *operands)
+            with_beyond = lambda t: t + corners.forward_beyond(geometry, *operands)  # noqa: E731
+            return lax.cond(beyond, with_beyond, lambda t: t, total)
 
         return self.by_images(some, value, offsets, mask)
 
@@ -75,12 +75,12 @@ class Bounded:
     ) -> tuple[Array, Array, Array]:
         """Compute the gradients for value, offsets and mask."""
 
-        def some(*given: Array) -> tuple[Array, Array, Array]:
-            totals, beyond = self.formulas.backward(geometry, *given)
-            rest = lambda t: jax.tree.map(  # noqa: E731
-                jnp.add, t, corners.backward_beyond(geometry, *given)
+        def some(*operands: Array) -> tuple[Array, Array, Array]:
+            totals, beyond = self.formulas.backward(geometry, *operands)
+            with_beyond = lambda t: jax.tree.map(  # noqa: E731
+                jnp.add, t, corners.backward_beyond(geometry, *operands)
             )
-            return lax.cond(beyond, rest, lambda t: t, totals)
+            return lax.cond(beyond, with_beyond, lambda t: t, totals)
 
         return self.by_images(some, value, offsets, mask, g)
 

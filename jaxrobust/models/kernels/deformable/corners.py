@@ -32,15 +32,15 @@ def _sampled(geometry: GridGeometry, values: Array, bases: Array, places: GridPo
     (height, width), groups = geometry.size, geometry.groups
     y, x, mask = places
     mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # what is no place shows in the output
-    top, left = jnp.floor(y), jnp.floor(x)
-    down, right, total = y - top, x - left, jnp.zeros((*y.shape, values.shape[1]), values.dtype)
-    for row, of_row in ((top, 1 - down), (top + 1, down)):
-        for column, of_column in ((left, 1 - right), (left + 1, right)):
+    north, west = jnp.floor(y), jnp.floor(x)
+    down, right, total = y - north, x - west, jnp.zeros((*y.shape, values.shape[1]), values.dtype)
+    for row, of_row in ((north, 1 - down), (north + 1, down)):
+        for column, of_column in ((west, 1 - right), (west + 1, right)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             at = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
             weight = mask * jnp.where(inside, of_row * of_column, 0)
-            found = values.at[bases + groups * at].get(mode="promise_in_bounds")
-            total = total + weight[..., None] * found
+            pixels = values.at[bases + groups * at].get(mode="promise_in_bounds")
+            total = total + weight[..., None] * pixels
     return total
 
 
@@ -73,7 +73,7 @@ def backward(
     wide = widened(g)[0].reshape(*bases.shape, -1)
 
     def add(total: Array, places: GridPoints) -> tuple[Array, GridPoints]:
-        sampled = lambda *given: _sampled(geometry, given[0], bases, given[1])  # noqa: E731
+        sampled = lambda *operands: _sampled(geometry, operands[0], bases, operands[1])  # noqa: E731
         to_values, to_places = jax.vjp(sampled, values, places)[1](wide)
         return total + to_values, to_places
 
@@ -97,18 +97,18 @@ def _beyond(geometry: GridGeometry, points: GridPoints) -> tuple[Any, Array]:
     around = geometry.from_grid(points)
     chosen = ~reached(around.y, around.x)
     shape, size = chosen.shape[1:], chosen.size
-    cells, each = size // POINTS, -(-size // _PARTS)
-    numbers = jnp.nonzero(chosen.ravel(), size=each * _PARTS, fill_value=size)[0]
+    cells, part_size = size // POINTS, -(-size // _PARTS)
+    numbers = jnp.nonzero(chosen.ravel(), size=part_size * _PARTS, fill_value=size)[0]
     numbers = numbers.astype(jnp.int32)
 
     def added(part: Array, values: Array, places: GridPoints) -> Array:
-        at = lax.dynamic_slice_in_dim(numbers, part * each, each)
+        at = lax.dynamic_slice_in_dim(numbers, part * part_size, part_size)
         some = GridPoints(*(a.ravel().at[at].get(mode="fill", fill_value=0) for a in places))
         sampled = _sampled(geometry, values, _bases(geometry, at % cells), some)
         zeros = jnp.zeros((cells, values.shape[1]), values.dtype)
         return zeros.at[at % cells].add(sampled).reshape(*shape, -1)
 
-    return added, (chosen.sum() + each - 1) // each
+    return added, (chosen.sum() + part_size - 1) // part_size
 
 
 def forward_beyond(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
@@ -132,7 +132,7 @@ def backward_beyond(
     places, wide = geometry.on_map(points), widened(g)[0].reshape(*bases.shape, -1)
 
     def add(part: Array, totals: tuple[Array, GridPoints]) -> tuple[Array, GridPoints]:
-        new = jax.vjp(lambda *given: added(part, *given), values, places)[1](wide)
+        new = jax.vjp(lambda *operands: added(part, *operands), values, places)[1](wide)
         return jax.tree.map(jnp.add, totals, new)
 
     zeros = jax.tree.map(jnp.zeros_like, (values, places))

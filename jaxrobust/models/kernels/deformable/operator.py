@@ -131,8 +131,8 @@ def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) ->
             "more padding"
         )
     wanted = {"offsets": (offsets, 2 * POINTS), "mask": (mask, POINTS)}
-    for name, (array, each) in wanted.items():
-        shape = (value.shape[0], *geometry.out, groups * each)
+    for name, (array, numbers) in wanted.items():
+        shape = (value.shape[0], *geometry.out, groups * numbers)
         if array.shape != shape:
             raise ValueError(f"{name} of shape {array.shape} must be {shape} for {groups} groups")
         if not jnp.issubdtype(array.dtype, jnp.floating):

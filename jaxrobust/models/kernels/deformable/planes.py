@@ -159,5 +159,5 @@ def backward(
     g = _split(g, groups=geometry.groups)
     to_value = _joined(_to_value(g, _weights(*points)))
     y, x, m = _to_points(*points, _to_weights(_split(value, groups=geometry.groups), g))
-    given = as_given(geometry.scale * y, geometry.scale * x, jnp.where(near, m, 0))
-    return (to_value, *given), ~near.all()
+    gradients = as_given(geometry.scale * y, geometry.scale * x, jnp.where(near, m, 0))
+    return (to_value, *gradients), ~near.all()

@@ -9,9 +9,8 @@ their products of all channels with all, of which those between heads count as m
 softmax. That takes more arithmetic, and no moving of lanes. The softmax is over rows, whose sums
 add registers.
 
-By hand, for 196 tokens and 384 channels on a v5e: cosines take 384 rows x 2 x 3 tiles / 4 units =
-576 cycles, what they weigh 196 x 9 / 4 = 441; a softmax on 48 x 3 registers 144 x (9 / 4 + 1) =
-468. So an attack step of 88 images needs 88 x (1,600 + 3,700) = 0.47 M cycles = 0.31 ms.
+By the declared costs an attack step of 88 images of 196 tokens and 384 channels needs 0.31 ms of a
+v5e.
 """
 
 import math
@@ -145,13 +144,9 @@ def forward(qkv: Array, temperature: Array) -> Array:
     tokens, dim = qkv.shape[1], qkv.shape[2] // 3
     count = _together(dim, temperature.size)
     cost = _cost(tokens, count, squares=1, maps=1, operations=9) * (dim // count)
-    (out,) = over_images(
-        Kernel("channel_attention", _forward, cost, value_bytes=_value_bytes(tokens, count)),
-        [qkv],
-        [(tokens, dim)],
-        parameters=_parameters(temperature, dim),
-    )
-    return out
+    values = _value_bytes(tokens, count)
+    kernel = Kernel("channel_attention", _forward, cost, value_bytes=values)
+    return over_images(kernel, [qkv], [(tokens, dim)], parameters=_parameters(temperature, dim))[0]
 
 
 @static_jit

@@ -9,11 +9,8 @@ the norm and the GELU. `sums` adds up the gradients of parameters over all image
 Rows of an image are widened to whole registers, so that a chunk of some of them is a matrix whose
 rows are pixels; the columns that this adds are zero in every gradient.
 
-By hand, for an image of 56 x 56 x 96 on a v5e: 392 registers of channels x (98 of taps + 28) / 4
-vector operations, 1,176 of the hidden layer x 16 / 4, products of 3,136 rows x 6 tiles / 4, in
-all 21.8 k cycles; in the gradient 143 and 19 operations and half as many products again, 26.7 k. By
-the compiler's schedule, without stalls, 21.9 k and 24.7 k: products and vector operations overlap a
-little, and taps wait for their norms. The GELU is that of `stem_blocks`.
+The declared costs of an image of 56 x 56 x 96 on a v5e are 21.8 k and, of its gradient, 26.7 k
+cycles; the compiler's schedule has 21.9 k and 24.7 k. The GELU is that of `stem_blocks`.
 """
 
 import functools
@@ -59,29 +56,24 @@ class _Sizes(NamedTuple):
     side: int  # of the convolution's window
 
     @property
-    def wide(self) -> int:
-        """Of a row, widened to whole registers."""
+    def wide(self) -> int:  # of a row, in whole registers
         return widened_to(self.width, SUBLANES)
 
     @property
-    def rows(self) -> int:
-        """Rows of images whose pixels are one matrix."""
+    def rows(self) -> int:  # of images, whose pixels are one matrix
         return largest_divisor(self.per * self.height, max(1, _ROWS // self.wide))
 
     @property
-    def columns(self) -> int:
-        """Columns of the hidden layer that are computed at once."""
+    def columns(self) -> int:  # of the hidden layer that are computed at once
         return LANES * largest_divisor(self.hidden // LANES, _COLUMNS // LANES)
 
     @property
-    def padded(self) -> tuple[int, ...]:
-        """Shape of the images with their rims."""
+    def padded(self) -> tuple[int, ...]:  # shape of the images with their rims
         one = depthwise_norm.padded_shape(self.side, self.height, self.wide, self.channels)
         return self.per, *one
 
     @property
-    def matrix(self) -> tuple[int, ...]:
-        """Shape of all rows of the images."""
+    def matrix(self) -> tuple[int, ...]:  # shape of all rows of the images
         return self.per * self.height, self.wide, self.channels
 
 
@@ -116,9 +108,6 @@ def _needed(s: _Sizes, sums: bool) -> int:
 
 def _values(s: _Sizes) -> int:
     return 4 * s.rows * s.wide * (3 * s.columns + 4 * s.channels)
-
-
-# ------------------------------------------------------------------------------------- the kernels
 
 
 def _each_image(s: _Sizes, call: Callable[[Any], None]) -> None:
@@ -158,10 +147,6 @@ def _each_sum(s: _Sizes, padded: Any, taps: Any, use: Callable[..., None]) -> No
             use(image, row, n, total)
 
     _each_row(s, sum_rows, together)
-
-
-def _chunks(s: _Sizes, call: Callable[[Any], None]) -> None:
-    pl.loop(0, s.per * s.height, step=s.rows)(call)
 
 
 def _place(s: _Sizes, row: Any) -> tuple[Any, Any]:
@@ -204,6 +189,7 @@ def _forward(x, share, taps, affine, first, first_bias, second, out, *refs, s, e
 
     _each_sum(s, padded, taps, norm)
 
+    @pl.loop(0, s.per * s.height, step=s.rows)
     def mlp(start: Any) -> None:
         y = _pixels(s, normed[pl.ds(start, s.rows)]).astype(dtype)
 
@@ -217,8 +203,6 @@ def _forward(x, share, taps, affine, first, first_bias, second, out, *refs, s, e
             added = _row(s, branch, i) * _of(share, image)
             out[image, row] = (x[image, row].astype(jnp.float32) + added).astype(dtype)
 
-    _chunks(s, mlp)
-
 
 def _of(share: Any, image: Any) -> Array:
     return share[image if share.shape[0] > 1 else 0]
@@ -231,30 +215,21 @@ def _widen(s: _Sizes, start: Any, g: Any, share: Any, wide: Any) -> None:
         wide[i, : s.width] = g[image, row].astype(jnp.float32) * _of(share, image)
 
 
-class _Sums(NamedTuple):
-    """References to sums over images, f32, one after another in the results of the kernel."""
-
-    taps: Any  # f[k*k,C]
-    affine: Any  # f[8,C]: of bias, scale, shift, and of the gradient of the result
-    first: Any
-    first_bias: Any
-    second: Any  # but for gamma
-
-
 def _backward(z, g, *refs, s, eps, summed: bool) -> None:
     """Compute the gradient for the image; if `summed`, those for parameters as well."""
     if summed:
         x, *refs, around = refs
     share, taps, affine, first, first_bias, second, out, *sums, padded, wide = refs
     if summed:
-        total = _Sums(*sums)
-        clear_at_first(total)
+        to_taps, to_affine, to_first, to_first_bias, to_second = sums
+        clear_at_first(sums)
     dtype, exact, rim = out.dtype, out.dtype == jnp.float32, s.side // 2
     _, scale, shift, _, gamma = (affine[i : i + 1] for i in range(5))
     _clear(s, padded)
     if s.wide > s.width:
         wide[...] = jnp.zeros_like(wide)
 
+    @pl.loop(0, s.per * s.height, step=s.rows)
     def differentiate(start: Any) -> None:
         _widen(s, start, g, share, wide)
         chunk = z[0, pl.ds(start, s.rows)] if s.per == 1 else z[...]
@@ -267,9 +242,9 @@ def _backward(z, g, *refs, s, eps, summed: bool) -> None:
             to_h = dot(to_mlp, second[part], "nt") * gelu_slope(h, exact)
             if summed:
                 hidden = gelu(h, exact).astype(dtype)
-                total.first[:, part] += dot(y, to_h.astype(dtype), "tn")
-                total.first_bias[:, part] += to_h.sum(0, keepdims=True)
-                total.second[part] += dot(hidden, to_branch.astype(dtype), "tn")
+                to_first[:, part] += dot(y, to_h.astype(dtype), "tn")
+                to_first_bias[:, part] += to_h.sum(0, keepdims=True)
+                to_second[part] += dot(hidden, to_branch.astype(dtype), "tn")
             return to_y + dot(to_h.astype(dtype), first[:, part], "nt")
 
         to_y = _over_hidden(s, step)
@@ -279,9 +254,7 @@ def _backward(z, g, *refs, s, eps, summed: bool) -> None:
             depthwise_norm.put_row(padded.at[image], row, rim, _row(s, to_z, i))
         if summed:
             for i, value in enumerate((to_z, to_y * normal, to_y, to_branch)):
-                total.affine[i : i + 1] += value.sum(0, keepdims=True)
-
-    _chunks(s, differentiate)
+                to_affine[i : i + 1] += value.sum(0, keepdims=True)
 
     def add(image: Any, row: Any, n: int, total: Array) -> None:
         to_image = g[image, row + n].astype(jnp.float32)
@@ -291,9 +264,7 @@ def _backward(z, g, *refs, s, eps, summed: bool) -> None:
     if summed:
         _clear(s, around)
         _put_images(s, x, around)
-        _each_image(
-            s, lambda image: _sum_products(s, around.at[image], padded.at[image], total.taps)
-        )
+        _each_image(s, lambda image: _sum_products(s, around.at[image], padded.at[image], to_taps))
 
 
 def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
@@ -353,12 +324,7 @@ def forward(
 ) -> list[Array]:
     """Compute the block of f[B,H,W,C]; if `keep`, also what `backward` reads.
 
-    Args:
-      x: images.
-      share: f[B] of the branch that is added to each image; None: all of it.
-      p: parameters.
-      eps: of the norm.
-      keep: whether a gradient follows.
+    `share` f[B] of the branch is added to each image; None: all of it.
     """
     s = _sizes(x, p)
     body, cost = functools.partial(_forward, s=s, eps=eps), _cost(s, 2, 2 * s.side**2 + 28, 16, 1)
@@ -384,7 +350,7 @@ def backward(
     cost = _cost(s, 5, 5 * taps + 60, 24, 2) if summed else _cost(s, 3, 2 * taps + 45, 19, 2)
     sums = [(taps, s.channels), (SUBLANES, s.channels), (s.channels, s.hidden), (1, s.hidden)]
     scratch = [s.padded, (s.rows, s.wide, s.channels), *[s.padded] * summed]
-    out, *found = over_images(
+    out, *totals = over_images(
         Kernel(
             f"convnext_block_{'sums' if summed else 'gradient'}",
             functools.partial(_backward, s=s, eps=eps, summed=summed),
@@ -399,7 +365,7 @@ def backward(
     )
     if not summed:
         return out, None
-    to_taps, affine, first, first_bias, second = found
+    to_taps, affine, first, first_bias, second = totals
     wide = BlockParameters(*(a.astype(jnp.float32) for a in p))
     to_bias, to_scale, to_shift, to_branch = affine[:4]
     gradients = BlockParameters(

@@ -24,9 +24,6 @@ def rows_shape(height: int, channels: int) -> tuple[int, ...]:
     return channels, height // 16, 2, SUBLANES, TAPS * LANES
 
 
-# ------------------------------------------------------------------ matrices, which XLA makes once
-
-
 def selection_matrix(width: int, dtype: Any) -> Array:
     """Make f[2,W,5*128]: which column of an image goes to which lane, for both halves."""
     column, lane = jnp.arange(width)[:, None], jnp.arange(TAPS * LANES)[None]
@@ -75,9 +72,6 @@ def spread(*parameters: Array) -> Array:
     """Make f32[n,C,128] of n parameters f[C]."""
     stack = jnp.stack([p.astype(jnp.float32) for p in parameters])
     return jnp.broadcast_to(stack[..., None], (*stack.shape, LANES))
-
-
-# ------------------------------------------------------------- norm and GELU over channels in rows
 
 
 # Of tanh(x * P(x**2)) for erf(x / sqrt(2)), which it meets within 7e-6, so that
@@ -167,9 +161,6 @@ def batch_gelu_gradient(x: Array, g: Array, rows: Any, columns: int, exact: bool
     to_normed = g * gelu_slope(normed, exact)
     to_x = rows[1] * (to_normed - rows[3] - centred * rows[4]) * valid(columns)
     return Gradient(to_x, normed, to_normed, centred)
-
-
-# ------------------------------------------------------------------------------- moving of pixels
 
 
 def split(x: Array, count: int) -> list[Array]:

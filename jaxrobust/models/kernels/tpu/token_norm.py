@@ -4,11 +4,8 @@ XLA reads them once for the means, once for the variances and once to normalise.
 kernel computes both again, and adds what a residual connection brings back to the same tokens.
 Where gradients of parameters are asked for, it adds them up over all images in float32.
 
-By hand, for 88 images of 197 tokens of width 384 on a v5e: 25 x 3 registers are widened, summed,
-centred, squared, summed, scaled and rounded by 16 vector operations, of which a cycle takes four:
-300 cycles an image, so 26 k cycles = 0.02 ms. The gradient takes 27 operations, 45 k cycles, and
-with the sums 34. It moves 88 x 197 x 384 x 2 values = 27 MB = 0.03 ms, and twice that in the
-gradient, unless the compiler keeps them in fast memory.
+For 88 images of 197 tokens of width 384 a v5e computes 0.02 ms by the declared cost and moves 27 MB
+in 0.03 ms, in the gradient twice that, unless the compiler keeps them in fast memory.
 """
 
 import functools
