@@ -52,8 +52,8 @@ def check_folders(folders: list[str], num_classes: int | None, where: str) -> No
     They mean it when more than 500 of them are ImageNet's, or when all are and the head has 1,000
     classes. A missing or an additional folder would shift the labels.
     """
-    known = set(synsets())
-    extra = [folder for folder in folders if folder not in known]
+    imagenet_folders = set(synsets())
+    extra = [folder for folder in folders if folder not in imagenet_folders]
     present = len(folders) - len(extra)
     if present <= _CLAIM and not (num_classes == 1000 and not extra):
         return

@@ -245,11 +245,11 @@ def identify(path: Path, dataset: str) -> Archive:
     right = next((archive for archive in archives if archive.file == path.name), archives[0])
     with path.open("rb") as file:
         is_page = file.read(200).lstrip().startswith(b"<")
-    what = "a web page" if is_page else f"{size:,} bytes"
+    content = "a web page" if is_page else f"{size:,} bytes"
     if 0 < size < right.size and not is_page:
-        what += f" of {right.size:,}, it is cut off"
+        content += f" of {right.size:,}, it is cut off"
     sums = f"sha256 {digest[:12]}... instead of {right.sha256[:12]}..."
-    raise ValueError(f"{path} is not {right.file}: {what}, {sums}; {_again(dataset)}")
+    raise ValueError(f"{path} is not {right.file}: {content}, {sums}; {_again(dataset)}")
 
 
 def _again(dataset: str) -> str:

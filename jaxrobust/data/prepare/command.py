@@ -100,10 +100,10 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.closing(working(job, "checking", shards, shards, args.workers)) as events:
         damage |= {event.shard: event.result for event in events if event.result}
     if damage:
-        name, what = next(iter(damage.items()))
+        name, fault = next(iter(damage.items()))
         more = f" (and {len(damage) - 1} more)" * (len(damage) > 1)
         remedy = "remove what is damaged, the command that wrote it writes it again"
-        raise OSError(f"{folder / name} {what}{more}; {remedy}")
+        raise OSError(f"{folder / name} {fault}{more}; {remedy}")
     images = images_of(shards)
     print(f"{folder}: {images:,} images; every record, label and sha256 is right")
     seconds = round(time.perf_counter() - start, 3)
@@ -266,7 +266,7 @@ def images_of(shards: Sequence[Shard]) -> int:
 
 
 def working(
-    job: Job, what: str, shards: Sequence[Shard], todo: Sequence[Shard], workers: int
+    job: Job, task: str, shards: Sequence[Shard], todo: Sequence[Shard], workers: int
 ) -> Generator[WorkDone]:
     """Yield the events of `job` on the shards `todo`, with images/s, MB/s and the time left.
 
@@ -277,7 +277,7 @@ def working(
         contextlib.closing(work(job, todo, workers)) as events,
         open(os.devnull, "w") as nowhere,
         tqdm(
-            desc=what,
+            desc=task,
             total=images_of(shards),
             initial=images_of(shards) - images_of(todo),
             file=sys.stderr if terminal else nowhere,

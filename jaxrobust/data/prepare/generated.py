@@ -88,7 +88,7 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
 
 
 def _check_labels(
-    what: str, array: tuple[tuple[int, ...], np.dtype], count: int, classes: int
+    name: str, array: tuple[tuple[int, ...], np.dtype], count: int, classes: int
 ) -> None:
     """Refuse labels of another shape or type; `classes`: of soft ones, else 0."""
     shape, kind = array
@@ -102,7 +102,7 @@ def _check_labels(
             return
         wanted = f"one integer for each of the {count} images"
         remedy = "write the number of the class, from 0 on, or give --soft for probabilities"
-    raise ValueError(f"{what} is {kind}{list(shape)}, not {wanted}; {remedy}")
+    raise ValueError(f"{name} is {kind}{list(shape)}, not {wanted}; {remedy}")
 
 
 def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:

@@ -120,8 +120,8 @@ def order(rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 def _about(content: Content) -> About:
     is_imagenet = content.name == IMAGENET
-    what = f"{len(content.classes)} classes"
-    what = "ImageNet (ILSVRC 2012), 1,000 classes" if is_imagenet else what
+    description = f"{len(content.classes)} classes"
+    description = "ImageNet (ILSVRC 2012), 1,000 classes" if is_imagenet else description
     shape = (None, None, 3) if is_imagenet else _shape(content)
     encoding = ""  # of all images by their names, where TFDS has a word for it
     names = [name.lower() for _, rows in content.splits.values() for name in rows["name"].tolist()]
@@ -133,7 +133,7 @@ def _about(content: Content) -> About:
     return About(
         name=content.name,
         version="5.1.0" if is_imagenet else "1.0.0",  # TFDS' of ImageNet
-        description=f"{what}, images byte for byte as in the source, written by jaxrobust's "
+        description=f"{description}, images byte for byte as in the source, written by jaxrobust's "
         "data.prepare.",
         module=module if is_imagenet else "jaxrobust.data.prepare.imagenet",
         labels={"label": content.classes},

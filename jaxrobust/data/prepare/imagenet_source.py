@@ -191,9 +191,9 @@ def _members(
         end = os.fstat(file.fileno()).st_size if stop is None else stop
         file.seek(start)
         head = file.read(8)
-        for magic, what in _OTHERS.items():
+        for magic, form in _OTHERS.items():
             if head.startswith(magic):
-                raise ValueError(f"{where} is {what}")
+                raise ValueError(f"{where} is {form}")
         file.seek(start)
         position = start
         try:

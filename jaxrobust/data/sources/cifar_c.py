@@ -33,16 +33,16 @@ def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     if listed is None:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
     parsed = grammar.parse(split)
-    what = f"data set {name!r} has no split {split!r}"
+    fault = f"data set {name!r} has no split {split!r}"
     if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
         raise DataError(
-            f"{what}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
+            f"{fault}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
             "them are --corruptions all"
         )
     try:
         ((kind, severity),) = corruptions.chosen(parsed.name)
     except DataError as error:
-        raise DataError(f"{what}: {error}") from error
+        raise DataError(f"{fault}: {error}") from error
     for file in (f"{kind}.npy", "labels.npy"):
         if file not in listed.files:
             raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")

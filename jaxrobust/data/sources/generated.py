@@ -93,14 +93,14 @@ class RecordPlaces(NamedTuple):
 
     def read(self, descriptor: int, row: int) -> bytes:
         """Read a record of an open shard; it is shorter where the file ends before it."""
-        begin, left = self.place(row)
-        if self.length <= left:
+        begin, available = self.place(row)
+        if self.length <= available:
             return os.pread(descriptor, self.length, begin)
-        headers = -(-(self.length - left) // _DATA)
+        headers = -(-(self.length - available) // _DATA)
         raw = os.pread(descriptor, self.length + headers * _BLOCK_HEADER, begin)
-        parts = [raw[:left]]
+        parts = [raw[:available]]
         for number in range(headers):
-            first = left + number * _BLOCK + _BLOCK_HEADER
+            first = available + number * _BLOCK + _BLOCK_HEADER
             parts.append(raw[first : first + _DATA])
         return b"".join(parts)
 

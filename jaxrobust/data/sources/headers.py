@@ -209,15 +209,15 @@ def _facts(
     decoded = len(looked.brightest)
     notes = plausibility.of_pixels(max(looked.brightest, default=255), decoded, where)
     for kind in sorted(kinds.keys() - {"grey", "colour"}):
-        told = _TOLD.get(kind, f"the colours of {kind}, which Pillow converts to RGB")
+        words = _TOLD.get(kind, f"the colours of {kind}, which Pillow converts to RGB")
         of = f"{len(kinds[kind])} of {count} images looked at"
-        notes += (f"{where}: {of} have {told}, such as {describe(kinds[kind][0])}",)
+        notes += (f"{where}: {of} have {words}, such as {describe(kinds[kind][0])}",)
     same = len(looked.sizes) == 1
     if not same and count > _SAMPLE:
         (usual, _), (other, places) = list(looked.sizes.items())[:2]
         sizes = f"{other[1]}x{other[0]} pixels, the images before it {usual[1]}x{usual[0]}"
-        which = describe(places[0])
-        notes += (f"{where}: {which} has {sizes}, so that all count as of several sizes",)
+        odd = describe(places[0])
+        notes += (f"{where}: {odd} has {sizes}, so that all count as of several sizes",)
     is_grey = "colour" not in kinds and (same or several_grey)
     channels = channels or (1 if is_grey else 3)
     return HeaderFacts((*next(iter(looked.sizes)), channels) if same else None, channels, notes)

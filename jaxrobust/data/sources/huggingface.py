@@ -288,13 +288,13 @@ def _labels(
     }
     if columns[split].null_count:
         raise DataError(f"{where}: {key} is missing in some records; give a labelled split")
-    named, dtype = isinstance(kind, datasets.ClassLabel), str(getattr(kind, "dtype", kind))
-    if not named and dtype.endswith("string"):
+    has_names, dtype = isinstance(kind, datasets.ClassLabel), str(getattr(kind, "dtype", kind))
+    if not has_names and dtype.endswith("string"):
         every = (column.drop_null().unique().to_pylist() for column in columns.values())
         names = tuple(sorted(set().union(*every)))
         labels = np.searchsorted(names, columns[split].to_pylist())
         return labels.astype(np.int32), names
-    if not named and not re.fullmatch(r"u?int\d+", dtype):
+    if not has_names and not re.fullmatch(r"u?int\d+", dtype):
         one_hot = "; of one-hot labels write their argmax" if "List" in dtype else ""
         numbers = "; write whole numbers as int64" if "float" in dtype else ""
         raise DataError(
@@ -302,16 +302,16 @@ def _labels(
         )
     labels = columns[split].to_numpy()
     largest = max(int(c.drop_null().to_numpy().max(initial=-1)) for c in columns.values())
-    count = kind.num_classes if named else largest + 1
+    count = kind.num_classes if has_names else largest + 1
     if not len(labels) or labels.min() < 0 or labels.max() >= count:
         raise DataError(
             f"{where}: {key} holds {labels.min() if len(labels) else 'nothing'}, no class; a split "
             "that is published without its labels cannot be used"
         )
     train = loaded["train"].features[key] if "train" in columns else kind
-    if named and isinstance(train, datasets.ClassLabel) and train.names != kind.names:
+    if has_names and isinstance(train, datasets.ClassLabel) and train.names != kind.names:
         return _in_order(labels, kind.names, train.names, where), tuple(train.names)
-    return labels.astype(np.int32), tuple(kind.names) if named else count
+    return labels.astype(np.int32), tuple(kind.names) if has_names else count
 
 
 def _in_order(

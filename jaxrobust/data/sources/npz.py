@@ -220,8 +220,8 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
             "normalisation"
         )
     if low >= 0 and high <= 255:
-        whole = f"np.round({key})" if dtype.kind == "f" else key
-        return f"{usual}, here {whole}.astype('uint8')"
+        rounded = f"np.round({key})" if dtype.kind == "f" else key
+        return f"{usual}, here {rounded}.astype('uint8')"
     if low >= 0 and high <= 65535 and dtype.kind in "iu":
         return f"{usual}, np.round({key} / 257).astype('uint8') if they are of 16 bits"
     return f"{usual}, after undoing what makes them {low:.3g} to {high:.3g}"

@@ -276,8 +276,8 @@ def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -
     channels = 1 if channels == 1 else 3  # which alpha is left out of
     shape = None if None in (height, width) else (height, width, channels)
     # The version, the shards and their sizes, wherever they lie.
-    named = [part for part in info.splits if part in re.findall(r"\w+", split)]
-    sizes = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in named]
+    splits = [part for part in info.splits if part in re.findall(r"\w+", split)]
+    sizes = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in splits]
     taken = [(os.path.basename(path), skip, take) for path, skip, take in files]
     version = hashlib.sha256(repr((directory.name, sizes, taken)).encode()).hexdigest()
     facts = headers.look(
@@ -343,8 +343,8 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
                 return index
     labels = np.empty(len(source), np.int32)
     names: list[bytes] = []
-    what = f"labels of {source.where()}, once"
-    with tqdm(total=len(source), desc=what, unit=" records", delay=2) as progress:
+    task = f"labels of {source.where()}, once"
+    with tqdm(total=len(source), desc=task, unit=" records", delay=2) as progress:
         for start in range(0, len(source), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(source)))
             for row, feature in zip(chunk, reader.features(chunk), strict=True):

@@ -34,9 +34,9 @@ def places(source: Source, n: int | None) -> np.ndarray:
     while end < n:
         start, end = end, 2 * end
     nearest = _smallest(size, min(end, size))
-    whole, last = nearest[:start], np.sort(nearest[start:])
+    complete, last = nearest[:start], np.sort(nearest[start:])
     labels = np.array([record.label for record in source.read(last.tolist())], np.int64)
-    return np.sort(np.concatenate([whole, last[rows(labels, n - start, last)]]))
+    return np.sort(np.concatenate([complete, last[rows(labels, n - start, last)]]))
 
 
 def choice(source: Source, n: int | None) -> str:
@@ -71,12 +71,12 @@ def order(labels: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
 
 def _smallest(size: int, count: int) -> np.ndarray:
     """Return the `count` of `size` places with the smallest hashes, by their hashes."""
-    found = np.zeros(0, np.int64)
+    places = np.zeros(0, np.int64)
     for start in range(0, size, _CHUNK):
-        found = np.concatenate([found, np.arange(start, min(start + _CHUNK, size))])
-        if len(found) > count:
-            found = found[np.argpartition(_hashes(found), count - 1)[:count]]
-    return found[np.argsort(_hashes(found))]
+        places = np.concatenate([places, np.arange(start, min(start + _CHUNK, size))])
+        if len(places) > count:
+            places = places[np.argpartition(_hashes(places), count - 1)[:count]]
+    return places[np.argsort(_hashes(places))]
 
 
 def _hashes(ids: np.ndarray) -> np.ndarray:
@@ -112,20 +112,22 @@ def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None)
     statistic is eight standard deviations above its mean. Without `counts`, less than half of the
     classes that so many images, 32 or more, could have are there.
     """
-    n, own = len(labels), np.bincount(labels, minlength=classes)
+    n, shown = len(labels), np.bincount(labels, minlength=classes)
     if not n or classes < 2:
         return ""
-    there, most = int((own > 0).sum()), int(own.argmax())
-    words = f"{n} images are of {there} of {classes} classes, {own[most] / n:.1%} of them of {most}"
+    there, most = int((shown > 0).sum()), int(shown.argmax())
+    words = (
+        f"{n} images are of {there} of {classes} classes, {shown[most] / n:.1%} of them of {most}"
+    )
     if counts is None:
         return f"{words}; {_REMEDY}" if n >= _ENOUGH and 2 * there < min(n, classes) else ""
-    total, held = int(counts.sum()), counts > 0
-    if n >= total or held.sum() < 2:
+    total, present = int(counts.sum()), counts > 0
+    if n >= total or present.sum() < 2:
         return ""
-    expected = n * counts[held] / total
-    apart = np.abs(own[held] - expected)
+    expected = n * counts[present] / total
+    apart = np.abs(shown[present] - expected)
     statistic = (apart**2 / expected).sum() * (total - 1) / (total - n)
-    freedom = int(held.sum()) - 1
+    freedom = int(present.sum()) - 1
     if apart.sum() / (2 * n) < 0.05 or statistic <= freedom + 8 * (2 * freedom) ** 0.5:
         return ""
     return (

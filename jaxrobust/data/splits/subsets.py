@@ -94,8 +94,8 @@ def read_ids(name: str, data_set: str = "") -> Ids:
         for line in lines
         if line.startswith("/") or "://" in line or PureWindowsPath(line).is_absolute()
     ]:
-        what = f"absolute paths: {first_few(absolute)}"
-        raise DataError(f"the list of ids {file} has {what}; ids are CLASS/FILE or FILE")
+        fault = f"absolute paths: {first_few(absolute)}"
+        raise DataError(f"the list of ids {file} has {fault}; ids are CLASS/FILE or FILE")
     if repeated := [line for line, count in Counter(lines).items() if count > 1]:
         raise DataError(f"the list of ids {file} names images twice: {first_few(repeated)}")
     return Ids(file, lines, _sha256(lines), imagenet=False)
@@ -125,8 +125,8 @@ def read_classes(name: str) -> list[tuple[int | None, str]]:
     content = _read_list(name, f"data.classes={name} is neither imagenet100 nor a readable file")
     rows: list[tuple[int | None, str]] = []
     for line in _lines(content, name):
-        index, tab, rest = line.partition("\t")
-        rows.append((int(index), rest.strip()) if tab and index.isdigit() else (None, line))
+        index, tab, line_class = line.partition("\t")
+        rows.append((int(index), line_class.strip()) if tab and index.isdigit() else (None, line))
     if repeated := [c for c, count in Counter(c for _, c in rows).items() if count > 1]:
         raise DataError(f"the list of classes {name} names classes twice: {first_few(repeated)}")
     return rows

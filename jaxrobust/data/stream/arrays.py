@@ -87,14 +87,14 @@ def load(
     )
     with contextlib.closing(batches):
         loaded: list[loading.EvaluationBatch] = list(batches)
-    kept = np.concatenate([batch.mask for batch in loaded])
-    images = np.empty((int(kept.sum()), size, size, source.channels), np.float32)
+    is_image = np.concatenate([batch.mask for batch in loaded])
+    images = np.empty((int(is_image.sum()), size, size, source.channels), np.float32)
     row = 0
     for batch in loaded:
         part = batch.images[batch.mask]
         np.divide(part, np.float32(255), out=images[row : row + len(part)])
         row += len(part)
-    labels, ids = (np.concatenate([batch[i] for batch in loaded])[kept] for i in (1, 3))
+    labels, ids = (np.concatenate([batch[i] for batch in loaded])[is_image] for i in (1, 3))
     for words in spread.choice_flags(source, labels, spread.choice(source, n)).values():
         warnings.warn(f"{source.where()}: {words}", stacklevel=2)
     return ImageArrays(images, labels, ids, source.classes)

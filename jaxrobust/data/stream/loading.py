@@ -189,9 +189,9 @@ class Evaluated:
         for index, (image, label) in zip(indices, images(indices), strict=True):
             prepared = None if image is None else transform(image)
             if prepared is not None and prepared.shape != self.shape:
-                made = f"makes record {index} {prepared.shape}, not {self.shape}"
+                fault = f"makes record {index} {prepared.shape}, not {self.shape}"
                 raise DataError(
-                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {made}; set "
+                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {fault}; set "
                     "image_size to the size it gives"
                 )
             yield prepared, label

@@ -273,7 +273,7 @@ class Damage:
         met = set(damaged[damaged >= 0].tolist())
         self.met |= met
         for index in sorted(met - self.known - self.new):
-            named = f"{source.where()}: the image of {source.describe(index)} is damaged"
+            fault = f"{source.where()}: the image of {source.describe(index)} is damaged"
             try:
                 loading.decoded(source, source[index].image)
                 reason = "it was when it was read, and no longer is"
@@ -282,9 +282,9 @@ class Damage:
             count = len(self.known) + len(self.new) + 1
             if count > self._limit:
                 raise DataError(
-                    f"{named} ({reason}) and there are more than data.max_damaged={self._limit}; "
+                    f"{fault} ({reason}) and there are more than data.max_damaged={self._limit}; "
                     f"{source.remedy}"
                 )
             self.new.add(index)
             self._note(index)
-            self._say(f"{named} ({reason}); {count} of at most {self._limit}")
+            self._say(f"{fault} ({reason}); {count} of at most {self._limit}")

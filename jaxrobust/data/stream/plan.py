@@ -107,12 +107,12 @@ def permuted(key: tuple[int, int], number: int, size: int, places: np.ndarray) -
     Source: Black and Rogaway 2002 (Ciphers with Arbitrary Finite Domains), the cycle-walking
     cipher; its rounds mix as SplitMix64 does (Steele et al. 2014).
     """
-    found = np.empty(len(places), np.int64)
+    records = np.empty(len(places), np.int64)
     blocks, inside = np.divmod(places, _BLOCK)
     for block in np.unique(blocks).tolist():
         here = blocks == block
-        found[here] = _permuted_block(key, number, size, block)[inside[here]]
-    return found
+        records[here] = _permuted_block(key, number, size, block)[inside[here]]
+    return records
 
 
 @functools.lru_cache(maxsize=32)
@@ -123,10 +123,10 @@ def _permuted_block(key: tuple[int, int], number: int, size: int, block: int) ->
     bits = max(2, (size - 1).bit_length())
     low, rounds = bits // 2, _round_keys(key, number)
     places = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, size), dtype=np.uint64)
-    found = _ciphered(places, rounds, low, bits - low)
-    while (outside := np.flatnonzero(found >= size)).size:
-        found[outside] = _ciphered(found[outside], rounds, low, bits - low)
-    return found.astype(np.int64)
+    records = _ciphered(places, rounds, low, bits - low)
+    while (outside := np.flatnonzero(records >= size)).size:
+        records[outside] = _ciphered(records[outside], rounds, low, bits - low)
+    return records.astype(np.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,10 +192,10 @@ def plan(
 
 
 def _check_alike(source: Source, extra: Source) -> None:
-    for what in ("num_classes", "channels"):
-        second, first = getattr(extra, what), getattr(source, what)
+    for field in ("num_classes", "channels"):
+        second, first = getattr(extra, field), getattr(source, field)
         if second != first:
-            words = what.replace("num_", "")
+            words = field.replace("num_", "")
             raise DataError(
                 f"data.extra: {extra.where()} has {second} {words}, and {source.where()} has "
                 f"{first}; give one with the same classes and channels"

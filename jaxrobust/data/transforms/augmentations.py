@@ -27,8 +27,8 @@ _NEAREST = operations.Canvas(Image.Resampling.NEAREST, fill=0)
 
 def random_crop(image: Image.Image, rng: np.random.Generator, *, padding: int) -> Image.Image:
     """Return a crop of the same size from the image with `padding` black pixels on every side."""
-    top, left = (rng.integers(0, 2 * padding + 1, size=2) - padding).tolist()
-    return image.crop((left, top, left + image.width, top + image.height))
+    row, column = (rng.integers(0, 2 * padding + 1, size=2) - padding).tolist()
+    return image.crop((column, row, column + image.width, row + image.height))
 
 
 def flip(image: Image.Image, rng: np.random.Generator, *, p: float = 0.5) -> Image.Image:
@@ -56,9 +56,9 @@ def random_resized_crop(
       tests/data/transforms/test_augmentations.py and timm's.
     """
     array = to_array(image) if isinstance(image, Image.Image) else image
-    top, left, height, width = _resized_crop_box(array.shape, rng, scale, ratio)
+    row, column, height, width = _resized_crop_box(array.shape, rng, scale, ratio)
     # Only the part becomes a PIL image.
-    part = to_pil(array[top : top + height, left : left + width])
+    part = to_pil(array[row : row + height, column : column + width])
     return part.resize((size, size), BICUBIC)
 
 
@@ -75,9 +75,9 @@ def _resized_crop_box(
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= columns and 0 < height <= rows:
-            top = int(rng.integers(0, rows - height + 1))
-            left = int(rng.integers(0, columns - width + 1))
-            return top, left, height, width
+            row = int(rng.integers(0, rows - height + 1))
+            column = int(rng.integers(0, columns - width + 1))
+            return row, column, height, width
     width, height = columns, rows
     if columns / rows < ratio[0]:
         height = round(columns / ratio[0])
@@ -143,10 +143,10 @@ def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     Source: Touvron et al. 2022 (DeiT III), "3-Augment"; parity: tests/data/transforms/test_color.py
       against timm's auto-augment policy `3a`.
     """
-    which = rng.integers(3)
-    if which == 0:
+    choice = rng.integers(3)
+    if choice == 0:
         return grey(image, rng, p=1)
-    return solarize(image, rng, p=1) if which == 1 else blur(image, rng, p=1)
+    return solarize(image, rng, p=1) if choice == 1 else blur(image, rng, p=1)
 
 
 def _within(number: float, lowest: float, highest: float) -> float:

@@ -152,20 +152,11 @@ def _enlarging(side: int, inner: int, factor: float) -> np.ndarray:
     return matrix
 
 
-def snow(
-    image: np.ndarray,
-    rng: Any,
-    mean: float,
-    spread: float,
-    zoom: float,
-    threshold: float,
-    radius: int,
-    sigma: float,
-    keep: float,
-) -> np.ndarray:
+def snow(image: np.ndarray, rng: Any, *settings: Any) -> np.ndarray:
     """Return the image under flakes: normal values above a threshold that fall at -135 to -45
     degrees, on an image of which `keep` stays and the rest is whitened.
     """
+    mean, spread, zoom, threshold, radius, sigma, keep = settings
     flakes = _zoomed(rng.normal(mean, spread, image.shape[:2])[..., None], zoom)
     flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))
     fallen = (255 * flakes).astype(np.uint8)
@@ -181,8 +172,10 @@ def frost(
     """Return `keep` of the image and `ice` of a random part of one of the photographs."""
     photograph = photographs[rng.integers(len(photographs))]
     side = len(image)
-    top, left = (rng.integers(0, length - side) for length in photograph.shape[:2])
-    return keep * image + ice * photograph[top : top + side, left : left + side].astype(np.float64)
+    row, column = (rng.integers(0, length - side) for length in photograph.shape[:2])
+    return keep * image + ice * photograph[row : row + side, column : column + side].astype(
+        np.float64
+    )
 
 
 def fog(image: np.ndarray, rng: Any, amount: float, decay: float) -> np.ndarray:
@@ -199,12 +192,12 @@ def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
     heights, step, amplitude = np.zeros((side, side)), side, _AMPLITUDE
     while step >= 2:
         half = step // 2
-        for top, left, around in (
+        for row, column, around in (
             (half, half, _DIAGONAL),
             (0, half, _STRAIGHT),
             (half, 0, _STRAIGHT),
         ):
-            rows, columns = np.arange(top, side, step), np.arange(left, side, step)
+            rows, columns = np.arange(row, side, step), np.arange(column, side, step)
             near = np.zeros((len(rows), len(columns)))
             for down, right in around:
                 places = (rows + down * half) % side, (columns + right * half) % side
@@ -245,8 +238,8 @@ def elastic_transform(
     moved = corners + rng.uniform(-affine, affine, corners.shape).astype(np.float32)
     y, x = np.mgrid[:side, :side].astype(np.float64)
     # The map from an output pixel to where it is read, of the moved points to the corners.
-    beside = np.concatenate([moved, np.ones((3, 1))], 1)
-    across, down = np.linalg.solve(beside, corners.astype(np.float64)).T
+    affine_corners = np.concatenate([moved, np.ones((3, 1))], 1)
+    across, down = np.linalg.solve(affine_corners, corners.astype(np.float64)).T
     at_x, at_y = (a * x + b * y + c for a, b, c in (across, down))
     warped = _sampled((image / 255).astype(np.float32), at_y, at_x, "mirror")
     width = int(3 * sigma + 0.5)
@@ -274,14 +267,14 @@ def _sampled(image: np.ndarray, y: np.ndarray, x: np.ndarray, border: str) -> np
     """Return the image f[S,S,C] between pixels, linearly, at the points y, x f64[...]."""
     side = len(image)
     low_y, low_x = np.floor(y).astype(int), np.floor(x).astype(int)
-    up, left = (y - low_y)[..., None], (x - low_x)[..., None]
+    down, across = (y - low_y)[..., None], (x - low_x)[..., None]
 
     def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return image[_inside(rows, side, border), _inside(columns, side, border)]
 
-    above = (1 - left) * at(low_y, low_x) + left * at(low_y, low_x + 1)
-    below = (1 - left) * at(low_y + 1, low_x) + left * at(low_y + 1, low_x + 1)
-    return (1 - up) * above + up * below
+    above = (1 - across) * at(low_y, low_x) + across * at(low_y, low_x + 1)
+    below = (1 - across) * at(low_y + 1, low_x) + across * at(low_y + 1, low_x + 1)
+    return (1 - down) * above + down * below
 
 
 def _inside(places: np.ndarray, side: int, border: str) -> np.ndarray:

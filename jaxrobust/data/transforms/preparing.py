@@ -54,23 +54,23 @@ def _resized_center(
     Along the rows, rounded, then along the columns, as Pillow does; a fifth of the time saved.
     """
     height, width = image.shape[:2]
-    top, left = _offset(rows, crop), _offset(columns, crop)
+    row, column = _offset(rows, crop), _offset(columns, crop)
     reach = _RADIUS * max(1.0, height / rows) + 1  # how far a resized pixel looks, and rounding
-    first = max(0, math.floor(top * height / rows - reach))
-    last = min(height, math.ceil((top + crop) * height / rows + reach))
+    first = max(0, math.floor(row * height / rows - reach))
+    last = min(height, math.ceil((row + crop) * height / rows + reach))
     strip = to_pil(image[first:last])
     if _exact(width, columns):
-        box = (left * width / columns, 0, (left + crop) * width / columns, last - first)
+        box = (column * width / columns, 0, (column + crop) * width / columns, last - first)
         strip = strip.resize((crop, last - first), resample, box)
     else:
         strip = strip.resize((columns, last - first), resample)
-        strip = strip.crop((left, 0, left + crop, last - first))
+        strip = strip.crop((column, 0, column + crop, last - first))
     if _exact(height, rows):
-        box = (0, top * height / rows - first, crop, (top + crop) * height / rows - first)
+        box = (0, row * height / rows - first, crop, (row + crop) * height / rows - first)
         return to_array(strip.resize((crop, crop), resample, box))
     padded = Image.new(strip.mode, (crop, height))
     padded.paste(strip, (0, first))
-    return to_array(padded.resize((crop, rows), resample))[top : top + crop]
+    return to_array(padded.resize((crop, rows), resample))[row : row + crop]
 
 
 def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
@@ -97,8 +97,8 @@ def _center_crop(image: np.ndarray, crop: int) -> np.ndarray:
     if height < crop or width < crop:
         missing = (max(0, crop - height), max(0, crop - width), 0)
         image = np.pad(image, [(pixels // 2, pixels - pixels // 2) for pixels in missing])
-    top, left = (_offset(side, crop) for side in image.shape[:2])
-    return image[top : top + crop, left : left + crop]
+    row, column = (_offset(side, crop) for side in image.shape[:2])
+    return image[row : row + crop, column : column + crop]
 
 
 def _offset(size: int, crop: int) -> int:
