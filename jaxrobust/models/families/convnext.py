@@ -67,8 +67,8 @@ class Block(nnx.Module):
         self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
         self.norm = LayerNorm(dim)
         self.mlp = Mlp(dim, rngs)
-        scaled = gamma_init is not None
-        self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32)) if scaled else None
+        gamma = None if gamma_init is None else jnp.full(dim, gamma_init, jnp.float32)
+        self.gamma = None if gamma is None else nnx.Param(gamma)
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         conv, norm, fc1, fc2 = self.conv_dw, self.norm, self.mlp.fc1, self.mlp.fc2

@@ -1,7 +1,4 @@
-"""Kernels for TPUs in Pallas, each with the plain formula's name; they also run interpreted.
-
-A kernel's module is imported when a layer first uses it, as `tpu.conv_stem`.
-"""
+"""Kernels for TPUs in Pallas, whose modules are imported when a layer first uses them."""
 
 import importlib
 from typing import Any

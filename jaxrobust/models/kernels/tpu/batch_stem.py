@@ -166,14 +166,14 @@ def _way_back(refs: Any, results: int) -> tuple[Any, ...]:
 
 
 def _first_sums(*refs) -> None:
-    *way, (out,), (totals,) = _way_back(refs, 1)
+    arrays, scratch, gradients, (out,), (totals,) = _way_back(refs, 1)
     totals[...] = jnp.zeros_like(totals)
 
     def use(row: Row) -> None:
         for pixel in row.first:
             _add_to_norm(totals, pixel)
 
-    each_row(*way, use)
+    each_row(arrays, scratch, gradients, use)
     _put(out, totals[0], totals[1])
 
 
@@ -183,10 +183,13 @@ def _backward(*refs) -> None:
 
 
 def _matrix_sums(*refs) -> None:
-    *way, outs, _ = _way_back(refs, 2)
-    for out in outs:
+    arrays, scratch, gradients, (to_first, to_second), _ = _way_back(refs, 2)
+    for out in (to_first, to_second):
         out[...] = jnp.zeros_like(out)
-    each_row(*way, lambda row: add_to_matrices(row, *outs, refs[0].dtype))
+    add = functools.partial(
+        add_to_matrices, to_first=to_first, to_second=to_second, dtype=refs[0].dtype
+    )
+    each_row(arrays, scratch, gradients, add)
 
 
 def _padded(rows: Array) -> Array:

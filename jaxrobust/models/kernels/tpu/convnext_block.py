@@ -217,9 +217,10 @@ def _widen(s: _Sizes, start: Any, g: Any, share: Any, wide: Any) -> None:
 
 def _backward(z, g, *refs, s, eps, summed: bool) -> None:
     """Compute the gradient for the image; if `summed`, those for parameters as well."""
+    operands = [*refs]
     if summed:
-        x, *refs, around = refs
-    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = refs
+        x, around = operands.pop(0), operands.pop()
+    share, taps, affine, first, first_bias, second, out, *sums, padded, wide = operands
     if summed:
         to_taps, to_affine, to_first, to_first_bias, to_second = sums
         clear_at_first(sums)

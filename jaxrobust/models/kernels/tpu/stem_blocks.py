@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ _SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.9
 def _error_function(x: Array, exact: bool) -> Array:
     if exact:
         return lax.erf(x * 0.5**0.5)
-    square, total = x * x, _SERIES[0]
+    square, total = x * x, cast(Array, _SERIES[0])
     for coefficient in _SERIES[1:]:
         total = total * square + coefficient
     return jnp.tanh(x * total)

@@ -88,8 +88,8 @@ def _backward(qkv, g, *bias_and_out, heads: int, scale: float) -> None:
         p = _probabilities(q, k, scale, _bias_of(bias, image, head))
         to_logits = softmax_gradient(p, dot(to_out, v, "nt"))
         to_logits = (to_logits * scale).astype(q.dtype)
-        parts = dot(to_logits, k, "nn"), dot(to_logits, q, "tn")
-        parts = *parts, dot(p.astype(v.dtype), to_out, "tn")
+        to_qk = dot(to_logits, k, "nn"), dot(to_logits, q, "tn")
+        parts = *to_qk, dot(p.astype(v.dtype), to_out, "tn")
         for part, gradient in zip(lanes, parts, strict=True):
             out[image, :, part] = gradient.astype(out.dtype)
 
