@@ -78,7 +78,7 @@ def of_config(
 
 def fits(name: str, pattern: str) -> bool:
     """Tell whether a pattern is that of a key, or of a section that it is in."""
-    return any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))
+    return any(fnmatch.fnmatchcase(name, one) for one in (pattern, f"{pattern}.*"))
 
 
 def of_recipe(config: str) -> Mapping[str, str]:

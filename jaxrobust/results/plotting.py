@@ -23,6 +23,6 @@ def plotting() -> Any:
 
 def figure(about: str, width: float, height: float) -> Any:
     """Return a figure with a caption above."""
-    made = plotting().figure(figsize=(width, height), layout="constrained")
-    made.suptitle(about, fontsize=9)
-    return made
+    figure = plotting().figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(about, fontsize=9)
+    return figure

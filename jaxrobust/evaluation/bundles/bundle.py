@@ -359,8 +359,8 @@ def _coded_points(
         if point.size < size:
             raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
         adversarial[at] = point.reshape(clean.shape[1:])
-    made = encoded(adversarial, clean[hit], verdicts.labels[places[hit]], logits, threat)
-    return dict(zip(places[hit].tolist(), made, strict=True))
+    differences = encoded(adversarial, clean[hit], verdicts.labels[places[hit]], logits, threat)
+    return dict(zip(places[hit].tolist(), differences, strict=True))
 
 
 def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, int]]:

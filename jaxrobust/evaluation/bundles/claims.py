@@ -207,9 +207,9 @@ def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Compute the label's margin to all other logits, as a share of their spread; f64[n] or NaN."""
     logits = np.asarray(logits, np.float64)
-    own = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
+    is_label = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
-        by = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
+        by = logits[is_label] - np.where(is_label, -np.inf, logits).max(axis=1)
         return by / np.ptp(logits[:, _unmasked(logits)], axis=1)
 
 

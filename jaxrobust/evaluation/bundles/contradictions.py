@@ -254,8 +254,8 @@ def _attacks(record: RecordJson, rows: Rows, standing: int) -> Iterator[str]:
         for name, number in fooled.items():
             standing -= number
             if not is_a(after[name], float) or abs(after[name] - standing / len(rows)) > _OFF:
-                given = f"and its rows give {standing / len(rows):.6g}"
-                yield f"says {after[name]!r:.20} after {name}, {given}"
+                by_rows = f"and its rows give {standing / len(rows):.6g}"
+                yield f"says {after[name]!r:.20} after {name}, {by_rows}"
     if costs := record.get("costs"):
         stated = dict.fromkeys((cost["attack"] for cost in costs), 0)
         for cost in costs:
@@ -275,8 +275,8 @@ def _corrupted_accuracies(about: BundleFacts, rows: Rows) -> Iterator[str]:
     stated = dict(_stated(record)) | {"mean": record["corruptions"]["mean"]}
     for name, value in stated.items():
         if not is_a(value, float) or abs(value - computed[name]) > _OFF:
-            given = f"and its rows give {computed[name]:g}"
-            yield f"says the accuracy {value!r:.20} for {name}, {given}"
+            by_rows = f"and its rows give {computed[name]:g}"
+            yield f"says the accuracy {value!r:.20} for {name}, {by_rows}"
     if record.get("robust") is not None:
         yield f"says {record['robust']!r:.20} for robust accuracy, which it does not measure"
     ends = (record.get("interval") or {}).get(CLEAN)
@@ -296,8 +296,8 @@ def _interval(stated: Any, key: str, share: float, n: int) -> Iterator[str]:
 
 def _stages(record: RecordJson) -> list[str]:
     names = [attack["name"] for attack in record["attacks"]]
-    before = [_REPLAY] if record.get("replayed") else []
-    return [*before, *names, *([_FULL] if _FULL in (record.get("accuracy_after") or {}) else [])]
+    replayed = [_REPLAY] if record.get("replayed") else []
+    return [*replayed, *names, *([_FULL] if _FULL in (record.get("accuracy_after") or {}) else [])]
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:

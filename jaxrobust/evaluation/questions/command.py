@@ -190,11 +190,11 @@ def _first_figure(
 ) -> None:
     """Say the clean accuracy before anything else compiles, and what may follow it."""
     number = min(flags.n or len(source), len(source))
-    how: Any = {"image_size": subject.image_size, "images": number}
-    how["preprocessing"] = pipeline.preprocessing_id(
+    settings: Any = {"image_size": subject.image_size, "images": number}
+    settings["preprocessing"] = pipeline.preprocessing_id(
         source, subject.image_size, flags.preprocessing
     )
-    share = accuracy.clean_share(subject.create("float32"), weights, Prepared(source, **how))
+    share = accuracy.clean_share(subject.create("float32"), weights, Prepared(source, **settings))
     name = flags.shipped
     say(f"{name}: clean accuracy {share:.1%} on {number} images of {subject.dataset}")
     if flags.attack != questions.AUTOATTACK:

@@ -47,7 +47,7 @@ def settled(flags: GivenFlags) -> GivenFlags:
         raise ValueError(
             f"--corruptions is measured without an attack; leave --attack={flags.attack} out"
         )
-    if flags.frost is not None and all(each.kind != "frost" for each in wished):
+    if flags.frost is not None and all(corruption.kind != "frost" for corruption in wished):
         raise ValueError(f"--frost={flags.frost} has no effect without the corruption frost")
     if not (flags.dataset or "").startswith(cifar_c.PREFIX):
         return flags
@@ -215,7 +215,7 @@ def _write_bundle(
     place: Path,
 ) -> None:
     rows, ids = _done(ledger), evaluation.images.ids
-    size, how = evaluation.subject.image_size, str(evaluation.question.preprocessing)
+    size, preprocessing = evaluation.subject.image_size, str(evaluation.question.preprocessing)
     images: dict[str, ImageSet] = {}
     right = {}
     if measured.verdicts:
@@ -228,7 +228,7 @@ def _write_bundle(
                 "--bundle needs them: evaluate again with --again, or with another --out DIR"
             )
         right[name] = _right(rows[name], evaluation.question.n)
-        images[name] = prepared(source, size, how, ids)
+        images[name] = prepared(source, size, preprocessing, ids)
     labels, split = evaluation.images.labels(), len(evaluation.source)
     bundle.of_corruptions(place, measured, images, labels, right, ids=ids, split_images=split)
 

@@ -65,9 +65,9 @@ def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord
     hosts.together(lambda: checked.confirmed(done[-1], file) if done else None)
     if not done:  # a host that does not see the first one's records
         return AccuracyRecord(evaluation=number)
-    theirs, by = (done[-1].fingerprint or {}).get("versions") or {}, ""
-    if fingerprint.other_versions(theirs, versions):
-        by = f", by {fingerprint.words(theirs)} (here: {fingerprint.words(versions)})"
+    old_versions, by = (done[-1].fingerprint or {}).get("versions") or {}, ""
+    if fingerprint.other_versions(old_versions, versions):
+        by = f", by {fingerprint.words(old_versions)} (here: {fingerprint.words(versions)})"
     say(
         f"done before, {done[-1].time}{by}; nothing is computed (--again computes it anew beside "
         "that)"
@@ -131,6 +131,6 @@ def ledgers_beside(
 
 def other_images(record: AccuracyRecord, images: Mapping[str, Any]) -> str:
     """Say how the images of a record differ from ours (its fields); "" where nothing is known."""
-    theirs = {name: getattr(record, name) for name in images}
-    known = {name: value for name, value in theirs.items() if value is not None}
-    return hosts.differences(known, {name: images[name] for name in known})
+    recorded_fields = {name: getattr(record, name) for name in images}
+    noted = {name: value for name, value in recorded_fields.items() if value is not None}
+    return hosts.differences(noted, {name: images[name] for name in noted})

@@ -38,9 +38,9 @@ def of_shipped(flags: GivenFlags) -> GivenFlags:
     """
     if flags.shipped is None:
         return flags
-    if named := written(flags, "workdir", "model", "weights", "function", "torch"):
+    if networks := written(flags, "workdir", "model", "weights", "function", "torch"):
         raise ValueError(
-            f"{flags.shipped} names a network, and so does {' and '.join(named)}; leave one out"
+            f"{flags.shipped} names a network, and so does {' and '.join(networks)}; leave one out"
         )
     weights = f"{flags.shipped}:{flags.phase}" if flags.phase else flags.shipped
     shipped.weights(weights)  # refuses
@@ -119,13 +119,13 @@ def check(flags: GivenFlags) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
     if flags.norm not in (None, *NORMS):
         raise ValueError(f"--norm={flags.norm} is unknown; one of {', '.join(NORMS)}")
-    named = written(flags, "workdir", "function", "torch")
+    networks = written(flags, "workdir", "function", "torch")
     if flags.model or _folder(flags):
-        named.append("--model" if flags.model else "--weights")
-    if len(named) != 1:
-        several = f"{' and '.join(named)} name a network each, and records go to --out DIR; "
+        networks.append("--model" if flags.model else "--weights")
+    if len(networks) != 1:
+        several = f"{' and '.join(networks)} name a network each, and records go to --out DIR; "
         raise ValueError(
-            (several if named else "")
+            (several if networks else "")
             + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
             "PATH is a folder that jaxrobust import wrote, or a name such as "
             "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
@@ -164,9 +164,9 @@ def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
     again = ["again"] if flags.finish else []
     others += written(flags, *_STOPS, "search_dtype", "worst_case", "union_only", *again)
     if others := [*others, *several]:
-        what = "goes on with" if flags.finish else "is"
+        verb = "goes on with" if flags.finish else "is"
         raise ValueError(
-            f"{asked} {what} one evaluation, whose attacks are all of AutoAttack's standard "
+            f"{asked} {verb} one evaluation, whose attacks are all of AutoAttack's standard "
             f"version or a part of them; leave {' and '.join(others)} out, or leave {asked} out"
         )
     if flags.bundle and not flags.finish:
@@ -214,8 +214,8 @@ def trained(flags: GivenFlags) -> list[Threat]:
 
 def own_balls(flags: GivenFlags) -> list[Threat]:
     """List the several balls of a run where flags ask of an attack and name no norm, else none."""
-    named = flags.norm or flags.epsilon is not None or flags.attack == "clean"
-    other = named or flags.worst_case or flags.corruptions or flags.certify is not None
+    names_ball = flags.norm or flags.epsilon is not None or flags.attack == "clean"
+    other = names_ball or flags.worst_case or flags.corruptions or flags.certify is not None
     return [] if other else trained(flags)
 
 
@@ -255,8 +255,8 @@ def weights(
     if flags.torch:
         few = min(pytorch.find("compared_images"), len(source))
         size = subject.image_size
-        how = pipeline.preprocessing_id(source, size, flags.preprocessing)
-        prepared = Prepared(source, image_size=size, preprocessing=how, images=few)
+        preprocessing = pipeline.preprocessing_id(source, size, flags.preprocessing)
+        prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=few)
         images = np.asarray(prepared[np.arange(len(prepared))], np.float32)
         following = () if flags.corruptions else questions.following(flags.attack, flags.version)
         return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))

@@ -185,8 +185,8 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
             f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
             "give the --dataset that it was trained for"
         )
-    how = pipeline.preprocessing_id(source, subject.image_size, question.preprocessing)
-    evaluation_transform(how)  # refuses
+    preprocessing = pipeline.preprocessing_id(source, subject.image_size, question.preprocessing)
+    evaluation_transform(preprocessing)  # refuses
 
 
 def _check_choices(question: GivenFlags, subject: Subject) -> None:

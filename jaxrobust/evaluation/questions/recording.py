@@ -70,8 +70,8 @@ class Evaluation:
         self.out = out
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
-        how, count = str(self.question.preprocessing), self.question.n
-        self.images = Prepared(source, image_size=size, preprocessing=how, images=count)
+        preprocessing, count = str(self.question.preprocessing), self.question.n
+        self.images = Prepared(source, image_size=size, preprocessing=preprocessing, images=count)
         images = self._image_fields()
         ledgers = [earlier.ledgers_named(Path(folder), images) for folder in question.replay]
         self.given = [path for paths in ledgers for path in paths]
@@ -206,7 +206,7 @@ class Evaluation:
         """List what tells this evaluation from others."""
         source, question, network = self.source, self.question, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
-        how = [*subject.ball.settings().values(), question.seed, question.search_dtype]
+        settings = [*subject.ball.settings().values(), question.seed, question.search_dtype]
         chosen = subject.chosen and "selection" in records.training_flags(self._training(subject))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
@@ -214,7 +214,7 @@ class Evaluation:
                 *(source.name, source.split, question.n, question.preprocessing),
                 *(self.images.content_sha256(), *classes),
             ],
-            "attack": [question.method, *([] if question.attack == "clean" else how)],
+            "attack": [question.method, *([] if question.attack == "clean" else settings)],
             # Equal weights that were chosen elsewhere have a record which says otherwise.
             **({"chosen": subject.chosen} if chosen else {}),
             **({"replay": sorted(path.stem for path in self.given)} if self.given else {}),

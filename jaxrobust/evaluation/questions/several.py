@@ -159,7 +159,7 @@ def joined(measured: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
 def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
     """Unite what was measured in each ball, which `names` call."""
     verdicts = joined(measured, balls)
-    records_of = [each.record for each in measured]
+    records_of = [one.record for one in measured]
     flags = {
         f"{ball}: {name}": text
         for record, ball in zip(records_of, balls, strict=True)

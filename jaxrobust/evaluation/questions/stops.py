@@ -104,14 +104,14 @@ def rule(
     place = str(question.against)
     here = _record_here(question, subject, source, images, hashed)
     record, file = found(place, here)
-    theirs = checked.verdicts(record, file)
-    if count := int(checked.replayed(theirs).sum()):
+    other_verdicts = checked.verdicts(record, file)
+    if count := int(checked.replayed(other_verdicts).sum()):
         raise ValueError(
             f"--against={place}: replayed points decided {count} of its images, which the attacks "
             "alone might have left standing; evaluate it again with --noreplay"
         )
     if hashed is not None:
-        both = (record, here, theirs.images, hashed)
+        both = (record, here, other_verdicts.images, hashed)
         if words := checked.image_differences(*both):
             raise ValueError(
                 f"--against={place} is of other images: {words}; give an evaluation of these images"
@@ -123,7 +123,7 @@ def rule(
             )
     tie = None if question.tie is None else question.tie / 100
     about = {"evaluation": record.evaluation, "model": (record.model or {}).get("name")}
-    return StopRule(against=theirs, tie=tie, alpha=alpha), {
+    return StopRule(against=other_verdicts, tie=tie, alpha=alpha), {
         "against": about | {"weights": record.weights}
     }
 

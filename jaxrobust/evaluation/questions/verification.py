@@ -200,7 +200,7 @@ def _corrupted(
 ) -> dict[str, Prepared]:
     """Prepare the images of a bundle of corruptions, by their names."""
     record, names = bundle.record, bundle.about["corruptions"]
-    size, how, frost = bundle.about["image"][0], record["preprocessing"], None
+    size, preprocessing, frost = bundle.about["image"][0], record["preprocessing"], None
     photographs = record["corruptions"].get("frost_sha256")
     if photographs and settings.frost is None:
         raise ValueError(
@@ -230,7 +230,7 @@ def _corrupted(
         source,
         asked,
         image_size=size,
-        preprocessing=how,
+        preprocessing=preprocessing,
         seed=record["seed"],
         frost=frost,
         classes=settings.classes,
@@ -238,7 +238,7 @@ def _corrupted(
     )
     shown = {CLEAN: clean} if CLEAN in names else {}
     for name, of_name in sources.items():
-        shown[name] = corrupted.prepared(of_name, size, how, clean.ids)
+        shown[name] = corrupted.prepared(of_name, size, preprocessing, clean.ids)
     return shown
 
 

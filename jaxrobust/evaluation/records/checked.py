@@ -252,12 +252,12 @@ def question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
     yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
     yield from procedure(record).items()
     yield _ORDER, stop_order([record])
-    attacks, own = record.attacks, balls(record)
+    attacks, attack_balls = record.attacks, balls(record)
     for at, kind in enumerate(("norm", "radius")):
-        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in own))
+        yield kind, ", ".join(dict.fromkeys(ball[at] for ball in attack_balls))
     yield "attacks", ", ".join(attack["name"] for attack in attacks)
-    for attack, ball in zip(attacks, own, strict=True):
-        of = f" ({' '.join(ball)})" if len(set(own)) > 1 else ""
+    for attack, ball in zip(attacks, attack_balls, strict=True):
+        of = f" ({' '.join(ball)})" if len(set(attack_balls)) > 1 else ""
         settings = {key: value for key, value in attack.items() if key not in _NO_SETTING}
         yield from ((f"{attack['name']}: {key}{of}", value) for key, value in settings.items())
 
@@ -273,9 +273,11 @@ def question_differences(
     for key in _OPTIONAL:
         if any(one.get(key) is None for one in questions):
             questions = [one | {key: None} for one in questions]
-    how: list[Any] = [one.get("preprocessing") for one in questions]
-    if all(how) and same_preprocessing(how[1], how[0], questions[0].get("image size") or 224):
-        questions[1]["preprocessing"] = how[0]  # RobustBench names some of ours
+    preprocessings: list[Any] = [one.get("preprocessing") for one in questions]
+    if all(preprocessings) and same_preprocessing(
+        preprocessings[1], preprocessings[0], questions[0].get("image size") or 224
+    ):
+        questions[1]["preprocessing"] = preprocessings[0]  # RobustBench names some of ours
     attacked = [{attack["name"] for attack in record.attacks} for record in (there, here)]
     lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
     questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]

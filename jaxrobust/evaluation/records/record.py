@@ -422,7 +422,7 @@ _hints = functools.cache(typing.get_type_hints)
 @functools.cache
 def _types(hint: Any) -> tuple[type, ...]:
     if isinstance(hint, types.UnionType):
-        return tuple(one for each in typing.get_args(hint) for one in _types(each))
+        return tuple(one for member in typing.get_args(hint) for one in _types(member))
     if typing.is_typeddict(hint):
         return (dict,)
     return (float, int) if hint is float else (typing.get_origin(hint) or hint,)

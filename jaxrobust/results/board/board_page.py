@@ -60,7 +60,7 @@ def make(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; name a folder")
     listed = listing.find(paths, networks)
-    found: dict[str, BoardEntry] = {}
+    by_name: dict[str, BoardEntry] = {}
     left_out: dict[str, str] = {}
     for number, one in enumerate(listed, 1):
         say(f"bundle {number} of {len(listed)}: {one.folder}")
@@ -69,14 +69,14 @@ def make(
             left_out[str(one.folder)] = verified
             say(f"{one.folder} is left out: {verified}; it is not ranked")
         else:  # a copy of a bundle is no other network
-            found.setdefault(verified.numbers[0], verified)
-    boards = ranking.boards([*found.values()])
+            by_name.setdefault(verified.numbers[0], verified)
+    boards = ranking.boards([*by_name.values()])
     text = page(boards, left_out)
     out.mkdir(parents=True, exist_ok=True)
     with whole.writing(out / PAGE, len(text.encode())) as part:
         part.write_text(text, encoding="utf-8")
     missing = f", {counted(len(left_out), 'bundle')} left out" if left_out else ""
-    shown = f"{counted(len(found), 'bundle')} on {counted(len(boards), 'board')}{missing}"
+    shown = f"{counted(len(by_name), 'bundle')} on {counted(len(boards), 'board')}{missing}"
     print(f"{out / PAGE}: {shown}")
     return {"out": str(out / PAGE)} | plain(boards, left_out)
 

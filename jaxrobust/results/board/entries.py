@@ -95,12 +95,12 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
     except (ValueError, OSError) as error:
         return functions.of_users(error) or str(error)
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        if said := functions.of_users(error):
-            return said
+        if message := functions.of_users(error):
+            return message
         return f"its record cannot be read ({type(error).__name__}: {error})"
     except Exception as error:  # of a network that its maker wrote
-        if said := functions.of_users(error):
-            return said
+        if message := functions.of_users(error):
+            return message
         raise
 
 
@@ -192,8 +192,8 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
         drawn += f", frost of photographs {frost[:12]}"
     where = {"data": listed.given.get("data") or str(record.dataset).partition(":")[0]}
     flags = done.flags | _flags(record)
-    if (found := done.findings).undecided:
-        of = f"{found.undecided:,} of {found.answers:,} answers"
+    if (findings := done.findings).undecided:
+        of = f"{findings.undecided:,} of {findings.answers:,} answers"
         flags["rounding"] = f"Float32 rounding decides {of}, which are others here."
     return {
         **(where if published else {}),

@@ -39,7 +39,7 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
     Raises:
       ValueError: a folder is not there or holds no bundle, or a file of networks is none.
     """
-    given = None if networks is None else read(networks)
+    explicit = None if networks is None else read(networks)
     listed: dict[Path, ListedBundle] = {}
     for path in paths:
         if not path.is_dir():
@@ -54,10 +54,14 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
                 "or a folder of several"
             )
         for folder in bundles:
-            beside = folder.resolve().parent / NETWORKS
-            known = read(beside) if given is None and beside.is_file() else given or {}
-            said = known.get(str(folder)) or known.get(folder.resolve().name) or {}
-            listed.setdefault(folder.resolve(), ListedBundle(folder, said))
+            networks_file = folder.resolve().parent / NETWORKS
+            networks_of = (
+                read(networks_file)
+                if explicit is None and networks_file.is_file()
+                else explicit or {}
+            )
+            facts = networks_of.get(str(folder)) or networks_of.get(folder.resolve().name) or {}
+            listed.setdefault(folder.resolve(), ListedBundle(folder, facts))
     return list(listed.values())
 
 
@@ -68,12 +72,12 @@ def _is_bundle(folder: Path) -> bool:
 def read(path: Path) -> dict[str, dict[str, str]]:
     """Read a file of networks, by the folders of bundles that its sections name."""
     try:
-        named: dict[str, Any] = tomllib.loads(path.read_text())
+        networks: dict[str, Any] = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; name a file of networks") from None
     except ValueError as error:
         raise ValueError(f"{path} is no TOML ({error}); correct it") from error
-    for folder, values in named.items():
+    for folder, values in networks.items():
         if not isinstance(values, dict):
             raise ValueError(f"{path}: {folder} is no section; write [FOLDER] of the bundle")
         for key, value in values.items():
@@ -88,4 +92,4 @@ def read(path: Path) -> dict[str, dict[str, str]]:
             )
         if not {"weights", "function"} & values.keys():
             raise ValueError(f"{path}: [{folder}] names no network; give it weights or function")
-    return named
+    return networks

@@ -75,7 +75,7 @@ def _threat(one: BoardEntry) -> str:
     """Write the threats of an entry, or its corruptions, for people."""
     if one.corruptions:
         return entries.corruptions_of(one)
-    balls = ", ".join(entries.ball(*each) for each in one.threats)
+    balls = ", ".join(entries.ball(*threat) for threat in one.threats)
     return f"union of {balls}" if len(one.threats) > 1 else balls
 
 
@@ -96,7 +96,7 @@ def _unions(rows: Sequence[BoardEntry]) -> list[BoardEntry]:
                 by_norm.setdefault(one.threats[0][0], []).append(one)
         if len(by_norm) == 3:
             several = itertools.product(*(by_norm[norm] for norm in sorted(by_norm)))
-            unions += [both for each in several if (both := entries.union(each))]
+            unions += [both for entry in several if (both := entries.union(entry))]
     return unions
 
 

@@ -131,8 +131,8 @@ def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
         fixed = f"{plain}-{attack.get('steps')}"  # as verdicts name attacks of fixed steps
         listed[fixed if fixed in fooling else plain] = None
     again = [f"{name} (full)" for name in listed if f"{name} (full)" in fooling]
-    before = sorted(fooling - {*listed, *again})
-    return [*before, *listed, *again]
+    replays = sorted(fooling - {*listed, *again})
+    return [*replays, *listed, *again]
 
 
 def _differences(
@@ -148,8 +148,8 @@ def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Differe
     places = list(itertools.combinations(range(len(verdicts)), 2))
     compared = [comparisons.compare(verdicts[one], verdicts[other]) for one, other in places]
     corrected = comparisons.holm(np.array([one.p for one in compared]))
-    each = (Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True))
-    return dict(zip(places, each, strict=True))
+    differences = (Difference(one, float(p)) for one, p in zip(compared, corrected, strict=True))
+    return dict(zip(places, differences, strict=True))
 
 
 def plain(findings: ComparisonFindings) -> dict[str, Any]:

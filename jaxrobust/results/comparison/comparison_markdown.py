@@ -59,7 +59,7 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
     if findings.removed:
         wrong = [f"{(~one.verdicts.clean).sum():,}" for one in evaluations]
         rows = [["", *names], ["wrong without an attack", *wrong]]
-        rows += [[name, *map("{:,}".format, each)] for name, each in findings.removed.items()]
+        rows += [[name, *map("{:,}".format, counts)] for name, counts in findings.removed.items()]
         parts += ["## Images that each attack removed", grid(rows)]
     if len(compared) == 1:
         pair = compared[0]

@@ -223,11 +223,11 @@ def without_replayed(
     replayed = [checked.replayed(one) for one in images]
     counts = _each([f"{int(mask.sum()):,}" for mask in replayed], names)
     both = [(v.robust, v.robust | mask) for v, mask in zip(images, replayed, strict=True)]
-    each = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
+    ranges = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
     sentence = (
         f"**{left_out.sum():,} of {len(left_out):,} images are left out, which replayed points "
         f"decided ({counts}): the attacks alone might have left them standing.** On all images the "
-        f"robust accuracy under the attacks alone lies within: {_each(each, names)}; --noreplay "
+        f"robust accuracy under the attacks alone lies within: {_each(ranges, names)}; --noreplay "
         "computes it."
     )
     others = [Verdicts(*(column[~left_out] for column in one)) for one in images]
@@ -245,9 +245,9 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
     named_records = [(name, one.record) for name, one in zip(names, evaluations, strict=True)]
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
-        each = _each([f"{one.images:,}" for one in evaluations], names)
+        counts = _each([f"{one.images:,}" for one in evaluations], names)
         common = f"the {images:,} images that all have"
-        sentences.append(f"Compared are {common}; evaluated were {each}.")
+        sentences.append(f"Compared are {common}; evaluated were {counts}.")
     for name, record in named_records:
         if stopped := record.stopped:
             n, of = stopped["stopped_after"], stopped["of"]

@@ -80,7 +80,7 @@ def over_seeds(
 
     if min(len(first), len(second)) < 2:
         return None
-    parts = [float(own.var(ddof=1)) / len(own) for own in (first, second)]
+    parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
     variance = sum(parts)
     if not variance:
         return None

@@ -138,12 +138,12 @@ def _difference(verdicts: list[np.ndarray], size: int) -> GroupDifference:
 
 def plain(findings: GroupFindings) -> dict[str, Any]:
     """Return findings as JSON has them; accuracies and their differences are fractions."""
-    named = zip(findings.names, findings.evaluations, strict=True)
+    rows = zip(findings.names, findings.evaluations, strict=True)
     return {
         "schema": 1,
         "level": LEVEL,
         "images": findings.images,
-        "evaluations": [plain_evaluation(name, one) | {"group": name[0]} for name, one in named],
+        "evaluations": [plain_evaluation(name, one) | {"group": name[0]} for name, one in rows],
         "clean": _plain(findings.clean),
         "robust": findings.robust and _plain(findings.robust),
         "left_out": findings.left_out,
@@ -165,7 +165,7 @@ def document(findings: GroupFindings, picture: str | None = None) -> str:
     """Return the comparison as Markdown; `picture` is the name of the figure's file beside it."""
     questions = {"robust accuracy": findings.robust, "clean accuracy": findings.clean}
     asked = {accuracy: one for accuracy, one in questions.items() if one is not None}
-    said = [text for name, one in asked.items() for text in sentences(one, name, findings.images)]
+    lines = [text for name, one in asked.items() for text in sentences(one, name, findings.images)]
     rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
     for name, one in zip(findings.names, findings.evaluations, strict=True):
         rows.append([name, *one.cells])
@@ -184,7 +184,7 @@ def document(findings: GroupFindings, picture: str | None = None) -> str:
         findings.left_out,
         about(findings.evaluations[0].record, findings.images),
         grid(rows),
-        "\n".join(f"- {sentence}" for sentence in (*said, *findings.remarks)),
+        "\n".join(f"- {sentence}" for sentence in (*lines, *findings.remarks)),
         f"![Groups]({picture})" if picture else "",
         "## Means and differences",
         grid(table),

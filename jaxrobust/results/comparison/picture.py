@@ -90,8 +90,8 @@ def _axis(panel: Any, label: str, *, zero: bool = True) -> None:
 
 
 def _classes(panel: Any, pair: Pair, axis: str) -> None:
-    each = pair.by_class
-    order = np.argsort(-each.difference, kind="stable")
+    by_class = pair.by_class
+    order = np.argsort(-by_class.difference, kind="stable")
     apart = pair.p_by_class < 1 - LEVEL
     has_names = len(order) <= _NAMED
     if has_names:
@@ -103,9 +103,9 @@ def _classes(panel: Any, pair: Pair, axis: str) -> None:
     else:
         for of, colour, size in ((~apart, _INK, 3), (apart, _APART, 7)):
             at = np.flatnonzero(of[order])
-            panel.plot(100 * each.difference[order][at], at, ".", color=colour, markersize=size)
+            panel.plot(100 * by_class.difference[order][at], at, ".", color=colour, markersize=size)
         for at in np.flatnonzero(apart[order])[:_LABELS]:
-            place = 100 * each.difference[order[at]], at
+            place = 100 * by_class.difference[order[at]], at
             name = f" {pair.classes[order[at]]}"
             panel.annotate(name, place, (4, 0), textcoords="offset points", fontsize=7, va="center")
         panel.set_ylim(len(order), -1)

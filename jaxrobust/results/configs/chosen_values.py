@@ -178,7 +178,7 @@ def _training(data: DataFacts, size: int, starts: bool) -> list[ConfigLine]:
         batch //= 2
     per_epoch = max(data.images // batch, 1)
     clean = "for the fresh parts, before the attack" if starts else "first: the paper's clean start"
-    found = []
+    refusals = []
     for phase, updates, why in (
         ("pretrain", _CLEAN_UPDATES, f"clean ones {clean}"),
         ("train", _ATTACKED_UPDATES, "a first run; papers train far longer"),
@@ -186,13 +186,13 @@ def _training(data: DataFacts, size: int, starts: bool) -> list[ConfigLine]:
         epochs = min(max(round(updates / per_epoch), 3), _MOST_EPOCHS)
         steps = epochs * per_epoch
         decay = float(f"{min(max(1 - 10 / steps, 0.5), 0.9999):.3g}")
-        found += [
+        refusals += [
             ConfigLine(f"{phase}.epochs", epochs, why),
             ConfigLine(f"{phase}.batch_size", batch, f"{counted(per_epoch, 'update')} an epoch"),
             ConfigLine(f"{phase}.warmup_epochs", max(epochs // 10, 1), "a tenth of the epochs"),
             ConfigLine(f"{phase}.ema_decay", decay, f"averages a tenth of {steps:,} updates"),
         ]
-    return found
+    return refusals
 
 
 def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:

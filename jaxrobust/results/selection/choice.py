@@ -62,8 +62,8 @@ def select(settings: SelectionSettings) -> dict[str, Any]:
     }
     code = {"commit": provenance.commit(), "versions": provenance.versions()}
     compilation.use_persistent_cache(run.parent)
-    what = f"the choice in {run}"
-    lock = locks.held(run / "selection.lock", resource=what, otherwise="copy the run")
+    subject = f"the choice in {run}"
+    lock = locks.held(run / "selection.lock", resource=subject, otherwise="copy the run")
     first = jax.process_index() == 0
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         hosts.together(lambda: stack.enter_context(lock) if first else None)
@@ -131,16 +131,20 @@ def _config(settings: SelectionSettings, phase: str) -> Any:
 
 def _settings(balls: Sequence[Threat]) -> dict[str, Any]:
     """Write the ball of an attack, or several, in all of which an image has to be right."""
-    each = [ball.settings() for ball in balls]
-    return each[0] if len(each) == 1 else {key: [ball[key] for ball in each] for key in each[0]}
+    threats = [ball.settings() for ball in balls]
+    return (
+        threats[0]
+        if len(threats) == 1
+        else {key: [ball[key] for ball in threats] for key in threats[0]}
+    )
 
 
 def _measured(
     settings: SelectionSettings, phase: str, at: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
     for step in kept.steps_of(settings.run, phase):
-        each = ((kind, size) for kind in kept.WHICH for size in at)
-        missing = [one for one in each if (step, *one) not in done]
+        choices = ((kind, size) for kind in kept.WHICH for size in at)
+        missing = [one for one in choices if (step, *one) not in done]
         if not missing:
             continue
         epoch, both = kept.read(settings.run, phase, step)
@@ -205,8 +209,8 @@ def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any
         f"{best['images']:,} images"
     )
     if aside:
-        left = "one that answers" if len(aside) == 1 else f"{len(aside)} that answer"
-        reason += f"; {left} one class left out, at most {max(r[metric] for r in aside):.2%}"
+        words = "one that answers" if len(aside) == 1 else f"{len(aside)} that answer"
+        reason += f"; {words} one class left out, at most {max(r[metric] for r in aside):.2%}"
     bounded = sum(not row.get("exact", True) for row in candidates)
     reason += f"; {bounded} reach no more after APGD-CE alone" if bounded else ""
     others = "another one reaches" if equal == 1 else f"{equal} others reach"

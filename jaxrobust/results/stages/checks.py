@@ -186,14 +186,14 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
     ]
     total = account_lines.duration(sum(seconds for seconds in rows.values() if seconds))
     source = "measured here for a moment" if on.here else f"at {UTILISATION:.0%} of the peak"
-    said = [f"what it costs ({source}): {'; '.join(parts)}; in all {total}"]
+    sentences = [f"what it costs ({source}): {'; '.join(parts)}; in all {total}"]
     if autoattack := result.get("autoattack"):
         most = autoattack["at_most"]["seconds"] / max(autoattack["expected"]["seconds"], 1e-9)
-        said.append(
+        sentences.append(
             f"AutoAttack's time is that with {autoattack['robust']:.0%} of the images robust in "
             f"each threat; with all robust it takes {most:.2g} times as long"
         )
-    return said
+    return sentences
 
 
 def _seconds(stage: Stage, config: Config, result: dict[str, Any]) -> float | None:

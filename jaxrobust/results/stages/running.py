@@ -88,32 +88,32 @@ def run(
                 continue
             say(f"{stage.text}: begins")
             start = time.perf_counter()
-            made: dict[str, Any]
+            facts: dict[str, Any]
             if stage.kind == SELECT:
                 chosen = choice.select(choice.SelectionSettings(workdir))["chosen"]
                 keys, file = ("step", "weights", "weights_sha256"), workdir / kept.SELECTION
-                made = {"chosen": {key: chosen[key] for key in keys}}
-                made["files"] = {kept.SELECTION: file_sha256(file)}
+                facts = {"chosen": {key: chosen[key] for key in keys}}
+                facts["files"] = {kept.SELECTION: file_sha256(file)}
             elif stage.kind == EXPORT:
-                made = _export(stage, workdir, selected=selects)
+                facts = _export(stage, workdir, selected=selects)
             else:
-                made = _attack(stage, config, workdir, selected=selects, entry=entry)
-            _note(workdir, asked | made | {"seconds": round(time.perf_counter() - start, 1)})
+                facts = _attack(stage, config, workdir, selected=selects, entry=entry)
+            _note(workdir, asked | facts | {"seconds": round(time.perf_counter() - start, 1)})
 
 
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as ours:
-        what, otherwise = f"what follows the training in {workdir}", "copy the run"
-        lock = locks.held(workdir / "stages.lock", resource=what, otherwise=otherwise)
-        hosts.together(lambda: None if jax.process_index() else ours.enter_context(lock))
+    with contextlib.ExitStack() as locked:
+        resource, otherwise = f"what follows the training in {workdir}", "copy the run"
+        lock = locks.held(workdir / "stages.lock", resource=resource, otherwise=otherwise)
+        hosts.together(lambda: None if jax.process_index() else locked.enter_context(lock))
         yield
 
 
 def _by_first(function: Callable[[], Any]) -> Any:
     """Return for all hosts what the first one finds in the files; what it refuses, all do."""
-    found = hosts.together(lambda: None if jax.process_index() else function())
-    return hosts.everyone(found)[0]
+    result = hosts.together(lambda: None if jax.process_index() else function())
+    return hosts.everyone(result)[0]
 
 
 def _weights(workdir: Path, selected: bool) -> str:
@@ -151,7 +151,7 @@ def _note(workdir: Path, row: dict[str, Any]) -> None:
 def _attack(
     stage: Stage, config: Config, workdir: Path, *, selected: bool, entry: bool
 ) -> dict[str, Any]:
-    given = GivenFlags(
+    flags = GivenFlags(
         workdir=str(workdir),
         attack=stage.attack,
         n=checks.images(config),
@@ -159,7 +159,7 @@ def _attack(
         # RobustBench takes no accuracy in which images of other evaluations were tried.
         noreplay=entry and stage.attack == AUTOATTACK,
     )
-    written, place = command.evaluated(given, threats=stage.threats)
+    written, place = command.evaluated(flags, threats=stage.threats)
     if jax.process_index() == 0:
         terminal.show(command.told(written, place))
     return {"evaluations": [record.evaluation for record in written]}
@@ -191,7 +191,9 @@ def _export(stage: Stage, workdir: Path, *, selected: bool) -> dict[str, Any]:
 
 
 def _place(new: Path, out: Path, files: dict[str, str]) -> None:
-    lasting = {name: own for name, own in files.items() if not name.endswith(".certificate.json")}
+    lasting = {
+        name: sha256 for name, sha256 in files.items() if not name.endswith(".certificate.json")
+    }
     if out.exists() and not _are(out, lasting):  # a certificate has its date
         raise ValueError(
             f"{out} holds something else than the export of these weights; move it away, and the "

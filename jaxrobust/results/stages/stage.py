@@ -58,25 +58,27 @@ def parse(text: str) -> list[Stage]:
 
 
 def _parsed(word: str) -> Stage:
-    name, colon, rest = (part.strip() for part in word.partition(":"))
+    name, colon, argument = (part.strip() for part in word.partition(":"))
     if not name:
         raise ValueError(f"--then has an empty stage; {_FORM}")
-    if colon and not rest:
+    if colon and not argument:
         raise ValueError(f"--then={word} has nothing behind its colon; {_FORM}")
     if name == SELECT:
-        if rest:
+        if argument:
             raise ValueError(f"--then={word}: select takes nothing behind a colon; leave it out")
         return Stage(word, SELECT)
     if name == EXPORT:
-        return _export(word, rest)
+        return _export(word, argument)
     if name != CLEAN and not GivenFlags(attack=name).searches and fixed_steps.parse(name) is None:
-        known = (SELECT, EXPORT, AUTOATTACK, CLEAN, *attack_rows.searching(), "pgd-20", "fgsm")
+        stages = (SELECT, EXPORT, AUTOATTACK, CLEAN, *attack_rows.searching(), "pgd-20", "fgsm")
         raise ValueError(
-            f"--then={word}: {name!r} is neither a stage nor an attack; {meant(name, known)}"
+            f"--then={word}: {name!r} is neither a stage nor an attack; {meant(name, stages)}"
         )
-    stage = Stage(word, ATTACK, name, tuple(part.strip() for part in rest.split("+") if rest))
-    if name == CLEAN and rest:
-        raise ValueError(f"--then={word}: clean images are in no ball; leave {rest} out")
+    stage = Stage(
+        word, ATTACK, name, tuple(part.strip() for part in argument.split("+") if argument)
+    )
+    if name == CLEAN and argument:
+        raise ValueError(f"--then={word}: clean images are in no ball; leave {argument} out")
     if len(set(stage.balls)) < len(stage.threats):  # parsed, which refuses
         raise ValueError(f"--then={word} has a threat twice; give it once")
     return stage
@@ -85,8 +87,8 @@ def _parsed(word: str) -> Stage:
 def _export(word: str, text: str) -> Stage:
     layout, _, name = (part.strip() for part in text.partition(":"))
     if layout not in (*layouts.LAYOUTS, *PUBLISHED):
-        said = f"{layout!r} is no layout" if layout else "it does not say in which layout"
+        fault = f"{layout!r} is no layout" if layout else "it does not say in which layout"
         near = meant(layout, [*layouts.LAYOUTS, *PUBLISHED])
         of = f"one of {', '.join(layouts.LAYOUTS)}, or an id of RobustBench, as export:hub"
-        raise ValueError(f"--then={word}: {said}; {near if near.startswith('did') else of}")
+        raise ValueError(f"--then={word}: {fault}; {near if near.startswith('did') else of}")
     return Stage(word, EXPORT, layout=layout, id=name or None)
