@@ -202,6 +202,15 @@ class CommandTest(parameterized.TestCase):
         ):
             rows, _ = self.call("replayed", net, **short | changes)
             self.assertLen(rows[-1].get("replayed") or [], count, changes)
+            names = ["replay", "apgd-ce"] if count else [rows[-1]["attacks"][0]["name"]]
+            self.assertEqual(
+                [name.partition("-2")[0] for name in rows[-1]["accuracy_after"]], names
+            )
+        # The same command finds its record, though there is more to replay by now.
+        count = len(rows)
+        self.assertLen(self.call("replayed", **short | {"epsilon": "0.03"})[0], count)
+        # The plain number of the first one is there: nothing was replayed in it.
+        self.assertLen(self.call("replayed", **short | {"noreplay": True})[0], count)
 
     def test_a_ladder_and_several_threats(self):
         """The largest radius goes first; a union has each threat's robust images in common."""

@@ -170,28 +170,6 @@ class SeveralTest(parameterized.TestCase):
                 self.assertEqual(one[key], other[key], key)
 
     @pytest.mark.slow
-    def test_own_radii_are_replayed(self):
-        few = {"attack": "apgd-ce", "n": 60, "steps": 5, "norm": "linf"}
-        out = Path(self.create_tempdir())
-        self.asked(out, epsilon="0.01", **few)
-        self.asked(out, epsilon="0.02", **few | {"norm": "l2"})  # of another norm: not replayed
-        *_, first = self.asked(out, epsilon="0.02", **few)[0]
-        (replayed,) = first["replayed"]
-        self.assertEqual((replayed["norm"], replayed["epsilon"]), ("linf", 0.01))
-        self.assertGreater(replayed["fooled"], 0)
-        self.assertEqual(list(first["accuracy_after"]), ["replay", "apgd-ce"])
-        # The same command finds its record, though there is more to replay by now.
-        self.asked(out, epsilon="0.03", **few)
-        count = len(result_lines.read(out))
-        self.assertLen(self.asked(out, epsilon="0.02", **few)[0], count)
-        *_, plain = self.asked(out, epsilon="0.02", noreplay=True, **few)[0]
-        self.assertNotEqual(plain["evaluation"], first["evaluation"])
-        self.assertNotIn("replayed", plain)
-        self.assertGreaterEqual(plain["robust"], first["robust"])
-        # The plain number of the first one is there: nothing was replayed in it.
-        self.assertLen(self.asked(out, epsilon="0.01", noreplay=True, **few)[0], count + 1)
-
-    @pytest.mark.slow
     def test_another_folder_is_replayed(self):
         few = {"attack": "apgd-ce", "n": 60, "steps": 5, "epsilon": "0.02"}
         there, out = Path(self.create_tempdir()), Path(self.create_tempdir())
