@@ -40,22 +40,22 @@ class Wait:
     def hear(self, inner: "Wait") -> None:
         """Say nothing at once where something inside of this has just spoken for as long."""
         if inner._shown:
-            self._shown = max(self._shown, round(_now() - self._since) // 10 * 10)
+            self._shown = max(self._shown, _last_line(round(_now() - self._since)))
 
     def look(self) -> None:
         """Write what is due by now, by whoever has the `terminal.TURN`."""
         passed = _now() - self._since
         if passed < AFTER_S:
             return
-        seconds = round(passed)  # a line of 10 s comes before there was silence for longer
+        seconds = round(passed)
         columns = _columns()
         if not self._announced:
             self._announced = True
             if (activity := self.activity()) not in _announced:
                 _announced.add(activity)
                 terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
-        if columns is None and not _bars:  # a line every 10 s
-            mark = seconds // 10 * 10
+        if columns is None and not _bars:
+            mark = _last_line(seconds)
             if mark > self._shown:
                 self._shown = mark
                 sys.stderr.write(f"{self._words(mark, 80)}\n")
@@ -73,6 +73,11 @@ class Wait:
         room = columns - 1 - len(counted)
         short = f"{activity[: max(room - 3, 0)]}..."
         return (activity if len(activity) <= room else short) + counted
+
+
+def _last_line(seconds: int) -> int:
+    """Return when a pipe last got a line: after 10 s, then every minute; 0: not yet."""
+    return seconds // 60 * 60 or min(seconds // 10, 1) * 10
 
 
 def _columns() -> int | None:
@@ -121,8 +126,8 @@ def lasting(
     """Print on stderr, if `here`, for how long what was announced is going on.
 
     In a terminal that is a line that is written again each second and goes at the end, else one
-    after each ten seconds. `activity` may be a function that says how far it is; `last` are the
-    words for how long it took before, `since` those for what is counted.
+    after ten seconds and then each minute. `activity` may be a function that says how far it is;
+    `last` are the words for how long it took before, `since` those for what is counted.
     """
     words = activity if callable(activity) else lambda: activity
     return _during(Wait(words, last=last, since=since), here)

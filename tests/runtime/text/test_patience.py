@@ -71,9 +71,9 @@ class PatienceTest(absltest.TestCase):
         with Clock().running() as clock, patience.lasting("compiling", last="21 s last time"):
             self.assertEqual(clock.wait(9), "")
             self.assertEqual(clock.wait(2), "compiling, 10 s so far (21 s last time)\n")
-            self.assertEqual(clock.wait(8), "")
-            self.assertEqual(clock.wait(2), "compiling, 20 s so far (21 s last time)\n")
-            self.assertEqual(clock.wait(160).count("\n"), 16)
+            self.assertEqual(clock.wait(47), "")
+            self.assertEqual(clock.wait(2), "compiling, 60 s so far (21 s last time)\n")
+            self.assertEqual(clock.wait(121).count("\n"), 2)
         self.assertTrue(clock.out.getvalue().endswith(" 3 min so far (21 s last time)\n"))
 
     def test_a_terminal_gets_one_line_that_counts_and_goes(self):
@@ -101,7 +101,7 @@ class PatienceTest(absltest.TestCase):
         with Clock().running() as clock, patience.lasting("reading"):
             with patience.of("compiling"):
                 self.assertEqual(clock.wait(12), "compiling ...\ncompiling, 10 s so far\n")
-            self.assertEqual(clock.wait(10), "reading, 20 s so far\n")
+            self.assertEqual(clock.wait(50), "reading, 60 s so far\n")
 
     def test_a_bar_shows_the_time_itself(self):
         seen = []
@@ -169,7 +169,7 @@ class PatienceTest(absltest.TestCase):
             other.start()
             with patience.lasting("compiling"):
                 for _ in range(200):
-                    if "30 s so far" in out.getvalue():
+                    if "60 s so far" in out.getvalue():
                         break
                     time.sleep(0.1)
             stop.set()
@@ -178,7 +178,7 @@ class PatienceTest(absltest.TestCase):
             time.sleep(0.3)
         self.assertEqual(out.getvalue(), before)
         lines = set(before.splitlines())
-        self.assertContainsSubset({"compiling, 30 s so far", "somebody else"}, lines)
+        self.assertContainsSubset({"compiling, 60 s so far", "somebody else"}, lines)
         self.assertTrue(all(line.startswith("compiling, ") for line in lines - {"somebody else"}))
 
     def test_compiling_counts_beside_what_it_took(self):
