@@ -159,12 +159,13 @@ def of_photographs(photographs: Path, folder: Path) -> Iterator[Case]:
     source = open_source(name, "train")
     places = np.arange(len(source))
     prepared = Prepared(source, image_size=_SIZE, preprocessing=_RESIZED, images=len(source))
-    arrays = resized(source, places, preprocessing=_RESIZED, image_size=_SIZE, at_most=len(source))
+    settings: dict[str, Any] = {"preprocessing": _RESIZED, "image_size": _SIZE}
+    parts = [resized(source, places[i : i + 100], **settings) for i in range(0, len(places), 100)]
+    arrays = np.concatenate([part for part in parts if part is not None])
     for row, check, images in (
         ("resized_by_pil", None, prepared[places]),
         ("resized_as_arrays", "resizing", arrays),
     ):
-        assert images is not None
         run = folder / row
         _train(run, np.round(255 * images).astype(np.uint8), prepared.labels(), source.classes)
         words = (str(run), f"--dataset={name}", "--split=train", f"--preprocessing={_RESIZED}")

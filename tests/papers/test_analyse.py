@@ -170,7 +170,7 @@ class NumbersTest(parameterized.TestCase):
         net = Network(12)
         ends = net.pgd(0, 3, 1.5 * EPSILON / 3)
         delta = np.abs(ends - net.images)
-        self.assertEqual(column(rows, "image").tolist(), list(range(12)))
+        self.assertEqual(column(rows, "image").tolist(), net.ids.tolist())
         self.assertEqual(column(rows, "label").tolist(), net.labels.tolist())
         for key, expected in {
             "clean_ce": net.ce(net.images, net.labels),

@@ -218,7 +218,7 @@ class CommandTest(parameterized.TestCase):
         np.testing.assert_allclose(
             *([float(r["loss"]) for n, r in enumerate(rows) if n != 6] for rows in (whole, again))
         )
-        with mock.patch.object(surface, "losses", side_effect=AssertionError("computed")):
+        with mock.patch.object(surface, "losses_around", side_effect=AssertionError("computed")):
             self.assertEqual(self.call(*weights())[0], 0)  # nothing is left to do
         for other in (("--seed", 1), ("--n", 39), ("--side", 3), ("--reach", 2)):
             code, _, said = self.call(*weights(), *other)

@@ -155,7 +155,7 @@ class RefusedTest(NpzCase):
 
     def test_ids(self):
         self.refused(
-            "has no file names, by which ids could choose records",
+            "lacks 5000 of the 5000 images of robustbench",
             split="test@robustbench",
             x_test=images(5),
             y_test=labels(5),
