@@ -48,7 +48,11 @@ class TargetTest(parameterized.TestCase):
             ("v5p", "16x16x24", True), ("v5p", "16x16x28", False), ("v5p", "4x4x4x4", False),
         ):  # fmt: skip
             with self.subTest(row=(kind, shape, rented)):
-                self.assertEqual(devices._rented(kind, shape), rented)
+                if rented:
+                    self.assertIsNotNone(devices.target(f"{kind}:{shape}"))
+                else:
+                    with self.assertRaisesRegex(ValueError, "is no slice of TPU"):
+                        devices.target(f"{kind}:{shape}")
 
     def test_every_name_is_listed_with_its_peaks(self):
         for name in devices._KINDS:

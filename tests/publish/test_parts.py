@@ -194,7 +194,7 @@ class ReferenceTest(parameterized.TestCase):
         ours = {name: np.full(2, 7, np.float32) for name in wanted}
         with (
             mock.patch.object(references, "_built", lambda network: (net, "whose", True)),
-            mock.patch.object(references.files, "read", lambda path, which: stored),
+            mock.patch.object(references.files, "read", lambda path, weights_kind: stored),
             mock.patch.object(references, "named", lambda network, wrapped: ours),
         ):
             found = references._rebuilt(network, Path("x.pt"), None)

@@ -75,9 +75,9 @@ TORCH_NAMES = common.rows(
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order."""
     names, first = keys("", "conv1:w bn1:bn"), EXPANSION * v.groups * v.width
-    block, shortcut = "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn", " shortcut.0:w shortcut.1:bn"
+    convs, shortcut = "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn", " shortcut.0:w shortcut.1:bn"
     for block, projects in residual.block_names(v.depths, residual.STEM, first):
-        names += keys(block, block + shortcut * projects)
+        names += keys(block, convs + shortcut * projects)
     return names + keys("", "linear")
 
 

@@ -97,9 +97,9 @@ class MeasuredTest(absltest.TestCase):
             timed = attacked._tried(runner, setting, np.zeros((5, 1)), labels, 3.5)
         self.assertEqual(timed, (9.0, 4.0 / (100 * ensembles.passes(setting, 10))))
         self.assertLen([*calls], 1)  # which was not made
-        options = decide.call_args.kwargs
-        self.assertEqual((options["epsilon"], options["seed"]), (1e-7, 0))
-        self.assertEqual(options["confirm"]([1], True), [])
+        sample = decide.call_args.args[2]
+        self.assertEqual((sample.threat.epsilon, sample.seed), (1e-7, 0))
+        self.assertEqual(decide.call_args.kwargs["confirm"]([1], True), [])
 
     def test_what_is_done_once_is_without_the_attacks(self):
         cost = types.SimpleNamespace(seconds=-20.0, compile_seconds=-50.0)
