@@ -29,7 +29,7 @@ INSIDE = {
     "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
     "training": ("update", "build", "run"),
-    "publish": ("torch_modules", "."),
+    "publish": (".",),
     "report": ("markup", "curves", "figures", "gathered", "parts", "page", "pictures", "watching"),
     "results": (
         *("plotting", "key_sources", "run_records", "comparison", "selection", "stages"),
@@ -150,8 +150,8 @@ class LayeringTest(absltest.TestCase):
         self.assertEmpty({str(f): count for f, count in folders.items() if count > MOST_FILES})
 
     def test_no_two_classes_of_one_name(self):
-        """But a network and its counterparts in PyTorch and for small images share their words."""
-        networks = ("zoo", "models.families", "publish.torch_modules")
+        """But a network and its counterpart for small images share their words."""
+        networks = ("zoo", "models.families")
         named = Counter(
             node.name
             for module, path in modules().items()

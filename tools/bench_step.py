@@ -225,15 +225,15 @@ def theirs(
 
 def torch_module(config: "ConfigDict") -> Any:
     """Make the network in PyTorch: the module of a `torch:` name, else ours written there."""
-    from jaxrobust.publish import torch_networks
     from jaxrobust.pytorch.networks import torch_modules
     from jaxrobust.runtime import pytorch
+    from tests.support import torch_modules as networks
 
     name, model = config.model.name, config.model
     if pytorch.is_name(name):
         sizes = ("num_classes", "image_size", "in_channels")
         return torch_modules.build(name, **{key: model[key] for key in sizes}, **model.options)
-    return torch_networks.network(name, num_classes=model.num_classes, img_size=model.image_size)
+    return networks.network(name, num_classes=model.num_classes, img_size=model.image_size)
 
 
 def device_of(program: str) -> tuple[str, int, int | None]:

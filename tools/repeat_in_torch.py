@@ -69,6 +69,7 @@ def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
     import torch
 
     from jaxrobust.publish import torch_networks
+    from tests.support import torch_modules
     from tools.bench import torch_reference
 
     check(config, name)
@@ -79,7 +80,7 @@ def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
     model, p, attack = config.model, config[name], config.attack
     own = models.computed(model.name, {}).keys()  # that make another network
     row = {key: value for key, value in dict(model.options).items() if key in own}
-    net = torch_networks.network(
+    net = torch_modules.network(
         model.name,
         img_size=model.image_size,
         num_classes=model.num_classes,

@@ -4,7 +4,11 @@ import importlib
 from typing import Any
 
 _CONVERT = "jaxrobust.weights.naming.convert"
-_NAMES = {"from_torch": _CONVERT, "to_torch": _CONVERT, "push_to_hub": "jaxrobust.publish.push"}
+_NAMES = {
+    "from_torch": _CONVERT,
+    "to_torch": _CONVERT,
+    "push_to_hub": "jaxrobust.publish.export_torch",
+}
 __all__ = ["from_torch", "push_to_hub", "to_torch"]
 
 

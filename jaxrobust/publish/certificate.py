@@ -12,6 +12,7 @@ from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.publish import references, side_by_side
 from jaxrobust.publish.references import Network, Reference
+from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
@@ -112,8 +113,12 @@ def _versions() -> dict[str, str]:
 
 def _names(network: Network, reference: Reference) -> dict[str, Any]:
     theirs = {k: v.numpy() for k, v in reference.net.state_dict().items()}
-    wrapped = any(key.startswith("normalize.") for key in theirs) and not network.normalises_itself
-    ours = references.named(network, wrapped=wrapped)
+    ours = network.params | network.stats
+    if not pytorch.is_name(network.name) and ours.keys() <= theirs.keys():  # a printed module
+        theirs = {key: theirs[key] for key in ours}
+    else:
+        normalised = any(key.startswith("normalize.") for key in theirs)
+        ours = references.named(network, wrapped=normalised and not network.normalises_itself)
     matched = [key for key in theirs if key in ours]
     other = [key for key in matched if not np.array_equal(theirs[key], ours[key])]
     other = [key for key in other if not key.endswith("num_batches_tracked")]

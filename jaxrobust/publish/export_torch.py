@@ -1,7 +1,9 @@
 """Weights as files for this package, for PyTorch, for the model hub and for RobustBench."""
 
 import os
+import re
 import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from jaxrobust.publish import (
 from jaxrobust.publish.network_account import Account
 from jaxrobust.publish.references import Network
 from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update import optim
@@ -133,7 +136,8 @@ def read(given: ExportSettings) -> ExportedNetwork:
             return _of_weights(given, here)
         workdir = here.path or workdir
     chosen = kept.selected(workdir) if given.selected else None
-    network, which = of_run(workdir, given.phase, given.which, chosen)
+    any_function = given.layout == "module"
+    network, which = of_run(workdir, given.phase, given.which, chosen, any_function=any_function)
     sha256 = network.weights_sha256
     known = network_account.of_run(
         *(workdir, which, sha256),
@@ -168,11 +172,16 @@ def _known(given: ExportSettings, known: Account, sha256: str) -> Account:
 
 
 def of_run(
-    workdir: Path, phase: str | None, which: str | None, chosen: kept.ChosenWeights | None = None
+    workdir: Path,
+    phase: str | None,
+    which: str | None,
+    chosen: kept.ChosenWeights | None = None,
+    *,
+    any_function: bool = False,
 ) -> tuple[Network, str]:
     """Read the network of a run with its best weights, or those chosen, and their name."""
     config = runs.run_config(workdir, chosen.phase if chosen else phase)
-    if not pytorch.is_name(config.model.name):
+    if not pytorch.is_name(config.model.name) and not any_function:
         models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
         name, (params, stats) = kept.selected_weights(workdir, chosen)
@@ -181,14 +190,16 @@ def of_run(
     else:
         assert which is not None
         name, (params, stats) = _latest(config, workdir, phase, which)
-    model = config.model
+    model, options = config.model, dict(config.model.options)
+    if functions.is_name(model.name):
+        options["in_channels"] = model.in_channels
     network = Network(
         model.name,
         {k: np.asarray(v) for k, v in params.items()},
         {k: np.asarray(v) for k, v in stats.items()},
         model.num_classes,
         chosen.image_size if chosen else model.image_size,
-        dict(model.options),
+        options,
     )
     return network, name
 
@@ -314,3 +325,58 @@ def _print(given: ExportSettings, done: dict[str, Any], classes: int) -> None:
             print(f"  {label}{done[key]}")
     if done["by_hand"]:
         print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")
+
+
+def push_to_hub(
+    source: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str = "Upload of a robust network by jaxrobust",
+    license: str | None = None,
+    certificate: bool = True,
+) -> str:
+    """Write a network as a repository of the model hub, upload it, and return its address.
+
+    It is what `jaxrobust export --layout hub` writes: weights, timm's config, the card with the
+    accuracies of their records, or the module beside it where timm has no such network.
+
+    Args:
+      source: the workdir of a run, or what else `jaxrobust.load` takes.
+      repository: `ORG/REPO`, which is made if it is not there.
+      private: of a new repository.
+      token: of the hub; default: that of `hf auth login`, or $HF_TOKEN.
+      revision: branch; default: the main one.
+      message: of the commit.
+      license: of the weights, for the card; default: what is known of them.
+      certificate: compare the file with its reference network before, which needs PyTorch.
+    Raises:
+      ValueError: no such weights, no name of a repository, or weights that do not agree.
+      ImportError: Hugging Face's client is missing.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository, re.ASCII):
+        raise ValueError(f"{repository!r} is no repository of the hub; write ORG/REPO")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        message = "push_to_hub needs Hugging Face's client: pip install 'jaxrobust[hub]'"
+        raise ImportError(message, name="huggingface_hub") from error
+    named = sources.parse(str(source))
+    of: dict[str, Any] = {"weights": str(source)}
+    if named.kind == "run":
+        of = {"workdir": named.path}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / repository.partition("/")[2]
+        how: dict[str, Any] = {"license": license, "nocertificate": not certificate}
+        export(ExportSettings(layout="hub", out=out, **of, **how))
+        api = huggingface_hub.HfApi(token=token)
+        api.create_repo(repository, private=private, exist_ok=True)
+        about: dict[str, Any] = {
+            "repo_id": repository,
+            "revision": revision,
+            "commit_message": message,
+        }
+        made = api.upload_folder(folder_path=str(out), **about)
+    return str(getattr(made, "repo_url", None) or f"hf://{repository}")

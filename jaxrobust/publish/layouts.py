@@ -4,7 +4,7 @@ hub and RobustBench, or a module alone.
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from jaxrobust.runtime.text.spelling import near
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
+
+if TYPE_CHECKING:
+    from jaxrobust.publish import torch_program
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
 _OF_TORCH = ("state-dict", "robustbench")  # of modules of PyTorch alone
@@ -69,7 +72,7 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     if layout == "hub" and hub.timm_name(network):
         return references.named(network, wrapped=False)  # timm's transforms normalise
     if layout in ("hub", "module"):
-        return references.named(network, wrapped=network.normalised)
+        return printed(network).arrays
     check(network, layout)
     if layout == "timm":
         return convert.to_torch(network.name, network.params, network.stats)
@@ -112,15 +115,20 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
     if layout == "jaxrobust":
         weights_folder.write(folder, network.params, network.stats, described(network, known))
         return folder / weights_folder.WEIGHTS
-    state = arrays(network, layout)
+    code, is_timm = "", layout == "hub" and hub.timm_name(network)
+    if layout == "module" or (layout == "hub" and not is_timm):
+        check(network, layout)
+        code, state = printed(network)
+    else:
+        state = arrays(network, layout)
     if layout == "hub":
         file = folder / hub.WEIGHTS
         files.write(file, state, {"format": "pt"})
         for name, text in hub.texts(network, known, network.weights_sha256).items():
             (folder / name).write_text(text)
-        if hub.timm_name(network):
+        if is_timm:
             return file
-        return _write_module(folder / f"{network.name}.py", network, known, file)
+        return _write_module(folder / f"{label(network)}.py", network, known, file, code)
     if layout == "timm":
         file = folder / f"{network.name}.safetensors"
         files.write(file, state, {"format": "pt"})
@@ -135,9 +143,9 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
             (folder / own.name).write_bytes(own.read_bytes())
         return _write_module(file.with_suffix(".py"), network, known, file)
     if layout == "module":
-        file = folder / f"{network.name}.pt"
+        file = folder / f"{label(network)}.pt"
         save_pt(file, state)
-        return _write_module(file.with_suffix(".py"), network, known, file)
+        return _write_module(file.with_suffix(".py"), network, known, file, code)
     file = references.place(folder, layout)
     file.parent.mkdir(parents=True)
     save_pt(file, state)
@@ -165,9 +173,27 @@ def described(network: Network, known: Account) -> dict[str, Any]:
     }
 
 
-def _write_module(code: Path, network: Network, known: Account, weights: Path) -> Path:
-    code.write_text(self_contained.text(network, known, weights, file_sha256(weights)))
-    return code
+def _write_module(
+    path: Path, network: Network, known: Account, weights: Path, code: str = ""
+) -> Path:
+    path.write_text(self_contained.text(network, known, weights, file_sha256(weights), code))
+    return path
+
+
+def printed(network: Network) -> "torch_program.Printed":
+    """Return a network's code and arrays in PyTorch; `ValueError` without PyTorch."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ValueError(NEEDS_TORCH) from error
+    from jaxrobust.publish import torch_program
+
+    return torch_program.printed(network)
+
+
+def label(network: Network) -> str:
+    """Name the files of an exported module: of a user's function, the function."""
+    return self_contained.identifier(network.name)
 
 
 def weights_of(file: Path) -> Path:
@@ -198,12 +224,12 @@ def usage(network: Network, layout: str, out: Path) -> str:
             f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}'
         )
     if layout == "module":
-        return f"in {out}: `from {network.name} import load; net = load()`"
+        return f"in {out}: `from {label(network)} import load; net = load()`"
     if layout == "hub":
         put = f"`hf upload ORG/REPO {out}` puts it on the hub"
         if hub.timm_name(network):
             return f"timm.create_model('local-dir:{out}', pretrained=True); {put}"
-        return f"in {out}: `from {network.name} import load; net = load()`; {put}"
+        return f"in {out}: `from {label(network)} import load; net = load()`; {put}"
     if layout == "timm":
         file = out / f"{network.name}.safetensors"
         base, arguments = hub.timm_name(network) or ("", {})

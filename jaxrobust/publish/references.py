@@ -5,7 +5,6 @@ PyTorch and timm are imported inside of functions: without them there is no refe
 
 import contextlib
 import importlib.metadata
-import inspect
 import os
 import sys
 import tempfile
@@ -27,7 +26,6 @@ from jaxrobust.weights.store.artifact import Network
 
 Arrays = dict[str, Any]  # np.ndarray
 
-MODULES = Path(__file__).parent / "torch_modules"
 _NOTHING = contextlib.nullcontext()
 INSTALL = "pip install 'jaxrobust[parity]'"
 
@@ -61,24 +59,6 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
         first = {key: ours[key].reshape(1, -1, 1, 1) for key in ("normalize.mean", "normalize.std")}
         return first | {f"model.{key}": a for key, a in state.items()}
     return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
-
-
-def module_file(name: str) -> Path:
-    """Find the PyTorch file of an architecture."""
-    return next(MODULES.rglob(f"{models.family(name).file}.py"))
-
-
-def module_row(network: Network) -> dict[str, Any]:
-    """Return the arguments of `model(**row)` of that file."""
-    from jaxrobust.publish import torch_networks
-
-    model = torch_networks.module(module_file(network.name).name).model
-    fields = models.variant(network.name, **network.options)._asdict()
-    fields = {key: fields[key] for key in models.computed(network.name, network.options)}
-    fields |= {"in_channels": network.in_channels, "num_classes": network.num_classes}
-    if "image_size" in inspect.signature(model).parameters:
-        fields["image_size"] = network.image_size
-    return fields
 
 
 def reference(
@@ -165,7 +145,11 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
         how = "by load_state_dict(strict=True)"
         net = _normalising(net, network.stats) if network.normalised else net.eval()
         return Reference(net, network.name, True, how)
-    net, origin, independent = _built(network)
+    net, origin = _independent(network)
+    if net is None:
+        from jaxrobust.publish import torch_program
+
+        return Reference(torch_program.module(network), "the module printed from it", False, "ours")
     try:
         source = convert.unwrapped(files.read(path, weights_kind=which))
     except ValueError as error:
@@ -181,24 +165,23 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
         net = _normalising(net, network.stats | source)  # ours, where the file has none
-    return Reference(net.eval(), origin, independent, how)
+    return Reference(net.eval(), origin, True, how)
 
 
 def _normalising(net: Any, stats: Arrays) -> Any:
-    from jaxrobust.publish.torch_modules.layers import normalized
+    from jaxrobust.publish.torch_networks import normalized
 
     return normalized(net, *(stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))).eval()
 
 
-def _built(network: Network) -> tuple[Any, str, bool]:
+def _independent(network: Network) -> tuple[Any, str]:
+    """Return timm's network and its version; None if timm is missing, or has no such network."""
     from jaxrobust.publish import torch_networks
 
     sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}
-    if not deviations(network, network.name):
+    if not functions.is_name(network.name) and not deviations(network, network.name):
         with contextlib.suppress(ImportError):
             if origin := torch_networks.source(network.name):
                 net = torch_networks.network(network.name, img_size=network.image_size, **sizes)
-                return net, origin, True
-    file = module_file(network.name)
-    net = torch_networks.module(file.name).model(**module_row(network))
-    return net, f"torch_modules/{file.name}", False
+                return net, origin
+    return None, ""

@@ -1,15 +1,16 @@
 """A network as one PyTorch file that needs nothing but torch: `--layout module`."""
 
-import ast
+import inspect
+import re
 import textwrap
 from pathlib import Path
 
-from jaxrobust.publish import network_account, references
+import jaxrobust
+from jaxrobust.publish import network_account
 from jaxrobust.publish.network_account import Account
 from jaxrobust.publish.references import Network
 from jaxrobust.runtime import pytorch
 
-_LAYERS = "jaxrobust.publish.torch_modules.layers"
 _HEAD = '''"""{title}
 
 The network {name}{of} with {classes} classes, for images of {size} x {size} px.
@@ -27,57 +28,64 @@ The network {name}{of} with {classes} classes, for images of {size} x {size} px.
 '''
 _TAIL = '''
 
-
 WEIGHTS = "{file}"
 SHA256 = "{sha256}"
-ROW: dict = {{
-{row}}}
-MEAN = {mean}  # of the channels, which the first layer subtracts; None: images stay as they are
-STD = {std}
-{classes}
+{row}{classes}
 
 def load(path: str | Path | None = None) -> nn.Module:
     """The network in evaluation mode, with the weights beside this file or those of `path`."""
     file = Path(path) if path else Path(__file__).with_name(WEIGHTS)
     if path is None and hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
         raise ValueError(f"{{file}} is not the file that was exported beside this one")
-    net = normalized(model(**ROW), MEAN, STD)
+    net = {net}
     net.load_state_dict({read})
     return net.eval()
 
 
 def network() -> ZooNetwork:
     """The network without its weights, for RobustBench's zoo: {{"model": network, ...}}."""
-    return ZooNetwork(normalized(model(**ROW), MEAN, STD))
+    return ZooNetwork({net})
 '''
+_ROW = """ROW: dict = {{
+{row}}}
+MEAN = {mean}  # of the channels, which the first layer subtracts; None: images stay as they are
+STD = {std}
+"""
 # The suffix of a file -> how `load` reads it.
 _READ = {
     ".pt": 'torch.load(file, map_location="cpu", weights_only=True)',
     ".safetensors": "load_file(file)",
 }
-_SAFETENSORS = "from safetensors.torch import load_file"
+_ZOO = ("name_in_zoo", "ZooNetwork")
 
 
-def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
-    """Write the file: that of torch_modules, or what makes a user's module; the layers that it
-    imports, its row and `load()`.
-    """
-    if pytorch.is_name(network.name):
+def text(network: Network, known: Account, weights: Path, sha256: str, code: str = "") -> str:
+    """Write the file: `code` of a printed network, or what makes a user's module, and `load()`."""
+    of_torch, label, row = pytorch.is_name(network.name), identifier(network.name), ""
+    title = "A network in PyTorch, printed from its program in JAX; for evaluation only."
+    sources = f"Source: jaxrobust {jaxrobust.__version__}, {network.name}."
+    from jaxrobust.publish import torch_networks
+    from jaxrobust.publish.torch_program import IMPORTS
+
+    wrappers, net, imports = _ZOO, "Network()", IMPORTS
+    if of_torch:
+        title = "A network of PyTorch, trained adversarially in JAX."
         code, fields, sources = pytorch.find("written")(network)
-        title, of = (
-            "A network of PyTorch, trained adversarially in JAX.",
-            ", trained with jaxrobust,",
-        )
+        own, _, code = code.strip().partition("\n\n\n")
+        imports = f"{IMPORTS}{own}\n"
         label = pytorch.find("label")(network.name)
-    else:
-        code = references.module_file(network.name).read_text()
-        title, _, rest = (ast.get_docstring(ast.parse(code)) or "").partition("\n")
-        sources = rest[rest.index("Source") :].partition("Parity")[0].strip()
-        fields, of, label = references.module_row(network), " of jaxrobust", network.name
+        moments: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
+        if network.normalised:
+            moments = {key: tuple(network.stats[f"normalize.{key}"].tolist()) for key in moments}
+        row = "".join(f'    "{key}": {value!r},\n' for key, value in fields.items())
+        row = _ROW.format(row=row, **moments)
+        wrappers, net = ("_Normalize", "normalized", *_ZOO), "normalized(model(**ROW), MEAN, STD)"
+    if weights.suffix == ".safetensors":
+        imports += "from safetensors.torch import load_file\n"
     head = _HEAD.format(
         title=title,
         name=network.name,
-        of=of,
+        of=", trained with jaxrobust," if of_torch else " of jaxrobust",
         label=label,
         file=weights.name,
         classes=network.num_classes,
@@ -86,26 +94,21 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
         facts="\n".join(facts(network, known)),
         sources=sources,
     )
-    row = "".join(f'    "{key}": {value!r},\n' for key, value in fields.items())
     classes = ""
     if known.classes and not known.imagenet:
         names = "".join(f"    {name!r},\n" for name in known.classes)
         classes = f"CLASSES = (  # in the order of labels\n{names})\n"
-    moments: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
-    if network.normalised:
-        moments = {key: tuple(network.stats[f"normalize.{key}"].tolist()) for key in moments}
     tail = _TAIL.format(
-        file=weights.name,
-        sha256=sha256,
-        row=row,
-        **moments,
-        classes=classes,
+        file=weights.name, sha256=sha256, row=row, classes=classes, net=net,
         read=_READ[weights.suffix],
-    )
-    code = _code(code)
-    if weights.suffix == ".safetensors":
-        code = code.replace("\n\nimport torch", f"\n\n{_SAFETENSORS}\n\nimport torch", 1)
-    return head + code + tail
+    )  # fmt: skip
+    copied = [inspect.getsource(getattr(torch_networks, name)).strip() for name in wrappers]
+    return head + "\n\n\n".join([imports.strip(), code.strip(), *copied]) + tail
+
+
+def identifier(name: str) -> str:
+    """Return a network's name as that of a Python module."""
+    return name if name.isidentifier() else re.sub(r"\W", "_", name.rpartition(":")[2])
 
 
 def facts(network: Network, known: Account) -> list[str]:
@@ -143,75 +146,3 @@ def _listed(items: list[str]) -> list[str]:
         for item in plain
         for line in textwrap.wrap(item, 98, initial_indent="- ", subsequent_indent="  ")
     ]
-
-
-def _code(code: str) -> str:
-    """Write out a file's code behind the layers that it derives from, before those it calls."""
-    layers = references.MODULES.joinpath("layers.py").read_text()
-    tree, shared = ast.parse(code), ast.parse(layers)
-    taken = _taken(tree, shared)
-    last = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)][-1]
-    own = [node for node in tree.body if node.lineno > last.lineno]
-    first = set().union(*map(_at_import, own))
-    parts: dict[str, list[str]] = {"constants": [], "bases": [], "called": []}
-    for node in taken:
-        at = "bases" if _name(node) in first else "called"
-        written = "\n".join(layers.splitlines()[node.lineno - 1 : node.end_lineno])
-        parts["constants" if isinstance(node, ast.Assign) else at].append(written)
-    body = "\n".join(code.splitlines()[last.end_lineno :]).strip()
-    imports = _imports([tree, shared], set().union(*map(_names, [*own, *taken])))
-    head = "\n\n".join([imports, *parts["constants"]])
-    return "\n\n\n".join([head, *parts["bases"], body, *parts["called"]])
-
-
-def _taken(tree: ast.Module, shared: ast.Module) -> list[ast.stmt]:
-    wanted = {
-        alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module == _LAYERS
-        for alias in node.names
-    }
-    wanted |= {"normalized", "ZooNetwork"}  # for load() and network()
-    taken: list[ast.stmt] = []
-    for node in reversed(shared.body):  # what a definition needs stands above it
-        if _name(node) in wanted:
-            taken.insert(0, node)
-            wanted |= _names(node)
-    return taken
-
-
-def _name(node: ast.stmt) -> str | None:
-    named = node.targets[0] if isinstance(node, ast.Assign) else node
-    return getattr(named, "name", getattr(named, "id", None))
-
-
-def _names(node: ast.AST) -> set[str]:
-    """Collect the names that a piece of code reads, without its local variables."""
-    names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
-    local = {name.id for name in names if isinstance(name.ctx, ast.Store)}
-    return {name.id for name in names} - local
-
-
-def _at_import(node: ast.stmt) -> set[str]:
-    """Collect the names that a statement reads before any function is called."""
-    if isinstance(node, ast.FunctionDef):
-        return set().union(*map(_names, filter(None, [node.args, node.returns])))
-    if isinstance(node, ast.ClassDef):
-        return set().union(*map(_names, node.bases), *map(_at_import, node.body))
-    return _names(node)
-
-
-def _imports(trees: list[ast.Module], used: set[str]) -> str:
-    whole: set[str] = {"hashlib", "torch"}
-    parts: dict[str, set[str]] = {"pathlib": {"Path"}, "torch": {"nn"}}
-    for node in (node for tree in trees for node in tree.body):
-        if isinstance(node, ast.Import):
-            whole |= {alias.name for alias in node.names} & used
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module != _LAYERS:
-            names = {alias.name for alias in node.names} & used
-            if names:
-                parts.setdefault(node.module, set()).update(names)
-    lines = [f"import {name}" for name in sorted(whole)]
-    lines += [f"from {name} import {', '.join(sorted(parts[name]))}" for name in sorted(parts)]
-    groups = ([line for line in lines if (" torch" in line) == ours] for ours in (False, True))
-    return "\n\n".join("\n".join(group) for group in groups)

@@ -20,7 +20,7 @@ from jaxrobust.publish.references import Network
 
 EPSILON = 4 / 255
 IMAGES, ATTACKED = 8, 4  # attacks cost most
-STEPS, THEIR_STEPS = 10, 9  # `torch_attack.apgd` goes to 9
+STEPS, THEIR_STEPS = 10, 9  # `torch_networks.apgd` goes to 9
 AT_ONCE = 2  # images; a large network in float64 needs gigabytes for more
 
 
@@ -130,7 +130,7 @@ def torch_side(net: Any) -> Side:
     """Return a PyTorch network in evaluation mode."""
     import torch
 
-    from jaxrobust.publish.torch_attack import apgd
+    from jaxrobust.publish.torch_networks import apgd
 
     net.requires_grad_(False)
 

@@ -65,7 +65,7 @@ def check(network: Network) -> None:
         )
     first: dict[str, str] = {}
     for key in references.named(network, wrapped=network.normalised) if network.params else ():
-        from jaxrobust.publish.torch_modules.layers import name_in_zoo
+        from jaxrobust.publish.torch_networks import name_in_zoo
 
         cut = name_in_zoo(key)
         if (other := first.setdefault(cut, key)) != key:

@@ -17,7 +17,7 @@ from tests.support import paths
 try:
     import torch
 
-    from jaxrobust.publish import torch_attack
+    from jaxrobust.publish import torch_networks
 except ImportError:
     torch = None
 
@@ -218,7 +218,7 @@ class AttackTest(parameterized.TestCase):
             return torch.sin(x @ torch.from_numpy(first)) @ torch.from_numpy(second)
 
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        theirs = torch_attack.apgd(net, x, torch.from_numpy(labels), epsilon, steps)
+        theirs = torch_networks.apgd(net, x, torch.from_numpy(labels), epsilon, steps)
         with jax.enable_x64(True):
             a, b = jnp.asarray(first), jnp.asarray(second)
             attack = attacks.apgd(norm="linf", epsilon=epsilon, steps=steps)
@@ -239,12 +239,12 @@ class AttackTest(parameterized.TestCase):
             logits = x.flatten(1) @ weights
             return logits - logits.detach()  # always 0, with gradients that move the image
 
-        found = torch_attack.apgd(net, images, torch.tensor([0, 1]), 0.1, 3)
+        found = torch_networks.apgd(net, images, torch.tensor([0, 1]), 0.1, 3)
         np.testing.assert_array_equal(found, images.clamp(0, 1))
         self.assertEqual(passes, [True, True, True, False])
         for steps in (0, 10):
             with self.assertRaises(AssertionError):
-                torch_attack.apgd(net, images, torch.tensor([0, 1]), 0.1, steps)
+                torch_networks.apgd(net, images, torch.tensor([0, 1]), 0.1, steps)
 
     def test_one_step_goes_to_the_corner_of_the_ball(self):
         images, labels = torch.from_numpy(DRAW.random((4, 3, 2, 2))), torch.arange(4)
@@ -252,5 +252,5 @@ class AttackTest(parameterized.TestCase):
         x = images.clone().requires_grad_()
         (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(net(x), labels), x)
         corner = (images + 0.1 * slope.sign()).clamp(0, 1)
-        found = torch_attack.apgd(net, images, labels, 0.1, 1)
+        found = torch_networks.apgd(net, images, labels, 0.1, 1)
         np.testing.assert_allclose(found, corner, atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from tests.support import paths, reference, sweeps
+from tests.support import paths, reference, sweeps, torch_modules
 from tests.support.families import CASES
 from tests.support.modules import hidden
 from tests.support.torch_modules import LISTINGS, built, relative
@@ -83,7 +83,7 @@ def gradient(net, images):
 
 def check_is_the_module(test, name, listing):
     """Two networks written apart, the same random weights: float64 logits and gradients."""
-    theirs = torch_reference.randomised(torch_networks.network(name), seed=0).eval().double()
+    theirs = torch_reference.randomised(torch_modules.network(name), seed=0).eval().double()
     ours = built(listing).eval().double()
     ours = getattr(ours, "model", ours)
     ours.load_state_dict(theirs.state_dict())
@@ -106,7 +106,7 @@ class NetworkTest(parameterized.TestCase):
     @sweeps.fast(*FAST)
     @parameterized.parameters(*LISTED.items())
     def test_names_shapes_types_and_order(self, name, listing):
-        self.assertEqual(state(torch_networks.network(name)), listed(listing, wrapped=False))
+        self.assertEqual(state(torch_modules.network(name)), listed(listing, wrapped=False))
 
     @sweeps.fast("resnet18")
     @parameterized.parameters("xcit_n12", "resnet18", "convnext_t_cvst")
@@ -115,7 +115,7 @@ class NetworkTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_smaller_patches_are_smaller_strides(self):
-        net = torch_networks.network("xcit_s12_p4", num_classes=10).eval().double()
+        net = torch_modules.network("xcit_s12_p4", num_classes=10).eval().double()
         weights = reference.forward_weights(LISTINGS / "xcit_small_12_p4_32_c10.tsv")
         net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
         images = torch.from_numpy(reference.forward_images(32).transpose(0, 3, 1, 2).copy())
@@ -126,7 +126,7 @@ class NetworkTest(parameterized.TestCase):
 
     def test_options(self):
         for name, size in (("vit_s_cvst", 96), ("convnext_n", 28), ("xcit_n12_p8", 32)):
-            net = torch_networks.network(name, num_classes=7, in_chans=1, img_size=size).eval()
+            net = torch_modules.network(name, num_classes=7, in_chans=1, img_size=size).eval()
             with torch.no_grad():
                 self.assertEqual(net(torch.zeros(2, 1, size, size)).shape, (2, 7), name)
 
@@ -135,7 +135,7 @@ class NetworkTest(parameterized.TestCase):
         self.assertStartsWith(torch_networks.source("resnet50_gelu"), "timm 1.")
 
     def test_every_part_shows_in_randomised_weights(self):
-        net = torch_reference.randomised(torch_networks.network("xcit_n12"), seed=0)
+        net = torch_reference.randomised(torch_modules.network("xcit_n12"), seed=0)
         for name, value in net.state_dict().items():
             if value.is_floating_point():
                 self.assertGreater(value.abs().max(), 0.01, name)
@@ -156,7 +156,7 @@ class TrainerTest(parameterized.TestCase):
         ("convnext_n", "not-bias", {"norm.weight", "gamma"}, {"norm.bias"}),
     )
     def test_weight_decay(self, name, decay_mask, decayed, spared):
-        net = torch_networks.network(name)
+        net = torch_modules.network(name)
         trainer = torch_reference.Trainer(
             net,
             lr=1e-3,
@@ -176,7 +176,7 @@ class TrainerTest(parameterized.TestCase):
                 self.assertLessEqual(set(found), members, ending)
 
     def test_attack_leaves_the_running_statistics_and_the_average_has_them(self):
-        net = torch_networks.network("resnet18", num_classes=5)
+        net = torch_modules.network("resnet18", num_classes=5)
         trainer = torch_reference.Trainer(
             net, lr=0.0, weight_decay=0.0, ema_decay=0.75, epsilon=0.1, attack_steps=2
         )
@@ -188,7 +188,7 @@ class TrainerTest(parameterized.TestCase):
     def losses(self, steps=2, **options):
         """Of a few updates of one small network with batch norm."""
         torch.manual_seed(0)
-        net = torch_networks.network("resnet18", num_classes=5)
+        net = torch_modules.network("resnet18", num_classes=5)
         options = {"epsilon": 0.1, "attack_steps": 3, **options}
         trainer = torch_reference.Trainer(net, lr=1e-3, weight_decay=0.1, ema_decay=0.9, **options)
         generator = torch.Generator().manual_seed(1)

@@ -69,10 +69,10 @@ def check_both_ways(test, name: str, arrays, **options) -> None:
     if not made:
         return
     parity.torch_or_skip(test)
-    from jaxrobust.publish import torch_networks
+    from tests.support import torch_modules
 
-    net = torch_networks.network(name, img_size=32, num_classes=10, **options)
-    state = torch_networks.state_arrays(net)
+    net = torch_modules.network(name, img_size=32, num_classes=10, **options)
+    state = {k: v.numpy() for k, v in net.state_dict().items()}
     test.assertEqual(list(back), list(state))
     for key in made:
         np.testing.assert_array_equal(back[key], state[key], key)
@@ -165,10 +165,10 @@ def check_storing(test, name: str, *hows: str, **options) -> None:
 def drawn_in_torch(test, name: str, image_size: int, options):
     """(our network in PyTorch, its arrays), drawn by their names but for what sizes decide."""
     torch = parity.torch_or_skip(test)
-    from jaxrobust.publish import torch_networks
+    from tests.support import torch_modules
 
     row = {key: options[key] for key in options.keys() & models.computed(name, {}).keys()}
-    net = torch_networks.network(name, img_size=image_size, num_classes=10, **row)
+    net = torch_modules.network(name, img_size=image_size, num_classes=10, **row)
     arrays = {
         key: value.numpy() if key.endswith(MADE) else golden32.drawn(key, tuple(value.shape))
         for key, value in net.state_dict().items()

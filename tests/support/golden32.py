@@ -134,12 +134,12 @@ def check_pytorch(test, golden: str, name: str, arrays, **options) -> None:
     1e-3 to 1e-2 of the largest entry. A fault would show in all images.
     """
     torch = parity.torch_or_skip(test)
-    from jaxrobust.publish import torch_networks
+    from tests.support import torch_modules
 
     theirs = stored(golden)
     sizes = {"num_classes": 10, "image_size": 32} | options
     own = convert.to_torch(name, *convert.from_torch(name, arrays, **sizes), **options)
-    net = torch_networks.network(name, img_size=32, num_classes=10, **options).eval()
+    net = torch_modules.network(name, img_size=32, num_classes=10, **options).eval()
     net.load_state_dict({key: torch.tensor(value) for key, value in own.items()})
 
     def of_torch(x, dtype):

@@ -133,9 +133,9 @@ def torch_network(name: str, num_classes: int, image_size: int):
     """The reference network with its weights spread enough that each of them matters."""
     import torch
 
-    from jaxrobust.publish import torch_networks
+    from tests.support import torch_modules
 
-    net = torch_networks.network(name, num_classes=num_classes, img_size=image_size)
+    net = torch_modules.network(name, num_classes=num_classes, img_size=image_size)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, value in net.state_dict().items():

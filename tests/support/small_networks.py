@@ -9,9 +9,11 @@ import inspect
 import json
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrobust import models
+from jaxrobust.weights.naming import convert
 from tests.support import paths, torch_modules
 
 STORED = paths.GOLDEN / "models" / "small_networks.json"
@@ -225,10 +227,8 @@ def made(label: str) -> Any:
     """Return a row's network in PyTorch in float64, with seeded weights and statistics."""
     import torch
 
-    from jaxrobust.publish import torch_networks
-
     name, side, own = ROWS[label]
-    model = torch_networks.module(models.family(name).file).model
+    model = torch_modules.module(models.family(name).file).model
     row = torch_modules.row(name, **own) | {"num_classes": CLASSES}
     if "image_size" in inspect.signature(model).parameters:
         row["image_size"] = side
@@ -238,13 +238,23 @@ def made(label: str) -> Any:
     return net
 
 
+def drawn(label: str) -> dict[str, np.ndarray]:
+    """Return the weights of a row's stored numbers, under PyTorch's names."""
+    name, _, own = ROWS[label]
+    net = models.create(name, **options(label))
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = {key: np.zeros(a.shape, np.float32) for key, a in (params | stats).items()}
+    return weights(convert.reference_names(name, shapes, wrapped=False, **own))
+
+
 def weights(state: dict[str, Any]) -> dict[str, np.ndarray]:
     """Draw weights, f64, for the names and shapes of a state dict, each seeded by its place."""
-    drawn = {}
+    found = {}
     for place, (name, value) in enumerate(state.items()):
         shape, last = tuple(value.shape), name.split(".")[-1]
-        if not value.is_floating_point() or not value.isfinite().all():  # places, or a mask
-            drawn[name] = value.numpy()
+        value = np.asarray(value)
+        if value.dtype.kind != "f" or not np.isfinite(value).all():  # places, or a mask
+            found[name] = value
             continue
         z = np.random.default_rng([3, place]).standard_normal(shape)
         if last == "running_var":
@@ -255,8 +265,8 @@ def weights(state: dict[str, Any]) -> dict[str, np.ndarray]:
             z = 1.5 * z / np.sqrt(np.prod(shape[1:])) if "token" not in last else 0.5 * z
         else:
             z = (1.0 if last == "weight" else 0.0) + 0.2 * z
-        drawn[name] = z
-    return drawn
+        found[name] = z
+    return found
 
 
 def in_pytorch(label: str) -> dict[str, Any]:

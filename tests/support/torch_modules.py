@@ -1,4 +1,8 @@
-"""PyTorch's side of every architecture, from its own file."""
+"""PyTorch's side of every architecture, from its own file in `torch_files`."""
+
+import importlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +24,38 @@ def row(name: str, **options) -> dict:
     return {field: value for field, value in fields.items() if field not in NOT_THE_NETWORK}
 
 
-def built(listing: str):
+def module(file: str):
+    """Return a file of `torch_files`, by its name."""
+    folder = Path(__file__).parent / "torch_files"
+    (path,) = folder.rglob(f"{Path(file).stem}.py")
+    parts = path.relative_to(folder).with_suffix("").parts
+    return importlib.import_module(".".join(("tests.support.torch_files", *parts)))
+
+
+def network(name: str, *, img_size: int = 224, **options: Any):
+    """Build the PyTorch network under our name: timm's, or that of a file."""
     from jaxrobust.publish import torch_networks
 
+    reference, family = models.member(name).reference, models.family(name)
+    if not reference.base.endswith(".py"):
+        return torch_networks.network(name, img_size=img_size, **options)
+    options = {**reference.options, **options}
+    if "in_chans" in options:
+        options["in_channels"] = options.pop("in_chans")
+    if not family.any_size:
+        options["image_size"] = img_size
+    return module(reference.base).model(**options)
+
+
+def built(listing: str):
+    from jaxrobust.publish import torch_networks as layers
+
     name, options = NETWORKS[listing]
-    module, layers = (torch_networks.module(file) for file in (models.family(name).file, "layers"))
+    file = module(models.family(name).file)
     keys = {key for key, *_ in reference.entries(LISTINGS / f"{listing}.tsv")}
     normalises = "normalize.mean" in keys
     mean, std = (reference.IMAGENET_MEAN, reference.IMAGENET_STD) if normalises else (None, None)
-    return layers.normalized(module.model(**row(name, **options)), mean, std)
+    return layers.normalized(file.model(**row(name, **options)), mean, std)
 
 
 def relative(ours, theirs) -> float:

@@ -48,10 +48,10 @@ class GoldenTest(parameterized.TestCase):
     @parameterized.parameters(*LISTINGS.items())
     def test_beside_our_file_in_pytorch(self, listing, name):
         torch = parity.torch_or_skip(self)
-        from jaxrobust.publish import torch_networks
+        from tests.support import torch_modules
 
         row = models.variant(name, **SMALL)
-        module = torch_networks.module("searched.py")
+        module = torch_modules.module("searched.py")
         net = module.model(row.cell, row.channels, row.cells).double()
         weights = {k: array.astype(np.float64) for k, array in cifar_study.weights(listing).items()}
         net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})

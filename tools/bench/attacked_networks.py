@@ -22,9 +22,9 @@ def their_network(name: str) -> Any:
     if name == "golden":
         net = _golden_in_torch()
     elif name == "convnext_n":
-        from jaxrobust.publish import torch_networks
+        from tests.support import torch_modules
 
-        net = torch_networks.network(name, num_classes=10, img_size=32)
+        net = torch_modules.network(name, num_classes=10, img_size=32)
     else:
         from jaxrobust.runtime.commandline import functions
 

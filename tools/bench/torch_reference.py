@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jaxrobust.publish.torch_attack import apgd
+from jaxrobust.publish.torch_networks import apgd
 
 
 def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:

@@ -28,7 +28,7 @@ class PaperFigures(NamedTuple):
 class TorchVariant(NamedTuple):
     """What the PyTorch side of a variant is called, and what is changed in it."""
 
-    base: str  # timm's name; with ".py", a file of convert/torch_modules
+    base: str  # timm's name; with ".py", a file of tests/support/torch_files
     options: Mapping[str, Any] = _NOTHING  # of its constructor
     strides: tuple[int, ...] = ()  # of the first convolutions of XCiT's stem
 
@@ -64,7 +64,7 @@ class Names(NamedTuple):
 class Family(NamedTuple):
     """An architecture: its variants, how they are made, named, trained and compared."""
 
-    file: str  # the file's name in convert/torch_modules; here too, in a package without its name
+    file: str  # the file's name, here and in tests/support/torch_files
     title: str  # on leaderboards
     variants: Mapping[str, Any]  # name -> row
     maker: Callable[..., ModuleMaker]  # (row, *, num_classes, image_size)

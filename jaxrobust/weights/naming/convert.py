@@ -84,7 +84,9 @@ def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Stor
         resizable = [r for r in models.torch_names(name) if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         row_of_others = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        return _matched(name, [*resizable, row_of_others], dict(arrays), (0.0, 1.0), our_names=True)
+        # An exported module's .pt also holds what its code cannot compute of a size.
+        arrays = {k: a for k, a in arrays.items() if not k.startswith("constants.")}
+        return _matched(name, [*resizable, row_of_others], arrays, (0.0, 1.0), our_names=True)
     return _torch_names(name, arrays, overrides)
 
 

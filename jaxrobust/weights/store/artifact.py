@@ -66,7 +66,7 @@ class Network(NamedTuple):
     @property
     def in_channels(self) -> int:
         """Count the channels of the images."""
-        return self.stats["normalize.mean"].size
+        return self.options.get("in_channels") or self.stats["normalize.mean"].size
 
     @property
     def weights_sha256(self) -> str:
@@ -91,7 +91,7 @@ class Network(NamedTuple):
     @property
     def normalised(self) -> bool:
         """Tell whether our first layer changes the images."""
-        if self.normalises_itself:
+        if self.normalises_itself or "normalize.mean" not in self.stats:  # a user's function
             return False
         mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
         return bool((mean != 0).any() or (std != 1).any())

@@ -102,9 +102,9 @@ class OthersTest(parameterized.TestCase):
     @parameterized.parameters(*OTHERS.items())
     def test_the_pytorch_module_is_theirs(self, listing, options):
         torch = parity.torch_or_skip(self)
-        from jaxrobust.publish import torch_networks
+        from tests.support import torch_modules
 
-        net = torch_networks.network(A1, img_size=32, num_classes=10, **options).eval()
+        net = torch_modules.network(A1, img_size=32, num_classes=10, **options).eval()
         arrays = {k: torch.tensor(a) for k, a in cifar_study.weights(listing).items()}
         self.assertEqual(
             [(k, v.shape) for k, v in net.state_dict().items()],

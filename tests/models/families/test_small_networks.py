@@ -1,6 +1,6 @@
 """Small networks of every family give what their PyTorch modules give, in evaluation and training.
 
-What is compared with is stored; tests/publish/test_torch_modules.py computes it anew.
+What is compared with is stored; `python -m tests.support.small_networks` computes it anew.
 """
 
 import re
@@ -47,7 +47,7 @@ def numbers(*labels: str) -> list[int]:
 class SmallTest(parameterized.TestCase):
     def weights(self, label):
         """Weights of the stored numbers, under our names, float64."""
-        state = small_networks.weights(small_networks.made(label).state_dict())
+        state = small_networks.drawn(label)
         return convert.from_torch(
             small_networks.ROWS[label][0], state, **small_networks.options(label)
         )

@@ -75,6 +75,7 @@ class KernelsTest(parameterized.TestCase):
         """A network of that stem alone, with the channels of the row, in float32."""
         torch = torch_or_skip(self)
         from jaxrobust.publish import torch_networks
+        from tests.support import torch_modules
 
         name, changes = options(row)
         width = changes["stem_widths"][-1]
@@ -83,7 +84,7 @@ class KernelsTest(parameterized.TestCase):
         else:
             changes |= {"dims": (width,), "depths": (1,)}
         torch.manual_seed(0)
-        module = torch_networks.module("vit" if name == S else "convnext")
+        module = torch_modules.module("vit" if name == S else "convnext")
         size = {"image_size": 48} if name == S else {}
         theirs = module.model(num_classes=5, **changes, **size).eval()
         for value in theirs.parameters():

@@ -94,11 +94,10 @@ def first_weights(module):
 
 def theirs_of(case: Case):
     """Their network, and their recipe."""
-    from jaxrobust.publish import torch_networks
-    from tests.support import torch_updates
+    from tests.support import torch_modules, torch_updates
 
     name = case.argument.partition(",")[0]
-    module = torch_networks.network(name, img_size=SIDE, **case.options).double()
+    module = torch_modules.network(name, img_size=SIDE, **case.options).double()
     first_weights(module)
     advanced = case.recipe == "aat"
     net = torch_updates.Net(module, MEAN if advanced else (0, 0, 0), STD if advanced else (1, 1, 1))

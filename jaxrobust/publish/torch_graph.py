@@ -1,0 +1,695 @@
+"""A network's evaluation pass as a graph of PyTorch expressions.
+
+The pass is traced for images of several sizes, and the traces are read side by side: a number that
+differs between them is a size, which the module computes from the shape of its images.
+"""
+
+import functools
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal
+
+from jaxrobust.models.kernels import attention, layers
+from jaxrobust.models.modules import positions
+
+CALLS = "jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat remat2 checkpoint"
+SAME = "optimization_barrier copy copy_p name layout_constraint sharding_constraint pvary"
+SAME += " reduce_precision"
+METHODS = "exp exp2 log log1p expm1 erf sqrt rsqrt tanh sin cos tan sinh cosh abs sign floor ceil "
+METHODS += "square round asin acos atan"
+# The code of operations that compute each element from those of their inputs.
+ELEMENTWISE = {name: f"{{}}.{name}()" for name in METHODS.split()} | {
+    **{"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "pow": "{} ** {}", "neg": "-{}"},
+    **{"eq": "{} == {}", "ne": "{} != {}", "lt": "{} < {}", "le": "{} <= {}", "gt": "{} > {}"},
+    **{"ge": "{} >= {}", "and": "{} & {}", "or": "{} | {}", "xor": "{} ^ {}", "not": "~{}"},
+    **{"max": "torch.maximum({}, {})", "min": "torch.minimum({}, {})", "logistic": "{}.sigmoid()"},
+    **{"rem": "torch.fmod({}, {})", "atan2": "torch.atan2({}, {})", "is_finite": "{}.isfinite()"},
+}
+REDUCED = {"sum": "sum", "max": "amax", "min": "amin", "and": "all", "or": "any", "prod": "prod"}
+ALONG = "cumsum cumprod argmax argmin"
+BIASED = ("F.linear(", "conv(")
+# Rules that take inputs as they are, without the axes that JAX has broadcast.
+LAZY = (
+    "reshape squeeze expand_dims broadcast_in_dim convert_element_type stop_gradient integer_pow "
+)
+LAZY += "div select_n clamp"
+# Layers of PyTorch, by functions that compute the same: their jaxpr is looked for.
+LAYERS: list[tuple[Callable, str]] = [
+    (inspect.unwrap(layers._norm_forward), "layer_norm({}, {}, {}, {})"),
+    (inspect.unwrap(layers._gelu_forward), "F.gelu({} + {})"),
+    (inspect.unwrap(attention.softmax), "{}.softmax(-1)"),
+    (jax.nn.softmax, "{}.softmax(-1)"),
+    (functools.partial(jax.nn.gelu, approximate=False), "F.gelu({})"),
+    (jax.nn.gelu, 'F.gelu({}, approximate="tanh")'),
+    (jax.nn.relu, "{}.relu()"),
+    (jax.nn.silu, "F.silu({})"),
+    (jax.nn.softplus, "F.softplus({}, threshold=1e4)"),
+]
+
+
+class NoRule(ValueError):
+    """An operation that has no rule."""
+
+
+class Varies(Exception):
+    """A value depends on the size of the images in a way that cannot be written down."""
+
+
+class Operation:
+    """An operation of one trace, with its value if it depends on neither weights nor images."""
+
+    def __init__(self, name, inputs, params, aval, value=None, line=""):
+        self.name, self.inputs, self.params, self.value = name, inputs, params, value
+        self.shape, self.dtype, self.line = tuple(aval.shape), np.dtype(aval.dtype), line
+
+
+# ------------------------------------------------------------------------------------------ traces
+
+
+def flatten(
+    closed: Any, inputs: Sequence[Operation], out: list[Operation], caller: str = "an unknown line"
+) -> list[Operation]:
+    """List a jaxpr's operations, without calls and choices of a platform; return its results."""
+    jaxpr = closed.jaxpr
+    env = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, constant in zip(jaxpr.constvars, closed.consts, strict=True):
+        env[var] = Operation("constant", (), {}, var.aval, np.asarray(constant))
+
+    def read(var: Any) -> Operation:
+        if isinstance(var, Literal):
+            return Operation("constant", (), {}, var.aval, np.asarray(var.val, var.aval.dtype))
+        return env[var]
+
+    for eqn in jaxpr.eqns:
+        name, params, inputs = eqn.primitive.name, eqn.params, [read(var) for var in eqn.invars]
+        avals, line = [var.aval for var in eqn.outvars], _line(eqn) or caller
+        if inner := _called(eqn, inputs):
+            inputs, params = inputs[len(inputs) - len(inner.in_avals) :], {}
+        if name == "platform_index":
+            default = [i for i, p in enumerate(params["platforms"]) if p is None or "cpu" in p]
+            results = [Operation(name, (), {}, avals[0], np.int32(default[-1]))]
+        elif name == "scan":
+            body: list[Operation] = []
+            starts = [Operation("argument", (), {}, aval) for aval in params["jaxpr"].in_avals]
+            ends = flatten(params["jaxpr"], starts, body, line)
+            kept = {key: params[key] for key in ("length", "reverse", "num_consts", "num_carry")}
+            kept["body"] = (starts, live(body, ends), ends)
+            out.append(Operation(name, inputs, kept, avals[0], line=line))
+            rows = [Operation("row", out[-1:], {"row": i}, aval) for i, aval in enumerate(avals)]
+            out += (results := rows)
+        elif inner and not (code := _layer(inner)):
+            results = flatten(inner, inputs, out, line)
+        else:
+            values = [None] * len(avals)
+            if not inner and all(i.value is not None for i in inputs):
+                values = eqn.primitive.bind(*[i.value for i in inputs], **params)
+                values = [
+                    np.asarray(v) for v in (values if eqn.primitive.multiple_results else [values])
+                ]
+            results = [
+                Operation(
+                    code if inner else name, inputs, params | {"output": i}, aval, value, line
+                )
+                for i, (aval, value) in enumerate(zip(avals, values, strict=True))
+            ]
+            out += [result for result in results if result.value is None]
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _line(eqn: Any) -> str:
+    for frame in getattr(eqn.source_info.traceback, "frames", ()):
+        if not re.search(r"/(jax|jaxlib|flax|haiku|equinox|optax|einops)/", frame.file_name):
+            return f"{frame.file_name}:{frame.line_num}"
+    return ""
+
+
+def _called(eqn: Any, inputs: Sequence[Operation]) -> ClosedJaxpr | None:
+    if eqn.primitive.name == "cond" and inputs[0].value is not None:
+        return eqn.params["branches"][int(inputs[0].value)]
+    if eqn.primitive.name not in CALLS.split():
+        return None
+    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+    return inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ())
+
+
+def _layer(closed: ClosedJaxpr) -> str | None:
+    """Return the code of the layer that a called function is, if it is one of `LAYERS`."""
+    if closed.consts or len(closed.eqns) > 20 or len(closed.out_avals) != 1:
+        return None
+    return _layer_of(str(closed.jaxpr), *closed.in_avals)
+
+
+@functools.cache
+def _layer_of(text: str, *avals: Any) -> str | None:
+    for function, code in LAYERS:
+        if len(avals) == len(re.findall("{}", code)):
+            try:
+                traced = jax.make_jaxpr(function)(*avals)
+            except (TypeError, ValueError):
+                continue
+            inner = _called(traced.eqns[0], ()) if len(traced.eqns) == 1 else None
+            if text in (str(traced.jaxpr), str(inner and inner.jaxpr)):
+                return code
+    return None
+
+
+def live(trace: Sequence[Operation], results: Sequence[Operation]) -> list[Operation]:
+    """List the operations that results need."""
+    found, needed = [], {*map(id, results)}
+    for op in reversed(trace):
+        if id(op) in needed:
+            found.append(op)
+            needed.update(map(id, op.inputs))
+    return found[::-1]
+
+
+# ------------------------------------------------------------------------------------------- graph
+
+
+class Node:
+    """An expression of arrays: code with `{}` for its inputs, which are nodes, numbers or sizes.
+
+    Its shape is that of the array in PyTorch, which may lack axes that JAX has broadcast.
+    """
+
+    def __init__(self, code: str, inputs: tuple, shape: tuple, dtype: np.dtype, name: str = ""):
+        self.code, self.inputs, self.shape, self.dtype, self.name = code, inputs, shape, dtype, name
+        nodes = [i for i in inputs if isinstance(i, Node)]
+        self.of_weights = bool(name) or (bool(nodes) and all(node.of_weights for node in nodes))
+
+
+def merged(values: Sequence[Any]) -> Any:
+    """Return what is the same in all traces; a tuple of the numbers if it is a size."""
+    values = [v.item() if isinstance(v, np.generic) else v for v in values]
+    first = values[0]
+    if all(type(v) is type(first) and (v == first or repr(v) == repr(first)) for v in values):
+        return first
+    if all(isinstance(value, int | float) for value in values):
+        return VaryingSize(values)
+    if all(isinstance(v, tuple | list) and len(v) == len(first) for v in values):
+        return tuple(merged(parts) for parts in zip(*values, strict=True))
+    raise Varies(f"{values}"[:200])
+
+
+class VaryingSize(tuple):
+    """A number that depends on the size of the images: one value for each trace."""
+
+
+def product(sizes: Iterable[Any]) -> Any:
+    """Multiply sizes, and other calculations with them; see `calculated`."""
+    return calculated(lambda *numbers: math.prod(numbers), *sizes)
+
+
+def calculated(function: Callable, *sizes: Any) -> Any:
+    """Compute a number from sizes in each trace."""
+    if not any(isinstance(size, VaryingSize) for size in sizes):
+        return function(*sizes)
+    count = next(len(size) for size in sizes if isinstance(size, VaryingSize))
+    rows = [size if isinstance(size, VaryingSize) else (size,) * count for size in sizes]
+    return merged([function(*numbers) for numbers in zip(*rows, strict=True)])
+
+
+class Body(NamedTuple):
+    """What a loop repeats."""
+
+    arguments: list[Any]  # nodes and sizes
+    nodes: list[Node]
+    results: list[Node]
+
+
+def reached(results: Iterable[Any]) -> set[Node]:
+    """Collect the nodes that results need, with themselves."""
+    needed = {result for result in results if isinstance(result, Node)}
+    stack = [*needed]
+    while stack:
+        new = [i for i in stack.pop().inputs if isinstance(i, Node) and i not in needed]
+        needed.update(new)
+        stack += new
+    return needed
+
+
+class Graph:
+    """Makes nodes of the operations of all traces; `wide` is their type of floating point."""
+
+    def __init__(self, network: str, wide: np.dtype) -> None:
+        self.network, self.wide = network, wide
+        self.nodes: dict[Any, Node] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self.images: Any = None
+
+    def make(self, code: str, inputs: Sequence[Any], shape: Sequence[Any], dtype: Any) -> Node:
+        key = (code, *(id(i) if isinstance(i, Node | Body) else (type(i), i) for i in inputs))
+        if key not in self.nodes:
+            self.nodes[key] = Node(code, tuple(inputs), tuple(shape), np.dtype(dtype))
+        return self.nodes[key]
+
+    def leaf(self, name: str, shape: Sequence[Any], dtype: Any) -> Node:
+        return self.nodes.setdefault(name, Node("", (), tuple(shape), np.dtype(dtype), name))
+
+    def read(self, traces: Sequence[list[Operation]], env: dict[int, Any]) -> None:
+        """Make nodes of lists of operations, for the first trace's; `env` has what they read."""
+        lengths = {len(trace) for trace in traces}
+        if len(lengths) > 1:
+            raise Varies(f"{lengths} operations")
+        for same in zip(*traces, strict=True):
+            inputs = [self.value(env, parts) for parts in _inputs(same)]
+            env[id(same[0])] = self.node(same, inputs)
+
+    def value(self, env: dict[int, Any], same: Sequence[Operation]) -> Any:
+        """Return a node, a number or a size for one input of an operation."""
+        first = same[0]
+        if id(first) in env:
+            return env[id(first)]
+        values = [np.asarray(one.value) for one in same]
+        if all(v.size == 1 or (v.size and (v == v.flat[0]).all()) for v in values):
+            env[id(first)] = merged([v.flat[0].item() for v in values])
+        elif len({v.shape for v in values}) == 1 and all((v == values[0]).all() for v in values):
+            names = (k for k, a in self.constants.items() if a is first.value)
+            name = next(names, f"constants.{len(self.constants)}")
+            self.constants[name] = first.value
+            env[id(first)] = self.leaf(name, values[0].shape, first.dtype)
+        elif first.name == "constant":
+            env[id(first)] = self.waves(values)
+        else:
+            inputs = [self.value(env, parts) for parts in _inputs(same)]
+            env[id(first)] = self.node(same, inputs)
+        return env[id(first)]
+
+    def waves(self, values: Sequence[np.ndarray]) -> Node:
+        """Return XCiT's positions, which the module computes for any grid."""
+        if not all(
+            v.ndim == 3 and np.array_equal(v, positions.fourier_features(*v.shape[:2]))
+            for v in values
+        ):
+            raise Varies(f"constants of shapes {[v.shape for v in values]}")
+        shape = merged([v.shape for v in values])
+        inputs = (*shape[:2], self.images)
+        return self.make("fourier_features({}, {}, {})", inputs, shape, values[0].dtype)
+
+    def node(self, same: Sequence[Operation], inputs: list[Any]) -> Any:
+        op = same[0]
+        merged([one.name for one in same])
+        shape = merged([one.shape for one in same])
+        parts = _inputs(same)
+        shapes = [merged([part.shape for part in part]) for part in parts]
+        skipped = ("body", "jaxpr", "call_jaxpr", "sharding", "out_sharding", "precision")
+        params = {k: merged([one.params[k] for one in same]) for k in op.params if k not in skipped}
+        if "{}" in op.name:
+            return self.layer(op.name, inputs, shapes, op.dtype)
+        if op.name == "scan":
+            rows = zip(inputs, shapes, parts, strict=True)
+            inputs = [self.full(x, shape, part[0].dtype) for x, shape, part in rows]
+            return self.scan([one.params["body"] for one in same], params, inputs, id(op), shape)
+        if op.name in SAME.split():
+            return inputs[params["output"]]
+        if op.name in ELEMENTWISE:
+            return self.elementwise(ELEMENTWISE[op.name], inputs, op.dtype)
+        try:
+            rule = getattr(self, f"of_{op.name}", None) or self.general(op.name)
+            if op.name not in LAZY.split():
+                inputs = [
+                    self.full(x, shape, part[0].dtype)
+                    for x, shape, part in zip(inputs, shapes, parts, strict=True)
+                ]
+            return rule(params | {"shapes": shapes}, shape, op.dtype, *inputs)
+        except NotImplementedError as error:
+            raise NoRule(
+                f"{self.network} has the operation {op.name!r} ({op.line}), for which there is no "
+                "rule in PyTorch; write that line with others, or export --layout jaxrobust"
+            ) from error
+
+    def full(self, x: Any, shape: Any, dtype: Any) -> Any:
+        """Return an input with the axes that JAX has broadcast."""
+        if isinstance(x, Node) and x.shape != shape:
+            return self.make(f"{{}}.expand({_marks(shape)})", (x, *shape), shape, x.dtype)
+        if not isinstance(x, Node) and shape:
+            kind, more = self.kind(dtype)
+            code = f"torch.full(({_marks(shape)},), {{}}, dtype={kind}, device={{}}.device)"
+            return self.make(code, (*shape, x, *more, self.images), shape, dtype)
+        return x
+
+    def kind(self, dtype: Any) -> tuple[str, tuple]:
+        """Return the code of a type, and its inputs: every floating point is that of the images."""
+        if np.issubdtype(dtype, np.floating):
+            return "{}.dtype", (self.images,)
+        return f"torch.{np.dtype(dtype).name}", ()
+
+    def elementwise(self, code: str, inputs: Sequence[Any], dtype: Any) -> Any:
+        nodes = [i for i in inputs if isinstance(i, Node)]
+        numbers = [i for i in inputs if not isinstance(i, Node)]
+        if code in ("{} + {}", "{} * {}") and numbers == [float(code == "{} * {}")]:
+            return nodes[0]
+        if code == "{} + {}" and (
+            layer := self.with_bias(*inputs) or self.with_bias(*inputs[::-1])
+        ):
+            return layer
+        if numbers and (bound := re.fullmatch(r"torch.(max|min)imum.*", code)):
+            other = {"max": "min", "min": "max"}[bound[1]]
+            code, inputs = f"{{}}.clamp({other}={{}})", (*nodes, *numbers)
+        rank = max(len(node.shape) for node in nodes)
+        shapes = [(1,) * (rank - len(node.shape)) + node.shape for node in nodes]
+        shape = [next((s for s in sizes if s != 1), 1) for sizes in zip(*shapes, strict=True)]
+        return self.make(code, inputs, shape, dtype)
+
+    def with_bias(self, x: Any, bias: Any) -> Node | None:
+        """Return a linear map or convolution with a bias, of a sum of both."""
+        fits = isinstance(x, Node) and isinstance(bias, Node) and x.code.startswith(BIASED)
+        if (
+            not fits
+            or "bias" in x.code
+            or not bias.of_weights
+            or product(bias.shape) != x.shape[-1]
+        ):
+            return None
+        bias = self.reshape(bias, bias.shape, x.shape[-1:])
+        return self.make(x.code[:-1] + ", bias={})", (*x.inputs, bias), x.shape, x.dtype)
+
+    def layer(self, code: str, inputs: list[Any], shapes: Sequence[Any], dtype: Any) -> Node:
+        if " + " in code:
+            code, inputs = "F.gelu({})", [self.elementwise("{} + {}", inputs, dtype)]
+        inputs = [self.full(inputs[0], shapes[0], dtype), *inputs[1:]]
+        return self.make(code, inputs, inputs[0].shape, dtype)
+
+    def reshape(self, x: Any, old: Any, new: Any) -> Any:
+        if not isinstance(x, Node):
+            return x
+        if x.shape != old:  # of what JAX has broadcast, only the last axes matter
+            small = x.shape
+            while small and small[0] == 1:
+                small = small[1:]
+            for start in range(len(new), -1, -1):
+                if old[len(old) - len(small) :] == small and product(new[start:]) == product(small):
+                    return self.reshape(x, x.shape, new[start:])
+            x = self.full(x, old, x.dtype)
+        if x.code.startswith("{}.reshape("):
+            x = x.inputs[0]
+        if (1,) * (len(new) - len(x.shape)) + x.shape == new:
+            return x
+        if x.code.startswith("F.linear(") and x.shape[-1] == new[-1]:
+            first = self.reshape(x.inputs[0], x.inputs[0].shape, (*new[:-1], x.inputs[0].shape[-1]))
+            return self.make(x.code, (first, *x.inputs[1:]), new, x.dtype)
+        varying = [i for i, size in enumerate(new) if isinstance(size, VaryingSize)]
+        sizes = [-1 if varying == [i] else size for i, size in enumerate(new)]
+        return self.make(f"{{}}.reshape({_marks(new)})", (x, *sizes), new, x.dtype)
+
+    def permute(self, x: Node, axes: Sequence[int]) -> Node:
+        if re.fullmatch(r"\{\}\.permute\([\d, ]+\)", x.code):
+            before = [int(axis) for axis in re.findall(r"\d+", x.code)]
+            axes, x = [before[axis] for axis in axes], x.inputs[0]
+        if list(axes) == sorted(axes):
+            return x
+        shape = [x.shape[axis] for axis in axes]
+        return self.make(f"{{}}.permute({', '.join(map(str, axes))})", (x,), shape, x.dtype)
+
+    def scan(
+        self, bodies: Sequence[Any], params: Any, inputs: list[Any], key: int, shape: Any
+    ) -> Node:
+        """Return a loop, whose body is a function of its inputs, constants and sizes."""
+        starts, traces, ends = zip(*bodies, strict=True)
+        env = {}
+        for number, same in enumerate(zip(*starts, strict=True)):
+            leaf = Node("", (), merged([one.shape for one in same]), same[0].dtype)
+            env[id(same[0])] = self.nodes.setdefault((key, number), leaf)
+        arguments = [*env.values()]
+        self.read(traces, env)
+        results = [
+            self.full(self.value(env, same), merged([one.shape for one in same]), same[0].dtype)
+            for same in zip(*ends, strict=True)
+        ]
+        needed, read = reached(results), {}
+        inside = [node for node in self.nodes.values() if node in needed]
+        for node in inside:
+            read |= dict.fromkeys(i for i in node.inputs if isinstance(i, VaryingSize))
+        outer = [n for n in inside if n.name or n is self.images] + [*read]
+        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        groups = [[*outer, *inputs[:first]], inputs[first:last], inputs[last:]]
+        marks = ", ".join("(" + "{}, " * len(group) + ")" for group in groups)
+        code = f"scan({{}}, {marks}, {{}}, {params['reverse']})"
+        body = Body([*outer, *arguments], [n for n in inside if n.code], results)
+        return self.make(
+            code,
+            (body, *itertools.chain(*groups), params["length"]),
+            shape,
+            inputs[first].dtype if params["num_carry"] else self.wide,
+        )
+
+    # -------------------------------------------- rules: (parameters, shape, type, *inputs) -> node
+
+    def general(self, name: str) -> Callable:
+        if name.removeprefix("reduce_") not in REDUCED and name not in ALONG.split():
+            raise NotImplementedError
+
+        def rule(params, shape, dtype, x):
+            axes = params.get("axes", (params.get("axis", params.get("dimension")),))
+            if name in ALONG.split():
+                code = f"{{}}.{name}({axes[0]})"
+                code = (
+                    f"{{}}.flip({axes[0]}).{code[3:]}.flip({axes[0]})"
+                    if params.get("reverse")
+                    else code
+                )
+            else:
+                axes = axes[0] if len(axes) == 1 else tuple(axes)
+                code = f"{{}}.{REDUCED[name.removeprefix('reduce_')]}({axes})"
+            return self.make(code, (x,), shape, dtype) if axes != () else x
+
+        return rule
+
+    def of_reshape(self, params, shape, dtype, x, *sizes):
+        return self.reshape(x, params["shapes"][0], shape)
+
+    of_squeeze = of_expand_dims = of_reshape
+
+    def of_broadcast_in_dim(self, params, shape, dtype, x, *sizes):
+        axes = dict(zip(params["broadcast_dimensions"], params["shapes"][0], strict=True))
+        if not isinstance(x, Node):
+            return x
+        first = min(axes, default=len(shape))
+        new = tuple(axes.get(i, 1) for i in range(first, len(shape)))
+        return self.reshape(x, params["shapes"][0], new)
+
+    def of_transpose(self, params, shape, dtype, x):
+        return self.permute(x, params["permutation"])
+
+    def of_convert_element_type(self, params, shape, dtype, x):
+        (kind, more), is_node = self.kind(dtype), isinstance(x, Node)
+        if not is_node:
+            return (
+                merged([np.asarray(n).astype(dtype).item() for n in x])
+                if isinstance(x, VaryingSize)
+                else np.asarray(x).astype(dtype).item()
+            )
+        if x.dtype == dtype or kind == self.kind(x.dtype)[0]:
+            return x
+        return self.make(f"{{}}.to({kind})", (x, *more), x.shape, dtype)
+
+    def of_stop_gradient(self, params, shape, dtype, x):
+        return self.make("{}.detach()", (x,), x.shape, dtype) if isinstance(x, Node) else x
+
+    def of_integer_pow(self, params, shape, dtype, x):
+        return self.elementwise("{} ** {}", (x, params["y"]), dtype)
+
+    def of_div(self, params, shape, dtype, x, y):
+        is_float = np.issubdtype(dtype, np.floating)
+        if isinstance(x, Node) and x.code.startswith("{}.sum("):
+            axes = map(int, re.findall(r"\d+", x.code))
+            if y == product(x.inputs[0].shape[axis] for axis in axes):
+                return self.make(x.code.replace("sum", "mean"), x.inputs, x.shape, dtype)
+        code = "{} / {}" if is_float else 'torch.div({}, {}, rounding_mode="trunc")'
+        return self.elementwise(code, (x, y), dtype)
+
+    def of_select_n(self, params, shape, dtype, which, *cases):
+        if not isinstance(which, Node):
+            return cases[int(which)]
+        if len(cases) != 2 or which.dtype != np.bool_:
+            raise NotImplementedError
+        if which.code == "{} <= {}" and which.inputs == (cases[0], 0) and cases[1] == 0:
+            return self.make("{}.relu()", cases[:1], cases[0].shape, dtype)
+        if not any(isinstance(case, Node) for case in cases):
+            cases = (self.full(cases[0], (1,), dtype), cases[1])
+        return self.elementwise("torch.where({}, {}, {})", (which, *cases[::-1]), dtype)
+
+    def of_clamp(self, params, shape, dtype, low, x, high):
+        x = self.elementwise(ELEMENTWISE["max"], (x, low), dtype)
+        return self.elementwise(ELEMENTWISE["min"], (x, high), dtype)
+
+    def of_concatenate(self, params, shape, dtype, *parts):
+        return self.make(
+            f"torch.cat(({_marks(parts)},), {params['dimension']})", parts, shape, dtype
+        )
+
+    def of_stack(self, params, shape, dtype, *parts):
+        return self.make(f"torch.stack(({_marks(parts)},), {params['axis']})", parts, shape, dtype)
+
+    def of_row(self, params, shape, dtype, x):
+        return self.make(f"{{}}[{params['row']}]", (x,), shape, dtype)
+
+    def of_tile(self, params, shape, dtype, x):
+        return self.make(f"{{}}.tile({_marks(params['reps'])})", (x, *params["reps"]), shape, dtype)
+
+    def of_rev(self, params, shape, dtype, x):
+        return self.make(f"{{}}.flip({params['dimensions']})", (x,), shape, dtype)
+
+    def of_iota(self, params, shape, dtype, *sizes):
+        axis, (kind, more) = params["dimension"], self.kind(dtype)
+        code = f"torch.arange({{}}, dtype={kind}, device={{}}.device)"
+        line = self.make(code, (shape[axis], *more, self.images), shape[axis : axis + 1], dtype)
+        new = (shape[axis], *(1,) * (len(shape) - axis - 1))
+        return self.full(self.reshape(line, line.shape, new), shape, dtype)
+
+    def of_split(self, params, shape, dtype, x):
+        axis, sizes, number = params["axis"], params["sizes"], params["output"]
+        starts, limits = [0] * len(shape), [*x.shape]
+        starts[axis] = calculated(lambda *n: sum(n), *sizes[:number])
+        limits[axis] = calculated(lambda *n: sum(n), *sizes[: number + 1])
+        return self.sliced(x, starts, limits, None, shape)
+
+    def of_slice(self, params, shape, dtype, x):
+        cut = params["start_indices"], params["limit_indices"], params["strides"]
+        return self.sliced(x, *cut, shape)
+
+    def of_dynamic_slice(self, params, shape, dtype, x, *starts):
+        if any(isinstance(start, Node) for start in starts):
+            raise NotImplementedError
+        limits = [calculated(lambda a, b: a + b, *pair) for pair in zip(starts, shape, strict=True)]
+        return self.sliced(x, starts, limits, None, shape)
+
+    def sliced(self, x, starts, limits, strides, shape):
+        codes, inputs = [], [x]
+        for start, limit, stride, size in zip(
+            starts, limits, strides or (1,) * len(shape), x.shape, strict=True
+        ):
+            ends = [n for n, plain in ((start, 0), (limit, size)) if n != plain]
+            inputs += ends
+            codes.append(
+                "{}" * (start != 0) + ":" + "{}" * (limit != size) + f":{stride}" * (stride > 1)
+            )
+        cut = ", ".join(codes)
+        return self.make(f"{{}}[{cut}]", inputs, shape, x.dtype) if cut.strip(":, ") else x
+
+    def of_pad(self, params, shape, dtype, x, value):
+        if any(inner for *_, inner in params["padding_config"]) or isinstance(value, Node):
+            raise NotImplementedError
+        return self.padded(x, [pair[:2] for pair in params["padding_config"]], value, shape)
+
+    def padded(self, x, pairs, value, shape):
+        pads = [n for pair in reversed(pairs) for n in pair]
+        if not any(pads):
+            return x
+        code = f"F.pad({{}}, ({_marks(pads)}), value={{}})"
+        return self.make(code, (x, *pads, value), shape, x.dtype)
+
+    def of_dot_general(self, params, shape, dtype, x, y):
+        (left, right), (batch, of_y) = params["dimension_numbers"]
+        ranks, n, first = (len(x.shape), len(y.shape)), len(batch), tuple(range(len(batch)))
+        if not batch and ranks[1] == 2 and tuple(left) == (ranks[0] - 1,) and y.of_weights:
+            code = "F.linear({}, {})" if right[0] else "F.linear({}, {}.mT)"
+            return self.make(code, (x, y), shape, dtype)
+        if tuple(batch) == tuple(of_y) == first and ranks == (n + 2, n + 2) and len(left) == 1:
+            x = x if left[0] == n + 1 else self.permute(x, (*first, n + 1, n))
+            y = y if right[0] == n else self.permute(y, (*first, n + 1, n))
+            return self.make("{} @ {}", (x, y), shape, dtype)
+        letters = iter("abcdefghijklmnopqrstuvwxyz")
+        names: list[list[str]] = [[""] * ranks[0], [""] * ranks[1]]
+        for i, j in (*zip(batch, of_y, strict=True), *zip(left, right, strict=True)):
+            names[0][i] = names[1][j] = next(letters)
+        out = [names[0][i] for i in batch]
+        for part in names:
+            for axis in [i for i, name in enumerate(part) if not name]:
+                part[axis] = next(letters)
+                out.append(part[axis])
+        text = f"{''.join(names[0])},{''.join(names[1])}->{''.join(out)}"
+        return self.make(f'torch.einsum("{text}", {{}}, {{}})', (x, y), shape, dtype)
+
+    def of_conv_general_dilated(self, params, shape, dtype, x, kernel):
+        if {*params["lhs_dilation"]} != {1} or params["batch_group_count"] != 1 or len(shape) > 5:
+            raise NotImplementedError
+        of_x, of_kernel, of_out = (tuple(part) for part in params["dimension_numbers"])
+        x = self.permute(x, (of_x[0], *of_x[2:], of_x[1]))
+        kernel = self.permute(kernel, (*of_kernel[2:], of_kernel[1], of_kernel[0]))
+        places = (of_out[0], *of_out[2:], of_out[1])
+        pads = params["padding"]
+        if any(low != high or isinstance(low, VaryingSize) or low < 0 for low, high in pads):
+            sizes = _padded(x.shape[1:-1], pads)
+            padded = (x.shape[0], *sizes, x.shape[-1])
+            x, pads = self.padded(x, ((0, 0), *pads, (0, 0)), 0.0, padded), ((0, 0),) * len(pads)
+        settings = {
+            "stride": (tuple(params["window_strides"]), 1),
+            "padding": (tuple(low for low, _ in pads), 0),
+            "dilation": (tuple(params["rhs_dilation"]), 1),
+            "groups": ((params["feature_group_count"],), 1),
+        }
+        code = ""
+        for key, (values, plain) in settings.items():
+            if {*values} != {plain}:
+                code += f", {key}={values[0] if len({*values}) == 1 else values}"
+        new = [shape[axis] for axis in places]
+        out = self.make(f"conv({{}}, {{}}{code})", (x, kernel), new, dtype)
+        return self.permute(out, [places.index(axis) for axis in range(len(shape))])
+
+    def of_gather(self, params, shape, dtype, x, indices):
+        d, sizes = params["dimension_numbers"], params["slice_sizes"]
+        indexed, rank = tuple(d.start_index_map), len(x.shape)
+        others = [axis for axis in range(rank) if axis not in indexed]
+        mode = "FILL" if params["mode"] is None else params["mode"].name
+        if isinstance(indices, Node) and indices.name in self.constants:
+            places, top = self.constants[indices.name], [x.shape[axis] for axis in indexed]
+            if (
+                not any(isinstance(n, VaryingSize) for n in top)
+                and ((places >= 0) & (places < top)).all()
+            ):
+                mode = "PROMISE_IN_BOUNDS"
+        whole = all(sizes[axis] == x.shape[axis] for axis in others)
+        plain = tuple(d.collapsed_slice_dims) == indexed and not d.operand_batching_dims
+        if not (plain and whole) or "FILL" in mode:
+            raise NotImplementedError
+        # The indexed axes come first, then the axes of the indices, and the others behind them.
+        x, rank = self.permute(x, (*indexed, *others)), len(indices.shape) - 1
+        new = (*indices.shape[:-1], *x.shape[len(indexed) :])
+        clamp = ".clamp(0, {})" * (mode == "CLIP")
+        parts = [f"{{}}[..., {i}].long(){clamp}" for i in range(len(indexed))]
+        tops = [calculated(lambda n: n - 1, size) for size in x.shape[: len(indexed)]]
+        pairs = [part for top in tops for part in (indices, top)[: 1 + bool(clamp)]]
+        code = f"{{}}[{', '.join(parts)}]"
+        picked = self.make(code, (x, *pairs), new, dtype)
+        behind, before = iter(range(rank, len(shape))), iter(range(rank))
+        order = [next(behind) if i in d.offset_dims else next(before) for i in range(len(shape))]
+        return self.permute(picked, order)
+
+    def pooled(self, name, params, shape, dtype, x):
+        window, strides = params["window_dimensions"], params["window_strides"]
+        dilation = {*(params.get("base_dilation") or ()), *(params.get("window_dilation") or ())}
+        if dilation - {1} or len(window) != 4 or {window[0], window[3]} != {1}:
+            raise NotImplementedError
+        sizes = _padded(x.shape, params["padding"])
+        x = self.padded(x, params["padding"], -math.inf if name == "max" else 0.0, sizes)
+        code = f"pool({{}}, F.{name}_pool2d, {tuple(window[1:3])}, {tuple(strides[1:3])}"
+        code += ", divisor_override=1)" if name == "avg" else ")"
+        return self.make(code, (x,), shape, dtype)
+
+    def of_reduce_window_max(self, *given):
+        return self.pooled("max", *given)
+
+    def of_reduce_window_sum(self, *given):
+        return self.pooled("avg", *given)
+
+
+def _marks(inputs: Sequence[Any]) -> str:
+    return ", ".join(["{}"] * len(inputs))
+
+
+def _padded(sizes: Sequence[Any], pads: Sequence[Any]) -> list[Any]:
+    rows = zip(sizes, pads, strict=True)
+    return [calculated(lambda *n: sum(n), size, low, high) for size, (low, high) in rows]
+
+
+def _inputs(same: Sequence[Operation]) -> list[tuple[Operation, ...]]:
+    return [*zip(*(one.inputs for one in same), strict=True)]

@@ -1,0 +1,492 @@
+"""Any network as a PyTorch module: the jaxpr of its evaluation pass, printed as code.
+
+Each line computes a node of `torch_graph`. Equal blocks, which the names of the weights tell,
+become one function.
+"""
+
+import itertools
+import keyword
+import math
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.publish.torch_graph import (
+    Body,
+    Graph,
+    Node,
+    NoRule,
+    Operation,
+    Varies,
+    VaryingSize,
+    flatten,
+    live,
+    reached,
+)  # fmt: skip
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.weights.store.artifact import Network
+
+OLDEST = (2, 6)  # PyTorch that the extra `torch` takes
+VARIABLES = [*"xyzuvwabcdefgklmoqrst"]
+# Steps in which the sides of images may differ from a network's own, and whether they are square;
+# then what the traced images have: their number and, in steps, what is added to both sides.
+STEPS = ((1, False), (8, False), (32, False), (1, True), (8, True), (32, True), (0, True))
+BATCHES = (3, 8, 5, 4)
+ROWS, COLUMNS = {1: (0, 13, 23, 34), 0: (0, 1, 3, 2)}, {1: (0, 25, 6, 51), 0: (0, 2, 1, 5)}
+
+
+class Sizes:
+    """Writes sizes as what the batch, height and width of the images make of them."""
+
+    def __init__(self, batch: VaryingSize, height: VaryingSize, width: VaryingSize) -> None:
+        self.batch, self.texts = batch, {(1,) * len(batch): ""}
+        self.forms = [self._forms("height", height), self._forms("width", width)]
+
+    @staticmethod
+    def _forms(name: str, values: VaryingSize) -> dict[tuple[int, ...], str]:
+        forms = {(1,) * len(values): ""}
+        if len({*values}) == 1:
+            return forms
+        for divisor in sorted(range(1, 65), key=lambda n: (n.bit_count() > 1, n)):
+            for added in (0, *(n for i in range(1, 65) for n in (i, -i))):
+                text = f"({name} {'+' if added > 0 else '-'} {abs(added)})" if added else name
+                text += f" // {divisor}" if divisor > 1 else ""
+                forms.setdefault(tuple((v + added) // divisor for v in values), text)
+        return forms
+
+    def text(self, size: VaryingSize) -> str:
+        if size not in self.texts:
+            self.texts[size] = self._found(size)
+        return self.texts[size]
+
+    def _found(self, size: VaryingSize) -> str:
+        if not all(float(n).is_integer() for n in size):
+            return f"1 / ({self.text(VaryingSize(round(1 / n) for n in size))})"
+        numbers = [int(n) for n in size]
+        for added, per_image in itertools.product((0, 1, -1, 2), (True, False)):
+            parts = [n - added for n in numbers]
+            if per_image and any(n % b or not n for n, b in zip(parts, self.batch, strict=True)):
+                continue
+            parts = [n // b for n, b in zip(parts, self.batch, strict=True)] if per_image else parts
+            common = math.gcd(*parts)
+            for factor in (n for n in range(1, common + 1) if common % n == 0):
+                if found := self._factors([n // factor for n in parts]):
+                    texts = [str(factor)] * (factor > 1) + ["batch"] * per_image
+                    found = [f for f in found if f]
+                    texts += [
+                        f"({f})" if " " in f and (len(found) > 1 or texts) else f for f in found
+                    ]
+                    more = f" {'+' if added > 0 else '-'} {abs(added)}" if added else ""
+                    return " * ".join(texts) + more
+        raise Varies(f"a size of {size}")
+
+    def _factors(self, parts: list[int]) -> list[str] | None:
+        for values, text in self.forms[0].items():
+            if all(v > 0 and n % v == 0 for n, v in zip(parts, values, strict=True)):
+                rest = tuple(n // v for n, v in zip(parts, values, strict=True))
+                if (other := self.forms[1].get(rest, self.forms[0].get(rest))) is not None:
+                    return [text, other]
+        return None
+
+
+class Step(NamedTuple):
+    """A line: the variables it assigns, and code with `{}` for what it reads."""
+
+    outputs: list[Node]
+    code: str
+    inputs: tuple
+
+
+class Block(NamedTuple):
+    """Neighbouring nodes whose weights have one prefix, as a function."""
+
+    prefix: str
+    nodes: list[Node]
+    inputs: list[Node]
+    outputs: list[Node]
+    sizes: list[VaryingSize]  # further arguments
+    body: str
+
+
+class ForwardPass:
+    """The code of a network's forward pass and of the functions that it calls."""
+
+    def __init__(self, graph: Graph, sizes: Sizes, logits: Node) -> None:
+        self.graph, self.sizes, self.logits = graph, sizes, logits
+        needed = reached([logits])
+        self.nodes = [node for node in graph.nodes.values() if node in needed and node.code]
+        self.last = {
+            i: at for at, node in enumerate(self.nodes) for i in node.inputs if isinstance(i, Node)
+        }
+        self.last[logits] = len(self.nodes)
+        self.bodies: dict[str, str] = {}  # of loops: code -> name
+        self.forward, self.functions = min(
+            map(self.written, range(4)), key=lambda code: len(code[0]) + len("".join(code[1]))
+        )
+
+    def written(self, level: int) -> tuple[str, list[str]]:
+        """Return the forward pass and the functions, for blocks under `level` numbered names."""
+        parts = [self.block(*part) for part in self.split(level)]
+        counts = Counter(part.body for part in parts if part.prefix)
+        names: dict[str, str] = {}
+        steps: list[Step] = []
+        for part in parts:
+            if counts[part.body] < 2 or not part.prefix:
+                steps += [Step([node], node.code, node.inputs) for node in part.nodes]
+                continue
+            if part.body not in names:
+                words = [word for word in part.prefix.split(".") if not word.isdigit()]
+                stem = (
+                    re.sub(r"\W|_?\d+$", "", words[-1] if words else "").lower().removesuffix("s")
+                )
+                if keyword.iskeyword(stem) or stem in RESERVED or len(stem) < 3:
+                    stem = f"{stem}_block".strip("_")
+                names[part.body] = f"{stem}_{len(names) + 1}" if stem in names.values() else stem
+            marks = ", ".join(["{}"] * (1 + len(part.inputs) + len(part.sizes)))
+            inputs = (Node("", (), (), np.dtype(bool), part.prefix), *part.inputs, *part.sizes)
+            steps.append(Step(part.outputs, f"{names[part.body]}({marks})", inputs))
+        head = ["batch, _, height, width = images.shape"]
+        body = self.lines(steps, {self.graph.images: "images"}, [self.logits], "", {}, head)
+        functions = [f"def {name}(p, {body}" for body, name in names.items()]
+        functions += [f"def {name}({body}" for body, name in self.bodies.items()]
+        return body, functions
+
+    def split(self, level: int) -> list[tuple[str, list[Node]]]:
+        """Cut the nodes where blocks begin, between their weights where the fewest arrays live."""
+        alive, count = [0], Counter(self.last[node] for node in self.nodes if not node.of_weights)
+        for at, node in enumerate(self.nodes):
+            alive.append(alive[-1] + (not node.of_weights) - count[at])
+        keys = [self.prefix(node, level) for node in self.nodes]
+        marks = [at for at, key in enumerate(keys) if key is not None]
+        cuts = [0]
+        for left, right in itertools.pairwise(marks):
+            if keys[left] != keys[right]:
+                cuts.append(-min((alive[at], -at) for at in range(left + 1, right + 1))[1])
+        ends = [*cuts[1:], len(self.nodes)]
+        runs = [self.nodes[start:end] for start, end in zip(cuts, ends, strict=True)]
+        parts = [
+            (next((k for n in run if (k := self.prefix(n, level)) is not None), ""), run)
+            for run in runs
+        ]
+        count = Counter(key for key, _ in parts)
+        return [(key if count[key] == 1 else "", run) for key, run in parts]
+
+    @staticmethod
+    def prefix(node: Node, level: int) -> str | None:
+        """Return the first names of the weights that a node reads, up to the `level`th number."""
+        found = set()
+        for name in (i.name for i in node.inputs if isinstance(i, Node) and i.name):
+            parts = name.split(".")[:-1]
+            ends = [i for i, part in enumerate(parts, 1) if re.search(r"\d$", part)]
+            long = level and len(ends) >= level and not name.startswith("constants.")
+            found.add(".".join(parts[: ends[level - 1]]) if long else "")
+        return None if not found else found.pop() if len(found) == 1 else ""
+
+    def block(self, prefix: str, nodes: list[Node]) -> Block:
+        inside, end = {*nodes}, self.nodes.index(nodes[-1])
+        read = dict.fromkeys(
+            i for node in nodes for i in node.inputs if isinstance(i, Node | VaryingSize)
+        )
+        sizes = [i for i in read if isinstance(i, VaryingSize)]
+        inputs = [
+            i
+            for i in read
+            if isinstance(i, Node) and i not in inside and not i.name.startswith(prefix + ".")
+        ]
+        outputs = [node for node in nodes if self.last[node] > end]
+        if not prefix:
+            return Block(prefix, nodes, inputs, outputs, sizes, "")
+        names = {i: name for i, name in zip(inputs, VARIABLES, strict=False)}
+        arguments = {size: f"n{i}" for i, size in enumerate(sizes, 1)}
+        steps = [Step([node], node.code, node.inputs) for node in nodes]
+        if len(inputs) > 6 or not outputs:
+            return Block("", nodes, inputs, outputs, sizes, "")
+        return Block(
+            prefix,
+            nodes,
+            inputs,
+            outputs,
+            sizes,
+            self.lines(steps, names, outputs, prefix, arguments, []),
+        )
+
+    def lines(self, steps, names, outputs, prefix, arguments, head) -> str:
+        """Write a function's arguments and lines; names of variables are free after their last use."""
+        arguments_text = ", ".join([*names.values(), *arguments.values()])
+        names, lines = dict(names), [*head]
+        last = {i: at for at, step in enumerate(steps) for i in step.inputs if isinstance(i, Node)}
+        last |= dict.fromkeys(outputs, len(steps))
+        for at, step in enumerate(steps):
+            texts = [self.text(i, names, prefix, arguments, step.code) for i in step.inputs]
+            code = step.code.format(*texts)
+            dying = [
+                node
+                for node in step.inputs
+                if isinstance(node, Node) and last[node] == at and node in names
+            ]
+            free = [names.pop(node) for node in dict.fromkeys(dying)]
+            free = [name for name in free if name != "images"]
+            more = (f"{name}{i}" for i in itertools.count(1) for name in VARIABLES)
+            for node in step.outputs:
+                taken = {*names.values()}
+                names[node] = next(
+                    n for n in itertools.chain(free, VARIABLES, more) if n not in taken
+                )
+            lines.append(f"{', '.join(names[node] for node in step.outputs)} = {code}")
+        lines.append(f"return {', '.join(names[node] for node in outputs)}")
+        return f"{arguments_text}):\n" + "".join(f"    {line}\n" for line in lines)
+
+    def text(self, x: Any, names, prefix: str, arguments, code: str) -> str:
+        if isinstance(x, Body):
+            arguments = {
+                i: f"n{n}" for n, i in enumerate(x.arguments) if isinstance(i, VaryingSize)
+            }
+            nodes = [i for i in x.arguments if isinstance(i, Node)]
+            names = dict(zip(nodes, VARIABLES[: len(nodes)], strict=True))
+            steps = [Step([node], node.code, node.inputs) for node in x.nodes]
+            order = ", ".join(arguments.get(i) or names[i] for i in x.arguments)
+            body = self.lines(steps, names, x.results, "", arguments, [])
+            body = f"{order}{body[body.index('):') :]}"
+            return self.bodies.setdefault(body, f"step_{len(self.bodies) + 1}")
+        if isinstance(x, Node):
+            return names[x] if x in names else path(x.name, prefix)
+        if isinstance(x, VaryingSize):
+            text = arguments.get(x) or self.sizes.text(x)
+            return text if " " not in text or code.endswith((")", "]")) else f"({text})"
+        x = x.item() if isinstance(x, np.generic) else x
+        return repr(x) if math.isfinite(x) else f'float("{x}")'
+
+
+def path(name: str, prefix: str) -> str:
+    """Write a weight as attributes of `self`, or of the part `p` with a prefix."""
+    root, parts = ("p", name[len(prefix) + 1 :].split(".")) if prefix else ("self", name.split("."))
+    plain = [part.isidentifier() and not keyword.iskeyword(part) for part in parts]
+    return root + "".join(
+        f".{part}" if is_plain else f"[{part if part.isdigit() else repr(part)}]"
+        for part, is_plain in zip(parts, plain, strict=True)
+    )
+
+
+class Printed(NamedTuple):
+    """The code of a network in PyTorch, and the arrays that it is loaded with."""
+
+    code: str
+    arrays: dict[str, np.ndarray]
+
+
+def printed(network: Network) -> Printed:
+    """Return the definitions of `Network()`, which takes f[B,C,H,W], in evaluation alone.
+
+    Raises:
+      ValueError: an operation without a rule, or a PyTorch that is too old to run the module.
+    """
+    import torch
+
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise ValueError(
+            f"PyTorch {torch.__version__} is too old for --layout module, which needs {needed}: "
+            f"pip install 'torch>={needed}'"
+        )
+    is_ours = not functions.is_name(network.name)
+    any_size = not is_ours or models.family(network.name).any_size
+    reason: Exception = ValueError()
+    for dtype, step in itertools.product(("float64", "float32"), STEPS if any_size else STEPS[-1:]):
+        try:
+            with jax.enable_x64(dtype == "float64"):
+                apply = network.create(**{"dtype": dtype} if is_ours else {}).apply
+                program = traced(apply, network, np.dtype(dtype), step)
+            break
+        except NoRule:
+            raise
+        except Exception as error:  # such images are refused, or a type is
+            reason = error
+    else:
+        raise ValueError(f"{network.name} cannot be written in PyTorch: {reason}") from reason
+    return _finished(program, network, *step)
+
+
+def module(network: Network) -> Any:
+    """Return the printed module with the network's weights."""
+    import torch
+
+    code, arrays = printed(network)
+    names: dict[str, Any] = {}
+    exec(IMPORTS + code, names)
+    net = names["Network"]()
+    net.load_state_dict({key: torch.tensor(array) for key, array in arrays.items()})
+    return net
+
+
+def traced(apply: Any, network: Network, dtype: np.dtype, step: tuple[int, bool]) -> ForwardPass:
+    """Trace `apply(params, stats, images)` for images in steps; `Varies` if that fails."""
+    multiple, is_square = step
+    graph, traces, results, starts = Graph(network.name, dtype), [], [], []
+    weights = [
+        {
+            key: jax.ShapeDtypeStruct(a.shape, dtype if a.dtype.kind == "f" else a.dtype)
+            for key, a in sorted(part.items())
+        }
+        for part in (network.params, network.stats)
+    ]
+    columns = ROWS if is_square else COLUMNS
+    for batch, *more in zip(BATCHES, ROWS[multiple == 1], columns[multiple == 1], strict=True):
+        sides = [network.image_size + multiple * n for n in more]
+        images = jax.ShapeDtypeStruct((batch, *sides, network.in_channels), dtype)
+        closed = jax.make_jaxpr(lambda *operands: apply(*operands)[0])(*weights, images)
+        starts.append([Operation("argument", (), {}, aval) for aval in closed.in_avals])
+        trace: list[Operation] = []
+        results.append(flatten(closed, starts[-1], trace)[0])
+        traces.append(live(trace, results[-1:]))
+    env = {
+        id(leaf): graph.leaf(name, leaf.shape, leaf.dtype)
+        for name, leaf in zip([*weights[0], *weights[1]], starts[0], strict=False)
+    }
+    shape = [
+        VaryingSize(sizes) for sizes in zip(*(start[-1].shape for start in starts), strict=True)
+    ]
+    batch, height, width, channels = (size if len({*size}) > 1 else size[0] for size in shape)
+    graph.images = graph.leaf("images", (batch, channels, height, width), dtype)
+    graph.images.of_weights = False
+    env[id(starts[0][-1])] = graph.permute(graph.images, (0, 2, 3, 1))
+    graph.read(traces, env)
+    return ForwardPass(graph, Sizes(*shape[:3]), env[id(results[0])])
+
+
+def _finished(program: ForwardPass, network: Network, multiple: int, is_square: bool) -> Printed:
+    constants = {
+        key: a.astype(np.float32) if a.dtype.kind == "f" else a
+        for key, a in program.graph.constants.items()
+    }
+    size, channels = network.image_size, network.in_channels
+    bad, words = [f"images.ndim != 4 or images.shape[1] != {channels}"], ""
+    if multiple != 1:
+        bad.append(f"any((n - {size}) % {multiple or 8192} for n in images.shape[2:])")
+        words = f", of {size} px" + f" plus or minus multiples of {multiple}" * bool(multiple)
+    if is_square:
+        bad.append("images.shape[2] != images.shape[3]")
+        words = f", square ones{words}"
+    code = "\n\n".join(["", *program.functions, ""])
+    helpers = [text for name, text in HELPERS.items() if f"{name}(" in program.forward + code]
+    buffers = {**network.stats, **constants}
+    tables = [
+        f"{name}: dict = {{\n"
+        + "".join(f'    "{key}": ({a.shape}, torch.{a.dtype}),\n' for key, a in arrays.items())
+        + "}\n"
+        for name, arrays in (("PARAMETERS", network.params), ("BUFFERS", buffers))
+    ]
+    forward = "".join(f"    {line}\n" for line in program.forward.splitlines())
+    module = MODULE.format(bad=" or ".join(bad), words=words, channels=channels)
+    text = f"{''.join(tables)}{module}\n    def logits(self, {forward.strip()}\n{code}"
+    return Printed("".join([text, *helpers]).strip() + "\n", {**network.params, **buffers})
+
+
+IMPORTS = """import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+"""
+MODULE = '''
+
+class Part(nn.Module):
+    """Arrays and further parts under their names."""
+
+    def __getitem__(self, name):
+        return getattr(self, str(name))
+
+
+class Network(Part):
+    """The network in evaluation mode; it cannot be trained."""
+
+    def __init__(self):
+        super().__init__()
+        for name, (shape, dtype) in (PARAMETERS | BUFFERS).items():
+            *path, last = name.split(".")
+            part = self
+            for step in path:
+                if step not in part._modules:
+                    part.add_module(step, Part())
+                part = part[step]
+            array = torch.zeros(shape, dtype=dtype)
+            if len(shape) == 4:  # kernels of convolutions lie in memory as PyTorch's
+                array = array.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+            if name in PARAMETERS:
+                part.register_parameter(last, nn.Parameter(array, dtype.is_floating_point))
+            else:
+                part.register_buffer(last, array)
+        self.train(False)
+
+    def train(self, mode=True):
+        if mode:
+            raise RuntimeError("this module is for evaluation only; train it with jaxrobust")
+        return super().train(False)
+
+    def forward(self, images):
+        """Compute logits of images f[B,{channels},H,W] in [0, 1]."""
+        if {bad}:
+            raise ValueError(
+                f"images have shape {{tuple(images.shape)}}; give [B,{channels},H,W]{words}"
+            )
+        return self.logits(images)
+'''
+HELPERS = {
+    "layer_norm": '''
+
+def layer_norm(x, scale, bias, eps):
+    """Layer norm of the last axis."""
+    return F.layer_norm(x, scale.shape, scale, bias, eps)
+''',
+    "conv": '''
+
+def conv(x, kernel, **settings):
+    """Convolution of [B, H, W, C] (or with one or three axes between) by a kernel [h, w, C, D]."""
+    n = x.ndim
+    run = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[n]
+    kernel = kernel.permute(n - 1, n - 2, *range(n - 2))
+    return run(x.movedim(-1, 1), kernel, **settings).movedim(1, -1)
+''',
+    "pool": '''
+
+def pool(x, function, window, stride, **settings):
+    """Pooling of [B, H, W, C]."""
+    return function(x.movedim(3, 1), window, stride, **settings).movedim(1, 3)
+''',
+    "scan": '''
+
+def scan(step, constants, carry, slices, length, reverse):
+    """What `step` leaves of `carry` after each slice, and what else it returns, stacked."""
+    outs = []
+    for i in reversed(range(length)) if reverse else range(length):
+        out = step(*constants, *carry, *(x[i] for x in slices))
+        out = out if isinstance(out, tuple) else (out,)
+        carry = out[: len(carry)]
+        outs.append(out[len(carry) :])
+    outs = outs[::-1] if reverse else outs
+    return (*carry, *(torch.stack(parts) for parts in zip(*outs)))
+''',
+    "fourier_features": '''
+
+def fourier_features(height, width, like):
+    """[height, width, 64]: sine and cosine of 16 frequencies of the row, then of the column."""
+    waves = []
+    for length in (height, width):
+        at = torch.arange(1, length + 1, dtype=torch.float32, device=like.device)
+        at = at / (at[-1] + 1e-6) * (2 * torch.pi)
+        powers = torch.arange(0, 32, 2, dtype=torch.float64, device=like.device) / 32
+        angles = (at[:, None] / (10000**powers).float()).double()
+        waves.append(torch.stack([angles.sin(), angles.cos()], -1).reshape(length, 32))
+    rows, columns = waves[0][:, None], waves[1][None]
+    grid = (height, width, 32)
+    return torch.cat([rows.expand(grid), columns.expand(grid)], -1).float().to(like.dtype)
+''',
+}
+RESERVED = {*HELPERS, "load", "network", "torch", "images"}

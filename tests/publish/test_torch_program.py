@@ -1,0 +1,143 @@
+"""Networks printed as PyTorch modules: their numbers, what else they can do, and all refusals."""
+
+import hashlib
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store.artifact import Network
+from tests.support import paths, small_networks, sweeps
+
+try:
+    import torch
+
+    from jaxrobust.publish import layouts, self_contained, torch_program
+    from jaxrobust.publish.network_account import Account
+except ImportError:
+    torch = None
+
+FAST = ("convnext, strides", "vit, scaled", "xcit, plain class token", "cifar_mixer")
+LINEN = f"{paths.ROOT}/examples/my_nets.py:make_linen"
+
+
+def small(label: str, dtype=np.float64) -> Network:
+    """A small network with the weights of the stored numbers."""
+    name, side, own = small_networks.ROWS[label]
+    with jax.enable_x64(True):
+        parts = convert.from_torch(
+            name, small_networks.drawn(label), **small_networks.options(label)
+        )
+    arrays = [{key: np.asarray(value, dtype) for key, value in part.items()} for part in parts]
+    return Network(name, *arrays, small_networks.CLASSES, side, own)
+
+
+def users(name: str = LINEN) -> Network:
+    net = models.create(name, num_classes=3, image_size=8, in_channels=3, dtype="float32")
+    params, stats = jax.device_get(net.init(jax.random.key(1)))
+    return Network(name, params, stats, 3, 8, {"in_channels": 3})
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class ProgramTest(parameterized.TestCase):
+    def module(self, network: Network):
+        """The module of the exported file, with the network's weights, and the file's names."""
+        folder = Path(self.create_tempdir())
+        code, arrays = torch_program.printed(network)
+        layouts.save_pt(folder / "net.pt", arrays)
+        sha256 = hashlib.sha256((folder / "net.pt").read_bytes()).hexdigest()
+        code = self_contained.text(network, Account("drawn"), folder / "net.pt", sha256, code)
+        names = {"__name__": "net", "__file__": str(folder / "net.py")}
+        exec(compile(code, "net.py", "exec"), names)
+        if any(array.dtype == np.float64 for array in arrays.values()):
+            names["load"] = names["Network"]().double
+        net = names["load"]()
+        net.load_state_dict({key: torch.from_numpy(np.array(a)) for key, a in arrays.items()})
+        return net, names
+
+    @sweeps.fast(*(list(small_networks.ROWS).index(label) for label in FAST))
+    @parameterized.parameters(*small_networks.ROWS)
+    def test_computes_what_is_stored(self, label):
+        """Logits are those of the authors' modules, image gradients those of JAX."""
+        network = small(label)
+        net, _ = self.module(network)
+        images = small_networks.images(label)
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
+        logits = net(x)
+        stored = small_networks.stored()[label]["evaluated"]
+        np.testing.assert_allclose(logits.detach(), stored, rtol=1e-7, atol=1e-7)
+        (gradient,) = torch.autograd.grad(logits.log_softmax(1)[:, 0].sum(), x)
+        with jax.enable_x64(True):
+            apply = network.create(dtype="float64").apply
+
+            def loss(x):
+                logits, _ = apply(network.params, network.stats, x)
+                return jax.nn.log_softmax(logits)[:, 0].sum()
+
+            expected = np.asarray(jax.jit(jax.grad(loss))(images))
+        off = np.abs(gradient.permute(0, 2, 3, 1).numpy() - expected).max()
+        self.assertLess(off, 1e-7 * np.abs(expected).max())
+
+    def test_a_users_function(self):
+        network = users()
+        net, names = self.module(network)
+        images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+        expected, _ = network.create(dtype="float32").apply(network.params, network.stats, images)
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        np.testing.assert_allclose(net(x).detach(), expected, rtol=1e-5, atol=1e-6)
+        zoo = names["network"]()
+        zoo.load_state_dict({f"model.{k}": v for k, v in net.state_dict().items()})
+        np.testing.assert_array_equal(zoo(x).detach(), net(x).detach())
+
+    def test_other_types_export_and_training(self):
+        net, _ = self.module(small("convnext, kernels", np.float32))
+        x = torch.rand(2, 3, 9, 9)
+        logits = net(x)
+        exported = torch.export.export(net, (x,)).module()
+        torch.testing.assert_close(exported(x), logits)
+        low = net.bfloat16()(x.bfloat16())
+        self.assertEqual(low.dtype, torch.bfloat16)
+        torch.testing.assert_close(low.float(), logits, rtol=0.1, atol=0.1)
+        with self.assertRaisesRegex(RuntimeError, "is for evaluation only; train it with"):
+            net.train()
+        with self.assertRaisesRegex(
+            ValueError, r"images have shape \(2, 4, 9, 9\); give \[B,3,H,W\]$"
+        ):
+            net(torch.rand(2, 4, 9, 9))
+
+    def test_images_of_another_size_than_the_positions(self):
+        net, _ = self.module(small("vit, scaled", np.float32))
+        with self.assertRaisesRegex(ValueError, r"give \[B,3,H,W\], square ones, of 8 px$"):
+            net(torch.rand(2, 3, 10, 10))
+
+    def test_an_operation_without_a_rule(self):
+        def apply(params, stats, images):
+            return jnp.linalg.qr(images[:, :, :, 0])[1].sum(1), stats
+
+        network = users()
+        with (
+            mock.patch.object(Network, "create", lambda *_, **__: mock.Mock(apply=apply)),
+            self.assertRaisesRegex(
+                ValueError,
+                rf"has the operation '\w+' \({__file__}:\d+\), for which there is no rule",
+            ),
+        ):
+            torch_program.printed(network)
+
+    def test_an_old_pytorch(self):
+        with (
+            mock.patch.object(torch, "__version__", "2.1.0"),
+            self.assertRaisesRegex(
+                ValueError, "PyTorch 2.1.0 is too old .* pip install 'torch>=2.6'"
+            ),
+        ):
+            torch_program.printed(users())
+
+
+if __name__ == "__main__":
+    absltest.main()
