@@ -218,10 +218,10 @@ def usage(network: Network, layout: str, out: Path) -> str:
         mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
         return f"{how}; it takes (images - {mean}) / {std}"
     if layout == "robustbench":
-        label = pytorch.find("label")(network.name)
+        file_name = pytorch.find("label")(network.name)
         return (
-            f"in {out}: `from {label} import load; net = load()`; a row of RobustBench's zoo has "
-            f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}'
+            f"in {out}: `from {file_name} import load; net = load()`; a row of RobustBench's zoo "
+            f'has {{"model": {file_name}.network, "gdrive_id": that of {file_name}.pt}}'
         )
     if layout == "module":
         return f"in {out}: `from {label(network)} import load; net = load()`"
