@@ -201,7 +201,10 @@ class TrainTest(FlagsCase):
                 self.given(config=config)
                 code, _, said = self.ended(*words)
                 self.assertEqual(code, 2)
-                self.assertIn("name one config; change its keys with --config.key=value", said)
+                self.assertIn(
+                    "name one config, as the first word; change its keys with --config.key=value",
+                    said,
+                )
                 self.calls.train.assert_not_called()
 
     def test_all_mistakes(self):
