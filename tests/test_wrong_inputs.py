@@ -46,7 +46,7 @@ WRONG = {
     # Keys and values of a config.
     f"{TRAIN} --config.train.epocs=3": "did you mean 'epochs'",
     f"{TRAIN} --config.train.epochs=many": "--config.train.epochs=many is no whole number",
-    f"{TRAIN} --config.train.lr=None": "config.train.lr cannot be None; give a value",
+    f"{TRAIN} --config.train.lr=None": "train.lr=None: only keys of text can be unset",
     f"{TRAIN} --config.train.lr=fast": "--config.train.lr=fast is no number",
     f"{TRAIN} --config.train.epochs=0 --config.pretrain.epochs=0": "nothing to train",
     f"{TRAIN} --config.train.lr=-1": "lr",

@@ -5,9 +5,9 @@ downloaded once; my_net.py:logits_fn, a function of any library; torch:my_net.py
 PyTorch; or quickstart, a trained network that ships with the package. A file of weights alone needs
 --model NAME too. All but runs and quickstart need --dataset NAME.
 
-Attacks a network, prints what it withstands and writes the record of it. The same command again
-continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
---multihost on every host: they share the images; any number of hosts continues.
+The same command again continues an evaluation that was interrupted, and prints one that is done.
+On a pod, start it with --multihost on every host: they share the images, and any number of hosts
+continues.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
 data, with one sentence on stderr; 3 it stopped for another reason that it names (full disk). The
@@ -88,7 +88,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     return command.answer(command.GivenFlags(**values), sizes, threats, ladder)
 
 
-if __name__ == "__main__":  # whose document and flags absl's --help shows
+if __name__ == "__main__":
     if {"--help-all", "--help_all", "--helpfull"} & {*sys.argv[1:]}:
         print(evaluation_help.text(str(__doc__), everything=True))
     elif {"--help", "-help", "--helpshort", "-h", "--h", "-?"} & {*sys.argv[1:]}:

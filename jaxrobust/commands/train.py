@@ -41,7 +41,7 @@ define_host_flags()
 def main(argv: list[str]) -> None:
     """Read the flags and run the config."""
     if len(argv) > 1 or _CONFIG.value is None:
-        stop("name one config, and write changes of it as --config.key=value", 2)
+        stop("name one config, as the first word; change its keys with --config.key=value", 2)
     quiet_libraries()
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"

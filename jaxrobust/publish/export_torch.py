@@ -30,6 +30,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update import optim
+from jaxrobust.training.update.memory import remembering
 from jaxrobust.training.update.step import averaged, init_state
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
@@ -212,7 +213,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     # Of the optimiser, only the shapes of its state matter here.
     mask = models.decay_mask(config.model.name)
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
-    init = partial(init_state, network_of(config), tx)
+    init = partial(init_state, network_of(config), remembering(tx))
     shapes = jax.eval_shape(init, jax.random.key(0))
     step, state, _ = checkpoint.read(workdir / done[0] / "latest", shapes)
     weights = averaged(state) if which == "ema" else (state.params, state.stats)

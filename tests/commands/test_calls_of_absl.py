@@ -202,7 +202,8 @@ class TrainTest(FlagsCase):
                 code, _, said = self.ended(*words)
                 self.assertEqual(code, 2)
                 self.assertIn(
-                    "name one config, and write changes of it as --config.key=value", said
+                    "name one config, as the first word; change its keys with --config.key=value",
+                    said,
                 )
                 self.calls.train.assert_not_called()
 
@@ -396,7 +397,7 @@ class EvaluateTest(parameterized.TestCase):
                 value = getattr(self.answer.call_args.args[0], flag)
                 self.assertEqual(value, word.removeprefix("torch:"))
         self.assertIn("'b' is one word too many", self.ended("a", "b").error)
-        self.assertIn("w and --weights=v name the same", self.ended("w", weights="v").error)
+        self.assertIn("w and --weights=v both name the network", self.ended("w", weights="v").error)
 
     def test_a_fault_of_the_program(self):
         self.answer.side_effect = KeyError("x")

@@ -233,7 +233,7 @@ class GivenTest(parameterized.TestCase):
         named = {flag: f"{place}{name}", "norm": "l2", "epsilon": 0.5, "dataset": "digits"}
         named |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
         self.assertEqual(given, GivenFlags(attack="clean", n=None)._replace(**named))
-        with self.assertRaisesRegex(ValueError, f"and --{flag}=x name the same; give one"):
+        with self.assertRaisesRegex(ValueError, f"and --{flag}=x both name the network"):
             command.given_of(f"{place}{name}", norm=None, **{flag: "x"})
 
     def test_without_a_place(self):

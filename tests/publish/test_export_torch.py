@@ -406,7 +406,7 @@ class RunTest(Case):
         self.assertNotIn("99.00%", said)
         self.assertEqual(module.CLASSES, tuple(names))
 
-    @pytest.mark.slow
+    @pytest.mark.landing
     def test_raw_of_the_latest(self):
         arguments = [f"--workdir={self.workdir}", "--layout=module"]
         done, _ = self.call(*arguments, "--which=raw")

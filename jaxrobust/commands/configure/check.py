@@ -32,7 +32,7 @@ class CheckFlags:
 
 
 def main() -> None:
-    """Read the command line, look, and exit with what was review."""
+    """Read the command line, look, and exit with 1 if something is refused."""
     arguments.quiet_libraries()
     words, changed = changes.divided(sys.argv[1:])
     usage = "%(prog)s CONFIG [--config.key=value ...] [flags]"

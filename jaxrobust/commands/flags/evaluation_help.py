@@ -36,7 +36,9 @@ def text(doc: str, *, everything: bool) -> str:
             )
             lines += [first, *(f"      {line}" for line in others)]
         lines.append("")
-    return "\n".join(lines if everything else [*lines, "jaxrobust evaluate --help-all lists all."])
+    return "\n".join(
+        lines if everything else [*lines, "jaxrobust evaluate --help-all lists all flags."]
+    )
 
 
 def describe_attacks() -> None:

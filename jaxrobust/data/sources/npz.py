@@ -105,12 +105,13 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         labels=labels,
         notes=plausibility.foreign(labels, trained, names, where),
     )
-    source = choosing.choose(
-        source, parsed, split, choice, lambda: (labels, map(str, range(len(labels))))
-    )
+    sha256 = source.files_sha256  # counts beside ids too, which are places and not files
+    places = map(str, range(len(labels)))
+    source = choosing.choose(source, parsed, split, choice, lambda: (labels, places))
     # Reads the images, whose checksum shows a damaged file.
     dark = plausibility.of_pixels(int(array().max()), len(labels), where)
-    return dataclasses.replace(source, notes=(*source.notes, *dark))
+    sha256 = source.files_sha256 or sha256
+    return dataclasses.replace(source, files_sha256=sha256, notes=(*source.notes, *dark))
 
 
 @contextlib.contextmanager

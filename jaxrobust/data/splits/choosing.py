@@ -47,8 +47,7 @@ def choose(
         others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
         folders = () if ids.imagenet and others else source.classes
         rows = subsets.find(ids, labels, names, folders, where, has_all_classes=has_all_classes)
-        if not source.name.startswith("npz:"):  # whose ids are places, not files
-            source = dataclasses.replace(source, files_sha256=None)
+        source = dataclasses.replace(source, files_sha256=None)  # the ids say which records
         changes["ids_sha256"] = ids.sha256
     chosen = labels[rows]
     if lookup is not None:

@@ -86,7 +86,8 @@ def measured(config: Config, *, seconds: float) -> Attacked:
     settings = _settings(config)
     once = _once(logits_fn, images, labels, config)
     runner = engine.make(logits_fn, image_size=config.model.image_size)
-    images, labels = (a[np.arange(runner.slots) % len(a)] for a in (images, labels))
+    filled = np.arange(runner.slots) % len(images)
+    images, labels = images[filled], labels[filled]
     say(f"AutoAttack: compiling and trying its {len(settings)} attacks on {runner.slots} slots")
     compiling, pass_s = 0.0, {}
     with jax.set_mesh(runner.mesh):

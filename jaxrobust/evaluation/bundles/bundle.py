@@ -80,13 +80,14 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
     if not question.noreplay:  # which takes an equal record of another number too
         hosts.together(lambda: jax.process_index() or check_place(place, number))
     record = evaluation.record(subject)
+    more: Any = {}
+    if question.users:  # all processes choose the number together
+        more = {"ledger": evaluation.ledger(evaluation.begun(subject))}
 
     def write() -> None:
         if jax.process_index() == 0:
             images = evaluation.images
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], question.batch)
-            users = {"ledger": evaluation.ledger(evaluation.begun(subject))}
-            more: Any = users if question.users else {}
             split = len(evaluation.source)
             of_record(place, record, evaluation.out, images, logits, split_images=split, **more)
 

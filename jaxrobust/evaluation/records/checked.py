@@ -202,7 +202,7 @@ def pictures(record: AccuracyRecord) -> tuple[Any, ...] | None:
 
 
 def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
-    """Tell whether two records are surely of other images or labels, whatever their names."""
+    """Compare the hashes of two records: True if their images or labels surely differ."""
     a, b = pictures(one), pictures(other)
     return bool(a and b and a[:-1] == b[:-1] and a != b)
 
@@ -222,10 +222,10 @@ def image_differences(
 def same_images_shown(
     one: AccuracyRecord, other: AccuracyRecord, first: HashedImages, second: HashedImages
 ) -> bool:
-    """Tell whether hashes show that the images of the same names are the same images."""
+    """Compare hashes: True if they prove that images of the same names are equal."""
     common, compared, _ = files.common_images(first, second)
-    own_pictures = pictures(one)
-    return compared == common or (own_pictures is not None and own_pictures == pictures(other))
+    facts = pictures(one)
+    return compared == common or (facts is not None and facts == pictures(other))
 
 
 _ORDER = "order of images, by its seed"
@@ -306,7 +306,7 @@ def paired(
 
 
 def replayed(by_image: Verdicts) -> np.ndarray:
-    """Tell which images a replayed point decided, bool[N], also in one of several balls."""
+    """Mark the images that a replayed point decided, bool[N]; also in one of several balls."""
     names = np.asarray(by_image.fooled_by, str)
     return (names == REPLAY) | np.char.endswith(names, f": {REPLAY}")
 
@@ -325,7 +325,7 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
 
 
 def own_radii(records: Sequence[AccuracyRecord]) -> bool:
-    """Tell whether rungs of ladders replayed points of no radius but their own ladder's."""
+    """Check what rungs of ladders replayed: True if only points of their own ladder's radii."""
     return all(
         any(np.isclose(source["epsilon"], radius) for radius in (record.ladder or {})["radii"])
         for record in records

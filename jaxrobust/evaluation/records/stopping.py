@@ -294,7 +294,7 @@ def fast_bound(fast: FastSample) -> str:
 
 
 def is_sound(fast: Mapping[str, Any]) -> bool:
-    """Tell whether a record's part has the keys and types of `FastSample`, and can be meant."""
+    """Check a record's part: True if it has the keys, types and ranges of `FastSample`."""
     counts: list[Any] = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
     shares: list[Any] = [fast.get(key) for key in ("level", "robust_at_least")]
     if not (

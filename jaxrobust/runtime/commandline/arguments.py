@@ -394,7 +394,8 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
     for key in place:
         section = section[key]
     if value is None and not is_open and not isinstance(section[keys[-1]], str | None):
-        raise ValueError(f"config.{'.'.join(keys)} cannot be None; give a value")
+        name = ".".join(["config", *keys])
+        raise ValueError(f"--{name}=None: only keys of text can be unset; give a value")
     for key in reversed(keys[len(place) :]):
         value = {key: value}
     if is_open:

@@ -54,7 +54,9 @@ def with_target(values: dict[str, Any], target: str) -> dict[str, Any]:
     elif ".py:" in target and not path.exists():
         flag = "function"
     if values.get(flag) is not None:
-        raise ValueError(f"{target} and --{flag}={values[flag]} name the same; give one of them")
+        raise ValueError(
+            f"{target} and --{flag}={values[flag]} both name the network; leave one out"
+        )
     return values | {flag: value}
 
 

@@ -20,7 +20,7 @@ def read(path: Path) -> list[dict]:
             rows.append(row)
         except ValueError as error:
             if number == 1 and isinstance(error, UnicodeDecodeError):
-                raise ValueError(f"{path} is no text file; give a results.jsonl") from error
+                raise ValueError(f"{path} is not a text file; give a results.jsonl") from error
             if number < len(lines) or line.endswith(b"\n"):
                 raise ValueError(
                     f"{path}, line {number} is damaged ({error}); remove that line"

@@ -48,7 +48,7 @@ def stages(names: Sequence[str], now: str) -> list[LinePart]:
 
 
 class Meter:
-    """Shows how something goes on; this one nothing, as in a pipe, where others print lines."""
+    """A display of progress that shows nothing, as in a pipe, where others print lines."""
 
     def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
         """Show rows and how much is done of what there is; empty rows are left out."""

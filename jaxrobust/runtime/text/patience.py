@@ -76,7 +76,7 @@ class Wait:
 
 
 def _last_line(seconds: int) -> int:
-    """Return when a pipe last got a line: after 10 s, then every minute; 0: not yet."""
+    """Round seconds down to those at which a pipe gets a line: 10, then each full minute."""
     return seconds // 60 * 60 or min(seconds // 10, 1) * 10
 
 

@@ -214,7 +214,7 @@ class CommandTest(parameterized.TestCase):
             self.assertBetween(record["robust"], 0.01, 0.99)  # else nothing is compared
         return list(whole.values())
 
-    @pytest.mark.slow
+    @pytest.mark.landing
     def test_two_hosts_write_the_record_of_one(self):
         folder, command = self.begun("--epsilon=0.01")
         for attack in (["--attack=pgd-2", "--n=80"], ["--attack=apgd-ce", "--n=12"]):

@@ -140,6 +140,8 @@ def logits_fn(x):
     return x.reshape(len(x), -1) @ weights
 def wrong(x):
     return -logits_fn(x)
+def pooled(x):
+    return x.mean((1, 2)) @ weights[:1]
 def cornered(x):
     return logits_fn(x) + 0 * jnp.sqrt(0 * x).reshape(len(x), -1).sum(1, keepdims=True)
 def silent(x):
@@ -211,6 +213,11 @@ class CommandTest(parameterized.TestCase):
         self.assertLen(self.call("replayed", **short | {"epsilon": "0.03"})[0], count)
         # The plain number of the first one is there: nothing was replayed in it.
         self.assertLen(self.call("replayed", **short | {"noreplay": True})[0], count)
+
+    def test_several_sizes(self):
+        """A record each."""
+        rows, _ = self.call("sizes", "pooled", attack="clean", image_size=[4, 6])
+        self.assertEqual([row["model"]["image_size"] for row in rows], [4, 6])
 
     def test_a_ladder_and_several_threats(self):
         """The largest radius goes first; a union has each threat's robust images in common."""

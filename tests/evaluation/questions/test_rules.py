@@ -72,6 +72,10 @@ class ContradictionTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"sizes": (32, 64, 32)}, "--image_size=32, 64, 32 has one of them twice"),
+        (
+            {"corruptions": "fog", "attack": "clean", "sizes": (32, 64)},
+            "--corruptions takes one --image_size",
+        ),
         ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
         ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
         ({"threats": ["linf:0.1", "linf:1/10"]}, "has one of them twice"),
