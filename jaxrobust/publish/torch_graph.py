@@ -99,9 +99,9 @@ def flatten(
             body: list[Operation] = []
             starts = [Operation("argument", (), {}, aval) for aval in params["jaxpr"].in_avals]
             ends = flatten(params["jaxpr"], starts, body, line)
-            kept = {key: params[key] for key in ("length", "reverse", "num_consts", "num_carry")}
-            kept["body"] = (starts, live(body, ends), ends)
-            out.append(Operation(name, inputs, kept, avals[0], line=line))
+            loop = {key: params[key] for key in ("length", "reverse", "num_consts", "num_carry")}
+            loop["body"] = (starts, live(body, ends), ends)
+            out.append(Operation(name, inputs, loop, avals[0], line=line))
             rows = [Operation("row", out[-1:], {"row": i}, aval) for i, aval in enumerate(avals)]
             out += (results := rows)
         elif inner and not (code := _layer(inner)):
@@ -163,12 +163,12 @@ def _layer_of(text: str, *avals: Any) -> str | None:
 
 def live(trace: Sequence[Operation], results: Sequence[Operation]) -> list[Operation]:
     """List the operations that results need."""
-    found, needed = [], {*map(id, results)}
+    operations, needed = [], {*map(id, results)}
     for op in reversed(trace):
         if id(op) in needed:
-            found.append(op)
+            operations.append(op)
             needed.update(map(id, op.inputs))
-    return found[::-1]
+    return operations[::-1]
 
 
 # ------------------------------------------------------------------------------------------- graph
@@ -402,8 +402,8 @@ class Graph:
 
     def permute(self, x: Node, axes: Sequence[int]) -> Node:
         if re.fullmatch(r"\{\}\.permute\([\d, ]+\)", x.code):
-            before = [int(axis) for axis in re.findall(r"\d+", x.code)]
-            axes, x = [before[axis] for axis in axes], x.inputs[0]
+            inner = [int(axis) for axis in re.findall(r"\d+", x.code)]
+            axes, x = [inner[axis] for axis in axes], x.inputs[0]
         if list(axes) == sorted(axes):
             return x
         shape = [x.shape[axis] for axis in axes]
@@ -506,16 +506,16 @@ class Graph:
         code = "{} / {}" if is_float else 'torch.div({}, {}, rounding_mode="trunc")'
         return self.elementwise(code, (x, y), dtype)
 
-    def of_select_n(self, params, shape, dtype, which, *cases):
-        if not isinstance(which, Node):
-            return cases[int(which)]
-        if len(cases) != 2 or which.dtype != np.bool_:
+    def of_select_n(self, params, shape, dtype, case, *cases):
+        if not isinstance(case, Node):
+            return cases[int(case)]
+        if len(cases) != 2 or case.dtype != np.bool_:
             raise NotImplementedError
-        if which.code == "{} <= {}" and which.inputs == (cases[0], 0) and cases[1] == 0:
+        if case.code == "{} <= {}" and case.inputs == (cases[0], 0) and cases[1] == 0:
             return self.make("{}.relu()", cases[:1], cases[0].shape, dtype)
-        if not any(isinstance(case, Node) for case in cases):
+        if not any(isinstance(option, Node) for option in cases):
             cases = (self.full(cases[0], (1,), dtype), cases[1])
-        return self.elementwise("torch.where({}, {}, {})", (which, *cases[::-1]), dtype)
+        return self.elementwise("torch.where({}, {}, {})", (case, *cases[::-1]), dtype)
 
     def of_clamp(self, params, shape, dtype, low, x, high):
         x = self.elementwise(ELEMENTWISE["max"], (x, low), dtype)
@@ -569,9 +569,8 @@ class Graph:
         ):
             ends = [n for n, plain in ((start, 0), (limit, size)) if n != plain]
             inputs += ends
-            codes.append(
-                "{}" * (start != 0) + ":" + "{}" * (limit != size) + f":{stride}" * (stride > 1)
-            )
+            first, last = "{}" if start != 0 else "", "{}" if limit != size else ""
+            codes.append(f"{first}:{last}" + (f":{stride}" if stride > 1 else ""))
         cut = ", ".join(codes)
         return self.make(f"{{}}[{cut}]", inputs, shape, x.dtype) if cut.strip(":, ") else x
 
@@ -588,18 +587,18 @@ class Graph:
         return self.make(code, (x, *pads, value), shape, x.dtype)
 
     def of_dot_general(self, params, shape, dtype, x, y):
-        (left, right), (batch, of_y) = params["dimension_numbers"]
+        (x_axes, y_axes), (batch, of_y) = params["dimension_numbers"]
         ranks, n, first = (len(x.shape), len(y.shape)), len(batch), tuple(range(len(batch)))
-        if not batch and ranks[1] == 2 and tuple(left) == (ranks[0] - 1,) and y.of_weights:
-            code = "F.linear({}, {})" if right[0] else "F.linear({}, {}.mT)"
+        if not batch and ranks[1] == 2 and tuple(x_axes) == (ranks[0] - 1,) and y.of_weights:
+            code = "F.linear({}, {})" if y_axes[0] else "F.linear({}, {}.mT)"
             return self.make(code, (x, y), shape, dtype)
-        if tuple(batch) == tuple(of_y) == first and ranks == (n + 2, n + 2) and len(left) == 1:
-            x = x if left[0] == n + 1 else self.permute(x, (*first, n + 1, n))
-            y = y if right[0] == n else self.permute(y, (*first, n + 1, n))
+        if tuple(batch) == tuple(of_y) == first and ranks == (n + 2, n + 2) and len(x_axes) == 1:
+            x = x if x_axes[0] == n + 1 else self.permute(x, (*first, n + 1, n))
+            y = y if y_axes[0] == n else self.permute(y, (*first, n + 1, n))
             return self.make("{} @ {}", (x, y), shape, dtype)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
         names: list[list[str]] = [[""] * ranks[0], [""] * ranks[1]]
-        for i, j in (*zip(batch, of_y, strict=True), *zip(left, right, strict=True)):
+        for i, j in (*zip(batch, of_y, strict=True), *zip(x_axes, y_axes, strict=True)):
             names[0][i] = names[1][j] = next(letters)
         out = [names[0][i] for i in batch]
         for part in names:
@@ -647,9 +646,9 @@ class Graph:
                 and ((places >= 0) & (places < top)).all()
             ):
                 mode = "PROMISE_IN_BOUNDS"
-        whole = all(sizes[axis] == x.shape[axis] for axis in others)
+        takes_all = all(sizes[axis] == x.shape[axis] for axis in others)
         plain = tuple(d.collapsed_slice_dims) == indexed and not d.operand_batching_dims
-        if not (plain and whole) or "FILL" in mode:
+        if not (plain and takes_all) or "FILL" in mode:
             raise NotImplementedError
         # The indexed axes come first, then the axes of the indices, and the others behind them.
         x, rank = self.permute(x, (*indexed, *others)), len(indices.shape) - 1
@@ -660,8 +659,8 @@ class Graph:
         pairs = [part for top in tops for part in (indices, top)[: 1 + bool(clamp)]]
         code = f"{{}}[{', '.join(parts)}]"
         picked = self.make(code, (x, *pairs), new, dtype)
-        behind, before = iter(range(rank, len(shape))), iter(range(rank))
-        order = [next(behind) if i in d.offset_dims else next(before) for i in range(len(shape))]
+        offsets, batches = iter(range(rank, len(shape))), iter(range(rank))
+        order = [next(offsets) if i in d.offset_dims else next(batches) for i in range(len(shape))]
         return self.permute(picked, order)
 
     def pooled(self, name, params, shape, dtype, x):
@@ -675,11 +674,11 @@ class Graph:
         code += ", divisor_override=1)" if name == "avg" else ")"
         return self.make(code, (x,), shape, dtype)
 
-    def of_reduce_window_max(self, *given):
-        return self.pooled("max", *given)
+    def of_reduce_window_max(self, *operation):
+        return self.pooled("max", *operation)
 
-    def of_reduce_window_sum(self, *given):
-        return self.pooled("avg", *given)
+    def of_reduce_window_sum(self, *operation):
+        return self.pooled("avg", *operation)
 
 
 def _marks(inputs: Sequence[Any]) -> str:

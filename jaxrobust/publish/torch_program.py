@@ -60,10 +60,10 @@ class Sizes:
 
     def text(self, size: VaryingSize) -> str:
         if size not in self.texts:
-            self.texts[size] = self._found(size)
+            self.texts[size] = self._written(size)
         return self.texts[size]
 
-    def _found(self, size: VaryingSize) -> str:
+    def _written(self, size: VaryingSize) -> str:
         if not all(float(n).is_integer() for n in size):
             return f"1 / ({self.text(VaryingSize(round(1 / n) for n in size))})"
         numbers = [int(n) for n in size]
@@ -74,11 +74,11 @@ class Sizes:
             parts = [n // b for n, b in zip(parts, self.batch, strict=True)] if per_image else parts
             common = math.gcd(*parts)
             for factor in (n for n in range(1, common + 1) if common % n == 0):
-                if found := self._factors([n // factor for n in parts]):
+                if factors := self._factors([n // factor for n in parts]):
                     texts = [str(factor)] * (factor > 1) + ["batch"] * per_image
-                    found = [f for f in found if f]
+                    factors = [f for f in factors if f]
                     texts += [
-                        f"({f})" if " " in f and (len(found) > 1 or texts) else f for f in found
+                        f"({f})" if " " in f and (len(factors) > 1 or texts) else f for f in factors
                     ]
                     more = f" {'+' if added > 0 else '-'} {abs(added)}" if added else ""
                     return " * ".join(texts) + more
@@ -87,8 +87,10 @@ class Sizes:
     def _factors(self, parts: list[int]) -> list[str] | None:
         for values, text in self.forms[0].items():
             if all(v > 0 and n % v == 0 for n, v in zip(parts, values, strict=True)):
-                rest = tuple(n // v for n, v in zip(parts, values, strict=True))
-                if (other := self.forms[1].get(rest, self.forms[0].get(rest))) is not None:
+                quotients = tuple(n // v for n, v in zip(parts, values, strict=True))
+                if (
+                    other := self.forms[1].get(quotients, self.forms[0].get(quotients))
+                ) is not None:
                     return [text, other]
         return None
 
@@ -163,9 +165,9 @@ class ForwardPass:
         keys = [self.prefix(node, level) for node in self.nodes]
         marks = [at for at, key in enumerate(keys) if key is not None]
         cuts = [0]
-        for left, right in itertools.pairwise(marks):
-            if keys[left] != keys[right]:
-                cuts.append(-min((alive[at], -at) for at in range(left + 1, right + 1))[1])
+        for start, end in itertools.pairwise(marks):
+            if keys[start] != keys[end]:
+                cuts.append(-min((alive[at], -at) for at in range(start + 1, end + 1))[1])
         ends = [*cuts[1:], len(self.nodes)]
         runs = [self.nodes[start:end] for start, end in zip(cuts, ends, strict=True)]
         parts = [
@@ -178,13 +180,13 @@ class ForwardPass:
     @staticmethod
     def prefix(node: Node, level: int) -> str | None:
         """Return the first names of the weights that a node reads, up to the `level`th number."""
-        found = set()
+        prefixes = set()
         for name in (i.name for i in node.inputs if isinstance(i, Node) and i.name):
             parts = name.split(".")[:-1]
             ends = [i for i, part in enumerate(parts, 1) if re.search(r"\d$", part)]
             long = level and len(ends) >= level and not name.startswith("constants.")
-            found.add(".".join(parts[: ends[level - 1]]) if long else "")
-        return None if not found else found.pop() if len(found) == 1 else ""
+            prefixes.add(".".join(parts[: ends[level - 1]]) if long else "")
+        return None if not prefixes else prefixes.pop() if len(prefixes) == 1 else ""
 
     def block(self, prefix: str, nodes: list[Node]) -> Block:
         inside, end = {*nodes}, self.nodes.index(nodes[-1])
@@ -215,7 +217,7 @@ class ForwardPass:
         )
 
     def lines(self, steps, names, outputs, prefix, arguments, head) -> str:
-        """Write a function's arguments and lines; names of variables are free after their last use."""
+        """Write arguments and lines of a function; a variable is free after its last use."""
         arguments_text = ", ".join([*names.values(), *arguments.values()])
         names, lines = dict(names), [*head]
         last = {i: at for at, step in enumerate(steps) for i in step.inputs if isinstance(i, Node)}
@@ -294,16 +296,13 @@ def printed(network: Network) -> Printed:
         )
     is_ours = not functions.is_name(network.name)
     any_size = not is_ours or models.family(network.name).any_size
-    reason: Exception = ValueError()
     for dtype, step in itertools.product(("float64", "float32"), STEPS if any_size else STEPS[-1:]):
         try:
             with jax.enable_x64(dtype == "float64"):
                 apply = network.create(**{"dtype": dtype} if is_ours else {}).apply
                 program = traced(apply, network, np.dtype(dtype), step)
             break
-        except NoRule:
-            raise
-        except Exception as error:  # such images are refused, or a type is
+        except Varies as error:
             reason = error
     else:
         raise ValueError(f"{network.name} cannot be written in PyTorch: {reason}") from reason
@@ -337,7 +336,10 @@ def traced(apply: Any, network: Network, dtype: np.dtype, step: tuple[int, bool]
     for batch, *more in zip(BATCHES, ROWS[multiple == 1], columns[multiple == 1], strict=True):
         sides = [network.image_size + multiple * n for n in more]
         images = jax.ShapeDtypeStruct((batch, *sides, network.in_channels), dtype)
-        closed = jax.make_jaxpr(lambda *operands: apply(*operands)[0])(*weights, images)
+        try:
+            closed = jax.make_jaxpr(lambda *operands: apply(*operands)[0])(*weights, images)
+        except Exception as error:  # the network refuses images of that size, or that type
+            raise Varies(str(error)) from error
         starts.append([Operation("argument", (), {}, aval) for aval in closed.in_avals])
         trace: list[Operation] = []
         results.append(flatten(closed, starts[-1], trace)[0])

@@ -94,15 +94,18 @@ class ProgramTest(parameterized.TestCase):
         zoo.load_state_dict({f"model.{k}": v for k, v in net.state_dict().items()})
         np.testing.assert_array_equal(zoo(x).detach(), net(x).detach())
 
-    def test_other_types_export_and_training(self):
+    def test_compilation_other_types_and_training(self):
         net, _ = self.module(small("convnext, kernels", np.float32))
         x = torch.rand(2, 3, 9, 9)
         logits = net(x)
         exported = torch.export.export(net, (x,)).module()
         torch.testing.assert_close(exported(x), logits)
-        low = net.bfloat16()(x.bfloat16())
-        self.assertEqual(low.dtype, torch.bfloat16)
-        torch.testing.assert_close(low.float(), logits, rtol=0.1, atol=0.1)
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), logits)
+        for dtype in (torch.float16, torch.bfloat16):
+            low = net.to(dtype)(x.to(dtype))
+            self.assertEqual(low.dtype, dtype)
+            torch.testing.assert_close(low.float(), logits, rtol=0.1, atol=0.1)
         with self.assertRaisesRegex(RuntimeError, "is for evaluation only; train it with"):
             net.train()
         with self.assertRaisesRegex(
