@@ -34,7 +34,7 @@ OLDEST = (2, 6)  # PyTorch that the extra `torch` takes
 VARIABLES = [*"xyzuvwabcdefgklmoqrst"]
 # Steps in which the sides of images may differ from a network's own, and whether they are square;
 # then what the traced images have: their number and, in steps, what is added to both sides.
-STEPS = ((1, False), (8, False), (32, False), (1, True), (8, True), (32, True), (0, True))
+STEPS = (*itertools.product((1, 4, 8, 32), (False,)), (1, True), (8, True), (32, True), (0, True))
 BATCHES = (3, 8, 5, 4)
 ROWS, COLUMNS = {1: (0, 13, 23, 34), 0: (0, 1, 3, 2)}, {1: (0, 25, 6, 51), 0: (0, 2, 1, 5)}
 
@@ -383,7 +383,7 @@ def _finished(program: ForwardPass, network: Network, multiple: int, is_square: 
     ]
     forward = "".join(f"    {line}\n" for line in program.forward.splitlines())
     module = MODULE.format(bad=" or ".join(bad), words=words, channels=channels)
-    text = f"{''.join(tables)}{module}\n    def logits(self, {forward.strip()}\n{code}"
+    text = f"{''.join(tables)}{module}\n    def _logits(self, {forward.strip()}\n{code}"
     return Printed("".join([text, *helpers]).strip() + "\n", {**network.params, **buffers})
 
 
@@ -438,7 +438,7 @@ class Network(Part):
             raise ValueError(
                 f"images have shape {{tuple(images.shape)}}; give [B,{channels},H,W]{words}"
             )
-        return self.logits(images)
+        return self._logits(images)
 '''
 HELPERS = {
     "layer_norm": '''

@@ -156,10 +156,6 @@ def _sums(x: Array, *, stride: int) -> Array:
     return x
 
 
-def _inside(size: int, stride: int) -> list[int]:
-    return [min(i + 2, size) - max(i - 1, 0) for i in range(0, size, stride)]
-
-
 def avg_pool(x: Array, *, stride: int, count_padding: bool) -> Array:
     """Return the mean of every 3x3 window of f[B,H,W,C], padding 1.
 
@@ -169,8 +165,7 @@ def avg_pool(x: Array, *, stride: int, count_padding: bool) -> Array:
     sums = _sums(x, stride=stride)
     if count_padding:
         return sums / 9
-    rows, columns = (jnp.array(_inside(size, stride), x.dtype) for size in x.shape[1:3])
-    return sums / (rows[:, None] * columns[None])[None, :, :, None]
+    return sums / _sums(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride=stride)
 
 
 Windows = list[tuple[int, int]]
