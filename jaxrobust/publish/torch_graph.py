@@ -563,14 +563,11 @@ class Graph:
         return self.sliced(x, starts, limits, None, shape)
 
     def sliced(self, x, starts, limits, strides, shape):
-        codes, inputs = [], [x]
-        for start, limit, stride, size in zip(
-            starts, limits, strides or (1,) * len(shape), x.shape, strict=True
-        ):
-            ends = [n for n, plain in ((start, 0), (limit, size)) if n != plain]
+        codes, inputs, strides = [], [x], strides or (1,) * len(shape)
+        for *cut, size, count in zip(starts, limits, strides, x.shape, shape, strict=True):
+            code, ends = _cut(*cut, size, count)
             inputs += ends
-            first, last = "{}" if start != 0 else "", "{}" if limit != size else ""
-            codes.append(f"{first}:{last}" + (f":{stride}" if stride > 1 else ""))
+            codes.append(code)
         cut = ", ".join(codes)
         return self.make(f"{{}}[{cut}]", inputs, shape, x.dtype) if cut.strip(":, ") else x
 
@@ -683,6 +680,20 @@ class Graph:
 
 def _marks(inputs: Sequence[Any]) -> str:
     return ", ".join(["{}"] * len(inputs))
+
+
+def _cut(start: Any, limit: Any, stride: int, size: Any, count: Any) -> tuple[str, list[Any]]:
+    """Write a slice of an axis from its end where its size varies, and what the code reads."""
+    begin, end, ends = "" if start == 0 else "{}", "" if limit == size else "{}", list[Any]()
+    from_end = calculated(lambda n, start: start - n, size, start)
+    if isinstance(start, VaryingSize) and not isinstance(from_end, VaryingSize):
+        begin = str(from_end)
+    for less in range(65) if isinstance(limit, VaryingSize) and isinstance(start, int) else ():
+        if count == calculated(lambda n, less=less: -((less + start - n) // stride), size):
+            end = f"-{less}" if less else ""
+            break
+    ends += [start] * (begin == "{}") + [limit] * (end == "{}")
+    return f"{begin}:{end}" + (f":{stride}" if stride > 1 else ""), ends
 
 
 def _padded(sizes: Sequence[Any], pads: Sequence[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ import keyword
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from jaxrobust.publish.torch_graph import (
     Body,
     Graph,
     Node,
-    NoRule,
     Operation,
     Varies,
     VaryingSize,
@@ -32,67 +32,87 @@ from jaxrobust.weights.store.artifact import Network
 
 OLDEST = (2, 6)  # PyTorch that the extra `torch` takes
 VARIABLES = [*"xyzuvwabcdefgklmoqrst"]
-# Steps in which the sides of images may differ from a network's own, and whether they are square;
-# then what the traced images have: their number and, in steps, what is added to both sides.
+# Steps in which the sides of images may differ from a network's own, and whether they are square.
 STEPS = (*itertools.product((1, 4, 8, 32), (False,)), (1, True), (8, True), (32, True), (0, True))
-BATCHES = (3, 8, 5, 4)
-ROWS, COLUMNS = {1: (0, 13, 23, 34), 0: (0, 1, 3, 2)}, {1: (0, 25, 6, 51), 0: (0, 2, 1, 5)}
+BATCHES = (3, 8, 5, 4, 7)  # of the traced images
+# What is added to a multiple of 32 for their other sides: remainders at which roundings differ.
+ROWS, COLUMNS = (64, 97, 159, 210), (191, 128, 33, 83)
 
 
 class Sizes:
-    """Writes sizes as what the batch, height and width of the images make of them."""
+    """Writes sizes that depend on the images as shapes of the arrays that a network computes."""
 
-    def __init__(self, batch: VaryingSize, height: VaryingSize, width: VaryingSize) -> None:
-        self.batch, self.texts = batch, {(1,) * len(batch): ""}
-        self.forms = [self._forms("height", height), self._forms("width", width)]
+    def __init__(self, graph: Graph, nodes: Sequence[Node]) -> None:
+        self.graph, self.nodes = graph, list[Node]()
+        self.sources: dict[VaryingSize, tuple[Node, int]] = {}
+        self.add_sides(graph.images)
+        for node in nodes:
+            code, inputs = "", list[Any]()
+            for mark, value in zip(node.code.split("{}"), (*node.inputs, None), strict=True):
+                text, value = (
+                    self.written(value, node) if isinstance(value, VaryingSize) else ("{}", value)
+                )
+                code += mark + text * (value is not None)
+                inputs += [] if value is None else [value]
+            node.code, node.inputs = code, tuple(inputs)
+            self.nodes.append(node)
+            self.add_sides(node)
 
-    @staticmethod
-    def _forms(name: str, values: VaryingSize) -> dict[tuple[int, ...], str]:
-        forms = {(1,) * len(values): ""}
-        if len({*values}) == 1:
-            return forms
-        for divisor in sorted(range(1, 65), key=lambda n: (n.bit_count() > 1, n)):
-            for added in (0, *(n for i in range(1, 65) for n in (i, -i))):
-                text = f"({name} {'+' if added > 0 else '-'} {abs(added)})" if added else name
-                text += f" // {divisor}" if divisor > 1 else ""
-                forms.setdefault(tuple((v + added) // divisor for v in values), text)
-        return forms
+    def add_sides(self, node: Node) -> None:
+        for axis, size in enumerate(node.shape):
+            if isinstance(size, VaryingSize):
+                self.sources.setdefault(size, (node, axis))
 
-    def text(self, size: VaryingSize) -> str:
-        if size not in self.texts:
-            self.texts[size] = self._written(size)
-        return self.texts[size]
+    def written(self, size: VaryingSize, node: Node) -> tuple[str, Node]:
+        """Return code for a size that a node reads, and what that code reads itself."""
+        for source in node.inputs:
+            if isinstance(source, Node) and size in source.shape:
+                return f"{{}}.shape[{source.shape.index(size)}]", source
+        return "{}", self.node(size)
 
-    def _written(self, size: VaryingSize) -> str:
+    def node(self, size: VaryingSize) -> Node:
+        """Return a node that computes a size."""
+        if size in self.sources:
+            source, axis = self.sources[size]
+            place = self.nodes.index(source) + 1 if source in self.nodes else 0
+            return self.made(f"{{}}.shape[{axis}]", (source,), place)
         if not all(float(n).is_integer() for n in size):
-            return f"1 / ({self.text(VaryingSize(round(1 / n) for n in size))})"
-        numbers = [int(n) for n in size]
-        for added, per_image in itertools.product((0, 1, -1, 2), (True, False)):
-            parts = [n - added for n in numbers]
-            if per_image and any(n % b or not n for n, b in zip(parts, self.batch, strict=True)):
-                continue
-            parts = [n // b for n, b in zip(parts, self.batch, strict=True)] if per_image else parts
+            return self.made("1 / {}", (self.node(VaryingSize(round(1 / n) for n in size)),))
+        for added in (0, 1, -1, 2):
+            parts = [int(n) - added for n in size]
             common = math.gcd(*parts)
             for factor in (n for n in range(1, common + 1) if common % n == 0):
-                if factors := self._factors([n // factor for n in parts]):
-                    texts = [str(factor)] * (factor > 1) + ["batch"] * per_image
-                    factors = [f for f in factors if f]
-                    texts += [
-                        f"({f})" if " " in f and (len(factors) > 1 or texts) else f for f in factors
-                    ]
-                    more = f" {'+' if added > 0 else '-'} {abs(added)}" if added else ""
-                    return " * ".join(texts) + more
+                quotient = VaryingSize(n // factor for n in parts)
+                if (found := self.form(quotient)) is not None:
+                    code, sides = found
+                    code = f"{factor} * {code}" * (factor > 1) or code
+                    code += f" {'+' if added > 0 else '-'} {abs(added)}" * bool(added)
+                    return self.made(code, tuple(map(self.node, sides)))
         raise Varies(f"a size of {size}")
 
-    def _factors(self, parts: list[int]) -> list[str] | None:
-        for values, text in self.forms[0].items():
-            if all(v > 0 and n % v == 0 for n, v in zip(parts, values, strict=True)):
-                quotients = tuple(n // v for n, v in zip(parts, values, strict=True))
-                if (
-                    other := self.forms[1].get(quotients, self.forms[0].get(quotients))
-                ) is not None:
-                    return [text, other]
+    def form(self, size: VaryingSize) -> tuple[str, tuple[VaryingSize, ...]] | None:
+        if size in self.sources:
+            return "{}", (size,)
+        for side in self.sources:
+            for divisor in (2, 4, 8, 16, 32, *range(3, 65)):
+                for added in (0, divisor - 1, *range(1, divisor - 1)):
+                    if size == tuple((n + added) // divisor for n in side):
+                        return (f"(({{}} + {added}) // {divisor})", (side,))
+                if size == tuple(-n % divisor for n in side):
+                    return f"(-{{}} % {divisor})", (side,)
+        for side in self.sources:
+            if all(a > 0 and n % a == 0 for n, a in zip(size, side, strict=True)):
+                other = VaryingSize(n // a for n, a in zip(size, side, strict=True))
+                if other in self.sources:
+                    return "{} * {}", (side, other)
         return None
+
+    def made(self, code: str, inputs: tuple[Node, ...], place: int | None = None) -> Node:
+        node = self.graph.make(code, inputs, (), np.dtype(int))
+        node.of_weights = False
+        if node not in self.nodes:
+            self.nodes.insert(len(self.nodes) if place is None else place, node)
+        return node
 
 
 class Step(NamedTuple):
@@ -110,17 +130,17 @@ class Block(NamedTuple):
     nodes: list[Node]
     inputs: list[Node]
     outputs: list[Node]
-    sizes: list[VaryingSize]  # further arguments
     body: str
 
 
 class ForwardPass:
     """The code of a network's forward pass and of the functions that it calls."""
 
-    def __init__(self, graph: Graph, sizes: Sizes, logits: Node) -> None:
-        self.graph, self.sizes, self.logits = graph, sizes, logits
+    def __init__(self, graph: Graph, logits: Node) -> None:
+        self.graph, self.logits = graph, logits
         needed = reached([logits])
-        self.nodes = [node for node in graph.nodes.values() if node in needed and node.code]
+        nodes = [node for node in graph.nodes.values() if node in needed and node.code]
+        self.nodes = Sizes(graph, nodes).nodes
         self.last = {
             i: at for at, node in enumerate(self.nodes) for i in node.inputs if isinstance(i, Node)
         }
@@ -148,11 +168,10 @@ class ForwardPass:
                 if keyword.iskeyword(stem) or stem in RESERVED or len(stem) < 3:
                     stem = f"{stem}_block".strip("_")
                 names[part.body] = f"{stem}_{len(names) + 1}" if stem in names.values() else stem
-            marks = ", ".join(["{}"] * (1 + len(part.inputs) + len(part.sizes)))
-            inputs = (Node("", (), (), np.dtype(bool), part.prefix), *part.inputs, *part.sizes)
+            marks = ", ".join(["{}"] * (1 + len(part.inputs)))
+            inputs = (Node("", (), (), np.dtype(bool), part.prefix), *part.inputs)
             steps.append(Step(part.outputs, f"{names[part.body]}({marks})", inputs))
-        head = ["batch, _, height, width = images.shape"]
-        body = self.lines(steps, {self.graph.images: "images"}, [self.logits], "", {}, head)
+        body = self.lines(steps, {self.graph.images: "images"}, [self.logits], "")
         functions = [f"def {name}(p, {body}" for body, name in names.items()]
         functions += [f"def {name}({body}" for body, name in self.bodies.items()]
         return body, functions
@@ -190,40 +209,25 @@ class ForwardPass:
 
     def block(self, prefix: str, nodes: list[Node]) -> Block:
         inside, end = {*nodes}, self.nodes.index(nodes[-1])
-        read = dict.fromkeys(
-            i for node in nodes for i in node.inputs if isinstance(i, Node | VaryingSize)
-        )
-        sizes = [i for i in read if isinstance(i, VaryingSize)]
         inputs = [
             i
-            for i in read
-            if isinstance(i, Node) and i not in inside and not i.name.startswith(prefix + ".")
+            for i in dict.fromkeys(i for node in nodes for i in node.inputs if isinstance(i, Node))
+            if i not in inside and not i.name.startswith(prefix + ".")
         ]
         outputs = [node for node in nodes if self.last[node] > end]
-        if not prefix:
-            return Block(prefix, nodes, inputs, outputs, sizes, "")
-        names = {i: name for i, name in zip(inputs, VARIABLES, strict=False)}
-        arguments = {size: f"n{i}" for i, size in enumerate(sizes, 1)}
+        if not prefix or len(inputs) > 6 or not outputs:
+            return Block("", nodes, inputs, outputs, "")
+        names = dict(zip(inputs, VARIABLES, strict=False))
         steps = [Step([node], node.code, node.inputs) for node in nodes]
-        if len(inputs) > 6 or not outputs:
-            return Block("", nodes, inputs, outputs, sizes, "")
-        return Block(
-            prefix,
-            nodes,
-            inputs,
-            outputs,
-            sizes,
-            self.lines(steps, names, outputs, prefix, arguments, []),
-        )
+        return Block(prefix, nodes, inputs, outputs, self.lines(steps, names, outputs, prefix))
 
-    def lines(self, steps, names, outputs, prefix, arguments, head) -> str:
+    def lines(self, steps, names, outputs, prefix) -> str:
         """Write arguments and lines of a function; a variable is free after its last use."""
-        arguments_text = ", ".join([*names.values(), *arguments.values()])
-        names, lines = dict(names), [*head]
+        arguments, names, lines = ", ".join(names.values()), dict(names), []
         last = {i: at for at, step in enumerate(steps) for i in step.inputs if isinstance(i, Node)}
         last |= dict.fromkeys(outputs, len(steps))
         for at, step in enumerate(steps):
-            texts = [self.text(i, names, prefix, arguments, step.code) for i in step.inputs]
+            texts = [self.text(i, names, prefix) for i in step.inputs]
             code = step.code.format(*texts)
             dying = [
                 node
@@ -240,25 +244,20 @@ class ForwardPass:
                 )
             lines.append(f"{', '.join(names[node] for node in step.outputs)} = {code}")
         lines.append(f"return {', '.join(names[node] for node in outputs)}")
-        return f"{arguments_text}):\n" + "".join(f"    {line}\n" for line in lines)
+        return f"{arguments}):\n" + "".join(f"    {line}\n" for line in lines)
 
-    def text(self, x: Any, names, prefix: str, arguments, code: str) -> str:
+    def text(self, x: Any, names: dict[Any, str], prefix: str) -> str:
         if isinstance(x, Body):
-            arguments = {
-                i: f"n{n}" for n, i in enumerate(x.arguments) if isinstance(i, VaryingSize)
-            }
-            nodes = [i for i in x.arguments if isinstance(i, Node)]
-            names = dict(zip(nodes, VARIABLES[: len(nodes)], strict=True))
+            variables = (
+                f"{'n' if isinstance(i, VaryingSize) else 'x'}{at}"
+                for at, i in enumerate(x.arguments)
+            )
             steps = [Step([node], node.code, node.inputs) for node in x.nodes]
-            order = ", ".join(arguments.get(i) or names[i] for i in x.arguments)
-            body = self.lines(steps, names, x.results, "", arguments, [])
-            body = f"{order}{body[body.index('):') :]}"
+            arguments = dict(zip(x.arguments, variables, strict=True))
+            body = self.lines(steps, arguments, x.results, "")
             return self.bodies.setdefault(body, f"step_{len(self.bodies) + 1}")
-        if isinstance(x, Node):
+        if isinstance(x, Node | VaryingSize):
             return names[x] if x in names else path(x.name, prefix)
-        if isinstance(x, VaryingSize):
-            text = arguments.get(x) or self.sizes.text(x)
-            return text if " " not in text or code.endswith((")", "]")) else f"({text})"
         x = x.item() if isinstance(x, np.generic) else x
         return repr(x) if math.isfinite(x) else f'float("{x}")'
 
@@ -332,9 +331,14 @@ def traced(apply: Any, network: Network, dtype: np.dtype, step: tuple[int, bool]
         }
         for part in (network.params, network.stats)
     ]
-    columns = ROWS if is_square else COLUMNS
-    for batch, *more in zip(BATCHES, ROWS[multiple == 1], columns[multiple == 1], strict=True):
-        sides = [network.image_size + multiple * n for n in more]
+    size = network.image_size
+    for batch, *added in zip(
+        BATCHES, (0, *ROWS), (0, *(ROWS if is_square else COLUMNS)), strict=True
+    ):
+        # In steps of one pixel, what is added begins at the next multiple of 32.
+        sides = [
+            size + (n and n + -size % 32 if multiple == 1 else multiple * (n // 32)) for n in added
+        ]
         images = jax.ShapeDtypeStruct((batch, *sides, network.in_channels), dtype)
         try:
             closed = jax.make_jaxpr(lambda *operands: apply(*operands)[0])(*weights, images)
@@ -356,7 +360,7 @@ def traced(apply: Any, network: Network, dtype: np.dtype, step: tuple[int, bool]
     graph.images.of_weights = False
     env[id(starts[0][-1])] = graph.permute(graph.images, (0, 2, 3, 1))
     graph.read(traces, env)
-    return ForwardPass(graph, Sizes(*shape[:3]), env[id(results[0])])
+    return ForwardPass(graph, env[id(results[0])])
 
 
 def _finished(program: ForwardPass, network: Network, multiple: int, is_square: bool) -> Printed:
