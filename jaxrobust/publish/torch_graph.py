@@ -142,6 +142,8 @@ def _called(eqn: Any, inputs: Sequence[Operation]) -> ClosedJaxpr | None:
 
 def _layer(closed: ClosedJaxpr) -> str | None:
     """Return the code of the layer that a called function is, if it is one of `LAYERS`."""
+    if closed.jaxpr.debug_info.func_name == "_adaptive_pool":  # whose slices depend on the size
+        return f"pool({{}}, F.adaptive_avg_pool2d, {closed.out_avals[0].shape[1]})"
     if closed.consts or len(closed.eqns) > 20 or len(closed.out_avals) != 1:
         return None
     return _layer_of(str(closed.jaxpr), *closed.in_avals)
@@ -303,7 +305,7 @@ class Graph:
         skipped = ("body", "jaxpr", "call_jaxpr", "sharding", "out_sharding", "precision")
         params = {k: merged([one.params[k] for one in same]) for k in op.params if k not in skipped}
         if "{}" in op.name:
-            return self.layer(op.name, inputs, shapes, op.dtype)
+            return self.layer(op.name, inputs, shapes[0], shape, op.dtype)
         if op.name == "scan":
             rows = zip(inputs, shapes, parts, strict=True)
             inputs = [self.full(x, shape, part[0].dtype) for x, shape, part in rows]
@@ -372,11 +374,11 @@ class Graph:
         bias = self.reshape(bias, bias.shape, x.shape[-1:])
         return self.make(x.code[:-1] + ", bias={})", (*x.inputs, bias), x.shape, x.dtype)
 
-    def layer(self, code: str, inputs: list[Any], shapes: Sequence[Any], dtype: Any) -> Node:
+    def layer(self, code: str, inputs: list[Any], input_shape: Any, shape: Any, dtype: Any) -> Node:
         if " + " in code:
             code, inputs = "F.gelu({})", [self.elementwise("{} + {}", inputs, dtype)]
-        inputs = [self.full(inputs[0], shapes[0], dtype), *inputs[1:]]
-        return self.make(code, inputs, inputs[0].shape, dtype)
+        inputs = [self.full(inputs[0], input_shape, dtype), *inputs[1:]]
+        return self.make(code, inputs, shape, dtype)
 
     def reshape(self, x: Any, old: Any, new: Any) -> Any:
         if not isinstance(x, Node):

@@ -462,9 +462,9 @@ def conv(x, kernel, **settings):
 ''',
     "pool": '''
 
-def pool(x, function, window, stride, **settings):
+def pool(x, function, *settings, **options):
     """Pooling of [B, H, W, C]."""
-    return function(x.movedim(3, 1), window, stride, **settings).movedim(1, 3)
+    return function(x.movedim(3, 1), *settings, **options).movedim(1, 3)
 ''',
     "scan": '''
 

@@ -254,7 +254,7 @@ def weights(state: dict[str, Any]) -> dict[str, np.ndarray]:
         shape, last = tuple(value.shape), name.split(".")[-1]
         value = np.asarray(value)
         if value.dtype.kind != "f" or not np.isfinite(value).all():  # places, or a mask
-            found[name] = value
+            found[name] = value.astype(np.float64) if value.dtype.kind == "f" else value
             continue
         z = np.random.default_rng([3, place]).standard_normal(shape)
         if last == "running_var":
