@@ -13,7 +13,7 @@ after a clean phase, each for 60,000 images of 4,000 of CIFAR-10. The first argu
 
 Real images with true labels are more than a generator gives, so that this is an upper bound.
 `tools/study.py --study extra_data_study` makes them with two seeds and attacks 500 test images with
-APGD-CE and APGD-T; tools/README.md has what was measured.
+APGD-CE and APGD-T. Measured: docs/results/objectives_and_data.md.
 """
 
 from configs import cifar_study

@@ -29,7 +29,7 @@ from jaxrobust.types import Threat, threats
 _TINY = 1e-7  # a radius in which nothing is fooled
 _SMALL = 64  # pixels; `engine.make` has more slots for such images
 # Of APGD-CE, what an image costs that is fooled or wrong as it is. In twelve evaluations of 1,000
-# CIFAR-10 images (tools/README.md) APGD-CE fooled in 2 steps of 101, APGD-T in 16 to 55 more.
+# CIFAR-10 images (tools/records/cifar_study) APGD-CE fooled in 2 of 101 steps, APGD-T in 16 to 55.
 FALLEN = 0.07
 
 
