@@ -31,7 +31,7 @@ _STAGES = (
     "export:LAYOUT or export:LAYOUT:ID."
 )
 _THEN = flags.DEFINE_string("then", None, _STAGES)
-_COST = "Whether to say before a run with --then begins what it will cost, which takes a while."
+_COST = "Whether to say before a run with --then begins what it will cost."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
 _TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
 _PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")

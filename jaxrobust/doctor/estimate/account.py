@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.attacks import mixes
+from jaxrobust.attacks import mixes, registry
 from jaxrobust.config import SPARED, Config, decoders
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.doctor.estimate import attacked, elsewhere, here
@@ -142,7 +142,7 @@ def _phase(
     return {
         "phase": part.name,
         "objective": p.objective,
-        "attack_steps": config.attack.steps if attacks else 0,
+        "attack_steps": registry.steps(config.attack.name, config.attack.steps) if attacks else 0,
         **({"attack_norms": norms} if norms else {}),
         "epochs": p.epochs,
         "image_size": config.model.image_size,

@@ -21,6 +21,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.files.whole import DiskFull
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import MOVED, dataset, meant, network, norm
@@ -83,7 +84,8 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
 def unable(error: OSError | MemoryError) -> str:
     """Return the sentence for what this machine has no memory, no disk or no network for."""
     if isinstance(error, OSError):
-        return str(error)
+        named = error.filename and error.strerror and not isinstance(error, DiskFull)
+        return f"{error.filename}: {error.strerror}" if named else str(error)  # without the number
     wanted = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
     return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 

@@ -1,7 +1,11 @@
 """Where things are kept: from one run to the next, and what a run writes."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from jaxrobust.runtime.files import whole
 
 
 def cache(name: str) -> Path:
@@ -23,3 +27,17 @@ def mounted(flag: str, text: str) -> Path:
         f"{refusal}: mount the bucket on every host, mkdir -p {mount} && gcsfuse --implicit-dirs "
         f"--metadata-cache-ttl-secs=0 {bucket} {mount}, and give --{flag} {mount}/{path}"
     )
+
+
+@contextlib.contextmanager
+def writing(flag: str, folder: Path) -> Iterator[None]:
+    """Refuse a flag's folder where writing inside of the block fails, except for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if whole.disk_full(error):
+            raise
+        raise ValueError(
+            f"cannot write to --{flag} {folder} ({error.strerror or error}); name a folder that "
+            "can be written"
+        ) from error

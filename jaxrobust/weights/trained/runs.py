@@ -48,14 +48,13 @@ def _config(workdir: Path) -> Any:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"--workdir {workdir}: no run is there, config.json is missing; give the --workdir of "
-            "a training, or --model NAME --weights PATH"
+            f"{workdir}: no run is there, config.json is missing; name the folder of a training"
         )
     try:
         config = json.loads(path.read_text())
         missing = {"model", "data", "attack", "evaluation", "test"} - config.keys()
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
+        raise ValueError(f"{path} is damaged ({error}); restore it, or name another run") from error
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
     remember_programs(workdir, config.get("phases", ()))
@@ -80,7 +79,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
     if (version := config.get("version")) != VERSION:
         raise ValueError(
             f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
-            "the version of jaxrobust that began the run, or give a new --workdir"
+            "the version of jaxrobust that began the run, or another folder"
         )
     return {key: value for key, value in config.items() if key != "version"}
 
