@@ -498,8 +498,8 @@ class EntryTest(FileCase):
         for text in (
             "[New Model] Me2026Small_ConvNeXt-N",
             "**Architecture**: ConvNeXt-N",
-            "**Clean accuracy**: 74.10 %",
-            "**Robust accuracy**: 52.42 %",
+            "**Clean accuracy**: 74.10%",
+            "**Robust accuracy**: 52.42%",
             "preprocessing BicubicRes256Crop224, float32, seed 3",
             done["files"]["convnext_n.pt"],
             done["weights_sha256"],

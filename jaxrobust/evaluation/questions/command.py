@@ -286,7 +286,7 @@ def told(written: Sequence[AccuracyRecord], place: Path) -> str:
 
 
 def _table(written: Sequence[AccuracyRecord]) -> list[str]:
-    rows = [("attack", "px", "clean", "robust", "95 % interval")]
+    rows = [("attack", "px", "clean", "robust", "95% interval")]
     for record in written:
         ends = record.interval or {"clean": None, "robust": None}
         low, high = ends["robust"] or ends["clean"] or (math.nan, math.nan)
