@@ -30,7 +30,7 @@ WRONG = {
     "": "name a run, weights, a function or a config",
     "--json": "name a run, weights, a function or a config",
     "run other": "'other' is one word too many",
-    "run --workdir=run": "run and --workdir=run name the same",
+    "run --workdir=run": "run and --workdir=run both name the network; leave one out",
     "run --nn=5": "--nn is no flag",
     "run --n=5": "--n=5 is outside of 32 to 1000",
     "run --n=many": "--n",
