@@ -92,9 +92,11 @@ def main(argv: list[str]) -> None:
 
 
 def _listed(error: Exception, mistakes: list[str]) -> str:
-    """List a config's mistakes with the one that ended the process first, or return that alone."""
-    lines = dict.fromkeys([str(error), *mistakes])
-    return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else str(error)
+    """List a config's mistakes, that which ended the process among them, each once."""
+    found = [*dict.fromkeys([str(error), *mistakes])]
+    # Some name the key in front of the same sentence.
+    lines = [one for one in found if not any(one in other and one != other for other in found)]
+    return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else lines[0]
 
 
 def _use(cores: int | None) -> None:

@@ -63,7 +63,7 @@ WRONG = {
     "nets.py:images --dataset digits": "logits",
     "nets.py:three --dataset digits": "return one for each of them",
     "nets.py:to_numpy --dataset digits": "write it with jax.numpy",
-    "nets.py:ten --dataset digits --weights=w.pt": "--weights says nothing of a --function",
+    "nets.py:ten --dataset digits --weights=w.pt": "and --weights=w.pt both name the network",
     "--config quikstart": "did you mean quickstart",
     "--config nowhere/own.py": "no such file",
     "--config quickstart --config.train.epocs=3": "did you mean 'epochs'",

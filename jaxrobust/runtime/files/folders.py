@@ -1,6 +1,7 @@
 """Where things are kept: from one run to the next, and what a run writes."""
 
 import contextlib
+import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,15 @@ from jaxrobust.runtime.files import whole
 def cache(name: str) -> Path:
     """Locate `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxrobust" / name
+
+
+def similar(path: Path) -> str:
+    """Return the end of a message about a path that is missing: a similar one, or ""."""
+    if path.exists():
+        return ""
+    names = [other.name for other in path.parent.glob("*")]
+    close = difflib.get_close_matches(path.name, names, 1, cutoff=0.7)
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def mounted(flag: str, text: str) -> Path:

@@ -20,7 +20,7 @@ from jaxrobust.config import (
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import checkpoint, hashes
@@ -47,9 +47,8 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
 def _config(workdir: Path) -> Any:
     path = workdir / "config.json"
     if not path.is_file():
-        raise ValueError(
-            f"{workdir}: no run is there, config.json is missing; name the folder of a training"
-        )
+        near = folders.similar(workdir) or "; name the folder of a training"
+        raise ValueError(f"{workdir}: no run is there, config.json is missing{near}")
     try:
         config = json.loads(path.read_text())
         missing = {"model", "data", "attack", "evaluation", "test"} - config.keys()

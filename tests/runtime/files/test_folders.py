@@ -22,6 +22,16 @@ class CacheTest(absltest.TestCase):
                 self.assertEqual(folders.cache("data"), Path("/made/up/.cache/jaxrobust/data"))
 
 
+class SimilarTest(absltest.TestCase):
+    def test_a_path_beside_it(self):
+        folder = Path(self.create_tempdir())
+        (folder / "quickstart").mkdir()
+        near = f"; did you mean {folder / 'quickstart'}?"
+        self.assertEqual(folders.similar(folder / "quikstart"), near)
+        for other in (folder / "quickstart", folder / "nothing", folder / "nowhere" / "quickstart"):
+            self.assertEqual(folders.similar(other), "")
+
+
 class WritingTest(absltest.TestCase):
     def test_a_folder_that_cannot_be_written(self):
         there, reason = Path("/there/new"), os.strerror(errno.EROFS)
