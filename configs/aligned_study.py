@@ -13,9 +13,10 @@ cut versions of four of the twenty networks (Tang et al. 2022):
 
 Their epochs are fewer by as much as their step is slower on a core. `tools/study.py --study
 aligned_study` makes all with two seeds and attacks them with `--worst_case`. Measured, of 100
-images, clean and worst case: `resnet` 22 and 26, 5 and 9 %; `pvt_v2` 29 and 25, 20 and 18 %;
-`coatnet_cctt` 28 and 30, 14 and 14 %; `coatnet_cccc` 20 and 27, 12 and 8 %. The paper has CoAtNet
-CCTT above PVTv2 with patches of 2; tools/README says what 100 images can tell.
+images, clean and worst case: `resnet` 22 and 26, 5 and 9%; `pvt_v2` 29 and 25, 20 and 18%;
+`coatnet_cctt` 28 and 30, 14 and 14%; `coatnet_cccc` 20 and 27, 12 and 8%. The paper has CoAtNet
+CCTT above PVTv2 with patches of 2; docs/results/architectures.md says what 100
+images can tell.
 """
 
 from configs import cifar_aligned

@@ -24,7 +24,8 @@ and, after a hyphen, what is different in the whole run:
 
 `tools/study.py --study augmentation_study` makes them and attacks them with AutoAttack. Measured,
 of 1,000 test images: on 20,000 images augmentation costs 8 to 9 points of robust accuracy where it
-does not collapse, on 512 it gains 4.9 and 4.2 (two seeds); tools/README.md has all that was.
+does not collapse, on 512 it gains 4.9 and 4.2 (two seeds); docs/results/training_recipes.md has
+all results.
 """
 
 from configs import cifar_study

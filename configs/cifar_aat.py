@@ -5,7 +5,7 @@
 The arguments are a network, as in `configs/cifar_bat.py`, and then, with their defaults first,
 
     data=cifar10|cifar100
-    extra=none|500k  70 % of each batch from ti_500K_pseudo_labeled.npz, made of the 500,000 images
+    extra=none|500k  70% of each batch from ti_500K_pseudo_labeled.npz, made of the 500,000 images
                      with pseudo-labels of Carmon et al. 2019 (arXiv 1905.13736) by `jaxrobust
                      prepare pseudo-labelled ti_500K_pseudo_labeled.pickle`; generated images as
                      .npz are --config.data.extra=npz:FILE
@@ -50,7 +50,7 @@ Keys that are no defaults, by `jaxrobust why configs/cifar_aat.py:robustresnet_a
     train.ema_statistics      "copied": authors' code: those of the network
     train.bn_statistics       "adversarial": authors' code: the running ones are of attacked images
           alone
-    train.bn_momentum         [1.0, 0.01]: authors' code: all in the first update, then 1 %
+    train.bn_momentum         [1.0, 0.01]: authors' code: all in the first update, then 1%
     attack.name               "pgd": authors' code: PGD
     attack.epsilon            0.03137254901960784: authors' code: 8/255
     attack.steps              10: authors' code: 10
@@ -74,7 +74,7 @@ With 500k, AutoAttack of others with WRN-28-10: RST 59.53, AWP 60.04, HAT 62.50,
 Not as there: float32 instead of mixed precision; the 1,024 images are the first of our order, not
 of the archive's; batch norms see the images of a device together (theirs 128 on each of 8 GPUs:
 --config.model.options.bn_group=128); the average counts 49 updates an epoch, where their counter
-moves by 537, so that it reaches 0.995 in epoch 47 and theirs in epoch 15. How the 61.1 % without
+moves by 537, so that it reaches 0.995 in epoch 47 and theirs in epoch 15. How the 61.1% without
 extra images was trained is not published. Hardware, wall time, accuracies of ours: not yet
 measured.
 """
@@ -107,7 +107,7 @@ SOURCES = cifar_bat.SOURCES | {
     "train.ema_warmup_epochs": "authors' code: 10 epochs of copies",
     "train.ema_statistics": "authors' code: those of the network",
     "train.bn_statistics": "authors' code: the running ones are of attacked images alone",
-    "train.bn_momentum": "authors' code: all in the first update, then 1 %",
+    "train.bn_momentum": "authors' code: all in the first update, then 1%",
     "attack.start": "authors' code: uniform in the ball and the box",
     "attack.statistics": "authors' code: the attack sees the batch's",
     "evaluation.attack": "authors' code: the CW margin with a floor, 40 steps",

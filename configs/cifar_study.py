@@ -16,7 +16,7 @@ resolution a quarter of one.
 and, as a control that is in no comparison, `clean`: 30 clean epochs.
 
 `tools/study.py` makes all of them with two seeds on 20,000 images, attacks them with AutoAttack and
-compares; tools/README.md has what was measured.
+compares. Measured: docs/results/training_recipes.md.
 """
 
 from jaxrobust.config import base, phase, read_arguments

@@ -6,14 +6,14 @@ A small ConvNeXt (`base` of `cifar_study`) is trained with TRADES, Linf 8/255, t
 after a clean phase, each for 60,000 images of 4,000 of CIFAR-10. The first argument is a run:
 
     real       those images alone, fifteen times each in either phase
-    extra      70 % of each batch from 20,000 other training images, which stand for the generated
-               ones of `generated_data.py`, and 30 % of the 4,000: as many updates
+    extra      70% of each batch from 20,000 other training images, which stand for the generated
+               ones of `generated_data.py`, and 30% of the 4,000: as many updates
     real-few   1,000 images, 66 times each: as many updates
     extra-few  as extra beside these 1,000
 
 Real images with true labels are more than a generator gives, so that this is an upper bound.
 `tools/study.py --study extra_data_study` makes them with two seeds and attacks 500 test images with
-APGD-CE and APGD-T; tools/README.md has what was measured.
+APGD-CE and APGD-T. Measured: docs/results/objectives_and_data.md.
 """
 
 from configs import cifar_study

@@ -18,7 +18,7 @@ Keys that are no defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10
     model.name                 "dm_wrn_28_10": authors' code: WRN-28-10 and WRN-70-16 with Swish
     model.num_classes          10: ours: as the data set has them
     model.image_size           32: the paper: CIFAR
-    model.options.bn_momentum  0.01: authors' code: 1 %, after all of it in the first update
+    model.options.bn_momentum  0.01: authors' code: 1%, after all of it in the first update
     data.name                  "cifar10": the paper: CIFAR
     data.train_split           "train[1024:]": authors' code: 1,024 training images choose the
           epoch; ours: which
@@ -42,7 +42,7 @@ Keys that are no defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10
           has none
     train.lr                   0.2: authors' code: 0.2
     train.schedule             "one-cycle": authors' code: PyTorch's OneCycleLR, by epochs: to the
-          peak in 2.5 % of them and along a cosine down
+          peak in 2.5% of them and along a cosine down
     train.warmup_lr            0.008: authors' code: a 25th of the peak
     train.final_lr             8e-07: authors' code: the first rate over 1e4
     train.optimizer            "sgd": authors' code: SGD with momentum 0.9
@@ -51,7 +51,7 @@ Keys that are no defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10
     train.nesterov             true: authors' code
     train.cycle_momentum       true: authors' code: OneCycleLR's default
     train.ema_decay            0.995: authors' code: 0.995
-    train.ema_warmup_epochs    10: authors' code: 2.5 % of the epochs are copies
+    train.ema_warmup_epochs    10: authors' code: 2.5% of the epochs are copies
     train.ema_statistics       "copied": authors' code: those of the network
     attack.name                "pgd": authors' code: PGD
     attack.epsilon             0.03137254901960784: the paper: 8/255
@@ -73,14 +73,14 @@ and on cifar100 with images=50m
     wrn_28_10                72.58, 38.83
     wrn_70_16                75.22, 42.67
 
-What it costs by `jaxrobust estimate --on h100:8`, computed at an assumed 20 % of the chips' peak
+What it costs by `jaxrobust estimate --on h100:8`, computed at an assumed 20% of the chips' peak
 and never compared with a run: wrn_28_10 takes 8.6, 17.1, 52.3 and 34.9 chip-hours with 1m, 5m, 20m
 and 50m; wrn_70_16 258 with 50m, and on eight chips 102 GiB of each (16 chips have enough, or
 --config.train.microbatches=2).
 
 Not as there: float32 instead of mixed precision; generated images are drawn without repetition
 within a pass over the real ones; the 1,024 images are the first of our order, not of the archive's;
-running statistics move by 1 % in the first update too, where theirs take all of it.
+running statistics move by 1% in the first update too, where theirs take all of it.
 Hardware, wall time, accuracies of ours: not yet measured.
 """
 
@@ -98,7 +98,7 @@ SETS = {
 REAL = 50_000
 SOURCES = {
     "model.name": "authors' code: WRN-28-10 and WRN-70-16 with Swish",
-    "model.options.bn_momentum": "authors' code: 1 %, after all of it in the first update",
+    "model.options.bn_momentum": "authors' code: 1%, after all of it in the first update",
     "model.num_classes": "ours: as the data set has them",
     "model.image_size": "the paper: CIFAR",
     "data.name": "the paper: CIFAR",
@@ -114,9 +114,9 @@ SOURCES = {
     "train.epochs": "authors' code: 400 for 1m; ours: the others, of which their page has none",
     "train.batch_size": "authors' code: 512 for 1m; ours: the others, of which their page has none",
     "train.lr": "authors' code: 0.2",
-    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak in 2.5 % of "
+    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak in 2.5% of "
     "them and along a cosine down",
-    "train.warmup_epochs": "authors' code: 2.5 % of the epochs",
+    "train.warmup_epochs": "authors' code: 2.5% of the epochs",
     "train.warmup_lr": "authors' code: a 25th of the peak",
     "train.final_lr": "authors' code: the first rate over 1e4",
     "train.optimizer": "authors' code: SGD with momentum 0.9",
@@ -125,7 +125,7 @@ SOURCES = {
     "train.nesterov": "authors' code",
     "train.cycle_momentum": "authors' code: OneCycleLR's default",
     "train.ema_decay": "authors' code: 0.995",
-    "train.ema_warmup_epochs": "authors' code: 2.5 % of the epochs are copies",
+    "train.ema_warmup_epochs": "authors' code: 2.5% of the epochs are copies",
     "train.ema_statistics": "authors' code: those of the network",
     "attack.name": "authors' code: PGD",
     "attack.epsilon": "the paper: 8/255",

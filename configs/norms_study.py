@@ -12,7 +12,8 @@ The first argument is a run:
     linf-more  the same three epochs, each step in Linf 8/255
 
 `tools/study.py --study norms_study` makes them with two seeds and attacks 500 test images with
-APGD-CE and APGD-T in Linf 8/255, L2 0.5 and L1 12; tools/README.md has what was measured.
+APGD-CE and APGD-T in Linf 8/255, L2 0.5 and L1 12. Measured:
+docs/results/objectives_and_data.md.
 """
 
 from configs import cifar_study, several_norms

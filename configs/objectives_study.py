@@ -12,7 +12,7 @@ The first argument is the objective of the adversarial phase of a small ConvNeXt
             as the perturbation takes two more
 
 `tools/study.py --study objectives_study` makes them with two seeds and attacks 500 test images with
-APGD-CE and APGD-T; tools/README.md has what was measured.
+APGD-CE and APGD-T. Measured: docs/results/objectives_and_data.md.
 """
 
 from configs import cifar_study

@@ -10,9 +10,9 @@ batches, its rate and the steps of it) but for the attack of two steps:
 
 The depths of `robust` have the ratio of the paper's A1 to A3, and its planes are multiples of 16 as
 the block's groups want. `tools/study.py --study residual_study` makes both and attacks 1,000 test
-images with APGD-CE and APGD-T. Measured, one seed: `wrn` 61.9 % clean and 27.6 % robust in 98
-minutes of a core, `robust` 57.8 and 23.3 % in 125, against the paper's order; tools/README.md has
-what that can and cannot say.
+images with APGD-CE and APGD-T. Measured, one seed: `wrn` 61.9% clean and 27.6% robust in 98
+minutes of a core, `robust` 57.8 and 23.3% in 125, against the paper's order;
+docs/results/architectures.md says what that can and cannot show.
 """
 
 from configs import cifar_bat

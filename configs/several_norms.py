@@ -65,7 +65,7 @@ Keys that are no defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10`
 
 `jaxrobust evaluate --workdir RUN` attacks each norm by AutoAttack, and counts the union.
 The paper reports that three epochs turn any network robust to one norm into one robust to all, and
-more than 51 % of CIFAR-10's test images in the union. Hardware, wall time, accuracies of ours: not
+more than 51% of CIFAR-10's test images in the union. Hardware, wall time, accuracies of ours: not
 yet measured.
 """
 

@@ -10,8 +10,8 @@ epochs before 8 adversarial ones on 20,000 images of CIFAR-10 at Linf 8/255:
     pgd         ConvStem with two steps of PGD of 3/4 epsilon instead of APGD
 
 `tools/study.py --study stem_study` makes them with five seeds and attacks 2,000 test images with
-APGD-T at three targets in the norm of the training and in the two others; tools/README.md has what
-was measured.
+APGD-T at three targets in the norm of the training and in the two others. Measured:
+docs/results/stem_and_norms.md.
 """
 
 from configs import cifar_study

@@ -246,7 +246,7 @@ def _convnext(config, data: str, *, small: bool) -> None:
     config.init.weights = f"run:larger_radius:{config.model.name}"
     config.data.augmentation = "crop|flip|randaugment" if small else "resized-crop|flip|randaugment"
     config.attack.steps = 10 if small else 2
-    # Of 940, 3,820 and 620 steps in all, an average with their 0.9999 would be 91, 68 and 94 % the
+    # Of 940, 3,820 and 620 steps in all, an average with their 0.9999 would be 91, 68 and 94% the
     # start.
     config.train.update(warmup_epochs=2, ema_decay=0.99)
     own = {

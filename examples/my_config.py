@@ -3,7 +3,7 @@
 jaxrobust train --config examples/my_config.py
 
 Measured on 2 CPU cores in 25 s, under APGD-CE with 40 steps (linf 0.1, all 397 test images): clean
-training 96.2 % clean and 66.0 % robust, adversarial training 99.5 % and 88.7 %.
+training 96.2% clean and 66.0% robust, adversarial training 99.5% and 88.7%.
 """
 
 from ml_collections import ConfigDict

@@ -170,9 +170,8 @@ def check_length(name: str, value: float, norm: str = "linf") -> None:
     (None, None)
     """
     if norm == "linf" and value > 1:
-        raise ValueError(
-            f"{name}={value} is larger than the pixel range [0, 1]; write {value:g}/255"
-        )
+        remedy = f"write {value:g}/255" if value <= 255 else "pass a value of at most 1"
+        raise ValueError(f"{name}={value} is larger than the pixel range [0, 1]; {remedy}")
 
 
 def check_threat(threat: Threat, size: int, channels: int) -> None:

@@ -1,7 +1,7 @@
 """The size of the package, which only falls.
 
 `python -m tests.test_budget > tests/budget.txt` writes today's figures as limits, which fail when
-they are 2 % too high. `USED` lines of the issues' allowances, `ALLOWED`, raise limits of lines.
+they are 2% too high. `USED` lines of the issues' allowances, `ALLOWED`, raise limits of lines.
 """
 
 import ast

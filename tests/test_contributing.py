@@ -16,12 +16,10 @@ _BLOCK = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def recipes() -> dict[str, list[tuple[str, str]]]:
-    """The (kind, text) of the blocks of each recipe."""
-    pages = (ROOT / f"docs/howto/add_{name}.md" for name in ("attack", "network"))
-    text = "\n".join(page.read_text() for page in pages)
-    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
-    found = {section.partition("\n")[0]: _BLOCK.findall(section) for section in sections}
-    return {title: blocks for title, blocks in found.items() if blocks}
+    """The (kind, text) of the blocks of each recipe, by its page."""
+    return {
+        page.stem: _BLOCK.findall(page.read_text()) for page in ROOT.glob("docs/howto/add_*.md")
+    }
 
 
 def changed(text: str, diff: str) -> str:
@@ -42,13 +40,13 @@ class RecipesTest(parameterized.TestCase):
         self.assertLen(recipes(), 4)
 
     @parameterized.parameters(*recipes())
-    def test_does_what_it_says(self, title):
+    def test_does_what_it_says(self, name):
         folder = Path(self.create_tempdir())
-        for name in ("jaxrobust", "configs"):
+        for package in ("jaxrobust", "configs"):
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+            shutil.copytree(ROOT / package, folder / package, ignore=ignored)
         programs = []
-        for kind, text in recipes()[title]:
+        for kind, text in recipes()[name]:
             head, _, rest = text.partition("\n")
             path = folder / head.removeprefix("# ")
             if kind == "diff":

@@ -769,7 +769,7 @@ class ComparedTest(parameterized.TestCase):
             "**9 of 60 images are left out, which replayed points decided (A 0, B 9): the attacks "
             "alone might have left them standing.** On all images",
         )
-        self.assertIn(f"B {100 * low:.2f} to {100 * high:.2f} %", first)
+        self.assertIn(f"B {100 * low:.2f} to {100 * high:.2f}%", first)
         self.assertIn("**A and B have the same robust accuracy, image by image.**", printed)
         (found,) = self.differs(*places)
         self.assertEqual((found.n, found.gained, found.lost), (51, 0, 0))
@@ -985,7 +985,7 @@ class SearchSampleTest(parameterized.TestCase):
                 self.assertAlmostEqual(checks.upper_bound(fooled, n), expected, places=9)
 
     def test_the_bound_where_some_differ(self):
-        """At the bound, so few or fewer happen in 5 % of all cases."""
+        """At the bound, so few or fewer happen in 5% of all cases."""
         for fooled, n in ((1, 64), (7, 64), (3, 5)):
             with self.subTest(row=(fooled, n)):
                 p = checks.upper_bound(fooled, n)
@@ -1151,7 +1151,7 @@ class RandomisedTest(parameterized.TestCase):
         low, high = said["one_draw"]["interval"]["robust"]
         self.assertBetween(said["one_draw"]["robust"], low, high)
         self.assertIn("majority of 20 draws: more than half", found.table())
-        self.assertIn(f"robust {said['one_draw']['robust']:.1%}, 95 % interval", found.table())
+        self.assertIn(f"robust {said['one_draw']['robust']:.1%}, 95% interval", found.table())
 
     @parameterized.parameters("majority", "mean")
     def test_the_references_number_is_what_that_rule_gives_alone(self, rule):

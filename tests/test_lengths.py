@@ -107,6 +107,10 @@ class LengthsTest(parameterized.TestCase):
         said = f"{own}={value} is larger than the pixel range [0, 1]; write {value:g}/255"
         self.assertIn(said, str(raised.exception))
 
+    def test_what_no_pixel_has_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "range .0, 1.; pass a value of at most 1$"):
+            Threat("linf", 1e9)
+
     def test_other_norms_reach_further(self):
         for name in LARGER:
             with self.subTest(name=name):

@@ -101,7 +101,7 @@ class WheelTest(absltest.TestCase):
 
         where = self.run_here("python", "-c", "import jaxrobust; print(jaxrobust.__file__)")
         self.assertIn(str(folder / "new"), where)
-        self.assertIn("train --config FILE", self.run_here("jaxrobust"))
+        self.assertIn("train CONFIG", self.run_here("jaxrobust"))
         self.assertStartsWith(self.run_here("jaxrobust", "--version"), "jaxrobust 0.")
 
         words = ["jaxrobust", "train", "--config", "quickstart", "--config.data.name=nowhere"]

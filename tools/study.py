@@ -155,8 +155,8 @@ def table(out: Path, module: Any) -> str:
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
     lines.append(
-        f"\nIn % of {module.IMAGES:,} test images of CIFAR-10: {module.ASKED}; one network's 95 % "
-        f"interval is about {half:.1f} either way at 25 %. "
+        f"\nIn % of {module.IMAGES:,} test images of CIFAR-10: {module.ASKED}; one network's 95% "
+        f"interval is about {half:.1f} either way at 25%. "
         f"Records: {out}/*/evaluation/results.jsonl"
     )
     return "\n".join(lines)
@@ -237,7 +237,7 @@ def paired_table(out: Path, module: Any) -> str:
 
 
 def interval(values: list[float]) -> str:
-    """Return the mean of a few values and its 95 % interval, by Student's t."""
+    """Return the mean of a few values and its 95% interval, by Student's t."""
     from scipy.stats import t  # JAX depends on SciPy; its import takes a second
 
     mean = sum(values) / len(values)

@@ -3,7 +3,7 @@
 `jaxrobust compare A B [C ...] --out FOLDER`. A, B and the others are folders of evaluations,
 runs, or results.jsonl files, with `#NUMBER` behind them where they hold several evaluations. The
 verdicts on the images that all have are compared, every network with the first: differences with
-McNemar's exact test and 95 % intervals, attack by attack and class by class. Evaluations of other
+McNemar's exact test and 95% intervals, attack by attack and class by class. Evaluations of other
 images, preprocessing, radius or attacks, and a ladder, a union or another version of AutoAttack
 beside what is none, are refused, with all that differs. Images that a replayed point decided are
 left out, which the first sentence says. Where an evaluation stopped when its numbers said so

@@ -1,9 +1,10 @@
 """`jaxrobust evaluate TARGET [--dataset NAME] ...`: attacks a network and keeps the record.
 
 TARGET is a run; an imported folder (jaxrobust import), a RobustBench id or a timm id, which are
-downloaded once; my_net.py:logits_fn, a function of any library; torch:my_net.py:build, a network in
-PyTorch; or quickstart, a trained network that ships with the package. A file of weights alone needs
---model NAME too. All but runs and quickstart need --dataset NAME.
+downloaded once; my_net.py:logits_fn or my_package.nets:logits_fn, a function of any library;
+torch:my_net.py:build, a network in PyTorch; or quickstart, a trained network that ships with the
+package. A file of weights alone needs --model NAME too. All but runs and quickstart need --dataset
+NAME.
 
 The same command again continues an evaluation that was interrupted, and prints one that is done.
 On a pod, start it with --multihost on every host: they share the images, and any number of hosts
@@ -81,7 +82,12 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     if target in shipped.RUNS:
         values["shipped"] = target
     elif target:
-        values = functions.with_target(values, target)
+        values = functions.with_target(values, target, weights=shipped.RUNS)
+    elif all(values[name] is None for name in ("workdir", "model", "weights", "function", "torch")):
+        raise ValueError(
+            "name a network, as the first word: a run, imported weights, an id such as "
+            "Salman2020Do_R18, my_net.py:logits_fn, torch:my_models.py:build, or quickstart"
+        )
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 

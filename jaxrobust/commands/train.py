@@ -31,7 +31,7 @@ _STAGES = (
     "export:LAYOUT or export:LAYOUT:ID."
 )
 _THEN = flags.DEFINE_string("then", None, _STAGES)
-_COST = "Whether to say before a run with --then begins what it will cost, which takes a while."
+_COST = "Whether to say before a run with --then begins what it will cost."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
 _TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
 _PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")
@@ -92,9 +92,11 @@ def main(argv: list[str]) -> None:
 
 
 def _listed(error: Exception, mistakes: list[str]) -> str:
-    """List a config's mistakes with the one that ended the process first, or return that alone."""
-    lines = dict.fromkeys([str(error), *mistakes])
-    return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else str(error)
+    """List a config's mistakes, that which ended the process among them, each once."""
+    found = [*dict.fromkeys([str(error), *mistakes])]
+    # Some name the key in front of the same sentence.
+    lines = [one for one in found if not any(one in other and one != other for other in found)]
+    return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else lines[0]
 
 
 def _use(cores: int | None) -> None:

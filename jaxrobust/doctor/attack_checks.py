@@ -131,7 +131,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "zero-gradients",
         "Images at which the gradient of the cross-entropy is exactly zero or not finite, by "
-        "compute type; red above 1 % in float32, yellow above 10 % in another type.",
+        "compute type; red above 1% in float32, yellow above 10% in another type.",
         "gradients are masked: rounding, quantisation, a threshold or stop_gradient",
         _MASKED,
         "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,
@@ -151,8 +151,8 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "pgd-against-noise",
         f"Margins after PGD of {STEPS} steps and after the best of {STEPS} points of random noise "
-        "as far away; red where noise comes closer at more than 33 % of the images, yellow from "
-        "15 %.",
+        "as far away; red where noise comes closer at more than 33% of the images, yellow from "
+        "15%.",
         "the gradient does not point uphill: it is masked, shattered or of another function",
         _MASKED,
         _SIGNS,
@@ -162,8 +162,8 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "radius",
         "Accuracy under PGD at growing radii, up to one at which all images can be the same grey; "
-        "red where it rises by more than 5 points, or stays above 30 % at the last, yellow from "
-        "15 %.",
+        "red where it rises by more than 5 points, or stays above 30% at the last, yellow from "
+        "15%.",
         "PGD loses its way: gradients are masked, or the step does not follow the radius",
         _MASKED,
         f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705",

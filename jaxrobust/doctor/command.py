@@ -27,6 +27,7 @@ from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.training.run import start_runs
 from jaxrobust.types import Threat, threats
+from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.trained import runs
 
 _RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # the defaults: CIFAR-10's
@@ -47,7 +48,7 @@ def given_of(place: str | None, **values: Any) -> GivenFlags:
     defaults: dict[str, Any] = {"attack": "clean", "version": "standard", "n": None}
     defaults |= {"search_dtype": "float32", "seed": 0}
     if place is not None:
-        values = functions.with_target(values, place)
+        values = functions.with_target(values, place, weights=shipped.RUNS)
     return GivenFlags(**(defaults | values))
 
 

@@ -318,7 +318,7 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     Check(
         "ema-horizon",
         "1 / (1 - ema_decay) in steps, beside those of the phase; red above, yellow where more "
-        "than 20 % of the average is still the start.",
+        "than 20% of the average is still the start.",
         "the averaged weights are still close to those of the beginning",
         "set a lower ema_decay",
         "Rebuffi et al. 2021, arXiv 2103.01946",
@@ -344,7 +344,7 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "image-size",
-        "Shorter side of the images beside model.image_size; red below 80 % of it and for other "
+        "Shorter side of the images beside model.image_size; red below 80% of it and for other "
         "channels, yellow below it.",
         "images are blown up: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",

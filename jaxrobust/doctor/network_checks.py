@@ -210,7 +210,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "one-class",
         "Whether nearly all images get one class and no more are right than that explains; red "
-        "where these images show it at 95 %, yellow where they are too few to.",
+        "where these images show it at 95%, yellow where they are too few to.",
         "training collapsed to a constant answer, or not all of the weights are loaded",
         "go back to earlier weights",
         "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "

@@ -34,7 +34,7 @@ E_FID, B_FID = 0.15552449537214338, -0.2767735799358655
 # FLOPs by parameters and images (scaling_law_utils.py): 27 forward passes of an image.
 SCALE = 7822
 # Accuracy under CW, a share, of a loss: the line through the three limits that the notebook prints,
-# (FID 6.79, 75.31 %), (1.65, 82.86 %) and (0, 88.63 %) at 1e30 FLOPs, which lie on one to 1e-15.
+# (FID 6.79, 75.31%), (1.65, 82.86%) and (0, 88.63%) at 1e30 FLOPs, which lie on one to 1e-15.
 SLOPE, INTERCEPT = -0.7495829295025612, 1.2574949163082845
 LEAST = 55.0  # %: below it, runs without generated images are what one knows
 
@@ -62,7 +62,7 @@ PUBLISHED_RUNS = (
     PublishedRun(70, 16, 100.0, FID, 70.69),
     PublishedRun(28, 10, 120.0, FID, 67.31),
 )
-_T_6 = 2.4469  # of Student's distribution with 6 degrees of freedom, 97.5 %
+_T_6 = 2.4469  # of Student's distribution with 6 degrees of freedom, 97.5%
 # Depths, and the largest width of each that is taken where a deeper network would be as large.
 _SHAPES = ((28, 12), (34, 14), (58, 14), (70, 16), (82, 16), (94, 999))
 _NEAR = 0.16  # of the logarithm of parameters
@@ -130,7 +130,7 @@ def calibration() -> tuple[float, float]:
     """Compute what AutoAttack's accuracies of the published runs are above the law's under CW.
 
     Returns:
-      the mean difference, in points, and the half width of the 95 % interval of one more run.
+      the mean difference, in points, and the half width of the 95% interval of one more run.
     """
     differences = [
         run.robust - accuracy(loss(parameters(run.depth, run.width), 1e6 * run.images, fid=run.fid))
@@ -156,7 +156,7 @@ def cheapest(target: float) -> LawPoint:
     if not LEAST <= target < limit():
         raise ValueError(
             f"--target {target:g}: the law of the published runs goes from {LEAST:g} to "
-            f"{limit():.1f} %, where it ends with images of FID {FID:g}; ask for one in between"
+            f"{limit():.1f}%, where it ends with images of FID {FID:g}; ask for one in between"
         )
     value = ((target - calibration()[0]) / 100 - INTERCEPT) / SLOPE
     b, e = _terms(FID)
@@ -248,7 +248,7 @@ def page(estimate: dict[str, Any]) -> str:
     """Write an estimate as text."""
     columns = {key: estimate[key] for key in ("expected", "least", "most")}
     lines = [
-        f"{estimate['target']:g} % under AutoAttack, {estimate['dataset']}, Linf 8/255, on "
+        f"{estimate['target']:g}% under AutoAttack, {estimate['dataset']}, Linf 8/255, on "
         f"{estimate['on']}",
         "",
         f"{'':22}{'expected':>14}{'at least':>14}{'at most':>14}",
@@ -272,14 +272,14 @@ def page(estimate: dict[str, Any]) -> str:
         "nothing was trained or measured here. Its runs are TRADES with ten steps on generated "
         f"images of FID {FID:g}, each seen once; in the published ones below an eighth to a fifth "
         "of the images are real, and generated ones were seen up to about five times.",
-        f"At least and at most are {estimate['interval_points']:g} points to either side, the 95 % "
+        f"At least and at most are {estimate['interval_points']:g} points to either side, the 95% "
         f"interval of one more run after {len(robust)} published ones between {min(robust):g} and "
-        f"{max(robust):g} %; no run passes {estimate['limit']:g} %.",
+        f"{max(robust):g}%; no run passes {estimate['limit']:g}%.",
         f"Chips are assumed to reach {estimate['utilisation']:.0%} of their bfloat16 peak.",
     ]
     if not min(robust) <= estimate["target"] <= max(robust):
         told.append(
-            f"{estimate['target']:g} % is outside of those runs, so that the law is extrapolated."
+            f"{estimate['target']:g}% is outside of those runs, so that the law is extrapolated."
         )
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
     wrapped = [textwrap.fill(text, width, subsequent_indent="  ") for text in told]

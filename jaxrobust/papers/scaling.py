@@ -3,7 +3,7 @@
 Source: Huang et al. 2022 (arXiv 2212.11005), section 4.2 and its studies of depth and width: sum of
 depths to sum of widths 7:3, depths 2:2:1, widths 2:2.5:1. The rule leaves one unknown, the width of
 the last stage, and the cost decides it. Published networks are roundings by hand, within 0.81 of
-the solution, and cost up to 8 % more or less than the paper's target; ours are searched for
+the solution, and cost up to 8% more or less than the paper's target; ours are searched for
 (`whole`). Parity: tests/papers/test_scaling.py against the counts of the authors' networks.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 RATIO = 0.7  # of depths in the sum of depths and widths
 _DEPTHS, _WIDTHS = (2, 2, 1), (2, 2.5, 1)  # in units of the last stage's
 _STEM = 16  # channels
-_TOLERANCE = 0.02  # of the cost; the paper's own A1 is 1.6 % above its 5e9
+_TOLERANCE = 0.02  # of the cost; the paper's own A1 is 1.6% above its 5e9
 
 # The options of a network of one of the two blocks that have been scaled.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def robust_scaling(
       ratio: of the sum of depths in that of depths and widths.
     Returns:
       The solution in real numbers, whole numbers near it (see `whole`), and what those cost: of
-      1e9 to 60e9 multiply-adds at 32 px 98 to 102 % of what is asked for, in tests.
+      1e9 to 60e9 multiply-adds at 32 px 98 to 102% of what is asked for, in tests.
     Raises:
       ValueError: a cost below that of the smallest network, or a block without a rule.
     Parity: Table 2 of the paper; tests/papers/test_scaling.py.
@@ -181,10 +181,10 @@ def whole(
 
     To round each number alone misses the cost by up to a fifth, for all of them may go up together.
     So each number is taken down and up, in all combinations (at most 64 of three stages). Of those
-    that cost within 2 % of what is asked for, the nearest one is returned: the smallest sum of
+    that cost within 2% of what is asked for, the nearest one is returned: the smallest sum of
     squared differences, of equal ones that of the nearest cost, then that with the smaller first
     number. So the plain rounding stays where its cost is near enough, as that of the published A1
-    is (1.6 % above). Where none is within 2 %, numbers one further down and up count too, and where
+    is (1.6% above). Where none is within 2%, numbers one further down and up count too, and where
     still none is, the one of the nearest cost is returned.
     """
     real, stages = (*depths, *widths), len(depths)

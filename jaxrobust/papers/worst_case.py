@@ -52,7 +52,7 @@ class WorstCaseResult(NamedTuple):
             lines.append(f"{name:28} {left} of {n if alone is None else part['images']}")
         low, high = checks.binomial_interval(int(self.robust.sum()), n)
         lines.append(
-            f"{'worst case':28} {self.robust.mean():8.2%}, 95 % interval {low:.1%} to {high:.1%}"
+            f"{'worst case':28} {self.robust.mean():8.2%}, 95% interval {low:.1%} to {high:.1%}"
         )
         lines += records.notes_of(self.own)
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])

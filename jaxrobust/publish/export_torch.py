@@ -27,7 +27,7 @@ from jaxrobust.publish.network_account import Account
 from jaxrobust.publish.references import Network
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update import optim
 from jaxrobust.training.update.memory import remembering
@@ -267,9 +267,9 @@ def export(given: ExportSettings) -> dict[str, Any]:
     record = None
     if given.record and name:
         record = robustbench_entry.find(given.record, subject.sha256, given.evaluation)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     staged = given.out.with_name(f"{given.out.name}.part-{os.getpid()}")
-    staged.mkdir()
+    with folders.writing("out", given.out):
+        staged.mkdir(parents=True)
     confirmed = None
     try:
         file = layouts.stage(staged, network, subject.account, given.layout)
@@ -287,7 +287,8 @@ def export(given: ExportSettings) -> dict[str, Any]:
                 (staged / path).write_text(text)
         written = [p for p in sorted(staged.rglob("*")) if p.is_file()]
         digests = {str(p.relative_to(staged)): file_sha256(p) for p in written}
-        publish(staged, given.out)
+        with folders.writing("out", given.out):
+            publish(staged, given.out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     done = {

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.attacks import registry
 from jaxrobust.data import imagenet, resolve
 from jaxrobust.evaluation.records import checked, records
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training.update import objectives
 from jaxrobust.types import Threat, threats
 from jaxrobust.weights import load
@@ -56,7 +58,8 @@ def of_run(
     balls = threats(attack) if objectives.named(objective).attacks else ()
     how = f"{objective} training on {config.data.name}, split {config.data.train_split}"
     if balls:
-        how += f", {attack.name}, {attack.steps} steps, {', '.join(b.written() for b in balls)}"
+        steps = counted(registry.steps(attack.name, attack.steps), "step")
+        how += f", {attack.name}, {steps}, {', '.join(b.written() for b in balls)}"
     return Account(
         which,
         trained=how,

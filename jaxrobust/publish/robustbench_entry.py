@@ -221,8 +221,8 @@ def issue(
         "Architecture": made["architecture"],
         "Threat Model": p.norm,
         "eps": made["eps"],
-        "Clean accuracy": f"{made['clean_acc']} %",
-        "Robust accuracy": f"{made['autoattack_acc']} %",
+        "Clean accuracy": f"{made['clean_acc']}%",
+        "Robust accuracy": f"{made['autoattack_acc']}%",
         "Additional data": f"({BY_HAND}: true or false)",
         "Evaluation method": f"AutoAttack, version standard, on the {which} "
         f"({record.dataset}, {record.split}), preprocessing {record.preprocessing}, "
@@ -285,7 +285,7 @@ def external_evaluation(record: AccuracyRecord, file: str, sha256: str) -> str:
         "",
         "## New evaluation",
         f"+ **Link to adversarial images:** ({BY_HAND}: URL of {file}; sha256 {sha256})",
-        f"+ **Robust accuracy:** {made['autoattack_acc']} %",
+        f"+ **Robust accuracy:** {made['autoattack_acc']}%",
         f"+ **Author(s):** ({BY_HAND})",
         f"+ **Description of the method used:** {record.method}, {record.dtype}, seed "
         f"{record.seed}, with jaxrobust's implementation (commit {record.commit})",

@@ -21,6 +21,7 @@ CLASSES = 15  # of a matrix, that can be told apart on a telephone
 _CELLS_LEFT, _CELLS_TOP, _SIDE = 78, 6, 254  # of a matrix
 _NUMBERS = 11  # classes up to which a count fits into its cell
 _LEVELS = 6  # of colour
+_LETTER = 6.2  # width, on average
 
 
 class Line(NamedTuple):
@@ -67,7 +68,7 @@ def spelled(value: float | None, percent: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return "not finite"
     if percent:
-        return f"{100 * value:.4g} %"
+        return f"{100 * value:.4g}%"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -170,7 +171,8 @@ def cells(
     )
     frame = {"left": _CELLS_LEFT, "top": _CELLS_TOP, "cell": size}
     data = {"kind": "cells", "title": title, "names": names, "counts": counts, "frame": frame}
-    return parts.cells(identity, title, shades, places, numbers, grid, alt, data, note)
+    below = math.ceil(_CELLS_TOP + _SIDE + 10 + _LETTER * max(map(len, short)))
+    return parts.cells(identity, title, shades, places, numbers, grid, below, alt, data, note)
 
 
 class _Frame(NamedTuple):
@@ -228,7 +230,7 @@ def _short(value: float, percent: bool) -> str:
         tiny = abs(value) < 1e-4
         digits, exponent = f"{value:.2g}".split("e") if tiny else (f"{value * 1e4:.3g}", "-4")
         return f"{digits}e{int(exponent)}"
-    return f"{value:.3g}{' %' if percent else ''}"
+    return f"{value:.3g}{'%' if percent else ''}"
 
 
 def _paths(curve: Line, fx: _Frame, fy: _Frame) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxrobust.evaluation.records.record import AccuracyRecord, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report import curves
 from jaxrobust.report.curves import CurveEvent, Metrics
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs as of_training
 
@@ -105,7 +105,8 @@ def gather(
     files: dict[Path, None] = {}
     for place in places:
         if not place.exists():
-            raise ValueError(f"{place} is not there; name a run, its evaluation, or such a folder")
+            near = folders.similar(place) or "; name a run, its evaluation, or such a folder"
+            raise ValueError(f"{place} is not there{near}")
         for path in _record_files(place):
             (files if path.is_file() else runs).setdefault(path)
     names = _names([*runs, *(file.parent for file in files)])
@@ -133,7 +134,7 @@ def _record_files(place: Path) -> Iterator[Path]:
         yield place
         return
     below = str(place).rstrip(os.sep).count(os.sep)
-    for folder, folders, files in os.walk(place):
+    for folder, inner, files in os.walk(place):
         here = Path(folder)
         is_run = "metrics.jsonl" in files or {"config.json", "data.json"} <= set(files)
         if is_run:
@@ -142,8 +143,8 @@ def _record_files(place: Path) -> Iterator[Path]:
             yield here / _RESULTS
         deep = folder.rstrip(os.sep).count(os.sep) - below >= _DEPTH
         # Of a run, its checkpoints are not looked into.
-        inside = [f for f in folders if not is_run or f.startswith("evaluation")]
-        folders[:] = [] if deep else sorted(f for f in inside if not f.startswith("."))
+        inside = [f for f in inner if not is_run or f.startswith("evaluation")]
+        inner[:] = [] if deep else sorted(f for f in inside if not f.startswith("."))
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:

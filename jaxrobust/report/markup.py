@@ -33,16 +33,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _finalized(value: Any) -> Any:
-    if value is None:
-        return ""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return value.replace(" %", "\u00a0%")  # no line ends between them
-    return value
-
-
 ENVIRONMENT = Environment(
-    loader=FileSystemLoader(FOLDER), autoescape=True, finalize=_finalized,
+    loader=FileSystemLoader(FOLDER), autoescape=True,
+    finalize=lambda value: "" if value is None else value,
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 ENVIRONMENT.filters["data"] = data

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxrobust.attacks import registry
 from jaxrobust.config import base, plain
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.text.spelling import meant
@@ -67,6 +68,8 @@ def of_config(
     usual = arguments.flat(plain(base()))
     keys = []
     for name, value in arguments.flat(plain(config)).items():
+        if name == "attack.steps":
+            value = registry.steps(config.attack.name, value)  # FGSM takes one, whatever is set
         default = name in usual and usual[name] == value
         texts = DEFAULTS if default else sources
         fitting = [text for pattern, text in texts.items() if fits(name, pattern)]

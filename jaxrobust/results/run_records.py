@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxrobust.config import Values, completed, of_phase
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.commandline.arguments import run_name
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import start_run
 
@@ -33,10 +33,9 @@ def collect(places: list[Path]) -> list[RunRecord]:
         inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
         files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
         if not files and not (place / "config.json").is_file():
-            raise ValueError(
-                f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
-                "file, or an imported folder of weights"
-            )
+            names = "a run, a folder that holds results.jsonl, such a file"
+            other = f"; name {names}, or an imported folder of weights"
+            raise ValueError(f"{place} has no records{folders.similar(place) or other}")
         collected += [RunRecord(record, file, None) for file in files for record in _records(file)]
     for at, one in enumerate(collected):
         one = one._replace(config=configs.get(str(one.record.config_sha256)))

@@ -124,9 +124,9 @@ def published(model: str | None, path: Path) -> str | None:
         of_folder = [key for key, net in candidates.items() if here.endswith(f"/{net.file}")]
         if len(of_folder) != 1:
             raise ValueError(
-                f"{path.name} is what RobustBench calls the files of {', '.join(candidates)}; say "
-                "which it is with --model ID, or keep it in RobustBench's folders, as in "
-                f"{next(iter(candidates.values())).file}"
+                f"{path.name} is what RobustBench calls the files of {', '.join(candidates)}; run "
+                f"`jaxrobust import {path} --model ID --out FOLDER`, or keep it in RobustBench's "
+                f"folders, as in {next(iter(candidates.values())).file}"
             )
         return of_folder[0]
     return next(iter(candidates), None)

@@ -106,7 +106,7 @@ class PgdTest(parameterized.TestCase):
             self.assertLessEqual(np.abs(delta).max(), 0.1 + 1e-7)
             self.assertTrue((delta[:8] >= 0).all())
             return
-        # 6,144 draws: of the standard deviation 1 % is a standard error.
+        # 6,144 draws: of the standard deviation 1% is a standard error.
         std = 0.2 if normal else 0.1 / np.sqrt(3)
         np.testing.assert_allclose(delta.std(), std, rtol=0.04)
         np.testing.assert_allclose(delta.mean(), 0, atol=0.04 * std)

@@ -78,12 +78,20 @@ class PlanTest(CallCase):
                 self.answer.assert_not_called()
 
     def test_what_cannot_be_planned(self):
-        for error, code in ((ValueError("no such table"), 2), (OSError("no such folder"), 3)):
+        for error, code, words in (
+            (ValueError("no such table"), 2, "no such table"),
+            (OSError("no such folder"), 3, "no such folder"),
+            (
+                OSError(30, "Read-only file system", "/there"),
+                3,
+                ": /there: Read-only file system\n",
+            ),
+        ):
             with self.subTest(row=(error, code)):
                 self.answer.side_effect = error
                 ended = command_calls.words(plan.main, "revisiting_at", "--on=h100:8")
                 self.assertEqual((ended.code, ended.out), (code, ""))
-                self.assertIn(str(error), ended.error)
+                self.assertIn(words, ended.error)
 
 
 class PrepareTest(CallCase):

@@ -210,8 +210,8 @@ class TrainTest(FlagsCase):
     def test_all_mistakes(self):
         self.given(config="c")
         self.calls.train.side_effect = ValueError("b")
-        self.mistakes = ["a", "b"]
-        self.assertEqual(self.ended(), (2, "", "jaxrobust: 2 mistakes:\n- b\n- a\n"))
+        self.mistakes = ["a", "b", "key=b"]
+        self.assertEqual(self.ended(), (2, "", "jaxrobust: 2 mistakes:\n- a\n- key=b\n"))
 
     def test_how_it_ends(self):
         for error, code, said in (
@@ -329,8 +329,14 @@ class EvaluateTest(parameterized.TestCase):
         self.quiet = self.enter_context(mock.patch.object(evaluate, "quiet_libraries"))
 
     def ended(self, *words, **values) -> command_calls.Ended:
-        with flagsaver.flagsaver(**values):
+        network = {} if words else {"workdir": "w"}
+        with flagsaver.flagsaver(**network | values):
             return command_calls.ended(lambda: evaluate.main(["evaluate", *words]))
+
+    def test_no_network(self):
+        found = self.ended(workdir=None)
+        self.assertEqual(found.code, 2)
+        self.assertRegex(found.error, "name a network, as the first word: .*, or quickstart\n")
 
     def test_what_is_asked(self):
         values = {"workdir": "w", "epsilon": "4/255", "n": "9", "seed": 3, "again": True}
@@ -391,7 +397,14 @@ class EvaluateTest(parameterized.TestCase):
         self.assertIn("starts again, because nothing was saved yet", said)
 
     def test_a_target(self):
-        for word, flag in (("net.py:f", "function"), ("torch:net.py:f", "torch"), ("w", "weights")):
+        for word, flag in (
+            ("net.py:f", "function"),
+            ("package.nets:Net.f", "function"),
+            ("torch:net.py:f", "torch"),
+            ("torch:package.nets:f", "torch"),
+            ("w", "weights"),
+            ("quickstart:pretrain", "weights"),
+        ):
             with self.subTest(word):
                 self.assertEqual(self.ended(word).code, 0)
                 value = getattr(self.answer.call_args.args[0], flag)

@@ -43,7 +43,7 @@ class PatientTest(parameterized.TestCase):
         np.testing.assert_array_equal(one.attacked, [0, 1, 2, 4, 5, 6])
 
     # The steepest way out of a ball moves the margin by the radius times the dual norm; ten steps
-    # find all of it in Linf, and more than 95 % in L2.
+    # find all of it in Linf, and more than 95% in L2.
     @sweeps.rows(("linf", 6.5, 0.9999), ("l2", np.sqrt(14.25), 0.95))
     def test_pgd_goes_the_steepest_way(self, norm, dual, share):
         one = patient(norm)

@@ -154,7 +154,7 @@ class FigureTest(Folders):
 
     def test_radius(self):
         a, b = self.ladder("a", 1), self.ladder("b", 2)
-        made, table = self.made("radius", a, b, names=("our_way", "50 % & more"))
+        made, table = self.made("radius", a, b, names=("our_way", "50% & more"))
         self.assertEqual(made["ticks"], ["0", "2/255", "8/255"])
         np.testing.assert_allclose(made["places"], [0, 2, 8])
         for seed, series in zip((1, 2), made["series"], strict=True):
@@ -164,7 +164,7 @@ class FigureTest(Folders):
             self.assertEqual(series["values"], [*map(float, shares)])
             last = checks.binomial_interval(int(robust[-1].sum()), N)
             self.assertEqual(tuple(series["ends"][-1]), last)
-        self.assertIn(r"$\ell_\infty$ radius & our\_way & 50 \% \& more \\", table)
+        self.assertIn(r"$\ell_\infty$ radius & our\_way & 50\% \& more \\", table)
         self.assertIn(r"$0$ & 98.0 {\footnotesize [96.5, 99.0]}", table)
         self.assertIn("radii 0 to $8/255$ of pixels in $[0, 1]$; $n=600$ images", table)
 
@@ -264,6 +264,8 @@ class FigureTest(Folders):
             every = [*ticks, *named, *panel.texts, *(axis.label for axis in axes)]
             shown = [text for text in every if text.get_text()]
             self.assertGreater(len(shown), 10)
+            styles = {bars.lines[0].get_linestyle() for bars in panel.containers}
+            self.assertEqual(styles, {"None"} if kind == "attacks" else set())
             boxes = [text.get_window_extent() for text in shown]
             width, height = drawn.canvas.get_width_height()
             for text, box in zip(shown, boxes, strict=True):
@@ -273,6 +275,13 @@ class FigureTest(Folders):
                 apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 2 or b.y1 <= a.y0 + 2
                 self.assertTrue(apart, f"{one.get_text()} and {other.get_text()}")
                 self.assertGreaterEqual(one.get_fontsize(), 8)
+
+    @parameterized.parameters("attacks", "radius")
+    def test_one_network_has_no_legend(self, kind):
+        place = self.ladder("a", 1) if kind == "radius" else self.write("a", 1)
+        with drawing._style():
+            content = figure.KINDS[kind]([str(place)], (), None)
+            self.assertEmpty(drawing._DRAW[kind](content).legends)
 
     def test_the_command(self):
         same = {"fingerprint": {"images": "1" * 64}}

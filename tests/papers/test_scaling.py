@@ -65,7 +65,7 @@ class RuleTest(parameterized.TestCase):
 
     @parameterized.parameters(*OPTIONS)
     def test_whole_numbers_cost_what_is_asked_for(self, block):
-        """98 to 102 % from 1e9 to 60e9; each number rounded alone is up to 19 % off."""
+        """98 to 102% from 1e9 to 60e9; each number rounded alone is up to 19% off."""
         alone = []
         for target in np.geomspace(1e9, 60e9, 25):
             found = robust_scaling(target, block)
@@ -89,7 +89,7 @@ class RuleTest(parameterized.TestCase):
         ((14, 14, 7), (5, 7, 3), 1.0, (14, 14, 7), (5, 7, 3)),  # whole ones are kept
         ((26.5, 26.5, 13), (9, 13, 5), 0.995, (27, 26, 13), (9, 13, 5)),  # the nearer cost of two
         ((26.5, 26.5, 13), (9, 13, 5), 1.0, (26, 27, 13), (9, 13, 5)),  # both equal: smaller first
-        ((1, 1, 1), (1, 1, 1), 99.0, (2, 2, 2), (2, 2, 2)),  # none within 2 %: the nearest cost
+        ((1, 1, 1), (1, 1, 1), 99.0, (2, 2, 2), (2, 2, 2)),  # none within 2%: the nearest cost
     )
     def test_search(self, depths, widths, share, *expected):
         asked = share * cost(depths, widths).multiply_adds

@@ -265,7 +265,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertContainsSubset(np.flatnonzero(only.robust), met)
         self.assertNoCommonElements(met, np.flatnonzero(~only.clean))
         for result in (whole, only):
-            self.assertRegex(result.table(), rf"worst case +{whole.robust.mean():.2%}, 95 %")
+            self.assertRegex(result.table(), rf"worst case +{whole.robust.mean():.2%}, 95%")
             path = Path(self.create_tempdir()) / "results.jsonl"
             record = result.save(path, model="mine", dataset="noise")
             self.assertEqual(result_lines.read(path.parent), [json.loads(json.dumps(record))])

@@ -112,7 +112,7 @@ class ResultTest(parameterized.TestCase):
                 "clean         75.00%",
                 "apgd-ce       50.00%       1      1,000         20  1.2 s + 0.5 s compiling",
                 "apgd-t        25.00%       1          7          5  2.0 s + 0.0 s compiling",
-                f"robust 1 of 4, 95 % interval {low:.1%} to {high:.1%}",
+                f"robust 1 of 4, 95% interval {low:.1%} to {high:.1%}",
                 "flag x: odd",
             ],
         )

@@ -101,9 +101,10 @@ class PublishedTest(parameterized.TestCase):
 class RunTest(parameterized.TestCase):
     """A run's config stands in for the run."""
 
-    def account(self, size=None, names=(), objective="adversarial", **data):
+    def account(self, size=None, names=(), objective="adversarial", attack="apgd", **data):
         config = tiny().unlock()
         config.data.update(data)
+        config.attack.name = attack
         config.train.objective = objective
         folder = Path(self.create_tempdir())
         if names:
@@ -120,6 +121,10 @@ class RunTest(parameterized.TestCase):
         found = self.account(objective="clean")
         self.assertEqual(found.trained, "clean training on digits, split train[:256]")
         self.assertIsNone(found.threat)
+
+    @sweeps.rows(("apgd", "2 steps"), ("fgsm", "1 step"))
+    def test_steps_of_the_training(self, attack, steps):
+        self.assertIn(f", {attack}, {steps}, linf", self.account(attack=attack).trained)
 
     def test_imagenets_classes_are_known_by_their_names(self):
         self.assertTrue(self.account(names=imagenet.synsets()).imagenet)

@@ -315,6 +315,10 @@ class RefusalTest(FileCase):
         ),
         (["--layout=timm", "--bogus"], "--bogus is no flag; --help lists them"),
         (["--layout=timm", "--out={}/ours.safetensors"], "--out .* is a file; name a folder"),
+        (
+            ["--layout=timm", "--out={}/ours.safetensors/out"],
+            r"cannot write to --out .*/out \(Not a directory\); name a folder that can be written",
+        ),
     )
     def test_mistakes(self, arguments, message):
         _, said = self.export(*[a.format(self.folder) for a in arguments], code=2)
@@ -428,7 +432,7 @@ class RunTest(Case):
             ".*has no checkpoint of pretrain; train first",
             *(run, "--phase=pretrain", "--layout=module", "--which=raw"),
         )
-        self.refused("--workdir nowhere: no run is there", "--workdir=nowhere", "--layout=timm")
+        self.refused("nowhere: no run is there", "--workdir=nowhere", "--layout=timm")
         self.refused("--model belongs to --weights", run, "--layout=timm", "--model=convnext_n")
 
 
@@ -494,8 +498,8 @@ class EntryTest(FileCase):
         for text in (
             "[New Model] Me2026Small_ConvNeXt-N",
             "**Architecture**: ConvNeXt-N",
-            "**Clean accuracy**: 74.10 %",
-            "**Robust accuracy**: 52.42 %",
+            "**Clean accuracy**: 74.10%",
+            "**Robust accuracy**: 52.42%",
             "preprocessing BicubicRes256Crop224, float32, seed 3",
             done["files"]["convnext_n.pt"],
             done["weights_sha256"],

@@ -154,7 +154,7 @@ class CifarTest(parameterized.TestCase):
         for line in (
             "+ **Leaderboard(s):** cifar10, Linf, eps 8/255\n",
             f"URL of points.pt; sha256 {'0' * 64})\n",
-            "+ **Robust accuracy:** 45.67 %\n",
+            "+ **Robust accuracy:** 45.67%\n",
             "the method used:** apgd-ce + apgd-t, float32, seed 3, with jaxrobust's",
         ):
             self.assertIn(line, text)

@@ -27,7 +27,7 @@ KINDS = {"parameter": "parameter `a`", "buffer": "buffer `norm.running_var`"}
 
 
 class ReadsTest(parameterized.TestCase):
-    """Before, 35 of these ways gave logits off by 2 to 220 % after one change of the weights."""
+    """Before, 35 of these ways gave logits off by 2 to 220% after one change of the weights."""
 
     @sweeps.rows(*((way, of) for way in (*numbers.READS, *numbers.UNKNOWN) for of in KINDS))
     def test_of_what_training_changes(self, way, of):
@@ -162,7 +162,7 @@ class Averages(nn.Module):
 
 
 class CumulativeTest(parameterized.TestCase):
-    """Before, 1/n was that of the second pass for ever: logits off by 31 % after six updates."""
+    """Before, 1/n was that of the second pass for ever: logits off by 31% after six updates."""
 
     @sweeps.rows(
         ("plain", 0), ("plain", 37), ("twice", 0), ("others", 5), ("of timm", 0), ("instances", 0)
@@ -187,7 +187,7 @@ class CumulativeTest(parameterized.TestCase):
 class AgreementTest(parameterized.TestCase):
     @sweeps.rows(0.01, 0.1, 1.0)
     def test_means_that_are_rounding_alone(self, momentum):
-        """Behind a norm, as in MobileNetV2's blocks: they were refused as up to 2 % apart."""
+        """Behind a norm, as in MobileNetV2's blocks: they were refused as up to 2% apart."""
         torch.manual_seed(0)
         module = nn.Sequential(
             nn.Conv2d(3, 6, 3),

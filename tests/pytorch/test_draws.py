@@ -18,7 +18,7 @@ from tests.support import torch_defences  # noqa: E402
 
 IMAGE = (torch_defences.SIDE, torch_defences.SIDE, torch_defences.CHANNELS)
 IMAGES = np.random.default_rng(0).random((4, *IMAGE), np.float32)
-MANY = 500  # draws, of whose means the standard error is 4.5 % of a deviation
+MANY = 500  # draws, of whose means the standard error is 4.5% of a deviation
 
 
 def layers(*names):

@@ -63,10 +63,18 @@ addEventListener('load', () => {
   });
   const least = Math.min(...[...document.querySelectorAll('svg[role=img]')].map(svg =>
     11 * svg.getBoundingClientRect().width / 340));
+  const filled = Math.min(...[...document.querySelectorAll('figure[id]')].map(f =>
+    f.querySelector('svg').getBoundingClientRect().width / (f.clientWidth - 20)));
+  const tall = Math.max(...[...document.querySelectorAll('figure[id]')].map(f =>
+    f.getBoundingClientRect().bottom - f.lastElementChild.previousElementSibling
+      .getBoundingClientRect().bottom));
+  const tables = [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth);
+  const shaded = tables.filter(e => getComputedStyle(e).backgroundImage.includes('gradient'));
   const colour = getComputedStyle(document.body).backgroundColor;
   const out = document.createElement('pre');
   out.id = 'probe';
   out.textContent = JSON.stringify({failed, read, pointed, clipped, least, colour,
+    filled, tall, tables: tables.length, shaded: shaded.length,
     wide: wide.map(e => e.tagName + ' ' + e.className), width: innerWidth});
   parent.document.body.append(out);
 });
@@ -158,6 +166,10 @@ class BrowserTest(parameterized.TestCase):
         self.assertEqual(said["wide"], [])
         self.assertEqual(said["clipped"], [])
         self.assertGreater(said["least"], 9)  # pixels of the smallest letters
+        self.assertGreater(said["filled"], 0.99)  # of the width of a card
+        self.assertLess(said["tall"], 14)  # pixels below the last line of a card
+        self.assertEqual(said["shaded"], said["tables"])  # what scrolls shows that it does
+        self.assertEqual(said["tables"] > 0, width == 360)
         self.assertLen(said["read"], len(reports.read(self.text)[0]))
         self.assertNotIn("", said["read"].values())
         self.assertNotIn("", said["pointed"].values())

@@ -36,6 +36,14 @@ class PageTest(parameterized.TestCase):
             again = body.count("convnext_n (train, step ")
             self.assertEqual(again, {1: 0, 2: 0, 3: 0, 4: 1, 5: 5}[count])
 
+    def test_many_notes_are_folded(self):
+        reports.evaluation(self.folder / "a", n=8)
+        for count in (3, 4):
+            contents = gathered.gather([self.folder])._replace(notes=["lost"] * count)
+            text = page.page(contents)
+            self.assertEqual(text.count("<summary>4 notes</summary>"), int(count == 4))
+            self.assertEqual(text.count("<li>lost</li>"), count)
+
     def test_runs_that_are_not_tested_yet(self):
         for name in "abcde":
             reports.run(self.folder / name, lines=4)

@@ -62,17 +62,17 @@ class DoubtsTest(parameterized.TestCase):
         one = evaluation(image_ids="0..99", interval=ends)
         self.assertEqual(one.images, 100)
         found = " ".join(sentences.doubts(one, []))
-        self.assertIn("Only 100 images were evaluated, so the 95 % interval is 23.6 points", found)
+        self.assertIn("Only 100 images were evaluated, so the 95% interval is 23.6 points", found)
         self.assertIn("The attack was pgd, steps 20, not the standard version", found)
 
 
 class HeadlineTest(parameterized.TestCase):
     def test_a_sentence(self):
         for record, expected in (
-            ({}, "and 50.0 % (46.9 to 53.1 %) also when autoattack standard may change them withi"),
-            ({"method": "union"}, "also when the attacks may change them within L∞ 8/255."),
-            ({"robust": None}, "classifies 80.0 % of 1,000 images of digits (split test) correctl"),
-            ({"robust": None}, "(95 % interval 77.4 to 82.4 %); it was not attacked."),
+            ({}, "and 50.0% (46.9 to 53.1%) under attack by autoattack standard within L∞ 8/255"),
+            ({"method": "union"}, "under attack within L∞ 8/255."),
+            ({"robust": None}, "classifies 80.0% of 1,000 images of digits (split test) correctl"),
+            ({"robust": None}, "(95% interval 77.4 to 82.4%); it was not attacked."),
             ({"attacks": [*WHOLE, {"norm": "l2", "epsilon": 0.5}]}, "all of L∞ 8/255, L2 0.5."),
             ({"model": {"name": "vit_s"}, "weights": "ema"}, "net: vit_s (ema) classifies"),
             ({"image_ids": "3..3"}, "of 1 images of"),
@@ -157,7 +157,7 @@ class SentencesTest(parameterized.TestCase):
         )
         self.assertEqual(
             sentences.state(run),
-            "a: phase train is at step 20 of 4,000; on the selection split 90 % of the images are "
-            "right, and 50 % under the attack of the selection. No process is at work.",
+            "a: phase train is at step 20 of 4,000; on the selection split 90% of the images are "
+            "right, and 50% under the attack of the selection. No process is at work.",
         )
         self.assertEndsWith(sentences.state(run._replace(at_work="me")), "At work: me.")

@@ -74,7 +74,7 @@ class SentenceTest(parameterized.TestCase):
         for gained, lost, winner, loser in ((30, 2, "B", "A"), (2, 30, "A", "B")):
             with self.subTest(row=(gained, lost, winner, loser)):
                 said = self.said(pair(counted(gained, lost, 200, both=50)))
-                shares = f"A has {(50 + lost) / 2:.2f} %, B {(50 + gained) / 2:.2f} %"
+                shares = f"A has {(50 + lost) / 2:.2f}%, B {(50 + gained) / 2:.2f}%"
                 higher = f"**The clean accuracy of {winner} is higher than that of {loser}.**"
                 self.assertStartsWith(said, f"{higher} {shares}")
                 self.assertIn(f"images: {(gained - lost) / 2:+.2f} points", said)
@@ -92,7 +92,7 @@ class SentenceTest(parameterized.TestCase):
     def test_nobody_is_higher(self):
         said = self.said(pair(counted(0, 0, 1000, both=400)))
         self.assertStartsWith(
-            said, "**A and B have the same clean accuracy, image by image.** Both have 40.00 %."
+            said, "**A and B have the same clean accuracy, image by image.** Both have 40.00%."
         )
         self.assertRegex(said, r"lies within -0\.\d\d to \+0\.\d\d points\.$")
         said = self.said(pair(counted(7, 7, 1000)))
@@ -281,7 +281,7 @@ class RemarksTest(parameterized.TestCase):
         self.assertEqual(kept[0].verdicts.fooled_by.tolist(), ["", "clean"])
         left = "**3 of 5 images are left out, which replayed points decided (A 2, B 1): "
         self.assertStartsWith(said, left)
-        ends = "lies within: A 20.00 to 60.00 %, B 60.00 to 80.00 %; --noreplay"
+        ends = "lies within: A 20.00 to 60.00%, B 60.00 to 80.00%; --noreplay"
         self.assertIn(ends, said)
         others = [evaluated(verdicts(fooled=["", "clean"]))] * 2
         same, none = evaluations.without_replayed(others)
@@ -343,4 +343,4 @@ class PictureTest(parameterized.TestCase):
         )
         names = [label.get_text() for label in panels[0].get_yticklabels()]
         self.assertEqual(names, [f"{letter}: a network (train)" for letter in "BCD"])
-        self.assertEqual(panels[0].get_xlabel(), "minus A: points, with 95 % intervals")
+        self.assertEqual(panels[0].get_xlabel(), "minus A: points, with 95% intervals")

@@ -146,9 +146,9 @@ class GroupsTest(Folders):
         for said in (
             "# A (2 networks) against B (3 networks), over images and seeds",
             "- **These networks: the robust accuracy of B is higher than that of A.** A has",
-            f"B {mean:.2f} % of 3 networks: ",
+            f"B {mean:.2f}% of 3 networks: ",
             "exact sign-flip test p < 0.0001.",
-            "Welch's 95 % interval ",
+            "Welch's 95% interval ",
             "; spread (standard deviation) A ",
             "## Means and differences",
         ):

@@ -71,6 +71,13 @@ class SourcesTest(parameterized.TestCase):
         self.assertEqual(keys["attack.epsilon"].source, "ours")
         self.assertEqual(keys["train.b2"], ("train.b2", 0.95, "authors' code: 0.95", True))
 
+    def test_fgsm_has_one_step(self):
+        config = own_config()
+        for name, steps in (("apgd", 2), ("pgd", 2), ("fgsm", 1), ("nowhere", 2)):
+            config.attack.name = name
+            keys = {key.name: key for key in key_sources.of_config(config, {})}
+            self.assertEqual(keys["attack.steps"].value, steps, name)
+
 
 def docstring(recipe):
     return importlib.import_module(f"configs.{recipe}").__doc__

@@ -327,7 +327,9 @@ class MistakesTest(Case):
                 self.assertEqual([path.name for path in self.workdir.iterdir()], ["config.json"])
 
     def test_no_run(self):
-        self.assertIn("no run is there", call(self.folder / "none", code=2))
+        said = call(self.folder / "none", code=2)
+        self.assertIn("no run is there", said)
+        self.assertNotIn("--", said)  # neither --workdir nor --model is a flag of select
 
     def test_nothing_was_chosen(self):
         self.made()

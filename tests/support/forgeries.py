@@ -254,7 +254,7 @@ NUMBERS = [
     Forgery("robust as nothing", record(robust=None), r"robust images of 40, .* says None"),
     Forgery("robust as NaN", record(robust=float("nan")), "robust images of 40, .* says nan"),
     Forgery("clean", record(clean=0.95), "has 32 rightly classified images of 40, .* 95.00%"),
-    Forgery("interval", keys("interval", robust=[0, 0.1]), r"says \[0, 0.1\] for the 95 % interva"),
+    Forgery("interval", keys("interval", robust=[0, 0.1]), r"says \[0, 0.1\] for the 95% interva"),
     Forgery("what an attack left", keys("accuracy_after", **{"apgd-ce": 0.2}), "0.2 after apgd-ce"),
     Forgery("another attack", keys("accuracy_after", fab=0.1), "left, and has the attacks apgd-ce"),
     Forgery(

@@ -2,7 +2,7 @@
 
 Madry et al. 2018 (SAT), Zhang et al. 2019 (TRADES), Wang et al. 2020 (MART), and what Huang et al.
 2022 add to TRADES (AAT): batch statistics in the attack, running ones of the attacked images alone
-that all of the first update and 1 % of the others moves, and an average of the weights.
+that all of the first update and 1% of the others moves, and an average of the weights.
 """
 
 from collections.abc import Callable, Iterator

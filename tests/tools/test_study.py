@@ -15,7 +15,7 @@ from configs import (
     objectives_study,
 )
 from jaxrobust.config import of_phase, phases
-from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.training.update import objectives
 from tools import study
 
@@ -107,17 +107,26 @@ class StudyTest(parameterized.TestCase):
         said = study.table(out, cifar_study)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
 
-    def test_readme_shows_the_records(self):
+    def test_pages_show_the_records(self):
+        text = "".join(p.read_text() for p in (study.ROOT / "docs/results").glob("*.md"))
         for name in (p.name for p in (study.ROOT / "tools/records").glob("*_study")):
             with self.subTest(name=name):
-                text = (study.ROOT / "tools" / "README.md").read_text()
-                said = study.table(study.ROOT / "tools/records" / name, study.study(name))
-                rows, _, _ = said.partition("\n\n")
+                folder, module = study.ROOT / "tools/records" / name, study.study(name)
+                rows, _, _ = study.table(folder, module).partition("\n\n")
                 self.assertIn(rows, text)
                 self.assertNotIn("not yet measured", rows)
+                if (folder / "pairs.jsonl").is_file():
+                    self.assertIn(study.paired_table(folder, module).partition("\n\n")[0], text)
 
-    def test_readme_claims_no_order_that_the_figures_lack(self):
-        text = (study.ROOT / "tools" / "README.md").read_text()
+    def test_pages_show_the_records_of_augmentation(self):
+        text = (study.ROOT / "docs/results/training_recipes.md").read_text()
+        for run in (study.ROOT / "tools/records/augmentation_begun").glob("*/evaluation"):
+            row = next(r for r in records.read(run) if r.method == "autoattack standard")
+            found = rf"{100 * row.clean:.1f} \| {100 * row.robust:.1f} \|\n"
+            self.assertRegex(text, rf"\| `{run.parent.name}` \| .* \| {found}")
+
+    def test_pages_claim_no_order_that_the_figures_lack(self):
+        text = (study.ROOT / "docs/results/architectures.md").read_text()
         kept = study.ROOT / "tools/records/aligned_study"
         means = {
             run: sum(

@@ -168,7 +168,7 @@ class EveryFileTest(RunOfCheckpoints):
                 _, read = runs.run_weights(self.workdir)
             except ValueError as error:
                 refused += 1
-                self.assertRegex(str(error), "train/best/4 is damaged .*--phase=pretrain")
+                self.assertRegex(str(error), "train/best/4 is damaged .*another phase .pretrain.")
                 self.assertNotIn("\n", str(error))
             else:
                 for mine, saved in zip(read, self.weights, strict=True):
@@ -220,7 +220,7 @@ class RemedyTest(RunOfCheckpoints):
             "best",
             (4,),
             4,
-            r"latest checkpoint, which .* evaluates .* or another phase \(--phase=pre",
+            r"latest checkpoint, which .* evaluates .* or another phase \(pretrain\)",
         ),
         ("latest", (4,), 4, "the best weights .* or the start of the phase, where training begins"),
     )
@@ -241,7 +241,7 @@ class RemedyTest(RunOfCheckpoints):
             if path.name in ("latest", "epochs", "kept", "pretrain"):
                 shutil.rmtree(path, ignore_errors=True)
         cut(metadata(self.workdir / "train" / "best" / "4"))
-        with self.assertRaisesRegex(ValueError, "from a copy, or train in a new --workdir"):
+        with self.assertRaisesRegex(ValueError, "from a copy, or train again in another folder"):
             runs.run_weights(self.workdir)
 
 

@@ -104,8 +104,9 @@ class NameTest(parameterized.TestCase):
         keys = (WANG, f"cifar10/L2/{WANG}", f"cifar100/Linf/{WANG}")
         with self.assertRaisesRegex(
             ValueError,
-            rf"^{WANG}.pt is what RobustBench calls the files of {', '.join(keys)}; say which it "
-            rf"is with --model ID, or keep it in RobustBench's folders, as in cifar10/Linf/{WANG}",
+            rf"^{WANG}.pt is what RobustBench calls the files of {', '.join(keys)}; run "
+            rf"`jaxrobust import /somewhere/{WANG}.pt --model ID --out FOLDER`, or keep it in "
+            rf"RobustBench's folders, as in cifar10/Linf/{WANG}",
         ):
             imports.published(None, Path(f"/somewhere/{WANG}.pt"))
         for key in keys:

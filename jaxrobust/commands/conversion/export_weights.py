@@ -33,7 +33,7 @@ from jaxrobust.runtime.commandline import fields, functions
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
-from jaxrobust.weights.fetch.shipped import KINDS
+from jaxrobust.weights.fetch import shipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ExportFlags:
     )
     workdir: Path | None = flag("Run whose best weights are exported.")
     phase: str | None = shared("phase")
-    weights: str | None = flag(f"Weights instead of a run's best: {KINDS}.")
+    weights: str | None = flag(f"Weights instead of a run's best: {shipped.KINDS}.")
     model: str | None = shared("model")
     image_size: int | None = flag("Side of the images in pixels, of a file; default: 224.")
     options: dict[str, Any] | None = shared("options")
@@ -93,7 +93,7 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
     values = asdict(flags)
     del values["json"]
     if target := values.pop("target"):
-        values = functions.with_target(values, target)
+        values = functions.with_target(values, target, weights=shipped.RUNS)
         if values.keys() & {"function", "torch"}:
             raise ValueError(f"{target} is a function; name a run or weights to export")
         values["workdir"] = values["workdir"] and Path(values["workdir"])

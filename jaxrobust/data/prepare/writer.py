@@ -20,7 +20,7 @@ from jaxrobust.runtime.files.download import file_sha256 as sha256
 SETTINGS, SUMS, INFO = "jaxrobust-prepare.json", "SHA256SUMS", "dataset_info.json"
 FEATURES = "features.json"
 PARTIAL = ".partial"
-# One record per group, as TFDS writes; JPEG does not get smaller (0.07 %), only 3 times slower.
+# One record per group, as TFDS writes; JPEG does not get smaller (0.07%), only 3 times slower.
 _OPTIONS = "group_size:1,uncompressed"
 CHUNK = 32  # records between two reports
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.attacks import mixes
+from jaxrobust.attacks import mixes, registry
 from jaxrobust.config import SPARED, Config, decoders
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.doctor.estimate import attacked, elsewhere, here
@@ -20,7 +20,7 @@ from jaxrobust.training.update import objectives
 from jaxrobust.weights.trained import start_run
 
 # Images/s of one core: photographs of 110 kB to 224 px, `python tools/bench_data.py FOLDER`, the
-# table "Data" of tools/README.md; other augmentations and sizes were not measured.
+# table "Data" of docs/results/cpu.md; other augmentations and sizes were not measured.
 PER_CORE = {"basic": 546, "light": 452, "3-augment": 378, "heavy": 405}
 _PHOTOGRAPHS = 224  # px
 # Chips, as JAX counts them, and vCPUs of a host of each machine type for slices, as Google Cloud
@@ -142,7 +142,7 @@ def _phase(
     return {
         "phase": part.name,
         "objective": p.objective,
-        "attack_steps": config.attack.steps if attacks else 0,
+        "attack_steps": registry.steps(config.attack.name, config.attack.steps) if attacks else 0,
         **({"attack_norms": norms} if norms else {}),
         "epochs": p.epochs,
         "image_size": config.model.image_size,

@@ -27,9 +27,8 @@ from jaxrobust.training import build
 from jaxrobust.types import Threat, threats
 
 _TINY = 1e-7  # a radius in which nothing is fooled
-_SMALL = 64  # pixels; `engine.make` has more slots for such images
 # Of APGD-CE, what an image costs that is fooled or wrong as it is. In twelve evaluations of 1,000
-# CIFAR-10 images (tools/README.md) APGD-CE fooled in 2 steps of 101, APGD-T in 16 to 55 more.
+# CIFAR-10 images (tools/records/cifar_study) APGD-CE fooled in 2 of 101 steps, APGD-T in 16 to 55.
 FALLEN = 0.07
 
 
@@ -62,13 +61,9 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
     """Estimate the time of chips that are not here, at an assumed share of their peak."""
     # Backward to the image: the same.
     seconds = build.forward_flops(config) / (target.float32 * utilisation)
-    settings, slots = _settings(config), slots_of_chip(config.model.image_size) * target.chips
+    settings = _settings(config)
+    slots = engine.device_slots(target.kind, config.model.image_size) * target.chips
     return _attacked(config, settings, slots, dict.fromkeys((s.name for s in settings), seconds))
-
-
-def slots_of_chip(image_size: int) -> int:
-    """Choose the number of slots that `engine.make` gives an accelerator by default."""
-    return 512 if image_size <= _SMALL else 64
 
 
 def measured(config: Config, *, seconds: float) -> Attacked:

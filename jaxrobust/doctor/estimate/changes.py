@@ -23,6 +23,8 @@ def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
     remaining, command_words, changes = list(words), [], []
     while remaining:
         word = remaining.pop(0)
+        if re.match(r"--?config(=|$)", word):
+            arguments.stop("name the config as the first word, without --config", 2)
         if not re.match(r"--?(no)?config\.", word):
             command_words.append(word)
             continue

@@ -66,7 +66,7 @@ class Target(NamedTuple):
         quotes half of bfloat16's speed.
         """
         assert self.chip is not None, "only listed chips have names"
-        return self.chips * self.chip.flops / (1 if self.kind.startswith("TPU") else 2)
+        return self.chips * self.chip.flops / (2 if self.kind.startswith("NVIDIA") else 1)
 
 
 def prepare(name: str) -> None:

@@ -285,13 +285,13 @@ def _corrupted_accuracies(about: BundleFacts, rows: Rows) -> Iterator[str]:
 
 
 def _interval(stated: Any, key: str, share: float, n: int) -> Iterator[str]:
-    """Say how a stated 95 % interval is not that of a share of n images."""
+    """Say how a stated 95% interval is not that of a share of n images."""
     ends = interval(round(share * n), n)
     pair = isinstance(stated, Sequence) and len(stated) == 2
     sound = pair and all(is_a(end, float) for end in stated)
     if not sound or max(abs(a - b) for a, b in zip(stated, ends, strict=True)) > _OFF:
         written = ", ".join(f"{end:.2%}" for end in ends)
-        yield f"says {stated!r:.60} for the 95 % interval of {key}, and its rows give {written}"
+        yield f"says {stated!r:.60} for the 95% interval of {key}, and its rows give {written}"
 
 
 def _stages(record: RecordJson) -> list[str]:
@@ -301,7 +301,7 @@ def _stages(record: RecordJson) -> list[str]:
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
-    """Compute the exact (Clopper-Pearson) 95 % interval of a share, by bisection."""
+    """Compute the exact (Clopper-Pearson) 95% interval of a share, by bisection."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     ways = logs[n] - logs - logs[::-1]  # of choosing k among n, as a logarithm
 

@@ -55,7 +55,7 @@ _KINDS_OF_ROWS = {
 }
 _REACH = 0.9  # of the radius, which half of the points of an attack come to at least
 _TURNED = 1e-4  # share of answers that float32 sums in another order may turn
-_Z = 1.959963984540054  # of 95 %, two-sided
+_Z = 1.959963984540054  # of 95%, two-sided
 
 
 # Corruption or "clean", ids, all below `count`, -> f32[n,H,W,C] in [0, 1].
@@ -123,7 +123,7 @@ class CorruptionFindings(NamedTuple):
     split_images: int  # of the split, as far as whoever checks knows
     labels: str  # as of `ClaimFindings`
     mean: float  # accuracy of all corruptions, as the bundle has it
-    interval: tuple[float, float]  # of `mean`, 95 %, over images
+    interval: tuple[float, float]  # of `mean`, 95%, over images
 
     @property
     def every(self) -> bool:
@@ -303,7 +303,7 @@ def _answered(
 
 
 def mean_interval(shares: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of a mean over images f64[N], by their standard error.
+    """Compute the 95% interval of a mean over images f64[N], by their standard error.
 
     The corruptions of one image are not independent draws, so images are what is counted.
     """
@@ -362,7 +362,7 @@ def _lines_of_points(
         head,
         counts,
         (
-            f"robust accuracy on these images is at most {share}; 95 % interval of this share "
+            f"robust accuracy on these images is at most {share}; 95% interval of this share "
             f"{low:.2%} to {high:.2%})"
         ),
     )
@@ -387,7 +387,7 @@ def _lines_of_answers(
         head,
         counts,
         (
-            f"the accuracy on these images under these corruptions is {findings.mean:.2%} (95 % "
+            f"the accuracy on these images under these corruptions is {findings.mean:.2%} (95% "
             f"interval over images {low:.2%} to {high:.2%})"
         ),
     )

@@ -17,7 +17,7 @@ from jaxrobust.evaluation.records import stopping
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 
-IMAGES = 60  # after none of which falls at most 5 % of all that stand would
+IMAGES = 60  # after none of which falls at most 5% of all that stand would
 ATTACKS = ("apgd-ce", "apgd-t")
 _CHANCE = 0.01  # probability that another seed of the same attacks fools an image that stood
 
@@ -35,12 +35,12 @@ class StandingSample(NamedTuple):
 
     @property
     def most(self) -> int:
-        """Bound from above how many of those that stand would fall, with 95 % confidence."""
+        """Bound from above how many of those that stand would fall, with 95% confidence."""
         return stopping.most_fooled(len(self.fallen), self.attacked, self.standing)
 
     @property
     def least(self) -> int:
-        """Bound from below how many of those that stand would fall, with 95 % confidence."""
+        """Bound from below how many of those that stand would fall, with 95% confidence."""
         stood = self.attacked - len(self.fallen)
         return self.standing - stopping.most_fooled(stood, self.attacked, self.standing)
 
@@ -70,7 +70,7 @@ class StandingSample(NamedTuple):
         least, most = (count / max(self.standing, 1) for count in (self.least, self.most))
         of = "all " if self.attacked == self.standing else ""
         would = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
-        sure = "" if of else "with 95 % confidence in each bound, "
+        sure = "" if of else "with 95% confidence in each bound, "
         shown = [
             f"  of {of}{self.attacked:,} standing images {fell:,} fell to {', '.join(ATTACKS)} "
             f"(--seed {self.seed} repeats this): {sure}{would} of the {self.standing:,} that "

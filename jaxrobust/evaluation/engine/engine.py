@@ -71,15 +71,13 @@ def make(
 ) -> Engine:
     """Make an engine on all devices of this process.
 
-    `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
-    do not make a pass cheaper there), else 512 for small images and 64 for large ones.
+    `slots` is rounded up to what the devices divide; default: `device_slots` on each.
     """
     if slots is not None and not (isinstance(slots, int | np.integer) and slots >= 1):
         raise ValueError(f"batch_size={slots!r} must be an int >= 1, or None")
     here = local_devices()
     if slots is None:
-        per_device = 8 if here[0].platform == "cpu" else 512 if image_size <= 64 else 64
-        slots = per_device * len(here)
+        slots = device_slots(here[0].platform, image_size) * len(here)
     slots += -slots % len(here)
     mesh = Mesh(np.array(here), ("slots",), axis_types=(AxisType.Auto,))
     functions = {"logits_fn": logits_fn}
@@ -88,6 +86,14 @@ def make(
     decides, *guides = (tracing.argument(name, f, mesh) for name, f in functions.items())
     guide = guides[0] if guides else None
     return Engine(mesh, slots, decides, guide, keyed, functions, _compiled(), tally=tally)
+
+
+def device_slots(platform: str, image_size: int) -> int:
+    """Return the default number of slots on a device.
+
+    On a CPU, more than 8 do not make a pass cheaper; elsewhere small images get more.
+    """
+    return 8 if platform == "cpu" else 512 if image_size <= 64 else 64
 
 
 def trace(engine: Engine, image: tuple[int, ...]) -> Engine:

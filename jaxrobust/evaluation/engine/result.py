@@ -93,7 +93,7 @@ class AutoAttackResult(NamedTuple):
             )
         robust = int(self.robust.sum())
         low, high = checks.binomial_interval(robust, n)
-        within = f", 95 % interval {low:.1%} to {high:.1%}" if "stopped" not in self.about else ""
+        within = f", 95% interval {low:.1%} to {high:.1%}" if "stopped" not in self.about else ""
         lines.append(f"robust {robust} of {n}{within}")
         lines += records.notes_of(self.measured().record)
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]

@@ -338,7 +338,7 @@ def search_again(
         text += f", hence all {n} were attacked so, and {every} fell"
     else:
         text += (
-            f". With 95 % confidence no more than {at_most:.1%} may fall so: of the other "
+            f". With 95% confidence no more than {at_most:.1%} may fall so: of the other "
             f"{unknown} up to {at_most * unknown:.0f}, so robust accuracy is at least {least:.2%} "
             "by that search, and only search_dtype float32 (no search_fn) says more"
         )

@@ -130,7 +130,7 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes} of n={n}; pass counts with 0 <= successes <= n")
     if not 0 < level < 1:
-        raise ValueError(f"level={level} is not a probability; 95 % is 0.95")
+        raise ValueError(f"level={level} is not a probability; 95% is 0.95")
     from scipy.special import betaincinv  # JAX depends on SciPy; its import takes 0.1 s
 
     tail = (1 - level) / 2

@@ -36,14 +36,14 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     have one class, a sound network gives it to most. If it gives that answer to a share s of the m,
     it is right on at most 1 - s of them, so its accuracy is at most that of the constant answer and
     1 - s: of `SHARE` 0.9 a tenth. The share is there where Clopper and Pearson's bound to one side
-    at 95 % says so: 29 of 29, or 57 of 58. Its accuracy is at chance where the same answers, dealt
+    at 95% says so: 29 of 29, or 57 of 58. Its accuracy is at chance where the same answers, dealt
     to the images in any order, are right as often, by the mean and three standard deviations of
     that number (Hoeffding 1951, "A combinatorial central limit theorem", theorem 2), or by one in a
     hundred of the m images. A network that is barely trained, but whose few other answers are
     right, has not collapsed.
 
     Too few images show neither. From m = 5 on, the most frequent answer is that of most images, at
-    95 %: `proven` is False then. Fewer say nothing. Images with a negative answer, none, are left
+    95%: `proven` is False then. Fewer say nothing. Images with a negative answer, none, are left
     out.
     """
     answered = np.asarray(answers) >= 0
@@ -71,7 +71,7 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     return Collapse(
         False,
         f"{sentence}, which is how a network answers that has collapsed to one class; so few "
-        f"images show only that at least {least:.0%} of the others get it (95 % confidence): "
+        f"images show only that at least {least:.0%} of the others get it (95% confidence): "
         "look at more before any accuracy is quoted",
     )
 

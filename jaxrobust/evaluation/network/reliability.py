@@ -252,7 +252,7 @@ def _above_chance(correct: np.ndarray, classes: int) -> bool:
 def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
     """Flag `low-accuracy` if clean images, bool[n], are right no more often than by guessing.
 
-    So few images that they cannot tell, at 5 %, are flagged unless all of them are right.
+    So few images that they cannot tell, at 5%, are flagged unless all of them are right.
     """
     n, right = len(correct), int(correct.sum())
     words = f"{right} of {n} clean images are classified correctly"

@@ -5,9 +5,10 @@ counts there if it survives every one. The threats of a run that trained with se
 those, where no flag names others.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.questions import certified, corrupted, questions, several, stops
+from jaxrobust.evaluation.questions import (
+    certified,
+    corrupted,
+    questions,
+    recording,
+    several,
+    stops,
+)
 from jaxrobust.evaluation.questions import flags as flag_rules
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
@@ -33,6 +41,8 @@ from jaxrobust.evaluation.records.records import attack_line, notes_of
 from jaxrobust.runtime import rooms
 from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.files import locks
+from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Threat, Weights, check_threat, fraction
@@ -56,13 +66,15 @@ def evaluated(
     ladder: str | None = None,
 ) -> tuple[list[AccuracyRecord], Path]:
     """Return the records that the command asks for, and the folder that keeps them."""
+    words = [str(part) for part in (flags, sizes, threats, ladder)]
+    lock = f"command-{records.number_of({'command': words})}.lock"
     flags, balls = _checked(flags, sizes, threats, ladder)
     run, out = (Path(place) if place else None for place in (flags.workdir, flags.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
     written: list[AccuracyRecord] = []
     for size in sizes or (flags.image_size,):
         of_size = flags._replace(image_size=size)
-        place, more = _of_size(of_size, balls, bool(ladder), run=run, out=out)
+        place, more = _of_size(of_size, balls, bool(ladder), run=run, out=out, lock=lock)
         written += more
     return written, place
 
@@ -122,6 +134,9 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
         raise ValueError(f"--threat={', '.join(threats)} has one of them twice; give it once")
     if balls and flags.attack == "clean":
         raise ValueError("--threat has no effect on --attack=clean; leave it out")
+    if flags.attack == "clean" and (unused := flag_rules.written(flags, "norm", "epsilon")):
+        verb = "has" if len(unused) == 1 else "have"
+        say(f"{' and '.join(unused)} {verb} no effect without an attack")
     if flags.union_only and (len(balls) < 2):
         raise ValueError("--union_only needs more than one --threat")
     return balls
@@ -141,8 +156,24 @@ def _rungs(flags: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threa
     return threat_flags.ladder(ladder)
 
 
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Keep other processes from the same evaluation; the first host does for all."""
+    resource = f"this evaluation in {lock.parent}"
+    with contextlib.ExitStack() as stack:
+        held = locks.held(lock, resource=resource, otherwise="give another --out")
+        hosts.together(lambda: None if jax.process_index() else stack.enter_context(held))
+        yield
+
+
 def _of_size(
-    flags: GivenFlags, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
+    flags: GivenFlags,
+    balls: list[Threat],
+    climbs: bool,
+    *,
+    run: Path | None,
+    out: Path | None,
+    lock: str,
 ) -> tuple[Path, list[AccuracyRecord]]:
     """Make the folder and the records of all threats at one image size, and of their union."""
     if flags.worst_case:
@@ -152,37 +183,52 @@ def _of_size(
     is_first = jax.process_index() == 0
     with patience.of("reading the network and its images", here=is_first):
         origin, subject, source = flag_rules.settled(flags)
+        folder = re.sub(r"[^\w.-]+", "-", f"evaluation-{subject.network.name}")
+        place = out or (run / "evaluation" if run else Path("runs") / folder)
+        if hosts.first((place / lock).exists()):  # refuses in seconds; a free lock is taken below
+            with _alone(place / lock):
+                pass
         name, subject, weights = flag_rules.weights(flags, subject, source)
         source = source.for_channels(subject.network.in_channels)
     preparing = (origin, subject.image_size, source, flags.preprocessing)
     question = flags._replace(preprocessing=subjects.preprocessing(*preparing))
     if flags.certify is not None:
         question = question._replace(draws=None, alpha=None)  # which are of the noise
-    folder = re.sub(r"[^\w.-]+", "-", f"evaluation-{subject.network.name}")
-    place = out or (run / "evaluation" if run else Path("runs") / folder)
     asking = _asking(flags, question, subject, balls)
     for asked, of_ball in asking:
         if of_ball.ball.epsilon or not climbs:
             questions.check(asked, of_ball, source)
     stops.check_images(question, len(source))
-    if flags.shipped:
-        _first_figure(flags, subject, source, weights)
-    with patience.of("fingerprinting network and images", here=is_first):
-        evaluation = Evaluation(subject, source, name, weights, question, place)
+    recording.claim(place)
+    with _alone(place / lock):
+        if flags.shipped:
+            _first_figure(flags, subject, source, weights)
+        with patience.of("fingerprinting network and images", here=is_first):
+            evaluation = Evaluation(subject, source, name, weights, question, place)
+        return place, _recorded(evaluation, flags, asking, climbs)
+
+
+def _recorded(
+    evaluation: Evaluation,
+    flags: GivenFlags,
+    asking: Sequence[tuple[GivenFlags, Subject]],
+    climbs: bool,
+) -> list[AccuracyRecord]:
+    """Make the records of all threats, and of their union."""
     if climbs:
-        return place, several.ladder(evaluation, [of_ball for _, of_ball in asking])
+        return several.ladder(evaluation, [of_ball for _, of_ball in asking])
     if flags.corruptions:
-        return place, [corrupted.record(evaluation, flags)]
+        return [corrupted.record(evaluation, flags)]
     if flags.certify is not None:
-        return place, [certified.record(evaluation, flags)]
+        return [certified.record(evaluation, flags)]
     if flags.bundle:
-        return place, [bundle.recorded(evaluation, asking[0][1], Path(flags.bundle))]
+        return [bundle.recorded(evaluation, asking[0][1], Path(flags.bundle))]
     if len(asking) == 1:
-        return place, [evaluation.record(asking[0][1])]
+        return [evaluation.record(asking[0][1])]
     members = [ThreatMember(evaluation.with_question(asked), of_ball) for asked, of_ball in asking]
     written = [] if flags.union_only else [member.record(of_ball) for member, of_ball in members]
     last = several.union(evaluation, members, written, worst_case=flags.worst_case)
-    return place, [*written, last]
+    return [*written, last]
 
 
 def _first_figure(
@@ -240,7 +286,7 @@ def told(written: Sequence[AccuracyRecord], place: Path) -> str:
 
 
 def _table(written: Sequence[AccuracyRecord]) -> list[str]:
-    rows = [("attack", "px", "clean", "robust", "95 % interval")]
+    rows = [("attack", "px", "clean", "robust", "95% interval")]
     for record in written:
         ends = record.interval or {"clean": None, "robust": None}
         low, high = ends["robust"] or ends["clean"] or (math.nan, math.nan)

@@ -46,8 +46,8 @@ def of_shipped(flags: GivenFlags) -> GivenFlags:
     shipped.weights(weights)  # refuses
     if Path(weights).exists():
         raise ValueError(
-            f"{weights} names the network of the package and a path here; give that one with "
-            f"--workdir {weights} or --weights {weights}, or evaluate the package's elsewhere"
+            f"{weights} is a network of the package, and a path here has that name; write "
+            f"./{weights} for the path, or run the command in another folder"
         )
     out = flags.out or f"runs/evaluation-{weights.replace(':', '-')}"
     dataset = flags.dataset or shipped.RUNS[flags.shipped].dataset

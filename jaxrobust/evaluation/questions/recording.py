@@ -35,11 +35,11 @@ from jaxrobust.evaluation.records.record import (
 )
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Weights
 from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store.checkpoint import disk_full
 
 _LOW = 0.5  # clean accuracy
 _TURNED = 0.005  # of the clean answers, by rounding
@@ -58,13 +58,12 @@ class Evaluation:
         out: Path,
     ) -> None:
         if question.n > len(source):
-            say(f"{source.where()} has {len(source)} images, not {question.n}: taking all")
+            say(f"{source.where()} has only {len(source):,} images; evaluating all of them")
         size = subject.image_size
         self.question = question._replace(
             n=min(len(source), question.n or len(source)),
             preprocessing=pipeline.preprocessing_id(source, size, question.preprocessing),
         )
-        claim(out)
         self.subject, self.source, self.weights = subject, source, weights
         self.which = weights_name
         self.out = out
@@ -442,13 +441,7 @@ def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
 
 def claim(out: Path) -> None:
     """Make the folder; refuse one that cannot be written, before hours go into it."""
-    try:
+    with folders.writing("out", out):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
             raise PermissionError(None, "Permission denied")
-    except OSError as error:
-        if disk_full(error):
-            raise
-        raise ValueError(
-            f"cannot write to --out {out} ({error.strerror}); name a folder that can be written"
-        ) from error

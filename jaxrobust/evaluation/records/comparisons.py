@@ -85,7 +85,7 @@ def difference_interval(
       PropCIs.
     """
     if not 0 < level < 1:
-        raise ValueError(f"level={level} is not a probability; 95 % is 0.95")
+        raise ValueError(f"level={level} is not a probability; 95% is 0.95")
     if not ((gained >= 0) & (lost >= 0) & (gained + lost <= n) & (n > 0)).all():
         raise ValueError("pass counts with 0 <= gained, 0 <= lost, gained + lost <= n and n > 0")
     from scipy.special import ndtri
@@ -140,7 +140,7 @@ def images_needed(paired: Paired, level: float = 0.95, power: float = 0.8) -> in
 def holm(p: _Values) -> _Values:
     """Correct p-values for several questions at once, by Holm's method.
 
-    Those below 0.05 contain a false one in at most 5 % of all cases, however the questions depend
+    Those below 0.05 contain a false one in at most 5% of all cases, however the questions depend
     on each other.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70; parity:
@@ -178,7 +178,7 @@ def compare_groups(
 PRIOR = 2.0  # both shapes of the Beta prior of a discordant image's side: see `evidence`
 _TUNED = 1000  # images for which a sequence is narrowest, unless it has an aim
 # Scales of the alternatives, as multiples of the number of images that they are best for, with
-# their weights: a sequence of the middle one alone is 3 % narrower there, and far wider elsewhere.
+# their weights: a sequence of the middle one alone is 3% narrower there, and far wider elsewhere.
 _SCALES = ((0.25, 0.1), (1.0, 0.8), (4.0, 0.1))
 _LARGEST_BET = 0.45  # below 1/2 no image can take all that was won: values lie 2 apart at most
 _MANY = 10**7  # images, of which those that were met are no part worth counting
@@ -211,7 +211,7 @@ def evidence(gained: _Looks, lost: _Looks) -> _LookValues:
     that of a fair coin. As both sides have the same prior it is two-sided. Under networks that are
     equally accurate, of the images or of what they were drawn from, exp(evidence) ever reaches
     1 / alpha with a probability of at most alpha (Ville's inequality). Beta(2, 2) was chosen by
-    simulation: with 10 % of 5,000 images discordant, shapes from 1 to 4 decide a difference of 3
+    simulation: with 10% of 5,000 images discordant, shapes from 1 to 4 decide a difference of 3
     points about equally early, and larger ones one of 5 points later.
 
     Args:

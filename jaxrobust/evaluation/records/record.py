@@ -17,7 +17,7 @@ from jaxrobust.runtime.devices import hardware
 from jaxrobust.runtime.files import provenance
 from jaxrobust.types import VERDICT_PRECISION, Threat
 
-Interval = list[float]  # low, high: the exact 95 % interval of an accuracy
+Interval = list[float]  # low, high: the exact 95% interval of an accuracy
 
 
 class AttackSettings(TypedDict, total=False):
@@ -54,7 +54,7 @@ class AttackCost(TypedDict, total=False):
 
 
 class Intervals(TypedDict):
-    """The exact 95 % intervals of the accuracies; None: of one that is not known."""
+    """The exact 95% intervals of the accuracies; None: of one that is not known."""
 
     clean: Interval | None
     robust: Interval | None
@@ -199,7 +199,7 @@ class SampledSearch(TypedDict):
     survivors: int  # of the search in lower precision
     sampled: int  # of them, at random, were searched again
     fooled: int  # of these
-    at_most: float  # share of all survivors that would be, with 95 % confidence
+    at_most: float  # share of all survivors that would be, with 95% confidence
     fooled_of_all: int | None  # once all of them were searched again; None: they were not
     robust_at_least: float  # accuracy that such a search of all would have left, so far as known
 

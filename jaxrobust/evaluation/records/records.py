@@ -84,7 +84,7 @@ def save(
 
 
 def interval(accuracy: float | None, n: int) -> Interval | None:
-    """Compute the exact 95 % interval of an accuracy on n images; None: there is none."""
+    """Compute the exact 95% interval of an accuracy on n images; None: there is none."""
     return None if accuracy is None else list(checks.binomial_interval(round(accuracy * n), n))
 
 
@@ -205,7 +205,7 @@ def draws_line(draws: DrawsJudged) -> str:
     most = "at most " if one.get("at_most") else ""
     ends_of = one.get("interval")
     ends = ends_of and ends_of.get("robust")
-    between = f", 95 % interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
+    between = f", 95% interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
     return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
         f"{most}{one['robust']:.1%}{between}"
     )

@@ -135,7 +135,7 @@ class StopRule(NamedTuple):
             return AHEAD
         if self.tie is None:
             return None
-        total = math.ceil(self.tie * of - 1e-9)  # 1 % of 5,000 is 50, whatever the rounding
+        total = math.ceil(self.tie * of - 1e-9)  # 1% of 5,000 is 50, whatever the rounding
         tuned = (of, self.alpha, self.tie)
         below = comparisons.difference_evidence(differences, total, *tuned)[1].max()
         above = comparisons.difference_evidence(differences, -total, *tuned)[0].max()
@@ -165,7 +165,7 @@ def line(stopped: StoppedSequence) -> str:
     n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
     head = "stopped after" if "rule" in stopped else "looked at"
     text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust on all {of:,} within "
-    text += f"{between(stopped['robust'])} at all looks together ({level:g} % sequence)"
+    text += f"{between(stopped['robust'])} at all looks together ({level:g}% sequence)"
     if "difference" not in stopped:
         return text
     against = stopped.get("against") or {}
@@ -189,7 +189,7 @@ def why(stopped: StoppedSequence) -> str:
 
 def between(ends: Sequence[float]) -> str:
     """Write an interval for people, in per cent."""
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%"
 
 
 FAST_METHOD = "fast version"  # of records, in place of AutoAttack's name
@@ -222,7 +222,7 @@ def most_fooled(fooled: int, sampled: int, of: int, level: float = FAST_LEVEL) -
             f"fooled={fooled}, sampled={sampled}, of={of}; pass counts that rise from 0"
         )
     if not 0 < level < 1:
-        raise ValueError(f"level={level:g} is no probability; 95 % is 0.95")
+        raise ValueError(f"level={level:g} is no probability; 95% is 0.95")
     low, high = fooled, of - (sampled - fooled)  # the true number lies between these
     while low < high:
         middle = (low + high + 1) // 2
@@ -282,7 +282,7 @@ def fast_line(fast: FastSample) -> str:
         f"standard version has left for them, and {fast['fooled']:,} fell"
     )
     return (
-        f"{head}; with {100 * fast['level']:g} % confidence at most {fast['at_most']:,} of the "
+        f"{head}; with {100 * fast['level']:g}% confidence at most {fast['at_most']:,} of the "
         f"others would fall too, so that it leaves {fast_bound(fast)} at least; --finish computes "
         "it"
     )
@@ -290,7 +290,7 @@ def fast_line(fast: FastSample) -> str:
 
 def fast_bound(fast: FastSample) -> str:
     """Write the bound of the accuracy, rounded down."""
-    return f"{math.floor(1e4 * fast['robust_at_least'] + 1e-6) / 100:.2f} %"
+    return f"{math.floor(1e4 * fast['robust_at_least'] + 1e-6) / 100:.2f}%"
 
 
 def is_sound(fast: Mapping[str, Any]) -> bool:

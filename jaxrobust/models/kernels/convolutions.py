@@ -351,7 +351,7 @@ def conv(
     input channels of its group, of which there are `groups`. On TPUs the operands of the gradients
     are computed before, if `alone`, not within each window, which XLA writes out one by one: those
     of ViT-S's ConvStem then compile in 8 instead of 28 s, and take no more cycles; those of a
-    ResNet-50 with a block a stage take 7 to 12 % more.
+    ResNet-50 with a block a stage take 7 to 12% more.
     """
     ins, outs = kernel.shape[2:]
     half = dilation * (kernel.shape[0] // 2)

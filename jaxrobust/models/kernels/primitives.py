@@ -188,7 +188,7 @@ def spread(parameter: Array, shape: Sequence[int]) -> Array:
     """Repeat `parameter`, which has the last axes of `shape`, along the others.
 
     JAX's own gradient of that is a sum in the type of the array: in bfloat16 one of 25,088 pixels
-    stops growing after some hundreds, 36 to 97 % short of the whole. This one is `column_sum`.
+    stops growing after some hundreds, 36 to 97% short of the whole. This one is `column_sum`.
     """
     count = math.prod(shape) // parameter.size
     return _repeated(count, parameter.reshape(-1)).reshape(shape)

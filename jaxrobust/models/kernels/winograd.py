@@ -184,7 +184,7 @@ def _of_tiles(padding: Padding, x: Array, weights: Array) -> Array:
     filled = [(low, high + -size % m) for (low, high), size in zip(padding, sizes, strict=True)]
     x = jnp.pad(x, ((0, 0), *filled, (0, 0)))
     points = _inputs(_inputs(x, axis=1, m=m), axis=3, m=m)
-    # In bfloat16 an output of 4x4 tiles is off by 1.2 % (rms), five times as much as without tiles.
+    # In bfloat16 an output of 4x4 tiles is off by 1.2% (rms), five times as much as without tiles.
     points_of = points.reshape(len(weights), -1, x.shape[-1])
     products = jnp.matmul(points_of, weights, precision="highest")
     products = products.reshape(*points.shape[:-1], -1)

@@ -6,7 +6,7 @@ they hold several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, an
 table. `attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within
 rising radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified`
 what smoothing certifies within rising radii, beside a ladder in l2 of the same folder, `resolution`
-clean and robust accuracy at several test resolutions (`evaluate --image_size`). All have 95 %
+clean and robust accuracy at several test resolutions (`evaluate --image_size`). All have 95%
 intervals.
 Records of other images, threats or attacks are refused, with all that differs.
 

@@ -87,7 +87,7 @@ def _attacks(content: FigureContent) -> Any:
             *(xs, values, (below, above)),
             color=_COLOURS[at],
             marker=_MARKERS[at],
-            linestyle=_DASHES[at],
+            linestyle="none",  # attacks have no order
             elinewidth=0.8,
             capsize=1.5,
             capthick=0.8,
@@ -95,7 +95,7 @@ def _attacks(content: FigureContent) -> Any:
     panel.set_xticks(content.places, labels, linespacing=1.0)
     panel.set_xlim(-0.5, steps - 0.5)
     _accuracy(panel, content.series)
-    _legend(figure, content.series)
+    _legend(figure, content.series, joined=False)
     return figure
 
 
@@ -182,15 +182,20 @@ def _columns(series: Sequence[Series]) -> int:
 
 
 def _legend_height(series: Sequence[Series]) -> float:
+    if len(series) == 1:
+        return 0.0
     lines = sum(len(textwrap.wrap(one.name, _OF_LEGEND)) for one in series)
     return 0.15 * math.ceil(lines / _columns(series)) + 0.05
 
 
-def _legend(figure: Any, series: Sequence[Series]) -> None:
+def _legend(figure: Any, series: Sequence[Series], joined: bool = True) -> None:
+    if len(series) == 1:
+        return
     from matplotlib.lines import Line2D
 
+    style: Any = _DASHES if joined else ["none"] * len(series)
     lines = [
-        Line2D([], [], color=_COLOURS[at], marker=_MARKERS[at], linestyle=_DASHES[at])
+        Line2D([], [], color=_COLOURS[at], marker=_MARKERS[at], linestyle=style[at])
         for at in range(len(series))
     ]
     legend = figure.legend(

@@ -69,7 +69,7 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
     """Draw a bar for each judge on perturbations and on images, and some perturbations."""
     top, shown = rows[0]["top"], result[: min(8, len(result))]
     ball = sample.threat.written()
-    chance = f"{100 * top / int(sample.subject.network.num_classes or 1):.1f} %"
+    chance = f"{100 * top / int(sample.subject.network.num_classes or 1):.1f}%"
     about = f"Top-{top} accuracy on the perturbations alone (PGD-{settings.steps[0]}, {ball}, "
     about += f"{len(result)} images)\nof {sample.name}; chance is {chance}"
     figure = picture_parts.figure(about, 8.4, 2.6 + 0.55 * len(rows))

@@ -32,7 +32,7 @@ def made(logits_fn: Any, start: Any, targets: Any, *, steps: int, step_size: flo
 
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return f32 in [0, 1], about 97 % of it black or white."""
+    """Return f32 in [0, 1], about 97% of it black or white."""
     rng = np.random.default_rng(seed)
     start = rng.random(shape) + rng.uniform(-_START, _START, shape)
     return np.clip(start, 0, 1).astype(np.float32)

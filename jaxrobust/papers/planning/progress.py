@@ -2,7 +2,7 @@
 
 A claim of a paper rests on two rows of a table that differ in one thing. Where two networks of ours
 are evaluated on a part of the images already, and McNemar's exact test tells them apart there, the
-rest of their images says nothing new about the claim. Each pair is tested alone, at 5 %: who looks
+rest of their images says nothing new about the claim. Each pair is tested alone, at 5%: who looks
 often, or at many pairs, is told more than is true by that much, so a plan may stop early, and no
 record says so.
 """

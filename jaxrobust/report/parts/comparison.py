@@ -24,7 +24,7 @@ _DRAWN = 12  # runs in one figure; more cannot be told apart
 _POINTS = 120
 _LEVEL = 0.05  # of Holm's correction
 _HEAD = (
-    *("network", "accuracy", "points", "95 % interval", "p", "images", "only it is right"),
+    *("network", "accuracy", "points", "95% interval", "p", "images", "only it is right"),
     *("only the first is right", "images to tell apart"),
 )
 

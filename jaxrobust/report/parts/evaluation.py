@@ -71,7 +71,7 @@ def title(one: ReportedEvaluation) -> str:
 
 def overview(evaluations: Sequence[ReportedEvaluation]) -> Markup:
     """Return all evaluations as a table."""
-    head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
+    head = ("network", "clean", "robust", "95% interval", "threat", "attack", "images", "data")
     rows = []
     for one in evaluations:
         record = one.record
@@ -130,7 +130,7 @@ def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
     head = f"What each {'threat' if record.method == sentences.UNION else 'attack'} leaves"
     if _each_alone(one):
         head = "Accuracy under each attack and under all"
-    note = "Bars: exact 95 % intervals." if one.images else ""
+    note = "Bars: exact 95% intervals." if one.images else ""
     if record.stopped:
         note = f"Bars: {interval_name(one)}."
     if fast := record.fast:
@@ -178,7 +178,7 @@ def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
             ends = checks.binomial_interval(robust, n)
         bars.append(Bar(one.class_name(label), robust / n, *ends, clean / n))
     bars.sort(key=lambda bar: bar.value or 0.0)
-    note = "Sorted; bars: exact 95 % intervals of robust accuracy."
+    note = "Sorted; bars: exact 95% intervals of robust accuracy."
     if one.record.stopped:
         note = "Sorted, of the images that were evaluated; classes have no sequences."
     if len(bars) > _CLASSES:
@@ -229,7 +229,7 @@ def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup 
     for a, _, n in pairs:
         totals[a] += n
     rows = [
-        (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f} %")
+        (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f}%")
         for a, b, n in pairs[:_PAIRS]
     ]
     more = f": the {_PAIRS} most frequent of {len(pairs):,} pairs" if pairs[_PAIRS:] else ""

@@ -51,7 +51,7 @@ def attacked(groups: Sequence[Sequence[ReportedEvaluation]], key: str) -> Markup
                 [Line("right", *zip(*points, strict=True))],
                 Axis("radius, pixels in [0, 1]", low=0.0),
                 ACCURACY,
-                note="Bars: exact 95 % intervals. Radius 0 is clean accuracy.",
+                note="Bars: exact 95% intervals. Radius 0 is clean accuracy.",
             )
         )
     return markup.parts.section("Accuracy against radius", figures=drawn) if drawn else None
@@ -88,7 +88,7 @@ def certified(
             note += (
                 " The attacks were on the network itself, without noise, which is another "
                 "classifier: its line bounds from above what it withstands itself, not what the "
-                "smoothed one does. Bars: exact 95 % intervals."
+                "smoothed one does. Bars: exact 95% intervals."
             )
         title = f"Certified accuracy: {group[0].name}"
         radius = Axis("l2 radius, pixels in [0, 1]", low=0.0)

@@ -20,16 +20,16 @@ AUTOATTACK = {"apgd-ce", "apgd-t", "fab-t", "square"}
 
 def percent(value: float | None) -> str:
     """Return a fraction as a percentage; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def between(ends: Sequence[float] | None) -> str:
     """Return an interval as percentages; nothing where there is none."""
-    return "" if not ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+    return "" if not ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%"
 
 
 def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequence[float] | None:
-    """Return the exact 95 % interval of `clean` or `robust`, of the record or of its images.
+    """Return the exact 95% interval of `clean` or `robust`, of the record or of its images.
 
     Of an evaluation that stopped when its numbers said so, these are its sequence's bounds, which
     `interval_name` calls so.
@@ -46,8 +46,8 @@ def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequen
 def interval_name(one: ReportedEvaluation) -> str:
     """Name what `interval` returns, for people."""
     if stopped := one.record.stopped:
-        return f"{100 * (1 - stopped['alpha']):g} % sequence for all {stopped['of']:,} images"
-    return "95 % interval"
+        return f"{100 * (1 - stopped['alpha']):g}% sequence for all {stopped['of']:,} images"
+    return "95% interval"
 
 
 def ball(attack: AttackSettings) -> str:
@@ -101,18 +101,17 @@ def headline(one: ReportedEvaluation) -> str:
     threats = balls(record)
     within = threats[0] if len(threats) == 1 else f"all of {', '.join(threats)}"
     if record.fast:
-        robust += " also when the fast version may change them"
+        robust += " under attack by the fast version"
         return f"{text}, and {robust} within {within}: {at_least(record.fast)}."
-    by = "the attacks" if record.method == UNION else method(record)
-    by += " of the worst case" if record.worst_case else ""
-    return f"{text}, and {robust} also when {by} may change them within {within}."
+    by = "" if record.method == UNION else f" by {method(record)}"
+    return f"{text}, and {robust} under attack{by} within {within}."
 
 
 def at_least(fast: FastSample) -> str:
     """Say what the standard version would leave of a number of the fast version."""
     return (
         f"AutoAttack's standard version would leave at least {stopping.fast_bound(fast)}, with "
-        f"{100 * fast['level']:g} % confidence"
+        f"{100 * fast['level']:g}% confidence"
     )
 
 
@@ -132,7 +131,7 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends and not record.stopped:
         reasons.append(
-            f"Only {n:,} images were evaluated, so the 95 % interval is "
+            f"Only {n:,} images were evaluated, so the 95% interval is "
             f"{100 * (ends[1] - ends[0]):.1f} points wide."
         )
     if str(record.split).startswith("train"):

@@ -15,6 +15,7 @@ from jaxrobust.report.parts import sentences
 KINDS = {"alarm": "alarms", "rollback": "rollbacks"}
 KINDS |= {"resumption": "resumptions", "skipped": "skipped steps"}
 DOUBTFUL = ("alarm", "rollback")
+_QUIET = {"skipped": 0.0, "wait": 0.01}  # panels that never exceed this are left out
 _LARGE = 300  # a positive quantity that spans more than this factor is drawn on a log axis
 
 
@@ -65,7 +66,10 @@ def _panel(run: ReportedRun, phase: str, name: str, key: str, most: int) -> Mark
     panel = PANELS[name]
     logged = run.metrics.curves[phase]
     curves = {quantity: logged[quantity] for quantity in panel.quantities if quantity in logged}
-    if not curves or (name == "skipped" and not any(c.values.any() for c in curves.values())):
+    quiet = _QUIET.get(name)
+    if not curves or (
+        quiet is not None and all((c.values <= quiet).all() for c in curves.values())
+    ):
         return None
     values = np.concatenate([curve.values for curve in curves.values()])
     finite = values[np.isfinite(values)]

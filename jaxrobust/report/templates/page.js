@@ -1,6 +1,6 @@
 (() => {
 const format = (v, percent) => v === null || v === undefined ? 'not finite' :
-  percent ? +(100 * v).toPrecision(4) + ' %' : Math.abs(v) >= 1000 ?
+  percent ? +(100 * v).toPrecision(4) + '%' : Math.abs(v) >= 1000 ?
   Math.round(v).toLocaleString('en') : '' + +v.toPrecision(4);
 const place = (f, v) => {
   const [low, high, start, end, log] = f;

@@ -19,14 +19,14 @@ PAGE = "index.html"
 TITLE = "Robust accuracy, verified"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HEAD = (
-    *("rank", "network", "clean", "robust", "95 % interval", "images"),
+    *("rank", "network", "clean", "robust", "95% interval", "images"),
     *("passes an image", "time", "flags"),
 )
 _LEAD = (
     "Every number here is of a bundle that was verified before this page was made: each image was "
     "tried on the network itself, as it is and as the attack leaves it, so clean accuracy is what "
     "is shown, and robust accuracy at most that. Then APGD-CE and APGD-T attacked a random sample "
-    "of the images that stand: with 95 % confidence these two leave at least what stands below. "
+    "of the images that stand: with 95% confidence these two leave at least what stands below. "
     "Under common corruptions each image was tried with each of them, and the accuracies are what "
     "is shown. Whoever has the bundle and the network can check it with the command in its row. "
     "Which attack searched, what it cost, and its flags are what the bundle says."
@@ -131,8 +131,8 @@ def _network(row: Standing, rows: Sequence[Standing], head: Sequence[str]) -> di
 
 
 def percent(value: float) -> str:
-    """Write a share of images: 51.24 %."""
-    return f"{100 * value:.2f} %"
+    """Write a share of images: 51.24%."""
+    return f"{100 * value:.2f}%"
 
 
 def _time(seconds: float) -> str:

@@ -68,12 +68,12 @@ class BoardEntry(NamedTuple):
 
     @property
     def at_least(self) -> float:
-        """Compute the share of images that attacks of the board leave, with 95 % confidence."""
+        """Compute the share of images that attacks of the board leave, with 95% confidence."""
         return self.robust - (self.falling[1] - self.falling[0]) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Compute the 95 % interval of `robust`, which is exact but under corruptions."""
+        """Compute the 95% interval of `robust`, which is exact but under corruptions."""
         if self.withstood is not None:
             return findings.mean_interval(self.withstood)
         return contradictions.interval(round(self.robust * self.n), self.n)

@@ -19,8 +19,8 @@ from jaxrobust.results.comparison.evaluations import (
 )
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
-INTERVAL = f"{100 * LEVEL:.0f} % interval"
-SEQUENCE = f"{100 * LEVEL:.0f} % sequence"  # where an evaluation stopped when its numbers said so
+INTERVAL = f"{100 * LEVEL:.0f}% interval"
+SEQUENCE = f"{100 * LEVEL:.0f}% sequence"  # where an evaluation stopped when its numbers said so
 _OF_RECORD = (
     *("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing"),
     *("attacks", "seed", "commit", "flags"),

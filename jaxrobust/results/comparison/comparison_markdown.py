@@ -112,14 +112,14 @@ def _verdict(pair: Pair, one: Difference, accuracy: str, count: int) -> str:
     first, second = _share(both)
     if not both.gained + both.lost:
         return (
-            f"**{a} and {b} have the same {accuracy}, image by image.** Both have {second} %."
+            f"**{a} and {b} have the same {accuracy}, image by image.** Both have {second}%."
             f" Their difference on all such images lies within {interval(both)} points."
         )
     winner, loser = (b, a) if both.gained > both.lost else (a, b)
     corrected = f", {said_p(one.p)} corrected for {count} pairs" if count > 1 else ""
     kind, test = (SEQUENCE, "at any look") if pair.sequence else (INTERVAL, "exact McNemar test")
     figures = (
-        f"{a} has {first} %, {b} {second} % of the same {both.n:,} images: {points(both)} points"
+        f"{a} has {first}%, {b} {second}% of the same {both.n:,} images: {points(both)} points"
         f", {kind} {interval(both)}, {test} {said_p(both.p)}{corrected}. "
         f"{a} alone is right on {both.lost:,} images, {b} alone on {both.gained:,}."
     )
@@ -136,7 +136,7 @@ def _verdict(pair: Pair, one: Difference, accuracy: str, count: int) -> str:
         rounded = float(f"{needed:.2g}")  # two digits count: 41,000
         sentence += (
             f" A true difference of that size would show on about {rounded:,.0f} such images "
-            "(in 80 % of cases)."
+            "(in 80% of cases)."
         )
     return sentence
 

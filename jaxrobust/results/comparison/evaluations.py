@@ -223,7 +223,7 @@ def without_replayed(
     replayed = [checked.replayed(one) for one in images]
     counts = _each([f"{int(mask.sum()):,}" for mask in replayed], names)
     both = [(v.robust, v.robust | mask) for v, mask in zip(images, replayed, strict=True)]
-    ranges = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f} %" for low, high in both]
+    ranges = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f}%" for low, high in both]
     sentence = (
         f"**{left_out.sum():,} of {len(left_out):,} images are left out, which replayed points "
         f"decided ({counts}): the attacks alone might have left them standing.** On all images the "

@@ -198,7 +198,7 @@ def sentences(one: GroupDifference, accuracy: str, images: int) -> Iterator[str]
     """Yield an answer for these networks, and one for networks that are trained as they were."""
     a, b = (f"{100 * mean:.2f}" for mean in one.means)
     means = (
-        f"A has {a} % in the mean of {counted(len(one.first), 'network')}, B {b} % of "
+        f"A has {a}% in the mean of {counted(len(one.first), 'network')}, B {b}% of "
         f"{counted(len(one.second), 'network')}"
     )
     if (one.images.low, one.images.high) == (0, 0):

@@ -1,12 +1,16 @@
 """Whether stages can work after a training, and what all of it costs, before it begins."""
 
+import functools
 import importlib.util
 import math
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxrobust import models
 from jaxrobust.attacks import fixed_steps
@@ -15,7 +19,7 @@ from jaxrobust.data.splits import grammar, spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.doctor.estimate import account, account_lines
 from jaxrobust.doctor.estimate.command import UTILISATION
-from jaxrobust.doctor.estimate.devices import Target, target
+from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.evaluation.questions import questions
 from jaxrobust.evaluation.questions.questions import AUTOATTACK, GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
@@ -30,7 +34,6 @@ from jaxrobust.training.run import splits
 from jaxrobust.types import Threat, threats
 
 _MOMENTS = 10  # that a choice has at least, where the config does not say which are kept
-_SECONDS = 0.5  # for which each step and each attack is measured
 _STEPS = 10  # of the APGD that chooses
 
 
@@ -155,12 +158,24 @@ def epochs_kept(config: Config) -> int:
 
 
 def devices() -> Target | None:
-    """Describe the devices for an estimate; None: their speed is not known."""
-    if jax.process_count() == 1:
-        return target(jax.default_backend())
-    kind = jax.devices()[0].device_kind
-    chip = hardware.chip(kind)
-    return chip and Target(kind, kind, jax.device_count(), chip, here=False, compiles=False)
+    """Describe the devices by their peaks, so that nothing is compiled; None: they are unknown."""
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    on_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
+    chip = _cores(count) if on_cpu else hardware.chip(kind)
+    return chip and Target(kind, kind, count, chip, here=False, compiles=False)
+
+
+@functools.cache
+def _cores(devices: int) -> hardware.Chip:
+    """Measure the peak of a device of this machine's CPU, by a product of matrices: in a moment."""
+    side, times = 1024, []
+    product, matrix = jax.jit(jnp.matmul), jnp.ones((side, side))
+    for _ in range(4):  # the first compiles
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        times.append(time.perf_counter() - start)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return hardware.Chip(2 * side**3 / min(times) / devices, memory, math.nan, math.nan)
 
 
 def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
@@ -169,11 +184,11 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
     if on is None:
         kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return [
-            f"what it costs on {kind} is not known; jaxrobust estimate CONFIG --on v5e:8x8 says it "
-            "of chips"
+            f"cannot estimate the cost on {kind}, whose speed is not known; jaxrobust estimate "
+            "CONFIG --on v5e:8x8 estimates it for other devices"
         ]
     searches = any(stage.attack == AUTOATTACK for stage in stages)
-    settings: dict[str, Any] = {"utilisation": UTILISATION, "seconds": _SECONDS}
+    settings: dict[str, Any] = {"utilisation": UTILISATION}
     count = (images(config) or None) if searches else 0
     result = account.account(config, on, images=count, **settings)
     starts = account.start_costs(config, workdir, on, **settings)
@@ -185,8 +200,8 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
         for name, seconds in rows.items()
     ]
     total = account_lines.duration(sum(seconds for seconds in rows.values() if seconds))
-    source = "measured here for a moment" if on.here else f"at {UTILISATION:.0%} of the peak"
-    sentences = [f"what it costs ({source}): {'; '.join(parts)}; in all {total}"]
+    assumed = f"at {UTILISATION:.0%} of the peak, without compilation"
+    sentences = [f"estimated cost ({assumed}): {'; '.join(parts)}; in all {total}"]
     if autoattack := result.get("autoattack"):
         most = autoattack["at_most"]["seconds"] / max(autoattack["expected"]["seconds"], 1e-9)
         sentences.append(

@@ -25,7 +25,6 @@ from jaxrobust.publish.export_torch import ExportSettings
 from jaxrobust.results.selection import choice
 from jaxrobust.results.stages import checks
 from jaxrobust.results.stages.stage import EXPORT, SELECT, Stage, parse
-from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import terminal
@@ -51,8 +50,7 @@ def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> l
         say(line)
     hosts.together(lambda: checks.check(config, parsed, workdir))
     if estimate and not hosts.first((workdir / "config.json").is_file()):
-        hosts.together(lambda: training_run.check(config, workdir))  # costs take minutes to measure
-        compilation.use_persistent_cache(workdir.parent)  # training finds what this compiles
+        hosts.together(lambda: training_run.check(config, workdir))
         for line in checks.lines(config, parsed, workdir):
             say(line)
     return parsed

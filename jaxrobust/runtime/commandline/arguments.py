@@ -21,6 +21,8 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.files import folders
+from jaxrobust.runtime.files.whole import DiskFull
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import MOVED, dataset, meant, network, norm
@@ -83,7 +85,8 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
 def unable(error: OSError | MemoryError) -> str:
     """Return the sentence for what this machine has no memory, no disk or no network for."""
     if isinstance(error, OSError):
-        return str(error)
+        named = error.filename and error.strerror and not isinstance(error, DiskFull)
+        return f"{error.filename}: {error.strerror}" if named else str(error)  # without the number
     wanted = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
     return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 
@@ -254,7 +257,7 @@ def load_config(text: str) -> Any:
         _spell(config)
         return config
     except Exception as error:
-        raise ValueError(_reason(error, path, f"--config {text}")) from error
+        raise ValueError(_reason(error, path, text)) from error
 
 
 def _find_neighbours(path: Path) -> None:
@@ -288,15 +291,27 @@ def config_file(text: str) -> Path:
     path, name = Path(text), text.removeprefix("configs/").removesuffix(".py")
     if path.is_file():
         return path
+    python_file = path if path.suffix == ".py" else Path(f"{text}.py")
     if name in recipes:
+        if python_file.is_file() and not python_file.samefile(recipes[name]):
+            raise NoConfigError(
+                f"{text} is a recipe of the package, and {python_file} is here too; write "
+                f"configs/{name}.py for the recipe, or {python_file}"
+            )
         return recipes[name]
-    raise NoConfigError(f"{text}: no such file; {meant(name, recipes, give='give one, or ')}")
+    if text and path.is_dir():
+        raise NoConfigError(
+            f"{text} is a folder; name a config, such as birds.py (a run goes on with the command "
+            "that began it)"
+        )
+    near = folders.similar(path) or f"; {meant(name, recipes, give='give one, or ')}"
+    raise NoConfigError(f"{text}: no such file{near}")
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
     message = " ".join(str(error).replace("\\n", " ").split())
     if isinstance(error, NoConfigError):
-        return f"--config {message}"
+        return message
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}; correct the file"
     if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config."):
@@ -307,14 +322,14 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     ):
         return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
     if "has no attribute 'get_config'" in message:
-        return f"--config {path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
+        return f"{path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
     reason = f"{type(error).__name__}: {message}"
     if "Error whilst parsing config file" in message:
         reason = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
     if re.search(r"get_config\(\) takes 0 positional arguments", reason):
-        return f"--config {path} takes no arguments; leave out what stands behind the colon"
+        return f"{path} takes no arguments; leave out what stands behind the colon"
     if reason.startswith("ArgumentError: "):
-        return f"--config {path}: {reason.partition(': ')[2]}"
+        return f"{path}: {reason.partition(': ')[2]}"
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
         reason = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
     elif gone := [old for old in MOVED if re.search(rf"['\"]{old.split('.')[-1]}['\"]", message)]:

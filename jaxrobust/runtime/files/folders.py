@@ -1,12 +1,26 @@
 """Where things are kept: from one run to the next, and what a run writes."""
 
+import contextlib
+import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from jaxrobust.runtime.files import whole
 
 
 def cache(name: str) -> Path:
     """Locate `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxrobust" / name
+
+
+def similar(path: Path) -> str:
+    """Return the end of a message about a path that is missing: a similar one, or ""."""
+    if path.exists():
+        return ""
+    names = [other.name for other in path.parent.glob("*")]
+    close = difflib.get_close_matches(path.name, names, 1, cutoff=0.7)
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def mounted(flag: str, text: str) -> Path:
@@ -23,3 +37,17 @@ def mounted(flag: str, text: str) -> Path:
         f"{refusal}: mount the bucket on every host, mkdir -p {mount} && gcsfuse --implicit-dirs "
         f"--metadata-cache-ttl-secs=0 {bucket} {mount}, and give --{flag} {mount}/{path}"
     )
+
+
+@contextlib.contextmanager
+def writing(flag: str, folder: Path) -> Iterator[None]:
+    """Refuse a flag's folder where writing inside of the block fails, except for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if whole.disk_full(error):
+            raise
+        raise ValueError(
+            f"cannot write to --{flag} {folder} ({error.strerror or error}); name a folder that "
+            "can be written"
+        ) from error

@@ -17,7 +17,7 @@ from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, hardware, sharding
 from jaxrobust.runtime.devices.profiling import Profile
-from jaxrobust.runtime.files import jsonl, locks, provenance
+from jaxrobust.runtime.files import folders, jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import StopSignals, say
@@ -41,7 +41,7 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.store.artifact import Network
-from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, disk_full, steps
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
 from jaxrobust.weights.trained import history, runs
 
 # What a workdir may change between two runs of the same command without becoming another run; a
@@ -311,16 +311,9 @@ def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
         def take() -> None:
             if jax.process_index() != 0:  # the first one does for all
                 return
-            try:
+            with folders.writing("workdir", workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock)
-            except OSError as error:
-                if disk_full(error):
-                    raise
-                raise ValueError(
-                    f"cannot write to --workdir {workdir} ({error.strerror}); name a folder that "
-                    "can be written"
-                ) from error
 
         hosts.together(take)
         yield

@@ -231,7 +231,7 @@ class Checkpoints:
             if other != kind and (there := steps(phase / other))
         ]
         options += [
-            f"another phase (--phase={path.parent.name})"
+            f"another phase ({path.parent.name})"
             for path in sorted(phase.parent.glob(f"*/{kind}"))
             if path != self.directory and steps(path)
         ]
@@ -241,7 +241,7 @@ class Checkpoints:
             + (
                 f"move it away and use {' or '.join(options)}"
                 if options
-                else "train in a new --workdir"
+                else "train again in another folder"
             )
         )
 
@@ -278,7 +278,7 @@ class Checkpoints:
             lines = [f"{n}: saved {saved.get(n)}, wanted {wanted.get(n)}" for n in differing[:5]]
             raise ValueError(
                 f"{self.directory / str(step)} holds another network ({len(differing)} parameters "
-                "differ); use its own config, or a new --workdir:\n  " + "\n  ".join(lines)
+                "differ); use its own config, or another folder:\n  " + "\n  ".join(lines)
             )
 
 

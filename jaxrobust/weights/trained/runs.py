@@ -20,7 +20,7 @@ from jaxrobust.config import (
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import checkpoint, hashes
@@ -47,15 +47,13 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
 def _config(workdir: Path) -> Any:
     path = workdir / "config.json"
     if not path.is_file():
-        raise ValueError(
-            f"--workdir {workdir}: no run is there, config.json is missing; give the --workdir of "
-            "a training, or --model NAME --weights PATH"
-        )
+        near = folders.similar(workdir) or "; name the folder of a training"
+        raise ValueError(f"{workdir}: no run is there, config.json is missing{near}")
     try:
         config = json.loads(path.read_text())
         missing = {"model", "data", "attack", "evaluation", "test"} - config.keys()
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
+        raise ValueError(f"{path} is damaged ({error}); restore it, or name another run") from error
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
     remember_programs(workdir, config.get("phases", ()))
@@ -80,7 +78,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
     if (version := config.get("version")) != VERSION:
         raise ValueError(
             f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
-            "the version of jaxrobust that began the run, or give a new --workdir"
+            "the version of jaxrobust that began the run, or another folder"
         )
     return {key: value for key, value in config.items() if key != "version"}
 

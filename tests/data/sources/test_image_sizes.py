@@ -51,7 +51,7 @@ class OneSizeTest(SizesCase):
 
     @parameterized.product(kind=KINDS, channels=(1, 3))
     def test_loads_the_same_arrays(self, kind, channels):
-        """Digits as PNGs were resized by 8/7 and cropped: clean accuracy 64 % instead of 94 %."""
+        """Digits as PNGs were resized by 8/7 and cropped: clean accuracy 64% instead of 94%."""
         images, labels = pixels(40, channels=channels), np.arange(40) * 4 // 40
         given = self.write(kind, {"train": (images, labels)}, "abcd")
         source = data.open_source(given["name"], "train", data_dir=given["data_dir"])

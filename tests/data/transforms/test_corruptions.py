@@ -63,7 +63,7 @@ class ReferenceTest(parameterized.TestCase):
             found = corrupted(image, kind, severity, Draws(1000 * severity + number))
             off = np.abs(found.astype(int) - golden()[kind][severity - 1, number])
             self.assertLess((off > 1).mean(), 1e-3)
-            self.assertLess((off > 0).mean(), 0.03)  # brightness 4: 1.6 %, the others less
+            self.assertLess((off > 0).mean(), 0.03)  # brightness 4: 1.6%, the others less
 
     @absltest.skipUnless(GIVEN.exists(), paths.NO_SHARED)
     def test_pixels_of_all_images(self):
@@ -286,7 +286,7 @@ class AllTest(parameterized.TestCase):
         """What our draws do to CIFAR-10 in the mean, beside the reference's generator: per image
         the mean change and the size of the change, their mean and their spread over the images.
 
-        Means may differ by five standard errors, spreads by 8 % (of 5,000 values that is five
+        Means may differ by five standard errors, spreads by 8% (of 5,000 values that is five
         times 1 / sqrt(2 * 5000), with some room for heavy tails).
         """
         source = data.open_source("cifar10", "test[:5000]", data_dir=CIFAR)
@@ -331,7 +331,7 @@ class AllTest(parameterized.TestCase):
             expected = np.floor((levels[:, None] + 255 * sigma * values).clip(0, 255))
             mean = share @ expected.mean(1)
             spread = np.sqrt(share @ (expected**2).mean(1) - mean**2)
-            # 40,000 draws know a mean within 0.6 % of sigma, all levels share them.
+            # 40,000 draws know a mean within 0.6% of sigma, all levels share them.
             self.assertLess(abs(found.mean() - mean), 4 * 255 * sigma / 200)
             self.assertLess(abs(found.std() - spread), 4 * 255 * sigma / 200)
 

@@ -149,7 +149,7 @@ class RandAugmentDrawTest(absltest.TestCase):
             for by in numbers
         ]
         same_frequencies(self, *[(values == 1).tolist() for values in strengths])  # clipped
-        # 25,000 numbers each give a standard deviation to 0.45 %, their ratio to 0.63 %.
+        # 25,000 numbers each give a standard deviation to 0.45%, their ratio to 0.63%.
         self.assertAlmostEqual(strengths[0].std() / strengths[1].std(), 1, delta=0.02)
 
     def test_strengths_end_at_ten_and_at_zero(self):

@@ -75,13 +75,17 @@ class ComputedTest(parameterized.TestCase):
         )
         self.assertAlmostEqual(slow / fast, 2)
 
-    @sweeps.rows(32, 64, 65, 224)
-    def test_slots_are_those_of_the_engine_on_an_accelerator(self, size):
-        chip = types.SimpleNamespace(platform="gpu")
+    @sweeps.rows(("gpu", 32, 512), ("gpu", 64, 512), ("gpu", 65, 64), ("cpu", 32, 8))
+    def test_slots_are_those_of_the_engine(self, platform, size, slots):
+        chip = types.SimpleNamespace(platform=platform)
         replaced = {"local_devices": lambda: [chip], "Mesh": mock.DEFAULT, "tracing": mock.DEFAULT}
         with mock.patch.multiple(engine, **replaced):
             runner = engine.make(lambda x: x, image_size=size)
-        self.assertEqual(attacked.slots_of_chip(size), runner.slots)
+        config = imagenet()
+        config.model.image_size = size
+        on = H100._replace(kind="cpu" if platform == "cpu" else H100.kind)
+        found = attacked.computed(config, on, utilisation=0.2)
+        self.assertEqual((runner.slots, found.slots), (slots, slots * H100.chips))
 
 
 class MeasuredTest(absltest.TestCase):

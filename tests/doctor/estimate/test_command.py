@@ -210,12 +210,13 @@ class QuickCommandTest(parameterized.TestCase):
         ),
         ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),
         ("--on h100:1 --config.data.name=flowers", "flowers"),
+        ("--on h100:1 --config=other", "name the config as the first word, without --config"),
     )
     def test_more_mistakes_are_one_sentence(self, words, sentence):
         self.refused(("quickstart", *words.split()), sentence)
 
     @sweeps.rows(
-        ("nothing_of_the_kind", "--config nothing_of_the_kind: no such file; give one, or"),
+        ("nothing_of_the_kind", ": nothing_of_the_kind: no such file; give one, or"),
         ("quickstart:seed=1", "takes no arguments; leave out what stands behind the colon"),
         ("configs/cifar_study.py:best", "run=best is not among its values; one of base, patch"),
         ("configs/cifar_study.py", "say which run behind a colon, one of base, patch"),

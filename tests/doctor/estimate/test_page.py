@@ -60,7 +60,7 @@ ROW = {
 }
 RESULT = {
     **{"model": "vit_s", "dataset": "cifar10", "device": "TPU v5e", "on": "v5e:2x4", "chips": 8},
-    **{"chip_memory": 16 * 2**30, "phases": [ROW], "known": ["It is known."], "assumed": ["20 %."]},
+    **{"chip_memory": 16 * 2**30, "phases": [ROW], "known": ["It is known."], "assumed": ["20%."]},
     "training": {"seconds": 120.0, "chip_hours": 12.346, "money": 1_234.5},
     "autoattack": {
         **{"images": 5_000, "robust": 0.5, "passes_per_image": {"apgd-ce": 203, "fab-t": 7_000}},
@@ -101,7 +101,7 @@ AutoAttack, 5,000 images, 50% robust      999 ms        0.02        0.01
   all robust, 7,203 passes each          100.0 h           1        2.00
 
 It is known.
-Assumed: 20 %.
+Assumed: 20%.
 """
 
 

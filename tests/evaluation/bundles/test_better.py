@@ -141,7 +141,7 @@ class BetterTest(parameterized.TestCase):
 
     @parameterized.named_parameters((forgery.name, forgery) for forgery in WORSE_THAN_SAID)
     def test_forged(self, forgery):
-        """97 / 43 % stood at rank 1 with 100 / 100 %: erased rows were never tried."""
+        """97 / 43% stood at rank 1 with 100 / 100%: erased rows were never tried."""
         forgery.edit(self.folder, None)
         code, said, _ = self.verified(self.folder)
         self.assertIn(code, (1, 2), said)

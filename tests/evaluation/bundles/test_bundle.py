@@ -163,7 +163,7 @@ class WrittenTest(parameterized.TestCase):
         low, high = checks.binomial_interval(found.standing, 40)
         self.assertIn(
             f"Confirmed: robust accuracy on these images is at most {found.standing / 40:.2%} "
-            f"({found.standing} of 40; 95 % interval of this share {low:.2%} to {high:.2%})",
+            f"({found.standing} of 40; 95% interval of this share {low:.2%} to {high:.2%})",
             said,
         )
         plain = json.loads(json.dumps(found.plain()))

@@ -11,7 +11,7 @@ from tests.support import sweeps
 
 
 def clopper_pearson(successes: int, n: int) -> list[float]:
-    """The exact 95 % interval, by its formula."""
+    """The exact 95% interval, by its formula."""
     low = beta.ppf(0.025, successes, n - successes + 1) if successes else 0.0
     high = beta.ppf(0.975, successes + 1, n - successes) if successes < n else 1.0
     return [float(low), float(high)]
@@ -92,8 +92,8 @@ class FaultTest(parameterized.TestCase):
         ("about/record/robust", 3 / 8, "has 2 robust images of 8, and its record says 37.50%"),
         ("about/record/clean", 4 / 8, "has 5 rightly classified images of 8, .* says 50.00%"),
         ("about/record/clean", None, "has 5 rightly classified images of 8, .* says None"),
-        ("about/record/interval/robust", clopper_pearson(2, 9), "for the 95 % interval of robust"),
-        ("about/record/interval/clean", [0.5], "for the 95 % interval of clean"),
+        ("about/record/interval/robust", clopper_pearson(2, 9), "for the 95% interval of robust"),
+        ("about/record/interval/clean", [0.5], "for the 95% interval of clean"),
         ("about/record/accuracy_after/a", 5 / 8, "says 0.625 after a, and its rows give 0.5"),
         ("about/record/accuracy_after/b", 4 / 8, "says 0.5 after b, and its rows give 0.375"),
         (

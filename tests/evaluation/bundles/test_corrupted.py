@@ -168,7 +168,7 @@ class ForgedTest(Case):
         ({"robust": 0.5}, "says 0.5 for robust accuracy, which it does not measure"),
         ({"image_ids": "0..50"}, "leaves out 11 of the 51 images of its record, as 40"),
         ({"image_ids": "0..9"}, "has the image 39, and its record is of 10, 0..9"),
-        ({"interval": {"clean": [0.1, 0.2]}}, "says [0.1, 0.2] for the 95 % interval of clean"),
+        ({"interval": {"clean": [0.1, 0.2]}}, "says [0.1, 0.2] for the 95% interval of clean"),
     )
     def test_numbers_of_the_record(self, record, said):
         bundles.changed(self.folder, record=record)

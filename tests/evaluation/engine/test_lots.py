@@ -172,8 +172,8 @@ class LotsTest(parameterized.TestCase):
         self.assertEqual(said.getvalue().count("apgd-ce: compiling"), 1)
         table = result.table()
         self.assertEqual(repr(result), table)  # not pages of arrays
-        self.assertNotIn("95 % interval", table)
-        self.assertIn("95 % sequence", table)
+        self.assertNotIn("95% interval", table)
+        self.assertIn("95% sequence", table)
 
     def test_record(self):
         record = self.stopped.record(model="mine")

@@ -335,7 +335,7 @@ class ResultTest(parameterized.TestCase):
         self.assertEmpty(reliability.check_gradients(zero))
         self.assertEmpty(reliability.check_gradients(zero[:0]))
         zero[:2] = True
-        self.assertEmpty(reliability.check_gradients(zero))  # 1 % is not more than 1 %
+        self.assertEmpty(reliability.check_gradients(zero))  # 1% is not more than 1%
         zero[2] = True
         flags = reliability.check_gradients(zero)
         self.assertEqual(list(flags), ["zero-gradients"])
@@ -429,5 +429,5 @@ class ResultTest(parameterized.TestCase):
     def test_binomial_interval_refuses(self):
         with self.assertRaisesRegex(ValueError, "successes=3 of n=2; pass counts"):
             checks.binomial_interval(3, 2)
-        with self.assertRaisesRegex(ValueError, "95 % is 0.95"):
+        with self.assertRaisesRegex(ValueError, "95% is 0.95"):
             checks.binomial_interval(1, 2, 95)

@@ -183,7 +183,7 @@ class RunTest(OfRun):
     def test_images_are_spread_over_the_split_and_at_most_all(self):
         own = {"workdir": str(self.workdir), "out": self.create_tempdir().full_path}
         _, said = ended(call(**own, attack="clean", n=999))
-        self.assertIn("has 80 images, not 999: taking all", said)
+        self.assertIn("has only 80 images; evaluating all of them", said)
         self.assertEqual(self.evaluated(attack="clean", n="all")["image_ids"], "0..79")
         (place,) = spread.places(data.open_source("digits", "test[:80]"), 1).tolist()
         self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], str(place))
@@ -284,7 +284,7 @@ class RunTest(OfRun):
         ({"num_classes": 10}, "--num_classes would replace the run's own; that takes --model"),
         ({"weights": "w.pt"}, "--weights would replace the run's own"),
         ({"model": "convnext_n"}, "give --workdir RUN, or --model NAME"),
-        ({"workdir": "nowhere"}, "--workdir nowhere: no run is there"),
+        ({"workdir": "nowhere"}, ": nowhere: no run is there.*; name the folder of a training"),
         ({"image_size": 0}, "image_size=0"),
         ({"image_size": 100_000, "attack": "clean"}, "image_size=100000 must be at most 8192"),
         ({"out": "/dev/null/x"}, "cannot write to --out /dev/null/x"),

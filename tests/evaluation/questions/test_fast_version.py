@@ -162,8 +162,8 @@ class CommandTest(parameterized.TestCase):
         fast = self.fast["fast"]
         least = stopping.fast_bound(fast)
         self.assertIn(
-            "also when the fast version may change them within L∞ 0.08: AutoAttack's standard "
-            f"version would leave at least {least}, with 95 % confidence.",
+            "under attack by the fast version within L∞ 0.08: AutoAttack's standard "
+            f"version would leave at least {least}, with 95% confidence.",
             text,
         )
         self.assertIn(f"(fast; standard at least {least})", text)

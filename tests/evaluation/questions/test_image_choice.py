@@ -1,6 +1,6 @@
 """`--n` of a data set that is sorted by class: spread over its classes, in records and in flags.
 
-Before, `--n 39` was one class and a part of the next: 100 % with an exact interval, and no flag.
+Before, `--n 39` was one class and a part of the next: 100% with an exact interval, and no flag.
 """
 
 import json

@@ -14,13 +14,14 @@ from absl.testing import parameterized
 
 from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.network.fingerprint import Fingerprint
-from jaxrobust.evaluation.questions import recording
+from jaxrobust.evaluation.questions import flags, recording
 from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.runtime.files import locks
 from jaxrobust.types import Threat, Weights
 from tests.support import result_lines, sweeps
 from tests.support.evaluations import call
@@ -149,6 +150,10 @@ def silent(x):
 """
 
 
+FLAGS = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
+FLAGS |= {"norm": "linf", "epsilon": "0.02", "batch": 8}
+
+
 class CommandTest(parameterized.TestCase):
     """A linear network, evaluated by the command."""
 
@@ -167,9 +172,7 @@ class CommandTest(parameterized.TestCase):
     @staticmethod
     def call(out, net="logits_fn", **changes) -> tuple[list[dict], str]:
         """The records of a folder after a command, and what that says."""
-        flags = {"function": f"nets.py:{net}", "dataset": "npz:data.npz", "split": "all"}
-        flags |= {"norm": "linf", "epsilon": "0.02", "out": out, "batch": 8} | changes
-        _, said = ended(call(**flags))
+        _, said = ended(call(**FLAGS | {"function": f"nets.py:{net}", "out": out} | changes))
         return result_lines.read(Path(out)), said
 
     @sweeps.rows(
@@ -186,9 +189,27 @@ class CommandTest(parameterized.TestCase):
     def test_which_question_is_another(self, attack, changes, other):
         folder = f"{self.create_tempdir().full_path}/copy"
         shutil.copytree(attack, folder)
-        flags = {"attack": attack} | ({"steps": 2} if attack == "apgd-ce" else {}) | changes
-        rows, said = self.call(folder, **flags)
+        steps = {"steps": 2} if attack == "apgd-ce" else {}
+        rows, said = self.call(folder, **{"attack": attack} | steps | changes)
         self.assertEqual((len(rows), "done before" in said), (1 + other, not other))
+
+    def test_a_radius_without_an_attack_is_said_to_have_no_effect(self):
+        for changes, words in (
+            ({}, "--norm and --epsilon have no effect without an attack"),
+            ({"norm": None, "epsilon": "0.5"}, "--epsilon has no effect without an attack"),
+        ):
+            _, said = self.call("clean", attack="clean", **changes)
+            self.assertIn(words, said)
+        self.assertNotIn("no effect", self.call("apgd-ce", attack="apgd-ce", steps=2)[1])
+
+    def test_the_same_command_twice_at_once_is_refused_before_any_work(self):
+        self.call("twice", attack="clean")
+        (lock,) = Path("twice").glob("command-*.lock")
+        reads = mock.patch.object(flags, "weights", side_effect=AssertionError)
+        with locks.held(lock, resource="it", otherwise="wait"), reads:
+            said = refused(call(**FLAGS, out="twice", attack="clean"))
+        self.assertRegex(said, "this evaluation in twice is in use by process .*another --out")
+        self.assertIn("done before", self.call("twice", attack="clean")[1])
 
     def test_which_ledgers_are_replayed(self):
         """Those of this network and norm at other radii, and not if a flag says so."""

@@ -59,7 +59,7 @@ class SourceKindsTest(parameterized.TestCase):
 
     @parameterized.parameters(*KINDS)
     def test_evaluate(self, kind):
-        """A folder of images of the network's own size was resized: 64.4 % instead of 94 %."""
+        """A folder of images of the network's own size was resized: 64.4% instead of 94%."""
         own = self.given(kind)
         images, labels = self.splits["test"]
         loaded = data.load(**own, split="test")

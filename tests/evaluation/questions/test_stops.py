@@ -100,7 +100,7 @@ class CommandTest(parameterized.TestCase):
     def test_the_weaker_one_is_behind_and_equal_ones_tie(self):
         told, _ = ended(call(**given("weak", out="behind", against="strong", alpha="0.1")))
         self.assertEqual(written("behind")[0]["stopped"]["leads"], "other")
-        self.assertIn("90 % sequence", told)
+        self.assertIn("90% sequence", told)
         told, _ = ended(call(**given(out="tied", against="strong", tie="5")))
         stopped = written("tied")[0]["stopped"]
         self.assertEqual((stopped["rule"], stopped["tie"]), ("tie", 0.05))
@@ -112,7 +112,7 @@ class CommandTest(parameterized.TestCase):
         low, high = record["stopped"]["robust"]
         self.assertLess(high - low, 0.2)
         self.assertBetween(record["robust"], low, high)
-        self.assertNotIn("95 % interval", told)
+        self.assertNotIn("95% interval", told)
         with self.subTest("another rule is another record of the same ledger"):
             call(**given(out="width", until_width="15"))
             self.assertLen(written("width"), 2)
@@ -133,8 +133,8 @@ class CommandTest(parameterized.TestCase):
             text, r"B stopped after \d+ of its 200 images: the interval is below 20 po"
         )
         self.assertIn("An evaluation stopped when its numbers said so", text)
-        self.assertIn("95 % sequence", text)
-        for of_a_fixed_number in ("95 % interval", "McNemar", "Tango"):
+        self.assertIn("95% sequence", text)
+        for of_a_fixed_number in ("95% interval", "McNemar", "Tango"):
             self.assertNotIn(of_a_fixed_number, text)
         pair = found.pairs[0]
         self.assertTrue(comparison_findings.plain(found)["sequence"])
@@ -166,17 +166,17 @@ class CommandTest(parameterized.TestCase):
         call(**given("weak", out="page/other", against="strong"))
         (record,), (other,) = written("page/own"), written("page/other")
         text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page(gather([Path("page")]))))
-        self.assertIn("95 % sequence for all 200 images", text)
-        self.assertNotIn("95 % interval is", text)
+        self.assertIn("95% sequence for all 200 images", text)
+        self.assertNotIn("95% interval is", text)
         low, high = (f"{100 * end:.1f}" for end in record["stopped"]["robust"])
-        self.assertIn(f"{low} to {high} % (sequence)", text)
+        self.assertIn(f"{low} to {high}% (sequence)", text)
         self.assertIn(f"stopped after {record['stopped']['stopped_after']} of 200 images", text)
         self.assertIn("--until_width 20", text)
         against = other["stopped"]["against"]["evaluation"]
         self.assertRegex(text, f"--against \\S*FOLDER#{against}")
-        self.assertNotIn("exact 95 % intervals", text)
+        self.assertNotIn("exact 95% intervals", text)
         whole = gather([Path("weak")]).evaluations[0]
-        self.assertEqual(sentences.interval_name(whole), "95 % interval")
+        self.assertEqual(sentences.interval_name(whole), "95% interval")
 
     @sweeps.rows(
         ("nothing", "--against=nothing has no evaluation; name the folder of one"),

@@ -106,7 +106,7 @@ class IntervalTest(parameterized.TestCase):
 
     @parameterized.parameters(
         # n, and the probabilities that only the second, only the first and both are right
-        (2000, (0.057, 0.050, 0.44)),  # 49.0 and 49.7 %
+        (2000, (0.057, 0.050, 0.44)),  # 49.0 and 49.7%
         (128, (0.08, 0.08, 0.50)),
     )
     def test_covers_the_difference_as_often_as_it_says(self, n, of):
@@ -125,7 +125,7 @@ class IntervalTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"gained \+ lost <= n and n > 0"):
             comparisons.difference_interval(one, two, two)
         for level in (95, 0.0, 1.0):
-            with self.assertRaisesRegex(ValueError, "is not a probability; .*95 % is 0.95"):
+            with self.assertRaisesRegex(ValueError, "is not a probability; .*95% is 0.95"):
                 comparisons.difference_interval(one, one, two, level)
 
 

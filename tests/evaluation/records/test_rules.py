@@ -107,9 +107,9 @@ class NumbersTest(parameterized.TestCase):
         ends = {"clean": None, "robust": [0.25, 0.5]}
         own = {"clean": 0.8, "robust": 0.4, "interval": ends}
         line = records.draws_line({"rule": "mean", "draws": 4, "one_draw": own})
-        self.assertEndsWith(line, "clean 80.0%, robust 40.0%, 95 % interval 25.0% to 50.0%")
+        self.assertEndsWith(line, "clean 80.0%, robust 40.0%, 95% interval 25.0% to 50.0%")
         line = records.draws_line({"rule": "mean", "draws": 4, "one_draw": own | {"at_most": True}})
-        self.assertIn("robust at most 40.0%, 95 %", line)
+        self.assertIn("robust at most 40.0%, 95%", line)
         line = records.draws_line(
             {"rule": "mean", "draws": 4, "one_draw": own | {"interval": None}}
         )

@@ -157,5 +157,5 @@ class LineTest(absltest.TestCase):
         for words, seen in texts.items():
             self.assertIn(words, stopping.line(seen))
         text = stopping.line(behind | {"against": {"evaluation": "abc"}})
-        self.assertRegex(text, r"^stopped after 60 of 200 images: .*95 % sequence\)")
+        self.assertRegex(text, r"^stopped after 60 of 200 images: .*95% sequence\)")
         self.assertRegex(text, r"the difference from evaluation abc within -.*, 0 gained, \d+ lost")

@@ -22,7 +22,7 @@ class BoundTest(parameterized.TestCase):
 
     @sweeps.rows((60, 12), (200, 25))
     def test_holds_for_every_true_number(self, of, sampled):
-        """By the distribution itself, not by draws: coverage is at least 95 % everywhere."""
+        """By the distribution itself, not by draws: coverage is at least 95% everywhere."""
         counts = np.arange(sampled + 1)
         bounds = np.array([stopping.most_fooled(int(k), sampled, of) for k in counts])
         covered = [
@@ -44,7 +44,7 @@ class BoundTest(parameterized.TestCase):
             stopping.most_fooled(fooled, sampled, of)
 
     def test_a_level_that_is_none(self):
-        with self.assertRaisesRegex(ValueError, "level=1 is no probability; 95 % is 0.95"):
+        with self.assertRaisesRegex(ValueError, "level=1 is no probability; 95% is 0.95"):
             stopping.most_fooled(0, 1, 2, 1.0)
 
 
@@ -70,7 +70,7 @@ class RecordTest(parameterized.TestCase):
         self.assertIn("12 of 90 survivors, at random, met all", text)
         self.assertIn(f"at most {at_most} of the others would fall too", text)
         self.assertAlmostEqual(least, (89 - at_most) / 200)
-        self.assertIn(f"leaves {100 * least:.2f} % at least", text)
+        self.assertIn(f"leaves {100 * least:.2f}% at least", text)
         self.assertIn("not AutoAttack's", text)
 
     def test_verdicts_of_what_all_met(self):

@@ -19,7 +19,7 @@ from tests.support import sweeps, tpu
 from tests.support.parity import relative
 
 # Small networks with every kind of parameter. Their activation is smooth: the derivative of a ReLU
-# near 0 is decided by rounding, which moves gradients of ResNet-18 by 9 % in any way of adding up.
+# near 0 is decided by rounding, which moves gradients of ResNet-18 by 9% in any way of adding up.
 SMALL = {
     "convnext_n": {"depths": (1, 1), "dims": (16, 32), "stem_strides": (2,)},
     "convnext_n_cvst": {
@@ -75,7 +75,7 @@ SMALL = {
 }
 BATCH, SIZE = 64, 32
 # Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit, and one
-# with a hard swish: its gradients move by 13 % in the median when each weight moves by a rounding.
+# with a hard swish: its gradients move by 13% in the median when each weight moves by a rounding.
 WITH_KINKS = {"robustresnet_a1", "racl_7_104", "cifar_pvt_v2", "ra_wrn_101_2", "cifar_levit"}
 # Images of four labels differ in brightness. With one label for all, a batch norm would take away
 # nearly all of what comes back to it, and what it left would be rounding; with as many images of
@@ -154,7 +154,7 @@ class SumsTest(parameterized.TestCase):
 
 
 def check_near_float32(test, name: str) -> None:
-    """The gradient of every parameter is within 3 % of the array's largest entry in float32.
+    """The gradient of every parameter is within 3% of the array's largest entry in float32.
 
     Some networks turn the rounding of their weights alone into more than that. There it is within
     ten times of what gradients in float32 differ by when each weight moves by one rounding.
@@ -169,8 +169,8 @@ def check_near_float32(test, name: str) -> None:
     unseen = {k for k, v in wide.items() if np.abs(v).max() < 3e-5 * largest}
     test.assertLess(len(unseen), len(wide) / 2)
     test.assertEmpty({k for k in unseen if np.abs(narrow[k]).max() > 2**-8 * largest})
-    # bfloat16 keeps 8 bits, so a product is off by 0.4 % at most, and a chain of them by more;
-    # sums that round after each of 16,384 pixels are off by 20 to 97 %.
+    # bfloat16 keeps 8 bits, so a product is off by 0.4% at most, and a chain of them by more;
+    # sums that round after each of 16,384 pixels are off by 20 to 97%.
     errors = {
         k: (relative(narrow[k], wide[k]), max(0.03, 10 * relative(moved[k], wide[k])))
         for k in wide.keys() - unseen

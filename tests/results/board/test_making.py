@@ -133,7 +133,7 @@ class BoardTest(parameterized.TestCase):
         bundle = claims.read(self.root / "all" / "good_l2")
         for part in (
             bundle.number, "jaxrobust verify good_l2 --function", f"{N} of 397",
-            f"{100 * bundle.record['robust']:.2f}\u00a0%", "Attacked by apgd-ce + apgd-t",
+            f"{100 * bundle.record['robust']:.2f}%", "Attacked by apgd-ce + apgd-t",
             "robust accuracies are at most these", ">digits, test: L2 0.3</h2>",
             ">digits, test: L∞ 0.05</h2>", "Which attack searched, what it",
         ):  # fmt: skip

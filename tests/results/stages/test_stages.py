@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.doctor.estimate import account
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.publish import layouts
 from jaxrobust.results.stages import checks, running, stage
@@ -229,13 +230,25 @@ class CostTest(absltest.TestCase):
     def test_of_a_pod_it_is_computed_and_of_unknown_devices_it_is_not(self):
         with mock.patch.object(checks.jax, "process_count", return_value=4):
             (said,) = checks.lines(tiny(), stage.parse("clean"), self.workdir)
-            self.assertRegex(said, r"what it costs on \d x cpu is not known; jaxrobust estimate")
+            self.assertRegex(
+                said, r"cannot estimate the cost on \d x cpu, whose speed is not known"
+            )
             device = mock.Mock(device_kind="TPU v5e")
             with mock.patch.object(checks.jax, "devices", return_value=[device]):
                 on = checks.devices()
         chip = hardware.chip("TPU v5e")
         wanted = Target("TPU v5e", "TPU v5e", checks.jax.device_count(), chip, False, False)
         self.assertEqual(on, wanted)
+
+    def test_nothing_is_compiled_for_it(self):
+        measures = (mock.patch.object(account.here, "measured", side_effect=AssertionError),)
+        measures += (mock.patch.object(account.attacked, "measured", side_effect=AssertionError),)
+        with measures[0], measures[1]:
+            text = "select,autoattack,export:hub"
+            first, second = checks.lines(tiny(), stage.parse(text), self.workdir)
+        self.assertRegex(first, r"estimated cost \(at 20% of the peak, .*\): training .*; in all")
+        self.assertIn("AutoAttack's time", second)
+        self.assertGreater(checks.devices().chip.flops, 1e8)
 
     def test_it_is_said_once(self):
         with mock.patch.object(checks, "lines", return_value=["it costs"]) as asked:

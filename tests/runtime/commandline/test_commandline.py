@@ -183,9 +183,25 @@ class RecipeTest(parameterized.TestCase):
         ):
             with contextlib.chdir(self.create_tempdir().full_path):
                 said = refused(lambda given=given: parsed("--config", given))
-            self.assertIn(f"--config {given}: no such file; ", said)
+            self.assertIn(f"jaxrobust: {given}: no such file; ", said)
             self.assertIn(meant, said)
             self.assertEqual(said.count("\n"), 1)
+
+    @sweeps.rows(
+        (
+            "quickstart",
+            "quickstart is a recipe of the package, and quickstart.py is here too; write",
+        ),
+        ("birds", "birds: no such file; did you mean birds.py?"),
+        ("bidrs.py", "bidrs.py: no such file; did you mean birds.py?"),
+        ("runs", "runs is a folder; name a config, such as birds.py"),
+    )
+    def test_what_is_here_too(self, given, words):
+        folder = self.create_tempdir()
+        for name in ("quickstart.py", "birds.py", "runs/1/config.json"):
+            folder.create_file(name)
+        with contextlib.chdir(folder.full_path):
+            self.assertIn(words, refused(lambda: parsed("--config", given)))
 
 
 class ConfigFileTest(parameterized.TestCase):

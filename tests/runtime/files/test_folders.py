@@ -1,5 +1,6 @@
 """Folders to write to, and addresses, which are none."""
 
+import errno
 import os
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,34 @@ class CacheTest(absltest.TestCase):
                 if nothing is None:
                     del os.environ["XDG_CACHE_HOME"]
                 self.assertEqual(folders.cache("data"), Path("/made/up/.cache/jaxrobust/data"))
+
+
+class SimilarTest(absltest.TestCase):
+    def test_a_path_beside_it(self):
+        folder = Path(self.create_tempdir())
+        (folder / "quickstart").mkdir()
+        near = f"; did you mean {folder / 'quickstart'}?"
+        self.assertEqual(folders.similar(folder / "quikstart"), near)
+        for other in (folder / "quickstart", folder / "nothing", folder / "nowhere" / "quickstart"):
+            self.assertEqual(folders.similar(other), "")
+
+
+class WritingTest(absltest.TestCase):
+    def test_a_folder_that_cannot_be_written(self):
+        there, reason = Path("/there/new"), os.strerror(errno.EROFS)
+        words = rf"--out /there/new \({reason}\); name a folder that can be written"
+        with (
+            mock.patch.object(Path, "mkdir", side_effect=OSError(errno.EROFS, reason, "/there")),
+            self.assertRaisesRegex(ValueError, words),
+            folders.writing("out", there),
+        ):
+            there.mkdir()
+
+    def test_a_full_disk_stays_one(self):
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with self.assertRaises(OSError) as raised, folders.writing("out", Path("x")):
+            raise full
+        self.assertIs(raised.exception, full)
 
 
 class MountedTest(parameterized.TestCase):

@@ -356,7 +356,7 @@ class FallTest(parameterized.TestCase):
     """A fall counts beyond twice the standard error of a difference, and beyond three points."""
 
     @sweeps.rows(
-        # Of 100 images at 50 % two standard errors of a difference are 14.1 points.
+        # Of 100 images at 50% two standard errors of a difference are 14.1 points.
         ([0.5, 0.37, 0.36], 100, False),
         ([0.5, 0.35, 0.34], 100, True),
         # Of 10,000 they are 1.4, and three points are more.

@@ -226,7 +226,7 @@ class TrainStepTest(parameterized.TestCase):
         for name, value in updated.items():
             moved = np.abs(value - arrays[name]).mean()
             # Adam's first steps have the size lr whatever the gradient's: where that is rounding
-            # noise so is the step. On average the moving averages agree to 2 % of what they moved.
+            # noise so is the step. On average the moving averages agree to 2% of what they moved.
             self.assertLess(np.abs(state.ema[name] - value).mean(), 0.02 * moved + 1e-9, name)
 
 

@@ -88,7 +88,9 @@ class UpdatesTest(parameterized.TestCase):
         self.enter_context(
             mock.patch.object(torch_modules, "module", lambda name, options: seeded(make))
         )
-        source = {"_source_sha256": lambda name: optimizer, "origin": lambda name: {"name": name}}
+        # Programs are cached by it.
+        source = {"_source_sha256": lambda name: f"{optimizer} {make.__name__}"}
+        source |= {"origin": lambda name: {"name": name}}
         self.enter_context(mock.patch.multiple(torch_modules, **source))
         optimiser = optimiser_of(theirs, optimizer, 0.01)
         with jax.enable_x64(True), standard():

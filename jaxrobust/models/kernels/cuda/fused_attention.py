@@ -3,7 +3,7 @@
 Scores stay on the chip, and the backward pass computes them again. 128 images of 197 tokens in
 bfloat16 on an H200, ViT-S and ViT-B: the value takes 0.14 and 0.20 ms, by XLA's operations 0.23 and
 0.43; value and gradient 0.39 and 0.75, by XLA's 0.55 and 1.07, in PyTorch 0.53 and 0.81. Both ways
-are 0.3 % of the standard deviation apart, which is bfloat16's rounding. cuDNN may add the parts of
+are 0.3% of the standard deviation apart, which is bfloat16's rounding. cuDNN may add the parts of
 a gradient up in another order in each run; `XLA_FLAGS=--xla_gpu_deterministic_ops=true` forbids it.
 """
 

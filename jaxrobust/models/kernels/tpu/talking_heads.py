@@ -5,7 +5,7 @@ computes the probabilities again. XLA writes scores f[B,h,N,N] in both types, an
 copies of them.
 
 Scores stay in float32 until their softmax, and the gradients of mixed ones until the first mix:
-rounded factors of either mix in a product of bfloat16 would move a gradient by 10 % at logits of
+rounded factors of either mix in a product of bfloat16 would move a gradient by 10% at logits of
 200. A head's scores are the product of its channels within whole registers, the others set to 0,
 so no lane moves; eight heads of scores are mixed in registers. The values are weighted behind
 their product: the weight of a head's values is that of its channels, so no array of probabilities

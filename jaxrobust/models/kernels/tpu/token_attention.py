@@ -3,8 +3,8 @@
 Scores live in fast memory only: the queries, keys and values of an image come in, its tokens go
 out, and the backward pass computes the probabilities again. XLA writes scores f[B,h,N,N] in float32
 and bfloat16 and copies f[B,N,3,h,d] into another layout with half of the lanes unused: for an
-attack step of a ViT-S block, 88 images, operations on arrays of heads are 66 % of the cycles for
-8 % of the arithmetic.
+attack step of a ViT-S block, 88 images, operations on arrays of heads are 66% of the cycles for
+8% of the arithmetic.
 
 By the declared costs a ViT-S block of 88 images needs 0.37 ms of a v5e for a step of the attack;
 forward the compiler schedules 2,420 cycles an image, of 2,080 declared.
