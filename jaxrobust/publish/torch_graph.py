@@ -108,6 +108,8 @@ def flatten(
             results = flatten(inner, inputs, out, line)
         else:
             values = [None] * len(avals)
+            if inner:  # constants come first
+                inputs = inputs[len(inputs) - code.count("{}") :]
             if not inner and all(i.value is not None for i in inputs):
                 values = eqn.primitive.bind(*[i.value for i in inputs], **params)
                 values = [
