@@ -67,7 +67,8 @@ def text(network: Network, known: Account, weights: Path, sha256: str, code: str
     from jaxrobust.publish import torch_networks
     from jaxrobust.publish.torch_program import IMPORTS
 
-    wrappers, net, imports = _ZOO, "Network()", IMPORTS
+    wrappers: tuple[str, ...] = _ZOO
+    net, imports = "Network()", IMPORTS
     if of_torch:
         title = "A network of PyTorch, trained adversarially in JAX."
         code, fields, sources = pytorch.find("written")(network)

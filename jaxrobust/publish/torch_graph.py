@@ -84,7 +84,8 @@ def flatten(
 
     def read(var: Any) -> Operation:
         if isinstance(var, Literal):
-            return Operation("constant", (), {}, var.aval, np.asarray(var.val, var.aval.dtype))
+            aval: Any = var.aval
+            return Operation("constant", (), {}, aval, np.asarray(var.val, aval.dtype))
         return env[var]
 
     for eqn in jaxpr.eqns:
@@ -107,8 +108,8 @@ def flatten(
         elif inner and not (code := _layer(inner)):
             results = flatten(inner, inputs, out, line)
         else:
-            values = [None] * len(avals)
-            if inner:  # constants come first
+            values: list[Any] = [None] * len(avals)
+            if inner and code:  # constants come first
                 inputs = inputs[len(inputs) - code.count("{}") :]
             if not inner and all(i.value is not None for i in inputs):
                 values = eqn.primitive.bind(*[i.value for i in inputs], **params)
@@ -187,7 +188,7 @@ class Node:
     def __init__(self, code: str, inputs: tuple, shape: tuple, dtype: np.dtype, name: str = ""):
         self.code, self.inputs, self.shape, self.dtype, self.name = code, inputs, shape, dtype, name
         nodes = [i for i in inputs if isinstance(i, Node)]
-        self.of_weights = bool(name) or (bool(nodes) and all(node.of_weights for node in nodes))
+        self.of_weights: bool = bool(name) or (bool(nodes) and all(n.of_weights for n in nodes))
 
 
 def merged(values: Sequence[Any]) -> Any:
@@ -428,7 +429,7 @@ class Graph:
             self.full(self.value(env, same), merged([one.shape for one in same]), same[0].dtype)
             for same in zip(*ends, strict=True)
         ]
-        needed, read = reached(results), {}
+        needed, read = reached(results), dict[VaryingSize, None]()
         inside = [node for node in self.nodes.values() if node in needed]
         for node in inside:
             read |= dict.fromkeys(i for i in node.inputs if isinstance(i, VaryingSize))
@@ -568,8 +569,8 @@ class Graph:
 
     def sliced(self, x, starts, limits, strides, shape):
         codes, inputs, strides = [], [x], strides or (1,) * len(shape)
-        for *cut, size, count in zip(starts, limits, strides, x.shape, shape, strict=True):
-            code, ends = _cut(*cut, size, count)
+        for axis in zip(starts, limits, strides, x.shape, shape, strict=True):
+            code, ends = _cut(*axis)
             inputs += ends
             codes.append(code)
         cut = ", ".join(codes)

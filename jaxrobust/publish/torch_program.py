@@ -189,12 +189,14 @@ class ForwardPass:
                 cuts.append(-min((alive[at], -at) for at in range(start + 1, end + 1))[1])
         ends = [*cuts[1:], len(self.nodes)]
         runs = [self.nodes[start:end] for start, end in zip(cuts, ends, strict=True)]
-        parts = [
-            (next((k for n in run if (k := self.prefix(n, level)) is not None), ""), run)
-            for run in runs
+        prefixes = [
+            next((k for n in run if (k := self.prefix(n, level)) is not None), "") for run in runs
         ]
-        count = Counter(key for key, _ in parts)
-        return [(key if count[key] == 1 else "", run) for key, run in parts]
+        number = Counter(prefixes)
+        return [
+            (prefix if number[prefix] == 1 else "", run)
+            for prefix, run in zip(prefixes, runs, strict=True)
+        ]
 
     @staticmethod
     def prefix(node: Node, level: int) -> str | None:
@@ -256,8 +258,10 @@ class ForwardPass:
             arguments = dict(zip(x.arguments, variables, strict=True))
             body = self.lines(steps, arguments, x.results, "")
             return self.bodies.setdefault(body, f"step_{len(self.bodies) + 1}")
-        if isinstance(x, Node | VaryingSize):
-            return names[x] if x in names else path(x.name, prefix)
+        if isinstance(x, Node | VaryingSize) and x in names:
+            return names[x]
+        if isinstance(x, Node):
+            return path(x.name, prefix)
         x = x.item() if isinstance(x, np.generic) else x
         return repr(x) if math.isfinite(x) else f'float("{x}")'
 
@@ -355,8 +359,8 @@ def traced(apply: Any, network: Network, dtype: np.dtype, step: tuple[int, bool]
     shape = [
         VaryingSize(sizes) for sizes in zip(*(start[-1].shape for start in starts), strict=True)
     ]
-    batch, height, width, channels = (size if len({*size}) > 1 else size[0] for size in shape)
-    graph.images = graph.leaf("images", (batch, channels, height, width), dtype)
+    sizes = [size if len({*size}) > 1 else size[0] for size in shape]
+    graph.images = graph.leaf("images", [sizes[axis] for axis in (0, 3, 1, 2)], dtype)
     graph.images.of_weights = False
     env[id(starts[0][-1])] = graph.permute(graph.images, (0, 2, 3, 1))
     graph.read(traces, env)
