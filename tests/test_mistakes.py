@@ -190,7 +190,7 @@ certificate | --weights
 certificate --model xyzzy | --weights
 """.strip().splitlines()
 
-# The same of the tools beside the package.
+# The same of the tools next to the package.
 OF_TOOLS = """
 compare run | two
 compare nowhere run | nowhere

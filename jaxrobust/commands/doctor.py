@@ -28,7 +28,7 @@ from jaxrobust.runtime.text import patience, terminal
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(SubjectFlags):
-    """What is examined beside a config."""
+    """What is examined in addition to a config."""
 
     epsilon: float | None = shared(
         "epsilon", default="that of the run, or 8/255, 0.5 and 12 by norm"

@@ -116,7 +116,7 @@ class BuffersTest(parameterized.TestCase):
             np.testing.assert_array_equal(array, arrays[key], key)
 
 
-# Family -> how what is no layer's own is drawn: names, and the deviation of a normal draw.
+# Family -> how what is not a layer's own is drawn: names, and the deviation of a normal draw.
 TOKENS = {
     "vit": {"pos_embed": 0.02, "cls_token": 0.0},
     "cait": {"pos_embed": 0.02, "cls_token": 0.02},

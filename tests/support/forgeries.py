@@ -263,7 +263,7 @@ NUMBERS = [
         r"says that apgd-ce fooled 39 images, and has \d+",
     ),
     Forgery("a lost model", without("model"), "it lacks 'model'"),
-    Forgery("a number twice", said_twice, "is no JSON .a name stands twice"),
+    Forgery("a number twice", said_twice, "is not JSON .a name stands twice"),
 ]
 # They change what is said of an image.
 VERDICTS = [
@@ -275,11 +275,11 @@ VERDICTS = [
     Forgery("a difference of nothing", standing_as_fooled, "not confirmed: classified correctly"),
     Forgery("another label", other_label("clean"), "another label than the data set's"),
     Forgery("another label of one that stands", other_label(""), "another label than the data se"),
-    Forgery("a label of no class", row("clean", label=99), "label 99 .*, which is no class"),
+    Forgery("a label of no class", row("clean", label=99), "label 99 .*, which is not a class"),
     Forgery("hashes swapped", swapped("sha256"), "2 images not confirmed: not the image that"),
     Forgery("a hash of nothing", row("clean", sha256=""), "has '' for the sha256 of image"),
     Forgery("lines that are none", text("[1]\n"), "has .1. for the image of line 1"),
-    Forgery("lines of no JSON", text("{image: 1}\n"), "images.jsonl is no JSON"),
+    Forgery("lines of no JSON", text("{image: 1}\n"), "images.jsonl is not JSON"),
 ]
 # They change the ball, or the points.
 POINTS = [

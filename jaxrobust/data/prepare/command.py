@@ -150,7 +150,9 @@ def _parsed(shard: Shard) -> Iterator[WorkDone]:
                 label = feature["label"].int64_list.value[0]
                 name = next(filter(None, (feature[key].bytes_list.value for key in _NAMES)))[0]
             except (DecodeError, IndexError, StopIteration) as error:
-                raise ValueError(f"record {i} is no example of this data set ({error})") from error
+                raise ValueError(
+                    f"record {i} is not an example of this data set ({error})"
+                ) from error
             row = shard.first + i
             if not image or row >= len(names) or (label, name) != (labels[row], names[row]):
                 raise ValueError(f"record {i} is not what the index says")

@@ -27,7 +27,7 @@ from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import MOVED, dataset, meant, network, norm
 
-# In a wheel the recipes are inside of the package, in a checkout beside it.
+# In a wheel the recipes are inside of the package, in a checkout next to it.
 _PACKAGE = Path(__file__).resolve().parents[2]
 RECIPES = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
 
@@ -44,7 +44,7 @@ def quiet_libraries() -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.getLogger().setLevel(logging.WARNING)
         absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
-        # Of a checkpoint that does not fit, each array's own traceback beside the error.
+        # Of a checkpoint that does not fit, each array's own traceback next to the error.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
@@ -122,7 +122,7 @@ def how_many(flag: str, text: str | int) -> int:
     except ValueError:
         count = 0
     if count < 1:
-        raise ValueError(f"--{flag}={text} is no number of images: 1 or more, or --{flag}=all")
+        raise ValueError(f"--{flag}={text} is not a number of images: 1 or more, or --{flag}=all")
     return count
 
 
@@ -133,7 +133,7 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
     value = _literal(text)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return value
-    raise ValueError(f"--{flag}={text} is no dict; write one such as \"{{'dims': (32, 64)}}\"")
+    raise ValueError(f"--{flag}={text} is not a dict; write one such as \"{{'dims': (32, 64)}}\"")
 
 
 def check_once(
@@ -197,7 +197,7 @@ class Arguments(argparse.ArgumentParser):
 
 def _no_flag(word: str, near: Sequence[str]) -> str:
     meant = f"; did you mean {' or '.join(near)}?" if near else ";"
-    return f"{word} is no flag{meant} --help lists them"
+    return f"{word} is not a flag{meant} --help lists them"
 
 
 def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") -> list[str]:
@@ -320,7 +320,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     if number := re.match(
         r"flag (--\S+): (?:invalid literal|could not convert) .*(int|float)", message
     ):
-        return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
+        return f"{number[1]} is not a {'whole ' if number[2] == 'int' else ''}number"
     if "has no attribute 'get_config'" in message:
         return f"{path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
     reason = f"{type(error).__name__}: {message}"
