@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from absl.testing import parameterized
 
-from tests.support.commands import commands
+from jaxrobust.__main__ import COMMANDS
+from tests.support.commands import commands, foreign_flags
 
 TRAIN = "train --config quickstart --workdir runs/new"
 AGAIN = "train --config quickstart"
@@ -226,12 +227,15 @@ class WrongInputTest(parameterized.TestCase):
             short += ["--config.train.warmup_epochs=0"]
             done = run([*AGAIN.split(), *short, "--config.test.steps=1"], folder)
             self.assertEqual(done.code, 0, done.error)
+            helps = {name: run([name, "--help-all"], folder).out for name in COMMANDS}
             for typed, said in WRONG.items():
                 with self.subTest(typed):
                     before = written(folder)
                     code, out, error = run(typed.split(), folder)
                     self.assertEqual(code, 2, out + error)
                     self.assertIn(said, error)
+                    help_text = helps.get(typed.partition(" ")[0], "")
+                    self.assertEmpty(foreign_flags(typed, error, help_text), error)
                     # What differs from a run that is there is a list, a key on a line; and so are
                     # several mistakes of a config.
                     # What took longer than a second has its line, which ends in dots, before it.

@@ -38,13 +38,7 @@ class ReportFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the flags and write or serve the page."""
-    flags = fields.read(
-        ReportFlags,
-        __doc__,
-        argv,
-        description=__doc__,
-        formatter_class=arguments.WholeDocument,
-    )
+    flags = fields.read(ReportFlags, __doc__, argv)
     patience.end()
     arguments.answer(run, flags, "the same command makes the page again")
 

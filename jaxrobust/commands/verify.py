@@ -63,7 +63,9 @@ class VerifyFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Check a bundle and print the outcome; return the exit code."""
-    flags = fields.read(VerifyFlags, __doc__, argv)
+    flags = fields.read(
+        VerifyFlags, __doc__, argv, usual="weights function dataset data_dir sample json"
+    )
     result = answer(_verified, flags, "the same command starts again")
     return 0 if result.get("whole", True) else 1
 

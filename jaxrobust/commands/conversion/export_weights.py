@@ -79,7 +79,9 @@ class ExportFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
-    flags = fields.read(ExportFlags, __doc__, argv)
+    flags = fields.read(
+        ExportFlags, __doc__, argv, usual="layout out phase which selected record id"
+    )
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     answer(_exported, flags, "nothing is written")
 

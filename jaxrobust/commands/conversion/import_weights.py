@@ -64,7 +64,9 @@ class ImportFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Import as the command line says."""
-    flags = fields.read(ImportFlags, __doc__, argv)
+    flags = fields.read(
+        ImportFlags, __doc__, argv, usual="model out image_size num_classes which normalize"
+    )
     answer(_imported, flags, "the same command continues an unfinished download")
 
 

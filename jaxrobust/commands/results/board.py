@@ -26,7 +26,7 @@ from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import WholeDocument, answer
+from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -52,8 +52,7 @@ class BoardFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the bundles and write the page; return the exit code."""
-    options: dict[str, Any] = {"description": __doc__, "formatter_class": WholeDocument}
-    flags = fields.read(BoardFlags, __doc__, argv, **options)
+    flags = fields.read(BoardFlags, __doc__, argv)
     return 0 if answer(_made, flags, "the same command starts again")["whole"] else 1
 
 

@@ -186,7 +186,10 @@ class QuickCommandTest(parameterized.TestCase):
         ("--on h100:1 --images 400", "--images=400 is more than the 397 images of the split"),
         ("", "required: --on"),
         ("--on h100:1 --on h100:2", "--on is given more than once"),
-        ("--on h100:1 --prise 2", "--prise is not a flag; did you mean --price? --help lists them"),
+        (
+            "--on h100:1 --prise 2",
+            "--prise is not a flag; did you mean --price? --help-all lists them",
+        ),
         ("--on h100:1 --config.train.epoch=2", "unknown config key 'epoch'; did you mean 'epochs'"),
         ("--on h100:1 --config.train.epochs=x", "--config.train.epochs=x is not a whole number"),
         (

@@ -479,7 +479,7 @@ class CommandLineTest(parameterized.TestCase):
         self.assertIn("Exit codes", printed)
 
     @sweeps.rows(
-        (["--atack=clean"], "--atack is not a flag; did you mean --attack. --help lists them"),
+        (["--atack=clean"], "--atack is not a flag; did you mean --attack. --help-all lists them"),
         (["--n=many"], "--n=many is not a number of images: 1 or more, or --n=all"),
         (["a", "b"], "'b' is one word too many; name one network"),
     )

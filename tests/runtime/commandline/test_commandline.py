@@ -41,8 +41,7 @@ class ValuesTest(parameterized.TestCase):
             parser.flag("image_size", type=int, help="Pixels.")
             self.assertEqual(parser.parse_args([word]).image_size, 3)
         shown = parser.format_help()
-        self.assertIn("  --image_size IMAGE_SIZE", shown)
-        self.assertIn("  -h, --help", shown)
+        self.assertIn("  --image_size  Pixels.", shown)
         self.assertNotIn("--image-size", shown)
 
     @sweeps.rows("8/255,0.5,12", "(8/255, 0.5, 12)")
@@ -188,6 +187,7 @@ class RecipeTest(parameterized.TestCase):
             self.assertEqual(said.count("\n"), 1)
 
     @sweeps.rows(
+        ("", "no config is named; give a file, or one of aligned_study"),
         (
             "quickstart",
             "quickstart is a recipe of the package, and quickstart.py is here too; write",
@@ -312,9 +312,9 @@ class WordsTest(parameterized.TestCase):
         parser = arguments.Arguments("A command.")
         parser.flag("size")
         for word, said in (
-            ("--sise", "--sise is not a flag; did you mean --size? --help lists them"),
-            ("unsize", "unsize is not a flag; --help lists them"),
-            ("-x", "-x is not a flag; --help lists them"),
+            ("--sise", "--sise is not a flag; did you mean --size? --help-all lists them"),
+            ("unsize", "unsize is not a flag; --help-all lists them"),
+            ("-x", "-x is not a flag; --help-all lists them"),
         ):
             self.assertEqual(refused(lambda word=word: parser.parse_args([word])).strip(),
                              f"jaxrobust: {said}")  # fmt: skip
