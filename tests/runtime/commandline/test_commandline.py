@@ -178,7 +178,6 @@ class RecipeTest(parameterized.TestCase):
             ("quikstart", "did you mean quickstart?"),
             ("configs/nothing.py", "give one, or one of aligned_study, "),
             ("../configs/quickstart.py", "no such file"),
-            ("", "no such file"),
         ):
             with contextlib.chdir(self.create_tempdir().full_path):
                 said = refused(lambda given=given: parsed("--config", given))
