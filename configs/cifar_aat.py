@@ -11,7 +11,7 @@ The arguments are a network, as in `configs/cifar_bat.py`, and then, with their 
                      .npz are --config.data.extra=npz:FILE
     activation=silu|relu  silu is of the residual networks wrn_* and robustresnet_*
 
-Keys that are no defaults, by `jaxrobust why configs/cifar_aat.py:robustresnet_a1,extra=500k`:
+Keys that are not defaults, by `jaxrobust why configs/cifar_aat.py:robustresnet_a1,extra=500k`:
 
     model.name                "robustresnet_a1": Table 2
     model.num_classes         10: ours: as the data set has them
@@ -57,7 +57,7 @@ Keys that are no defaults, by `jaxrobust why configs/cifar_aat.py:robustresnet_a
     attack.relative_step      0.25: authors' code: 2/255
     attack.start              "uniform-boxed": authors' code: uniform in the ball and the box
     attack.statistics         "batch": authors' code: the attack sees the batch's
-    evaluation.attack         "cw-40": authors' code: the CW margin with a floor, 40 steps
+    evaluation.attack         "cw-40": authors' code: the CW margin with a lower limit, 40 steps
     evaluation.step_size      0.00784313725490196: authors' code: 2/255
     evaluation.start          "uniform-boxed": authors' code: uniform in the ball and the box
 
@@ -110,7 +110,7 @@ SOURCES = cifar_bat.SOURCES | {
     "train.bn_momentum": "authors' code: all in the first update, then 1%",
     "attack.start": "authors' code: uniform in the ball and the box",
     "attack.statistics": "authors' code: the attack sees the batch's",
-    "evaluation.attack": "authors' code: the CW margin with a floor, 40 steps",
+    "evaluation.attack": "authors' code: the CW margin with a lower limit, 40 steps",
     "evaluation.step_size": "authors' code: 2/255",
     "evaluation.start": "authors' code: uniform in the ball and the box",
 }

@@ -21,7 +21,7 @@ resnet50 or wide_resnet50_2 is trained on ImageNette, class folders under imagen
 (--config.data.name=folder:PATH). What else a network has is an option, such as
 --config.model.options.depths=(1,1,1,1).
 
-Keys that are no defaults, by `jaxrobust why configs/cifar_aligned.py:cifar_vit`:
+Keys that are not defaults, by `jaxrobust why configs/cifar_aligned.py:cifar_vit`:
 
     seed                  34257: authors' code
     model.name            "cifar_vit": Table 1
@@ -192,7 +192,7 @@ def get_config(arguments: str = ""):
 
 
 def _options(a) -> dict:
-    """Return what the arguments change of a network; `ArgumentError` where it has no such part."""
+    """Read a network's options from the arguments; `ArgumentError` if it has no such part."""
     given = {key: a[key] for key in ("order", "patch", "activation") if a[key] is not None}
     missing = given.keys() - set(models.variant(a["model"])._fields)
     if missing:

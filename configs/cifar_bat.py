@@ -25,7 +25,7 @@ wrn_34_r, one of the searched ones (robnet_large_v2, advrush_7_96, racl_7_104), 
 resnet50. The attack sees running statistics. A record says whether the epoch was chosen on the
 images reported.
 
-Keys that are no defaults, by `jaxrobust why configs/cifar_bat.py:robustresnet_a1`:
+Keys that are not defaults, by `jaxrobust why configs/cifar_bat.py:robustresnet_a1`:
 
     model.name            "robustresnet_a1": Table 2
     model.num_classes     10: ours: as the data set has them
@@ -203,7 +203,7 @@ def get_config(arguments: str = ""):
 
 
 def _options(a) -> dict:
-    """Return what the arguments change of a network; `ArgumentError` where it has no such part."""
+    """Read a network's options from the arguments; `ArgumentError` if it has no such part."""
     given = {key: a[key] for key in _OF_BLOCKS if a[key] is not None}
     given |= {key: _numbers(key, a[key]) for key in ("depths", "widths") if a[key] is not None}
     given |= {key: a[key] == "yes" for key in ("preact", "residual") if a[key] is not None}

@@ -46,7 +46,7 @@ SHARED_SOURCES = {
     "mixup.*": "Table 1: heavy augmentation",
     "erase.probability": "Table 1: heavy augmentation",
     "label_smoothing": "Table 1: heavy augmentation",
-    "phases": "ours: low-first is no run of the paper",
+    "phases": "ours: low-first is not a run of the paper",
     "*.epochs": "ours: runs of equal cost",
     "*.batch_size": "ours: more updates of few images",
     "*.warmup_epochs": "ours: one of few epochs",
@@ -58,7 +58,7 @@ SHARED_SOURCES = {
     "evaluation.*": "ours: at the end alone",
     "test.*": "ours: before AutoAttack, a glance",
 }
-SOURCES = SHARED_SOURCES | {"low.*": "ours: low-first is no run of the paper"}
+SOURCES = SHARED_SOURCES | {"low.*": "ours: low-first is not a run of the paper"}
 
 _EPOCHS = {"random": 10, "one-step": 12, "low-first": 6, CONTROL: 30}
 

@@ -5,7 +5,7 @@
 The arguments are a network and, as in `revisiting_at.py`, batch=4096. All weights are trained, not
 those of the new ConvStem (of internimage_t_ps: PatchStem) alone.
 
-Keys that are no defaults, by `jaxrobust why configs/convstem_pretraining.py:convnext_t_cvst`:
+Keys that are not defaults, by `jaxrobust why configs/convstem_pretraining.py:convnext_t_cvst`:
 
     model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
           autocast
@@ -31,11 +31,11 @@ Published clean accuracies, in %: convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2
 all after 100 epochs; vit_m_cvst 81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6,
 internimage_t_ps 82.8, after 50.
 
-`revisiting_at.py:MODEL` starts from the run of this config beside its own, and makes it first where
-it is not finished. Without a network, begin it with timm's weights from a folder that `jaxrobust
-import` wrote, by `--config.init.weights=FOLDER`: it is the same run. An epoch costs 3/8 of one
-against the attack, for which `revisiting_at.py` has figures. Hardware, wall time, accuracies of
-ours: not yet measured.
+`revisiting_at.py:MODEL` starts from the run of this config next to its own, and makes it first
+where it is not finished. Without a network, begin it with timm's weights from a folder that
+`jaxrobust import` wrote, by `--config.init.weights=FOLDER`: it is the same run. An epoch costs 3/8
+of one against the attack, for which `revisiting_at.py` has figures. Hardware, wall time, accuracies
+of ours: not yet measured.
 """
 
 from configs import revisiting_at

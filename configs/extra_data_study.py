@@ -9,7 +9,7 @@ after a clean phase, each for 60,000 images of 4,000 of CIFAR-10. The first argu
     extra      70% of each batch from 20,000 other training images, which stand for the generated
                ones of `generated_data.py`, and 30% of the 4,000: as many updates
     real-few   1,000 images, 66 times each: as many updates
-    extra-few  as extra beside these 1,000
+    extra-few  as extra with these 1,000
 
 Real images with true labels are more than a generator gives, so that this is an upper bound.
 `tools/study.py --study extra_data_study` makes them with two seeds and attacks 500 test images with

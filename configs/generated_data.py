@@ -13,7 +13,7 @@ defaults first,
     epochs=100|200|400|800|1600|2400   default: 400, 800, 2400 and 1600, as images grow
     batch=512|1024|2048      default: 512, 1024, 2048 and 2048
 
-Keys that are no defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10,images=1m`:
+Keys that are not defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10,images=1m`:
 
     model.name                 "dm_wrn_28_10": authors' code: WRN-28-10 and WRN-70-16 with Swish
     model.num_classes          10: ours: as the data set has them

@@ -3,10 +3,10 @@
     jaxrobust train --config configs/larger_radius.py:convnext_t_cvst
 
 The arguments are a network and start=published|trained: the published network at 4/255, by its
-RobustBench id, or that of `configs/revisiting_at.py:MODEL` (50 epochs), whose run beside this one's
-workdir is used, or made first where it is not finished.
+RobustBench id, or that of `configs/revisiting_at.py:MODEL` (50 epochs), whose run next to this
+one's workdir is used, or made first where it is not finished.
 
-Keys that are no defaults, by `jaxrobust why configs/larger_radius.py:convnext_t_cvst`:
+Keys that are not defaults, by `jaxrobust why configs/larger_radius.py:convnext_t_cvst`:
 
     model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
           autocast

@@ -13,7 +13,7 @@ The arguments, with their defaults first, are
                                            without RandAugment, in batches of 576
     objective=adversarial|clean
 
-Keys that are no defaults, by `jaxrobust why configs/light_ablation.py:xcit_n12`:
+Keys that are not defaults, by `jaxrobust why configs/light_ablation.py:xcit_n12`:
 
     model.name              "xcit_n12": thesis, Tables 1 to 6
     model.num_classes       100: ours: one for each class of ImageNet-100; the authors' heads had

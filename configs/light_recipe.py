@@ -6,7 +6,7 @@ The arguments, with their defaults first, are epsilon=4|8 (255ths), steps=1|2 of
 (without: one at 4, two at 8, where one step leaks labels) and batch=512|8192|16384, with which the
 learning rate grows, but not the rates of warm-up and of the end.
 
-Keys that are no defaults, by `jaxrobust why configs/light_recipe.py:xcit_s12`:
+Keys that are not defaults, by `jaxrobust why configs/light_recipe.py:xcit_s12`:
 
     model.name               "xcit_s12": thesis, section 4.1.9
     model.dtype              "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs had
@@ -111,7 +111,7 @@ def get_config(arguments: str = ""):
 
 
 def recipe(model: str, epsilon: int, steps: int):
-    """Return what all runs of the thesis on ImageNet share; `epsilon` in 255ths."""
+    """Return the settings that all runs of the thesis on ImageNet share; `epsilon` in 255ths."""
     config = base()
     config.model.update(name=model, dtype="bfloat16")
     config.data.preprocessing = "bicubic-1.0"

@@ -1,4 +1,4 @@
-"""DKL and AWP beside TRADES at equal passes, in small.
+"""DKL and AWP compared with TRADES at equal passes, in small.
 
     jaxrobust train --config configs/objectives_study.py:dkl,seed=0
 

@@ -1,4 +1,4 @@
-"""A small RobustResNet beside a WideResNet of as many multiply-adds, in the paper's regime.
+"""A small RobustResNet and a WideResNet of as many multiply-adds, in the paper's regime.
 
     jaxrobust train --config configs/residual_study.py:wrn
 

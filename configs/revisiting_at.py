@@ -5,11 +5,11 @@
 The first argument is a network of Table 2; the others, with their defaults first, are
 
     start=stem|clean|random|21k    stem (of a ConvStem): timm's clean weights get a new stem and are
-                                   trained clean before (A.1), which is a run of its own that all
+                                   trained clean before (A.1), which is a separate run that all
                                    rows of a network share: that of `convstem_pretraining.py`,
-                                   beside this one's workdir, trained first where it is not
+                                   next to this one's workdir, trained first where it is not
                                    finished; clean: they are attacked at once, with a new stem where
-                                   theirs is another one; 21k: pre-trained there. internimage_t has
+                                   theirs is different; 21k: pre-trained there. internimage_t has
                                    its ConvStem from the start, and internimage_t_ps a new PatchStem
     augmentation=heavy|light|basic of the epochs against the attack; light: the 3-Aug of Table 16
     epochs=50|250|300, steps=2|1|3, attack=apgd|pgd
@@ -79,7 +79,7 @@ C2 64.8, 41.1, 45.3, 28.3; C3 64.5, 40.3, 46.2, 32.3; C4 64.7, 40.4, 46.4, 32.6;
 45.8, 33.2. Table 17 has robust accuracies only: weight_decay=0.5 37.2 for ViT-S + ConvStem and 27.5
 for ConvNeXt-T + ConvStem, 0.005 44.0 and 47.2; label_smoothing=0.0 44.0, 47.4, and 0.2 44.2, 47.3.
 
-Keys that are no defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvst`:
+Keys that are not defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvst`:
 
     model.name             "vit_s_cvst": Tables 2 and 13
     model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
@@ -261,7 +261,7 @@ def _set_stem(config: Any, stem: str, start: str | None) -> None:
     own = [known for name, known in STEMS if name == model]
     if stem not in own:
         meant = f"one of {', '.join(own)}" if own else "leave it out"
-        raise ArgumentError(f"stem={stem} is no stem of {model}; {meant}")
+        raise ArgumentError(f"stem={stem} is not a stem of {model}; {meant}")
     if start != "clean":
         raise ArgumentError(f"stem={stem} was trained without clean epochs; add start=clean")
     names = ("stem_widths", "stem_strides", "stem_kernels")
@@ -269,7 +269,7 @@ def _set_stem(config: Any, stem: str, start: str | None) -> None:
 
 
 def default_start(model: str) -> str:
-    """Return where the paper's best run of a network starts."""
+    """Find the start of the paper's best run of a network."""
     return "clean" if model in NETWORKS else "stem"
 
 

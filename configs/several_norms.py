@@ -6,7 +6,7 @@ against Multiple and Single lp-Threat Models via Quick Fine-Tuning of Robust Cla
 The arguments are a network and then, with their defaults first,
 
     start=linf|scratch  linf: fine-tuning of a network that is robust to linf alone. At 32 px that
-                        is the run of `cifar_bat.py:MODEL,objective=adversarial` beside this one's
+                        is the run of `cifar_bat.py:MODEL,objective=adversarial` next to this one's
                         workdir, trained first where it is not finished; at 224 px the published
                         network, by its RobustBench id. scratch: random weights at 32 px, at 224 px
                         those of `convstem_pretraining.py:MODEL`, as `revisiting_at.py` starts
@@ -25,7 +25,7 @@ Networks: wrn_28_10 and resnet18 on CIFAR-10, convnext_t_cvst, vit_s_cvst and co
 ImageNet. The epoch is chosen by the union: an image counts when it withstands all three norms; so
 does the test, whose record has the accuracy after each norm.
 
-Keys that are no defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10`:
+Keys that are not defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10`:
 
     model.name            "wrn_28_10": the paper: WRN-28-10; ours: the others
     model.num_classes     10: ours: as the data set has them

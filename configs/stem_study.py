@@ -37,7 +37,7 @@ PAPER = {
 ROWS = ("patchstem,seed=4", "pgd")
 SOURCES = cifar_study.SHARED_SOURCES | {
     "seed": "ours: five seeds",
-    "attack.name": "Table 12: PGD beside APGD",
+    "attack.name": "Table 12: PGD compared with APGD",
     "attack.relative_step": "Table 12: 3/4 of epsilon",
 }
 _OF_STUDY = {"convstem": "base", "patchstem": "patch", "pgd": "base"}

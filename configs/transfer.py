@@ -15,7 +15,7 @@ with their defaults first,
 
 The weights that they start from, robust at 8/255 on ImageNet, are published nowhere under a name
 that is known here: they are those of `configs/larger_radius.py` and of
-`configs/light_recipe.py:MODEL,epsilon=8`, whose runs beside this one's workdir are used, or made
+`configs/light_recipe.py:MODEL,epsilon=8`, whose runs next to this one's workdir are used, or made
 first where they are not finished; of the ResNet-50 they are those of Salman et al. 2020, imported
 into `runs/resnet50-salman2020`. `--config.init.weights=FOLDER` names others.
 
@@ -39,7 +39,7 @@ Published, in % (clean, AutoAttack at 8/255):
 Figures with + are of the authors' repository (the later paper's runs), the other ones of XCiT and
 ResNet-50 of the thesis.
 
-Keys that are no defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvst,cifar10`:
+Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvst,cifar10`:
 
     model.num_classes                 10: ours: as TFDS has the data sets
     model.image_size                  32: Table 6 and thesis, Table 8
@@ -52,11 +52,11 @@ Keys that are no defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvst
     init.head                         "fresh-torch": authors' code: a new linear layer, as PyTorch
           makes it
     data.name                         "cifar10": Table 6 and thesis, Table 7
-    data.train_split                  "train[:98%]": ours: images that choose the epoch are none of
-          the reported ones
-    data.selection_split              "train[98%:]": ours: images that choose the epoch are none of
-          the reported ones
-    data.test_split                   "test": ours: images that choose the epoch are none of the
+    data.train_split                  "train[:98%]": ours: images that choose the epoch are not
+          among the reported ones
+    data.selection_split              "train[98%:]": ours: images that choose the epoch are not
+          among the reported ones
+    data.test_split                   "test": ours: images that choose the epoch are not among the
           reported ones
     data.augmentation                 "crop|flip|randaugment": appendix D.6: RandAugment; thesis,
           section 4.2.1: on CIFAR no colour jitter, where later runs of the repository have it
@@ -73,7 +73,7 @@ Keys that are no defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvst
     attack.steps                      10: appendix D.6 and thesis, section 4.2: ten on CIFAR, else
           two of APGD or one
 
-Keys that are no defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar10`:
+Keys that are not defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar10`:
 
     model.name                  "xcit_s12": Table 6 and thesis, Tables 7 and 8
     model.num_classes           10: ours: as TFDS has the data sets
@@ -89,12 +89,12 @@ Keys that are no defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar1
           it
     init.normalize              "cifar10": authors' code: of CIFAR its mean and std, else 0.5
     data.name                   "cifar10": Table 6 and thesis, Table 7
-    data.train_split            "train[:98%]": ours: images that choose the epoch are none of the
+    data.train_split            "train[:98%]": ours: images that choose the epoch are not among the
           reported ones
-    data.selection_split        "train[98%:]": ours: images that choose the epoch are none of the
+    data.selection_split        "train[98%:]": ours: images that choose the epoch are not among the
           reported ones
-    data.test_split             "test": ours: images that choose the epoch are none of the reported
-          ones
+    data.test_split             "test": ours: images that choose the epoch are not among the
+          reported ones
     data.augmentation           "light-cifar-thesis": appendix D.6: RandAugment; thesis, section
           4.2.1: on CIFAR no colour jitter, where later runs of the repository have it (0.25), crops
           and rotations; else the light recipe's, of clean runs DeiT's
@@ -159,7 +159,7 @@ SOURCES = light_recipe.SOURCES | {
     "init.head": "authors' code: a new linear layer, as PyTorch makes it",
     "init.normalize": "authors' code: of CIFAR its mean and std, else 0.5",
     "data.name": "Table 6 and thesis, Table 7",
-    "data.*_split": "ours: images that choose the epoch are none of the reported ones",
+    "data.*_split": "ours: images that choose the epoch are not among the reported ones",
     "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no colour "
     "jitter, where later runs of the repository have it (0.25), crops and rotations; else the "
     "light recipe's, of clean runs DeiT's",

@@ -6,7 +6,7 @@ The paper's recipe: timm's clean weights with a new ConvStem are trained clean, 
 attack. Without a network, fetch the weights elsewhere (the message says how) and give their folder
 as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
 
-Keys that are no defaults, by `jaxrobust why configs/vit_b_cvst.py`:
+Keys that are not defaults, by `jaxrobust why configs/vit_b_cvst.py`:
 
     model.name             "vit_b_cvst": Tables 2 and 13
     model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by

@@ -54,7 +54,7 @@ def setup(app: Any) -> None:
     work = Path(app.outdir).parent
     app.config.nb_execution_cache_path = str(kernels.cache(work))
     kernels.prepare(work)
-    # Pages that are written from the code are written anew where it changed.
+    # Pages generated from the code are rewritten when it changes.
     app.add_config_value("code", kernels.digest("tools/docs"), "env")
 
     def read(app: Any, name: str, source: list[str]) -> None:

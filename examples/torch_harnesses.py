@@ -41,7 +41,7 @@ def attackbench(
     result. Targeted, which only `apgd-targeted` is, a point fools that is classified as the target.
     """
     if name not in MACHINES:
-        raise ValueError(f"{name!r} is no attack here; one of {', '.join(MACHINES)}")
+        raise ValueError(f"{name!r} is not an attack here; one of {', '.join(MACHINES)}")
     machine = MACHINES[name](norm=norm, epsilon=epsilon, steps=steps)
 
     def attack(

@@ -100,7 +100,7 @@ def main() -> None:
         elif name == "--version":
             print(f"jaxrobust {__version__}")
         elif name not in COMMANDS:
-            arguments.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
+            arguments.stop(f"{name} is not a command; {meant(name, COMMANDS)}", 2)
         else:
             sys.argv[1:] = rest
             patience.begin(patience.LOADING)  # the packages of some commands need it

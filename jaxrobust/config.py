@@ -18,7 +18,7 @@ from jaxrobust.runtime.text.spelling import meant
 from jaxrobust.types import Classifier
 
 VERSION = 1  # of the keys, in a run's config.json; it grows where old values would mean others
-# What a phase may have of its own, beside the keys of its section.
+# What a phase may have of its own, in addition to the keys of its section.
 CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "evaluation", "test")
 SPARED = 4  # cores of a host that do not decode by default: they feed its devices, and write
 
@@ -82,7 +82,7 @@ class InitSection(Section, Protocol):
     """What the first phase starts from, of the same network; positions are resized."""
 
     # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; run:CONFIG, the run of
-    # that config beside this one's workdir, which is trained first if need be; None: random.
+    # that config next to this one's workdir, which is trained first if need be; None: random.
     weights: str | None = None
     stem: str = "keep"  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
     # keep | fresh, for other classes | fresh-torch, nn.Linear's default | fresh:PART, of a PyTorch
@@ -108,7 +108,7 @@ class DataSection(Section, Protocol):
     # four, and 0 where it trains on them.
     workers: int | None = None
     strict: bool = False  # whether a damaged image stops the run
-    max_damaged: int = 50  # so many are replaced by another image each, and named
+    max_damaged: int = 50  # up to this many are replaced by another image each, and named
     views: int = 1  # so often an image stands in its batch, each time augmented otherwise
     first_view: str | None = None  # augmentation of the first; default: same
     # A second source, such as npz:PATH of generated images, and its share of each batch.
@@ -167,7 +167,7 @@ class PhaseSection(Section, Protocol):
     cycle_momentum: bool = False  # with one-cycle from 0.95 to 0.85 and back, as PyTorch's does
     clip_norm: float | None = None  # of all gradients together; default: none
     ema_decay: float = 0.9999  # of the average of the weights, which is evaluated
-    # For so many epochs the average is a copy, then its decay grows to ema_decay.
+    # For this many epochs the average is a copy, then its decay grows to ema_decay.
     ema_warmup_epochs: int | None = None
     ema_statistics: str = "averaged"  # averaged | copied: those of batch norms in the average
     # Of trades and mart, which images move the running statistics: both | adversarial.
@@ -200,7 +200,8 @@ class AttackSection(Section, Protocol):
     steps: int = 2  # of each attack in a training step
     # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
     warmup_epochs: int = 0
-    # Before that it is 0 for so many epochs, in which a start that is not robust learns the images.
+    # Before that it is 0 for this many epochs, in which a start that is not robust learns the
+    # images.
     delay_epochs: int = 0
     # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
     relative_step: float | None = None
@@ -217,7 +218,9 @@ class AttackSection(Section, Protocol):
 
 class TroubleSection(Section, Protocol):
     skips: int = 10  # steps in a row that may find no finite gradient (they update nothing)
-    rollbacks: int = 0  # after more, back to the last checkpoint, so many times, then the run stops
+    rollbacks: int = (
+        0  # after more, back to the last checkpoint, up to this many times, then the run stops
+    )
     lr: float = 0.5  # times the learning rate, after each of these
 
 
@@ -260,16 +263,16 @@ class CheckpointSection(Section, Protocol):
     every_epochs: int = 1  # a state to go on from
     # The weights of every evaluation stay, under PHASE/epochs, for `jaxrobust analyse`.
     keep_epochs: bool = False
-    # The raw and the averaged weights of every so many epochs of each phase, and of its last, stay
-    # under PHASE/kept for `jaxrobust select`; each copy takes 8 bytes a parameter of disk
+    # The raw and the averaged weights after every this many epochs of each phase, and of its last,
+    # stay under PHASE/kept for `jaxrobust select`; each copy takes 8 bytes a parameter of disk
     # (ConvNeXt-T: 0.23 GB, ConvNeXt-B: 0.71 GB). 0: none stays.
     keep_every_epochs: int = 0
 
 
 class LogSection(Section, Protocol):
     every_steps: int = 50  # a line in the log and in metrics.jsonl
-    # Where metrics and figures go beside metrics.jsonl: names of trackers with commas between
-    # them, such as tensorboard,wandb.
+    # Where metrics and figures go in addition to metrics.jsonl: names of trackers with commas
+    # between them, such as tensorboard,wandb.
     to: str = ""
 
 
@@ -357,7 +360,9 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
         if not equals and i == 0:
             name, value = first, name
         if name not in choices:
-            raise ArgumentError(f"{word!r} is no argument of this config; {meant(name, choices)}")
+            raise ArgumentError(
+                f"{word!r} is not an argument of this config; {meant(name, choices)}"
+            )
         if name in given:
             raise ArgumentError(f"the argument {name} is given twice; give it once")
         given[name] = value
@@ -381,7 +386,7 @@ def _argument(name: str, text: str, values: Sequence[Any]) -> Any:
     try:
         return float(text)
     except ValueError:
-        raise ArgumentError(f"{name}={text} is no number") from None
+        raise ArgumentError(f"{name}={text} is not a number") from None
 
 
 @dataclass(frozen=True)
@@ -409,7 +414,7 @@ class NetworkSpec:
         """Make the network's functions, which compute in `dtype`."""
         own = self.sizes() | {"dtype": dtype, "remat": remat}
         if twice := sorted(own.keys() & self.options.keys()):
-            raise ValueError(f"model.options.{twice[0]} is no option; set model.{twice[0]}")
+            raise ValueError(f"model.options.{twice[0]} is not an option; set model.{twice[0]}")
         return models.create(self.name, **own, **self.options)
 
 
@@ -507,10 +512,10 @@ def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: s
         known = known if depth == 0 else list(section)
         if key not in known:
             whole = f"{prefix}{'.'.join(keys[: depth + 1])}"
-            raise ValueError(f"{whole} is no key; {meant(key, known)}")
+            raise ValueError(f"{whole} is not a key; {meant(key, known)}")
         if depth < len(keys) - 1:
             if not isinstance(section[key], dict):
-                raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is no section, but a value")
+                raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is not a section, but a value")
             section = section[key]
     if isinstance(section[keys[-1]], dict) and not isinstance(value, dict):
         raise ValueError(f"{prefix}{'.'.join(keys)} is a section, and {value!r} is a value")

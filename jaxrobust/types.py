@@ -86,7 +86,7 @@ class Threat:
     epsilon: float  # in units of pixels in [0, 1]
 
     def __post_init__(self) -> None:
-        """Refuse what is no ball."""
+        """Refuse what is not a ball."""
         check_norm(self.norm)
         check_radius(self.norm, self.epsilon)
 
@@ -126,7 +126,7 @@ def threats(settings: Any) -> tuple[Threat, ...]:
     ['linf 0.03125', 'l2 0.5']
 
     Raises:
-      ValueError: no radius for each norm, a norm twice, or what is no ball.
+      ValueError: no radius for each norm, a norm twice, or what is not a ball.
     """
     norms, radii = settings["norm"], settings["epsilon"]
     norms = (norms,) if isinstance(norms, str) else tuple(norms)
@@ -156,7 +156,7 @@ def check_norm(norm: str) -> None:
 
 
 def check_radius(norm: str, epsilon: float) -> None:
-    """Refuse a radius that is no number, below 0, not finite, or above 1 on Linf."""
+    """Refuse a radius that is not a number, below 0, not finite, or above 1 on Linf."""
     epsilon = check_number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
@@ -192,7 +192,7 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
 
 
 def check_number(name: str, value: Any) -> float:
-    """Read a setting as a number; `ValueError` where it is none."""
+    """Read a setting as a number; `ValueError` if it is not one."""
     try:
         if not isinstance(value, str):
             return float(value)

@@ -87,9 +87,9 @@ class PackageTest(absltest.TestCase):
     def test_version_and_typing_errors(self):
         for words, code, said in (
             (["--version"], None, f"jaxrobust {jaxrobust.__version__}"),
-            (["evalute"], 2, "jaxrobust: evalute is no command; did you mean evaluate?"),
-            (["fly"], 2, "jaxrobust: fly is no command; one of new, check, train, evaluate, "),
-            (["models", "--nme=x"], 2, "jaxrobust: --nme is no flag; --help lists them"),
+            (["evalute"], 2, "jaxrobust: evalute is not a command; did you mean evaluate?"),
+            (["fly"], 2, "jaxrobust: fly is not a command; one of new, check, train, evaluate, "),
+            (["models", "--nme=x"], 2, "jaxrobust: --nme is not a flag; --help-all lists them"),
         ):
             out = io.StringIO()
             with (

@@ -550,7 +550,7 @@ class ForgedTest(parameterized.TestCase):
 
 
 class ChosenTest(parameterized.TestCase):
-    """Weights that were chosen, or trained, on images of the test are no secret."""
+    """Weights that were chosen, or trained, on images of the test are reported."""
 
     def run_of(self, **data_settings) -> Path:
         """A run whose config is there, and which seems to have kept weights."""
@@ -775,7 +775,7 @@ class ComparedTest(parameterized.TestCase):
         self.assertEqual((found.n, found.gained, found.lost), (51, 0, 0))
         self.assertIn(
             "Images that replayed points decided are left out, as the attacks alone might have "
-            "left them standing: 9 beside",
+            "left them standing: 9 with",
             str(comparison.part(gathered.gather(places).evaluations)),
         )
 
@@ -891,7 +891,9 @@ METHODS += [
 
 
 class NotFiniteTest(parameterized.TestCase):
-    """Logits that are NaN or infinite are no answer: neither right, nor fooled without a word."""
+    """Logits that are NaN or infinite are not an answer: neither right, nor fooled without a
+    word.
+    """
 
     def setUp(self):
         super().setUp()

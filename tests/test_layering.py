@@ -188,7 +188,7 @@ class LayeringTest(absltest.TestCase):
     def test_the_top_of_the_repository(self):
         done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            self.skipTest("this is no git checkout")
+            self.skipTest("this is not a git checkout")
         found = {line.strip('"').split("/")[0] for line in done.stdout.splitlines()}
         folders = {".ci", ".github", "configs", "docs", "examples", "jaxrobust", "tests", "tools"}
         pages = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"}

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from absl.testing import parameterized
 
+from jaxrobust.__main__ import COMMANDS
 from jaxrobust.commands import compare, select, verify
 from jaxrobust.commands.results import runs
 from jaxrobust.papers.commands import figure
 from jaxrobust.runtime.text import terminal
+from tests.support import command_calls
 from tests.support import runs as training
-from tests.support.commands import commands
+from tests.support.commands import commands, foreign_flags
 
 TRAIN = "train --config quickstart --workdir new"
 EVALUATE = "evaluate --workdir run"
@@ -39,7 +41,7 @@ train --config broken.py
 train --config other.py
 train --config quickstart:fast | colon
 train --confg quickstart | --confg
-{TRAIN} more | nothing else
+{TRAIN} more
 {TRAIN} --wrokdir=x | --wrokdir
 {TRAIN} --workdir=other | --workdir
 {TRAIN} --profile=-1:5
@@ -190,7 +192,7 @@ certificate | --weights
 certificate --model xyzzy | --weights
 """.strip().splitlines()
 
-# The same of the tools beside the package.
+# The same of the tools next to the package.
 OF_TOOLS = """
 compare run | two
 compare nowhere run | nowhere
@@ -246,8 +248,9 @@ def written(folder: Path) -> Path:
 
 
 class MistakesTest(parameterized.TestCase):
-    def answers(self, line: str, code: int, error: str) -> None:
+    def answers(self, line: str, code: int, error: str, help_text: str) -> None:
         """Look at what a command has said of a line of the table."""
+        self.assertEmpty(foreign_flags(line, error, help_text), error)
         typed, _, said = (part.strip() for part in line.partition("|"))
         lines = error.splitlines()
         self.assertIn(code, (2, 3), error)
@@ -265,10 +268,12 @@ class MistakesTest(parameterized.TestCase):
         training.quiet_run(training.tiny(train__epochs=0), folder / "run")
         self.assertGreaterEqual(len(MISTAKES), 100)
         with commands() as run:
+            helps = {name: run([name, "--help-all"], folder).out for name in COMMANDS}
             for line in MISTAKES:
                 with self.subTest(line):
-                    code, _, error = run(shlex.split(line.partition("|")[0]), folder)
-                    self.answers(line, code, error)
+                    words = shlex.split(line.partition("|")[0])
+                    code, _, error = run(words, folder)
+                    self.answers(line, code, error, helps.get(words[0], ""))
 
     def test_tools(self):
         folder = written(Path(self.create_tempdir()))
@@ -276,10 +281,11 @@ class MistakesTest(parameterized.TestCase):
         self.enter_context(contextlib.chdir(folder))
         for line in OF_TOOLS:
             tool, *words = shlex.split(line.partition("|")[0])
+            help_text = command_calls.ended(lambda: TOOLS[tool](["--help-all"])).out  # noqa: B023
             said, code = io.StringIO(), 0
             with self.subTest(line), contextlib.redirect_stderr(said):
                 try:
                     TOOLS[tool](words)
                 except SystemExit as ended:
                     code = ended.code
-                self.answers(line, code, said.getvalue())
+                self.answers(line, code, said.getvalue(), help_text)

@@ -21,7 +21,7 @@ from tests.support.paths import NO_SHARED, ROOT, SHARED
 
 EXAMPLES = ROOT / "examples"
 CIFAR = SHARED / "data" / "tensorflow_datasets" / "cifar10"
-# What each needs beside the package.
+# What each needs next to the package.
 NEEDS = {
     "adversarial_finetuning": (),
     "autoattack_equinox": ("equinox",),

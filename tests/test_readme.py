@@ -96,9 +96,9 @@ def tool(words: list[str]) -> tuple[str, ...]:
 
 @functools.cache
 def known_flags(which: tuple[str, ...]) -> set[str]:
-    """Those in the `--help` of a command; hyphens and underscores are the same."""
-    told = run(which, "--help-all" if "evaluate" in which[-1] else "--help")
-    found = re.findall(r"--(?:\[no\])?([a-z][\w-]*)", told.stdout + told.stderr)
+    """Those in the help of a command; hyphens and underscores are the same."""
+    told = run(which, "--help-all" if which[0] == "-m" else "--help")
+    found = re.findall(r"--([a-z][\w-]*)", told.stdout + told.stderr)
     assert found, f"{shlex.join(which)} --help says no flags: {told.stderr}"
     return {name.replace("-", "_") for name in found}
 

@@ -36,7 +36,7 @@ def get_config():
 
 
 def built(folder: Path) -> Path:
-    """The wheel, of a copy: setuptools leaves files beside what it builds."""
+    """The wheel, of a copy: setuptools leaves files next to what it builds."""
     for name in SOURCES:
         source, target = paths.ROOT / name, folder / "source" / name
         if source.is_dir():

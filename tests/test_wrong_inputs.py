@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from absl.testing import parameterized
 
-from tests.support.commands import commands
+from jaxrobust.__main__ import COMMANDS
+from tests.support.commands import commands, foreign_flags
 
 TRAIN = "train --config quickstart --workdir runs/new"
 AGAIN = "train --config quickstart"
@@ -34,7 +35,7 @@ WRONG = {
     f"{TRAIN} extra": "name one config",
     "train quikstart": "did you mean quickstart",
     f"train quickstart {TRAIN.removeprefix('train ')}": "--config is given more than once",
-    f"{TRAIN} --workdri=x": "--workdri is no flag",
+    f"{TRAIN} --workdri=x": "--workdri is not a flag",
     f"{TRAIN} --workdir=b": "--workdir is given more than once",
     "train --config quikstart": "did you mean quickstart",
     "train --config nowhere/own.py": "no such file",
@@ -45,9 +46,9 @@ WRONG = {
     f"{TRAIN} --process_id=3 --num_processes=2": "process",
     # Keys and values of a config.
     f"{TRAIN} --config.train.epocs=3": "did you mean 'epochs'",
-    f"{TRAIN} --config.train.epochs=many": "--config.train.epochs=many is no whole number",
+    f"{TRAIN} --config.train.epochs=many": "--config.train.epochs=many is not a whole number",
     f"{TRAIN} --config.train.lr=None": "train.lr=None: only keys of text can be unset",
-    f"{TRAIN} --config.train.lr=fast": "--config.train.lr=fast is no number",
+    f"{TRAIN} --config.train.lr=fast": "--config.train.lr=fast is not a number",
     f"{TRAIN} --config.train.epochs=0 --config.pretrain.epochs=0": "nothing to train",
     f"{TRAIN} --config.train.lr=-1": "lr",
     f"{TRAIN} --config.train.objective=robust": "objective",
@@ -62,7 +63,7 @@ WRONG = {
     f"{TRAIN} --config.attack.name=apdg": "apgd",
     f"{TRAIN} --config.evaluation.weights=best": "'ema'",
     f"{TRAIN} --config.checkpoint.keep_every_epochs=-1": "keep_every_epochs=-1 must be at least 0",
-    f"{TRAIN} --config.checkpoint.keep_every_epochs=x": "keep_every_epochs=x is no whole number",
+    f"{TRAIN} --config.checkpoint.keep_every_epochs=x": "keep_every_epochs=x is not a whole number",
     f"{TRAIN} --config.mesh.fsdp=3": "fsdp",
     # The network.
     f"{TRAIN} --config.model.name=convnext_tinny": "convnext_t",
@@ -183,7 +184,7 @@ WRONG = {
     f"{EVALUATE} --attack=apgd-ce --bundle=runs/quickstart": "is not a bundle; name a new folder",
     f"{OWN} --weights none.pt": "no such file",
     f"{OWN} --weights page.pt": "page.pt",
-    f"{OWN} --weights w.pt --options 3": "is no dict",
+    f"{OWN} --weights w.pt --options 3": "is not a dict",
     "evaluate --model convnext_n --weights none.pt": "dataset",
     "evaluate --model convnext --weights none.pt --dataset digits": "convnext",
     # Conversion, and the table.
@@ -226,12 +227,15 @@ class WrongInputTest(parameterized.TestCase):
             short += ["--config.train.warmup_epochs=0"]
             done = run([*AGAIN.split(), *short, "--config.test.steps=1"], folder)
             self.assertEqual(done.code, 0, done.error)
+            helps = {name: run([name, "--help-all"], folder).out for name in COMMANDS}
             for typed, said in WRONG.items():
                 with self.subTest(typed):
                     before = written(folder)
                     code, out, error = run(typed.split(), folder)
                     self.assertEqual(code, 2, out + error)
                     self.assertIn(said, error)
+                    help_text = helps.get(typed.partition(" ")[0], "")
+                    self.assertEmpty(foreign_flags(typed, error, help_text), error)
                     # What differs from a run that is there is a list, a key on a line; and so are
                     # several mistakes of a config.
                     # What took longer than a second has its line, which ends in dots, before it.

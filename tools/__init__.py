@@ -1,4 +1,4 @@
-"""Commands beside the package, run as files from a checkout, and what they share."""
+"""Commands outside the package, run as files from a checkout, and what they share."""
 
 import sys
 import time

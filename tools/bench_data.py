@@ -1,6 +1,6 @@
-"""`python tools/bench_data.py [FOLDER]`: images/s of the input pipeline, beside timm's.
+"""`python tools/bench_data.py [FOLDER]`: images/s of the input pipeline, compared with timm's.
 
-Part one: from the bytes of a file in memory to `uint8[224,224,3]`, on one core, beside
+Part one: from the bytes of a file in memory to `uint8[224,224,3]`, on one core, next to
 torchvision's and timm's transforms to their float tensor on the same photographs, turn by turn;
 seconds are the processor's. light, 3-augment and heavy are all that timm's `create_transform`
 builds with the recipes' mean 0 and std 1, its Normalize too; only random erasing is left out, for

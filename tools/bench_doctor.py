@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cases += planted(args.plant or args.runs[0], folder)
         cases += [Case(name, words, name) for name, words in CONFIGS.items()]
         if unknown := only - {case.name for case in cases} - {"photographs"}:
-            raise ValueError(f"--only={min(unknown)} is no row; leave it out for all of them")
+            raise ValueError(f"--only={min(unknown)} is not a row; leave it out for all of them")
         print("| fault or run | to be red | red | yellow | follow | right | seconds |")
         print("|---|---|---|---|---|---|---|", flush=True)
         chosen: list[Case] = [case for case in cases if not only or case.name in only]

@@ -1,4 +1,4 @@
-"""`python tools/bench_gpu.py [CONFIG ...]`: our training steps beside PyTorch's on one GPU.
+"""`python tools/bench_gpu.py [CONFIG ...]`: our training steps and PyTorch's on one GPU.
 
 Both sides compute in bfloat16. Before any speed, their logits of the same weights are compared. The
 batch of each is the largest that fits: estimated from a small one, halved while memory does not
@@ -137,7 +137,9 @@ def main() -> None:
     args = parse()
     if args.report:
         if not args.report.is_file():
-            raise ValueError(f"--report={args.report} is no file; name one that --resume has made")
+            raise ValueError(
+                f"--report={args.report} is not a file; name one that --resume has made"
+            )
         return print(tables.report(*figures.read(args.report)))
     check(args)
     given = {"image-size": args.image_size, "attack-steps": args.attack_steps}

@@ -1,4 +1,4 @@
-"""What a ladder of radii costs beside each radius alone, and whether it finds the same.
+"""What a ladder of radii costs compared with each radius alone, and whether it finds the same.
 
 python tools/bench_ladder.py linf:0:0.16:9 --workdir runs/quickstart --n 128 [any flag of evaluate]
 

@@ -63,7 +63,7 @@ class Different(AssertionError):
 
 
 def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Train in `folder` under so many kills; when each came, and what was there then."""
+    """Train in `folder` under this many kills; return when each came, and what was there then."""
     draw = random.Random(seed)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}

@@ -5,7 +5,7 @@ python tools/check_versions.py interpreters
 
 Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the lowest that
 pyproject.toml names, the newest the highest Python that this machine has and for which everything
-installs. Without a Python beside the oldest one, or without newer packages, the newest is what
+installs. Without a Python other than the oldest one, or without newer packages, the newest is what
 `.ci/run` tests anyway; that is said, and no test runs. Exits with 1 if a test failed, with 3 if
 an environment cannot be built. `interpreters` lists the Pythons that could be tested, the highest
 first, one path a line.

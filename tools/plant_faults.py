@@ -5,12 +5,12 @@ python tools/plant_faults.py run faults.jsonl [--seconds 60 --out verdicts.jsonl
 
 `draw` writes one fault a line, each in another of the files while there are enough. A line says
 what stands where and what is to stand there instead: lines can be taken out (a fault that changes
-nothing is none) or written by hand, without `text` and `column` where `old` is there once. A fault
-is found by its function and line of text, so that it follows a function that moves.
-`run` plants one after the other into a clone of the last commit, and runs with each the tests that
-import its file, then those of its folder. It prints which test caught it, after a look that this
-one passes without the fault. `--seconds` runs the tests that import the file alone, slow ones too,
-for so much CPU time; `--out` adds each verdict to a file, whose faults are not planted again.
+nothing does not count) or written by hand, without `text` and `column` where `old` is there once. A
+fault is found by its function and line of text, so that it follows a function that moves. `run`
+plants one after the other into a clone of the last commit, and runs with each the tests that import
+its file, then those of its folder. It prints which test caught it, after a look that this one
+passes without the fault. `--seconds` runs the tests that import the file alone, slow ones too, for
+so much CPU time; `--out` adds each verdict to a file, whose faults are not planted again.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def main() -> None:
     parser.flag("phase", default="train", help="Phase that is repeated.")
     parser.flag("data_dir", help="Folder of data sets; default: that of the run.")
     parser.flag("threads", type=int, default=1, help="Threads of PyTorch.")
-    parser.flag("beside", type=Path, help="Run of the same config whose curve is drawn beside.")
+    parser.flag("beside", type=Path, help="Run of the same config whose curve is drawn too.")
     parser.flag("picture", type=Path, help="PNG of the curves; default: RUN/torch/PHASE.png.")
     args = parser.parse_args()
     if args.phase not in (names := phases(runs.run_config(args.workdir))):

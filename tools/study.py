@@ -1,4 +1,4 @@
-"""The runs of a study's config, each with AutoAttack, and what they say beside the paper.
+"""The runs of a study's config, each with AutoAttack, and how they compare with the paper.
 
 python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minutes 60]
                       [--data_dir FOLDER]
@@ -8,11 +8,11 @@ A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed
 which flags of `jaxrobust.evaluate`, `THREATS` in which norms, `METHOD` what the record calls
 that, and `ASKED` what the table does. `AGAINST` names the runs that a run is compared with, of
 which the first stands in the table of accuracies; without it, the first run of all. `STARTS` names
-the run whose weights another one goes on from; with `UNION` the images count that withstand all of
-`THREATS`, too.
+the run whose weights another run continues from; with `UNION` the images count that withstand all
+of `THREATS`, too.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
-Two such commands, one a seed, may run beside each other.
+Two such commands, one a seed, may run at the same time.
 Without CIFAR-10: `jaxrobust prepare cifar10`. The last lines are two tables of what is done by
 then: accuracies, and image by image what tells pairs apart (OUT/pairs.jsonl keeps the counts).
 

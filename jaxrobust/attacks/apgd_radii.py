@@ -90,7 +90,7 @@ def apgd_multi_radius_machine(
 
 add(
     MachineFacts(
-        machine="apgd-multi-radius",  # of attacks that stand beside `apgd_machine`
+        machine="apgd-multi-radius",  # of attacks other than `apgd_machine`
         make=lambda setting, epsilon: apgd_multi_radius_machine(
             norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
         ),

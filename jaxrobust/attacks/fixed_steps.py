@@ -56,7 +56,7 @@ def written() -> str:
 
 
 def parse(attack: str) -> FixedSteps | None:
-    """Read the name of an attack; None: it is none of these."""
+    """Parse the name of an attack with fixed steps; None if it is another attack."""
     parsed = registry.parse(attack)
     return FixedSteps(*parsed) if parsed else None
 

@@ -35,7 +35,7 @@ def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
     is_label = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
     others = jnp.where(is_label, -jnp.inf, probabilities).max(axis=1)
     lead = others - jnp.where(is_label, probabilities, 0).sum(axis=1)
-    return jnp.where(jnp.isnan(lead), 0, lead)  # no answer is wrong, and no better than that
+    return jnp.where(jnp.isnan(lead), 0, lead)  # no answer counts as wrong, and no better than that
 
 
 class Tally(NamedTuple):

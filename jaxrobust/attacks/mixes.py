@@ -52,7 +52,7 @@ def norms_of(attack: Any) -> list[str]:
 
 
 def at_once(attack: Any, mix: str | None = None) -> int:
-    """Count the norms that attack in each step; `mix`: another one than the settings'."""
+    """Count the norms that attack in each step; `mix` overrides the settings'."""
     row = MIXES.get(mix or attack.get("mix") or "")
     return len(norms_of(attack)) if row and row.each else 1
 
@@ -72,8 +72,8 @@ def passes(attack: Any, mix: str | None = None) -> int:
     in a step, their mean, which is that of any: all take the same steps.
 
     Where the points found are compared, a forward pass more for each; of steps that norms choose
-    together, those of one attack and in each step so many forward passes as there are norms.
-    `mix`: of several norms, another one than the section's.
+    together, those of one attack and in each step as many forward passes as there are norms.
+    `mix`: overrides the section's choice for several norms.
     """
     section_mix = attack.get("mix")
     row, alone = (

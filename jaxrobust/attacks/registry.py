@@ -50,8 +50,8 @@ class MachineFacts(NamedTuple):
     aims: bool = False  # whether its program knows if it is given target classes
     forward: int = 1  # passes of a step
     backward: int = 1
-    each_class: bool = False  # untargeted, so many backward passes for each class
-    extra: int = 1  # evaluations beside the steps, of an image that is never fooled
+    each_class: bool = False  # untargeted, this many backward passes per class
+    extra: int = 1  # evaluations in addition to the steps, of an image that is never fooled
     final_forward: bool = False  # whether a training attack ends with a pass without gradient
     least: Mapping[str, int] = MappingProxyType({})  # what may be overridden -> its least value
     flat: bool = False  # whether a first gradient of zeros puts an untargeted run in doubt
@@ -83,7 +83,7 @@ class NamedAttack(NamedTuple):
     stronger: str = ""  # of a single step: the row that takes several
 
     def steps(self, count: int) -> int:
-        """Count the steps that are made of so many: those, or one."""
+        """Count the steps that are made if this many are asked for: those, or one."""
         return 1 if self.single else count
 
     @property
@@ -133,7 +133,7 @@ def fixed() -> dict[str, NamedAttack]:
 
 
 def trained(name: str) -> NamedAttack:
-    """Find the training attack of a config; `ValueError`: there is none of that name."""
+    """Find the training attack of a config; `ValueError`: no such name."""
     rows = training()
     if name not in rows:
         raise ValueError(f"unknown attack {name!r}; one of {sorted(rows)}")
@@ -144,7 +144,7 @@ _NAMED = re.compile(r"(.+)-([1-9]\d{0,6})")
 
 
 def parse(attack: str) -> tuple[NamedAttack, int] | None:
-    """Read an attack of a fixed number of steps, such as pgd-20; None: it is none."""
+    """Read an attack of a fixed number of steps, such as pgd-20; None if it is not one."""
     rows = fixed()
     if (row := rows.get(attack)) and row.single:
         return row, 1
@@ -179,7 +179,7 @@ def steps(name: str, count: int) -> int:
 
 
 def passes(name: str, steps: int) -> int:
-    """Count the forward and backward passes per image of a training attack of so many steps."""
+    """Count the forward and backward passes per image of a training attack with this many steps."""
     row = trained(name)
     facts = row.facts
     return row.steps(steps) * (facts.forward + facts.backward) + facts.final_forward

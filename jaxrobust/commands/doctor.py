@@ -14,9 +14,8 @@ import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
-from functools import partial
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from jaxrobust.commands.flags.shared import SubjectFlags, shared
@@ -28,7 +27,7 @@ from jaxrobust.runtime.text import patience, terminal
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(SubjectFlags):
-    """What is examined beside a config."""
+    """What is examined in addition to a config."""
 
     epsilon: float | None = shared(
         "epsilon", default="that of the run, or 8/255, 0.5 and 12 by norm"
@@ -41,7 +40,7 @@ class DoctorFlags(SubjectFlags):
     json: bool = flag("Whether to print one JSON object instead.", False)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, arguments.CONFIG_HELP, lock_config=True)
 fields.define(DoctorFlags)
 
 
@@ -87,5 +86,6 @@ def main(argv: list[str]) -> None:
     sys.exit(int(red))
 
 
-if __name__ == "__main__":  # whose document and flags absl's --help shows
-    app.run(main, flags_parser=partial(arguments.parse, hint="--help lists the flags"))
+if __name__ == "__main__":
+    usual = "config dataset split norm epsilon n json"
+    arguments.run(main, __doc__, usual=usual, hint="--help-all lists the flags")

@@ -8,6 +8,8 @@ and an assumed utilisation, and for TPUs the step is compiled too, where libtpu 
 `jaxrobust estimate --target 65 --dataset cifar10` asks the other way round: which network, how many
 images, epochs and chip-hours reach so much under AutoAttack, by a law of others' published runs.
 
+Any key of the config is set as for training: --config.train.epochs=20.
+
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that is named.
 """
 
@@ -46,6 +48,6 @@ def main() -> None:
         __doc__,
         words,
         usage="%(prog)s CONFIG --on DEVICES [--config.key=value ...] [flags]",
-        epilog="Any key of the config is set as for training: --config.train.epochs=20.",
+        usual="on price batch images fast json",
     )
     arguments.answer(lambda settings: command.answer(settings, changed, BEGUN), flags, again)

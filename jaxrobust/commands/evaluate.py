@@ -17,15 +17,14 @@ same command continues after: 75 another process of the pod is gone; 143 SIGTERM
 
 import sys
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from jaxrobust.commands.flags import evaluation_help
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
 from jaxrobust.runtime.commandline import fields, functions
-from jaxrobust.runtime.commandline.arguments import parse, quiet_libraries, stop, unable
+from jaxrobust.runtime.commandline.arguments import quiet_libraries, run, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.weights.fetch import shipped
@@ -95,9 +94,11 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
 
 
 if __name__ == "__main__":
-    if {"--help-all", "--help_all", "--helpfull"} & {*sys.argv[1:]}:
-        print(evaluation_help.text(str(__doc__), everything=True))
-    elif {"--help", "-help", "--helpshort", "-h", "--h", "-?"} & {*sys.argv[1:]}:
-        print(evaluation_help.text(str(__doc__), everything=False))
-    else:
-        app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))
+    run(
+        main,
+        __doc__,
+        usual=evaluation_help.USUAL,
+        hint="--help-all lists the flags",
+        groups=evaluation_help.GROUPS,
+        describe=evaluation_help.describe_attacks,
+    )

@@ -2,7 +2,7 @@
 
 A path is a run, a folder of records (RUN/evaluation), a file of records, or a folder of many of
 them; quickstart, where no such path is, is the run that the package ships. The file opens from disk
-and loads nothing. With --watch a server shows the page instead, and shows it anew while the run
+and loads nothing. With --watch a server shows the page instead, and updates it while the run
 goes on.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
@@ -38,13 +38,7 @@ class ReportFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the flags and write or serve the page."""
-    flags = fields.read(
-        ReportFlags,
-        __doc__,
-        argv,
-        description=__doc__,
-        formatter_class=arguments.WholeDocument,
-    )
+    flags = fields.read(ReportFlags, __doc__, argv)
     patience.end()
     arguments.answer(run, flags, "the same command makes the page again")
 

@@ -14,16 +14,15 @@ interrupted (Ctrl-C).
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from jaxrobust.runtime.commandline import functions
-from jaxrobust.runtime.commandline.arguments import config_name, parse, quiet_libraries, stop
+from jaxrobust.runtime.commandline import arguments, functions
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, arguments.CONFIG_HELP, lock_config=True)
 _WHERE = "Where checkpoints, metrics and results go; default: runs/<config>."
 _WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
 _STAGES = (
@@ -31,7 +30,7 @@ _STAGES = (
     "export:LAYOUT or export:LAYOUT:ID."
 )
 _THEN = flags.DEFINE_string("then", None, _STAGES)
-_COST = "Whether to say before a run with --then begins what it will cost."
+_COST = "Whether to say what a run with --then will cost before it begins; or --noestimate."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
 _TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
 _PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")
@@ -41,13 +40,14 @@ define_host_flags()
 def main(argv: list[str]) -> None:
     """Read the flags and run the config."""
     if len(argv) > 1 or _CONFIG.value is None:
-        stop("name one config, as the first word; change its keys with --config.key=value", 2)
-    quiet_libraries()
-    name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        extra = f"{argv[1]!r} is one word too many; " if argv[1:] else ""
+        remedy = "name one config, as the first word; change its keys with --config.key=value"
+        arguments.stop(extra + remedy, 2)
+    arguments.quiet_libraries()
+    name = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
     patience.end()  # the first host speaks for all, and joining has its own words
-    with patience.of(patience.LOADING, here=pod is None):
-        # After the flags: --help needs no JAX.
+    with patience.of(patience.LOADING, here=pod is None):  # after the flags: --help needs no JAX
         from jaxrobust.report import pictures
         from jaxrobust.results.configs import refusals
         from jaxrobust.results.stages import running
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
             training_run.run(config, workdir, profile=profile, draw=pictures.of_phase)
             running.run(stages, config, workdir, begin=lambda stage: doing.append(stage.text))
     except stopping.Stopped as error:  # all hosts together
-        stop(error, error.code)
+        arguments.stop(error, error.code)
     except KeyboardInterrupt:
         end(f"interrupted; {end.again()}", 130)
     except DiskFull as error:
@@ -92,9 +92,8 @@ def main(argv: list[str]) -> None:
 
 
 def _listed(error: Exception, mistakes: list[str]) -> str:
-    """List a config's mistakes, that which ended the process among them, each once."""
+    """List a config's mistakes and `error`, each once: some name a key before the same words."""
     found = [*dict.fromkeys([str(error), *mistakes])]
-    # Some name the key in front of the same sentence.
     lines = [one for one in found if not any(one in other and one != other for other in found)]
     return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else lines[0]
 
@@ -114,7 +113,7 @@ def _use(cores: int | None) -> None:
         say(f"one CPU device for all {cores} cores, not one for each: {reason}")
 
 
-if __name__ == "__main__":  # whose document and flags absl's --help shows
+if __name__ == "__main__":
     if sys.argv[1:] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"--config={sys.argv[1]}"
-    app.run(main, flags_parser=parse)
+    arguments.run(main, __doc__, usual="config workdir then estimate multihost")

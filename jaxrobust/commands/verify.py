@@ -49,13 +49,13 @@ class VerifyFlags:
     )
     write_images: Path | None = flag(
         "File .npy for the images as they are prepared, uint8[N,H,W,C], which verify.py of the "
-        "bundle takes; a file .labels.npy beside it gets their labels. Of common corruptions a "
+        "bundle takes; a file .labels.npy next to it gets their labels. Of common corruptions a "
         "folder, in the layout of CIFAR-10-C. Needs no weights."
     )
     write_adversarial: Path | None = flag(
         "File .pt for the images as the attack leaves them, a tensor f32[N,C,H,W] in [0, 1] of "
         "PyTorch. Needs no weights; with them, and where all is confirmed and of a leaderboard of "
-        'RobustBench, a file .issue.md beside it gets the text of its issue "New external '
+        'RobustBench, a file .issue.md next to it gets the text of its issue "New external '
         'evaluation".'
     )
     json: bool = shared("json", False)
@@ -63,7 +63,9 @@ class VerifyFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Check a bundle and print the outcome; return the exit code."""
-    flags = fields.read(VerifyFlags, __doc__, argv)
+    flags = fields.read(
+        VerifyFlags, __doc__, argv, usual="weights function dataset data_dir sample json"
+    )
     result = answer(_verified, flags, "the same command starts again")
     return 0 if result.get("whole", True) else 1
 

@@ -181,5 +181,5 @@ KINDS = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(name: Any) -> SourceKind | None:
-    """Find the kind of a data set; None: it is prepared, or its name is none."""
+    """Find the kind of a data set; None: it is prepared, or its name is not valid."""
     return next((kind for kind in KINDS.values() if kind.takes(str(name))), None)

@@ -53,7 +53,7 @@ def given_of(place: str | None, **values: Any) -> GivenFlags:
 
 
 def of_network(network_flags: GivenFlags, *, images: int, tell: Tell) -> Examination:
-    """Examine the network of flags on so many images of its test split; a `ValueError` says which
+    """Examine the network of flags on this many images of its test split; a `ValueError` says which
     flags contradict each other or the weights.
     """
     network_flags = flags.placed(network_flags)
@@ -115,7 +115,7 @@ def _recorded(
 
 
 def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examination:
-    """Examine a config for training on so many devices; nothing is compiled."""
+    """Examine a config for training on this many devices; nothing is compiled."""
     for phase in phases(config):
         threats(of_phase(config, phase).attack)  # refuses a mistake
     start_runs.fitting(config, Path("runs/doctor"))  # likewise

@@ -280,7 +280,7 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "step-rule",
-        "Length of a step beside the radius; red where all steps together do not "
+        "Length of a step relative to the radius; red where all steps together do not "
         "reach it or one is above twice the radius, yellow where it is written in pixels.",
         "the step was written for another radius",
         "leave attack.step_size out and set attack.relative_step",
@@ -317,7 +317,8 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "ema-horizon",
-        "1 / (1 - ema_decay) in steps, beside those of the phase; red above, yellow where more "
+        "1 / (1 - ema_decay) in steps, compared with those of the phase; red above, yellow where "
+        "more "
         "than 20% of the average is still the start.",
         "the averaged weights are still close to those of the beginning",
         "set a lower ema_decay",
@@ -344,7 +345,8 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "image-size",
-        "Shorter side of the images beside model.image_size; red below 80% of it and for other "
+        "Shorter side of the images compared with model.image_size; red below 80% of it and for "
+        "other "
         "channels, yellow below it.",
         "images are blown up: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",

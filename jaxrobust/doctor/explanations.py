@@ -55,8 +55,8 @@ def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
 def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
     yield RANGE, "images in 0..255", lambda x: 255 * x
     for name, (mean, std) in NORMALIZATIONS.items():
-        # RobustART's larger scale lowers the loss of networks that expect another one, and those
-        # that expect it are explained by CIFAR-10's as well.
+        # RobustART's larger scale lowers the loss of networks that expect a different one, and
+        # those that expect it are explained by CIFAR-10's as well.
         if name in ("none", "cifar10-robustart"):
             continue
         m, s = (np.asarray(v, np.float32) for v in (mean, std))

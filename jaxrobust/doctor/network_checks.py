@@ -214,13 +214,13 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "training collapsed to a constant answer, or not all of the weights are loaded",
         "go back to earlier weights",
         "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "
-        "2019, arXiv 1902.06705 (clean accuracy beside robust accuracy)",
+        "2019, arXiv 1902.06705 (clean accuracy next to robust accuracy)",
         _one_class,
         (*_OUTPUTS, *_INPUTS),
     ),
     Check(
         "accuracy",
-        "Clean accuracy beside that of the record and beside guessing; red where it is 4 standard "
+        "Clean accuracy compared with the record and with guessing; red where it is 4 standard "
         "errors and 5 points below the record, or no better than guessing.",
         "other weights, another split, or a preprocessing that no check here knows",
         "compare the weights' sha256, the split and the preprocessing with those of the record",

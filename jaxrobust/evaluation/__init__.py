@@ -13,7 +13,7 @@ __all__ = ["AutoAttackResult", "Cost", "ImageSet", "Verdicts", "autoattack", *_P
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name of an optional room when it is first used."""
+    """Import a public name of an optional package when it is first used."""
     if name in _PUBLIC:
         return rooms.resolve(_PUBLIC[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ Source: RobustBench 1.1.1, robustbench/model_zoo/{imagenet,cifar10,cifar100}.py 
 preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub), model_info/*/*.json
 (authors; of the older rows accuracies too), README.md (accuracies and papers of
 `published_rows.json`; its robust accuracy is the lowest that is known, for Gowal2021Improving after
-another attack beside AutoAttack) and LICENSE (licences of weights); parity:
+another attack in addition to AutoAttack) and LICENSE (licences of weights); parity:
 tests/models/test_table.py.
 """
 

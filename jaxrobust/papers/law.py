@@ -174,7 +174,7 @@ def cheapest(target: float) -> LawPoint:
 
 
 def nearest(wanted: float) -> tuple[int, int]:
-    """Find the shallowest of the usual depths, and its width, with about so many parameters."""
+    """Find the shallowest of the usual depths, and its width, with about this many parameters."""
     near = (0, 0)
     for depth, most in _SHAPES:
         off = {w: abs(math.log(parameters(depth, w) / wanted)) for w in range(1, most + 1)}

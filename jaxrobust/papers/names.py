@@ -35,7 +35,7 @@ COMMANDS = {
     "reproduce": (
         "jaxrobust.papers.commands.reproduce",
         "RUN --paper P",
-        "shows papers' tables beside our records",
+        "shows papers' tables next to our records",
     ),
 }
 # public name of `jaxrobust.evaluation`

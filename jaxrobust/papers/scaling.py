@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class NetworkCost(NamedTuple):
-    """What a network costs; of depths and widths that are no whole numbers, in between."""
+    """What a network costs; of depths and widths that are not whole numbers, in between."""
 
     parameters: float
     multiply_adds: float  # of convolutions and linear maps, for one image

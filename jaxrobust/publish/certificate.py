@@ -84,7 +84,7 @@ def checked(certificate: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def write(weights: Path, certificate: dict[str, Any]) -> Path:
-    """Write a certificate beside a weight file, which it then names; return where."""
+    """Write a certificate next to a weight file, which it then names; return where."""
     file, compared = {"name": weights.name, "sha256": file_sha256(weights)}, certificate["files"]
     if file not in compared.values():
         compared["ours"] = file
@@ -180,7 +180,7 @@ def compare(
     options: dict[str, Any] | None = None,
     images: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare weights with those of a reference; the certificate beside them comes back."""
+    """Compare weights with those of a reference; the certificate next to them comes back."""
     about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
     name = PUBLISHED[layout].model if model in PUBLISHED else model

@@ -1,4 +1,4 @@
-"""AutoAttack's own implementation on an exported network, beside the verdicts of a record."""
+"""AutoAttack's own implementation on an exported network, next to the verdicts of a record."""
 
 import contextlib
 import importlib.metadata
@@ -86,7 +86,7 @@ def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarra
     if not rows:
         raise ValueError(
             f"{ledger} is not there, or empty: --confirm compares with the verdicts that an "
-            "evaluation writes beside its records; give the results.jsonl in its folder"
+            "evaluation writes next to its records; give the results.jsonl in its folder"
         )
     last, every = record.attacks[-1]["name"], _places(record)
     standing = [r["image"] for r in rows if r["attack"] == last and not r["fooled"]]

@@ -343,7 +343,7 @@ def push_to_hub(
     """Write a network as a repository of the model hub, upload it, and return its address.
 
     It is what `jaxrobust export --layout hub` writes: weights, timm's config, the card with the
-    accuracies of their records, or the module beside it where timm has no such network.
+    accuracies of their records, or the module next to it where timm has no such network.
 
     Args:
       source: the workdir of a run, or what else `jaxrobust.load` takes.
@@ -359,7 +359,7 @@ def push_to_hub(
       ImportError: Hugging Face's client is missing.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository, re.ASCII):
-        raise ValueError(f"{repository!r} is no repository of the hub; write ORG/REPO")
+        raise ValueError(f"{repository!r} is not a repository of the hub; write ORG/REPO")
     try:
         import huggingface_hub
     except ImportError as error:

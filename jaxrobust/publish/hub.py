@@ -1,7 +1,7 @@
 """A network as a repository of the model hub: `--layout hub`.
 
 `model.safetensors` and `config.json` as timm has them, where timm builds the network; else the
-self-contained module beside its `model.safetensors`. README.md is the model card. Its facts are
+self-contained module next to its `model.safetensors`. README.md is the model card. Its facts are
 those of `account`; unknown facts are marked as to be filled in by hand.
 Source: timm 1.0.9, timm/models/_hub.py (`load_model_config_from_hf`), for the keys of config.json;
 the hub's documentation of model cards for those of the card's head.
@@ -244,7 +244,7 @@ def _citation(known: Account) -> list[str]:
 
 
 def texts(network: Network, known: Account, sha256: str) -> dict[str, str]:
-    """Return name -> text of the files beside the weights."""
+    """Return name -> text of the files next to the weights."""
     return {
         CONFIG: json.dumps(config(network, known, sha256), indent=2) + "\n",
         CARD: card(network, known),

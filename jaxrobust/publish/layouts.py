@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
 _OF_TORCH = ("state-dict", "robustbench")  # of modules of PyTorch alone
-LAYOUTS = ("jaxrobust", "timm", "hub", "module", *_OF_TORCH)  # beside the ids of RobustBench
+LAYOUTS = (
+    "jaxrobust",
+    "timm",
+    "hub",
+    "module",
+    *_OF_TORCH,
+)  # in addition to the ids of RobustBench
 STATE_DICT = "state_dict.pt"
 _MODULE = "export the self-contained module (--layout module)"
 

@@ -21,7 +21,7 @@ _NAMED = 20  # classes; more stand in a file
 
 
 class Account(NamedTuple):
-    """The facts beside the weights; None or empty: not known."""
+    """The facts next to the weights; None or empty: not known."""
 
     which: str  # the name of the weights
     trained: str = ""  # a sentence
@@ -87,7 +87,7 @@ def _records(file: Path, sha256: str) -> list[AccuracyRecord]:
 
 
 def of_weights(network: Network, which: str) -> Account:
-    """Take the facts that stand in or beside the file or imported folder of a network."""
+    """Take the facts that stand in or next to the file or imported folder of a network."""
     about = load.about(network)
     accuracies = tuple(map(AccuracyRecord.from_json, about["accuracies"] or ()))
     for record in accuracies:

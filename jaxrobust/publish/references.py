@@ -92,7 +92,7 @@ def reference(
 
 @contextlib.contextmanager
 def _no_byte_code() -> Iterator[None]:
-    """Leave no `__pycache__` beside what is imported: that folder is handed on as it is."""
+    """Leave no `__pycache__` next to what is imported: that folder is handed on as it is."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield

@@ -77,7 +77,8 @@ def check_id(robustbench_id: str) -> str:
     """Return the id itself; `ValueError` for one that RobustBench would not take."""
     if not _ID.fullmatch(robustbench_id):
         raise ValueError(
-            f"--id {robustbench_id} is no id of RobustBench: the first author's name, the year and "
+            f"--id {robustbench_id} is not an id of RobustBench: the first author's name, the "
+            f"year and "
             "the title's first word, as Singh2023Revisiting, and perhaps _ARCHITECTURE"
         )
     return robustbench_id
@@ -118,7 +119,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
     if not counting:
         p = protocol_of(own[-1])
         raise ValueError(
-            f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
+            f"{path}: this is not an AutoAttack accuracy as RobustBench defines it, for "
             f"{'; '.join(lacks(own[-1]))}. To have one, run: jaxrobust evaluate "
             f"(--workdir RUN | --weights FOLDER) {p.data_flags} --norm {p.threat.norm} "
             f"--epsilon {p.eps} --attack autoattack --version standard"
@@ -128,7 +129,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
 
 
 def ledger_of(records: Path, record: AccuracyRecord) -> Path:
-    """Return the ledger that an evaluation wrote beside its records."""
+    """Return the ledger that an evaluation wrote next to its records."""
     return records.parent / f"ledger-{record.evaluation}.jsonl"
 
 

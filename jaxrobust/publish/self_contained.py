@@ -17,7 +17,7 @@ The network {name}{of} with {classes} classes, for images of {size} x {size} px.
 
     from {label} import load
 
-    net = load()  # the weights in {file} beside this file; in evaluation mode
+    net = load()  # the weights in {file} next to this file; in evaluation mode
     logits = net(images)  # f32[B,{channels},{size},{size}] in [0, 1] -> f32[B,{classes}]
 
 {facts}
@@ -33,10 +33,10 @@ SHA256 = "{sha256}"
 {row}{classes}
 
 def load(path: str | Path | None = None) -> nn.Module:
-    """The network in evaluation mode, with the weights beside this file or those of `path`."""
+    """The network in evaluation mode, with the weights next to this file or those of `path`."""
     file = Path(path) if path else Path(__file__).with_name(WEIGHTS)
     if path is None and hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
-        raise ValueError(f"{{file}} is not the file that was exported beside this one")
+        raise ValueError(f"{{file}} is not the file that was exported next to this one")
     net = {net}
     net.load_state_dict({read})
     return net.eval()

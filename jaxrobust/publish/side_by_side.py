@@ -1,4 +1,4 @@
-"""Two implementations of one network beside each other: logits, input gradients and attacks."""
+"""Two implementations of one network compared: logits, input gradients and attacks."""
 
 import contextlib
 import functools

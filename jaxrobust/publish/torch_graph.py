@@ -22,11 +22,18 @@ from jaxrobust.models.modules import positions
 CALLS = "jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat remat2 checkpoint"
 SAME = "optimization_barrier copy copy_p name layout_constraint sharding_constraint pvary"
 SAME += " reduce_precision"
-METHODS = "exp exp2 log log1p expm1 erf sqrt rsqrt tanh sin cos tan sinh cosh abs sign floor ceil "
+METHODS = "exp exp2 log log1p expm1 erf sqrt rsqrt tanh sin cos tan sinh cosh abs sign ceil "
 METHODS += "square round asin acos atan"
 # The code of operations that compute each element from those of their inputs.
 ELEMENTWISE = {name: f"{{}}.{name}()" for name in METHODS.split()} | {
-    **{"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "pow": "{} ** {}", "neg": "-{}"},
+    **{
+        "floor": "{}.floor()",
+        "add": "{} + {}",
+        "sub": "{} - {}",
+        "mul": "{} * {}",
+        "pow": "{} ** {}",
+        "neg": "-{}",
+    },
     **{"eq": "{} == {}", "ne": "{} != {}", "lt": "{} < {}", "le": "{} <= {}", "gt": "{} > {}"},
     **{"ge": "{} >= {}", "and": "{} & {}", "or": "{} | {}", "xor": "{} ^ {}", "not": "~{}"},
     **{"max": "torch.maximum({}, {})", "min": "torch.minimum({}, {})", "logistic": "{}.sigmoid()"},
@@ -192,7 +199,7 @@ class Node:
 
 
 def merged(values: Sequence[Any]) -> Any:
-    """Return what is the same in all traces; a tuple of the numbers if it is a size."""
+    """Merge the values of all traces: one if they are equal, else a size that varies."""
     values = [v.item() if isinstance(v, np.generic) else v for v in values]
     first = values[0]
     if all(type(v) is type(first) and (v == first or repr(v) == repr(first)) for v in values):

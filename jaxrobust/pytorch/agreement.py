@@ -267,7 +267,7 @@ def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
 
 
 def _weights(network: Converted, dtype: str) -> dict[str, Any]:
-    """Return weights in a type; what is computed of them is computed anew in float64."""
+    """Return weights in a type; what is computed from them is recomputed in float64."""
     if dtype == "float64" and any(key.startswith(steps.COMPUTED) for key in network.weights):
         single, random = network.program.single, network.keyed
         return steps.read(network.exported, single=single, random=random, double=True)[1]

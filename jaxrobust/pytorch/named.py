@@ -28,7 +28,7 @@ class Built(NamedTuple):
     network: Any
     single: bool  # an exported program of one image
     source: Named  # its function is of no use
-    record: Mapping[str, Any]  # what a record says beside the source
+    record: Mapping[str, Any]  # what a record says in addition to the source
     output: str | None
     random: bool = False  # it may draw random numbers, of a key per image
 

@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
     images: str  # name of the value that is the images
     weights: Mapping[str, str]  # name of a value -> key among the weights
-    constants: Mapping[str, Any]  # name of a value -> array that is no weight
+    constants: Mapping[str, Any]  # name of a value -> array that is not a weight
     steps: tuple[OperatorCall, ...]
     results: Mapping[str, str | None]  # place in what the module returns -> name of a value
     dtype: str = "float32"  # of its floating weights; `run` computes in that of the weights it gets

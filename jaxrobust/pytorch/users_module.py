@@ -87,14 +87,14 @@ def check(network: Network) -> None:
     file = Path(now["file"])
     if _place(name).endswith(".py") and (neighbours := _neighbours(file)):
         raise ValueError(
-            f"{layout}{file} imports {', '.join(neighbours)}, which lies beside it, and one file "
+            f"{layout}{file} imports {', '.join(neighbours)}, which is next to it, and one file "
             "is handed on; put all into that file, or install a package and name it "
             "torch:my_package.nets:build"
         )
 
 
 def check_source(network: Network) -> None:
-    """Refuse a module whose file is another one than when its run began."""
+    """Refuse a module whose file has changed since its run began."""
     began = torch_modules.origin(network.name, **network.sizes)
     now = torch_modules.origin(network.name)
     if began["sha256"] != now["sha256"]:
@@ -160,7 +160,7 @@ def _place(name: str) -> str:
 
 
 def _neighbours(file: Path) -> list[str]:
-    """List the modules beside a file that it imports."""
+    """List the modules next to a file that it imports."""
     names: dict[str, None] = {}
     try:
         tree = ast.parse(file.read_text())

@@ -1,4 +1,5 @@
-"""Figures as SVG, each with its data as JSON beside it: curves, rows of values, a matrix of counts.
+"""Figures as SVG, each with its data as JSON next to it: curves, rows of values, a matrix of
+counts.
 
 A figure is 340 units wide, so that its letters can be read on a telephone. The script of the page
 reads the JSON, and says the values where somebody points or moves the arrow keys.
@@ -35,7 +36,7 @@ class Line(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A value with its interval, and perhaps a second value beside it."""
+    """A value with its interval, and perhaps a second value next to it."""
 
     name: str
     value: float | None

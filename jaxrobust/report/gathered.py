@@ -22,7 +22,7 @@ from jaxrobust.weights.trained import runs as of_training
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"
 _COSTS = ("fooled", "forward", "backward", "idle", "seconds", "compile_seconds")
-_NOTED = {  # beside the metrics: where a run went back, and where it went on
+_NOTED = {  # next to the metrics: where a run went back, and where it went on
     "rollback": "{why}; back to step {back_to}",
     "resumption": "another process continued here, {time}, on {devices}",
 }
@@ -148,7 +148,7 @@ def _record_files(place: Path) -> Iterator[Path]:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    named_by = {}  # the folder that names another one: of an evaluation that of its run
+    named_by = {}  # the folder that names another one, such as an evaluation its run
     for folder in folders:
         inside = folder.name.startswith("evaluation")
         of_run = inside and (folder.parent / "config.json").is_file()
@@ -267,9 +267,11 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEv
 
 
 def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
-    """Make the record of a line; `ValueError`: it is none, or a part of it has a wrong type."""
+    """Make the record of a line; `ValueError` if it is not a record, or a part has the wrong
+    type.
+    """
     if not {"clean", "attacks", "dataset"} <= row.keys():
-        raise ValueError(f"{file} holds a line that is no record of jaxrobust evaluate")
+        raise ValueError(f"{file} holds a line that is not a record of jaxrobust evaluate")
     record = AccuracyRecord.from_json(row)
     check(record, str(file))
     _check_parts(record, file)

@@ -17,7 +17,7 @@ _LARGEST_PORT = 65535
 def serve(
     places: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8017, every: float = 10
 ) -> None:
-    """Serve the page of these places until Ctrl-C, made anew for each request."""
+    """Serve the page of these places until Ctrl-C, rebuilt for each request."""
     if missing := [str(place) for place in places if not place.exists()]:
         raise ValueError(f"{missing[0]} is not there; name a run that has begun, or such a folder")
     if every < 1:
@@ -40,7 +40,7 @@ def serve(
 def server(places: Sequence[Path], *, host: str, port: int, every: float) -> ThreadingHTTPServer:
     """Return the server, which listens already; port 0: any that is free."""
     if not 0 <= port <= _LARGEST_PORT:
-        raise ValueError(f"--port={port} is no port; give one from 1 to {_LARGEST_PORT}")
+        raise ValueError(f"--port={port} is not a port; give one from 1 to {_LARGEST_PORT}")
     followed = curves.Followed()
     handler = _handler(lambda: _page(places, every, followed), _is_loopback(host))
     try:
@@ -48,7 +48,7 @@ def server(places: Sequence[Path], *, host: str, port: int, every: float) -> Thr
     except OSError as error:
         raise OSError(
             f"cannot listen on {host}:{port} ({error.strerror or error}); another program may have "
-            "the port: give another one with --port"
+            "the port: choose a different one with --port"
         ) from error
 
 

@@ -91,13 +91,13 @@ def of_recipe(config: str) -> Mapping[str, str]:
 
 
 def chosen(keys: Sequence[ConfigKey], name: str | None, everything: bool) -> list[ConfigKey]:
-    """Select a key, or those of a section; by default the keys whose value is no default."""
+    """Select a key, or those of a section; by default the keys whose value is not a default."""
     if name is None:
         return [key for key in keys if everything or not key.default]
     selected = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
     if not selected:
         names = [key.name for key in keys]
-        raise ValueError(f"{name} is no key of this config; {meant(name, names)}")
+        raise ValueError(f"{name} is not a key of this config; {meant(name, names)}")
     return selected
 
 

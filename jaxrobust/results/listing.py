@@ -45,7 +45,7 @@ class ListedRow(NamedTuple):
     split: str | None
     evaluation: str | None  # its number
     flags: dict[str, str]
-    figures: list[str]  # names of files beside the records
+    figures: list[str]  # names of files next to the records
 
 
 class Listing(NamedTuple):
@@ -80,7 +80,7 @@ def find(folder: Path) -> Listing:
         if _is_run(files) or _RESULTS in files:
             rows += _rows(place, files, folder, notes)
             continue
-        # Pictures beside which a table of jaxrobust figure lies.
+        # Pictures next to which a table of jaxrobust figure lies.
         tables = {name[:-4] for name in files if name.endswith(".tex") and _is_ours(place / name)}
         pictures = [n for n in files if n.endswith(_PICTURES) and Path(n).stem in tables]
         figures += [str((place / name).relative_to(folder)) for name in pictures]

@@ -3,7 +3,7 @@
 from typing import Any
 
 SUFFIXES = ("pdf", "svg", "png")  # of figures
-# First line of the table beside a figure: what begins otherwise is somebody's text.
+# First line of the table next to a figure: what begins otherwise is somebody's text.
 MARK = "% Written by jaxrobust figure"
 
 

@@ -1,4 +1,4 @@
-"""Records of runs and evaluations, with the configs beside them whose hashes they have."""
+"""Records of runs and evaluations, with the configs next to them whose hashes they have."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from jaxrobust.weights.trained import start_run
 
 
 class RunRecord(NamedTuple):
-    """A record, the file that holds it, and the config of its network, if that is beside it."""
+    """A record, the file that holds it, and the config of its network, if that is next to it."""
 
     record: AccuracyRecord
     file: Path
@@ -46,7 +46,7 @@ def collect(places: list[Path]) -> list[RunRecord]:
 def _started(one: RunRecord) -> dict[str, Any] | None:
     """Return the config of the run or imported folder that `init.weights` names.
 
-    It is looked for there, and beside the own run, where a start is that is named by its config.
+    It is looked for there, and next to the own run, where a start is that is named by its config.
     """
     start = (one.config or {}).get("init", {}).get("weights")
     if not start:
@@ -63,7 +63,7 @@ def _started(one: RunRecord) -> dict[str, Any] | None:
 def _records(file: Path) -> Iterator[AccuracyRecord]:
     for record in map(AccuracyRecord.from_json, jsonl.read(file)):
         if not {"clean", "attacks", "config_sha256", "dataset"}.isdisjoint(record.absent):
-            raise ValueError(f"{file} holds lines that are no records of jaxrobust evaluate")
+            raise ValueError(f"{file} holds lines that are not records of jaxrobust evaluate")
         yield record
 
 
@@ -85,7 +85,7 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def other_config(one: RunRecord) -> str:
-    """Say that the config beside a record is another than the record was made with; "" where it is
+    """Say that the config next to a record is another than the record was made with; "" where it is
     that, or there is none.
     """
     config_sha256 = one.record.config_sha256

@@ -1,7 +1,7 @@
 """The optional rooms: what they add is found by name, and nothing in the core imports them.
 
 A room's `names.py` holds plain dicts of strings, one per registry of the core, from a name to
-"module:OBJECT", or to "module"; a command's row has its help beside that.
+"module:OBJECT", or to "module"; a command's row has its help next to that.
 """
 
 import importlib

@@ -46,7 +46,7 @@ def mixes_and_erases(config: Config) -> tuple[float, ...]:
     """Look up MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
-    chain that is no preset, 0.
+    chain that is not a preset, 0.
     """
     preset = PRESETS.get(config.data.augmentation, PRESETS["none"])
     m, erase = config.mixup, config.erase

@@ -97,7 +97,7 @@ def load(
 def from_pretrained(source: str | Path, **options: Any) -> LoadedNetwork:
     """Load a network by the word that libraries around the hub have for it; arguments of `load`.
 
-    `ORG/REPO` that is no path here is a repository of the hub, `hf://ORG/REPO`.
+    `ORG/REPO` that is not a path here is a repository of the hub, `hf://ORG/REPO`.
     """
     text = str(source)
     on_hub = _REPOSITORY.fullmatch(text) and text not in PUBLISHED and not Path(text).exists()

@@ -18,7 +18,7 @@ _SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make n
 def artifact_of(
     source: WeightSource, *, weights_kind: str | None = None, cast: bool = False
 ) -> Artifact:
-    """Read the arrays of a source that is here, and what stands in or beside them."""
+    """Read the arrays of a source that is here, and what stands in or next to them."""
     artifact = READERS[source.kind](source, weights_kind, cast)
     if source.published is None:
         return artifact

@@ -38,7 +38,7 @@ _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"
 def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str, Any]] | None:
     """Make the weights that a config starts from, and their record; None: random ones.
 
-    `workdir`: beside which the run is that `run:CONFIG` names.
+    `workdir`: next to which the run is that `run:CONFIG` names.
     """
     init = config.init
     check_choices(config.model.name, init.stem, init.head)
@@ -84,7 +84,9 @@ def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network
 
 
 def check_phases(config: Config, names: Sequence[str]) -> None:
-    """Refuse phases that start from what is not there, or is no such network, before training."""
+    """Refuse phases that start from what is not there, or is not such a network, before
+    training.
+    """
     first = config[names[0]]
     for key in ("start", "stem", "head", "normalize"):
         if first[key] not in (None, "keep"):

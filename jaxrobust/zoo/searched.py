@@ -26,9 +26,11 @@ class Variant(NamedTuple):
     cell: str  # a name in `CELLS`
     channels: int  # of the first cells' states; they double where the map is reduced
     cells: int
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     bn_momentum: float = 0.1  # of the running statistics, torch's
-    drop_path: float = 0.0  # of every edge that is no identity
+    drop_path: float = 0.0  # of every edge that is not an identity
     in_channels: int = 3
     remat: bool = False  # recompute each cell in the backward pass instead of storing it
     dtype: str = "float32"  # compute type; parameters stay float32

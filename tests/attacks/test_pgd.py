@@ -129,7 +129,7 @@ class PgdTest(parameterized.TestCase):
             attacks.pgd(epsilon=0.1, steps=2, **changes)
 
     def test_trades(self):
-        """KL from the clean probabilities; its gradient at the image is zero: start beside it."""
+        """KL from the clean probabilities; its gradient at the image is zero: start next to it."""
         clean = jax.nn.softmax(self.net(self.images), axis=1)
         attack = attacks.pgd(epsilon=0.1, steps=4, loss="kl")
         images_adv = attack(self.net, jax.random.key(0), self.images, clean)

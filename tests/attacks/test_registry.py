@@ -136,7 +136,7 @@ class MimTest(parameterized.TestCase):
 
 
 class EverywhereTest(parameterized.TestCase):
-    """What an attack needs beside its file: one import."""
+    """What an attack needs next to its file: one import."""
 
     def test_one_file_and_one_import(self):
         package = paths.ROOT / "jaxrobust"

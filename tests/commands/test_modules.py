@@ -36,7 +36,19 @@ class ModulesTest(parameterized.TestCase):
                     contextlib.suppress(SystemExit),
                 ):
                     overview.run(name)
-                self.assertIn("--help", printed.getvalue())
+                self.assertIn(f"jaxrobust {name} ", printed.getvalue())
+
+    def test_a_long_help_is_asked_for(self):
+        for name in PROCESSES:
+            lengths = []
+            for word in ("--help", "--help-all"):
+                words = [sys.executable, "-m", "jaxrobust", name, word]
+                done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertNotIn("[no]", done.stdout)
+                self.assertEqual("--help-all lists all flags." in done.stdout, word == "--help")
+                lengths.append(len(done.stdout))
+            self.assertLess(lengths[0], lengths[1])
 
     def test_an_old_name_is_the_command(self):
         for file, command in OLD.items():

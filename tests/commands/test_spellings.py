@@ -75,6 +75,19 @@ class SpellingsTest(parameterized.TestCase):
                         said = refused(functools.partial(parser.parse_args, twice))
                         self.assertIn(f"{word} is given more than once", said)
 
+    def test_of_more_than_ten_flags_the_usual_ones_are_shown(self):
+        for name, words in ROWS:
+            with self.subTest(row=(name, words)):
+                parser = parser_of(name, words)
+                own = [a for a in parser._actions if a.option_strings and a.dest != "help"]
+                flags_of = [action.option_strings[0].removeprefix("--") for action in own]
+                self.assertEqual(bool(parser.usual), len(flags_of) > 10)
+                for usual in {"", parser.usual}:
+                    page = parser.page(usual)
+                    shown = re.findall(r"^  --(\w+)  ", page, re.MULTILINE)
+                    self.assertCountEqual(shown, usual.split() or flags_of)
+                    self.assertNotIn("[no]", page)
+
     def test_those_of_absl(self):
         for name in ABSL:
             with self.subTest(name=name), with_config(name) as module:

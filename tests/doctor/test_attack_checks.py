@@ -19,7 +19,7 @@ def margins(fooled: int, of: int = 100, before: int = 0) -> np.ndarray:
 
 
 def slopes(zero: int) -> np.ndarray:
-    """Largest gradients of 100 images; of those that move none every second is no number."""
+    """Largest gradients of 100 images; of those that move none every second is not a number."""
     values = np.ones(100)
     values[:zero:2], values[1:zero:2] = 0, np.nan
     return values

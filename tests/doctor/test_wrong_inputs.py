@@ -31,7 +31,7 @@ WRONG = {
     "--json": "name a run, weights, a function or a config",
     "run other": "'other' is one word too many",
     "run --workdir=run": "run and --workdir=run both name the network; leave one out",
-    "run --nn=5": "--nn is no flag",
+    "run --nn=5": "--nn is not a flag",
     "run --n=5": "--n=5 is outside of 32 to 1000",
     "run --n=many": "--n",
     "run --norm=l3": "--norm=l3 is unknown; choose one of linf, l2, l1",

@@ -127,7 +127,7 @@ class ShippedTest(parameterized.TestCase):
 
 
 class PaperFiguresTest(absltest.TestCase):
-    """What papers print, beside the figures that are shipped."""
+    """What papers print, next to the figures that are shipped."""
 
     def test_are_those_of_our_networks(self):
         rows = [row for row in map(table.architecture, models.available()) if row.paper]

@@ -136,7 +136,7 @@ class FigureTest(Folders):
         self.assertEqual(made["series"][0]["values"], clean)  # the last record of a size
         self.assertIn(rf"192 & {100 * clean[0]:.1f} {{\footnotesize [", table)
         self.assertIn(r" & -- \\", table)
-        self.assertIn("networks that were not trained anew", table)
+        self.assertIn("networks that were not trained again", table)
         how = ", ".join(f"bicubic-{size} at {size} px" for size in (192, 224, 256))
         self.assertIn(f"% Preprocessing: {how}.\n", table)
         self.assertIn("$n=600$ images of cifar10", table)
@@ -299,11 +299,11 @@ class FigureTest(Folders):
         places = self.write("a", 1), self.write("b", 2)
         paper = self.folder / "paper.tex"
         paper.write_text(r"\documentclass{article}")
-        said = "paper.tex is there, and paper.tex is no table that jaxrobust figure wrote"
+        said = "paper.tex is there, and paper.tex is not a table that jaxrobust figure wrote"
         self.assertIn(said, self.refused("compare", *places, out="paper.pdf"))
         self.assertEqual(paper.read_text(), r"\documentclass{article}")
         (self.folder / "photo.png").write_bytes(b"mine")
-        said = "photo.png is there, and photo.tex is no table"
+        said = "photo.png is there, and photo.tex is not a table"
         self.assertIn(said, self.refused("compare", *places, out="photo.png"))
         self.assertEqual((self.folder / "photo.png").read_bytes(), b"mine")
 
@@ -450,7 +450,7 @@ class RefusedTest(Folders):
 
 @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
 class CertifiedTest(Folders):
-    """Curves of noise 0.25 and 0.5, whose radii differ, beside a ladder in L2."""
+    """Curves of noise 0.25 and 0.5, whose radii differ, next to a ladder in L2."""
 
     def both(self, name="a"):
         self.certified(name, 0.5, {"0": 0.6, "0.2": 0.5, "0.4": 0.3, "0.6": 0.1})

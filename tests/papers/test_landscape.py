@@ -234,7 +234,7 @@ class CommandTest(parameterized.TestCase):
             (("--n", 0), "--n=0 must be at least 1"),
             (("--reach", 0), "--reach=0 must be above 0"),
             (("FILE", "--split", "training"), "no split 'training'"),
-            (("--epsilon", 1), "--epsilon is no flag"),
+            (("--epsilon", 1), "--epsilon is not a flag"),
         ):
             with self.subTest(row=(words, said)):
                 words = [w for word in words for w in (weights() if word == "FILE" else [word])]

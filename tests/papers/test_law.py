@@ -132,10 +132,10 @@ class CommandTest(parameterized.TestCase):
             ("--target much", "--target=much is not a number"),
             ("--target 65 --dataset cifar100", "--dataset cifar100: a law .* cifar10 under Linf 8"),
             ("--target 65 --on cpu", "--on cpu: the law counts operations, .* such as h100:8"),
-            ("--target 65 --on v5q:4", "no device that is known"),
+            ("--target 65 --on v5q:4", "not a known device"),
             ("--target 65 --utilisation 2", "--utilisation=2.0 must be above 0 and at most 1"),
             ("--target 65 --price 0", "--price=0.0 must be above 0"),
-            ("--target 65 quickstart", "quickstart is no flag"),
+            ("--target 65 quickstart", "quickstart is not a flag"),
         ):
             with self.subTest(row=(words, message)):
                 self.assertRegex(" ".join(self.run_on(*words.split(), code=2).split()), message)

@@ -230,7 +230,7 @@ class RowsTest(parameterized.TestCase):
         for run in runs:
             model = config_of(run)["model"]
             with self.subTest(run.config):
-                models.variant(model["name"], **model["options"])  # refuses what is no option
+                models.variant(model["name"], **model["options"])  # refuses what is not an option
 
     def test_what_is_set_beside_a_config_is_not_red(self):
         """Of the configs themselves tests/doctor/test_config_checks.py shows it."""

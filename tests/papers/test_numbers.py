@@ -179,7 +179,7 @@ class AugmentationsTest(absltest.TestCase):
 
 
 class OtherTest(parameterized.TestCase):
-    """Networks beside the one that is looked at."""
+    """Networks next to the one that is looked at."""
 
     def setUp(self):
         super().setUp()

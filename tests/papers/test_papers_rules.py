@@ -1,4 +1,4 @@
-"""The papers' tables beside our records, rule by rule: made-up tables and records."""
+"""The papers' tables next to our records, rule by rule: made-up tables and records."""
 
 import json
 from dataclasses import replace
@@ -249,7 +249,7 @@ class MarkdownTest(parameterized.TestCase):
         name, none = "robust_resnets", tables_markdown.NOT_MEASURED
         every = [Filled(each, {}) for each in tables.tables(name)]
         text = tables_markdown.document(name, every, [])
-        places = [text.index(words) for words in ("# ", "its numbers beside ours", f"`{none}`: ",
+        places = [text.index(words) for words in ("# ", "its numbers next to ours", f"`{none}`: ",
                   "## Table 1:", "## Table 2:", "## Where the paper contradicts")]  # fmt: skip
         self.assertEqual(places, sorted(places))
         self.assertNotIn("In italics", text)
@@ -318,5 +318,7 @@ class FoundTest(absltest.TestCase):
         for key in whole:
             line = {name: value for name, value in whole.items() if name != key}
             file.write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
-            with self.assertRaisesRegex(ValueError, "holds lines that are no records of jaxrobust"):
+            with self.assertRaisesRegex(
+                ValueError, "holds lines that are not records of jaxrobust"
+            ):
                 list(run_records._records(file))

@@ -76,7 +76,7 @@ class PointsTest(parameterized.TestCase):
                 "beside",
             ],
         )
-        self.assertEqual(beside.call_args.args, (LINF, [], {1, 2}))  # what is alike is beside
+        self.assertEqual(beside.call_args.args, (LINF, [], {1, 2}))  # what is alike is next to
 
     def test_other_records_of_the_attack_stand_beside(self):
         records = [ours(0.1 * i, f"net {i}") for i in range(30)]

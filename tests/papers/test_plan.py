@@ -145,7 +145,7 @@ class CommandTest(absltest.TestCase):
 
     def test_mistakes(self):
         for words, said in (
-            (["revisiting", "--on", "v5e:8x8"], "is no paper; did you mean revisiting_at?"),
+            (["revisiting", "--on", "v5e:8x8"], "is not a paper; did you mean revisiting_at?"),
             (["revisiting_at", "--on", "v5e:8x8", "--budget=0"], "must be above 0 hours; leave it"),
             (["revisiting_at", "--on", "v5e:8x8", "--table=99"], "has no such table; one of table"),
             (
@@ -157,7 +157,10 @@ class CommandTest(absltest.TestCase):
                 ["revisiting_at", "--on", "v5e:8x8", "--table=18", "--row=1"],
                 "nothing is trained for that row; jaxrobust reproduce --commands --paper re",
             ),
-            (["revisiting_at", "--on", "cpu"], "is no chip that can be assumed; name some, as v5e"),
+            (
+                ["revisiting_at", "--on", "cpu"],
+                "is not a chip that can be assumed; name some, as v5e",
+            ),
             (["revisiting_at", "--on", "v5e:8x8", "--utilisation=2"], "above 0 and at most 1"),
         ):
             with self.subTest(words):

@@ -53,5 +53,5 @@ class AnswerTest(parameterized.TestCase):
         self.mocks["write_scripts"].assert_not_called()
 
     def test_what_is_here_is_not_assumed(self):
-        with self.assertRaisesRegex(ValueError, "--on cpu is no chip that can be assumed"):
+        with self.assertRaisesRegex(ValueError, "--on cpu is not a chip that can be assumed"):
             answer.of(self.flags(on="cpu"), "typed")

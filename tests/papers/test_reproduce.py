@@ -1,4 +1,4 @@
-"""The papers' tables beside records: what fits a cell, and what is in the way of it."""
+"""The papers' tables next to records: what fits a cell, and what is in the way of it."""
 
 import contextlib
 import copy
@@ -223,7 +223,7 @@ class MatchingTest(parameterized.TestCase):
         table, row = first_row()
         unknown = ours()._replace(config=None)
         (said,) = matching.differences(table, row, "clean", unknown)
-        self.assertIn("no config beside the record", said)
+        self.assertIn("no config next to the record", said)
 
     def test_a_table_that_does_not_say_how_it_attacked(self):
         (table,) = tables.tables("xcit_light_recipe", "text_2")
@@ -374,7 +374,7 @@ class CommandTest(parameterized.TestCase):
         file.write_text('{"step": 3}\n')
         code, _, error = call(file)
         self.assertEqual(code, 2)
-        self.assertIn("no records of jaxrobust evaluate", error)
+        self.assertIn("not records of jaxrobust evaluate", error)
 
 
 class ReadmeTest(absltest.TestCase):

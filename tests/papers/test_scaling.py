@@ -115,7 +115,7 @@ class StudyTest(parameterized.TestCase):
         found = study(name)
         self.assertLen({str(network) for network in found}, count)
         for network in found:
-            models.variant(network.name, **network.options)  # refuses what is no option
+            models.variant(network.name, **network.options)  # refuses what is not an option
 
     def test_the_networks_of_the_blocks_can_be_made(self):
         for network in study("blocks"):

@@ -148,7 +148,7 @@ class CommandTest(parameterized.TestCase):
         ((), "give --workdir RUN, or --model"),
         (("--workdir", "nowhere"), "no run is there"),
         (("--weights", "FILE", "--model", "convnext_n"), "give --num_classes"),
-        (("--epsilon", "3"), "--epsilon is no flag"),
+        (("--epsilon", "3"), "--epsilon is not a flag"),
     )
     def test_refused(self, words, said):
         words = [self.file if word == "FILE" else word for word in words]

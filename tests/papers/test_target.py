@@ -35,7 +35,7 @@ class TargetTest(parameterized.TestCase):
         rows, columns = sides
         self.assertEqual(devices.target(f"{kind}:{rows}x{columns}").chips, rows * columns)
         if rows != columns:
-            with self.assertRaisesRegex(ValueError, "is no slice of TPU"):
+            with self.assertRaisesRegex(ValueError, "is not a slice of TPU"):
                 devices.target(f"{kind}:{columns}x{rows}")
 
     def test_slices_in_space(self):
@@ -51,7 +51,7 @@ class TargetTest(parameterized.TestCase):
                 if rented:
                     self.assertIsNotNone(devices.target(f"{kind}:{shape}"))
                 else:
-                    with self.assertRaisesRegex(ValueError, "is no slice of TPU"):
+                    with self.assertRaisesRegex(ValueError, "is not a slice of TPU"):
                         devices.target(f"{kind}:{shape}")
 
     def test_every_name_is_listed_with_its_peaks(self):
@@ -61,18 +61,18 @@ class TargetTest(parameterized.TestCase):
 
     def test_what_is_no_device(self):
         for name, sentence in (
-            ("v5q:8x8", "no device that is known"),
+            ("v5q:8x8", "not a known device"),
             ("h100", "how many chips"),
             ("h100:8x8", "how many chips"),
             ("v5e:", "how many chips"),
             ("v5e:0x4", "how many chips"),
-            ("v5e:3x3", "is no slice of TPU v5e; write one such as v5e:4x4"),
-            ("v5e:16", "is no slice of TPU v5e"),
-            ("v6e:2x2x2", "is no slice of TPU v6e; write one such as v6e:4x4"),
-            ("v4:8x8", "is no slice of TPU v4; write one such as v4:2x2x4"),
-            ("v5p:2x2x3", "is no slice of TPU v5p; write one such as v5p:2x2x4 or v5p:4x4x8"),
-            ("v7x:4x4", "is no slice of TPU v7x; write one such as v7x:2x2x4"),
-            ("v5p:64x64x64", "is no slice of TPU v5p"),
+            ("v5e:3x3", "is not a slice of TPU v5e; write one such as v5e:4x4"),
+            ("v5e:16", "is not a slice of TPU v5e"),
+            ("v6e:2x2x2", "is not a slice of TPU v6e; write one such as v6e:4x4"),
+            ("v4:8x8", "is not a slice of TPU v4; write one such as v4:2x2x4"),
+            ("v5p:2x2x3", "is not a slice of TPU v5p; write one such as v5p:2x2x4 or v5p:4x4x8"),
+            ("v7x:4x4", "is not a slice of TPU v7x; write one such as v7x:2x2x4"),
+            ("v5p:64x64x64", "is not a slice of TPU v5p"),
         ):
             with self.subTest(row=(name, sentence)), self.assertRaisesRegex(ValueError, sentence):
                 devices.target(name)

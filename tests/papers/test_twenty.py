@@ -1,4 +1,4 @@
-"""The tables of the study of twenty architectures beside records: which measure which value."""
+"""The tables of the study of twenty architectures next to records: which measure which value."""
 
 import contextlib
 import io

@@ -214,7 +214,8 @@ class CommandTest(parameterized.TestCase):
             ({"corruptions": "fog"}, "--worst_case contradicts --corruptions; give one of them"),
             ({"bundle": "there"}, "--bundle is of one attack under one threat, not of --worst"),
             ({"replay": ["a"], "noreplay": True, "threat": THREATS}, "--noreplay contradicts"),
-            ({"n": -1, "threat": THREATS}, "--n=-1 is no number of images: 1 or more, or --n=all"),
+            ({"n": -1, "threat": THREATS}, "--n=-1 is not a number of images: 1 or more, or "
+                                           "--n=all"),
         ):  # fmt: skip
             with self.subTest(row=(more, message)):
                 self.refused(message, **more)
@@ -285,7 +286,7 @@ class ProgramTest(parameterized.TestCase):
                 {},
                 r"no radii for images of 4 px .*; give radii=\{'linf': RADIUS, 'l2': RADIUS, 'l1'",
             ),
-            ({"radii": {"l3": 1.0}}, "radii has l3, which is no norm; one of linf, l2, l1"),
+            ({"radii": {"l3": 1.0}}, "radii has l3, which is not a norm; one of linf, l2, l1"),
             ({"radii": {"linf": 0.1, "l2": 1.0, "l1": 8 / 255}}, "in l1 changes less than one pix"),
             ({"radii": {"linf": 8, "l2": 1.0, "l1": 9}}, "larger than the pixel range"),
             ({"batch_size": 0}, "batch_size=0: pass an int of at least 1"),

@@ -225,7 +225,7 @@ class FileTest(Case):
     @sweeps.rows(
         (
             ("--model=convnext_n", "--image-size=32", "--bogus"),
-            "--bogus is no flag; --help lists them",
+            "--bogus is not a flag; --help-all lists them",
         ),
         ((), "does not say whose weights it holds; give --model NAME"),
         (("--model=convnext",), "unknown model 'convnext'; did you mean"),

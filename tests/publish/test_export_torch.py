@@ -157,7 +157,7 @@ class LayoutTest(FileCase):
         self.assertIn("their order is not known: ask who trained it", module.__doc__)
         self.assertIn("- not known: there is no record of these weights", module.__doc__)
         (self.out / "convnext_n.pt").write_bytes(b"another")
-        with self.assertRaisesRegex(ValueError, "is not the file that was exported beside"):
+        with self.assertRaisesRegex(ValueError, "is not the file that was exported next to"):
             module.load()
 
     @pytest.mark.slow
@@ -295,7 +295,7 @@ class RefusalTest(FileCase):
         (["--layout=timm", "--record=r.jsonl"], "--record needs --id"),
         (
             ["--layout=timm", "--record=r.jsonl", "--id=mine"],
-            "--id mine is no id of RobustBench",
+            "--id mine is not an id of RobustBench",
         ),
         (["--layout=timm", "--record=r.jsonl", "--id=Me2026My"], "--record r.jsonl: no such"),
         (["--layout=hub", "--record=r.jsonl"], "--record r.jsonl: no such"),
@@ -313,7 +313,7 @@ class RefusalTest(FileCase):
             ["--layout=module", "--record=r.jsonl", "--confirm=8"],
             "--record needs --id, the new network's name",
         ),
-        (["--layout=timm", "--bogus"], "--bogus is no flag; --help lists them"),
+        (["--layout=timm", "--bogus"], "--bogus is not a flag; --help-all lists them"),
         (["--layout=timm", "--out={}/ours.safetensors"], "--out .* is a file; name a folder"),
         (
             ["--layout=timm", "--out={}/ours.safetensors/out"],

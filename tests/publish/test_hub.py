@@ -214,7 +214,7 @@ class ModuleTest(Case):
         self.assertIn("library_name: pytorch", text)
         self.assertNotIn("architecture", json.loads((out / "config.json").read_text()))
         (out / "model.safetensors").write_bytes(b"another")
-        with self.assertRaisesRegex(ValueError, "is not the file that was exported beside this"):
+        with self.assertRaisesRegex(ValueError, "is not the file that was exported next to this"):
             module.load()
 
     def test_what_timm_builds(self):

@@ -79,7 +79,7 @@ class ImportTest(ServedCase):
         self.assertEqual(self.call(source=file)[0]["options"], strides)
         self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
         self.refused("unknown option .'strides'.", "--options={'strides': 3}")
-        self.refused("--options={ is no dict", "--options={")
+        self.refused("--options={ is not a dict", "--options={")
         self.refused(r"--seed=4294967296 must be from 0 to 2\^32 - 1", f"--seed={2**32}")
 
     @parameterized.parameters(
@@ -121,7 +121,7 @@ class ImportTest(ServedCase):
             self.assertGreater(np.abs(arrays[key]).max(), 0.8 * bound, key)
         for key in arrays.keys() - stem:
             np.testing.assert_array_equal(arrays[key], weights()[key], err_msg=key)
-        self.assertIn("4 left out (is drawn anew)", printed)
+        self.assertIn("4 left out (is newly initialised)", printed)
 
     def test_a_file_without_a_stem(self):
         body = {k: a for k, a in as_timm(weights()).items() if not k.startswith("stem.")}

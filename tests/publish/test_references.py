@@ -31,4 +31,4 @@ class ConvertedTest(absltest.TestCase):
             self.assertIs(getattr(convert, name), getattr(converting, name))
         with self.assertRaisesRegex(AttributeError, "'jaxrobust.convert' has no attribute 'other'"):
             _ = convert.other
-        self.assertFalse(hasattr(convert, "StoredNames"))  # which stands beside them there
+        self.assertFalse(hasattr(convert, "StoredNames"))  # which stands next to them there

@@ -1,4 +1,4 @@
-"""Leaderboard entries for CIFAR beside ImageNet, and what pyautoattack confirms of them."""
+"""Leaderboard entries for CIFAR next to ImageNet, and what pyautoattack confirms of them."""
 
 import json
 from pathlib import Path
@@ -138,7 +138,7 @@ class CifarTest(parameterized.TestCase):
     def test_what_does_not_count(self, changes, message, norm, eps):
         with self.assertRaisesRegex(
             ValueError,
-            f"no AutoAttack accuracy as RobustBench defines it, for .*{message}.*evaluate .*"
+            f"not an AutoAttack accuracy as RobustBench defines it, for .*{message}.*evaluate .*"
             f"--dataset cifar10 --split test --norm {norm} --epsilon {eps} --attack autoattack",
         ):
             self.find(record(**changes))

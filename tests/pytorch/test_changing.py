@@ -1,4 +1,6 @@
-"""Numbers that a module reads of what training changes, beside PyTorch after changes of weights."""
+"""Numbers that a module reads of what training changes, next to PyTorch after changes of
+weights.
+"""
 
 import itertools
 

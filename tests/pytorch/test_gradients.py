@@ -163,7 +163,7 @@ class ComputedTest(parameterized.TestCase):
 
 
 def torchvision_transforms():
-    """torchvision beside a PyTorch without a GPU, where two of its operators are missing."""
+    """torchvision next to a PyTorch without a GPU, where two of its operators are missing."""
     try:
         from torchvision import transforms
     except RuntimeError:

@@ -111,7 +111,7 @@ class HarnessesTest(parameterized.TestCase):
 
     def test_what_is_refused(self):
         for name, words, message in (
-            ("fab", (), "'fab' is no attack here; one of pgd, apgd"),
+            ("fab", (), "'fab' is not an attack here; one of pgd, apgd"),
             ("apgd", (self.labels, True), "take apgd-targeted"),
             ("apgd-targeted", (), "take another attack"),
             ("apgd-targeted", (None, True), "needs targets"),

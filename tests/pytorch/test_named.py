@@ -250,9 +250,9 @@ class InJaxTest(parameterized.TestCase):
             self.assertIn(f"XLA takes {seconds[0] / seconds[1]:.1f} times as long", lines[1])
 
     def test_errors_name_the_flag_once(self):
-        for text in ("it is no module", "--torch=a.py:make: it is no module"):
+        for text in ("it is not a module", "--torch=a.py:make: it is not a module"):
             with (
-                self.assertRaisesRegex(ValueError, "^--torch=a.py:make: it is no module$"),
+                self.assertRaisesRegex(ValueError, "^--torch=a.py:make: it is not a module$"),
                 named._explained("--torch", "a.py:make"),
             ):
                 raise ValueError(text)

@@ -1,4 +1,6 @@
-"""Rows of the table of operators at their edges, called as a program calls them, beside PyTorch."""
+"""Rows of the table of operators at their edges, called as a program calls them, next to
+PyTorch.
+"""
 
 import itertools
 from typing import Any

@@ -1,4 +1,6 @@
-"""Blocks of PyTorch's modules that the package's kernels compute, beside their steps one by one."""
+"""Blocks of PyTorch's modules that the package's kernels compute, next to their steps one by
+one.
+"""
 
 import functools
 from unittest import mock

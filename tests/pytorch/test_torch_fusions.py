@@ -1,4 +1,4 @@
-"""Operators of PyTorch's modules that are computed together, beside the same ones one by one."""
+"""Operators of PyTorch's modules that are computed together, next to the same ones one by one."""
 
 import collections
 import functools
@@ -193,7 +193,7 @@ class FusionTest(parameterized.TestCase):
             if part.block
             for step in torch_fusions.fused(part, constants)
         )
-        # Each norm has a residual connection beside it.
+        # Each norm has a residual connection next to it.
         rolls = int(otherwise == "rolled")
         wanted = [maps, rolls, 2, int(attends and not of_one), int(of_one)]
         self.assertEqual([found[name] for name in torch_fusions.KERNELS], wanted)

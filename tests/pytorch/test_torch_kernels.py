@@ -1,4 +1,6 @@
-"""The package's kernels for PyTorch's operators, beside the plain rows that PyTorch has checked."""
+"""The package's kernels for PyTorch's operators, next to the plain rows that PyTorch has
+checked.
+"""
 
 import jax
 import jax.numpy as jnp

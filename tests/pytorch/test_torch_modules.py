@@ -138,7 +138,7 @@ class NamesTest(parameterized.TestCase):
             ValueError, f"model.name={name}: options are plain values; .*o"
         ):
             torch_modules.identified(name, {"of": object()})
-        with self.assertRaisesRegex(TypeError, "^3 is none$"):
+        with self.assertRaisesRegex(TypeError, "^3 is not a section$"):
             functions.as_dict(3)
 
     def test_what_is_kept_is_compared_with_the_module_first(self):

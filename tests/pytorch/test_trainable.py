@@ -1,4 +1,4 @@
-"""PyTorch's modules that train: gradients, statistics, draws and weights beside PyTorch's own."""
+"""PyTorch's modules that train: gradients, statistics, draws and weights next to PyTorch's own."""
 
 import functools
 import json
@@ -206,7 +206,7 @@ class RefusedTest(parameterized.TestCase):
             r"data-dependent.*_modules.py, line \d+.*must not depend on the images",
         ),
         ("in place", r"line \d+ \(images.mul_.*changes the images that it is given, in place"),
-        ("buffer", "the buffer seen changes in .* mode, and it is no batch norm's"),
+        ("buffer", "the buffer seen changes in .* mode, and it is not a batch norm's"),
         ("batch draw", r"line \d+ .*draws \(\) in training, the same for all images of a batch"),
         ("draw", r"line \d+ .*draws random numbers in evaluation mode.*self.training"),
         ("several", "say which are the logits"),

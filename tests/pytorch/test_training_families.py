@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and RobustBench beside PyTorch in process: logits and training."""
+"""Networks of timm, torchvision and RobustBench next to PyTorch in process: logits and training."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""Compiled, wrapped and shared modules, beside PyTorch's own."""
+"""Compiled, wrapped and shared modules, next to PyTorch's own."""
 
 import numpy as np
 import pytest

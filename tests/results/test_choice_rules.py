@@ -67,7 +67,7 @@ class ChooseTest(parameterized.TestCase):
         alone = [row(1, robust=0.1, collapse=ONE_CLASS), row(2, robust=0.1, collapse=ONE_CLASS)]
         best, reason = choice.choose(alone, "robust")
         self.assertEqual(best["step"], 2)
-        self.assertIn("; another one reaches as much: ", reason)
+        self.assertIn("; another reaches as much: ", reason)
         self.assertNotIn("left out", reason)
 
     def test_warnings(self):

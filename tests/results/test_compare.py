@@ -356,7 +356,7 @@ class RefusedTest(Folders):
         said = "has no evaluation under linf:4/255; name one of them: "
         self.assertIn(said, self.refused(*places, "--threat", "linf:4/255"))
         for threat in ("linf", "max:1"):
-            said = f"--threat={threat} is no threat; write NORM:RADIUS, with one of linf, l2, l1"
+            said = f"--threat={threat} is not a threat; write NORM:RADIUS, with one of linf, l2, l1"
             self.assertIn(said, self.refused(*places, "--threat", threat))
         self.assertIn("--threat=four is not", self.refused(*places, "--threat", "l2:four"))
 
@@ -364,7 +364,7 @@ class RefusedTest(Folders):
         a, b = self.write("a", found(1)), self.write("b", found(2), verdicts=None)
         said = "has no verdicts image by image, as of a training or of an older version; evaluate"
         self.assertIn(said, self.refused(a, b))
-        self.write("b", found(3), "b2")  # beside one that has some, it is not meant
+        self.write("b", found(3), "b2")  # next to one that has some, it is not meant
         self.assertEqual(self.compared(a, b)[0]["evaluations"][1]["evaluation"], "b2")
 
     @parameterized.parameters(3, "new")

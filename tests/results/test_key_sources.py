@@ -1,4 +1,4 @@
-"""`jaxrobust why`: every value of a recipe that is no default has a source."""
+"""`jaxrobust why`: every value of a recipe that is not a default has a source."""
 
 import importlib
 import json
@@ -100,7 +100,7 @@ class DocstringsTest(parameterized.TestCase):
                 self.assertEqual(said, refresh_configs.explained(said), REFRESH)
 
     def test_keys_are_written_where_they_are_asked_for(self):
-        asked = "Keys that are no defaults, by `jaxrobust why quickstart`:\n"
+        asked = "Keys that are not defaults, by `jaxrobust why quickstart`:\n"
         for below in ("", "\n    seed  3: Table 1\n          and more\n"):
             made = refresh_configs.explained(f"What.\n\n{asked}{below}\nThe rest.\n\n    a table\n")
             start, _, rest = made.partition(asked)
@@ -112,7 +112,7 @@ class DocstringsTest(parameterized.TestCase):
             self.assertEqual(refresh_configs.explained(made), made)
 
     def test_a_line_that_there_is_not(self):
-        asked = "Keys that are no defaults, by `jaxrobust why light_recipe:xcit_s13`:\n"
+        asked = "Keys that are not defaults, by `jaxrobust why light_recipe:xcit_s13`:\n"
         with self.assertRaisesRegex(ValueError, "model=xcit_s13 is not among its values"):
             refresh_configs.explained(asked)
         self.assertEqual(refresh_configs.explained("No keys.\n"), "No keys.\n")
@@ -160,7 +160,7 @@ class CommandTest(absltest.TestCase):
     def test_a_key_that_is_none(self):
         code, _, error = self.answer("configs/vit_s_cvst.py", "train.lrr")
         self.assertEqual(code, 2)
-        self.assertIn("train.lrr is no key of this config; did you mean train.lr?", error)
+        self.assertIn("train.lrr is not a key of this config; did you mean train.lr?", error)
 
     def test_a_recipe_that_says_nothing(self):
         folder = Path(self.create_tempdir().full_path)
@@ -193,7 +193,9 @@ class KeysTest(parameterized.TestCase):
         self.assertEqual(self.names(everything=True), every)
         self.assertEqual(self.names("train"), every[:3])  # a section, with its defaults
         self.assertEqual(self.names("train.l1"), ["train.l1"])
-        with self.assertRaisesRegex(ValueError, "train.l is no key of this config; did you mean"):
+        with self.assertRaisesRegex(
+            ValueError, "train.l is not a key of this config; did you mean"
+        ):
             self.names("train.l")
 
     def test_text(self):

@@ -219,7 +219,8 @@ class DamagedTest(Folders):
         for said in (
             f"Damaged lines of {bad / 'results.jsonl'} are left out: 3.",
             f"{config / 'config.json'} cannot be read (",
-            f"{other / 'results.jsonl'} holds a line that is no record of jaxrobust evaluate; it",
+            f"{other / 'results.jsonl'} holds a line that is not a record of jaxrobust evaluate; "
+            f"it",
             f"{newer / 'results.jsonl'} has a record of schema 9, and this version knows up to 2;",
             f"{part / 'results.jsonl'} has a record with parts of a wrong type",
         ):

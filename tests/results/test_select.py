@@ -313,7 +313,7 @@ class MistakesTest(Case):
         for words, message in (
             (("--steps", 0), "--steps=0 must be at least 1"),
             (("--image_size", 8, 0), "--image_size=0 must be at least 1"),
-            (("--n", -1), "--n=-1 is no number of images: 1 or more, or --n=all"),
+            (("--n", -1), "--n=-1 is not a number of images: 1 or more, or --n=all"),
             (("--batch", 0), "--batch=0 must be at least 1"),
             (("--attack", "autoattack", "--steps", 10), "--steps are those of APGD-CE"),
             (("--attack", "pgd"), "invalid choice: 'pgd'"),
@@ -344,7 +344,7 @@ class MistakesTest(Case):
 class RunTest(Case):
     @pytest.mark.slow
     def test_the_figures_are_those_that_training_saw(self):
-        """And AutoAttack's are no higher than those of APGD-CE."""
+        """And AutoAttack's are not higher than those of APGD-CE."""
         config = training.one_phase(checkpoint__keep_every_epochs=1)
         training.quiet_run(config, self.workdir)
         call(self.workdir, "--steps", config.evaluation.steps, "--image-size", 8, 10)

@@ -52,10 +52,10 @@ class ReadTest(parameterized.TestCase):
         (["there", "--batch_size=1"], "--batch_size=1 must be at least 2"),
         (["there", "--sizes", "8", "0"], "--sizes=0 must be at least 1"),
         (["there", "--epsilon=four"], "--epsilon=four is not a number; write one, or a fraction"),
-        (["there", "--options=3"], "--options=3 is no dict"),
+        (["there", "--options=3"], "--options=3 is not a dict"),
         (["there", "--batch_size=x"], "batch"),
         (["there", "--attack=square"], "square"),
-        (["there", "--sise=3"], "--sise is no flag"),
+        (["there", "--sise=3"], "--sise is not a flag"),
     )
     def test_refused(self, words, said):
         self.assertIn(said, refused(lambda: read(Example, "", words)))

@@ -46,7 +46,7 @@ class RoomsTest(absltest.TestCase):
     def test_the_core_loads_nothing_of_papers(self):
         done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout), (0, "\n"), done.stderr)
-        self.assertIn("sparsty is no command; did you mean sparsity?", done.stderr)
+        self.assertIn("sparsty is not a command; did you mean sparsity?", done.stderr)
 
     def test_every_entry_can_be_imported(self):
         for room in rooms.ROOMS:

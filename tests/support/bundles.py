@@ -14,7 +14,7 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 
 N, NORM, EPSILON, SPLIT = 40, "linf", 8 / 255, 100
 SHAPE = (8, 8, 3)
-# A PyTorch network that multiplies by the array beside its file.
+# A PyTorch network that multiplies by the array next to its file.
 LINEAR_MODULE = """
 from pathlib import Path
 import numpy as np

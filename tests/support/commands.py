@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,16 @@ _IMPORTED = (
     ),
     *("jaxrobust.publish.import_torch", "jaxrobust.publish.export_torch"),
 )
+
+
+def foreign_flags(typed: str, error: str, help_text: str) -> set[str]:
+    """Flags that a message names, and that its command lacks; those of others may be shown."""
+    own = re.sub(r"`?(jaxrobust [a-z]+|tfds|gcsfuse) [^;`]*", "", error)  # another command
+    named, known = (
+        {word.replace("-", "_") for word in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)}
+        for text in (own, f"{typed} {help_text} --help --help-all --multihost")
+    )
+    return named - known
 
 
 class Answer(NamedTuple):

@@ -40,7 +40,7 @@ def _empty() -> dict[str, Any]:
 
 
 def write(folder: Path, seen: Verdicts, number: str = "a1", **changes) -> Path:
-    """Add an evaluation to a folder: its record, and its verdicts beside it."""
+    """Add an evaluation to a folder: its record, and its verdicts next to it."""
     record = _empty() | {
         "evaluation": number,
         "config_sha256": "c" * 64,

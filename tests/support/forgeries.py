@@ -263,32 +263,34 @@ NUMBERS = [
         r"says that apgd-ce fooled 39 images, and has \d+",
     ),
     Forgery("a lost model", without("model"), "it lacks 'model'"),
-    Forgery("a number twice", said_twice, "is no JSON .a name stands twice"),
+    Forgery("a number twice", said_twice, "is not JSON .a name stands twice"),
 ]
 # They change what is said of an image.
 VERDICTS = [
     Forgery("fooled by nothing", row("", verdict="apgd-ce"), "has None for the file of line"),
-    Forgery("fooled by no attack", row("apgd-ce", verdict="magic"), "verdict 'magic' .* no attack"),
+    Forgery(
+        "fooled by no attack", row("apgd-ce", verdict="magic"), "verdict 'magic' .* not an attack"
+    ),
     Forgery(
         "misclassified as it is", row("", verdict="clean"), "1 image not confirmed: classified "
     ),
     Forgery("a difference of nothing", standing_as_fooled, "not confirmed: classified correctly"),
     Forgery("another label", other_label("clean"), "another label than the data set's"),
     Forgery("another label of one that stands", other_label(""), "another label than the data se"),
-    Forgery("a label of no class", row("clean", label=99), "label 99 .*, which is no class"),
+    Forgery("a label of no class", row("clean", label=99), "label 99 .*, which is not a class"),
     Forgery("hashes swapped", swapped("sha256"), "2 images not confirmed: not the image that"),
     Forgery("a hash of nothing", row("clean", sha256=""), "has '' for the sha256 of image"),
     Forgery("lines that are none", text("[1]\n"), "has .1. for the image of line 1"),
-    Forgery("lines of no JSON", text("{image: 1}\n"), "images.jsonl is no JSON"),
+    Forgery("lines of no JSON", text("{image: 1}\n"), "images.jsonl is not JSON"),
 ]
 # They change the ball, or the points.
 POINTS = [
     Forgery(
         "a smaller radius", attacks({"epsilon": 4 / 255}), "image further away than the radius"
     ),
-    Forgery("an infinite radius", attacks({"epsilon": float("inf")}), "has the radius inf"),
-    Forgery("a radius of NaN", attacks({"epsilon": float("nan")}), "has the radius nan"),
-    Forgery("a negative radius", attacks({"epsilon": -1}), "has the radius -1"),
+    Forgery("an infinite radius", attacks({"epsilon": float("inf")}), "has the invalid radius inf"),
+    Forgery("a radius of NaN", attacks({"epsilon": float("nan")}), "has the invalid radius nan"),
+    Forgery("a negative radius", attacks({"epsilon": -1}), "has the invalid radius -1"),
     Forgery("a norm of nothing", attacks({"norm": "l0"}), "another norm than linf, l2, l1: 'l0'"),
     Forgery("another norm", attacks({"norm": "l2"}), "image further away than the radius"),
     Forgery("two radii", attacks({}, {"epsilon": 0.5}), "attacks of several norms or radii"),
@@ -298,7 +300,7 @@ POINTS = [
     Forgery("a pixel above 1", stored(exact(1.1), levels=0, step=0.0), "that leaves .0, 1."),
     Forgery("another image", swapped_exact, "image further away than the radius|leaves .0, 1."),
     Forgery("another shape", about(image=[4, 4, 12]), "shape .4, 4, 12., and its record is of 8"),
-    Forgery("a shape of nothing", about(image=[8, 8, -3]), "which is none"),
+    Forgery("a shape of nothing", about(image=[8, 8, -3]), "invalid shape"),
     Forgery("too many levels", row("apgd-ce", levels=300), "has 300 levels of"),
 ]
 # They change files.
@@ -310,10 +312,18 @@ FILES = [
     Forgery("a byte", byte, "differences-0.bin is not the file that the bundle was written with"),
     Forgery("a file that is gone", gone, "images.jsonl is missing; get the bundle again"),
     Forgery("pickled arrays", stored(pickled), r"image \d+: a difference cannot be decompressed"),
-    Forgery("too few pixels", stored(lambda *_: steps(1, 100)), "difference of 100 bytes is none"),
-    Forgery("steps as bits", stored(lambda *_: steps(1), levels=0), "of 192 bytes is none of a"),
-    Forgery("a bomb", stored(lambda *_: steps(0, 10**7)), "difference of more than 192 bytes is"),
-    Forgery("something behind it", stored(lambda *_: steps(1) + b"more"), "of 192 bytes is none"),
+    Forgery(
+        "too few pixels", stored(lambda *_: steps(1, 100)), "difference of 100 bytes does not fit"
+    ),
+    Forgery("steps as bits", stored(lambda *_: steps(1), levels=0), "of 192 bytes does not fit a"),
+    Forgery(
+        "a bomb",
+        stored(lambda *_: steps(0, 10**7)),
+        "difference of more than 192 bytes does not fit",
+    ),
+    Forgery(
+        "something behind it", stored(lambda *_: steps(1) + b"more"), "of 192 bytes does not fit"
+    ),
     Forgery("a numpy of its own", listed("numpy.py"), "lists numpy.py, which no bundle has"),
     Forgery("a schema of nothing", about(schema=None), "has no schema; get the bundle again"),
     Forgery("a schema of the future", about(schema=9), "schema 9, and this program knows up to"),

@@ -126,8 +126,8 @@ def check_training(test, golden: str, name: str, arrays, **options) -> None:
 
 
 def check_pytorch(test, golden: str, name: str, arrays, **options) -> None:
-    """Our file in PyTorch gives the golden logits and gradient, and ours in float32 is no further
-    from its float64 than twice as far as its own float32 is.
+    """Our file in PyTorch gives the golden logits and gradient, and ours in float32 is not a
+    further from its float64 than twice as far as its own float32 is.
 
     Of 8 images' gradients the lower quartile decides: in up to half of a deep network's images a
     unit of ReLU or max pooling falls on the other side of its kink, here or in PyTorch, which is

@@ -22,7 +22,7 @@ def numbered(size=37, side=8, *, offset=0):
 
 
 def read_numbered(indices, *, side, offset=0, broken=(), wrong=()):
-    """Its records; `broken` ones are no images, `wrong` ones are larger."""
+    """Its records; `broken` ones are not images, `wrong` ones are larger."""
     records = []
     for index in indices:
         here = side + 1 if index in wrong else side

@@ -1,4 +1,4 @@
-"""Many small computations of PyTorch's beside ours, by one export and one compilation."""
+"""Many small computations of PyTorch's next to ours, by one export and one compilation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 class Beside(torch.nn.Module):
-    """Several computations, each of images of its own, which lie beside each other as channels."""
+    """Several computations, each of images of its own, which lie next to each other as channels."""
 
     def __init__(self, names: Sequence[str]):
         super().__init__()
@@ -43,7 +43,7 @@ class Beside(torch.nn.Module):
 
 
 def images(names: Sequence[str]) -> np.ndarray:
-    """Return f64[B,H,W,C] for each of them, with channels beside each other."""
+    """Return f64[B,H,W,C] for each of them, with channels next to each other."""
     x = np.random.default_rng(0).random((BATCH, SIDE, SIDE, CHANNELS))
     parts = [torch_operators.prepared(name, x) for name in names]
     return np.concatenate(parts, -1)
@@ -114,7 +114,7 @@ def _begun(
 
 
 def _tied(names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return tied images f64[B,H,W,C] by their kind, for each of the names beside each other."""
+    """Return tied images f64[B,H,W,C] by their kind, for each of the names next to each other."""
     each = [torch_operators.tied(name, (BATCH, SIDE, SIDE, CHANNELS)) for name in names]
     kinds = dict.fromkeys(kind for images in each for kind in images)
     return {

@@ -97,7 +97,7 @@ def evaluation(
     folder: Path, number: str = "a1", *, n: int = 60, seed: int = 0, epsilon: float = 0.1,
     classes: int = 4, **changes: Any,
 ) -> Verdicts:  # fmt: skip
-    """Add an evaluation to a folder: its record, and its verdicts beside it."""
+    """Add an evaluation to a folder: its record, and its verdicts next to it."""
     folder.mkdir(parents=True, exist_ok=True)
     seen = found(n, seed, classes)
     seen = seen._replace(norms=np.minimum(seen.norms, epsilon))

@@ -32,7 +32,8 @@ SHAPED = (
 def shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` with beartype's checks of the annotations that name a shape.
 
-    Of no others: what is no number, no array or no known name the package itself refuses, and the
+    Of no others: what is not a number, no array or no known name the package itself refuses, and
+      the
     tests read its messages.
     """
     hints = {k: v for k, v in function.__annotations__.items() if _names_shape(v)}

@@ -1,4 +1,4 @@
-"""Passes of a module in PyTorch beside those of its program, with changes of the weights."""
+"""Passes of a module in PyTorch next to those of its program, with changes of the weights."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A converted network beside PyTorch's own, in float64 and float32."""
+"""A converted network next to PyTorch's own, in float64 and float32."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -71,5 +71,5 @@ class SweepTest(absltest.TestCase):
         self.assertEqual((row["red"], row["right"]), (["one-step"], True))
         self.assertIn("1 of 1 planted faults found, 0 missed", said.getvalue())
         args.only = "on-step"
-        with self.assertRaisesRegex(ValueError, "--only=on-step is no row"):
+        with self.assertRaisesRegex(ValueError, "--only=on-step is not a row"):
             bench_doctor.run(args)

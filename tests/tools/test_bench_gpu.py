@@ -127,7 +127,10 @@ class MessagesTest(parameterized.TestCase):
             (("--minutes=nan", "--resume=x"), "--minutes=nan must be more than 0"),
             (("--minutes=9",), "--minutes needs --resume FILE, from which the next command goes o"),
             (("--stages=steps,step",), "--stages=steps,step: no 'step'; choose from steps, varian"),
-            (("--report=none.jsonl",), "--report=none.jsonl is no file; name one that --resume ha"),
+            (
+                ("--report=none.jsonl",),
+                "--report=none.jsonl is not a file; name one that --resume ha",
+            ),
         ):
             with self.subTest(row=(words, pattern)):
                 self.refused(said("bench_gpu.py", *words), f"^bench_gpu: {pattern}")

@@ -59,7 +59,7 @@ class LogitsTest(parameterized.TestCase):
     @parameterized.parameters((0.01, 1.4, 1.4), (0.03, 0.005, 0.03), (np.nan, 0.01, np.nan))
     def test_no_rounding(self, *errors):
         reason = measuring.unlike(dict(zip((*SIDES, "between"), errors, strict=True)))
-        self.assertRegex(reason, "that is no rounding, and no speed is measured; compare the two")
+        self.assertRegex(reason, "that is not rounding, and no speed is measured; compare the two")
 
 
 class AttemptTest(parameterized.TestCase):

@@ -61,7 +61,11 @@ class VersionTest(parameterized.TestCase):
             ),
             ("CITATION.cff", "version: 0.1.0\n", "CITATION.cff does not say 'version: 0.2.0'"),
             ("README.md", "version = {0.1.0}", "README.md does not say 'version = {0.2.0}'"),
-            ("jaxrobust/__init__.py", '__version__ = "2"\n', "version 2 is no semantic one; write"),
+            (
+                "jaxrobust/__init__.py",
+                '__version__ = "2"\n',
+                "version 2 is not a semantic one; write",
+            ),
         ):
             with self.subTest(row=(name, text, said)):
                 folder = tree(Path(self.create_tempdir()), **{name: text})
@@ -77,7 +81,9 @@ class VersionTest(parameterized.TestCase):
             going = release.Release(folder, publish=True, tag="v0.2.0")
             with self.assertRaisesRegex(ValueError, "names no repository yet; `python tools/rel"):
                 release.check(going)
-            with self.assertRaisesRegex(ValueError, "HOST/OWNER/x is no address; write https://"):
+            with self.assertRaisesRegex(
+                ValueError, "HOST/OWNER/x is not an address; write https://"
+            ):
                 release.address("HOST/OWNER/x")
             release.address("https://host.example/me/jaxrobust/")
             with self.assertRaisesRegex(ValueError, "has the address https://host.example/me/jax"):
@@ -95,7 +101,7 @@ class VersionTest(parameterized.TestCase):
             self.assertEqual(release.main(["fly"]), 2)
             self.assertEqual(release.main(["address"]), 2)
         said = "".join(str(call.args[0]) for call in told.write.call_args_list)
-        self.assertIn("fly is no step; take check, packages", said)
+        self.assertIn("fly is not a step; take check, packages", said)
         self.assertIn("address takes one address", said)
 
 
@@ -146,7 +152,7 @@ class FilesTest(parameterized.TestCase):
             ["git", "grep", "-l", "repository.invalid"], cwd=ROOT, capture_output=True, text=True
         )
         if done.returncode > 1:
-            self.skipTest("this is no git checkout")
+            self.skipTest("this is not a git checkout")
         own = {"pyproject.toml", "tools/release/make.py", "tests/tools/test_release.py"}
         self.assertEqual({*done.stdout.split()}, own)
 

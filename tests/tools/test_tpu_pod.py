@@ -60,7 +60,7 @@ class TpuPodTest(clouds.ScriptsTest):
         shutil.rmtree(self.checkout.folder / ".git")
         code, said = self.pod(GIT_CEILING_DIRECTORIES=str(self.folder))
         self.assertEqual(code, 2)
-        self.assertIn("is no git checkout, from which the hosts would get the code", said)
+        self.assertIn("is not a git checkout, from which the hosts would get the code", said)
         self.assertEmpty(self.cloud.calls())
 
     def test_runs_again_while_it_is_preempted(self):

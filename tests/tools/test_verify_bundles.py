@@ -152,7 +152,7 @@ class WorkflowTest(absltest.TestCase):
                 path.write_text("")
                 code, said = self.ran()
                 self.assertEqual(code, 1, said)
-                self.assertIn("::error::these are no places of a bundle or a network", said)
+                self.assertIn("::error::these are not places of a bundle or a network", said)
                 shutil.rmtree(self.place / name.partition("/")[0])
         (self.place / "bundles" / "noise").mkdir(parents=True)
         (self.place / "bundles" / "noise" / "networks.toml").write_text("")

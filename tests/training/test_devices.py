@@ -64,6 +64,6 @@ class DevicesTest(absltest.TestCase):
         self.assertContainsSubset(biases, one)
         for name, value in one.items():
             self.assertEqual(value.dtype, np.float64)
-            # Noise of 1e-16 beside AdamW's eps of 1e-8, in twelve steps of 5e-5: 1e-12.
+            # Noise of 1e-16 next to AdamW's eps of 1e-8, in twelve steps of 5e-5: 1e-12.
             limit = 1e-9 if name in biases else 1e-13
             np.testing.assert_allclose(eight[name], value, rtol=0, atol=limit, err_msg=name)

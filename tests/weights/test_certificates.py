@@ -1,4 +1,4 @@
-"""What loaders say of the certificate beside weights, and whose weights a file says it holds."""
+"""What loaders say of the certificate next to weights, and whose weights a file says it holds."""
 
 import hashlib
 import json

@@ -88,11 +88,13 @@ class KeptTest(absltest.TestCase):
     def test_half_a_checkpoint_is_not_taken(self):
         folder = Path(self.create_tempdir())
         (folder / "7" / "arrays").mkdir(parents=True)
-        with self.assertRaisesRegex(ValueError, "/7 is no whole checkpoint: .*at the start"):
+        with self.assertRaisesRegex(ValueError, "/7 is not a complete checkpoint: .*at the start"):
             self.opened(folder)
         for item in ("arrays", "meta"):
             (folder / "4" / item).mkdir(parents=True)
-        with self.assertRaisesRegex(ValueError, "/7 is no whole checkpoint: .*continues at step 4"):
+        with self.assertRaisesRegex(
+            ValueError, "/7 is not a complete checkpoint: .*continues at step 4"
+        ):
             self.opened(folder)
 
     def test_a_full_disk_is_one_sentence(self):

@@ -1,6 +1,6 @@
 """The conversion engine: both directions, layouts, and files that must be refused.
 
-The rows of each architecture are tested beside it.
+The rows of each architecture are tested next to it.
 """
 
 import functools
@@ -415,9 +415,12 @@ class LoadTest(parameterized.TestCase):
         loop: dict = {}
         loop["model"] = loop
         for content, message in (
-            ({"head.fc.weight": head.to_sparse()}, r"head\.fc\.weight is no plain array .*sparse"),
-            ({"head.fc.weight": head.to("meta")}, "head.fc.weight is no plain array .*meta"),
-            ({"head.fc.weight": head.to(torch.float8_e4m3fn)}, "no plain array .*float8_e4m3fn"),
+            (
+                {"head.fc.weight": head.to_sparse()},
+                r"head\.fc\.weight is not a plain array .*sparse",
+            ),
+            ({"head.fc.weight": head.to("meta")}, "head.fc.weight is not a plain array .*meta"),
+            ({"head.fc.weight": head.to(torch.float8_e4m3fn)}, "not a plain array .*float8_e4m3fn"),
             (loop, "holds no state dict"),
         ):
             torch.save(content, path)

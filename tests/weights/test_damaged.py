@@ -1,6 +1,6 @@
 """Damaged checkpoints: whatever happens to a file, its arrays come back as saved or not at all.
 
-Before hashes stood beside arrays, a checkpoint with 400 of 263,392 bytes changed was evaluated.
+Before hashes stood next to arrays, a checkpoint with 400 of 263,392 bytes changed was evaluated.
 """
 
 import contextlib

@@ -242,7 +242,9 @@ class HubTest(LocalCase):
         ):
             self.fetch("hf://a/b")
         self.server.repository("a/c", {"README.md": b""})
-        with self.assertRaisesRegex(ValueError, "; it is no repository of PyTorch weights, give"):
+        with self.assertRaisesRegex(
+            ValueError, "; it is not a repository of PyTorch weights, choose"
+        ):
             self.fetch("hf://a/c")
 
     @sweeps.rows(

@@ -83,7 +83,7 @@ class PushTest(parameterized.TestCase):
 
     @sweeps.rows("digits", "https://host/a/b", "a/b/c", "")
     def test_no_repository(self, name):
-        with self.assertRaisesRegex(ValueError, "is no repository of the hub; write ORG/REPO"):
+        with self.assertRaisesRegex(ValueError, "is not a repository of the hub; write ORG/REPO"):
             convert.push_to_hub("quickstart", name)
         self.hub.create_repo.assert_not_called()
 

@@ -1,4 +1,4 @@
-"""Weights that a run kept beside its best ones."""
+"""Weights that a run kept next to its best ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Artifacts: the arrays of each kind of source, and the facts beside them."""
+"""Artifacts: the arrays of each kind of source, and the facts next to them."""
 
 import hashlib
 import json

@@ -96,7 +96,9 @@ class FlagsTest(parameterized.TestCase):
 
     def test_a_path_of_that_name(self):
         Path("quickstart").mkdir()
-        with self.assertRaisesRegex(ValueError, "and a path here; give that one with --workdir"):
+        with self.assertRaisesRegex(
+            ValueError, "a path here has that name; write ./quickstart for the path"
+        ):
             flags.of_shipped(GivenFlags(shipped="quickstart"))
 
     def test_a_report_of_the_kept_run_goes_where_we_are(self):

@@ -63,7 +63,7 @@ class ParseTest(parameterized.TestCase):
         ("weights/mine", "no such file"),
         ("convnext_t", "that is an architecture, .*`jaxrobust models convnext_t` lists"),
         ("Salman2020Do_R19", "nothing is there; did you mean Salman2020Do_R18"),
-        ("convnext_tinny.fb_in1k", "timm's convnext_tinny is no .*mean convnext_tiny.fb_in1k"),
+        ("convnext_tinny.fb_in1k", "timm's convnext_tinny is not a .*mean convnext_tiny.fb_in1k"),
         ("efficientnet_b0.ra_in1k", "no such file"),
         ("hf://timm", "write hf://ORG/REPO"),
     )  # fmt: skip

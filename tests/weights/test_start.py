@@ -231,7 +231,7 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(record["init"]["weights"], str(self.file))
         self.assertIn(f"starting from {self.file}, sha256 {sha256[:12]}", said)
 
-        with self.subTest("another file under the same name is noticed, and none is no trouble"):
+        with self.subTest("another file under the same name is noticed, and a missing one is fine"):
             self.assertNotIn(
                 "holds other weights", training.quiet_run(tiny(self.file), self.workdir)
             )
@@ -272,8 +272,8 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(start.params["head.fc.kernel"].shape, (8, 10))
         np.testing.assert_array_equal(start.params["head.norm.scale"], arrays["head.norm.scale"])
         said = " ".join(compose.summary(start))
-        self.assertIn("6 drawn anew: ", said)
-        self.assertIn("6 left out (is drawn anew): ", said)
+        self.assertIn("6 newly initialised: ", said)
+        self.assertIn("6 left out (is newly initialised): ", said)
 
     @sweeps.rows(
         ({}, "none.pth", {}, r"^init.weights=[^ ]*none.pth: no such file"),
@@ -287,7 +287,7 @@ class StartTest(parameterized.TestCase):
             {"init__stem": "fresh"},
             "they normalise images with 3 channels",
         ),
-        ({"stem_strides": (2,)}, None, {}, "only the stem is another one.*init.stem=fresh"),
+        ({"stem_strides": (2,)}, None, {}, "only the stem differs.*init.stem=fresh"),
     )
     def test_refuses_before_anything_is_written(self, overrides, name, changes, message):
         path = self.stored(small(**overrides)) if name is None else self.folder / name
@@ -448,7 +448,7 @@ class FolderTest(parameterized.TestCase):
         file = self.folder / "weights.safetensors"
         file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
         with self.assertRaisesRegex(
-            ValueError, "not the file that config.json beside it describes"
+            ValueError, "not the file that config.json next to it describes"
         ):
             weights_folder.about(self.folder)
         file.unlink()
@@ -469,7 +469,7 @@ class DrawnTest(absltest.TestCase):
             absltest.mock.patch.object(compose, "say", said.append),
         ):
             drawn = compose._drawn(net, ["stem.1.bias"], 0)
-            known = compilation.program("weights drawn anew", drawn)
+            known = compilation.program("weights newly initialised", drawn)
             compilation.remember(known, 157.0, hit=False)
             compose._drawn(net, ["stem.1.bias"], 0)
         what = "compiling the draw of new weights"

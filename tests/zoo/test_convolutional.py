@@ -97,7 +97,7 @@ class SlowGoldenTest(parameterized.TestCase):
         golden32.check_pytorch(self, golden, GOLDEN[golden], golden_weights(golden))
 
 
-# Small networks with options beside our files in PyTorch.
+# Small networks with options next to our files in PyTorch.
 OPTIONS = (
     ("cifar_vgg16", {"widths": (8, 6), "image_size": 9, "activation": "gelu"}),
     ("cifar_vgg16_224", {"widths": (4, 6), "hidden": (9, 7), "pool": 2, "image_size": 8}),

@@ -47,7 +47,7 @@ CLASSES = {
     if models.family(net.model).file in ("dm_wide_resnet", "dm_preact_resnet", "ra_resnet")
     or net.model in ("wrn_34_10", "resnet18_32px", "swin_b_mimir", "swin_l_mimir")
 }
-# What classes hold beside weights.
+# What classes hold next to weights.
 MADE = ("relative_position_index", "attn_mask", "normalization.mean", "normalization.std")
 # Parameters of RobustBench's classes with 10 classes, ImageNet's with 1000.
 COUNTED = {
@@ -163,7 +163,7 @@ def needs_robustbench(test):
 
 
 class RobustbenchTest(parameterized.TestCase):
-    """Its own classes, beside which ours is with random weights and statistics."""
+    """Its own classes, next to which ours is with random weights and statistics."""
 
     @pytest.mark.slow
     def test_every_id_has_the_class_and_the_names(self):

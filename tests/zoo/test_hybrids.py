@@ -1,6 +1,6 @@
 """BoTNet, CeiT, LeViT, MobileViT and ViTAE of Tang et al. 2022: golden logits of the public code.
 
-And options of small ones. What every family must do (names, counts, the row of 224 px beside
+And options of small ones. What every family must do (names, counts, the row of 224 px next to
 PyTorch) is in tests/models/families/test_families.py.
 """
 
@@ -143,7 +143,7 @@ class BesidePyTorchTest(parameterized.TestCase):
         golden32.check_pytorch(self, golden, GOLDEN[golden], weights(golden))
 
 
-# Small networks with options beside our files in PyTorch.
+# Small networks with options next to our files in PyTorch.
 BOTNET = {"depths": (1, 2), "width": 4, "heads": 2}
 CEIT = {"dim": 16, "depth": 2, "heads": 1, "patch": 2, "stem_width": 4}
 LEVIT = {"dims": (16, 24), "depths": (1, 2), "heads": (2, 3), "key_width": 4}
@@ -188,10 +188,15 @@ MESSAGES = (
     (
         "cifar_ceit",
         {"patch": 3},
-        "image_size=32: the stem's map of 8x8 is not whole patches of 3x3; use image_size=36, or "
+        "image_size=32: the stem's map of 8x8 does not divide into patches of 3x3; use "
+        "image_size=36, or "
         "another patch",
     ),
-    ("cifar_ceit", {"image_size": 40}, "map of 10x10 is not whole patches .*; use image_size=32,"),
+    (
+        "cifar_ceit",
+        {"image_size": 40},
+        "map of 10x10 does not divide into patches .*; use image_size=32,",
+    ),
     ("cifar_ceit", {"image_size": 2}, "image_size=2: the stem's map"),
     ("cifar_ceit", {"heads": 0}, "heads=0 must be at least 1"),
     (
@@ -206,7 +211,8 @@ MESSAGES = (
     (
         "cifar_mobilevit",
         {"image_size": 8},
-        "image_size=8: transformer 3 of 3 has a map of 1x1, which is not whole patches of 2x2; use "
+        "image_size=8: transformer 3 of 3 has a map of 1x1, which does not divide into patches "
+        "of 2x2; use "
         "an image_size that is a multiple of 16, or smaller strides",
     ),
     ("cifar_mobilevit", {"image_size": 20}, "transformer 2 of 3 has a map of 5x5"),

@@ -1,6 +1,6 @@
 """CoAtNet, PVTv2, Swin and CvT of Tang et al. 2022: golden logits, options, messages.
 
-What every family must do (names, counts, drop path, the row of 224 px beside PyTorch) is in
+What every family must do (names, counts, drop path, the row of 224 px next to PyTorch) is in
 tests/models/families/test_families.py.
 """
 
@@ -160,7 +160,7 @@ class SlowGoldenTest(parameterized.TestCase):
         golden32.check_pytorch(self, golden, name, weights(golden), **options)
 
 
-# Small networks with options beside our files in PyTorch.
+# Small networks with options next to our files in PyTorch.
 COATNET = {"dims": (6, 8, 10), "depths": (2, 1, 2), "heads": 2, "head_dim": 3, "image_size": 16}
 PVT = {"dims": (6, 8), "depths": (1, 2), "heads": (2, 1), "ratios": (3, 2)}
 SWIN = {"dim": 6, "depths": (2, 2), "heads": (2, 3), "merges": (2,)}
@@ -216,7 +216,7 @@ MESSAGES = (
     (
         "cifar_swin",
         {"patch": 4},
-        "leave a map of 2 in stage 4, which is no whole number of windows of 4; choose another "
+        "leave a map of 2 in stage 4, which is not a whole number of windows of 4; choose another "
         "patch, other merges or a window other than 4",
     ),
     ("cifar_swin", {"patch": 16}, "leave a map of 2 in stage 1"),

@@ -93,7 +93,7 @@ class OptionsTest(parameterized.TestCase):
     def test_logits_are_scaled_by_all_heads(self):
         x = jax.random.uniform(jax.random.key(1), (2, 5, 16))
         full, own = (Attention(16, 4, how, Draws(jax.random.key(0))) for how in (True, False))
-        # The root of 4 heads is 2: half the query beside the scale of a head's own width.
+        # The root of 4 heads is 2: half the query next to the scale of a head's own width.
         own.to_qkv.kernel[...] = own.to_qkv.kernel[...] * np.repeat([0.5, 1, 1], 16)[None]
         np.testing.assert_allclose(full(x), own(x), rtol=1e-5, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""`python tools/bench/generated_data.py FOLDER`: shards of images beside an array in memory.
+"""`python tools/bench/generated_data.py FOLDER`: shards of images compared with an array in memory.
 
 In FOLDER, which is emptied in the end, noise of --side pixels is written as .npz, --parts of
 --rows images, and by `jaxrobust prepare generated` as shards. Then the same batches are made of

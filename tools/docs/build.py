@@ -5,7 +5,7 @@ python tools/docs/build.py [--out build/docs/html] [--fresh] [--nocells]
 
 Cells of pages are run, and what they printed is kept until the package changes; --fresh runs them
 all again, --nocells none of them. Cells that need CIFAR-10 print what they printed once where it is
-missing; --keep keeps that anew. Then every link of the site to itself is followed. Needs the extras
+missing; --keep stores it again. Then every link of the site to itself is followed. Needs the extras
 `docs` and `torch`. Exit codes: 0 done, 1 Sphinx warns or a cell fails, 2 a mistake or a link
 that leads nowhere.
 """

@@ -1,4 +1,4 @@
-"""Fields of classes with the comments beside them, read from the source: what they mean."""
+"""Fields of classes with the comments next to them, read from the source: what they mean."""
 
 import ast
 import inspect

@@ -44,7 +44,7 @@ def cache(work: Path) -> Path:
 def prepare(work: Path) -> None:
     """Let kernels start in `work/run`, with the command `jaxrobust` and a quiet terminal.
 
-    A page finds there what another one has trained: the same command again goes on, or says what it
+    A page finds there what another page has trained: the same command continues, or prints what it
     said. So each page runs alone too, and all of them train once.
     """
     run, bin_, profile = (

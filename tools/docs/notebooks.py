@@ -35,7 +35,7 @@ jax.config.update("jax_platforms", "cpu")
 
 
 def main() -> None:
-    """Write the notebooks anew."""
+    """Write the notebooks again."""
     FOLDER.mkdir(exist_ok=True)
     for name in PAGES:
         (FOLDER / name).write_text(notebook(name))
@@ -72,7 +72,7 @@ def _cell(kind: str, source: str) -> dict[str, Any]:
 
 
 def _prose(text: str, page: str) -> str:
-    """Turn links to other pages into their names, since they are not beside a notebook."""
+    """Turn links to other pages into their names, since they are not next to a notebook."""
 
     def name(match: re.Match[str]) -> str:
         where = posixpath.normpath(posixpath.join(posixpath.dirname(page), match[2]))

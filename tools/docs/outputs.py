@@ -2,7 +2,7 @@
 
 CIFAR-10 is on no machine that has not downloaded it, and a build downloads nothing. So what its
 cells printed is kept in `docs/_kept`, with when and from which code that was, and shown where the
-data set is not there. `python tools/docs/build.py --keep` writes that anew, where it is.
+data set is not there. `python tools/docs/build.py --keep` rewrites that where the data is.
 """
 
 import datetime

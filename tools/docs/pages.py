@@ -10,7 +10,7 @@ sees as such:
     ```
 
 An included page is not copied: its text is read when the site is built, and its links are turned
-to where the files are in the site. A link to a file that is no page becomes the file's name.
+to where the files are in the site. A link to a file that is not a page becomes the file's name.
 """
 
 import posixpath

@@ -6,7 +6,7 @@ from typing import Any
 import jaxrobust
 
 MODULES = ("attacks", "convert", "data", "evaluation", "models")
-# What the pages use beside the modules' `__all__`, by the file where it is defined.
+# What the pages use in addition to the modules' `__all__`, by the file where it is defined.
 BESIDE = {
     "Configs and training": (
         *("config.base", "config.phase", "config.network_of", "training.run.run.run"),

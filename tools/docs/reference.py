@@ -201,7 +201,7 @@ def _begun(sentence: str) -> str:
 def messages(source: str) -> Iterator[tuple[str, str]]:
     """Yield the sentences of the errors that a source raises, as what is wrong and the remedy.
 
-    Values of the moment are written as `…`. A message without a remedy is none of them: it names
+    Values of the moment are written as `…`. A message without a remedy is left out: it names
     what only the developers can mend, or its remedy is computed.
     """
     for node in ast.walk(ast.parse(source)):

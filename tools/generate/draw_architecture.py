@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the checkout, before any installed package
 PACKAGE, DOCS = ROOT / "jaxrobust", ROOT / "docs"
 NOT_ROOMS = {"moved", "main", "evaluate", "__main__", "__init__"}  # names of before, and starts
-WIDTH, GAP, LINE, BETWEEN = 190, 26, 14, 46  # pixels of a box, beside it, a line, between rows
+WIDTH, GAP, LINE, BETWEEN = 190, 26, 14, 46  # pixels of a box, next to it, a line, between rows
 SIZE = 11  # of letters
 
 

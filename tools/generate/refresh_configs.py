@@ -20,8 +20,8 @@ from jaxrobust.results import key_sources
 from jaxrobust.runtime.commandline.arguments import config_name, load_config
 
 COLUMNS = 100
-# What a docstring asks with, of one line of its config; what is indented below it is written anew.
-ASKED = re.compile(r"^Keys that are no defaults, by `jaxrobust why (\S+)`:\n", re.MULTILINE)
+# What a docstring asks with, of one line of its config; what is indented below it is rewritten.
+ASKED = re.compile(r"^Keys that are not defaults, by `jaxrobust why (\S+)`:\n", re.MULTILINE)
 _BLOCK = re.compile(rf"({ASKED.pattern})(?:\n(?: {{4}}.*\n)+)?", re.MULTILINE)
 
 

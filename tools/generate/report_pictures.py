@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("pictures", nargs="+", metavar="NAME=PATH", help="Name, and what to show.")
     parser.add_argument("--out", type=Path, default=ROOT / "tools" / "pictures", help="Folder.")
     parser.add_argument("--width", type=int, default=1000, help="Pixels; default: 1000.")
-    parser.add_argument("--height", type=int, default=1600, help="At most so many; default: 1600.")
+    parser.add_argument(
+        "--height", type=int, default=1600, help="Maximum number of pixels; default: 1600."
+    )
     args = parser.parse_args(argv)
     if wrong := [text for text in args.pictures if not text.partition("=")[2]]:
         parser.error(f"{wrong[0]} names no picture; write it as NAME=PATH")

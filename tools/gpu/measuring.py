@@ -25,8 +25,8 @@ AUTOATTACK = {OURS: "autoattack", THEIRS: "pyautoattack"}
 SHARE = 0.92  # of memory that a first batch is estimated to fill
 WORTH = 1.2  # a batch that is this much larger is tried, once one fits
 ROUNDING = 0.05  # of logits' standard deviation, by which bfloat16 moves them (seen on CPU: 0.012)
-ALIKE = 4.0  # an error that is this many times the other side's is no rounding either
-LONGER = 15.3  # passes of standard AutoAttack beside those of a short one, where nothing falls
+ALIKE = 4.0  # an error that is this many times the other side's is not rounding either
+LONGER = 15.3  # passes of standard AutoAttack relative to those of a short one, where nothing falls
 TRACED_STEPS = 3
 
 
@@ -200,7 +200,7 @@ def unlike(errors: dict[str, float]) -> str | None:
         return None
     return (
         f"bfloat16 logits are off float32 by {ours:.4f} (jaxrobust) and {theirs:.4f} (PyTorch) of "
-        f"their standard deviation, {errors['between']:.4f} apart: that is no rounding, and no "
+        f"their standard deviation, {errors['between']:.4f} apart: that is not rounding, and no "
         "speed is measured; compare the two networks in float32 first"
     )
 

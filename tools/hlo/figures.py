@@ -57,7 +57,7 @@ def show(
 ) -> dict[str, Any]:
     """Print figures of `compiled` for people; return memory in all, and the roofline.
 
-    `flops` are those of the model on one chip in one run, which takes so many `images`; `by_part`
+    `flops` are those of the model on one chip in one run, which takes this many `images`; `by_part`
     adds the tables of `parts`.
     """
     memory = topology.memory_of(figures)
@@ -95,7 +95,7 @@ def show(
     if "hidden_share" in bounds:
         sent, beside = figures["sent_bytes"], sum(each["sent"] for each in figures["in_flight"])
         print(
-            f"  {sent / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of that beside other "
+            f"  {sent / 1e6:,.1f} MB sent by a chip, {beside / 1e6:,.1f} MB of that during other "
             f"work, {bounds['hidden_share']:.0%} hidden behind it"
         )
     print(

@@ -1,8 +1,8 @@
-"""Which collectives of a TPU program run beside other work, and how long that lasts.
+"""Which collectives of a TPU program overlap with other work, and how long that lasts.
 
 The text of a compiled program is its schedule. A collective that stands there as one instruction
 makes its chip wait; what is scheduled between the start and the end of an asynchronous one runs
-beside it. The TPU compiler writes those in three ways: `all-gather-start` and `-done`, the same
+next to it. The TPU compiler writes those in three ways: `all-gather-start` and `-done`, the same
 around a computation (`async-start`), and as a chain of fusions, the first of which calls
 `AsyncCollectiveStart` and the last `AsyncCollectiveDone`.
 """
@@ -36,7 +36,8 @@ def in_flight(module: hlo.Module) -> list[InFlight]:
 
 
 def hidden(under_way: list[InFlight], *, clock: float, interconnect: float) -> float:
-    """Add up the bytes for which the work beside them lasts, at a chip's cycles and bytes a second.
+    """Add up the bytes for which the work next to them lasts, at a chip's cycles and bytes a
+    second.
 
     Messages in a row of the slice have half of a chip's links.
     """

@@ -67,7 +67,7 @@ command -v gcloud >/dev/null || stop "gcloud is missing; https://cloud.google.co
 
 cd "$(dirname "$0")/../.." || exit
 if ! changes=$(git status --porcelain); then
-  stop "$PWD is no git checkout, from which the hosts would get the code; clone jaxrobust"
+  stop "$PWD is not a git checkout, from which the hosts would get the code; clone jaxrobust"
 elif [[ $changes ]]; then
   stop "the hosts get the last commit, which is without these: commit, stash or remove them first" \
     $'\n'"$changes"

@@ -87,7 +87,7 @@ def one_class(x: Array) -> Array:
 
 
 def noise(x: Array) -> Array:
-    """Add noise that is drawn anew in each pass, as randomised defences do."""
+    """Add noise that is newly initialised in each pass, as randomised defences do."""
     rng = np.random.default_rng()
 
     def drawn(h: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def check(release: Release) -> None:
     """Compare what says a version, and with `publish` refuse what may not go out."""
     number = version()
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", number):
-        raise ValueError(f"version {number} is no semantic one; write 0.2.0 or 0.2.0rc1")
+        raise ValueError(f"version {number} is not a semantic one; write 0.2.0 or 0.2.0rc1")
     if not changes(number):
         raise ValueError(f"CHANGELOG.md has no section {number}; write '## {number}' and its lines")
     cited = (ROOT / "CITATION.cff").read_text()
@@ -102,7 +102,7 @@ def check(release: Release) -> None:
 def address(written: str) -> None:
     """Write the repository's address into pyproject.toml, the one place that has it."""
     if not _ADDRESS.fullmatch(written):
-        raise ValueError(f"{written} is no address; write https://HOST/OWNER/jaxrobust")
+        raise ValueError(f"{written} is not an address; write https://HOST/OWNER/jaxrobust")
     file = ROOT / "pyproject.toml"
     text = file.read_text()
     if NOWHERE not in text:
@@ -182,7 +182,9 @@ def sbom(release: Release) -> None:
 
 
 def conda(release: Release) -> None:
-    """Write the recipe, in the format that rattler-build and conda-forge read, beside the sdist."""
+    """Write the recipe, in the format that rattler-build and conda-forge read, next to the
+    sdist.
+    """
     out = release.out / "recipe" / "recipe.yaml"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(recipe(version(), release.only("*.tar.gz")))
@@ -268,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
             address(given.steps[1])
             return 0
         if unknown := [name for name in given.steps if name not in STEPS]:
-            raise ValueError(f"{unknown[0]} is no step; take {', '.join(STEPS)} or address")
+            raise ValueError(f"{unknown[0]} is not a step; take {', '.join(STEPS)} or address")
         release = Release(given.out.resolve(), given.publish, given.tag)
         release.out.mkdir(parents=True, exist_ok=True)
         for name in given.steps or STEPS:

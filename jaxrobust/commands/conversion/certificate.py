@@ -2,7 +2,7 @@
 
 W is a file with our names or an imported folder; T the PyTorch file that it was made from
 or became (.pt, .pth, .safetensors, or the .py of an exported module). M may be a RobustBench id:
-RobustBench's own loader then reads T. `<stem>.certificate.json` is written beside W.
+RobustBench's own loader then reads T. `<stem>.certificate.json` is written next to W.
 
 Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
 3 another reason that it names, such as a full disk.
@@ -31,7 +31,7 @@ class CertificateFlags:
         reads=READS["model"],
     )
     weights: Path = flag(
-        "Our weights: a file or an imported folder, beside which the certificate goes.",
+        "Our weights: a file or an imported folder, next to which the certificate goes.",
         required=True,
     )
     against: Path = flag("Their weights: a .pt, .pth, .safetensors or .py file.", required=True)

@@ -5,7 +5,7 @@ TARGET is a run, or weights as evaluations take them. L is one of
           --weights and jaxrobust.load;
   timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
   hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
-          model card; of networks that timm does not have, the module beside them;
+          model card; of networks that timm does not have, the module next to them;
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;
   state-dict  DIR/state_dict.pt, of a network torch:...: what build().load_state_dict takes;
@@ -15,7 +15,7 @@ TARGET is a run, or weights as evaluations take them. L is one of
           normalises images or takes them raw (of Singh2023's, ViT-S alone normalises), and the
           weights have to do the same.
 With --record FILE, also RobustBench's JSON entry and the text of its "New Model" issue.
-A certificate beside the weights says how well the file agrees with the network; a file that
+A certificate next to the weights says how well the file agrees with the network; a file that
 computes something else is not written.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
@@ -79,7 +79,9 @@ class ExportFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
-    flags = fields.read(ExportFlags, __doc__, argv)
+    flags = fields.read(
+        ExportFlags, __doc__, argv, usual="layout out phase which selected record id"
+    )
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     answer(_exported, flags, "nothing is written")
 

@@ -4,7 +4,7 @@ SOURCE is a file (.safetensors, .pth, .pt, ...), a URL, hf://ORG/REPO[@REVISION]
 RobustBench id (Salman2020Do_R18), a timm id (convnext_tiny.fb_in1k), the workdir of a run, or a
 folder as the hub has it. DIR gets `weights.safetensors` with our names and `config.json`;
 training takes it as `--config.init.weights=DIR`, evaluation as `--weights DIR`. The certificate
-beside them says how well they agree with the reference network (jaxrobust certificate).
+next to them says how well they agree with the reference network (jaxrobust certificate).
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
 as no network; nothing is left under DIR then.
@@ -38,12 +38,12 @@ class ImportFlags:
         "or 224."
     )
     num_classes: int | None = flag(
-        "Number of classes; the head is drawn anew where the file's has another one."
+        "Number of classes; the head is newly initialised if the file has another number."
     )
     options: dict[str, Any] | None = flag(
         "Other fields of the network's row, as a dict.", reads=mapping
     )
-    init_stem: bool = flag("Keep the body and draw the stem anew.", False)
+    init_stem: bool = flag("Keep the body and initialise a new stem.", False)
     which: str | None = flag(
         "Averaged or raw weights, of a file that says which its weights are; default: the averaged "
         "ones where it says so, else those that there are.",
@@ -64,7 +64,9 @@ class ImportFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Import as the command line says."""
-    flags = fields.read(ImportFlags, __doc__, argv)
+    flags = fields.read(
+        ImportFlags, __doc__, argv, usual="model out image_size num_classes which normalize"
+    )
     answer(_imported, flags, "the same command continues an unfinished download")
 
 

@@ -31,7 +31,7 @@ class EvaluateFlags(SubjectFlags):
     rule: str | None = flag(
         "How --version=rand judges the draws of an image: majority (more than half are right; "
         "the default), mean (of their softmax probabilities), or one-draw, as auto-attack judges; "
-        "its number stands beside that of the others."
+        "its number is listed with that of the others."
     )
     draws: int | None = flag(
         "Number of draws of an image that --version=rand judges by, or --certify; default: 20, or "

@@ -1,44 +1,18 @@
-"""The help of `jaxrobust evaluate`: the usual flags, or all of them in groups."""
-
-import textwrap
+"""The help of `jaxrobust evaluate`: which flags are usual, their groups, and what there is."""
 
 from absl import flags
 
-USUAL = "dataset split n norm epsilon threat attack version corruptions out"
-GROUPS = {
-    "The network": "workdir phase selected weights model options num_classes function torch "
-    "torch_args torch_output",
-    "Images": "dataset split classes data_dir image_size preprocessing n",
+from jaxrobust.runtime.commandline import help
+
+USUAL = "dataset split n norm epsilon threat attack version corruptions out"  # of --help
+GROUPS = help.GROUPS | {  # of --help-all
     "The threat": "norm epsilon threat ladder worst_case union_only",
     "Attacks": "attack version finish steps targets restarts relative_step step start l1_rule "
     "rule draws points replay noreplay search_dtype batch seed",
     "In place of attacks": "corruptions frost certify",
     "Stopping early": "against tie until_width alpha",
     "Output": "out bundle again",
-    "Several hosts": "multihost coordinator_address coordinator_timeout num_processes process_id",
 }
-_REPEAT = ";\n    repeat this option to specify a list of values"  # as absl says it
-
-
-def text(doc: str, *, everything: bool) -> str:
-    """Write the usual flags, or all of them in groups."""
-    rows = GROUPS if everything else {"The usual flags": USUAL}
-    lines = [doc]
-    if everything:
-        describe_attacks()
-    for title, names in rows.items():
-        lines.append(f"{title}:")
-        for flag in (flags.FLAGS[name] for name in names.split()):
-            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
-            first, *others = flag.help.replace(_REPEAT, " May be repeated.").split("\n")
-            first = textwrap.fill(
-                f"  --{flag.name}  {first}{default}", 100, subsequent_indent=" " * 6
-            )
-            lines += [first, *(f"      {line}" for line in others)]
-        lines.append("")
-    return "\n".join(
-        lines if everything else [*lines, "jaxrobust evaluate --help-all lists all flags."]
-    )
 
 
 def describe_attacks() -> None:

@@ -12,7 +12,7 @@ from jaxrobust.weights.fetch.shipped import KINDS
 TEXTS: dict[str, tuple[str, str | None]] = {
     "workdir": ("Run to look at: its network, data, norm and radius.", None),
     "phase": ("Phase of the run, such as pretrain or train", "the last one that has weights"),
-    "model": ("Network of weights that are no run's: a name of models.available().", None),
+    "model": ("Network of weights that are not run's: a name of models.available().", None),
     "weights": (f"Its weights: {KINDS}.", None),
     "options": (
         "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
@@ -62,7 +62,7 @@ READS |= {name: lambda _, text, spell=spell: spell(text) for name, spell in _NAM
 def shared(name: str, value: Any = None, *, default: str | None = None, **options: Any) -> Any:
     """Build a field that is a flag of several commands; `name` is a key of `TEXTS`.
 
-    `value` counts where the flag is not given; `default`: the words for it, where it is another one
+    `value` counts where the flag is not given; `default`: the words for it, where it differs
     than that of most commands; `options`: further arguments of `flag`.
     """
     text, usual = TEXTS[name]

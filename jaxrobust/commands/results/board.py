@@ -1,11 +1,11 @@
-"""Make a page of networks beside each other, from bundles that verified and from nothing else.
+"""Make a page that ranks networks, from bundles that verified and from nothing else.
 
 `jaxrobust board BUNDLES --out SITE`: every bundle, which `jaxrobust evaluate --bundle` wrote, is
 checked as `jaxrobust verify` does, which attacks images that it says stand: what that bounds is
 what ranks. SITE/index.html then has a board for each data set and threat,
 one for the union of three norms where a network has a bundle for each, and one for common
 corruptions. A file networks.toml
-beside the bundles says which network each is of; what stands there is what verify is given:
+next to the bundles says which network each is of; what it says is what verify is given:
 
     [resnet18_linf]
     weights = "Salman2020Do_R18"
@@ -26,7 +26,7 @@ from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import WholeDocument, answer
+from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
@@ -39,7 +39,9 @@ class BoardFlags:
         "Bundles, or folders of several.", word=True, required=True, metavar="BUNDLES"
     )
     out: Path = flag("Folder of the page, index.html.", required=True)
-    networks: Path | None = flag("File of the networks; default: networks.toml beside each bundle.")
+    networks: Path | None = flag(
+        "File of the networks; default: networks.toml next to each bundle."
+    )
     batch: int | None = flag("Images at a time.", least=1)
     sample: int = flag("Number of standing images of each bundle to attack.", 60, least=1)
     seed: int | None = flag(
@@ -50,8 +52,7 @@ class BoardFlags:
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the bundles and write the page; return the exit code."""
-    options: dict[str, Any] = {"description": __doc__, "formatter_class": WholeDocument}
-    flags = fields.read(BoardFlags, __doc__, argv, **options)
+    flags = fields.read(BoardFlags, __doc__, argv)
     return 0 if answer(_made, flags, "the same command starts again")["whole"] else 1
 
 

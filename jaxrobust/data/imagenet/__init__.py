@@ -19,7 +19,7 @@ IMAGENETTE = (
     *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
 )
 _SELECTION_SIZE = 4_000
-_CLAIM = 500  # so many of the 1,000 class folders are meant to be all of them
+_CLAIM = 500  # with at least this many of the 1,000 class folders, all are expected
 
 
 def synsets() -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def check_folders(folders: list[str], num_classes: int | None, where: str) -> No
         return
     if extra:
         raise DataError(
-            f"{where} has {present} of ImageNet's 1,000 class folders and others beside them, "
+            f"{where} has {present} of ImageNet's 1,000 class folders and other folders, "
             f"which would shift the labels: {first_few(extra)}; move them away, or list the "
             "classes in data.classes"
         )

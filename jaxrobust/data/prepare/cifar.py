@@ -231,7 +231,7 @@ def identify(path: Path, dataset: str) -> Archive:
     """Recognise an archive of a data set by its sha256."""
     archives = _archives_of(dataset)
     if not path.is_file():
-        kind = "is a folder; give the archive itself" if path.is_dir() else "is no file"
+        kind = "is a folder; give the archive itself" if path.is_dir() else "is not a file"
         raise ValueError(f"--from {path} {kind}, such as {archives[0].file}")
     digest, size = writer.sha256(path), path.stat().st_size
     match = next((archive for archive in ARCHIVES if archive.sha256 == digest), None)
@@ -278,7 +278,7 @@ def read(path: Path, archive: Archive) -> ArchiveContents:
             for feature, values in labels.items():
                 classes = len(content.classes[feature])
                 if not classes or values.min() < 0 or values.max() >= classes:
-                    raise ValueError(f"{feature} of {split} are none of its {classes} classes")
+                    raise ValueError(f"{feature} of {split} are outside its {classes} classes")
     except (
         *(tarfile.TarError, EOFError, OSError, zlib.error),
         *(pickle.UnpicklingError, KeyError, IndexError, TypeError, ValueError, AttributeError),

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jaxrobust.data.prepare import writer
 from jaxrobust.data.prepare.writer import Job, Shard, WorkDone
 from jaxrobust.data.splits.subsets import Index, index_name, read_index
-from jaxrobust.runtime.commandline.arguments import Arguments, WholeDocument, stop
+from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files.download import Unreachable
 
 _NAMES = ("file_name", "id")  # the feature that names a record
@@ -29,11 +29,7 @@ _NAMES = ("file_name", "id")  # the feature that names a record
 
 def parser(doc: str, name: str) -> Arguments:
     """Return a parser for `jaxrobust prepare NAME`; `doc` is its --help."""
-    epilog = doc.split("\n", 2)[2]
-    formatter: Any = WholeDocument
-    return Arguments(
-        doc, prog=f"jaxrobust prepare {name}", epilog=epilog, formatter_class=formatter
-    )
+    return Arguments(doc, prog=f"jaxrobust prepare {name}")
 
 
 def common_flags(flags: Arguments) -> None:
@@ -150,7 +146,9 @@ def _parsed(shard: Shard) -> Iterator[WorkDone]:
                 label = feature["label"].int64_list.value[0]
                 name = next(filter(None, (feature[key].bytes_list.value for key in _NAMES)))[0]
             except (DecodeError, IndexError, StopIteration) as error:
-                raise ValueError(f"record {i} is no example of this data set ({error})") from error
+                raise ValueError(
+                    f"record {i} is not an example of this data set ({error})"
+                ) from error
             row = shard.first + i
             if not image or row >= len(names) or (label, name) != (labels[row], names[row]):
                 raise ValueError(f"record {i} is not what the index says")

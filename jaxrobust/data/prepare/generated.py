@@ -151,8 +151,8 @@ def _exactly(file: IO[bytes], count: int) -> np.ndarray:
 def write(pairs: Sequence[ArrayPair], args: argparse.Namespace) -> int:
     """Write the shards that are not there yet, and what describes them; return how many images.
 
-    Files whose images are all written are not read again; of another one what comes before is read
-    and left, which its checksum needs.
+    Files whose images are all written are not read again; of a file that is partly written,
+    everything before the gap is read and left, which its checksum needs.
     """
     out, total = args.out, sum(pair.rows for pair in pairs)
     bounds = [*range(0, total, args.rows), total]

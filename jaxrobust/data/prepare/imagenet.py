@@ -59,7 +59,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=("TRAIN", "VALIDATION"),
-        help="Numbers of shards; default: 1024 64 for the whole ImageNet, else so many that each "
+        help="Numbers of shards; default: 1024 64 for the whole ImageNet, else enough that each "
         "has 128 MB.",
     )
     command.common_flags(parser)

@@ -210,7 +210,7 @@ def _members(
         except tarfile.TarError as error:
             if position == start and end - start >= tarfile.BLOCKSIZE:
                 raise ValueError(f"{where} is not a tar file ({error})") from error
-        # `next` also ends at what is no header; a whole tar file ends with zeros.
+        # `next` also ends at what is not a header; a whole tar file ends with zeros.
         file.seek(position)
         if position + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
             raise ValueError(

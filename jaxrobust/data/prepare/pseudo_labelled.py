@@ -93,7 +93,7 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     except _BROKEN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path} is no pickle, or damaged ({reason}); get it again") from error
+        raise ValueError(f"{path} is not a pickle, or damaged ({reason}); get it again") from error
     wanted = " and ".join(map(repr, _KEYS))
     if not isinstance(data, dict) or not set(_KEYS) <= data.keys():
         holds = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__

@@ -188,7 +188,7 @@ def claimed_for(plan: DatasetPlan) -> contextlib.AbstractContextManager[None]:
 def unwritten(plan: DatasetPlan, *, verify: bool = False) -> list[Shard]:
     """List the shards that are not whole, or with `verify` not what SHA256SUMS says.
 
-    Where there are any, the folder is no data set until `finish`.
+    Where there are any, the folder is not a data set until `finish`.
     """
     sums, todo = read_sums(plan.folder), []
     for shard in plan.shards():

@@ -130,7 +130,7 @@ class _OpenShards(dict[int, int]):
 
 @functools.lru_cache(maxsize=2)
 def _opened(folder: str, count: int, version: str, process: int) -> _OpenShards:
-    """Keep the shards open once in a process; `version` changes where they are written anew."""
+    """Keep the shards open once per process; `version` changes when they are rewritten."""
     del version, process
     return _OpenShards(folder, count)
 
@@ -185,7 +185,7 @@ class ShardedRecords:
 
 
 def not_probabilities(labels: np.ndarray) -> str:
-    """Say why labels f[N,C] are no probabilities of the classes; "" where they are."""
+    """Say why labels f[N,C] are not probabilities of the classes; "" where they are."""
     if not np.isfinite(labels).all() or labels.min() < 0:
         return "are negative or not finite"
     sums = labels.sum(axis=1, dtype=np.float64)

@@ -84,7 +84,7 @@ def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
 
     PATH/SPLIT/CLASS/... holds the files, or PATH/CLASS/... those of the one split `all`; `val` and
     `validation` are the same. Classes are the sorted folders, of every split those of `train` where
-    that lies beside it, and records are sorted by class and path, as in torchvision, so that a part
+    next to it, and records are sorted by class and path, as in torchvision, so that a part
     such as [:10%] holds whole classes. Files and folders whose names begin with a dot do not count.
     """
     classes, ids, num_classes = choice
@@ -177,7 +177,7 @@ def _folders(path: Any) -> list[str]:
 
 
 def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetChoice) -> list[str]:
-    """Return the classes of a split in the order of labels: those of `train` beside it, if any.
+    """Return the classes of a split in the order of labels: those of `train` next to it, if any.
 
     All of ImageNet's classes, for a network of these, are in ImageNet's order.
     """

@@ -105,7 +105,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         labels=labels,
         notes=plausibility.foreign(labels, trained, names, where),
     )
-    sha256 = source.files_sha256  # counts beside ids too, which are places and not files
+    sha256 = source.files_sha256  # counts with ids too, which are places and not files
     places = map(str, range(len(labels)))
     source = choosing.choose(source, parsed, split, choice, lambda: (labels, places))
     # Reads the images, whose checksum shows a damaged file.
@@ -189,7 +189,7 @@ def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
 
 
 def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
-    """Return H, W and channels of the images in an array; a `DataError` where they are none."""
+    """Return H, W and channels of the images in an array; a `DataError` if they are not images."""
     shape, dtype = file.arrays[key]
     problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:

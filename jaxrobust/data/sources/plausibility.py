@@ -12,7 +12,7 @@ DARK = 127  # below half of white: 4 bits, or the digits of scikit-learn from 0 
 
 
 def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
-    """Doubt pixels by the brightest one of so many images; 255 is white.
+    """Doubt pixels by the brightest one of this many images; 255 is white.
 
     Raises:
       DataError: pixels of 0 and 1 in place of 0 and 255.
@@ -48,7 +48,7 @@ def of_labels(source: Source) -> list[str]:
 def foreign(
     labels: np.ndarray, trained: np.ndarray, names: Sequence[str], where: str
 ) -> tuple[str, ...]:
-    """Name the classes of a split of which `train` beside it has no image."""
+    """Name the classes of a split of which `train` next to it has no image."""
     absent = np.setdiff1d(labels, trained).tolist()
     written = [names[label] if names else str(label) for label in absent]
     lines = f"{where} has images of classes of which split 'train' has none"

@@ -74,7 +74,7 @@ def version_directory(name: str, root: Any, others: str) -> Any:
         names |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
         raise DataError(
             f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *names))}known are {others} and, "
-            f"in {root}, {', '.join(sorted(names)) or 'nothing'}; prepare another one with "
+            f"in {root}, {', '.join(sorted(names)) or 'nothing'}; prepare it with "
             f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
             "that holds it"
         )

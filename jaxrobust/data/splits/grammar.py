@@ -84,7 +84,8 @@ _HUB = re.compile(r"hf:(?:.*/)?([\w.-]+)(?:[:@#].*)?")
 def overlap(one: str, other: str, data_set: str = "") -> bool:
     """Tell whether two splits of a data set hold some of the same images, as far as names say.
 
-    What they leave open counts as shared: `[:1000]` beside `[90%:]`, or a list that cannot be read.
+    What they leave open counts as shared: `[:1000]` next to `[90%:]`, or a list that cannot be
+      read.
     TFDS joins splits with a plus.
     """
     pieces = itertools.product(one.split("+"), other.split("+"))

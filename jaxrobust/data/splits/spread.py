@@ -110,7 +110,7 @@ def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None)
     `counts` i[classes] are the split's images in each class. The shares of the classes differ by a
     twentieth or more (total variation), and by more than a random choice explains: the chi-square
     statistic is eight standard deviations above its mean. Without `counts`, less than half of the
-    classes that so many images, 32 or more, could have are there.
+    classes that this many images, 32 or more, could have are there.
     """
     n, shown = len(labels), np.bincount(labels, minlength=classes)
     if not n or classes < 2:
@@ -132,7 +132,7 @@ def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None)
         return ""
     return (
         f"{words}, which has {counts[most] / total:.1%} of the split's {total:,} images: they are "
-        f"no random part of it; {_REMEDY}"
+        f"not a random part of it; {_REMEDY}"
     )
 
 

@@ -68,7 +68,7 @@ def file_system(path: str | os.PathLike) -> tuple[Any, str]:
 
 
 def version(path: str) -> str:
-    """Return a text that is another one when a file has been replaced."""
+    """Return a text that changes when a file is replaced."""
     with reading(path):
         if not is_remote(path):
             state = os.stat(path)

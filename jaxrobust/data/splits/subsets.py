@@ -1,6 +1,6 @@
 """Parts of a data set by lists of images or of classes, and the index that finds them.
 
-The index of a split lies beside its records: `jaxrobust-index-SPLIT.npz` with `labels` int32[N] and
+The index of a split is next to its records: `jaxrobust-index-SPLIT.npz` with `labels` int32[N] and
 `names` S[N], the files' names, in the order of the records.
 """
 
@@ -46,7 +46,7 @@ class Ids(NamedTuple):
 
 
 class SubsetChoice(NamedTuple):
-    """The records of a split that are wanted, beside a part of it, and for what network."""
+    """The records of a split that are wanted, next to a part of it, and for what network."""
 
     classes: Sequence[tuple[int | None, str]] | None = None  # (index, name): these, in this order
     ids: Ids | None = None  # these, in this order

@@ -18,7 +18,7 @@ from jaxrobust.data.stream import loading, pipeline
 from jaxrobust.data.transforms import preparing
 
 _BATCH = 256
-_USUAL_SIZE = 224  # of photographs, where nothing says another one
+_USUAL_SIZE = 224  # of photographs, where nothing else is specified
 _READ = 256  # records at a time, where only their labels are wanted
 _THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
 
@@ -62,8 +62,8 @@ def load(
     Args:
       name: `cifar10`, `folder:PATH`, `npz:PATH`, `hf:NAME`, ...: as in `open_source`.
       split: `test`, `train[:10%]`, `val@robustbench`, ...: as in `open_source`.
-      n: so many images, spread over the classes by a rule that is always the same; default: all. A
-        thousand images of 224x224 pixels need 0.6 GB.
+      n: number of images, spread over the classes by a rule that is always the same; default:
+        all. A thousand images of 224x224 pixels need 0.6 GB.
       preprocessing: an id of `evaluation_transform`, such as `Res256Crop224`; default: none where
         all images have the size `image_size`, else `bicubic-0.875`.
       image_size: pixels, H and W; default: what `preprocessing` gives, else that of the data set's

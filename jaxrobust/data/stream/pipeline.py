@@ -153,7 +153,7 @@ def evaluation_batches(
       image_size: pixels, H and W of the batches.
       preprocessing: an id of `preparing.evaluation_transform`; default: `preprocessing_id`.
       process_index, process_count: which rows of each global batch to return.
-      limit: only so many records, spread over the classes; None: all.
+      limit: number of records, spread over the classes; None: all.
       places: only the records there, in this order; None: all, or as `limit` says.
       workers: processes that read and decode; 0: threads of this process.
       strict: whether a damaged image is an error; else it is left out.

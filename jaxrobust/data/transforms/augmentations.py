@@ -37,7 +37,7 @@ def flip(image: Image.Image, rng: np.random.Generator, *, p: float = 0.5) -> Ima
 
 
 def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> Image.Image:
-    """Turn the image by up to so many degrees either way, over black, without interpolation."""
+    """Rotate the image by up to this many degrees either way, over black, without interpolation."""
     return operations.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
 
 

@@ -163,7 +163,7 @@ def _phase(
 
 
 def cores(work: PhaseWork, images_per_s: float) -> float | None:
-    """Count the cores that decode so many images/s; None: such images were not measured."""
+    """Count the cores that decode this many images/s; None: such images were not measured."""
     data, source = work.config.data, work.train.source
     chains = {PRESETS[name].chain: name for name in PER_CORE}
     chain = PRESETS[data.augmentation].chain if data.augmentation in PRESETS else data.augmentation

@@ -44,8 +44,8 @@ class Attacked(NamedTuple):
 
 
 def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float:
-    """Estimate AutoAttack's seconds on so many images, a share of which is robust, from the figures
-    of an account.
+    """Estimate AutoAttack's seconds on this many images, a share of which is robust, from the
+    figures of an account.
     """
     standing, slots, total = round(robust * images), estimate["slots"], 0.0
     for name, passes in estimate["passes_per_image"].items():
@@ -95,7 +95,7 @@ def measured(config: Config, *, seconds: float) -> Attacked:
 
 
 def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
-    """Time an evaluation beside its attacks: the clean pass, the checks."""
+    """Time an evaluation without its attacks: the clean pass, the checks."""
     start = time.perf_counter()
     result = autoattack(
         logits_fn,

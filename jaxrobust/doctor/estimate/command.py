@@ -132,6 +132,6 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
     estimate = about | estimate
     if settings.price is not None:
         estimate = account.priced(estimate, settings.price)
-    width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
+    width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is not a terminal
     print(account_lines.page(estimate, width=max(width, 60)))
     return estimate

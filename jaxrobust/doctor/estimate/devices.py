@@ -36,7 +36,7 @@ _KINDS = {
     "b200": "NVIDIA B200",
 }
 # Slices that Cloud TPU rents, where they lie in a plane; in space, small ones, and any whose sides
-# are multiples of 4, up to so many chips (cloud.google.com/tpu/docs, the page of each version).
+# are multiples of 4, up to this many chips (cloud.google.com/tpu/docs, the page of each version).
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _LARGEST = {"v4": 4096, "v5p": 6144, "v7x": 9216}
@@ -84,7 +84,7 @@ def target(name: str) -> Target:
     kind, _, shape = name.partition(":")
     if kind not in _KINDS:
         raise ValueError(
-            f"--on {name}: {kind!r} is no device that is known; {meant(kind, (*HERE, *_KINDS))}"
+            f"--on {name}: {kind!r} is not a known device; {meant(kind, (*HERE, *_KINDS))}"
         )
     tpu = kind.startswith("v")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*" if tpu else r"[1-9]\d*", shape):
@@ -97,7 +97,7 @@ def target(name: str) -> Target:
         rented = shape in _SPACE or (in_space and math.prod(sides) <= _LARGEST[kind])
     if tpu and not rented:
         some = f"{kind}:2x2x4 or {kind}:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
-        raise ValueError(f"--on {name} is no slice of TPU {kind}; write one such as {some}")
+        raise ValueError(f"--on {name} is not a slice of TPU {kind}; write one such as {some}")
     from jaxrobust.runtime.devices import hardware
 
     chip = hardware.chip(_KINDS[kind])

@@ -73,7 +73,7 @@ def computed(
 
 def kept(config: Config, name: str, *, images: int) -> int:
     """Count the bytes that a phase's backward pass needs of the forward one, in the traced network:
-    about what an update takes beside the state.
+    about what an update takes in addition to the state.
 
     A compiler keeps less where it fuses layers, and more where it copies; the attack's passes keep
     no more than this. `images`: of a chip and step; what `microbatches` do in parts counts once.
@@ -95,7 +95,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
 
 
 def check(work: PhaseWork, chips: int) -> None:
-    """Refuse what training would refuse on so many chips, with training's sentence."""
+    """Refuse what training would refuse on this many chips, with training's message."""
     config, name, size = work.config, work.name, work.batch_size
     build.divides(size, chips, f"{name}.batch_size")
     for key in ("evaluation", "test"):

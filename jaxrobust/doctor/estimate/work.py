@@ -107,7 +107,7 @@ def split(config: Config, key: str) -> SizedSplit:
         is_here = "num_classes" in str(error) and "is whole" in str(error)
         images = (
             None if is_here else _published_size(config, key)
-        )  # here: another one than is meant
+        )  # here: not the one that is meant
         if images is None:
             raise
         return SizedSplit(images, None)

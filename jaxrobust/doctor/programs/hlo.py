@@ -1,7 +1,7 @@
 """What a compiled program sends between chips, read from the text of its optimised HLO module.
 
 For programs of the CPU and the TPU compiler. What is not obvious in such a text:
-- A collective that runs beside other work stands there several times: as `-start` and `-done`, as
+- A collective that overlaps with other work appears several times: as `-start` and `-done`, as
   the body of an `async-start`, or, from the TPU compiler, in three fusions that share a `chain_id`.
 - `channel_id` says nothing: all collectives of a `shard_map` may have the same one.
 - A gather may be written as an all-reduce of zeros into which each chip has put its part.
@@ -200,7 +200,7 @@ def collectives(module: Module) -> list[Collective]:
             key=chain or i.name,
             row=chips < module.devices,
         )
-        # A chain has three parts, and the compiler may put the one between, beside which other work
+        # A chain has three parts, and the compiler may put the one between, while other work
         # runs, into a loop of that work: where the chain starts, it is sent, once.
         key = (kind, chain) if chain else i
         neighbours = module.computations[i.computation].values()

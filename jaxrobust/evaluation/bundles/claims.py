@@ -66,7 +66,7 @@ def read(folder: Path) -> Bundle:
     """Read a bundle; refuse one whose files are not what they were when it was written."""
     if not (folder / SUMS).is_file():
         raise ValueError(
-            f"{folder} is no bundle, it has no {SUMS}; give a folder that "
+            f"{folder} is not a bundle, it has no {SUMS}; give a folder that "
             "`jaxrobust evaluate --bundle` wrote"
         )
     listed = (folder / SUMS).read_bytes()
@@ -96,7 +96,7 @@ def read(folder: Path) -> Bundle:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         problem = f"lacks {error}"
     if problem:
-        raise ValueError(f"{folder} is no bundle that this program can check: it {problem}")
+        raise ValueError(f"{folder} is not a bundle that this program can check: it {problem}")
     return Bundle(folder, about, rows, hashlib.sha256(listed).hexdigest())
 
 
@@ -121,7 +121,7 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); get the bundle again") from error
+        raise ValueError(f"{path} is not JSON ({error}); get the bundle again") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -159,7 +159,7 @@ def _moved(code: bytes, image: np.ndarray, levels: int, step: float) -> tuple[np
         raise ValueError(f"a difference cannot be decompressed ({error})") from error
     if len(raw) != count or not stream.eof or stream.unused_data:
         of = f"more than {count}" if len(raw) > count else len(raw)
-        raise ValueError(f"a difference of {of} bytes is none of a {image.shape} image")
+        raise ValueError(f"a difference of {of} bytes does not fit an image of shape {image.shape}")
     if levels:
         delta = np.frombuffer(raw, np.int8).reshape(image.shape).astype(np.float32)
         delta *= np.float32(step)

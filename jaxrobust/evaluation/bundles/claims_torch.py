@@ -52,7 +52,7 @@ def network(name: str, device: str | None) -> Logits:
 
     file, colon, attribute = name.rpartition(":")
     if not (file and colon and attribute):
-        raise ValueError(f"--module {name} is no FILE.py:NAME, such as net.py:load")
+        raise ValueError(f"--module {name} is not a FILE.py:NAME, such as net.py:load")
     net = getattr(_module(file), attribute, None)
     if callable(net) and not isinstance(net, torch.nn.Module):
         net = net()
@@ -118,7 +118,7 @@ def stored_corruptions(
     """
     if not folder.is_dir():
         raise ValueError(
-            f"--images {folder} is no folder; a bundle of common corruptions needs one with "
+            f"--images {folder} is not a folder; a bundle of common corruptions needs one with "
             "KIND.npy for each corruption and labels.npy, as CIFAR-10-C has"
         )
     stored, count = {}, 0
@@ -153,7 +153,9 @@ def _array(path: Path, flag: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--{flag} {path} is no .npy file that can be read ({error})") from error
+        raise ValueError(
+            f"--{flag} {path} is not a .npy file that can be read ({error})"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

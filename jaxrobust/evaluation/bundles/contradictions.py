@@ -100,7 +100,7 @@ def _faults(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> Iterator[s
     yield from _corruptions(about) if is_corrupted else _threat(about["record"])
     shape, side = about["image"], about["record"]["model"].get("image_size")
     if len(shape) != 3 or not all(is_a(length, int) and length > 0 for length in shape):
-        yield f"has images of the shape {shape!r:.40}, which is none"
+        yield f"has images of the invalid shape {shape!r:.40}"
     if side is not None and list(shape[:2]) != [side, side]:
         yield f"has images of the shape {shape}, and its record is of {side} pixels"
     yield from _rows(about, rows, is_corrupted)
@@ -116,13 +116,13 @@ def _types(rows: Rows, is_corrupted: bool) -> Iterator[str]:
         yield "has no images"
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            yield f"has {row!r:.40} for the image of line {number}, which is none"
+            yield f"has {row!r:.40} for the image of line {number}, which is not an id"
         wanted = _CORRUPTED_TYPES if is_corrupted else _TYPES
         if not is_corrupted and row.get("verdict") not in ("", CLEAN):
             wanted = _TYPES | _STORED
         for key, type_of_key in wanted.items():
             if not is_a(row.get(key), type_of_key):
-                yield f"has {row.get(key)!r:.40} for the {key} of line {number}, which is none"
+                yield f"has {row.get(key)!r:.40} for the {key} of line {number}, which is invalid"
 
 
 def _ids(about: BundleFacts, ids: list[int]) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _threat(record: RecordJson) -> Iterator[str]:
     if not isinstance(norm, str) or norm not in ORDER:
         yield f"has another norm than {', '.join(ORDER)}: {norm!r:.20}"
     if not is_a(epsilon, float) or epsilon <= 0:
-        yield f"has the radius {epsilon!r:.20}, which is none"
+        yield f"has the invalid radius {epsilon!r:.20}"
     if any(ball != balls[0] for ball in balls):
         yield "has attacks of several norms or radii, of which one ball shows nothing"
 
@@ -179,7 +179,7 @@ def _corruptions(about: BundleFacts) -> Iterator[str]:
         yield f"is of {about['corruptions']!r:.60}, and its record of {', '.join(wanted):.60}"
     for name in wanted:
         if name != CLEAN and not re.fullmatch("[a-z_]+-[1-5]", name):
-            yield f"has {name!r:.40} for a corruption, which is none"
+            yield f"has the unknown corruption {name!r:.40}"
 
 
 def _stated(record: RecordJson) -> list[tuple[str, Any]]:
@@ -199,7 +199,8 @@ def _rows(about: BundleFacts, rows: Rows, is_corrupted: bool) -> Iterator[str]:
         image = row["image"]
         if not is_corrupted and row["verdict"] not in verdicts:
             yield (
-                f"has the verdict {row['verdict']!r:.40} on image {image}, which is no attack of "
+                f"has the verdict {row['verdict']!r:.40} on image {image}, which is not an "
+                f"attack of "
                 "its record"
             )
         if is_corrupted and place and image < rows[place - 1]["image"]:
@@ -207,7 +208,7 @@ def _rows(about: BundleFacts, rows: Rows, is_corrupted: bool) -> Iterator[str]:
         if is_corrupted and not re.fullmatch(f"[01]{{{count}}}", row["right"]):
             yield f"has {row['right']!r:.40} for image {image}, and needs {count} of 0 and 1"
         if row["label"] < 0 or (classes is not None and row["label"] >= classes):
-            yield f"has the label {row['label']} for image {image}, which is no class"
+            yield f"has the label {row['label']} for image {image}, which is not a class"
         if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
             yield f"has {row['sha256']!r:.40} for the sha256 of image {image}"
 

@@ -292,7 +292,7 @@ def judged(
     def verdict(x: t.Images) -> tuple[t.Mask, t.Logits]:
         with jax.default_matmul_precision(t.VERDICT_PRECISION):
             logits = logits_fn(x)
-        # `argmax` calls NaN the largest, and no answer is no right one.
+        # `argmax` calls NaN the largest, and no answer counts as wrong.
         return (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1), logits
 
     images = unit_range(images)

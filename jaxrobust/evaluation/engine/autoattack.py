@@ -124,7 +124,7 @@ def autoattack(
       image_ids: N different ints below 2^32; an image's draws derive from its id, so a part of a
         dataset gets the verdicts it has in the whole. Default 0..N-1.
       ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
-        processes. Each writes a file beside it, in a folder that all of them see.
+        processes. Each writes a file next to it, in a folder that all of them see.
       identity: a name of the network, for whoever reads the ledger. What tells it from others is
         its fingerprint: the traced programs of its logits and input gradient and all its arrays. A
         caller who has that fingerprint already passes it here.
@@ -136,7 +136,7 @@ def autoattack(
       rule: of the verdicts of version "rand": "majority" (an image is right if more than half of
         its draws are; the default), "mean" (if the label has the largest mean of their softmax
         probabilities) or "one-draw" (if the only draw is, as auto-attack judges). The number of
-        "one-draw" stands beside that of the others.
+        "one-draw" is listed with that of the others.
       draws: answers to an image that a rule judges by, 20 by default.
       stop: a rule that ends the evaluation once it is decided (`records.stopping.StopRule`): the
         images go through all attacks lot by lot, in an order fixed by the seed and their ids, and
@@ -198,7 +198,7 @@ def autoattack(
         *(runner, pixels, labels, ids, threat, int(seed), settings, full, verdict_rule),
         *(sources, beyond, stop, users, verbose, identity_facts | {"version": ledger_version}),
     )
-    with jax.set_mesh(runner.mesh):  # also where the caller has set another one
+    with jax.set_mesh(runner.mesh):  # also if the caller has set a different one
         call = _prepare(call, identity if isinstance(identity, Fingerprint) else None)
         with open_ledger(ledger, call.identity, ids) as book:
             evaluation, attacked, answers = _run(call, book, fast=version == ensembles.FAST)

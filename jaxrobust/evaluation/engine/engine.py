@@ -37,7 +37,8 @@ class Engine(NamedTuple):
     """A network on slots: `logits_fn` decides, `search_fn` (None: the same) guides the search.
 
     If `keyed`, both take the images and one key for each of them. `tally` is a row of
-    `attacks.TALLIES`, by which points are judged in the search beside one draw; "": by that alone.
+    `attacks.TALLIES`, by which points are judged in the search, in addition to one draw; "": by
+    that alone.
     """
 
     mesh: Mesh
@@ -242,7 +243,7 @@ def confirm_and_requeue(jobs: Jobs, confirm: Confirm, *, last: bool) -> list[Ima
 
 
 class _Programs:
-    """The programs of one attack, and what they are given beside the slots."""
+    """The programs of one attack, and what they are given in addition to the slots."""
 
     def __init__(self, engine: Engine, setting: Setting, epsilon: float, seed: int) -> None:
         self.engine, self.program_setting = engine, devices.program_of(setting)

@@ -73,7 +73,9 @@ class Decisions:
         self._shows = contextlib.ExitStack()
 
     def widen(self, images: int, aside: int) -> None:
-        """Go on with more images, so many in all, of which `aside` withstood all attacks before."""
+        """Continue with more images, `images` in all, of which `aside` survived all attacks
+        before.
+        """
         self._images, self._aside = images, aside
 
     def begin(

@@ -49,7 +49,7 @@ Results = tuple[np.ndarray, list[np.ndarray]]  # ROW[n], and points that are in 
 
 
 class Ledger:
-    """An append-only file of JSON lines beside a file of the adversarial images.
+    """An append-only file of JSON lines next to a file of the adversarial images.
 
     The first line says which evaluation it belongs to, each other one is the verdict of an attack
     on an image. A process of a pod appends to its file; at the start, each reads all,

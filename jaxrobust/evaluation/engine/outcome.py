@@ -181,7 +181,7 @@ def answers_of(
 
 
 def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.ndarray) -> None:
-    """Refuse adversarial images of the ledger that are none, by more than rounding."""
+    """Refuse stored adversarial images that do not fool the network, beyond rounding."""
     runner, sample, _, book, rule = evaluation
     for start in range(0, len(places), runner.slots):
         part = places[start : start + runner.slots]

@@ -34,7 +34,7 @@ from jaxrobust.types import Array, Threat
 class LedgerSource(NamedTuple):
     """A ledger with adversarial images, not yet read."""
 
-    path: Path  # of its lines; beside it are the images
+    path: Path  # of its lines; next to it are the images
     network: Any  # names it, as in the ledger
     threat: Threat
     shape: tuple[int, ...]  # H, W, C
@@ -79,7 +79,7 @@ def check_images(
 
 
 def source(path: Path) -> LedgerSource:
-    """Open a ledger to replay; `ValueError`: it is none, or an old one that notes no size."""
+    """Open a ledger to replay; `ValueError` if it is not a ledger, or an old one without sizes."""
     if not (path.is_file() and is_ledger(path)):
         raise ValueError(f"{path} is not a ledger; replay the ledger.jsonl of an evaluation")
     identity = header(path)
@@ -121,7 +121,7 @@ def run(
         rows = jsonl.read(source.path)[1:]
         stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
         pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, list(stored)))
-        stretched = source.network != network  # of another one: to the rim of the ball
+        stretched = source.network != network  # of a different radius: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]

@@ -205,7 +205,7 @@ def _wrap(keys: Any) -> Array:
 
 def _wrong(logits: Array, labels: Array) -> Array:
     other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
-    return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer is no right one
+    return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer counts as wrong
 
 
 def _where(mask: Any, yes: Any, no: Any) -> Any:

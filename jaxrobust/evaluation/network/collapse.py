@@ -14,7 +14,7 @@ from jaxrobust.evaluation.network import checks
 SHARE = 0.9  # of the images of other classes
 _LEVEL = 0.95
 _SIGMAS = 3
-_KNOWS = 0.01  # of the images of other classes: what is right beyond chance, and is no knowledge
+_KNOWS = 0.01  # of the images of other classes: what is right beyond chance, and is not knowledge
 _REMEDY = (
     "go back to weights from before that, with a lower learning rate, a longer warm-up or a "
     "smaller radius at first (attack.warmup_epochs); of weights from elsewhere, check that all of "

@@ -25,15 +25,15 @@ from jaxrobust.types import VERDICT_PRECISION, Array, unmasked
 Probe = dict[str, list[list[float]]]
 EXACT = ("program", "gradient", "arrays")
 _IMAGES = 8
-_SPREAD = 56  # images beside the first ones
+_SPREAD = 56  # images other than the first ones
 # Four of them are the darkest, four the brightest, four of the least and four of the most contrast.
 _RANKS = 20  # of them at even ranks of brightness; the others are spread over the classes
-# Images of a large set among which those are looked for: so many values, or so many images.
+# Images of a large set among which those are looked for: this many values, or this many images.
 _VALUES, _LEAST = 2**23, 256
 _PART = 32  # images that are read at a time
 _NOISE = 8 / 255  # to both sides, of each pixel
-_NUMBERS = 8  # products with random signs, which stand for a row beside its length
-_FEWER = 3  # of them, for images beside the first ones
+_NUMBERS = 8  # products with random signs, which stand for a row, with its length
+_FEWER = 3  # of them, for images other than the first ones
 _PREFIX = "spread_"  # of those images' part of a probe
 # By how much the probes of one network may differ on other devices, seen from a row's length: of
 # gradients more, because rounding moves some units of a network across their kinks.

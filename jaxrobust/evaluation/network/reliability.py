@@ -185,7 +185,8 @@ def check_answers(
         flags["nan-under-attack"] = (
             f"{silent} of {finite.size} images have NaN or infinite logits under an attack, or it "
             "made no finite image of them: they count as fooled, though the network gives no other "
-            f"class there; {_BROKEN}, and for gradients that are none, such as that of sqrt at 0"
+            f"class there; {_BROKEN}, and for gradients that do not exist, such as that of sqrt "
+            f"at 0"
         )
     return flags
 

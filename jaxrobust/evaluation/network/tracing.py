@@ -24,7 +24,7 @@ from jaxrobust.types import LogitsFn
 
 T = TypeVar("T")
 
-_FEW = 8  # images of the trace in which constants are looked for: theirs is no batch size
+_FEW = 8  # images of the trace in which constants are looked for: theirs is not a batch size
 _SCALARS = (bool, int, float, complex, str, bytes, np.generic)
 _ARRAY = object()  # stands for one among the leaves
 # Parts of a program that compute nothing: names of jitted functions, placement, addresses.

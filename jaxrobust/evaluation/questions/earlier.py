@@ -69,7 +69,7 @@ def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord
     if fingerprint.other_versions(old_versions, versions):
         by = f", by {fingerprint.words(old_versions)} (here: {fingerprint.words(versions)})"
     say(
-        f"done before, {done[-1].time}{by}; nothing is computed (--again computes it anew beside "
+        f"done before, {done[-1].time}{by}; nothing is computed (--again computes it again next to "
         "that)"
     )
     return done[-1]

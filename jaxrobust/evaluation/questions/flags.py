@@ -34,7 +34,7 @@ def of_shipped(flags: GivenFlags) -> GivenFlags:
     """Spell out the flags that the name of a run of the package stands for; those given stay.
 
     Raises:
-      ValueError: another network is named beside it, or a phase that the run has not.
+      ValueError: another network is named too, or a phase that the run has not.
     """
     if flags.shipped is None:
         return flags

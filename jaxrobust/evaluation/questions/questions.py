@@ -49,7 +49,9 @@ class GivenFlags(NamedTuple):
     epsilon: float | None = None
     # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
-    version: str = "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is none of it
+    version: str = (
+        "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is not AutoAttack
+    )
     finish: bool = False  # make the standard evaluation of one of the fast version
     search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
@@ -67,7 +69,7 @@ class GivenFlags(NamedTuple):
     union_only: bool = False  # attack in each ball only what stands before it
     replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
     noreplay: bool = False  # not even those of this network at other radii
-    again: bool = False  # compute again, beside a record that is there
+    again: bool = False  # compute again, next to a record that is there
     against: str | None = None  # stop once this record is behind or ahead: see `stops`
     until_width: float | None = None  # points; or stop once the interval is narrower
     tie: float | None = None  # points; also stop once both differ by less
@@ -100,7 +102,7 @@ class GivenFlags(NamedTuple):
 
     @property
     def fixed(self) -> fixed_steps.FixedSteps | None:
-        """Find the attack of fixed steps; None: it is none."""
+        """Find the attack of fixed steps; None if it is not one."""
         return fixed_steps.parse(self.attack)
 
     @property

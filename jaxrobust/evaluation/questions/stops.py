@@ -79,7 +79,7 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
 
 
 def check_images(question: GivenFlags, images: int) -> None:
-    """Refuse a width that an evaluation of so many images cannot have."""
+    """Refuse a width that an evaluation of this many images cannot reach."""
     if question.until_width is not None:
         try:
             stopping.check_width(question.until_width / 100, question.n or images)

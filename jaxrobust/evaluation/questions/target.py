@@ -187,7 +187,7 @@ def settled(
         subject = replace(subject, norm=norm, threat=None)
     dataset = subject.dataset
     if dataset is None:
-        flag = subject.flag or "a network that is no run"
+        flag = subject.flag or "a network that is not a run"
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in changes:
         # A part of another data set's split says nothing here.

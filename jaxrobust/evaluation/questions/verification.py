@@ -54,7 +54,7 @@ class VerificationSettings(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """What forward passes and attacks confirm of a bundle, and what is said beside it."""
+    """What forward passes and attacks confirm of a bundle, and further remarks."""
 
     bundle: claims.Bundle
     findings: ClaimFindings | CorruptionFindings

@@ -118,9 +118,9 @@ def _of_share(name: str, share: Any, n: int | None, ends: Any) -> Iterator[str]:
     if share is None:
         return
     if not 0 <= share <= 1:
-        yield f"{name} is {share:g}, which is no share"
+        yield f"{name} is {share:g}, which is not a share"
     elif n and ends and abs(share * n - round(share * n)) > _ROUNDING * n:
-        yield f"{name}, {share:.6g}, is no share of its {n:,} images"
+        yield f"{name}, {share:.6g}, is not a share of its {n:,} images"
     elif n and ends and not np.allclose(ends, records.interval(share, n) or (), atol=_ROUNDING):
         yield f"{name}, {share:.6g} of {n:,} images, has another interval than {_written(ends)}"
 
@@ -315,7 +315,7 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
     """Tell on which images several evaluations cannot be compared, bool[N].
 
     These are those that a replayed point decided in one of them, as the attacks alone might have
-    left them standing. On ladders of the same radii all met such points: there it is none.
+    left them standing. On ladders of the same radii all met such points, so there is no difference.
     """
     decided = np.any([replayed(one) for one in several], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]

@@ -181,7 +181,7 @@ _TUNED = 1000  # images for which a sequence is narrowest, unless it has an aim
 # their weights: a sequence of the middle one alone is 3% narrower there, and far wider elsewhere.
 _SCALES = ((0.25, 0.1), (1.0, 0.8), (4.0, 0.1))
 _LARGEST_BET = 0.45  # below 1/2 no image can take all that was won: values lie 2 apart at most
-_MANY = 10**7  # images, of which those that were met are no part worth counting
+_MANY = 10**7  # images, of which those that were met are not worth counting
 _STEP = 60  # images of the first lots: nearly a power of two, as slots are
 _SHARE = 16  # a later lot is at most this part of the images before it
 

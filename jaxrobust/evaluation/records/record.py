@@ -177,7 +177,7 @@ class CertifiedAccuracies(TypedDict, total=False):
     accuracy: dict[str, float]  # radius -> share of images that are right and certified in it
     abstained: float  # share of images without an answer
     average_radius: float  # of all images, 0 where the answer is wrong or there is none
-    images: str  # the file beside the record that has them image by image
+    images: str  # the file next to the record that has them image by image
 
 
 class NetworkFingerprint(TypedDict, total=False):
@@ -265,7 +265,7 @@ class AccuracyRecord:
 
     Attributes:
       absent: keys of the schema that the JSON of an older version lacked.
-      others: what the JSON had beside the schema; it is kept.
+      others: keys of the JSON outside the schema; they are kept.
     """
 
     time: str | None = always()
@@ -287,7 +287,7 @@ class AccuracyRecord:
     versions: dict[str, str] | None = always()
     device: str | None = always()
     schema: int | None = always()
-    verdicts: str | None = always()  # the file beside the record that has them image by image
+    verdicts: str | None = always()  # the file next to the record that has them image by image
     interval: Intervals | None = always()
     costs: list[AttackCost] | None = always()  # of each attack
     size: NetworkSize | None = always()
@@ -396,7 +396,7 @@ def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
 
 
 def check(record: AccuracyRecord, where: str) -> None:
-    """Refuse what is no record of this schema or an older one."""
+    """Refuse what is not a record of this schema or an older one."""
     number = 1 if "schema" in record.absent else record.schema
     if not isinstance(number, int) or number > SCHEMA:
         raise ValueError(

@@ -34,7 +34,7 @@ _CLIPPED = (
     "them, and were clipped"
 )
 
-# What an evaluation finds beside its verdicts.
+# What an evaluation finds in addition to its verdicts.
 _FINDINGS = ("search_sample", "clipped", "fast")
 # What is a stopped evaluation's rule, not its finding.
 _RULE = ("alpha", "order_seed", "until_width", "tie", "against_sha256", "against")
@@ -50,7 +50,9 @@ def with_step_rules(costs: Iterable[AttackCost]) -> list[AttackCost]:
 
 
 def read(workdir: Path) -> list[AccuracyRecord]:
-    """Read the records of a workdir, oldest first; refuse a damaged line, and what is no record."""
+    """Read the records of a workdir, oldest first; refuse a damaged line, and what is not a
+    record.
+    """
     path = workdir / "results.jsonl"
     records = [AccuracyRecord.from_json(row) for row in jsonl.read(path)]
     for record in records:
@@ -67,7 +69,7 @@ def append(path: Path, record: AccuracyRecord) -> None:
 def save(
     path: Path, by_image: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
-    """Add what `record_of` makes to a file of records, its verdicts beside it; return its JSON.
+    """Add what `record_of` makes to a file of records, its verdicts next to it; return its JSON.
 
     A folder that is missing is made: the evaluation took hours.
     """

@@ -41,7 +41,7 @@ class StopRule(NamedTuple):
         if (self.width is None) == (self.against is None):
             raise ValueError("a rule stops at a width or against other verdicts; give one of them")
         if self.tie is not None and (self.against is None or not 0 < self.tie < 1):
-            fault = "needs verdicts to compare with" if self.against is None else "is no share"
+            fault = "needs verdicts to compare with" if self.against is None else "is not a share"
             raise ValueError(f"tie={self.tie:g} {fault}; give a share such as 0.01, with `against`")
         if not len(ids):
             raise ValueError("there are no images to decide anything on; pass some")
@@ -143,9 +143,9 @@ class StopRule(NamedTuple):
 
 
 def check_width(width: float, images: int) -> None:
-    """Raise `ValueError` for a width that an accuracy of so many images cannot have."""
+    """Raise `ValueError` for a width that an accuracy of this many images cannot reach."""
     if not 0 < width < 1:
-        raise ValueError(f"a width of {100 * width:g} points is none; give one of 0 to 100")
+        raise ValueError(f"the width must be between 0 and 100 points, not {100 * width:g}")
     if width * images <= 1:
         raise ValueError(
             f"a width of {100 * width:g} points is below what {images} images can give, whose "
@@ -222,7 +222,7 @@ def most_fooled(fooled: int, sampled: int, of: int, level: float = FAST_LEVEL) -
             f"fooled={fooled}, sampled={sampled}, of={of}; pass counts that rise from 0"
         )
     if not 0 < level < 1:
-        raise ValueError(f"level={level:g} is no probability; 95% is 0.95")
+        raise ValueError(f"level={level:g} is not a probability; 95% is 0.95")
     low, high = fooled, of - (sampled - fooled)  # the true number lies between these
     while low < high:
         middle = (low + high + 1) // 2
@@ -275,7 +275,7 @@ def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
 
 
 def fast_line(fast: FastSample) -> str:
-    """Write for people what the sample says, and that this is no number of AutoAttack."""
+    """Write for people what the sample says, and that this is not a number of AutoAttack."""
     head = (
         "these are verdicts of the fast version, which are not AutoAttack's: "
         f"{fast['sampled']:,} of {fast['survivors']:,} survivors, at random, met all that the "

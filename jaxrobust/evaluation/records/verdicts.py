@@ -1,4 +1,4 @@
-"""Verdicts image by image: a small file beside a record, which names it."""
+"""Verdicts image by image: a small file next to a record, which names it."""
 
 import functools
 import hashlib

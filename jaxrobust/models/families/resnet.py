@@ -33,7 +33,9 @@ class Variant(NamedTuple):
     base: int = 64  # channels of the stem; the first stage returns as many, of bottlenecks 4 times
     activation: str = "relu"  # everywhere, also behind the residual
     small_stem: bool = False  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

@@ -32,8 +32,8 @@ class Variant(NamedTuple):
     heads: tuple[int, ...]
     patch: int = 4
     window: int = 7
-    # A map that is no whole number of windows gets zeros below and right, as timm has it; else its
-    # size is refused, as in Microsoft's code. A smaller map is one window.
+    # A map that is not a whole number of windows gets zeros below and right, as timm has it; else
+    # its size is refused, as in Microsoft's code. A smaller map is one window.
     padded: bool = True
     eps: float = 1e-5  # of the layer norms
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
@@ -226,7 +226,9 @@ def _sides(v: Variant, image_size: int) -> list[int]:
 
 
 def _check_windows(v: Variant, image_size: int) -> None:
-    """Raise `ValueError` for a map that is no whole number of windows, where it is not padded."""
+    """Raise `ValueError` for a map that is not a whole number of windows, where it is not
+    padded.
+    """
     sides = _sides(v, image_size)
     for i, side in enumerate(sides):
         if side > v.window and side % v.window:
@@ -264,7 +266,7 @@ _WINDOW = Variant._field_defaults["window"]
 def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | None:
     """Return the sides of the maps that a table of position biases and one of `shape` are for.
 
-    None: it is no such table, or has other heads.
+    None: it is not such a table, or has other heads.
     """
     old = math.isqrt(len(table)) if table.ndim == len(shape) == 2 else 0
     if table.shape[1:] != shape[1:] or old**2 != len(table) or old % 2 == 0:
@@ -282,7 +284,7 @@ def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a table of position biases for the window of another map.
 
     Of a smaller map every offset keeps its bias; for a larger one the table is interpolated, as in
-    the code of Swin's authors and of timm (bicubic). What is no such table, or has other heads,
+    the code of Swin's authors and of timm (bicubic). What is not such a table, or has other heads,
     comes back as it is.
 
     Raises:

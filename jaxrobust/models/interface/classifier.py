@@ -141,7 +141,7 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"the variable {'.'.join(map(str, path))} is {leaf.dtype}, and parameters and "
-                "statistics are floats; make it one, or an array that is no variable"
+                "statistics are floats; make it one, or an array that is not a variable"
             )
 
     def init(key: Array) -> tuple[Params, Params]:

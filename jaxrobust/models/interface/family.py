@@ -34,7 +34,7 @@ class TorchVariant(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What is known of one variant beside its row."""
+    """What is known of one variant in addition to its row."""
 
     reference: TorchVariant
     # Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis;
@@ -57,7 +57,7 @@ class Names(NamedTuple):
     others: Sequence[Naming] = ()  # such as those of the first authors
     # The options read from the shapes of arrays under our names, for messages.
     options: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] | None = None
-    # What some files hold beside weights, of a row and a size of images: it follows from them.
+    # What some files hold in addition to weights, for a row and an image size.
     made: Callable[[Any, int], dict[str, np.ndarray]] | None = None
 
 

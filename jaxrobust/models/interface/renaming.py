@@ -1,6 +1,6 @@
 """Rows that map one naming of weights to another, and the array moves they need.
 
-A converter is an ordered list of rows beside each architecture; `convert.py` runs them.
+A converter is an ordered list of rows next to each architecture; `convert.py` runs them.
 """
 
 import re

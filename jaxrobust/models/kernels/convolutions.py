@@ -149,12 +149,12 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
 
 
 # XLA's CPU back end computes grouped convolutions by plain loops too. Here a kernel with zeros
-# between its groups joins as many of them as have at most so many channels; the rest are
-# convolutions beside each other. Milliseconds in a loop for value and input gradient, batch 8, one
+# between its groups joins as many of them as have at most this many channels; the rest are
+# convolutions next to each other. Milliseconds in a loop for value and input gradient, batch 8, one
 # core, 4 groups, PyTorch's in parentheses: 32x32x20, all joined, 3.0 (8.9), XLA's own 31.6;
 # 16x16x56, pairs, 3.8 (6.4), all 6.7, none 5.4; 8x8x48, pairs, 0.6 (1.4).
 _NARROW = 32
-_MANY = 8  # groups beside each other, above which each is a product of matrices
+_MANY = 8  # groups next to each other, above which each is a product of matrices
 
 
 def _joined(groups: int, ins: int) -> int:

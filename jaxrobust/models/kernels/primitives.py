@@ -67,7 +67,7 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
 
     The times in `layers.py` are of that form. On a TPU an image's 197 tokens lie in tiles of 8, so
     that a reshape to a matrix copies them: without it a block of ViT-S takes 2.4 instead of 3.1 M
-    cycles beside its kernels.
+    cycles in addition to its kernels.
     """
     on_cpu = walled(function)
 

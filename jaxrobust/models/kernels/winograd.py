@@ -42,7 +42,7 @@ class Tile(NamedTuple):
 
 
 def tile(*points: float) -> Tile:
-    """Return the matrices for as many outputs as there are points beside 0 and infinity."""
+    """Return the matrices for as many outputs as there are points other than 0 and infinity."""
 
     def powers(count):
         finite = np.vander([0, *points], count, increasing=True)
@@ -85,7 +85,7 @@ def applies(settings: dict[str, Any], x: Any, kernel: Any) -> bool:
     """Tell whether a convolution of f[B,H,W,in] with f[kh,kw,in,out] is one that this speeds up.
 
     Args:
-      settings: what `lax.conv_general_dilated` takes beside operands.
+      settings: what `lax.conv_general_dilated` takes in addition to operands.
       x: its shape and type.
       kernel: the same.
     """

@@ -16,6 +16,8 @@ from jaxrobust.runtime.commandline.arguments import ending, quiet_libraries
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
+USUAL = "workdir weights dataset n norm epsilon steps out"  # of --help
+
 
 def _own(name: str, text: str, **options: Any) -> Any:
     """Return the field of a flag that some analyses take, whose names its help says."""
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     again = "the same command starts again"
     with ending(again, ". With that solved, run the same command again"):
-        values = asdict(fields.read(AnalyseFlags, __doc__, argv))
+        values = asdict(fields.read(AnalyseFlags, __doc__, argv, usual=USUAL))
         network_flags = {name: values.pop(name) for name in _NAMED}
         settings = analyses.checked(values, network_flags)
         with patience.of(patience.LOADING):

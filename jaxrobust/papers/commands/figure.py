@@ -1,14 +1,13 @@
-"""Draw records as a figure of a paper, with the LaTeX table beside it.
+"""Draw records as a figure of a paper, with the LaTeX table next to it.
 
 `jaxrobust figure RECORDS [--kind attacks|radius|compare|certified|resolution] [--out FIG.pdf]`.
 RECORDS are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where
 they hold several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the
 table. `attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within
 rising radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified`
-what smoothing certifies within rising radii, beside a ladder in l2 of the same folder, `resolution`
-clean and robust accuracy at several test resolutions (`evaluate --image_size`). All have 95%
-intervals.
-Records of other images, threats or attacks are refused, with all that differs.
+what smoothing certifies within rising radii, next to a ladder in l2 of the same folder,
+`resolution` clean and robust accuracy at several test resolutions (`evaluate --image_size`). All
+have 95% intervals. Records of other images, threats or attacks are refused, with all that differs.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
 cannot be read or written.
@@ -43,7 +42,7 @@ class FigureFlags:
         choices=KINDS,
     )
     out: Path = flag(
-        "Picture: a .pdf, .svg or .png; the table is beside it; default: figure.pdf.",
+        "Picture: a .pdf, .svg or .png; the table is next to it; default: figure.pdf.",
         Path("figure.pdf"),
     )
     names: tuple[str, ...] = flag("What the networks are called, in their order.", ())

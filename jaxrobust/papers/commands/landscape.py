@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute what is missing, write both files."""
     quiet_libraries()
     with ending("the same command goes on", ". With that solved, run the same command again"):
-        flags = fields.read(LandscapeFlags, __doc__, argv)
+        flags = fields.read(
+            LandscapeFlags, __doc__, argv, usual="workdir weights dataset n side out"
+        )
         if flags.side % 2 == 0:
             raise ValueError(
                 f"--side={flags.side} has no point in the middle, where the weights are; give an "

@@ -54,7 +54,7 @@ def main() -> None:
     flags = fields.read(PlanFlags, __doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
     if flags.paper not in tables.PAPERS:
-        stop(f"{flags.paper} is no paper; {meant(flags.paper, tables.PAPERS)}", 2)
+        stop(f"{flags.paper} is not a paper; {meant(flags.paper, tables.PAPERS)}", 2)
     if flags.row and not flags.table:
         stop(f"--row {flags.row} is one of a table; name it with --table", 2)
     if flags.budget is not None and not 0 < flags.budget < float("inf"):

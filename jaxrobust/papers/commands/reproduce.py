@@ -1,4 +1,4 @@
-"""Show the papers' tables beside our records: paper, ours or `not measured`.
+"""Show the papers' tables next to our records: paper, ours or `not measured`.
 
 `jaxrobust reproduce RUN_OR_RECORDS... --paper revisiting_at --table 2 --out FOLDER`. Records
 are those of `jaxrobust train` and `jaxrobust evaluate`; without any, the tables are the paper's
@@ -19,7 +19,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceFlags:
-    """Which records stand beside which tables."""
+    """Which records stand next to which tables."""
 
     records: tuple[Path, ...] = flag(
         "Runs, folders with results.jsonl, such files, imported folders of weights.",

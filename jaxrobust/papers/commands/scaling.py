@@ -1,7 +1,7 @@
 """RobustScaling: `jaxrobust scaling 5e9` for depths and widths of a residual network.
 
-Prints the solution of the rule for so many multiply-adds of an image, the whole numbers near it
-that cost as much, what they cost, and beside them the published networks A1 to A4. `--study` lists
+Prints the solution of the rule for this many multiply-adds per image, the whole numbers near it
+that cost as much, what they cost, and next to them the published networks A1 to A4. `--study` lists
 the networks of a study instead, one a line, as name and options of `models.create` or of a config
 (`model.name`, `model.options`), behind which stands the config that trains it, as `jaxrobust train
 --config` takes it, and in the study of ratios what each costs.

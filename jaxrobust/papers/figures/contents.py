@@ -1,4 +1,4 @@
-"""What a figure shows, whoever draws it: series with intervals, and the table beside it."""
+"""What a figure shows, whoever draws it: series with intervals, and the table next to it."""
 
 import string
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from jaxrobust.results.comparison.comparison_findings import LEVEL, compare_all
 from jaxrobust.types import fraction
 
 MOST_LINES = 7  # of one figure: the palette has no more that can be told apart
-MOST_ROWS = 30  # networks of a comparison: more are no figure of a column
+MOST_ROWS = 30  # networks of a comparison: more do not fit into a column
 EXACT = (
     rf"exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals, each for itself"  # of the images
 )
@@ -31,7 +31,7 @@ class FigureContent(NamedTuple):
     """A figure and its table, before anything is drawn or written."""
 
     kind: str
-    ticks: list[str]  # of the axis that is no accuracy: attacks; of radii their numbers
+    ticks: list[str]  # of the axis that is not an accuracy: attacks; of radii their numbers
     places: list[float]  # where the values of a series are on it
     axis: str
     series: list[Series]
@@ -133,7 +133,7 @@ def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
 def certified(
     places: Sequence[str], chosen_names: Sequence[str], threat: str | None
 ) -> FigureContent:
-    """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves beside it.
+    """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves next to it.
 
     Curves of other noise have other radii: between its radii a curve has the value at the next,
     which is certified there too.
@@ -169,7 +169,7 @@ def certified(
         rows.append([f"${radius:.4g}$", *cells])
     first = facts[0]
     attacked_words = (
-        f" Beside it, what {latex.attack_words(ladder[-1].record)} leaves of the network without "
+        f" Next to it, what {latex.attack_words(ladder[-1].record)} leaves of the network without "
         "noise, which is another classifier."
         if attacked
         else ""

@@ -23,7 +23,7 @@ _DASHES: Any = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)
 _LETTER = 0.058  # inches that a letter of a legend takes, about
 _OF_LEGEND = 46  # letters of a line of a legend
 _SPACING = 0.85  # of lines of one text: the font says twice the height of its letters
-_WRAPPED = 20  # letters of a line of a network's name beside its row
+_WRAPPED = 20  # letters of a line of a network's name next to its row
 _STYLE = {
     "font.family": "serif",
     "font.serif": ["STIXGeneral"],  # comes with matplotlib, and looks like Times
@@ -106,7 +106,7 @@ def _radius(content: FigureContent, steps: bool = False) -> Any:
         there = [i for i, value in enumerate(one.values) if math.isfinite(value)]
         xs = [content.places[i] for i in there]
         low, high = ([100 * one.ends[i][side] for i in there] for side in (0, 1))
-        stepped = steps and len(there) == len(one.values)  # a ladder beside it has few radii
+        stepped = steps and len(there) == len(one.values)  # a ladder next to it has few radii
         band: dict[str, Any] = {"step": "pre"} if stepped else {}
         panel.fill_between(xs, low, high, color=_COLOURS[at], alpha=0.18, linewidth=0, **band)
         panel.plot(

@@ -1,4 +1,4 @@
-"""Figures of records as files: a picture by its suffix, and the LaTeX table beside it."""
+"""Figures of records as files: a picture by its suffix, and the LaTeX table next to it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def make(
     Args:
       places: folders of evaluations, runs, or files of records, as `PLACE[#NUMBER]`.
       kind: a key of `KINDS`.
-      out: the picture; its suffix says what it is, and the table beside it ends with `.tex`.
+      out: the picture; its suffix says what it is, and the table next to it ends with `.tex`.
       names: what the networks are called, in the order of `places`; empty: what tells them apart.
       threat: only evaluations under it, `NORM:RADIUS`.
     Raises:
@@ -53,7 +53,7 @@ def lines(written: dict[str, Any]) -> list[str]:
 
 
 def _table_of(out: Path) -> Path:
-    """Name the table beside a picture; refuse a suffix, and files that are somebody else's."""
+    """Name the table next to a picture; refuse a suffix, and files that are somebody else's."""
     suffixes = [f".{suffix}" for suffix in SUFFIXES]
     if out.suffix not in suffixes:
         raise ValueError(
@@ -67,7 +67,7 @@ def _table_of(out: Path) -> Path:
     for path in (table, out):
         if path.exists() and not is_our_table:
             raise ValueError(
-                f"{path} is there, and {table.name} is no table that jaxrobust figure wrote, so "
+                f"{path} is there, and {table.name} is not a table that jaxrobust figure wrote, so "
                 "that it may be yours; name another file with --out"
             )
     return table

@@ -319,7 +319,7 @@ def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
                 "give one for each, in their order"
             )
         if len({*chosen}) < len(chosen):
-            raise ValueError("--names has a name twice; give each network another one")
+            raise ValueError("--names has a name twice; give each network its name")
         return list(chosen)
     ways: list[Callable[[FigureRecord], Iterator[str]]] = [_folder, _network, _weights]
     for way in ways:
@@ -344,7 +344,7 @@ def _weights(one: FigureRecord) -> Iterator[str]:
 
 
 def doubts(name: str, record: AccuracyRecord) -> Iterator[str]:
-    """Yield what a reader of the figure has to know of a record beside its numbers."""
+    """Yield what a reader of the figure has to know about a record in addition to its numbers."""
     for flag, text in record.flags.items():
         yield f"In doubt of {name}, {flag}: {text}."
     shared = record.ladder is not None and checked.own_radii([record])  # as a ladder is made

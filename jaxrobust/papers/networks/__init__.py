@@ -1,4 +1,4 @@
-"""What Debenedetti's thesis looks at beside accuracies, for any network of ours.
+"""What Debenedetti's thesis looks at in addition to accuracies, for any network of ours.
 
 Each analysis is one file: numbers as rows of a CSV, and the picture that is drawn from them.
 """

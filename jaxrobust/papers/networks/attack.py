@@ -14,7 +14,7 @@ from jaxrobust.types import Array, LogitsFn, Machine
 
 
 def batches(count: int, size: int) -> list[slice]:
-    """List slices of so many images at a time."""
+    """List slices of this many images at a time."""
     return [slice(first, first + size) for first in range(0, count, size)]
 
 

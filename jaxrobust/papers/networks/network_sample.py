@@ -38,7 +38,7 @@ class NetworkSample(NamedTuple):
         return self.subject.ball
 
     def called(self, label: int) -> str:
-        """Return the name of a class, cut to what fits beside a picture."""
+        """Return the name of a class, cut to what fits next to a picture."""
         name = self.classes[label] if label < len(self.classes) else str(label)
         return name if len(name) <= 18 else name[:17] + "…"
 

@@ -64,6 +64,6 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
     ball = sample.threat.written()
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
-    about += "perturbation: grey is no change, white as much brighter as the ball allows"
+    about += "perturbation: grey means no change, white as much brighter as the ball allows"
     across = len(kinds) * (2 if len(rows) > 4 else 1)
     return picture_parts.grid(cells, across, f"{sample.name}\n{about}")

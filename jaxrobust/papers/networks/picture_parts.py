@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]  # of a CSV: column -> value
 
 
 def folder(out: Path | None, workdir: str | None) -> Path:
-    """Choose the folder of a table and its picture: the one given, else one beside the run."""
+    """Choose the folder of a table and its picture: the one given, else one next to the run."""
     return out or (Path(workdir) / "analyses" if workdir else Path("analyses"))
 
 

@@ -47,7 +47,9 @@ def ratio(values: np.ndarray) -> float:
 
 
 def of_name(name: str, axes: int) -> str | None:
-    """Find the set beside the whole that a parameter is of; of a convolution in an MLP, that."""
+    """Find the set, other than all, that a parameter belongs to; of a convolution in an MLP,
+    that.
+    """
     parts = set(name.split("."))
     if parts & _FEED:
         return "feed-forward"
@@ -102,7 +104,7 @@ def draw(name: str, sets: list[WeightGroup]) -> Any:
 
 
 def written(network_flags: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
-    """Count, and write both files, by default beside the run; their paths come back."""
+    """Count, and write both files, by default next to the run; their paths come back."""
     picture_parts.plotting()  # refuses before anything is read
     name, weights = network_sample.weights_of(network_flags)
     sets = parts(dict(weights.params))

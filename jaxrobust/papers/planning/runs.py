@@ -1,6 +1,6 @@
 """The runs that the rows of a paper's tables need, each once, behind those whose weights it takes.
 
-Training makes a run that another one starts from (`init.weights=run:CONFIG`) by itself; a plan
+Training makes a run that other runs start from (`init.weights=run:CONFIG`) by itself; a plan
 names it, so that runs which share it can be made side by side.
 """
 

@@ -1,4 +1,4 @@
-"""The papers' tables beside our records as Markdown: one text, or a file a paper with pictures.
+"""The papers' tables next to our records as Markdown: one text, or a file a paper with pictures.
 
 With `--commands` the text is what measures each row, or why nothing does.
 """
@@ -14,7 +14,8 @@ from jaxrobust.results.run_records import RunRecord
 _ABOUT = (
     "What measures each row: trained here, or downloaded where a second way stands below it. "
     "`jaxrobust reproduce RUN ... weights/ID ...` shows the records of runs, of their `evaluation` "
-    "folders and of downloaded weights (`runs/evaluation-...`, beside `weights/ID`) in the tables. "
+    "folders and of downloaded weights (`runs/evaluation-...`, next to `weights/ID`) in the "
+    "tables. "
     "A run that several rows have is trained once."
 )
 
@@ -29,7 +30,7 @@ def answer(
     alike: bool = False,
     commands: bool = False,
 ) -> str:
-    """Show tables of papers beside the records of some places, or write them to `out`.
+    """Show tables of papers next to the records of some places, or write them to `out`.
 
     `commands`: instead of the numbers, what measures them; of one `row` of a table, or of all.
     """

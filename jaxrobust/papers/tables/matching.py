@@ -1,7 +1,7 @@
 """Which record measures which row of a paper's table: strictly, and what is in the way otherwise.
 
 A record counts for a row if its config trains as that of the row's line does, and its images and
-attack are the row's. What the record and the config beside it do not prove, differs.
+attack are the row's. What the record and its config do not prove counts as different.
 """
 
 import functools
@@ -86,7 +86,7 @@ def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterat
     if config is None:
         yield (
             run_records.other_config(run_record)
-            or "no config beside the record proves which network it is"
+            or "no config next to the record proves which network it is"
         )
         return
     imported = "architecture" in config

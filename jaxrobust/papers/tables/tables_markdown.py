@@ -1,4 +1,4 @@
-"""The tables as Markdown: paper, ours or `not measured`, and beside them what fits no row."""
+"""The tables as Markdown: paper, ours or `not measured`, and next to them what fits no row."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord
 
 NOT_MEASURED = "not measured"
-_NEAR = 3  # differences that are named of a record beside a table
+_NEAR = 3  # differences that are named of a record next to a table
 
 
 class Cell(NamedTuple):
@@ -65,7 +65,7 @@ def document(name: str, shown: list[Filled], records: list[RunRecord]) -> str:
     where = f"arXiv {source['arxiv']}" if source["arxiv"] else "thesis"
     parts = [
         f"# {source['title']}",
-        f"{source['authors']} {source['year']} ({where}); its numbers beside ours. A number of "
+        f"{source['authors']} {source['year']} ({where}); its numbers next to ours. A number of "
         "ours appears only with its record. `?`: something contradicts the printed value.",
     ]
     if any(cell.alike for each in shown for cell in each.cells.values()):

@@ -46,7 +46,7 @@ class _Reader(Reader):
 
 
 class _ConvNeXt(NamedTuple):
-    """Names of the values that a block of ConvNeXt reads, and what is no array."""
+    """Names of the values that a block of ConvNeXt reads, and what is not an array."""
 
     x: str
     weights: dict[str, str]  # by the names of `BlockParameters`
@@ -96,7 +96,7 @@ def _convnext(part: Part) -> _ConvNeXt:
 
 
 def _convnext_block(part: Part, values: Mapping[str, Any], subset: Subset) -> dict[str, Any] | None:
-    """Compute a block of ConvNeXt in one; None: the part is another one."""
+    """Compute a block of ConvNeXt in one; None if the part is something else."""
     try:
         block = _convnext(part)
     except (OtherPattern, AttributeError, ValueError):  # operands of other kinds, or other numbers

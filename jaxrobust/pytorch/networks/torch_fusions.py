@@ -1,7 +1,7 @@
 """Operators of PyTorch that follow each other and that one kernel computes, wherever they stand.
 
 PyTorch writes a linear map of tokens f[B,N,C] as one of rows f[B*N,C], attention as three arrays
-cut out of one product, and a norm apart from the residual connection beside it. None is free on a
+cut out of one product, and a norm apart from the residual connection next to it. None is free on a
 TPU, where 197 tokens fill no tiles of eight. Three forms of attention are read: PyTorch's own
 function, `softmax(q @ k.T * scale + bias) @ v` written out as in timm's Swin, and either with
 queries, keys and values cut out of one product.
@@ -170,7 +170,7 @@ def _linear_of(step: OperatorCall, read: Reader) -> OperatorCall | None:
 
 
 def attention_of(step: OperatorCall, read: Reader, *, only_views: bool) -> OperatorCall | None:
-    """Return attention as a step of `KERNELS`; None: it is no attention that they take.
+    """Return attention as a step of `KERNELS`; None: it is not attention that they take.
 
     `only_views` says that whatever reads the step's value gives it another shape first.
     """

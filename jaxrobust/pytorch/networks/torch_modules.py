@@ -125,7 +125,8 @@ def keep(folder: Path, name: str, **options: Any) -> None:
     """Keep a network's programs in a run's folder, from where it is taken from then on.
 
     Raises:
-      ValueError: the folder keeps another one, or the programs are not what the module computes.
+      ValueError: the folder holds a different one, or the programs are not what the module
+        computes.
     """
     identity = identified(name, options)
     if not pytorch.has_programs(folder):

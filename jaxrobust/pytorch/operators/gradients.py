@@ -1,4 +1,4 @@
-"""Values whose gradient is written down beside them."""
+"""Values whose gradient is written down next to them."""
 
 from collections.abc import Callable
 from typing import Any

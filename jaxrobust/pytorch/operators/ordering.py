@@ -23,7 +23,7 @@ def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
 
 
 def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the same of what are numbers; NaN where there are none."""
+    """Return the same of what are numbers; NaN where there are no numbers."""
     order = jnp.argsort(x, axis=dim, stable=True)  # NaN comes last
     count = (~jnp.isnan(x)).sum(dim, keepdims=True)
     places = jnp.take_along_axis(order, jnp.maximum(count - 1, 0) // 2, axis=dim)

@@ -112,11 +112,11 @@ def _check_reads(
 
 
 def check_memory(exported: Any, moved: Collection[str]) -> None:
-    """Refuse a tensor of a program that shares the memory of another one, which training changes.
+    """Refuse a tensor of a program that shares memory with a tensor that training changes.
 
     Args:
       exported: of PyTorch's, before its decomposition.
-      moved: names of buffers that change, beside the parameters that require gradients.
+      moved: names of buffers that change, in addition to parameters that require gradients.
     """
     all_tensors = {**exported.state_dict, **exported.constants}
     changing: dict[int, list[tuple[str, Any]]] = {}

@@ -153,7 +153,7 @@ def _noting(answers: list[Answer], inputs: Any) -> Any:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-            # What is drawn is no answer for all passes, though no image changes it.
+            # What is drawn is not an answer for all passes, though no image changes it.
             moves = is_draw(name) or any(storage(t)[0] in moved for t in tensors(args, kwargs))
             if name == "register_hook" and moves:
                 where = own_line("".join(traceback.format_stack()))

@@ -75,7 +75,7 @@ def exported(
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise ValueError(
-                f"its {name} is a module of TorchScript inside of one that is none; give the "
+                f"its {name} is a TorchScript module inside another module; give the "
                 "torch.nn.Module that it was made from, or torch.jit.script the whole"
             )
     data_dependence.check_hooks(module)
@@ -89,7 +89,7 @@ def exported(
             functions.extend(watched.functions)
             if trainable and not module.training:
                 module.train().eval()
-            # PyTorch reads the module's source where it is strict, and our answers are no part.
+            # PyTorch reads the module's source where it is strict, and our answers are not part.
             answers = data_dependence.answering(module, watched)
             with contextlib.nullcontext() if strict else answers:
                 return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)

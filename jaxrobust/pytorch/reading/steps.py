@@ -144,7 +144,9 @@ def _paths(program: Any) -> list[str]:
 
 
 def chosen_output(exported: Any, program: Program, requested: str | None) -> str:
-    """Find the logits among the results; `ValueError`: `requested` is none, or several could be."""
+    """Find the logits among the results; `ValueError` if `requested` does not exist, or several
+    fit.
+    """
 
     def text(shape: Any) -> str:
         return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"

@@ -109,7 +109,7 @@ def _stepped(array: Any) -> Any:
 
 
 def _check(module: Any) -> None:
-    """Raise `ValueError` for weights that are none yet, or of which none is trained."""
+    """Raise `ValueError` for lazy weights, or if no weight is trained."""
     import torch
 
     refusals.check(module)
@@ -230,7 +230,8 @@ def _program(
     axes = {name: _image_axis(node) for name, node in nodes.items() if name in program.draws}
     if changed := program.moved.keys() - norm_buffers:
         raise ValueError(
-            f"the buffer {min(changed)} changes {mode}, and it is no batch norm's; training here "
+            f"the buffer {min(changed)} changes {mode}, and it is not a batch norm's; training "
+            f"here "
             "keeps only those: compute what it holds from the images, or make it a parameter"
         )
     results = {logits: program.results[logits]}

@@ -113,7 +113,7 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
         drawn.append(figures.rows(f"{key}-{accuracy}", title, bars, axis, names=names))
     texts = []
     replayed = [(int(_aligned(first, other)[1].sum()), _label(other)) for other in others]
-    if without := [f"{n:,} beside {label}" for n, label in replayed if n]:
+    if without := [f"{n:,} with {label}" for n, label in replayed if n]:
         texts.append(
             "Images that replayed points decided are left out, as the attacks alone might have "
             f"left them standing: {', '.join(without)}."

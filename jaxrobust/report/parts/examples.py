@@ -1,4 +1,4 @@
-"""The hardest and the easiest images of an evaluation, beside what fooled the network."""
+"""The hardest and the easiest images of an evaluation, next to what fooled the network."""
 
 import base64
 import io
@@ -118,7 +118,7 @@ def searched(one: ReportedEvaluation) -> list[Search]:
         for count, threat in enumerate(dict.fromkeys(record.threats)):
             member = [a for a, of in zip(attacks, record.threats, strict=True) if of == threat]
             ledger = folder / f"ledger-{number}-{count}.jsonl"
-            if not ledger.is_file():  # an evaluation beside it asked about this threat alone
+            if not ledger.is_file():  # an evaluation next to it asked about this threat alone
                 rows = map(AccuracyRecord.from_json, jsonl.read(one.file))
                 same = [r for r in rows if asked(r, r.attacks) == asked(record, member)]
                 ledger = folder / f"ledger-{same[-1].evaluation if same else None}.jsonl"

@@ -1,1 +1,1 @@
-"""Boards: networks beside each other, of which every number is of a bundle that verified."""
+"""Boards: ranked networks, of which every number is of a bundle that verified."""

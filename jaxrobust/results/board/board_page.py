@@ -35,7 +35,7 @@ _RANKS = (
     "Sorted by the robust accuracy that is left at least. Networks share a rank with the first of "
     "it where McNemar's exact "
     f"test, on the images that both have, cannot tell the two apart (p at least {ALPHA}, corrected "
-    "by Holm's method for all pairs of a table; standing images that may fall are no images that "
+    "by Holm's method for all pairs of a table; standing images that may fall are not images that "
     "only the first keeps). Intervals are exact (Clopper-Pearson), of robust "
     "accuracy. Under common corruptions the mean over all of them is what is sorted, the paired t "
     "test over images tells two networks apart, and intervals are by the standard error over "
@@ -51,7 +51,7 @@ def make(
     Args:
       paths: bundles, or folders of several.
       out: folder of the page, which is made if need be.
-      networks: file that says which network each bundle is of; None: `networks.toml` beside each.
+      networks: file that says which network each bundle is of; None: `networks.toml` next to each.
       settings: `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
     Raises:
       ValueError: there is no bundle, or `out` is a file. A bundle that does not verify is named on

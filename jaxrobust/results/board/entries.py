@@ -105,14 +105,14 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
 
 
 def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
-    """Make the entry of a bundle that verified; `ValueError` where its record is none."""
+    """Make the entry of a bundle that verified; `ValueError` if its record is not valid."""
     about = done.bundle.about
     record = AccuracyRecord.from_json(done.bundle.record)
     records.check(record, str(listed.folder))
     checked.check(record, listed.folder)
     if record.fast or record.method == stopping.FAST_METHOD:
         raise ValueError(
-            "its record is of the fast version, which is no number of AutoAttack; make the "
+            "its record is of the fast version, which is not a number of AutoAttack; make the "
             "standard evaluation of it by --finish, and a bundle of that"
         )
     model, function = record.model or {}, record.function or {}
@@ -220,7 +220,7 @@ def _flags(record: AccuracyRecord) -> dict[str, str]:
 
 
 def _sum(record: AccuracyRecord, *keys: str) -> float | None:
-    """Add a record's costs; None where one is not said, or is no number."""
+    """Add a record's costs; None where one is not said, or is not a number."""
     costs: list[Any] = list(record.costs or ())
     values = [_duration(cost.get(key)) for cost in costs for key in keys]
     numbers = [value for value in values if value is not None]
@@ -228,7 +228,7 @@ def _sum(record: AccuracyRecord, *keys: str) -> float | None:
 
 
 def _duration(value: Any) -> float | None:
-    """Read a number of seconds or passes; None: it is no finite number of 0 or more."""
+    """Read a number of seconds or passes; None: it is not a finite number of 0 or more."""
     sound = type(value) in (int, float) and math.isfinite(value) and value >= 0
     return float(value) if sound else None
 

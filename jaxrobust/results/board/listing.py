@@ -35,15 +35,15 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
     """List the bundles of folders, each a bundle or a folder of several, in the given order.
 
     Args:
-      networks: file of networks for all of them; None: `networks.toml` beside each bundle.
+      networks: file of networks for all of them; None: `networks.toml` next to each bundle.
     Raises:
-      ValueError: a folder is not there or holds no bundle, or a file of networks is none.
+      ValueError: a folder is not there or holds no bundle, or a file of networks is not valid.
     """
     explicit = None if networks is None else read(networks)
     listed: dict[Path, ListedBundle] = {}
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"{path} is no folder; name bundles, or a folder of several")
+            raise ValueError(f"{path} is not a folder; name bundles, or a folder of several")
         bundles = [path]
         if not _is_bundle(path):  # those in it, without those that are being written
             inside = (p for p in path.iterdir() if p.name[0] != "." and _is_bundle(p))
@@ -76,10 +76,10 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; name a file of networks") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no TOML ({error}); correct it") from error
+        raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     for folder, values in networks.items():
         if not isinstance(values, dict):
-            raise ValueError(f"{path}: {folder} is no section; write [FOLDER] of the bundle")
+            raise ValueError(f"{path}: {folder} is not a section; write [FOLDER] of the bundle")
         for key, value in values.items():
             if key not in (*FLAGS, *WORDS):
                 near = meant(key, (*FLAGS, *WORDS))

@@ -134,7 +134,7 @@ def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
 
     Images are the same by their place in the same split, else by the hash of what the network
     sees. What a replayed point fools counts: the point was confirmed, and whoever wrote the bundle
-    could call any point replayed. Images that the board's attacks might fool are none that a
+    could call any point replayed. Images that the board's attacks might fool are not those that a
     network alone keeps, as far as that could turn the outcome.
     """
     numbers, only = [], []

@@ -71,7 +71,7 @@ class ComparisonFindings(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """Name what stands beside differences: intervals, or sequences that hold at all looks."""
+        """Name what is shown with differences: intervals, or sequences that hold at all looks."""
         return SEQUENCE if any(pair.sequence for pair in self.pairs) else INTERVAL
 
     @property

@@ -40,7 +40,7 @@ def about(record: AccuracyRecord, images: int) -> str:
 
 
 def document(findings: ComparisonFindings, picture: str | None = None) -> str:
-    """Return the comparison; `picture` is the name of the figure's file beside it."""
+    """Return the comparison; `picture` is the name of the figure's file next to it."""
     compared, evaluations = findings.pairs, findings.evaluations
     names = [letter(at) for at in range(len(evaluations))]
     words = [words for pair in compared for words in in_words(pair, len(compared))]

@@ -91,7 +91,7 @@ def ball_of(threat: str) -> set[tuple[str, str]]:
         return set()
     if not colon or norm not in NORMS:
         raise ValueError(
-            f"--threat={threat} is no threat; write NORM:RADIUS, with one of "
+            f"--threat={threat} is not a threat; write NORM:RADIUS, with one of "
             f"{', '.join(NORMS)}, such as linf:4/255, or clean"
         )
     return {(norm, f"{number('threat', radius):.6g}")}
@@ -236,7 +236,7 @@ def without_replayed(
 
 
 def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()) -> list[str]:
-    """List differences that stand beside a comparison without forbidding it.
+    """List differences that are mentioned but do not prevent a comparison.
 
     Evaluations are called by `names`, or A, B and so on.
     """

@@ -117,7 +117,7 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
     notes = evaluations.remarks(loaded, names)
     for side, group in zip(_SIDES, (loaded[:size], loaded[size:]), strict=True):
         models = sorted({str((one.record.model or {}).get("name")) for one in group})
-        if len(models) > 1:  # which are no seeds of one
+        if len(models) > 1:  # which are not seeds of one
             notes.append(f"{side} has networks of several architectures: {', '.join(models)}.")
     loaded, left_out = evaluations.without_replayed(loaded, names)
     images = [one.verdicts for one in loaded]
@@ -162,7 +162,7 @@ def _plain(one: GroupDifference) -> dict[str, Any]:
 
 
 def document(findings: GroupFindings, picture: str | None = None) -> str:
-    """Return the comparison as Markdown; `picture` is the name of the figure's file beside it."""
+    """Return the comparison as Markdown; `picture` is the name of the figure's file next to it."""
     questions = {"robust accuracy": findings.robust, "clean accuracy": findings.clean}
     asked = {accuracy: one for accuracy, one in questions.items() if one is not None}
     lines = [text for name, one in asked.items() for text in sentences(one, name, findings.images)]

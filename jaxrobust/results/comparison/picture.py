@@ -118,7 +118,7 @@ def _classes(panel: Any, pair: Pair, axis: str) -> None:
 
 
 def draw_groups(findings: GroupFindings) -> Any:
-    """Draw the accuracies of all networks, and beside them the differences of the means."""
+    """Draw the accuracies of all networks, and next to them the differences of the means."""
     differences = {"clean": findings.clean, "robust": findings.robust}
     shown = {accuracy: one for accuracy, one in differences.items() if one is not None}
     sizes = f"A: {findings.sizes[0]}, B: {findings.sizes[1]} networks\n"

@@ -58,7 +58,7 @@ def look(data: DataFacts, **fields: Any) -> NetworkChoice:
     weights for?
 
     Raises:
-      ValueError: a network that cannot be traced, weights that are none, or that do not say whose
+      ValueError: a network that cannot be traced, missing weights, or weights that do not say whose
         they are; says what to do.
     """
     choice = NetworkChoice(**fields)

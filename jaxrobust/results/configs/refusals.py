@@ -52,7 +52,7 @@ def parts_refused(config: Config) -> list[str]:
 
 
 def review(config: Config, devices: int) -> Review:
-    """Find all that is wrong with a config for so many devices."""
+    """Find everything wrong with a config for this many devices."""
     config, fitted = warnings.fitted_batches(config, devices)
     refused = parts_refused(config)
     memory: list[str] = []
@@ -122,7 +122,7 @@ def _warnings(config: Config, devices: int, fitted: list[str]) -> list[str]:
 
 
 def _memory(config: Config, devices: int) -> list[str]:
-    """Estimate what a step of each phase takes of a device's memory, beside what it has."""
+    """Estimate what a step of each phase takes of a device's memory, compared with what it has."""
     lines = []
     for part in work(config):
         state = elsewhere.state_bytes(part, part.config.mesh.fsdp or devices)

@@ -193,7 +193,7 @@ def _in_full(
 def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any], str]:
     """Return the best of the candidates, and why it is that.
 
-    A network of one class keeps its answer under attack, which is no robustness: it is chosen only
+    A network of one class keeps its answer under attack, which is not robustness: it is chosen only
     where all are such networks.
     """
 
@@ -213,7 +213,7 @@ def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any
         reason += f"; {words} one class left out, at most {max(r[metric] for r in aside):.2%}"
     bounded = sum(not row.get("exact", True) for row in candidates)
     reason += f"; {bounded} reach no more after APGD-CE alone" if bounded else ""
-    others = "another one reaches" if equal == 1 else f"{equal} others reach"
+    others = "another reaches" if equal == 1 else f"{equal} others reach"
     return best, reason + (f"; {others} as much: {RULE}" if equal else "")
 
 

@@ -97,7 +97,7 @@ def _check_attack(config: Config, stage: Stage) -> None:
     question = GivenFlags(attack=stage.attack, preprocessing=data.preprocessing)
     for ball in stage.balls or threats(attack):
         if stage.attack != CLEAN and not ball.epsilon:
-            raise ValueError("a radius of 0 is no attack; write clean")
+            raise ValueError("a radius of 0 is not an attack; write clean")
         questions.check(question, subject.within(ball), source)
 
 

@@ -41,7 +41,7 @@ def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> l
 
     Where nothing has begun and `estimate` is asked for, what all of it costs is said.
     Raises:
-      ValueError: a stage that is none, or that cannot work after this training.
+      ValueError: an unknown stage, or one that cannot work after this training.
     """
     if then is None:
         return []

@@ -87,7 +87,7 @@ def _parsed(word: str) -> Stage:
 def _export(word: str, text: str) -> Stage:
     layout, _, name = (part.strip() for part in text.partition(":"))
     if layout not in (*layouts.LAYOUTS, *PUBLISHED):
-        fault = f"{layout!r} is no layout" if layout else "it does not say in which layout"
+        fault = f"{layout!r} is not a layout" if layout else "it does not say in which layout"
         near = meant(layout, [*layouts.LAYOUTS, *PUBLISHED])
         of = f"one of {', '.join(layouts.LAYOUTS)}, or an id of RobustBench, as export:hub"
         raise ValueError(f"--then={word}: {fault}; {near if near.startswith('did') else of}")

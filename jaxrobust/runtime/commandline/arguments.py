@@ -3,8 +3,8 @@
 import argparse
 import ast
 import contextlib
-import copy
 import difflib
+import functools
 import json
 import logging
 import re
@@ -16,22 +16,26 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.commandline import help as help_page
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.files.whole import DiskFull
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import MOVED, dataset, meant, network, norm
 
-# In a wheel the recipes are inside of the package, in a checkout beside it.
+# In a wheel the recipes are inside of the package, in a checkout next to it.
 _PACKAGE = Path(__file__).resolve().parents[2]
 RECIPES = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
 
 program: str | None = None  # what people typed, if it is not the file that runs: jaxrobust import
+
+KEYS = "jaxrobust/config.py lists the keys"  # the end of a message about a config
+CONFIG_HELP = "Config: FILE or FILE:ARGUMENTS; --config.KEY=VALUE changes one of its keys."
 
 flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
 
@@ -44,7 +48,7 @@ def quiet_libraries() -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.getLogger().setLevel(logging.WARNING)
         absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
-        # Of a checkpoint that does not fit, each array's own traceback beside the error.
+        # Of a checkpoint that does not fit, each array's own traceback next to the error.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
@@ -122,7 +126,7 @@ def how_many(flag: str, text: str | int) -> int:
     except ValueError:
         count = 0
     if count < 1:
-        raise ValueError(f"--{flag}={text} is no number of images: 1 or more, or --{flag}=all")
+        raise ValueError(f"--{flag}={text} is not a number of images: 1 or more, or --{flag}=all")
     return count
 
 
@@ -133,7 +137,7 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
     value = _literal(text)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return value
-    raise ValueError(f"--{flag}={text} is no dict; write one such as \"{{'dims': (32, 64)}}\"")
+    raise ValueError(f"--{flag}={text} is not a dict; write one such as \"{{'dims': (32, 64)}}\"")
 
 
 def check_once(
@@ -151,27 +155,40 @@ def check_once(
             stop(f"--{name} is given more than once; give it once", 2)
 
 
-class _OneSpelling(argparse.HelpFormatter):
-    """Help that shows one of the spellings of a flag, that of absl: `--image_size`."""
+class _Help(argparse.Action):
+    """Prints the usual flags, or all of them for `--help-all`, and ends."""
 
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = copy.copy(action)
-        both = {spelling.replace("-", "_"): spelling for spelling in reversed(shown.option_strings)}
-        shown.option_strings = [*both.values()][::-1]
-        return super()._format_action_invocation(shown)
-
-
-class WholeDocument(_OneSpelling, argparse.RawDescriptionHelpFormatter):
-    """Help with one spelling of each flag; description and epilog keep their lines."""
+    def __call__(self, parser: Any, namespace: Any, values: Any, typed: Any = None) -> None:
+        print(parser.page("" if typed in help_page.ALL else parser.usual))
+        parser.exit()
 
 
 class Arguments(argparse.ArgumentParser):
-    """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
+    """argparse with both spellings of a flag, each of them once, and mistakes as one sentence.
 
-    def __init__(self, doc: str, **options: Any) -> None:
-        about: dict[str, Any] = {"prog": program, "description": doc.split("\n")[0]}
-        about |= {"allow_abbrev": False, "formatter_class": _OneSpelling}
+    `usual`: the flags that `--help` shows, where they are more than a screen; empty: all.
+    """
+
+    def __init__(self, doc: str, *, usual: str = "", **options: Any) -> None:
+        about = {"prog": program, "description": doc, "allow_abbrev": False, "add_help": False}
         super().__init__(**(about | options))
+        self.usual = usual
+        spellings = sorted(help_page.USUAL | help_page.ALL)
+        self.add_argument(*spellings, nargs=0, action=_Help, dest="help", default=argparse.SUPPRESS)
+
+    def page(self, usual: str) -> str:
+        """Write usage, document and flags."""
+        words = [action for action in self._actions if not action.option_strings]
+        wanted = [action for action in self._actions if action.option_strings and action.required]
+        usage = [help_page.word(action) for action in words]
+        usage += [f"--{one.dest} {one.metavar or one.dest.upper()}" for one in wanted]
+        text = self.usage or " ".join(["%(prog)s", *usage, "[flags]"])
+        head = f"usage: {text % {'prog': self.prog}}\n\n{self.description}"
+        return help_page.page(head, help_page.of_argparse(self), usual=usual)
+
+    def format_help(self) -> str:
+        """Write the help with all flags."""
+        return self.page("")
 
     def flag(self, name: str, **options: Any) -> None:
         """Add a flag, such as `image_size`, that is also written `image-size`."""
@@ -197,10 +214,38 @@ class Arguments(argparse.ArgumentParser):
 
 def _no_flag(word: str, near: Sequence[str]) -> str:
     meant = f"; did you mean {' or '.join(near)}?" if near else ";"
-    return f"{word} is no flag{meant} --help lists them"
+    return f"{word} is not a flag{meant} --help-all lists them"
 
 
-def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") -> list[str]:
+def run(
+    main: Callable[[list[str]], None],
+    doc: str | None,
+    *,
+    usual: str,
+    hint: str = KEYS,
+    groups: Mapping[str, str] = help_page.GROUPS,
+    describe: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a command that has absl's flags, or print its help.
+
+    Args:
+      usual: the flags that `--help` shows.
+      hint: the end of a message about a flag that is not known.
+      groups: the titles and flags of `--help-all`.
+      describe: what is to be looked up for `--help-all` alone.
+    """
+    asked = {*sys.argv[1:]} & (help_page.USUAL | help_page.ALL)
+    if not asked:
+        app.run(main, flags_parser=functools.partial(parse, hint=hint))
+        return
+    if asked & help_page.ALL:
+        describe()
+        usual = ""
+    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    print(help_page.page(doc or "", help_page.of_absl(names), usual=usual, groups=groups))
+
+
+def parse(argv: list[str], *, hint: str = KEYS) -> list[str]:
     """Parse absl's flags, with mistakes as one sentence, hyphens, and fractions such as 4/255.
 
     A dict changes the keys of a section that it names, `--config.model.options.KEY` any field.
@@ -304,6 +349,8 @@ def config_file(text: str) -> Path:
             f"{text} is a folder; name a config, such as birds.py (a run goes on with the command "
             "that began it)"
         )
+    if not text:
+        raise NoConfigError(f"no config is named; {meant(name, recipes, give='give a file, or ')}")
     near = folders.similar(path) or f"; {meant(name, recipes, give='give one, or ')}"
     raise NoConfigError(f"{text}: no such file{near}")
 
@@ -320,7 +367,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     if number := re.match(
         r"flag (--\S+): (?:invalid literal|could not convert) .*(int|float)", message
     ):
-        return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
+        return f"{number[1]} is not a {'whole ' if number[2] == 'int' else ''}number"
     if "has no attribute 'get_config'" in message:
         return f"{path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
     reason = f"{type(error).__name__}: {message}"

@@ -98,7 +98,7 @@ def find(flag: str, name: str) -> Named:
         ) from error
     if not callable(function):
         raise ValueError(
-            f"{flag}={name}: {attribute} is no function, but of type {type(function).__name__}"
+            f"{flag}={name}: {attribute} is not a function, but of type {type(function).__name__}"
         )
     source = Path(getattr(module, "__file__", None) or "")
     sha256 = _loaded[source][0] if source in _loaded else None
@@ -151,9 +151,9 @@ def tuples(value: Any) -> Any:
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """Make a plain dict of a section of a config, for JSON; `TypeError`: it is none."""
+    """Make a plain dict of a section of a config, for JSON; `TypeError` if it is not a section."""
     if not hasattr(value, "items"):
-        raise TypeError(f"{value!r} is none")
+        raise TypeError(f"{value!r} is not a section")
     return dict(value.items())
 
 

@@ -32,14 +32,16 @@ def parse(text: str, flag: str = "threat") -> Threat:
 
 
 def ladder(text: str) -> list[Threat]:
-    """Read the threats that --ladder names, the smallest first; one of radius 0 is no attack."""
+    """Read the threats that --ladder names, the smallest first; one of radius 0 is not an
+    attack.
+    """
     parts = [part.strip() for part in text.split(":")]
     form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
     if len(parts) != 4:
         raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
     norm, low, high, count = spelled(parts[0]), *parts[1:]
     if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
-        raise ValueError(f"--ladder={text}: {count!r} is no number of radii, 2 or more; {form}")
+        raise ValueError(f"--ladder={text}: {count!r} is not a number of radii, 2 or more; {form}")
     try:
         ends = [parse(f"{norm}:{radius}").epsilon for radius in (low, high)]
     except ValueError as error:

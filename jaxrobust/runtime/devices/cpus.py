@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# YNNPACK, which makes products of matrices for XLA on CPU, packs the weights anew at each use: in
+# YNNPACK, which makes products of matrices for XLA on CPU, packs the weights again at each use: in
 # the steps of AutoAttack a PreActResNet-18 at 32 px takes a quarter more than with XLA's own. It
 # also rounds more: of 1536 terms 4.1e-7 of the sum's length, XLA's own 2.9e-7, PyTorch's 3.6e-7.
 _WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -22,7 +22,7 @@ class CpuKind(NamedTuple):
     step: Mapping[str, str]  # compiler options of a step of training
     search: Mapping[str, str]  # those of AutoAttack's programs
     narrow: bool = False  # AutoAttack's search makes products of matrices in bfloat16
-    own_products: int = 0  # in a step, XLA itself multiplies by at most so many weights
+    own_products: int = 0  # in a step, XLA itself multiplies by at most this many weights
 
 
 # The first whose flag is there. On AMX only products in bfloat16 use its tiles, and of those only

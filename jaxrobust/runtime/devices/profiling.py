@@ -46,7 +46,7 @@ class PhaseTrace:
         """Take note that step `step` is on its way to the device; `values` are of its results.
 
         Returns whether the trace began or ended here, for which the device had to finish first:
-        the time that this took is none of training.
+        this time does not count as training.
         """
         self._step = step
         self._annotate(None)

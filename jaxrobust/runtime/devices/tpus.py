@@ -14,11 +14,11 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 OPTIONS: dict[str, str | bool] = {
-    # Sums run beside the product of matrices that makes the next gradient, each by itself.
+    # Sums overlap with the product of matrices that makes the next gradient, each by itself.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-    # And beside element-wise work: gradients that our own kernels make have no product of the
-    # compiler's beside them.
+    # And with element-wise work: gradients that our own kernels make have no product of the
+    # compiler's to overlap with.
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
     "xla_lhs_loop_fusion_latency_multiplier": "2",  # of 1 to 3 what hides most
     "xla_enable_async_reduce_scatter_fusion": "true",  # of a sum of which a chip keeps its part
@@ -26,7 +26,7 @@ OPTIONS: dict[str, str | bool] = {
     # On 256 chips gathers else become sums of zeros, which send twice as much.
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
 }
-# A sum beside other work needs fast memory, which some programs do not have.
+# A sum that overlaps with other work needs fast memory, which some programs do not have.
 SPARING = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "false",
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "false",
@@ -48,7 +48,7 @@ def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
 
 
 def compiled(lowered: Any) -> Any:
-    """Compile a program, once more with less beside each other where fast memory runs out."""
+    """Compile a program, again with less overlap where fast memory runs out."""
     try:
         return lowered.compile()
     except JaxRuntimeError as error:

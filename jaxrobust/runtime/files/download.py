@@ -1,4 +1,6 @@
-"""Files from the internet, kept in a cache; what breaks off is continued, a web page is no file."""
+"""Files from the internet, kept in a cache; what breaks off is continued, a web page is not a
+file.
+"""
 
 import contextlib
 import hashlib
@@ -206,7 +208,7 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        _etag(part).write_text("" if tag.startswith("W/") else tag)  # a weak one is no proof
+        _etag(part).write_text("" if tag.startswith("W/") else tag)  # a weak one is not proof
         size = f"{total:,} bytes" if total else "of unknown size"
         tell(f"{url}: {size}" + (f", from {start:,}" if start else ""))
         bar = tqdm(initial=start, total=total, unit="B", unit_scale=True, disable=None, leave=False)

@@ -16,7 +16,7 @@ def read(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError(f"{line.decode().strip()[:40]} is no JSON object")
+                raise ValueError(f"{line.decode().strip()[:40]} is not a JSON object")
             rows.append(row)
         except ValueError as error:
             if number == 1 and isinstance(error, UnicodeDecodeError):

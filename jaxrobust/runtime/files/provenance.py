@@ -57,7 +57,7 @@ def _installed() -> str | None:
         noted = json.loads(distribution.read_text("direct_url.json") or "{}")
         installed = distribution.locate_file(_FILE.relative_to(_PACKAGE.parent))
         if not Path(str(installed)).samefile(_FILE):
-            return None  # a checkout on PYTHONPATH beside an installation
+            return None  # a checkout on PYTHONPATH next to an installation
         if "vcs_info" in noted:
             return noted["vcs_info"]["commit_id"]
         return f"archive sha256 {noted['archive_info']['hashes']['sha256']}"

@@ -24,7 +24,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def _reason(error: BaseException | None) -> str | None:
-    """Find the system's words for a full disk; None: the error is another one."""
+    """Find the system's words for a full disk; None for other errors."""
     while error is not None:
         for number in _NO_ROOM:
             words = os.strerror(number)
@@ -63,7 +63,7 @@ def amount(size: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[Path]:
-    """Give the path of an empty file beside `path`, which takes its place in the end.
+    """Give the path of an empty file next to `path`, which takes its place in the end.
 
     Any library may write it: its permissions are set to what the umask gives. Where the block
     raises, the power fails or the disk is full, `path` stays what it was.

@@ -209,7 +209,7 @@ def _check_port(coordinator: str) -> None:
     except OSError as error:
         raise ValueError(
             f"--coordinator_address {coordinator}: process 0 cannot listen at its port "
-            f"({os.strerror(error.errno or 0)}); choose another one"
+            f"({os.strerror(error.errno or 0)}); choose a different one"
         ) from error
 
 

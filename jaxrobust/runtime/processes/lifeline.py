@@ -43,7 +43,7 @@ class Notice(NamedTuple):
 
 
 def verdict(notice: Notice, again: str) -> tuple[str, int]:
-    """Write the last sentence of a process whose pod has lost another one, with its exit code."""
+    """Write the last sentence of a process whose pod has lost a process, with its exit code."""
     who, solved = f"process {notice.process}", f"with that solved, {again}"
     if notice.code is None:
         return f"{who} is gone; {again}", 75
@@ -87,7 +87,7 @@ class Lifeline:
         return int(self._server.getsockname()[1])
 
     def connect(self, host: str, port: int, token: str, timeout_s: float = _PATIENCE) -> None:
-        """Connect to process 0, as another one; OSError if that cannot be."""
+        """Connect to process 0 from any other process; OSError if that fails."""
         peer = socket.create_connection((host, port), timeout=timeout_s)
         peer.settimeout(None)
         _keep_alive(peer)
@@ -152,7 +152,7 @@ class Lifeline:
                 _thread(self._listen, peer, token)
 
     def _listen(self, peer: socket.socket, token: str) -> None:
-        """Hear, as process 0, who another one is and what it says of itself, until it is gone."""
+        """As process 0, read who another process is and what it reports, until it is gone."""
         process = None  # as long as it may be a stranger
         for message in _messages(peer):
             if process is not None:

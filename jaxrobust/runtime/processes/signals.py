@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 _MOMENT = 0.5  # seconds in which a main thread that runs Python has met the signal
-_LOST = 0  # what a listener is told, beside numbers of signals: Ctrl-C was raised in vain
+_LOST = 0  # what a listener is told, in addition to signal numbers: Ctrl-C was raised in vain
 _DEEP = 12  # frames of the compiler's own that may lie above the one which calls it
 
 
@@ -29,7 +29,8 @@ class Reaction(NamedTuple):
 
 
 def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -> Reaction | None:
-    """Choose the response to SIGTERM or SIGINT beside Python's handler; None: there is none.
+    """Choose the response to SIGTERM or SIGINT in addition to Python's handler; None: there is
+    none.
 
     A training loop `saves`: it takes note and ends. Nothing interrupts a main thread that compiles.
     """

@@ -89,7 +89,7 @@ class NotebookBar(Meter):
 
 
 class LivePanel(Meter):
-    """Some lines of a terminal that are drawn anew; what others print goes above them."""
+    """Some lines of a terminal that are redrawn; other output goes above them."""
 
     def __init__(self, title: str, *, keep: bool) -> None:
         self._title, self._waits = title, ""

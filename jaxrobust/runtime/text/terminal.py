@@ -14,7 +14,7 @@ _below: list[tuple[TextIO, int]] = []  # the line that is written in place, and 
 
 
 def width(stream: TextIO) -> int | None:
-    """Measure the columns of the terminal that a stream is; None where it is none."""
+    """Measure the columns of the terminal that a stream is; None if it is not a terminal."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
     except (OSError, ValueError, AttributeError):  # closed, or a notebook's

@@ -128,7 +128,7 @@ def selection(
 
 
 def _rank(reached: dict, metric: str) -> tuple[bool, float]:
-    """Score weights: a network of one class is below all others, since its robustness is none."""
+    """Score weights: a network of one class is below all others, since it is not robust."""
     return not collapse.proven(reached), reached[metric]
 
 

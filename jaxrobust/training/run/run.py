@@ -352,7 +352,7 @@ def _noted(path: Path, value: dict) -> dict:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise ValueError(f"{content!r} is no JSON object")
+            raise ValueError(f"{content!r} is not a JSON object")
         return content
     except FileNotFoundError:
         if jax.process_index() == 0:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrobust import models
 from jaxrobust.config import Config, TestSection, decoders
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
@@ -73,6 +74,7 @@ def examples(config: Config, name: str, source: registry.Source) -> int:
 def check_preprocessing(config: Config, source: registry.Source) -> None:
     """Refuse a `data.preprocessing` that makes images of another size than the network's."""
     size, wanted = config.model.image_size, config.data.preprocessing
+    models.check_size(size)  # before an image of it is made
     transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
     try:
         shape = transform(source[0].image).shape[:2]

@@ -14,7 +14,7 @@ from jaxrobust.training.run.metrics import Ahead
 from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.weights.store.checkpoint import steps
 
-_DATA = 64  # why a host stops, beside the numbers of signals
+_DATA = 64  # why a host stops, in addition to signal numbers
 
 
 def again(workdir: Path, phases: Sequence[str]) -> str:
@@ -22,7 +22,7 @@ def again(workdir: Path, phases: Sequence[str]) -> str:
     for name in reversed(phases):
         if saved := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
             return f"the same command continues after step {max(saved)} of {name}"
-    return "the same command begins anew, because nothing was saved yet"
+    return "the same command starts over, because nothing was saved yet"
 
 
 class Stopped(Exception):
@@ -146,7 +146,7 @@ class Trouble:
         good = f"The last good checkpoint is step {last} under {latest.directory}"
         there = "go on from there"
         if not last:
-            good, there = "No checkpoint was written yet", "begin anew at step 0"
+            good, there = "No checkpoint was written yet", "start over at step 0"
         return Diverged(
             f"{why}. {good}. Set trouble.rollbacks={more} to {there} with {self._settings.lr} "
             "times the learning rate, or start again in a new --workdir with a lower one or a "

@@ -1,4 +1,4 @@
-"""Where a run can be looked at beside its workdir: TensorBoard and Weights & Biases.
+"""Where a run can be viewed in addition to its workdir: TensorBoard and Weights & Biases.
 
 A tracker gets what `metrics.jsonl` gets, and pictures. It cannot stop a run. Its methods, each of
 which may raise anything:

@@ -100,14 +100,14 @@ FARTHEST = 0.5  # of a batch, by which the nearest one may differ; a wider step 
 
 
 def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
-    """Give each phase the nearest batch that so many devices divide, and say it.
+    """Give each phase the nearest batch that this many devices divide, and say so.
 
     A batch that one device could not take either, because mixing groups, microbatches or groups of
     a batch norm do not divide it, is a mistake of another kind, unless devices do not divide it.
 
     Returns:
       the config, a changed copy where a batch changes, and a sentence for each that does. A batch
-      without another one nearby stays, for `build` to refuse.
+      without a valid one nearby stays, for `build` to refuse.
     """
     sizes, sentences = {}, []
     for name in phases(config):

@@ -149,10 +149,10 @@ def overfitting(
     does not.
 
     The last two evaluations must both be lower than the best by `fall` and by twice the standard
-    error of a difference, so that one bad evaluation, or a small split, is no alarm. `selection`:
-    robust accuracy on the selection split, of so many images, at each evaluation so far;
-    `training`: that of the batches before each of these; NaN, which is no alarm: none was logged.
-    Source: Rice et al. 2020 (arXiv 2002.11569).
+    error of a difference, so that one bad evaluation, or a small split, is not an alarm.
+    `selection`: robust accuracy on the selection split, of this many images, at each evaluation so
+    far; `training`: that of the batches before each of these; NaN, which is not an alarm: none was
+    logged. Source: Rice et al. 2020 (arXiv 2002.11569).
     """
     if len(selection) < 3:
         return None

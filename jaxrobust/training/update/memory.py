@@ -9,11 +9,11 @@ from jaxrobust.types import Array, Params
 
 
 class Memory(NamedTuple):
-    """What a step remembers beside the optimiser's own state; each default remembers nothing.
+    """What a step remembers in addition to the optimiser's state; each default remembers nothing.
 
     `recall(state, batch) -> (stats, batch)`, as the gradients get them;
     `learn(state, opt_state, metrics) -> (opt_state, metrics)`, from this step's metrics;
-    `init(params, stats)`: arrays to store beside the optimiser's state, as a phase begins;
+    `init(params, stats)`: arrays to store with the optimiser's state, as a phase begins;
     `turn(state) -> i32[]`: which of several norms attacks in this step.
     """
 

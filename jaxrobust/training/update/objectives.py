@@ -109,7 +109,7 @@ STATISTICS = ("both", "adversarial")
 
 
 def draws(count: int) -> Callable[[Array | None], tuple[Any, ...]]:
-    """Split a key, or keys [B], for so many passes; None, so many of it."""
+    """Split a key, or keys [B], for this many passes; None gives as many Nones."""
 
     def keys(key: Array | None) -> tuple[Any, ...]:
         if key is None:

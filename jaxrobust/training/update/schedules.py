@@ -101,7 +101,7 @@ def learning_rate(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Callab
 
 
 def cycled_momentum(p: PhaseSection, *, steps_per_epoch: int) -> Callable[..., Any]:
-    """Build step i32[] -> f32[], SGD's momentum beside "one-cycle": from 0.95 down to 0.85 while
+    """Build step i32[] -> f32[], SGD's momentum for "one-cycle": from 0.95 down to 0.85 while
     the rate rises, and back, as PyTorch's OneCycleLR has it by default, once an epoch.
     """
     top = p.warmup_epochs - 1

@@ -64,7 +64,8 @@ class StepParts(NamedTuple):
     """What the step of a phase is made of; `build.phase` fills it."""
 
     augment: BatchAugmentation
-    # (state, control) -> what the attack reads beside keys, images and labels; of all images.
+    # (state, control) -> what the attack reads in addition to keys, images and labels; of all
+    # images.
     attack_options: Callable[[TrainState, Control], dict[str, Array]]
     device_gradients: Callable[..., Any]  # the function of that name, for all devices
     optimizer: Optimiser

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def one_of(key: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise `ValueError` for a value that is none of those that there are."""
+    """Raise `ValueError` for a value that is not one of the choices."""
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{key}={value!r}; one of {', '.join(map(repr, allowed))}")

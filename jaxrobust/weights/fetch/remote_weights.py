@@ -15,7 +15,7 @@ from jaxrobust.runtime.files.download import Tell, Unreachable, check_sha256, fi
 from jaxrobust.weights.store import files
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
-SETTINGS = "config.json"  # what lies beside them
+SETTINGS = "config.json"  # what is next to them
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def fetch(
     source: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
 ) -> tuple[Path, Path | None]:
-    """Download a file into the cache, unless it is there, and the settings beside it, if any."""
+    """Download a file into the cache, unless it is there, and the settings next to it, if any."""
     if source.startswith("hf://"):
         with download.quiet_hub():
             path, settings = _from_hub(source, tell)
@@ -102,7 +102,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         raise ValueError(
             f"{source}: {repository} holds no {name or ' or '.join(WEIGHTS)}; "
             + (f"name one of its files: {', '.join(holds)}" if holds else "")
-            + ("" if holds else "it is no repository of PyTorch weights, give another one")
+            + ("" if holds else "it is not a repository of PyTorch weights, choose a different one")
         )
     return weights, get(SETTINGS)
 

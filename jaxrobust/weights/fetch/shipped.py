@@ -23,7 +23,7 @@ RUNS = {"quickstart": ShippedRun(_HERE / "quickstart", "digits", ("pretrain", "t
 
 
 def kept(name: str) -> Path | None:
-    """Find the folder of a run that ships, by its name; None: there is none of that name."""
+    """Find the folder of a run that ships, by its name; None: no such name."""
     return RUNS[name].folder if name in RUNS else None
 
 

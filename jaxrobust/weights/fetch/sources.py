@@ -31,7 +31,7 @@ class WeightSource(NamedTuple):
     published: str | None = None  # the RobustBench id
     sha256: str | None = None  # of the file, or how it begins
     file: Path | None = None  # of the arrays; None: not here yet, or those of a run
-    settings: Path | None = None  # the `config.json` beside it
+    settings: Path | None = None  # the `config.json` next to it
 
 
 def parse(text: str) -> WeightSource:
@@ -117,13 +117,13 @@ def _unknown(text: str, timm: re.Match | None) -> str:
     near = difflib.get_close_matches(timm[1], timm_names(), n=2, cutoff=0.7) if timm else []
     if timm and near:
         ids = ", ".join(f"{name}.{timm[2]}" for name in near)
-        return f"nothing is there, and timm's {timm[1]} is no network here; did you mean {ids}?"
+        return f"nothing is there, and timm's {timm[1]} is not a network here; did you mean {ids}?"
     suffixes = ", ".join(files.SUFFIXES)
     return f"no such file; give one of {suffixes}, or {KINDS.partition(', ')[2]}"
 
 
 def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:
-    """Bring the file of a source here, and the settings beside it; a run is here already."""
+    """Bring the file of a source here, and the settings next to it; a run is here already."""
     wanted = sha256 or source.sha256
     if source.kind == "remote":
         name = f"{own_id(source.published)}.pt" if source.published else None
@@ -137,7 +137,7 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
 
 
 def settings_of(path: Path | None) -> dict:
-    """Read a `config.json` beside weights, timm's `pretrained_cfg` included."""
+    """Read a `config.json` next to weights, timm's `pretrained_cfg` included."""
     if path is None:
         return {}
     try:

@@ -1,1 +1,1 @@
-"""Names of weights: a reference's become ours and back, heads and stems are drawn anew."""
+"""Names of weights: a reference's become ours and back, heads and stems are newly initialised."""

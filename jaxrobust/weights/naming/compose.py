@@ -1,4 +1,4 @@
-"""Stored weights as those of a network, with stem or head drawn anew."""
+"""Stored weights as those of a network, with a newly initialised stem or head."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def compose(
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     seed: int = 0,
 ) -> Network:
-    """Make stored weights those of a network, with stem and head drawn anew where wanted.
+    """Make stored weights those of a network, with a newly initialised stem and head where wanted.
 
     Args:
       stored: the arrays, float32, and how their names become those of this architecture.
@@ -70,13 +70,13 @@ def compose(
         if row.target is None:
             dropped[key] = row.reason
         elif all(anew.fullmatch(t) for t in targets):
-            dropped[key] = "is drawn anew"
+            dropped[key] = "is newly initialised"
         elif row.resize and (to := shapes.get(targets[0])) not in (
             None,
             stored.arrays[key].shape,
         ):
             resized[targets[0]] = (stored.arrays[key].shape, to)
-    retained = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is drawn anew"}
+    retained = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is newly initialised"}
     values = normalize or tuple((v,) for v in stored.normalize)
     added = {} if stored.our_names else _normalize(retained, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
@@ -85,7 +85,7 @@ def compose(
     except ValueError as error:
         if stem == "keep" and _fits_but_for_stem(stored, retained | added, expected):
             raise ValueError(
-                "only the stem is another one: for a new one set init.stem=fresh (--init_stem of "
+                "only the stem differs: for a new one set init.stem=fresh (--init_stem of "
                 f"jaxrobust import). {error}"
             ) from error
         raise
@@ -108,7 +108,7 @@ def compose(
 
 
 def check_choices(name: str, stem: str, head: str) -> None:
-    """Refuse an `init.stem` or `init.head` that is none, or is not for the network."""
+    """Refuse an `init.stem` or `init.head` that is invalid, or is not for the network."""
     starts_fresh = head.startswith("fresh:")
     of_torch = pytorch.is_name(name)
     for key, value in (("stem", stem), ("head", head)):
@@ -172,7 +172,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
 
     key = jax.random.key(seed)
     drawn = jax.eval_shape(some, key)
-    program = compilation.program("weights drawn anew", drawn)
+    program = compilation.program("weights newly initialised", drawn)
     with compilation.waiting("compiling the draw of new weights", program, say):
         return jax.device_get(jax.jit(some)(key))
 
@@ -217,7 +217,7 @@ def summary(network: Network) -> list[str]:
     """Tell people how weights came about, line by line."""
     lines = [f"{len(network.matched)} arrays from the stored weights"]
     if network.fresh:
-        lines += [f"{len(network.fresh)} drawn anew: {_some(network.fresh)}"]
+        lines += [f"{len(network.fresh)} newly initialised: {_some(network.fresh)}"]
     for reason in dict.fromkeys(network.dropped.values()):
         keys = [key for key, why in network.dropped.items() if why == reason]
         lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]

@@ -1,6 +1,6 @@
 """Weights of the PyTorch reference networks as ours and back: runs the rows of each architecture.
 
-`files.py` reads files into arrays by name; the rows stand beside each architecture in `models/`.
+`files.py` reads files into arrays by name; the rows are next to each architecture in `models/`.
 """
 
 import difflib
@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
-COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
+COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, next to the network as `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
 # What mean and std are called in networks that hold them without a layer.
 _BUFFERS = {

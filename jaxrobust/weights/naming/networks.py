@@ -17,11 +17,13 @@ class Request(NamedTuple):
     """The network that is wanted of stored weights; None: as they say themselves."""
 
     model: str | None = None  # a name of models.available(), or a RobustBench id
-    num_classes: int | None = None  # the head is drawn anew where the source's has another width
+    num_classes: int | None = (
+        None  # the head is newly initialised if the source's has another width
+    )
     keep_head: bool = False  # whatever its width is, where no number of classes is wanted
     image_size: int | None = None  # pixels; positions are resized
     options: dict[str, Any] | None = None  # other fields of the network's row
-    init_stem: bool = False  # draws the stem anew
+    init_stem: bool = False  # initialises a new stem
     raw: bool = False  # takes images that no settings normalise, as a stem that is drawn later does
     which: str | None = None  # ema or raw; None: the averaged ones where the source says so
     normalize: str = "auto"  # or none, imagenet: of weights that hold no mean and std
@@ -57,7 +59,7 @@ def network(artifact: Artifact, request: Request) -> Network:
     as_stored = not (network.fresh or network.resized or request.raw or request.normalize != "auto")
     if exported and as_stored and network.weights_sha256 != exported:
         raise ValueError(
-            f"{facts.where} holds other weights than config.json beside it describes (another "
+            f"{facts.where} holds other weights than config.json next to it describes (another "
             "sha256); get both again"
         )
     return network

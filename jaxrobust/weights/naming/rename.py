@@ -72,7 +72,7 @@ def compared(name: str | None, stored_shapes: Shapes, shapes: Shapes) -> str:
         ", ".join(f"{key}={options[key]!r}" for key in other if key in options)
         for options in (stored, expected)
     )
-    here = f"this {name} has {instead}" if instead else f"this {name} is another one"
+    here = f"this {name} has {instead}" if instead else f"this {name} is different"
     return f"their shapes are those of {words}, and {here}; give {words} as options of the network"
 
 

@@ -1,4 +1,4 @@
-"""Certificates: the JSON beside weights that says how well a conversion agrees, for the loaders.
+"""Certificates: the JSON next to weights that says how well a conversion agrees, for the loaders.
 
 jaxrobust certificate measures and writes it.
 """
@@ -28,7 +28,7 @@ def line(weights: Path) -> str | None:
 
 
 def check(weights: Path) -> None:
-    """Refuse a file that is not what a certificate or `config.json` beside it describes."""
+    """Refuse a file that is not what a certificate or `config.json` next to it describes."""
     _read(weights)
     if weights.name == WEIGHTS:
         weights_folder.about(weights.parent)
@@ -56,7 +56,7 @@ def options(
     stored: tuple[str, dict[str, Any]] | None,
     where: Path | str,
 ) -> dict[str, Any]:
-    """Choose the options of stored weights of `name`: those beside them, else the given ones."""
+    """Choose the options of stored weights of `name`: those next to them, else the given ones."""
     own = models.computed(name if pytorch.is_name(name) else models.known(name), given or {})
     if given:  # fields that make no other network contradict nothing
         given = {key: value for key, value in given.items() if key in own} or None
@@ -65,7 +65,7 @@ def options(
     if models.computed(name, ours) != models.computed(model, theirs):
         raise ValueError(
             f"{where} holds the weights of {models.words(model, theirs)}, as is written in or "
-            f"beside it, not of {models.words(name, ours)}; leave out the flag that says otherwise"
+            f"next to it, not of {models.words(name, ours)}; leave out the flag that says otherwise"
         )
     return models.essential(name, ours)
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run, written in the background by Orbax, the latest one kept.
 
-Beside the arrays of a step, `meta/metadata` holds JSON with the SHA-256 of each array and one of
+Next to the arrays of a step, `meta/metadata` holds JSON with the SHA-256 of each array and one of
 itself. Of arrays that `fsdp` splits over several hosts, `meta/blocks_0`, `blocks_1`, ... hold those
 of the blocks that each process wrote. They are compared whenever a checkpoint is read.
 """
@@ -84,7 +84,8 @@ class Checkpoints:
         last = max(filter(self._whole, saved), default=None)
         if saved and saved[-1] != last:  # nothing of ours; Orbax would take it
             raise ValueError(
-                f"{self.directory / str(saved[-1])} is no whole checkpoint: move it away, and the "
+                f"{self.directory / str(saved[-1])} is not a complete checkpoint: move it away, "
+                f"and the "
                 f"same command continues at {f'step {last}' if last else 'the start'}"
             )
         if not (read_only or keep_all) and jax.process_index() == 0:
@@ -155,7 +156,7 @@ class Checkpoints:
         return arrays
 
     def meta(self, step: int) -> dict:
-        """Read the JSON that was saved beside the arrays."""
+        """Read the JSON that was saved next to the arrays."""
         meta = self._read_meta(step)
         return {key: value for key, value in meta.items() if key not in (_ARRAYS, _SEAL)}
 

@@ -20,13 +20,13 @@ Arrays = dict[str, np.ndarray]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".th")
 # Where checkpoints keep the state dict of a network; nested ones are followed.
 _PLAIN = ("state_dict", "model_state_dict", "model", "net")
-# And where that of an average beside it: state_dict_ema, model_ema, swa_model_state_dict, ...
+# And where that of an average next to it: state_dict_ema, model_ema, swa_model_state_dict, ...
 _AVERAGE = re.compile(
     r"(?:state_dict_|model_|net_)?(?:ema|swa|wa|averaged)(?:_model|_net)?(?:_state_dict)?"
 )
 # The other way round, from the training code of Rade and Moosavi-Dezfooli 2022, of which that of
 # most recipes with averaging came: `model_state_dict` is the average, and the raw weights are
-# beside it, as `unaveraged_model_state_dict`.
+# next to it, as `unaveraged_model_state_dict`.
 _UNAVERAGED = "unaveraged_"
 _INSIDE = ("module", "shadow")  # where the state of an average keeps it
 WHICH = {"ema": "averaged", "raw": "raw"}  # for messages
@@ -85,7 +85,7 @@ def _parts(path: Path) -> list[Path]:
     parts = [path.with_name(f"{stem}-{i:05d}-of-{count}{suffix}") for i in range(1, int(count) + 1)]
     if missing := [part.name for part in parts if not part.is_file()]:
         raise ValueError(
-            f"{path} is one of {len(parts)} parts, and {', '.join(missing)} is not beside it; get "
+            f"{path} is one of {len(parts)} parts, and {', '.join(missing)} is not next to it; get "
             "all of them"
         )
     return parts
@@ -157,7 +157,7 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors, and reading that would run code from "
-            "it; where you trust it, save it anew with torch.save(model.state_dict(), ...) or as "
+            "it; if you trust it, save it again with torch.save(model.state_dict(), ...) or as "
             ".safetensors"
         ) from error
     except Exception as error:  # EOFError, RuntimeError, ...: whatever the bytes lead to
@@ -184,7 +184,7 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
         except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, 8 bits, ...
             kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
             raise ValueError(
-                f"{path}: {key} is no plain array ({kind}); save it anew in float32"
+                f"{path}: {key} is not a plain array ({kind}); save it again in float32"
             ) from error
     return stored._replace(arrays=arrays)
 

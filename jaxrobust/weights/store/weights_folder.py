@@ -27,7 +27,7 @@ _PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int |
 
 
 def about(folder: Path) -> dict[str, Any] | None:
-    """Read the `config.json` of a folder; None if it is no folder of weights."""
+    """Read the `config.json` of a folder; None if it is not a folder of weights."""
     path = folder / CONFIG
     if not path.is_file():
         return None
@@ -50,7 +50,7 @@ def about(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{folder} has a {CONFIG} but no {WEIGHTS}; get both")
     if file_sha256(weights) != config["sha256"]:
         raise ValueError(
-            f"{weights} is not the file that {CONFIG} beside it describes (another sha256); get "
+            f"{weights} is not the file that {CONFIG} next to it describes (another sha256); get "
             "both again"
         )
     return config
@@ -59,7 +59,8 @@ def about(folder: Path) -> dict[str, Any] | None:
 def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
     """Say in a safetensors file's metadata whose weights it holds.
 
-    Nothing beside it: safetensors writes several entries in any order, so that no hash would agree.
+    Nothing next to it: safetensors writes several entries in any order, so that no hash would
+      agree.
     """
     return {_NETWORK: json.dumps({"architecture": architecture, "options": options})}
 

@@ -81,8 +81,8 @@ def of_config(
     """List the facts of one run up to a phase; `data`: what it noted of its data sets.
 
     A pass is one over an image: an attack of K steps costs K passes forward and backward before
-    that of the update, and those of several norms at once so many times as much, see `mixes.cost`;
-    rounded up.
+    that of the update, and those of several norms at once that many times as much, see
+    `mixes.cost`; rounded up.
     """
     rows: list[dict[str, Any]] = []
     names, passes = list(config.phases), 0.0

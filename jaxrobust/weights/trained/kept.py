@@ -78,7 +78,7 @@ def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Wei
 
 def selected(workdir: Path) -> ChosenWeights:
     """Read the choice among a run's weights, made on its selection split."""
-    runs.run_config(workdir)  # refuses what is no run
+    runs.run_config(workdir)  # refuses what is not a run
     path = workdir / SELECTION
     if not path.is_file():
         raise ValueError(

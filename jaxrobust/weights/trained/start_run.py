@@ -1,4 +1,4 @@
-"""The run that another one starts from: `init.weights=run:CONFIG`, beside its workdir.
+"""The run that another run starts from: `init.weights=run:CONFIG`, next to its workdir.
 
 `run:convstem_pretraining:vit_s_cvst` is the run of that config, in the folder that training gives
 it by itself, `convstem_pretraining-vit_s_cvst`. All runs of a folder share it.
@@ -30,7 +30,7 @@ _FREE_OPTIONS = ("bn_group",)  # of a network: checkpoints say which images were
 
 
 class StartRun(NamedTuple):
-    """A run that another one starts from."""
+    """A run that another run starts from."""
 
     named: str  # its config, FILE[:ARGUMENTS]
     folder: Path
@@ -53,7 +53,7 @@ def named(weights: str | None) -> str | None:
 
 
 def folder(start: str, workdir: Path) -> Path:
-    """Return the folder of a start, beside the workdir of what starts from it."""
+    """Return the folder of a start, next to the workdir of what starts from it."""
     return workdir.parent / arguments.run_name(start)
 
 
@@ -150,7 +150,9 @@ def _imported(weights: str | None) -> str | None:
 
 
 def imported_from(about: dict[str, Any]) -> str | None:
-    """Return the name of what a folder was imported from, if nothing in it was drawn anew."""
+    """Return the name of what a folder was imported from, if nothing in it was newly
+    initialised.
+    """
     if about.get("drawn"):
         return None
     return about.get("published_id") or str(about.get("source")).removeprefix("hf://timm/")

@@ -28,7 +28,9 @@ class Variant(NamedTuple):
     stem: int = 24  # channels of the first convolution
     small_stem: bool = True  # for 32 px: 3x3, stride 1; else 7x7, stride 2, norm, pooling
     activation: str = "relu"
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last layer's channels; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each layer in the backward pass instead of storing it

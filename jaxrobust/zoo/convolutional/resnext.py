@@ -30,7 +30,9 @@ class Variant(NamedTuple):
     width: int = 64  # channels of a group in the first stage; they double with each stage
     small_stem: bool = True  # for 32 px: 1x1, stride 1, no pooling; else 7x7, stride 2, pooling
     activation: str = "relu"
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

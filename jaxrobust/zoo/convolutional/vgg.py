@@ -30,7 +30,9 @@ class Variant(NamedTuple):
     pool: int = 1  # side of the map that linear maps read; 1: the mean of all pixels
     activation: str = "relu"
     dropout: float = 0.0  # behind each of the hidden linear maps
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # there is no residual branch, so none is left out
     in_channels: int = 3
     remat: bool = False  # recompute each convolution and norm in the backward pass

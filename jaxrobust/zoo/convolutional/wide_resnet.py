@@ -30,7 +30,9 @@ class Variant(NamedTuple):
     width: int  # 16, 32, 64 times it are the channels of the stages
     activation: str = "relu"
     dropout: float = 0.3  # between the two convolutions of a block
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

@@ -10,7 +10,7 @@ from jaxrobust.types import Array, Classifier, Params
 
 # A helper example lies so often as far from its image as the attacked one: the authors' default.
 REACH = 2.0
-HELPER = "helper."  # begins the names of the helper network's arrays, beside the statistics
+HELPER = "helper."  # begins the names of the helper network's arrays, next to the statistics
 
 
 def memory() -> Memory:
@@ -28,7 +28,9 @@ def memory() -> Memory:
 
 
 def without_helper(net: Classifier) -> Classifier:
-    """Let a network be given statistics with a helper's arrays beside them, which it leaves out."""
+    """Let a network be given statistics with a helper's arrays next to them, which it leaves
+    out.
+    """
 
     def apply(params: Params, stats: Params, images: Array, **mode: Any) -> tuple[Array, Params]:
         stats = {name: a for name, a in stats.items() if not name.startswith(HELPER)}

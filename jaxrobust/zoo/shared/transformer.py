@@ -135,7 +135,7 @@ def grid_of(image_size: int, patch: int) -> int:
 
 
 def check(v: Any, *positive: str) -> None:
-    """Raise `ValueError` where a row's activation is unknown or a number is no positive one."""
+    """Raise `ValueError` where a row's activation is unknown or a number is not a positive one."""
     architecture_checks.check_row(v, **dict.fromkeys((*positive, "in_channels"), 1))
     if "heads" in positive and v.dim % v.heads:
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}: each has a part of it")

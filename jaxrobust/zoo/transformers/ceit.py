@@ -44,7 +44,9 @@ class Variant(NamedTuple):
     patch: int = 4  # of the stem's map, which has a quarter of the image's side
     stem_width: int = 32
     activation: str = "gelu"  # of the feed-forwards
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
@@ -136,7 +138,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if image_size < 4 or side < v.patch or side % v.patch:
         near = max(1, round(side / v.patch)) * 4 * v.patch
         raise ValueError(
-            f"image_size={image_size}: the stem's map of {side}x{side} is not whole patches of "
+            f"image_size={image_size}: the stem's map of {side}x{side} does not divide into "
+            f"patches of "
             f"{v.patch}x{v.patch}; use image_size={near}, or another patch"
         )
     return lambda rngs: CeiT(v, num_classes, side // v.patch, rngs)

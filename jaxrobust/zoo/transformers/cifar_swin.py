@@ -144,7 +144,7 @@ def _check_size(v: Variant, height: int, width: int) -> None:
         if (side := height // multiple) % v.window:
             raise ValueError(
                 f"patch={v.patch} and merges={v.merges} leave a map of {side} in stage {stage}, "
-                f"which is no whole number of windows of {v.window}; {remedy}"
+                f"which is not a whole number of windows of {v.window}; {remedy}"
             )
 
 
@@ -168,7 +168,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 
 def _mask(target: Mapping[str, Any], match: Match[str]) -> np.ndarray:
-    """Compute the masks that the reference stores beside a table: -inf between the parts of a
+    """Compute the masks that the reference stores next to a table: -inf between the parts of a
     window in the last row, or the last column, of windows.
     """
     table = target[match.expand(r"\1\2.attn.pos_embedding")]

@@ -41,7 +41,9 @@ class Variant(NamedTuple):
     heads: int = 8
     head_dim: int = 32
     activation: str = "gelu"  # everywhere; or relu, silu, softplus
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
@@ -189,7 +191,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a table of position biases for a smaller map: every offset keeps its bias.
 
-    What is no such table, or has other heads, comes back as it is.
+    What is not such a table, or has other heads, comes back as it is.
 
     Raises:
       ValueError: the new map is larger, so that there are offsets without a bias.
@@ -205,7 +207,7 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _index(target: Mapping[str, Any], match: Match[str]) -> np.ndarray:
-    """Compute the index that the reference stores beside a table: the row that each pair reads."""
+    """Compute the index that the reference stores next to a table: the row that each pair reads."""
     entries = target[match.expand(r"stages.\1.\2.attn.relative_bias_table")].shape[0]
     return relative_index((math.isqrt(entries) + 1) // 2).reshape(-1, 1)
 

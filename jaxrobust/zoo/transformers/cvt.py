@@ -40,7 +40,9 @@ class Variant(NamedTuple):
     window: int = 3  # of the first convolution, odd; those of the other stages have 3
     patch: int = 2  # and its stride; those of the other stages have 2
     activation: str = "gelu"  # of the feed-forward parts; or relu, silu, softplus
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

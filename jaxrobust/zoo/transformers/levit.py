@@ -2,7 +2,7 @@
 
 Source: Graham et al. 2021 (arXiv 2104.01136), as facebookresearch/LeViT (3772b8e) has it, with one
 classifier. The study names a LeViT of 6.67M parameters and no definition; none of the public ones
-has so many, and thousands of settings would. At 32 px this is the official network, 7.01M, whose
+has this many, and thousands of settings would. At 32 px this is the official network, 7.01M, whose
 stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left.
 """
 
@@ -38,7 +38,9 @@ class Variant(NamedTuple):
     stem_strides: tuple[int, ...] = (2, 2, 1, 1)  # of four convolutions
     activation: str = "hard_swish"  # everywhere
     scale_init: float = 0.0  # of the last norms of the residual branches
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

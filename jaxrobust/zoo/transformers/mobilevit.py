@@ -38,7 +38,9 @@ class Variant(NamedTuple):
     head_width: int = 8
     expansion: int = 4  # of the bottlenecks, and of the channels before the classifier
     activation: str = "silu"  # everywhere
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last transformer layer; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each transformer layer in the backward pass
@@ -77,7 +79,7 @@ class Layer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """3x3 and 1x1 convolution, layers over the patches, 1x1 back; 3x3 of that beside x."""
+    """3x3 and 1x1 convolution, layers over the patches, 1x1 back; 3x3 of that next to x."""
 
     def __init__(self, channels: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim = v.dims[stage]
@@ -165,7 +167,8 @@ def _check_maps(v: Variant, image_size: int) -> None:
         if i >= plain and (side < _PATCH or side % _PATCH):
             raise ValueError(
                 f"image_size={image_size}: transformer {i - plain + 1} of {len(v.dims)} has a map "
-                f"of {side}x{side}, which is not whole patches of {_PATCH}x{_PATCH}; use an "
+                f"of {side}x{side}, which does not divide into patches of {_PATCH}x{_PATCH}; use "
+                f"an "
                 f"image_size that is a multiple of {step}, or smaller strides"
             )
 

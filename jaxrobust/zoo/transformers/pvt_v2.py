@@ -1,7 +1,8 @@
 """PVTv2-B1 "linear": keys and values from 7 x 7 means of the map.
 
 Where the map is smaller, as in the last stages at 32 px, the 7 x 7 means repeat its pixels. The
-feed-forward part has a ReLU in front of its depthwise convolution beside the activation behind it.
+feed-forward part has a ReLU before its depthwise convolution, in addition to the activation after
+it.
 
 Source: Wang et al. 2022 (arXiv 2106.13797), as timm 1.0.9 (Apache-2.0) has `pvt_v2_b1` with
 `linear=True`, at 224 px too. The study's patches of 4, 2 and 1 pixels are the stride of the first

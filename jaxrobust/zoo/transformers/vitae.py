@@ -1,9 +1,9 @@
-"""ViTAE-S: convolutions beside attention, of several dilations where the map shrinks.
+"""ViTAE-S: convolutions parallel to attention, of several dilations where the map shrinks.
 
 Source: Xu et al. 2021 (arXiv 2106.03348), as Annbless/ViTAE (a4c31bb) has it under the name
 ViTAE_basic_14: no positions, no class token and no norm before the classifier; the last cell that
-shrinks the map has neither attention nor convolutions beside it. At 32 px four tokens are left. The
-study counts the network of 1000 classes.
+shrinks the map has neither attention nor convolutions parallel to it. At 32 px four tokens are
+left. The study counts the network of 1000 classes.
 """
 
 import math
@@ -48,10 +48,12 @@ class Variant(NamedTuple):
     depth: int = 14  # of the cells behind them
     heads: int = 6
     mlp_ratio: int = 3
-    groups: int = 96  # of the convolutions beside attention
-    activation: str = "gelu"  # beside the SiLU of the convolutions beside attention
+    groups: int = 96  # of the convolutions parallel to attention
+    activation: str = "gelu"  # in addition to the SiLU of the convolutions parallel to attention
     dropout: float = 0.1  # in the cells that shrink the map
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last cell; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each cell in the backward pass instead of storing it

@@ -237,7 +237,8 @@ class RefusedTest(CifarCase):
 
     def test_no_file(self):
         self.assertRegex(
-            self.refused("cifar10", "--from", self.root / "x"), "x is no file, such as cifar-10-pyt"
+            self.refused("cifar10", "--from", self.root / "x"),
+            "x is not a file, such as cifar-10-pyt",
         )
         self.assertRegex(
             self.refused("cifar10", "--from", self.root), "is a folder; give the archive itself"
@@ -269,7 +270,7 @@ class RefusedTest(CifarCase):
          r"its images are float64\[12, 3\]"),
         ({"test_batch": made.pickled(
             {"data": np.zeros((12, 3072), np.uint8), "labels": [10] * 12}
-        )}, "label of test are none of its 10 classes"),
+        )}, "label of test are outside its 10 classes"),
         ({"test_batch": made.pickled(
             {"data": np.zeros((11, 3072), np.uint8), "labels": [1] * 11}
         )}, "it holds {'train': 25, 'test': 11} images"),
@@ -302,7 +303,7 @@ class RefusedTest(CifarCase):
             ended = command_calls.ended(lambda words=words: prepare.main(list(words)))
             self.assertEqual(ended.code, 2)
             self.assertIn(why, ended.error)
-        self.assertIn("--form is no flag", self.refused("cifar10", "--form", "x"))
+        self.assertIn("--form is not a flag", self.refused("cifar10", "--form", "x"))
         self.assertIn("give --from to write", self.refused("cifar10", "--check", "--from", "x"))
 
 

@@ -182,7 +182,7 @@ class GeneratedTest(parameterized.TestCase):
 
 
 class TrainingTest(parameterized.TestCase):
-    """A real source of arrays beside shards."""
+    """A real source of arrays next to shards."""
 
     def setUp(self):
         super().setUp()

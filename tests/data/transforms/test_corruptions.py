@@ -283,7 +283,7 @@ class AllTest(parameterized.TestCase):
     @pytest.mark.slow
     @absltest.skipUnless(CIFAR.exists(), paths.NO_SHARED)
     def test_moments_of_5000_images(self):
-        """What our draws do to CIFAR-10 in the mean, beside the reference's generator: per image
+        """What our draws do to CIFAR-10 in the mean, next to the reference's generator: per image
         the mean change and the size of the change, their mean and their spread over the images.
 
         Means may differ by five standard errors, spreads by 8% (of 5,000 values that is five

@@ -1,4 +1,4 @@
-"""Bytes to pixels against Pillow, and the refusal of what is no image."""
+"""Bytes to pixels against Pillow, and the refusal of what is not an image."""
 
 import io
 import random

@@ -55,12 +55,16 @@ class CompiledTest(parameterized.TestCase):
         self.assertTrue(total.inside)
         self.assertEqual((total.times, total.bytes, total.arrays), (steps, 64, 1))
         self.assertEqual(total.sent, 2 * 64 * 7 / 8)
-        self.assertEqual(total.parameters, ())  # what a loop carries on is no parameter
+        self.assertEqual(total.parameters, ())  # what a loop carries on is not a parameter
 
     @sweeps.rows(
         (lambda x: total(repeat(5, x, jnp.tanh)), False, 1),  # after a loop
         (lambda x: repeat(3, x, lambda x: repeat(4, x, lambda x: jnp.tanh(total(x)))), True, 12),
-        (jax.named_scope("attack")(lambda x: total(jnp.tanh(x))), True, 1),  # though it is no loop
+        (
+            jax.named_scope("attack")(lambda x: total(jnp.tanh(x))),
+            True,
+            1,
+        ),  # though it is not a loop
     )
     def test_a_sum_is_inside_of_loops_and_of_the_attack(self, f, inside, times):
         (only,) = found(compiled(f, array(8, 16), split=[0])).values()
@@ -157,8 +161,8 @@ class CompiledTest(parameterized.TestCase):
 
 
 # Cut down from programs that libtpu 0.0.42 made for v5e:4x4 and v5e:2x2; bodies as it writes them:
-# a gather that runs beside a product of matrices (its start, the fusion it runs in, and its end),
-# the same beside a loop of four, written as a sum of zeros into which each chip has put its part,
+# a gather that runs next to a product of matrices (its start, the fusion it runs in, and its end),
+# the same next to a loop of four, written as a sum of zeros into which each chip has put its part,
 # and with a start and an end of its own; a loop whose trip count is in its comparison alone.
 TEXTS = {path.stem: path.read_text() for path in (paths.ROOT / "tests/golden/hlo").glob("*.txt")}
 LOOP = TEXTS["loop"]
@@ -225,7 +229,7 @@ class TpuTextTest(parameterized.TestCase):
     @sweeps.rows(
         # The part that is placed (8 rows) and the one that is taken (16), not the 1,024 rows.
         ("parameter(0)", "dynamic-slice(%whole.1, %at.1, %at.1)", 8 + 16),
-        # Zeros are no array of before: all that is written counts.
+        # Zeros are not array of before: all that is written counts.
         ("broadcast(%at.1), dimensions={}", "dynamic-slice(%whole.1, %at.1, %at.1)", 1024),
         ("parameter(0)", "slice(%whole.1), slice={[0:16], [0:128]}", 8 + 1024),
         # What is computed of the array with its new part reads all, and writes all.

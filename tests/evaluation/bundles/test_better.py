@@ -152,7 +152,7 @@ class BetterTest(parameterized.TestCase):
         self.assertIn("it is not ranked", plain["said"])
 
     def test_one_erased_is_no_gain(self):
-        """One image may fall to another seed, which is no accusation; the number is honest."""
+        """One image may fall to another seed, which is not an accusation; the number is honest."""
         some_erased(1)(self.folder, None)
         code, said, plain = self.verified(self.folder)
         honest = claims.read(self.honest).record["robust"]
@@ -163,7 +163,7 @@ class BetterTest(parameterized.TestCase):
         self.assertAlmostEqual(row["robust"], honest)
 
     def test_verdicts_of_another_network(self):
-        """The bundle of one network beside the weights of another."""
+        """The bundle of one network next to the weights of another."""
         code, said, plain = self.verified(self.folder, function="softmax")
         self.assertEqual((code, plain["other_network"]), (1, True), said)
 

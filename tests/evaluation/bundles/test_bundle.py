@@ -206,7 +206,7 @@ class WrittenTest(parameterized.TestCase):
             (folder / name).unlink()
             with self.assertRaisesRegex(ValueError, f"{name} is missing; get the bundle again"):
                 claims.read(folder)
-        with self.assertRaisesRegex(ValueError, "no bundle, it has no SHA256SUMS; give"):
+        with self.assertRaisesRegex(ValueError, "not a bundle, it has no SHA256SUMS; give"):
             claims.read(self.folder / "nowhere")
         changed(self.folder, schema=contradictions.CORRUPTED_SCHEMA + 1)
         with self.assertRaisesRegex(ValueError, "schema 4, and this program knows up to 3; use"):

@@ -39,7 +39,7 @@ class Case(parameterized.TestCase):
         return judged, "\n".join(findings.lines(read, judged))
 
     def read(self) -> str:
-        """Return why the folder is no bundle."""
+        """Return why the folder is not a bundle."""
         with self.assertRaises(ValueError) as caught:
             claims.read(self.folder)
         return str(caught.exception)
@@ -190,8 +190,8 @@ class ForgedTest(Case):
 
     @parameterized.parameters(
         ({"right": "01"}, "has '01' for image 3, and needs 4 of 0 and 1"),
-        ({"right": 11}, "has 11 for the right of line 4, which is none"),
-        ({"label": 10}, "has the label 10 for image 3, which is no class"),
+        ({"right": 11}, "has 11 for the right of line 4, which is invalid"),
+        ({"label": 10}, "has the label 10 for image 3, which is not a class"),
         ({"image": 4}, "has an image twice: 4"),
         ({"sha256": "x"}, "has 'x' for the sha256 of image 3"),
     )
@@ -208,7 +208,7 @@ class ForgedTest(Case):
         ({"split_images": 7}, "is of 40 images of a split that has 7"),
         ({"corruptions": ["fog-1"]}, "is of ['fog-1'], and its record of clean, fog-1, fog-4"),
         ({"image": [8, 9, 3]}, "has images of the shape [8, 9, 3], and its record is of 8 pixels"),
-        ({"schema": 2}, "it has None for the verdict of line 1, which is none"),
+        ({"schema": 2}, "it has None for the verdict of line 1, which is invalid"),
     )
     def test_facts(self, changes, said):
         bundles.changed(self.folder, **changes)
@@ -274,7 +274,7 @@ class ProgramTest(Case):
         (self.images / "fog.npy").unlink()
         code, said = self.ran()
         self.assertEqual((code, said.count("\n")), (2, 1), said)
-        self.assertIn("fog.npy is no .npy file that can be read", said)
+        self.assertIn("fog.npy is not a .npy file that can be read", said)
         shutil.rmtree(self.images)
         self.images.touch()
-        self.assertIn("is no folder; a bundle of common corruptions needs one", self.ran()[1])
+        self.assertIn("is not a folder; a bundle of common corruptions needs one", self.ran()[1])

@@ -313,8 +313,8 @@ class FunctionTest(Case):
         self.assertIn("not confirmed: not among the images that were given", printed)
 
     @sweeps.rows(
-        ({"images": "none.npy"}, "none.npy is no .npy file that can be read"),
-        ({"images": "linear.py"}, "linear.py is no .npy file that can be read"),
+        ({"images": "none.npy"}, "none.npy is not a .npy file that can be read"),
+        ({"images": "linear.py"}, "linear.py is not a .npy file that can be read"),
         (
             {"images": "channels.npy"},
             r"is uint8\(397, 1, 8, 8\); the bundle needs uint8 or float32",
@@ -425,7 +425,9 @@ class NetworkTest(absltest.TestCase):
             with self.assertRaisesRegex(ValueError, f":{name} gives no torch.nn.Module; name one"):
                 claims_torch.network(f"{path}:{name}", "cpu")
         for name in (path, "net:", ":load", ""):
-            with self.assertRaisesRegex(ValueError, f"^--module {name} is no FILE.py:NAME, such"):
+            with self.assertRaisesRegex(
+                ValueError, f"^--module {name} is not a FILE.py:NAME, such"
+            ):
                 claims_torch.network(name, "cpu")
         for file in ("nowhere.py", "no_such.package"):
             with self.assertRaisesRegex(ValueError, f"^--module {file}: .*No "):

@@ -196,7 +196,7 @@ class LedgerTest(parameterized.TestCase):
 
     def test_another_evaluation(self):
         self.written()
-        self.opened(network="a name").close()  # which is no part of an evaluation
+        self.opened(network="a name").close()  # which is not part of an evaluation
         search = {"arrays": "x", "program": "p"}
         for changes, words in (
             ({"seed": 1}, "seed is 0 there, 1 here"),

@@ -231,7 +231,7 @@ class LinfTest(_OfANorm, parameterized.TestCase):
             label = LABELS[place]
             gaps = logits[place, label] - logits[place]
             slopes = np.abs(WEIGHTS - WEIGHTS[:, label : label + 1]).sum(0)
-            slopes[label] = 1e-9  # which comes last: it is no target
+            slopes[label] = 1e-9  # which comes last: it is not a target
             order = np.argsort(np.where(np.arange(10) == label, np.inf, gaps / slopes))
             self.assertEqual(row["tried"]["targets"], order[:4].tolist())
             checked += 1

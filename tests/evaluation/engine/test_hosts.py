@@ -236,7 +236,7 @@ class CommandTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_two_hosts_judge_a_randomised_network_as_one(self):
-        """Draws belong to the image: by the majority, and by one draw beside it."""
+        """Draws belong to the image: by the majority, and by one draw next to it."""
         folder = Path(self.create_tempdir())
         (folder / "nets.py").write_text(RANDOM)
         command = ["-m", "jaxrobust.evaluate", f"--function={folder / 'nets.py'}:logits_fn"]

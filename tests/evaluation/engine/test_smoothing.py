@@ -1,4 +1,4 @@
-"""Randomised smoothing beside the authors' procedure on the same draws, and a known radius."""
+"""Randomised smoothing next to the authors' procedure on the same draws, and a known radius."""
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ class DrawsTest(parameterized.TestCase):
 
 class TilesTest(absltest.TestCase):
     def test_votes_are_counted_without_tiles(self):
-        """Tiles are off by 2,000 times the direct form's error beside a bright pixel, and nothing
+        """Tiles are off by 2,000 times the direct form's error next to a bright pixel, and nothing
         confirms a vote.
         """
         kernel = RNG.normal(size=(3, 3, 64, 64)).astype(np.float32)

@@ -87,7 +87,7 @@ class ConvolveTest(parameterized.TestCase):
 class LayoutTest(parameterized.TestCase):
     @sweeps.rows((2, False), (8, True))
     def test_maps_are_measured_where_they_are(self, side, expected):
-        """Channels in front are no height."""
+        """Channels in front are not height."""
         numbers = ("NCHW", "OIHW", "NCHW")
 
         def network(x, kernel):

@@ -89,7 +89,11 @@ class NearTest(parameterized.TestCase):
         ([[10, 1]], [[10, 1.11]], False),
         ([[10, 1]], [[10.1, 1.1005]], True),  # the longer of both counts
         ([[10, 1], [1, 1]], [[10, 1], [1, 1.02]], False),  # each row by its own length
-        ([[10, 1], [1e-9, 0]], [[10, 1], [1e-9, 9e-8]], True),  # but what is rounding beside others
+        (
+            [[10, 1], [1e-9, 0]],
+            [[10, 1], [1e-9, 9e-8]],
+            True,
+        ),  # but what is rounding next to others
         ([[10, 1], [1e-9, 0]], [[10, 1], [1e-9, 2e-7]], False),
         ([[-1, -1]], [[-1, -1]], True),
         ([[-1, -1]], [[1, 1]], False),

@@ -275,7 +275,7 @@ class RunTest(OfRun):
         ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
         ({"norm": "l3", "epsilon": "1"}, "--norm=l3 is unknown; one of linf"),
-        ({"n": -1}, "--n=-1 is no number of images: 1 or more, or --n=all"),
+        ({"n": -1}, "--n=-1 is not a number of images: 1 or more, or --n=all"),
         ({"phase": "test"}, "--phase=test is unknown; one of pretrain, train"),
         ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
         ({"dataset": "digitz"}, "digitz"),
@@ -419,8 +419,8 @@ class FileTest(parameterized.TestCase):
             self.assertEmpty(target.of_file("convnext_n", file).network.options)
 
     @sweeps.rows(
-        ("{", "--options={ is no dict; write one such as"),
-        ("[]", r"--options=\[\] is no dict"),
+        ("{", "--options={ is not a dict; write one such as"),
+        ("[]", r"--options=\[\] is not a dict"),
         ("{'strides': 3}", r"unknown option \['strides'\] for convnext_n; it takes"),
         ("{'dims': 'abc'}", "dims='abc' of convnext_n must be a tuple of integers"),
     )
@@ -438,7 +438,7 @@ class FileTest(parameterized.TestCase):
         self.assertIn("not of xcit_n12_p4 without options; leave out", said)
 
     @sweeps.rows(
-        ({"dataset": None}, "a network that is no run needs --dataset NAME"),
+        ({"dataset": None}, "a network that is not a run needs --dataset NAME"),
         ({"weights": None}, "--model needs --weights PATH"),
         ({"weights": "none.pt"}, r"none\.pt: no such file"),
         ({"model": "resnext"}, "unknown model 'resnext'"),
@@ -479,8 +479,8 @@ class CommandLineTest(parameterized.TestCase):
         self.assertIn("Exit codes", printed)
 
     @sweeps.rows(
-        (["--atack=clean"], "--atack is no flag; did you mean --attack. --help lists them"),
-        (["--n=many"], "--n=many is no number of images: 1 or more, or --n=all"),
+        (["--atack=clean"], "--atack is not a flag; did you mean --attack. --help-all lists them"),
+        (["--n=many"], "--n=many is not a number of images: 1 or more, or --n=all"),
         (["a", "b"], "'b' is one word too many; name one network"),
     )
     def test_mistakes_in_flags(self, arguments, message):

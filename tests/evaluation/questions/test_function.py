@@ -130,7 +130,7 @@ class FunctionTest(parameterized.TestCase):
         ({}, "labels", r"gives \(8,\) for 8 images; return logits"),
         ({}, "broken", r"my_net.py, line \d+: TypeError: cannot reshape array of shape"),
         ({}, "numpy", "turns its images into NumPy arrays; write it with jax.numpy"),
-        ({}, "number", "number is no function, but of type int"),
+        ({}, "number", "number is not a function, but of type int"),
         ({}, "absent", "my_net.py has no 'absent'; it has linear, closure"),
         ({"dataset": None}, "logits_fn", "--function needs --dataset NAME, such as"),
         ({"epsilon": None}, "logits_fn", "give --epsilon, in units"),

@@ -344,7 +344,7 @@ class SubjectTest(parameterized.TestCase):
         ):
             subject, call = self.settled(origin, **changes)
             self.assertEqual((subject.split, call.args[1]), (split, split), str(changes))
-        with self.assertRaisesRegex(ValueError, "a network that is no run needs --dataset NAME"):
+        with self.assertRaisesRegex(ValueError, "a network that is not a run needs --dataset NAME"):
             target.settled(Subject(SPEC))
 
     def test_sizes_are_the_flags_then_the_networks_then_the_images(self):

@@ -289,7 +289,7 @@ class MistakesTest(Case):
 
     @sweeps.rows(
         ("none", "nets.py has no 'none'; it has"),
-        ("FOUR", "FOUR is no function, but of type int"),
+        ("FOUR", "FOUR is not a function, but of type int"),
         ("raising", "nets.py, line \\d+: RuntimeError: no gradient"),
         ("three", "TypeError: three.. takes 2 positional arguments"),
         ("few", "returned an array \\(\\d+, 8, 8, 1\\) for images .32, 8, 8, 1.|for images"),

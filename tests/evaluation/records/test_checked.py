@@ -213,8 +213,8 @@ class RecordTest(parameterized.TestCase):
         self.assertGreater(count, 200)
 
     @sweeps.rows(
-        ({"clean": 1.5}, "no share"),
-        ({"clean": 0.123}, "is no share of its 60 images"),
+        ({"clean": 1.5}, "not a share"),
+        ({"clean": 0.123}, "is not a share of its 60 images"),
         ({"accuracy_after": {"apgd-ce": 0.9, "apgd-t": 0.4}}, "after all attacks"),
         ({"image_ids": "0..58"}, "its 59 images"),
         ({"worst_case": [{"method": "x", "robust": 0.5, "images": 60, "interval": [0.0, 1.0]}]},

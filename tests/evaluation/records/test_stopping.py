@@ -122,9 +122,9 @@ class RefusedTest(parameterized.TestCase):
         ({}, "give one of them"),
         ({"width": 0.02, "against": verdicts(np.ones(200))}, "give one of them"),
         ({"width": 0.02, "tie": 0.01}, r"tie=0\.01 needs verdicts"),
-        ({"against": verdicts(np.ones(200)), "tie": 1.5}, r"tie=1\.5 is no share"),
+        ({"against": verdicts(np.ones(200)), "tie": 1.5}, r"tie=1\.5 is not a share"),
         ({"width": 0.005}, r"0\.5 points is below what 200 images can give.*0\.5 points apart"),
-        ({"width": 1.2}, "120 points is none"),
+        ({"width": 1.2}, "the width must be between 0 and 100 points, not 120"),
         ({"against": verdicts(np.ones(3), IDS[:3] + 500, LABELS[:3])}, "none of these images"),
         ({"against": verdicts(np.ones(200), labels=LABELS + 1)}, "other labels on 200 of 200"),
     )

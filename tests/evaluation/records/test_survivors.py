@@ -44,7 +44,7 @@ class BoundTest(parameterized.TestCase):
             stopping.most_fooled(fooled, sampled, of)
 
     def test_a_level_that_is_none(self):
-        with self.assertRaisesRegex(ValueError, "level=1 is no probability; 95% is 0.95"):
+        with self.assertRaisesRegex(ValueError, "level=1 is not a probability; 95% is 0.95"):
             stopping.most_fooled(0, 1, 2, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The file of verdicts beside a record: there and back, and what is refused."""
+"""The file of verdicts next to a record: there and back, and what is refused."""
 
 import json
 from pathlib import Path

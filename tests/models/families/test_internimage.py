@@ -1,4 +1,4 @@
-"""InternImage-T beside the authors' network: golden numbers of internimage.npz.
+"""InternImage-T next to the authors' network: golden numbers of internimage.npz.
 
 They were made by running OpenGVLab/InternImage (31c962d) with its operator in PyTorch; weights and
 images of 224 px are those of the other golden logits.

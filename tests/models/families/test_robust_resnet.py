@@ -131,7 +131,7 @@ class OthersTest(parameterized.TestCase):
             r"their shapes are those of groups=8, base_width=64, and this robustresnet_a1 has "
             r"groups=4, base_width=0; give groups=8, base_width=64 as options of the network:\n",
         )
-        # Theirs and ours beside each other: floor(32 * 64 / 160) * 8 * 4, and 2 * 32.
+        # Theirs and ours next to each other: floor(32 * 64 / 160) * 8 * 4, and 2 * 32.
         self.assertIn("bn2.bias: shape (384,) for blocks.0.layer.0.bn2.bias (64,)", said)
         self.assertIn(
             "give base_width=64 as opt", self.refused(arrays, **options | {"base_width": 9})
@@ -275,7 +275,7 @@ class SlowGoldenTest(parameterized.TestCase):
         golden32.check(self, golden, "robustresnet_a1", weights, whole=True, **sizes, **SMALLER)
 
 
-# Options beside our file in PyTorch, on maps of 6 and 3 pixels.
+# Options next to our file in PyTorch, on maps of 6 and 3 pixels.
 TINY = {
     **{"block": "basic", "depths": (1, 2), "planes": (16, 32), "se_reduction": 16},
     "image_size": 6,

@@ -1,4 +1,4 @@
-"""DCNv3's sampling beside the authors' operator, whose numbers are in internimage.npz.
+"""DCNv3's sampling next to the authors' operator, whose numbers are in internimage.npz.
 
 They were made by running OpenGVLab/InternImage (31c962d) in float64, with N=2, H=7, W=9, G=4 and 16
 channels a group, and are 5e-15 from a loop over pixels, groups, points and corners.
@@ -242,7 +242,7 @@ class DeformableTest(parameterized.TestCase):
             self.assertEqual(bad.sum(), 16, formula)
         for bad in (jnp.nan, jnp.inf, -jnp.inf):
             with self.assertRaisesRegex(
-                ValueError, "^offsets hold NaN or infinity, which are no places"
+                ValueError, "^offsets hold NaN or infinity, which are not places"
             ):
                 deformable(value, offset.at[0, 3, 4, 5].set(bad), mask, groups=GROUPS)
 

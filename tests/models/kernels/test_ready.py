@@ -113,7 +113,7 @@ class RulesTest(parameterized.TestCase):
         ((2, 2), 4, True),
         ((4, 4), 2, False),  # they overlap
         ((4, 2), 4, False),
-        ((4, 4), 5, False),  # 32 pixels are no multiple
+        ((4, 4), 5, False),  # 32 pixels are not multiple
     )
     def test_windows_side_by_side(self, window, stride, grid):
         x, kernel = np.zeros((1, 32, 32, 3)), np.zeros((*window, 3, 8))

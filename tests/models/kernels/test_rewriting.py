@@ -141,7 +141,7 @@ class ConvolutionsTest(parameterized.TestCase):
                 np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
     @parameterized.parameters(*CASES)
-    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # where products are no convolutions
+    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # where products are not convolutions
     def test_layouts(self, name):
         case, (function, *operands) = CASES[name], made(CASES[name])
         ours = rewriting.fast_formulas(function)

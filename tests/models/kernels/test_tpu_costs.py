@@ -1,7 +1,7 @@
 """The declared costs of kernels for TPUs, counted by hand from their operations.
 
 A v5e has four matrix units, which take a row of a 128 x 128 tile in a cycle, and as many vector
-operations on registers of 8 x 128 values. What a sum in a docstring leaves out stands beside it.
+operations on registers of 8 x 128 values. What a sum in a docstring leaves out stands next to it.
 """
 
 import contextlib

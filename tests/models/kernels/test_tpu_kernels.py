@@ -142,7 +142,7 @@ class KernelsTest(parameterized.TestCase):
     @sweeps.rows(
         (1025, 64, 1, "bfloat16", "1025 tokens of bfloat16 are more than 1024"),
         (897, 64, 1, "float32", "897 tokens of float32 are more than 896"),
-        (9, 40, 1, "float32", "heads of width 40 are no multiple of 32"),
+        (9, 40, 1, "float32", "heads of width 40 are not a multiple of 32"),
         (9, 64, 1, "float16", "float16 is neither float32 nor bfloat16"),
         (9, 64, 2, "float32", None),
     )
@@ -215,7 +215,13 @@ class KernelsTest(parameterized.TestCase):
     @sweeps.rows(
         (2500, 384, 8, "bfloat16", "2500 tokens of 384 channels are larger than .* of a chip"),
         (196, 384, 8, "float16", "float16 is neither float32 nor bfloat16"),
-        (196, 392, 8, "float32", "392 channels of 8 heads are no multiple of 32 and of the heads"),
+        (
+            196,
+            392,
+            8,
+            "float32",
+            "392 channels of 8 heads are not a multiple of 32 and of the heads",
+        ),
         (784, 384, 8, "bfloat16", "784 tokens of 384 channels are larger than .* of a chip"),
         (676, 384, 8, "bfloat16", None),
     )
@@ -429,7 +435,7 @@ class KernelsTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("float32", (1, 7, 7, 32), "cpu", "float32 is not bfloat16"),
-        ("bfloat16", (1, 7, 7, 40), "cpu", "160 hidden channels are no multiple of 128"),
+        ("bfloat16", (1, 7, 7, 40), "cpu", "160 hidden channels are not a multiple of 128"),
         ("bfloat16", (1, 96, 96, 192), "cpu", "an image of 96x96x192 is larger than .* of a chip"),
         ("bfloat16", (88, 7, 7, 1536), "cpu", "7x7 with its weights is larger than .* of a chip"),
         ("bfloat16", (88, 7, 7, 768), "TPU v4", "7x7 with its weights is larger than .* a chip"),
@@ -580,9 +586,9 @@ class KernelsTest(parameterized.TestCase):
 
     @sweeps.rows(
         ("float32", 224, 224, 48, 96, "float32 is not bfloat16"),
-        ("bfloat16", 224, 224, 48, 100, "its channels are no multiples of 16"),
-        ("bfloat16", 240, 224, 48, 96, "240x224 px are no multiples of 32 and 4, .* most 256"),
-        ("bfloat16", 224, 260, 48, 96, "224x260 px are no multiples of 32 and 4, .* most 256"),
+        ("bfloat16", 224, 224, 48, 100, "its channels are not multiples of 16"),
+        ("bfloat16", 240, 224, 48, 96, "240x224 px are not multiples of 32 and 4, .* most 256"),
+        ("bfloat16", 224, 260, 48, 96, "224x260 px are not multiples of 32 and 4, .* most 256"),
         ("bfloat16", 512, 256, 48, 96, "512x256 px are too large for the fast memory of a chip"),
         ("bfloat16", 224, 224, 96, 144, None),
     )
@@ -659,7 +665,7 @@ class KernelsTest(parameterized.TestCase):
         self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
 
     @parameterized.parameters((16, 16, 3, 8, True), (12, 4, 5, 6, True), (9, 2, 3, 4, False))
-    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # where products are no convolutions
+    @mock.patch.object(cpus, "kind", lambda: cpus.KINDS[1])  # where products are not convolutions
     def test_patches_are_products(self, size, side, ins, outs, product):
         x, kernel = normal(0, 2, size, size, ins), normal(1, side, side, ins, outs)
         convolve = functools.partial(convolutions.conv, stride=side)
@@ -679,7 +685,7 @@ class KernelsTest(parameterized.TestCase):
             for _ in range(2):
                 attention.self_attention(x, 1)
         say.assert_called_once_with(
-            "attention takes XLA's path: heads of width 40 are no multiple of 32"
+            "attention takes XLA's path: heads of width 40 are not a multiple of 32"
         )
 
     def test_images_of_a_step_have_512_tokens_and_divide_the_batch_and_the_windows(self):

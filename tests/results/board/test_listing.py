@@ -47,8 +47,8 @@ class ListingTest(parameterized.TestCase):
     def test_mistakes_in_the_file_of_networks(self):
         self.bundle("a")
         for text, said in (
-            ("[a", "is no TOML .*; correct it"),
-            ("a = 3", "a is no section; write"),
+            ("[a", "is not TOML .*; correct it"),
+            ("a = 3", "a is not a section; write"),
             ('[a]\nweigths = "w"', r"\[a\] has weigths; did you mean weights\?"),
             ("[a]\nweights = 3", r"weights of \[a\] is 3; write a text"),
             ('[a]\nsplit = "test"', r"\[a\] names no network; give it weights or function"),
@@ -61,7 +61,7 @@ class ListingTest(parameterized.TestCase):
 
     def test_nothing_there(self):
         empty = self.root / "empty"
-        with self.assertRaisesRegex(ValueError, "empty is no folder; name bundles, or a folder"):
+        with self.assertRaisesRegex(ValueError, "empty is not a folder; name bundles, or a folder"):
             listing.find([empty])
         empty.mkdir()
         with self.assertRaisesRegex(ValueError, "empty holds no bundle; name folders that `jax"):

@@ -210,7 +210,7 @@ class BoardTest(parameterized.TestCase):
         reasons = {Path(name).name: reason for name, reason in plain["left_out"].items()}
         self.assertEqual(set(reasons), {"good_linf", "bad_l2"})
         for reason in reasons.values():
-            self.assertIn("of the fast version, which is no number of AutoAttack; make", reason)
+            self.assertIn("of the fast version, which is not a number of AutoAttack; make", reason)
             self.assertIn(reason.partition(";")[0], page)
 
     def test_the_network_of_a_maker_raises(self):
@@ -244,7 +244,7 @@ class BoardTest(parameterized.TestCase):
         good = self.root / "all" / "good_l2"
         for words, expected in (
             ((place, "--out", place / "site"), "holds no bundle; name folders that"),
-            ((place / "none", "--out", place), "none is no folder; name bundles, or a folder"),
+            ((place / "none", "--out", place), "none is not a folder; name bundles, or a folder"),
             ((good,), "--out"),
             (("--out", place), "BUNDLES"),
             ((good, "--out", good / "SHA256SUMS"), "SHA256SUMS is a file; name a folder"),

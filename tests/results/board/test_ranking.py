@@ -59,7 +59,7 @@ class RanksTest(parameterized.TestCase):
         self.assertEqual([rank for _, rank in ranks(a, b, near_b)], [1, 1, 3])
 
     def test_which_images_counts_and_not_how_many(self):
-        """The same accuracies on discordant images, 30 against 45 (p = 0.1), are no difference."""
+        """The same accuracies on discordant images, 30 against 45 (p = 0.1), are not difference."""
         a, b = made("a", range(30)), made("b", range(30, 75))
         inside = made("b", range(45))  # 15 images that only a keeps: p = 6e-5
         self.assertEqual([rank for _, rank in ranks(a, b)], [1, 1])

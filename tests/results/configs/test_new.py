@@ -173,7 +173,7 @@ class RefusedTest(FolderCase):
         ("one", "has one class, owl (1); a network tells at least two apart"),
         ("deep", "deep/a holds folders in place of images; name the folder whose folders"),
         ("few", "class owl of data set 'folder:few', split 'all' has 3 images, which is too few"),
-        ("notes.txt", "notes.txt is no .npz file; give a folder of class folders"),
+        ("notes.txt", "notes.txt is not a .npz file; give a folder of class folders"),
         ("nowhere/at/all", "does not exist, or may not be read"),
         ("broken", "is damaged"),
         ("digitz", "digitz"),
@@ -193,7 +193,10 @@ class RefusedTest(FolderCase):
 
     def test_flags(self):
         for words, message in (
-            (("c.txt", "--data", "digits"), "c.txt is no name of a config; give one that ends in"),
+            (
+                ("c.txt", "--data", "digits"),
+                "c.txt is not a name of a config; give one that ends in",
+            ),
             (("c.py",), "name the images with --data"),
             (("c.py", "--data", "digits", "--epsilon", "0"), "--epsilon=0 must be above 0"),
             (("c.py", "--data", "digits", "--torch_args", '{"a": 1}'), "name the network too"),
@@ -223,7 +226,7 @@ class CheckTest(FolderCase):
             *("--config.attack.norm=l3", "--config.data.name=folder:/nowhere"),
             *("--config.model.name=convnext_q", "--config.seed=-3"),
         )
-        Path("notes.py").write_text("these are no words of Python\n")
+        Path("notes.py").write_text("these are not words of Python\n")
         with commands() as run:
             code, out, _ = run(["check", *words], self.folder)
             no_config = run(["check", "notes.py"], self.folder)

@@ -66,8 +66,8 @@ class ParseTest(parameterized.TestCase):
             ("autoattack:linf:4/255+linf:4/255", "has a threat twice; give it once"),
             ("clean:linf:4/255", "clean images are in no ball; leave linf:4/255 out"),
             ("export", "it does not say in which layout; one of jaxrobust, timm, hub, module, sta"),
-            ("export:hubb", "'hubb' is no layout; did you mean hub?"),
-            ("export:torch", "'torch' is no layout; one of jaxrobust, timm, hub, module, state"),
+            ("export:hubb", "'hubb' is not a layout; did you mean hub?"),
+            ("export:torch", "'torch' is not a layout; one of jaxrobust, timm, hub, module, state"),
             ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-"),
             ("export:hub,select", "select chooses the weights that export:hub takes; put it first"),
             ("clean,select", "select chooses the weights that clean takes; put it first"),
@@ -112,7 +112,7 @@ class CheckTest(parameterized.TestCase):
             ("autoattack:l1:8/255", "a radius of 0.03137 in l1 changes less than one pixel"),
             ("autoattack:linf:4", "larger than the pixel range"),
             ("autoattack:l2:50", "holds every image of 8x8 pixels"),
-            ("apgd-ce:linf:0", "a radius of 0 is no attack; write clean"),
+            ("apgd-ce:linf:0", "a radius of 0 is not an attack; write clean"),
         ):
             with self.subTest(row=(text, words)):
                 with self.assertRaises(ValueError) as caught:
@@ -147,7 +147,7 @@ class CheckTest(parameterized.TestCase):
     def test_an_entry_of_robustbench_is_of_its_images_and_radius(self):
         text = "autoattack:linf:8/255,export:module:Me2026Robust"
         self.refused(text, "no record before it would be one that RobustBench takes: its data, dig")
-        self.refused("autoattack,export:module:me", "is no id of RobustBench")
+        self.refused("autoattack,export:module:me", "is not an id of RobustBench")
         self.refused("autoattack,export:jaxrobust:Me2026Robust", "choose export:module")
 
 

@@ -249,7 +249,7 @@ class AloneTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         command = [*written(folder), f"--workdir={folder / 'run'}"]
         code, said, seconds = self.asked(command, TERM)
-        again = "the same command begins anew, because nothing was saved yet"
+        again = "the same command starts over, because nothing was saved yet"
         self.assertEqual((code, said[-1]), (143, f"jaxrobust: stopped (SIGTERM); {again}"))
         self.assertFalse([line for line in said if "step compiled in" in line])
         self.assertLess(seconds, 2)

@@ -102,7 +102,7 @@ class FindTest(parameterized.TestCase):
         ("nets.py:make it", "names no function"),
         ("none.py:make", r"cannot read none.py \(No such file.*; a file is named from the folder"),
         ("nets.py:mak", "nets.py has no 'mak'; it has Made, make$"),
-        ("nets.py:number", "number is no function, but of type int"),
+        ("nets.py:number", "number is not a function, but of type int"),
         ("no_such_package.nets:make", "there is no module no_such_package, neither installed nor"),
         ("jaxrobust.nothing:make", "there is no module jaxrobust.nothing"),
         ("absent.py:make", r"absent.py, line 2: ModuleNotFoundError: No module named 'absent_'"),

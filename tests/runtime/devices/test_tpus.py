@@ -75,7 +75,7 @@ class OptionsTest(absltest.TestCase):
             tpus.compiled(lowered)
 
 
-# Three layers on 16 chips that share the state; prints what sums send, and that of those beside
+# Three layers on 16 chips that share the state; prints what sums send, and that of those next to
 # other work.
 PROGRAM = """
 from jaxrobust.doctor.programs import topology
@@ -122,4 +122,4 @@ class OverlapTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         sent, beside = map(float, done.stdout.split())
         self.assertEqual(sent, 3 * 2 * 512 * 512 * 4 * 15 / 16)
-        self.assertGreaterEqual(beside, sent / 2)  # the last one has nothing left to be beside
+        self.assertGreaterEqual(beside, sent / 2)  # the last one has nothing left to overlap with

@@ -158,7 +158,7 @@ class MainTest(parameterized.TestCase):
         self.assertRegex(
             said,
             rf"--coordinator_address {address}: process 0 cannot listen at its port \(.*in use\); "
-            "choose another one",
+            "choose a different one",
         )
 
     def test_no_cluster(self):

@@ -46,7 +46,7 @@ def model(
 
 
 class Merge(nn.Module):
-    """The four neighbours of a 2x2 square, column by column, beside each other; then linear."""
+    """The four neighbours of a 2x2 square, column by column, next to each other; then linear."""
 
     def __init__(self, ins: int, eps: float) -> None:
         super().__init__()

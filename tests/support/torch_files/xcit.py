@@ -65,7 +65,7 @@ class FourierPositions(nn.Module):
         steps = torch.arange(0, 32, 2, dtype=torch.float32, device=device)
         frequencies = 10000 ** (steps / 32)
 
-        def waves(length):  # [32, length]: sin and cos of one frequency beside each other
+        def waves(length):  # [32, length]: sin and cos of one frequency next to each other
             at = torch.arange(1, length + 1, dtype=torch.float32, device=device)
             angle = at / (at[-1] + 1e-6) * 2 * math.pi / frequencies[:, None]
             return torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1).to(kernel.dtype)

@@ -96,7 +96,7 @@ class ShowTest(absltest.TestCase):
             "  GATHERED MORE THAN ONCE: a, b, c, d, e, ...\n",
             "  0.002 TFLOP per chip and step of the model, 1.50 of that in the executable\n",
             "  kernel k: 3 calls of 2,000,000 cycles, 5.0 MB, 7.0 GFLOP, as its file says\n",
-            "  40.0 MB sent by a chip, 30.0 MB of that beside other work, 62% hidden behind it\n",
+            "  40.0 MB sent by a chip, 30.0 MB of that during other work, 62% hidden behind it\n",
             "  roofline, not measured: 10.0 ms per step, 800 images/s per chip, bound by hbm "
             "(flops 2.0 ms, hbm 10.0 ms, cycles 7.0 ms, ici 5.0 ms)\n",
         ):

@@ -1,4 +1,4 @@
-"""What runs beside collectives, counted by hand in texts as the TPU compiler writes them."""
+"""What runs next to collectives, counted by hand in texts as the TPU compiler writes them."""
 
 from types import SimpleNamespace
 from unittest import mock

@@ -55,7 +55,7 @@ class StepTest(parameterized.TestCase):
         ({"extra": ("", "test[:9]")}, []),
     )
     def test_splits_that_share_images(self, changes, told):
-        """Also those beside the data set, which are trained on too."""
+        """Also those next to the data set, which are trained on too."""
         splits = {"train": "train[:90]", "selection": "train[90:]", "test": "test"} | changes
         extra, extra_split = splits.pop("extra", ("", "train"))
         config = small_config(**{f"data__{key}_split": split for key, split in splits.items()})

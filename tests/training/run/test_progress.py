@@ -67,7 +67,7 @@ class DataWaitTest(parameterized.TestCase):
         return rates, said
 
     def test_only_the_time_without_a_step_counts(self):
-        """Data that is slower than the loop, but not than the device, is no bottleneck."""
+        """Data that is slower than the loop, but not than the device, is not a bottleneck."""
         rates, said = self.watch([(0.9, 0.95), (0.9, 0.88), (0.9, -0.1)])
         for rate, share in zip(rates, (0.0, 0.02, 0.9), strict=True):
             self.assertAlmostEqual(rate["data_wait"], share)

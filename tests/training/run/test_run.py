@@ -287,7 +287,7 @@ class TroubleTest(parameterized.TestCase):
         ({"seed": -1}, r"seed=-1 must be from 0 to 2\^32 - 1"),
         ({"seed": 2**32}, r"seed=4294967296 must be from 0 to 2\^32 - 1"),
         ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
-        ({"model__options": {"remat": True}}, "options.remat is no option; set model.remat"),
+        ({"model__options": {"remat": True}}, "options.remat is not an option; set model.remat"),
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
         ({"log__to": "tensorboard"}, r"pip install 'jaxrobust\[tensorboard\]'"),
         ({"log__to": "wandb"}, r"log.to=wandb needs an extra: pip install 'jaxrobust\[wandb\]'"),

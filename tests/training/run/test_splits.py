@@ -30,6 +30,14 @@ class StreamTest(absltest.TestCase):
             self.assertTrue((self.images(name) != self.images(name, seed=7)).any())
 
 
+class PreprocessingTest(absltest.TestCase):
+    def test_no_image_is_made_of_a_size_that_is_refused(self):
+        config = runs.tiny(model__image_size=100_000)
+        making = mock.patch.object(splits, "evaluation_transform", side_effect=AssertionError)
+        with making, self.assertRaisesRegex(ValueError, "image_size=100000 must be at most 8192"):
+            splits.check_preprocessing(config, mock.Mock())
+
+
 class BlankTest(absltest.TestCase):
     def test_images_that_no_host_takes_are_whole_and_hold_nothing(self):
         config = runs.tiny(train__batch_size=24)

@@ -1,4 +1,4 @@
-"""Runs that start from the run of another config, beside their own workdir."""
+"""Runs that start from the run of another config, next to their own workdir."""
 
 import contextlib
 import json

@@ -72,7 +72,7 @@ class StopsTest(parameterized.TestCase):
 
     def test_what_the_same_command_does(self):
         workdir, phases = Path(self.create_tempdir()), ("pretrain", "train")
-        anew = "the same command begins anew, because nothing was saved yet"
+        anew = "the same command starts over, because nothing was saved yet"
         self.assertEqual(stopping.again(workdir / "none", phases), anew)
         (workdir / "pretrain" / "latest" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
         self.assertEqual(stopping.again(workdir, phases), anew)

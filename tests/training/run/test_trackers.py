@@ -145,7 +145,9 @@ class TensorBoardTest(TrackersCase):
         self.assertEqual([e.step for e in self.read("pretrain").Scalars("loss")], [50])
 
     def test_the_config_is_a_table_of_hyper_parameters(self):
-        """As TensorBoard's plugin reads it: also what is no number, and the same of each part."""
+        """As TensorBoard's plugin reads it: also what is not a number, and the same of each
+        part.
+        """
         log = self.open("tensorboard", about={"train": {"lr": 0.5, "lr_steps": [1, 2]}, "seed": 3})
         self.write(log, "train", 0, [5])
         self.write(log, "train", 5, [10])

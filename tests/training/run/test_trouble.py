@@ -72,7 +72,7 @@ class TroubleTest(absltest.TestCase):
 
     def test_before_any_checkpoint(self):
         message = (
-            r"No checkpoint was written yet\. Set trouble\.rollbacks=1 to begin anew at step 0 "
+            r"No checkpoint was written yet\. Set trouble\.rollbacks=1 to start over at step 0 "
             "with 0.5 times the learning rate, or start again"
         )
         with self.assertRaisesRegex(stopping.Diverged, message):

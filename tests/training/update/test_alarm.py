@@ -331,7 +331,9 @@ class NormsTest(absltest.TestCase):
         self.assertRegex(alarm.of_norms(many).broken, r"bn3 is negative in .* and 5 more norms$")
 
     def test_a_variance_of_nothing_is_dead_and_not_broken(self):
-        """As of momentum 1, which forgets at once; that of the images' normalisation is no norm."""
+        """As of momentum 1, which forgets at once; that of the images' normalisation is not a
+        norm.
+        """
         stats = {"a.var": [0, 1e-10, 1.1e-10, 1], "b.var": [1], "c.mean": [0, 0]}
         stats |= {"normalize.var": [0], "normalize.mean": [0]}
         found = alarm.of_norms({k: np.float32(v) for k, v in stats.items()})

@@ -1,4 +1,4 @@
-"""DKL and HAT: twenty updates beside PyTorch's in float64, and what a step remembers for them."""
+"""DKL and HAT: twenty updates next to PyTorch's in float64, and what a step remembers for them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The package's own networks and configs, update after update, beside PyTorch in float64.
+"""The package's own networks and configs, update after update, next to PyTorch in float64.
 
 All of it goes the way of a run: the config, `build.phase`, the compiled step. What differs from the
 config is written here: a small network, a few images, and as many epochs as show each change of the

@@ -444,7 +444,7 @@ class ShareTest(parameterized.TestCase):
         keys = step.ImageKeys(jnp.asarray(numbers), jnp.asarray(numbers**2))
         grads, (stats, metrics) = of_all(params, {"kept": jnp.float32(3)}, {}, batch, keys)
         mean = (images.mean((1, 2, 3)) * numbers).mean()  # the squares cancel
-        # Squares of up to 225, beside a mean of about 4, leave 225 / 4 * 2**-24 = 3e-6 of it.
+        # Squares of up to 225, next to a mean of about 4, leave 225 / 4 * 2**-24 = 3e-6 of it.
         self.assertEqual({name: value.shape for name, value in grads.items()},
                          {"split": (8, 8), "whole": (3,)})  # fmt: skip
         for value in (*grads.values(), stats["mean"]):

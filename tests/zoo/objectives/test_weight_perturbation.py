@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: updates beside PyTorch, and its rule of moving weights."""
+"""Adversarial weight perturbation: updates next to PyTorch, and its rule of moving weights."""
 
 from functools import partial
 from unittest import mock

@@ -26,7 +26,9 @@ class Variant(NamedTuple):
     depths: tuple[int, ...]  # blocks of each stage
     width: int = 64  # channels of the stem and the first stage; they double with each stage
     activation: str = "silu"
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

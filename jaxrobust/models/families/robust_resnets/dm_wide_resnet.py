@@ -31,7 +31,9 @@ class Variant(NamedTuple):
     activation: str = "silu"
     # Hidden units of squeeze and excitation by the channels; 0: there is none.
     se_ratio: float = 0.0
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     bn_momentum: float = 0.1  # of the running statistics, torch's
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3

@@ -32,7 +32,9 @@ class Variant(NamedTuple):
     groups: int = 2  # of the 3x3 convolutions
     stem: int = 96  # channels
     activation: str = "silu"  # of the blocks; that of the stem is ReLU
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

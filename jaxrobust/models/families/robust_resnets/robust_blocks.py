@@ -221,7 +221,8 @@ def _check_base_width(v: Any, planes: Sequence[int]) -> None:
 
 
 _UNIT = 160  # planes whose groups have `base_width` channels each
-# What the authors' constructor takes where a config names nothing, beside a base width of 64.
+# What the authors' constructor takes where a config names nothing, in addition to a base width of
+# 64.
 _RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
 
 

@@ -57,7 +57,9 @@ class Variant(NamedTuple):
     # the input itself, as the authors' code has it. Where the shortcut is the identity nothing
     # reads that norm then; it is kept.
     first_conv: str = "activated"
-    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_group: int = (
+        0  # batch statistics in training: over the whole batch, or over this many images
+    )
     bn_momentum: float = 0.1  # of the running statistics, torch's
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
@@ -268,7 +270,9 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
-    """Recognise the kind of a stage's first block from its weights; None: it is none of ours."""
+    """Recognise the kind of a stage's first block from its weights; None if it is not one of
+    ours.
+    """
     block = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
     parts = [key for key in block if re.fullmatch(r"conv2\.\d+\.kernel", key)]
     names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")

@@ -40,7 +40,9 @@ from jaxrobust.models.kernels.convolutions import depthwise_conv, few_channels, 
 from jaxrobust.models.kernels.windows import column_conv
 from jaxrobust.types import Array
 
-Settings = tuple[tuple[str, Any], ...]  # what `lax.conv_general_dilated` takes beside operands
+Settings = tuple[
+    tuple[str, Any], ...
+]  # what `lax.conv_general_dilated` takes in addition to operands
 
 
 def _plain(settings: Settings, x: Array, kernel: Array) -> Array:

@@ -34,7 +34,7 @@ def _on_nvidia() -> bool:
 def forward(qkv: Array, heads: int, *, scale: float, by: str = "cudnn") -> Array:
     """Compute the attention of f[B,N,3*h*d] as f[B,N,h*d]; `by` is JAX's name of a library."""
     images, tokens, _ = qkv.shape
-    # cuDNN's gradients are of even numbers of tokens alone; one that is none has no weight.
+    # cuDNN's gradients are of even numbers of tokens alone; an additional one has no weight.
     odd = tokens % 2
     padded = jnp.pad(qkv, ((0, 0), (0, odd), (0, 0))).reshape(images, tokens + odd, 3, heads, -1)
     lengths = jnp.full(images, tokens, jnp.int32) if odd else None

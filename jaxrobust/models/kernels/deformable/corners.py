@@ -31,7 +31,7 @@ def _sampled(geometry: GridGeometry, values: Array, bases: Array, places: GridPo
     """Sample `values` f[B*H*W*G,D] bilinearly and weigh the samples: f[..,D] for places f[..]."""
     (height, width), groups = geometry.size, geometry.groups
     y, x, mask = places
-    mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # what is no place shows in the output
+    mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # what is not a place shows in the output
     north, west = jnp.floor(y), jnp.floor(x)
     down, right, total = y - north, x - west, jnp.zeros((*y.shape, values.shape[1]), values.dtype)
     for row, of_row in ((north, 1 - down), (north + 1, down)):

@@ -1,4 +1,4 @@
-"""DCNv3's sampling: of each pixel a weighted sum of values at nine places beside the grid.
+"""DCNv3's sampling: of each pixel a weighted sum of values at nine places next to the grid.
 
 Source: Wang et al. 2022 (arXiv 2211.05778), section 3.1, and the authors' pure-PyTorch operator in
 OpenGVLab/InternImage. Parity: tests/models/kernels/test_deformable.py.
@@ -139,6 +139,6 @@ def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) ->
             raise ValueError(f"{name} are {array.dtype}; give floats, offsets in pixels")
     if not isinstance(offsets, jax.core.Tracer) and not jnp.isfinite(offsets).all():
         raise ValueError(
-            "offsets hold NaN or infinity, which are no places; look for the first layer whose "
+            "offsets hold NaN or infinity, which are not places; look for the first layer whose "
             "output is not finite"
         )

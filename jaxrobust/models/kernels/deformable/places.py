@@ -46,7 +46,7 @@ def reached(y: Array, x: Array) -> Array:
 
 
 class GridGeometry(NamedTuple):
-    """What decides where points lie, beside their offsets."""
+    """What decides where points lie, in addition to their offsets."""
 
     size: tuple[int, ...]  # of the map, height and width
     groups: int

@@ -89,7 +89,7 @@ def refused(x: Array, p: BlockParameters) -> str | None:
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
     if p.first.shape[1] % LANES:
-        return f"{p.first.shape[1]} hidden channels are no multiple of {LANES}"
+        return f"{p.first.shape[1]} hidden channels are not a multiple of {LANES}"
     if reason := depthwise_norm.refused(x, p.taps):
         return reason
     if _needed(_sizes(x, p), sums=True) > fast_memory():

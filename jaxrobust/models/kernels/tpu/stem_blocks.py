@@ -140,7 +140,7 @@ def spread_rows(rows: Any, wide: Any) -> None:
 
 
 def valid(columns: int) -> Array:
-    """Make f32[1,128]: the lanes that hold one of so many columns of blocks."""
+    """Make f32[1,128]: the lanes that hold one of this many columns of blocks."""
     lane = lax.broadcasted_iota(jnp.int32, (1, LANES), 1) & (HALF - 1)
     return jnp.where(lane < columns, 1.0, 0.0)
 

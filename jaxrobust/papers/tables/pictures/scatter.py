@@ -184,7 +184,7 @@ def _label(panel: Any, axis: str, shown: list[Point]) -> None:
 
 
 def _free(spot: tuple[float, float], taken: list[tuple[float, float]]) -> tuple[float, float]:
-    """Find where beside a point its label is farthest from all else, near places first."""
+    """Find where next to a point its label is farthest from all else, near places first."""
     best, far = (0.0, 0.0), -1.0
     for reach in (12, 16, 21, 27):
         for dx, dy in ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, -1), (-1, 1)):

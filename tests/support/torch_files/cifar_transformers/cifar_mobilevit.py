@@ -69,7 +69,7 @@ def bottleneck(ins: int, outs: int, stride: int, expansion: int, act: type[nn.Mo
 
 
 class Transformer(nn.Module):
-    """3x3 and 1x1 convolution, layers across the patches, 1x1 back; 3x3 of that beside x."""
+    """3x3 and 1x1 convolution, layers across the patches, 1x1 back; 3x3 of that next to x."""
 
     def __init__(
         self, channels: int, dim: int, layers: list[nn.Module], act: type[nn.Module]

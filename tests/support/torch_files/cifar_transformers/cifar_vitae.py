@@ -1,4 +1,5 @@
-"""ViTAE-S in PyTorch: convolutions beside attention, of several dilations where the map shrinks.
+"""ViTAE-S in PyTorch: convolutions parallel to attention, of several dilations where the map
+shrinks.
 
 Source: Xu et al. 2021 (arXiv 2106.03348), with the names of Annbless/ViTAE.
 """
@@ -86,7 +87,7 @@ class Pyramid(nn.Module):
 
 
 class Performer(nn.Module):
-    """Attention through fixed positive random features, beside convolutions, then the MLP."""
+    """Attention through fixed positive random features, parallel to convolutions, then the MLP."""
 
     def __init__(self, ins: int, dim: int, act: type[nn.Module]) -> None:
         super().__init__()

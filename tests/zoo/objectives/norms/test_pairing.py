@@ -1,4 +1,4 @@
-"""RAMP's pairing of two norms' points: twenty updates beside PyTorch's in float64."""
+"""RAMP's pairing of two norms' points: twenty updates next to PyTorch's in float64."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Multi steepest descent beside NumPy's in float64, and what it costs."""
+"""Multi steepest descent next to NumPy's in float64, and what it costs."""
 
 import jax
 import jax.numpy as jnp

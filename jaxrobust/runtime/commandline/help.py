@@ -1,0 +1,102 @@
+"""The help of a command: the usual flags, or with `--help-all` all of them in groups."""
+
+import argparse
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+# Flags that several commands have, by what they are about.
+GROUPS = {
+    "The network": "workdir phase selected weights model options num_classes function torch "
+    "torch_args torch_output",
+    "Images": "dataset split classes data_dir image_size preprocessing n",
+    "The threat": "norm epsilon",
+    "Output": "out json",
+    "Several hosts": "multihost coordinator_address coordinator_timeout num_processes process_id",
+}
+USUAL = frozenset(("--help", "-help", "--helpshort", "-h", "--h", "-?"))
+ALL = frozenset(("--help-all", "--help_all", "--helpfull"))
+_COLUMNS = 100
+_FEW = 11  # flags and words, which need no groups
+_REPEAT = ";\n    repeat this option to specify a list of values"  # as absl says it
+
+
+class HelpRow(NamedTuple):
+    """A flag, or a word without one, as it is typed, and what its help says."""
+
+    typed: str
+    text: str
+    default: Any = None
+
+    def lines(self) -> list[str]:
+        """Write the row, with its default where the text does not say it."""
+        is_said = (
+            self.default in (None, False, (), "", argparse.SUPPRESS) or "default:" in self.text
+        )
+        default = "" if is_said else f" (default: {self.default})"
+        first, *others = self.text.split("\n")
+        first = textwrap.fill(
+            f"  {self.typed}  {first}{default}", _COLUMNS, subsequent_indent=" " * 6
+        )
+        return [*first.split("\n"), *(f"      {line}" for line in others)]
+
+
+def page(
+    doc: str,
+    rows: Sequence[HelpRow],
+    *,
+    usual: str = "",
+    groups: Mapping[str, str] = GROUPS,
+) -> str:
+    """Write the document of a command and its flags: the usual ones, or all of them in groups."""
+    named = {row.typed.removeprefix("--"): row for row in rows}
+    if usual:
+        words = [row for row in rows if not row.typed.startswith("--")]
+        parts = {"The usual flags": [*words, *(named[name] for name in usual.split())]}
+    elif len(rows) <= _FEW:
+        parts = {"Flags": [*rows]}
+    else:
+        found = {
+            title: [named[name] for name in names.split() if name in named]
+            for title, names in groups.items()
+        }
+        found = {title: group for title, group in found.items() if len(group) > 1}
+        grouped = [row for group in found.values() for row in group]
+        parts = {"Flags": [row for row in rows if row not in grouped]} | found
+    lines = [doc.strip("\n"), ""]
+    for title, group in ((title, group) for title, group in parts.items() if group):
+        lines += [f"{title}:", *(line for row in group for line in row.lines()), ""]
+    return "\n".join([*lines, *["--help-all lists all flags."] * bool(usual)])
+
+
+def of_absl(names: Sequence[str]) -> list[HelpRow]:
+    """Describe flags of absl."""
+    rows = []
+    for flag in (flags.FLAGS[name] for name in names):
+        text = str(flag.help).replace(_REPEAT, " May be repeated.")
+        rows.append(HelpRow(f"--{flag.name}", text, flag.default))
+    return rows
+
+
+def of_argparse(parser: argparse.ArgumentParser) -> list[HelpRow]:
+    """Describe the words and flags of a parser, each flag in one spelling."""
+    rows, formatter = [], argparse.HelpFormatter(parser.prog)
+    for action in parser._actions:
+        if action.dest == "help":
+            continue
+        typed = action.option_strings[:1] or [word(action)]
+        text = formatter._expand_help(action) if action.help else ""
+        choices = [str(choice) for choice in action.choices or ()]
+        if not all(choice in text for choice in choices):
+            text += f" One of {', '.join(choices)}."
+        rows.append(HelpRow(typed[0], text, action.default))
+    return rows
+
+
+def word(action: argparse.Action) -> str:
+    """Name a word without a flag, as a usage line has it."""
+    name = str(action.metavar or action.dest.upper())
+    forms = {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} ..."}
+    return forms.get(str(action.nargs), name)
