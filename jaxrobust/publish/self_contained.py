@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import jaxrobust
+from jaxrobust import models
 from jaxrobust.publish import network_account
 from jaxrobust.publish.network_account import Account
 from jaxrobust.publish.references import Network
@@ -63,7 +64,7 @@ def text(network: Network, known: Account, weights: Path, sha256: str, code: str
     """Write the file: `code` of a printed network, or what makes a user's module, and `load()`."""
     of_torch, label, row = pytorch.is_name(network.name), identifier(network.name), ""
     title = "A network in PyTorch, printed from its program in JAX; for evaluation only."
-    sources = f"Source: jaxrobust {jaxrobust.__version__}, {network.name}."
+    sources = f"Source: {network.name}, printed by jaxrobust {jaxrobust.__version__}."
     from jaxrobust.publish import torch_networks
     from jaxrobust.publish.torch_program import IMPORTS
 
@@ -86,7 +87,7 @@ def text(network: Network, known: Account, weights: Path, sha256: str, code: str
     head = _HEAD.format(
         title=title,
         name=network.name,
-        of=", trained with jaxrobust," if of_torch else " of jaxrobust",
+        of=" of jaxrobust" if network.name in models.available() else ", trained with jaxrobust,",
         label=label,
         file=weights.name,
         classes=network.num_classes,

@@ -74,7 +74,7 @@ class Operation:
 
     def __init__(self, name, inputs, params, aval, value=None, line=""):
         self.name, self.inputs, self.params, self.value = name, inputs, params, value
-        self.shape, self.dtype, self.line = tuple(aval.shape), np.dtype(aval.dtype), line
+        self.shape, self.dtype, self.line = tuple(aval.shape), aval.dtype, line
 
 
 # ------------------------------------------------------------------------------------------ traces
@@ -87,7 +87,7 @@ def flatten(
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.invars, inputs, strict=True))
     for var, constant in zip(jaxpr.constvars, closed.consts, strict=True):
-        env[var] = Operation("constant", (), {}, var.aval, np.asarray(constant))
+        env[var] = Operation("constant", (), {}, var.aval, _numpy(constant))
 
     def read(var: Any) -> Operation:
         if isinstance(var, Literal):
@@ -120,9 +120,7 @@ def flatten(
                 inputs = inputs[len(inputs) - code.count("{}") :]
             if not inner and all(i.value is not None for i in inputs):
                 values = eqn.primitive.bind(*[i.value for i in inputs], **params)
-                values = [
-                    np.asarray(v) for v in (values if eqn.primitive.multiple_results else [values])
-                ]
+                values = [*map(_numpy, values if eqn.primitive.multiple_results else [values])]
             results = [
                 Operation(
                     code if inner else name, inputs, params | {"output": i}, aval, value, line
@@ -132,6 +130,14 @@ def flatten(
             out += [result for result in results if result.value is None]
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(var) for var in jaxpr.outvars]
+
+
+def _numpy(value: Any) -> np.ndarray | None:
+    """Return a constant; None for a key of random numbers, which evaluation does not use."""
+    is_key = isinstance(value, jax.Array) and jax.dtypes.issubdtype(
+        value.dtype, jax.dtypes.extended
+    )
+    return None if is_key else np.asarray(value)
 
 
 def _line(eqn: Any) -> str:

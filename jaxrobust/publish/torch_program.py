@@ -93,13 +93,15 @@ class Sizes:
     def form(self, size: VaryingSize) -> tuple[str, tuple[VaryingSize, ...]] | None:
         if size in self.sources:
             return "{}", (size,)
-        for side in self.sources:
-            for divisor in (2, 4, 8, 16, 32, *range(3, 65)):
-                for added in (0, divisor - 1, *range(1, divisor - 1)):
-                    if size == tuple((n + added) // divisor for n in side):
-                        return (f"(({{}} + {added}) // {divisor})", (side,))
-                if size == tuple(-n % divisor for n in side):
-                    return f"(-{{}} % {divisor})", (side,)
+        # The simplest formula of the nearest array.
+        for divisor, side in itertools.product((2, 4, 8, *range(3, 65)), [*self.sources][::-1]):
+            if size == tuple(-n % divisor for n in side):
+                return f"(-{{}} % {divisor})", (side,)
+            for added in (0, divisor - 1) if min(size) > 1 else ():
+                if size == tuple((n + added) // divisor for n in side):
+                    return (
+                        f"(({{}} + {added}) // {divisor})" if added else f"({{}} // {divisor})"
+                    ), (side,)
         for side in self.sources:
             if all(a > 0 and n % a == 0 for n, a in zip(size, side, strict=True)):
                 other = VaryingSize(n // a for n, a in zip(size, side, strict=True))

@@ -23,7 +23,7 @@ except ImportError:
     torch = None
 
 FAST = ("convnext, strides", "vit, scaled", "xcit, plain class token", "cifar_mixer")
-LINEN = f"{paths.ROOT}/examples/my_nets.py:make_linen"
+NETS = f"{paths.ROOT}/examples/my_nets.py"
 
 
 def small(label: str, dtype=np.float64) -> Network:
@@ -37,7 +37,8 @@ def small(label: str, dtype=np.float64) -> Network:
     return Network(name, *arrays, small_networks.CLASSES, side, own)
 
 
-def users(name: str = LINEN) -> Network:
+def users(maker: str = "make_linen") -> Network:
+    name = f"{NETS}:{maker}"
     net = models.create(name, num_classes=3, image_size=8, in_channels=3, dtype="float32")
     params, stats = jax.device_get(net.init(jax.random.key(1)))
     return Network(name, params, stats, 3, 8, {"in_channels": 3})
@@ -71,6 +72,7 @@ class ProgramTest(parameterized.TestCase):
         logits = net(x)
         stored = small_networks.stored()[label]["evaluated"]
         np.testing.assert_allclose(logits.detach(), stored, rtol=1e-7, atol=1e-7)
+        self.check_other_sizes(network, net)
         (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
         with jax.enable_x64(True):
             apply = network.create(dtype="float64").apply
@@ -83,10 +85,28 @@ class ProgramTest(parameterized.TestCase):
         self.assertGreater(limit, 0)
         np.testing.assert_allclose(gradient.permute(0, 2, 3, 1), expected, rtol=0, atol=limit)
 
-    def test_a_users_function(self):
-        network = users()
+    def check_other_sizes(self, network, net):
+        """The logits are JAX's at two further sizes, or the module refuses them."""
+        for more in ((5, 11), (32, 64)):
+            size = [network.image_size + n for n in more]
+            images = np.random.default_rng(1).random((2, *size, network.in_channels))
+            x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            try:
+                logits = net(x).detach()
+            except ValueError as error:
+                self.assertRegex(str(error), r"give \[B,3,H,W\], (square ones|of)")
+                continue
+            with jax.enable_x64(True):
+                apply = network.create(dtype="float64").apply
+                expected, _ = apply(network.params, network.stats, images)
+            np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
+
+    @sweeps.rows(("make", (8, 8)), ("make", (13, 10)), ("make_linen", (8, 8)))
+    def test_a_users_function(self, maker, size):
+        """Dropout, batch norm and "SAME" padding of NNX at any size, and a dense net of Linen."""
+        network = users(maker)
         net, names = self.module(network)
-        images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+        images = np.random.default_rng(0).random((5, *size, 3), np.float32)
         expected, _ = network.create(dtype="float32").apply(network.params, network.stats, images)
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         np.testing.assert_allclose(net(x).detach(), expected, rtol=1e-5, atol=1e-6)

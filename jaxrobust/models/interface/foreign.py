@@ -138,10 +138,12 @@ def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"{KEY}={name}: apply gives {_shape(out)} for {batch}; give logits and stats"
             )
-        if _shape(out[0]) != f"float32[{_IMAGES},{classes}]":
+        # Certificates compare in float64.
+        expected = f"float{64 if dtype == 'float64' else 32}[{_IMAGES},{classes}]"
+        if _shape(out[0]) != expected:
             raise ValueError(
-                f"{KEY}={name}: the logits of {batch} are {_shape(out[0])}; give "
-                f"float32[{_IMAGES},{classes}], for model.num_classes={classes}"
+                f"{KEY}={name}: the logits of {batch} are {_shape(out[0])}; give {expected}, for "
+                f"model.num_classes={classes}"
             )
         if jax.tree.map(_shape, out[1]) != jax.tree.map(_shape, stats):
             raise ValueError(
