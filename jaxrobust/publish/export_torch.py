@@ -62,59 +62,63 @@ class ExportSettings(NamedTuple):
     nocertificate: bool = False
 
 
-def _check(given: ExportSettings) -> None:
-    if (given.workdir is None) == (given.weights is None):
+def _check(settings: ExportSettings) -> None:
+    if (settings.workdir is None) == (settings.weights is None):
         raise ValueError("give --workdir RUN or --weights PATH, one of them")
-    if given.workdir:
+    if settings.workdir:
         known = ("model", "image_size", "options")
-        if extra := [k for k in known if getattr(given, k) is not None]:
+        if extra := [k for k in known if getattr(settings, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
-    elif given.phase:
+    elif settings.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    named = [key for key in ("weights", "phase", "which") if getattr(given, key) is not None]
-    if given.selected and named:
+    named = [key for key in ("weights", "phase", "which") if getattr(settings, key) is not None]
+    if settings.selected and named:
         raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
-    layouts.known(given.layout, given.out)
-    if given.out.exists() and not given.out.is_dir():
-        raise ValueError(f"--out {given.out} is a file; name a folder")
-    if given.license and given.layout != "hub":
+    layouts.known(settings.layout, settings.out)
+    if settings.out.exists() and not settings.out.is_dir():
+        raise ValueError(f"--out {settings.out} is a file; name a folder")
+    if settings.license and settings.layout != "hub":
         raise ValueError("--license stands in the model card; it belongs to --layout hub")
-    _check_entry(given)
-    if given.record and not given.record.is_file():
-        raise ValueError(f"--record {given.record}: no such file; evaluations write results.jsonl")
+    _check_entry(settings)
+    if settings.record and not settings.record.is_file():
+        raise ValueError(
+            f"--record {settings.record}: no such file; evaluations write results.jsonl"
+        )
 
 
-def _check_entry(given: ExportSettings) -> None:
-    if not given.record:
-        if extra := [k for k in ("evaluation", "id", "confirm") if getattr(given, k) is not None]:
+def _check_entry(settings: ExportSettings) -> None:
+    if not settings.record:
+        if extra := [
+            k for k in ("evaluation", "id", "confirm") if getattr(settings, k) is not None
+        ]:
             raise ValueError(f"--{extra[0]} belongs to --record FILE")
         return
-    if not _entry_id(given):
+    if not _entry_id(settings):
         if (
-            given.layout not in ("jaxrobust", "hub", "module", "robustbench")
-            or given.confirm is not None
+            settings.layout not in ("jaxrobust", "hub", "module", "robustbench")
+            or settings.confirm is not None
         ):
             raise ValueError(
                 "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
             )
         return
-    robustbench_entry.check_id(_entry_id(given))
-    if given.layout == "jaxrobust":
+    robustbench_entry.check_id(_entry_id(settings))
+    if settings.layout == "jaxrobust":
         raise ValueError(
             "--id is of an entry of RobustBench, which reads PyTorch's files; choose "
             "--layout module"
         )
-    if given.confirm is None:
+    if settings.confirm is None:
         return
-    if given.confirm < 1:
-        raise ValueError(f"--confirm={given.confirm} must be at least 1")
-    if given.layout not in ("module", "robustbench", *PUBLISHED):
+    if settings.confirm < 1:
+        raise ValueError(f"--confirm={settings.confirm} must be at least 1")
+    if settings.layout not in ("module", "robustbench", *PUBLISHED):
         raise ValueError("--confirm attacks a network in PyTorch; choose --layout module")
 
 
-def _entry_id(given: ExportSettings) -> str:
-    own = own_id(given.layout) if given.layout in PUBLISHED else ""
-    return (given.id or own) if given.record else ""
+def _entry_id(settings: ExportSettings) -> str:
+    own = own_id(settings.layout) if settings.layout in PUBLISHED else ""
+    return (settings.id or own) if settings.record else ""
 
 
 class ExportedNetwork(NamedTuple):
@@ -127,48 +131,50 @@ class ExportedNetwork(NamedTuple):
     sha256: str  # of the weights, as records have it
 
 
-def read(given: ExportSettings) -> ExportedNetwork:
+def read(settings: ExportSettings) -> ExportedNetwork:
     """Read the network and the facts about it; `ValueError`: there are no such weights."""
-    workdir = given.workdir or Path()
-    if given.weights:
-        named = sources.parse(given.weights)
-        here = imports.local(named, model=given.model, which=given.which, tell=print)
+    workdir = settings.workdir or Path()
+    if settings.weights:
+        named = sources.parse(settings.weights)
+        here = imports.local(named, model=settings.model, which=settings.which, tell=print)
         if here.kind != "run":
-            return _of_weights(given, here)
+            return _of_weights(settings, here)
         workdir = here.path or workdir
-    chosen = kept.selected(workdir) if given.selected else None
-    any_function = given.layout == "module"
-    network, which = of_run(workdir, given.phase, given.which, chosen, any_function=any_function)
+    chosen = kept.selected(workdir) if settings.selected else None
+    any_function = settings.layout == "module"
+    network, which = of_run(
+        workdir, settings.phase, settings.which, chosen, any_function=any_function
+    )
     sha256 = network.weights_sha256
     known = network_account.of_run(
         *(workdir, which, sha256),
         image_size=network.image_size,
         chosen=kept.chosen_on(workdir) if chosen else None,
     )
-    return ExportedNetwork(network, which, None, _known(given, known, sha256), sha256)
+    return ExportedNetwork(network, which, None, _known(settings, known, sha256), sha256)
 
 
-def _of_weights(given: ExportSettings, here: WeightSource) -> ExportedNetwork:
-    name = None if given.model in PUBLISHED else given.model
-    artifact = reading.artifact_of(here, weights_kind=given.which)
-    network = load.fitted(artifact, name, image_size=given.image_size, options=given.options)
+def _of_weights(settings: ExportSettings, here: WeightSource) -> ExportedNetwork:
+    name = None if settings.model in PUBLISHED else settings.model
+    artifact = reading.artifact_of(here, weights_kind=settings.which)
+    network = load.fitted(artifact, name, image_size=settings.image_size, options=settings.options)
     which = artifact.facts.which
-    words = Path(str(given.weights)).name + (f", {which}" if which else "")
+    words = Path(str(settings.weights)).name + (f", {which}" if which else "")
     sha256 = network.weights_sha256
     known = network_account.of_weights(network, words)
-    return ExportedNetwork(network, words, here.file, _known(given, known, sha256), sha256)
+    return ExportedNetwork(network, words, here.file, _known(settings, known, sha256), sha256)
 
 
-def _known(given: ExportSettings, known: Account, sha256: str) -> Account:
-    rows = jsonl.read(given.record) if given.record else []
+def _known(settings: ExportSettings, account: Account, sha256: str) -> Account:
+    rows = jsonl.read(settings.record) if settings.record else []
     of_these = any(row.get("weights_sha256") == sha256 for row in rows)
-    if given.record and given.layout == "jaxrobust" and not of_these:
+    if settings.record and settings.layout == "jaxrobust" and not of_these:
         raise ValueError(
-            f"--record {given.record} has no record of these weights (weights_sha256 "
+            f"--record {settings.record} has no record of these weights (weights_sha256 "
             f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly them"
         )
-    return network_account.with_records(known, given.record, sha256)._replace(
-        license=given.license or known.license
+    return network_account.with_records(account, settings.record, sha256)._replace(
+        license=settings.license or account.license
     )
 
 
@@ -221,13 +227,13 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
 
 
 def _measured(
-    given: ExportSettings, network: Network, origin: Path | None, file: Path
+    settings: ExportSettings, network: Network, origin: Path | None, file: Path
 ) -> dict[str, Any] | None:
-    if given.nocertificate or given.layout == "jaxrobust":
+    if settings.nocertificate or settings.layout == "jaxrobust":
         return None
     weights = layouts.weights_of(file)
     compared = {"theirs": weights} | ({"ours": origin} if origin else {})
-    reference = references.reference(network, file, given.layout)
+    reference = references.reference(network, file, settings.layout)
     certified = certificate.certify(network, reference, compared=compared)
     certificate.checked(certified, weights.name)
     certificate.write(weights, certified)
@@ -253,31 +259,31 @@ def publish(staged: Path, out: Path) -> None:
         raise
 
 
-def export(given: ExportSettings) -> dict[str, Any]:
+def export(settings: ExportSettings) -> dict[str, Any]:
     """Export, and say what was written; what is raised leaves nothing behind.
 
     On several hosts all read the weights, and the first one writes; the others return nothing.
     """
-    _check(given)
+    _check(settings)
     with patience.of("reading the weights", here=jax.process_index() == 0):
-        subject, name = read(given), _entry_id(given)
+        subject, name = read(settings), _entry_id(settings)
     if jax.process_index():
         return {}
     network = subject.network
     record = None
-    if given.record and name:
-        record = robustbench_entry.find(given.record, subject.sha256, given.evaluation)
-    staged = given.out.with_name(f"{given.out.name}.part-{os.getpid()}")
-    with folders.writing("out", given.out):
+    if settings.record and name:
+        record = robustbench_entry.find(settings.record, subject.sha256, settings.evaluation)
+    staged = settings.out.with_name(f"{settings.out.name}.part-{os.getpid()}")
+    with folders.writing("out", settings.out):
         staged.mkdir(parents=True)
     confirmed = None
     try:
-        file = layouts.stage(staged, network, subject.account, given.layout)
+        file = layouts.stage(staged, network, subject.account, settings.layout)
         with patience.of(f"comparing {file.name} with the network, which compiles both"):
-            certified = _measured(given, network, subject.file, file)
+            certified = _measured(settings, network, subject.file, file)
         if record:
-            if given.confirm:
-                confirmed = _confirmed(given, subject, record, file)
+            if settings.confirm:
+                confirmed = _confirmed(settings, subject, record, file)
             weights = layouts.weights_of(file)
             entry = robustbench_entry.files(
                 name, record, weights.name, file_sha256(weights), confirmed
@@ -287,41 +293,43 @@ def export(given: ExportSettings) -> dict[str, Any]:
                 (staged / path).write_text(text)
         written = [p for p in sorted(staged.rglob("*")) if p.is_file()]
         digests = {str(p.relative_to(staged)): file_sha256(p) for p in written}
-        with folders.writing("out", given.out):
-            publish(staged, given.out)
+        with folders.writing("out", settings.out):
+            publish(staged, settings.out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     done = {
         "model": network.name,
         "weights": subject.which,
         "weights_sha256": subject.sha256,
-        "layout": given.layout,
-        "out": str(given.out),
+        "layout": settings.layout,
+        "out": str(settings.out),
         "files": digests,
         "certificate": certified and certificates.summary(certified),
         "confirmed": confirmed,
-        "usage": layouts.usage(network, given.layout, given.out),
+        "usage": layouts.usage(network, settings.layout, settings.out),
         "by_hand": robustbench_entry.unknown(record) if record else [],
     }
-    _print(given, done, network.num_classes)
+    _print(settings, done, network.num_classes)
     return done
 
 
-def _confirmed(given: ExportSettings, subject: ExportedNetwork, record: AccuracyRecord, file: Path):
-    reference = references.reference(subject.network, file, given.layout)
+def _confirmed(
+    settings: ExportSettings, subject: ExportedNetwork, record: AccuracyRecord, file: Path
+):
+    reference = references.reference(subject.network, file, settings.layout)
     if reference is None:
         raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")
-    ledger = robustbench_entry.ledger_of(Path(str(given.record)), record)
+    ledger = robustbench_entry.ledger_of(Path(str(settings.record)), record)
     return confirm.verdicts(
-        reference.net, record, ledger, given.confirm or 0, data_dir=given.data_dir
+        reference.net, record, ledger, settings.confirm or 0, data_dir=settings.data_dir
     )
 
 
-def _print(given: ExportSettings, done: dict[str, Any], classes: int) -> None:
+def _print(settings: ExportSettings, done: dict[str, Any], classes: int) -> None:
     sha256 = done["weights_sha256"]
     print(f"{done['model']} ({done['weights']}), {classes} classes, weights sha256 {sha256}")
     for name, value in done["files"].items():
-        print(f"  {given.out / name}: sha256 {value}")
+        print(f"  {settings.out / name}: sha256 {value}")
     for key, label in (("certificate", "certificate: "), ("confirmed", ""), ("usage", "")):
         if done[key]:
             print(f"  {label}{done[key]}")

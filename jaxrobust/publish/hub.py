@@ -93,7 +93,7 @@ def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
     return known.base, arguments
 
 
-def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
+def config(network: Network, account: Account, sha256: str) -> dict[str, Any]:
     """Write `config.json`: timm's keys, and under `jaxrobust` what our import reads."""
     built = timm_name(network)
     size, channels = network.image_size, network.in_channels
@@ -104,23 +104,23 @@ def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
         "custom_load": False,
         "input_size": [channels, size, size],
         "fixed_input_size": not models.family(network.name).any_size,
-        **_resized(known.preprocessing),
+        **_resized(account.preprocessing),
         "crop_mode": "center",
         **({"mean": mean, "std": std} if built else plain),  # the module normalises inside
         "num_classes": network.num_classes,
         **_ends(network),
-        **({"license": known.license.lower()} if known.license else {}),
+        **({"license": account.license.lower()} if account.license else {}),
     }
     ours = {
         "architecture": network.name,
         "options": models.essential(network.name, network.options),
-        "preprocessing": known.preprocessing,
-        **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
-        "accuracies": [record.to_json() for record in known.records] or None,
-        "training": known.training,
+        "preprocessing": account.preprocessing,
+        **(account.threat.settings() if account.threat else {"norm": None, "epsilon": None}),
+        "accuracies": [record.to_json() for record in account.records] or None,
+        "training": account.training,
         "weights_sha256": sha256,
     }
-    names = known.classes or (imagenet.synsets() if known.imagenet else ())
+    names = account.classes or (imagenet.synsets() if account.imagenet else ())
     return {
         **({"architecture": built[0]} if built else {}),
         "num_classes": network.num_classes,
@@ -163,38 +163,38 @@ def _ends(network: Network) -> dict[str, str]:
     return first | last
 
 
-def card(network: Network, known: Account) -> str:
+def card(network: Network, account: Account) -> str:
     """Return README.md: YAML that the hub reads, then text for people."""
     built = timm_name(network)
     shape = f"{network.in_channels},{network.image_size},{network.image_size}"
     torch = _TIMM if built else _MODULE.format(name=network.name, shape=shape)
     title = f"{network.name}, {network.num_classes:,} classes"
-    title += "" if known.threat is None else f", threat model {known.threat.written()}"
+    title += "" if account.threat is None else f", threat model {account.threat.written()}"
     inside = network_account.normalisation(network)
     outside = "timm's transforms normalise them" if built else "the network's first layer does that"
     facts = {
         "Architecture": f"`{network.name}` of jaxrobust"
         + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
         "Images": f"{network_account.channels(network)} in [0, 1], "
-        + network_account.prepared(network, known),
+        + network_account.prepared(network, account),
         "Normalisation": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
-        "Classes": network_account.classes(network, known),
-        "Threat model": network_account.threat(known),
-        "Training": known.trained or network_account.UNKNOWN,
-        "Weights": known.which
-        + (f", from {known.source}" if known.source else "")
-        + (f" (sha256 {known.source_sha256})" if known.source_sha256 else ""),
-        "Licence": network_account.licence(known) or f"({BY_HAND}: the licence of the weights)",
+        "Classes": network_account.classes(network, account),
+        "Threat model": network_account.threat(account),
+        "Training": account.trained or network_account.UNKNOWN,
+        "Weights": account.which
+        + (f", from {account.source}" if account.source else "")
+        + (f" (sha256 {account.source_sha256})" if account.source_sha256 else ""),
+        "Licence": network_account.licence(account) or f"({BY_HAND}: the licence of the weights)",
     }
     lines = [
-        *_head(built is not None, known),
+        *_head(built is not None, account),
         f"# {title}",
         "",
         *(f"- **{key}**: {value}" for key, value in facts.items()),
         "",
         "## Accuracy",
         "",
-        *_accuracies(known),
+        *_accuracies(account),
         "",
         "## Use",
         "",
@@ -202,19 +202,19 @@ def card(network: Network, known: Account) -> str:
         "",
         "## Citation",
         "",
-        *_citation(known),
+        *_citation(account),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _head(timm: bool, known: Account) -> list[str]:
+def _head(timm: bool, account: Account) -> list[str]:
     tags = ["image-classification", "adversarial-robustness", "jaxrobust"] + ["timm"] * timm
-    datasets = ["imagenet-1k"] if known.imagenet else []
+    datasets = ["imagenet-1k"] if account.imagenet else []
     return [
         "---",
         "pipeline_tag: image-classification",
         f"library_name: {'timm' if timm else 'pytorch'}",
-        f"license: {(known.license or 'unknown').lower()}",
+        f"license: {(account.license or 'unknown').lower()}",
         "tags:",
         *(f"- {tag}" for tag in tags),
         *(["datasets:"] if datasets else []),
@@ -224,10 +224,10 @@ def _head(timm: bool, known: Account) -> list[str]:
     ]
 
 
-def _accuracies(known: Account) -> list[str]:
-    if not known.records:
+def _accuracies(account: Account) -> list[str]:
+    if not account.records:
         return [f"There is no record of these weights ({BY_HAND}, or export with `--record`)."]
-    rows = [network_account.row(record) for record in known.records]
+    rows = [network_account.row(record) for record in account.records]
     return [
         "| images | attack | clean | robust | record |",
         "|---|---|---|---|---|",
@@ -235,17 +235,17 @@ def _accuracies(known: Account) -> list[str]:
     ]
 
 
-def _citation(known: Account) -> list[str]:
-    own = [paper(known.published)] if known.published in PUBLISHED else []
-    attacked = any(str(one.method).startswith("autoattack") for one in known.records)
+def _citation(account: Account) -> list[str]:
+    own = [paper(account.published)] if account.published in PUBLISHED else []
+    attacked = any(str(one.method).startswith("autoattack") for one in account.records)
     papers = own + [_AUTOATTACK] * attacked
     lines = [f"- {p.authors}: {p.title}. {p.venue}. <{p.link}>" for p in papers]
     return lines if own else [f"- ({BY_HAND}: the paper of these weights)", *lines]
 
 
-def texts(network: Network, known: Account, sha256: str) -> dict[str, str]:
+def texts(network: Network, account: Account, sha256: str) -> dict[str, str]:
     """Return name -> text of the files next to the weights."""
     return {
-        CONFIG: json.dumps(config(network, known, sha256), indent=2) + "\n",
-        CARD: card(network, known),
+        CONFIG: json.dumps(config(network, account, sha256), indent=2) + "\n",
+        CARD: card(network, account),
     }

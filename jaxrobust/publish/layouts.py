@@ -116,10 +116,10 @@ def save_pt(path: Path, state: dict[str, np.ndarray] | np.ndarray) -> None:
         ) from error
 
 
-def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
+def stage(folder: Path, network: Network, account: Account, layout: str) -> Path:
     """Write the files of a layout into a new folder; return the one that is read first."""
     if layout == "jaxrobust":
-        weights_folder.write(folder, network.params, network.stats, described(network, known))
+        weights_folder.write(folder, network.params, network.stats, described(network, account))
         return folder / weights_folder.WEIGHTS
     code, is_timm = "", layout == "hub" and hub.timm_name(network)
     if layout == "module" or (layout == "hub" and not is_timm):
@@ -130,11 +130,11 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
     if layout == "hub":
         file = folder / hub.WEIGHTS
         files.write(file, state, {"format": "pt"})
-        for name, text in hub.texts(network, known, network.weights_sha256).items():
+        for name, text in hub.texts(network, account, network.weights_sha256).items():
             (folder / name).write_text(text)
         if is_timm:
             return file
-        return _write_module(folder / f"{label(network)}.py", network, known, file, code)
+        return _write_module(folder / f"{label(network)}.py", network, account, file, code)
     if layout == "timm":
         file = folder / f"{network.name}.safetensors"
         files.write(file, state, {"format": "pt"})
@@ -147,42 +147,42 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
         save_pt(file, state)
         if own := pytorch.find("copied")(network):
             (folder / own.name).write_bytes(own.read_bytes())
-        return _write_module(file.with_suffix(".py"), network, known, file)
+        return _write_module(file.with_suffix(".py"), network, account, file)
     if layout == "module":
         file = folder / f"{label(network)}.pt"
         save_pt(file, state)
-        return _write_module(file.with_suffix(".py"), network, known, file, code)
+        return _write_module(file.with_suffix(".py"), network, account, file, code)
     file = references.place(folder, layout)
     file.parent.mkdir(parents=True)
     save_pt(file, state)
     return file
 
 
-def described(network: Network, known: Account) -> dict[str, Any]:
+def described(network: Network, account: Account) -> dict[str, Any]:
     """Return the `config.json` of a folder of ours, with the keys that an import writes."""
-    parts = known.which.split(", ")  # "train, epoch 30, raw"
+    parts = account.which.split(", ")  # "train, epoch 30, raw"
     return {
         "architecture": network.name,
         "options": models.essential(network.name, network.options),
         "num_classes": network.num_classes,
         "image_size": network.image_size,
         "in_channels": network.in_channels,
-        "preprocessing": known.preprocessing,
-        **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
-        "accuracies": [record.to_json() for record in known.records] or None,
-        "training": known.training,
-        "published_id": known.published,
-        "source": known.source or known.which,
-        "source_sha256": known.source_sha256,
+        "preprocessing": account.preprocessing,
+        **(account.threat.settings() if account.threat else {"norm": None, "epsilon": None}),
+        "accuracies": [record.to_json() for record in account.records] or None,
+        "training": account.training,
+        "published_id": account.published,
+        "source": account.source or account.which,
+        "source_sha256": account.source_sha256,
         "which": next((word for word in ("ema", "raw") if word in parts), None),
         "drawn": None,
     }
 
 
 def _write_module(
-    path: Path, network: Network, known: Account, weights: Path, code: str = ""
+    path: Path, network: Network, account: Account, weights: Path, code: str = ""
 ) -> Path:
-    path.write_text(self_contained.text(network, known, weights, file_sha256(weights), code))
+    path.write_text(self_contained.text(network, account, weights, file_sha256(weights), code))
     return path
 
 

@@ -109,31 +109,31 @@ def of_weights(network: Network, which: str) -> Account:
     )
 
 
-def with_records(known: Account, file: Path | None, sha256: str) -> Account:
+def with_records(account: Account, file: Path | None, sha256: str) -> Account:
     """Add the records of these weights in a file of records to an account."""
     of_these = _records(file, sha256) if file else []
-    new = tuple(record for record in of_these if record not in known.records)
-    expected = (record.preprocessing for record in (*known.records, *new))
+    new = tuple(record for record in of_these if record not in account.records)
+    expected = (record.preprocessing for record in (*account.records, *new))
     on_imagenet = any(str(record.dataset).startswith("imagenet2012") for record in new)
-    return known._replace(
-        records=known.records + new,
-        preprocessing=known.preprocessing or next(filter(None, expected), None),
-        imagenet=known.imagenet or on_imagenet,
+    return account._replace(
+        records=account.records + new,
+        preprocessing=account.preprocessing or next(filter(None, expected), None),
+        imagenet=account.imagenet or on_imagenet,
     )
 
 
-def classes(network: Network, known: Account) -> str:
+def classes(network: Network, account: Account) -> str:
     """Say what the logits stand for."""
     count = f"{network.num_classes:,}"
-    if known.imagenet:
+    if account.imagenet:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
-    if not known.classes:
-        if known.dataset is None:
+    if not account.classes:
+        if account.dataset is None:
             return f"{count}; their order is {UNKNOWN}: ask who trained it"
-        return f"{count}, the labels of {known.dataset}"
-    if len(known.classes) <= _NAMED:
-        return f"{count}, in this order: {', '.join(known.classes)}"
-    ends = f"{known.classes[0]} is 0, {known.classes[-1]} is {len(known.classes) - 1}"
+        return f"{count}, the labels of {account.dataset}"
+    if len(account.classes) <= _NAMED:
+        return f"{count}, in this order: {', '.join(account.classes)}"
+    ends = f"{account.classes[0]} is 0, {account.classes[-1]} is {len(account.classes) - 1}"
     return f"{count}, in the order of the data set ({ends})"
 
 
@@ -153,28 +153,28 @@ def normalisation(network: Network) -> str:
     return "mean ({}) and std ({})".format(*shown)
 
 
-def prepared(network: Network, known: Account) -> str:
+def prepared(network: Network, account: Account) -> str:
     """Say how an image file becomes an input."""
     size = network.image_size
-    if known.preprocessing in (None, "none"):
-        rest = "" if known.preprocessing else f"; a preprocessing is {UNKNOWN}"
+    if account.preprocessing in (None, "none"):
+        rest = "" if account.preprocessing else f"; a preprocessing is {UNKNOWN}"
         return f"images of {size} x {size} px as they are{rest}"
     return (
-        f"`{known.preprocessing}` to {size} x {size} px (an id of "
+        f"`{account.preprocessing}` to {size} x {size} px (an id of "
         "`jaxrobust.data.evaluation_transform`, RobustBench's names among them)"
     )
 
 
-def licence(known: Account) -> str:
+def licence(account: Account) -> str:
     """Name the licence of the weights; empty: whoever hands them on has to say it."""
-    return known.license or ("not stated where they were published" if known.published else "")
+    return account.license or ("not stated where they were published" if account.published else "")
 
 
-def threat(known: Account) -> str:
+def threat(account: Account) -> str:
     """Describe the threat model."""
-    if known.threat is None:
-        return UNKNOWN if not known.trained else "none: it was trained on clean images"
-    return f"{known.threat.written()}, in units of [0, 1] pixels"
+    if account.threat is None:
+        return UNKNOWN if not account.trained else "none: it was trained on clean images"
+    return f"{account.threat.written()}, in units of [0, 1] pixels"
 
 
 def images(record: AccuracyRecord) -> str:

@@ -60,7 +60,7 @@ _READ = {
 _ZOO = ("name_in_zoo", "ZooNetwork")
 
 
-def text(network: Network, known: Account, weights: Path, sha256: str, code: str = "") -> str:
+def text(network: Network, account: Account, weights: Path, sha256: str, code: str = "") -> str:
     """Write the file: `code` of a printed network, or what makes a user's module, and `load()`."""
     of_torch, label, row = pytorch.is_name(network.name), identifier(network.name), ""
     title = "A network in PyTorch, printed from its program in JAX; for evaluation only."
@@ -93,12 +93,12 @@ def text(network: Network, known: Account, weights: Path, sha256: str, code: str
         classes=network.num_classes,
         channels=network.in_channels,
         size=network.image_size,
-        facts="\n".join(facts(network, known)),
+        facts="\n".join(facts(network, account)),
         sources=sources,
     )
     classes = ""
-    if known.classes and not known.imagenet:
-        names = "".join(f"    {name!r},\n" for name in known.classes)
+    if account.classes and not account.imagenet:
+        names = "".join(f"    {name!r},\n" for name in account.classes)
         classes = f"CLASSES = (  # in the order of labels\n{names})\n"
     tail = _TAIL.format(
         file=weights.name, sha256=sha256, row=row, classes=classes, net=net,
@@ -113,7 +113,7 @@ def identifier(name: str) -> str:
     return name if name.isidentifier() else re.sub(r"\W", "_", name.rpartition(":")[2])
 
 
-def facts(network: Network, known: Account) -> list[str]:
+def facts(network: Network, account: Account) -> list[str]:
     """Write the inputs that a network expects and its accuracies as lines of a docstring."""
     inside = network_account.normalisation(network)
     of_torch = pytorch.is_name(network.name)
@@ -121,16 +121,16 @@ def facts(network: Network, known: Account) -> list[str]:
     expects = {
         "Range": f"float32 in [0, 1] ({network_account.channels(network)}), not normalised"
         + (f": the first layer does that, {inside}" if inside else otherwise),
-        "Images": network_account.prepared(network, known),
-        "Classes": network_account.classes(network, known)
-        + (" (CLASSES)" if known.classes and not known.imagenet else ""),
-        "Weights": known.which + (f"; {known.trained}" if known.trained else ""),
-        "Threat model": network_account.threat(known),
+        "Images": network_account.prepared(network, account),
+        "Classes": network_account.classes(network, account)
+        + (" (CLASSES)" if account.classes and not account.imagenet else ""),
+        "Weights": account.which + (f"; {account.trained}" if account.trained else ""),
+        "Threat model": network_account.threat(account),
     }
-    if licence := network_account.licence(known):
+    if licence := network_account.licence(account):
         expects["Licence of the weights"] = licence
     lines = ["Expects", *_listed([f"{key}: {value}" for key, value in expects.items()])]
-    rows = [network_account.row(record) for record in known.records]
+    rows = [network_account.row(record) for record in account.records]
     reached = [
         f"{clean} clean"
         + (f", {robust} robust ({attack})" if robust != "-" else "")

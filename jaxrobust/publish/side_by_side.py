@@ -166,21 +166,21 @@ def _in_parts(run):
     return whole
 
 
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+def relative(jax_side: np.ndarray, torch_side: np.ndarray) -> float:
     """Compute max|difference| / max|reference|."""
-    return float(np.abs(ours.astype(np.float64) - theirs).max() / np.abs(theirs).max())
+    return float(np.abs(jax_side.astype(np.float64) - torch_side).max() / np.abs(torch_side).max())
 
 
-def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
+def measured(jax_side: Side, torch_side: Side, images: np.ndarray) -> dict[str, Any]:
     """Measure all differences of two networks on some images, f32[B,H,W,C] in [0, 1]."""
-    guess = theirs.logits_and_gradient(images, np.zeros(len(images), np.int64), "float32")[0]
+    guess = torch_side.logits_and_gradient(images, np.zeros(len(images), np.int64), "float32")[0]
     labels = guess.argmax(1)
     logits: dict[str, Any] = {}
     gradients: dict[str, Any] = {}
     exact: tuple[np.ndarray, np.ndarray] | None = None
     for dtype in ("float64", "float32"):
-        here = ours.logits_and_gradient(images, labels, dtype)
-        there = theirs.logits_and_gradient(images, labels, dtype)
+        here = jax_side.logits_and_gradient(images, labels, dtype)
+        there = torch_side.logits_and_gradient(images, labels, dtype)
         exact = exact or there
         logits[dtype] = {
             "absolute": float(np.abs(here[0] - there[0]).max()),
@@ -195,16 +195,16 @@ def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
             logits[dtype]["reference_rounding"] = relative(there[0], exact[0])
             gradients[dtype]["reference_rounding"] = relative(there[1], exact[1])
             logits["top1_agreement"] = float((here[0].argmax(1) == labels).mean())
-    transfer = _transfer(ours, theirs, images[:ATTACKED], labels[:ATTACKED])
+    transfer = _transfer(jax_side, torch_side, images[:ATTACKED], labels[:ATTACKED])
     return {"logits": logits, "gradients": gradients, "transfer": transfer}
 
 
-def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (ours, theirs))
+def _cosine(jax_side: np.ndarray, torch_side: np.ndarray) -> float:
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (jax_side, torch_side))
     return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
 
 
-def _transfer(ours: Side, theirs: Side, images, labels) -> dict[str, Any]:
+def _transfer(jax_side: Side, torch_side: Side, images, labels) -> dict[str, Any]:
     def reached(side: Side, adversarial) -> dict[str, float]:
         logits = side.logits_and_gradient(adversarial, labels, "float32")[0].astype(np.float64)
         shifted = logits - logits.max(1, keepdims=True)
@@ -212,8 +212,11 @@ def _transfer(ours: Side, theirs: Side, images, labels) -> dict[str, Any]:
         return {"fooled": int((logits.argmax(1) != labels).sum()), "loss": float(loss.mean())}
 
     rows: dict[str, Any] = {"norm": "linf", "epsilon": EPSILON, "images": len(images)}
-    for whose, side, steps in (("ours", ours, STEPS), ("theirs", theirs, THEIR_STEPS)):
+    for whose, side, steps in (("ours", jax_side, STEPS), ("theirs", torch_side, THEIR_STEPS)):
         adversarial = side.attack(images, labels)
-        on = {"on_ours": reached(ours, adversarial), "on_theirs": reached(theirs, adversarial)}
+        on = {
+            "on_ours": reached(jax_side, adversarial),
+            "on_theirs": reached(torch_side, adversarial),
+        }
         rows[whose] = {"attack": "apgd-ce", "steps": steps} | on
     return rows

@@ -91,8 +91,8 @@ def _larger_pair(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array,
     return jnp.where(wins, y[0], x[0]), jnp.where(wins, y[1], x[1])
 
 
-def _max_pool(x: Array, *how: Any) -> _Largest:  # as of `_axes`
-    axes = _axes(x, *how)[::-1]
+def _max_pool(x: Array, *options: Any) -> _Largest:  # as of `_axes`
+    axes = _axes(x, *options)[::-1]
 
     def places() -> Array:
         pair = lax.stop_gradient(x), _numbered(x)

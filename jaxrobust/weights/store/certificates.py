@@ -52,16 +52,16 @@ def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
 
 def options(
     name: str,
-    given: dict[str, Any] | None,
+    overrides: dict[str, Any] | None,
     stored: tuple[str, dict[str, Any]] | None,
     where: Path | str,
 ) -> dict[str, Any]:
-    """Choose the options of stored weights of `name`: those next to them, else the given ones."""
-    own = models.computed(name if pytorch.is_name(name) else models.known(name), given or {})
-    if given:  # fields that make no other network contradict nothing
-        given = {key: value for key, value in given.items() if key in own} or None
-    model, theirs = stored or (name, given or {})
-    ours = (theirs if model == name else {}) if given is None else given
+    """Choose the options of stored weights of `name`: those next to them, else `overrides`."""
+    own = models.computed(name if pytorch.is_name(name) else models.known(name), overrides or {})
+    if overrides:  # fields that make no other network contradict nothing
+        overrides = {key: value for key, value in overrides.items() if key in own} or None
+    model, theirs = stored or (name, overrides or {})
+    ours = (theirs if model == name else {}) if overrides is None else overrides
     if models.computed(name, ours) != models.computed(model, theirs):
         raise ValueError(
             f"{where} holds the weights of {models.words(model, theirs)}, as is written in or "
