@@ -208,7 +208,7 @@ def autoattack(
     complete = not isinstance(identity, Fingerprint)  # else they may be a part of a caller's images
     result = _described(call, evaluation, attacked._replace(about=about), answers, complete)
     if verbose:
-        say(result.table())
+        say(result.table(brief=not complete))  # who has the rest of the images says the rest
     return result
 
 

@@ -244,11 +244,9 @@ def _first_figure(
     name = flags.shipped
     say(f"{name}: clean accuracy {share:.1%} on {number} images of {subject.dataset}")
     if flags.attack != questions.AUTOATTACK:
-        ball = subject.ball
         say(
-            f"{name}: {flags.attack} follows, {ball.norm} {ball.epsilon:.4g}; for all of "
-            f"AutoAttack run jaxrobust evaluate --weights {name} --dataset "
-            f"{subject.dataset} --norm {ball.norm} --epsilon {ball.epsilon:.4g}"
+            f"{name}: {flags.attack} follows, {subject.ball}; add --attack autoattack for all of "
+            "AutoAttack"
         )
 
 

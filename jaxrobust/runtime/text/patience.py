@@ -76,8 +76,8 @@ class Wait:
 
 
 def _last_line(seconds: int) -> int:
-    """Round seconds down to those at which a pipe gets a line: 10, then each full minute."""
-    return seconds // 60 * 60 or min(seconds // 10, 1) * 10
+    """Round seconds down to those at which a pipe gets a line: each full minute."""
+    return seconds // 60 * 60
 
 
 def _columns() -> int | None:
@@ -125,8 +125,8 @@ def lasting(
 ) -> contextlib.AbstractContextManager[Wait]:
     """Print on stderr, if `here`, for how long what was announced is going on.
 
-    In a terminal that is a line that is written again each second and goes at the end, else one
-    after ten seconds and then each minute. `activity` may be a function that says how far it is;
+    In a terminal that is a line that is written again each second and goes at the end, else a line
+    each minute. `activity` may be a function that says how far it is;
     `last` are the words for how long it took before, `since` those for what is counted.
     """
     words = activity if callable(activity) else lambda: activity

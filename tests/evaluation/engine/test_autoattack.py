@@ -229,6 +229,9 @@ class EdgesTest(parameterized.TestCase):
         self.assertEqual(result.robust.shape, (0,))
         self.assertEqual(result.images_adv.shape, (0, 32, 32, 3))
         self.assertIn("robust 0 of 0", result.table())
+        brief = result.table(brief=True).splitlines()
+        self.assertEqual(brief[0].split(), ["attack", "fooled", "forward", "backward", "time"])
+        self.assertNotIn("clean", " ".join(brief))
 
     @pytest.mark.slow
     def test_zero_radius_fools_nobody(self):
