@@ -12,7 +12,8 @@ from jaxrobust.runtime.text import terminal
 
 AFTER_S = 1.0  # what is done by then needs no line: a mistake is answered by one sentence
 LOADING = "loading JAX and the package"
-_COUNTED_S = 3.0  # from here on a terminal counts the seconds
+_COUNTED_S = 3.0  # from here on a terminal counts the seconds of what was announced
+_LOGGED_S = 5.0  # a log keeps its lines, so what is done by then needs none
 _LOOKS_S = 0.25  # between two looks at what is waited for
 _announced: set[str] = set()
 _now = time.monotonic
@@ -49,18 +50,18 @@ class Wait:
             return
         seconds = round(passed)
         columns = _columns()
-        if not self._announced:
-            self._announced = True
-            if (activity := self.activity()) not in _announced:
-                _announced.add(activity)
-                terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
         if columns is None and not _bars:
+            if not self._announced and passed >= _LOGGED_S:
+                self._announced = True
+                if (activity := self.activity()) not in _announced:
+                    _announced.add(activity)
+                    terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
             mark = _last_line(seconds)
             if mark > self._shown:
                 self._shown = mark
                 sys.stderr.write(f"{self._words(mark, 80)}\n")
                 sys.stderr.flush()
-        elif seconds >= _COUNTED_S and seconds > self._shown:
+        elif seconds > self._shown and (seconds >= _COUNTED_S or not self._announced):
             self._shown = seconds
             show = _bars[-1] if _bars else terminal.in_place
             show(self._words(seconds, columns or 80))

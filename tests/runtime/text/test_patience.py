@@ -49,12 +49,19 @@ class PatienceTest(absltest.TestCase):
         with Clock().running() as clock:
             for said in ("loading ...\n", ""):
                 with patience.of("loading"):
-                    self.assertEqual(clock.wait(3), said)
+                    self.assertEqual(clock.wait(4.75), "")
+                    self.assertEqual(clock.wait(1), said)
+
+    def test_a_terminal_counts_at_once_and_keeps_no_line(self):
+        with Clock(40).running() as clock:
+            with patience.of("loading"):
+                self.assertEqual(clock.wait(1), "\rloading, 1 s so far\r")
+            self.assertTrue(clock.out.getvalue().endswith(f"\r{' ' * 19}\r"))
 
     def test_what_is_begun_twice_is_counted_once(self):
         with Clock().running() as clock:
             patience.begin("loading")
-            self.assertEqual(clock.wait(0.75), "")
+            self.assertEqual(clock.wait(4.75), "")
             patience.begin("loading")
             self.assertEqual(clock.wait(0.5), "loading ...\n")
             patience.end()
