@@ -155,7 +155,7 @@ def _tell(
         last_loss=jnp.where(iterate, value, state.last_loss),
         loss_at_check=jnp.where(iterate, state.loss_at_check, loss_best),
     )
-    # At a checkpoint, adapt the step and perhaps go on from the best point.
+    # At a checkpoint, adapt the step and perhaps continue from the best point.
     due = state.since == state.period
     state, restart = adapt(state, due)
     state = _next_period(state, due)

@@ -234,7 +234,7 @@ def fab(
 ) -> t.Attack:
     """Make untargeted FAB an attack: the nearest misclassified point, if the ball holds it.
 
-    An image for which nothing was found inside the ball comes back as it is, clipped to [0, 1].
+    An image for which nothing was found inside the ball is returned unchanged, clipped to [0, 1].
     Arguments as in `fab_run`; `key` may be None without a random start.
 
     >>> import jax, jax.numpy as jnp

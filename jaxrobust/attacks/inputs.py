@@ -27,7 +27,7 @@ def check_settings(
     t.check_norm(norm)
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    if not isinstance(epsilon, jax.core.Tracer):  # inside `jit`, whoever calls it has checked
+    if not isinstance(epsilon, jax.core.Tracer):  # inside `jit`, the caller has checked
         radius: Any = epsilon
         if isinstance(epsilon, jax.Array) and epsilon.size:
             radius = float(np.asarray(epsilon).max())

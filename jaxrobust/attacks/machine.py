@@ -197,7 +197,7 @@ def as_attack(
     drive: Callable[..., Any] = run,
     **settings: Any,
 ) -> t.Attack:
-    """Make an attack of a machine and what drives it; no images at all come back as they are."""
+    """Make an attack of a machine and what drives it; an empty batch is returned unchanged."""
 
     def attack(
         logits_fn: t.LogitsFn, key: t.Array | None, images: t.GivenImages, labels: t.Array

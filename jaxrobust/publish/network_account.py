@@ -166,7 +166,7 @@ def prepared(network: Network, known: Account) -> str:
 
 
 def licence(known: Account) -> str:
-    """Name the licence of the weights; empty: whoever hands them on has to say it."""
+    """Name the licence of the weights; empty: you have to state it."""
     return known.license or ("not stated where they were published" if known.published else "")
 
 

@@ -95,7 +95,7 @@ class MimTest(parameterized.TestCase):
         self.assertEqual((done, bool(machine.finished(state)[0])), ([False] * 3, True))
 
     def test_a_gradient_that_is_not_finite_is_none(self):
-        """The step is along the momentum so far, which goes on without it."""
+        """The step is along the momentum so far, which continues without it."""
         machine = mim_machine(norm="linf", epsilon=EPSILON, steps=3)
         state = machine.init(jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32))
         usable = jnp.float32([1, -1, 1, -1]).reshape(1, 2, 2, 1)

@@ -1,4 +1,4 @@
-"""How an evaluation goes on: images decided, robust accuracy at most, time left."""
+"""Progress of an evaluation: images decided, robust accuracy at most, time left."""
 
 import contextlib
 import math
@@ -68,7 +68,7 @@ class Decisions:
         self._in_terminal = self._enabled and watched()
         self._shown, self._text = 0.0, ""
         self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
-        self._aside = 0  # images that stand and are not attacked any more
+        self._aside = 0  # images that survive and are not attacked any more
         self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
 
@@ -172,7 +172,7 @@ class Decisions:
                     print(text, file=sys.stderr, flush=True)
 
     def _robust(self) -> PanelRow:
-        """Bound the robust accuracy by what stands, with the interval of that share."""
+        """Bound the robust accuracy by what survives, with the interval of that share."""
         low, high = self._interval(self._standing, self._images)
         share = self._standing / max(self._images, 1)
         return PanelRow(

@@ -139,8 +139,8 @@ def _advance(
             gradient = done.gradient[0] if isinstance(done.gradient, tuple) else done.gradient
             is_zero = jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
             flat = jnp.where(first, is_zero, flat)
-        # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
-        # to the end, and its latest wrong point is tried once more.
+        # One wrong draw of a randomised network ends nothing: as in the reference, its run
+        # continues to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
         strongest, excess = None, None
         if tally:  # the point that most draws of a step call wrong, the latest of equals

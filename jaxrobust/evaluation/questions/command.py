@@ -150,7 +150,7 @@ def _rungs(flags: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threa
         raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")
     if not is_cascade(flags.attack) or flags.version == "rand":
         raise ValueError(
-            "--ladder needs attacks that go on image by image, such as --attack=autoattack; "
+            "--ladder needs attacks that continue image by image, such as --attack=autoattack; "
             f"leave out {'--version=rand' if flags.version == 'rand' else flags.attack}"
         )
     return threat_flags.ladder(ladder)

@@ -237,7 +237,7 @@ class WithClassToken(nn.Module):
     """Layers `embed` of the images, then `patches`, the class token in front, layers `body`.
 
     The last layer reads the class token alone. `tokens` are `cls_token` and perhaps positions: of
-    all tokens, or only of those of the images, which get them behind `embed`.
+    all tokens, or only of those of the images, which get them after `embed`.
     """
 
     cls_token: Tensor
@@ -386,7 +386,7 @@ class Normalize(nn.Module):
 def normalized(
     net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> nn.Module:
-    """Put a network behind its normalisation, if it has any: names `normalize.*`, `model.*`."""
+    """Put a network after its normalisation, if it has any: names `normalize.*`, `model.*`."""
     if mean is None or std is None:
         return net
     return named(normalize=Normalize(mean, std), model=net)

@@ -44,7 +44,7 @@ class Wait:
             self._shown = max(self._shown, _last_line(round(_now() - self._since)))
 
     def look(self) -> None:
-        """Write what is due by now, by whoever has the `terminal.TURN`."""
+        """Write what is due, by the holder of the `terminal.TURN`."""
         passed = _now() - self._since
         if passed < AFTER_S:
             return

@@ -203,7 +203,7 @@ class NarrowTest(parameterized.TestCase):
     @parameterized.parameters(1, 2)
     @pytest.mark.slow
     def test_fewer_slots_go_on_with_what_is_left(self, devices):
-        """If a network takes any batch, as soon as a quarter of the slots stand idle."""
+        """If a network takes any batch, as soon as a quarter of the slots are idle."""
 
         def run(network=NETS["conv"]):
             how = {"norm": "l2", "epsilon": 0.1, "attacks": ("apgd-ce", "square")}
