@@ -132,7 +132,7 @@ class Goal(NamedTuple):
         return loss if self.logits else _per_image("the loss", loss, batch)
 
     def reached(self, score: Array | None, like: PerImage) -> Mask:
-        """Return where a score means success: nowhere without a score."""
+        """Tell of each image whether its score means success; without a score, none has."""
         return jnp.zeros_like(like, bool) if score is None else self.done(score)
 
     def state_score(self, state: Any, outputs: Any) -> PerImage:
