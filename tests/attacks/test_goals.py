@@ -223,7 +223,9 @@ class NetworksTest(parameterized.TestCase):
 
     def test_no_network(self):
         self.refused(np.zeros(3), "the network is of type ndarray; pass a function, an NNX module")
-        self.refused(self.linen_pair()[0], r"is of type Net; pass a function, .*\(linen_module, variables")
+        self.refused(
+            self.linen_pair()[0], r"is of type Net; pass a function, .*\(linen_module, variables"
+        )
         self.refused((1, 2), "is of type tuple")
 
     def test_training_mode(self):
