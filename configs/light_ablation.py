@@ -9,7 +9,8 @@ The arguments, with their defaults first, are
                                            this order; colour jitter where there is no RandAugment
     weight_decay=0.05|0|0.001|0.01|0.1|0.5|1.0
     warmup=20|0|5|10|30                    epochs in which the radius grows to 4/255
-    views=1|3                              how often an image stands in its batch; 3: the first time
+    views=1|3                              how often an image appears in its batch; 3: the first
+    time
                                            without RandAugment, in batches of 576
     objective=adversarial|clean
 
@@ -111,7 +112,7 @@ SOURCES = light_recipe.SOURCES | {
     "data.augmentation": "thesis, Table 3; of the ResNets authors' code",
     "mixup.*": "thesis, Table 3: DeiT's strengths",
     "erase.probability": "thesis, Table 3: DeiT's",
-    "data.views": "thesis, section 4.1.1: an image stands three times in a batch",
+    "data.views": "thesis, section 4.1.1: an image appears three times in a batch",
     "data.first_view": "authors' code: the first view without RandAugment",
     "train.batch_size": "thesis: 512, which cuts through an image's three views; ours: 576 with "
     "three views, which they divide",

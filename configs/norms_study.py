@@ -25,7 +25,7 @@ SEEDS = (0, 1)
 IMAGES = 500  # of the test split, that are attacked
 THREATS = ("linf:8/255", "l2:0.5", "l1:12")
 UNION = True  # of the threats is the last column
-STARTS = dict.fromkeys(RUNS[1:], "linf")  # run -> the run of its seed that it goes on from
+STARTS = dict.fromkeys(RUNS[1:], "linf")  # run -> the run of its seed that it continues from
 # FAB and Square fooled none that these had left of the twelve networks of `cifar_study`.
 ATTACK = ("--attack=apgd-ce,apgd-t",)
 METHOD = "apgd-ce + apgd-t"  # of its record

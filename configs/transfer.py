@@ -226,7 +226,7 @@ def _check(
 ) -> None:
     """Raise `ArgumentError` where the papers have no such run."""
     if data is None:
-        raise ArgumentError(f"say which data behind the model, one of {', '.join(_DATA)}")
+        raise ArgumentError(f"say which data after the model, one of {', '.join(_DATA)}")
     if model.startswith("convnext") and data == "caltech":
         raise ArgumentError("data=caltech is not of the ConvNeXts; take cifar10, cifar100, flowers")
     large = data in ("flowers", "caltech")

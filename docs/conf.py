@@ -1,8 +1,8 @@
 """The settings of the documentation; `python tools/docs/build.py` builds it.
 
 Sphinx with MyST-NB, as JAX, Flax, Optax and Orbax build theirs: pages are Markdown, their cells are
-run while they are built, and what a cell prints stands below it. Nothing is loaded from elsewhere,
-neither while it is built nor in a browser.
+run while they are built, and what a cell prints is shown below it. Nothing is loaded from
+elsewhere, neither while it is built nor in a browser.
 """
 
 import os

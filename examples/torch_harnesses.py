@@ -74,10 +74,15 @@ def run(
     images, classes = _to_jax(inputs), jnp.asarray(labels.cpu().numpy(), jnp.int32)
     aims = None if targets is None else jnp.asarray(targets.cpu().numpy(), jnp.int32)
     keys = attacks.image_keys(jax.random.key(seed, impl="threefry2x32"), len(images))
-    start = "random" if machine.loss is None else "image"
+    start = "image" if machine.gradient else "random"
     state = machine.init(images, classes, keys=keys, targets=aims, start=start)
-    tell = jax.jit(machine.tell)
     slope_of = jax.jit(jax.grad(lambda logits, state: _summed(machine, state, logits)))
+
+    @jax.jit
+    def tell(state: Any, logits: jax.Array, slope: jax.Array | None) -> Any:
+        score = machine.score(state, logits) if machine.score else None
+        return machine.tell(state, machine.loss(state, logits), score, slope)
+
     best, fooled = inputs.clone(), torch.zeros(len(inputs), dtype=torch.bool)
 
     def judge(points: torch.Tensor, logits: torch.Tensor) -> None:
@@ -88,12 +93,12 @@ def run(
         fooled.logical_or_(wrong)
 
     while not bool(machine.finished(state).all() or fooled.all()):
-        points = _to_torch(machine.query(state), inputs).requires_grad_(machine.loss is not None)
-        with torch.set_grad_enabled(machine.loss is not None):
+        points = _to_torch(machine.query(state), inputs).requires_grad_(machine.gradient)
+        with torch.set_grad_enabled(machine.gradient):
             logits = model(points)
         judge(points, logits)
         scores, slope = jnp.asarray(logits.detach().cpu().numpy()), None
-        if machine.loss is not None:
+        if machine.gradient:
             pull = torch.from_numpy(np.array(slope_of(scores, state))).to(logits)
             (gradient,) = torch.autograd.grad(logits, points, pull)
             slope = _to_jax(gradient)
@@ -130,7 +135,6 @@ def secml_attack(name: str, **settings: Any) -> Any:
 
 
 def _summed(machine: Machine, state: Any, logits: Any) -> Any:
-    assert machine.loss is not None
     return machine.loss(state, logits).sum()  # of the sum: no image knows the batch size
 
 

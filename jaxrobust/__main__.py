@@ -81,7 +81,7 @@ def module_of(name: str) -> str:
 
 
 def run(name: str) -> None:
-    """Run a command on the words behind its name, `sys.argv[1:]`."""
+    """Run a command on the words after its name, `sys.argv[1:]`."""
     arguments.program = f"jaxrobust {name}"
     for prepare in _BEFORE.get(name, ()):
         prepare()

@@ -109,7 +109,7 @@ class DataSection(Section, Protocol):
     workers: int | None = None
     strict: bool = False  # whether a damaged image stops the run
     max_damaged: int = 50  # up to this many are replaced by another image each, and named
-    views: int = 1  # so often an image stands in its batch, each time augmented otherwise
+    views: int = 1  # how often an image appears in its batch, each time augmented otherwise
     first_view: str | None = None  # augmentation of the first; default: same
     # A second source, such as npz:PATH of generated images, and its share of each batch.
     extra: str | None = None
@@ -260,7 +260,7 @@ class EvaluationSection(Section, Protocol):
 
 
 class CheckpointSection(Section, Protocol):
-    every_epochs: int = 1  # a state to go on from
+    every_epochs: int = 1  # a state to continue from
     # The weights of every evaluation stay, under PHASE/epochs, for `jaxrobust analyse`.
     keep_epochs: bool = False
     # The raw and the averaged weights after every this many epochs of each phase, and of its last,
@@ -330,7 +330,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     for key, value in _values(Config).items():
         config[key] = value
-        if key == "phases":  # whose sections stand behind it
+        if key == "phases":  # whose sections follow it
             config.pretrain, config.train = phase(objective="clean", epochs=0), phase()
     return config.lock()
 
@@ -346,7 +346,7 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
     {'model': 'vit_s', 'epochs': 300, 'steps': 2}
 
     Args:
-      text: what stands behind the colon.
+      text: what follows the colon.
       **choices: the values of each argument, its default first (None: there is none); `float`
         among them stands for any number, `str` for any text. The first argument has to be given,
         and may be written without its name.
@@ -368,7 +368,7 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
         given[name] = value
     if first not in given:
         known = ", ".join(map(str, choices[first]))
-        raise ArgumentError(f"say which {first} behind a colon, one of {known}")
+        raise ArgumentError(f"say which {first} after a colon, one of {known}")
     return {
         name: _argument(name, given[name], values) if name in given else values[0]
         for name, values in choices.items()

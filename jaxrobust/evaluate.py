@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.evaluate` is `jaxrobust evaluate`, which stands in `commands.evaluate`."""
+"""`python -m jaxrobust.evaluate` is `jaxrobust evaluate`, which is in `commands.evaluate`."""
 
 from jaxrobust.__main__ import run
 

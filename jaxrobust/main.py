@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.main` is `jaxrobust train`, which stands in `commands.train`."""
+"""`python -m jaxrobust.main` is `jaxrobust train`, which is in `commands.train`."""
 
 from jaxrobust.__main__ import run
 

@@ -34,8 +34,8 @@ Start = str | Array | np.ndarray  # "image", "random", or the points themselves
 Params = dict[str, Array]  # flat, dotted names that mirror timm's
 LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
 ModuleMaker = Callable[[Any], Any]  # `Draws` -> the module that a network is made of
-# (logits_fn, key or keys or None, images, labels) -> images_adv
-Attack = Callable[[LogitsFn, Array | None, Array, Array], Array]
+# (network, key or keys or None, images, targets) -> images_adv, or with `info` a pair
+Attack = Callable[[Any, Array | None, Array, Any], Any]
 
 # How the forward passes that decide multiply: by default a TPU makes one bfloat16 product of two
 # float32 numbers, and an NVIDIA GPU may make one of TF32.
@@ -257,25 +257,30 @@ class Machine(NamedTuple):
 
     `init(images, labels, *, keys=None, targets=None, start="image") -> state` with keys [B], target
     classes i32[B] and a start "image", "random" or an array of points; a machine ignores what it
-    does not read. `query(state) -> points`,
-    `loss(state, logits) -> f[B]`, `tell(state, logits, gradient) -> state`,
-    `finished(state) -> bool[B]`, `result(state) -> images_adv`.
-    The gradient is that of the *sum* of the losses in the points; without a loss (None), `tell`
-    is given None for it. A loss f[B, T] has T of them, one for each class, of which `tell` is given
-    `(gradient, class i32[B])`: that of least `distance(state, value f[B], gradient, class)`, the
-    first of equals.
-    One step is query and tell; with a `check(state, logits) -> state`, it is followed by a second
-    query, without gradient, that `check` is told, and only that one's points are adversarial
-    examples. `counts(state) -> bool[B]` says whether the point asked for now is inside the ball,
-    so that it is an adversarial example if misclassified; None: always.
+    does not read. `query(state) -> points`, `loss(state, outputs) -> f[B]`,
+    `score(state, outputs) -> f[B]` (None: the machine reads no score),
+    `tell(state, loss f[B], score f[B], gradient) -> state`, `finished(state) -> bool[B]`,
+    `result(state) -> images_adv`.
+    The gradient is that of the *sum* of the losses in the points, or None for a machine without
+    `gradient`. A loss f[B, T] has T of them, one for each class; `tell` then gets the loss and the
+    gradient of the class of least `distance(state, loss f[B], gradient, class)`, the first of
+    equals.
+    One step is query and tell. With a `check(state, score) -> state`, a second query without
+    gradient follows, and only its points are adversarial examples.
+    `counts(state) -> bool[B]` is True where the point to be evaluated is inside the ball, so that
+    it is an adversarial example if misclassified; None: always.
+    `logits`: the network must return logits f[B, C], and the targets are classes.
     """
 
     init: Callable[..., Any]
     query: Callable[[Any], Array]
-    loss: Callable[[Any, Array], Array] | None
-    tell: Callable[[Any, Array, Any], Any]
+    loss: Callable[[Any, Any], Array]
+    tell: Callable[[Any, Array, Any, Any], Any]
     finished: Callable[[Any], Array]
     result: Callable[[Any], Array]
-    check: Callable[[Any, Array], Any] | None = None
+    score: Callable[[Any, Any], Array] | None = None
+    check: Callable[[Any, Any], Any] | None = None
     counts: Callable[[Any], Array] | None = None
     distance: Callable[[Any, Array, Array, Array], Array] | None = None
+    gradient: bool = True
+    logits: bool = True

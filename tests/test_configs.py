@@ -242,7 +242,7 @@ class ArgumentsTest(parameterized.TestCase):
 
     def test_refused(self):
         for given, message in (
-            ("revisiting_at", "say which model behind a colon, one of convnext_t, convnext_t_cvst"),
+            ("revisiting_at", "say which model after a colon, one of convnext_t, convnext_t_cvst"),
             ("revisiting_at:convnext", "model=convnext is not among its values; did you mean conv"),
             (
                 "revisiting_at:vit_s,epoch=50",
@@ -270,7 +270,7 @@ class ArgumentsTest(parameterized.TestCase):
             ("light_recipe:xcit_s12,epsilon=6", "epsilon=6 is not among its values; one of 4, 8"),
             ("light_ablation:xcit_n12,augmentation=cm", "augmentation=cm is not .*; did you mean "),
             ("light_ablation:resnet50,augmentation=m", "the ResNets have augmentation=none; leave"),
-            ("transfer:xcit_s12", "say which data behind the model, one of cifar10, cifar100, flo"),
+            ("transfer:xcit_s12", "say which data after the model, one of cifar10, cifar100, flo"),
             ("transfer:xcit_s12,cifar11", "data=cifar11 is not among its values; did you mean cif"),
             ("transfer:convnext_t_cvst,caltech", "data=caltech is not of the ConvNeXts; take cifa"),
             ("transfer:resnet50,cifar10", "data=cifar10 is not of resnet50; take flowers or calte"),
@@ -287,7 +287,7 @@ class ArgumentsTest(parameterized.TestCase):
             ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_"),
             ("cifar_aligned:cifar_vgg16_224,selection=held-out", "whole classes; leave it out"),
             ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
-            ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
+            ("quickstart:fast", "takes no arguments; leave out what follows the colon"),
         ):
             with self.subTest(row=(given, message)):
                 with self.assertRaisesRegex(ValueError, message):

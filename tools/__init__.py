@@ -9,7 +9,7 @@ OUT_OF_MEMORY = 4  # the exit code
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Measure the wall and CPU seconds of a call, which stand behind what it returns."""
+    """Measure the wall and CPU seconds of a call, which follow what it returns."""
     wall, cpu = time.perf_counter(), time.process_time()
     returned = call()
     return returned, time.perf_counter() - wall, time.process_time() - cpu

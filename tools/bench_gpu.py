@@ -8,7 +8,7 @@ follows is our step with cuDNN's attention and with other flags of XLA, and Auto
 comes from a separate process (`tools/gpu`), which has the GPU's memory for itself.
 
 `--resume FILE` keeps each figure as a line of FILE, and what was compiled in FILE.caches: the same
-command goes on where it was stopped. `--minutes` begins nothing that would end after them.
+command continues where it stopped. `--minutes` begins nothing that would end after them.
 `--report FILE` prints the tables of a file, and needs no GPU.
 
 Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
@@ -58,7 +58,9 @@ def parse() -> argparse.Namespace:
     parser.flag("steps", type=int, default=10, help="Number of steps that count in a turn.")
     parser.flag("images", type=int, default=1000, help="Number of images of AutoAttack.")
     parser.flag("stages", default=",".join(STAGES), help="What is measured; default: %(default)s.")
-    parser.flag("resume", type=Path, help="File of figures to go on from, made if there is none.")
+    parser.flag(
+        "resume", type=Path, help="File of figures to continue from, made if there is none."
+    )
     parser.flag("minutes", type=float, help="Minutes within which all ends; needs --resume.")
     parser.flag("report", type=Path, help="Print the tables of this file, and measure nothing.")
     parser.flag("profile", type=Path, help="Folder for an XProf trace of each network.")
@@ -76,7 +78,7 @@ def check(args: argparse.Namespace) -> None:
         if not args.minutes > 0:
             raise ValueError(f"--minutes={args.minutes:g} must be more than 0, such as 9")
         if args.resume is None:
-            raise ValueError("--minutes needs --resume FILE, from which the next command goes on")
+            raise ValueError("--minutes needs --resume FILE, from which the next command continues")
     if unknown := set(args.stages.split(",")) - {*STAGES}:
         known = ", ".join(STAGES)
         raise ValueError(f"--stages={args.stages}: no {sorted(unknown)[0]!r}; choose from {known}")

@@ -4,7 +4,7 @@ python tools/plant_faults.py draw PATH ... [--count 10] [--seed 0] > faults.json
 python tools/plant_faults.py run faults.jsonl [--seconds 60 --out verdicts.jsonl]
 
 `draw` writes one fault a line, each in another of the files while there are enough. A line says
-what stands where and what is to stand there instead: lines can be taken out (a fault that changes
+what is where and what replaces it: lines can be taken out (a fault that changes
 nothing does not count) or written by hand, without `text` and `column` where `old` is there once. A
 fault is found by its function and line of text, so that it follows a function that moves. `run`
 plants one after the other into a clone of the last commit, and runs with each the tests that import
@@ -39,7 +39,7 @@ _OTHER |= dict(floor="ceil")
 _TEXT = {"print", "flag", "warn", "warning", "info", "add_argument", "join"}
 _ALIKE = {"min", "max", "minimum", "maximum", "isinstance", "getattr", "map", "add", "multiply"}
 _NO_CODE = ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom
-Fault = tuple[str, Any, ast.AST]  # its kind, what stands there, what is to stand there instead
+Fault = tuple[str, Any, ast.AST]  # its kind, what is there, and its replacement
 
 
 def sites(tree: ast.AST) -> Iterator[ast.AST]:
@@ -127,7 +127,7 @@ def _function(tree: ast.AST, line: int) -> str:
 
 
 def _places(source: str, row: dict[str, Any]) -> list[int]:
-    """Find where the text of a fault stands in a source, in a function of its name."""
+    """Find where the text of a fault is in a source, in a function of its name."""
     if "text" not in row:
         return [m.start() for m in re.finditer(re.escape(row["old"]), source)]
     tree, found, start = ast.parse(source), [], 0
@@ -151,10 +151,10 @@ def moved(tree: Path, row: dict[str, Any]) -> Path | None:
 
 
 def planted(source: str, row: dict[str, Any]) -> str:
-    """Return the source with the fault; `ValueError` where its text does not stand there."""
+    """Return the source with the fault; `ValueError` where its text is not there."""
     places = _places(source, row)
     if not places or ("text" not in row and len(places) > 1):
-        raise ValueError(f"{row['file']}: {row['old']!r} does not stand there, or not once")
+        raise ValueError(f"{row['file']}: {row['old']!r} is not there, or not once")
     return source[: places[0]] + row["new"] + source[places[0] + len(row["old"]) :]
 
 

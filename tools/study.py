@@ -7,14 +7,14 @@ A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed
 `PAPER` says what the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with
 which flags of `jaxrobust.evaluate`, `THREATS` in which norms, `METHOD` what the record calls
 that, and `ASKED` what the table does. `AGAINST` names the runs that a run is compared with, of
-which the first stands in the table of accuracies; without it, the first run of all. `STARTS` names
+which the first is in the table of accuracies; without it, the first run of all. `STARTS` names
 the run whose weights another run continues from; with `UNION` the images count that withstand all
 of `THREATS`, too.
 
-The same command goes on with what is not done; after --minutes no run or attack is begun any more.
-Two such commands, one a seed, may run at the same time.
-Without CIFAR-10: `jaxrobust prepare cifar10`. The last lines are two tables of what is done by
-then: accuracies, and image by image what tells pairs apart (OUT/pairs.jsonl keeps the counts).
+The same command continues with what is not done; after --minutes no run or attack is begun any
+more. Two such commands, one a seed, may run at the same time. Without CIFAR-10: `jaxrobust prepare
+cifar10`. The last lines are two tables of what is done by then: accuracies, and image by image what
+tells pairs apart (OUT/pairs.jsonl keeps the counts).
 
 Exit codes: 0 all is done, 1 something is left, 2 a mistake.
 """
@@ -102,7 +102,8 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
         code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode
         if code:
             stop(
-                f"{name}, seed {seed}: exit code {code}; see above, the same command goes on", code
+                f"{name}, seed {seed}: exit code {code}; see above, the same command continues",
+                code,
             )
     return True
 

@@ -15,7 +15,15 @@ an attack is a function `(logits_fn, key, images, labels) -> images_adv`:
 >>> (images_adv - images)[:, 0, 0, 0].round(4).tolist()
 [-0.03139999881386757, -0.03139999881386757, 0.03139999881386757]
 
-Underneath, it is a machine that asks for points and is told logits and gradients:
+A loss of your own is a function of what the network returns and of targets, for any task:
+
+>>> total = lambda outputs, targets: (outputs * targets).sum(axis=1)
+>>> attack = attacks.apgd(epsilon=8 / 255, steps=5, loss=total, info=True)
+>>> images_adv, info = attack(logits_fn, None, images, jnp.ones((3, 2)))
+>>> info.loss.shape, info.steps.tolist()
+((3,), [6, 6, 6])
+
+Underneath, it is a machine that asks for points and is told losses, scores and gradients:
 
 >>> machine = attacks.pgd_machine(norm="linf", epsilon=8 / 255, steps=1)
 >>> state = machine.init(images, labels)
@@ -33,8 +41,16 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.attacks.geometry.hyperplanes import project_onto_hyperplane
 from jaxrobust.attacks.geometry.l1_rules import L1_RULES
 from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
-from jaxrobust.attacks.losses import LOSSES, ce_loss, cw_loss, dlr_loss, kl_loss, targeted_dlr_loss
-from jaxrobust.attacks.machine import TALLIES, advance, run
+from jaxrobust.attacks.losses import (
+    LOSSES,
+    Goal,
+    ce_loss,
+    cw_loss,
+    dlr_loss,
+    kl_loss,
+    targeted_dlr_loss,
+)
+from jaxrobust.attacks.machine import TALLIES, AttackInfo, advance, run
 from jaxrobust.attacks.mim import mim as mim
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, NamedAttack, Setting, passes
@@ -42,7 +58,17 @@ from jaxrobust.attacks.square import SquareState, square, square_machine, square
 
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
 __all__ += ["ApgdState", "FabState", "MultiRadiusState", "PgdState", "SquareState"]
-__all__ += ["NamedAttack", "Noise", "Setting", "advance", "image_keys", "passes", "run"]
+__all__ += [
+    "AttackInfo",
+    "Goal",
+    "NamedAttack",
+    "Noise",
+    "Setting",
+    "advance",
+    "image_keys",
+    "passes",
+    "run",
+]
 __all__ += ["apgd", "apgd_machine", "apgd_multi_radius_machine", "apgd_run"]
 __all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
 __all__ += ["project_onto_hyperplane", "square", "square_machine", "square_run"]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxrobust import types as t
 from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, per_image, where
-from jaxrobust.attacks.losses import DLR, LOSSES, by_target
+from jaxrobust.attacks.losses import DLR, Goal, by_target, goal_of, is_right
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.runtime.text import spelling
@@ -32,8 +32,8 @@ class ApgdState(NamedTuple):
     """
 
     images: t.Points  # the centre of the ball; may leave [0, 1] on Linf and L2
-    labels: t.Array  # i32[B] or f[B, C]
-    targets: t.Labels  # read by the targeted loss only
+    labels: Any  # i32[B] or f[B, C], or the targets of a loss function
+    targets: t.Labels  # classes, read by the targeted loss only
     epsilon: t.PerImage
     steps: t.Counts  # iterations after the start
     period_floor: t.Counts  # the shortest time between two checkpoints
@@ -130,16 +130,17 @@ def _divide(values: t.PerImage, divisor: float) -> t.PerImage:
 
 def _tell(
     state: ApgdState,
-    logits: t.Logits,
+    value: t.PerImage,
+    score: t.PerImage | None,
     gradient: t.Points,
     *,
     ball: t.Geometry,
-    loss_of: Callable[[ApgdState, t.Array], t.Array],
+    goal: Goal,
     adapt: Callable[[ApgdState, t.Array], tuple[ApgdState, t.Array]],
     momentum: bool,
 ) -> ApgdState:
     # Take note of the evaluation: of the start at first, then of iterates.
-    value, correct = loss_of(state, logits), _is_correct(logits, state.labels)
+    correct = ~goal.reached(score, value)
     iterate = state.iteration > 0
     better = value > state.loss_best  # strictly; NaN never is
     loss_best = jnp.where(better, value, state.loss_best)
@@ -155,7 +156,7 @@ def _tell(
         last_loss=jnp.where(iterate, value, state.last_loss),
         loss_at_check=jnp.where(iterate, state.loss_at_check, loss_best),
     )
-    # At a checkpoint, adapt the step and perhaps go on from the best point.
+    # At a checkpoint, adapt the step and perhaps continue from the best point.
     due = state.since == state.period
     state, restart = adapt(state, due)
     state = _next_period(state, due)
@@ -181,30 +182,25 @@ def apgd_machine(
     norm: str,
     epsilon: float | t.Array,
     steps: int,
-    loss: str | Callable[[t.Array, t.Array, t.Array], t.Array] = "ce",
+    loss: str | Callable[..., t.Array] | Goal = "ce",
     kept_fraction: float = 0.2,
 ) -> t.Machine:
     """Make APGD a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
 
-    Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then), and
-    `loss` a function of logits, labels and targets. `result` is the point of highest loss;
-    AutoAttack reads `x_best_adv` and `correct` of the state instead. A driver must not `tell` a
-    finished image: nothing here stops it.
+    Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then).
+    `result` is the point of highest loss; AutoAttack reads `x_best_adv` and `correct` of the state
+    instead. A driver must not `tell` a finished image: nothing here stops it.
     """
-    settings: dict[str, Any] = {"steps": steps, "kept_fraction": kept_fraction}
-    name = loss if isinstance(loss, str) else "ce"
-    norm = spelling.norm(norm)
-    inputs.check_settings(norm=norm, epsilon=epsilon, loss=name, **settings)
+    norm, goal = spelling.norm(norm), goal_of(loss)
+    inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps, kept_fraction=kept_fraction)
     ball = GEOMETRIES[norm]
-    loss_fn: Callable[..., t.Array] = LOSSES[loss] if isinstance(loss, str) else loss
-    reads_targets = loss == "dlr-targeted" or callable(loss)
 
     def init(
         images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: t.Start = "image"
     ) -> ApgdState:
-        images, labels = inputs.check_inputs(images, labels)
+        images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
         floats, integers = inputs.fillers(images)
-        if reads_targets and targets is None:
+        if goal.aims and targets is None:
             raise ValueError(f"loss={loss!r} needs targets i32[B]; pass targets=...")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does, so that sparsity means it
@@ -244,20 +240,19 @@ def apgd_machine(
             sparsity=sparsity,
         )
 
-    def loss_of(state: ApgdState, logits: t.Logits) -> t.PerImage:
-        logits = logits.astype(state.epsilon.dtype)
-        if reads_targets:
-            return loss_fn(logits, state.labels, state.targets)
-        return loss_fn(logits, state.labels)
+    def loss_of(state: ApgdState, outputs: Any) -> t.PerImage:
+        return goal.value(outputs, state.labels, state.epsilon.dtype, state.targets)
 
     adapt = _follow_sparsity if norm == "l1" else _halve_when_stuck
     return t.Machine(
         init=init,
         query=lambda state: state.points,
         loss=loss_of,
-        tell=partial(_tell, ball=ball, loss_of=loss_of, adapt=adapt, momentum=norm != "l1"),
+        score=goal.state_score if goal.score else None,
+        tell=partial(_tell, ball=ball, goal=goal, adapt=adapt, momentum=norm != "l1"),
         finished=lambda state: state.iteration > state.steps,
         result=lambda state: ball.settle(state.x_best, state.images),
+        logits=goal.logits,
     )
 
 
@@ -269,7 +264,7 @@ def apgd_run(
     norm: str,
     epsilon: float,
     steps: int,
-    loss: str = "ce",
+    loss: str | Callable[..., t.Array] | Goal = "ce",
     key: t.Array | None = None,
     start: t.Start = "image",
     targets: t.Labels | None = None,
@@ -278,11 +273,12 @@ def apgd_run(
     """Run APGD once, as AutoAttack does; return the whole final state.
 
     Args:
-      labels: i32[B] (or f[B,C] with `ce` and `kl`).
+      labels: i32[B], f[B,C] with `ce` and `kl`, or what a loss function takes as `targets`.
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
       steps: K >= 1; costs K+1 forward and K backward passes.
-      loss: a name in `LOSSES`; "dlr-targeted" needs `targets` i32[B].
+      loss: a name in `LOSSES`, a function `(outputs, targets) -> f[B]`, or a `Goal`;
+        "dlr-targeted" needs `targets` i32[B].
       key: one key or keys [B], read by the random start only.
       start: "image", "random", or points f[B,H,W,C] inside the ball.
       kept_fraction: L1 only, the fraction of entries that the first steps move; with a start
@@ -303,9 +299,10 @@ def apgd(
     norm: str = "linf",
     epsilon: float | t.Array,
     steps: int,
-    loss: str = "ce",
+    loss: str | Callable[..., t.Array] | Goal = "ce",
     random_start: bool = False,
     kept_fraction: float = 0.05,
+    info: bool = False,
 ) -> t.Attack:
     """Make Auto-PGD as used for training: it finds the point of highest loss, the start included.
 
@@ -313,11 +310,15 @@ def apgd(
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
       steps: K >= 1; costs K+1 forward and K backward passes.
-      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]); a function
+        `(outputs, targets) -> f[B]`, larger is worse for the network, of what the network returns
+        and whatever stands in place of the labels; or a `Goal`, which has a score too.
       random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].
       kept_fraction: L1 only, the fraction of entries that the first steps move.
+      info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
     Returns:
-      attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
+      attack(network, key, images, labels) -> images_adv. `network` is a function of images, an NNX
+      module, or a pair (Linen module, variables). `key` is one key, or keys [B] (see
       `inputs.image_keys`); without a random start it is not read and may be None. A label
       outside the classes is an error outside `jit` and undefined inside.
     Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
@@ -330,23 +331,19 @@ def apgd(
     >>> float(images_adv.max())
     0.25
     """
-    inputs.check_no_targets(loss)
+    inputs.check_no_targets(goal_of(loss))
     machine = apgd_machine(
         norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
-    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
+    drive: dict[str, Any] = {"gradient_steps": steps, "final_forward": True}
+    return as_attack(machine, random_start=random_start, info=info, **drive)
 
 
-def _is_correct(logits: t.Logits, labels: t.Array) -> t.Mask:
-    if labels.ndim == 2:
-        labels = jnp.argmax(labels, axis=1)
-    return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels
-
-
+_AIMED = Goal(by_target, is_right, logits=True, aims=True)
 _FACTS = MachineFacts(
     machine="apgd",
     make=lambda setting, epsilon: apgd_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=_AIMED
     ),
     rule="twice the radius at first, halved where the loss stops rising",
     final_forward=True,

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxrobust.attacks.apgd import ApgdState, apgd_machine
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
-from jaxrobust.attacks.losses import by_target
+from jaxrobust.attacks.losses import Goal, by_target, goal_of, is_right
 from jaxrobust.attacks.registry import MachineFacts, add
-from jaxrobust.types import Array, Counts, Logits, Machine, Mask, PerImage, Points, Start
+from jaxrobust.types import Array, Counts, Machine, Mask, PerImage, Points, Start
 
 
 class MultiRadiusState(NamedTuple):
@@ -31,7 +31,7 @@ def apgd_multi_radius_machine(
     norm: str,
     epsilon: float | Array,
     steps: int,
-    loss: str | Callable[[Array, Array, Array], Array] = "ce",
+    loss: str | Callable[..., Array] | Goal = "ce",
 ) -> Machine:
     """Make APGD in balls of 3, 2 and 1 times the radius, each from the last one's best point.
 
@@ -46,8 +46,7 @@ def apgd_multi_radius_machine(
         apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
         for factor, length in plan
     ]
-    project, loss_of = GEOMETRIES[norm].project, stages[0].loss
-    assert loss_of is not None
+    project, goal = GEOMETRIES[norm].project, goal_of(loss)
 
     def radius(stage: int, images: Points) -> PerImage:
         return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
@@ -55,7 +54,7 @@ def apgd_multi_radius_machine(
     def init(
         images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "random"
     ) -> MultiRadiusState:
-        images, labels = check_inputs(images, labels)
+        images, labels = check_inputs(images, labels, logits=goal.logits)
         widest = radius(0, images)
         start = project(start_points(GEOMETRIES[norm], start, images, widest, keys), images, widest)
         run = stages[0].init(images, labels, start=start, targets=targets)
@@ -72,19 +71,24 @@ def apgd_multi_radius_machine(
             over = over & ~enters
         return state
 
-    def tell(state: MultiRadiusState, logits: Logits, gradient: Points) -> MultiRadiusState:
-        state = state._replace(run=stages[0].tell(state.run, logits, gradient))
+    def tell(state: MultiRadiusState, loss: Any, score: Any, gradient: Points) -> MultiRadiusState:
+        state = state._replace(run=stages[0].tell(state.run, loss, score, gradient))
         over = stages[0].finished(state.run) & (state.stage < 2)
         return jax.lax.cond(jnp.any(over), begin, lambda state, over: state, state, over)
+
+    def score_of(state: MultiRadiusState, outputs: Any) -> PerImage:
+        return goal.state_score(state.run, outputs)
 
     return Machine(
         init=init,
         query=lambda state: stages[0].query(state.run),
-        loss=lambda state, logits: loss_of(state.run, logits),
+        loss=lambda state, outputs: stages[0].loss(state.run, outputs),
+        score=score_of if goal.score else None,
         tell=tell,
         finished=lambda state: stages[0].finished(state.run) & (state.stage == 2),
         result=lambda state: stages[0].result(state.run),
         counts=lambda state: state.stage == 2,
+        logits=goal.logits,
     )
 
 
@@ -92,7 +96,10 @@ add(
     MachineFacts(
         machine="apgd-multi-radius",  # of attacks other than `apgd_machine`
         make=lambda setting, epsilon: apgd_multi_radius_machine(
-            norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
+            norm=setting.norm,
+            epsilon=epsilon,
+            steps=setting.steps,
+            loss=Goal(by_target, is_right, logits=True, aims=True),
         ),
         rule="as APGD's, at three radii",
         extra=3,  # each stage evaluates its start

@@ -21,6 +21,7 @@ from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry import balls
 from jaxrobust.attacks.geometry.balls import per_image, where
 from jaxrobust.attacks.geometry.hyperplanes import displacement
+from jaxrobust.attacks.losses import is_right
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.runtime.text import spelling
@@ -104,7 +105,7 @@ def fab_machine(
     class. A driver must not `tell` a finished image: nothing here stops it.
     """
     norm = spelling.norm(norm)
-    inputs.check_settings(norm=norm, epsilon=epsilon, loss="ce", steps=steps)
+    inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps)
     _check_ranges(alpha_max=alpha_max, eta=eta, beta=beta)
     ball = balls.GEOMETRIES[norm]._replace(sample=partial(_sample, norm=norm))
     size = _SIZE[norm]
@@ -145,12 +146,8 @@ def fab_machine(
             return (jnp.take_along_axis(logits, state.targets[:, None], axis=1) - label_logit)[:, 0]
         return logits - label_logit
 
-    def tell(state: FabState, logits: t.Logits, gradient: Any) -> FabState:
-        x, x1, value = _rows(state.images), _rows(state.points), loss_of(state, logits)
-        if not targeted:
-            gradient, class_ = gradient
-            value = jnp.take_along_axis(value, class_[:, None], axis=1)[:, 0]
-        w = _rows(gradient)
+    def tell(state: FabState, value: t.PerImage, score: Any, gradient: t.Points) -> FabState:
+        x, x1, w = _rows(state.images), _rows(state.points), _rows(gradient)
         # The boundary, linearised, is {z | value + <w, z - x1> = 0}; how far is the image beyond?
         excess = value + jnp.sum(w * (x - x1), axis=1)
         moves = jnp.isfinite(excess)  # or else the gradient is not
@@ -172,9 +169,8 @@ def fab_machine(
         away = jnp.abs(value) / (1e-12 + steepness)
         return jnp.where(state.labels == class_.astype(state.labels.dtype), jnp.inf, away)
 
-    def check(state: FabState, logits: t.Logits) -> FabState:
-        x, x1 = _rows(state.images), _rows(state.points)
-        adversarial = jnp.argmax(logits, axis=1).astype(state.labels.dtype) != state.labels
+    def check(state: FabState, score: t.PerImage) -> FabState:
+        x, x1, adversarial = _rows(state.images), _rows(state.points), score <= 0
         distance = size(x1 - x)
         better = adversarial & (distance < state.norm_best)
         back = jnp.where(adversarial[:, None], x + (x1 - x) * beta, x1)
@@ -192,6 +188,7 @@ def fab_machine(
         tell=tell,
         finished=lambda state: state.iteration >= state.steps,
         result=lambda state: state.adv,
+        score=lambda state, logits: is_right(logits, state.labels),
         check=check,
         counts=lambda state: size(_rows(state.points) - _rows(state.images)) <= state.epsilon,
         distance=None if targeted else distance,
@@ -234,7 +231,7 @@ def fab(
 ) -> t.Attack:
     """Make untargeted FAB an attack: the nearest misclassified point, if the ball holds it.
 
-    An image for which nothing was found inside the ball comes back as it is, clipped to [0, 1].
+    An image for which nothing was found inside the ball is returned unchanged, clipped to [0, 1].
     Arguments as in `fab_run`; `key` may be None without a random start.
 
     >>> import jax, jax.numpy as jnp

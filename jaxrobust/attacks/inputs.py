@@ -11,23 +11,20 @@ import numpy as np
 
 from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, draw
-from jaxrobust.attacks.losses import LOSSES
+from jaxrobust.attacks.losses import Goal
 
 
 def check_settings(
     *,
     norm: str,
     epsilon: float | t.Array,
-    loss: str,
     steps: int = 1,
     step_size: float | None = None,
     kept_fraction: float = 1.0,
 ) -> None:
     """Raise `ValueError` for invalid settings, before anything compiles."""
     t.check_norm(norm)
-    if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    if not isinstance(epsilon, jax.core.Tracer):  # inside `jit`, whoever calls it has checked
+    if not isinstance(epsilon, jax.core.Tracer):  # inside `jit`, the caller has checked
         radius: Any = epsilon
         if isinstance(epsilon, jax.Array) and epsilon.size:
             radius = float(np.asarray(epsilon).max())
@@ -47,9 +44,9 @@ def check_settings(
         )
 
 
-def check_no_targets(loss: str) -> None:
+def check_no_targets(goal: Goal) -> None:
     """Refuse the targeted loss where no targets can be given."""
-    if loss == "dlr-targeted":
+    if goal.aims:
         raise ValueError(
             "loss='dlr-targeted' needs a target class per image, which this attack has no place "
             "for; use apgd_run(..., targets=...) or loss='dlr'"
@@ -64,18 +61,20 @@ def check_array(name: str, value: Any) -> None:
         kind = np.asarray(value).dtype.kind
     except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor on another device
         kind = "O"
-    if kind == "O":
+    if kind in "OUS":
         raise ValueError(
             f"{name} are of type {type(value).__name__}, not an array of numbers; pass one array, "
             f"of batches np.concatenate([*{name}])"
         )
 
 
-def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
-    """Convert images and labels to JAX arrays; `ValueError`: they do not fit."""
+def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Points, Any]:
+    """Convert images and labels to JAX arrays; `ValueError`: they do not fit.
+
+    Without `logits`, labels are the targets of a loss: any pytree with an image axis, or None.
+    """
     check_array("images", images)
-    check_array("labels", labels)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    images = jnp.asarray(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images are {images.dtype}, attacks need floats in [0, 1]; "
@@ -83,6 +82,10 @@ def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
         )
     if images.size == 0:
         raise ValueError(f"no images given (shape {images.shape}); pass at least one")
+    if not logits:
+        return images, jax.tree.map(partial(_target, count=len(images)), labels)
+    check_array("labels", labels)
+    labels = jnp.asarray(labels)
     if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
         raise ValueError(
             f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
@@ -94,6 +97,17 @@ def check_inputs(images: Any, labels: Any) -> tuple[t.Points, t.Array]:
             "[B], soft targets as floats [B, C]"
         )
     return images, labels
+
+
+def _target(leaf: Any, *, count: int) -> t.Array:
+    check_array("targets", leaf)
+    leaf = jnp.asarray(leaf)
+    if leaf.shape[:1] != (count,):
+        raise ValueError(
+            f"targets of shape {leaf.shape} do not fit {count} images; their first axis is the "
+            "image: give one target for each, or close over what all images share"
+        )
+    return leaf
 
 
 def fillers(images: t.Points) -> tuple[Callable[..., t.PerImage], Callable[..., t.Counts]]:

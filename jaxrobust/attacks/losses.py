@@ -6,12 +6,12 @@ outside [0, C) has no defined loss; soft targets, or fewer classes than a loss n
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.types import Array, Labels, Logits, PerImage, SoftLabels
+from jaxrobust.types import Array, Labels, Logits, Mask, PerImage, SoftLabels
 
 
 def ce_loss(logits: Logits, labels: Array) -> PerImage:
@@ -107,6 +107,69 @@ def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> P
         targeted = _pick(logits, aimed) - _pick(logits, labels)
     untargeted = jnp.where(targets == CE, ce_loss(logits, labels), dlr(logits, labels))
     return jnp.where(targets < 0, untargeted, targeted)
+
+
+class Goal(NamedTuple):
+    """What an attack works towards: the loss that it raises, and the score that tells success.
+
+    `outputs` is what the network returns and `targets` what the attack gets with its images: any
+    pytrees of arrays whose first axis is the image.
+    """
+
+    loss: Callable[..., Array]  # (outputs, targets) -> f[B]; larger is worse for the network
+    score: Callable[[Any, Any], Array] | None = None  # (outputs, targets) -> f[B]; None: no success
+    done: Callable[[Array], Array] = lambda score: score <= 0  # bool[B]: the attack has succeeded
+    logits: bool = False  # outputs are logits f[B, C]; targets are labels i32[B] or f[B, C]
+    aims: bool = False  # the loss takes a third argument, a class i32[B] to pull towards
+
+    def value(self, outputs: Any, targets: Any, dtype: Any, classes: Any = None) -> PerImage:
+        """Compute the loss in `dtype`; `ValueError` unless it has one value for each image."""
+        batch = jax.tree.leaves(outputs)[0].shape[0]
+        outputs = jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs
+        )
+        loss = self.loss(outputs, targets, *([classes] if self.aims else []))
+        return loss if self.logits else _per_image("the loss", loss, batch)
+
+    def reached(self, score: Array | None, like: PerImage) -> Mask:
+        """Tell of each image whether its score means success; without a score, none has."""
+        return jnp.zeros_like(like, bool) if score is None else self.done(score)
+
+    def state_score(self, state: Any, outputs: Any) -> PerImage:
+        """Compute the score of a state with `labels`, as a machine does."""
+        assert self.score is not None
+        batch = jax.tree.leaves(outputs)[0].shape[0]
+        return _per_image("the score", self.score(outputs, state.labels), batch)
+
+
+def _per_image(name: str, values: Any, batch: int) -> PerImage:
+    if jnp.shape(values) != (batch,):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(values)} for {batch} images; return one number for each "
+            "image, f[B], such as a mean over all axes but the first"
+        )
+    return values
+
+
+def is_right(logits: Logits, labels: Array) -> PerImage:
+    """Score 1 where the largest logit is the label's, else 0."""
+    if labels.ndim == 2:
+        labels = jnp.argmax(labels, axis=1)
+    return (jnp.argmax(logits, axis=1).astype(labels.dtype) == labels).astype(jnp.float32)
+
+
+def goal_of(loss: str | Callable[..., Array] | Goal) -> Goal:
+    """Make a goal of a name in `LOSSES`, or of a function `(outputs, targets) -> f[B]`."""
+    if isinstance(loss, Goal):
+        return loss
+    if callable(loss):
+        return Goal(loss)
+    if loss not in LOSSES:
+        raise ValueError(
+            f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}, or pass a function "
+            "(outputs, targets) -> f[B]"
+        )
+    return Goal(LOSSES[loss], is_right, logits=True, aims=loss == "dlr-targeted")
 
 
 def _pick(logits: Logits, index: Labels) -> PerImage:

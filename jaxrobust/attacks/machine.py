@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
-from jaxrobust.attacks.refused_network import of_one_image, remedy
+from jaxrobust.attacks.refused_network import as_function, of_one_image, remedy
 
 
 class MachineStep(NamedTuple):
@@ -21,9 +21,17 @@ class MachineStep(NamedTuple):
     state: Any  # after it
     queried: Any  # the state whose points may be adversarial examples
     points: t.Points  # those points
-    logits: t.Logits  # theirs
-    gradient: Any  # as `tell` was given it
+    outputs: Any  # what the network returned for them
+    gradient: Any  # as `tell` got it
     votes: Any = None  # the sum of `tally` over all draws
+
+
+class AttackInfo(NamedTuple):
+    """How an attack ended; every array has the image as its first axis."""
+
+    loss: t.PerImage  # of the points returned
+    score: t.PerImage | None  # theirs; None: the loss is a function without a score
+    steps: t.Counts  # evaluations that the attack made of each image
 
 
 def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
@@ -54,72 +62,76 @@ TALLIES = {
 
 def advance(
     machine: t.Machine,
-    network: Callable[[t.Array, Any], t.Array],
+    network: Callable[[t.Array, Any], Any],
     state: Any,
     *,
     draws: int = 1,
     gradient: bool = True,
-    tally: Callable[[t.Logits], t.Array] | None = None,
+    tally: Callable[[Any], t.Array] | None = None,
 ) -> MachineStep:
     """Query, evaluate, tell and, if the machine has one, check.
 
     Args:
-      network: (points, draw) -> f[B, C]; `draw` numbers the calls of a step, for a network that
+      network: (points, draw) -> outputs; `draw` numbers the calls of a step, for a network that
         draws random numbers itself.
       draws: calls over which the gradient is averaged.
       gradient: False for an evaluation after which no step is made: the machine is told zeros.
-      tally: a function of logits to sum up over all draws, of a machine with a gradient.
+      tally: a function of outputs to sum up over all draws, of a machine with a gradient.
     """
     points, votes = machine.query(state), None
-    if machine.loss is None:
-        logits, slope = network(points, 0), None
-    elif gradient:
-        logits, slope, votes = _differentiated(machine, network, state, points, draws, tally)
+    if machine.gradient and gradient:
+        loss, outputs, slope, votes = _differentiated(machine, network, state, points, draws, tally)
     else:
-        logits, slope = network(points, 0), jnp.zeros_like(points)
-    after = machine.tell(state, logits, slope)
+        outputs = network(points, 0)
+        loss = machine.loss(state, outputs)
+        slope = jnp.zeros_like(points) if machine.gradient else None
+    score = None if machine.score is None else machine.score(state, outputs)
+    after = machine.tell(state, loss, score, slope)
     if machine.check is None:
-        return MachineStep(after, state, points, logits, slope, votes)
+        return MachineStep(after, state, points, outputs, slope, votes)
+    assert machine.score is not None
     points = machine.query(after)
-    logits = network(points, draws)
-    return MachineStep(machine.check(after, logits), after, points, logits, slope)
+    outputs = network(points, draws)
+    checked_state = machine.check(after, machine.score(after, outputs))
+    return MachineStep(checked_state, after, points, outputs, slope)
 
 
 def _differentiated(
     machine: t.Machine, network: Any, state: Any, points: t.Points, draws: int, tally: Any
-) -> tuple[t.Logits, Any, Any]:
-    """Compute the logits of the last draw, the mean gradient for `tell`, and the votes."""
-    loss_of = machine.loss
-    assert loss_of is not None
+) -> tuple[t.PerImage, Any, Any, Any]:
+    """Compute loss and outputs of the last draw, the mean gradient for `tell`, and the votes."""
 
-    def once(draw: Any) -> tuple[t.Logits, Any]:
-        def losses(points: t.Points) -> tuple[t.PerImage | t.Logits, t.Logits]:
-            logits = network(points, draw)
-            return loss_of(state, logits), logits
+    def once(draw: Any) -> tuple[t.PerImage, Any, t.Points]:
+        def losses(points: t.Points) -> tuple[t.PerImage | t.Logits, Any]:
+            outputs = network(points, draw)
+            return machine.loss(state, outputs), outputs
 
-        values, pull, logits = jax.vjp(losses, points, has_aux=True)
+        values, pull, outputs = jax.vjp(losses, points, has_aux=True)
         if values.ndim == 2:
-            return logits, nearest(machine, state, values, pull)
-        # That of the sum, not of the mean: an image must not know the batch size.
-        return logits, pull(jnp.ones_like(values))[0]
+            loss, gradient = nearest(machine, state, values, pull)
+        else:
+            # That of the sum, not of the mean: an image must not know the batch size.
+            loss, gradient = values, pull(jnp.ones_like(values))[0]
+        return loss, outputs, gradient
 
-    logits, total = once(0)
-    votes = None if tally is None else tally(logits)
+    loss, outputs, total = once(0)
+    votes = None if tally is None else tally(outputs)
     if draws == 1:
-        return logits, total, votes
+        return loss, outputs, total, votes
 
     def add(draw: Any, carry: Any) -> Any:
-        logits, gradient = once(draw)
-        return logits, carry[1] + gradient, None if tally is None else carry[2] + tally(logits)
+        loss, outputs, gradient = once(draw)
+        votes = None if tally is None else carry[3] + tally(outputs)
+        return loss, outputs, carry[2] + gradient, votes
 
-    logits, total, votes = jax.lax.fori_loop(1, draws, add, (logits, total, votes))
-    return logits, total / draws, votes
+    loss, outputs, total, votes = jax.lax.fori_loop(1, draws, add, (loss, outputs, total, votes))
+    return loss, outputs, total / draws, votes
 
 
 def nearest(
     machine: t.Machine, state: Any, values: t.Logits, pull: Callable[[t.Array], tuple[t.Array]]
-) -> tuple[t.Points, t.Labels]:
-    """Choose the pair that `tell` of a machine with a `distance` takes, by the losses f[B, C].
+) -> tuple[t.PerImage, t.Points]:
+    """Choose, of the losses f[B, C], loss and gradient that `tell` of a `distance` machine takes.
 
     Class by class: neither the program nor what it keeps grows with their number. For 1,000 classes
     at 224 px their gradients would take 0.6 GB an image. `pull` is that of `jax.vjp`, from the
@@ -130,23 +142,22 @@ def nearest(
 
     def closer(best: Any, class_: Any) -> Any:
         (gradient,) = pull(jnp.zeros_like(values).at[:, class_].set(1))
-        distance = distance_of(state, values[:, class_], gradient, class_)
+        loss = values[:, class_]
+        distance = distance_of(state, loss, gradient, class_)
         # As of `argmin`: NaN is the least.
         wins = (distance < best[0]) | (jnp.isnan(distance) & ~jnp.isnan(best[0]))
-        new = distance, gradient, jnp.full_like(best[2], class_)
         select = lambda a, b: jnp.where(per_image(wins, a), a, b)  # noqa: E731
-        return jax.tree.map(select, new, best), None
+        return jax.tree.map(select, (distance, loss, gradient), best), None
 
-    far = jnp.full_like(values[:, 0], jnp.inf), jnp.zeros_like(machine.query(state))
+    far = jnp.full_like(values[:, 0], jnp.inf), values[:, 0], jnp.zeros_like(machine.query(state))
     classes = jnp.arange(values.shape[1], dtype=jnp.int32)
-    none = jnp.zeros_like(values[:, 0], jnp.int32)
-    (_, gradient, class_), _ = jax.lax.scan(closer, (*far, none), classes)
-    return gradient, class_
+    (_, loss, gradient), _ = jax.lax.scan(closer, far, classes)
+    return loss, gradient
 
 
 def run(
     machine: t.Machine,
-    logits_fn: t.LogitsFn,
+    network: Any,
     state: Any,
     *,
     gradient_steps: int,
@@ -155,62 +166,84 @@ def run(
     """Drive a machine to its end and return its state.
 
     Args:
-      logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
+      network: f[B,H,W,C] -> outputs; differentiated with respect to the images only.
       gradient_steps: steps with a gradient, one scan, compiled once whatever their number.
       final_forward: one more evaluation, without a gradient (the machine is told zeros).
     """
-    network = checked(logits_fn, state)
+    call = checked(machine, network, state)
 
     def step(state: Any, _: None) -> tuple[Any, None]:
-        return advance(machine, network, state).state, None
+        return advance(machine, call, state).state, None
 
     state, _ = jax.lax.scan(step, state, None, length=gradient_steps)
     if final_forward:
-        state = advance(machine, network, state, gradient=False).state
+        state = advance(machine, call, state, gradient=False).state
     return state
 
 
-def checked(logits_fn: t.LogitsFn, state: Any) -> Callable[[t.Array, Any], t.Array]:
-    """Wrap a network for `advance`; `ValueError` where it cannot be called, or lacks a class."""
+def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, Any], Any]:
+    """Wrap a network for `advance`; `ValueError` where it cannot be called, or does not fit."""
+    function = as_function(network)
 
-    def network(points: t.Images, draw: Any) -> t.Logits:
+    def call(points: t.Images, draw: Any) -> Any:
         image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
         try:
-            logits = logits_fn(points)
+            outputs = function(points)
         except Exception as error:
-            if words := remedy(error) or of_one_image(logits_fn, image):
+            if words := remedy(error) or of_one_image(function, image):
                 raise ValueError(f"logits_fn {words}") from error
             raise
-        if jnp.ndim(logits) < 2 and (words := of_one_image(logits_fn, image)):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)]
+        if machine.logits and jnp.ndim(outputs) < 2 and (words := of_one_image(function, image)):
             raise ValueError(f"logits_fn {words}")
-        for name in ("labels", "targets"):
-            check_classes(name, getattr(state, name, None), logits.shape[1])
-        return logits
+        if machine.logits and (len(shapes) != 1 or len(shapes[0]) != 2):
+            raise ValueError(
+                f"logits_fn returns {', '.join(map(str, shapes))}, but this attack needs logits "
+                "[B, C]; for another task, pass as loss a function (outputs, targets) -> f[B]"
+            )
+        if not shapes or any(shape[:1] != points.shape[:1] for shape in shapes):
+            raise ValueError(
+                f"the network returns {', '.join(map(str, shapes)) or 'nothing'} for {len(points)} "
+                "images; return arrays whose first axis is the image"
+            )
+        if machine.logits:
+            for name in ("labels", "targets"):
+                check_classes(name, getattr(state, name, None), outputs.shape[1])
+        return outputs
 
-    return network
+    return call
 
 
 def as_attack(
     machine: t.Machine,
     *,
     random_start: bool | Noise,
+    info: bool = False,
     drive: Callable[..., Any] = run,
     **settings: Any,
 ) -> t.Attack:
-    """Make an attack of a machine and what drives it; no images at all come back as they are."""
+    """Make an attack of a machine and what drives it; an empty batch is returned unchanged.
 
-    def attack(
-        logits_fn: t.LogitsFn, key: t.Array | None, images: t.GivenImages, labels: t.Array
-    ) -> t.Images:
+    With `info` it returns `(images_adv, AttackInfo)`, for which it evaluates the network once more.
+    """
+
+    def attack(network: Any, key: t.Array | None, images: t.GivenImages, labels: Any) -> Any:
         check_array("images", images)
         images = jnp.asarray(images)
         if images.shape[0] == 0:
-            return images
+            none = jnp.zeros(0)
+            return (images, AttackInfo(none, none, none.astype(int))) if info else images
         keys = image_keys(key, images.shape[0]) if random_start else None
         start: Any = random_start
         if not isinstance(random_start, Noise):
             start = "random" if random_start else "image"
         state = machine.init(images, labels, keys=keys, start=start)
-        return machine.result(drive(machine, logits_fn, state, **settings))
+        state = drive(machine, network, state, **settings)
+        points = machine.result(state)
+        if not info:
+            return points
+        outputs = checked(machine, network, state)(points, 0)
+        score = None if machine.score is None else machine.score(state, outputs)
+        return points, AttackInfo(machine.loss(state, outputs), score, state.iteration)
 
     return attack

@@ -1,11 +1,13 @@
 """Momentum FGSM: steps along the sum of all gradients so far (Dong et al. 2018)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from jaxrobust.attacks.geometry.balls import all_finite, l1_norm, per_image
 from jaxrobust.attacks.inputs import Noise, check_noise
+from jaxrobust.attacks.losses import Goal
 from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.pgd import PgdState, pgd_machine
 from jaxrobust.attacks.registry import Fixed, MachineFacts, NamedAttack, StandardSettings, add
@@ -21,9 +23,14 @@ class MimState(NamedTuple):
     momentum: Points
 
     @property
-    def labels(self) -> Array:
+    def labels(self) -> Any:
         """Look up the labels, by which classes are checked."""
         return self.run.labels
+
+    @property
+    def iteration(self) -> Array:
+        """Count the steps taken."""
+        return self.run.iteration
 
 
 def mim(
@@ -33,10 +40,11 @@ def mim(
     steps: int,
     step_size: float | None = None,
     random_start: bool | Noise = False,
-    loss: str = "ce",
+    loss: str | Callable[..., Array] | Goal = "ce",
     decay: float = _DECAY,
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
+    info: bool = False,
 ) -> Attack:
     """Make momentum FGSM, to its last iterate (Dong et al. 2018, arXiv 1710.06081, algorithm 1).
 
@@ -57,7 +65,7 @@ def mim(
     machine = mim_machine(
         norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, decay=decay, **settings
     )
-    return as_attack(machine, random_start=random_start, gradient_steps=steps)
+    return as_attack(machine, random_start=random_start, info=info, gradient_steps=steps)
 
 
 def mim_machine(
@@ -80,16 +88,16 @@ def mim_machine(
             run = run._replace(step=run.epsilon / steps)
         return MimState(run, jnp.zeros_like(run.points))
 
-    def tell(state: MimState, logits: Any, gradient: Points) -> MimState:
+    def tell(state: MimState, loss: Any, score: Any, gradient: Points) -> MimState:
         gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
         size = jnp.maximum(l1_norm(gradient), jnp.finfo(gradient.dtype).tiny)
         momentum = decay * state.momentum + gradient / per_image(size, gradient)
-        return MimState(pgd.tell(state.run, logits, momentum), momentum)
+        return MimState(pgd.tell(state.run, loss, score, momentum), momentum)
 
-    return Machine(
+    return pgd._replace(
         init=init,
         query=lambda state: pgd.query(state.run),
-        loss=lambda state, logits: pgd.loss(state.run, logits),  # type: ignore[misc]
+        loss=lambda state, outputs: pgd.loss(state.run, outputs),
         tell=tell,
         finished=lambda state: pgd.finished(state.run),
         result=lambda state: pgd.result(state.run),

@@ -1,5 +1,6 @@
 """Projected gradient ascent with a fixed step, and its one-step case, FGSM."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import all_finite, per_image
 from jaxrobust.attacks.geometry.l1_rules import geometry_of
-from jaxrobust.attacks.losses import LOSSES
+from jaxrobust.attacks.losses import Goal, goal_of
 from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.registry import Fixed, MachineFacts, NamedAttack, add
 from jaxrobust.runtime.text import spelling
@@ -18,7 +19,7 @@ class PgdState(NamedTuple):
     """The state of PGD; the first axis of every array is the image."""
 
     images: Points
-    labels: Array
+    labels: Any  # i32[B] or f[B, C], or the targets of a loss function
     points: Points  # to be evaluated next; after the last step, the result
     epsilon: PerImage
     step: PerImage
@@ -32,9 +33,10 @@ def fgsm(
     epsilon: float | Array,
     step_size: float | None = None,
     random_start: bool | inputs.Noise = False,
-    loss: str = "ce",
+    loss: str | Callable[..., Array] | Goal = "ce",
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
+    info: bool = False,
 ) -> Attack:
     """Make one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
 
@@ -54,7 +56,7 @@ def fgsm(
             raise ValueError("a radius for each image needs a step; pass step_size")
         step_size = epsilon or None  # a radius of 0 leaves no room whatever the step
     settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
-    settings |= {"step_size": step_size, "random_start": random_start}
+    settings |= {"step_size": step_size, "random_start": random_start, "info": info}
     return pgd(norm=norm, epsilon=epsilon, steps=1, **settings)
 
 
@@ -65,9 +67,10 @@ def pgd(
     steps: int,
     step_size: float | None = None,
     random_start: bool | inputs.Noise = True,
-    loss: str = "ce",
+    loss: str | Callable[..., Array] | Goal = "ce",
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
+    info: bool = False,
 ) -> Attack:
     """Make projected gradient ascent, to its last iterate (Madry et al. 2018, arXiv 1706.06083).
 
@@ -77,11 +80,13 @@ def pgd(
       steps: K >= 1; costs K forward and K backward passes.
       step_size: length of a step in the same norm, default 2.5 epsilon / K.
       random_start: start at AutoAttack's random point, or with `Noise`, instead of the image.
-      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "cw-floor" (i32[B]).
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "cw-floor" (i32[B]); a
+        function or a `Goal`, as of `apgd`.
       kept_fraction: L1 only, the fraction of entries that a step moves.
       l1_rule: L1 only, how it starts, steps and projects: "sparse", or "art", see `l1_rules`.
+      info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
     Returns:
-      attack(logits_fn, key, images, labels) -> images_adv; `key` and labels as of `apgd`.
+      attack(network, key, images, labels) -> images_adv; all as of `apgd`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -94,7 +99,7 @@ def pgd(
     inputs.check_noise(random_start, norm)
     settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
     machine = pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, **settings)
-    return as_attack(machine, random_start=random_start, gradient_steps=steps)
+    return as_attack(machine, random_start=random_start, info=info, gradient_steps=steps)
 
 
 def pgd_machine(
@@ -103,16 +108,16 @@ def pgd_machine(
     epsilon: float | Array,
     steps: int,
     step_size: float | None = None,
-    loss: str = "ce",
+    loss: str | Callable[..., Array] | Goal = "ce",
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Machine:
     """Make PGD a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
     settings: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
-    norm = spelling.norm(norm)
-    inputs.check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, **settings)
-    inputs.check_no_targets(loss)
-    ball, loss_fn = geometry_of(norm, l1_rule), LOSSES[loss]
+    norm, goal = spelling.norm(norm), goal_of(loss)
+    inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps, **settings)
+    inputs.check_no_targets(goal)
+    ball = geometry_of(norm, l1_rule)
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
     def init(
@@ -123,7 +128,7 @@ def pgd_machine(
         start: Start | inputs.Noise = "image",
         **_: Any,
     ) -> PgdState:
-        images, labels = inputs.check_inputs(images, labels)
+        images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
         floats, integers = inputs.fillers(images)
         radius = floats(epsilon)
         points = inputs.start_points(ball, start, images, radius, keys)
@@ -139,7 +144,7 @@ def pgd_machine(
             steps=integers(steps),
         )
 
-    def tell(state: PgdState, logits: Any, gradient: Points) -> PgdState:
+    def tell(state: PgdState, loss: Any, score: Any, gradient: Points) -> PgdState:
         kept_share = jnp.full_like(state.step, kept_fraction)
         # Without a usable gradient it stays, but for a start that was not projected.
         gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
@@ -150,10 +155,12 @@ def pgd_machine(
     return Machine(
         init=init,
         query=lambda state: state.points,
-        loss=lambda state, logits: loss_fn(logits.astype(state.epsilon.dtype), state.labels),
+        loss=lambda state, outputs: goal.value(outputs, state.labels, state.epsilon.dtype),
+        score=goal.state_score if goal.score else None,
         tell=tell,
         finished=lambda state: state.iteration >= state.steps,
         result=lambda state: ball.settle(state.points, state.images),
+        logits=goal.logits,
     )
 
 

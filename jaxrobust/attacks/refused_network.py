@@ -1,5 +1,6 @@
-"""A network that cannot be called: what is wrong with it, and what to do."""
+"""A network as a function, and what is wrong with one that cannot be called."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,24 @@ TRAINING = (
 _FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
 # Of Equinox and of Haiku, which raise errors of Python's: their dropout without a key.
 _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
+
+
+def as_function(network: Any) -> Callable[[Any], Any]:
+    """Return a network as a function of images: a callable, or a pair (Linen module, variables).
+
+    Libraries are recognised without importing them.
+    """
+    linen = sys.modules.get("flax.linen")
+    if isinstance(network, tuple) and len(network) == 2 and linen is not None:
+        module, variables = network
+        if isinstance(module, linen.Module):
+            return lambda images: module.apply(variables, images)
+    if callable(network) and not (linen is not None and isinstance(network, linen.Module)):
+        return network
+    raise ValueError(
+        f"the network is of type {type(network).__name__}; pass a function, an NNX module, "
+        "jax.vmap of an Equinox module, or a pair (linen_module, variables)"
+    )
 
 
 def remedy(error: Exception) -> str:

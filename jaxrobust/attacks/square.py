@@ -1,8 +1,8 @@
-"""Square: random search with square windows, from logits alone.
+"""Square: random search with square windows, without gradients.
 
 Every query draws a window and changes the best point so far inside it: on Linf by the whole width
-of the ball, on L2 and L1 by moving the mass of two windows into one of them. What lowers the
-margin is kept. The windows shrink by a schedule.
+of the ball, on L2 and L1 by moving the mass of two windows into one of them. What raises the loss
+stays. The windows shrink by a schedule.
 
 Source: Andriushchenko et al. 2020 (arXiv 1912.00049), algorithms 1 to 3; the L1 version is Croce &
 Hein 2021 (arXiv 2103.01208). Details that the papers leave open follow auto-attack a392200, but
@@ -11,6 +11,7 @@ tests/attacks/test_square.py.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.geometry.square_proposals import KeyData, Rows, as_rows
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
 from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
-from jaxrobust.attacks.losses import cw_loss
+from jaxrobust.attacks.losses import Goal, cw_loss, goal_of
 from jaxrobust.attacks.machine import advance, as_attack, checked
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.runtime.text import spelling
@@ -35,13 +36,14 @@ class SquareState(NamedTuple):
     """
 
     images: Rows  # the centre of the ball, may leave [0, 1] on Linf and L2
-    labels: t.Labels
+    labels: Any  # i32[B], or the targets of a loss function
     epsilon: t.PerImage
     keys: KeyData  # `where` and shard_map take no typed keys
     iteration: t.Counts  # evaluations told so far; the first is that of the start
     points: t.Images  # to be evaluated next
     x_best: Rows  # the point of smallest margin, before any is known the start
-    margin_best: t.PerImage  # logit of the label minus the largest other; inf before any is known
+    margin_best: t.PerImage  # minus the loss: the label's logit minus the largest other; inf first
+    score_best: t.PerImage  # the score of `x_best`; inf first
 
 
 def square_run(
@@ -52,17 +54,20 @@ def square_run(
     norm: str,
     epsilon: float | t.Array,
     queries: int = 5000,
+    loss: str | Callable[..., t.Array] | Goal = "cw",
     key: t.Array,
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> SquareState:
-    """Run Square, until every image is misclassified or out of queries; return the final state.
+    """Run Square, until it has succeeded or is out of queries for every image; return its state.
 
     Args:
-      logits_fn: f[B,H,W,C] -> f[B,C]; not differentiated.
+      logits_fn: f[B,H,W,C] -> f[B,C], or what `loss` takes; not differentiated.
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
       queries: at most; the start costs one evaluation more.
+      loss: what the search raises, as of `apgd`; "cw" (the margin) stops at the first
+        misclassified point, a `Goal` where it is done, a plain function never.
       key: one key or keys [B] (see `inputs.image_keys`).
       p_init: the fraction of an image's pixels that the first windows cover.
       rescale: stretch the schedule, which is made for 10,000 queries, to `queries`.
@@ -70,19 +75,25 @@ def square_run(
       `SquareState`: `x_best`, `margin_best` (success: at most 0), `iteration` and the rest.
     """
     settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
-    machine = square_machine(norm=norm, epsilon=epsilon, **settings)
+    machine = square_machine(norm=norm, epsilon=epsilon, loss=loss, **settings)
     state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
-    return _until_fooled(machine, logits_fn, state)
+    return _until_done(machine, logits_fn, state, goal=_goal_of(loss))
 
 
-def _until_fooled(machine: t.Machine, logits_fn: t.LogitsFn, state: SquareState) -> SquareState:
+def _goal_of(loss: str | Callable[..., t.Array] | Goal) -> Goal:
+    goal = goal_of(loss)
+    # The search is over at a margin of 0, also where the largest logits are equal.
+    return goal._replace(score=lambda *pair: -cw_loss(*pair)) if loss == "cw" else goal
+
+
+def _until_done(machine: t.Machine, network: Any, state: SquareState, *, goal: Goal) -> SquareState:
     def over(state: SquareState) -> t.Mask:
-        return machine.finished(state) | (state.margin_best <= 0)
+        return machine.finished(state) | goal.done(state.score_best)
 
-    network = checked(logits_fn, state)
+    call = checked(machine, network, state)
 
     def step(state: SquareState) -> SquareState:
-        after, stays = advance(machine, network, state).state, over(state)
+        after, stays = advance(machine, call, state).state, over(state)
         return jax.tree.map(functools.partial(where, stays), state, after)
 
     return jax.lax.while_loop(lambda state: ~jnp.all(over(state)), step, state)
@@ -93,6 +104,7 @@ def square_machine(
     norm: str,
     epsilon: float | t.Array,
     queries: int = 5000,
+    loss: str | Callable[..., t.Array] | Goal = "cw",
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> t.Machine:
@@ -100,12 +112,12 @@ def square_machine(
 
     Arguments as in `square_run`; an `epsilon` that is an array is not checked, as it may be traced.
     `init` always needs keys, threefry's, and knows one start, "random". An image is finished when
-    its queries are used up: whether a margin of 0 or less means success is the driver's to say,
+    its queries are used up: whether its score means success is the driver's to say,
     whose network may be a less exact one than the one that decides. `tell` leaves a finished image
     as it is. The draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
     """
-    norm = spelling.norm(norm)
-    check_settings(norm=norm, epsilon=epsilon, loss="cw")
+    norm, goal = spelling.norm(norm), _goal_of(loss)
+    check_settings(norm=norm, epsilon=epsilon)
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)
     geometry = square_proposals.PROPOSALS[norm]
@@ -113,8 +125,8 @@ def square_machine(
     def init(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SquareState:
-        images, labels = check_inputs(images, labels)
-        if labels.ndim != 1:
+        images, labels = check_inputs(images, labels, logits=goal.logits)
+        if goal.logits and labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
         if not (isinstance(start, str) and start == "random"):
             raise ValueError("Square knows one start; pass start='random' and keys [B]")
@@ -134,16 +146,22 @@ def square_machine(
             points=points,
             x_best=as_rows(points),
             margin_best=jnp.full_like(one_each, jnp.inf),
+            score_best=jnp.full_like(one_each, jnp.inf),
         )
 
-    def tell(state: SquareState, logits: t.Logits, gradient: Any = None) -> SquareState:
-        margin = -cw_loss(logits.astype(state.epsilon.dtype), state.labels)
+    def tell(
+        state: SquareState, loss: t.PerImage, score: t.PerImage | None, gradient: Any = None
+    ) -> SquareState:
+        margin = -loss
         searching = ~finished(state)
         better = searching & (margin < state.margin_best)  # NaN never is
         state = state._replace(
             iteration=state.iteration + searching.astype(jnp.int32),
             x_best=jnp.where(better[:, None, None], as_rows(state.points), state.x_best),
             margin_best=jnp.where(better, margin, state.margin_best),
+            score_best=state.score_best
+            if score is None
+            else jnp.where(better, score, state.score_best),
         )
         height, width = state.points.shape[1:3]
         windows = window_table(norm, levels, p_init, (height, width))
@@ -157,12 +175,15 @@ def square_machine(
     return t.Machine(
         init=init,
         query=lambda state: state.points,
-        loss=None,
+        loss=lambda state, outputs: goal.value(outputs, state.labels, state.epsilon.dtype),
+        score=goal.state_score if goal.score else None,
         tell=tell,
         finished=finished,
         result=lambda state: GEOMETRIES[norm].settle(
             *(a.reshape(state.points.shape) for a in (state.x_best, state.images))
         ),
+        gradient=False,
+        logits=goal.logits,
     )
 
 
@@ -181,10 +202,12 @@ def square(
     norm: str = "linf",
     epsilon: float,
     queries: int = 5000,
+    loss: str | Callable[..., t.Array] | Goal = "cw",
     p_init: float = 0.8,
     rescale: bool = False,
+    info: bool = False,
 ) -> t.Attack:
-    """Make Square an attack: the point of smallest margin, misclassified or not.
+    """Make Square an attack: the point of highest loss, misclassified or not.
 
     Arguments as in `square_run`.
 
@@ -196,10 +219,10 @@ def square(
     >>> bool(jnp.abs(images_adv - images).max() <= 0.25)
     True
     """
-    machine = square_machine(
-        norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
-    )
-    return as_attack(machine, drive=_until_fooled, random_start=True)
+    settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
+    machine = square_machine(norm=norm, epsilon=epsilon, loss=loss, **settings)
+    drive = functools.partial(_until_done, goal=_goal_of(loss))
+    return as_attack(machine, drive=drive, random_start=True, info=info)
 
 
 _FACTS = MachineFacts(

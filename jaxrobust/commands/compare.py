@@ -1,7 +1,7 @@
 """Compare evaluations image by image: can two networks, or two epochs, be told apart?
 
 `jaxrobust compare A B [C ...] --out FOLDER`. A, B and the others are folders of evaluations,
-runs, or results.jsonl files, with `#NUMBER` behind them where they hold several evaluations. The
+runs, or results.jsonl files, with `#NUMBER` after them where they hold several evaluations. The
 verdicts on the images that all have are compared, every network with the first: differences with
 McNemar's exact test and 95% intervals, attack by attack and class by class. Evaluations of other
 images, preprocessing, radius or attacks, and a ladder, a union or another version of AutoAttack

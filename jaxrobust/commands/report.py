@@ -3,7 +3,7 @@
 A path is a run, a folder of records (RUN/evaluation), a file of records, or a folder of many of
 them; quickstart, where no such path is, is the run that the package ships. The file opens from disk
 and loads nothing. With --watch a server shows the page instead, and updates it while the run
-goes on.
+continues.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
 cannot be read or written, or the port is taken.

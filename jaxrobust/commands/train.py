@@ -1,8 +1,9 @@
 """`jaxrobust train CONFIG [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
---then select,autoattack:linf:4/255+l2:2+l1:75,export:hub goes on with a choice among kept weights,
-attacks (without a threat in that of the training) and exports (export:module:ID with RobustBench's
-entry). What all of it costs is said before; the same command again continues in what was stopped.
+--then select,autoattack:linf:4/255+l2:2+l1:75,export:hub continues with a choice among kept
+weights, attacks (without a threat in that of the training) and exports (export:module:ID with
+RobustBench's entry). What all of it costs is said before; the same command again continues in what
+was stopped.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
 data, with one sentence on stderr; 3 the run stopped for another reason that it names (NaN, full

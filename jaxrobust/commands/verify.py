@@ -4,11 +4,10 @@
 imported folder, a file, an id. The images come from the data set of the record. A forward pass for
 each image, and one more for each adversarial image, confirms the clean accuracy, and that the
 robust accuracy is at most what the record says; what is not confirmed is said by name. Then APGD-CE
-and APGD-T attack images that are said to stand, drawn by a seed of yours: how many fall bounds how
-many of all would. Another network than the record's is judged
-too: what comes out is said of it, and the claim is not confirmed. Where the record names images or
-a list of them by a path, which may be of whoever made the bundle, --dataset or --split has to name
-your own.
+and APGD-T attack images that are said to survive, drawn by a seed of yours: how many fall bounds
+how many of all would. Another network than the record's is judged too: what comes out is said of
+it, and the claim is not confirmed. Where the record names images or a list of them by a path, which
+the author of the bundle may have made, --dataset or --split has to name your own.
 
 Exit codes: 0 everything is confirmed; 1 something is not, or standing images fell to attacks that
 the record says they withstand; 2 a mistake, with one sentence on stderr;

@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.doctor` is `jaxrobust doctor`, which stands in `commands.doctor`."""
+"""`python -m jaxrobust.doctor` is `jaxrobust doctor`, which is in `commands.doctor`."""
 
 from jaxrobust.__main__ import run
 

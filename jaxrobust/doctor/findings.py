@@ -103,7 +103,7 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
     start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
     if columns is None:
         text = ". ".join([f"{start}{sentence}", *parts])
-    else:  # further lines stand below what was seen, if they fit
+    else:  # further lines are below what was seen, if they fit
         indent = len(start) if columns >= 2 * len(start) else _LEVEL
         width = max(columns, _NARROWEST)
         more = [_filled(part, " " * _LEVEL, _LEVEL + 2, width) for part in parts]

@@ -133,7 +133,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "finite-logits",
         "Logits that are NaN, infinite or the same for all images or classes; red where there are.",
-        "overflow, broken weights, or an operation behind the logits",
+        "overflow, broken weights, or an operation after the logits",
         "look at the weights, and return the logits before any ReLU or clipping",
         "Carlini et al. 2019, arXiv 1902.06705",
         _reliability("nan-logits", "constant-logits", healthy="logits are finite and differ"),

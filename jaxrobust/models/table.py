@@ -165,7 +165,7 @@ where one is published."""
 
 
 def line(row: ArchitectureRow, width: int = 100) -> str:
-    """Return a row for people, at most `width` wide; checkpoints that do not fit stand below it."""
+    """Return a row for people, at most `width` wide; checkpoints that do not fit are below it."""
     paper = row.paper or PaperFigures(None, "")
     mark = "!" if paper.misprint else "?" if paper.other else ""
     paper_figures = [

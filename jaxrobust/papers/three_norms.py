@@ -2,8 +2,8 @@
 
 An image counts if it withstands PGD and AutoAttack in Linf, PGD in L2 and PGD in L1. Their table
 prints each of the four and the worst case, all on the same images, so none of the four skips what
-another has fooled. Where the worst case alone is wanted each attacks only what stands before it,
-the three cheap ones first.
+another has fooled. Where the worst case alone is wanted each attacks only what survives the ones
+before it, the three cheap ones first.
 
 PGD is foolbox's in Linf and L2 and ART's in L1 (`attacks.l1_rules`), 20 steps of 3/40 of the radius
 from a random start. Those in L2 and L1 are weak: compare the worst case with one of these attacks
@@ -45,7 +45,9 @@ PARTS = (
 
 
 def parts(*, skips: bool) -> list[NormAttack]:
-    """List the attacks in the order in which they run; `skips`: each on what stands before it."""
+    """List the attacks in the order in which they run; `skips`: each on what survives the ones
+    before it.
+    """
     return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
 
 

@@ -185,7 +185,7 @@ def compare(
     options: dict[str, Any] | None = None,
     images: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare weights with those of a reference; the certificate next to them comes back."""
+    """Compare weights with those of a reference; return the certificate next to them."""
     about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
     name = PUBLISHED[layout].model if model in PUBLISHED else model

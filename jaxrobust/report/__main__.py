@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.report` is `jaxrobust report`, which stands in `commands.report`."""
+"""`python -m jaxrobust.report` is `jaxrobust report`, which is in `commands.report`."""
 
 from jaxrobust.__main__ import run
 

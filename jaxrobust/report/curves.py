@@ -77,7 +77,7 @@ class _Growing:
         else:
             with self._path.open("rb") as lines:
                 lines.seek(self._offset - len(self._before))
-                if lines.read(len(self._before)) != self._before:  # a run that goes on cuts it
+                if lines.read(len(self._before)) != self._before:  # a run that continues cuts it
                     self._begin()
                     lines.seek(0)
                 torn = self._take(lines)

@@ -16,7 +16,7 @@ from jaxrobust.report.markup import parts
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 330, 8, 158  # of curves
 _NAMES, _ROW = 118, 17  # rows: where their axis begins, and how high one is
-_COLOURS = 6  # of the style sheet; lines behind the sixth are dashed
+_COLOURS = 6  # of the style sheet; lines after the sixth are dashed
 _MARKS = 40  # that are drawn in a figure
 CLASSES = 15  # of a matrix, that can be told apart on a telephone
 _CELLS_LEFT, _CELLS_TOP, _SIDE = 78, 6, 254  # of a matrix

@@ -22,7 +22,7 @@ from jaxrobust.weights.trained import runs as of_training
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"
 _COSTS = ("fooled", "forward", "backward", "idle", "seconds", "compile_seconds")
-_NOTED = {  # next to the metrics: where a run went back, and where it went on
+_NOTED = {  # next to the metrics: where a run went back, and where it continued
     "rollback": "{why}; back to step {back_to}",
     "resumption": "another process continued here, {time}, on {devices}",
 }

@@ -1,4 +1,4 @@
-"""The page of a run that goes on, from a server on this machine."""
+"""The page of a run in progress, from a server on this machine."""
 
 import html
 import ipaddress

@@ -96,7 +96,9 @@ def _is_run(files: set[str]) -> bool:
 
 
 def _walk(folder: Path, visited: set[str], notes: list[str]) -> Iterator[tuple[Path, set[str]]]:
-    """Yield folders with runs, records or figures and their files, each once, also behind links."""
+    """Yield folders with runs, records or figures and their files, each once, also through
+    links.
+    """
     real = os.path.realpath(folder)
     if real in visited:
         return

@@ -97,7 +97,7 @@ def other_config(one: RunRecord) -> str:
         return ""
     return (
         f"{file} is not the config that the record was made with, whose hash begins with "
-        f"{config_sha256[:12]}: it was edited since, the run went on with other values "
+        f"{config_sha256[:12]}: it was edited since, the run continued with other values "
         "of keys that may change, or it is of another run"
     )
 

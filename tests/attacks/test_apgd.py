@@ -23,6 +23,7 @@ from jaxrobust.attacks import apgd_radii
 from jaxrobust.attacks.geometry import balls
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
+from tests.support.machines import told
 
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -40,8 +41,8 @@ def drive(machine, net, state, evaluations):
 
     def body(state, _):
         made = attacks.advance(machine, lambda points, draw: NETS[net](points), state)
-        right = jnp.argmax(made.logits, axis=1) == state.labels
-        seen = {"points": made.points, "loss": machine.loss(state, made.logits), "right": right}
+        right = jnp.argmax(made.outputs, axis=1) == state.labels
+        seen = {"points": made.points, "loss": machine.loss(state, made.outputs), "right": right}
         return made.state, seen | {"state": made.state}
 
     return jax.lax.scan(body, state, length=evaluations)
@@ -466,7 +467,7 @@ class PropertyTest(parameterized.TestCase):
         for i in (0, 1):
             np.testing.assert_allclose(state.points[8 * i : 8 * i + 8], alone[i].points, atol=1e-6)
         finished = machines[1].finished(
-            machines[0].tell(state, self.net(state.points), state.points)
+            told(machines[0], state, self.net(state.points), state.points)
         )
         np.testing.assert_array_equal(finished, np.arange(16) >= 8)
 
@@ -661,7 +662,12 @@ class MultiRadiusTest(parameterized.TestCase):
                 - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
             )
 
-        made = {"norm": "l1", "epsilon": 0.2, "steps": 6, "loss": loss}
+        made = {
+            "norm": "l1",
+            "epsilon": 0.2,
+            "steps": 6,
+            "loss": attacks.Goal(loss, logits=True, aims=True),
+        }
         machine = attacks.apgd_multi_radius_machine(**made)
         begin = functools.partial(machine.init, targets=aims, start="image")
         state = jax.jit(begin)(images, labels)
@@ -670,7 +676,7 @@ class MultiRadiusTest(parameterized.TestCase):
         @jax.jit
         def step(state):
             made = attacks.advance(machine, lambda x, draw: x.reshape(2, 3) @ weights, state)
-            better = machine.loss(state, made.logits) > state.run.loss_best
+            better = machine.loss(state, made.outputs) > state.run.loss_best
             best = jnp.where(better[:, None, None, None], made.points, state.run.x_best)
             facts = {"stage": state.stage, "points": made.points, "best": best, "run": state.run}
             facts |= {"counts": machine.counts(state), "finished": machine.finished(state)}
@@ -703,7 +709,7 @@ class MultiRadiusTest(parameterized.TestCase):
 
     def test_a_stage_begins_at_the_best_point_of_the_one_before(self):
         machine = attacks.apgd_multi_radius_machine(
-            norm="l1", epsilon=0.5, steps=6, loss=lambda logits, labels, targets: logits[:, 0]
+            norm="l1", epsilon=0.5, steps=6, loss=lambda logits, labels: logits[:, 0]
         )
         images = jnp.full((1, 2, 2, 1), 0.5)
         aims = {"targets": jnp.array([1]), "start": "image"}
@@ -711,7 +717,7 @@ class MultiRadiusTest(parameterized.TestCase):
         for loss in (1.0, 9.0, 2.0):  # the image and two steps
             met.append(machine.query(state))
             gradient = jnp.float32([4, 3, 2, 1]).reshape(1, 2, 2, 1) * (-1) ** len(met)
-            state = machine.tell(state, jnp.float32([[loss, 0.0]]), gradient)
+            state = machine.tell(state, jnp.float32([loss]), None, gradient)
         self.assertEqual(int(state.stage[0]), 1)
         self.assertGreater(np.abs(met[2] - met[1]).max(), 0.1)
         expected = balls.GEOMETRIES["l1"].project(met[1], images, jnp.float32([1.0]))

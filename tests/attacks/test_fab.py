@@ -19,6 +19,7 @@ from jaxrobust.attacks.geometry import hyperplanes
 from jaxrobust.attacks.machine import nearest
 from tests.support import compiling, paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
+from tests.support.machines import told
 
 fab = importlib.import_module("jaxrobust.attacks.fab")  # `attacks.fab` is the attack
 
@@ -52,7 +53,7 @@ def drive(machine, logits_fn, state, steps):
 
     def body(state, _):
         made = attacks.advance(machine, lambda points, draw: logits_fn(points), state)
-        adversarial = jnp.argmax(made.logits, axis=1) != state.labels
+        adversarial = jnp.argmax(made.outputs, axis=1) != state.labels
         seen = {"points": made.points, "is_adv": adversarial, "state": made.state}
         return made.state, seen | {"counts": machine.counts(made.queried)}
 
@@ -386,11 +387,11 @@ class PropertyTest(parameterized.TestCase):
         return jax.jit(functools.partial(attacks.fab_run, logits_fn or self.net, **settings))
 
     def test_the_first_of_equally_near_points_is_kept(self):
-        images, wrong = jnp.full((1, 2, 2, 1), 0.5), jnp.array([[0.0, 1.0]])
+        images = jnp.full((1, 2, 2, 1), 0.5)
         machine = fab.fab_machine(norm="linf", epsilon=0.5, steps=3, targeted=False)
         state = machine.init(images, jnp.array([0]))
         for point in (0.75, 0.25):
-            state = machine.check(state._replace(points=jnp.full_like(images, point)), wrong)
+            state = machine.check(state._replace(points=jnp.full_like(images, point)), jnp.zeros(1))
         np.testing.assert_array_equal(state.adv, np.full_like(images, 0.75))
 
     @sweeps.rows(("linf", 9.0), ("l2", 29**0.5), ("l1", 4.0))
@@ -499,19 +500,20 @@ class PropertyTest(parameterized.TestCase):
         @jax.jit
         def tell(state, logits, gradient):
             if targeted:
-                return machine.tell(state, logits, gradient)
+                return told(machine, state, logits, gradient)
             pull = lambda g: (gradient[:, jnp.argmax(g[0])],)  # noqa: E731
             values = machine.loss(state, logits)
-            return machine.tell(state, logits, nearest(machine, state, values, pull))
+            loss, gradient = nearest(machine, state, values, pull)
+            return machine.tell(state, loss, None, gradient)
 
         good, others = tell(state, logits, gradient), np.arange(16) != 3
         self.assertTrue((good.points != self.images).any(axis=(1, 2, 3)).all())
         for bad in (jnp.nan, jnp.inf, -jnp.inf):
-            told = tell(state, logits, gradient.at[where].set(bad))
-            np.testing.assert_array_equal(told.points[3], self.images[3])
-            np.testing.assert_array_equal(told.points[others], good.points[others])
-        told = tell(state, logits.at[3].set(jnp.nan), gradient)
-        np.testing.assert_array_equal(told.points[3], self.images[3])
+            after = tell(state, logits, gradient.at[where].set(bad))
+            np.testing.assert_array_equal(after.points[3], self.images[3])
+            np.testing.assert_array_equal(after.points[others], good.points[others])
+        after = tell(state, logits.at[3].set(jnp.nan), gradient)
+        np.testing.assert_array_equal(after.points[3], self.images[3])
 
     @sweeps.fast("linf")
     @parameterized.parameters(*PAIRS)
@@ -553,7 +555,7 @@ class PropertyTest(parameterized.TestCase):
         machine = fab.fab_machine(norm="l2", epsilon=0.0, steps=2, targeted=False)
         state = machine.init(self.images, (self.labels + 1) % 5)
         self.assertTrue(machine.counts(state).all())
-        state = machine.check(state, self.net(self.images))
+        state = machine.check(state, machine.score(state, self.net(self.images)))
         np.testing.assert_array_equal(state.norm_best, 0)
         np.testing.assert_array_equal(state.points, self.images)
 

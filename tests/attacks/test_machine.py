@@ -37,8 +37,8 @@ def corner_machine(epsilon) -> Machine:
         radius = jnp.full_like(one_each, epsilon)
         return CornerState(images, labels, radius, images, jnp.zeros_like(labels))
 
-    def tell(state, logits, gradient):
-        del logits
+    def tell(state, loss, score, gradient):
+        del loss, score
         step = state.epsilon[:, None, None, None] * jnp.sign(gradient)
         points = jnp.clip(state.images + step, 0, 1)
         return state._replace(points=points, told=state.told + 1)
@@ -121,7 +121,7 @@ class AdvanceTest(absltest.TestCase):
     def test_the_points_that_were_asked_are_returned(self):
         made = attacks.advance(self.machine, lambda x, draw: NETS["lin"](x), self.state)
         np.testing.assert_array_equal(made.points, self.state.points)
-        np.testing.assert_array_equal(made.logits, NETS["lin"](self.state.points))
+        np.testing.assert_array_equal(made.outputs, NETS["lin"](self.state.points))
         self.assertGreater(float(jnp.abs(made.state.points - made.points).max()), 0.09)
 
     def test_the_gradient_is_the_mean_over_the_draws_and_the_votes_their_sum(self):
@@ -139,8 +139,8 @@ class AdvanceTest(absltest.TestCase):
         )
         mean = np.mean([own.gradient for own in each], axis=0)
         np.testing.assert_allclose(made.gradient, mean, rtol=1e-5, atol=1e-6 * np.abs(mean).max())
-        np.testing.assert_allclose(made.votes, sum(own.logits[:, 0] for own in each), rtol=1e-5)
-        np.testing.assert_allclose(made.logits, each[-1].logits, rtol=1e-6)
+        np.testing.assert_allclose(made.votes, sum(own.outputs[:, 0] for own in each), rtol=1e-5)
+        np.testing.assert_allclose(made.outputs, each[-1].outputs, rtol=1e-6)
 
     def test_a_last_evaluation_has_no_gradient(self):
         made = attacks.advance(
@@ -251,8 +251,9 @@ class NearestTest(parameterized.TestCase):
             distance=lambda state, values, gradient, which: jnp.take(table, which, axis=1),
             query=lambda state: state,
         )
-        found, which = machine.nearest(
-            nearest, jnp.zeros((2, 2)), jnp.zeros((2, 3)), lambda weights: (weights @ slopes,)
+        losses = jnp.float32([[0, 1, 2], [10, 11, 12]])
+        loss, found = machine.nearest(
+            nearest, jnp.zeros((2, 2)), losses, lambda weights: (weights @ slopes,)
         )
-        self.assertEqual(which.tolist(), [expected, 2])
+        self.assertEqual(loss.tolist(), [expected, 12])
         np.testing.assert_array_equal(found, slopes[jnp.array([expected, 2])])

@@ -67,7 +67,7 @@ class PgdTest(parameterized.TestCase):
 
         machine = attacks.pgd_machine(steps=10, **options)
         gradient = jax.random.normal(jax.random.key(1), middle.shape)
-        one = jax.jit(lambda: machine.tell(machine.init(middle, labels), None, gradient))
+        one = jax.jit(lambda: machine.tell(machine.init(middle, labels), None, None, gradient))
         np.testing.assert_allclose(length(one().points), 0.25 * epsilon, rtol=1e-5)
         attack = functools.partial(attacks.fgsm(**options), lambda x: x.reshape(2, -1) @ weights)
         found = jax.jit(attack)(None, middle, labels)

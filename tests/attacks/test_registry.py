@@ -91,17 +91,17 @@ class MimTest(parameterized.TestCase):
         state, done = machine.init(jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32)), []
         for _ in range(3):  # the image and the two points
             done.append(bool(machine.finished(state)[0]))
-            state = machine.tell(state, None, jnp.ones((1, 2, 2, 1)))
+            state = machine.tell(state, None, None, jnp.ones((1, 2, 2, 1)))
         self.assertEqual((done, bool(machine.finished(state)[0])), ([False] * 3, True))
 
     def test_a_gradient_that_is_not_finite_is_none(self):
-        """The step is along the momentum so far, which goes on without it."""
+        """The step is along the momentum so far, which continues without it."""
         machine = mim_machine(norm="linf", epsilon=EPSILON, steps=3)
         state = machine.init(jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32))
         usable = jnp.float32([1, -1, 1, -1]).reshape(1, 2, 2, 1)
         moved = []
         for gradient in (usable, usable.at[0, 0, 0, 0].set(jnp.nan), usable):
-            state = machine.tell(state, None, gradient)
+            state = machine.tell(state, None, None, gradient)
             moved.append(np.ravel((machine.query(state) - 0.5) / usable * 3 / EPSILON))
         np.testing.assert_allclose(moved, [[1] * 4, [2] * 4, [3] * 4], atol=1e-5)
 
@@ -113,7 +113,7 @@ class MimTest(parameterized.TestCase):
         self.assertAlmostEqual(state.run.step.item(), hundredths[0] / 100, places=6)
         moved = []
         for _ in hundredths:
-            state = machine.tell(state, None, jnp.full((1, 2, 2, 1), -1.0))
+            state = machine.tell(state, None, None, jnp.full((1, 2, 2, 1), -1.0))
             moved.append(100 * (0.5 - np.asarray(machine.query(state))[0, 1, 1, 0]))
         np.testing.assert_allclose(moved, hundredths, atol=1e-4)
 
@@ -127,7 +127,7 @@ class MimTest(parameterized.TestCase):
         ):
             self.assertEqual(attacks.mim(**how, random_start=True), "attack")
         made.assert_called_once_with(**how)
-        whole.assert_called_once_with("machine", random_start=True, gradient_steps=4)
+        whole.assert_called_once_with("machine", random_start=True, info=False, gradient_steps=4)
 
     @sweeps.rows(-1.0, float("nan"), "1", None)
     def test_no_decay(self, decay):

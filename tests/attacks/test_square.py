@@ -17,6 +17,7 @@ from jaxrobust.attacks.geometry import square_proposals as square_geometry
 from jaxrobust.attacks.geometry.square_windows import template_of, window_levels, window_table
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
+from tests.support.machines import told
 
 square = importlib.import_module("jaxrobust.attacks.square")  # `attacks.square` is the attack
 
@@ -126,7 +127,7 @@ def scripted_run(g, norm):
         def body(state, _):
             points = machine.query(state)
             logits = NETS["conv"](points)
-            state = machine.tell(state, logits, None)
+            state = told(machine, state, logits)
             return state, (points, -attacks.cw_loss(logits, labels), state.x_best)
 
         keys = attacks.image_keys(jax.random.key(0), len(labels))
@@ -254,7 +255,7 @@ class PropertyTest(parameterized.TestCase):
         def run(images, labels):
             def body(state, _):
                 points = machine.query(state)
-                state = machine.tell(state, net(points), None)
+                state = told(machine, state, net(points))
                 return state, (points, state.margin_best, machine.result(state))
 
             keys = attacks.image_keys(jax.random.key(key), len(images))
@@ -296,8 +297,8 @@ class PropertyTest(parameterized.TestCase):
         @jax.jit
         def twice(key):
             state = machine.init(images, labels, keys=attacks.image_keys(key, 2))
-            first = machine.tell(state, logits, None)
-            second = machine.tell(first, logits - jnp.array([[0.0, 0.0], [1.0, 0.0]]), None)
+            first = told(machine, state, logits)
+            second = told(machine, first, logits - jnp.array([[0.0, 0.0], [1.0, 0.0]]))
             return (second.x_best == first.x_best).all((1, 2))
 
         self.assertEqual(twice(jax.random.key(1)).tolist(), [True, False])
@@ -377,7 +378,7 @@ class PropertyTest(parameterized.TestCase):
     def test_finished_images_stay(self, norm):
         net, images, labels = small_net((8, 8, 3))
         machine = attacks.square_machine(norm=norm, epsilon=SMALL[norm], queries=20)
-        tell = jax.jit(lambda state: machine.tell(state, net(machine.query(state)), None))
+        tell = jax.jit(lambda state: told(machine, state, net(machine.query(state))))
         keys = jax.random.split(jax.random.key(0), 16)
         states = [jax.jit(machine.init)(images, labels, keys=keys)]
         for _ in range(21):
@@ -403,16 +404,16 @@ class PropertyTest(parameterized.TestCase):
         net, images, labels = small_net((8, 8, 3))
         machine = attacks.square_machine(norm="l2", epsilon=0.5, queries=20)
         state = jax.jit(machine.init)(images, labels, keys=jax.random.split(jax.random.key(0), 16))
-        tell = jax.jit(machine.tell)
+        tell = jax.jit(functools.partial(told, machine))
         logits = net(machine.query(state))
         nan = logits.at[:, 2].set(jnp.nan)
-        told = tell(state, nan, None)
-        self.assert_equal(told.x_best, state.x_best)
-        np.testing.assert_array_equal(told.margin_best, np.inf)
-        np.testing.assert_array_equal(told.iteration, 1)
-        known = tell(told, logits, None)
-        np.testing.assert_array_equal(machine.result(known), machine.query(told))
-        self.assert_equal(tell(known, nan, None).x_best, known.x_best)
+        first = tell(state, nan)
+        self.assert_equal(first.x_best, state.x_best)
+        np.testing.assert_array_equal(first.margin_best, np.inf)
+        np.testing.assert_array_equal(first.iteration, 1)
+        second = tell(first, logits)
+        np.testing.assert_array_equal(machine.result(second), machine.query(first))
+        self.assert_equal(tell(second, nan).x_best, second.x_best)
 
     def test_a_traced_radius(self):
         net, images, labels = small_net((8, 8, 3))
@@ -435,8 +436,8 @@ class PropertyTest(parameterized.TestCase):
         @jax.jit
         def two(images, keys):
             state = machine.init(images, labels, keys=keys)
-            told = machine.tell(state, jnp.zeros((16, 5), images.dtype) + state.epsilon[:, None])
-            return state.points, told.points
+            after = told(machine, state, jnp.zeros((16, 5), images.dtype) + state.epsilon[:, None])
+            return state.points, after.points
 
         single = two(images, keys)
         with jax.enable_x64(True):

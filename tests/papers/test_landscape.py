@@ -1,4 +1,4 @@
-"""The loss around weights: its middle, its directions, its devices, and a table that goes on."""
+"""The loss around weights: its middle, its directions, its devices, and a table that continues."""
 
 import contextlib
 import csv

@@ -1,4 +1,4 @@
-"""The table of a loss landscape: its points, what is computed of them, and where it goes on."""
+"""The table of a loss landscape: its points, what is computed of them, and where it continues."""
 
 import csv
 from pathlib import Path

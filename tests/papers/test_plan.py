@@ -1,4 +1,4 @@
-"""`jaxrobust plan`: every run once, behind its start; what a budget buys; scripts that go on."""
+"""`jaxrobust plan`: every run once, behind its start; what a budget buys; scripts that continue."""
 
 import json
 import subprocess

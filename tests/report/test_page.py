@@ -143,7 +143,7 @@ class RunTest(PageCase):
         stop_after(3, lambda: quiet_run(config, run))
         stop_after(4, lambda: quiet_run(config, run))
         quiet_run(config, run)
-        quiet_run(config, run)  # ended before: nothing goes on
+        quiet_run(config, run)  # ended before: nothing continues
         data, text, _ = reports.read(page.page(gathered.gather([run])))
         marks = data["t0-0-loss"]["marks"]
         self.assertEqual([at for at, _ in marks], [3, 7])

@@ -214,7 +214,7 @@ class RefusedTest(Folders):
 
     def test_sides(self):
         a, b = self.write("a", 1), self.write("b", 2)
-        said = "a side of against is empty; name one or more evaluations before it and behind it"
+        said = "a side of against is empty; name one or more evaluations before it and after it"
         self.assertIn(said, self.refused(a, b, "against"))
         self.assertIn(said, self.refused("against", a, b))
         said = "against stands 2 times, and parts two groups; write it once, and a folder of that"

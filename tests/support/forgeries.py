@@ -234,7 +234,7 @@ def attacks(*balls: dict[str, Any]) -> Edit:
 IMAGES = [
     Forgery("a negative id", counted_twice, "has the image -3., and images are numbered from 0"),
     Forgery("an image twice", again, r"has an image twice: \d+"),
-    Forgery("those that stand left out", left_out, r"leaves out \d+ of the 40 images of its re"),
+    Forgery("those that survive left out", left_out, r"leaves out \d+ of the 40 images of its re"),
     Forgery("a choice of images", chosen, "is of the images '0, .*, which are not the first"),
     Forgery("numbered anew", numbered_anew, r"not confirmed: not the image that was evaluated"),
     Forgery("a float for an id", row("", image=3.0), "has 3.0 for the image of line"),
@@ -263,7 +263,7 @@ NUMBERS = [
         r"says that apgd-ce fooled 39 images, and has \d+",
     ),
     Forgery("a lost model", without("model"), "it lacks 'model'"),
-    Forgery("a number twice", said_twice, "is not JSON .a name stands twice"),
+    Forgery("a number twice", said_twice, "is not JSON .a name appears twice"),
 ]
 # They change what is said of an image.
 VERDICTS = [
@@ -380,7 +380,7 @@ def other_hash(folder: Path, honest: Any) -> None:
 
 
 def without_the_hard(renumbered: bool) -> Edit:
-    """One that keeps the images that stand alone."""
+    """One that keeps the images that survive alone."""
 
     def edit(folder: Path, honest: Any) -> None:
         rows = [own for own in rows_of(folder) if not own["verdict"]]
@@ -416,7 +416,7 @@ BETTER = [
     Forgery("clean errors erased", erased("clean"), WRONG),
     Forgery("clean errors as fooled", misclassified_as_fooled, WRONG),
     Forgery("labels as answered", labels_as_answered, "another label than the data set's"),
-    Forgery("other images that stand", other_hash, "not the image that was evaluated"),
+    Forgery("other images that survive", other_hash, "not the image that was evaluated"),
     Forgery("hard images left out", without_the_hard(False), r"has the image \d+, and its record"),
     Forgery("hard images renumbered", without_the_hard(True), "not the image that was evaluated"),
     Forgery("easy images twice", easy_twice, "has an image twice"),

@@ -125,7 +125,10 @@ class MessagesTest(parameterized.TestCase):
             (("--minutes=0",), "--minutes=0 must be more than 0, such as 9"),
             (("--minutes=-1", "--resume=x"), "--minutes=-1 must be more than 0"),
             (("--minutes=nan", "--resume=x"), "--minutes=nan must be more than 0"),
-            (("--minutes=9",), "--minutes needs --resume FILE, from which the next command goes o"),
+            (
+                ("--minutes=9",),
+                "--minutes needs --resume FILE, from which the next command continues",
+            ),
             (("--stages=steps,step",), "--stages=steps,step: no 'step'; choose from steps, varian"),
             (
                 ("--report=none.jsonl",),

@@ -1,4 +1,4 @@
-"""The file that `bench_gpu.py` goes on from, and its tables."""
+"""The file that `bench_gpu.py` continues from, and its tables."""
 
 import contextlib
 import io
@@ -68,7 +68,7 @@ class FileTest(FileCase):
                 with self.assertRaisesRegex(
                     ValueError,
                     rf"^--resume={self.path} is of another machine or other sources: {words}; "
-                    "go on there, or name a new file$",
+                    "continue there, or name a new file$",
                 ):
                     self.opened(**differing)
 

@@ -106,7 +106,7 @@ class VersionTest(parameterized.TestCase):
 
 
 class PublicNamesTest(absltest.TestCase):
-    """Those of the last version go on working, as docs/versions.md promises."""
+    """Those of the last version continue working, as docs/versions.md promises."""
 
     def test_all_are_there(self):
         listed = (ROOT / "tests" / "golden" / "public_names.txt").read_text().split()

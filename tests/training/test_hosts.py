@@ -1,4 +1,4 @@
-"""Several processes train as one does, stop together, and go on as others."""
+"""Several processes train as one does, stop together, and continue as others."""
 
 import re
 import signal

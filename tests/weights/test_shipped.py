@@ -89,6 +89,21 @@ class FlagsTest(parameterized.TestCase):
             command.evaluated(given)
         figure.assert_not_called()
 
+    def test_the_first_figure_says_what_follows(self):
+        given = flags.placed(
+            flags.of_shipped(GivenFlags(shipped="quickstart", attack="apgd-ce", n=8))
+        )
+        _, subject, source = flags.settled(given)
+        measured = absltest.mock.patch.object(command.accuracy, "clean_share", return_value=0.985)
+        with measured, absltest.mock.patch.object(command, "say") as said:
+            command._first_figure(given, subject, source, None)
+        lines = [call.args[0] for call in said.call_args_list]
+        self.assertEqual(lines[0], "quickstart: clean accuracy 98.5% on 8 images of digits")
+        follows = (
+            "quickstart: apgd-ce follows, linf 0.1; add --attack autoattack for all of AutoAttack"
+        )
+        self.assertEqual(lines[1:], [follows])
+
     def test_another_network_beside_it(self):
         given = GivenFlags(shipped="quickstart", workdir="runs/1", function="a.py:f")
         with self.assertRaisesRegex(ValueError, "so does --workdir and --function; leave one out"):
@@ -97,7 +112,7 @@ class FlagsTest(parameterized.TestCase):
     def test_a_path_of_that_name(self):
         Path("quickstart").mkdir()
         with self.assertRaisesRegex(
-            ValueError, "a path here has that name; write ./quickstart for the path"
+            ValueError, "and a path here has that name; write ./quickstart for"
         ):
             flags.of_shipped(GivenFlags(shipped="quickstart"))
 

@@ -18,7 +18,7 @@ class CommentedField(NamedTuple):
 
 
 def fields(kind: type) -> list[CommentedField]:
-    """List the annotated fields of a class, in their order, with the comments above or behind."""
+    """List the annotated fields of a class, in their order, with the comments above or after it."""
     source = inspect.getsource(kind)
     comments = _comments(source)
     (node,) = ast.parse(source).body
@@ -35,7 +35,7 @@ def fields(kind: type) -> list[CommentedField]:
 
 
 def of_name(module: Any, name: str) -> str:
-    """Return the comment above or behind the line that gives a module's name its value."""
+    """Return the comment above or after the line that gives a module's name its value."""
     source = inspect.getsource(module)
     for node in ast.parse(source).body:
         targets: Iterator[Any] = iter(())
@@ -49,7 +49,7 @@ def of_name(module: Any, name: str) -> str:
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """Map line numbers to their comment, and whether it stands alone on its line."""
+    """Map line numbers to their comment, and whether it is alone on its line."""
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# type:"):

@@ -28,7 +28,7 @@ def cell(text: str) -> str:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Yield paragraphs, examples and sections, which go on to the next line without indent."""
+    """Yield paragraphs, examples and sections, which continue to the next line without indent."""
     block: list[str] = []
     for line in text.splitlines():
         inside = bool(block and _SECTION.match(block[0]))

@@ -1,7 +1,7 @@
 """Makes notebooks for Colab and Kaggle of pages of the documentation.
 
 `python tools/docs/notebooks.py` writes `examples/notebooks/`, which a test compares with the pages.
-They have no outputs: whoever opens one runs it, on whatever the runtime has.
+They have no outputs: open one and run it, on whatever the runtime has.
 """
 
 import hashlib

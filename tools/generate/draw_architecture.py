@@ -60,7 +60,7 @@ clean: One forward pass: what is misclassified is decided
     evaluation.engine.engine:forward -> replay ledger
 replay: Points that fooled other networks or radii, one pass each
     evaluation.engine.replay:run -> attack
-attack: The next attack takes what still stands
+attack: The next attack takes the images that survive
     evaluation.engine.cascade:Attack.run -> jobs
 jobs: Jobs: one target and one restart of an image each
     evaluation.engine.schedule:Jobs -> slots
@@ -70,9 +70,9 @@ verdict: A slot is free: its image is fooled, or the job is over
     evaluation.engine.schedule:Jobs.collect -> confirm <- jobs
 confirm: Confirmation: a last pass with exact products, the norm in float64
     evaluation.engine.cascade:Attack.confirm -> refute ledger
-refute: Refutation: the job goes on behind that step
+refute: Refutation: the job continues behind that step
     evaluation.engine.schedule:Jobs.refute <- jobs
-ledger: The verdict and its point are on disk; whoever continues begins here
+ledger: The verdict and its point are on disk; a continued evaluation starts here
     evaluation.engine.ledger:Ledger.add -> record <- attack
 record: All attacks are over: flags, accuracies, one record
     evaluation.records.records
@@ -169,7 +169,7 @@ def levels(below: Mapping[str, Iterable[str]], *, from_top: bool) -> list[list[s
 def _with_bends(
     rows: list[list[str]], below: Mapping[str, Iterable[str]]
 ) -> tuple[list[list[str]], list[tuple[str, ...]]]:
-    """Give an arrow over several rows a place in each; the arrows come back as their places."""
+    """Give an arrow over several rows a place in each; return the arrows with their places."""
     at = {name: i for i, row in enumerate(rows) for name in row}
     rows, paths = [list(row) for row in rows], []
     for name in sorted(below):

@@ -83,7 +83,8 @@ class Figures:
         if differing:
             both = ", ".join(f"{key} {there.get(key)} (here {here[key]})" for key in differing)
             raise ValueError(
-                f"--resume={path} is of another machine or other sources: {both}; go on there, or "
+                f"--resume={path} is of another machine or other sources: {both}; continue "
+                f"there, or "
                 "name a new file"
             )
         if path.exists():

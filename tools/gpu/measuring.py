@@ -129,7 +129,7 @@ class Failed(RuntimeError):
     def __init__(self, where: str, code: int, stderr: str) -> None:
         super().__init__(f"{where}: exit code {code}\n{stderr[-4000:]}")
         lines = stderr.strip().splitlines() or ["no message"]
-        # XLA prints its list of flags behind it, and JAX what it left out of a traceback.
+        # XLA prints its list of flags after it, and JAX what it left out of a traceback.
         sentences = [x for x in lines if re.match(r"[\w.]*(Error|Exception)\b|.*Unknown flag", x)]
         self.reason = re.sub(r"^F\d.*?\] ", "", (sentences or lines)[-1])
 

@@ -44,7 +44,8 @@ class EvaluateFlags(SubjectFlags):
         "Radii that share what they find, such as linf:0:16/255:9, the smallest first."
     )
     union_only: bool = flag(
-        "Whether to attack in each --threat, or part of --worst_case, only what stands before it: "
+        "Whether to attack in each --threat, or part of --worst_case, only what survives the "
+        "ones before it: "
         "cheaper, and the union or worst case is all that is known then.",
         False,
     )

@@ -1,4 +1,4 @@
-"""Flags that several commands have: their help stands here once, with the default of each."""
+"""Flags that several commands have: their help is written here once, with the default of each."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,7 @@
 """Make a page that ranks networks, from bundles that verified and from nothing else.
 
 `jaxrobust board BUNDLES --out SITE`: every bundle, which `jaxrobust evaluate --bundle` wrote, is
-checked as `jaxrobust verify` does, which attacks images that it says stand: what that bounds is
+checked as `jaxrobust verify` does, which attacks images that it says survive: what that bounds is
 what ranks. SITE/index.html then has a board for each data set and threat,
 one for the union of three norms where a network has a bundle for each, and one for common
 corruptions. A file networks.toml

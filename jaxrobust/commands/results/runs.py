@@ -2,7 +2,7 @@
 
 `jaxrobust runs [FOLDER]`. A training is one line, with the numbers of its last phase, each
 evaluation another: date, accuracies, number of images, threats, attack, weights, and the pictures
-and reports next to it. Figures of `jaxrobust figure` in folders without records stand below. What
+and reports next to it. Figures of `jaxrobust figure` in folders without records are below. What
 cannot be read is noted, and the rest is listed.
 
 Exit codes: 0 done; 2 a mistake in the command, or nothing to list, with one sentence on stderr; 3 a

@@ -208,7 +208,7 @@ def _write_shards(
 
 
 def _compare(path: Path, rows: int, last: bytes) -> None:
-    """Check that the last record of a shard stands where arithmetic says."""
+    """Check that the last record of a shard is where arithmetic says."""
     with path.open("rb") as file:
         record = RecordPlaces.of(len(last)).read(file.fileno(), rows - 1)
     if record != last:

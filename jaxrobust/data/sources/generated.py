@@ -2,10 +2,10 @@
 wrote, read at random and never held.
 
 DIR holds shards in ArrayRecord of which every record is as long as the others: the pixels of one
-image, row by row, and behind them its label, int32, or the probabilities of its classes, float32
-each, little-endian. Where a record stands is then arithmetic: neither an index nor an image stays
-in memory, and one image is one read of a file. ArrayRecord's own reader, which any other program
-can use, takes a millisecond for a call that asks for few records of many shards.
+image, row by row, then its label, int32, or the probabilities of its classes, float32
+each, little-endian. Where a record is then follows from arithmetic: neither an index nor an image
+stays in memory, and one image is one read of a file. ArrayRecord's own reader, which any other
+program can use, takes a millisecond for a call that asks for few records of many shards.
 """
 
 import contextlib
@@ -208,7 +208,7 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
     if not path.exists():
         raise DataError(
             f"data set {name!r}: {folder} has no {INFO}, with which jaxrobust prepare generated "
-            "ends; let that command go on, or check the path"
+            "ends; let that command continue, or check the path"
         )
     text = path.read_text()
     try:
@@ -255,7 +255,7 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
     """Open `generated:DIR`, whose one split is `all`; DIR alone is the same where it is there.
 
     A part such as `all[:1000000]` is one; `choice` of classes or ids is refused, since labels stand
-    behind the images alone.
+    after the images alone.
     """
     path = name.removeprefix(PREFIX)
     if storage.is_remote(path):

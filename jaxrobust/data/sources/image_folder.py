@@ -68,7 +68,7 @@ class Files:
             try:
                 state = os.stat(self.path(index))
                 states[index] = state.st_mtime_ns, state.st_size
-            except OSError:  # which whoever reads the file says
+            except OSError:  # which the reader of the file reports
                 pass
         states_sha256 = hashlib.sha256(states.tobytes()).hexdigest()
         return f"{os.path.abspath(self.root)} {self.sha256()} {states_sha256}"
@@ -159,7 +159,7 @@ def _class_folders(
         remedy = "its files must be SPLIT/CLASS/FILE or CLASS/FILE"
         raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
     splits = ", ".join(present) or (
-        f"the one split all, its class folders lie directly inside: {first_few(top.folders)}"
+        f"the one split all, its class folders are directly inside: {first_few(top.folders)}"
     )
     raise grammar.no_split(name, split, splits)
 
@@ -238,7 +238,7 @@ def _list(
         notes.append(f"files with other endings than {', '.join(ENDINGS)} are left out: {of}")
     top = storage.entries(root) or storage.Entries([], [])
     if loose := [file for file in top.files if file.lower().endswith(ENDINGS)]:
-        notes.append(f"{len(loose)} images of {root} lie in no class folder and are left out")
+        notes.append(f"{len(loose)} images of {root} are in no class folder and are left out")
     if skipped := [folder for folder in top.folders if folder in NO_CLASSES]:
         notes.append(f"{', '.join(skipped)} in {root} does not count as a class")
     if len(inside) > 1 and "" not in inside:  # one name for all, such as images/, is a habit

@@ -89,7 +89,7 @@ def _hashes(ids: np.ndarray) -> np.ndarray:
 
 _REMEDY = (
     "give images of all classes: --n and the keys `images` spread theirs over the whole split, a "
-    "part such as [:1000] takes what stands there"
+    "part such as [:1000] takes the images there"
 )
 
 

@@ -144,7 +144,7 @@ def load_train(
 
 
 def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, Any]:
-    """Return the first record behind a damaged one that is whole; whoever asks, it is the same."""
+    """Return the first record behind a damaged one that is whole, the same for every caller."""
     size = len(images.source)
     for other in range(index + 1, index + min(size, 1000)):
         ((image, label),) = images([other % size])

@@ -5,7 +5,7 @@ With N records and a global batch of B, an epoch has S = N // B steps and consum
 position q is example q % (S * B) of epoch q // (S * B). The last N - S * B records of an epoch's
 permutation are left out, other ones in every epoch.
 The permutation is a function of (seed, epoch), an augmentation of (seed, epoch, record). With views
-or a second source `plan.py` says what an epoch is and what stands in a position. Batches
+or a second source `plan.py` says what an epoch is and what is at a position. Batches
 are consecutive positions, and process p of P takes rows [p * B / P, (p + 1) * B / P) of each.
 Neither processes nor workers change the sequence, and any position can be its start.
 """
@@ -82,7 +82,7 @@ def train_batches(
       workers: processes that read, decode and augment; 0: threads of this process.
       strict: whether a damaged image is an error; else the next whole record takes its place,
         which `TrainBatch.damaged` tells (give it to `Damage`). Of `extra` it always is an error.
-      views: how often an image stands in its batch, each time augmented otherwise.
+      views: how often an image appears in its batch, each time augmented otherwise.
       first_view: the augmentation of the first of its views; default: that of all.
       extra: a second source, of which each batch has `extra_share`; see `plan.plan`.
     Returns:

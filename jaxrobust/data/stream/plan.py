@@ -1,4 +1,4 @@
-"""Which image stands in which row of the training stream: its order, its views, a second source.
+"""Which image is in which row of the training stream: its order, its views, a second source.
 
 A batch of B rows holds E = floor(share * B) of a second source, if there is one, and R = B - E of
 the first. Of the first, R / V different images are there, each in V views: rows 0 to R / V - 1 are
@@ -117,7 +117,7 @@ def permuted(key: tuple[int, int], number: int, size: int, places: np.ndarray) -
 
 @functools.lru_cache(maxsize=32)
 def _permuted_block(key: tuple[int, int], number: int, size: int, block: int) -> np.ndarray:
-    """Compute what stands in the places [block * _BLOCK, (block + 1) * _BLOCK); many at a time,
+    """Compute what is in the places [block * _BLOCK, (block + 1) * _BLOCK); many at a time,
     since NumPy takes as long for a few.
     """
     bits = max(2, (size - 1).bit_length())

@@ -31,7 +31,7 @@ EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1"
 def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     """Describe the chips of a slice such as "v5e:8x8", as JAX would see them there.
 
-    Call it before anything imports JAX. `flag` is what people wrote the slice behind.
+    Call it before anything imports JAX. `flag` is the flag that named the slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")

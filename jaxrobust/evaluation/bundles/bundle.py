@@ -3,7 +3,7 @@
 The adversarial images that an evaluation keeps are stored as differences from the clean ones, which
 are not stored. A perturbation is rounded to a few levels on either side of 0 and scaled to the
 radius; `claims` restores and checks just that. Where the network no longer misclassifies what comes
-out, more levels are taken. Corrupted images are not stored at all: whoever checks a bundle has the
+out, more levels are taken. Corrupted images are not stored at all: the verifier of a bundle has the
 files of the data set, or computes them from the seed of the record.
 """
 

@@ -1,11 +1,11 @@
 """What a bundle claims of a network, read and judged with NumPy alone.
 
 A bundle of attacks says of N images which ones a network misclassifies as they are, and has
-adversarial images of others. Forward passes of all of these, and of the images that it says stand,
-confirm its clean accuracy, and that the robust accuracy on the N images is at most what its record
-says. A bundle of common corruptions says under which corruptions the network classifies each image
-correctly. Whoever has the corrupted images can try the network on all of them, so that this is
-confirmed exactly. The text of this module is a part of the program in every bundle.
+adversarial images of others. Forward passes of all of these, and of the images that it says
+survive, confirm its clean accuracy, and that the robust accuracy on the N images is at most what
+its record says. A bundle of common corruptions says under which corruptions the network classifies
+each image correctly. Anyone with the corrupted images can try the network on all of them, so that
+this is confirmed exactly. The text of this module is a part of the program in every bundle.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from jaxrobust.evaluation.bundles.contradictions import (
 SCHEMA = 2  # of a bundle of attacks
 ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
 BOUNDARY = 1e-4  # of the spread of the logits: what float32 sums in another order can move
-MARGIN = 10 * BOUNDARY  # with which whoever writes a bundle wants its images to be misclassified
+MARGIN = 10 * BOUNDARY  # by which the author of a bundle wants its images to be misclassified
 _FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
 Logits = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K]
 
@@ -115,7 +115,7 @@ def _parsed(path: Path, text: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Refuse what one reader takes for the first value and another for the last."""
         if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice in one object")
+            raise ValueError("a name appears twice in one object")
         return dict(pairs)
 
     try:

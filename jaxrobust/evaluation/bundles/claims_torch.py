@@ -4,7 +4,7 @@ A bundle says of N images which ones a network misclassifies as they are, and ha
 of others. With the images and the network, forward passes of all of them confirm the clean
 accuracy, and that the robust accuracy on the N images is at most what the record in bundle.json
 says. It cannot confirm that nothing else fools the network: robust accuracy may be lower.
-`jaxrobust verify` attacks some of the images that stand.
+`jaxrobust verify` attacks some of the images that survive.
 
 A bundle of common corruptions says of N images under which corruptions the network classifies them
 correctly. There --images is a folder in the layout of CIFAR-10-C, with its labels.npy, and all
@@ -16,8 +16,8 @@ how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256
 own is the bundle's number.
 
 Labels are a claim too: pass those of the data set, --labels labels.npy. Without them nothing is
-confirmed, unless --trust-labels says that the bundle's own are to be taken. Whoever gave you the
-bundle may have changed this program: that of the same version of jaxrobust is the same text.
+confirmed, unless --trust-labels says that the bundle's own are to be taken. The person who gave you
+the bundle may have changed this program: that of the same version of jaxrobust is the same text.
 
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr.
 """
@@ -37,7 +37,7 @@ from jaxrobust.evaluation.bundles.contradictions import CLEAN
 from jaxrobust.evaluation.bundles.findings import Images, judge, lines
 
 BATCH = 50
-SEVERITIES = 5  # of each kind of corruption, one behind the other in its file
+SEVERITIES = 5  # of each kind of corruption, one after the other in its file
 
 
 def network(name: str, device: str | None) -> Logits:
@@ -90,7 +90,7 @@ def _module(file: str) -> Any:
 def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
     """Open a .npy of uint8[N,H,W,C], or of f32[N,H,W,C] in [0, 1], which may be larger than memory.
 
-    Image k has id k; the images by id come back, and how many there are.
+    Image k has id k; returns the images by id, and how many there are.
     """
     stored = _array(path, "images")
     if stored.shape[1:] != tuple(shape) or stored.dtype not in (np.uint8, np.float32):
@@ -111,7 +111,7 @@ def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
 def stored_corruptions(
     folder: Path, names: Sequence[str], shape: Sequence[int]
 ) -> tuple[Images, int, np.ndarray]:
-    """Open a folder of corrupted images: they come back by corruption and id, with N and labels.
+    """Open a folder of corrupted images; return them by corruption and id, with N and labels.
 
     It holds KIND.npy, uint8[5*N,H,W,3], of which the first N images are of severity 1, clean.npy,
     uint8[N,H,W,3], where the bundle has clean images, and labels.npy, as CIFAR-10-C has them.

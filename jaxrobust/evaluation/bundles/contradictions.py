@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-RecordJson = dict[str, Any]  # as JSON has it: this program stands alone
+RecordJson = dict[str, Any]  # as JSON has it: this program is self-contained
 
 
 class ImageRow(TypedDict, total=False):

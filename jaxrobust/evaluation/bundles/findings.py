@@ -51,7 +51,7 @@ WHY = {
 _KINDS_OF_ROWS = {
     "misclassified": "misclassified as they are",
     "fooled": "fooled",
-    "standing": "that stand, classified correctly as they are",
+    "standing": "that survive, classified correctly as they are",
 }
 _REACH = 0.9  # of the radius, which half of the points of an attack come to at least
 _TURNED = 1e-4  # share of answers that float32 sums in another order may turn
@@ -67,11 +67,11 @@ class ClaimFindings(NamedTuple):
 
     images: int  # of the claim
     claimed: dict[str, int]  # "misclassified" as they are, "fooled", "standing"
-    confirmed: dict[str, int]  # those that stand are right as they are: no attack was tried
+    confirmed: dict[str, int]  # those that survive are right as they are: no attack was tried
     unconfirmed: dict[str, list[int]]  # why -> ids
     fallen: int  # images that the network misclassifies, as they are or in the ball
     reach: list[float]  # distances of the points, as shares of the radius
-    split_images: int  # of the split, as far as whoever checks knows
+    split_images: int  # of the split, as far as the verifier knows
     labels: str  # "compared" with the data set's; "trusted", as was asked; "unchecked"
 
     @property
@@ -120,7 +120,7 @@ class CorruptionFindings(NamedTuple):
     confirmed: int  # answers that are right, or wrong, here too
     undecided: int  # answers that differ here, by no more than float32 rounding
     unconfirmed: dict[str, list[int]]  # why -> ids of images
-    split_images: int  # of the split, as far as whoever checks knows
+    split_images: int  # of the split, as far as the verifier knows
     labels: str  # as of `ClaimFindings`
     mean: float  # accuracy of all corruptions, as the bundle has it
     interval: tuple[float, float]  # of `mean`, 95%, over images

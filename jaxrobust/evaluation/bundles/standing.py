@@ -1,6 +1,6 @@
-"""Attack a sample of the images that a bundle says stand, which none of its rows can show.
+"""Attack a sample of the images that a bundle says survive, which none of its rows can show.
 
-Whoever wrote the bundle knows neither the images nor the draws: both are of the verifier's seed.
+The author of the bundle knows neither the images nor the draws: both are of the verifier's seed.
 """
 
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from jaxrobust.evaluation.records import stopping
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 
-IMAGES = 60  # after none of which falls at most 5% of all that stand would
+IMAGES = 60  # after none of which falls at most 5% of all that survive would
 ATTACKS = ("apgd-ce", "apgd-t")
 _CHANCE = 0.01  # probability that another seed of the same attacks fools an image that stood
 
 
 class StandingSample(NamedTuple):
-    """Which of the images that a bundle says stand fell to attacks of the verifier."""
+    """Which of the images that a bundle says survive fell to attacks of the verifier."""
 
     images: int  # of the claim
     standing: int  # by the bundle; all of them are right as they are
@@ -35,12 +35,12 @@ class StandingSample(NamedTuple):
 
     @property
     def most(self) -> int:
-        """Bound from above how many of those that stand would fall, with 95% confidence."""
+        """Bound from above how many of those that survive would fall, with 95% confidence."""
         return stopping.most_fooled(len(self.fallen), self.attacked, self.standing)
 
     @property
     def least(self) -> int:
-        """Bound from below how many of those that stand would fall, with 95% confidence."""
+        """Bound from below how many of those that survive would fall, with 95% confidence."""
         stood = self.attacked - len(self.fallen)
         return self.standing - stopping.most_fooled(stood, self.attacked, self.standing)
 
@@ -50,7 +50,8 @@ class StandingSample(NamedTuple):
         if checks.binomial_interval(self.refuted, self.attacked, 0.9)[0] <= _CHANCE:
             return None
         return (
-            f"{self.refuted:,} of {self.attacked:,} images that it says stand fell to attacks that "
+            f"{self.refuted:,} of {self.attacked:,} images that it says survive fell to attacks "
+            f"that "
             "its record says they withstand"
         )
 

@@ -1,4 +1,5 @@
-"""AutoAttack: an ensemble of parameter-free attacks, one after the other on what still stands.
+"""AutoAttack: an ensemble of parameter-free attacks, one after the other on the images that
+survive.
 
 Source: Croce & Hein 2020 (arXiv 2003.01690), Croce & Hein 2021 (arXiv 2103.01208) for L1. The
 verdicts are those of auto-attack a392200 (parity: tests/evaluation/engine/test_autoattack.py),
@@ -99,7 +100,7 @@ def autoattack(
     """Return the robust accuracy of a network under AutoAttack.
 
     In a program of several processes each of them calls this, with the same arguments: they divide
-    the images that stand before each attack, and all return the same verdicts.
+    the images that survive before each attack, and all return the same verdicts.
 
     Args:
       logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. Best a
@@ -115,8 +116,8 @@ def autoattack(
       epsilon: radius, in units of pixels in [0, 1] (8/255).
       version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomised defences,
         averaged gradients); "custom" (`attacks`, 5 restarts); "fast" (a part of the jobs of
-        "standard" on all images, the others on a sample of what stands; `about["fast"]` bounds what
-        they would still fool, and the same call with "standard" continues its ledger).
+        "standard" on all images, the others on a sample of what survives; `about["fast"]` bounds
+        what they would still fool, and the same call with "standard" continues its ledger).
       attacks: names to run, those of the version by default.
       overrides: changes of an attack's `steps`, `restarts`, `targets` or `eot`, by name.
       seed: of all random draws.
@@ -125,7 +126,7 @@ def autoattack(
         dataset gets the verdicts it has in the whole. Default 0..N-1.
       ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
         processes. Each writes a file next to it, in a folder that all of them see.
-      identity: a name of the network, for whoever reads the ledger. What tells it from others is
+      identity: a name of the network, for readers of the ledger. What tells it from others is
         its fingerprint: the traced programs of its logits and input gradient and all its arrays. A
         caller who has that fingerprint already passes it here.
       search_fn: the same network in lower precision, to search with; `logits_fn` decides.
@@ -143,8 +144,8 @@ def autoattack(
         the result is of those that were met; `about["stopped"]` says what it knows of all. The same
         call without it continues the ledger to the standard result. Not with `replay`,
         `robust_beyond`, `search_fn` or version "rand", whose verdicts may still change at the end.
-      users: points or functions of yours (`network.user_attacks`), tried last on what stands; with
-        `attacks=()` alone. Not with `stop` or versions "rand" and "fast".
+      users: points or functions of yours (`network.user_attacks`), tried last on what survives;
+        with `attacks=()` alone. Not with `stop` or versions "rand" and "fast".
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
@@ -208,7 +209,7 @@ def autoattack(
     complete = not isinstance(identity, Fingerprint)  # else they may be a part of a caller's images
     result = _described(call, evaluation, attacked._replace(about=about), answers, complete)
     if verbose:
-        say(result.table())
+        say(result.table(brief=not complete))  # who has the rest of the images says the rest
     return result
 
 

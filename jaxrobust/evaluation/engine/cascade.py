@@ -1,4 +1,4 @@
-"""One attack on what still stands, verdict by verdict through the ledger."""
+"""One attack on the images that survive, verdict by verdict through the ledger."""
 
 import time
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 
 
 class Attack:
-    """One attack on all images that stand, from the ledger as far as it knows them.
+    """One attack on all images that survive, from the ledger as far as it knows them.
 
     With a `setting` of fewer targets or restarts than `full`, the first jobs of that attack, at the
     nearest of its targets: an image that they fool has the attack's verdict; of one that they do

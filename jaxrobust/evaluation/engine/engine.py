@@ -4,8 +4,8 @@ A job is one run of an attack on one image: one target, one restart. The engine 
 network: it asks the machines of all slots for their points, runs one forward pass (and one
 backward pass) over them, and tells them. A slot is free as soon as its image is fooled or its
 machine has finished, and the host gives it the next job. Shapes do not change, so that a program
-serves any number of images, any radius, seed, target and restart; but where slots stand idle
-at the end of a long attack, what is left goes on in fewer, by another program.
+serves any number of images, any radius, seed, target and restart; but where slots are idle
+at the end of a long attack, what is left continues in fewer, by another program.
 """
 
 import functools
@@ -236,7 +236,7 @@ def should_narrow(engine: Engine, jobs: Jobs, image: tuple[int, ...], seconds: f
 
 
 def confirm_and_requeue(jobs: Jobs, confirm: Confirm, *, last: bool) -> list[ImageVerdict]:
-    """Have the new verdicts confirmed; return those that do not hold, whose jobs go on."""
+    """Have the new verdicts confirmed; return those that do not hold, whose jobs continue."""
     refuted = confirm(list(jobs.verdicts()), last)
     jobs.refute(refuted)
     return refuted

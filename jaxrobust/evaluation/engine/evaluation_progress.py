@@ -1,4 +1,4 @@
-"""How an evaluation goes on: images decided, robust accuracy at most, time left."""
+"""Progress of an evaluation: images decided, robust accuracy at most, time left."""
 
 import contextlib
 import math
@@ -68,7 +68,7 @@ class Decisions:
         self._in_terminal = self._enabled and watched()
         self._shown, self._text = 0.0, ""
         self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
-        self._aside = 0  # images that stand and are not attacked any more
+        self._aside = 0  # images that survive and are not attacked any more
         self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
 
@@ -143,15 +143,18 @@ class Decisions:
             slots=self._slots, most=most, later=later, standing=self._standing - self._aside
         )
         done, total = self._counts.passes, self._counts.passes + math.ceil(here)
-        time_left = (here + after) * self._seconds / max(self._passes, 1)
+        # Until an image is fooled, all that is known is a bound, and that of the attacks after this
+        # one may be a hundred times too long.
         bound = "" if self._counts.fooled else "at most "
+        time_left = (here if bound else here + after) * self._seconds / max(self._passes, 1)
+        of_this = f" for {self._attack}" if bound and after else ""
         decided, robust = self._of - self._counts.undecided, self._robust()
         if self._in_terminal:
             rows = [
                 PanelRow("passes", [LinePart(f"{done:,} of {bound}{total:,}")]),
                 PanelRow("decided", [LinePart(f"{decided:,} of {self._of:,} images")]),
                 robust,
-                PanelRow("left", [LinePart(f"{bound}{clock(time_left)}")]),
+                PanelRow("left", [LinePart(f"{bound}{clock(time_left)}{of_this}")]),
             ]
             self._show(rows, done, total)
         elif self._enabled and time.perf_counter() - self._shown > _INTERVAL:
@@ -169,7 +172,7 @@ class Decisions:
                     print(text, file=sys.stderr, flush=True)
 
     def _robust(self) -> PanelRow:
-        """Bound the robust accuracy by what stands, with the interval of that share."""
+        """Bound the robust accuracy by what survives, with the interval of that share."""
         low, high = self._interval(self._standing, self._images)
         share = self._standing / max(self._images, 1)
         return PanelRow(

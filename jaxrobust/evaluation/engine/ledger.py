@@ -35,7 +35,7 @@ ROW = np.dtype(
 )
 
 
-PART = " (part)"  # behind an attack's name: the verdict is of some of its jobs, which found nothing
+PART = " (part)"  # after an attack's name: the verdict is of some of its jobs, which found nothing
 
 
 class TriedJobs(NamedTuple):

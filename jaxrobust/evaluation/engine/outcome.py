@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     fooled_by: np.ndarray  # i8[N], a place in `names`
     names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
-    aside: int = 0  # other images that stand and are not attacked
+    aside: int = 0  # other images that survive and are not attacked
     once: np.ndarray | None = None  # bool[N], standing by one draw; None: draws decide nothing
 
     @classmethod
@@ -54,7 +54,9 @@ class Outcome(NamedTuple):
         flags: dict[str, str],
         once: np.ndarray | None,
     ) -> "Outcome":
-        """Begin with the verdicts before any attack: an image stands if it is right as it is."""
+        """Begin with the verdicts before any attack: an image survives if it is classified
+        correctly.
+        """
         names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
         fooled_by = np.where(clean, 0, 1).astype(np.int8)
         once = None if once is None else once.copy()
@@ -81,7 +83,7 @@ class Outcome(NamedTuple):
         self.fooled_by[places] = self.names.index(name)
 
     def of_interest(self) -> np.ndarray:
-        """Mark the images that stand and that an attack must look at, bool[N]."""
+        """Mark the images that survive and that an attack must look at, bool[N]."""
         return self.standing if self.once is None else self.standing | self.once
 
 

@@ -108,7 +108,7 @@ def ordered(sources: Sequence[LedgerSource], identity: dict[str, Any]) -> list[L
 def run(
     evaluation: AttackContext, sources: Sequence[LedgerSource], network: Any
 ) -> tuple[Cost, list[ReplayedLedger]]:
-    """Try the points of all ledgers on what stands; return the cost, and each ledger's share.
+    """Try the points of all ledgers on what survives; return the cost, and each ledger's share.
 
     `network` is the one that is evaluated, as `network_of` a ledger.
     """
@@ -182,7 +182,7 @@ def _points(
 
 
 def try_user(evaluation: AttackContext, user: UserAttack) -> Cost:
-    """Try a user's points on all images that stand, from the ledger as far as it knows them."""
+    """Try a user's points on all images that survive, from the ledger as far as it knows them."""
     runner, sample, outcome, book, _ = evaluation
     start, met, name = time.perf_counter(), int(outcome.standing.sum()), user.name
     outcome.names.append(name)

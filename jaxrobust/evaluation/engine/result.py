@@ -78,23 +78,27 @@ class AutoAttackResult(NamedTuple):
         """Show the table: the arrays would fill pages."""
         return self.table()
 
-    def table(self) -> str:
-        """Format accuracy after each attack, what it added and what it cost."""
+    def table(self, *, brief: bool = False) -> str:
+        """Format accuracy after each attack, what it added and what it cost.
+
+        `brief`: without the accuracies, notes and flags, which a record has too.
+        """
         n = len(self.clean)
-        head = (
-            f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
-        )
-        lines = [head, f"{'clean':10}  {_share(self.clean.sum(), n)}"]
+        accuracy = "" if brief else f"{'accuracy':>8}  "
+        lines = [f"{'attack':10}  {accuracy}{'fooled':>6}  {'forward':>9}  {'backward':>9}  time"]
+        lines += [] if brief else [f"{'clean':10}  {_share(self.clean.sum(), n)}"]
         for c in self.costs:
-            accuracy = _share(self.accuracy_after[c.attack] * n, n)
+            accuracy = "" if brief else f"{_share(self.accuracy_after[c.attack] * n, n)}  "
             lines.append(
-                f"{c.attack:10}  {accuracy}  {c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
+                f"{c.attack:10}  {accuracy}{c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
                 f"{c.seconds:.1f} s + {c.compile_seconds:.1f} s compiling"
             )
         robust = int(self.robust.sum())
         low, high = checks.binomial_interval(robust, n)
         within = f", 95% interval {low:.1%} to {high:.1%}" if "stopped" not in self.about else ""
         lines.append(f"robust {robust} of {n}{within}")
+        if brief:
+            return "\n".join(lines)
         lines += records.notes_of(self.measured().record)
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
         return "\n".join(lines)

@@ -14,7 +14,7 @@ class SlotRows(NamedTuple):
     """What the host hands to the slots."""
 
     fresh: np.ndarray  # bool[S], begins the job that the other fields describe
-    keep: np.ndarray  # bool[S], goes on with its job
+    keep: np.ndarray  # bool[S], continues with its job
     images: np.ndarray  # f32[S,H,W,C]
     labels: np.ndarray  # i32[S]
     targets: np.ndarray  # i32[S]
@@ -234,7 +234,7 @@ class Jobs:
             )
 
     def refute(self, verdicts: Iterable[ImageVerdict]) -> None:
-        """Take back that images are fooled: their jobs go on as if nothing had been found.
+        """Take back that images are fooled: their jobs continue as if nothing had been found.
 
         The job that found it is done again, with the same draws, and its point counts from the
         step after on; after a second refutation from two steps later, then four, so that a network

@@ -128,7 +128,7 @@ def _advance(
                 return advance(machine, asks, state, draws=setting.eot, tally=of)
 
         done = (narrow_products(told) if narrow else told)(slots.state)
-        hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
+        hit = slots.live & _wrong(done.outputs, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
             hit &= machine.counts(done.queried)
         if search_fn is not None:
@@ -136,11 +136,10 @@ def _advance(
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
         first, flat = slots.steps == 0, slots.flat
         if done.gradient is not None:
-            gradient = done.gradient[0] if isinstance(done.gradient, tuple) else done.gradient
-            is_zero = jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
+            is_zero = jnp.all(done.gradient.reshape(done.gradient.shape[0], -1) == 0, axis=1)
             flat = jnp.where(first, is_zero, flat)
-        # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
-        # to the end, and its latest wrong point is tried once more.
+        # One wrong draw of a randomised network ends nothing: as in the reference, its run
+        # continues to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
         strongest, excess = None, None
         if tally:  # the point that most draws of a step call wrong, the latest of equals

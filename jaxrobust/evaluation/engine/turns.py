@@ -5,18 +5,18 @@ Every lot goes through all attacks, so what has been seen so far is the standard
 images. Where lots end depends on the number of images before them alone, neither on slots nor on
 hosts: a resumed evaluation looks where the first looked, and all processes look after
 `Attack.join`, at the same verdicts. A lot has 60 images, later a sixteenth of those before it: what
-is seen too late is at most that. Slots stand idle at the end of each lot, fewest where they are 64
+is seen too late is at most that. Slots are idle at the end of each lot, fewest where they are 64
 or a small part of that.
 
 **Fast**: all images meet APGD-CE and APGD-T, the latter at few targets, those first that MALT calls
-nearest. Of what stands, the eighth whose boundary seems nearest meets the other targets and
-restarts of these two, and FAB-T at as few. Of what stands then, as many images as the passes allow,
-drawn at random, meet all that the standard version has left for them: its other targets and
+nearest. Of what survives, the eighth whose boundary seems nearest meets the other targets and
+restarts of these two, and FAB-T at as few. Of what survives then, as many images as the passes
+allow, drawn at random, meet all that the standard version has left for them: its other targets and
 restarts, FAB-T and Square. So a sampled image has the standard version's verdict, and the sample
 bounds how many verdicts of the others differ.
 
 Every job is one that the standard version would do too, with the same draws, and is written into
-its ledger: what fools here fools there, and the standard call goes on with the remaining jobs.
+its ledger: what fools here fools there, and the standard call continues with the remaining jobs.
 
 Source: Melamed et al. 2024 (arXiv 2407.02240) for the targets. They take the nearest 9 of the 100
 likeliest classes, we take 4 of the 9 that the standard version aims at.
@@ -43,7 +43,7 @@ from jaxrobust.runtime.text.progress import say
 # Of the standard version's passes. The rest of a fifth is for jobs that are begun in vain, and for
 # survivors that the standard version would soon be done with, as where gradients are masked.
 SHARE = 0.18
-# Of what stands after the first targets and restarts: a choice, whose worth was measured on few.
+# Of what survives after the first targets and restarts: a choice, whose worth was measured on few.
 NEAR = 1 / 8
 _SAMPLE = 64  # survivors of a search in lower precision that are attacked again
 
@@ -169,20 +169,20 @@ def fast(
     near = _nearest(evaluation, full) if more else np.zeros(len(every), bool)
     if verbose and more:
         names = " and ".join(turn.setting.name for turn in more)
-        say(f"{survived:,} images stand; the {near.sum():,} nearest meet more of {names}")
+        say(f"{survived:,} images survive; the {near.sum():,} nearest meet more of {names}")
     _run_on(evaluation, more, meter, near, costs)
     stood, budget = outcome.standing.copy(), _budget(first, more, full, sample.classes)
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
     chosen = stopping.draw_survivors(sample.seed, sample.ids, stood, count)
     if verbose:
-        say(f"{stood.sum():,} images stand; {count:,} of them, at random, meet all that is left")
+        say(f"{stood.sum():,} images survive; {count:,} of them, at random, meet all that is left")
     complete = [turn.setting for turn in first]
     remaining = [Turn(setting, setting, every) for setting in full if setting not in complete]
     _run_on(evaluation, remaining, meter, chosen, costs)
     fooled = sample.ids[stood & ~outcome.standing].tolist()
     sampled = stopping.fast_sample(len(every), int(stood.sum()), count, fooled)
     outcome.flags["fast"] = stopping.fast_line(sampled)
-    if count:  # what Square finds, as if it found as much on all that stood as on the sample
+    if count:  # what Square finds, as if it found as much on all that survived as on the sample
         square, others = (
             float(_standing(outcome, later)[chosen].mean()) * float(stood.mean())
             for later in ([], ["square"])
@@ -285,7 +285,7 @@ def _add(costs: dict[str, Cost], cost: Cost) -> None:
 
 
 def _standing(outcome: Outcome, later: Sequence[str]) -> np.ndarray:
-    """Mark the images that stand before the attacks `later`, bool[N]."""
+    """Mark the images that survive before the attacks `later`, bool[N]."""
     return np.isin(outcome.fooled_by, [0, *map(outcome.names.index, later)])
 
 

@@ -71,7 +71,7 @@ class Fingerprint(NamedTuple):
 def of_network(
     network: Any, images: Any, *, batch: int, keyed: bool = False, labels: Any = None
 ) -> Fingerprint:
-    """Take the fingerprint of a network, whose probe is computed while its caller goes on.
+    """Take the fingerprint of a network, whose probe is computed while its caller continues.
 
     `network`, from `tracing.argument`, gets `batch` images at a time if it does not take eight;
     `keyed`: with one key each. It is probed with the first of the `images`, and with others that

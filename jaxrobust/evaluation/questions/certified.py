@@ -63,7 +63,7 @@ def settings(flags: GivenFlags) -> Smoothing:
 def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
     """Record the certified accuracies, computed unless they are there; processes share the images.
 
-    Each process writes its images into a file next to the record, and the same command goes on
+    Each process writes its images into a file next to the record, and the same command continues
     behind them, on any number of processes.
     """
     noise, question = settings(flags), evaluation.question

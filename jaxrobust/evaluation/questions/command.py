@@ -150,7 +150,7 @@ def _rungs(flags: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threa
         raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")
     if not is_cascade(flags.attack) or flags.version == "rand":
         raise ValueError(
-            "--ladder needs attacks that go on image by image, such as --attack=autoattack; "
+            "--ladder needs attacks that continue image by image, such as --attack=autoattack; "
             f"leave out {'--version=rand' if flags.version == 'rand' else flags.attack}"
         )
     return threat_flags.ladder(ladder)
@@ -244,11 +244,9 @@ def _first_figure(
     name = flags.shipped
     say(f"{name}: clean accuracy {share:.1%} on {number} images of {subject.dataset}")
     if flags.attack != questions.AUTOATTACK:
-        ball = subject.ball
         say(
-            f"{name}: {flags.attack} follows, {ball.norm} {ball.epsilon:.4g}; for all of "
-            f"AutoAttack run jaxrobust evaluate --weights {name} --dataset "
-            f"{subject.dataset} --norm {ball.norm} --epsilon {ball.epsilon:.4g}"
+            f"{name}: {flags.attack} follows, {subject.ball}; add --attack autoattack for all of "
+            "AutoAttack"
         )
 
 

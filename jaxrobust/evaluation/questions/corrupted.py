@@ -1,7 +1,7 @@
 """Accuracy under common corruptions, each kind in each severity: one record of all of them.
 
 Its figure is 1 - mean error: the mean of the accuracies, as the robustness of CIFAR-10-C is often
-told, not in units of AlexNet's errors. An evaluation that was interrupted goes on behind the last
+told, not in units of AlexNet's errors. An evaluation that was interrupted continues after the last
 corruption that is done.
 """
 

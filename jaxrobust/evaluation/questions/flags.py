@@ -164,7 +164,7 @@ def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
     again = ["again"] if flags.finish else []
     others += written(flags, *_STOPS, "search_dtype", "worst_case", "union_only", *again)
     if others := [*others, *several]:
-        verb = "goes on with" if flags.finish else "is"
+        verb = "continues with" if flags.finish else "is"
         raise ValueError(
             f"{asked} {verb} one evaluation, whose attacks are all of AutoAttack's standard "
             f"version or a part of them; leave {' and '.join(others)} out, or leave {asked} out"

@@ -112,7 +112,7 @@ def answered(
     return Measured(record, verdicts)
 
 
-# What is reached where nothing stands any more.
+# What is reached where nothing survives.
 _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 

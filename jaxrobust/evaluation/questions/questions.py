@@ -66,7 +66,7 @@ class GivenFlags(NamedTuple):
     rule: str | None = None  # of verdicts of version rand, see `randomised.verdict`
     draws: int | None = None  # that it judges by
     worst_case: bool = False
-    union_only: bool = False  # attack in each ball only what stands before it
+    union_only: bool = False  # attack in each ball only what survives the ones before it
     replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
     noreplay: bool = False  # not even those of this network at other radii
     again: bool = False  # compute again, next to a record that is there
@@ -201,7 +201,7 @@ def _check_choices(question: GivenFlags, subject: Subject) -> None:
         )
     if question.union_only and not question.searches:
         raise ValueError(
-            f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
+            f"--union_only needs attacks that continue image by image, not {attack}; leave it out"
         )
     if question.replay and not question.replays:
         rand = " of --version=rand" if question.searches else ""

@@ -276,7 +276,7 @@ class Evaluation:
         }
 
     def announce(self, subject: Subject, standing: np.ndarray | None = None) -> None:
-        """Say what begins, on all images or on those that stand."""
+        """Say what begins, on all images or on those that survive."""
         question = self.question
         images = question.n if standing is None else int(standing.sum())
         weights = f" ({self.which})" if self.which else ""

@@ -142,7 +142,7 @@ def _of_record(record: AccuracyRecord, out: Path) -> Measured:
 def joined(measured: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
     """Join the verdicts of all balls: the first of them that fools an image has its name there.
 
-    Those after the first may know only images that stood before them.
+    Those after the first may know only images that survived before them.
     """
     first = measured[0].verdicts
     fooled_by = np.array(first.fooled_by, dtype=object)

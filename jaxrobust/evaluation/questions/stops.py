@@ -65,7 +65,8 @@ def flag(flags: GivenFlags) -> str | None:
 def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
     if not fixed_steps.is_cascade(flags.attack):
         raise ValueError(
-            f"{stop} needs attacks that go on image by image, such as --attack=autoattack; leave "
+            f"{stop} needs attacks that continue image by image, such as --attack=autoattack; "
+            f"leave "
             f"{flags.attack} out"
         )
     if flags.version == "rand":
@@ -165,7 +166,7 @@ def found(place: str, here: AccuracyRecord) -> RecordFound:
         number = f" {wanted}" if wanted else ""
         raise ValueError(
             f"--against={place} has no evaluation{number}; name the folder of one, a run, or "
-            "results.jsonl, with #NUMBER behind it where it holds several"
+            "results.jsonl, with #NUMBER after it where it holds several"
         )
     wrong = [differences(one.record, here) for one in listed]
     fit = [one for one, words in zip(listed, wrong, strict=True) if not words]

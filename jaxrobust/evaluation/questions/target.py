@@ -29,7 +29,7 @@ from jaxrobust.weights.trained import runs
 from jaxrobust.weights.trained.history import History, checked
 
 FUNCTION, TORCH = "--function", "--torch"
-_TURNS = 8  # images for each slot, below which more slots stand idle for what they save
+_TURNS = 8  # images for each slot, below which more slots are idle for what they save
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     ) -> tuple[Any, Any]:
         del params, train
         assert function is not None  # keeps it alive: `argument` refers to it weakly
-        if subject.keyed and key is None:  # of whoever counts what is computed
+        if subject.keyed and key is None:  # of the caller that counts what is computed
             key = jax.random.split(jax.random.key(0), len(images))
         inputs = (images, key) if subject.keyed else (images,)
         return argument.func([stats[name] for name in arrays], *inputs), stats

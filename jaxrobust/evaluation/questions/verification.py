@@ -1,7 +1,7 @@
 """A claimed accuracy, checked with our network: robust, or under common corruptions.
 
 Of a robust accuracy there is a forward pass for each image, one more for each fooled image, and an
-attack on a sample of those that stand; of corruptions a pass for each image under each.
+attack on a sample of those that survive; of corruptions a pass for each image under each.
 """
 
 import json
@@ -166,7 +166,7 @@ def _given(settings: VerificationSettings, record: dict[str, Any]) -> GivenFlags
 def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[str, Any]:
     """Locate the images of a record; refuse files that the record alone names.
 
-    Whoever made the record may have made these too.
+    The author of the record may have made these too.
     """
     paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
     patterns = {"dataset": rf"({paths}):.*|hf:[./~].*", "split": ".*@.*"}
@@ -175,7 +175,7 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
         lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", value)
         if not getattr(settings, flag) and re.fullmatch(pattern, value) and not lists:
             raise ValueError(
-                f"the record names its images by a path, {value}, which may be of whoever made the "
+                f"the record names its images by a path, {value}, which may be by whoever made the "
                 f"bundle; name your own: --{flag} {value}"
             )
     place = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
@@ -272,7 +272,8 @@ def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
         if ids == list(range(len(ids))) or ids == spread.places(source, len(ids)).tolist():
             return None
         return (
-            f"the {len(ids):,} images of the record are not those that stand for this split by the "
+            f"the {len(ids):,} images of the record are not those that survive for this split by "
+            f"the "
             "rule of evaluate --n: they may have been picked, and the claim itself is not confirmed"
         )
     return (

@@ -170,7 +170,7 @@ def procedure(record: AccuracyRecord) -> dict[str, Any]:
     on_all = record.union and record.union.get("each_on_all_images")
     if parts:
         on_all = all(part.get("robust") is not None for part in parts)
-    order = "on all images" if on_all else "on what stands before it"
+    order = "on all images" if on_all else "on what survives the ones before it"
     return {
         "kind": "worst case" if parts else "union" if record.is_union else "one threat",
         "each attack of a union": None if on_all is None else order,

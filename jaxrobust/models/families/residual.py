@@ -49,7 +49,7 @@ def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **options: A
 
 
 def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
-    """Return a map behind its shortcut."""
+    """Return a map after its shortcut."""
     if not shortcut:
         return x
     conv, norm = shortcut
@@ -122,10 +122,10 @@ def add_stages(net: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = 
     """Give a network its stages `layer1`, `layer2`, ..., which halve the map but for the first.
 
     Args:
-      block: makes one of its channels before and behind, its stride, the row and the draws.
-      outs: channels behind the first stage; they double with each.
+      block: makes one of its channels before and after, its stride, the row and the draws.
+      outs: channels after the first stage; they double with each.
     Returns:
-      channels behind the last stage.
+      channels after the last stage.
     """
     for i, depth in enumerate(v.depths):
         sizes = [(ins, outs, 2 if i else 1)] + [(outs, outs, 1)] * (depth - 1)

@@ -31,7 +31,7 @@ class Variant(NamedTuple):
     bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
     base: int = 64  # channels of the stem; the first stage returns as many, of bottlenecks 4 times
-    activation: str = "relu"  # everywhere, also behind the residual
+    activation: str = "relu"  # everywhere, also after the residual
     small_stem: bool = False  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images

@@ -60,7 +60,7 @@ def through(stem: Sequence[Any], x: Array) -> Array:
 
 
 def conv_stem_rows(prefix: str, our_prefix: str) -> list[Renaming]:
-    """List the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
+    """List the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms after them, GELUs
     between.
     """
     return [

@@ -74,7 +74,7 @@ def merged(windows: Map, side: int) -> Map:
 
 
 def relative_index(window: int) -> np.ndarray:
-    """Return i[N,N]: where the bias of a query and a key stands in the table, by their offset."""
+    """Return i[N,N]: where the bias of a query and a key is in the table, by their offset."""
     y, x = np.divmod(np.arange(window**2), window)
     rows, columns = (at[:, None] - at[None] + window - 1 for at in (y, x))
     return rows * (2 * window - 1) + columns
@@ -285,7 +285,7 @@ def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     Of a smaller map every offset keeps its bias; for a larger one the table is interpolated, as in
     the code of Swin's authors and of timm (bicubic). What is not such a table, or has other heads,
-    comes back as it is.
+    is returned unchanged.
 
     Raises:
       ValueError: the old window is larger than that of the standard networks, so that every block's

@@ -179,7 +179,7 @@ def _adaptive_windows(size: int, count: int) -> Windows:
 
 
 def _readers(size: int, windows: Windows) -> Windows:
-    """Return for each of `size` pixels which windows read it, the first and behind the last."""
+    """Return for each of `size` pixels which windows read it, the first and after the last."""
     return [
         (sum(stop <= i for _, stop in windows), sum(start <= i for start, _ in windows))
         for i in range(size)

@@ -203,7 +203,7 @@ def _inputs(x: Array, *, axis: int, m: int) -> Array:
 
 @walled
 def _outputs(products: Array, *, axis: int, m: int) -> Array:
-    """Return the pixels, one behind the other in an axis, of products at the points of tiles."""
+    """Return the pixels, one after the other in an axis, of products at the points of tiles."""
     pixels = jnp.stack([_combined(row, list(products)) for row in TILES[m].outputs], axis)
     return pixels.reshape(*pixels.shape[: axis - 1], -1, *pixels.shape[axis + 1 :])
 

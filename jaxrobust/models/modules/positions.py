@@ -33,7 +33,7 @@ def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     antialiased.
 
     N and M are squares, or both squares plus one: then row 0 belongs to the class token and stays.
-    Anything else comes back as it is, for the caller's comparison of shapes to report.
+    Anything else is returned unchanged, for the caller's comparison of shapes to report.
     Source: `interpolate_pos_encoding` in vision_transformer.py of facebookresearch/dino, which
     Singh, Croce, Hein 2023 follow: torch's interpolate with an explicit scale factor. Parity:
     tests/models/modules/test_positions.py against the golden `pos_embed_interp.npz`.

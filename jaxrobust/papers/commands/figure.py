@@ -1,7 +1,7 @@
 """Draw records as a figure of a paper, with the LaTeX table next to it.
 
 `jaxrobust figure RECORDS [--kind attacks|radius|compare|certified|resolution] [--out FIG.pdf]`.
-RECORDS are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` behind them where
+RECORDS are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` after them where
 they hold several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the
 table. `attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within
 rising radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified`

@@ -2,7 +2,7 @@
 
 `jaxrobust landscape --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The mean
 cross-entropy of clean training images in a plane of two random directions with the norm of each
-filter, at 51 x 51 points. The same command again goes on where it was stopped.
+filter, at 51 x 51 points. The same command again continues where it stopped.
 Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
 """
 
@@ -38,7 +38,7 @@ class LandscapeFlags(NetworkFlags, ImageFlags):
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute what is missing, write both files."""
     quiet_libraries()
-    with ending("the same command goes on", ". With that solved, run the same command again"):
+    with ending("the same command continues", ". With that solved, run the same command again"):
         flags = fields.read(
             LandscapeFlags, __doc__, argv, usual="workdir weights dataset n side out"
         )

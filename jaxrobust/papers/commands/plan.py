@@ -1,6 +1,6 @@
 """Plan the runs of a paper: `jaxrobust plan PAPER --on v5e:8x8 [--budget HOURS] [--write DIR]`.
 
-Lists the runs that fill the paper's tables, each once, behind those whose weights it starts from:
+Lists the runs that fill the paper's tables, each once, after those whose weights it starts from:
 those first on which the paper's claims rest. What each costs is estimated as by `jaxrobust estimate
 --fast`, and remembered; what is done and begun is read from `runs/`. The same command again says
 how far the plan is, and asks no more of runs that McNemar's test tells apart, on the images that

@@ -3,7 +3,7 @@
 Prints the solution of the rule for this many multiply-adds per image, the whole numbers near it
 that cost as much, what they cost, and next to them the published networks A1 to A4. `--study` lists
 the networks of a study instead, one a line, as name and options of `models.create` or of a config
-(`model.name`, `model.options`), behind which stands the config that trains it, as `jaxrobust train
+(`model.name`, `model.options`), followed by the config that trains it, as `jaxrobust train
 --config` takes it, and in the study of ratios what each costs.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.

@@ -1,4 +1,6 @@
-"""What a figure shows, whoever draws it: series with intervals, and the table next to it."""
+"""What a figure shows, independent of how it is drawn: series with intervals, and the table next to
+it.
+"""
 
 import string
 from collections.abc import Iterable, Iterator, Sequence

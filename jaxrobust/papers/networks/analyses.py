@@ -83,7 +83,7 @@ def checked(values: dict[str, Any], network_flags: dict[str, Any]) -> AnalysisSe
 
 
 def written(settings: AnalysisSettings) -> tuple[Path, Path]:
-    """Compute an analysis, then write both of its files or none; their paths come back."""
+    """Compute an analysis, then write both of its files or none; return their paths."""
     import jax
 
     from jaxrobust.papers.networks import network_sample, picture_parts

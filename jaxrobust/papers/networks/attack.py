@@ -46,7 +46,7 @@ def climb(
 
     def step(state: Any, _: None) -> tuple[Any, Array]:
         advanced = attacks.advance(machine, lambda points, draw: logits_fn(points), state)
-        return advanced.state, value(advanced.queried, advanced.logits)
+        return advanced.state, value(advanced.queried, advanced.outputs)
 
     state, values = jax.lax.scan(step, state, None, length=steps)
     last = value(state, logits_fn(machine.query(state)))

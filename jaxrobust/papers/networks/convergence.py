@@ -26,7 +26,7 @@ def trajectory(
     step_size = 1.5 * threat.epsilon / 10
     machine = attacks.pgd_machine(**threat.settings(), steps=steps, step_size=step_size)
     state = machine.init(images, labels, keys=drawn, start="random")
-    return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
+    return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]
 
 
 def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:

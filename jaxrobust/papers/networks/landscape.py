@@ -1,4 +1,4 @@
-"""The loss around a network's weights: a table of points that goes on, and its contours.
+"""The loss around a network's weights: a table of points that continues, and its contours.
 
 The plane is that of two random directions with filter normalisation: a direction has the norm of
 the weights filter by filter, and does not move biases, norms and statistics.
@@ -127,7 +127,7 @@ def grid(side: int, reach: float) -> np.ndarray:
 
 
 def written(network_flags: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
-    """Compute the points that are missing, and write both files; their paths come back."""
+    """Compute the points that are missing, and write both files; return their paths."""
     picture_parts.plotting()  # refuses before anything is computed
     split = network_flags["split"] or "train"
     if network_flags["workdir"] and not (network_flags["split"] or network_flags["dataset"]):

@@ -25,7 +25,7 @@ def rows(columns: dict[str, Any]) -> Rows:
 
 
 def save(out: Path, name: str, figure: Any, lines: Rows) -> tuple[Path, Path]:
-    """Write rows as CSV, floats with all their digits, and their picture; both paths come back."""
+    """Write rows as CSV, floats with all their digits, and their picture; return both paths."""
     out.mkdir(parents=True, exist_ok=True)
     table, picture = (out / f"{name}.{kind}" for kind in ("csv", "png"))
     figure.savefig(picture, dpi=130)

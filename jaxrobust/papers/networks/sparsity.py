@@ -104,7 +104,7 @@ def draw(name: str, sets: list[WeightGroup]) -> Any:
 
 
 def written(network_flags: dict[str, Any], out: Path | None) -> tuple[Path, Path]:
-    """Count, and write both files, by default next to the run; their paths come back."""
+    """Count, and write both files, by default next to the run; return their paths."""
     picture_parts.plotting()  # refuses before anything is read
     name, weights = network_sample.weights_of(network_flags)
     sets = parts(dict(weights.params))

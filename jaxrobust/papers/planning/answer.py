@@ -16,7 +16,7 @@ from jaxrobust.runtime.text import patience
 
 _HEAD = """#!/bin/bash
 # Made by `{made_by}`.
-# A run that was stopped goes on when this is started again; what is done takes a moment.
+# A run that was stopped continues when this is started again; what is done takes a moment.
 """
 _ARRAY = """#!/bin/bash
 # Makes one line of the file that is given, a run with its evaluations, on one node.

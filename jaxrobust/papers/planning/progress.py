@@ -47,7 +47,7 @@ def in_order(
     root: Path,
     budget: float | None,
 ) -> list[PlannedStep]:
-    """Order the runs: those of the claims first, each behind what it needs, within the budget.
+    """Order the runs: those of the claims first, each after what it needs, within the budget.
 
     Args:
       records: of our runs, which fill cells of the tables.
@@ -61,7 +61,7 @@ def in_order(
     decided = apart(paper, [own for own, _ in costs], root)
     states |= {folder: APART for folder in decided if states[folder] == BEGUN}
     refused = {own.folder for own, cost in costs if cost.refused}
-    for own, _ in costs:  # and what needs it, which comes behind
+    for own, _ in costs:  # and what needs it, which comes later
         if states[own.folder] not in (DONE, APART) and refused & {own.folder, *own.needs}:
             states[own.folder] = REFUSED
             refused.add(own.folder)

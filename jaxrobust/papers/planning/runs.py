@@ -1,4 +1,4 @@
-"""The runs that the rows of a paper's tables need, each once, behind those whose weights it takes.
+"""The runs that the rows of a paper's tables need, each once, after those whose weights it takes.
 
 Training makes a run that other runs start from (`init.weights=run:CONFIG`) by itself; a plan
 names it, so that runs which share it can be made side by side.
@@ -37,7 +37,7 @@ class PaperRun(NamedTuple):
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation of its rows
 
     def commands(self) -> list[str]:
-        """Write the commands that train and evaluate it; each goes on where it was stopped."""
+        """Write the commands that train and evaluate it; each continues where it stopped."""
         return [
             self.run.command(),
             *(f"jaxrobust evaluate --workdir {self.folder} {f}" for f in self.flags),

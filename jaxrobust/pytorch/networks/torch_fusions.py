@@ -122,7 +122,7 @@ def _roll_of(step: OperatorCall, constants: Mapping[str, Any]) -> OperatorCall |
 def _with_norms_tokens(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
     """Let what reads the tokens of a norm after it read them from the norm.
 
-    Then the gradient's kernel adds up what comes back to the two.
+    Then the gradient's kernel adds up both gradients.
     """
     last = {name: at for at, step in enumerate(steps) for name in read_by(step)}
     names: dict[str, str] = {}  # of a value -> of the same one, as the last norm returns it

@@ -263,7 +263,7 @@ def blocks_of(module: Any, exported: Any) -> dict[str, str]:
 
 
 def _norm_buffers(module: Any) -> set[str]:
-    """Name the buffers of batch norms, which are so by what they keep, whoever wrote them."""
+    """Name the buffers of batch norms, recognised by what they keep, not by their class."""
     import torch
 
     names = set()

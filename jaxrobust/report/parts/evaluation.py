@@ -135,7 +135,8 @@ def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
         note = f"Bars: {interval_name(one)}."
     if fast := record.fast:
         note += (
-            f" Of {fast['survivors']:,} images that stood, {fast['sampled']:,} at random met all "
+            f" Of {fast['survivors']:,} images that survived, {fast['sampled']:,} at random met "
+            f"all "
             f"attacks; {sentences.at_least(fast)}."
         )
     return figures.rows(key, head, bars, ACCURACY, names=("right", ""), note=note)

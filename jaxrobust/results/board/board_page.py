@@ -26,9 +26,9 @@ _LEAD = (
     "Every number here is of a bundle that was verified before this page was made: each image was "
     "tried on the network itself, as it is and as the attack leaves it, so clean accuracy is what "
     "is shown, and robust accuracy at most that. Then APGD-CE and APGD-T attacked a random sample "
-    "of the images that stand: with 95% confidence these two leave at least what stands below. "
+    "of the images that survive: with 95% confidence these two leave at least what stands below. "
     "Under common corruptions each image was tried with each of them, and the accuracies are what "
-    "is shown. Whoever has the bundle and the network can check it with the command in its row. "
+    "is shown. Anyone with the bundle and the network can check it with the command in its row. "
     "Which attack searched, what it cost, and its flags are what the bundle says."
 )
 _RANKS = (

@@ -273,7 +273,7 @@ def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
         fooled_by = np.where(fooled_by == "", np.array(names, object), fooled_by)
         clean &= one.verdicts.clean[rows]
     verdicts = Verdicts(*(column[at[0]] for column in first.verdicts))
-    flags = {}  # with the threat behind the name where not all have one
+    flags = {}  # with the threat after the name where not all have one
     for one in several:
         for name, text in one.flags.items():
             everywhere = all(other.flags.get(name) == text for other in several)

@@ -1,6 +1,6 @@
 """The bundles of a board, and the file that says which network each is of.
 
-A bundle holds no network. Whoever keeps a board names them in a file of TOML, `networks.toml` of
+A bundle holds no network. The keeper of a board names them in a file of TOML, `networks.toml` of
 the folder of bundles: `[FOLDER]`, and under it what `jaxrobust verify` is to be given.
 """
 

@@ -104,7 +104,7 @@ def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
     """Order networks by the robust accuracy that is bounded from below, and give each a rank.
 
     A group is the best network that is left and those behind it which the paired test cannot tell
-    from it, up to the first which it can: McNemar's exact test on the images that stand, the
+    from it, up to the first which it can: McNemar's exact test on the images that survive, the
     paired t test on the shares of corruptions. p-values are Holm's of all pairs, as any of them may
     come to be asked.
     """
@@ -133,7 +133,7 @@ def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
     """Count the common images of each pair, and test their verdicts.
 
     Images are the same by their place in the same split, else by the hash of what the network
-    sees. What a replayed point fools counts: the point was confirmed, and whoever wrote the bundle
+    sees. What a replayed point fools counts: the point was confirmed, and the author of the bundle
     could call any point replayed. Images that the board's attacks might fool are not those that a
     network alone keeps, as far as that could turn the outcome.
     """

@@ -89,7 +89,7 @@ def parted(words: Sequence[str]) -> list[list[str]]:
         )
     if not all(groups):
         raise ValueError(
-            f"a side of {AGAINST} is empty; name one or more evaluations before it and behind it"
+            f"a side of {AGAINST} is empty; name one or more evaluations before it and after it"
         )
     return groups
 

@@ -1,4 +1,4 @@
-"""Stages before a training, read and checked, and after it, one behind the other.
+"""Stages before a training, read and checked, and after it, one after the other.
 
 What each made is noted, and what is there is not made again.
 """
@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Run the stages on the weights of a run that is trained; all hosts call it.
 
-    The same call again goes on where it was stopped: a stage that is done, with what it made still
+    The same call again continues where it stopped: a stage that is done, with what it made still
     there, is passed over.
     Raises:
       ValueError: another process does the same, or what a stage writes is in the way.

@@ -62,10 +62,10 @@ def _parsed(word: str) -> Stage:
     if not name:
         raise ValueError(f"--then has an empty stage; {_FORM}")
     if colon and not argument:
-        raise ValueError(f"--then={word} has nothing behind its colon; {_FORM}")
+        raise ValueError(f"--then={word} has nothing after its colon; {_FORM}")
     if name == SELECT:
         if argument:
-            raise ValueError(f"--then={word}: select takes nothing behind a colon; leave it out")
+            raise ValueError(f"--then={word}: select takes nothing after a colon; leave it out")
         return Stage(word, SELECT)
     if name == EXPORT:
         return _export(word, argument)

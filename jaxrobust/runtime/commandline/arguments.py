@@ -68,7 +68,7 @@ def show(message: object) -> None:
 def ending(interrupted: str, solved: str = "") -> Iterator[None]:
     """End with a sentence where what is done inside fails: 2 for a wrong input, 130 for Ctrl-C,
 
-    and 3, with `solved` behind the sentence, for a file that cannot be read or written.
+    and 3, with `solved` after the sentence, for a file that cannot be read or written.
     """
     try:
         yield
@@ -293,7 +293,7 @@ def split_config(text: str) -> tuple[Path, str]:
 
 
 def load_config(text: str) -> Any:
-    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; the config comes back unlocked."""
+    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; return the config unlocked."""
     path, arguments = split_config(text)
     _find_neighbours(path)
     try:
@@ -346,7 +346,8 @@ def config_file(text: str) -> Path:
         return recipes[name]
     if text and path.is_dir():
         raise NoConfigError(
-            f"{text} is a folder; name a config, such as birds.py (a run goes on with the command "
+            f"{text} is a folder; name a config, such as birds.py (a run continues with the "
+            f"command "
             "that began it)"
         )
     if not text:
@@ -374,7 +375,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     if "Error whilst parsing config file" in message:
         reason = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
     if re.search(r"get_config\(\) takes 0 positional arguments", reason):
-        return f"{path} takes no arguments; leave out what stands behind the colon"
+        return f"{path} takes no arguments; leave out what follows the colon"
     if reason.startswith("ArgumentError: "):
         return f"{path}: {reason.partition(': ')[2]}"
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):

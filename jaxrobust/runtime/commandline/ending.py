@@ -56,7 +56,7 @@ class Ending:
         self.again = again
         self._line: lifeline.Lifeline | None = None
         self._pod = False
-        self._ends = threading.Lock()  # whoever has it says the last words
+        self._ends = threading.Lock()  # its holder says the last words
         self._listener = Listener(self.at_once, self.again)
 
     def join(self, pod: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 
 def look_in(folder: Path) -> None:
-    """Let Python find modules in a folder, behind all others."""
+    """Let Python find modules in a folder, after all others."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()

@@ -3,7 +3,7 @@
 The kernel's locks (`fcntl.lockf`) end with their process, also at kill -9, and children do not
 inherit them; NFS, Lustre and GPFS carry them from host to host. A bucket (gcsfuse) does not, and
 some file systems have none: so the file also names its holder, who gives a sign of life in it. Two
-processes that start there in the same moment both go on.
+processes that start there in the same moment both continue.
 """
 
 import contextlib

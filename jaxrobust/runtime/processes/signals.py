@@ -22,7 +22,7 @@ _DEEP = 12  # frames of the compiler's own that may lie above the one which call
 
 
 class Reaction(NamedTuple):
-    """What to say, and the exit code to end with at once; None: the main thread goes on."""
+    """What to say, and the exit code to end with at once; None: the main thread continues."""
 
     text: str
     code: int | None

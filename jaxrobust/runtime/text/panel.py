@@ -1,6 +1,6 @@
 """A panel that is alive on a terminal: rows of figures, a bar, and what is waited for.
 
-It is rich's `Live`, drawn only when something has changed, by whoever has the `terminal.TURN`: no
+It is rich's `Live`, drawn only when something has changed, by the holder of the `terminal.TURN`: no
 thread of rich's ever writes. A notebook has a bar of tqdm's instead, on one line; a pipe nothing.
 """
 
@@ -38,7 +38,7 @@ class PanelRow(NamedTuple):
 
 
 def stages(names: Sequence[str], now: str) -> list[LinePart]:
-    """Write what is done, what goes on now and what follows; the last and the first go first."""
+    """Write what is done, what is running and what follows; the last and the first go first."""
     if now not in names:
         return [LinePart(now)]
     at = list(names).index(now)
@@ -69,7 +69,7 @@ class NotebookBar(Meter):
         self._bar = tqdm(total=1, dynamic_ncols=True, leave=keep, miniters=1)
 
     def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
-        """Move the bar; the rows stand behind it."""
+        """Move the bar; the rows follow it."""
         self._rows, self._bar.total = tuple(rows), max(total, 1)
         self._format("")
         self._bar.update(done - self._bar.n)
@@ -161,7 +161,7 @@ class LivePanel(Meter):
 
 @contextlib.contextmanager
 def opened(title: str, *, here: bool = True, keep: bool = False) -> Iterator[Meter]:
-    """Open a panel on a terminal, if `here`; where one is open already, that one goes on.
+    """Open a panel on a terminal, if `here`; where one is open already, that one continues.
 
     One of the same title is yielded again, and closed by who opened it first; of another title
     nothing is shown. `keep`: its last state stays on the terminal. Inside, what is waited for

@@ -12,7 +12,8 @@ from jaxrobust.runtime.text import terminal
 
 AFTER_S = 1.0  # what is done by then needs no line: a mistake is answered by one sentence
 LOADING = "loading JAX and the package"
-_COUNTED_S = 3.0  # from here on a terminal counts the seconds
+_COUNTED_S = 3.0  # from here on a terminal counts the seconds of what was announced
+_LOGGED_S = 5.0  # a log keeps its lines, so what is done by then needs none
 _LOOKS_S = 0.25  # between two looks at what is waited for
 _announced: set[str] = set()
 _now = time.monotonic
@@ -43,24 +44,24 @@ class Wait:
             self._shown = max(self._shown, _last_line(round(_now() - self._since)))
 
     def look(self) -> None:
-        """Write what is due by now, by whoever has the `terminal.TURN`."""
+        """Write what is due, by the holder of the `terminal.TURN`."""
         passed = _now() - self._since
         if passed < AFTER_S:
             return
         seconds = round(passed)
         columns = _columns()
-        if not self._announced:
-            self._announced = True
-            if (activity := self.activity()) not in _announced:
-                _announced.add(activity)
-                terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
         if columns is None and not _bars:
+            if not self._announced and passed >= _LOGGED_S:
+                self._announced = True
+                if (activity := self.activity()) not in _announced:
+                    _announced.add(activity)
+                    terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
             mark = _last_line(seconds)
             if mark > self._shown:
                 self._shown = mark
                 sys.stderr.write(f"{self._words(mark, 80)}\n")
                 sys.stderr.flush()
-        elif seconds >= _COUNTED_S and seconds > self._shown:
+        elif seconds > self._shown and (seconds >= _COUNTED_S or not self._announced):
             self._shown = seconds
             show = _bars[-1] if _bars else terminal.in_place
             show(self._words(seconds, columns or 80))
@@ -76,8 +77,8 @@ class Wait:
 
 
 def _last_line(seconds: int) -> int:
-    """Round seconds down to those at which a pipe gets a line: 10, then each full minute."""
-    return seconds // 60 * 60 or min(seconds // 10, 1) * 10
+    """Round seconds down to those at which a pipe gets a line: each full minute."""
+    return seconds // 60 * 60
 
 
 def _columns() -> int | None:
@@ -125,8 +126,8 @@ def lasting(
 ) -> contextlib.AbstractContextManager[Wait]:
     """Print on stderr, if `here`, for how long what was announced is going on.
 
-    In a terminal that is a line that is written again each second and goes at the end, else one
-    after ten seconds and then each minute. `activity` may be a function that says how far it is;
+    In a terminal that is a line that is written again each second and goes at the end, else a line
+    each minute. `activity` may be a function that says how far it is;
     `last` are the words for how long it took before, `since` those for what is counted.
     """
     words = activity if callable(activity) else lambda: activity

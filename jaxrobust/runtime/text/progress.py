@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one bar on a terminal or in a notebook, else lines."""
+"""What you see during a run: one bar on a terminal or in a notebook, else lines."""
 
 import os
 import signal

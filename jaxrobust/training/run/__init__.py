@@ -1,1 +1,1 @@
-"""A run: its phases, its steps, what it selects, and how it stops and goes on."""
+"""A run: its phases, its steps, what it selects, and how it stops and continues."""

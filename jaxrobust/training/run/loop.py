@@ -48,7 +48,7 @@ class Every(NamedTuple):
 
 
 def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, copied: int = 0) -> Due:
-    """Decide the actions after `step` steps; a run went on from `start`.
+    """Decide the actions after `step` steps; a run continued from `start`.
 
     A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
     gradient is in the way, at the first step after. `saved`, `evaluated`, `copied`: the last ones.
@@ -71,7 +71,7 @@ def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, copi
 def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
     """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
-    Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
+    Returns whether that was reached; False: continue from the last checkpoint, after a rollback.
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:
@@ -89,7 +89,7 @@ def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
                 return False
             if now.logs:
                 loop.log()
-            if now.saves and loop.sound():  # where a rollback may come back to
+            if now.saves and loop.sound():  # where a rollback may return to
                 loop.save(run.latest)  # before the evaluation, which may take long
                 loop.saved = loop.step
             if why := loop.stops.at_once():
@@ -119,7 +119,7 @@ class _Loop:
         checkpoints, done = last(run)
         self.meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
         same_groups(run, self.meta)
-        if checkpoints is not run.stopped:  # behind which there is a good one to go back to
+        if checkpoints is not run.stopped:  # after which there is a good one to go back to
             evaluates(run, state)
         self.trouble, self.ahead = Trouble(run), metrics.Ahead(self.meta)
         self.every = Every(
@@ -167,7 +167,7 @@ class _Loop:
             trace = PhaseTrace(run.profile, run.workdir / "profile" / name, self.step)
             self.trace = stack.enter_context(trace)
             stack.enter_context(self.signals)
-            self.evaluated = scored(run)  # after the writer has removed lines behind the start
+            self.evaluated = scored(run)  # after the writer has removed lines after the start
             yield self
 
     def sound(self) -> bool:
@@ -175,7 +175,7 @@ class _Loop:
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def troubled(self, now: Due) -> tuple[int, str] | None:
-        """Decide the step to go back to and the reason; None: the run may go on."""
+        """Decide the step to go back to and the reason; None: the run may continue."""
         if why := self.trouble.skipped(self.ahead):
             return int(self.ahead.last["step"]), why
         if not (now.saves or now.keeps or now.evaluates):
@@ -287,7 +287,7 @@ def _compiled(run: PhaseRun, start: int) -> tuple[Any, Any]:
 
 
 def evaluates(run: PhaseRun, state: TrainState) -> None:
-    """Refuse to go on from running statistics with which nothing can be evaluated."""
+    """Refuse to continue from running statistics with which nothing can be evaluated."""
     if broken := alarm.of_norms(state.stats).broken:
         step = int(state.step)
         where = f"its checkpoint of step {step}" if step else "the weights it starts from"
@@ -298,7 +298,7 @@ def evaluates(run: PhaseRun, state: TrainState) -> None:
 
 
 def same_groups(run: PhaseRun, meta: dict[str, Any]) -> None:
-    """Refuse to go on with batch norms that take other images together."""
+    """Refuse to continue with batch norms that take other images together."""
     old, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if old != now:
         raise ValueError(

@@ -23,7 +23,7 @@ def writer(run: PhaseRun, start: int, *, enabled: bool) -> Write:
     """Return `write(step, scalars)`; a line is on disk, and the file closed, when that returns.
 
     A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.
-    Lines of this phase behind `start` are removed, because they will be written again; where it is
+    Lines of this phase after `start` are removed, because they will be written again; where it is
     not `enabled`, on all processes but the first, nothing is written.
     """
     if not enabled:
@@ -54,7 +54,7 @@ class Ahead:
     """Steps that are on the device, and what those that ended there said."""
 
     def __init__(self, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Begin with nothing on the device; `meta`: what was `noted` where the run goes on."""
+        """Begin with nothing on the device; `meta`: what was `noted` where the run continues."""
         self._waiting: deque[tuple[int, dict]] = deque()
         self._rows = list(meta.get("unlogged", ()))  # since the last window
         self.last: dict[str, float] = meta.get("last", {})

@@ -27,7 +27,7 @@ class PhaseRun(NamedTuple):
     profile: Profile | None
     latest: Checkpoints  # to go back to after trouble
     best: Checkpoints
-    stopped: Checkpoints  # of a stop in trouble, behind the latest
+    stopped: Checkpoints  # of a stop in trouble, after the latest
     trackers: Trackers = NONE
     earlier_steps: int = 0  # of the phases before
 
@@ -37,8 +37,8 @@ class PhaseRun(NamedTuple):
 
 
 def last(run: PhaseRun) -> tuple[Checkpoints, int | None]:
-    """Find the checkpoints to go on from, for all hosts those of the first, and their step; None:
-    there is none.
+    """Find the checkpoints to continue from, for all hosts those of the first, and their step;
+    None: there is none.
     """
     both = (run.latest, run.stopped)
     steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
@@ -47,7 +47,9 @@ def last(run: PhaseRun) -> tuple[Checkpoints, int | None]:
 
 
 def note_resumption(run: PhaseRun, step: int) -> None:
-    """Add to `resumptions.jsonl` that a process goes on from the checkpoint of a step, and when."""
+    """Add to `resumptions.jsonl` that a process continues from the checkpoint of a step, and
+    when.
+    """
     if jax.process_index() == 0:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         note = {"step": step, "time": now, "devices": hardware.devices()}

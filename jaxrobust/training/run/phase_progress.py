@@ -1,4 +1,4 @@
-"""How a phase goes on: loss, accuracy, speed, time left, memory, cost."""
+"""Progress of a phase: loss, accuracy, speed, time left, memory, cost."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ _TITLE = "training"
 
 @contextlib.contextmanager
 def begun(phase: str, step: int, total: int, *, phases: Sequence[str]) -> Iterator[None]:
-    """Show the panel of a phase before a step is compiled; `Progress` inside goes on with it."""
+    """Show the panel of a phase before a step is compiled; `Progress` inside continues with it."""
     with panel.opened(_TITLE, here=jax.process_index() == 0, keep=True) as meter:
         meter.show(_rows(panel.stages(phases, phase), step, total), step, total)
         yield

@@ -70,7 +70,7 @@ def run(
     for `log.to`.
     Raises:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
-      Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
+      Interrupted, Diverged, OSError: the run stopped; the message says how to continue.
     """
     first = start_runs.before(config, workdir)
     if first:  # a mistake in this run's own config is better known before days of the others

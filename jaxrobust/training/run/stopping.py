@@ -144,7 +144,7 @@ class Trouble:
         latest, more = self._run.latest, len(jsonl.read(self._file))
         last = latest.latest_step()
         good = f"The last good checkpoint is step {last} under {latest.directory}"
-        there = "go on from there"
+        there = "continue from there"
         if not last:
             good, there = "No checkpoint was written yet", "start over at step 0"
         return Diverged(

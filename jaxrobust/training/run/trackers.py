@@ -2,10 +2,9 @@
 
 A tracker gets what `metrics.jsonl` gets, and pictures. It cannot stop a run. Its methods, each of
 which may raise anything:
-`begin(phase, start, earlier_steps, logged)`: goes on with a phase behind its step `start`; what was
-said of later steps is void; `logged`: the last step of each scalar so far;
-`scalars(step, values)`; `image(step, name, PNG file)`;
-`close(ended=)`: whether the run has come to its end.
+`begin(phase, start, earlier_steps, logged)`: continues with a phase after its step `start`; what
+was said of later steps is void; `logged`: the last step of each scalar so far; `scalars(step,
+values)`; `image(step, name, PNG file)`; `close(ended=)`: whether the run has come to its end.
 """
 
 import importlib
@@ -106,7 +105,7 @@ class _WandB:
             "id": identity.read_text().strip(),
             "resume": "allow",
             "config": dict(about),
-            "allow_val_change": True,  # such as the commit of a run that goes on
+            "allow_val_change": True,  # such as the commit of a run that continues
             "settings": wandb.Settings(init_timeout=_PATIENCE_S, finish_timeout=_PATIENCE_S),
         }
         try:
@@ -141,7 +140,7 @@ class _WandB:
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         total = self._before + step
         scalars = {f"{self._phase}/{name}": value for name, value in values.items()}
-        # Its own numbers of rows go on behind those of a part that was written offline.
+        # Its own numbers of rows continue after those of a part that was written offline.
         row = max(total, self._run.step) if self._first else None
         self._run.log({"step": total, f"{self._phase}/step": step} | scalars, step=row, commit=True)
         self._first = False
@@ -229,7 +228,7 @@ class Trackers:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
 
     def begin(self, phase: str, start: int, earlier_steps: int) -> None:
-        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets the rest."""
+        """Go on with a phase after its step `start`, before `metrics.jsonl` forgets the rest."""
         self._at = phase, earlier_steps
         if not self._open:
             return
@@ -297,7 +296,7 @@ NONE = Trackers(Path(), [])
 
 def _warn(name: str, error: Exception) -> None:
     say(
-        f"WARNING: {name} is left out from here on, and the training goes on: {_short(error)}. "
+        f"WARNING: {name} is left out from here on, and the training continues: {_short(error)}. "
         "metrics.jsonl has everything, and the same command tries again"
     )
 

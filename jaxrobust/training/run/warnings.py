@@ -14,7 +14,7 @@ from jaxrobust.types import Threat
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
-    """List the warnings before a run trains or goes on, of the config as each phase sees it."""
+    """List the warnings before a run trains or continues, of the config as each phase sees it."""
     every = (
         of_step(phase_config, name) + _splits(phase_config)
         for name, phase_config in configs.items()

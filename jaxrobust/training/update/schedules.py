@@ -18,7 +18,7 @@ class Shape(NamedTuple):
     """One row of the table."""
 
     looked_up: str  # every "iteration" | "epoch" | "chord": linear between whole epochs
-    ends: bool = True  # at `final_lr`, where the cool-down goes on
+    ends: bool = True  # at `final_lr`, where the cool-down continues
     least_warmup: int = 0
 
 

@@ -74,7 +74,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False) -> None:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(None if keep_all else 1),
-            cleanup_tmp_directories=not read_only,  # they may be those of a run that goes on
+            cleanup_tmp_directories=not read_only,  # they may be those of a run that continues
             read_only=read_only,
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": _MetaHandler()}
@@ -288,7 +288,7 @@ def _lasting(action: str) -> contextlib.AbstractContextManager:
 
 
 def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
-    """Read a step (default: the latest) of a run that may go on: its number, arrays, meta."""
+    """Read a step (default: the latest) of a run that may continue: its number, arrays, meta."""
     everywhere = sharding.replicated(sharding.make_mesh())
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
         step = checkpoints.latest_step() if step is None else step

@@ -101,7 +101,7 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
         return ""
     if pytorch.is_name(function["name"]) and pytorch.has_programs(workdir / pytorch.FOLDER):
         subject = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
-        return f"{subject} began with; the run goes on with the program that it keeps since then"
+        return f"{subject} began with; the run continues with the program that it keeps since then"
     return (
         f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
         f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), and its weights are now in "

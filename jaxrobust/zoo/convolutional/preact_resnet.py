@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
 
 class Block(nnx.Module):
-    """x + a branch of 1x1, 3x3, 1x1 convolutions, each behind its norm and activation.
+    """x + a branch of 1x1, 3x3, 1x1 convolutions, each after its norm and activation.
 
     A projection reads what the first of these gives, and has no norm.
     """

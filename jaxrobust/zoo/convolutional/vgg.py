@@ -1,4 +1,4 @@
-"""VGG-16 with batch norm: at 32 pixels with one linear map behind it, at 224 with three.
+"""VGG-16 with batch norm: at 32 pixels with one linear map after it, at 224 with three.
 
 Source: Simonyan & Zisserman 2015 (arXiv 1409.1556).
 """
@@ -29,7 +29,7 @@ class Variant(NamedTuple):
     hidden: tuple[int, ...] = ()  # units of linear maps before the last one
     pool: int = 1  # side of the map that linear maps read; 1: the mean of all pixels
     activation: str = "relu"
-    dropout: float = 0.0  # behind each of the hidden linear maps
+    dropout: float = 0.0  # after each of the hidden linear maps
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images
     )
@@ -40,11 +40,11 @@ class Variant(NamedTuple):
 
 
 def places(stages: int) -> list[list[int]]:
-    """List the places of each stage's convolutions in PyTorch's sequence; norms are behind them."""
+    """List the places of each stage's convolutions in PyTorch's sequence; norms are after them."""
     convs, at = [], 0
     for depth in DEPTHS[:stages]:
         convs.append([at + 3 * i for i in range(depth)])
-        at += 3 * depth + 1  # an activation behind each norm, and a pooling
+        at += 3 * depth + 1  # an activation after each norm, and a pooling
     return convs
 
 

@@ -8,7 +8,8 @@ from jaxrobust.training.update import objectives
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import Array, Classifier, Params
 
-# A helper example lies so often as far from its image as the attacked one: the authors' default.
+# A helper example lies this many times as far from its image as the attacked one: the authors'
+# default.
 REACH = 2.0
 HELPER = "helper."  # begins the names of the helper network's arrays, next to the statistics
 

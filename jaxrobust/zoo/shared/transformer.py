@@ -25,7 +25,7 @@ Place = Callable[[Array], Array]  # what a place of dropout does
 
 
 class Mlp(nnx.Module):
-    """Linear to `hidden` features, activation, linear to `outs` (0: `ins`); dropout behind both.
+    """Linear to `hidden` features, activation, linear to `outs` (0: `ins`); dropout after both.
 
     From an `init` other than PyTorch's biases are 0.
     """
@@ -94,7 +94,7 @@ class TokenAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added; dropout behind every map but q, k and v."""
+    """Attention and MLP, each after a norm and added; dropout after every map but q, k and v."""
 
     def __init__(self, v: Any, rngs: Draws, *, full: bool) -> None:
         self.norm1, self.norm2 = (LayerNorm(v.dim, eps=EPS) for _ in range(2))

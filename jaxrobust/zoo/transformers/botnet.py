@@ -31,7 +31,7 @@ class Variant(NamedTuple):
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
     heads: int = 4
     small_stem: bool = True  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
-    activation: str = "relu"  # everywhere, also behind the residual
+    activation: str = "relu"  # everywhere, also after the residual
     dropout: float = 0.3  # of what the classifier reads
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images

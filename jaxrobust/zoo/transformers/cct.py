@@ -35,7 +35,7 @@ class Variant(NamedTuple):
     hidden: int = 512  # of the MLPs
     convolutions: int = 1  # of the tokeniser; all but the last one have 64 channels
     kernel: int = 3  # their windows, odd
-    stride: int = 1  # of each; a maximum over 3x3 with stride 2 is behind it
+    stride: int = 1  # of each; a maximum over 3x3 with stride 2 is after it
     activation: str = "gelu"
     attention_dropout: float = 0.1  # of the weights of attention
     drop_path: float = 0.1  # of the last block; grows linearly from 0 at the first
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention behind a norm, added; the norm of that sum, to which its MLP is added."""
+    """Attention after a norm, added; the norm of that sum, to which its MLP is added."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         self.pre_norm, self.norm1 = (LayerNorm(v.dim, eps=EPS) for _ in range(2))
@@ -85,7 +85,7 @@ class Block(nnx.Module):
 
 
 class Tokenizer(nnx.Module):
-    """Convolutions without bias, each with ReLU and maximum behind it: tokens, row by row."""
+    """Convolutions without bias, each with ReLU and maximum after it: tokens, row by row."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         he = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")

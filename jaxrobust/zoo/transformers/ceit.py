@@ -1,7 +1,7 @@
 """CeiT-T: a convolutional stem, and feed-forwards that convolve the patches on their grid.
 
 Source: Yuan et al. 2021 (arXiv 2103.11816), as rishikksh20/CeiT-pytorch (d41cb23) has it, without
-attention over layers: batch norms and a GELU behind the last linear map too, and the class token
+attention over layers: batch norms and a GELU after the last linear map too, and the class token
 skips the feed-forward. At 32 px there are four patches. That code's feed-forward has a grid of
 14x14; here it is that of the patches.
 """
@@ -134,7 +134,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     architecture_checks.check_row(
         v, dim=1, depth=1, heads=1, patch=1, stem_width=1, in_channels=1, bn_group=0
     )
-    side = max(0, (image_size + 1) // 2 + 1 - 3) // 2 + 1  # behind the convolution and the pooling
+    side = max(0, (image_size + 1) // 2 + 1 - 3) // 2 + 1  # after the convolution and the pooling
     if image_size < 4 or side < v.patch or side % v.patch:
         near = max(1, round(side / v.patch)) * 4 * v.patch
         raise ValueError(

@@ -3,7 +3,7 @@
 Other than in families/swin.py: patches are merged by a linear map with a bias and without a norm,
 the first ones too; the query's bias for a key is that of the key's offset from it; every second
 block is shifted, also where one window is all of the map; what the shift made neighbours is left
-out wholly; and there is no norm in front of the mean over the map, but one behind it.
+out wholly; and there is no norm in front of the mean over the map, but one after it.
 
 Source: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
 it, whose `swin_t` the row of 224 px is.

@@ -32,7 +32,7 @@ class Variant(NamedTuple):
     heads: int = 8
     hidden: int = 512  # of the MLPs, that of the head too
     activation: str = "gelu"
-    dropout: float = 0.1  # of tokens, and behind every map of the blocks but q, k and v
+    dropout: float = 0.1  # of tokens, and after every map of the blocks but q, k and v
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it

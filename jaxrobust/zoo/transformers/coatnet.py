@@ -35,7 +35,7 @@ from jaxrobust.zoo.shared.transformer import EPS, Mlp, check
 class Variant(NamedTuple):
     """One row of the table: every field can be overridden in `models.create`."""
 
-    order: str = "CCTT"  # of the stages behind the stem: C convolutions, T attention; C is first
+    order: str = "CCTT"  # of the stages after the stem: C convolutions, T attention; C is first
     dims: tuple[int, ...] = (64, 96, 192, 384, 768)  # of the stem and those stages
     depths: tuple[int, ...] = (2, 2, 3, 5, 2)
     heads: int = 8
@@ -175,7 +175,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if len(v.order) != stages or set(v.order) - BLOCKS.keys() or not v.order.startswith("C"):
         example = "CCTT" if stages == 4 else "C" * stages
         raise ValueError(
-            f"order={v.order!r} names the {stages} stages behind the stem, C (convolutions) or T "
+            f"order={v.order!r} names the {stages} stages after the stem, C (convolutions) or T "
             f"(attention) for each and C for the first; write {example!r}, for example"
         )
     architecture_checks.check_row(v, heads=1, bn_group=0)
@@ -191,7 +191,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a table of position biases for a smaller map: every offset keeps its bias.
 
-    What is not such a table, or has other heads, comes back as it is.
+    What is not such a table, or has other heads, is returned unchanged.
 
     Raises:
       ValueError: the new map is larger, so that there are offsets without a bias.
@@ -247,7 +247,7 @@ TORCH_NAMES = table(
     },
 )
 
-# The modules of a block, behind its projection.
+# The modules of a block, after its projection.
 _MODULES = {
     "C": (
         "conv.norm:bn conv.fn.0:w conv.fn.1:bn conv.fn.3:w conv.fn.4:bn conv.fn.6.fc.0:w "

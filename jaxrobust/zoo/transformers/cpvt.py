@@ -1,4 +1,4 @@
-"""The study's CPVT: no positions, but a depthwise convolution over the patches behind block 1.
+"""The study's CPVT: no positions, but a depthwise convolution over the patches after block 1.
 
 Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the study's count fits: those of its
 ViT, with a class token and a head of one linear map. No code of it is public, so that our file in

@@ -60,7 +60,7 @@ class LinearNorm(nnx.Module):
 
 
 def offset_index(side: int, stride: int) -> np.ndarray:
-    """Return i[Q,N]: where the bias of a query and a key stands, by rows and columns between them.
+    """Return i[Q,N]: where the bias of a query and a key is, by rows and columns between them.
 
     Keys are the pixels of a map of `side`, queries every `stride`-th of them.
     """
@@ -198,7 +198,7 @@ def _index(target: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
 
 _REFUSED = architecture_checks.refusing("position biases")
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
-# Their name -> ours, of linear maps and convolutions with a norm behind them: of the blocks, and of
+# Their name -> ours, of linear maps and convolutions with a norm after them: of the blocks, and of
 # the stem, between whose convolutions are activations.
 _LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc1", "2": "fc2"}
 _PAIRS = {rf"{_BLOCK}\.{source}": rf"\1.{target}" for source, target in _LINEARS.items()}

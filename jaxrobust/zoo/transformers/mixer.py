@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Two MLPs, each behind a norm and added: of every channel's tokens, of every token."""
+    """Two MLPs, each after a norm and added: of every channel's tokens, of every token."""
 
     def __init__(self, v: Variant, tokens: int, rngs: Draws) -> None:
         self.norm1, self.norm2 = (LayerNorm(v.dim, eps=EPS) for _ in range(2))

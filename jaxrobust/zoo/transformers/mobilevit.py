@@ -1,7 +1,7 @@
 """MobileViT-S: inverted bottlenecks, and transformers that attend across patches of 2x2 pixels.
 
 Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as chinhsuanwu/mobilevit-pytorch (4df62dd) has
-it: batch norm and SiLU behind the 1x1 convolutions around each transformer too, and a classifier
+it: batch norm and SiLU after the 1x1 convolutions around each transformer too, and a classifier
 without a bias. At 32 px the stem and the second bottleneck keep the size, so that the last map is
 4x4. At 224 px that code's last map would be 7x7, which 2x2 patches do not fill: in our row for
 ImageNette the last bottleneck keeps the size instead.
@@ -31,7 +31,7 @@ class Variant(NamedTuple):
 
     channels: tuple[int, ...] = (16, 32, 64, 64, 64, 96, 128, 160)  # of the stem and bottlenecks
     strides: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 2, 2)  # of the same
-    dims: tuple[int, ...] = (144, 192, 240)  # of the transformers behind the last bottlenecks
+    dims: tuple[int, ...] = (144, 192, 240)  # of the transformers after the last bottlenecks
     depths: tuple[int, ...] = (2, 4, 3)
     ratios: tuple[int, ...] = (2, 4, 4)  # hidden units of their feed-forwards, in widths
     heads: int = 4

@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
 
 class Block(nnx.Module):
-    """What the mean of 3x3 pixels differs by, and an MLP; each behind a norm, scaled and added."""
+    """What the mean of 3x3 pixels differs by, and an MLP; each after a norm, scaled and added."""
 
     def __init__(self, dim: int, v: Variant, rngs: Draws) -> None:
         self.norm1, self.norm2 = (GroupNorm(dim, groups=1) for _ in range(2))

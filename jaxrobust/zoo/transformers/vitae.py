@@ -45,7 +45,7 @@ class Variant(NamedTuple):
     ratios: tuple[int, ...] = (4, 2, 2)  # how far they shrink it
     kernels: tuple[int, ...] = (7, 3, 3)
     dilations: tuple[int, ...] = (4, 3, 2)  # how many: 1, 2, ...
-    depth: int = 14  # of the cells behind them
+    depth: int = 14  # of the cells after them
     heads: int = 6
     mlp_ratio: int = 3
     groups: int = 96  # of the convolutions parallel to attention
@@ -125,7 +125,7 @@ class Reduction(nnx.Module):
 
 
 class Beside(nnx.Module):
-    """Three 3x3 convolutions with SiLU, a batch norm behind the second, that shrink alike."""
+    """Three 3x3 convolutions with SiLU, a batch norm after the second, that shrink alike."""
 
     def __init__(self, ins: int, cell: int, v: Variant, rngs: Draws) -> None:
         ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]

@@ -71,7 +71,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         self.assertIn("interrupted; the same command continues", said)
         out = self.folder / "shards"
         self.assertEmpty([p for p in out.iterdir() if writer.PARTIAL in p.name])
-        with self.assertRaisesRegex(data.DataError, "let that command go on"):
+        with self.assertRaisesRegex(data.DataError, "let that command continue"):
             data.open_source(f"generated:{out}", "all")
         printed = self.run_on(*files, words=["--json"])
         about = json.loads(printed.strip().splitlines()[-1])

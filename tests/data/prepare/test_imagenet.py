@@ -465,7 +465,7 @@ class CheckTest(PrepareTest):
 
 
 class BegunTest(parameterized.TestCase):
-    """What is begun goes on from the same source alone."""
+    """What is begun continues from the same source alone."""
 
     def plan(self, names=(b"a", b"b"), labels=(0, 1), sizes=(7, 9), classes=("x", "y")):
         columns = [("name", "S1"), ("label", np.int32), ("size", np.int64)]
@@ -482,7 +482,7 @@ class BegunTest(parameterized.TestCase):
     )
     def test_another_source(self, **changes):
         self.folder = Path(self.create_tempdir())
-        for _ in range(2):  # begun, and gone on with
+        for _ in range(2):  # begun, and continued with
             with writer.claimed_for(self.plan()):
                 pass
         with (

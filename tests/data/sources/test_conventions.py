@@ -371,7 +371,7 @@ class FoldersTest(ConventionsCase):
     @sweeps.rows(
         (
             ["train/a/1.png", "train/b/1.png", "train/1.png", "train/2.JPG"],
-            *("train", "2 images of .*train lie in no class folder and are left out"),
+            *("train", "2 images of .*train are in no class folder and are left out"),
         ),
         (
             ["a/1.png", "b/1.png", "a/2.HEIC", "b/2.jfif", "a/3.heic", "a/notes.txt", "a/4.PNG"],

@@ -28,7 +28,7 @@ def extra(size=21, **changes):
 
 class PlanTest(parameterized.TestCase):
     def test_without_either_it_is_the_sequence_of_before(self):
-        """Permutation and draws by their definition; runs of before these keys go on."""
+        """Permutation and draws by their definition; runs of before these keys continue."""
         source, size, seed, batch = numbered(37), 37, 11, 8
         found = plan(source, batch_size=batch, seed=seed)
         self.assertEqual((found.steps, found.examples), (4, 32))

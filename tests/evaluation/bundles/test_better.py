@@ -198,7 +198,7 @@ class BetterTest(parameterized.TestCase):
         bundles.rows_changed(self.folder, bundles.rows_of(self.folder), attacks=stronger)
         code, said, _ = self.verified(self.folder)
         self.assertEqual(code, 1)
-        self.assertRegex(said, rf"Contradicted: {fell} of \d+ images that it says stand fell to")
+        self.assertRegex(said, rf"Contradicted: {fell} of \d+ images that it says survive fell to")
 
     def test_replayed_points_count(self):
         replayed(self.folder, None)
@@ -256,5 +256,5 @@ class SampleTest(parameterized.TestCase):
     def test_chance_contradicts_nothing(self):
         self.assertIsNone(self.sample(1).contradicts)
         self.assertIsNone(self.sample(9, refuted=2).contradicts)
-        self.assertRegex(self.sample(3).contradicts, "3 of 60 images that it says stand fell")
+        self.assertRegex(self.sample(3).contradicts, "3 of 60 images that it says survive fell")
         self.assertIsNotNone(self.sample(2, standing=20, attacked=20).contradicts)

@@ -284,7 +284,7 @@ class FunctionTest(Case):
         shutil.copytree(self.bundle, other)
         bundles.changed(other, record={key: value})
         said = self.refused(other, "--function", f"{self.root}/nets.py:logits_fn")
-        self.assertIn(f"which may be of whoever made the bundle; name your own: --{key}", said)
+        self.assertIn(f"which the author of the bundle may have made; name your own: --{key}", said)
         images = ("--write_images", Path(self.create_tempdir()) / "images.npy")
         self.assertIn("name your own", self.refused(other, *images))
 

@@ -203,7 +203,7 @@ class NarrowTest(parameterized.TestCase):
     @parameterized.parameters(1, 2)
     @pytest.mark.slow
     def test_fewer_slots_go_on_with_what_is_left(self, devices):
-        """If a network takes any batch, as soon as a quarter of the slots stand idle."""
+        """If a network takes any batch, as soon as a quarter of the slots are idle."""
 
         def run(network=NETS["conv"]):
             how = {"norm": "l2", "epsilon": 0.1, "attacks": ("apgd-ce", "square")}
@@ -229,6 +229,9 @@ class EdgesTest(parameterized.TestCase):
         self.assertEqual(result.robust.shape, (0,))
         self.assertEqual(result.images_adv.shape, (0, 32, 32, 3))
         self.assertIn("robust 0 of 0", result.table())
+        brief = result.table(brief=True).splitlines()
+        self.assertEqual(brief[0].split(), ["attack", "fooled", "forward", "backward", "time"])
+        self.assertNotIn("clean", " ".join(brief))
 
     @pytest.mark.slow
     def test_zero_radius_fools_nobody(self):

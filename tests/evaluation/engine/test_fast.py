@@ -1,4 +1,4 @@
-"""The fast version: a part of the standard jobs, the standard call goes on with the others."""
+"""The fast version: a part of the standard jobs, the standard call continues with the others."""
 
 import contextlib
 import io
@@ -50,7 +50,7 @@ def short(name: str, norm: str):
 
 
 def evaluated(version: str = "fast", norm: str = "linf", **given):
-    """The version with few steps; a sample of a quarter or so of what stands."""
+    """The version with few steps; a sample of a quarter or so of what survives."""
     how = {"epsilon": RADII[norm], "batch_size": 16, "seed": 3, "verbose": False} | given
     with (
         mock.patch.object(ensembles, "base", short),
@@ -257,7 +257,7 @@ class LinfTest(_OfANorm, parameterized.TestCase):
         self.assertCountEqual(jobs(path), jobs(self.folder / "fast.jsonl"))
 
     def test_what_is_in_doubt_stays_in_doubt(self):
-        """A point that a last pass does not confirm is flagged, also by who goes on."""
+        """A point that a last pass does not confirm is flagged, also by who continues."""
         path = self.folder / "doubt.jsonl"
         evaluated("fast", ledger=path)
         text = path.read_text().splitlines()
@@ -285,9 +285,9 @@ class LinfTest(_OfANorm, parameterized.TestCase):
         with contextlib.redirect_stderr(said):
             evaluated(verbose=True)
         about = self.fast.about["fast"]
-        words = f"{about['survivors']} images stand; {about['sampled']} of them, at random, meet"
+        words = f"{about['survivors']} images survive; {about['sampled']} of them, at random, meet"
         self.assertIn(words, said.getvalue())
-        nearest = r"images stand; the \d+ nearest meet more of apgd-t and fab-t\n"
+        nearest = r"images survive; the \d+ nearest meet more of apgd-t and fab-t\n"
         self.assertRegex(said.getvalue(), nearest)
 
 

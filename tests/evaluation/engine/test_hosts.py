@@ -150,7 +150,7 @@ class AutoAttackTest(absltest.TestCase):
         self.assertEqual(verdicts(ledgers[1]), verdicts(ledgers[0]))
 
     def test_few_images_and_mistakes(self):
-        """Fewer images than processes; what one of them refuses, all refuse, and go on."""
+        """Fewer images than processes; what one of them refuses, all refuse, and continue."""
         folder, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
         hosts = start(2, 2, ["-c", EDGES, str(folder)])
         (one,) = start(1, 4, ["-c", EDGES, str(alone)])

@@ -177,7 +177,7 @@ class RowsTest(parameterized.TestCase):
 
 
 class RefutedTest(parameterized.TestCase):
-    """A point that does not hold: the job goes on behind it, as if nothing had been found."""
+    """A point that does not hold: the job continues behind it, as if nothing had been found."""
 
     def begun(self, kinds=3, repeats=True):
         jobs = Jobs(2, 1, np.array([7]), Aims(np.arange(kinds, dtype=np.int32)[None]), 1, repeats)

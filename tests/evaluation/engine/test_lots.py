@@ -222,7 +222,7 @@ np.savez(f"{out}-{jax.process_index()}.npz", about=about, robust=result.robust,
 @pytest.mark.slow
 class HostsTest(absltest.TestCase):
     def test_all_look_at_agreed_times(self):
-        """Two processes stop where one does; one goes on with their ledger."""
+        """Two processes stop where one does; one continues with their ledger."""
         folder = Path(self.create_tempdir())
         path = folder / "ledger.jsonl"
         codes, said = wait(start(2, 1, ["-c", CHILD, str(path), str(folder / "out"), "0"]))
@@ -233,7 +233,7 @@ class HostsTest(absltest.TestCase):
         self.check_nothing_twice(folder)
 
     def test_a_pod_that_is_killed_between_two_looks(self):
-        """Three processes, of which one dies behind the first lot; two go on."""
+        """Three processes, of which one dies behind the first lot; two continue."""
         folder = Path(self.create_tempdir())
         command = ["-c", CHILD, str(folder / "ledger.jsonl"), str(folder / "out")]
         codes, said = wait(start(3, 1, [*command, "45"]))

@@ -123,6 +123,12 @@ class DecisionsTest(parameterized.TestCase):
             meter.advance(2000, 5.0, False, MOST, 0)
             self.assertEqual(rows_of(shown)[0]["left"], "at most 0:44")  # 17,800 * 5 / 2,000 s
             self.assertEqual(rows_of(shown)[0]["passes"], "2,000 of at most 19,800")
+            # What may follow is not counted in before an image is fooled.
+            meter.advance(2000, 5.0, False, MOST, 4500)
+            self.assertEqual(rows_of(shown)[0]["left"], "at most 0:39 for fab-t")  # 15,800 passes
+            meter.decided(98, 40, fooled=True)
+            meter.advance(2000, 5.0, False, MOST, 4500)
+            self.assertRegex(rows_of(shown)[0]["left"], r"^\d+:\d\d$")
             shown.close.assert_not_called()
         shown.close.assert_called_once_with()
         self.assertEqual(self.said.getvalue(), "")

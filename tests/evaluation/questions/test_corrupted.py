@@ -319,7 +319,9 @@ class BundleTest(CommandCase):
         name = f"cifar10-c:{files}"
         self.record(dataset=name, split=None, corruptions="fog", n=12, bundle=str(self.bundle))
         said = refused(self.check())
-        self.assertIn("which may be of whoever made the bundle; name your own: --dataset", said)
+        self.assertIn(
+            "which the author of the bundle may have made; name your own: --dataset", said
+        )
         printed, _ = ended(self.check("--dataset", name))
         self.assertIn("60 of 60 answers: confirmed", printed)
         names = claims.read(self.bundle).about["corruptions"]

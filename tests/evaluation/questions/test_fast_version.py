@@ -167,7 +167,7 @@ class CommandTest(parameterized.TestCase):
             text,
         )
         self.assertIn(f"(fast; standard at least {least})", text)
-        words = f"Of {fast['survivors']} images that stood, {fast['sampled']} at random met all"
+        words = f"Of {fast['survivors']} images that survived, {fast['sampled']} at random met all"
         self.assertIn(words, text)
         self.assertIn(
             "The attack was the fast version, not the standard version of AutoAttack", text
@@ -219,7 +219,10 @@ class FlagsTest(parameterized.TestCase):
         ({"version": "plus"}, "--finish makes an evaluation of the standard version; leave --ver"),
         ({"version": "rand"}, "leave --version=rand out"),
         ({"against": "a"}, "leave --against out, or leave --finish out"),
-        ({"attack": "apgd-ce"}, "--finish goes on with one evaluation.*leave --attack=apgd-ce out"),
+        (
+            {"attack": "apgd-ce"},
+            "--finish continues with one evaluation.*leave --attack=apgd-ce out",
+        ),
         ({"again": True}, "leave --again out, or leave --finish out"),
         ({"certify": 0.25, "attack": "clean"}, "leave --certify out"),
     )

@@ -251,7 +251,7 @@ class QuestionTest(parameterized.TestCase):
             {"version": "rand", "search_dtype": "bfloat16"},
             "searches in float32; leave --search_dtype",
         ),
-        ({"attack": "pgd-20", "union_only": True}, "--union_only needs attacks that go on"),
+        ({"attack": "pgd-20", "union_only": True}, "--union_only needs attacks that continue"),
         ({"attack": "pgd-20", "replay": ("x",)}, "--replay has no effect on --attack=pgd-20;"),
         (
             {"version": "rand", "replay": ("x",)},

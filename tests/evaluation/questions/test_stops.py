@@ -1,4 +1,6 @@
-"""--against and --until_width: what they write, how the plain command goes on, what they refuse."""
+"""--against and --until_width: what they write, how the plain command continues, what they
+refuse.
+"""
 
 import contextlib
 import json
@@ -86,7 +88,7 @@ class CommandTest(parameterized.TestCase):
             _, _, said = call(**given(out="ahead", against="weak"))
             self.assertIn("done before", said)
             self.assertLen(written("ahead"), 1)
-        with self.subTest("the plain command goes on, and attacks what was not met"):
+        with self.subTest("the plain command continues, and attacks what was not met"):
             (ledger,) = Path("ahead").glob("ledger-*.jsonl")
             before = ledger.read_text()
             _, _, said = call(**given(out="ahead"))
@@ -256,7 +258,10 @@ class FlagsTest(parameterized.TestCase):
         ({"until_width": 2.0, "alpha": 0.0}, "--alpha=0 is .*; give one between 0 and 1"),
         ({"against": "a", "tie": 0.0}, "--tie=0 must be above 0 and below 100 points"),
         ({"until_width": 100.0}, "--until_width=100 must be above 0 and below 100 points"),
-        ({"against": "a", "attack": "pgd-20"}, "needs attacks that go on image by image.*pgd-20"),
+        (
+            {"against": "a", "attack": "pgd-20"},
+            "needs attacks that continue image by image.*pgd-20",
+        ),
         ({"until_width": 2.0, "attack": "clean"}, "--until_width needs attacks.*leave clean out"),
         ({"against": "a", "version": "rand"}, "answers are fixed, not of --version=rand"),
         ({"against": "a", "search_dtype": "bfloat16"}, "leave --search_dtype=bfloat16 out"),

@@ -121,7 +121,7 @@ class UnitedTest(absltest.TestCase):
             [(row["norm"], row["epsilon"]) for row in whole], [("linf", 0.1), ("l2", 0.5)]
         )
         self.assertEqual(whole[0]["interval"], records.interval(3 / 6, 6))
-        # Of what attacks only those that stand, nothing is known of all images.
+        # Of what attacks only those that survive, nothing is known of all images.
         skipping = several.parts_of(*how, skips=True)
         self.assertEqual([row["robust"] for row in skipping], [3 / 6, None])
         self.assertEqual([row["evaluation"] for row in skipping], ["1", "2"])

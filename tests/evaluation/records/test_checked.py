@@ -94,7 +94,7 @@ def edit(change: Callable[[dict], dict]) -> None:
 
 
 def turned(*, sealed: bool, equal: bool = False) -> None:
-    """Let images fall that stood; `equal`: and as many stand that fell."""
+    """Let images fall that survived; `equal`: and as many stand that fell."""
     (path,) = Path("b").glob("verdicts-*.json")
     found = verdicts.read(path)
     fooled_by = found.fooled_by.astype(object)

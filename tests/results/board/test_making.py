@@ -120,7 +120,7 @@ class BoardTest(parameterized.TestCase):
         self.assertEqual((row["clean"], row["robust"]), (record["clean"], record["robust"]))
         np.testing.assert_allclose(row["interval"], record["interval"]["robust"], atol=1e-9)
         self.assertEqual(row["bundles"], [bundle.number])
-        self.assertEqual(row["robust_at_least"], record["robust"])  # all that stand were attacked
+        self.assertEqual(row["robust_at_least"], record["robust"])  # all that survive were attacked
         costs = record["costs"]
         self.assertEqual(row["passes"], sum(c["forward"] + c["backward"] for c in costs))
         self.assertEqual(row["seconds"], sum(c["seconds"] for c in costs))

@@ -233,14 +233,14 @@ class EndingTest(parameterized.TestCase):
 
     def ended(self, error: BaseException, solved: str = "", place=None) -> command_calls.Ended:
         def call():
-            with arguments.ending("the same command goes on", solved):
+            with arguments.ending("the same command continues", solved):
                 raise error
 
         with mock.patch.object(arguments.functions, "of_users", return_value=place):
             return command_calls.ended(call)
 
     @sweeps.rows(
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
         (ValueError("a wrong word"), 2, "a wrong word"),
         (OSError("a full disk"), 3, "a full disk. Try again"),
         (

@@ -189,7 +189,7 @@ class ListenerTest(absltest.TestCase):
         self.assertIn("stopping as soon as the compiler is done", self.said.get(timeout=5))
 
     def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(self):
-        """As it was in JAX's while it traced: the run went on to its end."""
+        """As it was in JAX's while it traced: the run continued to its end."""
         calls = []
 
         def collecting(phase, info):

@@ -237,7 +237,7 @@ class WithClassToken(nn.Module):
     """Layers `embed` of the images, then `patches`, the class token in front, layers `body`.
 
     The last layer reads the class token alone. `tokens` are `cls_token` and perhaps positions: of
-    all tokens, or only of those of the images, which get them behind `embed`.
+    all tokens, or only of those of the images, which get them after `embed`.
     """
 
     cls_token: Tensor
@@ -366,3 +366,64 @@ def conv_stem(
     if project:
         layers.append(nn.Conv2d(ins, project, 1))
     return named(stem=nn.Sequential(*layers))
+<<<<<<< HEAD:tests/support/torch_files/layers.py
+=======
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def normalized(
+    net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> nn.Module:
+    """Put a network after its normalisation, if it has any: names `normalize.*`, `model.*`."""
+    if mean is None or std is None:
+        return net
+    return named(normalize=Normalize(mean, std), model=net)
+
+
+def name_in_zoo(name: str) -> str:
+    """Name a weight as RobustBench's loader does before it hands it to a network.
+
+    It cuts as many letters as these words have from each name that holds one, wherever it stands.
+    Source: `load_model` and `rm_substr_from_state_dict` of robustbench/utils.py, 1.1.1.
+    """
+    for word in ("module.", "model."):
+        name = name[len(word) :] if word in name else name
+    return name
+
+
+class ZooNetwork(nn.Module):
+    """A network that takes its weights by these names too, with "model." before them or without,
+    as the loader puts it for ImageNet.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits f32[B,K] of images f32[B,C,H,W] in [0, 1]."""
+        return self.net(images)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights of the network, as `torch.nn.Module` does."""
+        own = {name_in_zoo(name): name for name in self.net.state_dict()}
+        found = {k: own.get(k, own.get(k.removeprefix("model."), k)) for k in state_dict}
+        named = {found[k]: array for k, array in state_dict.items()}
+        return self.net.load_state_dict(named, strict, assign)
+>>>>>>> main:jaxrobust/publish/torch_modules/layers.py

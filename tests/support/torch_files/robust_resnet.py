@@ -39,7 +39,7 @@ class Row(NamedTuple):
     base_width: int = 0  # channels of a group in a block of 160 planes; 0: those of `BLOCKS`
     activation: str = "relu"
     norm: str = "batch"  # batch, group, layer or instance
-    preact: bool = True  # norm and activation before each convolution, else behind it
+    preact: bool = True  # norm and activation before each convolution, else after it
     residual: bool = True  # whether blocks have a shortcut
     first_conv: str = "activated"  # what a first 1x1 reads: activated, or raw
 

@@ -1,4 +1,4 @@
-"""Where the loop of a phase goes on from, without a step being made."""
+"""Where the loop of a phase continues from, without a step being made."""
 
 import contextlib
 from pathlib import Path

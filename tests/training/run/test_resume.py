@@ -1,4 +1,4 @@
-"""A run goes on from the state that was saved, on any number of devices, after any trouble."""
+"""A run continues from the state that was saved, on any number of devices, after any trouble."""
 
 import contextlib
 import copy
@@ -210,7 +210,7 @@ class SkippedTest(RunTest):
                 raise AssertionError(said)
             said = quiet_run(config, killed)
         self.assertEqual([number for number, *_ in kept], [4, 9, 12])
-        for _, written, before in kept:  # in the background, while steps go on
+        for _, written, before in kept:  # in the background, while steps continue
             self.assertEqual(repr(written), repr(before))
         self.assertIn("train: step 12 of 12", said)
         self.assertEmpty(list((killed / "train" / "stopped").iterdir()))

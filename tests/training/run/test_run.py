@@ -232,7 +232,7 @@ class TroubleTest(parameterized.TestCase):
                 quiet_run(tiny(), workdir)
 
     def test_keys_that_came_later_have_their_defaults(self):
-        """A run of before them goes on, but not with other values."""
+        """A run of before them continues, but not with other values."""
         workdir = Path(self.create_tempdir())
         plain = json.loads(tiny().to_json())
         old = {"version": VERSION} | copy.deepcopy(plain)

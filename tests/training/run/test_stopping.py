@@ -99,7 +99,7 @@ class EvaluationTest(absltest.TestCase):
             if asks.pop():
                 os.kill(os.getpid(), signal.SIGTERM)
                 between()
-                raise AssertionError("it goes on")
+                raise AssertionError("it continues")
             between()
             return reached
 

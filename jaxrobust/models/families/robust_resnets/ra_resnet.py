@@ -46,7 +46,7 @@ VARIANTS = {"ra_wrn_101_2": Variant((7, 11, 18, 1), (512, 1024, 2016, 4032))}
 
 
 class Block(nnx.Module):
-    """act(x + 1x1(squeeze(act(3x3(act(1x1(x))))))), with norms behind all but the first."""
+    """act(x + 1x1(squeeze(act(3x3(act(1x1(x))))))), with norms after all but the first."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         inner = outs // REDUCTION

@@ -40,7 +40,7 @@ BLOCKS = {
     "inverted": Kind(1, 4, "depthwise"),  # the paper prints no size of it: MobileNet's expansion
 }
 # On the last convolution's output, on the inner 3x3's, on the block's input before the shortcut,
-# or as a third branch behind another norm.
+# or as a third branch after another norm.
 SE = ("none", "standard", "conv3x3", "identity", "residual")
 
 
@@ -67,8 +67,8 @@ class Squeeze(nnx.Module):
 class Block(nnx.Module):
     """x plus a branch of two or three convolutions, each with its norm and activation.
 
-    `bn1` is in front of `conv1`, `bn2` behind it and so on; without preactivation each norm is
-    behind the convolution of its number.
+    `bn1` is in front of `conv1`, `bn2` after it and so on; without preactivation each norm is
+    after the convolution of its number.
     """
 
     def __init__(self, ins: int, planes: int, stride: int, v: Any, rngs: Draws) -> None:
@@ -123,7 +123,7 @@ class Block(nnx.Module):
         return x if self.variant.preact else self._behind(2)(x, train)
 
     def _inner(self, x: Array, train: bool) -> Array:
-        """Return the 3x3 convolution between the two 1x1, with norm and activation behind it."""
+        """Return the 3x3 convolution between the two 1x1, with norm and activation after it."""
         v, norm = self.variant, self._behind(2)
         if BLOCKS[v.block].middle != "parts":
             x = self.conv2(x)

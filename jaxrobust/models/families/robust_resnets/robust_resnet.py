@@ -51,9 +51,9 @@ class Variant(NamedTuple):
     base_width: int = 0
     activation: str = "relu"
     norm: str = "batch"  # or group, layer, instance
-    preact: bool = True  # norm and activation before each convolution, else behind it
+    preact: bool = True  # norm and activation before each convolution, else after it
     residual: bool = True  # whether blocks have a shortcut
-    # What a first 1x1 convolution reads: the block's input behind norm and activation, or "raw",
+    # What a first 1x1 convolution reads: the block's input after norm and activation, or "raw",
     # the input itself, as the authors' code has it. Where the shortcut is the identity nothing
     # reads that norm then; it is kept.
     first_conv: str = "activated"

@@ -2,7 +2,7 @@
 
 An image comes in and its tokens go out: norms, cosines and their softmax live in fast memory only,
 and the backward pass computes them again. XLA copies heads of 48 channels into 128 lanes each, and
-tokens behind channels and back.
+tokens after channels and back.
 
 Heads that fill whole registers together (8 of 48 channels are 3 of 128 lanes) are computed as one:
 their products of all channels with all, of which those between heads count as minus infinity in the

@@ -138,7 +138,7 @@ def _put_images(s: _Sizes, x: Any, padded: Any) -> None:
 
 
 def _each_sum(s: _Sizes, padded: Any, taps: Any, use: Callable[..., None]) -> None:
-    """Call with an image, a first row, how far behind it a row is, and its sums f32[wide,C]."""
+    """Call with an image, a first row, how far after it a row is, and its sums f32[wide,C]."""
     together = depthwise_norm.together(s.height, s.channels)
 
     def sum_rows(image: Any, row: Any) -> None:

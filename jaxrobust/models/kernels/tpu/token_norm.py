@@ -120,7 +120,7 @@ def forward(x: Array, scale: Array, shift: Array, *, eps: float) -> Array:
 def backward(
     x: Array, gradients: Sequence[Array], scale: Array, *, eps: float, needed: bool
 ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Compute the gradient for `x` from that of the result, and add those behind it; where
+    """Compute the gradient for `x` from that of the result, and add those after it; where
     `needed` also those for scale and shift, in float32.
     """
     body = functools.partial(_backward, eps=eps, gradients=len(gradients))

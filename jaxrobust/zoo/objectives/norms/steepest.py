@@ -63,23 +63,22 @@ def _together(
     machine: Machine, logits_fn: LogitsFn, state: PgdState, *, others: Sequence[Machine], steps: int
 ) -> PgdState:
     """Drive the first norm's machine, from its start, with what the others would do there."""
-    network = checked(logits_fn, state)
+    network = checked(machine, logits_fn, state)
     told = [state, *(other.init(state.images, state.labels) for other in others)]
     machines = [machine, *others]
 
     def losses(points: Points) -> tuple[PerImage, Logits]:
         logits = network(points, 0)
-        assert machine.loss is not None
         return machine.loss(state, logits), logits
 
-    def total(points: Points) -> tuple[Array, Logits]:
-        each, logits = losses(points)
-        return each.sum(), logits
+    def total(points: Points) -> tuple[Array, PerImage]:
+        each, _ = losses(points)
+        return each.sum(), each
 
     def step(points: Points, _: None) -> tuple[Points, None]:
-        slope, logits = jax.grad(total, has_aux=True)(points)
+        slope, values = jax.grad(total, has_aux=True)(points)
         found = [
-            each.tell(own._replace(points=points), logits, slope).points
+            each.tell(own._replace(points=points), values, None, slope).points
             for each, own in zip(machines, told, strict=True)
         ]
         best = jnp.stack([losses(own)[0] for own in found], axis=1).argmax(1)

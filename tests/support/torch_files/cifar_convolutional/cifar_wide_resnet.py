@@ -31,7 +31,7 @@ def model(
 
 
 def block(ins: int, outs: int, stride: int, act: type[nn.Module]) -> nn.Module:
-    """Build two convolutions behind norm and activation each; the second one has the stride."""
+    """Build two convolutions after norm and activation each; the second one has the stride."""
     layers = {"bn1": nn.BatchNorm2d(ins), "act1": act(), "conv1": conv(ins, outs, bias=True)}
     layers |= {"dropout": nn.Dropout(0.3), "bn2": nn.BatchNorm2d(outs), "act2": act()}
     layers["conv2"] = conv(outs, outs, 3, stride, bias=True)

@@ -26,7 +26,7 @@ def model(
 
 
 def block(ins: int, outs: int, stride: int, act: type[nn.Module]) -> nn.Module:
-    """Build two convolutions behind norm and activation each; a projection reads the input."""
+    """Build two convolutions after norm and activation each; a projection reads the input."""
     layers = {"batchnorm_0": nn.BatchNorm2d(ins), "act_0": act()}
     layers |= {"conv_2d_1": SameConv(ins, outs, stride)}
     layers |= {"batchnorm_1": nn.BatchNorm2d(outs), "act_1": act()}

@@ -38,7 +38,7 @@ def model(
 
 
 class Block(nn.Module):
-    """Two convolutions behind norm and activation each; a projection reads the first of these."""
+    """Two convolutions after norm and activation each; a projection reads the first of these."""
 
     def __init__(self, ins: int, outs: int, stride: int, squeezed: int, act: nn.Module) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Block(nn.ModuleList):
 
 
 def feed_forward(dim: int, act: type[nn.Module]) -> nn.Module:
-    """Build linear, depthwise 3x3, linear; behind each, batch norm and activation."""
+    """Build linear, depthwise 3x3, linear; after each, batch norm and activation."""
     wide = 4 * dim
     # The places in between are those where the public code moves axes.
     up = nn.Sequential(nn.Linear(dim, wide), nn.Identity(), TokenNorm(wide), act())

@@ -19,7 +19,7 @@ from tests.support.torch_files.layers import (
 
 
 def model(
-    order: str = "CCTT",  # of the stages behind the stem, C convolutions or T attention
+    order: str = "CCTT",  # of the stages after the stem, C convolutions or T attention
     dims: tuple[int, ...] = (64, 96, 192, 384, 768),  # channels of stem and stages
     depths: tuple[int, ...] = (2, 2, 3, 5, 2),
     heads: int = 8,  # of attention

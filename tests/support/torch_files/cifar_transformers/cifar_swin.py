@@ -81,7 +81,7 @@ class WindowAttention(SelfAttention):
         self.register_buffer("index", index, persistent=False)
 
     def mask(self, behind: Tensor) -> nn.Parameter:
-        """Part the pixels of a window that are behind the map's edge from the others."""
+        """Part the pixels of a window that are after the map's edge from the others."""
         apart = behind[:, None] != behind
         mask = torch.zeros(apart.shape).masked_fill(apart, float("-inf"))
         return nn.Parameter(mask, requires_grad=False)

@@ -26,7 +26,7 @@ def model(
     ratios: tuple[int, ...] = (4, 2, 2),
     kernels: tuple[int, ...] = (7, 3, 3),
     dilations: tuple[int, ...] = (4, 3, 2),
-    depth: int = 14,  # of the cells behind them; groups of their convolutions
+    depth: int = 14,  # of the cells after them; groups of their convolutions
     heads: int = 6,
     mlp_ratio: int = 3,
     groups: int = 96,
