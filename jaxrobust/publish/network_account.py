@@ -165,15 +165,9 @@ def prepared(network: Network, account: Account) -> str:
     )
 
 
-<<<<<<< HEAD
 def licence(account: Account) -> str:
-    """Name the licence of the weights; empty: whoever hands them on has to say it."""
-    return account.license or ("not stated where they were published" if account.published else "")
-=======
-def licence(known: Account) -> str:
     """Name the licence of the weights; empty: you have to state it."""
-    return known.license or ("not stated where they were published" if known.published else "")
->>>>>>> main
+    return account.license or ("not stated where they were published" if account.published else "")
 
 
 def threat(account: Account) -> str:
