@@ -610,6 +610,9 @@ class Graph:
         if tuple(batch) == tuple(of_y) == first and ranks == (n + 2, n + 2) and len(x_axes) == 1:
             x = x if x_axes[0] == n + 1 else self.permute(x, (*first, n + 1, n))
             y = y if y_axes[0] == n else self.permute(y, (*first, n + 1, n))
+            is_attention = x.code == "{}.softmax(-1)" and x.inputs[0].code == "{} @ {}" and n == 2
+            if is_attention and x.inputs[0].inputs[0].shape[:n] == shape[:n]:
+                return self.attention(*x.inputs[0].inputs, y, shape)
             return self.make("{} @ {}", (x, y), shape, dtype)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
         names: list[list[str]] = [[""] * ranks[0], [""] * ranks[1]]
@@ -622,6 +625,14 @@ class Graph:
                 out.append(part[axis])
         text = f"{''.join(names[0])},{''.join(names[1])}->{''.join(out)}"
         return self.make(f'torch.einsum("{text}", {{}}, {{}})', (x, y), shape, dtype)
+
+    def attention(self, q: Node, k: Node, v: Node, shape: Any) -> Node:
+        """Return the softmax of q @ k times v, which PyTorch computes without the whole matrix."""
+        scale = 1.0
+        if q.code == "{} * {}" and isinstance(q.inputs[1], float):
+            q, scale = q.inputs
+        code = "F.scaled_dot_product_attention({}, {}, {}, scale={})"
+        return self.make(code, (q, self.permute(k, (0, 1, 3, 2)), v, scale), shape, v.dtype)
 
     def of_conv_general_dilated(self, params, shape, dtype, x, kernel):
         if {*params["lhs_dilation"]} != {1} or params["batch_group_count"] != 1 or len(shape) > 5:

@@ -169,7 +169,8 @@ class ForwardPass:
                 )
                 if keyword.iskeyword(stem) or stem in RESERVED or len(stem) < 3:
                     stem = f"{stem}_block".strip("_")
-                names[part.body] = f"{stem}_{len(names) + 1}" if stem in names.values() else stem
+                others = [f"{stem}_{n}" for n in range(2, len(names) + 3)]
+                names[part.body] = next(n for n in (stem, *others) if n not in names.values())
             marks = ", ".join(["{}"] * (1 + len(part.inputs)))
             inputs = (Node("", (), (), np.dtype(bool), part.prefix), *part.inputs)
             steps.append(Step(part.outputs, f"{names[part.body]}({marks})", inputs))
