@@ -326,7 +326,7 @@ def phase(**changes: Any) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """Give the defaults; locked, so that a mistyped key is an error."""
+    """Return the defaults, locked so that a mistyped key is an error."""
     config = ConfigDict()
     for key, value in _values(Config).items():
         config[key] = value

@@ -4,11 +4,11 @@
 runs, or results.jsonl files, with `#NUMBER` after them where they hold several evaluations. The
 verdicts on the images that all have are compared, every network with the first: differences with
 McNemar's exact test and 95% intervals, attack by attack and class by class. Evaluations of other
-images, preprocessing, radius or attacks, and a ladder, a union or another version of AutoAttack
-with an evaluation that is not one, are refused, with all that differs. Images that a replayed point
-decided are left out, which the first sentence says. Where an evaluation stopped when its numbers
-said so (`--against`, `--until_width`), p-values and intervals are those of sequences, which hold at
-all looks.
+images, preprocessing, radius or attacks are refused, with all differences; so is comparing a
+ladder, a union or another version of AutoAttack with a plain evaluation. Images that a replayed
+point decided are left out, which the first sentence says. Where an evaluation stopped when its
+numbers said so (`--against`, `--until_width`), p-values and intervals are those of sequences, which
+hold at all looks.
 
 `jaxrobust compare A1 A2 against B1 B2 B3` compares two groups, such as seeds of two recipes: mean
 and spread of each, and the difference of the means over the images and over the seeds.

@@ -32,7 +32,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Patient:
-    """A network, images f32[N,H,W,C] in [0, 1], labels i32[N], the threat that it is to withstand.
+    """A network, images f32[N,H,W,C] in [0, 1], labels i32[N], the threat it should withstand.
 
     Attributes:
       logits_fn: f32[B,H,W,C] -> f32[B,K], as `autoattack` takes it; is traced and compiled.

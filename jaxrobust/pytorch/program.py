@@ -27,7 +27,7 @@ class Of(NamedTuple):
 
 
 class NumberType(NamedTuple):
-    """A type of numbers, as an argument: "float32", "int64", "bool"."""
+    """A dtype, as an argument: "float32", "int64", "bool"."""
 
     name: str
 

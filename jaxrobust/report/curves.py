@@ -53,7 +53,7 @@ class Followed:
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> Metrics:
-        """Read a file from where it was left off the last time."""
+        """Read what was added to a file since the last call."""
         with self._lock:
             return self._files.setdefault(path, _Growing(path)).read()
 

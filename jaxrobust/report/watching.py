@@ -82,7 +82,7 @@ def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandle
             """Send the page."""
             # A page of another site must not read this one through a name that it points here.
             if local and not _is_local_name(self.headers.get("Host") or ""):
-                return self.send_error(403, "Ask for it by the address that was printed")
+                return self.send_error(403, "Use the address that was printed")
             if self.path.partition("?")[0] != "/":
                 return self.send_error(404, "There is one page, /")
             body = make().encode()

@@ -156,7 +156,7 @@ class FromModuleTest(parameterized.TestCase):
         ),
         (torch_faults.Reading, r"torch_faults\.py, line \d+ .*plain number .*depend on the images"),
         (torch_faults.Casting, r"torch\.autocast computes in bfloat16 inside of it: verdicts are"),
-        (torch_faults.Containing, r"its net is a module of TorchScript inside of one that is none"),
+        (torch_faults.Containing, r"its net is a TorchScript module inside another module"),
         (
             lambda: torch_faults.quantised(),
             r"^1 is torch\.ao\.nn\.quantized.* quantised, .*give the float module",

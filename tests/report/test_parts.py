@@ -145,7 +145,7 @@ class CommandsTest(parameterized.TestCase):
 
     def test_what_is_said_beside_a_command(self):
         for record, start in (
-            ({"method": None}, "A training tested itself here"),
+            ({"method": None}, "This is the test of a training"),
             ({"method": None, "attacks": []}, "The command gives the same verdicts"),
             ({}, "The command gives the same verdicts"),
         ):

@@ -31,7 +31,7 @@ class StartTest(absltest.TestCase):
         arrays = {f"model.{key}": np.ascontiguousarray(array) for key, array in theirs.items()}
         save_file(arrays, file)
         model = {"model__name": "internimage_t_ps", "model__options": ConfigDict(BODY | PATCH_STEM)}
-        with self.assertRaisesRegex(ValueError, "only the stem is another one.*init.stem=fresh"):
+        with self.assertRaisesRegex(ValueError, "only the stem differs.*init.stem=fresh"):
             start_weights.of_config(tiny(init__weights=str(file), **model))
         config = tiny(init__weights=str(file), init__stem="fresh", **model)
         with jax.numpy_dtype_promotion("standard"):

@@ -113,7 +113,9 @@ class RunTest(absltest.TestCase):
         self.addCleanup(Path("nets.py").write_text, text)
         Path("nets.py").write_text(text.replace("GELU", "ReLU"))
         said = training.quiet_run(config(), Path("run"))
-        self.assertRegex(said, "nets.py is no longer what the run in run began with; the run goes")
+        self.assertRegex(
+            said, "nets.py is no longer what the run in run began with; the run continues"
+        )
 
     def test_goes_back_as_a_state_dict(self):
         export_weights.main(["--workdir", "run", "--layout", "state-dict", "--out", "ship"])

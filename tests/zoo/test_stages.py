@@ -188,7 +188,7 @@ class OptionsTest(parameterized.TestCase):
 
 MESSAGES = (
     ("cifar_coatnet", {"order": "TCTT"}, "C for the first; write 'CCTT', for example"),
-    ("cifar_coatnet", {"order": "CCT"}, "order='CCT' names the 4 stages behind the stem, C "),
+    ("cifar_coatnet", {"order": "CCT"}, "order='CCT' names the 4 stages after the stem, C "),
     ("cifar_coatnet", {"order": "CCTTT"}, "order='CCTTT' names the 4 stages"),
     ("cifar_coatnet", {"order": "CXTT"}, r"C \(convolutions\) or T \(attention\) for each"),
     ("cifar_coatnet", {"order": ""}, "order='' names the 4 stages"),

@@ -34,7 +34,7 @@ class ImportFlags:
     )
     out: Path = flag("Folder that is written.", required=True)
     image_size: int | None = flag(
-        "Side of the images in pixels, to which positions are resized; default: what the hub says, "
+        "Image size in pixels; position embeddings are resized to it; default: what the hub says, "
         "or 224."
     )
     num_classes: int | None = flag(

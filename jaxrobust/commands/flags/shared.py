@@ -63,7 +63,7 @@ def shared(name: str, value: Any = None, *, default: str | None = None, **option
     """Build a field that is a flag of several commands; `name` is a key of `TEXTS`.
 
     `value` counts where the flag is not given; `default`: the words for it, where it differs
-    than that of most commands; `options`: further arguments of `flag`.
+    from that of most commands; `options`: further arguments of `flag`.
     """
     text, usual = TEXTS[name]
     words = default or usual
@@ -117,4 +117,4 @@ class ThreatFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
-    """Flags that name any network, images for it, and the threat that it is to withstand."""
+    """Flags that name any network, images for it, and the threat it should withstand."""

@@ -121,7 +121,7 @@ def run(
         rows = jsonl.read(source.path)[1:]
         stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
         pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, list(stored)))
-        stretched = source.network != network  # of a different radius: to the rim of the ball
+        stretched = source.network != network  # another network: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]

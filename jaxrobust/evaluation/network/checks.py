@@ -142,7 +142,8 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
 def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
     """Bound a probability from above: Clopper-Pearson's bound to one side, in `level` of all cases.
 
-    After none in n it is near 3 / n, the rule of three. Errors as in `binomial_interval`.
+    With no event in n trials it is close to 3 / n, the rule of three. Errors as in
+    `binomial_interval`.
 
     >>> round(upper_bound(0, 64), 4)
     0.0457

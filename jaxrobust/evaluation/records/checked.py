@@ -315,7 +315,7 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
     """Tell on which images several evaluations cannot be compared, bool[N].
 
     These are those that a replayed point decided in one of them, as the attacks alone might have
-    left them standing. On ladders of the same radii all met such points, so there is no difference.
+    left them standing. On ladders of the same radii all met such points, so none is left out.
     """
     decided = np.any([replayed(one) for one in several], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]

@@ -69,7 +69,9 @@ def row(
 
 
 def drop(pattern: str, reason: str, make: Make | None = None) -> Renaming:
-    """Make a row that drops matching names for a reason, and makes them on the way back."""
+    """Make a row that drops matching names for a reason, and recreates them in the other
+    direction.
+    """
     return Renaming(re.compile(pattern), None, same, reason, make=make)
 
 

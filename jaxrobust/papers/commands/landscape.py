@@ -31,7 +31,7 @@ class LandscapeFlags(NetworkFlags, ImageFlags):
     points: int = flag("Number of points that a call computes; default: 51.", 51, least=1)
     batch: int = flag("Images at a time; default: 250.", 250, least=1)
     seed: int = shared("seed", 0, least=0)
-    reach: float = flag("The plane's half side; default: 1.", 1.0)
+    reach: float = flag("Half the side of the plane; default: 1.", 1.0)
     out: Path | None = shared("out")
 
 

@@ -22,7 +22,7 @@ _NONE |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "
 
 
 class NetworkSample(NamedTuple):
-    """A network and images to look at it with."""
+    """A network, and images to examine it on."""
 
     name: str
     subject: Subject

@@ -79,7 +79,7 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         if first.get(name) != second.get(name):
             raise Refused(
                 f"its attribute `{name}` changes in a training pass ({first.get(name)} before, "
-                f"{second.get(name)} after), and a program would keep the number of now; take it "
+                f"{second.get(name)} after), and a program would keep its current value; take it "
                 "out of the forward pass"
             )
 
@@ -107,7 +107,7 @@ def _check_reads(
             )
         raise Refused(
             f"{line or 'it'} reads a number of {kind} `{name}`, which training changes, and a "
-            f"program would keep the number of now; {remedy}"
+            f"program would keep its current value; {remedy}"
         )
 
 
@@ -131,7 +131,8 @@ def check_memory(exported: Any, moved: Collection[str]) -> None:
             if max(start for start, _ in ends) < min(start + size for start, size in ends):
                 raise Refused(
                     f"its tensor `{name}` shares the memory of `{other}`, which training changes, "
-                    f"and a program would keep the numbers of now; use `{other}` itself, or a copy "
+                    f"and an exported program would keep its current values; use `{other}` "
+                    f"itself, or a copy "
                     "(clone()) where the first numbers are meant"
                 )
 

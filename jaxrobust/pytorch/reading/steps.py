@@ -120,7 +120,7 @@ def _dtype(tensors: dict[str, Any]) -> str:
 def shared(
     names: dict[str, str], tensors: dict[str, Any]
 ) -> tuple[dict[str, str], dict[str, Array]]:
-    """Return names and arrays, with one key for tensors that share their numbers."""
+    """Return names and arrays, with one key for tensors that share memory."""
     first: dict[Any, str] = {}
     place = {
         key: first.setdefault((tensor.data_ptr() or key, tensor.shape, tensor.stride()), key)

@@ -157,7 +157,7 @@ def about(one: ReportedEvaluation) -> str:
     """Say what the command repeats."""
     if not one.record.method and one.record.attacks:
         return (
-            "A training tested itself here; jaxrobust train with its config repeats that. "
+            "This is the test of a training; jaxrobust train with its config repeats it. "
             "The command below asks evaluate's attack of this name, with other random draws."
         )
     same = "The command gives the same verdicts with the same weights, data and versions."

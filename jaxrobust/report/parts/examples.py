@@ -99,7 +99,7 @@ class Search(NamedTuple):
 
 
 def searched(one: ReportedEvaluation) -> list[Search]:
-    """Find the adversarial images of an evaluation or its members, as far as they are there."""
+    """Find the adversarial images of an evaluation or its members, if they are on disk."""
     record, folder = one.record, one.file.parent
     number, attacks = record.evaluation, record.attacks
     searches = []

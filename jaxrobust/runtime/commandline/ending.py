@@ -91,7 +91,7 @@ class Ending:
             self(error, 1)
 
     def at_once(self, message: object, code: int) -> NoReturn:
-        """End with a sentence, from any thread, whatever the others of this process do."""
+        """End the process with a message, from any thread, whatever the other threads do."""
         self._ends.acquire()
         show(message)
         if self._line is not None:

@@ -192,7 +192,9 @@ def _check_hosts(
             f"from 0{f' to {processes - 1}' if processes else ''}"
         )
     if not 0 < timeout_s < 1e6:
-        raise ValueError(f"--coordinator_timeout {timeout_s:g} must be seconds, such as 600")
+        raise ValueError(
+            f"--coordinator_timeout {timeout_s:g} must be a number of seconds, such as 600"
+        )
 
 
 def listening(port: int, *, backlog: int | None = None) -> socket.socket:

@@ -31,7 +31,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
     """Build the evaluation on the selection split under the attack that the config names.
 
-    Of several norms an image counts as robust when it withstands all.
+    With several norms, an image is robust if it withstands all of them.
     """
     e = config.evaluation
     if e.metric is not None:

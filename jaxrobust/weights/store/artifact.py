@@ -16,7 +16,7 @@ Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
 
 
 class WeightFacts(NamedTuple):
-    """What is known of stored weights; None: it is not known."""
+    """The facts known about stored weights; None: it is not known."""
 
     where: str = ""  # the place of the weights, for messages and records
     source: str | None = None  # the same for `config.json`, without the folders of this machine

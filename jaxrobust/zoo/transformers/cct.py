@@ -159,7 +159,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the public code's names in its order."""
+    """List the names of the public code, in its order."""
     names = keys("tokenizer.conv_layers", "0:w", v.convolutions)
     names += keys("classifier", "positional_emb: attention_pool")
     block = "pre_norm self_attn.qkv:w self_attn.proj linear1 norm1 linear2"

@@ -78,7 +78,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the public code's names in its order."""
+    """List the names of the public code, in its order."""
     names = keys("", "pos_embedding: cls_token: patch_to_embedding")
     return names + transformer.block_keys(v.depth) + keys("mlp_head", "0 1 4")
 

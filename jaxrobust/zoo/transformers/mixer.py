@@ -94,7 +94,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the public code's names in its order."""
+    """List the names of the public code, in its order."""
     names = keys("", f"{'cls_token: ' * v.class_token}patch_emb.0")
     mlps = "mlp1.ln mlp1.fc1 mlp1.fc2 mlp2.ln mlp2.fc1 mlp2.fc2"
     return names + keys("mixer_layers", mlps, v.depth) + keys("", "ln clf")

@@ -115,7 +115,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the public code's names in its order."""
+    """List the names of the public code, in its order."""
     names = keys("", "patch_embed.proj")
     for i, depth in enumerate(v.depths):
         names += keys("", f"network.{2 * i - 1}.proj") if i else []

@@ -68,8 +68,8 @@ def some_erased(count: int) -> forgeries.Edit:
 
 # Each has a name, an edit, and what is said of it: by the board as the reason why it is not ranked.
 WORSE_THAN_SAID = [
-    *(f._replace(said=f.said or "stand fell to attacks that") for f in forgeries.BETTER),
-    forgeries.Forgery("some erased", some_erased(4), "4 of .* stand fell to attacks that its rec"),
+    *(f._replace(said=f.said or "survive fell to attacks that") for f in forgeries.BETTER),
+    forgeries.Forgery("some erased", some_erased(4), "4 of .* survive fell to attacks that its"),
     forgeries.Forgery("another norm", forgeries.ball(norm="linf"), forgeries.REACH),
     forgeries.Forgery("no hash of weights", changed_record(function={}), "This is another network"),
     forgeries.Forgery(

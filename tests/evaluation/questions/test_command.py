@@ -284,7 +284,7 @@ class RunTest(OfRun):
         ({"num_classes": 10}, "--num_classes would replace the run's own; that takes --model"),
         ({"weights": "w.pt"}, "--weights would replace the run's own"),
         ({"model": "convnext_n"}, "give --workdir RUN, or --model NAME"),
-        ({"workdir": "nowhere"}, ": nowhere: no run is there.*; name the folder of a training"),
+        ({"workdir": "nowhere"}, "nowhere: no run is there.*; name the folder of a training"),
         ({"image_size": 0}, "image_size=0"),
         ({"image_size": 100_000, "attack": "clean"}, "image_size=100000 must be at most 8192"),
         ({"out": "/dev/null/x"}, "cannot write to --out /dev/null/x"),

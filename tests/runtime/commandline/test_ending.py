@@ -180,7 +180,7 @@ class PodTest(parameterized.TestCase):
     def test_while_the_step_compiles(self, number, which):
         folder = Path(self.create_tempdir())
         command = [*written(folder), f"--workdir={folder / 'run'}"]
-        again = "begins anew, because nothing was saved yet"
+        again = "starts over, because nothing was saved yet"
         self.check(command, "compiling the step", number, which, again)
 
     @parameterized.product(number=(TERM, KILL), which=(0, 1))
@@ -213,7 +213,7 @@ def compiled():
 WAITS = f"""
 from jaxrobust.runtime.commandline.ending import Ending
 from jaxrobust.runtime.text.progress import say
-end, space = Ending(lambda: "the same command begins anew"), {{}}
+end, space = Ending(lambda: "the same command starts over"), {{}}
 exec(compile({COMPILER!r}, "/jax/_src/compiler.py", "exec"), space)
 try:
     with end:
@@ -259,11 +259,11 @@ class AloneTest(parameterized.TestCase):
         self.assertEqual(code, 130, said)
         waits, ended = said[1:]
         self.assertRegex(waits, "^stopping as soon as the compiler is done.*again: stop at once")
-        self.assertEqual(ended, "jaxrobust: interrupted; the same command begins anew")
+        self.assertEqual(ended, "jaxrobust: interrupted; the same command starts over")
         self.assertGreater(seconds, 0.5)
 
     def test_ctrl_c_twice_does_not_wait(self):
         code, said, seconds = self.asked(["-c", WAITS], CTRL_C, CTRL_C)
-        again = "jaxrobust: interrupted while it compiled; the same command begins anew"
+        again = "jaxrobust: interrupted while it compiled; the same command starts over"
         self.assertEqual((code, said[-1]), (130, again), said)
         self.assertLess(seconds, 2)

@@ -80,9 +80,9 @@ class MistakesTest(parameterized.TestCase):
             "--process_id 4 is not one of 4 processes; they count from 0 to 3",
         ),
         ({"process": -1}, "--process_id -1 is not one of N processes; they count from 0"),
-        ({"timeout_s": 0.0}, "--coordinator_timeout 0 must be seconds, such as 600"),
-        ({"timeout_s": float("nan")}, "--coordinator_timeout nan must be seconds"),
-        ({"timeout_s": float("inf")}, "--coordinator_timeout inf must be seconds"),
+        ({"timeout_s": 0.0}, "--coordinator_timeout 0 must be a number of seconds, such as 600"),
+        ({"timeout_s": float("nan")}, "--coordinator_timeout nan must be a number of seconds"),
+        ({"timeout_s": float("inf")}, "--coordinator_timeout inf must be a number of seconds"),
     )
     def test_is_one_sentence(self, given, message):
         with (

@@ -34,7 +34,7 @@ _ON = {"cpu": "planes", "tpu": "products", "default": "gathers"}
 
 
 class _Static(NamedTuple):
-    """What does not change in a call."""
+    """The constants of a call."""
 
     geometry: GridGeometry
     implementation: str | None
