@@ -55,7 +55,7 @@ def certify(
         "reference": None,
     }
     if reference is None:
-        missing = f"PyTorch is not installed: {references.INSTALL}"
+        missing = f"timm is not installed ({references.INSTALL}), or has no such {network.name}"
         return certificate | {"missing": missing, "agrees": None, "faults": []}
     shown = "given" if images is not None else "smooth, seed 0"
     if images is None:
@@ -65,8 +65,6 @@ def certify(
     faults = _faults(measured, is_function=functions.is_name(network.name))
     origin = {"network": reference.origin, "independent": reference.independent}
     origin |= models.family(network.name).compared
-    if not reference.independent:
-        origin["note"] = f"no independent one is installed ({references.INSTALL}), or none has it"
     return certificate | {
         "reference": origin | {"weights": reference.weights},
         "images": {"count": len(images), "what": shown},

@@ -28,6 +28,9 @@ Arrays = dict[str, Any]  # np.ndarray
 
 _NOTHING = contextlib.nullcontext()
 INSTALL = "pip install 'jaxrobust[parity]'"
+# Our fields of sizes -> timm's arguments.
+TIMM_OPTIONS = {"depths": "depths", "dims": "dims", "depth": "depth"}
+TIMM_OPTIONS |= {"dim": "embed_dim", "heads": "num_heads"}
 
 
 class Reference(NamedTuple):
@@ -64,7 +67,8 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 def reference(
     network: Network, path: Path, layout: str = "timm", which: str | None = None
 ) -> Reference | None:
-    """Build a reference with a file's weights; without PyTorch: None; `ValueError`: no fit.
+    """Build a reference with a file's weights; None: no PyTorch, or not in timm; `ValueError`: no
+    fit.
 
     `layout`: "timm", or a RobustBench id, whose own loader then reads the file.
     """
@@ -135,8 +139,8 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
         return load_model(own_id(robustbench_id), model_dir=str(folder), **where)
 
 
-def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
-    """Return timm's network if it has this row, else ours, with the arrays of a file."""
+def _rebuilt(network: Network, path: Path, which: str | None) -> Reference | None:
+    """Return timm's network with the arrays of a file; None: timm has no such network."""
     import torch
 
     if pytorch.is_name(network.name):
@@ -147,9 +151,7 @@ def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
         return Reference(net, network.name, True, how)
     net, origin = _independent(network)
     if net is None:
-        from jaxrobust.publish import torch_program
-
-        return Reference(torch_program.module(network), "the module printed from it", False, "ours")
+        return None
     try:
         source = convert.unwrapped(files.read(path, weights_kind=which))
     except ValueError as error:
@@ -178,10 +180,14 @@ def _independent(network: Network) -> tuple[Any, str]:
     """Return timm's network and its version; None if timm is missing, or has no such network."""
     from jaxrobust.publish import torch_networks
 
-    sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}
-    if not functions.is_name(network.name) and not deviations(network, network.name):
+    if functions.is_name(network.name):
+        return None, ""
+    other = deviations(network, network.name)
+    options = {TIMM_OPTIONS[key]: ours for key, (ours, _) in other.items() if key in TIMM_OPTIONS}
+    options |= {"num_classes": network.num_classes, "in_chans": network.in_channels}
+    if other.keys() <= TIMM_OPTIONS.keys():
         with contextlib.suppress(ImportError):
             if origin := torch_networks.source(network.name):
-                net = torch_networks.network(network.name, img_size=network.image_size, **sizes)
+                net = torch_networks.network(network.name, img_size=network.image_size, **options)
                 return net, origin
     return None, ""

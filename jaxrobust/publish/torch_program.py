@@ -315,18 +315,6 @@ def printed(network: Network) -> Printed:
     return _finished(program, network, *step)
 
 
-def module(network: Network) -> Any:
-    """Return the printed module with the network's weights."""
-    import torch
-
-    code, arrays = printed(network)
-    names: dict[str, Any] = {}
-    exec(IMPORTS + code, names)
-    net = names["Network"]()
-    net.load_state_dict({key: torch.tensor(array) for key, array in arrays.items()})
-    return net
-
-
 def traced(apply: Any, network: Network, dtype: np.dtype, step: tuple[int, bool]) -> ForwardPass:
     """Trace `apply(params, stats, images)` for images in steps; `Varies` if that fails."""
     multiple, is_square = step

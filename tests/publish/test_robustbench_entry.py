@@ -282,6 +282,7 @@ class ConfirmTest(parameterized.TestCase):
         network = Network("convnext_n", params, stats, 10, 8, options)
         file = layouts.stage(self.folder, network, network_account.Account("drawn"), "module")
         reference = references.reference(network, file, "module")
-        with mock.patch.object(confirm, "_images", lambda *unused: (images, labels.astype(int))):
+        read = np.arange(12), images, labels.astype(int)
+        with mock.patch.object(confirm, "_images", lambda *unused: read):
             said = confirm.verdicts(reference.net, typed(self.record), self.ledger, 12)
-        self.assertIn("the first 12 images: 12 of 12 verdicts equal", said)
+        self.assertIn("12 of its images: 12 of 12 verdicts equal", said)
