@@ -18,6 +18,7 @@ from jaxrobust.__main__ import COMMANDS, main, module_of
 
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
+    *("attacks.minimum_norm.ddn", "attacks.minimum_norm.fmn"),
     *("models", "weights.naming.convert", "weights.load", "evaluation.engine.autoattack"),
     *("config", "data.stream.arrays", "data.transforms.preparing"),
 )
@@ -38,6 +39,7 @@ class ExamplesTest(parameterized.TestCase):
     def test_public_names_have_one(self):
         attacks, models = jaxrobust.attacks, jaxrobust.models
         own = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.square]
+        own += [attacks.ddn, attacks.fmn]
         own += [models.available, models.create, jaxrobust.load, models.module]
         own += [jaxrobust.evaluation.autoattack]
         own += [jaxrobust.convert.from_torch, jaxrobust.convert.to_torch]

@@ -52,12 +52,16 @@ from jaxrobust.attacks.losses import (
 )
 from jaxrobust.attacks.machine import TALLIES, AttackInfo, advance, run
 from jaxrobust.attacks.mim import mim as mim
+from jaxrobust.attacks.minimum_norm.ddn import ddn, ddn_machine, ddn_run
+from jaxrobust.attacks.minimum_norm.fmn import fmn, fmn_machine, fmn_run
+from jaxrobust.attacks.minimum_norm.nearest import NearestState
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, NamedAttack, Setting, passes
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
 
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
-__all__ += ["ApgdState", "FabState", "MultiRadiusState", "PgdState", "SquareState"]
+__all__ += ["ApgdState", "FabState", "MultiRadiusState"]
+__all__ += ["NearestState", "PgdState", "SquareState"]
 __all__ += [
     "AttackInfo",
     "Goal",
@@ -70,6 +74,7 @@ __all__ += [
     "run",
 ]
 __all__ += ["apgd", "apgd_machine", "apgd_multi_radius_machine", "apgd_run"]
+__all__ += ["ddn", "ddn_machine", "ddn_run", "fmn", "fmn_machine", "fmn_run"]
 __all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
 __all__ += ["project_onto_hyperplane", "square", "square_machine", "square_run"]
 __all__ += ["ce_loss", "cw_loss", "dlr_loss", "kl_loss", "targeted_dlr_loss"]

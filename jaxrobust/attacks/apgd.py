@@ -310,7 +310,7 @@ def apgd(
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
       steps: K >= 1; costs K+1 forward and K backward passes.
-      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]); a function
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "pm" (i32[B]); a function
         `(outputs, targets) -> f[B]`, larger is worse for the network, of what the network returns
         and whatever stands in place of the labels; or a `Goal`, which has a score too.
       random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].

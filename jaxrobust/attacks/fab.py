@@ -26,11 +26,7 @@ from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.runtime.text import spelling
 
-_SIZE = {
-    "linf": lambda rows: jnp.max(jnp.abs(rows), axis=1),
-    "l2": balls.l2_norm,
-    "l1": balls.l1_norm,
-}
+_SIZE = {"linf": balls.linf_norm, "l2": balls.l2_norm, "l1": balls.l1_norm}
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _RANGES = {"alpha_max": (0, 1), "eta": (1, math.inf), "beta": (0, 1)}
 

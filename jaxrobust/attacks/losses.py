@@ -57,6 +57,15 @@ def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     return jnp.where(margin <= 0, margin, 0)
 
 
+def pm_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
+    """Compute the probability margin: the largest other probability minus the label's.
+
+    Source: Xie et al. 2024 (arXiv 2411.15210), the loss of PMA.
+    """
+    _need_classes("pm", logits, labels, 2)
+    return cw_loss(jax.nn.softmax(logits, axis=1), labels)
+
+
 def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """Compute the difference-of-logits-ratio (DLR) loss, of at least 3 classes.
 
@@ -89,6 +98,7 @@ LOSSES: dict[str, Callable[..., Array]] = {
     "dlr-targeted": targeted_dlr_loss,  # the only one with a third argument, the targets
     "cw": cw_loss,
     "cw-floor": floored_cw_loss,
+    "pm": pm_loss,
     "kl": kl_loss,
 }
 

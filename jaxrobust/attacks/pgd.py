@@ -80,8 +80,8 @@ def pgd(
       steps: K >= 1; costs K forward and K backward passes.
       step_size: length of a step in the same norm, default 2.5 epsilon / K.
       random_start: start at AutoAttack's random point, or with `Noise`, instead of the image.
-      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "cw-floor" (i32[B]); a
-        function or a `Goal`, as of `apgd`.
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw", "cw-floor" or "pm" (i32[B]);
+        a function or a `Goal`, as of `apgd`.
       kept_fraction: L1 only, the fraction of entries that a step moves.
       l1_rule: L1 only, how it starts, steps and projects: "sparse", or "art", see `l1_rules`.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.

@@ -131,6 +131,19 @@ class DefinitionTest(parameterized.TestCase):
         np.testing.assert_array_equal(values, [-1, 2])
         np.testing.assert_array_equal(gradients, [[-1, 0, 1], [-1, 1, 0]])
 
+    def test_pm(self):
+        """Values and gradients in NumPy: p is the softmax, r the strongest other class."""
+        z, labels = np.asarray(self.logits, np.float64), np.asarray(self.labels)
+        p, rows = np.exp(z) / np.exp(z).sum(1, keepdims=True), np.arange(6)
+        others = np.where(np.eye(10)[labels] == 1, -1, p)
+        r = others.argmax(1)
+        margin, slope = p[rows, r] - p[rows, labels], np.zeros_like(p)
+        slope[rows, r] += p[rows, r]
+        slope[rows, labels] -= p[rows, labels]
+        values, gradients = values_and_gradients("pm", self.logits, self.labels)
+        np.testing.assert_allclose(values, margin, atol=1e-6)
+        np.testing.assert_allclose(gradients, slope - margin[:, None] * p, atol=1e-6)
+
     def test_dlr_ignores_shift_and_scale(self):
         expected = attacks.dlr_loss(self.logits, self.labels)
         np.testing.assert_allclose(
@@ -147,6 +160,7 @@ class DefinitionTest(parameterized.TestCase):
     @sweeps.rows(
         ("dlr", 2, "needs at least 3 classes, the logits have 2; use loss='ce'"),
         ("dlr-targeted", 3, "needs at least 4 classes, the logits have 3"),
+        ("pm", 1, "loss 'pm' needs at least 2 classes, the logits have 1"),
     )
     def test_too_few_classes(self, name, classes, message):
         labels = [jnp.zeros(1, jnp.int32)] * (2 if name == "dlr-targeted" else 1)

@@ -44,6 +44,11 @@ def l2_norm(deltas: Points) -> PerImage:
     return jnp.sqrt(_total(deltas * deltas))
 
 
+def linf_norm(deltas: Points) -> PerImage:
+    """Find the largest absolute value per image, f[B]."""
+    return jnp.max(jnp.abs(deltas.reshape(deltas.shape[0], -1)), axis=1)
+
+
 def where(mask: Mask, yes: Rows, no: Rows) -> Rows:
     """Choose between two arrays as `jnp.where` does, with one decision per image."""
     return jnp.where(per_image(mask, yes), yes, no)
@@ -140,7 +145,7 @@ def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept_share: Per
     size = jnp.abs(gradient)
     entries = gradient[0].size
     rank = jnp.clip((1 - kept_share) * entries, 0, entries - 1).astype(jnp.int32)
-    signs = jnp.where(size >= per_image(_order_statistic(size, rank), size), _sign(gradient), 0)
+    signs = jnp.where(size >= per_image(order_statistic(size, rank), size), _sign(gradient), 0)
     return points + per_image(step, points) * signs / (per_image(l1_norm(signs), signs) + 1e-10)
 
 
@@ -165,7 +170,7 @@ def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
         return _total(remainder) <= epsilon
 
     # Not a sort of the 2d breakpoints: XLA's is slow on CPU.
-    alpha = _smallest_float(fits, epsilon)
+    alpha = smallest_float(fits, epsilon)
     shrunk = jnp.minimum(jnp.maximum(per_image(alpha, most), least), most)
     return (-_sign(delta) * shrunk).reshape(shape)
 
@@ -210,7 +215,7 @@ def _sign(values: Array) -> Array:
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
 
 
-def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
+def order_statistic(sizes: Points, rank: Counts) -> PerImage:
     """Find entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without a sort."""
     sizes = sizes.reshape(sizes.shape[0], -1)
 
@@ -218,10 +223,10 @@ def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
         at_most = jnp.sum(sizes <= value[:, None], axis=1, dtype=jnp.int32)
         return at_most > rank
 
-    return _smallest_float(too_high, sizes[:, 0])
+    return smallest_float(too_high, sizes[:, 0])
 
 
-def _smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImage:
+def smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImage:
     """Find the smallest float >= 0 per image at which the monotone `holds`, f[B] to bool[B], gets
     true.
 

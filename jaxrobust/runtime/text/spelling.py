@@ -72,7 +72,7 @@ def norm(text: str) -> str:
     ('linf', 'l2', 'l3')
     """
     word = str(text).strip().lower()
-    return word if re.fullmatch(r"linf|l1|l2", word) else text
+    return word if re.fullmatch(r"linf|l[012]", word) else text
 
 
 def dataset(text: str) -> str:
