@@ -57,11 +57,12 @@ from jaxrobust.attacks.minimum_norm.fmn import fmn, fmn_machine, fmn_run
 from jaxrobust.attacks.minimum_norm.nearest import NearestState
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, NamedAttack, Setting, passes
+from jaxrobust.attacks.sparse.sparse_rs import SparseRsState, sparse_rs, sparse_rs_machine
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
 
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
 __all__ += ["ApgdState", "FabState", "MultiRadiusState"]
-__all__ += ["NearestState", "PgdState", "SquareState"]
+__all__ += ["NearestState", "PgdState", "SparseRsState", "SquareState"]
 __all__ += [
     "AttackInfo",
     "Goal",
@@ -76,5 +77,12 @@ __all__ += [
 __all__ += ["apgd", "apgd_machine", "apgd_multi_radius_machine", "apgd_run"]
 __all__ += ["ddn", "ddn_machine", "ddn_run", "fmn", "fmn_machine", "fmn_run"]
 __all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
-__all__ += ["project_onto_hyperplane", "square", "square_machine", "square_run"]
+__all__ += [
+    "project_onto_hyperplane",
+    "sparse_rs",
+    "sparse_rs_machine",
+    "square",
+    "square_machine",
+    "square_run",
+]
 __all__ += ["ce_loss", "cw_loss", "dlr_loss", "kl_loss", "targeted_dlr_loss"]

@@ -43,7 +43,7 @@ class SquareState(NamedTuple):
     points: t.Images  # to be evaluated next
     x_best: Rows  # the point of smallest margin, before any is known the start
     margin_best: t.PerImage  # minus the loss: the label's logit minus the largest other; inf first
-    score_best: t.PerImage  # the score of `x_best`; inf first
+    score_best: t.PerImage  # the score of `x_best`; NaN first
 
 
 def square_run(
@@ -77,22 +77,25 @@ def square_run(
     settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
     machine = square_machine(norm=norm, epsilon=epsilon, loss=loss, **settings)
     state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
-    return _until_done(machine, logits_fn, state, goal=_goal_of(loss))
+    return until_done(machine, logits_fn, state, goal=goal_of_search(loss))
 
 
-def _goal_of(loss: str | Callable[..., t.Array] | Goal) -> Goal:
+def goal_of_search(loss: str | Callable[..., t.Array] | Goal) -> Goal:
+    """Make a goal of a loss as `goal_of` does; "cw" is reached where the margin is 0."""
     goal = goal_of(loss)
     # The search is over at a margin of 0, also where the largest logits are equal.
     return goal._replace(score=lambda *pair: -cw_loss(*pair)) if loss == "cw" else goal
 
 
-def _until_done(machine: t.Machine, network: Any, state: SquareState, *, goal: Goal) -> SquareState:
-    def over(state: SquareState) -> t.Mask:
+def until_done(machine: t.Machine, network: Any, state: Any, *, goal: Goal) -> Any:
+    """Drive a random search until each image is finished, or its `score_best` reaches the goal."""
+
+    def over(state: Any) -> t.Mask:
         return machine.finished(state) | goal.done(state.score_best)
 
     call = checked(machine, network, state)
 
-    def step(state: SquareState) -> SquareState:
+    def step(state: Any) -> Any:
         after, stays = advance(machine, call, state).state, over(state)
         return jax.tree.map(functools.partial(where, stays), state, after)
 
@@ -116,7 +119,7 @@ def square_machine(
     whose network may be a less exact one than the one that decides. `tell` leaves a finished image
     as it is. The draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
     """
-    norm, goal = spelling.norm(norm), _goal_of(loss)
+    norm, goal = spelling.norm(norm), goal_of_search(loss)
     check_settings(norm=norm, epsilon=epsilon)
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)
@@ -132,7 +135,7 @@ def square_machine(
             raise ValueError("Square knows one start; pass start='random' and keys [B]")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does
-        keys = _key_data(image_keys(keys, len(images)))
+        keys = key_data(image_keys(keys, len(images)))
         one_each = images.reshape(len(images), -1)[:, 0]
         # A product, which takes over shard_map's axes.
         radius = jnp.ones_like(one_each) * jnp.asarray(epsilon, one_each.dtype)
@@ -146,7 +149,7 @@ def square_machine(
             points=points,
             x_best=as_rows(points),
             margin_best=jnp.full_like(one_each, jnp.inf),
-            score_best=jnp.full_like(one_each, jnp.inf),
+            score_best=jnp.full_like(one_each, jnp.nan),
         )
 
     def tell(
@@ -187,11 +190,12 @@ def square_machine(
     )
 
 
-def _key_data(keys: t.Keys) -> KeyData:
+def key_data(keys: t.Keys) -> KeyData:
+    """Return the data of threefry's keys; `ValueError`: they are of another kind."""
     data = jax.random.key_data(keys)
     if data.shape[1:] != (2,):
         raise ValueError(
-            f"keys of {jax.random.key_impl(keys)!r} do not fit Square; "
+            f"keys of {jax.random.key_impl(keys)!r} do not fit a random search; "
             "pass jax.random.key(seed, impl='threefry2x32')"
         )
     return data
@@ -221,7 +225,7 @@ def square(
     """
     settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
     machine = square_machine(norm=norm, epsilon=epsilon, loss=loss, **settings)
-    drive = functools.partial(_until_done, goal=_goal_of(loss))
+    drive = functools.partial(until_done, goal=goal_of_search(loss))
     return as_attack(machine, drive=drive, random_start=True, info=info)
 
 

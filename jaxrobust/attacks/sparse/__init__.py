@@ -1,0 +1,1 @@
+"""Attacks that change a number of pixels."""

@@ -1,0 +1,199 @@
+"""Sparse-RS: random search among images that differ in a number of pixels, without gradients.
+
+Each query gives back some of the changed pixels and changes as many others, each to a random corner
+of the colour cube. What raises the loss stays. The number of exchanged pixels falls by a schedule.
+
+Source: Croce et al. 2022 (arXiv 2006.12834), algorithm 1, for L0. Details follow the authors' code
+(fra31/sparse-rs 055efff), but for one: the exchanged pixels are an image's own, not shared by all
+images of a batch. Parity: tests/attacks/test_sparse_rs.py.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from jaxrobust import types as t
+from jaxrobust.attacks import inputs
+from jaxrobust.attacks.geometry.balls import order_statistic, where
+from jaxrobust.attacks.geometry.square_proposals import KeyData
+from jaxrobust.attacks.losses import Goal
+from jaxrobust.attacks.machine import as_attack
+from jaxrobust.attacks.square import goal_of_search, key_data, until_done
+
+# Up to so many of 10,000 queries, the share `alpha_init` is divided by a number.
+_UNTIL = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
+
+Pixels = Bool[t.Array, "B H W 1"]
+Order = Integer[t.Array, "B H W 1"]
+
+
+class SparseRsState(NamedTuple):
+    """The state of Sparse-RS; the first axis of every array is the image."""
+
+    images: t.Images  # in [0, 1]
+    labels: Any  # i32[B], or the targets of a loss function
+    keys: KeyData
+    iteration: t.Counts  # evaluations told so far
+    points: t.Images  # to be evaluated next
+    changed: Pixels  # those that `points` change
+    x_best: t.Images  # the point of highest loss, at first the start
+    changed_best: Pixels
+    loss_best: t.PerImage  # -inf first
+    score_best: t.PerImage  # the score of `x_best`; NaN first
+
+
+def sparse_rs_machine(
+    *,
+    pixels: int,
+    queries: int = 5000,
+    loss: str | Callable[..., t.Array] | Goal = "cw",
+    alpha_init: float = 0.3,
+) -> t.Machine:
+    """Make Sparse-RS a `types.Machine` of up to `queries` evaluations, none with a gradient.
+
+    Arguments as in `sparse_rs`. `init` needs keys, threefry's; the draws of evaluation n come from
+    `fold_in(key, n)`.
+    """
+    goal = goal_of_search(loss)
+    inputs.check_no_targets(goal)
+    for name, value in (("pixels", pixels), ("queries", queries)):
+        if not t.is_count(value):
+            raise ValueError(f"{name}={value!r} is not a number of {name}; pass an int >= 1")
+    if not 0 < t.check_number("alpha_init", alpha_init) <= 1:
+        raise ValueError(f"alpha_init={alpha_init} must be above 0, at most 1, such as 0.3")
+    counts = exchanged_pixels(pixels, queries, alpha_init)
+
+    def init(
+        images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
+    ) -> SparseRsState:
+        if not (isinstance(start, str) and start == "random"):
+            raise ValueError("Sparse-RS has one start; pass start='random' and keys [B]")
+        images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
+        height, width = images.shape[1:3]
+        if pixels >= height * width:
+            raise ValueError(
+                f"pixels={pixels} is not fewer than the {height * width} of an image; pass fewer"
+            )
+        images = jnp.clip(images, 0, 1)
+        keys = key_data(inputs.image_keys(keys, len(images)))
+        floats, integers = inputs.fillers(images)
+        order, corners = _draw(keys, integers(0), images)
+        changed = order < pixels
+        points = jnp.where(changed, corners, images)
+        return SparseRsState(
+            images=images,
+            labels=labels,
+            keys=keys,
+            iteration=integers(0),
+            points=points,
+            changed=changed,
+            x_best=points,
+            changed_best=changed,
+            loss_best=floats(-jnp.inf),
+            score_best=floats(jnp.nan),
+        )
+
+    def tell(
+        state: SparseRsState, loss: t.PerImage, score: t.PerImage | None, gradient: Any = None
+    ) -> SparseRsState:
+        searching = state.iteration < queries
+        better = searching & ((loss > state.loss_best) | goal.reached(score, loss))
+        score = state.score_best if score is None else score
+        state = state._replace(
+            iteration=state.iteration + searching.astype(jnp.int32),
+            x_best=where(better, state.points, state.x_best),
+            changed_best=where(better, state.changed, state.changed_best),
+            loss_best=jnp.where(better, loss, state.loss_best),
+            score_best=jnp.where(better, score, state.score_best),
+        )
+        count = jnp.asarray(counts)[jnp.minimum(state.iteration, queries - 1)]
+        count = jnp.minimum(count, state.images[0, ..., 0].size - pixels)
+        return exchange(state, *_draw(state.keys, state.iteration, state.images), count)
+
+    return t.Machine(
+        init=init,
+        query=lambda state: state.points,
+        loss=lambda state, outputs: goal.value(outputs, state.labels, state.loss_best.dtype),
+        score=goal.state_score if goal.score else None,
+        tell=tell,
+        finished=lambda state: state.iteration >= queries,
+        result=lambda state: state.x_best,
+        gradient=False,
+        logits=goal.logits,
+    )
+
+
+def exchanged_pixels(pixels: int, queries: int, alpha_init: float) -> np.ndarray:
+    """Compute how many pixels each query exchanges, i32[queries]."""
+    of_10000 = (np.arange(queries) / queries * 10_000).astype(int)
+    divisors = np.array(_DIVISORS)[np.searchsorted(_UNTIL, of_10000)]
+    return np.maximum((alpha_init / divisors * pixels).astype(np.int32), 1)
+
+
+def exchange(
+    state: SparseRsState, order: Order, corners: t.Images, count: t.Counts
+) -> SparseRsState:
+    """Give back the first `count` changed pixels in `order`, and change the first others."""
+    leave = _first(count, order, state.changed_best)
+    join = _first(count, order, ~state.changed_best)
+    points = jnp.where(leave, state.images, state.x_best)
+    return state._replace(
+        points=jnp.where(join, corners, points), changed=(state.changed_best & ~leave) | join
+    )
+
+
+def _first(count: t.Counts, order: Order, among: Pixels) -> Pixels:
+    size = order[0].size
+    places = jnp.where(among, order, size).astype(jnp.float32)  # exact below 2^24 pixels
+    last = order_statistic(places, count - 1)
+    return among & (places <= last[:, None, None, None])
+
+
+def _draw(
+    keys: KeyData, number: t.Counts, images: t.Images
+) -> tuple[Order, Float[t.Array, "B H W channels"]]:
+    """Draw an order of the pixels and a corner of the colour cube for each."""
+    _, height, width, _ = images.shape
+
+    def of_one(data: t.Array, number: t.Array, image: t.Array) -> tuple[t.Array, t.Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(data, impl="threefry2x32"), number)
+        first, second = jax.random.split(key)
+        order = jax.random.permutation(first, height * width).reshape(height, width, 1)
+        return order, jax.random.bernoulli(second, shape=image.shape).astype(image.dtype)
+
+    return jax.vmap(of_one)(keys, number, images)
+
+
+def sparse_rs(
+    *,
+    pixels: int,
+    queries: int = 5000,
+    loss: str | Callable[..., t.Array] | Goal = "cw",
+    alpha_init: float = 0.3,
+    info: bool = False,
+) -> t.Attack:
+    """Make Sparse-RS an attack: the point of highest loss that changes at most `pixels` pixels.
+
+    Args:
+      pixels: at most, each in all of its channels; fewer than the image has.
+      queries: at most, the start included; an image is left alone once it is misclassified.
+      loss: what the search raises, as of `square`.
+      alpha_init: the share of the changed pixels that the first queries exchange.
+      info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> images_adv = sparse_rs(pixels=3, queries=20)(logits_fn, jax.random.key(0), images, labels)
+    >>> int((images_adv != images).sum()), float(logits_fn(images_adv)[0, 0])
+    (3, 0.40625)
+    """
+    machine = sparse_rs_machine(pixels=pixels, queries=queries, loss=loss, alpha_init=alpha_init)
+    drive = functools.partial(until_done, goal=goal_of_search(loss))
+    return as_attack(machine, drive=drive, random_start=True, info=info)
