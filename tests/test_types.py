@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,7 @@ class ShapesTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_logits_of_a_network(self):
         for attack in (attacks.apgd(**NORM, steps=1), attacks.square(**NORM, queries=1)):
-            with self.refused():
+            with self.assertRaisesRegex(ValueError, r"returns \(2, 4, 4\), but this attack needs"):
                 attack(lambda x: x.sum(axis=3), jax.random.key(0), self.images, self.labels)
 
     def test_images_of_another_rank(self):
@@ -179,7 +180,8 @@ class ShapesTest(parameterized.TestCase):
             hints = type(either).__annotations__
             with jaxtyping.jaxtyped("context"):
                 for field, value in either._asdict().items():
-                    self.assertIsInstance(value, hints[field], field)
+                    if hints[field] is not Any:  # the targets of any task
+                        self.assertIsInstance(value, hints[field], field)
 
 
 class CostTest(absltest.TestCase):
