@@ -1,5 +1,6 @@
 """Sparse-RS against the authors' algorithm with the same draws, and its promises."""
 
+import functools
 import importlib
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxrobust import attacks
 from tests.support import sweeps
@@ -136,6 +139,25 @@ class SparseRsTest(parameterized.TestCase):
         self.assertTrue((info.score >= least).all())
         self.assertTrue((info.steps < 100).all())
         self.assertTrue((info.steps > 1).any())
+
+    @pytest.mark.slow
+    @parameterized.parameters(
+        ("sparse_rs", {"pixels": 3, "queries": 5}),
+        ("ddn", {"steps": 3}),
+        ("fmn", {"norm": "l0", "steps": 3}),
+        ("fmn", {"norm": "l1", "steps": 3}),
+    )
+    def test_devices_do_not_matter(self, name, settings):
+        """Nor does a `vmap` over seeds."""
+        attack = functools.partial(getattr(attacks, name)(**settings), net)
+        keys, images = attacks.image_keys(jax.random.key(2), COUNT), jnp.float32(IMAGES)
+        expected = jax.jit(attack)(keys, images, LABELS)
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+        mapped = jax.shard_map(attack, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+        found = jax.jit(mapped)(keys, images, jnp.asarray(LABELS))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        seeds = jax.vmap(lambda keys: attack(keys, images, LABELS))(keys[None])
+        np.testing.assert_allclose(seeds[0], expected, atol=1e-5)
 
     @sweeps.rows(
         ({"pixels": 0}, "pixels=0 is not a number of pixels; pass an int >= 1"),

@@ -165,6 +165,7 @@ def _draw(
         key = jax.random.fold_in(jax.random.wrap_key_data(data, impl="threefry2x32"), number)
         first, second = jax.random.split(key)
         order = jax.random.permutation(first, height * width).reshape(height, width, 1)
+        order += jnp.zeros_like(image[..., :1], order.dtype)  # takes over shard_map's axes
         return order, jax.random.bernoulli(second, shape=image.shape).astype(image.dtype)
 
     return jax.vmap(of_one)(keys, number, images)
