@@ -465,7 +465,7 @@ class Graph:
         if name.removeprefix("reduce_") not in REDUCED and name not in ALONG.split():
             raise NotImplementedError
 
-        def rule(params, shape, dtype, x):
+        def rule(params: Any, shape: Any, dtype: Any, x: Any) -> Any:
             axes = params.get("axes", (params.get("axis", params.get("dimension")),))
             if name in ALONG.split():
                 code = f"{{}}.{name}({axes[0]})"
@@ -481,12 +481,12 @@ class Graph:
 
         return rule
 
-    def of_reshape(self, params, shape, dtype, x, *sizes):
+    def of_reshape(self, params: Any, shape: Any, dtype: Any, x: Any, *sizes: Any) -> Any:
         return self.reshape(x, params["shapes"][0], shape)
 
     of_squeeze = of_expand_dims = of_reshape
 
-    def of_broadcast_in_dim(self, params, shape, dtype, x, *sizes):
+    def of_broadcast_in_dim(self, params: Any, shape: Any, dtype: Any, x: Any, *sizes: Any) -> Any:
         axes = dict(zip(params["broadcast_dimensions"], params["shapes"][0], strict=True))
         if not isinstance(x, Node):
             return x
@@ -494,10 +494,10 @@ class Graph:
         new = tuple(axes.get(i, 1) for i in range(first, len(shape)))
         return self.reshape(x, params["shapes"][0], new)
 
-    def of_transpose(self, params, shape, dtype, x):
+    def of_transpose(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         return self.permute(x, params["permutation"])
 
-    def of_convert_element_type(self, params, shape, dtype, x):
+    def of_convert_element_type(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         (kind, more), is_node = self.kind(dtype), isinstance(x, Node)
         if not is_node:
             return (
@@ -509,13 +509,13 @@ class Graph:
             return x
         return self.make(f"{{}}.to({kind})", (x, *more), x.shape, dtype)
 
-    def of_stop_gradient(self, params, shape, dtype, x):
+    def of_stop_gradient(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         return self.make("{}.detach()", (x,), x.shape, dtype) if isinstance(x, Node) else x
 
-    def of_integer_pow(self, params, shape, dtype, x):
+    def of_integer_pow(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         return self.elementwise("{} ** {}", (x, params["y"]), dtype)
 
-    def of_div(self, params, shape, dtype, x, y):
+    def of_div(self, params: Any, shape: Any, dtype: Any, x: Any, y: Any) -> Any:
         is_float = np.issubdtype(dtype, np.floating)
         if isinstance(x, Node) and x.code.startswith("{}.sum("):
             axes = map(int, re.findall(r"\d+", x.code))
@@ -524,7 +524,7 @@ class Graph:
         code = "{} / {}" if is_float else 'torch.div({}, {}, rounding_mode="trunc")'
         return self.elementwise(code, (x, y), dtype)
 
-    def of_select_n(self, params, shape, dtype, case, *cases):
+    def of_select_n(self, params: Any, shape: Any, dtype: Any, case: Any, *cases: Any) -> Any:
         if not isinstance(case, Node):
             return cases[int(case)]
         if len(cases) != 2 or case.dtype != np.bool_:
@@ -535,52 +535,52 @@ class Graph:
             cases = (self.full(cases[0], (1,), dtype), cases[1])
         return self.elementwise("torch.where({}, {}, {})", (case, *cases[::-1]), dtype)
 
-    def of_clamp(self, params, shape, dtype, low, x, high):
+    def of_clamp(self, params: Any, shape: Any, dtype: Any, low: Any, x: Any, high: Any) -> Any:
         x = self.elementwise(ELEMENTWISE["max"], (x, low), dtype)
         return self.elementwise(ELEMENTWISE["min"], (x, high), dtype)
 
-    def of_concatenate(self, params, shape, dtype, *parts):
+    def of_concatenate(self, params: Any, shape: Any, dtype: Any, *parts: Any) -> Any:
         return self.make(
             f"torch.cat(({_marks(parts)},), {params['dimension']})", parts, shape, dtype
         )
 
-    def of_stack(self, params, shape, dtype, *parts):
+    def of_stack(self, params: Any, shape: Any, dtype: Any, *parts: Any) -> Any:
         return self.make(f"torch.stack(({_marks(parts)},), {params['axis']})", parts, shape, dtype)
 
-    def of_row(self, params, shape, dtype, x):
+    def of_row(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         return self.make(f"{{}}[{params['row']}]", (x,), shape, dtype)
 
-    def of_tile(self, params, shape, dtype, x):
+    def of_tile(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         return self.make(f"{{}}.tile({_marks(params['reps'])})", (x, *params["reps"]), shape, dtype)
 
-    def of_rev(self, params, shape, dtype, x):
+    def of_rev(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         return self.make(f"{{}}.flip({params['dimensions']})", (x,), shape, dtype)
 
-    def of_iota(self, params, shape, dtype, *sizes):
+    def of_iota(self, params: Any, shape: Any, dtype: Any, *sizes: Any) -> Any:
         axis, (kind, more) = params["dimension"], self.kind(dtype)
         code = f"torch.arange({{}}, dtype={kind}, device={{}}.device)"
         line = self.make(code, (shape[axis], *more, self.images), shape[axis : axis + 1], dtype)
         new = (shape[axis], *(1,) * (len(shape) - axis - 1))
         return self.full(self.reshape(line, line.shape, new), shape, dtype)
 
-    def of_split(self, params, shape, dtype, x):
+    def of_split(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         axis, sizes, number = params["axis"], params["sizes"], params["output"]
         starts, limits = [0] * len(shape), [*x.shape]
         starts[axis] = calculated(lambda *n: sum(n), *sizes[:number])
         limits[axis] = calculated(lambda *n: sum(n), *sizes[: number + 1])
         return self.sliced(x, starts, limits, None, shape)
 
-    def of_slice(self, params, shape, dtype, x):
+    def of_slice(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         cut = params["start_indices"], params["limit_indices"], params["strides"]
         return self.sliced(x, *cut, shape)
 
-    def of_dynamic_slice(self, params, shape, dtype, x, *starts):
+    def of_dynamic_slice(self, params: Any, shape: Any, dtype: Any, x: Any, *starts: Any) -> Any:
         if any(isinstance(start, Node) for start in starts):
             raise NotImplementedError
         limits = [calculated(lambda a, b: a + b, *pair) for pair in zip(starts, shape, strict=True)]
         return self.sliced(x, starts, limits, None, shape)
 
-    def sliced(self, x, starts, limits, strides, shape):
+    def sliced(self, x: Any, starts: Any, limits: Any, strides: Any, shape: Any) -> Any:
         codes, inputs, strides = [], [x], strides or (1,) * len(shape)
         for axis in zip(starts, limits, strides, x.shape, shape, strict=True):
             code, ends = _cut(*axis)
@@ -589,19 +589,19 @@ class Graph:
         cut = ", ".join(codes)
         return self.make(f"{{}}[{cut}]", inputs, shape, x.dtype) if cut.strip(":, ") else x
 
-    def of_pad(self, params, shape, dtype, x, value):
+    def of_pad(self, params: Any, shape: Any, dtype: Any, x: Any, value: Any) -> Any:
         if any(inner for *_, inner in params["padding_config"]) or isinstance(value, Node):
             raise NotImplementedError
         return self.padded(x, [pair[:2] for pair in params["padding_config"]], value, shape)
 
-    def padded(self, x, pairs, value, shape):
+    def padded(self, x: Any, pairs: Any, value: Any, shape: Any) -> Any:
         pads = [n for pair in reversed(pairs) for n in pair]
         if not any(pads):
             return x
         code = f"F.pad({{}}, ({_marks(pads)}), value={{}})"
         return self.make(code, (x, *pads, value), shape, x.dtype)
 
-    def of_dot_general(self, params, shape, dtype, x, y):
+    def of_dot_general(self, params: Any, shape: Any, dtype: Any, x: Any, y: Any) -> Any:
         (x_axes, y_axes), (batch, of_y) = params["dimension_numbers"]
         ranks, n, first = (len(x.shape), len(y.shape)), len(batch), tuple(range(len(batch)))
         if not batch and ranks[1] == 2 and tuple(x_axes) == (ranks[0] - 1,) and y.of_weights:
@@ -635,7 +635,9 @@ class Graph:
         code = "F.scaled_dot_product_attention({}, {}, {}, scale={})"
         return self.make(code, (q, self.permute(k, (0, 1, 3, 2)), v, scale), shape, v.dtype)
 
-    def of_conv_general_dilated(self, params, shape, dtype, x, kernel):
+    def of_conv_general_dilated(
+        self, params: Any, shape: Any, dtype: Any, x: Any, kernel: Any
+    ) -> Any:
         if {*params["lhs_dilation"]} != {1} or params["batch_group_count"] != 1 or len(shape) > 5:
             raise NotImplementedError
         of_x, of_kernel, of_out = (tuple(part) for part in params["dimension_numbers"])
@@ -661,7 +663,7 @@ class Graph:
         out = self.make(f"conv({{}}, {{}}{code})", (x, kernel), new, dtype)
         return self.permute(out, [places.index(axis) for axis in range(len(shape))])
 
-    def of_gather(self, params, shape, dtype, x, indices):
+    def of_gather(self, params: Any, shape: Any, dtype: Any, x: Any, indices: Any) -> Any:
         d, sizes = params["dimension_numbers"], params["slice_sizes"]
         indexed, rank = tuple(d.start_index_map), len(x.shape)
         others = [axis for axis in range(rank) if axis not in indexed]
@@ -690,7 +692,7 @@ class Graph:
         order = [next(offsets) if i in d.offset_dims else next(batches) for i in range(len(shape))]
         return self.permute(picked, order)
 
-    def pooled(self, name, params, shape, dtype, x):
+    def pooled(self, name: Any, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
         window, strides = params["window_dimensions"], params["window_strides"]
         dilation = {*(params.get("base_dilation") or ()), *(params.get("window_dilation") or ())}
         if dilation - {1} or len(window) != 4 or {window[0], window[3]} != {1}:
@@ -701,10 +703,10 @@ class Graph:
         code += ", divisor_override=1)" if name == "avg" else ")"
         return self.make(code, (x,), shape, dtype)
 
-    def of_reduce_window_max(self, *operation):
+    def of_reduce_window_max(self, *operation: Any) -> Any:
         return self.pooled("max", *operation)
 
-    def of_reduce_window_sum(self, *operation):
+    def of_reduce_window_sum(self, *operation: Any) -> Any:
         return self.pooled("avg", *operation)
 
 

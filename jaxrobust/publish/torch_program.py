@@ -226,7 +226,7 @@ class ForwardPass:
         steps = [Step([node], node.code, node.inputs) for node in nodes]
         return Block(prefix, nodes, inputs, outputs, self.lines(steps, names, outputs, prefix))
 
-    def lines(self, steps, names, outputs, prefix) -> str:
+    def lines(self, steps: list[Step], names: Any, outputs: list[Node], prefix: str) -> str:
         """Write arguments and lines of a function; a variable is free after its last use."""
         arguments, names, lines = ", ".join(names.values()), dict(names), []
         last = {i: at for at, step in enumerate(steps) for i in step.inputs if isinstance(i, Node)}
