@@ -72,7 +72,9 @@ class Varies(Exception):
 class Operation:
     """An operation of one trace, with its value if it depends on neither weights nor images."""
 
-    def __init__(self, name, inputs, params, aval, value=None, line=""):
+    def __init__(
+        self, name: Any, inputs: Any, params: Any, aval: Any, value: Any = None, line: str = ""
+    ) -> None:
         self.name, self.inputs, self.params, self.value = name, inputs, params, value
         self.shape, self.dtype, self.line = tuple(aval.shape), aval.dtype, line
 
@@ -198,7 +200,7 @@ class Node:
     Its shape is that of the array in PyTorch, which may lack axes that JAX has broadcast.
     """
 
-    def __init__(self, code: str, inputs: tuple, shape: tuple, dtype: np.dtype, name: str = ""):
+    def __init__(self, code: str, inputs: tuple, shape: tuple, dtype: Any, name: str = "") -> None:
         self.code, self.inputs, self.shape, self.dtype, self.name = code, inputs, shape, dtype, name
         nodes = [i for i in inputs if isinstance(i, Node)]
         self.of_weights: bool = bool(name) or (bool(nodes) and all(n.of_weights for n in nodes))

@@ -1,6 +1,7 @@
 """Networks printed as PyTorch modules: their numbers, what else they can do, and all refusals."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -121,7 +122,9 @@ class ProgramTest(parameterized.TestCase):
         exported = torch.export.export(net, (x,)).module()
         torch.testing.assert_close(exported(x), logits)
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x), logits)
+        with warnings.catch_warnings():  # PyTorch is slower on Python 3.13.0, and says so
+            warnings.simplefilter("ignore", RuntimeWarning)
+            torch.testing.assert_close(compiled(x), logits)
         for dtype in (torch.float16, torch.bfloat16):
             low = net.to(dtype)(x.to(dtype))
             self.assertEqual(low.dtype, dtype)

@@ -240,7 +240,7 @@ def abstract_step(
     state = jax.eval_shape(functools.partial(begin, setting), epsilon, root, number, rows)
     floor = array(jnp.int32, mesh.size)
     machine = MACHINES[setting.machine].make(setting, jnp.float32(0))
-    passes = 1 + (machine.loss is not None) + (machine.check is not None)
+    passes = 1 + machine.gradient + (machine.check is not None)
     _, advance = programs(mesh, setting, False, "")
     both = (logits_fn, search_fn)
     made = jax.eval_shape(prepare_program(mesh, False), *both, state.adversarial, state.keys)

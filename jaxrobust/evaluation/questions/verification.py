@@ -175,8 +175,8 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
         lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", value)
         if not getattr(settings, flag) and re.fullmatch(pattern, value) and not lists:
             raise ValueError(
-                f"the record names its images by a path, {value}, which may be by whoever made the "
-                f"bundle; name your own: --{flag} {value}"
+                f"the record names its images by a path, {value}, which the author of the "
+                f"bundle may have made; name your own: --{flag} {value}"
             )
     place = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
     return place | {key: place[key] or record[key] for key in ("dataset", "split")}
