@@ -34,6 +34,9 @@ Underneath, it is a machine that asks for points and is told losses, scores and 
 True
 """
 
+import importlib
+from typing import Any
+
 from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
 from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
@@ -52,12 +55,8 @@ from jaxrobust.attacks.losses import (
 )
 from jaxrobust.attacks.machine import TALLIES, AttackInfo, advance, run
 from jaxrobust.attacks.mim import mim as mim
-from jaxrobust.attacks.minimum_norm.ddn import ddn, ddn_machine, ddn_run
-from jaxrobust.attacks.minimum_norm.fmn import fmn, fmn_machine, fmn_run
-from jaxrobust.attacks.minimum_norm.nearest import NearestState
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.registry import MACHINES, ROWS, NamedAttack, Setting, passes
-from jaxrobust.attacks.sparse.sparse_rs import SparseRsState, sparse_rs, sparse_rs_machine
 from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
 
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
@@ -86,3 +85,19 @@ __all__ += [
     "square_run",
 ]
 __all__ += ["ce_loss", "cw_loss", "dlr_loss", "kl_loss", "targeted_dlr_loss"]
+
+# What training never needs is imported when it is first used.
+_LAZY = {
+    "minimum_norm.ddn": "ddn ddn_machine ddn_run",
+    "minimum_norm.fmn": "fmn fmn_machine fmn_run",
+    "minimum_norm.nearest": "NearestState",
+    "sparse.sparse_rs": "SparseRsState sparse_rs sparse_rs_machine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an attack when it is first used."""
+    for module, names in _LAZY.items():
+        if name in names.split():
+            return getattr(importlib.import_module(f"jaxrobust.attacks.{module}"), name)
+    raise AttributeError(f"module 'jaxrobust.attacks' has no attribute {name!r}")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxrobust import types as t
 from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, per_image, where
-from jaxrobust.attacks.losses import DLR, Goal, by_target, goal_of, is_right
+from jaxrobust.attacks.losses import BY_TARGET, DLR, Goal, goal_of
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.runtime.text import spelling
@@ -339,11 +339,10 @@ def apgd(
     return as_attack(machine, random_start=random_start, info=info, **drive)
 
 
-_AIMED = Goal(by_target, is_right, logits=True, aims=True)
 _FACTS = MachineFacts(
     machine="apgd",
     make=lambda setting, epsilon: apgd_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=_AIMED
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=BY_TARGET
     ),
     rule="twice the radius at first, halved where the loss stops rising",
     final_forward=True,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrobust.attacks.apgd import ApgdState, apgd_machine
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
-from jaxrobust.attacks.losses import Goal, by_target, goal_of, is_right
+from jaxrobust.attacks.losses import BY_TARGET, Goal, goal_of
 from jaxrobust.attacks.registry import MachineFacts, add
 from jaxrobust.types import Array, Counts, Machine, Mask, PerImage, Points, Start
 
@@ -99,7 +99,7 @@ add(
             norm=setting.norm,
             epsilon=epsilon,
             steps=setting.steps,
-            loss=Goal(by_target, is_right, logits=True, aims=True),
+            loss=BY_TARGET,
         ),
         rule="as APGD's, at three radii",
         extra=3,  # each stage evaluates its start

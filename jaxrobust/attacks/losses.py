@@ -136,7 +136,10 @@ class Goal(NamedTuple):
         """Compute the loss in `dtype`; `ValueError` unless it has one value for each image."""
         batch = jax.tree.leaves(outputs)[0].shape[0]
         outputs = jax.tree.map(
-            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs
+            lambda x: (
+                x.astype(dtype) if self.logits or jnp.issubdtype(x.dtype, jnp.floating) else x
+            ),
+            outputs,
         )
         loss = self.loss(outputs, targets, *([classes] if self.aims else []))
         return loss if self.logits else _per_image("the loss", loss, batch)
@@ -149,6 +152,8 @@ class Goal(NamedTuple):
         """Compute the score of a state with `labels`, as a machine does."""
         assert self.score is not None
         batch = jax.tree.leaves(outputs)[0].shape[0]
+        if self.logits and not jnp.issubdtype(outputs.dtype, jnp.floating):  # votes, for example
+            outputs = outputs.astype(jnp.float32)
         return _per_image("the score", self.score(outputs, state.labels), batch)
 
 
@@ -166,6 +171,9 @@ def is_right(logits: Logits, labels: Array) -> PerImage:
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=1)
     return (jnp.argmax(logits, axis=1).astype(labels.dtype) == labels).astype(jnp.float32)
+
+
+BY_TARGET = Goal(by_target, is_right, logits=True, aims=True)  # of AutoAttack's runs of APGD
 
 
 def goal_of(loss: str | Callable[..., Array] | Goal) -> Goal:

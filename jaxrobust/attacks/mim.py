@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrobust.attacks.geometry.balls import all_finite, l1_norm, per_image
+from jaxrobust.attacks.geometry.balls import l1_norm, per_image, usable
 from jaxrobust.attacks.inputs import Noise, check_noise
 from jaxrobust.attacks.losses import Goal
 from jaxrobust.attacks.machine import as_attack
@@ -89,7 +89,7 @@ def mim_machine(
         return MimState(run, jnp.zeros_like(run.points))
 
     def tell(state: MimState, loss: Any, score: Any, gradient: Points) -> MimState:
-        gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
+        gradient = usable(gradient)
         size = jnp.maximum(l1_norm(gradient), jnp.finfo(gradient.dtype).tiny)
         momentum = decay * state.momentum + gradient / per_image(size, gradient)
         return MimState(pgd.tell(state.run, loss, score, momentum), momentum)

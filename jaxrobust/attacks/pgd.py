@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks import inputs
-from jaxrobust.attacks.geometry.balls import all_finite, per_image
+from jaxrobust.attacks.geometry.balls import usable
 from jaxrobust.attacks.geometry.l1_rules import geometry_of
 from jaxrobust.attacks.losses import Goal, goal_of
 from jaxrobust.attacks.machine import as_attack
@@ -147,8 +147,7 @@ def pgd_machine(
     def tell(state: PgdState, loss: Any, score: Any, gradient: Points) -> PgdState:
         kept_share = jnp.full_like(state.step, kept_fraction)
         # Without a usable gradient it stays, but for a start that was not projected.
-        gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
-        moved = ball.ascend(state.points, gradient, state.step, kept_share)
+        moved = ball.ascend(state.points, usable(gradient), state.step, kept_share)
         moved = ball.project(moved, state.images, state.epsilon)
         return state._replace(points=moved, iteration=state.iteration + 1)
 

@@ -155,16 +155,14 @@ def square_machine(
     def tell(
         state: SquareState, loss: t.PerImage, score: t.PerImage | None, gradient: Any = None
     ) -> SquareState:
-        margin = -loss
+        margin, score = -loss, state.score_best if score is None else score.astype(loss.dtype)
         searching = ~finished(state)
         better = searching & (margin < state.margin_best)  # NaN never is
         state = state._replace(
             iteration=state.iteration + searching.astype(jnp.int32),
             x_best=jnp.where(better[:, None, None], as_rows(state.points), state.x_best),
             margin_best=jnp.where(better, margin, state.margin_best),
-            score_best=state.score_best
-            if score is None
-            else jnp.where(better, score, state.score_best),
+            score_best=jnp.where(better, score, state.score_best),
         )
         height, width = state.points.shape[1:3]
         windows = window_table(norm, levels, p_init, (height, width))

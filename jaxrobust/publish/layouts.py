@@ -69,7 +69,7 @@ def check(network: Network, layout: str) -> None:
 
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
-    """Build the state dict of a layout; `ValueError` if it cannot express the network."""
+    """Build the state dict of a layout other than a printed module; `ValueError`: it cannot be."""
     if layout in _OF_TORCH or pytorch.is_name(network.name):
         check(network, layout)
         if layout == "robustbench":
@@ -77,8 +77,6 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
         return references.named(network, wrapped=layout == "robustbench" and network.normalised)
     if layout == "hub" and hub.timm_name(network):
         return references.named(network, wrapped=False)  # timm's transforms normalise
-    if layout in ("hub", "module"):
-        return printed(network).arrays
     check(network, layout)
     if layout == "timm":
         return convert.to_torch(network.name, network.params, network.stats)

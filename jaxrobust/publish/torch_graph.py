@@ -208,7 +208,7 @@ class Node:
 
 def merged(values: Sequence[Any]) -> Any:
     """Merge the values of all traces: one if they are equal, else a size that varies."""
-    values = [v.item() if isinstance(v, np.generic) else v for v in values]
+    values = [*map(_without_numpy, values)]
     first = values[0]
     if all(type(v) is type(first) and (v == first or repr(v) == repr(first)) for v in values):
         return first
@@ -217,6 +217,13 @@ def merged(values: Sequence[Any]) -> Any:
     if all(isinstance(v, tuple | list) and len(v) == len(first) for v in values):
         return tuple(merged(parts) for parts in zip(*values, strict=True))
     raise Varies(f"{values}"[:200])
+
+
+def _without_numpy(value: Any) -> Any:
+    """Turn NumPy's numbers into Python's, which code is written of; those in tuples too."""
+    if type(value) in (tuple, list):
+        return type(value)(map(_without_numpy, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class VaryingSize(tuple):

@@ -83,8 +83,8 @@ class Sizes:
             common = math.gcd(*parts)
             for factor in (n for n in range(1, common + 1) if common % n == 0):
                 quotient = VaryingSize(n // factor for n in parts)
-                if (found := self.form(quotient)) is not None:
-                    code, sides = found
+                if (formula := self.form(quotient)) is not None:
+                    code, sides = formula
                     code = f"{factor} * {code}" * (factor > 1) or code
                     code += f" {'+' if added > 0 else '-'} {abs(added)}" * bool(added)
                     return self.made(code, tuple(map(self.node, sides)))

@@ -286,6 +286,14 @@ class WrongCallsTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, words):
                 self.call(loss=loss, **change)
 
+    def test_votes_are_logits(self):
+        """Integers of a network without gradients, as before losses were functions."""
+        votes = lambda images: jnp.int32(10 * images.mean((1, 2)))  # noqa: E731
+        images, labels = jnp.float32(IMAGES), jnp.zeros(3, jnp.int32)
+        attack = attacks.square(epsilon=EPSILON, queries=3)
+        found = attack(votes, jax.random.key(0), images, labels)
+        self.assertLessEqual(float(jnp.abs(found - images).max()), EPSILON + 1e-6)
+
     def test_fab_needs_logits(self):
         with self.assertRaisesRegex(ValueError, r"but this attack needs logits \[B, C\]"):
             self.call("fab", targets=np.zeros(3, int))

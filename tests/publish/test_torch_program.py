@@ -23,6 +23,8 @@ try:
 except ImportError:
     torch = None
 
+# Masks or positions of these are for one size, or for square images.
+SQUARE = ("cifar_cpvt", "cifar_swin", "cifar_vitae")
 FAST = ("convnext, strides", "vit, scaled", "xcit, plain class token", "cifar_mixer")
 NETS = f"{paths.ROOT}/examples/my_nets.py"
 
@@ -73,7 +75,9 @@ class ProgramTest(parameterized.TestCase):
         logits = net(x)
         stored = small_networks.stored()[label]["evaluated"]
         np.testing.assert_allclose(logits.detach(), stored, rtol=1e-7, atol=1e-7)
-        self.check_other_sizes(network, net)
+        accepted = self.check_other_sizes(network, net)
+        any_size = models.family(network.name).any_size and label not in SQUARE
+        self.assertEqual(accepted > 0, any_size)
         (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
         with jax.enable_x64(True):
             apply = network.create(dtype="float64").apply
@@ -87,7 +91,8 @@ class ProgramTest(parameterized.TestCase):
         np.testing.assert_allclose(gradient.permute(0, 2, 3, 1), expected, rtol=0, atol=limit)
 
     def check_other_sizes(self, network, net):
-        """The logits are JAX's at two further sizes, or the module refuses them."""
+        """Count the sizes of two at which the logits are JAX's; the module refuses the others."""
+        accepted = 0
         for more in ((5, 11), (32, 64)):
             size = [network.image_size + n for n in more]
             images = np.random.default_rng(1).random((2, *size, network.in_channels))
@@ -101,6 +106,8 @@ class ProgramTest(parameterized.TestCase):
                 apply = network.create(dtype="float64").apply
                 expected, _ = apply(network.params, network.stats, images)
             np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
+            accepted += 1
+        return accepted
 
     @sweeps.rows(("make", (8, 8)), ("make", (13, 10)), ("make_linen", (8, 8)))
     def test_a_users_function(self, maker, size):
@@ -114,6 +121,55 @@ class ProgramTest(parameterized.TestCase):
         zoo = names["network"]()
         zoo.load_state_dict({f"model.{k}": v for k, v in net.state_dict().items()})
         np.testing.assert_array_equal(zoo(x).detach(), net(x).detach())
+
+    @sweeps.rows("haiku", "equinox")
+    def test_other_libraries(self, library):
+        """A convolution and a dense layer, with flat dicts of weights as `Classifier` has them."""
+        image = jnp.zeros((1, 8, 8, 3))
+        if library == "haiku":
+            import haiku
+
+            def forward(x):
+                x = jax.nn.relu(haiku.Conv2D(4, 3)(x))
+                return haiku.Linear(3)(x.mean((1, 2)))
+
+            net = haiku.without_apply_rng(haiku.transform(forward))
+            weights, call = net.init(jax.random.key(0), image), net.apply
+        else:
+            import equinox
+
+            class Net(equinox.Module):
+                conv: equinox.nn.Conv2d
+                head: equinox.nn.Linear
+
+                def __call__(self, x):
+                    x = jax.nn.relu(self.conv(x.transpose(2, 0, 1)))
+                    return self.head(x.mean((1, 2)))
+
+            keys = jax.random.split(jax.random.key(0))
+            net = Net(
+                equinox.nn.Conv2d(3, 4, 3, padding=1, key=keys[0]),
+                equinox.nn.Linear(4, 3, key=keys[1]),
+            )
+            weights, rest = equinox.partition(net, equinox.is_inexact_array)
+            call = lambda w, x: jax.vmap(equinox.combine(w, rest))(x)  # noqa: E731
+        leaves, tree = jax.tree.flatten(weights)
+        params = {f"w{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+        def apply(params, stats, images):
+            return call(tree.unflatten([params[f"w{i}"] for i in range(len(leaves))]), images), {}
+
+        network = users()._replace(params=params)
+        with mock.patch.object(Network, "create", lambda *_, **__: mock.Mock(apply=apply)):
+            code, arrays = torch_program.printed(network)
+        names = {}
+        exec(torch_program.IMPORTS + code, names)
+        net = names["Network"]()
+        net.load_state_dict({key: torch.from_numpy(np.array(a)) for key, a in arrays.items()})
+        images = np.random.default_rng(0).random((2, 9, 12, 3), np.float32)
+        expected, _ = apply(params, {}, images)
+        found = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).detach()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_compilation_other_types_and_training(self):
         net, _ = self.module(small("convnext, kernels", np.float32))

@@ -54,6 +54,11 @@ def where(mask: Mask, yes: Rows, no: Rows) -> Rows:
     return jnp.where(per_image(mask, yes), yes, no)
 
 
+def usable(gradient: Points) -> Points:
+    """Replace by zeros the gradient of each image for which it is not finite."""
+    return jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
+
+
 def all_finite(values: Points) -> Mask:
     """Tell whether every entry of an image is finite, bool[B]."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxrobust.attacks import inputs
-from jaxrobust.attacks.geometry.balls import l2_norm, per_image
+from jaxrobust.attacks.geometry.balls import l2_norm, per_image, usable
 from jaxrobust.attacks.losses import Goal, goal_of
 from jaxrobust.attacks.machine import as_attack, run
 from jaxrobust.attacks.minimum_norm import nearest
@@ -50,7 +50,7 @@ def ddn_machine(
         images, delta = state.images, state.points - state.images
         adversarial, step = goal.reached(score, loss), nearest.annealed(state, 1.0, 0.01)
         state = nearest.keep_nearest(state, adversarial, l2_norm(delta))
-        delta = delta + per_image(step, delta) * nearest.direction(nearest.usable(gradient))
+        delta = delta + per_image(step, delta) * nearest.direction(usable(gradient))
         epsilon = state.epsilon * jnp.where(adversarial, 1 - gamma, 1 + gamma)
         epsilon = jnp.minimum(epsilon, l2_norm(jnp.maximum(images, 1 - images)))
         delta = delta * per_image(epsilon / jnp.maximum(l2_norm(delta), 1e-12), delta)

@@ -92,7 +92,7 @@ def fmn_machine(
     def tell(
         state: NearestState, loss: PerImage, score: PerImage, gradient: Points
     ) -> NearestState:
-        images, gradient = state.images, nearest.usable(gradient)
+        images, gradient = state.images, balls.usable(gradient)
         adversarial, length = goal.reached(score, loss), ball.norm(state.points - images)
         step = nearest.annealed(state, step_size, step_size / 100)
         change = nearest.annealed(state, gamma, _LAST_GAMMA)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks import inputs
-from jaxrobust.attacks.geometry.balls import all_finite, l2_norm, per_image, where
+from jaxrobust.attacks.geometry.balls import l2_norm, per_image, where
 from jaxrobust.attacks.losses import Goal
 from jaxrobust.types import Counts, Machine, Mask, PerImage, Points, check_number
 
@@ -80,11 +80,6 @@ def annealed(state: NearestState, first: float, last: float) -> PerImage:
     """Compute a setting that falls from `first` towards `last` along half a cosine."""
     share = state.iteration.astype(state.epsilon.dtype) / state.steps.astype(state.epsilon.dtype)
     return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
-
-
-def usable(gradient: Points) -> Points:
-    """Replace by zeros the gradient of each image for which it is not finite."""
-    return jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
 
 
 def direction(gradient: Points) -> Points:

@@ -104,7 +104,7 @@ def sparse_rs_machine(
     ) -> SparseRsState:
         searching = state.iteration < queries
         better = searching & ((loss > state.loss_best) | goal.reached(score, loss))
-        score = state.score_best if score is None else score
+        score = state.score_best if score is None else score.astype(loss.dtype)
         state = state._replace(
             iteration=state.iteration + searching.astype(jnp.int32),
             x_best=where(better, state.points, state.x_best),

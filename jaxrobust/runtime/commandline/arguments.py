@@ -346,9 +346,8 @@ def config_file(text: str) -> Path:
         return recipes[name]
     if text and path.is_dir():
         raise NoConfigError(
-            f"{text} is a folder; name a config, such as birds.py (a run continues with the "
-            f"command "
-            "that began it)"
+            f"{text} is a folder; name a config such as birds.py, or repeat the command that began "
+            "the run"
         )
     if not text:
         raise NoConfigError(f"no config is named; {meant(name, recipes, give='give a file, or ')}")

@@ -193,7 +193,7 @@ class RecipeTest(parameterized.TestCase):
         ),
         ("birds", "birds: no such file; did you mean birds.py?"),
         ("bidrs.py", "bidrs.py: no such file; did you mean birds.py?"),
-        ("runs", "runs is a folder; name a config, such as birds.py"),
+        ("runs", "runs is a folder; name a config such as birds.py"),
     )
     def test_what_is_here_too(self, given, words):
         folder = self.create_tempdir()
