@@ -206,6 +206,9 @@ class AttackSection(Section, Protocol):
     # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
     relative_step: float | None = None
     step_size: float | Sequence[float] | None = None  # in pixels, of each norm
+    # What it raises: ce, dlr, cw, cw-floor, pm, or a function of yours, such as
+    # my_losses.py:margin; default: what the objective says, mostly ce.
+    loss: str | None = None
     # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,
     # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
     start: str = "image"

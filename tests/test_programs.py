@@ -79,7 +79,8 @@ class ProgramsTest(parameterized.TestCase):
 
     def test_all_are_here(self):
         files = {path.stem for path in EXAMPLES.glob("*.py")}
-        self.assertEqual(files, NEEDS.keys() | {"my_nets", "my_config", "torch_harnesses"})
+        others = {"my_nets", "my_losses", "my_config", "torch_harnesses"}
+        self.assertEqual(files, NEEDS.keys() | others)
         # torchvision tries `import pytorch`, and `my_nets.py:make` puts this folder on the path.
         self.assertNotIn("pytorch", files)
 

@@ -26,6 +26,9 @@ def to_numpy(images):
     return jnp.asarray(np.asarray(images).reshape(len(images), -1)[:, :10])
 def one(image):
     return image.reshape(-1)[:10] if image.ndim == 3 else 1 / 0
+def to_labels(outputs, targets):
+    return outputs - targets[:, None]
+NET = 3
 """
 # What is typed -> what is said.
 WRONG = {
@@ -61,6 +64,12 @@ WRONG = {
     f"{TRAIN} --config.attack.norm=linfinity": "linf",
     f"{TRAIN} --config.attack.steps=0": "steps",
     f"{TRAIN} --config.attack.name=apdg": "apgd",
+    f"{TRAIN} --config.attack.loss=cee": "did you mean ce? one of ce, dlr, cw, cw-floor, pm, or",
+    f"{TRAIN} --config.attack.loss=nets.py": "a function of yours, such as nets.py:margin",
+    f"{TRAIN} --config.attack.loss=none.py:margin": "attack.loss=none.py:margin: cannot read none",
+    f"{TRAIN} --config.attack.loss=nets.py:imges": "no 'imges'; did you mean images? it has make",
+    f"{TRAIN} --config.attack.loss=nets.py:NET": "NET is not a function, but of type int",
+    f"{TRAIN} --config.attack.loss=nets.py:to_labels": "returns float32[4, 10] for 4 images",
     f"{TRAIN} --config.evaluation.weights=best": "'ema'",
     f"{TRAIN} --config.checkpoint.keep_every_epochs=-1": "keep_every_epochs=-1 must be at least 0",
     f"{TRAIN} --config.checkpoint.keep_every_epochs=x": "keep_every_epochs=x is not a whole number",
@@ -78,7 +87,7 @@ WRONG = {
     f"{TRAIN} --config.model.name=nets.py": "name a function of the file too: nets.py:make",
     f"{TRAIN} --config.model.name=none.py:make": "cannot read none.py",
     f"{TRAIN} --config.model.name=nowhere.nets:make": "there is no module nowhere",
-    f"{TRAIN} --config.model.name=nets.py:mke": "nets.py has no 'mke'; it has make, ",
+    f"{TRAIN} --config.model.name=nets.py:mke": "no 'mke'; did you mean make? it has make, ",
     f"{TRAIN} --config.model.name=nets.py:make": "returns nothing; return a flax.nnx.Module",
     f"{TRAIN} --config.model.name=nets.py:raises": "nets.py, line 6: ZeroDivisionError",
     f"{FUNCTION}=none.py:logits": "cannot read none.py",

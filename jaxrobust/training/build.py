@@ -21,6 +21,7 @@ from jaxrobust.models.table import COUNTED, multiply_adds
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import cpus, sharding, tpus
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
+from jaxrobust.training.update.attack_losses import check_loss
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.training.update.memory import NO_MEMORY, Memory, joined, remembering
 from jaxrobust.training.update.value_checks import must_be, one_of
@@ -110,6 +111,10 @@ def check_phase(config: Config, name: str) -> None:
         inner.check(config.attack, epochs=p.epochs, phase=name)
         for ball in threats(config.attack):
             check_threat(ball, config.model.image_size, config.model.in_channels)
+        mixup, cutmix, _, smoothing = mixes_and_erases(config)
+        soft = mixup or cutmix or smoothing or generated.soft_labels(config.data.get("extra"))
+        soft = bool(soft) and config.attack.labels != "hard"
+        check_loss(config.attack, p.objective, soft=soft, classes=config.model.num_classes)
     one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
     if config.model.dtype == "float16":
         raise ValueError(

@@ -116,7 +116,9 @@ class NamesTest(parameterized.TestCase):
     def test_what_is_wrong_with_a_name(self):
         for name, message in {
             "torch:nets.py": "names no function; write torch:my_nets.py:build",
-            "torch:nets.py:bild": "nets.py has no 'bild'; it has build, fixed, Two, two, nothing",
+            "torch:nets.py:bild": (
+                r"has no 'bild'; did you mean build\? it has build, fixed, Two, two, nothing"
+            ),
             "torch:net.py:build": "cannot read net.py",
             "torch:nets.py:nothing": "returns nothing; return a torch.nn.Module",
             "torch:nets.py:broken": r"nets.py, line \d+: TypeError",

@@ -156,6 +156,9 @@ class CommandTest(absltest.TestCase):
         self.assertEqual(keys["train.lr"]["source"], "the command line")
         self.assertEqual(keys["train.lr"]["value"], 0.5)
         self.assertTrue(keys["train.b2"]["default"])
+        words = ["configs/vit_s_cvst.py", "attack.loss", "--config.attack.loss=my_losses.py:margin"]
+        _, out, _ = self.answer(*words)
+        self.assertEqual(out, 'attack.loss  "my_losses.py:margin": the command line\n')
 
     def test_a_key_that_is_none(self):
         code, _, error = self.answer("configs/vit_s_cvst.py", "train.lrr")

@@ -176,7 +176,7 @@ class FunctionsTest(absltest.TestCase):
 
     def test_mistakes_leave_nothing(self):
         for name, message in {
-            "my_nets.py:mak": "my_nets.py has no 'mak'; it has Block, Net, make, linear",
+            "my_nets.py:mak": r"no 'mak'; did you mean make\? it has Block, Net, make, linear",
             "my_nets:make_it": "my_nets has no 'make_it'",
             "their_nets:make": "there is no module their_nets",
             "my_nets.py:Block": r"unknown option \['width'\] for my_nets.py:Block; it takes",

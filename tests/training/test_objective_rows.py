@@ -6,10 +6,12 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl.testing import parameterized
 from ml_collections import ConfigDict
 
+from jaxrobust import attacks
 from jaxrobust.config import network_of
 from jaxrobust.doctor import config_checks
 from jaxrobust.doctor.findings import YELLOW
@@ -46,7 +48,7 @@ class RowsTest(parameterized.TestCase):
         config, batch = self.config(), steps.batch_of()
         net, images = network_of(config), batch.images.astype(jnp.float32) / 255
         params, stats = jax.jit(net.init)(jax.random.key(0))
-        made = build._objective(config.train, config.attack)
+        made = objectives.named("halves").make(config.train, config.attack)
         shown = batch._replace(images=images)
         value, (_, metrics) = made.loss(net, params, stats, shown, images[::-1], None)
         one, other = (
@@ -117,6 +119,30 @@ class RowsTest(parameterized.TestCase):
             own.look for own in config_checks.CONFIG_CHECKS if own.name == "batch-statistics"
         )
         self.assertEqual(look(config_checks.PlannedRun(config)).level, YELLOW)
+
+    def test_an_inner_loss_that_is_not_the_outer_one(self):
+        """The distance to the clean outputs, as FARE's attack raises, under a cross-entropy."""
+        targets = lambda logits_fn, batch: logits_fn(batch.images)  # noqa: E731
+        away = lambda outputs, clean: ((outputs - clean) ** 2).sum(-1)  # noqa: E731
+        make = lambda phase, attack: objectives.adversarial()._replace(attack_targets=targets)  # noqa: E731
+        row = objectives.ObjectiveRow(make, attack_loss=away, of_probabilities=True)
+        objectives.add("fare", row)
+        config = steps.small_config(
+            train__objective="fare", attack__name="pgd", attack__start="random"
+        )
+        build.phase(config, "train", 24)
+        batch, rng = steps.batch_of(), np.random.default_rng(0)
+        images = batch.images.astype(jnp.float32) / 255
+        weights = jnp.asarray(rng.normal(size=(images[0].size, 10)), jnp.float32)
+        network = lambda images: images.reshape(len(images), -1) @ weights  # noqa: E731
+        clean = targets(network, batch._replace(images=images))
+        points = inner.training_attack(config, "fare")(network, jax.random.key(0), images, clean)
+        settings = {"epsilon": 8 / 255, "steps": 3, "loss": away}
+        expected = attacks.pgd(**settings)(network, jax.random.key(0), images, clean)
+        np.testing.assert_array_equal(points, expected)
+        self.assertGreater(float(away(network(points), clean).min()), 0)
+        with self.assertRaisesRegex(ValueError, "'cw' does not fit objective='fare', which defin"):
+            build.phase(steps.small_config(train__objective="fare", attack__loss="cw"), "train", 24)
 
     def test_optional_ones_are_imported_when_asked_for(self):
         code = (

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrobust.runtime import pytorch
+from jaxrobust.runtime.text import spelling
 
 _IN_MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 HOW = "my_package.nets:make, or my_nets.py:make"
@@ -94,7 +95,8 @@ def find(flag: str, name: str) -> Named:
             if callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
         raise ValueError(
-            f"{flag}={name}: {place} has no {attribute!r}; it has {', '.join(names) or 'none'}"
+            f"{flag}={name}: {place} has no {attribute!r}; {spelling.near(attribute, names)}it has "
+            f"{', '.join(names) or 'none'}"
         ) from error
     if not callable(function):
         raise ValueError(

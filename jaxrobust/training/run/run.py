@@ -34,6 +34,7 @@ from jaxrobust.training.run import (
     warnings,
 )
 from jaxrobust.training.run.phase import PhaseRun, last, note_resumption, scored
+from jaxrobust.training.update import attack_losses, objectives
 from jaxrobust.training.update.step import TrainState
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Weights
@@ -249,6 +250,9 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
             opened[data] = _opened(phase_config)
             prefix = "" if data == _data_of(config) else f"{name}."
             described |= {f"{prefix}data.{k}": _described(s) for k, s in opened[data].items()}
+        attacks = objectives.named(phase_config[name].objective).attacks
+        if attacks and (function := attack_losses.origin(phase_config.attack)):
+            described[f"{name}.{attack_losses.KEY}"] = {"sha256": function.sha256}
         source = opened[data]["train_split"]
         runs.check_classes(runs.classes_file(workdir, name), source)
         for key in ("selection_split", "test_split"):
@@ -333,8 +337,10 @@ def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
             "values:\n  " + "\n  ".join(differing)
         )
     if differing := _differing(_noted(workdir / "data.json", data), data):
+        of_loss = all(attack_losses.KEY in line for line in differing)
+        subject = f"the file of {attack_losses.KEY}" if of_loss else "the data"
         raise ValueError(
-            f"the data is not what the run in {workdir} began with ({'; '.join(differing)}); "
+            f"{subject} is not what the run in {workdir} began with ({'; '.join(differing)}); "
             "restore it, or give a new --workdir"
         )
 

@@ -6,6 +6,7 @@ which share of the radius the attack has by then, so that one program serves eve
 length.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jaxrobust import attacks
 from jaxrobust.attacks import mixes, registry
 from jaxrobust.config import AttackSection, Config, Values
 from jaxrobust.runtime import rooms
-from jaxrobust.training.update import objectives
+from jaxrobust.training.update import attack_losses, objectives
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Array, Attack, Threat, check_length, threats
 
@@ -40,7 +41,9 @@ def training_attack(
         _planned(section, objective, extra_steps) for section in by_norm(a) if section.norm in norms
     ]
     if mixes.is_mixed(a):
-        return several_norms("attack")(plans, mix or a.mix, row.attack_loss)
+        return several_norms("attack")(
+            plans, mix or a.mix, attack_losses.of_objective(a, objective)
+        )
     return attack_of(plans[0])
 
 
@@ -115,19 +118,28 @@ def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
     if row.of_probabilities and a.labels != "soft":
         raise ValueError(
             f"objective={objective!r} with attack.labels={a.labels!r}: its attack aims at the "
-            "clean probabilities and reads no labels; leave attack.labels='soft'"
+            "network's outputs for clean images and reads no labels; leave attack.labels='soft'"
         )
     if row.of_probabilities and a.start == "image":
         raise ValueError(
-            f"objective={objective!r} with attack.start={a.start!r}: the gradient of its KL term "
-            "is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
+            f"objective={objective!r} with attack.start={a.start!r}: the gradient of its attack's "
+            "loss is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
     attack, step_size = registry.trained(a.name), step_of(a)
     steps = attack.steps(a.steps) + extra_steps
     if attack.single and extra_steps:  # one step more is an attack of several
         attack, step_size = registry.trained(attack.stronger), None
     assert attack.make is not None
-    settings: dict[str, Any] = {"random_start": _start(a), "loss": row.attack_loss}
+    settings: dict[str, Any] = {"random_start": _start(a)}
+    parameters = inspect.signature(attack.make).parameters.values()
+    if any(p.name == "loss" or p.kind is p.VAR_KEYWORD for p in parameters):
+        settings["loss"] = attack_losses.of_objective(a, objective)
+    elif a.get("loss") or row.attack_loss != "ce":
+        source = f"attack.loss={a.loss!r}" if a.get("loss") else f"objective={objective!r}"
+        raise ValueError(
+            f"attack.name={a.name!r} takes no loss, but {source} sets one; choose another "
+            "attack.name" + (", or leave attack.loss out" if a.get("loss") else "")
+        )
     ball = Threat.of(a)
     return InnerPlan(
         attack.make, ball.norm, ball.epsilon, steps, attack.length, step_size, settings

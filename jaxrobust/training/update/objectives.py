@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32
 
-from jaxrobust.attacks import mixes
+from jaxrobust.attacks import Goal, mixes
 from jaxrobust.config import AttackSection
 from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.runtime import rooms
@@ -29,12 +29,14 @@ from jaxrobust.types import (
 )
 
 Value = tuple[Array, tuple[Params, dict[str, Array]]]  # a loss; the statistics after, and metrics
+Loss = str | Callable[..., Array] | Goal  # of an attack, as of `attacks.apgd`
 
 
 class Objective(NamedTuple):
     """What the attack aims at, and what the update minimises.
 
-    `attack_targets(logits_fn, batch)` -> labels i32[B] or probabilities f32[B,C];
+    `attack_targets(logits_fn, batch)` -> labels i32[B], probabilities f32[B,C], or what the loss of
+    the attack takes as targets;
     `loss(net, params, stats, batch, images_adv, key) -> (f32[], (stats, metrics))`, the mean over
     the global batch; metrics are means too;
     `draws(key)` -> the keys with which it passes the images, and those attacked, through the
@@ -242,8 +244,8 @@ class ObjectiveRow(NamedTuple):
     """What others need to know of an objective: the attack, the checks, the counts of passes."""
 
     make: Callable[[Any, Any], Objective]  # of a phase and the attack of a config
-    attack_loss: str | None = "ce"  # what its attack climbs; None: there is none
-    of_probabilities: bool = False  # the attack aims at the clean ones, which cost a pass
+    attack_loss: Loss | None = "ce"  # what its attack climbs; None: there is none
+    of_probabilities: bool = False  # the attack aims at clean outputs, which cost a pass
     both: bool = False  # images and those attacked pass the network, each in a pass of its own
     weights: tuple[str, ...] = ()  # keys of a phase, at least 0
     displaces: bool = False  # the loss is differentiated twice: `Objective.displaced`

@@ -100,7 +100,9 @@ def of_config(
         rows[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
         if steps:
             keys = ("norm", "epsilon", "mix", "relative_step", "step_size", "start", "start_std")
-            rows[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
+            rows[-1] |= {k: attack[k] for k in (*keys, "loss") if attack.get(k) is not None}
+            if sha256 := (data or {}).get(f"{name}.attack.loss.sha256"):
+                rows[-1] |= {"loss_sha256": sha256}
         passes += section.epochs * (1 + steps * (mixes.cost(attack) if steps else 1))
         if section.epochs or name == phase:
             chosen_under = {"attack": phase_config.evaluation.get("attack")}

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import attacks
 from jaxrobust.attacks import mixes
+from jaxrobust.attacks.losses import goal_of
 from jaxrobust.attacks.mixes import EXTREME, MIXES, norms_of
 from jaxrobust.config import AttackSection
 from jaxrobust.training.update import inner, objectives
@@ -82,7 +82,7 @@ def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
         )
 
 
-def attack_of(plans: Sequence[inner.InnerPlan], mix: str, loss: str) -> Attack:
+def attack_of(plans: Sequence[inner.InnerPlan], mix: str, loss: objectives.Loss) -> Attack:
     """Make the attack of a step of the plans of each norm, by a row of `MIXES`."""
     if MIXES[mix].steepest:
         return _together(plans)
@@ -108,14 +108,14 @@ def _together(plans: Sequence[inner.InnerPlan]) -> Attack:
     return attack
 
 
-def mixed(searches: Sequence[Attack], mix: str, loss: str) -> Callable[..., Array]:
+def mixed(searches: Sequence[Attack], mix: str, loss: objectives.Loss) -> Callable[..., Array]:
     """Make one attack of those of each norm, by a row of `MIXES`.
 
-    "worst" keeps of each image the point of the highest `loss` (a key of `attacks.LOSSES`), as MAX
-    of Tramèr & Boneh; "average" and "pair" return all points, f32[B, norms, H, W, C], for
-    `averaged` and `pairing.ramp`; "alternate" and "extreme" run that of the norm `turn` i32[].
+    "worst" keeps of each image the point of the highest `loss`, as MAX of Tramèr & Boneh;
+    "average" and "pair" return all points, f32[B, norms, H, W, C], for `averaged` and
+    `pairing.ramp`; "alternate" and "extreme" run that of the norm `turn` i32[].
     """
-    row, loss_of = MIXES[mix], attacks.LOSSES[loss]
+    row, loss_of = MIXES[mix], goal_of(loss).loss
 
     def every(logits_fn: Any, keys: Any, images: Any, labels: Any, **options: Any) -> Any:
         found = [search(logits_fn, keys, images, labels, **options) for search in searches]

@@ -101,7 +101,7 @@ class FindTest(parameterized.TestCase):
         (":make", "names no function"),
         ("nets.py:make it", "names no function"),
         ("none.py:make", r"cannot read none.py \(No such file.*; a file is named from the folder"),
-        ("nets.py:mak", "nets.py has no 'mak'; it has Made, make$"),
+        ("nets.py:mak", r"nets.py has no 'mak'; did you mean make\? it has Made, make$"),
         ("nets.py:number", "number is not a function, but of type int"),
         ("no_such_package.nets:make", "there is no module no_such_package, neither installed nor"),
         ("jaxrobust.nothing:make", "there is no module jaxrobust.nothing"),

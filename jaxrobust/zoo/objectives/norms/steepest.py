@@ -1,13 +1,13 @@
 """Multi steepest descent: each step takes the norm whose step from the same point hurts most."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks import Noise, pgd
+from jaxrobust.attacks import Goal, Noise, pgd
 from jaxrobust.attacks.inputs import check_noise
 from jaxrobust.attacks.machine import as_attack, checked
 from jaxrobust.attacks.pgd import PgdState, pgd_machine
@@ -27,7 +27,7 @@ def msd(
     *,
     steps: int,
     random_start: bool | Noise = False,
-    loss: str = "ce",
+    loss: str | Callable[..., Array] | Goal = "ce",
     kept_fraction: float = 0.05,
 ) -> Attack:
     """Make multi steepest descent, to its last iterate (Maini, Wong, Kolter 2020, "Adversarial

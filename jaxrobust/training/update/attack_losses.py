@@ -1,0 +1,105 @@
+"""The loss that a training attack raises: its objective's, or the one that `attack.loss` names."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks import Goal
+from jaxrobust.attacks.losses import goal_of, is_right
+from jaxrobust.config import AttackSection
+from jaxrobust.runtime.commandline.functions import Named, explained, find, is_name
+from jaxrobust.runtime.text.spelling import near
+from jaxrobust.training.update import objectives
+from jaxrobust.types import Array
+
+KEY = "attack.loss"
+NAMES = ("ce", "dlr", "cw", "cw-floor", "pm")  # the rows of `attacks.LOSSES` that take labels
+_IMAGES = 4  # that a loss is tried on
+
+
+def origin(attack: AttackSection) -> Named | None:
+    """Find the user's function that `attack.loss` names; None: it does not name one."""
+    loss = attack.get("loss")
+    return find(KEY, loss) if loss and is_name(loss) else None
+
+
+def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
+    """Choose the loss of an objective's attack; `ValueError` if `attack.loss` cannot replace it."""
+    loss, default = attack.get("loss"), objectives.named(objective).attack_loss
+    assert default is not None, "the objective attacks"
+    if loss in (None, default):
+        return default
+    if default != "ce":
+        raise ValueError(
+            f"{KEY}={loss!r} does not fit objective={objective!r}, which defines the loss of its "
+            f"attack; leave {KEY} out, or set objective='adversarial'"
+        )
+    if function := origin(attack):
+        return Goal(function.function, is_right, logits=True)  # as the losses by name
+    if loss not in NAMES:
+        example = f"{loss}:margin" if loss.endswith(".py") else "my_losses.py:margin"
+        raise ValueError(
+            f"{KEY}={loss!r} is not a loss of labels; {near(loss, NAMES)}one of "
+            f"{', '.join(NAMES)}, or a function of yours, such as {example}"
+        )
+    return loss
+
+
+def check_loss(attack: AttackSection, objective: str, *, soft: bool, classes: int) -> None:
+    """Try `attack.loss` on a few logits; `ValueError` for one that no attack can raise.
+
+    `soft`: the attack gets probabilities f32[B, C] instead of labels i32[B].
+    """
+    loss = of_objective(attack, objective)
+    if loss == objectives.named(objective).attack_loss:
+        return
+    function = origin(attack)
+    if soft and function is None:
+        raise ValueError(
+            f"{KEY}={loss!r} needs one class per image, but labels are mixed or smoothed here; set "
+            "attack.labels='hard'"
+        )
+    _try(function or Named(goal_of(loss).loss, str(loss), None, None), soft, classes)
+
+
+@functools.lru_cache(maxsize=8)  # a run builds a phase repeatedly
+def _try(loss: Named, soft: bool, classes: int) -> None:
+    logits = np.random.default_rng(0).standard_normal((_IMAGES, classes)).astype(np.float32)
+    labels = (logits.argmax(1) + np.arange(_IMAGES) % 2) % classes  # every second one is wrong
+    targets: Any = labels.astype(np.int32)
+    if soft:
+        targets = 0.9 * np.eye(classes, dtype=np.float32)[labels] + np.float32(0.1 / classes)
+
+    def losses(logits: Array) -> tuple[Array, Array]:
+        values = loss.function(logits, jnp.asarray(targets))
+        found = type(values).__name__
+        if isinstance(values, jax.Array):
+            found = f"{values.dtype}{[*values.shape]}"
+        if found not in (f"float32[{_IMAGES}]", f"float64[{_IMAGES}]"):
+            raise ValueError(
+                f"{KEY}={loss.name} returns {found} for {_IMAGES} images; return one float for "
+                f"each, float32[{_IMAGES}], without a mean over the images"
+            )
+        return values, values
+
+    with explained(KEY, loss.name):
+        slopes, values = map(np.asarray, jax.jit(jax.jacrev(losses, has_aux=True))(logits))
+    if not (np.isfinite(values).all() and np.isfinite(slopes).all()):
+        raise ValueError(
+            f"{KEY}={loss.name} or its gradient is NaN or infinite for ordinary logits; keep it "
+            "finite, for example with jax.nn.log_softmax instead of jnp.log(jax.nn.softmax(...))"
+        )
+    own = np.eye(_IMAGES, dtype=bool)
+    if slopes[~own].any():
+        raise ValueError(
+            f"{KEY}={loss.name} mixes images: the loss of one depends on the logits of another; "
+            "reduce over all axes but the first"
+        )
+    if not slopes[own].any():
+        raise ValueError(
+            f"{KEY}={loss.name} has no gradient in the logits, so no attack can raise it; compute "
+            "it without argmax, comparisons, rounding or stop_gradient"
+        )
