@@ -29,7 +29,7 @@ from jaxrobust.evaluation.bundles import claims, findings
 from jaxrobust.evaluation.engine import accuracy, engine, outcome, replay
 from jaxrobust.evaluation.network import checks, fingerprint, randomised, tracing
 from jaxrobust.evaluation.questions import several
-from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records import of_weights, records, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report import gathered
 from jaxrobust.report.parts import commands, comparison, sentences
@@ -619,11 +619,13 @@ class ChosenTest(parameterized.TestCase):
             with self.subTest(row=(name, split, evaluated, expected)):
                 chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
                 on = {"dataset": "digits", "split": evaluated}
-                said = records.training(
+                said = of_weights.training(
                     [history.of_config(runs.tiny(), "train", chosen=chosen)], **on
                 )
                 self.assertIs(said["selection"]["on_evaluated_images"], expected)
-                self.assertEqual("selection" in records.training_flags(said), expected is not False)
+                self.assertEqual(
+                    "selection" in of_weights.training_flags(said), expected is not False
+                )
 
     def test_records_of_what_was_trained_on(self):
         for more, evaluated, expected in (
@@ -635,11 +637,11 @@ class ChosenTest(parameterized.TestCase):
             with self.subTest(row=(more, evaluated, expected)):
                 config = runs.tiny().unlock()
                 config.data.update(more)
-                said = records.training(
+                said = of_weights.training(
                     [history.of_config(config, "train")], dataset="digits", split=evaluated
                 )
                 self.assertEqual(said["on_evaluated_images"], expected)
-                self.assertEqual("training" in records.training_flags(said), expected)
+                self.assertEqual("training" in of_weights.training_flags(said), expected)
 
     def test_a_run_says_it_first(self):
         for more, said in (

@@ -125,7 +125,8 @@ def _divide(values: t.PerImage, divisor: float) -> t.PerImage:
     last place of `kept` can move one entry more or less.
     """
     values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
-    return values / divisors
+    quotients: t.PerImage = values / divisors
+    return quotients
 
 
 def _tell(
@@ -290,7 +291,7 @@ def apgd_run(
         norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
     keys = None if key is None else inputs.image_keys(key, images.shape[0])
-    state = machine.init(images, labels, keys=keys, targets=targets, start=start)
+    state: ApgdState = machine.init(images, labels, keys=keys, targets=targets, start=start)
     return run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
 
 

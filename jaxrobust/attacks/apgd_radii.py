@@ -74,7 +74,9 @@ def apgd_multi_radius_machine(
     def tell(state: MultiRadiusState, loss: Any, score: Any, gradient: Points) -> MultiRadiusState:
         state = state._replace(run=stages[0].tell(state.run, loss, score, gradient))
         over = stages[0].finished(state.run) & (state.stage < 2)
-        return jax.lax.cond(jnp.any(over), begin, lambda state, over: state, state, over)
+        same = lambda state, over: state  # noqa: E731
+        state = jax.lax.cond(jnp.any(over), begin, same, state, over)
+        return state
 
     def score_of(state: MultiRadiusState, outputs: Any) -> PerImage:
         return goal.state_score(state.run, outputs)

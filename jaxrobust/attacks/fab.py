@@ -81,7 +81,7 @@ def fab_run(
     aims = targets is not None
     machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=aims, **ranges)
     keys = None if key is None else inputs.image_keys(key, len(images))
-    state = machine.init(images, labels, keys=keys, targets=targets, start=start)
+    state: FabState = machine.init(images, labels, keys=keys, targets=targets, start=start)
     return run(machine, logits_fn, state, gradient_steps=steps)
 
 

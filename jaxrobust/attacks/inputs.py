@@ -99,7 +99,7 @@ def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Po
     return images, labels
 
 
-def _target(leaf: Any, *, count: int) -> t.Array:
+def _target(leaf: t.Array, *, count: int) -> t.Array:
     check_array("targets", leaf)
     leaf = jnp.asarray(leaf)
     if leaf.shape[:1] != (count,):

@@ -157,7 +157,7 @@ class Goal(NamedTuple):
         return _per_image("the score", self.score(outputs, state.labels), batch)
 
 
-def _per_image(name: str, values: Any, batch: int) -> PerImage:
+def _per_image(name: str, values: PerImage, batch: int) -> PerImage:
     if jnp.shape(values) != (batch,):
         raise ValueError(
             f"{name} has shape {jnp.shape(values)} for {batch} images; return one number for each "

@@ -4,7 +4,7 @@ The other loop is `jaxrobust.evaluation.engine.engine`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
 from jaxrobust.attacks.refused_network import as_function, of_one_image, remedy
+
+State = TypeVar("State")  # of a machine
 
 
 class MachineStep(NamedTuple):
@@ -158,11 +160,11 @@ def nearest(
 def run(
     machine: t.Machine,
     network: Any,
-    state: Any,
+    state: State,
     *,
     gradient_steps: int,
     final_forward: bool = False,
-) -> Any:
+) -> State:
     """Drive a machine to its end and return its state.
 
     Args:

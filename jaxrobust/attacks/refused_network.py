@@ -19,7 +19,7 @@ _FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
 _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
 
-def as_function(network: Any) -> Callable[[Any], Any]:
+def as_function(network: object) -> Callable[[Any], Any]:
     """Return a network as a function of images: a callable, or a pair (Linen module, variables).
 
     Libraries are recognised without importing them.

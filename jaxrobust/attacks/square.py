@@ -24,7 +24,7 @@ from jaxrobust.attacks.geometry.square_proposals import KeyData, Rows, as_rows
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
 from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import Goal, cw_loss, goal_of
-from jaxrobust.attacks.machine import advance, as_attack, checked
+from jaxrobust.attacks.machine import State, advance, as_attack, checked
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.runtime.text import spelling
 
@@ -76,7 +76,9 @@ def square_run(
     """
     settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
     machine = square_machine(norm=norm, epsilon=epsilon, loss=loss, **settings)
-    state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
+    state: SquareState = machine.init(
+        images, labels, keys=image_keys(key, len(images)), start="random"
+    )
     return until_done(machine, logits_fn, state, goal=goal_of_search(loss))
 
 
@@ -87,7 +89,7 @@ def goal_of_search(loss: str | Callable[..., t.Array] | Goal) -> Goal:
     return goal._replace(score=lambda *pair: -cw_loss(*pair)) if loss == "cw" else goal
 
 
-def until_done(machine: t.Machine, network: Any, state: Any, *, goal: Goal) -> Any:
+def until_done(machine: t.Machine, network: Any, state: State, *, goal: Goal) -> State:
     """Drive a random search until each image is finished, or its `score_best` reaches the goal."""
 
     def over(state: Any) -> t.Mask:

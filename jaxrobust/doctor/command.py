@@ -9,7 +9,7 @@ import jax
 from jaxrobust.config import Config, of_phase, phases
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
-from jaxrobust.data.splits import spread
+from jaxrobust.data.splits import balance
 from jaxrobust.data.stream import pipeline
 from jaxrobust.doctor import patient
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
@@ -81,7 +81,7 @@ def _read(network_flags: GivenFlags, images: int) -> tuple[str, Patient]:
     preprocessing = pipeline.preprocessing_id(source, size, requested)
     prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=images)
     labels = prepared.labels()
-    spread_out = spread.order(labels, prepared.ids)  # so that the first of them are too
+    spread_out = balance.order(labels, prepared.ids)  # so that the first of them are too
     places = prepared.ids[spread_out]
     logits_of = measuring.networks_of(subject, weights)
     examined_network = Patient(

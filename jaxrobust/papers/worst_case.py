@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array
-from jaxrobust.data.splits import spread
+from jaxrobust.data.splits import balance
 from jaxrobust.evaluation.engine.autoattack import autoattack
 from jaxrobust.evaluation.engine.result import AutoAttackResult, CallerFacts
 from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
@@ -152,7 +152,7 @@ def worst_case(
         record,
         image_ids=records.ranges(own.image_ids.tolist()),
         clipped=overshot,
-        flags=record.flags | spread.flags(right, autoattack_result.about["classes"]),
+        flags=record.flags | balance.flags(right, autoattack_result.about["classes"]),
         images_sha256=images_sha256,
         fingerprint={**autoattack_result.about["fingerprint"], "images": images_sha256},
         method="union",

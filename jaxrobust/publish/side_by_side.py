@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxrobust import attacks, models
 from jaxrobust.data import evaluation_transform
-from jaxrobust.data.splits import spread
+from jaxrobust.data.splits import balance
 from jaxrobust.models.modules import positions
 from jaxrobust.publish.references import Network
 
@@ -47,7 +47,7 @@ def photographs(folder: Path, size: int) -> np.ndarray:
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
     every = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
     _, classes = np.unique([str(path.parent) for path in every], return_inverse=True)
-    paths = [every[row] for row in spread.rows(classes, IMAGES)]
+    paths = [every[row] for row in balance.rows(classes, IMAGES)]
     if not paths:
         raise ValueError(f"--images {folder} holds no {', '.join(sorted(suffixes))}")
     transform = evaluation_transform(f"bicubic-{round(size * 256 / 224)}-crop-{size}")

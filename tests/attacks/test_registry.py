@@ -18,7 +18,7 @@ from jaxrobust.doctor import config_checks
 from jaxrobust.doctor.estimate import work
 from jaxrobust.doctor.findings import RED
 from jaxrobust.evaluation import autoattack
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import of_weights, records
 from jaxrobust.report.gathered import ReportedEvaluation
 from jaxrobust.report.parts import commands, sentences
 from jaxrobust.training import build
@@ -211,7 +211,7 @@ class EverywhereTest(parameterized.TestCase):
 
     def test_what_a_record_says_of_a_training(self):
         config = tiny(attack__name="mim", pretrain__epochs=0)
-        found = records.training(
+        found = of_weights.training(
             [history.of_config(config, "train")], dataset="digits", split="test"
         )
         self.assertEqual((found["phases"][-1]["attack"], found["passes"]), ("mim", 3 * (1 + 2)))

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust.config import VERSION, network_of
 from jaxrobust.evaluation.questions import target
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import of_weights
 from jaxrobust.publish import export_torch
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
@@ -50,7 +50,7 @@ def begin(workdir: Path, weights: Weights | None = None, **changes) -> Path:
 
 
 def facts(workdir: Path) -> dict:
-    found = records.training(history.of_run(workdir, "train"), **TEST)
+    found = of_weights.training(history.of_run(workdir, "train"), **TEST)
     assert found is not None
     return dict(found)
 
@@ -142,7 +142,7 @@ class WaysTest(parameterized.TestCase):
             said["on_evaluated_images"], on_test and "data__selection_split" not in changes
         )
         self.assertIs(said["selection"]["on_evaluated_images"], chosen)
-        flags = records.training_flags(said)
+        flags = of_weights.training_flags(said)
         self.assertEqual("training" in flags, said["on_evaluated_images"])
         self.assertEqual("selection" in flags, chosen)
 
@@ -184,7 +184,7 @@ class WaysTest(parameterized.TestCase):
     def test_an_exported_folder_is_evaluated_with_its_facts(self):
         first = begin(self.folder / "first", self.weights, data__train_split="test")
         subject = target.of_folder(exported(first, "jaxrobust"), None, None)
-        said = records.training(subject.history or [], **TEST)
+        said = of_weights.training(subject.history or [], **TEST)
         self.assertTrue(said["on_evaluated_images"])
 
     def test_moved_files_are_known_by_their_hash(self):
@@ -193,7 +193,7 @@ class WaysTest(parameterized.TestCase):
             images["files_sha256"] = "f" * 64
         on = {"dataset": "npz:b.npz", "split": "train[:5]"}
         for sha256, same in (("f" * 64, True), ("e" * 64, False), (None, False)):
-            said = records.training([run], **on, files_sha256=sha256)
+            said = of_weights.training([run], **on, files_sha256=sha256)
             self.assertIs(said["on_evaluated_images"], same)
 
     def test_phases_that_do_not_lead_to_another_do_not_count(self):
@@ -202,5 +202,5 @@ class WaysTest(parameterized.TestCase):
         config.other = tiny(pretrain__changes={"data": {"train_split": "test"}}).pretrain
         for start, on_test in (("pretrain", False), (None, True)):
             config.train.start = start
-            said = records.training([history.of_config(config, "train")], **TEST)
+            said = of_weights.training([history.of_config(config, "train")], **TEST)
             self.assertIs(said["on_evaluated_images"], on_test)

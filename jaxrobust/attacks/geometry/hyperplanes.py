@@ -72,7 +72,8 @@ def _level(speed: Any, sizes: Rows, reach: Rows, excess: PerImage) -> PerImage:
 
     def unfinished(carry: Any) -> Array:
         passes, _, climbs = carry
-        return jnp.any(climbs) & (passes < 64)
+        goes_on: Array = jnp.any(climbs) & (passes < 64)
+        return goes_on
 
     # As if no entry ran out of reach.
     level = jnp.minimum(excess / jnp.maximum(jnp.sum(sizes * speed, axis=1), 1e-30), _FAR)

@@ -42,7 +42,8 @@ def first_order_distances(
 
     def slope(chosen: Array) -> Array:
         (gradient,) = pull(jnp.broadcast_to(chosen, gaps.shape))
-        return jnp.linalg.norm(gradient.reshape(len(gradient), -1), _DUAL[norm], axis=1)
+        norms: Array = jnp.linalg.norm(gradient.reshape(len(gradient), -1), _DUAL[norm], axis=1)
+        return norms
 
     slopes = jax.lax.map(slope, jnp.eye(targets.shape[1], dtype=gaps.dtype)).T
     flat = slopes == 0

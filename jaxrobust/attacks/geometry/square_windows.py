@@ -33,7 +33,7 @@ def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int,
     height, width = shape
 
     def side(level: int) -> int:
-        wished = round((p_init / 2**level * height * width) ** 0.5)
+        wished: int = round((p_init / 2**level * height * width) ** 0.5)
         if norm != "linf":
             wished = max(wished, 3)
             wished += wished % 2 == 0
@@ -73,11 +73,11 @@ def template_profiles(norm: str, side: int) -> np.ndarray:
 def template_of(norm: str, side: int) -> np.ndarray:
     """Compute the template itself, f64[side, side], positive in the upper half."""
     (other, _), (along, scale) = template_profiles(norm, side)
-    return scale[:, None] * np.minimum(along[:, None], other)
+    return np.asarray(scale[:, None] * np.minimum(along[:, None], other))
 
 
 def _length(norm: str, values: np.ndarray) -> float:
-    return np.abs(values).sum() if norm == "l1" else np.sqrt((values**2).sum())
+    return float(np.abs(values).sum() if norm == "l1" else np.sqrt((values**2).sum()))
 
 
 def check_schedule(queries: int, p_init: float) -> None:

@@ -28,7 +28,8 @@ def ddn_run(
 ) -> NearestState:
     """Run DDN once; return its final state, with `adv` and `norm_best`. Arguments as in `ddn`."""
     machine = ddn_machine(steps=steps, **settings)
-    return run(machine, network, machine.init(images, labels), gradient_steps=steps)
+    start: NearestState = machine.init(images, labels)
+    return run(machine, network, start, gradient_steps=steps)
 
 
 def ddn_machine(

@@ -71,7 +71,8 @@ def fmn_run(
 ) -> NearestState:
     """Run FMN once; return its final state, with `adv` and `norm_best`. Arguments as in `fmn`."""
     machine = fmn_machine(steps=steps, **settings)
-    return run(machine, network, machine.init(images, labels), gradient_steps=steps)
+    start: NearestState = machine.init(images, labels)
+    return run(machine, network, start, gradient_steps=steps)
 
 
 def fmn_machine(

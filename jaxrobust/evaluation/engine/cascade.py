@@ -12,7 +12,7 @@ from jaxrobust.evaluation.engine import engine, outcome, slots
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.ledger import PART
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost
-from jaxrobust.evaluation.engine.schedule import Aims
+from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict
 from jaxrobust.evaluation.network import randomised, reliability
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.processes import hosts
@@ -56,7 +56,7 @@ class Attack:
         self.name, self.classes = setting.name + suffix, self.sample.classes
         # Of all processes after `join`; `ordered`: images whose targets were put in order.
         self.steps = self.idle = self.unconfirmed = self.ordered = 0
-        self.waiting: list[engine.ImageVerdict] = []  # for a last word, since `confirmed`
+        self.waiting: list[ImageVerdict] = []  # for a last word, since `confirmed`
         self.confirmed = time.perf_counter()
         self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
         self.doubted = 0  # of those that the ledger knows
@@ -153,7 +153,7 @@ class Attack:
         outcome.refuse_damaged(self.evaluation, self.name, self.draw(), fallen)
         return pending
 
-    def confirm(self, verdicts: list[engine.ImageVerdict], last: bool) -> list[engine.ImageVerdict]:
+    def confirm(self, verdicts: list[ImageVerdict], last: bool) -> list[ImageVerdict]:
         """Write what holds, and return what does not, once a batch is full.
 
         Nothing waits for long, because a kill would lose it; with `last` nothing waits at all.
@@ -171,7 +171,7 @@ class Attack:
         last_word = self.refuted if self.rule is None else self.undecided
         return [v for i in parts for v in last_word(waiting[i : i + self.runner.slots])]
 
-    def refuted(self, part: list[engine.ImageVerdict]) -> list[engine.ImageVerdict]:
+    def refuted(self, part: list[ImageVerdict]) -> list[ImageVerdict]:
         """Say the last word by one more forward pass, and the norm in float64."""
         places = np.array([v.image for v in part], int)
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
@@ -184,7 +184,7 @@ class Attack:
         self.doubtful |= {verdict.image for verdict in wrong}
         return wrong
 
-    def undecided(self, part: list[engine.ImageVerdict]) -> list[engine.ImageVerdict]:
+    def undecided(self, part: list[ImageVerdict]) -> list[ImageVerdict]:
         """Judge points by draws, and return the verdicts of which a later job may still say more.
 
         By one draw, it is over with the first point that one draw called wrong, as in the
@@ -232,7 +232,7 @@ class Attack:
 
     def write(
         self,
-        verdict: engine.ImageVerdict,
+        verdict: ImageVerdict,
         adversarial: np.ndarray | None = None,
         norm: float = 0.0,
         other: int = -1,

@@ -55,7 +55,7 @@ def ledgers(folder: Path) -> list[Path]:
 def header(path: Path) -> dict[str, Any]:
     """Read the identity of the evaluation that a ledger is of."""
     with path.open() as lines:
-        return json.loads(lines.readline())["identity"]
+        return dict(json.loads(lines.readline())["identity"])
 
 
 def images(path: Path) -> HashedImages:

@@ -154,9 +154,9 @@ def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
     """Mark images whose label has the largest of logits f[n,K], all of them finite, bool[n]."""
     logits = np.asarray(logits)
-    return (logits.argmax(axis=1) == np.asarray(labels)) & answered(logits)
+    return np.asarray((logits.argmax(axis=1) == np.asarray(labels)) & answered(logits))
 
 
 def answered(logits: _Logits) -> _Mask:
     """Mark images whose logits f[n,K] are all finite, bool[n]: others have no answer."""
-    return np.isfinite(logits).all(axis=1)
+    return np.asarray(np.isfinite(logits).all(axis=1))

@@ -71,7 +71,7 @@ class InRange:
         for place, row in zip(places, rows, strict=True):
             if overshot := clipped(row[None])[1]:
                 self._clipped[place] = overshot
-        return np.clip(read, 0, 1)
+        return np.asarray(np.clip(read, 0, 1))
 
     def overshot(self) -> ClippedPixels | None:
         """Sum up the clipped pixels of all processes; None: there are none."""
@@ -125,7 +125,7 @@ class Subset:
 
     def image_hashes(self) -> np.ndarray:
         """Hash each of these images by itself, as `hashes` does."""
-        return hashes(self._images)[1][self._places]
+        return np.asarray(hashes(self._images)[1][self._places])
 
 
 def hashed(images: ImageSet, *arrays: np.ndarray) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data.splits import spread
+from jaxrobust.data.splits import balance
 from jaxrobust.evaluation.network import reliability
 from jaxrobust.evaluation.network.reliability import Flags
 
@@ -17,12 +17,12 @@ _SHOWN = 5
 def check_answers(answers: Any, labels: Any, classes: int, *, complete: bool = False) -> Flags:
     """Flag `low-accuracy` and `permuted-labels` of the answers i[N] to clean images; -1: none.
 
-    Where these are all images of an evaluation, `complete`, `spread.flags` too.
+    Where these are all images of an evaluation, `complete`, `balance.flags` too.
     """
     answers, labels = np.asarray(answers), np.asarray(labels)
     flags = reliability.check_accuracy(answers == labels, classes)
     flags |= _permuted(answers, labels, classes)
-    return flags | (spread.flags(labels, classes) if complete else {})
+    return flags | (balance.flags(labels, classes) if complete else {})
 
 
 def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
@@ -67,4 +67,4 @@ def _meaning(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarra
     answered = answers >= 0
     counts = np.zeros((classes, classes))
     np.add.at(counts, (labels[answered], answers[answered]), 1)
-    return linear_sum_assignment(counts + np.eye(classes) / 2, maximize=True)[1]
+    return np.asarray(linear_sum_assignment(counts + np.eye(classes) / 2, maximize=True)[1])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jaxrobust.data.splits import spread
+from jaxrobust.data.splits import balance
 from jaxrobust.evaluation.network import collapse, tracing
 from jaxrobust.evaluation.network.checks import answered, is_right
 from jaxrobust.evaluation.network.images import ImageSet
@@ -58,7 +58,7 @@ def check_network(
     """
     if not len(images):
         return {}
-    chosen = spread.rows(labels, _LOOKED_AT)
+    chosen = balance.rows(labels, _LOOKED_AT)
     images = np.asarray(images[chosen], np.float32)
     labels = np.asarray(labels)[chosen]
 
@@ -107,7 +107,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(a - a.mean(axis=1, keepdims=True), axis=1)
         length = np.maximum(length, 2e-3 * np.linalg.norm(a, axis=1))  # float32 resolves no more
     moved = np.linalg.norm(_difference(a, b), axis=1)
-    return moved / (np.where(np.isfinite(length), length, 1) + 1e-10)
+    return np.asarray(moved / (np.where(np.isfinite(length), length, 1) + 1e-10))
 
 
 def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:

@@ -119,7 +119,7 @@ def of_file(path: str) -> UserAttack:
 
 def _floats(flag: str, images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
-        return np.divide(images, np.float32(255), dtype=np.float32)
+        return np.asarray(np.divide(images, np.float32(255), dtype=np.float32))
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"{flag}: images are {images.dtype}; give floats in [0, 1], or uint8 from 0 to 255"

@@ -25,7 +25,7 @@ from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
 from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.evaluation.records import checked, records, verdicts
+from jaxrobust.evaluation.records import checked, of_weights, records, verdicts
 from jaxrobust.evaluation.records.record import (
     AccuracyRecord,
     Measured,
@@ -206,7 +206,9 @@ class Evaluation:
         source, question, network = self.source, self.question, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         settings = [*subject.ball.settings().values(), question.seed, question.search_dtype]
-        chosen = subject.chosen and "selection" in records.training_flags(self._training(subject))
+        chosen = subject.chosen and "selection" in of_weights.training_flags(
+            self._training(subject)
+        )
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
@@ -357,7 +359,7 @@ class Evaluation:
         """Count the network's parameters and multiply-adds."""
         if not self._size:
             net, channels = self.subject.create("float32"), self.subject.network.in_channels or 0
-            self._size.append(records.size(net, self.weights, self.subject.image_size, channels))
+            self._size.append(of_weights.size(net, self.weights, self.subject.image_size, channels))
         return self._size[0]
 
     def write(
@@ -373,9 +375,9 @@ class Evaluation:
         weights = None if subject.net else self.weights
         training = self._training(subject)
         labels = self.images.labels() if by_image is None else by_image.labels
-        doubts = spread.choice_flags(source, labels, self.images.choice) | records.training_flags(
-            training
-        )
+        doubts = spread.choice_flags(
+            source, labels, self.images.choice
+        ) | of_weights.training_flags(training)
         network: NetworkFingerprint = {
             **fingerprint.resolved(self.fingerprint._asdict()),
             "images": self.images.content_sha256(),
@@ -426,7 +428,7 @@ class Evaluation:
         return record
 
     def _training(self, subject: Subject) -> TrainingFacts | None:
-        return records.training(
+        return of_weights.training(
             subject.history or [],
             dataset=self.source.name,
             split=self.source.split,

@@ -30,7 +30,7 @@ from jaxrobust.evaluation.bundles.standing import StandingSample
 from jaxrobust.evaluation.questions import corrupted, flags, measuring, questions
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.records import records, stopping
+from jaxrobust.evaluation.records import of_weights, stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
@@ -139,7 +139,7 @@ def check(settings: VerificationSettings) -> Verification:
         "split": source.split,
         "files_sha256": source.files_sha256,
     }
-    doubts = records.training_flags(records.training(subject.history or [], **data))
+    doubts = of_weights.training_flags(of_weights.training(subject.history or [], **data))
     sample = None
     if isinstance(judged, ClaimFindings):
         seed = secrets.randbits(32) if settings.seed is None else settings.seed

@@ -51,7 +51,8 @@ def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
     from scipy.special import bdtr  # JAX depends on SciPy; its import takes 0.1 s
 
     smaller, both = np.minimum(gained, lost), np.add(gained, lost)
-    return np.minimum(2 * bdtr(smaller.astype(float), both, 0.5), 1.0)
+    values: np.ndarray = np.minimum(2 * bdtr(smaller.astype(float), both, 0.5), 1.0)
+    return values
 
 
 def paired_t(differences: Float64[np.ndarray, " N"]) -> float:
@@ -134,7 +135,7 @@ def images_needed(paired: Paired, level: float = 0.95, power: float = 0.8) -> in
 
     apart, difference = (paired.gained + paired.lost) / paired.n, abs(paired.difference)
     errors = ndtri((1 + level) / 2) * apart**0.5 + ndtri(power) * (apart - difference**2) ** 0.5
-    return math.ceil((errors / difference) ** 2)
+    return math.ceil(float((errors / difference) ** 2))
 
 
 def holm(p: _Values) -> _Values:

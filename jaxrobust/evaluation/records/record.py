@@ -390,7 +390,7 @@ class Measured(NamedTuple):
         return self._replace(record=replace(self.record, **fields))
 
 
-def keys_of(kind: type[AccuracyRecord]) -> list[Field]:
+def keys_of(kind: type[AccuracyRecord]) -> list[Field[Any]]:
     """List the fields that are keys of the JSON, in their order."""
     return [key for key in fields(kind) if key.metadata != _NEVER]
 

@@ -306,6 +306,5 @@ def is_sound(fast: Mapping[str, Any]) -> bool:
     fallen = fast.get("fallen")
     if not (isinstance(fallen, list) and all(type(number) is int for number in fallen)):
         return False
-    return (
-        fooled == len(fallen) and fooled <= sampled <= survivors and at_most <= survivors - sampled
-    )
+    fits = fooled == len(fallen) and fooled <= sampled <= survivors
+    return bool(fits and at_most <= survivors - sampled)

@@ -43,7 +43,7 @@ class Verdicts(_Columns):
     @property
     def robust(self) -> np.ndarray:
         """Tell which images no attack fooled, bool[N]."""
-        return self.fooled_by == ""
+        return np.asarray(self.fooled_by == "")
 
 
 class HashedImages(NamedTuple):

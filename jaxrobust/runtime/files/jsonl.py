@@ -3,12 +3,12 @@
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from jaxrobust.runtime.files import locks, whole
 
 
-def read(path: Path) -> list[dict]:
+def read(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines; a last line that was cut off does not count."""
     rows = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -28,7 +28,7 @@ def read(path: Path) -> list[dict]:
     return rows
 
 
-def append(path: Path, row: dict) -> None:
+def append(path: Path, row: dict[str, Any]) -> None:
     """Add a line, in place of one that was cut off; other processes may do so meanwhile."""
     with whole.explained(path), path.open("a+b") as lines:
         locks.wait_for(lines)

@@ -150,7 +150,7 @@ def _runs(holder: dict[str, Any] | None) -> bool:
         return False
     except PermissionError:  # another user's
         pass
-    return _started(holder["pid"]) == holder["started"]
+    return bool(_started(holder["pid"]) == holder["started"])
 
 
 def _started(pid: int) -> str | None:

@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 _PATIENCE_S = 30
 _FILE = Path(__file__)
-_PACKAGE = next(folder for folder in _FILE.parents if folder.name == "jaxrobust")
+_PACKAGE = next(folder for folder in _FILE.parents if folder.name == jaxrobust.__name__)
 
 
 def commit() -> str:
@@ -47,19 +47,19 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):  # no git, no repository, not its owner, it hangs
         version = versions()["jaxrobust"]
-        return _installed() or f"jaxrobust {version}, sources sha256 {_sources_sha256()}"
+        return _installed() or f"{jaxrobust.__name__} {version}, sources sha256 {_sources_sha256()}"
 
 
 def _installed() -> str | None:
     """Read the installer's note of where this very package is from; None: none is exact."""
     try:
-        distribution = importlib.metadata.distribution("jaxrobust")
+        distribution = importlib.metadata.distribution(jaxrobust.__name__)
         noted = json.loads(distribution.read_text("direct_url.json") or "{}")
         installed = distribution.locate_file(_FILE.relative_to(_PACKAGE.parent))
         if not Path(str(installed)).samefile(_FILE):
             return None  # a checkout on PYTHONPATH next to an installation
         if "vcs_info" in noted:
-            return noted["vcs_info"]["commit_id"]
+            return str(noted["vcs_info"]["commit_id"])
         return f"archive sha256 {noted['archive_info']['hashes']['sha256']}"
     except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
         return None

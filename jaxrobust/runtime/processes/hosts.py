@@ -76,7 +76,7 @@ def _lengths(mine: int) -> list[int]:
     client = distributed.global_state.client
     if client is None:
         raise ValueError("call jax.distributed.initialize() first, in every process")
-    call = f"jaxrobust/everyone/{next(_calls)}"
+    call = f"{__name__}/{next(_calls)}"
     client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
 
     def length(process: int) -> int:
@@ -96,7 +96,6 @@ def together(function: Callable[[], T]) -> T:
     """Call `function`; where it raises ValueError in one process, all raise it."""
     if jax.process_count() == 1:
         return function()
-    result: Any = None
     mistake = None
     try:
         result = function()

@@ -10,17 +10,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-from tqdm.auto import tqdm
-
 from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.progress import NOTEBOOK, LinePart, columns, fitted, joined, watched
+from jaxrobust.runtime.text.progress import (
+    NOTEBOOK,
+    LinePart,
+    columns,
+    fitted,
+    joined,
+    tqdm,
+    watched,
+)
 
 _EVERY_S = 0.1  # between two drawings, of what is not urgent
 _FRAMED = 60  # columns, below which a frame costs more than it shows
@@ -92,6 +91,9 @@ class LivePanel(Meter):
     """Some lines of a terminal that are redrawn; other output goes above them."""
 
     def __init__(self, title: str, *, keep: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
         self._title, self._waits = title, ""
         self._rows: tuple[PanelRow, ...] = ()
         self._done, self._total, self._drawn = 0.0, 1.0, 0.0
@@ -130,7 +132,14 @@ class LivePanel(Meter):
             self._console.width = columns() - 1  # a full last column may break the line
             self._live.update(self._drawing(self._console.width), refresh=True)
 
-    def _drawing(self, wide: int) -> RenderableType:
+    def _drawing(self, wide: int) -> Any:
+        from rich import box
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
         framed = wide >= _FRAMED
         inside = wide - _FRAME * framed
         rows = [*self._rows, PanelRow("now", [LinePart(self._waits)])]

@@ -4,15 +4,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from types import FrameType
 from typing import NamedTuple
 
 import jax
-from tqdm.auto import tqdm
 
 from jaxrobust.runtime.text import terminal
 
-NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+try:
+    from tqdm.auto import tqdm as tqdm
+except ModuleNotFoundError:  # the wheel `jaxrobust-attacks` does not need it
+    tqdm = None
+
+NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in getattr(tqdm, "__mro__", ()))
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
@@ -22,12 +27,14 @@ def say(message: str, *, every_process: bool = False) -> None:
         message = f"{_YELLOW}{message}{_PLAIN}"
     if every_process or jax.process_index() == 0:
         with terminal.turn():
-            tqdm.write(terminal.fitted(message, terminal.width(sys.stderr)), file=sys.stderr)
+            write = tqdm.write if tqdm else print
+            write(terminal.fitted(message, terminal.width(sys.stderr)), file=sys.stderr)
 
 
 def watched() -> bool:
-    """Tell whether a bar is of use: on a terminal that is not dumb, or in a notebook."""
-    return NOTEBOOK or (sys.stderr.isatty() and not terminal.is_dumb())
+    """Tell whether a panel can be drawn: in a notebook or, with rich, on most terminals."""
+    on_terminal = sys.stderr.isatty() and not terminal.is_dumb()
+    return NOTEBOOK or (on_terminal and find_spec("rich") is not None)
 
 
 def columns() -> int:

@@ -10,7 +10,7 @@ from jaxrobust.config import NetworkSpec, network_of
 from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.records import checked, records
+from jaxrobust.evaluation.records import checked, of_weights, records
 from jaxrobust.evaluation.records.record import AccuracyRecord, AttackSettings
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -58,7 +58,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
     one, doubts = scores.get("collapse"), scores.get("doubts", {})
     doubts |= {"collapsed": one["words"]} if one else {}
     data, wanted, init = config.data, config.data.preprocessing, history.start_of(workdir)
-    training = records.training(
+    training = of_weights.training(
         history.of_run(workdir, name, config=plain),
         dataset=data.name,
         split=data.test_split,
@@ -80,7 +80,7 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
-        flags=records.training_flags(training) | doubts,
+        flags=of_weights.training_flags(training) | doubts,
         interval=records.intervals(scores["clean"], scores["robust"], scores["images"]),
         training=training,
         ids_sha256=source.ids_sha256 or None,

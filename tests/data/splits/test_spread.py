@@ -14,7 +14,7 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust import data
-from jaxrobust.data.splits import spread, subsets
+from jaxrobust.data.splits import balance, spread, subsets
 from tests.support import sorted_sources, sweeps
 
 SORTED = np.repeat(np.arange(10), 30)
@@ -27,30 +27,30 @@ def counts(labels, classes=10):
 class OrderTest(parameterized.TestCase):
     @sweeps.rows(1, 7, 10, 39, 100, 299)
     def test_classes_are_as_even_as_can_be(self, n):
-        found = counts(SORTED[spread.rows(SORTED, n)])
+        found = counts(SORTED[balance.rows(SORTED, n)])
         self.assertLessEqual(max(found) - min(found), 1)
 
     def test_the_fewer_are_among_the_more(self):
         labels = np.random.default_rng(0).integers(0, 10, 500) ** 2 // 9  # uneven
-        rows = [spread.rows(labels, n).tolist() for n in range(501)]
+        rows = [balance.rows(labels, n).tolist() for n in range(501)]
         for fewer, more in itertools.pairwise(rows):
             self.assertContainsSubset(fewer, more)
         self.assertEqual(rows[-1], [*range(500)])
 
     def test_each_class_once_then_its_share(self):
         labels = np.repeat([0, 1, 2], [900, 90, 10])
-        self.assertEqual(counts(labels[spread.rows(labels, 3)], 3), [1, 1, 1])
-        self.assertEqual(counts(labels[spread.rows(labels, 100)], 3), [90, 9, 1])
+        self.assertEqual(counts(labels[balance.rows(labels, 3)], 3), [1, 1, 1])
+        self.assertEqual(counts(labels[balance.rows(labels, 100)], 3), [90, 9, 1])
 
     def test_within_a_class_it_is_no_order_that_files_have(self):
         """Frames of a video have names in a row, and neighbours resemble each other."""
-        found = spread.rows(np.zeros(1000, int), 100)
+        found = balance.rows(np.zeros(1000, int), 100)
         self.assertGreater(np.ptp(found), 900)
         self.assertLess(abs(np.mean(found) - 500), 100)
 
     def test_the_rule_is_what_it_was(self):
         """Records name places: another order would make other images of the same `--n`."""
-        self.assertEqual(spread.order(np.zeros(12, int)).tolist(), ORDER)
+        self.assertEqual(balance.order(np.zeros(12, int)).tolist(), ORDER)
 
 
 ORDER = [2, 4, 6, 8, 5, 10, 1, 11, 7, 0, 9, 3]
@@ -75,7 +75,7 @@ class PlacesTest(parameterized.TestCase):
     def test_a_list_of_labels_and_labels_that_are_read_choose_the_same(self):
         for n in (1, 39, 200):
             found = spread.places(self.of(SORTED), n)
-            np.testing.assert_array_equal(found, spread.rows(SORTED, n))
+            np.testing.assert_array_equal(found, balance.rows(SORTED, n))
 
     def test_of_many_records_few_are_read(self):
         labels = np.repeat(np.arange(10), 3000)
@@ -163,7 +163,7 @@ class LopsidedTest(parameterized.TestCase):
 
     @sweeps.rows(39, 100, 200, 270)
     def test_the_first_of_a_sorted_split(self, n):
-        words = spread.lopsided(SORTED[:n], 10, self.EVEN)
+        words = balance.lopsided(SORTED[:n], 10, self.EVEN)
         self.assertStartsWith(words, f"{n} images are of {-(-n // 30)} of 10 classes")
         self.assertIn("which has 10.0% of the split's 300 images", words)
 
@@ -171,22 +171,22 @@ class LopsidedTest(parameterized.TestCase):
     def test_a_random_part_is_none(self, n):
         for seed in range(200):
             some = np.random.default_rng(seed).permutation(SORTED)[:n]
-            self.assertEqual(spread.lopsided(some, 10, self.EVEN), "")
-            self.assertEqual(spread.lopsided(some, 10), "")
+            self.assertEqual(balance.lopsided(some, 10, self.EVEN), "")
+            self.assertEqual(balance.lopsided(some, 10), "")
 
     def test_nor_is_a_split_that_is_uneven_itself(self):
         labels = np.repeat([0, 1, 2], [900, 90, 10])
         some = np.random.default_rng(0).permutation(labels)[:100]
-        self.assertEqual(spread.lopsided(some, 3, np.bincount(labels)), "")
-        self.assertEqual(spread.lopsided(labels, 3, np.bincount(labels)), "")
+        self.assertEqual(balance.lopsided(some, 3, np.bincount(labels)), "")
+        self.assertEqual(balance.lopsided(labels, 3, np.bincount(labels)), "")
 
     def test_where_the_split_is_not_known(self):
-        self.assertEqual(spread.lopsided(SORTED[:150], 10), "")  # half of them
-        self.assertIn("120 images are of 4 of 10", spread.lopsided(SORTED[:120], 10))
-        self.assertEqual(spread.lopsided(np.arange(3), 1000), "")
+        self.assertEqual(balance.lopsided(SORTED[:150], 10), "")  # half of them
+        self.assertIn("120 images are of 4 of 10", balance.lopsided(SORTED[:120], 10))
+        self.assertEqual(balance.lopsided(np.arange(3), 1000), "")
 
     def test_one_class(self):
-        words = spread.one_class(SORTED[:30], 10)
+        words = balance.one_class(SORTED[:30], 10)
         self.assertStartsWith(words, "all 30 images are of class 0, one of 10, so that no accuracy")
         for labels, classes in (([0], 10), ([0, 0], 1), ([0, 1], 2), ([], 10)):
-            self.assertEqual(spread.one_class(np.array(labels, int), classes), "")
+            self.assertEqual(balance.one_class(np.array(labels, int), classes), "")

@@ -2,7 +2,7 @@
 
 from absl.testing import parameterized
 
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import of_weights
 from jaxrobust.weights.trained import history
 from tests.support import runs, sweeps
 
@@ -18,13 +18,13 @@ class TrainingTest(parameterized.TestCase):
         ("train", {"pretrain__epochs": 0}, 3 * (1 + 2)),
     )
     def test_passes(self, phase, changes, passes):
-        facts = records.training([history.of_config(runs.tiny(**changes), phase)], **ON)
+        facts = of_weights.training([history.of_config(runs.tiny(**changes), phase)], **ON)
         self.assertEqual(facts["passes"], passes)
         names = [made["phase"] for made in facts["phases"]]
         self.assertEqual(names, ["pretrain", "train"][: 1 + (phase == "train")])
 
     def test_phases(self):
-        clean, attacked = records.training([history.of_config(runs.tiny(), "train")], **ON)[
+        clean, attacked = of_weights.training([history.of_config(runs.tiny(), "train")], **ON)[
             "phases"
         ]
         self.assertEqual(
@@ -37,7 +37,7 @@ class TrainingTest(parameterized.TestCase):
             known, {"attack": "apgd", "attack_steps": 2, "norm": "linf", "epsilon": 0.1}
         )
         config = runs.tiny(attack__name="pgd", attack__relative_step=0.5)
-        facts = records.training([history.of_config(config, "train")], **ON)
+        facts = of_weights.training([history.of_config(config, "train")], **ON)
         pgd = facts["phases"][1]
         self.assertEqual((pgd["attack"], pgd["relative_step"]), ("pgd", 0.5))
         self.assertNotIn("step_size", pgd)
@@ -45,10 +45,12 @@ class TrainingTest(parameterized.TestCase):
     def test_a_phase_without_epochs_trained_on_nothing(self):
         config = runs.tiny(pretrain__epochs=0, data__train_split="test[:9]")
         self.assertFalse(
-            records.training([history.of_config(config, "pretrain")], **ON)["on_evaluated_images"]
+            of_weights.training([history.of_config(config, "pretrain")], **ON)[
+                "on_evaluated_images"
+            ]
         )
         self.assertTrue(
-            records.training([history.of_config(config, "train")], **ON)["on_evaluated_images"]
+            of_weights.training([history.of_config(config, "train")], **ON)["on_evaluated_images"]
         )
 
     @sweeps.rows(
@@ -60,7 +62,7 @@ class TrainingTest(parameterized.TestCase):
     )
     def test_images_that_were_trained_on(self, split, changes, expected):
         config = runs.tiny(**{f"data__{key}": value for key, value in changes.items()})
-        facts = records.training(
+        facts = of_weights.training(
             [history.of_config(config, "train")], dataset="digits", split=split
         )
         self.assertEqual(facts["on_evaluated_images"], expected)
@@ -71,15 +73,15 @@ class TrainingTest(parameterized.TestCase):
         ({"dataset": "other", "split": "test"}, False),
     )
     def test_images_that_weights_were_chosen_on(self, chosen, same):
-        facts = records.training([history.of_config(runs.tiny(), "train", chosen=chosen)], **ON)
+        facts = of_weights.training([history.of_config(runs.tiny(), "train", chosen=chosen)], **ON)
         self.assertEqual(facts["selection"]["on_evaluated_images"], same)
         self.assertEqual(facts["selection"]["dataset"], chosen["dataset"])
         self.assertEqual("attack" in facts["selection"], "attack" in chosen)
-        unknown = "nothing says on which images" in records.training_flags(facts).get(
+        unknown = "nothing says on which images" in of_weights.training_flags(facts).get(
             "selection", ""
         )
         self.assertEqual(unknown, same is None)
-        self.assertEqual(records.training_flags(None), {})
+        self.assertEqual(of_weights.training_flags(None), {})
 
     @sweeps.rows(
         ("train[256:320]", "test", False, {}),
@@ -88,10 +90,10 @@ class TrainingTest(parameterized.TestCase):
     )
     def test_weights_are_chosen_on_the_selection_split(self, chosen, evaluated, same, flags):
         config = runs.tiny(data__selection_split=chosen)
-        facts = records.training(
+        facts = of_weights.training(
             [history.of_config(config, "train")], dataset="digits", split=evaluated
         )
         attack = config.evaluation.attack
         own = {"dataset": "digits", "split": chosen, "attack": attack, "on_evaluated_images": same}
         self.assertEqual(facts["selection"], own)
-        self.assertEqual(records.training_flags(facts).keys(), set(flags))
+        self.assertEqual(of_weights.training_flags(facts).keys(), set(flags))

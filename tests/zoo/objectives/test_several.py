@@ -14,7 +14,7 @@ from jaxrobust import attacks
 from jaxrobust.attacks import mixes
 from jaxrobust.doctor import config_checks
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records import of_weights, records
 from jaxrobust.training import build
 from jaxrobust.training.run import warnings
 from jaxrobust.training.update import inner, objectives, step
@@ -216,7 +216,7 @@ class CostTest(parameterized.TestCase):
         for mix, count in steps.items():
             passes = math.ceil(3 * (1 + count))
             config = small_config(**NORMS, attack__mix=mix)
-            facts = records.training(
+            facts = of_weights.training(
                 [history.of_config(config, "train")], dataset="d", split="test"
             )
             self.assertEqual(facts["passes"], passes, mix)

@@ -1,0 +1,91 @@
+"""Images balanced over classes, by their labels alone: in which order, and whether they are."""
+
+import numpy as np
+
+_ENOUGH = 32  # images, below which few classes are chance
+
+
+def rows(labels: np.ndarray, n: int, ids: np.ndarray | None = None) -> np.ndarray:
+    """Choose `n` of the images with these labels i[N], ascending; `ids` i[N]: their places."""
+    return np.sort(order(labels, ids)[:n])
+
+
+def order(labels: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
+    """Order images with labels i[N] so that the first n, for any n, are spread over the classes.
+
+    The image of rank r among the N_c of its class comes at r / N_c (Adams' apportionment), equal
+    ones by their hashes; `ids` i[N] are what is hashed, by default the rows.
+    """
+    labels = np.asarray(labels)
+    hashes = hash_of(np.arange(len(labels)) if ids is None else np.asarray(ids))
+    by_class = np.lexsort((hashes, labels))
+    _, first, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    ranks = np.arange(len(labels)) - np.repeat(first, counts)
+    at = np.empty(len(labels))
+    at[by_class] = ranks / np.repeat(counts, counts)
+    return np.lexsort((hashes, at))
+
+
+def hash_of(ids: np.ndarray) -> np.ndarray:
+    """Hash ids i[N] to u64[N], different ones differently; SplitMix64 (Steele et al. 2014)."""
+    z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+_REMEDY = (
+    "give images of all classes: --n and the keys `images` spread theirs over the whole split, a "
+    "part such as [:1000] takes the images there"
+)
+
+
+def one_class(labels: np.ndarray, classes: int) -> str:
+    """Return a sentence if several images with these labels i[N] are of one class, else ""."""
+    labels = np.asarray(labels)
+    if len(labels) < 2 or classes < 2 or (labels != labels[0]).any():
+        return ""
+    return (
+        f"all {len(labels)} images are of class {labels[0]}, one of {classes}, so that no accuracy "
+        f"is that of the split; {_REMEDY}"
+    )
+
+
+def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None) -> str:
+    """Return a sentence if images with these labels i[N] do not stand for their split, else "".
+
+    `counts` i[classes] are the split's images in each class. The shares of the classes differ by a
+    twentieth or more (total variation), and by more than a random choice explains: the chi-square
+    statistic is eight standard deviations above its mean. Without `counts`, less than half of the
+    classes that this many images, 32 or more, could have are there.
+    """
+    n, shown = len(labels), np.bincount(labels, minlength=classes)
+    if not n or classes < 2:
+        return ""
+    there, most = int((shown > 0).sum()), int(shown.argmax())
+    words = (
+        f"{n} images are of {there} of {classes} classes, {shown[most] / n:.1%} of them of {most}"
+    )
+    if counts is None:
+        return f"{words}; {_REMEDY}" if n >= _ENOUGH and 2 * there < min(n, classes) else ""
+    total, present = int(counts.sum()), counts > 0
+    if n >= total or present.sum() < 2:
+        return ""
+    expected = n * counts[present] / total
+    apart = np.abs(shown[present] - expected)
+    statistic = (apart**2 / expected).sum() * (total - 1) / (total - n)
+    freedom = int(present.sum()) - 1
+    if apart.sum() / (2 * n) < 0.05 or statistic <= freedom + 8 * (2 * freedom) ** 0.5:
+        return ""
+    return (
+        f"{words}, which has {counts[most] / total:.1%} of the split's {total:,} images: they are "
+        f"not a random part of it; {_REMEDY}"
+    )
+
+
+def flags(labels: np.ndarray, classes: int, counts: np.ndarray | None = None) -> dict[str, str]:
+    """Flag `one-class` or `lopsided-classes`; arguments as of `lopsided`."""
+    if words := one_class(labels, classes):
+        return {"one-class": words}
+    words = lopsided(labels, classes, counts)
+    return {"lopsided-classes": words} if words else {}

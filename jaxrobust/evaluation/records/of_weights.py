@@ -1,0 +1,81 @@
+"""What a record says of its weights: their size, how they were trained, and the flags of that."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxrobust.data.splits import grammar
+from jaxrobust.evaluation.records.record import NetworkSize, TrainingFacts
+from jaxrobust.models.table import multiply_adds
+from jaxrobust.weights.trained.history import History
+
+
+def size(net: Any, weights: Any, image_size: int, channels: int) -> NetworkSize:
+    """Count the parameters of a network, and its multiply-adds for one image."""
+    arrays = weights.params or weights.stats  # those of a user's function
+    adds = multiply_adds(net, *weights, image_size=image_size, in_channels=channels)
+    return {"parameters": sum(a.size for a in arrays.values()), "multiply_adds": adds}
+
+
+def training(
+    history: History, *, dataset: str, split: str, files_sha256: str | None = None
+) -> TrainingFacts | None:
+    """Describe the training of weights that are evaluated on these images; None: it is not known.
+
+    `on_evaluated_images` says whether some of those were trained on, and `selection` on which
+    images the weights were chosen, and whether those are among them, both by any run of the
+    history. As far as the names of splits tell, see `grammar.overlap`, or the hashes of files; None
+    where nothing is known.
+    """
+    runs = [run for run in history if run is not None]
+    if not runs or history[-1] is None:
+        return None
+
+    def same(images: dict[str, Any]) -> bool | None:
+        name, part, sha256 = (images.get(key) for key in ("dataset", "split", "files_sha256"))
+        if not (name and part):
+            return None
+        if sha256 and sha256 == files_sha256:  # the same files, perhaps in another place
+            return grammar.overlap(part, split, dataset)
+        return grammar.same_images((name, part), (dataset, split))
+
+    unknown = len(runs) < len(history)
+    choices = [images for run in runs for images in run["selected_on"]]
+    overlapping = [images for images in choices if same(images)]
+    chosen = [{"split": None}, *runs[-1]["selected_on"], *overlapping][-1]
+    return {
+        "phases": [phase for run in runs for phase in run["phases"]],
+        "passes": None if unknown else sum(run["passes"] for run in runs),
+        "on_evaluated_images": _any(
+            (same(images) for run in runs for images in run["trained_on"]), unknown
+        ),
+        "selection": {
+            **{key: value for key, value in chosen.items() if key != "files_sha256"},
+            "on_evaluated_images": _any(map(same, choices), unknown),
+        },
+    }
+
+
+def _any(answers: Iterable[bool | None], unknown: bool) -> bool | None:
+    answers = [*answers, None] if unknown else list(answers)
+    return True if True in answers else None if None in answers else False
+
+
+def training_flags(facts: TrainingFacts | None) -> dict[str, str]:
+    """Write a record's flags for images that the weights were chosen or trained on."""
+    if not facts:
+        return {}
+    doubts, chosen = {}, facts["selection"]
+    if chosen["on_evaluated_images"]:
+        doubts["selection"] = (
+            f"the weights, or those that they started from, were chosen on images of "
+            f"{chosen['split']}, some of which, or all, are evaluated here: the numbers are too "
+            "high by what the choice gained"
+        )
+    if not chosen["split"]:
+        doubts["selection"] = "nothing says on which images the weights were chosen"
+    if facts["on_evaluated_images"]:
+        doubts["training"] = (
+            "the weights, or those that they started from, were trained on some of these images, "
+            "or on all of them"
+        )
+    return doubts
