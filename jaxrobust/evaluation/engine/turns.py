@@ -34,7 +34,7 @@ from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, Outcome
 from jaxrobust.evaluation.engine.result import ResultFacts
 from jaxrobust.evaluation.network import checks, reliability
-from jaxrobust.evaluation.records import comparisons, records, stopping
+from jaxrobust.evaluation.records import records, sequences, stopping
 from jaxrobust.evaluation.records.record import SampledSearch, StoppedSequence
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.processes import hosts
@@ -120,7 +120,7 @@ def lot_by_lot(
     standing_after = {setting.name: 0 for setting in settings}
     attacks: dict[str, list[Attack]] = {name: [] for name in standing_after}
     start, met, looked = 0, order[:0], StoppedSequence()
-    for end in comparisons.lots(len(order)):
+    for end in sequences.lots(len(order)):
         lot, met = order[start:end], order[:end]
         robust = int(outcome.standing[order[:start]].sum())
         meter.widen(end, robust)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxrobust.attacks.ensembles import CUSTOM, FAST, VERSIONS
 from jaxrobust.data.transforms.preparing import same_preprocessing
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import comparisons, records, stopping
+from jaxrobust.evaluation.records import comparisons, records, sequences, stopping
 from jaxrobust.evaluation.records import verdicts as files
 from jaxrobust.evaluation.records.comparisons import Paired
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -301,7 +301,7 @@ def paired(
     seed = stop_order(records)
     if seed is None or not len(ids):
         return comparisons.compare(first, second)
-    order = comparisons.order(seed, ids.tolist())
+    order = sequences.order(seed, ids.tolist())
     return comparisons.compare_sequences(first[order], second[order])
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from jaxrobust.evaluation.records import comparisons
+from jaxrobust.evaluation.records import sequences
 from jaxrobust.evaluation.records.record import FastSample, Interval, StoppedSequence
 from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts, other_images
 
@@ -67,7 +67,7 @@ class StopRule(NamedTuple):
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
         """Order the places of the images that can be met, i[M]: of `against`, those it has."""
-        places = comparisons.order(seed, ids.tolist())
+        places = sequences.order(seed, ids.tolist())
         if self.against is None:
             return places
         return places[np.isin(ids[places], self.against.image_ids)]
@@ -83,7 +83,7 @@ class StopRule(NamedTuple):
 
     def bounds(self, right: int, n: int, of: int) -> Interval:
         """Bound an accuracy on all images that can be met, after n of them."""
-        return list(comparisons.accuracy_bounds(right, n, of, self.alpha, self.width))
+        return list(sequences.accuracy_bounds(right, n, of, self.alpha, self.width))
 
     def look(
         self, ids: np.ndarray, clean: np.ndarray, robust: np.ndarray, of: int
@@ -122,10 +122,10 @@ class StopRule(NamedTuple):
         at = order[np.searchsorted(self.against.image_ids, ids, sorter=order)]
         differences = robust.astype(np.int8) - self.against.robust[at]
         gained, lost = (np.cumsum(differences == sign) for sign in (1, -1))
-        grown = comparisons.evidence(gained, lost)
+        grown = sequences.evidence(gained, lost)
         sequence["gained"], sequence["lost"] = int(gained[-1]), int(lost[-1])
         sequence["e_value"] = 10 ** min(float(grown.max()) / math.log(10), _LARGEST)
-        ends = comparisons.difference_bounds(differences, of, self.alpha, self.tie)
+        ends = sequences.difference_bounds(differences, of, self.alpha, self.tie)
         sequence["difference"] = list(ends)
         if self.tie is not None:
             sequence["tie"] = self.tie
@@ -137,8 +137,8 @@ class StopRule(NamedTuple):
             return None
         total = math.ceil(self.tie * of - 1e-9)  # 1% of 5,000 is 50, whatever the rounding
         tuned = (of, self.alpha, self.tie)
-        below = comparisons.difference_evidence(differences, total, *tuned)[1].max()
-        above = comparisons.difference_evidence(differences, -total, *tuned)[0].max()
+        below = sequences.difference_evidence(differences, total, *tuned)[1].max()
+        above = sequences.difference_evidence(differences, -total, *tuned)[0].max()
         return TIE if min(below, above) >= math.log(2 / self.alpha) else None
 
 
@@ -157,7 +157,7 @@ def bounds_of(stopped: StoppedSequence, accuracy: float) -> Interval:
     """Bound another accuracy of the images of a stopped evaluation, as after one of its attacks."""
     n, of = stopped["stopped_after"], stopped["of"]
     aim = (stopped["alpha"], stopped.get("until_width"))
-    return list(comparisons.accuracy_bounds(round(accuracy * n), n, of, *aim))
+    return list(sequences.accuracy_bounds(round(accuracy * n), n, of, *aim))
 
 
 def line(stopped: StoppedSequence) -> str:
@@ -200,7 +200,7 @@ def draw_survivors(
     seed: int, ids: Shaped[np.ndarray, " N"], survivors: Bool[np.ndarray, " N"], count: int
 ) -> Bool[np.ndarray, " N"]:
     """Choose `count` survivors at random: the first ones in an order of the seed and the ids."""
-    order = comparisons.order(seed, ids.tolist())
+    order = sequences.order(seed, ids.tolist())
     chosen = np.zeros(len(ids), bool)
     chosen[order[survivors[order]][:count]] = True
     return chosen

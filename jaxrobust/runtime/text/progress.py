@@ -1,11 +1,9 @@
 """What you see during a run: one bar on a terminal or in a notebook, else lines."""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from types import FrameType
 from typing import NamedTuple
 
 import jax
@@ -66,33 +64,6 @@ def joined(head: str, parts: Sequence[LinePart], room: int) -> str:
         if len(shown) < 2 or len(line) < room:
             return line.removesuffix(",")
         shown.remove(max(shown, key=lambda part: part.rank))
-
-
-class StopSignals:
-    """Ctrl-C and SIGTERM set `signal` to the signal's number, so that the loop can save.
-
-    Ctrl-C after that stops at once. SIGTERM does not: Slurm and Kubernetes may send it twice.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[int, object] = {}
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if not self.signal:
-            self.signal = int(number)
-            say("stopping after this step, then saving (Ctrl-C: stop at once, without saving)")
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def clock(seconds: float) -> str:

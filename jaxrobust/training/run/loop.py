@@ -13,13 +13,13 @@ from jaxrobust.runtime.devices import compilation, hardware
 from jaxrobust.runtime.devices.profiling import PhaseTrace
 from jaxrobust.runtime.files import provenance
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.runtime.text.progress import StopSignals, say
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.run import metrics, splits
 from jaxrobust.training.run.best_weights import selection
 from jaxrobust.training.run.phase import PhaseRun, last, scored
 from jaxrobust.training.run.phase_progress import Progress, compiling
-from jaxrobust.training.run.stopping import Stops, Trouble
+from jaxrobust.training.run.stopping import Stops, StopSignals, Trouble
 from jaxrobust.training.update import alarm, inner, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.types import threats

@@ -20,7 +20,7 @@ from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import folders, jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.runtime.text.progress import StopSignals, say
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.run import (
     accuracies,
@@ -34,6 +34,7 @@ from jaxrobust.training.run import (
     warnings,
 )
 from jaxrobust.training.run.phase import PhaseRun, last, note_resumption, scored
+from jaxrobust.training.run.stopping import StopSignals
 from jaxrobust.training.update import attack_losses, objectives
 from jaxrobust.training.update.step import TrainState
 from jaxrobust.training.update.value_checks import must_be, one_of

@@ -3,13 +3,14 @@
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import jax
 
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.runtime.text.progress import StopSignals, say
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.run.metrics import Ahead
 from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.weights.store.checkpoint import steps
@@ -23,6 +24,33 @@ def again(workdir: Path, phases: Sequence[str]) -> str:
         if saved := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
             return f"the same command continues after step {max(saved)} of {name}"
     return "the same command starts over, because nothing was saved yet"
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM set `signal` to the signal's number, so that the loop can save.
+
+    Ctrl-C after that stops at once. SIGTERM does not: Slurm and Kubernetes may send it twice.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, object] = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self.signal:
+            self.signal = int(number)
+            say("stopping after this step, then saving (Ctrl-C: stop at once, without saving)")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 class Stopped(Exception):

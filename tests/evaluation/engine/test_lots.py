@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.evaluation import Cost, autoattack
 from jaxrobust.evaluation.engine.cascade import Attack
 from jaxrobust.evaluation.network.images import Subset
-from jaxrobust.evaluation.records import comparisons
+from jaxrobust.evaluation.records import sequences
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.evaluation.records.stopping import StopRule
 from tests.support.processes import start, wait
@@ -75,8 +75,8 @@ class LotsTest(parameterized.TestCase):
         about = self.stopped.about["stopped"]
         self.assertEqual((about["rule"], about["of"], about["order_seed"]), ("width", N, 3))
         n = about["stopped_after"]
-        self.assertIn(n, comparisons.lots(N)[:-1])
-        met = np.sort(comparisons.order(3, IDS.tolist())[:n])
+        self.assertIn(n, sequences.lots(N)[:-1])
+        met = np.sort(sequences.order(3, IDS.tolist())[:n])
         np.testing.assert_array_equal(self.stopped.verdicts.image_ids, IDS[met])
         for name in ("clean", "robust", "fooled_by", "images_adv", "answers"):
             np.testing.assert_array_equal(

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.questions import command, stops
 from jaxrobust.evaluation.questions.flags import GivenFlags
-from jaxrobust.evaluation.records import comparisons, records, verdicts
+from jaxrobust.evaluation.records import comparisons, records, sequences, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
 from jaxrobust.report.gathered import gather
 from jaxrobust.report.page import page
@@ -80,7 +80,7 @@ class CommandTest(parameterized.TestCase):
         self.assertIn(f"stopped after {stopped['stopped_after']} of 200 images: this net", told)
         self.assertIn(f"{stopped['stopped_after']} images in a random order\n", told)
         own = verdicts.read(Path("ahead", record["verdicts"]))
-        order = comparisons.order(0, range(N))
+        order = sequences.order(0, range(N))
         self.assertEqual(own.image_ids.tolist(), sorted(order[: stopped["stopped_after"]]))
         self.assertEqual(record["image_ids"], records.ranges(own.image_ids.tolist()))
         self.assertEqual(record["robust"], own.robust.mean())
@@ -140,9 +140,9 @@ class CommandTest(parameterized.TestCase):
             self.assertNotIn(of_a_fixed_number, text)
         pair = found.pairs[0]
         self.assertTrue(comparison_findings.plain(found)["sequence"])
-        order = comparisons.order(0, found.evaluations[0].verdicts.image_ids.tolist())
+        order = sequences.order(0, found.evaluations[0].verdicts.image_ids.tolist())
         right = [one.verdicts.robust[order].astype(int) for one in found.evaluations]
-        grown = comparisons.evidence(*(np.cumsum(right[1] - right[0] == s) for s in (1, -1)))
+        grown = sequences.evidence(*(np.cumsum(right[1] - right[0] == s) for s in (1, -1)))
         self.assertAlmostEqual(pair.robust.paired.p, np.exp(-grown.max()))
         plain = comparison_findings.find(evaluations.load(["weak", "strong"]))
         self.assertIn("McNemar", comparison_markdown.document(plain))

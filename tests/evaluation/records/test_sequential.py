@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from scipy import integrate, stats
 
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.records import comparisons
+from jaxrobust.evaluation.records import sequences
 from tests.support import sweeps
 
 ALPHA = 0.05
@@ -36,25 +36,25 @@ def first(hits: np.ndarray) -> np.ndarray:
 
 def decided(differences: np.ndarray) -> np.ndarray:
     gained, lost = (np.cumsum(differences == sign, axis=1) for sign in (1, -1))
-    return first(comparisons.evidence(gained, lost) >= ENOUGH)
+    return first(sequences.evidence(gained, lost) >= ENOUGH)
 
 
 def tied(differences: np.ndarray, tie: float) -> np.ndarray:
     """After how many images a tie is established, of a few sequences at a time."""
     found, total = [], round(IMAGES * tie)
     for part in np.array_split(differences, max(len(differences) // 100, 1)):
-        below = comparisons.difference_evidence(part, total, IMAGES, ALPHA, tie)[1]
-        above = comparisons.difference_evidence(part, -total, IMAGES, ALPHA, tie)[0]
+        below = sequences.difference_evidence(part, total, IMAGES, ALPHA, tie)[1]
+        above = sequences.difference_evidence(part, -total, IMAGES, ALPHA, tie)[0]
         found.append(first(np.minimum(below, above) >= math.log(2 / ALPHA)))
     return np.concatenate(found)
 
 
 def missed(right: int, times: int, width: float | None, seed: int = 0) -> float:
     """The share of orders in which the interval of an accuracy lacks the true one at some look."""
-    values, looks = np.arange(IMAGES) < right, np.array(comparisons.lots(IMAGES))
+    values, looks = np.arange(IMAGES) < right, np.array(sequences.lots(IMAGES))
     orders = np.random.default_rng(seed).permuted(np.tile(values, (times, 1)), axis=1)
     count = orders.cumsum(axis=1)[:, looks - 1]
-    against = comparisons.accuracy_evidence(count, looks[None], right, IMAGES, ALPHA, width)
+    against = sequences.accuracy_evidence(count, looks[None], right, IMAGES, ALPHA, width)
     return float((against >= ENOUGH).any(axis=1).mean())
 
 
@@ -71,7 +71,7 @@ def chance_to_miss(right: int, of: int, width: float | None) -> float:
         counts[1:] += grown[:-1]
         there = (known <= seen) & (seen - known <= of - right)
         about = (known[there], np.array(float(seen)), right, of, ALPHA, width)
-        out = np.flatnonzero(there)[comparisons.accuracy_evidence(*about) >= ENOUGH]
+        out = np.flatnonzero(there)[sequences.accuracy_evidence(*about) >= ENOUGH]
         chance += counts[out].sum()
         counts[out] = 0
     return chance
@@ -80,21 +80,21 @@ def chance_to_miss(right: int, of: int, width: float | None) -> float:
 class OrderTest(parameterized.TestCase):
     def test_all_images_once_by_seed_and_id_alone(self):
         ids = np.arange(1000)
-        order = comparisons.order(3, ids)
+        order = sequences.order(3, ids)
         self.assertEqual(sorted(order.tolist()), ids.tolist())
         self.assertLess(abs(np.corrcoef(order, ids)[0, 1]), 0.1)
-        self.assertNotEqual(order.tolist(), comparisons.order(4, ids).tolist())
+        self.assertNotEqual(order.tolist(), sequences.order(4, ids).tolist())
         half = ids[::2]
         in_whole = [i for i in order.tolist() if i % 2 == 0]
-        self.assertEqual(half[comparisons.order(3, half)].tolist(), in_whole)
+        self.assertEqual(half[sequences.order(3, half)].tolist(), in_whole)
 
     def test_an_order_stays_what_it_is(self):
         # Ledgers of stopped evaluations and records name it by its seed alone.
-        self.assertEqual(comparisons.order(0, range(8)).tolist(), [2, 3, 1, 6, 5, 7, 0, 4])
+        self.assertEqual(sequences.order(0, range(8)).tolist(), [2, 3, 1, 6, 5, 7, 0, 4])
 
     @sweeps.rows(0, 1, 59, 60, 61, 999, 5000)
     def test_lots_end_with_the_images(self, of):
-        ends = comparisons.lots(of)
+        ends = sequences.lots(of)
         self.assertEqual(ends, sorted(set(ends)))
         self.assertEqual(ends[-1:], [of] if of else [])
         for before, end in itertools.pairwise([0, *ends]):
@@ -109,7 +109,7 @@ class PairedTest(parameterized.TestCase):
             return p**gained * (1 - p) ** lost / coin * stats.beta(2, 2).pdf(p)
 
         expected = integrate.quad(ratio, 0, 1)[0]
-        found = comparisons.evidence(np.array(gained), np.array(lost))
+        found = sequences.evidence(np.array(gained), np.array(lost))
         self.assertAlmostEqual(math.exp(found), expected, places=8)
 
     @sweeps.rows((6, 0.05), (8, 0.2), (10, 0.3))
@@ -122,7 +122,7 @@ class PairedTest(parameterized.TestCase):
                 for to in ((gained + 1, lost), (gained, lost + 1)):
                     if max(to) > each:
                         continue
-                    if comparisons.evidence(*map(np.array, to)) >= math.log(1 / alpha):
+                    if sequences.evidence(*map(np.array, to)) >= math.log(1 / alpha):
                         # Whatever comes after it, this order is an alarm.
                         alarms += count * math.comb(left - 1, each - to[0])
                     else:
@@ -149,33 +149,31 @@ class AccuracyTest(parameterized.TestCase):
         orders = itertools.product((0, 1), repeat=of)
         right = np.array([each for each in orders if sum(each) == total])
         count, seen = right.cumsum(axis=1), np.arange(1, of + 1)[None]
-        found = comparisons.accuracy_evidence(count, seen, total, of, alpha, width)
+        found = sequences.accuracy_evidence(count, seen, total, of, alpha, width)
         self.assertTrue((np.exp(found).mean(axis=0) <= 1 + 1e-9).all())
         misses = (found >= math.log(1 / alpha)).any(axis=1).mean()
         self.assertLessEqual(misses, alpha)
 
     @sweeps.rows(0, 1, 17, 40)
     def test_after_all_images_it_is_what_was_counted(self, right):
-        self.assertEqual(
-            comparisons.accuracy_bounds(right, 40, 40, ALPHA), (right / 40, right / 40)
-        )
+        self.assertEqual(sequences.accuracy_bounds(right, 40, 40, ALPHA), (right / 40, right / 40))
 
     def test_before_any_image_it_is_everything(self):
-        self.assertEqual(comparisons.accuracy_bounds(0, 0, 40, ALPHA), (0, 1))
-        self.assertEqual(comparisons.accuracy_bounds(0, 0, 0, ALPHA), (0, 1))
+        self.assertEqual(sequences.accuracy_bounds(0, 0, 40, ALPHA), (0, 1))
+        self.assertEqual(sequences.accuracy_bounds(0, 0, 0, ALPHA), (0, 1))
 
     @sweeps.rows(0.01, 0.05, 0.2, 0.5, 0.7, 0.95)
     def test_width_at_a_thousand_images(self, share):
         right = round(1000 * share)
-        low, high = comparisons.accuracy_bounds(right, 1000, IMAGES, ALPHA)
+        low, high = sequences.accuracy_bounds(right, 1000, IMAGES, ALPHA)
         fixed = np.subtract(*checks.binomial_interval(right, 1000)[::-1])
         self.assertBetween((high - low) / fixed, 1.0, 1.35)
         self.assertBetween(share, low, high)
 
     def test_an_aimed_width_is_reached_earlier(self):
         def reached(width):
-            for seen in comparisons.lots(IMAGES):
-                low, high = comparisons.accuracy_bounds(seen // 2, seen, IMAGES, ALPHA, width)
+            for seen in sequences.lots(IMAGES):
+                low, high = sequences.accuracy_bounds(seen // 2, seen, IMAGES, ALPHA, width)
                 if high - low < 0.03:
                     return seen
             return IMAGES + 1
@@ -197,7 +195,7 @@ class DifferenceTest(parameterized.TestCase):
         of, alpha, (gained, lost) = 7, 0.3, counts
         values = [1] * gained + [-1] * lost + [0] * (of - gained - lost)
         orders = np.array(sorted(set(itertools.permutations(values))), np.int8)
-        sides = comparisons.difference_evidence(orders, gained - lost, of, alpha, tie)
+        sides = sequences.difference_evidence(orders, gained - lost, of, alpha, tie)
         for found in sides:
             self.assertTrue((np.exp(found).mean(axis=0) <= 1 + 1e-9).all())
         misses = (np.maximum(*sides) >= math.log(2 / alpha)).any(axis=1).mean()
@@ -205,24 +203,24 @@ class DifferenceTest(parameterized.TestCase):
 
     def test_after_all_images_it_is_what_was_counted(self):
         values = np.array([1, 0, 0, -1, 1, 0, 1, 0], np.int8)
-        self.assertEqual(comparisons.difference_bounds(values, 8, ALPHA), (0.25, 0.25))
-        self.assertEqual(comparisons.difference_bounds(values[:0], 8, ALPHA), (-1, 1))
+        self.assertEqual(sequences.difference_bounds(values, 8, ALPHA), (0.25, 0.25))
+        self.assertEqual(sequences.difference_bounds(values[:0], 8, ALPHA), (-1, 1))
 
     def test_what_the_other_images_cannot_make_up_for_is_out(self):
-        low, high = comparisons.difference_bounds(np.ones(6, np.int8), 8, 1e-9)
+        low, high = sequences.difference_bounds(np.ones(6, np.int8), 8, 1e-9)
         self.assertEqual((low, high), (0.5, 1))
 
     def test_bounds_hold_what_was_found_and_shrink(self):
         values = pairs(0.1, 0.03, 1)[0]
         widths = []
         for seen in (200, 1000, 3000):
-            low, high = comparisons.difference_bounds(values[:seen], IMAGES, ALPHA)
+            low, high = sequences.difference_bounds(values[:seen], IMAGES, ALPHA)
             self.assertBetween(values[:seen].mean(), low, high)
             widths.append(high - low)
         self.assertEqual(widths, sorted(widths, reverse=True))
-        low, high = comparisons.difference_bounds(values[:3000], IMAGES, ALPHA)
+        low, high = sequences.difference_bounds(values[:3000], IMAGES, ALPHA)
         self.assertGreater(low, 0)  # of a difference of 3 points
-        more, less = comparisons.difference_evidence(values[:3000], 0, IMAGES, ALPHA)
+        more, less = sequences.difference_evidence(values[:3000], 0, IMAGES, ALPHA)
         self.assertGreater(more[-1], ENOUGH)
         self.assertLess(less[-1], 0)
 

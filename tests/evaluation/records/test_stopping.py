@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.records import comparisons, stopping
+from jaxrobust.evaluation.records import sequences, stopping
 from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from tests.support import sweeps
@@ -44,7 +44,7 @@ class LookTest(parameterized.TestCase):
         low, high = seen["difference"]
         self.assertBetween(0.25 if better else -0.25, low, high)
         self.assertGreater((low if better else -high), 0)
-        expected = np.exp(comparisons.evidence(np.array(more), np.array(0)))
+        expected = np.exp(sequences.evidence(np.array(more), np.array(0)))
         self.assertAlmostEqual(seen["e_value"] / expected, 1)
 
     def test_what_was_decided_stays_so(self):
@@ -90,7 +90,7 @@ class LookTest(parameterized.TestCase):
         """exp(3.69) is 2 / 0.05."""
         rule = StopRule(against=verdicts(np.zeros(200)), tie=0.05)
         grown = np.array([0.0, evidence, 1.0])
-        with mock.patch.object(comparisons, "difference_evidence", lambda *_: (grown, grown)):
+        with mock.patch.object(sequences, "difference_evidence", lambda *_: (grown, grown)):
             found = looked(rule, np.zeros(200, bool), 150).get("rule")
         self.assertEqual(found, stopping.TIE if tied else None)
 

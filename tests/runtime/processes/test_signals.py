@@ -16,7 +16,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.processes import signals
 from jaxrobust.runtime.text import progress
-from jaxrobust.runtime.text.progress import StopSignals
+from jaxrobust.training.run import stopping
+from jaxrobust.training.run.stopping import StopSignals
 from tests.support import sweeps
 
 TERM, CTRL_C = signal.SIGTERM, signal.SIGINT
@@ -100,7 +101,9 @@ class ListenerTest(absltest.TestCase):
         before = signal.signal(TERM, signal.SIG_DFL)
         self.addCleanup(signal.signal, TERM, before or signal.SIG_DFL)
         self.enterContext(mock.patch.object(signals, "_MOMENT", 0.01))
-        self.enterContext(mock.patch.object(progress, "say", lambda text, **_: self.said.put(text)))
+        for module in (progress, stopping):
+            say = mock.patch.object(module, "say", lambda text, **_: self.said.put(text))
+            self.enterContext(say)
         self.compiles = mock.patch.object(signals, "compiles", lambda frame: True)
 
     def listener(self):

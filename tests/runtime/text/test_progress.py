@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import signal
 from unittest import mock
 
 from absl.testing import parameterized
@@ -50,33 +49,6 @@ class LineTest(parameterized.TestCase):
             "train", self.PARTS, len("train 100%  loss 0.5, step 3, eta 1:00") + 9
         )
         self.assertEqual(line, "train {percentage:3.0f}% loss 0.5, step 3, eta 1:00")
-
-
-class StopSignalsTest(parameterized.TestCase):
-    """SIGTERM may come twice, and Ctrl-C stops at once the second time."""
-
-    def setUp(self):
-        super().setUp()
-        self.said = self.enter_context(mock.patch.object(progress, "say"))
-
-    @parameterized.parameters(signal.SIGINT, signal.SIGTERM)
-    def test_the_first_is_noted_and_the_next_ctrl_c_raised(self, first):
-        with progress.StopSignals() as asked:
-            self.assertEqual(asked.signal, 0)
-            os.kill(os.getpid(), first)
-            self.assertEqual(asked.signal, first)
-            os.kill(os.getpid(), signal.SIGTERM)
-            self.assertEqual(asked.signal, first)
-            self.said.assert_called_once()
-            with self.assertRaises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-
-    def test_handlers_are_those_of_before(self):
-        both = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.getsignal(number) for number in both]
-        with progress.StopSignals():
-            self.assertNoCommonElements([signal.getsignal(number) for number in both], before)
-        self.assertEqual([signal.getsignal(number) for number in both], before)
 
 
 class Terminal(io.StringIO):

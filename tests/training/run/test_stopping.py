@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import jsonl
-from jaxrobust.runtime.text.progress import StopSignals
 from jaxrobust.training.run import stopping
+from jaxrobust.training.run.stopping import StopSignals
 from tests.support import sweeps
 from tests.support.runs import one_phase, quiet_run
 
@@ -23,6 +23,33 @@ def stops(asked=0, processes=1):
     signals.signal = int(asked)
     with mock.patch.object(jax, "process_count", lambda: processes):
         return stopping.Stops(signals)
+
+
+class StopSignalsTest(parameterized.TestCase):
+    """SIGTERM may come twice, and Ctrl-C stops at once the second time."""
+
+    def setUp(self):
+        super().setUp()
+        self.said = self.enter_context(mock.patch.object(stopping, "say"))
+
+    @parameterized.parameters(signal.SIGINT, signal.SIGTERM)
+    def test_the_first_is_noted_and_the_next_ctrl_c_raised(self, first):
+        with StopSignals() as asked:
+            self.assertEqual(asked.signal, 0)
+            os.kill(os.getpid(), first)
+            self.assertEqual(asked.signal, first)
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.assertEqual(asked.signal, first)
+            self.said.assert_called_once()
+            with self.assertRaises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_handlers_are_those_of_before(self):
+        both = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.getsignal(number) for number in both]
+        with StopSignals():
+            self.assertNoCommonElements([signal.getsignal(number) for number in both], before)
+        self.assertEqual([signal.getsignal(number) for number in both], before)
 
 
 class StopsTest(parameterized.TestCase):
