@@ -34,7 +34,7 @@ from jaxrobust.evaluation.records.record import (
     TrainingFacts,
 )
 from jaxrobust.evaluation.records.stopping import StopRule
-from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices import in_use
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -285,9 +285,9 @@ class Evaluation:
         ball = "" if question.attack == "clean" else f", {subject.ball}"
         say(
             f"{subject.network.name}{weights} on {self.source.where()}: {question.method}{ball} on "
-            f"{images} images, {hardware.devices()}"
+            f"{images} images, {in_use.devices()}"
         )
-        if idle := hardware.left_idle():
+        if idle := in_use.left_idle():
             say(f"WARNING: {idle}")
 
     def measure(

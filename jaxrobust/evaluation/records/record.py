@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, TypedDict
 
 from jaxrobust.evaluation.network.images import ClippedPixels as ClippedPixels
 from jaxrobust.evaluation.records.verdicts import SCHEMA, Verdicts
-from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices import in_use
 from jaxrobust.runtime.files import provenance
 from jaxrobust.types import VERDICT_PRECISION, Threat
 
@@ -358,7 +358,7 @@ class AccuracyRecord:
             commit=provenance.commit(),
             matmul_precision=VERDICT_PRECISION,
             versions=provenance.versions(),
-            device=hardware.devices(),
+            device=in_use.devices(),
             schema=SCHEMA,
         )
 

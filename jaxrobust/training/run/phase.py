@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust.data.sources import registry
-from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices import in_use
 from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
@@ -52,7 +52,7 @@ def note_resumption(run: PhaseRun, step: int) -> None:
     """
     if jax.process_index() == 0:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        note = {"step": step, "time": now, "devices": hardware.devices()}
+        note = {"step": step, "time": now, "devices": in_use.devices()}
         jsonl.append(run.file("resumptions.jsonl"), note)
 
 

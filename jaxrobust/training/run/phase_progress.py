@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxrobust.config import Config, decoders
-from jaxrobust.runtime.devices import compilation, hardware
+from jaxrobust.runtime.devices import compilation, hardware, in_use
 from jaxrobust.runtime.text import panel, patience, terminal
 from jaxrobust.runtime.text.panel import PanelRow
 from jaxrobust.runtime.text.progress import LinePart, clock, say, watched
@@ -61,7 +61,7 @@ class Progress:
         flops_per_image: float | None = None,
         chip_hours: float = 0.0,
     ) -> None:
-        self._chips = hardware.count()
+        self._chips = in_use.count()
         self._chip = hardware.chip(jax.devices()[0].device_kind)
         self._flops_per_image, self._chip_hours_before = flops_per_image, chip_hours
         self._started, self._peak_said = time.perf_counter(), 0.0

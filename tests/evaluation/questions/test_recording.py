@@ -101,7 +101,7 @@ class IdentityTest(EvaluationCase):
     @sweeps.rows(({}, False), ({"selection": "doubtful"}, True))
     def test_where_weights_were_chosen_tells_where_the_record_says_so(self, doubts, told):
         chosen = dataclasses.replace(SUBJECT, chosen={"split": "test"})
-        with mock.patch.object(recording.records, "training_flags", return_value=doubts):
+        with mock.patch.object(recording.of_weights, "training_flags", return_value=doubts):
             self.assertEqual("chosen" in self.own.identity(chosen), told)
 
 

@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 from absl.testing import parameterized
 
-from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices import hardware, in_use
 from tests.support import sweeps
 
 
@@ -57,13 +57,13 @@ class ChipTest(parameterized.TestCase):
 class DevicesTest(parameterized.TestCase):
     def test_one_cpu_is_one_machine_however_it_is_divided(self):
         self.assertGreater(jax.device_count(), 1)
-        self.assertEqual(hardware.devices(), "1 x cpu")
+        self.assertEqual(in_use.devices(), "1 x cpu")
         chips = [mock.Mock(platform="tpu", device_kind="TPU v4")] * 4
         with (
             mock.patch.object(jax, "devices", return_value=chips),
             mock.patch.object(jax, "device_count", return_value=4),
         ):
-            self.assertEqual(hardware.devices(), "4 x TPU v4")
+            self.assertEqual(in_use.devices(), "4 x TPU v4")
 
 
 class IdleTest(parameterized.TestCase):
@@ -79,7 +79,7 @@ class IdleTest(parameterized.TestCase):
             mock.patch.object(jax, "default_backend", lambda: backend),
             mock.patch.dict(os.environ, environment),
         ):
-            return hardware.left_idle(root)
+            return in_use.left_idle(root)
 
     @sweeps.rows(
         (["dev/nvidia0"], "0x10de", "an NVIDIA GPU", "jaxrobust[cuda]"),

@@ -41,7 +41,7 @@ class LastTest(parameterized.TestCase):
         for process, written in ((0, True), (1, False)):
             with (
                 mock.patch.object(phase.jax, "process_index", return_value=process),
-                mock.patch.object(phase.hardware, "devices", return_value="2 x chip"),
+                mock.patch.object(phase.in_use, "devices", return_value="2 x chip"),
                 mock.patch.object(phase.jsonl, "append") as append,
             ):
                 phase.note_resumption(run, 9)
