@@ -68,7 +68,8 @@ class Weights(NamedTuple):
     stats: Params
 
 
-NORMS = ("linf", "l2", "l1")
+NORMS = ("linf", "l2", "l1")  # of balls that most attacks project onto
+THREAT_NORMS = (*NORMS, "l0")  # l0 counts changed pixels, each in all of its channels
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ class Threat:
     """
 
     norm: str
-    epsilon: float  # in units of pixels in [0, 1]
+    epsilon: float  # in units of pixels in [0, 1]; in l0 the number of pixels
 
     def __post_init__(self) -> None:
         """Refuse what is not a ball."""
-        check_norm(self.norm)
+        check_norm(self.norm, THREAT_NORMS)
         check_radius(self.norm, self.epsilon)
 
     def __str__(self) -> str:
@@ -149,18 +150,22 @@ def fraction(epsilon: float) -> str:
     return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
 
 
-def check_norm(norm: str) -> None:
+def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
     """Refuse an unknown norm."""
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
+    if norm not in norms:
+        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(norms)}")
 
 
 def check_radius(norm: str, epsilon: float) -> None:
-    """Refuse a radius that is not a number, below 0, not finite, or above 1 on Linf."""
+    """Refuse a radius that is not a number, below 0, not finite, above 1 on Linf, or no count on
+    L0.
+    """
     epsilon = check_number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
     check_length("epsilon", epsilon, norm)
+    if norm == "l0" and epsilon % 1:
+        raise ValueError(f"epsilon={epsilon} is not a number of pixels; pass one, such as 24")
 
 
 def check_length(name: str, value: float, norm: str = "linf") -> None:
@@ -183,7 +188,7 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
             "Linf ball: write linf, or an l1 radius such as 12"
         )
     pixels = channels * size**2
-    largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    largest = {"linf": 1, "l2": math.sqrt(pixels), "l1": pixels, "l0": size**2}[norm]
     if epsilon > largest:
         raise ValueError(
             f"a radius of {epsilon:g} in {norm} holds every image of {size}x{size} pixels in "

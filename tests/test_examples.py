@@ -19,7 +19,7 @@ from jaxrobust.__main__ import COMMANDS, main, module_of
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
     *("attacks.minimum_norm.ddn", "attacks.minimum_norm.fmn"),
-    "attacks.sparse.sparse_rs",
+    *("attacks.sparse.sparse_pgd", "attacks.sparse.sparse_rs"),
     *("models", "weights.naming.convert", "weights.load", "evaluation.engine.autoattack"),
     *("config", "data.stream.arrays", "data.transforms.preparing"),
 )
@@ -40,7 +40,7 @@ class ExamplesTest(parameterized.TestCase):
     def test_public_names_have_one(self):
         attacks, models = jaxrobust.attacks, jaxrobust.models
         own = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.square]
-        own += [attacks.ddn, attacks.fmn, attacks.sparse_rs]
+        own += [attacks.ddn, attacks.fmn, attacks.sparse_pgd, attacks.sparse_rs]
         own += [models.available, models.create, jaxrobust.load, models.module]
         own += [jaxrobust.evaluation.autoattack]
         own += [jaxrobust.convert.from_torch, jaxrobust.convert.to_torch]

@@ -169,8 +169,9 @@ class ShapesTest(parameterized.TestCase):
     @sweeps.fast("pgd")
     @parameterized.parameters(*attacks.MACHINES)
     def test_states_are_what_they_say(self, name):
-        setting = attacks.Setting(name, name, "linf", steps=10)
-        machine = attacks.MACHINES[name].make(setting, jnp.float32(0.1))
+        facts = attacks.MACHINES[name]
+        setting = attacks.Setting(name, name, facts.norms[0], steps=10)
+        machine = facts.make(setting, jnp.float32(2 if setting.norm == "l0" else 0.1))
         keys = attacks.image_keys(jax.random.key(0), 2)
         given = {"keys": keys, "targets": self.labels, "start": "random"}
         state = machine.init(self.images, self.labels, **given)

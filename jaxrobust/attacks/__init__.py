@@ -61,7 +61,7 @@ from jaxrobust.attacks.square import SquareState, square, square_machine, square
 
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
 __all__ += ["ApgdState", "FabState", "MultiRadiusState"]
-__all__ += ["NearestState", "PgdState", "SparseRsState", "SquareState"]
+__all__ += ["NearestState", "PgdState", "SparsePgdState", "SparseRsState", "SquareState"]
 __all__ += [
     "AttackInfo",
     "Goal",
@@ -78,6 +78,8 @@ __all__ += ["ddn", "ddn_machine", "ddn_run", "fmn", "fmn_machine", "fmn_run"]
 __all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
 __all__ += [
     "project_onto_hyperplane",
+    "sparse_pgd",
+    "sparse_pgd_machine",
     "sparse_rs",
     "sparse_rs_machine",
     "square",
@@ -91,6 +93,7 @@ _LAZY = {
     "minimum_norm.ddn": "ddn ddn_machine ddn_run",
     "minimum_norm.fmn": "fmn fmn_machine fmn_run",
     "minimum_norm.nearest": "NearestState",
+    "sparse.sparse_pgd": "SparsePgdState sparse_pgd sparse_pgd_machine",
     "sparse.sparse_rs": "SparseRsState sparse_rs sparse_rs_machine",
 }
 

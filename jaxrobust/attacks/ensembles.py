@@ -8,7 +8,8 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.attacks.losses import DLR
 from jaxrobust.attacks.registry import Setting, StandardSettings, searching
-from jaxrobust.types import check_norm
+from jaxrobust.attacks.sparse import sparse_pgd, sparse_rs  # noqa: F401  (enter their rows)
+from jaxrobust.types import THREAT_NORMS, check_norm
 
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 FAST = "fast"  # a part of the jobs of "standard", the rest of them on a sample: no AutoAttack
@@ -18,9 +19,16 @@ VERSIONS = {
     "rand": ("apgd-ce", "apgd-dlr"),
     FAST: _STANDARD,
 }
+_L0 = ("sparse-pgd", "sparse-pgd-p", "sparse-rs")  # Sparse-AutoAttack (arXiv 2405.05075)
 ON_ALL = ("apgd-ce", "apgd-t")  # of "fast", the attacks that all images meet
 ON_NEAREST = ("fab-t",)  # and those that the nearest survivors meet besides
 CUSTOM = "custom"  # any attacks
+
+
+def versions(norm: str) -> dict[str, tuple[str, ...]]:
+    """List the attacks of each version that a norm has; all of its attacks are of "custom"."""
+    every = tuple(name for name, (facts, _) in searching().items() if norm in facts.norms)
+    return ({"standard": _L0} if norm == "l0" else VERSIONS) | {CUSTOM: every}
 
 
 def named(name: str) -> StandardSettings:
@@ -61,22 +69,23 @@ def plan(
     overrides: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[Setting]:
     """List the attacks to run, in order; arguments and errors as of `autoattack`."""
-    check_norm(norm)
-    versions = VERSIONS | {CUSTOM: tuple(searching())}
-    if version not in versions:
-        raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(versions)}")
+    check_norm(norm, THREAT_NORMS)
+    choice = versions(norm)
+    if version not in choice:
+        unknown = f"has no attacks for {norm}" if version in VERSIONS else "is unknown"
+        raise ValueError(f"version={version!r} {unknown}; choose one of {', '.join(choice)}")
     if version == FAST and (names is not None or overrides):
         option = "attacks" if names is not None else "overrides"
         raise ValueError(f"version={FAST!r} says which attacks run, and how; leave {option} out")
-    choices = "choose from " + ", ".join(versions[version])
+    choices = "choose from " + ", ".join(choice[version])
     if names is None:
         if version == CUSTOM:
             raise ValueError(f"version={CUSTOM!r} needs attacks=(...); {choices}")
-        names = VERSIONS[version]
+        names = choice[version]
     if isinstance(names, str):
         raise ValueError(f"attacks={names!r} is a string; pass ({names!r},)")
     for name in names:
-        if name not in versions[version]:
+        if name not in choice[version]:
             raise ValueError(f"attack {name!r} is not in version {version!r}; {choices}")
     if unused := [name for name in overrides or {} if name not in names]:
         raise ValueError(f"overrides of {unused}, which do not run; these do: {[*names]}")

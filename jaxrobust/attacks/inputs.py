@@ -44,6 +44,19 @@ def check_settings(
         )
 
 
+def check_pixels(pixels: Any, *, of: int | None = None) -> None:
+    """Refuse anything but numbers of pixels from 1 to below the `of` of an image, unless traced."""
+    if isinstance(pixels, jax.core.Tracer):
+        return
+    numbers = np.asarray(pixels)
+    if numbers.dtype.kind not in "iuf" or (numbers % 1).any() or numbers.min() < 1:
+        raise ValueError(f"pixels={pixels!r} is not a number of pixels; pass an int >= 1")
+    if of is not None and numbers.max() >= of:
+        raise ValueError(
+            f"pixels={numbers.max():g} is not fewer than the {of} of an image; pass fewer"
+        )
+
+
 def check_no_targets(goal: Goal) -> None:
     """Refuse the targeted loss where no targets can be given."""
     if goal.aims:

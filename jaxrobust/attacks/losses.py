@@ -57,6 +57,15 @@ def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     return jnp.where(margin <= 0, margin, 0)
 
 
+def ce_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
+    """Compute the cross-entropy while the label leads by at least 0.5, then the margin.
+
+    Source: Zhong et al. 2024 (arXiv 2405.05075), as in the authors' code.
+    """
+    margin = cw_loss(logits, labels)
+    return jnp.where(margin > -0.5, margin, ce_loss(logits, labels))
+
+
 def pm_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """Compute the probability margin: the largest other probability minus the label's.
 
@@ -98,6 +107,7 @@ LOSSES: dict[str, Callable[..., Array]] = {
     "dlr-targeted": targeted_dlr_loss,  # the only one with a third argument, the targets
     "cw": cw_loss,
     "cw-floor": floored_cw_loss,
+    "ce-cw": ce_cw_loss,
     "pm": pm_loss,
     "kl": kl_loss,
 }

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxrobust.attacks.losses import CE
-from jaxrobust.types import Array, Attack, Machine
+from jaxrobust.types import NORMS, Array, Attack, Machine
 
 
 class Setting(NamedTuple):
@@ -46,6 +46,7 @@ class MachineFacts(NamedTuple):
     machine: str
     make: Callable[[Setting, Array], Machine]  # of a setting and a radius
     rule: str  # what its steps are
+    norms: tuple[str, ...] = NORMS
     starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one of all others
     aims: bool = False  # whether its program knows if it is given target classes
     forward: int = 1  # passes of a step

@@ -77,7 +77,8 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     if without_attack and flags.FLAGS["attack"].using_default_value:
         values["attack"] = "clean"
     elif target in shipped.RUNS and flags.FLAGS["attack"].using_default_value:
-        values["attack"] = "apgd-ce"  # one program to compile, where AutoAttack has four
+        # One program to compile, where AutoAttack has four.
+        values["attack"] = "sparse-pgd" if values["norm"] == "l0" else "apgd-ce"
     if target in shipped.RUNS:
         values["shipped"] = target
     elif target:

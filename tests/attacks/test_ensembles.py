@@ -56,6 +56,18 @@ class PlanTest(parameterized.TestCase):
             if name not in three:
                 self.assertEqual(machine, name.partition("-")[0])
 
+    def test_l0(self):
+        """Sparse-AutoAttack, as its authors run it."""
+        settings = ensembles.plan("l0", "standard", None, None)
+        rows = [(s.name, s.machine, s.norm, s.steps, s.restarts, s.targets) for s in settings]
+        names = ("sparse-pgd", "sparse-pgd-p", "sparse-rs")
+        self.assertEqual(rows, [(name, name, "l0", 10_000, 1, 0) for name in names])
+        passes = [ensembles.most_passes(s, 10) for s in settings]
+        self.assertEqual(passes, [20_002, 20_002, 10_000])
+        self.assertEqual(ensembles.versions("l0"), {"standard": names, "custom": names})
+        for norm in ("linf", "l2", "l1"):
+            self.assertNoCommonElements(ensembles.versions(norm)["custom"], names)
+
     @sweeps.rows("linf", "l2", "l1")
     def test_the_fast_version_is_a_part_of_the_standard_one(self, norm):
         fast, whole = (ensembles.plan(norm, name, None, None) for name in ("fast", "standard"))
@@ -83,7 +95,13 @@ class PlanTest(parameterized.TestCase):
         self.assertEqual([(s.name, s.steps) for s in one], [("square", 1)])
 
     @sweeps.rows(
-        ({"norm": "l3"}, "l3"),
+        ({"norm": "l3"}, "norm='l3' is unknown; choose one of linf, l2, l1, l0"),
+        ({"norm": "l0"}, "version='plus' has no attacks for l0; choose one of standard, custom"),
+        (
+            {"norm": "l0", "version": "custom"},
+            "attack 'fab' is not in version 'custom'; choose from sparse-pgd, sparse-pgd-p, ",
+        ),
+        ({"attacks": ("sparse-rs",)}, "attack 'sparse-rs' is not in version 'plus'"),
         ({"version": "quick"}, "version='quick' is unknown; .*plus, rand, fast, custom"),
         ({"version": "fast"}, "version='fast' says .*, and how; leave attacks out"),
         ({"version": "fast", "attacks": None, "overrides": {"apgd-ce": {}}}, "leave overrides out"),

@@ -104,8 +104,8 @@ class SparseRsTest(parameterized.TestCase):
         expected = [
             max(int(alpha_init * share(query, queries) * pixels), 1) for query in range(queries)
         ]
-        found = sparse_rs.exchanged_pixels(pixels, queries, alpha_init)
-        np.testing.assert_array_equal(found, expected)
+        counts = sparse_rs.exchanged_pixels(pixels + 1, alpha_init)[pixels]
+        np.testing.assert_array_equal(counts[sparse_rs.search_levels(queries)], expected)
 
     def test_pixels_queries_and_success(self):
         attack = attacks.sparse_rs(pixels=PIXELS, queries=200, info=True)

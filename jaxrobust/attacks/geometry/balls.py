@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from jaxrobust.types import Array, Counts, Geometry, Keys, Mask, PerImage, Points
 
@@ -229,6 +229,13 @@ def order_statistic(sizes: Points, rank: Counts) -> PerImage:
         return at_most > rank
 
     return smallest_float(too_high, sizes[:, 0])
+
+
+def largest_pixels(sizes: Float[Array, "B H W 1"], count: Counts) -> Bool[Array, "B H W 1"]:
+    """Mark the `count` i32[B] pixels of each image with the largest sizes; of equals the first."""
+    order = jnp.argsort(-sizes.reshape(sizes.shape[0], -1), axis=1)
+    rank = jnp.argsort(order, axis=1).astype(jnp.int32)
+    return rank.reshape(sizes.shape) < per_image(count, sizes)
 
 
 def smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImage:

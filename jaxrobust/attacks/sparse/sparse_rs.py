@@ -19,10 +19,11 @@ from jaxtyping import Bool, Float, Integer
 
 from jaxrobust import types as t
 from jaxrobust.attacks import inputs
-from jaxrobust.attacks.geometry.balls import order_statistic, where
+from jaxrobust.attacks.geometry.balls import order_statistic, per_image, where
 from jaxrobust.attacks.geometry.square_proposals import KeyData
 from jaxrobust.attacks.losses import Goal
 from jaxrobust.attacks.machine import as_attack
+from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.attacks.square import goal_of_search, key_data, until_done
 
 # Up to so many of 10,000 queries, the share `alpha_init` is divided by a number.
@@ -38,6 +39,8 @@ class SparseRsState(NamedTuple):
 
     images: t.Images  # in [0, 1]
     labels: Any  # i32[B], or the targets of a loss function
+    pixels: t.Counts
+    exchanges: Integer[t.Array, "B levels"]  # how many pixels are exchanged at each level
     keys: KeyData
     iteration: t.Counts  # evaluations told so far
     points: t.Images  # to be evaluated next
@@ -50,7 +53,7 @@ class SparseRsState(NamedTuple):
 
 def sparse_rs_machine(
     *,
-    pixels: int,
+    pixels: int | t.Array,
     queries: int = 5000,
     loss: str | Callable[..., t.Array] | Goal = "cw",
     alpha_init: float = 0.3,
@@ -62,12 +65,12 @@ def sparse_rs_machine(
     """
     goal = goal_of_search(loss)
     inputs.check_no_targets(goal)
-    for name, value in (("pixels", pixels), ("queries", queries)):
-        if not t.is_count(value):
-            raise ValueError(f"{name}={value!r} is not a number of {name}; pass an int >= 1")
+    inputs.check_pixels(pixels)
+    if not t.is_count(queries):
+        raise ValueError(f"queries={queries!r} is not a number of queries; pass an int >= 1")
     if not 0 < t.check_number("alpha_init", alpha_init) <= 1:
         raise ValueError(f"alpha_init={alpha_init} must be above 0, at most 1, such as 0.3")
-    counts = exchanged_pixels(pixels, queries, alpha_init)
+    levels = search_levels(queries)
 
     def init(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
@@ -75,20 +78,20 @@ def sparse_rs_machine(
         if not (isinstance(start, str) and start == "random"):
             raise ValueError("Sparse-RS has one start; pass start='random' and keys [B]")
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
-        height, width = images.shape[1:3]
-        if pixels >= height * width:
-            raise ValueError(
-                f"pixels={pixels} is not fewer than the {height * width} of an image; pass fewer"
-            )
+        size = images[0, ..., 0].size
+        inputs.check_pixels(pixels, of=size)
         images = jnp.clip(images, 0, 1)
         keys = key_data(inputs.image_keys(keys, len(images)))
         floats, integers = inputs.fillers(images)
         order, corners = _draw(keys, integers(0), images)
-        changed = order < pixels
+        count = integers(0) + jnp.asarray(pixels).astype(jnp.int32)
+        changed = order < per_image(count.astype(order.dtype), order)
         points = jnp.where(changed, corners, images)
         return SparseRsState(
             images=images,
             labels=labels,
+            pixels=count,
+            exchanges=jnp.asarray(exchanged_pixels(size, alpha_init))[count],
             keys=keys,
             iteration=integers(0),
             points=points,
@@ -112,8 +115,9 @@ def sparse_rs_machine(
             loss_best=jnp.where(better, loss, state.loss_best),
             score_best=jnp.where(better, score, state.score_best),
         )
-        count = jnp.asarray(counts)[jnp.minimum(state.iteration, queries - 1)]
-        count = jnp.minimum(count, state.images[0, ..., 0].size - pixels)
+        level = jnp.asarray(levels)[jnp.minimum(state.iteration, queries - 1)]
+        count = jnp.take_along_axis(state.exchanges, level[:, None], axis=1)[:, 0]
+        count = jnp.minimum(count, state.images[0, ..., 0].size - state.pixels)
         return exchange(state, *_draw(state.keys, state.iteration, state.images), count)
 
     return t.Machine(
@@ -129,11 +133,16 @@ def sparse_rs_machine(
     )
 
 
-def exchanged_pixels(pixels: int, queries: int, alpha_init: float) -> np.ndarray:
-    """Compute how many pixels each query exchanges, i32[queries]."""
+def search_levels(queries: int) -> np.ndarray:
+    """Compute the place in `_DIVISORS` of each query, i32[queries]."""
     of_10000 = (np.arange(queries) / queries * 10_000).astype(int)
-    divisors = np.array(_DIVISORS)[np.searchsorted(_UNTIL, of_10000)]
-    return np.maximum((alpha_init / divisors * pixels).astype(np.int32), 1)
+    return np.searchsorted(_UNTIL, of_10000).astype(np.int32)
+
+
+def exchanged_pixels(size: int, alpha_init: float) -> np.ndarray:
+    """Compute how many of 0 to `size` - 1 pixels are exchanged at each level, i32[size, levels]."""
+    shares = alpha_init / np.array(_DIVISORS)
+    return np.maximum((shares * np.arange(size)[:, None]).astype(np.int32), 1)
 
 
 def exchange(
@@ -173,7 +182,7 @@ def _draw(
 
 def sparse_rs(
     *,
-    pixels: int,
+    pixels: int | t.Array,
     queries: int = 5000,
     loss: str | Callable[..., t.Array] | Goal = "cw",
     alpha_init: float = 0.3,
@@ -182,7 +191,8 @@ def sparse_rs(
     """Make Sparse-RS an attack: the point of highest loss that changes at most `pixels` pixels.
 
     Args:
-      pixels: at most, each in all of its channels; fewer than the image has.
+      pixels: at most, each in all of its channels; fewer than the image has. Inside `jit`, an array
+        i32[B] may be given.
       queries: at most, the start included; an image is left alone once it is misclassified.
       loss: what the search raises, as of `square`.
       alpha_init: the share of the changed pixels that the first queries exchange.
@@ -198,3 +208,23 @@ def sparse_rs(
     machine = sparse_rs_machine(pixels=pixels, queries=queries, loss=loss, alpha_init=alpha_init)
     drive = functools.partial(until_done, goal=goal_of_search(loss))
     return as_attack(machine, drive=drive, random_start=True, info=info)
+
+
+_FACTS = MachineFacts(
+    machine="sparse-rs",
+    # As in Sparse-AutoAttack of the authors of Sparse-PGD.
+    make=lambda setting, epsilon: sparse_rs_machine(
+        pixels=epsilon, queries=setting.steps, loss="ce", alpha_init=0.8
+    ),
+    rule="random exchanges of a falling number of pixels",
+    norms=("l0",),
+    backward=0,
+    extra=0,
+    least={"steps": 1, "restarts": 1},
+)
+add(
+    _FACTS,
+    NamedAttack(
+        "sparse-rs", "Sparse-RS, which needs no gradient", _FACTS, StandardSettings(9, 10_000)
+    ),
+)

@@ -47,7 +47,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     ),
     "data_dir": ("Folder of data sets", "that of the run, or $TFDS_DATA_DIR"),
     "preprocessing": ("Preprocessing, such as Res256Crop224", "that of the run's tests"),
-    "norm": ("Norm of the attacks: linf, l2 or l1", "that of the run, or linf"),
+    "norm": ("Norm of the attacks: linf, l2, l1 or l0", "that of the run, or linf"),
     "epsilon": ("Radius, such as 4/255, in units of [0, 1] pixels", "that of the run"),
     "seed": ("Seed of all random draws", "0"),
     "nocertificate": ("Compare with no reference network.", None),

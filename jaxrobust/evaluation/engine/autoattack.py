@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks import Setting, ensembles
-from jaxrobust.attacks.inputs import check_array
+from jaxrobust.attacks import Setting, ensembles, inputs
 from jaxrobust.evaluation.engine import engine, turns
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
@@ -112,8 +111,9 @@ def autoattack(
         time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
         outside are clipped, and the record says so.
       labels: i[N].
-      norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1] (8/255).
+      norm: "linf", "l2", "l1" or "l0". In l0, version "standard" is Sparse-AutoAttack (Zhong et al.
+        2024): Sparse-PGD with unprojected and with projected gradients, then Sparse-RS.
+      epsilon: radius, in units of pixels in [0, 1] (8/255); in l0 the number of pixels.
       version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomised defences,
         averaged gradients); "custom" (`attacks`, 5 restarts); "fast" (a part of the jobs of
         "standard" on all images, the others on a sample of what survives; `about["fast"]` bounds
@@ -162,10 +162,10 @@ def autoattack(
     >>> result.robust.tolist(), result.accuracy_after
     ([True, False], {'apgd-ce': 0.5})
     """
-    check_array("labels", labels)
+    inputs.check_array("labels", labels)
     in_memory = hasattr(images, "dtype") or not isinstance(images, ImageSet)
     if in_memory:
-        check_array("images", images)
+        inputs.check_array("images", images)
     pixels: Any = np.asarray(images) if in_memory else images
     labels, norm = np.asarray(labels), spelling.norm(norm)
     ledger_version = "standard" if version == ensembles.FAST else version
@@ -178,6 +178,8 @@ def autoattack(
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(pixels, labels)
+    if norm == "l0":
+        inputs.check_pixels(threat.epsilon, of=pixels.shape[1] * pixels.shape[2])
     pixels, overshot = clipped(pixels) if in_memory else (InRange(pixels), None)
     ids = _checked_ids(image_ids, len(pixels))
     beyond = np.zeros(len(pixels), bool) if robust_beyond is None else np.asarray(robust_beyond)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, largest_pixels, per_image
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine.outcome import AttackContext, Cost, confirmed, reached
 from jaxrobust.evaluation.network import checks, fingerprint, user_attacks
@@ -168,8 +168,8 @@ def _points(
         )
     read = [np.fromfile(file, np.float32, count, offset=4 * count * place) for place in places]
     points = np.stack(read).reshape(-1, *shape)
-    deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
-    norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
+    deltas = points.astype(np.float64) - images
+    norms = np.array([checks.length(delta, source.threat.norm) for delta in deltas])
     if (norms > checks.most(source.threat.epsilon)).any():
         worst = int(norms.argmax())
         raise ValueError(
@@ -212,10 +212,12 @@ def _pull(norm: str) -> Callable[..., Array]:
     """Make the program, one for all radii, that pulls points into a ball, or first to its rim."""
 
     def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
-        deltas = points - images
+        deltas, radii = points - images, jnp.broadcast_to(epsilon, len(points))
+        if norm == "l0":
+            changes = jnp.abs(deltas).max(axis=3, keepdims=True)
+            return jnp.where(largest_pixels(changes, radii.astype(int)), points, images)
         sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), checks.ORDER[norm], axis=1)
         factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
-        radii = jnp.broadcast_to(epsilon, sizes.shape)
         moved = GEOMETRIES[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
         inside = ~stretched & (sizes <= epsilon)  # as it is, to the last bit
         return jnp.where(per_image(inside, deltas), points, moved)

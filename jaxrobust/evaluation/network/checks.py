@@ -17,7 +17,7 @@ _Mask = Bool[np.ndarray, " n"]
 _Norms = Float64[np.ndarray, " n"]
 
 OVERSHOOT = 1e-6  # by which resizes leave [0, 1] in float32: such pixels are clipped
-ORDER = {"linf": np.inf, "l2": 2, "l1": 1}  # of a norm, as NumPy and JAX take it
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}  # of a norm, as NumPy and JAX take it
 
 
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
@@ -110,11 +110,17 @@ def verified(
     count = len(images_adv)
     norms, inside = np.zeros(count), np.zeros(count, bool)
     for i in range(count):  # one by one: float64 copies of all images would not fit
-        adversarial, clean = (np.asarray(a[i], np.float64).ravel() for a in (images_adv, images))
+        adversarial, clean = (np.asarray(a[i], np.float64) for a in (images_adv, images))
         with np.errstate(invalid="ignore", over="ignore"):
-            norms[i] = np.linalg.norm(adversarial - clean, ORDER[threat.norm])
+            norms[i] = length(adversarial - clean, threat.norm)
             inside[i] = ((adversarial >= 0) & (adversarial <= 1)).all()  # False for NaN
     return inside & ~is_right(logits, labels) & (norms <= most(threat.epsilon)), norms
+
+
+def length(delta: np.ndarray, norm: str) -> float:
+    """Compute the norm of a perturbation f[H,W,C]; l0 counts pixels, not entries."""
+    values = np.abs(delta).max(axis=-1) if norm == "l0" else delta
+    return float(np.linalg.norm(values.ravel(), ORDER[norm]))
 
 
 def most(epsilon: float) -> float:

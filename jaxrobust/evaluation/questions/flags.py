@@ -21,7 +21,7 @@ from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
-from jaxrobust.types import NORMS, Threat, Weights, threats
+from jaxrobust.types import THREAT_NORMS, Threat, Weights, threats
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.fetch import sources as weights_sources
@@ -117,8 +117,8 @@ def _with_weights(flags: GivenFlags) -> GivenFlags:
 
 def check(flags: GivenFlags) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
-    if flags.norm not in (None, *NORMS):
-        raise ValueError(f"--norm={flags.norm} is unknown; one of {', '.join(NORMS)}")
+    if flags.norm not in (None, *THREAT_NORMS):
+        raise ValueError(f"--norm={flags.norm} is unknown; one of {', '.join(THREAT_NORMS)}")
     networks = written(flags, "workdir", "function", "torch")
     if flags.model or _folder(flags):
         networks.append("--model" if flags.model else "--weights")
@@ -258,7 +258,8 @@ def weights(
         preprocessing = pipeline.preprocessing_id(source, size, flags.preprocessing)
         prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=few)
         images = np.asarray(prepared[np.arange(len(prepared))], np.float32)
-        following = () if flags.corruptions else questions.following(flags.attack, flags.version)
+        search = (flags.attack, flags.version, subject.norm)
+        following = () if flags.corruptions else questions.following(*search)
         return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))
     if flags.function:
         return None, *subjects.with_arrays(subject)

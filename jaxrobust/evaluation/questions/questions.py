@@ -15,7 +15,7 @@ from jaxrobust.evaluation.network.user_attacks import ALONE, UserAttack
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import stopping
 from jaxrobust.runtime.text.spelling import near
-from jaxrobust.types import check_length, check_threat
+from jaxrobust.types import NORMS, check_length, check_threat
 
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
@@ -136,12 +136,13 @@ class GivenFlags(NamedTuple):
         return overrides or None
 
 
-def following(attack: str, version: str) -> tuple[str, ...]:
+def following(attack: str, version: str, norm: str) -> tuple[str, ...]:
     """List the attacks of `--attack` and `--version` that follow the gradient of the images."""
     if fixed_steps.parse(attack):
         return (attack,)
     rows = attack_rows.searching()
-    names = ensembles.VERSIONS.get(version, ()) if attack == AUTOATTACK else attack.split(",")
+    versions = ensembles.versions(norm)
+    names = versions.get(version, ()) if attack == AUTOATTACK else attack.split(",")
     return tuple(name for name in names if name in rows and rows[name][0].backward)
 
 
@@ -165,6 +166,10 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
         if subject.threat is None:
             raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
+        if question.bundle and subject.norm not in NORMS:
+            raise ValueError(
+                f"--bundle is of {', '.join(NORMS)}, not of {subject.norm}; leave it out"
+            )
     _check_choices(question, subject)
     for flag, value, low in (
         ("n", question.n, 0),
@@ -247,6 +252,11 @@ def _check_version(question: GivenFlags, attack: str) -> None:
 
 def _check_fixed(question: GivenFlags, norm: str) -> None:
     """Refuse settings of attacks of fixed steps."""
+    if question.fixed and norm not in NORMS:
+        raise ValueError(
+            f"--attack={question.attack} has no {norm} ball; give --attack=autoattack, or --norm, "
+            f"one of {', '.join(NORMS)}"
+        )
     if question.step is not None and question.relative_step is not None:
         raise ValueError(
             f"--step={question.step:g} and --relative_step={question.relative_step:g} both say how "

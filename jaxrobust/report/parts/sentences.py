@@ -10,7 +10,7 @@ from jaxrobust.report.figures import spelled
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun, section
 from jaxrobust.types import fraction
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _FEW = 1000  # images, below which a page says how wide the interval is
 _TRIAL = 100  # images, below which no evaluation is a headline while there is a larger one
 UNION = "union"

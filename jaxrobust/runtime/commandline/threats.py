@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import norm as spelled
-from jaxrobust.types import NORMS, Threat
+from jaxrobust.types import THREAT_NORMS, Threat
 
 
 def parse(text: str, flag: str = "threat") -> Threat:
@@ -17,9 +17,9 @@ def parse(text: str, flag: str = "threat") -> Threat:
     """
     norm, colon, radius = (part.strip() for part in text.partition(":"))
     norm = spelled(norm)
-    if norm not in NORMS:
+    if norm not in THREAT_NORMS:
         raise ValueError(
-            f"--{flag}={text}: the norm {norm!r} is unknown; one of {', '.join(NORMS)}, "
+            f"--{flag}={text}: the norm {norm!r} is unknown; one of {', '.join(THREAT_NORMS)}, "
             "as in linf:4/255"
         )
     if not (colon and radius):

@@ -483,6 +483,12 @@ class MessagesTest(parameterized.TestCase):
         ({"norm": "linfty"}, "norm='linfty' is unknown; choose one of linf, l2, l1"),
         ({"epsilon": 8.0}, "larger than the pixel range .*; write 8/255"),
         ({"epsilon": -1}, "epsilon=-1.0 is not a radius"),
+        (
+            {"norm": "l0", "epsilon": 1.5},
+            "epsilon=1.5 is not a number of pixels; pass one, such as 24",
+        ),
+        ({"norm": "l0", "epsilon": 0}, "pixels=0.0 is not a number of pixels; pass an int >= 1"),
+        ({"norm": "l0", "epsilon": 1e6}, r"pixels=1e\+06 is not fewer than the .* of an image"),
         ({"version": "full"}, "version='full' is unknown; choose one of standard, plus, rand"),
         ({"version": "custom"}, "version='custom' needs attacks="),
         ({"attacks": ("apgd",)}, "attack 'apgd' is not in version 'standard'; choose from apgd-ce"),

@@ -257,6 +257,15 @@ class RunTest(OfRun):
         ),
         ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
         ({"attack": "apgd-ce,apgd-ce"}, "is empty or has repetitions"),
+        (
+            {"attack": "pgd-2", "norm": "l0", "epsilon": "3"},
+            "--attack=pgd-2 has no l0 ball; give --attack=autoattack, or --norm, one of linf, l2,",
+        ),
+        ({"norm": "l0", "epsilon": "65"}, "a radius of 65 in l0 holds every image of 8x8 pixels"),
+        (
+            {"norm": "l0", "epsilon": "3", "bundle": "b"},
+            "--bundle is of linf, l2, l1, not of l0; leave it out",
+        ),
         ({"attack": "cw-0"}, "--attack=cw-0 is unknown; one of clean, fgsm, pgd-K, cw-K, margin-K"),
         ({"attack": "pgd-2", "step": "four"}, "--step=four is not a number; write one"),
         (

@@ -13,6 +13,7 @@ class ThreatsTest(parameterized.TestCase):
         ("linf:4/255", Threat("linf", 4 / 255)),
         (" L2 : 0.5 ", Threat("l2", 0.5)),
         ("l1:12", Threat("l1", 12.0)),
+        ("l0:24", Threat("l0", 24.0)),
     )
     def test_a_threat(self, text, threat):
         self.assertEqual(threats.parse(text), threat)
@@ -24,6 +25,7 @@ class ThreatsTest(parameterized.TestCase):
         ("l2:", "--threat=l2: has no radius"),
         ("linf:4", "--threat=linf:4: .*write 4/255"),
         ("l2:x", "--threat=l2:x: "),
+        ("l0:0.5", "--threat=l0:0.5: epsilon=0.5 is not a number of pixels; pass one, such as 24"),
     )
     def test_no_threat(self, text, said):
         with self.assertRaisesRegex(ValueError, said):
