@@ -160,7 +160,7 @@ def data(config: "ConfigDict", batch: int) -> "tuple[np.ndarray, np.ndarray]":
 def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Program:
     import jax
 
-    from jaxrobust.runtime.devices import compilation, sharding
+    from jaxrobust.runtime.devices import sharding, tpus
     from jaxrobust.training import build
     from jaxrobust.types import Batch
 
@@ -169,7 +169,7 @@ def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Pr
         holder = [phase.init(jax.random.key(0))]
         batch = Batch(*sharding.global_arrays(phase.mesh, (images, labels)))
         control = build.control(phase.mesh)
-        step, seconds, _ = compilation.compiled(phase.step, holder[0], batch, control)
+        step, seconds, _ = tpus.compile_timed(phase.step, holder[0], batch, control)
 
     def run() -> float:
         holder[0], metrics = step(holder[0], batch, control)

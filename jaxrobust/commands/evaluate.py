@@ -23,7 +23,7 @@ from absl import flags
 
 from jaxrobust.commands.flags import evaluation_help
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
-from jaxrobust.runtime.commandline import fields, functions
+from jaxrobust.runtime.commandline import fields, functions, targets
 from jaxrobust.runtime.commandline.arguments import quiet_libraries, run, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
 from jaxrobust.runtime.text import patience, terminal
@@ -82,7 +82,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     if target in shipped.RUNS:
         values["shipped"] = target
     elif target:
-        values = functions.with_target(values, target, weights=shipped.RUNS)
+        values = targets.with_target(values, target, weights=shipped.RUNS)
     elif all(values[name] is None for name in ("workdir", "model", "weights", "function", "torch")):
         raise ValueError(
             "name a network, as the first word: a run, imported weights, an id such as "

@@ -20,7 +20,7 @@ from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records import checked, records
-from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.commandline import targets
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import counted
@@ -48,7 +48,7 @@ def given_of(place: str | None, **values: Any) -> GivenFlags:
     defaults: dict[str, Any] = {"attack": "clean", "version": "standard", "n": None}
     defaults |= {"search_dtype": "float32", "seed": 0}
     if place is not None:
-        values = functions.with_target(values, place, weights=shipped.RUNS)
+        values = targets.with_target(values, place, weights=shipped.RUNS)
     return GivenFlags(**(defaults | values))
 
 

@@ -25,6 +25,16 @@ def entries(registry: str) -> dict[str, Any]:
     return merged
 
 
+def optional(module: str) -> Any:
+    """Import a module that the wheel `jaxrobust-attacks` leaves out; there, return None."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise  # the module is there, but not what it imports
+
+
 def resolve(entry: str) -> Any:
     """Import the object of an entry, "module:OBJECT", or its module.
 

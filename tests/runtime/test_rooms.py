@@ -64,6 +64,16 @@ class RoomsTest(absltest.TestCase):
             with self.assertRaisesRegex(ValueError, f"registry entry '{entry}' cannot.*{reason}"):
                 rooms.resolve(entry)
 
+    def test_what_a_wheel_leaves_out(self):
+        self.assertIs(rooms.optional("jaxrobust.runtime.rooms"), rooms)
+        self.assertIsNone(rooms.optional("jaxrobust.no_such.module"))
+        missing = ModuleNotFoundError("No module named 'flax'", name="flax")
+        with (
+            mock.patch.object(rooms.importlib, "import_module", side_effect=missing),
+            self.assertRaises(ModuleNotFoundError),
+        ):
+            rooms.optional("jaxrobust.models")
+
     def test_two_rooms_with_one_name_are_refused(self):
         same = ModuleType("names")
         same.THINGS = {"one": "math:pi"}

@@ -29,7 +29,7 @@ from typing import Any
 from absl import logging
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.runtime.commandline import fields, functions
+from jaxrobust.runtime.commandline import fields, targets
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
@@ -95,7 +95,7 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
     values = asdict(flags)
     del values["json"]
     if target := values.pop("target"):
-        values = functions.with_target(values, target, weights=shipped.RUNS)
+        values = targets.with_target(values, target, weights=shipped.RUNS)
         if values.keys() & {"function", "torch"}:
             raise ValueError(f"{target} is a function; name a run or weights to export")
         values["workdir"] = values["workdir"] and Path(values["workdir"])

@@ -14,7 +14,7 @@ from jax.errors import JaxRuntimeError
 
 from jaxrobust.doctor.estimate.work import PhaseCost, PhaseWork
 from jaxrobust.doctor.programs import topology
-from jaxrobust.runtime.devices import compilation, sharding
+from jaxrobust.runtime.devices import sharding, tpus
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
@@ -52,7 +52,7 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
         total += time.perf_counter() - start
         arguments = build.abstract_arguments(config, name, phase)
         with patience.of(f"{name}: compiling the step"):
-            step, took, _ = compilation.compiled(phase.step, *arguments)
+            step, took, _ = tpus.compile_timed(phase.step, *arguments)
         total += took
         probe = build.probe(config, name, phase) if work.probes else None
         tested: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
@@ -69,7 +69,7 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
         with _batches(work, phase) as batches:
             first = next(batches)
             if probe is not None:
-                probe, took, _ = compilation.compiled(probe, *arguments)
+                probe, took, _ = tpus.compile_timed(probe, *arguments)
                 total += took
                 alarm = _timed(lambda: probe(state, first, control))
             saved = _saved(state)
@@ -99,7 +99,7 @@ def _evaluation(
         *sharding.global_arrays(phase.mesh, batch),
         jax.device_put(jax.random.key(0), replicated),
     )
-    program, took, _ = compilation.compiled(run, *arrays)
+    program, took, _ = tpus.compile_timed(run, *arrays)
     batches = -(-work.evaluated(key) // size)
     return batches * _timed(lambda: program(*arrays)), took
 

@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.text import spelling
 
-_IN_MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 HOW = "my_package.nets:make, or my_nets.py:make"
 _PACKAGE = Path(__file__).parents[2]
 _PYTHON = Path(sysconfig.get_path("stdlib"))
@@ -40,39 +39,6 @@ class Named(NamedTuple):
 def is_name(text: str) -> bool:
     """Tell whether a text names a function, and not one of our networks."""
     return ":" in text
-
-
-def with_target(
-    values: dict[str, Any], target: str, *, weights: Container[str] = ()
-) -> dict[str, Any]:
-    """Set the flag that a positional target stands for: a run, weights, or a function.
-
-    `weights`: names before a colon that are weights and not modules.
-
-    >>> with_target({"norm": "l2"}, "nets.py:logits_fn")
-    {'norm': 'l2', 'function': 'nets.py:logits_fn'}
-    >>> with_target({}, "package.nets:make"), with_target({}, "quick:a", weights=["quick"])
-    ({'function': 'package.nets:make'}, {'weights': 'quick:a'})
-    """
-    path, flag, value = Path(target), "weights", target
-    in_module = _IN_MODULE.fullmatch(target) and target.partition(":")[0] not in weights
-    if target.startswith(pytorch.PREFIX):
-        flag, value = "torch", target.removeprefix(pytorch.PREFIX)
-    elif (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-        flag = "workdir"
-    elif (".py:" in target or in_module) and not path.exists():
-        flag = "function"
-    elif path.suffix == ".py" and path.is_file():
-        raise ValueError(
-            f"{target} is Python code, not weights; name a function in it, such as "
-            f"{target}:logits_fn, or the run that this config trained"
-        )
-    for name in ("workdir", "weights", "function", "torch"):
-        if values.get(name) is not None:
-            raise ValueError(
-                f"{target} and --{name}={values[name]} both name the network; leave one out"
-            )
-    return values | {flag: value}
 
 
 def find(flag: str, name: str) -> Named:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.runtime.devices import tpus
 from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.runtime.text import patience
 
@@ -42,14 +41,6 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
         directory = shared.absolute() / "xla-cache"
     jax.config.update("jax_compilation_cache_dir", str(directory))
     return str(directory)
-
-
-def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
-    """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
-    start = time.perf_counter()
-    with cache_hits() as hits:
-        executable = tpus.compiled(function.lower(*arguments))
-    return executable, time.perf_counter() - start, bool(hits)
 
 
 @contextlib.contextmanager

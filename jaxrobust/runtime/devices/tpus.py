@@ -7,11 +7,14 @@ one sum that begins when the last of them is there.
 import functools
 import os
 import re
+import time
 from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrobust.runtime.devices import compilation
 
 OPTIONS: dict[str, str | bool] = {
     # Sums overlap with the product of matrices that makes the next gradient, each by itself.
@@ -55,6 +58,14 @@ def compiled(lowered: Any) -> Any:
         if "ScopedVmemOom" not in str(error):
             raise
     return lowered.compile(compiler_options=SPARING)
+
+
+def compile_timed(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
+    """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
+    start = time.perf_counter()
+    with compilation.cache_hits() as hits:
+        executable = compiled(function.lower(*arguments))
+    return executable, time.perf_counter() - start, bool(hits)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import jax
 
 from jaxrobust.config import plain
 from jaxrobust.data.sources import registry
-from jaxrobust.runtime.devices import compilation, hardware
+from jaxrobust.runtime.devices import compilation, hardware, tpus
 from jaxrobust.runtime.devices.profiling import PhaseTrace
 from jaxrobust.runtime.files import provenance
 from jaxrobust.runtime.processes import hosts
@@ -275,13 +275,13 @@ def _compiled(run: PhaseRun, start: int) -> tuple[Any, Any]:
     arguments = build.abstract_arguments(config, name, phase)
     program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
     with compiling(name, "the step", program, always=True):
-        step, seconds, hit = compilation.compiled(phase.step, *arguments)
+        step, seconds, hit = tpus.compile_timed(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // every < phase.total_steps // every:
         program = compilation.program(f"{config.model.name}: alarm of {name}", *arguments)
         with compiling(name, "the alarm", program):
-            probe, seconds, _ = compilation.compiled(probe, *arguments)
+            probe, seconds, _ = tpus.compile_timed(probe, *arguments)
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
     return step, probe
 

@@ -55,7 +55,7 @@ class ClockTest(parameterized.TestCase):
         def program(*arrays):
             self.now += 2.0
 
-        with mock.patch.object(here.compilation, "compiled", return_value=(program, 7.0, False)):
+        with mock.patch.object(here.tpus, "compile_timed", return_value=(program, 7.0, False)):
             self.assertEqual(here._evaluation(part, "test", phase, (), None), (3 * 2.0, 7.0))
             self.assertEqual(here._evaluation(part, "evaluation", phase, (), None), (2 * 2.0, 7.0))
 

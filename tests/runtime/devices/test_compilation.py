@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.devices import compilation, tpus
 from tests.support import sweeps
 
 
@@ -63,7 +63,7 @@ class CacheTest(parameterized.TestCase):
         self.assertIsNotNone(self.place(backend="cpu"))
         hits = []
         for _ in range(2):
-            executable, seconds, hit = compilation.compiled(
+            executable, seconds, hit = tpus.compile_timed(
                 jax.jit(lambda x: jnp.sin(x) @ x), jnp.ones((4, 4))
             )
             self.assertGreater(seconds, 0)
