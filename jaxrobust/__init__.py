@@ -1,7 +1,8 @@
 """Adversarially robust image classifiers in JAX.
 
 `models` makes networks, `load` (or `from_pretrained`) brings one with its weights, `attacks`
-attacks them, `evaluation.autoattack` says what they withstand, `convert` takes weights from PyTorch
+attacks them, `evaluation.autoattack` says what they withstand, `tasks` what else but classes it can
+ask for, `convert` takes weights from PyTorch
 and gives them back, `push_to_hub` publishes them, and `data` reads images; `python -m jaxrobust`
 lists the commands. Images are f32[B, H, W, C] in [0, 1], radii are in the same units.
 """
@@ -13,7 +14,7 @@ from typing import Any
 from jaxrobust.runtime.text import patience
 
 __version__ = "0.2.0"
-_MODULES = ("attacks", "convert", "data", "evaluation", "models")
+_MODULES = ("attacks", "convert", "data", "evaluation", "models", "tasks")
 _FUNCTIONS = {
     "load": "weights.load",
     "from_pretrained": "weights.load",  # the same, by the hub's words

@@ -23,6 +23,7 @@ _L0 = ("sparse-pgd", "sparse-pgd-p", "sparse-rs")  # Sparse-AutoAttack (arXiv 24
 ON_ALL = ("apgd-ce", "apgd-t")  # of "fast", the attacks that all images meet
 ON_NEAREST = ("fab-t",)  # and those that the nearest survivors meet besides
 CUSTOM = "custom"  # any attacks
+TASK = "task"  # those of `jaxrobust.tasks`
 
 
 def versions(norm: str) -> dict[str, tuple[str, ...]]:
@@ -33,12 +34,12 @@ def versions(norm: str) -> dict[str, tuple[str, ...]]:
 
 def named(name: str) -> StandardSettings:
     """Look up an attack of AutoAttack, with its standard settings."""
-    return searching()[name][1]
+    return (searching() | searching(of_tasks=True))[name][1]
 
 
 def base(name: str, norm: str) -> Setting:
     """Make the standard setting of an attack."""
-    row, standard = searching()[name]
+    row, standard = (searching() | searching(of_tasks=True))[name]
     return Setting(name, row.machine, norm, standard.steps, standard.restarts, standard.targets)
 
 
@@ -48,6 +49,7 @@ _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "plus": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},  # FAB has five anyway
     "rand": {"apgd-ce": {"eot": 20}, "apgd-dlr": {"eot": 20}},
     CUSTOM: {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},
+    TASK: {},
     "standard, l1": {
         "apgd-ce": {"restarts": 5, "machine": "apgd-multi-radius"},
         "apgd-t": {"targets": 5, "machine": "apgd-multi-radius"},
@@ -70,7 +72,9 @@ def plan(
 ) -> list[Setting]:
     """List the attacks to run, in order; arguments and errors as of `autoattack`."""
     check_norm(norm, THREAT_NORMS)
-    choice = versions(norm)
+    choice = {TASK: tuple(searching(of_tasks=True))} if version == TASK else versions(norm)
+    if version == TASK and norm == "l0":
+        raise ValueError("tasks have no attacks for l0; choose linf, l2 or l1")
     if version not in choice:
         unknown = f"has no attacks for {norm}" if version in VERSIONS else "is unknown"
         raise ValueError(f"version={version!r} {unknown}; choose one of {', '.join(choice)}")
@@ -104,7 +108,7 @@ def plan(
 
 def adjustable(name: str) -> tuple[str, ...]:
     """List the settings of an attack that `overrides` may change."""
-    row, standard = searching()[name]
+    row, standard = (searching() | searching(of_tasks=True))[name]
     least = attacks.MACHINES[row.machine].least
     return tuple(key for key in least if key != "targets" or standard.targets)
 

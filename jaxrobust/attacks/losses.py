@@ -160,11 +160,15 @@ class Goal(NamedTuple):
 
     def state_score(self, state: Any, outputs: Any) -> PerImage:
         """Compute the score of a state with `labels`, as a machine does."""
+        return self.scored(outputs, state.labels)
+
+    def scored(self, outputs: Any, targets: Any) -> PerImage:
+        """Compute the score; `ValueError` unless it has one value for each image."""
         assert self.score is not None
         batch = jax.tree.leaves(outputs)[0].shape[0]
         if self.logits and not jnp.issubdtype(outputs.dtype, jnp.floating):  # votes, for example
             outputs = outputs.astype(jnp.float32)
-        return _per_image("the score", self.score(outputs, state.labels), batch)
+        return _per_image("the score", self.score(outputs, targets), batch)
 
 
 def _per_image(name: str, values: PerImage, batch: int) -> PerImage:

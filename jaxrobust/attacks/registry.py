@@ -38,6 +38,7 @@ class StandardSettings(NamedTuple):
     restarts: int = 1
     targets: int = 0
     code: int = CE  # what an untargeted run climbs; see `losses.by_target`
+    of_tasks: bool = False  # it climbs the loss of a task, not one of logits
 
 
 class MachineFacts(NamedTuple):
@@ -118,9 +119,10 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
     ROWS.update({row.name: row for row in rows})
 
 
-def searching() -> dict[str, tuple[MachineFacts, StandardSettings]]:
-    """Select what AutoAttack can search with, with the machine of each."""
-    return {row.name: (row.facts, row.searches) for row in ROWS.values() if row.searches}
+def searching(*, of_tasks: bool = False) -> dict[str, tuple[MachineFacts, StandardSettings]]:
+    """Select what AutoAttack can search with, of logits or of tasks, with the machine of each."""
+    rows = [(row, row.searches) for row in ROWS.values() if row.searches]
+    return {row.name: (row.facts, s) for row, s in rows if s.of_tasks == of_tasks}
 
 
 def training() -> dict[str, NamedAttack]:

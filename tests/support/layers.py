@@ -14,7 +14,7 @@ ROOMS = (
     {"runtime"},
     {"data"},
     {"attacks", "models"},
-    {"config"},
+    {"config", "tasks"},
     {"weights"},
     {"evaluation"},
     {"training"},

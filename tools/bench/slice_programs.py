@@ -241,9 +241,9 @@ def abstract_step(
     floor = array(jnp.int32, mesh.size)
     machine = MACHINES[setting.machine].make(setting, jnp.float32(0))
     passes = 1 + machine.gradient + (machine.check is not None)
-    _, advance = programs(mesh, setting, False, "")
+    _, advance = programs(mesh, setting, "", "")
     both = (logits_fn, search_fn)
-    made = jax.eval_shape(prepare_program(mesh, False), *both, state.adversarial, state.keys)
+    made = jax.eval_shape(prepare_program(mesh, ""), *both, state.adversarial, state.keys)
     return advance, (*both, epsilon, state, array(jnp.int32), floor, made), passes
 
 
@@ -259,7 +259,7 @@ def abstract_verdict(
     root, draw = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
     images = jax.ShapeDtypeStruct((slots, *image), jnp.float32)
     ids = jax.ShapeDtypeStruct((slots,), jnp.uint32)
-    return forward_program(mesh, False), (logits_fn, root, draw, images, ids)
+    return forward_program(mesh, ""), (logits_fn, root, draw, images, ids)
 
 
 def autoattack(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jaxrobust
 
-MODULES = ("attacks", "convert", "data", "evaluation", "models")
+MODULES = ("attacks", "convert", "data", "evaluation", "models", "tasks")
 # What the pages use in addition to the modules' `__all__`, by the file where it is defined.
 BESIDE = {
     "Configs and training": (

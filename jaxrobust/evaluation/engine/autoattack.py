@@ -44,6 +44,7 @@ from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.tasks.task import Task, TaskNetwork
 from jaxrobust.types import Array, Threat, check_number
 
 
@@ -64,6 +65,7 @@ class _Evaluation(NamedTuple):
     stop: StopRule | None
     users: Sequence[UserAttack]
     verbose: bool
+    of_task: TaskNetwork | None  # None: logits of classes
     identity: dict[str, Any]  # of its ledger
     hashes: np.ndarray = np.zeros(0, str)  # of the images
 
@@ -75,7 +77,7 @@ class _Evaluation(NamedTuple):
 def autoattack(
     logits_fn: Callable[..., Array],
     images: np.ndarray | Array | ImageSet,
-    labels: np.ndarray | Array,
+    labels: Any,
     *,
     norm: str,
     epsilon: float,
@@ -94,6 +96,7 @@ def autoattack(
     draws: int | None = None,
     stop: StopRule | None = None,
     users: Sequence[UserAttack] = (),
+    task: Task | None = None,
     verbose: bool = True,
 ) -> AutoAttackResult:
     """Return the robust accuracy of a network under AutoAttack.
@@ -110,7 +113,7 @@ def autoattack(
       images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
         time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
         outside are clipped, and the record says so.
-      labels: i[N].
+      labels: i[N]; with a `task` its targets, arrays [N, ...].
       norm: "linf", "l2", "l1" or "l0". In l0, version "standard" is Sparse-AutoAttack (Zhong et al.
         2024): Sparse-PGD with unprojected and with projected gradients, then Sparse-RS.
       epsilon: radius, in units of pixels in [0, 1] (8/255); in l0 the number of pixels.
@@ -146,6 +149,10 @@ def autoattack(
         `robust_beyond`, `search_fn` or version "rand", whose verdicts may still change at the end.
       users: points or functions of yours (`network.user_attacks`), tried last on what survives;
         with `attacks=()` alone. Not with `stop` or versions "rand" and "fast".
+      task: what to ask of a network that returns anything but logits (`jaxrobust.tasks`). APGD
+        with five restarts and Square climb its loss, "apgd-task" and "square-task" of `attacks`;
+        `clean` and `robust` say whether the score holds. `logits_fn` may be an NNX module or
+        `(linen_module, variables)` then. Only with version "standard".
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
@@ -162,12 +169,18 @@ def autoattack(
     >>> result.robust.tolist(), result.accuracy_after
     ([True, False], {'apgd-ce': 0.5})
     """
+    if task is not None and isinstance(task, Task) and task.goal.logits:
+        task = None
+    targets, labels = labels, labels if task is None else np.zeros(len(images), np.int32)
     inputs.check_array("labels", labels)
     in_memory = hasattr(images, "dtype") or not isinstance(images, ImageSet)
     if in_memory:
         inputs.check_array("images", images)
     pixels: Any = np.asarray(images) if in_memory else images
     labels, norm = np.asarray(labels), spelling.norm(norm)
+    if task is not None:
+        _refuse_with_task(version, users)
+        version = ensembles.TASK
     ledger_version = "standard" if version == ensembles.FAST else version
     settings, full = (
         _plan(norm, name, attacks, overrides, users=users, stop=stop)
@@ -185,21 +198,29 @@ def autoattack(
     beyond = np.zeros(len(pixels), bool) if robust_beyond is None else np.asarray(robust_beyond)
     if beyond.shape != (len(pixels),) or beyond.dtype != bool:
         raise ValueError(f"robust_beyond: pass {len(pixels)} booleans, one per image")
+    operand, of_task = "" if verdict_rule is None else "keys", None
+    if task is not None:
+        operand, of_task = "ids", TaskNetwork.of(task, logits_fn, targets, ids)
+        search = search_fn and TaskNetwork.of(task, search_fn, targets, ids).judged()
+        logits_fn, search_fn = of_task.judged(), search
     runner = engine.make(
         logits_fn,
         search_fn=search_fn,
         slots=batch_size,
         image_size=max(pixels.shape[1:3]),
-        keyed=verdict_rule is not None,
+        operand=operand,
         tally=verdict_rule.tally if verdict_rule else "",
     )
     _refuse_combinations(runner, version, len(replay) > 0, bool(beyond.any()), stop)
     user_attacks.check(users, pixels, ids, threat)
     sources = [replays.source(Path(path)) for path in replay]
-    identity_facts = {"network": identity if isinstance(identity, str) else None}
+    identity_facts: dict[str, Any] = {"network": identity if isinstance(identity, str) else None}
+    if task is not None:
+        identity_facts["task"] = task.name
     call = _Evaluation(
         *(runner, pixels, labels, ids, threat, int(seed), settings, full, verdict_rule),
-        *(sources, beyond, stop, users, verbose, identity_facts | {"version": ledger_version}),
+        *(sources, beyond, stop, users, verbose, of_task),
+        identity_facts | {"version": ledger_version},
     )
     with jax.set_mesh(runner.mesh):  # also if the caller has set a different one
         call = _prepare(call, identity if isinstance(identity, Fingerprint) else None)
@@ -230,6 +251,13 @@ def _plan(
     if users and attacks is not None and not len(attacks):
         return []
     return ensembles.plan(norm, version, attacks, overrides)
+
+
+def _refuse_with_task(version: str, users: Sequence[UserAttack]) -> None:
+    if version != "standard":
+        raise ValueError(f"version={version!r} needs logits; leave it out, or leave task out")
+    if functions := [user.flag for user in users if user.function is not None]:
+        raise ValueError(f"{functions[0]} needs logits; give its points, or leave task out")
 
 
 def _verdict_rule(
@@ -286,21 +314,23 @@ def _prepare(call: _Evaluation, network: Fingerprint | None) -> _Evaluation:
     if isinstance(images, np.ndarray):
         images = np.ascontiguousarray(images, np.float32)
     with call.waiting("fingerprinting network and images"):
-        batch: Any = {"batch": runner.slots // runner.mesh.size, "keyed": runner.keyed}
+        batch: Any = {"batch": runner.slots // runner.mesh.size, "operand": runner.operand}
         if network is None:
             network = fingerprint.of_network(runner.logits_fn, images, labels=labels, **batch)
         search = runner.search_fn and fingerprint.exact(runner.search_fn, images.shape[1:], **batch)
         digest, hashes = image_sets.hashes(images, labels, call.ids)
-    identity: dict[str, Any] = {
-        "network": call.identity["network"],
-        "fingerprint": network._asdict() | {"images": digest},
-        **call.threat.settings(),
-        "attacks": [setting._asdict() for setting in full],
-        "seed": call.seed,
-        "version": call.identity["version"],
-        "search": search,
-        "image": list(images.shape[1:]),
-    } | ({"verdict": call.rule._asdict()} if call.rule else {})
+    identity: dict[str, Any] = (
+        call.identity
+        | {
+            "fingerprint": network._asdict() | {"images": digest},
+            **call.threat.settings(),
+            "attacks": [setting._asdict() for setting in full],
+            "seed": call.seed,
+            "search": search,
+            "image": list(images.shape[1:]),
+        }
+        | ({"verdict": call.rule._asdict()} if call.rule else {})
+    )
     replays.check_images(call.sources, HashedImages(call.ids, hashes), images.shape[1:])
     sources = replays.ordered(call.sources, identity)
     if call.stop is not None:
@@ -339,7 +369,9 @@ def _run(
     sample = Sample(images, labels, ids, clean, likely, classes, call.threat, call.seed)
     flags: dict[str, str] = {}
     with call.waiting("checking that the network can be attacked"):
-        if not runner.keyed and len(images):
+        if call.of_task is not None and len(images):
+            flags |= call.of_task.flags(images)
+        elif not runner.keyed and len(images):
             forward, per_device = partial(engine.forward, runner), runner.slots // runner.mesh.size
             seen_here = reliability.check_network(
                 forward, runner.logits_fn, images, labels, batch_size=per_device
@@ -425,8 +457,10 @@ def _described(
     classes, finite = (column[met] for column in answers)
     network, flags = fingerprint.resolved(call.identity["fingerprint"]), outcome.flags
     flags |= reliability.check_answers(finite, verdicts.fooled_by, verdicts.reached)
-    flags |= label_checks.check_answers(classes, verdicts.labels, sample.classes, complete=complete)
-    flags |= collapse.flags(classes, verdicts.labels)
+    if call.of_task is None:
+        labels = verdicts.labels
+        flags |= label_checks.check_answers(classes, labels, sample.classes, complete=complete)
+        flags |= collapse.flags(classes, labels)
     flags |= reliability.check_slopes(network["probe"])
     about: ResultFacts = {
         **attacked.about,
@@ -440,6 +474,8 @@ def _described(
         "arrays_sha256": network["arrays"],
         "fingerprint": network | ({"begun_by": book.begun_by} if book.begun_by else {}),
     }
+    if call.of_task is not None:
+        about["task"] = call.of_task.task.name
     if call.robust_beyond.any():
         about["robust_beyond"] = int(call.robust_beyond.sum())
     return AutoAttackResult(

@@ -36,20 +36,25 @@ COMPILE_ONLY = 0  # steps of the first call of a program
 class Engine(NamedTuple):
     """A network on slots: `logits_fn` decides, `search_fn` (None: the same) guides the search.
 
-    If `keyed`, both take the images and one key for each of them. `tally` is a row of
-    `attacks.TALLIES`, by which points are judged in the search, in addition to one draw; "": by
-    that alone.
+    With `operand` "keys" both take the images and one key for each of them, with "ids" the id of
+    each, and then they return [stands, loss] of a task. `tally` is a row of `attacks.TALLIES`, by
+    which points are judged in the search, in addition to one draw; "": by that alone.
     """
 
     mesh: Mesh
     slots: int
     logits_fn: LogitsFn
     search_fn: LogitsFn | None
-    keyed: bool
+    operand: str  # "", "keys" or "ids"
     functions: dict[str, LogitsFn]  # the user's own: programs hold them weakly
     compiled: Callable[..., Any]  # what makes a program, and its arguments -> the program
     traces: tuple[tracing.TracedNetwork, ...] = ()  # of one or both, after `trace`
     tally: str = ""
+
+    @property
+    def keyed(self) -> bool:
+        """Tell whether the network draws random numbers."""
+        return self.operand == "keys"
 
 
 class Call(NamedTuple):
@@ -67,7 +72,7 @@ def make(
     search_fn: LogitsFn | None = None,
     slots: int | None = None,
     image_size: int = 32,
-    keyed: bool = False,
+    operand: str = "",
     tally: str = "",
 ) -> Engine:
     """Make an engine on all devices of this process.
@@ -86,7 +91,7 @@ def make(
         functions["search_fn"] = search_fn
     decides, *guides = (tracing.argument(name, f, mesh) for name, f in functions.items())
     guide = guides[0] if guides else None
-    return Engine(mesh, slots, decides, guide, keyed, functions, _compiled(), tally=tally)
+    return Engine(mesh, slots, decides, guide, operand, functions, _compiled(), tally=tally)
 
 
 def device_slots(platform: str, image_size: int) -> int:
@@ -102,7 +107,7 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
     per_device = engine.slots // engine.mesh.size
     networks = [engine.logits_fn, engine.search_fn][: len(engine.functions)]
     traces = [
-        tracing.trace(name, function, network, image, per_device, engine.keyed)
+        tracing.trace(name, function, network, image, per_device, engine.operand)
         for (name, function), network in zip(engine.functions.items(), networks, strict=True)
     ]
     if len({trace.classes for trace in traces}) > 1:
@@ -110,7 +115,7 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
             f"search_fn gives {traces[1].classes} logits, logits_fn {traces[0].classes}; pass the "
             "same network in lower precision"
         )
-    use, programs = (image, engine.keyed), " ".join(trace.program for trace in traces)
+    use, programs = (image, engine.operand), " ".join(trace.program for trace in traces)
     compiled = tracing.keep(networks, use, programs, _compiled)
     return engine._replace(compiled=compiled, traces=tuple(traces))
 
@@ -130,11 +135,12 @@ def forward(
 ) -> np.ndarray:
     """Compute logits f32[n, K] of n images, by one program for any n.
 
-    A randomised network gets keys made of the seed, the image's id and `draw`.
+    A randomised network gets keys made of the seed, the image's id and `draw`. Those of a task are
+    of two classes: the image stands, or it does not.
     """
     if not len(images):
         return np.zeros((0, engine.traces[0].classes), np.float32)
-    program = engine.compiled(devices.forward_program, engine.mesh, engine.keyed)
+    program = engine.compiled(devices.forward_program, engine.mesh, engine.operand)
     ids = np.zeros(len(images), np.uint32) if ids is None else ids
     network = functools.partial(program, engine.logits_fn, _root(seed), np.uint32(_DRAWS + draw))
     return _by_parts(engine, network, images, ids)
@@ -232,7 +238,7 @@ def should_narrow(engine: Engine, jobs: Jobs, image: tuple[int, ...], seconds: f
     if seconds * (1 - fewer / jobs.width) <= WORTH:
         return False
     networks = [engine.logits_fn, engine.search_fn][: len(engine.functions)]
-    return all(tracing.takes(network, image, fewer, engine.keyed) for network in networks)
+    return all(tracing.takes(network, image, fewer, engine.operand) for network in networks)
 
 
 def confirm_and_requeue(jobs: Jobs, confirm: Confirm, *, last: bool) -> list[ImageVerdict]:
@@ -248,11 +254,11 @@ class _Programs:
     def __init__(self, engine: Engine, setting: Setting, epsilon: float, seed: int) -> None:
         self.engine, self.program_setting = engine, devices.program_of(setting)
         self.steps = setting.steps + MACHINES[setting.machine].extra  # of a job, at most
-        mesh, keyed, tally = engine.mesh, engine.keyed, engine.tally
+        mesh, operand, tally = engine.mesh, engine.operand, engine.tally
         self._refill, self._proceed = engine.compiled(
-            devices.programs, mesh, self.program_setting, keyed, tally
+            devices.programs, mesh, self.program_setting, operand, tally
         )
-        self._prepare = engine.compiled(devices.prepare_program, mesh, keyed)
+        self._prepare = engine.compiled(devices.prepare_program, mesh, operand)
         self._sharding = NamedSharding(mesh, PartitionSpec("slots"))
         number = np.uint32(ensembles.named(setting.name).number)
         self._settings = (np.float32(epsilon), _root(seed), number)
@@ -262,7 +268,8 @@ class _Programs:
     def load(self, slots: Slots | None, rows: SlotRows | None) -> Slots:
         """Begin the jobs of `rows` in their slots, at first in slots that are empty."""
         if slots is None:
-            empty = functools.partial(begin, self.program_setting, tally=self.engine.tally)
+            kind: Any = {"operand": self.engine.operand, "tally": self.engine.tally}
+            empty = functools.partial(begin, self.program_setting, **kind)
             shapes = jax.eval_shape(empty, *self._settings, rows)
             zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
             slots = jax.device_put(zeros, self._sharding)

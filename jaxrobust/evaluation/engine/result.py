@@ -57,6 +57,7 @@ class ResultFacts(TypedDict, total=False):
     clipped: ClippedPixels
     stopped: StoppedSequence
     fast: FastSample
+    task: str  # its name; None: classes
 
 
 class AutoAttackResult(NamedTuple):
@@ -117,6 +118,7 @@ class AutoAttackResult(NamedTuple):
             "clipped",
             "stopped",
             "fast",
+            "task",
         )
         facts: dict[str, Any] = {name: about.get(name) for name in names}
         if "stopped" in about:

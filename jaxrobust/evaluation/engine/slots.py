@@ -31,7 +31,7 @@ class Build(NamedTuple):
     """What an attack's programs are built for, apart from the shapes of their arguments."""
 
     setting: Setting
-    keyed: bool  # the network takes keys
+    operand: str  # what the network takes in addition to points: "", "keys" or "ids"
     tally: str  # a row of `attacks.TALLIES`, or ""
     platform: str
 
@@ -41,7 +41,7 @@ class Slots(NamedTuple):
 
     state: Any  # of the machines
     labels: Array  # i32[S]
-    keys: Array  # u32[S, 2], of the jobs
+    keys: Array  # u32[S, 2], of the jobs; u32[S, 1], ids of the images, of a task
     live: Array  # bool[S], still undecided
     fooled: Array  # bool[S]
     adversarial: Array  # f[S,H,W,C], the point that fooled the network
@@ -54,7 +54,14 @@ class Slots(NamedTuple):
 
 
 def begin(
-    setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any, *, tally: str = ""
+    setting: Setting,
+    epsilon: Array,
+    root: Array,
+    number: Array,
+    rows: Any,
+    *,
+    operand: str = "",
+    tally: str = "",
 ) -> Slots:
     """Begin jobs in all slots; an image's key does not depend on its slot."""
 
@@ -74,7 +81,7 @@ def begin(
     return Slots(
         state=state,
         labels=rows.labels,
-        keys=jax.random.key_data(keys),
+        keys=rows.ids[:, None] if operand == "ids" else jax.random.key_data(keys),
         live=jnp.ones_like(rows.fresh),
         fooled=jnp.zeros_like(rows.fresh),
         adversarial=rows.images,
@@ -87,13 +94,13 @@ def begin(
 
 
 def _seeker(
-    keyed: bool, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
+    operand: str, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
 ) -> tuple[Callable[[], Any], Callable[..., Array]]:
     """Split the network that guides into what only its weights determine, and the rest of it.
 
     On CPU all calls share the former, which each would otherwise compute again.
     """
-    network = _network(search_fn or logits_fn, keyed, platform, tiles=winograd.convolve)
+    network = _network(search_fn or logits_fn, operand, platform, tiles=winograd.convolve)
     if platform == "cpu":
         return before_a_loop(network, points, keys)
     return list, lambda prepared, *operands: network(*operands)
@@ -110,16 +117,20 @@ def _advance(
     prepared: Any,
 ) -> tuple[Slots, Array]:
     """Make steps in all slots until `limit`, or until no more than `floor` of them are live."""
-    setting, keyed, tally, platform = build
+    setting, operand, tally, platform = build
     machine = attacks.MACHINES[setting.machine].make(setting, epsilon)
-    decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
-    _, prepared_call = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
+    decider = _network(logits_fn, operand, platform, VERDICT_PRECISION)
+    _, prepared_call = _seeker(
+        operand, platform, logits_fn, search_fn, slots.adversarial, slots.keys
+    )
     seeker = functools.partial(prepared_call, prepared)
     narrow = platform == "cpu" and cpus.kind().narrow  # bfloat16 products
 
     def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         count, slots = carry
-        keys = functools.partial(_fold, slots.keys, slots.steps)
+        fold = functools.partial(_fold, slots.keys, slots.steps)
+        keys = (lambda draw: slots.keys) if operand == "ids" else fold
+        wrong = lambda outputs: _wrong(_logits(outputs, operand), slots.labels)  # noqa: E731
         of = (lambda logits: attacks.TALLIES[tally].of(logits, slots.labels)) if tally else None
 
         def told(state: Any) -> MachineStep:
@@ -128,11 +139,11 @@ def _advance(
                 return advance(machine, asks, state, draws=setting.eot, tally=of)
 
         done = (narrow_products(told) if narrow else told)(slots.state)
-        hit = slots.live & _wrong(done.outputs, slots.labels) & (slots.steps >= slots.first)
+        hit = slots.live & wrong(done.outputs) & (slots.steps >= slots.first)
         if machine.counts is not None:
             hit &= machine.counts(done.queried)
         if search_fn is not None:
-            sure = lambda: _wrong(decider(done.points, keys(0)), slots.labels)  # noqa: E731
+            sure = lambda: wrong(decider(done.points, keys(0)))  # noqa: E731
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
         first, flat = slots.steps == 0, slots.flat
         if done.gradient is not None:
@@ -140,7 +151,7 @@ def _advance(
             flat = jnp.where(first, is_zero, flat)
         # One wrong draw of a randomised network ends nothing: as in the reference, its run
         # continues to the end, and its latest wrong point is tried once more.
-        over = machine.finished(done.state) | (False if keyed else hit)
+        over = machine.finished(done.state) | (False if operand == "keys" else hit)
         strongest, excess = None, None
         if tally:  # the point that most draws of a step call wrong, the latest of equals
             votes = attacks.TALLIES[tally].excess(done.votes / setting.eot, slots.labels)
@@ -176,17 +187,20 @@ def narrower_products(platform: str) -> str | None:
 
 
 def _network(
-    logits_fn: Any, keyed: bool, platform: str, precision: str | None = None, tiles: Any = None
+    logits_fn: Any, operand: str, platform: str, precision: str | None = None, tiles: Any = None
 ) -> Callable[[Array, Array], Array]:
-    """Wrap `logits_fn` as one of points and u32[B, 2], in float32, and fast inside loops on CPU.
+    """Wrap `logits_fn` as one of points and `keys`, in float32, and fast inside loops on CPU.
 
     `precision` is that of products, by default the caller's; it is read while they are traced.
     """
 
     def call(points: Array, keys: Array) -> Array:
         with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-            logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
-        return logits.astype(jnp.float32)
+            if operand == "ids":
+                outputs = logits_fn(points, keys[:, 0])
+            else:
+                outputs = logits_fn(points, _wrap(keys)) if operand else logits_fn(points)
+        return outputs.astype(jnp.float32)
 
     return fast_formulas(call, tiles=tiles) if platform == "cpu" else call
 
@@ -202,6 +216,11 @@ def _wrap(keys: Any) -> Array:
     return jax.random.wrap_key_data(keys, impl="threefry2x32")
 
 
+def _logits(outputs: Array, operand: str) -> Array:
+    """Make of a task's [stands, loss] the logits of two classes; logits stay as they are."""
+    return outputs.at[:, 1].set(0) if operand == "ids" else outputs
+
+
 def _wrong(logits: Array, labels: Array) -> Array:
     other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
     return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer counts as wrong
@@ -212,29 +231,30 @@ def _where(mask: Any, yes: Any, no: Any) -> Any:
 
 
 def programs(
-    mesh: Mesh, setting: Setting, keyed: bool, tally: str
+    mesh: Mesh, setting: Setting, operand: str, tally: str
 ) -> tuple[Callable[..., Slots], Callable[..., Any]]:
     """Make the programs of an attack on all devices of a mesh: begin jobs in slots, make steps."""
-    advance = functools.partial(_advance, Build(setting, keyed, tally, _platform(mesh)))
+    advance = functools.partial(_advance, Build(setting, operand, tally, _platform(mesh)))
     specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SHARED, _SPLIT, _SHARED)
-    return _refill_program(mesh, setting, tally), _spread(mesh, advance, specs)
+    return _refill_program(mesh, setting, operand, tally), _spread(mesh, advance, specs)
 
 
-def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
+def prepare_program(mesh: Mesh, operand: str) -> Callable[..., list[Array]]:
     """Compile the program that makes the last argument of `advance`, for one number of slots."""
     specs = (_SHARED, _SHARED, _SPLIT, _SPLIT)
 
     def prepare(*operands: Any) -> Any:
-        return _seeker(keyed, _platform(mesh), *operands)[0]()
+        return _seeker(operand, _platform(mesh), *operands)[0]()
 
     return jax.jit(_mapped(mesh, prepare, specs, _SHARED))
 
 
 @functools.lru_cache(maxsize=64)
-def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., Slots]:
+def _refill_program(mesh: Mesh, setting: Setting, operand: str, tally: str) -> Callable[..., Slots]:
     def refill(epsilon: Array, root: Array, number: Array, slots: Slots, rows: Any) -> Slots:
         slots = slots._replace(live=slots.live & rows.keep)
-        return _where(rows.fresh, begin(setting, epsilon, root, number, rows, tally=tally), slots)
+        new = begin(setting, epsilon, root, number, rows, operand=operand, tally=tally)
+        return _where(rows.fresh, new, slots)
 
     return _spread(mesh, refill, (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT))
 
@@ -249,17 +269,17 @@ def _spread(mesh: Mesh, function: Callable[..., Any], specs: Any) -> Callable[..
     return jax.jit(spread, donate_argnums=3, compiler_options=cpus.search_options(_platform(mesh)))
 
 
-def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
+def forward_program(mesh: Mesh, operand: str) -> Callable[..., Array]:
     """Make the forward pass that decides: (network, root, draw, images, ids) -> logits."""
 
     def run(logits_fn: Any, root: Array, draw: Array, images: Array, ids: Array) -> Array:
         def key(number: Array) -> Array:
             return jax.random.fold_in(jax.random.fold_in(_wrap(root), number), draw)
 
-        keys = jax.random.key_data(jax.vmap(key)(ids))
-        network = _network(logits_fn, keyed, _platform(mesh), VERDICT_PRECISION)
+        keys = ids[:, None] if operand == "ids" else jax.random.key_data(jax.vmap(key)(ids))
+        network = _network(logits_fn, operand, _platform(mesh), VERDICT_PRECISION)
         with jax.named_scope("verdict"):
-            return network(images, keys)
+            return _logits(network(images, keys), operand)
 
     specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SPLIT)
     return jax.jit(_mapped(mesh, run, specs))
@@ -270,7 +290,7 @@ def nearness_program(mesh: Mesh, norm: str) -> Callable[..., Array]:
 
     def run(logits_fn: Any, images: Array, labels: Array, targets: Array) -> Array:
         keys = jnp.zeros((len(labels), 2), jnp.uint32)  # unused
-        network = _network(logits_fn, False, _platform(mesh))
+        network = _network(logits_fn, "", _platform(mesh))
         asks = lambda points: network(points, keys)  # noqa: E731
         with jax.named_scope("attack"):
             return malt.first_order_distances(asks, images, labels, targets, norm=norm)

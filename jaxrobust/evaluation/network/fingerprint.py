@@ -69,19 +69,20 @@ class Fingerprint(NamedTuple):
 
 
 def of_network(
-    network: Any, images: Any, *, batch: int, keyed: bool = False, labels: Any = None
+    network: Any, images: Any, *, batch: int, operand: str = "", labels: Any = None
 ) -> Fingerprint:
     """Take the fingerprint of a network, whose probe is computed while its caller continues.
 
     `network`, from `tracing.argument`, gets `batch` images at a time if it does not take eight;
-    `keyed`: with one key each. It is probed with the first of the `images`, and with others that
-    `spread` chooses by the `labels`, i[N] or a function that reads them.
+    `operand` is "keys" or "ids" where it takes one for each image. It is probed with the first of
+    the `images`, and with others that `spread` chooses by the `labels`, i[N] or a function that
+    reads them.
     """
-    exact, both, (along, batch_images, *keys) = _traced(
-        network, tuple(images.shape[1:]), batch, keyed
+    exact, both, (along, batch_images, *extra) = _traced(
+        network, tuple(images.shape[1:]), batch, operand
     )
     rows = len(batch_images)
-    use = ("fingerprint", tuple(images.shape[1:]), rows, keyed)
+    use = ("fingerprint", tuple(images.shape[1:]), rows, operand)
     first = _noisy(images, rows)
     # Image sets that are not ours may be read by one thread only.
     others = None if hasattr(images, "image_hashes") else _spread_noisy(images, labels, rows)
@@ -100,7 +101,7 @@ def of_network(
                 probes |= {prefix + name: [] for name in _LIMITS}
                 continue
             batches = [
-                program(network, along, np.resize(part, first.shape), *keys)
+                program(network, along, np.resize(part, first.shape), *extra)
                 for part in np.split(points, range(rows, len(points), rows))
             ]
             for name, arrays in zip(_LIMITS, zip(*batches, strict=True), strict=True):
@@ -123,18 +124,16 @@ def resolved(fields: dict[str, Any]) -> Any:
     return fields | {"probe": probe.result() if isinstance(probe, Future) else probe}
 
 
-def exact(
-    network: Any, image: tuple[int, ...], *, batch: int, keyed: bool = False
-) -> dict[str, str]:
+def exact(network: Any, image: tuple[int, ...], *, batch: int, operand: str = "") -> dict[str, str]:
     """Hash a network as its fingerprint does, for images H, W, C; nothing compiles."""
-    return _traced(network, image, batch, keyed)[0]
+    return _traced(network, image, batch, operand)[0]
 
 
 def _traced(
-    network: Any, image: tuple[int, ...], batch: int, keyed: bool
+    network: Any, image: tuple[int, ...], batch: int, operand: str
 ) -> tuple[dict[str, str], Any, tuple[Any, ...]]:
     """Trace logits and gradient: the hashes, the program, and its arguments after the network:
-    the signs that the gradient goes along, images, keys.
+    the signs that the gradient goes along, images, and what `operand` says.
     """
 
     # Functions that end with this call: JAX keeps a function's programs, and with them the arrays
@@ -142,14 +141,18 @@ def _traced(
     def call(network: Any, *operands: Any) -> Any:
         return network(*operands)
 
-    def with_gradient(network: Any, along: Array, images: Array, *keys: Array) -> Any:
-        logits, pull = jax.vjp(lambda images: network(images, *keys), images)
+    def with_gradient(network: Any, along: Array, images: Array, *extra: Array) -> Any:
+        logits, pull = jax.vjp(lambda images: network(images, *extra), images)
         return logits, pull(along)[0]
 
     def traced(rows: int) -> tuple[Any, tuple[Any, ...]]:
         images = jax.ShapeDtypeStruct((rows, *image), jnp.float32)
-        keys = [jax.random.split(jax.random.key(0), rows)] if keyed else []
-        return jax.jit(call).trace(network, images, *keys), (images, *keys)
+        extra: Any = {
+            "keys": jax.random.split(jax.random.key(0), rows),
+            "ids": np.arange(rows, dtype=np.uint32),
+        }
+        extra = [extra[operand]] if operand else []
+        return jax.jit(call).trace(network, images, *extra), (images, *extra)
 
     with jax.default_matmul_precision(VERDICT_PRECISION):
         try:

@@ -130,20 +130,20 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
 
 
 def trace(
-    name: str, function: LogitsFn, network: Any, image: tuple[int, ...], batch: int, keyed: bool
+    name: str, function: LogitsFn, network: Any, image: tuple[int, ...], batch: int, operand: str
 ) -> TracedNetwork:
     """Trace a network before anything is computed; `ValueError`: it is not a network."""
-    operands = _operands((batch,), image, keyed)
+    operands = _operands((batch,), image, operand)
     if not callable(function):
         raise ValueError(
             f"{name} is a {type(function).__name__}, not a function; pass one of images, such as "
             "jax.tree_util.Partial(net.apply, variables, train=False)"
         )
-    single = functools.partial(of_one_image, network, *_operands((), image, keyed))
+    single = functools.partial(of_one_image, network, *_operands((), image, operand))
     try:
         inspect.signature(function).bind(*operands)
     except TypeError as error:
-        takes = "images and keys [B]" if keyed else "images only (keys are of version rand)"
+        takes = "images and keys [B]" if operand else "images only (keys are of version rand)"
         raise ValueError(f"{name} must take {takes} for this version: {error}") from error
     except ValueError:  # it has no signature to read
         pass
@@ -165,7 +165,7 @@ def trace(
         raise ValueError(f"{name} gives {logits.dtype}; return floating point logits")
     leak = f"{name} {TRAINING.format('a traced value outlived its trace')}"
     try:
-        closed, _ = _traced(network, _operands((_FEW,), image, keyed))
+        closed, _ = _traced(network, _operands((_FEW,), image, operand))
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(leak) from error
     except Exception:  # it takes `batch` images only
@@ -176,18 +176,20 @@ def trace(
     return TracedNetwork(int(shape[1]), programs.hashed(closed), programs.constants(closed))
 
 
-def takes(network: Any, image: tuple[int, ...], batch: int, keyed: bool) -> bool:
+def takes(network: Any, image: tuple[int, ...], batch: int, operand: str) -> bool:
     """Tell whether a network takes that batch size; the arguments are those of `trace`."""
     try:
-        return _traced(network, _operands((batch,), image, keyed))[1].shape[0] == batch
+        return _traced(network, _operands((batch,), image, operand))[1].shape[0] == batch
     except Exception:  # it takes another number of images only
         return False
 
 
-def _operands(batch: tuple[int, ...], image: tuple[int, ...], keyed: bool) -> tuple[Any, ...]:
-    keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
+def _operands(batch: tuple[int, ...], image: tuple[int, ...], operand: str) -> tuple[Any, ...]:
+    """Describe what a network takes: points and, for each, what `operand` says."""
     points = jax.ShapeDtypeStruct((*batch, *image), jnp.float32)
-    return (points, keys) if keyed else (points,)
+    keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
+    ids = jax.ShapeDtypeStruct(batch, jnp.uint32)
+    return (points, *{"": (), "keys": (keys,), "ids": (ids,)}[operand])
 
 
 def _traced(network: Any, operands: tuple[Any, ...]) -> Any:

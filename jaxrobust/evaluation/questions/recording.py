@@ -77,9 +77,8 @@ class Evaluation:
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = tracing.argument("logits_fn", logits_fn, here)
-        self.fingerprint = fingerprint.of_network(
-            network, self.images, batch=self.batch, keyed=subject.keyed, labels=self.images.labels
-        )
+        how: Any = {"operand": "keys" if subject.keyed else "", "labels": self.images.labels}
+        self.fingerprint = fingerprint.of_network(network, self.images, batch=self.batch, **how)
         self.questions: dict[str, str] = {}  # number -> hash of its question
         self._size: list[NetworkSize] = []  # once it is known, shared by all questions
         self._clean: list[verdicts.Verdicts] = []  # likewise

@@ -279,7 +279,8 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     mesh = sharding.make_mesh()
     with functions.explained(flag, function.name):
         argument = tracing.argument(written, function.function, mesh)
-        traced = tracing.trace(written, function.function, argument, image, 8, subject.keyed)
+        operand = "keys" if subject.keyed else ""
+        traced = tracing.trace(written, function.function, argument, image, 8, operand)
     if traced.classes != sizes.num_classes:
         more = traced.classes == (sizes.num_classes or 0) + 1
         background = ", without a background class: logits[:, 1:] if it is the first" * more

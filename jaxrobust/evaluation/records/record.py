@@ -319,6 +319,7 @@ class AccuracyRecord:
     search_sample: SampledSearch | None = None
     clipped: ClippedPixels | None = None
     fast: FastSample | None = None  # it is of the fast version: no number of AutoAttack
+    task: str | None = None  # what was asked of outputs other than logits, `tasks.Task.name`
     stopped: StoppedSequence | None = None  # it ended once it was decided: `interval` is None
     function: UserFunction | None = None
     damaged: list[str] | None = None  # images that a test could not read

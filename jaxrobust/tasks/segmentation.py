@@ -1,0 +1,54 @@
+"""One class for each pixel."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.attacks import Goal
+from jaxrobust.tasks.task import Task
+from jaxrobust.types import Array, PerImage, check_number
+
+
+def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
+    """Make the task of logits f[B, H, W, K] and masks int[B, H, W].
+
+    The loss is the mean cross-entropy of an image's pixels, and its score the share of pixels that
+    get their class.
+
+    Args:
+      least: the attack has succeeded once the score is below this share, from 0 to 1.
+      ignore: the class of pixels that do not count. An image without other pixels scores 1.
+
+    >>> float(segmentation(least=0.9).goal.score(jnp.eye(4)[None], jnp.array([[0, 1, 2, 255]]))[0])
+    1.0
+    """
+    least = check_number("least", least)
+    if not 0 < least <= 1:
+        raise ValueError(f"least={least} must be above 0 and at most 1, a share of the pixels")
+
+    def mean(values: Array, masks: Array) -> PerImage:
+        counts = (masks != ignore).reshape(len(masks), -1)
+        values = jnp.where(counts, values.reshape(counts.shape), 0)
+        return values.sum(axis=1) / jnp.maximum(counts.astype(values.dtype).sum(axis=1), 1)
+
+    def loss(logits: Array, masks: Array) -> PerImage:
+        _check(logits, masks)
+        classes = jnp.where(masks == ignore, 0, masks).astype(jnp.int32)
+        log_p = jax.nn.log_softmax(logits)
+        return -mean(jnp.take_along_axis(log_p, classes[..., None], axis=-1)[..., 0], masks)
+
+    def score(logits: Array, masks: Array) -> PerImage:
+        _check(logits, masks)
+        right = mean((logits.argmax(-1) == masks.astype(jnp.int32)).astype(logits.dtype), masks)
+        empty = (masks == ignore).reshape(len(masks), -1).all(axis=1)
+        finite = jnp.isfinite(logits).reshape(len(logits), -1).all(axis=1)
+        return jnp.where(finite, jnp.where(empty, 1, right), jnp.nan)
+
+    return Task("segmentation", Goal(loss, score, lambda score: score < least))
+
+
+def _check(logits: Array, masks: Array) -> None:
+    if logits.shape[:-1] != masks.shape or not jnp.issubdtype(masks.dtype, jnp.integer):
+        raise ValueError(
+            f"masks are {masks.dtype}{list(masks.shape)} for logits {list(logits.shape)}; pass the "
+            "class of each pixel, int[B, H, W], and put the classes of the logits last"
+        )

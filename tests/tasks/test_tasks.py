@@ -1,0 +1,211 @@
+"""AutoAttack on networks that return anything but logits of classes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from flax import linen, nnx
+
+from jaxrobust import attacks, tasks
+from jaxrobust.evaluation import autoattack
+from tests.support import sweeps
+from tests.support.golden import norm_in_float64
+
+VOID, CLASSES, N = 255, 4, 12
+DRAW = np.random.default_rng(0)
+KERNEL = jnp.asarray(DRAW.normal(size=(3, 3, 3, CLASSES)), jnp.float32)
+IMAGES = np.float32(DRAW.random((N, 10, 10, 3)))
+WEIGHTS = jnp.asarray(DRAW.normal(size=(300, 8)), jnp.float32)
+QUICK = {"apgd-task": {"steps": 10, "restarts": 2}, "square-task": {"steps": 60}}
+EPSILON = {"linf": 0.12, "l2": 1.2, "l1": 14.0}
+
+
+def segment(images):
+    """Return logits f[B, 10, 10, 4]."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(images, KERNEL, (1, 1), "SAME", dimension_numbers=dims)
+
+
+def encode(images):
+    """Return embeddings f[B, 8]."""
+    return jnp.tanh(images.reshape(len(images), -1) @ WEIGHTS / 20)
+
+
+def shares(images):
+    """Compute in NumPy the shares of right pixels, of those that count."""
+    right = np.asarray(segment(jnp.asarray(images))).argmax(-1) == MASKS[: len(images)]
+    counts = MASKS[: len(images)] != VOID
+    return (right & counts).sum((1, 2)) / counts.sum((1, 2))
+
+
+MASKS = np.asarray(segment(IMAGES).argmax(-1)).astype(np.uint8)
+MASKS[:, :2] = VOID
+MASKS[0, 2:] = (MASKS[0, 2:] + 1) % CLASSES
+TASK = tasks.segmentation(least=0.6)
+run = functools.partial(
+    autoattack, norm="linf", epsilon=0.12, task=TASK, overrides=QUICK, verbose=False
+)
+
+
+class SegmentationTest(parameterized.TestCase):
+    @sweeps.rows(*EPSILON)
+    def test_verdicts_hold(self, norm):
+        result = run(segment, IMAGES, MASKS, norm=norm, epsilon=EPSILON[norm])
+        fooled = result.clean & ~result.robust
+        np.testing.assert_array_equal(result.clean, shares(IMAGES) >= 0.6)
+        np.testing.assert_array_equal(result.robust, shares(result.images_adv) >= 0.6)
+        self.assertFalse(result.clean[0])
+        self.assertBetween(fooled.sum(), 1, N - 2)
+        norms = norm_in_float64(result.images_adv.astype(np.float64) - IMAGES, norm)
+        self.assertLessEqual(norms.max(), EPSILON[norm] * (1 + 1e-5) + 1e-6)
+        self.assertEqual(norms[~fooled].max(), 0)
+        alone = attacks.apgd_run(
+            segment, IMAGES, MASKS, norm=norm, epsilon=EPSILON[norm], steps=10, loss=TASK.goal
+        )
+        missed = np.asarray(~alone.correct) & result.robust  # another start
+        self.assertLessEqual(missed.sum(), norm == "l1")
+
+    def test_subsets_batches_ledgers_and_replays(self):
+        folder = self.create_tempdir().full_path
+        result = run(segment, IMAGES, MASKS, ledger=f"{folder}/all.jsonl")
+        ids = [5, 8, 2]
+        for settings in ({"batch_size": 3}, {"batch_size": 64}):
+            part = run(segment, IMAGES[ids], MASKS[ids], image_ids=ids, **settings)
+            np.testing.assert_array_equal(part.robust, result.robust[ids])
+            np.testing.assert_array_equal(part.images_adv, result.images_adv[ids])
+        again = run(segment, IMAGES, MASKS, ledger=f"{folder}/all.jsonl")
+        np.testing.assert_array_equal(again.images_adv, result.images_adv)
+        self.assertEqual(sum(cost.backward for cost in again.costs), 0)
+        larger = run(segment, IMAGES, MASKS, epsilon=0.15, replay=[f"{folder}/all.jsonl"])
+        self.assertEqual(larger.about["replayed"][0]["fooled"], (~result.robust).sum() - 1)
+        other_masks = np.where(MASKS == 1, 2, MASKS)
+        for masks, task in ((other_masks, TASK), (MASKS, tasks.segmentation(least=0.7))):
+            with self.assertRaisesRegex(ValueError, "all.jsonl.*another"):
+                run(segment, IMAGES, masks, task=task, ledger=f"{folder}/all.jsonl")
+
+    def test_a_record(self):
+        record = run(segment, IMAGES[:3], MASKS[:3]).record(model="mine")
+        self.assertEqual(record["task"], "segmentation")
+        self.assertEqual(record["version"], "task")
+        self.assertEqual([attack["name"] for attack in record["attacks"]], [*QUICK])
+
+    def test_an_image_without_pixels_that_count_stands(self):
+        masks = np.full_like(MASKS, VOID)
+        self.assertTrue(run(segment, IMAGES, masks, epsilon=0.5).robust.all())
+
+
+class EmbeddingTest(parameterized.TestCase):
+    @sweeps.rows(("cosine", 0.02), ("l2", 0.25))
+    def test_verdicts_hold(self, distance, farthest):
+        clean = np.asarray(encode(IMAGES))
+        task = tasks.embedding(farthest=farthest, distance=distance)
+        result = run(encode, IMAGES, clean, task=task, epsilon=0.02)
+        moved = np.asarray(encode(result.images_adv), np.float64)
+        lengths = [np.linalg.norm(a, axis=1) for a in (moved, clean.astype(np.float64))]
+        away = {
+            "cosine": 1 - (moved * clean).sum(1) / lengths[0] / lengths[1],
+            "l2": np.linalg.norm(moved - clean, axis=1),
+        }
+        self.assertTrue(result.clean.all())
+        self.assertBetween(result.robust.sum(), 1, N - 1)
+        np.testing.assert_array_equal(result.robust, away[distance] <= farthest)
+
+    def test_zero_shot_is_classification(self):
+        texts = DRAW.normal(size=(5, 8))
+        labels = np.asarray(tasks.zero_shot(encode, texts)(IMAGES).argmax(1))
+        quick = {"apgd-ce": {"steps": 5}, "square": {"steps": 20}}
+        settings = dict(attacks=(*quick,), overrides=quick, epsilon=0.06)
+        first, second = (
+            run(tasks.zero_shot(encode, texts), IMAGES, labels, task=task, **settings)
+            for task in (None, tasks.classification())
+        )
+        self.assertTrue(first.clean.all())
+        self.assertFalse(first.robust.all())
+        np.testing.assert_array_equal(first.images_adv, second.images_adv)
+
+    def test_modules_of_libraries(self):
+        features = nnx.Sequential(
+            lambda x: x.reshape(len(x), -1), nnx.Linear(300, 4, rngs=nnx.Rngs(0))
+        )
+        module = linen.Sequential([lambda x: x.reshape(len(x), -1), linen.Dense(4)])
+        variables = module.init(jax.random.key(0), IMAGES)
+        for network, call in ((features, features), ((module, variables), module.bind(variables))):
+            clean = np.asarray(call(IMAGES))
+            task = tasks.embedding(farthest=1e6, distance="l2")
+            result = run(network, IMAGES, {"e": clean}["e"], task=task)
+            self.assertTrue(result.robust.all())
+
+
+class DictTest(absltest.TestCase):
+    def test_outputs_and_targets_are_trees(self):
+        """A regression with two heads, whose targets are a dict."""
+
+        def network(images):
+            return {"depth": images.mean((1, 2, 3)), "size": images.sum((1, 2, 3))}
+
+        def loss(outputs, targets):
+            return (outputs["depth"] - targets["depth"]) ** 2 + 0 * targets["size"]
+
+        def score(outputs, targets):
+            return -jnp.abs(outputs["depth"] - targets["depth"])
+
+        task = tasks.Task("depth", attacks.Goal(loss, score, lambda score: score < -0.05))
+        targets = {key: np.asarray(value) for key, value in network(IMAGES).items()}
+        weak, strong = (run(network, IMAGES, targets, task=task, epsilon=e) for e in (0.04, 0.06))
+        self.assertEqual((weak.robust.all(), strong.robust.any()), (True, False))
+
+
+class BadInputTest(parameterized.TestCase):
+    @sweeps.rows(
+        ("is not a task; pass one such as", dict(task=tasks.segmentation)),
+        ("no score", dict(task=tasks.Task("mine", attacks.Goal(lambda o, t: o.mean((1, 2, 3)))))),
+        ("targets have shape (11, 10, 10) for 12", dict(labels=MASKS[:-1])),
+        ("masks are float32[", dict(labels=MASKS.astype(np.float32))),
+        ("masks are uint8[8, 10]", dict(labels=MASKS[:, 0])),
+        ("needs logits; leave it out", dict(version="rand")),
+        ("needs logits; leave it out", dict(version="fast")),
+        ("no attacks for l0; choose linf", dict(norm="l0", epsilon=3)),
+        ("is not in version 'task'; choose from apgd-task", dict(attacks=("apgd-ce",))),
+        ("overrides of ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
+        (
+            "for 8 images",
+            dict(task=tasks.Task("m", attacks.Goal(lambda o, t: o.mean(), TASK.goal.score))),
+        ),
+        (
+            "the score has shape (8, 10, 10) for 8 images",
+            dict(task=tasks.Task("m", TASK.goal._replace(score=lambda o, t: o.max(-1)))),
+        ),
+        ("embeddings of shape", dict(task=tasks.embedding(farthest=1.0))),
+    )
+    def test_a_sentence(self, words, changes):
+        arguments = {"labels": MASKS} | changes
+        with self.assertRaises(ValueError) as caught:
+            run(segment, IMAGES, arguments.pop("labels"), **arguments)
+        self.assertIn(words, str(caught.exception))
+
+    @sweeps.rows(
+        ("least=0.0 must be above 0", tasks.segmentation, dict(least=0.0)),
+        ("least=90.0 must be above 0 and at most 1", tasks.segmentation, dict(least=90)),
+        ("farthest=-1.0 must be 0 or more", tasks.embedding, dict(farthest=-1)),
+        ("choose one of cosine, l2", tasks.embedding, dict(farthest=1, distance="l1")),
+        ("texts have shape (8,)", tasks.zero_shot, dict(encoder=encode, texts=np.zeros(8))),
+    )
+    def test_settings(self, words, make, settings):
+        with self.assertRaises(ValueError) as caught:
+            make(**settings)
+        self.assertIn(words, str(caught.exception))
+
+    @sweeps.rows(
+        ("wrong-sign", TASK.goal._replace(loss=lambda o, t: -TASK.goal.loss(o, t))),
+        ("nan-loss", TASK.goal._replace(loss=lambda o, t: jnp.nan * TASK.goal.loss(o, t))),
+    )
+    def test_flags(self, name, goal):
+        self.assertEqual(run(segment, IMAGES, MASKS).flags, {})
+        flags = run(segment, IMAGES, MASKS, task=tasks.Task("mine", goal)).flags
+        self.assertIn(name, flags)
+
+
+if __name__ == "__main__":
+    absltest.main()
