@@ -171,7 +171,7 @@ class Goal(NamedTuple):
         return _per_image("the score", self.score(outputs, targets), batch)
 
 
-def _per_image(name: str, values: PerImage, batch: int) -> PerImage:
+def _per_image(name: str, values: Array, batch: int) -> PerImage:
     if jnp.shape(values) != (batch,):
         raise ValueError(
             f"{name} has shape {jnp.shape(values)} for {batch} images; return one number for each "

@@ -38,7 +38,9 @@ class TaskNetwork(NamedTuple):
     def of(cls, task: Task, network: Any, targets: Any, ids: np.ndarray) -> "TaskNetwork":
         """Check a network and its targets; `ValueError` where they do not fit `ids`."""
         if not isinstance(task, Task):
-            raise ValueError(f"task={task!r} is not a task; pass one such as jaxrobust.tasks.segmentation()")
+            raise ValueError(
+                f"task={task!r} is not a task; pass one such as jaxrobust.tasks.segmentation()"
+            )
         if task.goal.score is None:
             raise ValueError(
                 f"task {task.name!r} has no score, so no attack could succeed; give its Goal a "
