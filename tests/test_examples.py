@@ -5,22 +5,29 @@ import doctest
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from flax import nnx
 
 import jaxrobust
+from jaxrobust import attacks, data
 from jaxrobust.__main__ import COMMANDS, main, module_of
+from tests.support import paths
 
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
     *("attacks.minimum_norm.ddn", "attacks.minimum_norm.fmn"),
     *("attacks.sparse.sparse_pgd", "attacks.sparse.sparse_rs"),
     *("models", "weights.naming.convert", "weights.load", "evaluation.engine.autoattack"),
+    "tasks.segmentation",
     *("config", "data.stream.arrays", "data.transforms.preparing"),
 )
 # The names of design that have one each; `attacks` itself opens with two.
@@ -86,6 +93,28 @@ class PackageTest(absltest.TestCase):
                 done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True)
                 self.assertEqual(done.returncode, 141, done.stderr)
                 self.assertNotIn("pipe", done.stderr.lower())
+
+    def test_the_gallery_text_runs(self):
+        """The cells of the pull request for optax, with a small network in place of the page's."""
+        text = (paths.ROOT / "examples/optax_gallery.md").read_text()
+        cells = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        model = nnx.Sequential(
+            lambda x: x.reshape(len(x), -1), nnx.Linear(64, 10, rngs=nnx.Rngs(0))
+        )
+        images, labels, *_ = data.load("digits", split="test", n=16)
+        labels = np.asarray(model(images).argmax(1))
+        names = {"EPSILON": 0.02, "model": model, "images": images, "labels": labels, "jax": jax}
+        for cell in cells:
+            exec(cell, names)
+        by_hand = images
+        for _ in range(10):
+            ascent = jax.grad(lambda x: attacks.ce_loss(model(x), labels).sum())(
+                jnp.asarray(by_hand)
+            )
+            moved = np.clip(by_hand + 0.004 * np.sign(ascent), images - 0.02, images + 0.02)
+            by_hand = np.clip(moved, 0, 1)
+        np.testing.assert_allclose(names["adversarial_images"], by_hand, rtol=0, atol=1e-6)
+        self.assertEqual(names["result"].clean.mean(), 1)
 
     def test_version_and_typing_errors(self):
         for words, code, said in (
