@@ -200,6 +200,7 @@ def apgd_machine(
         images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: t.Start = "image"
     ) -> ApgdState:
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
+        inputs.check_radii(epsilon, images)
         floats, integers = inputs.fillers(images)
         if goal.aims and targets is None:
             raise ValueError(f"loss={loss!r} needs targets i32[B]; pass targets=...")

@@ -110,6 +110,7 @@ def fab_machine(
         images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: t.Start = "image"
     ) -> FabState:
         images, labels = inputs.check_inputs(images, labels)
+        inputs.check_radii(epsilon, images)
         if labels.ndim != 1:
             raise ValueError(
                 f"FAB needs class labels i32[B], got shape {labels.shape}; pass their argmax"

@@ -95,14 +95,20 @@ def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Po
         )
     if images.size == 0:
         raise ValueError(f"no images given (shape {images.shape}); pass at least one")
+    if _is_here(images):
+        with jax.ensure_compile_time_eval():
+            is_finite = bool(jnp.isfinite(images).all())
+        if not is_finite:
+            raise ValueError("images have NaN or infinite pixels; leave these images out")
     if not logits:
         return images, jax.tree.map(partial(_target, count=len(images)), labels)
     check_array("labels", labels)
     labels = jnp.asarray(labels)
     if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
+        one = "; of one image, pass images[None]" if images.ndim == 3 else ""
         raise ValueError(
             f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
-            "pass i32[B] or f[B, C]"
+            f"pass i32[B] or f[B, C]{one}"
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer if labels.ndim == 1 else jnp.floating):
         raise ValueError(
@@ -121,6 +127,21 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
             "image: give one target for each, or close over what all images share"
         )
     return leaf
+
+
+def check_axes(attack: str, images: t.Points) -> None:
+    """Refuse what has no pixels, for a search that changes some of them."""
+    if images.ndim != 4:
+        raise ValueError(f"{attack} needs images f[B, H, W, C], got shape {images.shape}")
+
+
+def check_radii(epsilon: float | t.Array, images: t.Points) -> None:
+    """Refuse radii that are neither one nor one per image."""
+    if jnp.shape(epsilon) not in ((), images.shape[:1]):
+        raise ValueError(
+            f"epsilon of shape {jnp.shape(epsilon)} does not fit {len(images)} images; pass one "
+            "radius, or one for each image"
+        )
 
 
 def fillers(images: t.Points) -> tuple[Callable[..., t.PerImage], Callable[..., t.Counts]]:
@@ -226,10 +247,15 @@ def start_points(
     return ball.sample(keys, images, epsilon)
 
 
+def _is_here(values: Any) -> bool:
+    """Return True for an array whose values this host can read, outside `jit`."""
+    is_concrete = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
+    return is_concrete and values.is_fully_addressable
+
+
 def check_classes(name: str, values: Any, classes: int) -> None:
     """Refuse a class outside [0, classes), if the values can be read here."""
-    is_concrete = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
-    if not is_concrete or values.ndim != 1 or not values.is_fully_addressable:
+    if not _is_here(values) or values.ndim != 1:
         return
     numbers = np.asarray(values)
     bad = np.flatnonzero((numbers < 0) | (numbers >= classes))

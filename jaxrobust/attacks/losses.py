@@ -5,6 +5,7 @@ outside [0, C) has no defined loss; soft targets, or fewer classes than a loss n
 `ValueError`. Parity: tests/attacks/test_losses.py.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,12 +152,16 @@ class Goal(NamedTuple):
             ),
             outputs,
         )
-        loss = self.loss(outputs, targets, *([classes] if self.aims else []))
-        return loss if self.logits else _per_image("the loss", loss, batch)
+        arguments = [outputs, targets, *([classes] if self.aims else [])]
+        if self.logits:
+            return self.loss(*arguments)
+        return _per_image("the loss", self.loss, arguments, batch, jnp.floating)
 
     def reached(self, score: Array | None, like: PerImage) -> Mask:
         """Tell of each image whether its score means success; without a score, none has."""
-        return jnp.zeros_like(like, bool) if score is None else self.done(score)
+        if score is None:
+            return jnp.zeros_like(like, bool)
+        return _per_image("Goal.done", self.done, [score], len(like), jnp.bool_)
 
     def state_score(self, state: Any, outputs: Any) -> PerImage:
         """Compute the score of a state with `labels`, as a machine does."""
@@ -168,16 +173,31 @@ class Goal(NamedTuple):
         batch = jax.tree.leaves(outputs)[0].shape[0]
         if self.logits and not jnp.issubdtype(outputs.dtype, jnp.floating):  # votes, for example
             outputs = outputs.astype(jnp.float32)
-        return _per_image("the score", self.score(outputs, targets), batch)
+        return _per_image("the score", self.score, [outputs, targets], batch, jnp.generic)
 
 
-def _per_image(name: str, values: Array, batch: int) -> PerImage:
-    if jnp.shape(values) != (batch,):
+def _per_image(
+    name: str, function: Callable[..., Any], arguments: list[Any], batch: int, kind: Any
+) -> Array:
+    """Call a function of the user's; `ValueError` unless it has a value of a kind per image."""
+    try:
+        values = function(*arguments)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ValueError(
-            f"{name} has shape {jnp.shape(values)} for {batch} images; return one number for each "
-            "image, f[B], such as a mean over all axes but the first"
-        )
-    return values
+            f"{name} reads the values of arrays while it is traced; write it with jax.numpy, and "
+            "jnp.where in place of if"
+        ) from error
+    dtype = getattr(values, "dtype", type(values).__name__)
+    shape = getattr(values, "shape", () if isinstance(values, float | int) else None)
+    if shape == (batch,) and jnp.issubdtype(dtype, kind):
+        return values
+    found, wanted = f"is of type {dtype}", "float for each image, f[B]"
+    if shape not in (None, (batch,)):
+        found = f"has shape {shape}"
+        wanted = "number for each image, f[B], such as a mean over all axes but the first"
+    if kind is jnp.bool_:
+        wanted = "bool for each image, bool[B], such as score <= 0"
+    raise ValueError(f"{name} {found} for {batch} images; return one {wanted}")
 
 
 def is_right(logits: Logits, labels: Array) -> PerImage:
@@ -192,16 +212,32 @@ BY_TARGET = Goal(by_target, is_right, logits=True, aims=True)  # of AutoAttack's
 
 def goal_of(loss: str | Callable[..., Array] | Goal) -> Goal:
     """Make a goal of a name in `LOSSES`, or of a function `(outputs, targets) -> f[B]`."""
-    if isinstance(loss, Goal):
-        return loss
     if callable(loss):
-        return Goal(loss)
-    if loss not in LOSSES:
+        loss = Goal(loss)
+    if isinstance(loss, Goal):
+        if not loss.logits:
+            _check_takes("loss", loss.loss, "outputs", "targets")
+            if loss.score is not None:
+                _check_takes("Goal.score", loss.score, "outputs", "targets")
+                _check_takes("Goal.done", loss.done, "score")
+        return loss
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(
             f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}, or pass a function "
             "(outputs, targets) -> f[B]"
         )
     return Goal(LOSSES[loss], is_right, logits=True, aims=loss == "dlr-targeted")
+
+
+def _check_takes(name: str, function: Any, *arguments: str) -> None:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:  # a builtin without a signature
+        pass
+    except TypeError as error:
+        raise ValueError(
+            f"{name}={function!r} must be a function of {' and '.join(arguments)} ({error})"
+        ) from error
 
 
 def _pick(logits: Logits, index: Labels) -> PerImage:

@@ -183,6 +183,9 @@ def run(
     return state
 
 
+_TREES = (dict, list, tuple)
+
+
 def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, Any], Any]:
     """Wrap a network for `advance`; `ValueError` where it cannot be called, or does not fit."""
     function = as_function(network)
@@ -196,17 +199,19 @@ def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, 
                 raise ValueError(f"logits_fn {words}") from error
             raise
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)]
-        if machine.logits and jnp.ndim(outputs) < 2 and (words := of_one_image(function, image)):
-            raise ValueError(f"logits_fn {words}")
-        if machine.logits and (len(shapes) != 1 or len(shapes[0]) != 2):
+        listed = ", ".join(map(str, shapes)) or "nothing"
+        if machine.logits and len(getattr(outputs, "shape", ())) != 2:
+            if hasattr(outputs, "ndim") and (words := of_one_image(function, image)):
+                raise ValueError(f"logits_fn {words}")
+            container = f" in a {type(outputs).__name__}" if isinstance(outputs, _TREES) else ""
             raise ValueError(
-                f"logits_fn returns {', '.join(map(str, shapes))}, but this attack needs logits "
+                f"logits_fn returns {listed}{container}, but this attack needs logits "
                 "[B, C]; for another task, pass as loss a function (outputs, targets) -> f[B]"
             )
         if not shapes or any(shape[:1] != points.shape[:1] for shape in shapes):
             raise ValueError(
-                f"the network returns {', '.join(map(str, shapes)) or 'nothing'} for {len(points)} "
-                "images; return arrays whose first axis is the image"
+                f"the network returns {listed} for {len(points)} images; return arrays whose first "
+                "axis is the image"
             )
         if machine.logits:
             for name in ("labels", "targets"):
@@ -228,6 +233,10 @@ def as_attack(
 
     With `info` it returns `(images_adv, AttackInfo)`, for which it evaluates the network once more.
     """
+    if not isinstance(random_start, bool | Noise):
+        raise ValueError(
+            f"random_start={random_start!r} is not a start; pass True, False or attacks.Noise(...)"
+        )
 
     def attack(network: Any, key: t.Array | None, images: t.GivenImages, labels: Any) -> Any:
         check_array("images", images)

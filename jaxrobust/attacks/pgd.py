@@ -129,6 +129,7 @@ def pgd_machine(
         **_: Any,
     ) -> PgdState:
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
+        inputs.check_radii(epsilon, images)
         floats, integers = inputs.fillers(images)
         radius = floats(epsilon)
         points = inputs.start_points(ball, start, images, radius, keys)

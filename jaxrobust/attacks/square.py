@@ -22,7 +22,14 @@ from jaxrobust.attacks.geometry import square_proposals
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.geometry.square_proposals import KeyData, Rows, as_rows
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
-from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
+from jaxrobust.attacks.inputs import (
+    check_axes,
+    check_inputs,
+    check_no_targets,
+    check_radii,
+    check_settings,
+    image_keys,
+)
 from jaxrobust.attacks.losses import Goal, cw_loss, goal_of
 from jaxrobust.attacks.machine import State, advance, as_attack, checked
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
@@ -93,7 +100,7 @@ def until_done(machine: t.Machine, network: Any, state: State, *, goal: Goal) ->
     """Drive a random search until each image is finished, or its `score_best` reaches the goal."""
 
     def over(state: Any) -> t.Mask:
-        return machine.finished(state) | goal.done(state.score_best)
+        return machine.finished(state) | goal.reached(state.score_best, state.score_best)
 
     call = checked(machine, network, state)
 
@@ -123,6 +130,7 @@ def square_machine(
     """
     norm, goal = spelling.norm(norm), goal_of_search(loss)
     check_settings(norm=norm, epsilon=epsilon)
+    check_no_targets(goal)
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)
     geometry = square_proposals.PROPOSALS[norm]
@@ -131,6 +139,8 @@ def square_machine(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SquareState:
         images, labels = check_inputs(images, labels, logits=goal.logits)
+        check_axes("Square", images)
+        check_radii(epsilon, images)
         if goal.logits and labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
         if not (isinstance(start, str) and start == "random"):

@@ -5,7 +5,9 @@ import functools
 import equinox
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
@@ -299,6 +301,344 @@ class WrongCallsTest(parameterized.TestCase):
             self.call("fab", targets=np.zeros(3, int))
         with self.assertRaisesRegex(TypeError, "loss"):
             attacks.fab(epsilon=EPSILON, loss=pixel_loss)
+
+
+SETTINGS = {
+    "apgd": {"epsilon": EPSILON, "steps": 2},
+    "pgd": {"epsilon": EPSILON, "steps": 2},
+    "fgsm": {"epsilon": EPSILON},
+    "mim": {"epsilon": EPSILON, "steps": 2},
+    "square": {"epsilon": EPSILON, "queries": 3},
+    "fab": {"epsilon": EPSILON, "steps": 2},
+    "ddn": {"steps": 2},
+    "fmn": {"steps": 2},
+    "sparse_rs": {"pixels": 3, "queries": 3},
+    "sparse_pgd": {"pixels": 3, "steps": 2},
+}
+SEARCHES = ("square", "sparse_rs")
+SPARSE = ("sparse_rs", "sparse_pgd")
+IN_BALLS = ("apgd", "pgd", "fgsm", "mim", "square", "fab")  # whose radius is set
+BY_LABELS = ("square", "fab", "fmn", "sparse_rs")  # which take no soft targets by default
+WITH_LOSS = tuple(name for name in SETTINGS if name != "fab")
+STOP = ("apgd", "square", *SPARSE, "ddn", "fmn")  # which ask a goal whether it is reached
+POINTS, LABELS = np.float32(IMAGES[:, :6, :6]), np.int32([0, 1, 2])
+WEIGHTS = np.float32(DRAW.standard_normal((108, CLASSES)))
+NAN = np.where(POINTS > 0.9, np.float32(np.nan), POINTS)
+
+
+def classify(images):
+    """Return logits f[B,4]."""
+    return images.reshape(len(images), -1) @ WEIGHTS
+
+
+def unbatched(image):
+    """Return logits f[4] of a single image."""
+    return image.reshape(108) @ WEIGHTS
+
+
+def right(outputs, targets):
+    """Return 1 where the label is the largest logit, f[B]."""
+    return (outputs.argmax(1) == targets).astype(jnp.float32)
+
+
+def label_loss(outputs, targets):
+    """Return the cross-entropy, f[B]."""
+    return attacks.ce_loss(outputs, targets)
+
+
+def goal(loss=label_loss, score=right, **settings):
+    """What an attack is built with."""
+    return {"loss": attacks.Goal(loss, score, **settings)}
+
+
+# What is passed instead of a network, its images, labels and key -> what is said.
+NETWORKS = (
+    (None, "the network is of type NoneType; pass a function, an NNX module"),
+    (WEIGHTS, "the network is of type ndarray; pass a function"),
+    ((classify, WEIGHTS), "the network is of type tuple; pass a function"),
+    (
+        lambda x: classify(x).argmax(1),
+        r"returns \(3,\), but this attack needs logits \[B, C\]; for",
+    ),
+    (lambda x: classify(x)[..., None], r"returns \(3, 4, 1\), but this attack needs logits"),
+    (lambda x: classify(x).mean(0), r"returns \(4,\), but this attack needs logits"),
+    (
+        lambda x: (classify(x), x),
+        r"returns \(3, 4\), \(3, 6, 6, 3\) in a tuple, but this attack nee",
+    ),
+    (
+        lambda x: {"logits": classify(x)},
+        r"returns \(3, 4\) in a dict, but this attack needs logits",
+    ),
+    (lambda x: [classify(x)], r"returns \(3, 4\) in a list, but this attack needs logits"),
+    (lambda x: None, r"returns nothing, but this attack needs logits"),
+    (lambda x: "cat", r"returns \(\), but this attack needs logits"),
+    (
+        lambda x: classify(x)[:2],
+        r"returns \(2, 4\) for 3 images; return arrays whose first axis is",
+    ),
+    (
+        lambda x: np.asarray(x).max((1, 2)),
+        "turns its images into NumPy arrays; write it with jax.n",
+    ),
+    (
+        lambda x: classify(x if x.sum() > 0 else -x),
+        "asks in Python for the value of an array .* jnp",
+    ),
+    (unbatched, "takes one image, not a batch of them; pass jax.vmap of it"),
+)
+ONE_HOT = np.eye(CLASSES, dtype=np.float32)[LABELS]
+DATA = (
+    (
+        {"labels": LABELS[:2]},
+        r"labels of shape \(2,\) do not fit 3 images; pass i32\[B\] or f\[B, C",
+    ),
+    ({"labels": LABELS[0]}, r"labels of shape \(\) do not fit 3 images"),
+    (
+        {"labels": LABELS[:, None]},
+        r"labels are int32 of shape \(3, 1\); pass class labels as integ",
+    ),
+    ({"labels": np.float32(LABELS)}, "labels are float32 of shape .*pass class labels as integers"),
+    ({"labels": LABELS > 0}, r"labels are bool of shape \(3,\); pass class labels as integers"),
+    (
+        {"labels": np.int32(ONE_HOT)},
+        r"labels are int32 of shape \(3, 4\); .* soft targets as floats",
+    ),
+    ({"labels": LABELS + 2}, r"labels\[2\]=4 is outside the 4 classes of the logits; pass numbers"),
+    ({"labels": LABELS - 1}, r"labels\[0\]=-1 is outside the 4 classes of the logits"),
+    ({"labels": None}, "labels are of type NoneType, not an array of numbers"),
+    ({"labels": ["cat", "dog", "cat"]}, "labels are of type list, not an array of numbers"),
+    ({"labels": {"class": LABELS}}, "labels are of type dict, not an array of numbers"),
+    ({"images": None}, "images are of type NoneType, not an array of numbers"),
+    ({"images": "cat.png"}, "images are of type str, not an array of numbers"),
+    ({"images": [POINTS[0], POINTS[1, :2]]}, "images are of type list, not an array of numbers"),
+    (
+        {"images": np.uint8(255 * POINTS)},
+        "images are uint8, attacks need floats .* divide uint8 ima",
+    ),
+    ({"images": LABELS, "labels": POINTS}, "images are int32, attacks need floats"),
+    ({"images": POINTS[0]}, r"do not fit 6 images; .*; of one image, pass images\[None\]"),
+    (
+        {"images": NAN},
+        "images have NaN or infinite pixels; leave these images out",
+    ),
+    ({"images": np.full_like(POINTS, np.inf)}, "images have NaN or infinite pixels"),
+)
+KEYS = (
+    (None, "a random start needs randomness; pass a key"),
+    (0, r"key=0 is not a key of JAX; pass jax.random.key\(seed\)"),
+    ("seed", "key='seed' is not a key of JAX"),
+    (np.ones(2), "is not a key of JAX"),
+    (
+        jax.random.split(jax.random.key(0), 2),
+        r"keys of shape \(2,\) do not fit 3 images; pass one k",
+    ),
+)
+# Settings -> the attacks that have them, and what is said.
+REFUSED = (
+    ({"epsilon": -0.1}, IN_BALLS, "epsilon=-0.1 is not a radius; pass a finite number >= 0"),
+    (
+        {"epsilon": 8.0},
+        IN_BALLS,
+        r"epsilon=8.0 is larger than the pixel range \[0, 1\]; write 8/255",
+    ),
+    ({"epsilon": np.nan}, IN_BALLS, "epsilon=nan is not a radius"),
+    ({"epsilon": "8/255"}, IN_BALLS, "epsilon='8/255' is not a number; pass one, without quotes"),
+    ({"epsilon": None}, IN_BALLS, "epsilon=None is not a number"),
+    ({"epsilon": [0.1, 0.2]}, IN_BALLS, r"epsilon=\[0.1, 0.2\] is not a number"),
+    (
+        {"epsilon": jnp.full(2, 0.1)},
+        ("apgd", "pgd", "mim", "square", "fab"),
+        r"epsilon of shape \(2,\) does not fit 3 images; pass one radius, or one for each image",
+    ),
+    (
+        {"epsilon": jnp.full(3, 0.1)},
+        ("fgsm",),
+        "a radius for each image needs a step; pass step_si",
+    ),
+    *(
+        (
+            {"steps": steps},
+            ("apgd", "pgd", "mim", "fab", "ddn", "fmn"),
+            "is not a number of steps; ",
+        )
+        for steps in (0, -1, 2.5, "2", True, None)
+    ),
+    *(({"queries": n}, SEARCHES, "is not a number of queries; pass an int >= 1") for n in (0, 1.5)),
+    ({"norm": "l3"}, (*IN_BALLS, "fmn"), "norm='l3' is unknown; choose one of "),
+    ({"norm": 2}, (*IN_BALLS, "fmn"), "norm=2 is unknown; choose one of "),
+    ({"norm": "l0"}, IN_BALLS, "norm='l0' is unknown; choose one of linf, l2, l1"),
+    ({"pixels": 0}, SPARSE, "pixels=0 is not a number of pixels; pass an int >= 1"),
+    ({"pixels": 0.1}, SPARSE, "pixels=0.1 is not a number of pixels"),
+    ({"pixels": 36}, SPARSE, "pixels=36 is not fewer than the 36 of an image; pass fewer"),
+    (
+        {"step_size": 0},
+        ("pgd", "fgsm", "mim", "fmn"),
+        "step_size=0 is not a step; pass a number > 0",
+    ),
+    ({"step_size": 2.0}, ("pgd", "fgsm", "mim"), "step_size=2.0 is larger than the pixel range"),
+    ({"gamma": 1.0}, ("ddn", "fmn"), "gamma=1.0 must be between 0 and 1, such as 0.05"),
+    ({"init_epsilon": 0}, ("ddn",), "init_epsilon=0 must be above 0, such as 1.0"),
+    ({"decay": -1}, ("mim",), "decay=-1 must be a number >= 0, such as 1.0"),
+    (
+        {"random_start": "random"},
+        ("apgd", "pgd", "fgsm", "mim", "fab"),
+        r"random_start='random' is not a start; pass True, False or attacks.Noise\(",
+    ),
+    *(
+        ({"loss": loss}, WITH_LOSS, "is unknown; choose one of ce, dlr, .* or pass a function")
+        for loss in ("cee", None, 3, ["ce", "dlr"])
+    ),
+    (
+        {"loss": "dlr-targeted"},
+        WITH_LOSS,
+        "needs a target class per image, which this attack has no",
+    ),
+    (
+        {"loss": "kl"},
+        WITH_LOSS,
+        r"targets of shape \(3,\) do not fit logits of shape \(3, 4\); pass t",
+    ),
+    ({"loss": label_loss}, ("ddn", "fmn"), r"does not say .*; pass loss=attacks.Goal\(loss, score"),
+)
+COUNT = "return one number for each image, f\\[B\\], such as a mean over all axes but the first"
+READS = "reads the values of arrays while it is traced; write it with jax.numpy, and jnp.where in"
+GOALS = (
+    (goal(lambda o, t: label_loss(o, t).mean()), rf"the loss has shape \(\) for 3 images; {COUNT}"),
+    (goal(lambda o, t: o), rf"the loss has shape \(3, 4\) for 3 images; {COUNT}"),
+    (goal(lambda o, t: label_loss(o, t)[:2]), r"the loss has shape \(2,\) for 3 images"),
+    (goal(lambda o, t: None), "the loss is of type NoneType for 3 images; return one float for"),
+    (
+        goal(lambda o, t: 1 - right(o, t).astype(int)),
+        "the loss is of type int32 for 3 images; return",
+    ),
+    (
+        goal(lambda o, t: o.argmax(1) != t),
+        r"the loss is of type bool for 3 images; return one float",
+    ),
+    (
+        goal(lambda o, t: jax.lax.complex(*[label_loss(o, t)] * 2)),
+        "the loss is of type complex64 for 3 images",
+    ),
+    (
+        goal(lambda o, t: [0.0, 0.0, 0.0]),
+        "the loss is of type list for 3 images; return one float fo",
+    ),
+    (goal(lambda o, t: np.asarray(o).max(1)), f"the loss {READS}"),
+    (goal(lambda o, t: o.max(1) if o.sum() > 0 else o.min(1)), f"the loss {READS}"),
+    (
+        goal(lambda o: o.max(1)),
+        r"loss=.* must be a function of outputs and targets \(too many posi",
+    ),
+    (
+        goal(lambda o, t, c: o.max(1)),
+        r"must be a function of outputs and targets \(missing a requi",
+    ),
+    (goal("ce"), "loss='ce' must be a function of outputs and targets"),
+    (goal(score=lambda o, t: 0.5), rf"the score has shape \(\) for 3 images; {COUNT}"),
+    (goal(score=lambda o, t: right(o, t).mean()), r"the score has shape \(\) for 3 images"),
+    (goal(score=lambda o, t: o), r"the score has shape \(3, 4\) for 3 images"),
+    (goal(score=lambda o, t: None), "the score is of type NoneType for 3 images"),
+    (goal(score=lambda o, t: [0, 0, 1]), "the score is of type list for 3 images"),
+    (goal(score=lambda o, t: np.asarray(o).max(1)), f"the score {READS}"),
+    (goal(score=lambda o: o.max(1)), "Goal.score=.* must be a function of outputs and targets"),
+    (goal(score="accuracy"), "Goal.score='accuracy' must be a function of outputs and targets"),
+    (goal(done=None), "Goal.done=None must be a function of score"),
+    (goal(done=lambda score, targets: score <= 0), "Goal.done=.* must be a function of score"),
+)
+DONE = (
+    (
+        lambda score: score,
+        r"Goal.done is of type float32 for 3 images; return one bool for each imag",
+    ),
+    (
+        lambda score: (score <= 0).any(),
+        r"Goal.done has shape \(\) for 3 images; return one bool for",
+    ),
+    (
+        lambda score: True,
+        r"Goal.done has shape \(\) for 3 images; .* bool\[B\], such as score <= 0",
+    ),
+    (lambda score: np.asarray(score) <= 0, f"Goal.done {READS}"),
+)
+TREES = (
+    (
+        LABELS[:2],
+        r"targets of shape \(2,\) do not fit 3 images; their first axis is the image: give",
+    ),
+    ({"labels": LABELS, "count": 3}, r"targets of shape \(\) do not fit 3 images"),
+    (["cat", "dog", "cat"], "targets are of type str, not an array of numbers"),
+)
+
+
+class EveryAttackTest(parameterized.TestCase):
+    """A sentence of each attack for each wrong call."""
+
+    subjects = ("pgd", "sparse_rs")  # fast: one with a gradient and one without
+
+    def setUp(self):
+        super().setUp()  # users have no checks of annotations either
+        jaxtyping.config.update("jaxtyping_disable", True)
+        self.addCleanup(jaxtyping.config.update, "jaxtyping_disable", False)
+
+    def refuse(self, names, words, network=classify, key=None, images=POINTS, labels=LABELS, **own):
+        for name in set(names) & set(self.subjects):
+            start = {"random_start": True} if name in ("apgd", "pgd", "fgsm", "mim", "fab") else {}
+            with self.subTest(name):
+                with self.assertRaisesRegex(ValueError, words) as caught:
+                    attack = getattr(attacks, name)(**SETTINGS[name] | start | own)
+                    attack(network, key, images, labels)
+                self.assertNotIn("\n", str(caught.exception))
+
+    @sweeps.rows(*NETWORKS)
+    def test_networks(self, network, words):
+        self.refuse(SETTINGS, words, network, jax.random.key(0))
+
+    @sweeps.rows(*DATA)
+    def test_images_and_labels(self, changes, words):
+        self.refuse(SETTINGS, words, key=jax.random.key(0), **changes)
+
+    @sweeps.rows(*KEYS)
+    def test_keys(self, key, words):
+        self.refuse([name for name in SETTINGS if name not in ("ddn", "fmn")], words, key=key)
+
+    @sweeps.rows(*REFUSED)
+    def test_settings(self, changes, names, words):
+        self.refuse(names, words, key=jax.random.key(0), **changes)
+
+    @sweeps.rows(*GOALS)
+    def test_losses_and_scores(self, changes, words):
+        self.refuse(WITH_LOSS, words, key=jax.random.key(0), **changes)
+
+    @sweeps.rows(*DONE)
+    def test_when_it_is_done(self, done, words):
+        self.refuse(STOP, words, key=jax.random.key(0), **goal(done=done))
+
+    @sweeps.rows(*TREES)
+    def test_targets(self, targets, words):
+        self.refuse(WITH_LOSS, words, key=jax.random.key(0), labels=targets, **goal())
+
+    def test_soft_targets(self):
+        self.refuse(BY_LABELS, "needs class", key=jax.random.key(0), labels=ONE_HOT)
+
+    def test_pixels(self):
+        flat = POINTS.reshape(3, -1)
+        words = r"needs images f\[B, H, W, C\], got shape \(3, 108\)"
+        self.refuse(("square", *SPARSE), words, key=jax.random.key(0), images=flat)
+
+    def test_modules_in_training_mode(self):
+        head = nnx.Linear(108, CLASSES, rngs=nnx.Rngs(0))
+        flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+        layers = nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.BatchNorm(108, rngs=nnx.Rngs(0))
+        for layer in layers:
+            network = nnx.Sequential(flat, layer, head)
+            words = r"put it into evaluation mode: model.eval\(\) in NNX"
+            self.refuse(SETTINGS, words, network, jax.random.key(0))
+
+
+@pytest.mark.slow
+class EveryOtherAttackTest(EveryAttackTest):
+    subjects = tuple(set(SETTINGS) - set(EveryAttackTest.subjects))
 
 
 if __name__ == "__main__":

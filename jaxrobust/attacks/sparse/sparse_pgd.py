@@ -78,6 +78,7 @@ def sparse_pgd_machine(
         if not (isinstance(start, str) and start == "random"):
             raise ValueError("Sparse-PGD has one start; pass start='random' and keys [B]")
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
+        inputs.check_axes("Sparse-PGD", images)
         inputs.check_pixels(pixels, of=images[0, ..., 0].size)
         images = jnp.clip(images, 0, 1)
         keys = key_data(inputs.image_keys(keys, len(images)))

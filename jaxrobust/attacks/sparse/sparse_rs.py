@@ -78,6 +78,7 @@ def sparse_rs_machine(
         if not (isinstance(start, str) and start == "random"):
             raise ValueError("Sparse-RS has one start; pass start='random' and keys [B]")
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
+        inputs.check_axes("Sparse-RS", images)
         size = images[0, ..., 0].size
         inputs.check_pixels(pixels, of=size)
         images = jnp.clip(images, 0, 1)
