@@ -206,7 +206,7 @@ class AttackSection(Section, Protocol):
     # Length of a step: a multiple of epsilon, or pixels; default: the attack's own.
     relative_step: float | None = None
     step_size: float | Sequence[float] | None = None  # in pixels, of each norm
-    # What it raises: ce, dlr, cw, cw-floor, pm, or a function of yours, such as
+    # What it raises: ce, dlr, cw, cw-floor, ce-cw, pm, or a function of yours, such as
     # my_losses.py:margin; default: what the objective says, mostly ce.
     loss: str | None = None
     # image | random, as AutoAttack's; but for apgd also uniform (in the cube) and gauss,

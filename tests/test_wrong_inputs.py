@@ -64,7 +64,7 @@ WRONG = {
     f"{TRAIN} --config.attack.norm=linfinity": "linf",
     f"{TRAIN} --config.attack.steps=0": "steps",
     f"{TRAIN} --config.attack.name=apdg": "apgd",
-    f"{TRAIN} --config.attack.loss=cee": "did you mean ce? one of ce, dlr, cw, cw-floor, pm, or",
+    f"{TRAIN} --config.attack.loss=cee": "did you mean ce? one of ce, dlr, cw, cw-floor, ce-cw",
     f"{TRAIN} --config.attack.loss=nets.py": "a function of yours, such as nets.py:margin",
     f"{TRAIN} --config.attack.loss=none.py:margin": "attack.loss=none.py:margin: cannot read none",
     f"{TRAIN} --config.attack.loss=nets.py:imges": "no 'imges'; did you mean images? it has make",

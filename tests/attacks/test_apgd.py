@@ -497,7 +497,7 @@ class ErrorTest(parameterized.TestCase):
         ({"norm": "l3"}, "norm='l3' is unknown; choose one of linf, l2, l1"),
         (
             {"loss": "xent"},
-            "loss='xent' is unknown; choose one of ce, dlr, dlr-targeted, cw, cw-floor, pm",
+            "loss='xent' is unknown; choose one of ce, dlr, dlr-targeted, cw, cw-floor, ce-cw, pm",
         ),
         ({"loss": "dlr-targeted"}, "needs a target class per image"),
         ({"epsilon": 4}, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),

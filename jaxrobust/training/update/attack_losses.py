@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import Goal
-from jaxrobust.attacks.losses import goal_of, is_right
+from jaxrobust.attacks.losses import LOSSES, goal_of, is_right
 from jaxrobust.config import AttackSection
 from jaxrobust.runtime.commandline.functions import Named, explained, find, is_name
 from jaxrobust.runtime.text.spelling import near
@@ -16,7 +16,7 @@ from jaxrobust.training.update import objectives
 from jaxrobust.types import Array
 
 KEY = "attack.loss"
-NAMES = ("ce", "dlr", "cw", "cw-floor", "pm")  # the rows of `attacks.LOSSES` that take labels
+NAMES = tuple(name for name in LOSSES if name not in ("kl", "dlr-targeted"))  # those of labels
 _IMAGES = 4  # that a loss is tried on
 
 

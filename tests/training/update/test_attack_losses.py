@@ -77,7 +77,7 @@ class FilesTest(parameterized.TestCase):
 class LossTest(FilesTest):
     @sweeps.rows(
         ("cee", {}, r"attack.loss='cee' is not a loss of labels; did you mean ce\? one of ce, dlr"),
-        ("kl", {}, "'kl' is not a loss of labels; one of ce, dlr, cw, cw-floor, pm, or a function"),
+        ("kl", {}, "'kl' is not a loss of labels; one of ce, dlr, cw, cw-floor, ce-cw, pm, or"),
         ("dlr-targeted", {}, "'dlr-targeted' is not a loss of labels; one of ce, dlr, cw,"),
         ("my_losses.py", {}, "or a function of yours, such as my_losses.py:margin"),
         ("cw", {"label_smoothing": 0.1}, "mixed or smoothed here; set attack.labels='hard'"),
