@@ -108,10 +108,12 @@ class PackageTest(absltest.TestCase):
             exec(cell, names)
         by_hand = images
         for _ in range(10):
-            ascent = jax.grad(lambda x: attacks.ce_loss(model(x), labels).sum())(
+            ascent = jax.grad(lambda x: attacks.ce_loss(model(x), jnp.asarray(labels)).sum())(
                 jnp.asarray(by_hand)
             )
-            moved = np.clip(by_hand + 0.004 * np.sign(ascent), images - 0.02, images + 0.02)
+            moved = np.clip(
+                by_hand + np.float32(0.004) * np.sign(ascent), images - 0.02, images + 0.02
+            )
             by_hand = np.clip(moved, 0, 1)
         np.testing.assert_allclose(names["adversarial_images"], by_hand, rtol=0, atol=1e-6)
         self.assertEqual(names["result"].clean.mean(), 1)
