@@ -58,7 +58,11 @@ class TaskNetwork(NamedTuple):
 
     def judged(self) -> jax.tree_util.Partial:
         """Make a network (points, ids) -> f[B, 2]: 1 where the image stands, else -1; the loss."""
-        goal, order = self.task.goal, np.argsort(self.ids)
+        goal, ids, targets = self.task.goal, self.ids, self.targets
+        if not len(ids):  # a program needs a row to look up
+            ids = np.zeros(1, np.uint32)
+            targets = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), targets)
+        order = np.argsort(ids)
 
         def judge(network: Any, targets: Any, ids: Array, points: Array, point_ids: Array) -> Array:
             places = jnp.minimum(jnp.searchsorted(ids, point_ids), len(ids) - 1)
@@ -67,8 +71,8 @@ class TaskNetwork(NamedTuple):
             stands = jnp.where(goal.done(score), -1.0, 1.0)
             return jnp.stack([jnp.where(jnp.isnan(score), jnp.nan, stands), loss], axis=1)
 
-        targets = jax.tree.map(lambda a: a[order], self.targets)
-        return jax.tree_util.Partial(judge, self.network, targets, jnp.asarray(self.ids[order]))
+        targets = jax.tree.map(lambda a: a[order], targets)
+        return jax.tree_util.Partial(judge, self.network, targets, jnp.asarray(ids[order]))
 
     def flags(self, images: Any) -> dict[str, str]:
         """Flag a loss that is not finite, or whose ascent helps the network, on up to 64 images."""

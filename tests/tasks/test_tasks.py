@@ -86,10 +86,15 @@ class SegmentationTest(parameterized.TestCase):
                 run(segment, IMAGES, masks, task=task, ledger=f"{folder}/all.jsonl")
 
     def test_a_record(self):
-        record = run(segment, IMAGES[:3], MASKS[:3]).record(model="mine")
+        result = run(segment, IMAGES[:3], MASKS[:3])
+        self.assertIn("task segmentation: an image counts as right until", result.table())
+        record = result.record(model="mine")
         self.assertEqual(record["task"], "segmentation")
         self.assertEqual(record["version"], "task")
         self.assertEqual([attack["name"] for attack in record["attacks"]], [*QUICK])
+
+    def test_no_images(self):
+        self.assertEqual(run(segment, IMAGES[:0], MASKS[:0]).robust.shape, (0,))
 
     def test_an_image_without_pixels_that_count_stands(self):
         masks = np.full_like(MASKS, VOID)
@@ -165,6 +170,10 @@ class BadInputTest(parameterized.TestCase):
         ("masks are float32[", dict(labels=MASKS.astype(np.float32))),
         ("masks are uint8[8, 10]", dict(labels=MASKS[:, 0])),
         ("needs logits; leave it out", dict(version="rand")),
+        (
+            "version='task' is of a task; pass task=",
+            dict(task=None, version="task", labels=np.zeros(N, int)),
+        ),
         ("needs logits; leave it out", dict(version="fast")),
         ("no attacks for l0; choose linf", dict(norm="l0", epsilon=3)),
         ("is not in version 'task'; choose from apgd-task", dict(attacks=("apgd-ce",))),

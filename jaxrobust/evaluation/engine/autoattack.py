@@ -181,6 +181,8 @@ def autoattack(
     if task is not None:
         _refuse_with_task(version, users)
         version = ensembles.TASK
+    elif version == ensembles.TASK:
+        raise ValueError("version='task' is of a task; pass task=..., such as tasks.segmentation()")
     ledger_version = "standard" if version == ensembles.FAST else version
     settings, full = (
         _plan(norm, name, attacks, overrides, users=users, stop=stop)

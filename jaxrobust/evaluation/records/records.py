@@ -181,6 +181,8 @@ def notes_of(record: AccuracyRecord) -> list[str]:
     """Write the lines for people on what only some evaluations have to say."""
     lines = [stopping.line(record.stopped)] if record.stopped else []
     lines += [_CLIPPED.format(**record.clipped)] if record.clipped else []
+    if record.task:
+        lines.append(f"task {record.task}: an image counts as right until an attack succeeds on it")
     return [*lines, draws_line(record.draws)] if record.draws else lines
 
 
