@@ -4,12 +4,13 @@ python tools/release/make.py [STEP ...] [--out dist] [--publish] [--tag v0.2.0]
 python tools/release/make.py address https://HOST/OWNER/jaxrobust
 
 Steps, in their order; without one, all of them: `check` compares versions, changelog and citation;
-`packages` builds sdist and wheel of the tracked files, the wheel from the sdist; `inspect` looks
-into both; `try` runs the wheel in a new environment; `sbom` writes the bill of materials of
-an environment with all that the wheel needs; `conda` writes the recipe for the sdist; `docs` builds
-the pages. `address` writes the repository's address into pyproject.toml, once. `--publish` refuses
-what may not go out: no address, a change that is not committed, a tag of another version. Needs the
-extras `release` and `docs`. Exit codes: 0 done, 1 a step failed, 2 a mistake.
+`packages` builds sdist and wheel of the tracked files, the wheel from the sdist; `attacks` builds
+the wheel jaxrobust-attacks, which needs only JAX; `inspect` looks into the files; `try` runs the
+wheel in a new environment; `sbom` writes the bill of materials of an environment with all that the
+wheel needs; `conda` writes the recipe for the sdist; `docs` builds the pages. `address` writes the
+repository's address into pyproject.toml, once. `--publish` refuses what may not go out: no address,
+a change that is not committed, a tag of another version. Needs the extras `release` and `docs`.
+Exit codes: 0 done, 1 a step failed, 2 a mistake.
 """
 
 import argparse
@@ -30,6 +31,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.release import attacks_wheel
+
 NOWHERE = "https://repository.invalid/jaxrobust"  # until a person has made the repository
 LARGEST_WHEEL = 6_000_000  # bytes
 _ADDRESS = re.compile(r"https://[\w.-]+(/[\w.-]+)+/?")
@@ -121,10 +126,20 @@ def packages(release: Release) -> None:
         _run(sys.executable, "-m", "build", "--outdir", str(release.out), folder)
 
 
+def attacks(release: Release) -> None:
+    """Build the wheel of attacks, tasks and the evaluator, which needs only JAX."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = attacks_wheel.write(Path(folder), version())
+        words = ("--quiet", "--no-deps", "--wheel-dir", str(release.out))
+        _run(sys.executable, "-m", "pip", "wheel", *words, folder)
+    print(f"{release.only('jaxrobust_attacks-*.whl').name}: {lines:,} lines of code")
+
+
 def inspect(release: Release) -> None:
     """Look into the files: metadata, size, and that nothing is missing or too much."""
-    wheel, sdist = release.only("*.whl"), release.only("*.tar.gz")
-    _run(sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist))
+    wheel, sdist = release.only("jaxrobust-*.whl"), release.only("*.tar.gz")
+    files = [str(path) for path in (sdist, *release.out.glob("*.whl"))]
+    _run(sys.executable, "-m", "twine", "check", "--strict", *files)
     if (size := wheel.stat().st_size) > LARGEST_WHEEL:
         raise ValueError(
             f"{wheel.name} has {size:,} bytes, more than {LARGEST_WHEEL:,}; leave data out"
@@ -151,7 +166,9 @@ def _is_shipped(name: str) -> bool:
 def try_out(release: Release) -> None:
     """Run the wheel in a new environment, with what is installed here below it."""
     with tempfile.TemporaryDirectory() as folder:
-        python = _environment(Path(folder), release.only("*.whl"), "--no-deps", "--no-index")
+        python = _environment(
+            Path(folder), release.only("jaxrobust-*.whl"), "--no-deps", "--no-index"
+        )
         (site,) = Path(folder).glob("lib/python*/site-packages")
         below = [path for path in sys.path if path.endswith("-packages")]
         (site / "below.pth").write_text("\n".join(below) + "\n")
@@ -165,7 +182,7 @@ def sbom(release: Release) -> None:
     """Write the bill of materials, CycloneDX in JSON, of an environment with the wheel alone."""
     out = release.out / f"jaxrobust-{version()}.cdx.json"
     with tempfile.TemporaryDirectory() as folder:
-        python = _environment(Path(folder), release.only("*.whl"))
+        python = _environment(Path(folder), release.only("jaxrobust-*.whl"))
         words = ("--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible")
         command = (sys.executable, "-m", "cyclonedx_py", "environment", *words)
         _run(*command, "--output-format", "JSON", "--output-file", str(out), python)
@@ -245,6 +262,7 @@ def docs(release: Release) -> None:
 STEPS: dict[str, Callable[[Release], None]] = {
     "check": check,
     "packages": packages,
+    "attacks": attacks,
     "inspect": inspect,
     "try": try_out,
     "sbom": sbom,

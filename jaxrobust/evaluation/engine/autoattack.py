@@ -23,8 +23,9 @@ from jaxrobust.evaluation.engine import engine, turns
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
 from jaxrobust.evaluation.engine.ledger import Ledger, open_ledger
-from jaxrobust.evaluation.engine.outcome import AttackContext, Outcome, Sample, classified
+from jaxrobust.evaluation.engine.outcome import AttackContext, Outcome, classified
 from jaxrobust.evaluation.engine.result import AutoAttackResult, ResultFacts
+from jaxrobust.evaluation.engine.schedule import Sample
 from jaxrobust.evaluation.network import (
     checks,
     collapse,

@@ -289,8 +289,9 @@ class _Programs:
 
     def moved(self, slots: Slots, places: np.ndarray) -> Slots:
         """Gather the slots that were in `places`, i[S]; -1 is one without a job."""
-        moved = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
-        return jax.device_put(moved._replace(live=moved.live & (places >= 0)), self._sharding)
+        moved: Slots = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
+        moved = moved._replace(live=moved.live & (places >= 0))
+        return Slots(*jax.device_put(moved, self._sharding))
 
 
 def _host_arrays(slots: Slots) -> tuple[np.ndarray, ...]:

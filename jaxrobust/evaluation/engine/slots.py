@@ -6,7 +6,7 @@ The host's half is `schedule` (which slot does which job); `engine` joins both.
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,15 @@ from jaxrobust.attacks.geometry import malt
 from jaxrobust.attacks.geometry.balls import where
 from jaxrobust.attacks.machine import MachineStep, advance
 from jaxrobust.attacks.registry import Setting
-from jaxrobust.models.kernels import winograd
-from jaxrobust.models.kernels.cpu.narrowing import narrow_products
-from jaxrobust.models.kernels.cpu.rewriting import before_a_loop, fast_formulas
+from jaxrobust.runtime import rooms
 from jaxrobust.runtime.devices import cpus
 from jaxrobust.types import VERDICT_PRECISION, Array
 
+T = TypeVar("T")
 _SHARED, _SPLIT = PartitionSpec(), PartitionSpec("slots")
+# Rewrite programs to be fast on CPU; `jaxrobust-attacks` compiles them as they are.
+_REWRITING = rooms.optional("jaxrobust.models.kernels.cpu.rewriting")
+_NARROWING = rooms.optional("jaxrobust.models.kernels.cpu.narrowing")
 
 
 class Build(NamedTuple):
@@ -100,9 +102,11 @@ def _seeker(
 
     On CPU all calls share the former, which each would otherwise compute again.
     """
-    network = _network(search_fn or logits_fn, operand, platform, tiles=winograd.convolve)
-    if platform == "cpu":
-        return before_a_loop(network, points, keys)
+    network = _network(search_fn or logits_fn, operand, platform, tiled=True)
+    if platform == "cpu" and _REWRITING:
+        split: tuple[Callable[[], Any], Callable[..., Array]]
+        split = _REWRITING.before_a_loop(network, points, keys)
+        return split
     return list, lambda prepared, *operands: network(*operands)
 
 
@@ -124,13 +128,16 @@ def _advance(
         operand, platform, logits_fn, search_fn, slots.adversarial, slots.keys
     )
     seeker = functools.partial(prepared_call, prepared)
-    narrow = platform == "cpu" and cpus.kind().narrow  # bfloat16 products
+    narrow = platform == "cpu" and _narrows()
 
     def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         count, slots = carry
         fold = functools.partial(_fold, slots.keys, slots.steps)
-        keys = (lambda draw: slots.keys) if operand == "ids" else fold
-        wrong = lambda outputs: _wrong(_logits(outputs, operand), slots.labels)  # noqa: E731
+        keys: Callable[[Any], Array] = (lambda _: slots.keys) if operand == "ids" else fold
+
+        def wrong(outputs: Array) -> Array:
+            return _wrong(_logits(outputs, operand), slots.labels)
+
         of = (lambda logits: attacks.TALLIES[tally].of(logits, slots.labels)) if tally else None
 
         def told(state: Any) -> MachineStep:
@@ -138,7 +145,7 @@ def _advance(
                 asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
                 return advance(machine, asks, state, draws=setting.eot, tally=of)
 
-        done = (narrow_products(told) if narrow else told)(slots.state)
+        done = (_NARROWING.narrow_products(told) if narrow else told)(slots.state)
         hit = slots.live & wrong(done.outputs) & (slots.steps >= slots.first)
         if machine.counts is not None:
             hit &= machine.counts(done.queried)
@@ -177,17 +184,27 @@ def _advance(
     return slots, count[None]
 
 
+def _narrows() -> bool:
+    """Tell whether a search on this CPU multiplies in bfloat16."""
+    return _NARROWING is not None and cpus.kind().narrow
+
+
 def narrower_products(platform: str) -> str | None:
     """Name the type in which a search may multiply on `platform`; None: float32, as verdicts do."""
     if jax.config.values["jax_default_matmul_precision"] not in (None, "default"):
         return None
     if platform == "cpu":
-        return "bfloat16" if cpus.kind().narrow else None
+        return "bfloat16" if _narrows() else None
     return {"tpu": "bfloat16", "gpu": "TF32"}.get(platform)
 
 
 def _network(
-    logits_fn: Any, operand: str, platform: str, precision: str | None = None, tiles: Any = None
+    logits_fn: Any,
+    operand: str,
+    platform: str,
+    precision: str | None = None,
+    *,
+    tiled: bool = False,
 ) -> Callable[[Array, Array], Array]:
     """Wrap `logits_fn` as one of points and `keys`, in float32, and fast inside loops on CPU.
 
@@ -200,9 +217,14 @@ def _network(
                 outputs = logits_fn(points, keys[:, 0])
             else:
                 outputs = logits_fn(points, _wrap(keys)) if operand else logits_fn(points)
-        return outputs.astype(jnp.float32)
+        values: Array = outputs.astype(jnp.float32)
+        return values
 
-    return fast_formulas(call, tiles=tiles) if platform == "cpu" else call
+    if platform != "cpu" or not _REWRITING:
+        return call
+    tiles = _REWRITING.winograd.convolve if tiled else None
+    fast: Callable[[Array, Array], Array] = _REWRITING.fast_formulas(call, tiles=tiles)
+    return fast
 
 
 def _fold(keys: Array, steps: Array, draw: Any) -> Array:
@@ -213,7 +235,8 @@ def _fold(keys: Array, steps: Array, draw: Any) -> Array:
 
 
 def _wrap(keys: Any) -> Array:
-    return jax.random.wrap_key_data(keys, impl="threefry2x32")
+    wrapped: Array = jax.random.wrap_key_data(keys, impl="threefry2x32")
+    return wrapped
 
 
 def _logits(outputs: Array, operand: str) -> Array:
@@ -226,8 +249,9 @@ def _wrong(logits: Array, labels: Array) -> Array:
     return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer counts as wrong
 
 
-def _where(mask: Any, yes: Any, no: Any) -> Any:
-    return jax.tree.map(functools.partial(where, mask), yes, no)
+def _where(mask: Any, yes: T, no: T) -> T:
+    chosen: T = jax.tree.map(functools.partial(where, mask), yes, no)
+    return chosen
 
 
 def programs(
@@ -299,7 +323,7 @@ def nearness_program(mesh: Mesh, norm: str) -> Callable[..., Array]:
 
 
 def _platform(mesh: Mesh) -> str:
-    return mesh.devices.flat[0].platform
+    return str(mesh.devices.flat[0].platform)
 
 
 def program_of(setting: Setting) -> Setting:

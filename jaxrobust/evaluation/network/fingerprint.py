@@ -65,7 +65,8 @@ class Fingerprint(NamedTuple):
     @property
     def computed_probe(self) -> Probe:
         """Wait for the probe."""
-        return resolved(self._asdict())["probe"]
+        probe: Probe = resolved(self._asdict())["probe"]
+        return probe
 
 
 def of_network(

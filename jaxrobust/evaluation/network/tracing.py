@@ -67,7 +67,8 @@ class _Rest:
         """Make the arguments of a `Partial`, with its keywords."""
         remaining = iter(arrays)
         leaves = [next(remaining) if leaf is _ARRAY else leaf for leaf in self.leaves]
-        return jax.tree.unflatten(self.tree, leaves)
+        positional, keywords = jax.tree.unflatten(self.tree, leaves)
+        return positional, keywords
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Rest) and self.key == other.key
@@ -88,11 +89,12 @@ def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]
     if not all(network.func.lasts for network in networks):
         return make()
     shapes = tuple((a.shape, a.dtype) for network in networks for a in network.args[0])
-    old_programs, value = _kept.get((rests, shapes, use), ("", None))
+    old_programs, old = _kept.get((rests, shapes, use), ("", None))
     if old_programs != programs:
-        value = make()
-        _kept[rests, shapes, use] = programs, value
-    return value  # type: ignore[return-value]
+        old = make()
+        _kept[rests, shapes, use] = programs, old
+    value: T = old
+    return value
 
 
 def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
@@ -179,7 +181,7 @@ def trace(
 def takes(network: Any, image: tuple[int, ...], batch: int, operand: str) -> bool:
     """Tell whether a network takes that batch size; the arguments are those of `trace`."""
     try:
-        return _traced(network, _operands((batch,), image, operand))[1].shape[0] == batch
+        return bool(_traced(network, _operands((batch,), image, operand))[1].shape[0] == batch)
     except Exception:  # it takes another number of images only
         return False
 
