@@ -13,11 +13,10 @@ with their defaults first,
     augmentation=thesis|code     of XCiTs on CIFAR: crops of 0.8 to 1.2 of the image and erasing, as
                                  the thesis' runs had it, or the repository's later ones
 
-The weights that they start from, robust at 8/255 on ImageNet, are published nowhere under a name
-that is known here: they are those of `configs/larger_radius.py` and of
-`configs/light_recipe.py:MODEL,epsilon=8`, whose runs next to this one's workdir are used, or made
-first where they are not finished; of the ResNet-50 they are those of Salman et al. 2020, imported
-into `runs/resnet50-salman2020`. `--config.init.weights=FOLDER` names others.
+The weights that they start from, robust at 8/255 on ImageNet, are not published: they are those of
+`configs/larger_radius.py` and of `configs/light_recipe.py:MODEL,epsilon=8`, whose runs next to this
+one's workdir are used, or made first where they are not finished. The ResNet-50 starts from that of
+Salman et al. 2020, which the hub has. `--config.init.weights=FOLDER` names others.
 
 Published, in % (clean, AutoAttack at 8/255):
 
@@ -265,7 +264,7 @@ def _light(config, data: str, *, small: bool) -> None:
     config.init.weights = f"run:light_recipe:{config.model.name},epsilon=8"
     config.model.options = {"drop_path": 0.05, "bn_group": 64}
     if config.model.name == "resnet50":
-        config.init.weights = "runs/resnet50-salman2020"
+        config.init.weights = "hf://madrylab/robust-imagenet-models/resnet50_linf_eps8.0.ckpt"
         config.model.options = {"bn_group": 64}
     config.train.update(weight_decay=0.5, b2=0.999, ema_decay=0.0, batch_size=512)
     config.train.update(schedule="epoch-cosine", warmup_epochs=5, warmup_lr=1e-6, final_lr=5e-6)

@@ -1,13 +1,14 @@
-"""RobustBench's networks that have one of our architectures: of ImageNet (Linf 4/255), CIFAR-10
-(Linf 8/255 and L2 0.5) and CIFAR-100 (Linf 8/255).
+"""RobustBench's networks that have one of our architectures, and why the others are not loaded.
 
-Networks of different tables share ids. An id alone is that of CIFAR-10 or ImageNet under Linf; one
-of another table has that in front, as in `cifar10/L2/Wang2023Better_WRN-28-10`, and so has the one
-id that both of these have, `imagenet/Linf/Peng2023Robust`.
+Its tables are ImageNet (Linf 4/255), CIFAR-10 (Linf 8/255, L2 0.5), CIFAR-100 (Linf 8/255), and
+common corruptions of each. Networks of different tables share ids. An id alone is that of ImageNet
+or CIFAR-10 under Linf; one of another table has that in front, as in
+`cifar10/L2/Wang2023Better_WRN-28-10`, and so has the second of ids that both of these have:
+`cifar10/Linf/Engstrom2019Robustness`, `imagenet/Linf/Peng2023Robust`.
 
 Source: RobustBench 1.1.1, robustbench/model_zoo/{imagenet,cifar10,cifar100}.py (builders,
-preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub), model_info/*/*.json
-(authors; of the older rows accuracies too), README.md (accuracies and papers of
+preprocessing, files on Google Drive), architectures/{xcit,deit}.py (files on GitHub),
+model_info/*/*.json (authors; of the older rows accuracies too), README.md (accuracies and papers of
 `published_rows.json`; its robust accuracy is the lowest that is known, for Gowal2021Improving after
 another attack in addition to AutoAttack) and LICENSE (licences of weights); parity:
 tests/models/test_table.py.
@@ -16,7 +17,9 @@ tests/models/test_table.py.
 import functools
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean, std
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,10 +29,10 @@ class Leaderboard(NamedTuple):
     """What all networks of one of RobustBench's tables share."""
 
     dataset: str  # as RobustBench calls it
-    norm: str  # of the ball, as we call it
+    norm: str | None  # of the ball, as we call it; None: common corruptions
     num_classes: int
     image_size: int  # side in pixels
-    epsilon: float  # of the ball
+    epsilon: float | None  # of the ball
     images: int  # that are attacked
     mean: tuple[float, ...]  # of networks that normalise
     std: tuple[float, ...]
@@ -40,7 +43,7 @@ class Leaderboard(NamedTuple):
     @property
     def threat(self) -> str:
         """Return the norm as RobustBench calls it."""
-        return {"linf": "Linf", "l2": "L2"}[self.norm]
+        return {"linf": "Linf", "l2": "L2", None: "corruptions"}[self.norm]
 
     @property
     def folder(self) -> str:
@@ -66,16 +69,20 @@ LEADERBOARDS = {
         *("cifar100", "test", "CIFAR-100's"),
     ),
 }
+LEADERBOARDS |= {
+    f"{key}-corruptions": LEADERBOARDS[key]._replace(norm=None, epsilon=None)
+    for key in ("imagenet", "cifar10", "cifar100")
+}
 
 
 class Published(NamedTuple):
     """One network: its architecture, its input, what it reaches and the file of its weights."""
 
     model: str  # our name
-    normalised: bool  # with the leaderboard's mean and std inside: `normalize.*`, `model.<name>`
+    normalised: bool  # with mean and std inside: `normalize.*`, `model.<name>`
     preprocessing: str  # id of `data.evaluation_transform`
     clean: float  # % of the leaderboard's images, as published there
-    autoattack: float  # the same after AutoAttack
+    autoattack: float | None  # the same after AutoAttack; None: of common corruptions
     file: str  # below `model_dir`, or the name in timm's hub cache; empty: no file is looked for
     address: str  # of the file that RobustBench fetches
     sha256: str = ""  # of that file, or how it begins; empty: it is not published
@@ -85,11 +92,19 @@ class Published(NamedTuple):
     renamed: tuple[tuple[str, str], ...] = ()  # parts of the reference's names -> those of the file
     made: bool = False  # files hold what follows from the sizes too: `Names.made`
     license: str = ""  # of the weights, SPDX; empty: it is not stated
+    options: dict[str, Any] = {}  # noqa: RUF012  # of `model`, read only
+    moments: Moments | None = None  # inside; None: the leaderboard's
+    unused: tuple[str, ...] = ()  # (part, its copy) of names: files hold a copy that nothing reads
 
     @property
     def board(self) -> Leaderboard:
         """Return the table that it stands in."""
         return LEADERBOARDS[self.dataset]
+
+    @property
+    def inside(self) -> Moments:
+        """Return the mean and std by which a normalised one divides."""
+        return self.moments or (self.board.mean, self.board.std)
 
 
 class Paper(NamedTuple):
@@ -110,9 +125,12 @@ def _read() -> dict[str, Published]:
     """Read `published_rows.json`: what files of a kind share, then the networks in order."""
     stored = json.loads(Path(__file__).with_name("published_rows.json").read_text())
     published = {}
-    for name, model, dataset, kind, clean, autoattack, address in stored["networks"]:
-        fields = {"license": "MIT"} | stored["kinds"][kind]
-        for key in fields.keys() & {"buffers", "renamed"}:
+    kinds = stored["kinds"]
+    for name, model, dataset, kind, clean, autoattack, address, *further in stored["networks"]:
+        shared = dict(kinds[kind])
+        fields = {"license": "MIT"} | kinds.get(shared.pop("like", ""), {}) | shared
+        fields |= further[0] if further else {}
+        for key in fields.keys() & {"buffers", "renamed", "moments", "unused"}:
             fields[key] = tuple(tuple(v) if isinstance(v, list) else v for v in fields[key])
         folder, file = LEADERBOARDS[dataset].folder, address.rpartition("/")[2]
         if not address.startswith("https:"):  # a key of Google Drive
@@ -120,20 +138,30 @@ def _read() -> dict[str, Published]:
             address = f"https://drive.google.com/uc?export=download&confirm=t&id={address}"
         # `file` of a kind: RobustBench takes torchvision's weights and looks for no file.
         fields = {"file": file} | fields
-        is_unique = dataset in ("imagenet", "cifar10") and (dataset, name) != _TWICE
-        key = name if is_unique else f"{folder}/{name}"
+        is_first = dataset in ("imagenet", "cifar10") and name not in published
+        key = name if is_first else f"{folder}/{name}"
         published[key] = Published(
             model, clean=clean, autoattack=autoattack, address=address, dataset=dataset, **fields
         )
     return published
 
 
-_TWICE = ("imagenet", "Peng2023Robust")  # the one id that CIFAR-10 has too
 # RobustBench id -> network. Wong2020Fast is listed there as a ResNet-18 and built as a ResNet-50;
 # Huang2021Exploring is listed as a WideResNet-34-10 and built with 320, 640 and 512 channels.
 # The file of Huang2022Revisiting_WRN-A4 may lack mean and std, which its constructor sets.
-# Missing, because they are other architectures: Amini2024MeanSparse_*, Bai2024MixedNUTS.
 PUBLISHED = _read()
+
+
+@functools.cache
+def others() -> dict[str, tuple[str, bool]]:
+    """Read the ids that are not loaded: why, and whether `torch:` runs RobustBench's module."""
+    stored = json.loads(Path(__file__).with_name("published_rows.json").read_text())
+    return {
+        key: (reason, part == "through_torch")
+        for part in ("through_torch", "refused")
+        for reason, keys in stored[part].items()
+        for key in keys
+    }
 
 
 @functools.cache

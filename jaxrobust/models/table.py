@@ -153,15 +153,15 @@ there. cifar_*: Tang et al. 2022, Table 1, cut to two decimals, and ours
 for 224 px; 10 classes; "?" is the figure of another network: ViTAE's has 1000
 classes (23.19 here), LeViT's is not defined. stem: side of the patch, or how
 many 3x3 convolutions, or the window of one. weights: checkpoints of
-RobustBench, Linf; `jaxrobust models NAME` lists them."""
+RobustBench; `jaxrobust models NAME` lists them."""
 CHECKPOINT_NOTES = """\
 clean, AA: % of RobustBench's images, before and after AutoAttack, as published:
 5,000 of ImageNet under Linf 4/255; where no preprocessing is named 10,000 of
 CIFAR-10 under Linf 8/255, of cifar10/L2 under 0.5, of cifar100/Linf CIFAR-100's
-under 8/255. input: norm. has the data set's mean and std inside. licence: that
-of the weights, as RobustBench's LICENSE states it.
-`--weights CHECKPOINT` fetches one; --json prints its address and its sha256,
-where one is published."""
+under 8/255; "-" is of common corruptions. input: norm. has mean and std inside.
+licence: that of the weights, as RobustBench's LICENSE states it.
+`--weights CHECKPOINT` fetches one; --json prints its address, the options of its
+network, and its sha256, where one is published."""
 
 
 def line(row: ArchitectureRow, width: int = 100) -> str:
@@ -193,7 +193,8 @@ def checkpoints(rows: Sequence[ArchitectureRow]) -> str:
         f"\n{'checkpoint':{width}} {'clean':>5} {'AA':>5} {'input':5} {'licence':10} preprocessing"
     ]
     for key, net in networks:
-        figures = f"{net.clean:5.2f} {net.autoattack:5.2f} {'norm.' if net.normalised else '[0,1]'}"
+        robust = "    -" if net.autoattack is None else f"{net.autoattack:5.2f}"
+        figures = f"{net.clean:5.2f} {robust} {'norm.' if net.normalised else '[0,1]'}"
         lines.append(
             f"{key:{width}} {figures} {net.license or 'not stated':10} {net.preprocessing}"
         )

@@ -187,6 +187,7 @@ def compare(
     about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
     name = PUBLISHED[layout].model if model in PUBLISHED else model
+    options = options or (PUBLISHED[layout].options or None if model in PUBLISHED else None)
     if not against.is_file():
         raise ValueError(f"--against {against}: no such file")
     artifact = reading.artifact_of(sources.at(weights))

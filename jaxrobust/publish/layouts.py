@@ -60,12 +60,12 @@ def check(network: Network, layout: str) -> None:
     if layout == "robustbench":
         pytorch.find("check_export")(network)
     if layout == "timm":
-        _same_function(network, network.name, "timm's network")
+        _same_function(network, network.name, {}, "timm's network")
     if layout in PUBLISHED:
         other = PUBLISHED[layout].model
         if models.family(other) is not models.family(network.name):
             raise ValueError(f"{layout} is a {other}, not a {network.name}")
-        _same_function(network, other, layout)
+        _same_function(network, other, PUBLISHED[layout].options, layout)
 
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
@@ -84,8 +84,8 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     return convert.to_torch(network.name, *weights, layout=layout, **network.options)
 
 
-def _same_function(network: Network, other: str, layout: str) -> None:
-    if changed := references.deviations(network, other):
+def _same_function(network: Network, other: str, options: dict[str, Any], layout: str) -> None:
+    if changed := references.deviations(network, other, options):
         changes = ", ".join(
             f"{key}={ours!r} instead of {theirs!r}" for key, (ours, theirs) in changed.items()
         )

@@ -42,9 +42,12 @@ class Reference(NamedTuple):
     weights: str  # how it got them
 
 
-def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
+def deviations(
+    network: Network, other: str, options: dict[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
     """Compare fields that matter with an architecture's: those that differ -> (ours, theirs)."""
-    ours, theirs = models.computed(network.name, network.options), models.computed(other, {})
+    ours = models.computed(network.name, network.options)
+    theirs = models.computed(other, options or {})
     return {
         key: (ours.get(key), theirs.get(key))
         for key in sorted(ours.keys() | theirs.keys())

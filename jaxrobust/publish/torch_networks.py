@@ -137,7 +137,8 @@ def published(robustbench_id: str) -> nn.Module:
     if timm.is_model(hub):
         return timm.create_model(hub, pretrained=False).eval()
     with _of_old_code():
-        return zoo["Salman2020Do_R50" if name == "Standard_R50" else name]["model"]().eval()
+        twin = "Salman2020Do_R50" if board.norm else "Hendrycks2020Many"
+        return zoo[twin if name == "Standard_R50" else name]["model"]().eval()
 
 
 def state_arrays(net: nn.Module) -> dict[str, np.ndarray]:

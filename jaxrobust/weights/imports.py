@@ -9,7 +9,7 @@ from typing import Any
 
 import jaxrobust
 from jaxrobust import models
-from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.models.published import PUBLISHED, Published, own_id
 from jaxrobust.runtime.files import folders, locks
 from jaxrobust.runtime.files.download import Tell
 from jaxrobust.runtime.text.progress import say
@@ -144,18 +144,25 @@ def described(network: Network) -> dict[str, Any]:
     """Describe a network as the `config.json` of an imported folder does; None: it is not known."""
     facts, size, file = network.facts, network.image_size, network.facts.file
     key = facts.published
-    uncropped = key is not None and size == PUBLISHED[key].board.image_size
-    if key is None or not uncropped or network.fresh or network.options:
-        key = None
+    net = PUBLISHED[key] if key else None
+    if (
+        net is None
+        or network.fresh
+        or (size, network.options) != (net.board.image_size, net.options)
+    ):
+        net = key = None
     board_preprocessing = facts.preprocessing if size == (facts.image_size or 224) else None
     expected: dict[str, Any] = {
         "preprocessing": board_preprocessing or preprocessing(facts.settings, size)
     }
     expected |= {"norm": facts.norm, "epsilon": facts.epsilon, "accuracies": facts.accuracies}
-    if key is not None:
-        ball = {"norm": PUBLISHED[key].board.norm, "epsilon": PUBLISHED[key].board.epsilon}
-        expected = {"preprocessing": PUBLISHED[key].preprocessing} | ball
-        expected["accuracies"] = [_published_accuracy(key, ball)]
+    if net is not None:
+        ball = {"norm": net.board.norm, "epsilon": net.board.epsilon}
+        expected = {"preprocessing": net.preprocessing} | ball
+        robust = net.autoattack
+        expected["accuracies"] = (
+            None if robust is None else [_published_accuracy(net, ball, robust)]
+        )
     elif facts.workdir is not None:
         expected["accuracies"] = runs.records_of(facts.workdir, network.weights_sha256) or None
     return {
@@ -182,8 +189,7 @@ def preprocessing(settings: dict[str, Any], size: int) -> str | None:
     return f"{interpolation}-{math.floor(size / share)}-crop-{size}"
 
 
-def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:
-    net = PUBLISHED[key]
+def _published_accuracy(net: Published, ball: dict[str, Any], robust: float) -> dict[str, Any]:
     return {
         "published_by": "RobustBench",
         "dataset": net.board.data,
@@ -193,5 +199,5 @@ def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:
         "method": "autoattack standard",
         "attacks": [ball],
         "clean": round(net.clean / 100, 6),
-        "robust": round(net.autoattack / 100, 6),
+        "robust": round(robust / 100, 6),
     }

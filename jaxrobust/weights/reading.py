@@ -22,7 +22,10 @@ def artifact_of(
     artifact = READERS[source.kind](source, weights_kind, cast)
     if source.published is None:
         return artifact
-    facts, board = artifact.facts, PUBLISHED[source.published].board
+    facts, net = artifact.facts, PUBLISHED[source.published]
+    board = net.board
+    if net.options and facts.options is None:
+        facts = facts._replace(model=net.model, options=net.options)
     facts = facts._replace(
         published=source.published,
         num_classes=facts.num_classes or board.num_classes,

@@ -188,28 +188,30 @@ class PublishedTest(parameterized.TestCase):
                 ThreatModel(board.threat)
             ].items()
         }
-        found = {(net.dataset, published.own_id(key)) for key, net in PUBLISHED.items()}
-        self.assertLen(found, len(PUBLISHED))
-        self.assertLessEqual(found, zoo.keys())
-        others = ("Amini2024", "Bai2024")
-        imagenet = {name for board, name in zoo if board == "imagenet"}
-        known = {name for name in imagenet if not name.startswith(others)}
-        self.assertEqual(known, {name for board, name in found if board == "imagenet"})
+        loaded = {f"{net.board.folder}/{published.own_id(key)}" for key, net in PUBLISHED.items()}
+        self.assertLen(loaded, len(PUBLISHED))
+        self.assertEmpty(loaded & published.others().keys())
+        every = {f"{published.LEADERBOARDS[board].folder}/{name}" for board, name in zoo}
+        self.assertEqual(loaded | published.others().keys(), every)
         for key, net in PUBLISHED.items():
             row = zoo[net.dataset, published.own_id(key)]
-            if "XCiT" not in key:  # whose preprocessing comes from timm
+            if not re.search("XCiT|DeiT", key):  # whose preprocessing comes from timm
                 named = row.get("preprocessing", "none")  # images of 32 px as they are
                 self.assertEqual(net.preprocessing, named, key)
             if file := row["gdrive_id"]:
                 self.assertTrue(net.address.endswith(f"&id={file}"), key)
-        from robustbench.model_zoo.architectures import xcit
+        from robustbench.model_zoo.architectures import deit, xcit
 
-        for size in "sml":
-            theirs = xcit.default_cfgs[f"debenedetti2022light_xcit_{size}12_imagenet_linf"]
-            ours = PUBLISHED[f"Debenedetti2022Light_XCiT-{size.upper()}12"]
-            self.assertEqual(
-                ours.address, theirs["url"] if isinstance(theirs, dict) else theirs.url
-            )
+        of_timm = [key for key in PUBLISHED if re.search("XCiT|DeiT", key)]
+        self.assertLen(of_timm, 11)
+        for key in of_timm:
+            net, name = PUBLISHED[key], published.own_id(key).lower().replace("-", "_")
+            of_zoo = deit.default_cfgs | xcit.default_cfgs
+            theirs = of_zoo[f"{name}_{net.board.dataset}_{net.board.threat.lower()}"]
+            theirs = theirs if isinstance(theirs, dict) else theirs.to_dict()
+            self.assertEqual(net.address, theirs["url"])
+            if net.normalised:
+                self.assertEqual(net.inside, (theirs["mean"], theirs["std"]))
 
 
 class RowsTest(parameterized.TestCase):
@@ -219,19 +221,41 @@ class RowsTest(parameterized.TestCase):
         for key, net in PUBLISHED.items():
             folder, name = net.board.folder, published.own_id(key)
             alone = net.dataset in ("imagenet", "cifar10")
-            alone = alone and (net.dataset, name) != ("imagenet", "Peng2023Robust")
+            second = {("imagenet", "Peng2023Robust"), ("cifar10", "Engstrom2019Robustness")}
+            second |= {("cifar10", f"Debenedetti2022Light_XCiT-{size}12") for size in "SML"}
+            alone = alone and (net.dataset, name) not in second | {("cifar10", "Wong2020Fast")}
             self.assertEqual(key, name if alone else f"{folder}/{name}")
-            if net.file and "XCiT" not in key:  # of which timm keeps the files
+            if net.file and not re.search("XCiT|DeiT", key):  # of which timm keeps the files
                 self.assertEqual(net.file, f"{folder}/{name}.pt")
             self.assertIn(net.model, models.available())
             evaluation_transform(net.preprocessing)  # refuses an unknown one
         counts = collections.Counter(net.dataset for net in PUBLISHED.values())
-        self.assertEqual(counts, {"cifar10": 31, "imagenet": 27, "cifar100": 14, "cifar10-L2": 11})
+        expected = {"cifar10": 66, "imagenet": 27, "cifar100": 34, "cifar10-L2": 19}
+        expected |= {"cifar10-corruptions": 12, "imagenet-corruptions": 11}
+        self.assertEqual(counts, expected | {"cifar100-corruptions": 7})
+
+    def test_others_have_a_reason(self):
+        parts = collections.Counter(
+            through_torch for _, through_torch in published.others().values()
+        )
+        self.assertEqual(parts, {True: 23, False: 7})
+        self.assertLen(PUBLISHED.keys() | published.others().keys(), 206)
 
     def test_each_is_called_once(self):
-        """Drive's keys, so that no row was copied without being changed."""
-        addresses = collections.Counter(net.address for net in PUBLISHED.values())
-        self.assertEqual(max(addresses.values()), 1)
+        """Drive's keys, so that no row was copied without being changed; one network may stand in
+        several tables.
+        """
+        tables: dict[str, list[str]] = {}
+        networks: dict[str, tuple] = {}
+        for net in PUBLISHED.values():
+            tables.setdefault(net.address, []).append(net.dataset)
+            row = (net.model, net.options, net.inside)
+            self.assertEqual(networks.setdefault(net.address, row), row)
+        for datasets in tables.values():
+            self.assertLen(set(datasets), len(datasets))
+            several = [name for name in datasets if not name.endswith("corruptions")]
+            self.assertIn(several, ([], several[:1], ["cifar10", "cifar10-L2"]))
+        self.assertLen(tables, 163)
 
     @sweeps.rows(
         ("Wang2023Better_WRN-28-10", "linf", 8 / 255, 10, (0.4914, 0.4822, 0.4465)),
@@ -245,14 +269,18 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(published.paper(key).venue, "ICML 2023")
 
     def test_licences_are_those_that_robustbench_states(self):
-        """Its LICENSE: MIT, but for three groups of ours; torchvision's weights are not its own."""
+        """Its LICENSE: MIT, but for five groups of ours; torchvision's weights are not its own."""
         of = {key: net.license for key, net in PUBLISHED.items()}
         apache = [key for key, name in of.items() if name == "Apache-2.0"]
         for key in apache:
-            self.assertRegex(key, "Gowal2020Uncovering|Gowal2021Improving|Rebuffi2021Fixing")
-        self.assertLen(apache, 23)
-        self.assertEqual([key for key, name in of.items() if not name], ["Standard_R50"])
-        self.assertEqual({*of.values()}, {"MIT", "Apache-2.0", ""})
+            groups = "Gowal2020Uncovering|Gowal2021Improving|Rebuffi2021Fixing|^Hendrycks2019Using"
+            self.assertRegex(key, groups)
+        self.assertLen(apache, 28)
+        none = ["Standard_R50", "imagenet/corruptions/Standard_R50"]
+        self.assertEqual([key for key, name in of.items() if not name], none)
+        bsd = [key for key, name in of.items() if name == "BSD-3-Clause"]
+        self.assertEqual(bsd, ["cifar10/L2/Rony2019Decoupling"])
+        self.assertEqual({*of.values()}, {"MIT", "Apache-2.0", "BSD-3-Clause", ""})
 
 
 class DescribedTest(parameterized.TestCase):
@@ -288,6 +316,8 @@ class DescribedTest(parameterized.TestCase):
             line = table.checkpoints([own]).splitlines()[2]
             self.assertEqual(line.split()[:4], ["key", "52.92", "25.32", word])
             self.assertEqual(line.split()[4:], ["MIT", "Res256Crop224"])
+        corrupted = row._replace(published={"key": plain._replace(autoattack=None)})
+        self.assertIn("52.92     - norm.", table.checkpoints([corrupted]))
         none = row._replace(published={"key": plain._replace(license="")})
         self.assertIn("norm. not stated Res256Crop224", table.checkpoints([none]))
         self.assertEqual(table.checkpoints([row._replace(published={})]), "")
@@ -332,7 +362,7 @@ class OptionsTest(absltest.TestCase):
         title = "Do Adversarially Robust ImageNet Models Transfer Better?"
         self.assertEqual(of["Salman2020Do_R50"].title, title)
         for key, paper in of.items():
-            if key != "Standard_R50":
+            if not published.own_id(key).startswith("Standard"):
                 author = re.match(r"[A-Z][a-z]+(?=\d|[A-Z])", published.own_id(key))[0]
                 plain = unicodedata.normalize("NFD", paper.authors).encode("ascii", "ignore")
                 self.assertIn(author, plain.decode(), key)

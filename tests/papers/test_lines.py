@@ -22,6 +22,7 @@ from jaxrobust.data.transforms import corruptions
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, examined
 from jaxrobust.evaluation.records.record import AccuracyRecord
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.papers.commands import reproduce
 from jaxrobust.papers.tables import documents, lines, matching, tables
 from jaxrobust.papers.tables.tables_markdown import Filled
@@ -92,6 +93,7 @@ def record_of(line: lines.RowLine, row: dict, what: dict, *, of_run: bool) -> ru
     config = config_of(line.run) if of_run else None
     model = (config or {}).get("model", {})
     about = {"architecture": row["model"], "image_size": 224, "published_id": line.published}
+    about |= {"source": line.published}
     own = {
         "clean": 0.6,
         "robust": 0.4 if attacks(what) else None,
@@ -122,7 +124,7 @@ class RowsTest(parameterized.TestCase):
             # Fine-tuned to a larger radius, or to other data from networks of the larger radius.
             ("revisiting_at", "table_4", {"revisiting_at:{model}", None}),
             ("revisiting_at", "table_6", {"larger_radius:{model}"}),
-            ("xcit_light_recipe", "table_7", {"light_recipe:{model},epsilon=8"}),
+            ("xcit_light_recipe", "table_7", {"light_recipe:{model},epsilon=8", None}),
             ("xcit_light_recipe", "table_8", {"light_recipe:{model},epsilon=8", None}),
         ):
             with self.subTest(row=(paper, wanted, starts)):
@@ -134,10 +136,10 @@ class RowsTest(parameterized.TestCase):
                 self.assertEqual(found, starts)
 
     def test_counts(self):
-        """Of 457 rows 372 are a network that can be had, 42 a command, and 43 a sentence."""
+        """Of 457 rows 383 are a network that can be had, 42 a command, and 32 a sentence."""
         for paper, networks, commands, sentences in (
-            ("revisiting_at", 122, 23, 26),
-            ("xcit_light_recipe", 61, 11, 14),
+            ("revisiting_at", 128, 23, 20),
+            ("xcit_light_recipe", 66, 11, 9),
             ("twenty_architectures", 148, 0, 0),
             ("robust_resnets", 41, 8, 3),
         ):
@@ -164,6 +166,51 @@ class RowsTest(parameterized.TestCase):
                     with self.subTest(f"{table.id}, {row['name']}, {key}, {line.run}"):
                         self.assertEqual(matching.differences(table, row, key, ours), [])
                         self.assertIsNotNone(matching.measured(what, ours.record))
+
+    def test_what_robustbench_lists_is_imported(self):
+        """Each row with both accuracies of a network of RobustBench has its import."""
+        listed = {
+            (n.board.data, n.board.norm, str(n.board.epsilon), n.clean, n.autoattack): key
+            for key, n in PUBLISHED.items()
+        }
+        found = []
+        for paper in tables.PAPERS:
+            for table, row, line in lines.of_tables(paper):
+                for key, what in table.attacked().items():
+                    if what["attack"] != "autoattack" or row.get(key) is None:
+                        continue
+                    ball = (what["norm"], str(float(Fraction(what["epsilon"]))))
+                    place = (row["dataset"], *ball, row.get("clean"), row[key])
+                    if (wanted := listed.get(place)) and row["model"] == PUBLISHED[wanted].model:
+                        found.append((wanted, line.published))
+                        text = f"jaxrobust import {wanted} --out weights/{wanted}"
+                        self.assertIn(text, line.texts(), f"{table.id}, {row['name']}")
+        self.assertGreater(len(found), 15)
+
+    def test_the_commands_of_published_weights(self):
+        (table,) = tables.tables("revisiting_at", "6")
+        wanted = ("xcit_l12_p4", "cifar100")
+        (row,) = (r for r in table.rows if (r["model"], r["dataset"]) == wanted)
+        key = "cifar100/Linf/Debenedetti2022Light_XCiT-L12"
+        self.assertEqual(
+            lines.of_row(row).texts(),
+            [
+                f"jaxrobust import {key} --out weights/{key}",
+                f"jaxrobust evaluate --weights weights/{key} --dataset cifar100 "
+                "--threat linf:8/255",
+            ],
+        )
+        (table,) = tables.tables("revisiting_at", "4")
+        name = "resnet50_linf_eps8.0"
+        self.assertEqual(
+            lines.of_row(table.rows[0]).texts(),
+            [
+                f"jaxrobust import hf://madrylab/robust-imagenet-models/{name}.ckpt "
+                f"--model resnet50 --out weights/{name}",
+                f"jaxrobust evaluate --weights weights/{name} --dataset imagenet2012 "
+                "--threat linf:8/255",
+            ],
+        )
 
     def test_rows_of_a_table_that_have_one_line_print_the_same(self):
         for paper in tables.PAPERS:

@@ -6,7 +6,9 @@ Bai et al. 2021 (arXiv 2111.05464); `cifar_resnet50` is the ResNet of Tang et al
 """
 
 import functools
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -191,6 +193,23 @@ def torch_keys(v: Variant) -> list[str]:
     return names + keys("", "fc")
 
 
+def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the options that arrays of these shapes tell: our name -> shape."""
+    blocks = [match.groups() for key in shapes if (match := _BLOCK.fullmatch(key))]
+    stages = sorted({stage for stage, _ in blocks})
+    if not stages or shapes.get("conv1.kernel") is None:
+        return {}
+    base, bottleneck = shapes["conv1.kernel"][-1], "layer1.0.conv3.kernel" in shapes
+    found = {"depths": tuple(len({b for s, b in blocks if s == stage}) for stage in stages)}
+    return found | {
+        "bottleneck": bottleneck,
+        "width": shapes["layer1.0.conv1.kernel"][-1] if bottleneck else base,
+        "base": base,
+        "small_stem": shapes["conv1.kernel"][0] == 3,
+    }
+
+
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.kernel")
 MEMBERS = {
     "resnet18": Member(TorchVariant("resnet18"), title="ResNet-18"),
     "resnet50": Member(TorchVariant("resnet50"), PaperFigures(None, "4.11"), title="ResNet-50"),
@@ -218,5 +237,9 @@ MEMBERS = {
         decay_mask="all",
     ),
 }
-NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*", others=OTHER_NAMES)
+NAMES = Names(
+    *(TORCH_NAMES, torch_keys, r"(conv1|bn1)\..*", r"fc\..*"),
+    others=OTHER_NAMES,
+    options=options_of,
+)
 FAMILY = Family("resnet", "ResNet", VARIANTS, maker, NAMES, MEMBERS, "not-bias", any_size=True)

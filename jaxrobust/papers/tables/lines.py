@@ -8,13 +8,12 @@ row, which `tests/papers/test_lines.py` shows for each of them.
 import functools
 import re
 import shlex
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.papers.tables import tables
 from jaxrobust.papers.tables.tables import Table
 from jaxrobust.runtime.commandline import arguments
-
-_PUBLISHED_ON = "imagenet2012"  # whose images all published networks of the tables are of
 
 
 class Run(NamedTuple):
@@ -51,7 +50,9 @@ class RowLine(NamedTuple):
 
     run: Run | None = None
     start: Run | None = None  # whose weights it starts from; training makes it if need be
-    published: str | None = None  # the id of weights of this very network
+    published: str | None = None  # the id, or the hub's address, of weights of this very network
+    model: str = ""  # whose weights such an address holds
+    dataset: str = ""  # whose images published weights are evaluated on
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation
     commands: tuple[str, ...] = ()  # which print figures of the row
     why: str = ""
@@ -64,11 +65,18 @@ class RowLine(NamedTuple):
             place = f"--workdir {self.run.workdir}"
             texts += [f"jaxrobust evaluate {place} {flags}" for flags in self.flags]
         if self.published:
-            folder = f"weights/{self.published}"
-            texts.append(f"jaxrobust import {self.published} --out {folder}")
-            place = f"--weights {folder} --dataset {_PUBLISHED_ON}"
+            on_hub = self.published.startswith("hf://")
+            name = Path(self.published).stem if on_hub else self.published
+            model = f" --model {self.model}" if on_hub else ""
+            texts.append(f"jaxrobust import {self.published}{model} --out weights/{name}")
+            place = f"--weights weights/{name} --dataset {self.dataset}"
             texts += [f"jaxrobust evaluate {place} {flags}" for flags in self.flags]
         return [*texts, *self.commands]
+
+
+def published_weights(row: dict[str, Any]) -> str | None:
+    """Return the RobustBench id of a row's weights, or their address on the hub."""
+    return row.get("robustbench") or row.get("weights")
 
 
 def of_row(row: dict[str, Any]) -> RowLine:
@@ -77,7 +85,9 @@ def of_row(row: dict[str, Any]) -> RowLine:
     return RowLine(
         Run(line["config"], tuple(line.get("sets", {}).items())) if "config" in line else None,
         Run(line["after"]) if "after" in line else None,
-        row.get("robustbench") if "evaluate" in line else None,
+        published_weights(row) if "evaluate" in line else None,
+        row.get("model") or "",
+        row.get("dataset") or "",
         tuple(line.get("evaluate", ())),
         tuple(line.get("commands", ())),
         line.get("why", ""),

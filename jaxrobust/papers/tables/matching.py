@@ -95,9 +95,11 @@ def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterat
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"
     if imported:
+        if (weights := lines.published_weights(row)) and config.get("published_id") == weights:
+            return
         if config["architecture"] != row.get("model"):
             yield f"network {config['architecture']}, not {row.get('model') or row['name']}"
-        if not row.get("robustbench") or config.get("published_id") != row["robustbench"]:
+        if not weights or config.get("source") != weights:
             yield "weights that are not those of the row"
         return
     if row.get("origin") != "authors":

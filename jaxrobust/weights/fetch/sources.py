@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrobust import models
-from jaxrobust.models.published import PUBLISHED, own_id
+from jaxrobust.models.published import PUBLISHED, others, own_id
 from jaxrobust.weights.fetch import remote_weights, shipped
 from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
 from jaxrobust.weights.fetch.shipped import KINDS
@@ -107,8 +107,10 @@ def _unknown(text: str, timm: re.Match | None) -> str:
             "that is an architecture, which is without weights; "
             f"`jaxrobust models {text}` lists the published ones"
         )
-    if others := [key for key in PUBLISHED if own_id(key) == text]:
-        return f"nothing is there, and RobustBench's networks of that id are {' and '.join(others)}"
+    if keys := [key for key in PUBLISHED if own_id(key) == text]:
+        return f"nothing is there, and RobustBench's networks of that id are {' and '.join(keys)}"
+    if key := next((key for key in others() if text in (key, own_id(key))), None):
+        return _refusal(key)
     if (published_id := own_id(text)) in PUBLISHED and PUBLISHED[published_id].file == f"{text}.pt":
         return f"nothing is there; RobustBench's network of that table is {published_id} alone"
     here = map(str, Path(text).parent.glob("*"))
@@ -120,6 +122,19 @@ def _unknown(text: str, timm: re.Match | None) -> str:
         return f"nothing is there, and timm's {timm[1]} is not a network here; did you mean {ids}?"
     suffixes = ", ".join(files.SUFFIXES)
     return f"no such file; give one of {suffixes}, or {KINDS.partition(', ')[2]}"
+
+
+def _refusal(key: str) -> str:
+    """Say why a network of RobustBench is not loaded, and whether its module can be attacked."""
+    reason, through_torch = others()[key]
+    dataset, threat, name = key.split("/")
+    if not through_torch:
+        return f"RobustBench's network {reason}, which cannot be translated; choose another id"
+    return (
+        f"RobustBench's network {reason}, which none of `jaxrobust models` does; write FILE.py "
+        f"with `def build(): return robustbench.utils.load_model({name!r}, dataset={dataset!r}, "
+        f"threat_model={threat!r})`, and give torch:FILE.py:build"
+    )
 
 
 def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:

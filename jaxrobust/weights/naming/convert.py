@@ -45,7 +45,7 @@ _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     """Take off the prefixes that wrappers put before all names; `normalize.*` may stand outside."""
-    names = dict(state_dict)
+    names = _without_attacker(state_dict)
     if COUNT in names and all(key.startswith(("module.", COUNT)) for key in names):
         del names[COUNT]
     while shared := [
@@ -61,6 +61,17 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
             )
         names = {key.removeprefix(shared[0]): array for key, array in names.items()}
     return names
+
+
+def _without_attacker(state_dict: Mapping[str, np.ndarray]) -> Arrays:
+    """Take one network of the two that MadryLab/robustness stores, with its mean and std."""
+    if not any(key.startswith("module.attacker.model.") for key in state_dict):
+        return dict(state_dict)
+    return {
+        key.replace("module.normalizer.new_", "normalize."): array
+        for key, array in state_dict.items()
+        if not key.startswith("module.attacker.")
+    }
 
 
 class StoredNames(NamedTuple):
@@ -258,6 +269,10 @@ def to_torch(
     _check_shapes(name, arrays, layout, size | overrides)
     for old, new in net.renamed if net else ():
         renamed = {key.replace(old, new): array for key, array in renamed.items()}
+    if net and net.unused:
+        part, copy = net.unused
+        copied = {k.replace(part, copy): a for k, a in renamed.items() if k.startswith(part)}
+        renamed |= copied
     inside = {key: _buffer(arrays, key) for key in buffers}
     names = models.family(name).names
     if net and net.made and names.made:
@@ -313,7 +328,11 @@ def _check_shapes(name: str, arrays: Mapping, layout: str, overrides: dict) -> N
     else:
         board = PUBLISHED[layout].board
         sizes = {"num_classes": board.num_classes, "image_size": board.image_size}
-        skip, net = re.compile(r"(?!)"), models.create(PUBLISHED[layout].model, **sizes)
+        published = PUBLISHED[layout]
+        skip, net = (
+            re.compile(r"(?!)"),
+            models.create(published.model, **published.options, **sizes),
+        )
         expected = f"{board.num_classes} classes, {board.image_size} px, 3 channels"
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     for key, array in (params | stats).items():
@@ -344,25 +363,23 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
-    wrapped = False
-    if layout != "timm":
-        board = PUBLISHED[layout].board
-        wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
-        if models.computed(wanted, {}) != models.computed(name, overrides):
-            raise ValueError(f"{layout} is a {wanted}, not a {name} (or not with these options)")
+    net = PUBLISHED.get(layout)
+    if net and models.computed(net.model, net.options) != models.computed(name, overrides):
+        raise ValueError(f"{layout} is a {net.model}, not a {name} (or not with these options)")
+    wrapped = net is not None and net.normalised
     if missing := {"normalize.mean", "normalize.std"} - arrays.keys():
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
     mean, std = (np.asarray(arrays[f"normalize.{k}"]) for k in ("mean", "std"))
-    fixed = np.array((board.mean, board.std) if wrapped else ((0,), (1,)))
+    fixed = np.array(net.inside if net and wrapped else ((0,), (1,)))
     # Of float64 both numbers: that which is written, and what its rounding to float32 became.
     if not all(
         any(np.array_equal(have, np.broadcast_to(w, have.shape)) for w in (want, np.float32(want)))
         for have, want in zip((mean, std), fixed, strict=True)
     ):
         has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
+        whose = net and ("its own" if net.moments else net.board.normalisation)
         rule = (
-            f"RobustBench's loader builds this id with {board.normalisation} mean and std and "
-            "ignores others"
+            f"RobustBench's loader builds this id with {whose} mean and std and ignores others"
             if wrapped
             else "this layout has no normalisation layer"
         )

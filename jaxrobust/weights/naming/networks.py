@@ -3,14 +3,12 @@
 from typing import Any, NamedTuple
 
 from jaxrobust.config import NetworkSpec
-from jaxrobust.models.published import PUBLISHED
+from jaxrobust.models.published import PUBLISHED, Moments
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.naming.compose import NORMALIZATIONS, compose
 from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates
 from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Request(NamedTuple):
@@ -67,7 +65,7 @@ def network(artifact: Artifact, request: Request) -> Network:
 
 def normalisation(
     stored: StoredNames, facts: WeightFacts, request: Request
-) -> tuple[Normalisation | None, str]:
+) -> tuple[Moments | None, str]:
     """Choose (mean and std, who says so); None: the weights or their names say it themselves."""
     if {"normalize.mean", "normalize.std"} & stored.arrays.keys():
         if request.normalize != "auto":
@@ -76,9 +74,8 @@ def normalisation(
     if request.normalize != "auto":
         return NORMALIZATIONS[request.normalize], "--normalize"
     if key := facts.published:
-        board = PUBLISHED[key].board
-        inside = (board.mean, board.std) if PUBLISHED[key].normalised else NORMALIZATIONS["none"]
-        return inside, f"RobustBench's {key}"
+        net = PUBLISHED[key]
+        return net.inside if net.normalised else NORMALIZATIONS["none"], f"RobustBench's {key}"
     mean, std = facts.settings.get("mean"), facts.settings.get("std")
     if mean and std and not (request.init_stem or request.raw):
         return (tuple(mean), tuple(std)), "the hub's config.json"

@@ -1,6 +1,8 @@
 """Weight files as arrays by name; nothing that a file holds is ever run."""
 
+import contextlib
 import pickle
+import pickletools
 import re
 import tarfile
 import zipfile
@@ -19,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".th")
 # Where checkpoints keep the state dict of a network; nested ones are followed.
-_PLAIN = ("state_dict", "model_state_dict", "model", "net")
+_PLAIN = ("state_dict", "model_state_dict", "model", "net", "last")  # last: next to `best`
 # And where that of an average next to it: state_dict_ema, model_ema, swa_model_state_dict, ...
 _AVERAGE = re.compile(
     r"(?:state_dict_|model_|net_)?(?:ema|swa|wa|averaged)(?:_model|_net)?(?:_state_dict)?"
@@ -30,6 +32,9 @@ _AVERAGE = re.compile(
 _UNAVERAGED = "unaveraged_"
 _INSIDE = ("module", "shadow")  # where the state of an average keeps it
 WHICH = {"ema": "averaged", "raw": "raw"}  # for messages
+# Packages whose objects checkpoints of MadryLab/robustness hold next to weights. Inert objects take
+# the place of these when a file is read.
+_INERT = re.compile(r"(argparse|_codecs|cox|dill|numpy|robustness)\..+")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
@@ -152,8 +157,10 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
         ) from error
     if zipfile.is_zipfile(path):
         _check_parts(path)
+    inert: list[Any] = [(_Inert, name) for name in _globals(path) if _INERT.fullmatch(name)]
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(inert):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors, and reading that would run code from "
@@ -187,6 +194,41 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
                 f"{path}: {key} is not a plain array ({kind}); save it again in float32"
             ) from error
     return stored._replace(arrays=arrays)
+
+
+class _Inert:
+    """Takes any arguments and any state, and keeps nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
+        """Return an empty object."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget it."""
+
+
+def _globals(path: Path) -> set[str]:
+    """List the names that the pickles of a file refer to; they are parsed, not run."""
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("rb"))
+        pickles = 4  # of the older format: a magic number, a version, the system, and the objects
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            data = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if len(data) != 1:
+                return set()
+            file, pickles = stack.enter_context(archive.open(data[0])), 1
+        found = set()
+        with contextlib.suppress(
+            Exception
+        ):  # whatever the bytes lead to; reading says what is wrong
+            for _ in range(pickles):
+                for operation, argument, _ in pickletools.genops(file):
+                    if operation.name == "GLOBAL":
+                        found.add(str(argument).replace(" ", "."))
+        return found
 
 
 def _check_parts(path: Path) -> None:

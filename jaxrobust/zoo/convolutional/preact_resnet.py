@@ -1,5 +1,6 @@
 """PreActResNet-50: without a norm before its pooling at 32 pixels, with one at 224.
 
+With options also the PreActResNet-18s of RobustBench: depths=(2, 2, 2, 2), bottleneck=False.
 Source: He et al. 2016 (arXiv 1603.05027).
 """
 
@@ -18,7 +19,7 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 
-EXPANSION = 4  # a block's output channels by its inner ones
+EXPANSION = 4  # a bottleneck's output channels by its inner ones
 
 
 class Variant(NamedTuple):
@@ -28,6 +29,8 @@ class Variant(NamedTuple):
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
     small_stem: bool = True  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
     last_norm: bool = False  # norm and activation before the last pooling
+    bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
+    raw_shortcut: bool = False  # projections read a block's input before its first norm
     activation: str = "relu"
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images
@@ -39,27 +42,37 @@ class Variant(NamedTuple):
 
 
 class Block(nnx.Module):
-    """x + a branch of 1x1, 3x3, 1x1 convolutions, each after its norm and activation.
+    """x + a branch of convolutions, 1x1, 3x3, 1x1 or two 3x3, each after its norm and activation.
 
-    A projection reads what the first of these gives, and has no norm.
+    A projection reads what the first of these gives, or x, and has no norm.
     """
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
-        group, width = v.bn_group, outs // EXPANSION
-        self.bn1, self.conv1 = BatchNorm(ins, group=group), residual.conv(ins, width, 1, rngs)
+        group, width = v.bn_group, outs // _expansion(v)
+        kernel, step = (1, 1) if v.bottleneck else (3, stride)
+        self.bn1 = BatchNorm(ins, group=group)
+        self.conv1 = residual.conv(ins, width, kernel, rngs, step)
         self.bn2 = BatchNorm(width, group=group)
-        self.conv2 = residual.conv(width, width, 3, rngs, stride)
-        self.bn3, self.conv3 = BatchNorm(width, group=group), residual.conv(width, outs, 1, rngs)
+        self.conv2 = residual.conv(width, width, 3, rngs, stride // step)
+        if v.bottleneck:
+            self.bn3 = BatchNorm(width, group=group)
+            self.conv3 = residual.conv(width, outs, 1, rngs)
         changes = stride > 1 or ins != outs
         self.shortcut = nnx.List([residual.conv(ins, outs, 1, rngs, stride)] if changes else [])
-        self.act = ACTIVATIONS[v.activation]
+        self.act, self.variant = ACTIVATIONS[v.activation], v
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         normed = self.act(self.bn1(x, train))
         y = self.conv2(self.act(self.bn2(self.conv1(normed), train)))
-        y = self.conv3(self.act(self.bn3(y, train)))
-        return path(y) + (self.shortcut[0](normed) if self.shortcut else x)
+        if self.variant.bottleneck:
+            y = self.conv3(self.act(self.bn3(y, train)))
+        source = x if self.variant.raw_shortcut else normed
+        return path(y) + (self.shortcut[0](source) if self.shortcut else x)
+
+
+def _expansion(v: Variant) -> int:
+    return EXPANSION if v.bottleneck else 1
 
 
 class PreActResNet(nnx.Module):
@@ -69,7 +82,7 @@ class PreActResNet(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
         self.conv1 = residual.conv(v.in_channels, residual.STEM, kernel, rngs, stride)
-        ins = residual.add_stages(self, v, rngs, Block, EXPANSION * v.width)
+        ins = residual.add_stages(self, v, rngs, Block, _expansion(v) * v.width)
         if v.last_norm:
             self.bn = BatchNorm(ins, group=v.bn_group)
         self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
@@ -99,9 +112,9 @@ TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"({_B
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order; a last norm is `bn`."""
     names = keys("", "conv1:w")
-    for block, projects in residual.block_names(v.depths, residual.STEM, EXPANSION * v.width):
-        parts = "bn1:bn conv1:w bn2:bn conv2:w bn3:bn conv3:w" + " shortcut.0:w" * projects
-        names += keys(block, parts)
+    parts = "bn1:bn conv1:w bn2:bn conv2:w" + " bn3:bn conv3:w" * v.bottleneck
+    for block, projects in residual.block_names(v.depths, residual.STEM, _expansion(v) * v.width):
+        names += keys(block, parts + " shortcut.0:w" * projects)
     return names + keys("", "bn:bn linear" if v.last_norm else "linear")
 
 

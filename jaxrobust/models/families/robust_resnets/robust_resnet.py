@@ -176,7 +176,8 @@ def _of_trades() -> list[Renaming]:
             rf"{source}convShortcut": f"{target}shortcut.0",
         }
         norms[rf"{source}(bn\d)"] = rf"{target}\2"
-    unused = drop(r"sub_block1\..+", "the reference never runs its second first stage")
+    pattern = r"sub_block1\..+(?<!num_batches_tracked)"
+    unused = drop(pattern, "the reference never runs its second first stage")
     return [*_rows(convs, norms), unused]
 
 
