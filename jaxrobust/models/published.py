@@ -89,6 +89,7 @@ class Published(NamedTuple):
     dataset: str = "imagenet"  # a key of `LEADERBOARDS`
     # What mean and std are called where no layer holds them; (): files are without.
     buffers: tuple[str, ...] | None = None
+    buffer_axes: int = 4  # of these
     renamed: tuple[tuple[str, str], ...] = ()  # parts of the reference's names -> those of the file
     made: bool = False  # files hold what follows from the sizes too: `Names.made`
     license: str = ""  # of the weights, SPDX; empty: it is not stated

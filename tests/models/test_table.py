@@ -241,6 +241,19 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(parts, {True: 23, False: 7})
         self.assertLen(PUBLISHED.keys() | published.others().keys(), 206)
 
+    def test_others_are_listed(self):
+        """In the README of the models, with the counts of those that load."""
+        said = (paths.ROOT / "jaxrobust/models/README.md").read_text()
+        rows: dict[tuple[str, bool], list[str]] = {}
+        for key, of in published.others().items():
+            rows.setdefault(of, []).append(f"`{key}`")
+        lines = [
+            f"| {', '.join(keys)} | {reason} | {'`torch:`' if through_torch else 'refused'} |"
+            for (reason, through_torch), keys in rows.items()
+        ]
+        self.assertIn("\n".join(["|---|---|---|", *lines]), said)
+        self.assertIn(f"These are {len(PUBLISHED)} of the 206 ids", said)
+
     def test_each_is_called_once(self):
         """Drive's keys, so that no row was copied without being changed; one network may stand in
         several tables.

@@ -20,14 +20,15 @@ from tests.support import golden32, parity
 _OWN = re.compile(r"mu|sigma|mean|std|normalize\..*")  # what classes hold and files do not
 
 
-def kinds() -> dict[str, str]:
-    """One id of each network, normalisation and naming, but for those of `test_deepmind.py`."""
+def kinds() -> list[str]:
+    """One id of each network, normalisation and naming, but for those that other tests have."""
     found: dict[str, str] = {}
     for key, net in PUBLISHED.items():
-        kind = str(net._replace(clean=0, autoattack=0, file="", address="", license=""))
-        if models.family(net.model).file[:3] not in ("dm_", "ra_", "swi"):
-            found.setdefault(f"{kind} {net.board.num_classes}", key)
-    return dict.fromkeys(found.values(), "")
+        tested = models.family(net.model).file[:3] in ("dm_", "ra_", "swi")
+        if not tested and (net.board.image_size == 32 or net.board.norm is None):
+            kind = (net.model, net.options, net.board.dataset, net.buffers, net.inside)
+            found.setdefault(str((*kind, net.renamed, net.unused)), key)
+    return [*found.values()]
 
 
 def stored(key: str) -> dict[str, np.ndarray]:

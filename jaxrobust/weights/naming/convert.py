@@ -257,7 +257,7 @@ def to_torch(
     arrays = {**params, **stats}
     wrapped = _holds_normalisation(name, arrays, layout, overrides)
     net = PUBLISHED.get(layout)
-    buffers = (net and net.buffers) or ()
+    buffers = net.buffers if net and net.buffers else ()
     wrapped = wrapped and (net is None or net.buffers is None)
     size = {"image_size": image_size or models.member(name).counted_at}
     try:
@@ -273,7 +273,7 @@ def to_torch(
         part, copy = net.unused
         copied = {k.replace(part, copy): a for k, a in renamed.items() if k.startswith(part)}
         renamed |= copied
-    inside = {key: _buffer(arrays, key) for key in buffers}
+    inside = {key: _buffer(arrays, key, net.buffer_axes) for key in buffers if net}
     names = models.family(name).names
     if net and net.made and names.made:
         row = models.variant(name, **overrides)
@@ -281,10 +281,10 @@ def to_torch(
     return inside | renamed
 
 
-def _buffer(arrays: Mapping, key: str) -> np.ndarray:
+def _buffer(arrays: Mapping, key: str, axes: int) -> np.ndarray:
     name, transform = _BUFFERS[key]
     array = _out(arrays[name], transform, float_type(arrays), name)
-    return array[0] if transform is channels else array
+    return array[0] if array.ndim > axes else array
 
 
 def reference_names(name: str, arrays: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
