@@ -110,6 +110,7 @@ class RobustbenchTest(parameterized.TestCase):
         named = {prefix + k: torch.from_numpy(a) for k, a in back.items()}
         missing, unexpected = theirs.load_state_dict(named, strict=False)
         self.assertEqual(([k for k in missing if not _OWN.fullmatch(k)], unexpected), ([], []))
+        self.assertEqual([*named], [k for k in theirs.state_dict() if k not in missing])
         with torch.no_grad():
             np.testing.assert_array_equal(theirs(torch.from_numpy(x)).numpy(), expected)
         del theirs, back, named

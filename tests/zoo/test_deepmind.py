@@ -88,6 +88,10 @@ def theirs_of(key: str, name: str, **options) -> list[str]:
     names = models.torch_keys(name, **options)
     for old, new in PUBLISHED[key].renamed:
         names = [each.replace(old, new) for each in names]
+    for part, copy in [PUBLISHED[key].unused] if PUBLISHED[key].unused else []:
+        copied = [each for each in names if each.startswith(part)]
+        end = names.index(copied[-1]) + 1
+        names[end:end] = [each.replace(part, copy) for each in copied]
     return names
 
 
@@ -173,20 +177,25 @@ class RobustbenchTest(parameterized.TestCase):
         printed: dict[tuple, str] = {}
         counted: dict[tuple, int] = {}
         for key, net in PUBLISHED.items():
-            kind = (net.model, net.board.num_classes)
-            if kind not in CLASSES or net.model.startswith("swin"):
+            if (net.model, net.board.num_classes) not in CLASSES or net.model.startswith("swin"):
                 continue  # Swin measures its maps while it is made
+            kind = (net.model, net.board.num_classes, str(net.options), net.unused, net.buffers)
             with torch.device("meta"):
                 theirs = torch_networks.published(key)
-            names = [*theirs_of(key, net.model), *(net.buffers or ())]
-            self.assertEqual(list(theirs.state_dict()), names, key)
-            parameters = sum(p.numel() for p in theirs.parameters())
+            names = theirs_of(key, net.model, **net.options)
+            inside = {*(net.buffers or ())}  # buffers of modules inside come last
+            stored = [name for name in theirs.state_dict() if name not in inside]
+            self.assertEqual((stored, inside - theirs.state_dict().keys()), (names, set()), key)
+            unused = net.unused[1:] or ("nothing",)
+            parameters = sum(
+                p.numel() for name, p in theirs.named_parameters() if not name.startswith(unused)
+            )
             if kind not in counted:
                 sizes = {"num_classes": kind[1], "image_size": net.board.image_size}
-                counted[kind] = parity.parameters(net.model, **sizes)
+                counted[kind] = parity.parameters(net.model, **sizes, **net.options)
             self.assertEqual(parameters, counted[kind], key)
             # Swish and SiLU are printed differently, and are one function.
-            words = str(theirs).replace("Swish", "SiLU")
+            words = str(theirs).replace("Swish", "SiLU").partition("(")[2]
             self.assertEqual(printed.setdefault(kind, words), words, key)
 
     @parameterized.parameters(*sorted(CLASSES.items()))

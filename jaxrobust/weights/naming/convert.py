@@ -271,8 +271,10 @@ def to_torch(
         renamed = {key.replace(old, new): array for key, array in renamed.items()}
     if net and net.unused:
         part, copy = net.unused
-        copied = {k.replace(part, copy): a for k, a in renamed.items() if k.startswith(part)}
-        renamed |= copied
+        read = [*renamed.items()]
+        copied = [(key.replace(part, copy), array) for key, array in read if key.startswith(part)]
+        end = 1 + max(i for i, (key, _) in enumerate(read) if key.startswith(part))
+        renamed = dict(read[:end] + copied + read[end:])
     inside = {key: _buffer(arrays, key, net.buffer_axes) for key in buffers if net}
     names = models.family(name).names
     if net and net.made and names.made:
