@@ -183,9 +183,6 @@ def run(
     return state
 
 
-_TREES = (dict, list, tuple)
-
-
 def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, Any], Any]:
     """Wrap a network for `advance`; `ValueError` where it cannot be called, or does not fit."""
     function = as_function(network)
@@ -203,7 +200,8 @@ def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, 
         if machine.logits and len(getattr(outputs, "shape", ())) != 2:
             if hasattr(outputs, "ndim") and (words := of_one_image(function, image)):
                 raise ValueError(f"logits_fn {words}")
-            container = f" in a {type(outputs).__name__}" if isinstance(outputs, _TREES) else ""
+            is_tree = isinstance(outputs, dict | list | tuple)
+            container = f" in a {type(outputs).__name__}" if is_tree else ""
             raise ValueError(
                 f"logits_fn returns {listed}{container}, but this attack needs logits "
                 "[B, C]; for another task, pass as loss a function (outputs, targets) -> f[B]"

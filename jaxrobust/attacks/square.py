@@ -18,18 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import types as t
+from jaxrobust.attacks import inputs
 from jaxrobust.attacks.geometry import square_proposals
 from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.geometry.square_proposals import KeyData, Rows, as_rows
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
-from jaxrobust.attacks.inputs import (
-    check_axes,
-    check_inputs,
-    check_no_targets,
-    check_radii,
-    check_settings,
-    image_keys,
-)
 from jaxrobust.attacks.losses import Goal, cw_loss, goal_of
 from jaxrobust.attacks.machine import State, advance, as_attack, checked
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
@@ -84,7 +77,7 @@ def square_run(
     settings: dict[str, Any] = {"queries": queries, "p_init": p_init, "rescale": rescale}
     machine = square_machine(norm=norm, epsilon=epsilon, loss=loss, **settings)
     state: SquareState = machine.init(
-        images, labels, keys=image_keys(key, len(images)), start="random"
+        images, labels, keys=inputs.image_keys(key, len(images)), start="random"
     )
     return until_done(machine, logits_fn, state, goal=goal_of_search(loss))
 
@@ -129,8 +122,8 @@ def square_machine(
     as it is. The draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
     """
     norm, goal = spelling.norm(norm), goal_of_search(loss)
-    check_settings(norm=norm, epsilon=epsilon)
-    check_no_targets(goal)
+    inputs.check_settings(norm=norm, epsilon=epsilon)
+    inputs.check_no_targets(goal)
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)
     geometry = square_proposals.PROPOSALS[norm]
@@ -138,16 +131,16 @@ def square_machine(
     def init(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SquareState:
-        images, labels = check_inputs(images, labels, logits=goal.logits)
-        check_axes("Square", images)
-        check_radii(epsilon, images)
+        images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
+        inputs.check_axes("Square", images)
+        inputs.check_radii(epsilon, images)
         if goal.logits and labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
         if not (isinstance(start, str) and start == "random"):
             raise ValueError("Square knows one start; pass start='random' and keys [B]")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does
-        keys = key_data(image_keys(keys, len(images)))
+        keys = key_data(inputs.image_keys(keys, len(images)))
         one_each = images.reshape(len(images), -1)[:, 0]
         # A product, which takes over shard_map's axes.
         radius = jnp.ones_like(one_each) * jnp.asarray(epsilon, one_each.dtype)

@@ -58,7 +58,7 @@ WRONG = {
     "--model convnext --weights none.pt --dataset digits": "convnext",
     "--dataset digits": "give --workdir RUN, or --model NAME",
     "nets.py:ten": "needs --dataset NAME",
-    "nets.py:tem --dataset digits": "has no 'tem'; it has raises, images",
+    "nets.py:tem --dataset digits": "has no 'tem'; did you mean ten? it has raises, images",
     "nets.py:raises --dataset digits": "nets.py, line 5: ZeroDivisionError",
     "nets.py:images --dataset digits": "logits",
     "nets.py:three --dataset digits": "return one for each of them",
