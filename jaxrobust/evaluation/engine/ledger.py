@@ -321,7 +321,10 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
     words = [hosts.differences(old | none, json.loads(json.dumps(new | none)))]
     if old_network.get("images") != network["images"]:
         words.append("its images or labels differ")
-    words.append(fingerprint.difference(old_network, network))
+    text = fingerprint.difference(old_network, network)
+    if text and "task" in new:  # whose targets are among the arrays, and its score in the program
+        text = "the network, the targets or the settings of the task differ"
+    words.append(text)
     older = fingerprint.other_versions(old_network.get("versions") or {}, network["versions"])
     old_search, search = old.get("search"), new["search"]
     if older and isinstance(old_search, dict) and isinstance(search, dict):
