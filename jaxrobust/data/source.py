@@ -1,4 +1,4 @@
-"""What every kind of data set gives: records of encoded bytes and a label, with random access."""
+"""What every kind of data set provides: records of encoded bytes and a label, by index."""
 
 import dataclasses
 import hashlib
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_READ = 64  # records at a time, to hash them
+_READ = 64  # records hashed at a time
 
 
 class DataError(ValueError):
-    """A data set that is missing, damaged or not what was asked for; says what to do."""
+    """A data set is missing, damaged or not what was requested; the message says what to do."""
 
 
 class Record(NamedTuple):
     """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes).
 
-    The label is a `SoftLabel` where the source has the classes' probabilities.
+    The label is a `SoftLabel` if the source has class probabilities.
     """
 
     image: bytes
@@ -26,13 +26,13 @@ class Record(NamedTuple):
 
 
 class SoftLabel(int):
-    """A label, the likeliest class, that knows the `probabilities` f32[C] of all."""
+    """A label, the most likely class, that also holds the `probabilities` f32[C] of all classes."""
 
     probabilities: np.ndarray
 
     @classmethod
     def of(cls, probabilities: np.ndarray) -> "SoftLabel":
-        """Make the label of probabilities f32[C]."""
+        """Make a label from probabilities f32[C]."""
         label = cls(probabilities.argmax())
         label.probabilities = probabilities
         return label
@@ -40,28 +40,28 @@ class SoftLabel(int):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set; `source[i]` and `source.read(indices)` read in any order.
+    """One split of a data set; `source[i]` and `source.read(indices)` accept any order.
 
     Attributes:
-      name, split: what was asked for.
+      name, split: as requested.
       size: number of records.
       num_classes: number of classes.
       channels: 1 (grey) or 3 (RGB).
-      image_shape: (H, W, channels) when all images have it, else None.
+      image_shape: (H, W, channels) if all images share it, else None.
       read: indices in [0, size) -> records; picklable; raises DataError on a damaged record.
-      remedy: what to do when the data is damaged, the end of every such message.
-      classes: the classes' names in the order of labels; empty where they have none.
-      describe: an index -> the words for that record in a message, with its file's name if any.
-      ids_sha256: of the list of ids that chose the records, where one did.
-      labels: int32[size] of the records, where they are known without reading these.
-      split_counts: int64[num_classes], of the split's records in each class, where these are a part
-        of it and its labels are known.
-      files_sha256: of what says which records these are, but their content: of the files' names, or
-        of a prepared data set's description; None where the name or `ids_sha256` says it.
-      held: whether decoded images may stay in memory; not those of a source that has too many.
-      soft: whether its labels are `SoftLabel`s.
+      remedy: what to do about damaged data; ends every message about it.
+      classes: the class names in the order of labels; empty if they have no names.
+      describe: index -> how a message refers to that record, with its file's name if any.
+      ids_sha256: hash of the list of ids that selected the records, if there was one.
+      labels: int32[size], if known without reading the records.
+      split_counts: int64[num_classes], images per class of the full split, if this is a part of it
+        and the split's labels are known.
+      files_sha256: identifies the records, except for their content: a hash of the file names or of
+        a prepared data set's description. None if the name or `ids_sha256` identifies them.
+      held: whether decoded images may stay in memory; False for sources with too many.
+      soft: whether labels are `SoftLabel`s.
       grey_as_rgb: whether its grey images may be read as RGB, as torchvision reads files.
-      notes: sentences on what a person may have meant otherwise.
+      notes: warnings for the user about likely mistakes.
     """
 
     name: str
@@ -92,11 +92,11 @@ class Source:
         return self.read([int(index)])[0]
 
     def where(self) -> str:
-        """Return the words that name this split in a message."""
+        """Name this split for messages."""
         return f"data set {self.name!r}, split {self.split!r}"
 
     def for_channels(self, channels: int | None) -> "Source":
-        """Read grey image files as RGB where a network takes colours; else return the source."""
+        """Read grey image files as RGB if the network takes colours; else return the source."""
         if not (self.grey_as_rgb and self.channels == 1 and channels == 3):
             return self
         shape = self.image_shape and (*self.image_shape[:2], channels)
@@ -104,12 +104,12 @@ class Source:
 
 
 def content_sha256(source: Source, places: Sequence[int]) -> str:
-    """Hash the encoded bytes and the labels of the records at some places, in their order."""
+    """Hash the encoded bytes and labels of the records at some places, in that order."""
     return content_hashes(source, places)[0]
 
 
 def content_hashes(source: Source, places: Sequence[int]) -> tuple[str, list[str]]:
-    """Hash records as `content_sha256` does, and the encoded bytes of each by itself."""
+    """Hash records as `content_sha256` does, and also each record's encoded bytes separately."""
     digest, hashes = hashlib.sha256(), []
     for start in range(0, len(places), _READ):
         for record in source.read(places[start : start + _READ]):
@@ -120,26 +120,26 @@ def content_hashes(source: Source, places: Sequence[int]) -> tuple[str, list[str
 
 
 def first_few(names: Sequence[str]) -> str:
-    """Return `a, b, c, d, e, ... (17)`: the first names and how many there are."""
+    """Return `a, b, c, d, e, ... (17)`: the first names and the total count."""
     return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)} ({len(names)})"
 
 
 class SourceKind(NamedTuple):
-    """A kind of data set, by the names that `open_source` takes for it.
+    """A kind of data set, recognised by the names that `open_source` accepts.
 
     `open(name, split, choice) -> Source`; `choice` is a `subsets.SubsetChoice`.
     """
 
-    name: str  # before the colon
-    written: str  # as messages and help write it
-    help: str  # in a few words, for lists
-    open: Callable[..., Source] | str  # or its entry, "module:function"
-    pattern: str = ""  # of whole names; default: the name, a colon and anything
-    is_path: bool = False  # what follows the colon is a place on disk
-    contents: bool = False  # whether the records enter the fingerprint of a source without another
+    name: str  # the part before the colon
+    written: str  # how messages and --help write it
+    help: str  # a short description for lists
+    open: Callable[..., Source] | str  # or its entry point, "module:function"
+    pattern: str = ""  # of the full name; default: the name, a colon and anything
+    is_path: bool = False  # whether a path follows the colon
+    contents: bool = False  # whether records are hashed where nothing else identifies them
 
     def takes(self, name: str) -> bool:
-        """Tell whether a data set is of this kind."""
+        """Return whether a data set is of this kind."""
         return bool(re.fullmatch(self.pattern or rf"{re.escape(self.name)}:.+", name, re.DOTALL))
 
 
@@ -181,5 +181,5 @@ KINDS = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(name: Any) -> SourceKind | None:
-    """Find the kind of a data set; None: it is prepared, or its name is not valid."""
+    """Return the kind of a data set; None if it is a prepared one or the name is invalid."""
     return next((kind for kind in KINDS.values() if kind.takes(str(name))), None)

@@ -1,1 +1,1 @@
-"""What processes and machines need, whatever they compute: hosts, devices, files, flags."""
+"""What processes and machines need for any computation: hosts, devices, files, flags."""

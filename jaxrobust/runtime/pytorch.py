@@ -1,6 +1,6 @@
-"""What the core knows of PyTorch networks: their names, and where a run stores their programs.
+"""The core's knowledge of PyTorch networks: their names, and where a run stores their programs.
 
-`jaxrobust.pytorch` computes with them, and is imported when such a name is used.
+`jaxrobust.pytorch` runs them; it is imported when such a name is used.
 """
 
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import Any
 
 from jaxrobust.runtime import rooms
 
-PREFIX, TIMM = "torch:", "timm/"  # of names: torch:my_nets.py:build and torch:timm/NAME
-FOLDER, PROGRAMS = "torch_program", "programs.json"  # of a run, and what is written there last
+PREFIX, TIMM = "torch:", "timm/"  # prefixes of names: torch:my_nets.py:build and torch:timm/NAME
+FOLDER, PROGRAMS = "torch_program", "programs.json"  # in a run; the file written last
 
 
 def is_name(name: str) -> bool:
@@ -23,5 +23,5 @@ def has_programs(folder: Path) -> bool:
 
 
 def find(task: str) -> Any:
-    """Import the function for a task, a key of `TORCH` in `jaxrobust/pytorch/names.py`."""
+    """Import the function for a task, which is a key of `TORCH` in `jaxrobust/pytorch/names.py`."""
     return rooms.resolve(rooms.entries("TORCH")[task])

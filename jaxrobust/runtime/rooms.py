@@ -1,7 +1,7 @@
-"""The optional rooms: what they add is found by name, and nothing in the core imports them.
+"""The optional rooms: the core finds what they add by name and never imports them.
 
-A room's `names.py` holds plain dicts of strings, one per registry of the core, from a name to
-"module:OBJECT", or to "module"; a command's row has its help next to that.
+A room's `names.py` holds plain dicts, one per registry of the core, from a name to "module:OBJECT"
+or "module"; a command's row also holds its help.
 """
 
 import importlib
@@ -11,7 +11,7 @@ ROOMS = ("zoo", "pytorch", "papers")
 
 
 def entries(registry: str) -> dict[str, Any]:
-    """Collect the rows that the optional rooms add to a registry; nothing else of them is imported.
+    """Collect the rows that optional rooms add to a registry, without importing the rest of them.
 
     Raises:
       ValueError: two rooms use the same name.
@@ -26,7 +26,7 @@ def entries(registry: str) -> dict[str, Any]:
 
 
 def optional(module: str) -> Any:
-    """Import a module that the wheel `jaxrobust-attacks` leaves out; there, return None."""
+    """Import a module that the wheel `jaxrobust-attacks` leaves out; None if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -36,10 +36,10 @@ def optional(module: str) -> Any:
 
 
 def resolve(entry: str) -> Any:
-    """Import the object of an entry, "module:OBJECT", or its module.
+    """Import an entry's object, "module:OBJECT", or its module.
 
     Raises:
-      ValueError: there is no such module or object.
+      ValueError: no such module or object.
 
     >>> resolve("math:sqrt")(9.0)
     3.0

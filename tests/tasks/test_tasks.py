@@ -82,7 +82,9 @@ class SegmentationTest(parameterized.TestCase):
         self.assertEqual(larger.about["replayed"][0]["fooled"], (~result.robust).sum() - 1)
         other_masks = np.where(MASKS == 1, 2, MASKS)
         for masks, task in ((other_masks, TASK), (MASKS, tasks.segmentation(least=0.7))):
-            with self.assertRaisesRegex(ValueError, "all.jsonl.*another.*the targets or the settings of the task differ"):
+            with self.assertRaisesRegex(
+                ValueError, "all.jsonl.*another.*the targets or the settings of the task differ"
+            ):
                 run(segment, IMAGES, masks, task=task, ledger=f"{folder}/all.jsonl")
 
     def test_a_record(self):

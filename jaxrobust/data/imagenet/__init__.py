@@ -1,4 +1,4 @@
-"""What is fixed about ImageNet-1k: its classes, and the lists of images that results are about.
+"""What is fixed about ImageNet-1k: its classes, and the image lists that results refer to.
 
 Sources and licences of the lists: README.md here.
 """
@@ -13,13 +13,13 @@ ROBUSTBENCH_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896
 _SYNSETS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
 _IMAGENET100_SHA256 = "614a27815e254bd7741b25a80da3237b3b22e37b45ef92d257f4f7d3e935d24a"
 _LISTS = Path(__file__).parent
-# Of ImageNette (fast.ai), ten of ImageNet's classes, as its folders are called.
+# The ten ImageNet classes of Imagenette (fast.ai), by their folder names.
 IMAGENETTE = (
     *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
     *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
 )
 _SELECTION_SIZE = 4_000
-_CLAIM = 500  # with at least this many of the 1,000 class folders, all are expected
+_CLAIM = 500  # from this many of the 1,000 class folders on, all are expected
 
 
 def synsets() -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def robustbench() -> tuple[str, ...]:
 
 @functools.cache
 def selection() -> tuple[str, ...]:
-    """Take the first 4,000 names not RobustBench's by sha256 of "jaxrobust selection 0 NAME"."""
+    """Return the first 4,000 names outside that list, by sha256 of "jaxrobust selection 0 NAME"."""
     tested = {line.rpartition("/")[2] for line in robustbench()}
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
     names.sort(key=lambda name: hashlib.sha256(f"jaxrobust selection 0 {name}".encode()).digest())
@@ -47,10 +47,10 @@ def selection() -> tuple[str, ...]:
 
 
 def check_folders(folders: list[str], num_classes: int | None, where: str) -> None:
-    """Refuse class folders that mean ImageNet's 1,000 classes and are not exactly they.
+    """Reject class folders that look like ImageNet's 1,000 classes but are not exactly these.
 
-    They mean it when more than 500 of them are ImageNet's, or when all are and the head has 1,000
-    classes. A missing or an additional folder would shift the labels.
+    They do when more than 500 of them are ImageNet's, or when all are and the head has 1,000
+    classes. A missing or additional folder would shift the labels.
     """
     imagenet_folders = set(synsets())
     extra = [folder for folder in folders if folder not in imagenet_folders]

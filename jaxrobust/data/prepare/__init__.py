@@ -1,1 +1,1 @@
-"""Data sets from what their authors publish to ArrayRecord, as TFDS reads it; no TensorFlow."""
+"""Converts published data sets to ArrayRecord as TFDS reads it; no TensorFlow needed."""

@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.data.prepare` is `jaxrobust prepare`, which is in `commands.prepare`."""
+"""`python -m jaxrobust.data.prepare` is `jaxrobust prepare`, implemented in `commands.prepare`."""
 
 from jaxrobust.__main__ import run
 

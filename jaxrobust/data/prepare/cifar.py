@@ -30,11 +30,11 @@ from jaxrobust.data.sources import tfds
 from jaxrobust.data.splits.known_sizes import IMAGES
 from jaxrobust.runtime.files import download
 
-# Facts from https://www.cs.toronto.edu/~kriz/cifar.html, which also gives the MD5 of each archive;
-# the sha256 are those that Keras (python) and TFDS (binary) check.
+# From https://www.cs.toronto.edu/~kriz/cifar.html, which also lists the MD5 of each archive. The
+# sha256 are the ones that Keras (python) and TFDS (binary) check.
 ADDRESS = "https://www.cs.toronto.edu/~kriz"
-SIZES = IMAGES["cifar10"]  # of both
-VERSION = "3.0.2"  # TFDS' of both
+SIZES = IMAGES["cifar10"]  # the same for both data sets
+VERSION = "3.0.2"  # TFDS's version of both
 _PIXELS = 3 * 32 * 32
 _CITATION = """@techreport{Krizhevsky2009,
   author = {Alex Krizhevsky},
@@ -48,14 +48,14 @@ _CITATION = """@techreport{Krizhevsky2009,
 class Archive(NamedTuple):
     """One of the official files."""
 
-    dataset: str  # TFDS' name
+    dataset: str  # TFDS's name
     file: str
     size: int
     sha256: str
-    folder: str  # in it, where all lies
-    members: Mapping[str, Sequence[str]]  # split -> the files of its images, in order
+    folder: str  # the archive's only folder
+    members: Mapping[str, Sequence[str]]  # split -> image files, in order
     labels: Mapping[str, str]  # feature, in the order of a binary row -> its key in a pickle
-    names: Mapping[str, tuple[str, str]]  # feature -> (file of classes' names, key in a pickle)
+    names: Mapping[str, tuple[str, str]]  # feature -> (file of class names, key in a pickle)
 
 
 class ArchiveContents(NamedTuple):
@@ -68,7 +68,7 @@ class ArchiveContents(NamedTuple):
 
 _BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
 _FINE, _COARSE = "fine_label_names", "coarse_label_names"
-# The first one of a data set is the one that is downloaded.
+# The first archive of each data set is the one to download.
 ARCHIVES = (
     Archive(
         *("cifar10", "cifar-10-python.tar.gz", 170_498_071),
@@ -106,7 +106,7 @@ ARCHIVES = (
 
 
 def parse(dataset: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line; hyphens and underscores are the same."""
+    """Parse the command line, where hyphens and underscores are the same."""
     parser = command.parser(__doc__, dataset)
     parser.add_argument(
         "--from",
@@ -134,7 +134,7 @@ def _archives_of(dataset: str) -> list[Archive]:
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the data set; return what was done."""
+    """Write the data set and return a summary."""
     name, path = args.name, args.source
     folder = Path(args.out) / name / VERSION
     if not path and (folder / writer.INFO).exists():
@@ -167,7 +167,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         name_key="id",
         citation=_CITATION,
         homepage=f"{ADDRESS}/cifar.html",
-        # Not those of the files: they depend on the installed zlib, and say which data this is.
+        # Not the file sizes, which depend on the installed zlib; these identify the data.
         sizes={split: images.nbytes for split, images in archive.images.items()},
     )
     rule = "md5(SPLIT + position in the archive), as TFDS"
@@ -194,11 +194,11 @@ def _download(archive: Archive) -> Path:
 
 
 def tfds_order(split: str, keys: Iterable[object]) -> np.ndarray:
-    """Return the order in which TFDS writes the records of a split: by the MD5 of split and key.
+    """Return the order in which TFDS writes the records of a split: by the MD5 of salt and key.
 
     Args:
-      split: TFDS' salt.
-      keys: of the records, as the data set generates them; CIFAR's are their positions.
+      split: the salt that TFDS uses.
+      keys: the records' keys in the data set's own order; for CIFAR, their positions.
     Returns:
       i64[N], a permutation.
     Source: tensorflow_datasets 4.9.10, core/shuffle.py and core/hashing.py; parity with what its
@@ -221,7 +221,7 @@ def _write(
 
 
 def png(image: np.ndarray) -> bytes:
-    """Return an image uint8[H,W,3] as a PNG file."""
+    """Encode an image uint8[H,W,3] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
@@ -257,7 +257,7 @@ def _again(dataset: str) -> str:
 
 
 def read(path: Path, archive: Archive) -> ArchiveContents:
-    """Read the contents of an archive, of which nothing is unpacked."""
+    """Read the contents of an archive without unpacking it."""
     try:
         files = _members(path, archive)
         content = ArchiveContents({}, {}, {})
@@ -303,7 +303,7 @@ def _members(path: Path, archive: Archive) -> dict[str, bytes]:
 
 
 def _part(content: bytes, archive: Archive) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the images and labels of one file: its pixels are planes of red, green and blue."""
+    """Return the images and labels of one file, which stores red, green and blue planes."""
     if all(archive.labels.values()):
         batch = unpickle(content)
         pixels = np.asarray(batch["data"])
@@ -323,5 +323,5 @@ def _part(content: bytes, archive: Archive) -> tuple[np.ndarray, dict[str, np.nd
 
 
 def main(dataset: str, argv: list[str] | None = None) -> None:
-    """Write or check, as the command line says."""
+    """Write or check the data set, as the command line says."""
     command.run(parse(dataset, argv), prepare)

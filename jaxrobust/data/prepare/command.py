@@ -1,4 +1,4 @@
-"""What the commands of all data sets share: flags, processes, progress, errors and reports."""
+"""Flags, processes, progress, errors and reports that all `prepare` commands share."""
 
 import argparse
 import contextlib
@@ -24,16 +24,16 @@ from jaxrobust.data.splits.subsets import Index, index_name, read_index
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 from jaxrobust.runtime.files.download import Unreachable
 
-_NAMES = ("file_name", "id")  # the feature that names a record
+_NAMES = ("file_name", "id")  # features that may name a record
 
 
 def parser(doc: str, name: str) -> Arguments:
-    """Return a parser for `jaxrobust prepare NAME`; `doc` is its --help."""
+    """Build the parser of `jaxrobust prepare NAME`; `doc` is its --help."""
     return Arguments(doc, prog=f"jaxrobust prepare {name}")
 
 
 def common_flags(flags: Arguments) -> None:
-    """Add the flags of the data sets that become ArrayRecord."""
+    """Add the flags shared by the data sets that become ArrayRecord."""
     workers = min(os.cpu_count() or 1, 32)
     flags.flag(
         "workers", type=int, default=workers, help="Number of processes; default: %(default)s."
@@ -43,7 +43,7 @@ def common_flags(flags: Arguments) -> None:
 
 
 def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
-    """Prepare or check, as the flags say; print what was done, or end with a sentence on stderr."""
+    """Prepare or check the data; print a summary, or exit with one sentence on stderr."""
     args.out = os.path.expanduser(args.out)
     try:
         if "://" in args.out:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
         stop("interrupted; the same command continues", 130)
     except ValueError as error:
         stop(error, 2)
-    except Unreachable as error:  # which says that already
+    except Unreachable as error:  # its message already says so
         stop(error, 3)
     except OSError as error:
         stop(f"{error}{'' if args.check else '; the same command continues'}", 3)
@@ -107,7 +107,7 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(shard: Shard, *, sums: Mapping[str, str]) -> Iterator[WorkDone]:
-    """Read a shard; the last event says what is wrong with it, if anything."""
+    """Read a shard; the last event describes any damage."""
     images, damage = 0, ""
     digest = sums.get(shard.path.name)
     try:
@@ -166,15 +166,15 @@ def _index(folder: Path, split: str) -> Index:
 
 
 def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[WorkDone]:
-    """Yield the events of `job` on all shards, by `workers` processes; in this one if that is 1.
+    """Yield the events of `job` on all shards, run by `workers` processes; in-process if that is 1.
 
-    Closing the iterator ends the processes; so does the end of this one, who reads their reports.
+    Closing the iterator, or the end of this process, which reads their reports, ends the others.
     """
     workers = min(workers, len(shards))
     if workers < 2:
         yield from itertools.chain.from_iterable(map(job, shards))
         return
-    context = multiprocessing.get_context("spawn")  # no copies of another process' pipe ends
+    context = multiprocessing.get_context("spawn")  # does not inherit pipe ends of other processes
     processes = []
     readers: list[Connection] = []
     try:
@@ -219,7 +219,7 @@ def _work(job: Job, shards: Sequence[Shard], events: Connection) -> None:
 
 
 def write(plan: writer.DatasetPlan, job: Job, todo: Sequence[Shard], workers: int) -> None:
-    """Write shards of a data set and their sha256."""
+    """Write the shards of a data set and their sha256."""
     with contextlib.closing(working(job, "writing", plan.shards(), todo, workers)) as events:
         for event in events:
             if event.shard:
@@ -227,7 +227,7 @@ def write(plan: writer.DatasetPlan, job: Job, todo: Sequence[Shard], workers: in
 
 
 def done(folder: Path) -> dict[str, Any]:
-    """Summarise a finished folder, of which nothing was written now."""
+    """Summarise a finished folder when nothing had to be written."""
     info = json.loads((folder / writer.INFO).read_text())
     splits = {
         part["name"]: {
@@ -247,7 +247,7 @@ def done(folder: Path) -> dict[str, Any]:
 
 
 def effort(shards: Sequence[Shard], size: int, *, start: float, listed: float) -> dict[str, Any]:
-    """Sum up what was written since `listed`, after it was listed since `start`."""
+    """Summarise what was written since `listed`; listing began at `start`."""
     seconds = time.perf_counter() - listed
     return {
         "written_images": images_of(shards),
@@ -259,16 +259,16 @@ def effort(shards: Sequence[Shard], size: int, *, start: float, listed: float) -
 
 
 def images_of(shards: Sequence[Shard]) -> int:
-    """Count the images of shards."""
+    """Count the images in the shards."""
     return sum(shard.last - shard.first for shard in shards)
 
 
 def working(
     job: Job, task: str, shards: Sequence[Shard], todo: Sequence[Shard], workers: int
 ) -> Generator[WorkDone]:
-    """Yield the events of `job` on the shards `todo`, with images/s, MB/s and the time left.
+    """Yield the events of `job` on the shards `todo`, with images/s, MB/s and time left.
 
-    These are on stderr: a bar over all shards, or plain lines.
+    Progress goes to stderr: a bar over all shards, or plain lines.
     """
     terminal = sys.stderr.isatty()
     with (

@@ -1,14 +1,14 @@
-"""`jaxrobust prepare generated FILE.npz... --out DIR`: tens of millions of images become shards.
+"""`jaxrobust prepare generated FILE.npz... --out DIR`: shard tens of millions of images.
 
 Each FILE has `image`, uint8[N,H,W,3], and `label`, integers [N] or, with `--soft`, probabilities
-[N,classes], as generated images are published with Wang et al. 2023 (arXiv 2302.04638); together
-they are one data set, in the order given. A file is streamed, never loaded: memory does not grow
-with it. DIR then holds shards in ArrayRecord, SHA256SUMS and generated.json, and
---config.data.extra=generated:DIR reads them at random. The same command continues what was
-interrupted; --check reads all of it again.
+[N,classes], the format of the images published by Wang et al. 2023 (arXiv 2302.04638). Together, in
+the order given, they are one data set. Files are streamed, never loaded, so memory does not grow
+with their size. DIR then holds ArrayRecord shards, SHA256SUMS and generated.json;
+--config.data.extra=generated:DIR reads them at random. Repeat the command to continue an
+interrupted run; --check reads everything again.
 
-Exit codes: 0 done; 2 a mistake, or a file that is refused, with one sentence on stderr; 3 stopped
-for another reason that it names (full disk); 130 interrupted.
+Exit codes: 0 done; 2 a mistake or a rejected file, with one sentence on stderr; 3 stopped for
+another reason, which it names (full disk); 130 interrupted.
 """
 
 import argparse
@@ -31,23 +31,23 @@ from jaxrobust.data.sources.generated import INFO, RecordPlaces, ShardLayout, fi
 from jaxrobust.runtime.commandline.arguments import ending
 
 NAME = "generated"
-_BLOCK = 4096  # rows that are in memory at a time: 12 MB of 32x32 pixels
+_BLOCK = 4096  # rows in memory at a time: 12 MB of 32x32 pixels
 
 
 class ArrayPair(NamedTuple):
-    """Images and labels in a file, as its headers describe them."""
+    """Images and labels of a file, as its headers describe them."""
 
     path: Path
     image: str
     label: str
     rows: int
     shape: tuple[int, int, int]
-    classes: int  # of soft labels; else 0
+    classes: int  # of soft labels, else 0
     sums: tuple[int, int]  # CRC of both
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line; hyphens and underscores are the same."""
+    """Parse the command line, where hyphens and underscores are the same."""
     parser = command.parser(__doc__, NAME)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="Files of arrays.")
     parser.flag("out", type=Path, required=True, help="Folder of the shards.")
@@ -60,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayPair]:
-    """Read the headers of files; a `ValueError` says what is wrong with their arrays."""
+    """Read the headers of files; raise a `ValueError` that says what is wrong with their arrays."""
     pairs: list[ArrayPair] = []
     for path in files:
         file = npz.opened(os.fspath(path))
@@ -90,7 +90,7 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
 def _check_labels(
     name: str, array: tuple[tuple[int, ...], np.dtype], count: int, classes: int
 ) -> None:
-    """Refuse labels of another shape or type; `classes`: of soft ones, else 0."""
+    """Reject labels of another shape or type; `classes` is 0 unless labels are soft."""
     shape, kind = array
     if classes:
         if (shape, kind.kind) == ((count, classes), "f"):
@@ -108,7 +108,7 @@ def _check_labels(
 def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
     """Yield the records of a file, uint8[rows,length], a few thousand at a time.
 
-    With the last byte of an array zipfile compares its checksum.
+    zipfile checks an array's checksum when its last byte is read.
     """
     with (
         npz.parsing(os.fspath(pair.path), ".npz", npz.REMEDY),
@@ -149,10 +149,10 @@ def _exactly(file: IO[bytes], count: int) -> np.ndarray:
 
 
 def write(pairs: Sequence[ArrayPair], args: argparse.Namespace) -> int:
-    """Write the shards that are not there yet, and what describes them; return how many images.
+    """Write the missing shards and the description; return the number of images written.
 
-    Files whose images are all written are not read again; of a file that is partly written,
-    everything before the gap is read and left, which its checksum needs.
+    Skip files whose images are all written. Read a partly written file from its start, discarding
+    what precedes the gap, because its checksum needs every byte.
     """
     out, total = args.out, sum(pair.rows for pair in pairs)
     bounds = [*range(0, total, args.rows), total]
@@ -160,7 +160,7 @@ def write(pairs: Sequence[ArrayPair], args: argparse.Namespace) -> int:
     sums = writer.read_sums(out)
     todo = [i for i, name in enumerate(names) if not (name in sums and (out / name).exists())]
     if todo:
-        (out / INFO).unlink(missing_ok=True)  # it promises all shards
+        (out / INFO).unlink(missing_ok=True)  # it promises that all shards exist
         with tqdm(total=total, desc="writing", unit=" images", disable=None) as bar:
             _write_shards(pairs, args, names, bounds, todo, bar.update)
     soft = bool(pairs[0].classes)
@@ -201,14 +201,14 @@ def _write_shards(
                     position += len(part)
                     advance(len(part))
                     if position == last and add is not None:
-                        open_shard.close()  # it gets its name
+                        open_shard.close()  # closing gives it its final name
                         add = None
                         _compare(path, last - first, part[-1].tobytes())
                         writer.add_sum(args.out, path.name, writer.sha256(path))
 
 
 def _compare(path: Path, rows: int, last: bytes) -> None:
-    """Check that the last record of a shard is where arithmetic says."""
+    """Check that the last record of a shard is where the computed layout puts it."""
     with path.open("rb") as file:
         record = RecordPlaces.of(len(last)).read(file.fileno(), rows - 1)
     if record != last:
@@ -218,7 +218,7 @@ def _compare(path: Path, rows: int, last: bytes) -> None:
 
 
 def check(folder: Path) -> int:
-    """Read all shards and their checksums again; return how many images they hold."""
+    """Read all shards again and verify their checksums; return the number of images."""
     layout, _ = generated.read_layout(folder, f"{generated.PREFIX}{folder}")
     sums = writer.read_sums(folder)
     reader = generated.ShardedRecords(os.fspath(folder), layout, f"check {time.time_ns()}")
@@ -237,7 +237,7 @@ def check(folder: Path) -> int:
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Write or check, as the flags say; return what was done."""
+    """Write or check the data set, as the flags say; return a summary."""
     args.out = args.out.expanduser()
     start = time.perf_counter()
     for key in ("classes", "rows"):
@@ -250,7 +250,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     pairs = described(args.files, classes=args.classes, soft=args.soft)
     files = [
         [p.path.name, p.rows, *p.shape, p.classes, *p.sums] for p in pairs
-    ]  # wherever they lie
+    ]  # independent of the current folder
     settings = {"files": files, "classes": args.classes}
     settings |= {"rows": args.rows, "format": generated.FORMAT}
     text = json.dumps(settings, indent=2) + "\n"
@@ -270,7 +270,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write or check, and say where; or end with a sentence on stderr."""
+    """Write or check, then print where; on failure, exit with one sentence on stderr."""
     args = parse(argv)
     again = "the same command continues"
     with ending(again, f"; {again}"):

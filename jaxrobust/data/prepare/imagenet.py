@@ -1,19 +1,19 @@
 """`jaxrobust prepare imagenet SOURCE --out OUT`: ImageNet as ArrayRecord.
 
-SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or these files, or an
-ImageFolder with train/ and val/ (or validation/), of ImageNet or, with --name, of other classes,
-which may have a test/ too.
+SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or the two files, or an
+ImageFolder with train/ and val/ (or validation/). With --name, the ImageFolder may have other
+classes than ImageNet's and a test/ too.
 
-OUT/imagenet2012/5.1.0 is then what `tfds build` would write, except that images are copied byte
-for byte (TFDS converts 22 CMYK images and a PNG); jaxrobust, TFDS and Grain read it. Records are
-in the order of sha256(SALT + "CLASS/NAME"), so every shard mixes the classes, and tar files and
-folders give the same shards. The same command continues what was interrupted and writes again what
-is missing or cut off; --check reads everything. SHA256SUMS is for `sha256sum -c` after copying.
+OUT/imagenet2012/5.1.0 is then what `tfds build` would write, except that images are copied byte for
+byte (TFDS converts 22 CMYK images and a PNG). jaxrobust, TFDS and Grain read it. Records are sorted
+by sha256(SALT + "CLASS/NAME"): every shard mixes the classes, and tar files and folders give the
+same shards. Repeat the command to continue an interrupted run or to rewrite missing or truncated
+shards. --check reads everything; after copying, use SHA256SUMS with `sha256sum -c`.
 
-OUT is local; `gcloud storage cp -r OUT/imagenet2012 gs://BUCKET/` copies it to a bucket.
+OUT must be local; `gcloud storage cp -r OUT/imagenet2012 gs://BUCKET/` copies it to a bucket.
 
-Exit codes: 0 done; 2 a mistake, or a source that is not whole, with one sentence on stderr; 3
-stopped for another reason that it names (full disk, damaged shards); 130 interrupted, resumable.
+Exit codes: 0 done; 2 a mistake or an incomplete source, with one sentence on stderr; 3 stopped for
+another reason, which it names (full disk, damaged shards); 130 interrupted, resumable.
 """
 
 import argparse
@@ -36,15 +36,15 @@ from jaxrobust.data.prepare.imagenet_source import IMAGENET, SIZES, Content
 from jaxrobust.data.prepare.writer import About, DatasetPlan, RawSplit, Shard
 from jaxrobust.data.sources import headers
 
-SALT = b"jaxrobust/prepare_imagenet/1/"  # other bytes, another order of the records
+SALT = b"jaxrobust/prepare_imagenet/1/"  # changing it changes the order of the records
 _SHARD_BYTES = 128 * 10**6
-_SHARDS = {"train": 1024, "validation": 64}  # of the whole ImageNet, as TFDS writes it
-_TAKEN = ("digits", "fake")  # names that `open_source` keeps for its own
-_THREADS, _AHEAD = 8, 32  # reads under way: a shard's images lie all over the source
+_SHARDS = {"train": 1024, "validation": 64}  # for all of ImageNet, as TFDS writes it
+_TAKEN = ("digits", "fake")  # names that `open_source` reserves
+_THREADS, _AHEAD = 8, 32  # reads in flight: a shard's images are scattered over the source
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line; hyphens and underscores are the same."""
+    """Parse the command line, where hyphens and underscores are the same."""
     parser = command.parser(__doc__, "imagenet")
     parser.add_argument("source", nargs="*", type=Path, help="Folder, or the tar files.")
     parser.flag(
@@ -70,7 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the data set; return what was done."""
+    """Write the data set and return a summary."""
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
         wanted = f"a name of small letters, digits and _, not {' or '.join(_TAKEN)}"
         raise ValueError(f"--name {args.name}: write {wanted}")
@@ -102,11 +102,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def order(rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Return the order of records: by sha256(SALT + "CLASS/NAME"), the same wherever images lie.
+    """Return the order of records, by sha256(SALT + "CLASS/NAME"), wherever the images are stored.
 
     Args:
       rows: the table of a split.
-      classes: in the order of labels.
+      classes: names in the order of labels.
     Returns:
       i64[N], a permutation.
     """
@@ -123,7 +123,7 @@ def _about(content: Content) -> About:
     description = f"{len(content.classes)} classes"
     description = "ImageNet (ILSVRC 2012), 1,000 classes" if is_imagenet else description
     shape = (None, None, 3) if is_imagenet else _shape(content)
-    encoding = ""  # of all images by their names, where TFDS has a word for it
+    encoding = ""  # the format of all images, judged by their names, if TFDS has a name for it
     names = [name.lower() for _, rows in content.splits.values() for name in rows["name"].tolist()]
     for form, endings in {"jpeg": (b".jpeg", b".jpg"), "png": (b".png",)}.items():
         if all(name.endswith(endings) for name in names):
@@ -132,7 +132,7 @@ def _about(content: Content) -> About:
     citation = imagenet_source.package_folder() / "CITATIONS.bib"
     return About(
         name=content.name,
-        version="5.1.0" if is_imagenet else "1.0.0",  # TFDS' of ImageNet
+        version="5.1.0" if is_imagenet else "1.0.0",  # TFDS's version of ImageNet
         description=f"{description}, images byte for byte as in the source, written by jaxrobust's "
         "data.prepare.",
         module=module if is_imagenet else "jaxrobust.data.prepare.imagenet",
@@ -146,7 +146,7 @@ def _about(content: Content) -> About:
 
 
 def _shape(content: Content) -> tuple[int | None, int | None, int]:
-    """Return the shape that all images have, (None, None, 3) for several; note what is unusual."""
+    """Return the shape of all images, (None, None, 3) if they differ; note what is unusual."""
     shapes = set()
     for origin, rows in content.splits.values():
         paths = [f"{origin}/{os.fsdecode(place)}" for place in rows["place"].tolist()]
@@ -180,7 +180,7 @@ def _write(plan: DatasetPlan, todo: Sequence[Shard], need: int, workers: int) ->
             f"{plan.folder}; free some space, or give another --out"
         )
     for split, (_, rows) in plan.splits.items():
-        with _table(plan.folder, split).open("wb") as file:  # which all processes read
+        with _table(plan.folder, split).open("wb") as file:  # all processes read it
             np.save(file, rows)
     total = sum(plan.counts.values())
     command.say(f"writing {len(todo):,} of {total:,} shards, {need / 1e9:,.3f} GB")
@@ -193,7 +193,7 @@ def _table(folder: Path, split: str) -> Path:
 
 
 def _write_shard(shard: Shard, *, origins: Mapping[str, Path]) -> Iterator[writer.WorkDone]:
-    """Write a shard of files that lie in a tar file or in folders."""
+    """Write a shard of files stored in a tar file or in folders."""
     table = np.load(_table(shard.path.parent, shard.split), mmap_mode="r")
     rows = table[shard.first : shard.last].tolist()
     images = zip(rows, _read_ahead(origins[shard.split], rows), strict=True)
@@ -207,7 +207,7 @@ def _write_shard(shard: Shard, *, origins: Mapping[str, Path]) -> Iterator[write
 
 
 def _read_ahead(origin: Path, rows: Sequence[Any]) -> Iterator[bytes]:
-    """Yield the images in the order of `rows`, several of them being read."""
+    """Yield the images in the order of `rows`, reading several ahead."""
     descriptor = os.open(origin, os.O_RDONLY) if origin.is_file() else None
     read = partial(_read, origin, descriptor)
     pending: deque[Future[bytes]] = deque()
@@ -234,7 +234,7 @@ def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, in
         path = origin
         try:
             data = os.pread(descriptor, size, offset)
-        except OSError as error:  # it does not say which file
+        except OSError as error:  # which does not name the file
             raise OSError(error.errno, error.strerror, str(origin)) from error
     if len(data) != size:
         raise ValueError(
@@ -245,5 +245,5 @@ def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, in
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write or check, as the command line says."""
+    """Write or check the data set, as the command line says."""
     command.run(parse(argv), prepare)

@@ -1,7 +1,7 @@
-"""What ImageNet's tar files, or folders of any classes, hold: a table of the images of each split.
+"""Lists the images of each split in ImageNet's tar files, or in folders of any classes.
 
-The official tar files are read header by header and never unpacked: their 1.28 million headers cost
-20 s of CPU, and a small read from the disk each.
+The official tar files are never unpacked. Reading their 1.28 million headers takes 20 s of CPU time
+and one small disk read each.
 """
 
 import functools
@@ -42,7 +42,7 @@ _OTHERS = {
 
 
 class RawImage(NamedTuple):
-    """One image: its name, its path under the split's folder, label, place in a tar file, bytes."""
+    """One image: name, path in the split's folder, label, offset in a tar file, size in bytes."""
 
     name: str
     place: str
@@ -52,7 +52,7 @@ class RawImage(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A source: its splits, and `notes`, what is missing or left out."""
+    """A source: its splits, and `notes` on what is missing or left out."""
 
     name: str
     classes: tuple[str, ...]
@@ -74,7 +74,7 @@ def validation_synsets() -> tuple[str, ...]:
 
 
 def package_folder() -> Path:
-    """Locate what tensorflow_datasets knows of ImageNet, without importing it."""
+    """Locate the ImageNet metadata of tensorflow_datasets without importing it."""
     spec = importlib.util.find_spec("tensorflow_datasets")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("tensorflow_datasets has the labels: pip install tensorflow-datasets")
@@ -135,7 +135,7 @@ def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
 
 
 def _table(listed: Iterable[RawImage]) -> np.ndarray:
-    """Make a structured array of the rows: 150 MB for 1.28 million, a fifth of what tuples need."""
+    """Make a structured array of the rows: 150 MB for 1.28 million, a fifth of what tuples take."""
     rows = list(tqdm(listed, "listing", unit=" images", disable=None, delay=2, leave=False))
     texts = {"name": [os.fsencode(row.name) for row in rows]}
     texts["place"] = [os.fsencode(row.place) for row in rows]
@@ -169,7 +169,7 @@ def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
 
 
 def _tarred(path: Path, split: str) -> Iterator[RawImage]:
-    """Yield the images of an official tar file; that of training holds one for each class."""
+    """Yield the images of an official tar file; the training file holds a tar file per class."""
     labels = {f"{synset}.tar": label for label, synset in enumerate(imagenet.synsets())}
     for name, start, size in _members(path):
         if split == "validation":
@@ -210,7 +210,7 @@ def _members(
         except tarfile.TarError as error:
             if position == start and end - start >= tarfile.BLOCKSIZE:
                 raise ValueError(f"{where} is not a tar file ({error})") from error
-        # `next` also ends at what is not a header; a whole tar file ends with zeros.
+        # `next` also stops at a broken header, but a complete tar file ends with zeros.
         file.seek(position)
         if position + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
             raise ValueError(
@@ -220,7 +220,7 @@ def _members(
 
 
 def _validation_label(where: object, name: str) -> int:
-    """Return the label of a validation image, by the number in its name."""
+    """Return the label of a validation image, from the number in its name."""
     match, synsets = _VALIDATION_NAME.fullmatch(name), validation_synsets()
     if not match or not 1 <= int(match[1]) <= len(synsets):
         raise ValueError(f"{where}: {name} is not the name of one of ImageNet's validation images")
@@ -228,7 +228,7 @@ def _validation_label(where: object, name: str) -> int:
 
 
 def _check_synset(where: object, name: str, synset: str) -> None:
-    """Refuse an image whose name says another class; in wrong folders is a known accident."""
+    """Reject an image whose name belongs to another class; files in wrong folders do occur."""
     match = _TRAIN_NAME.fullmatch(name)
     right = match[1] if match else synset
     if _VALIDATION_NAME.fullmatch(name):
@@ -240,7 +240,7 @@ def _check_synset(where: object, name: str, synset: str) -> None:
 def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
     is_imagenet = name in (None, IMAGENET)
     folders = [folder for folder in SPLITS if (root / folder).is_dir()]
-    if "test" in folders and (  # whose images have no labels where they are ImageNet's
+    if "test" in folders and (  # ImageNet's test images have no labels
         is_imagenet or not any(entry.is_dir() for entry in (root / "test").iterdir())
     ):
         folders.remove("test")
@@ -252,7 +252,7 @@ def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
     if {"val", "validation"} <= set(folders):
         raise ValueError(f"{root} holds both val/ and validation/; move one away")
     paths = {SPLITS[folder]: root / folder for folder in folders}
-    # ImageNet's validation images without class folders, as Kaggle has them.
+    # ImageNet's validation images without class folders, as on Kaggle.
     flat = {
         s for s, path in paths.items() if any(map(_VALIDATION_NAME.fullmatch, os.listdir(path)))
     }
@@ -322,9 +322,9 @@ def _images(
     is_imagenet: bool,
     allow_partial: bool,
 ) -> Iterator[RawImage]:
-    """Yield the images in the class folders; a name is the path within that of the class.
+    """Yield the images in the class folders, named by their paths within the class folder.
 
-    Of ImageNet, images named as of other classes are refused, and names are without folders.
+    For ImageNet, names omit folders, and an image named after another class is rejected.
     """
     labels = {name: label for label, name in enumerate(classes)}
     for name in _class_folders(folder):

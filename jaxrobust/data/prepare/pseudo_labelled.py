@@ -1,15 +1,15 @@
-"""`jaxrobust prepare pseudo-labelled FILE.pickle`: images with labels become .npz.
+"""`jaxrobust prepare pseudo-labelled FILE.pickle`: convert images with labels to .npz.
 
-FILE is a pickle as Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny images with the
-labels of a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`, integers [N].
-It is written to OUT (default: FILE.npz) as `image` and `label`: --config.data.extra=npz:OUT reads
-it.
+FILE is a pickle in the format in which Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny
+images with labels from a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`,
+integers [N]. OUT (default: FILE.npz) gets them as `image` and `label`; --config.data.extra=npz:OUT
+reads it.
 
-A pickle can name any function to be called. This one reads arrays, and refuses a file that asks for
-anything else; nothing of it is run.
+A pickle can name any function to be called. This command reads only arrays, rejects a file that
+asks for anything else, and runs nothing from it.
 
-Exit codes: 0 done; 2 a mistake, or a file that is refused, with one sentence on stderr; 3 stopped
-for another reason that it names (full disk); 130 interrupted.
+Exit codes: 0 done; 2 a mistake or a rejected file, with one sentence on stderr; 3 stopped for
+another reason, which it names (full disk); 130 interrupted.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _BROKEN = (EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line; hyphens and underscores are the same."""
+    """Parse the command line, where hyphens and underscores are the same."""
     parser = command.parser(__doc__, NAME)
     parser.add_argument("file", type=Path, metavar="FILE", help="The pickle.")
     parser.flag(
@@ -44,25 +44,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def unpickle(content: bytes | BinaryIO) -> Any:
-    """Read a pickle of arrays, lists, texts and numbers; nothing else is called."""
+    """Read a pickle of arrays, lists, texts and numbers; call nothing else."""
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     return _Unpickler(file, encoding="latin1").load()
 
 
 def _array(*_: object) -> np.ndarray:
-    """Do what NumPy's pickles ask for first: an empty array, which its state then fills."""
+    """Return an empty array, which is what NumPy's pickles ask for first and then fill."""
     return np.ndarray((0,), np.uint8)
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """Do what Python 3 asks for where it writes bytes in Python 2's protocol."""
+    """Encode as latin-1, which Python 3 asks for when it pickles bytes in Python 2's protocol."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
-    """A pickle can name any function to be called; these are all that there are here."""
+    """A pickle can name any function to be called; this class allows only these."""
 
     _ALLOWED = {  # noqa: RUF012  # of a class that lives for a call
         ("numpy.core.multiarray", "_reconstruct"): _array,
@@ -73,14 +73,14 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up one of the few known classes."""
+        """Look up one of the few allowed classes."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not called")
         return self._ALLOWED[module, name]
 
 
 def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8[N,H,W,3] and labels i64[N] of a pickle."""
+    """Return the images uint8[N,H,W,3] and labels i64[N] of a pickle."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path")
     try:
@@ -124,7 +124,7 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the arrays and say where; or end with a sentence on stderr."""
+    """Write the arrays and print where; on failure, exit with one sentence on stderr."""
     args = parse(argv)
     out = Path(args.out or args.file.with_suffix(".npz"))
     again = "the same command starts again"

@@ -1,4 +1,4 @@
-"""The folder of a data set in ArrayRecord: its shards, what TFDS reads, sha256 of all files."""
+"""The folder of an ArrayRecord data set: its shards, TFDS's description, sha256 of all files."""
 
 import contextlib
 import fcntl
@@ -20,30 +20,30 @@ from jaxrobust.runtime.files.download import file_sha256 as sha256
 SETTINGS, SUMS, INFO = "jaxrobust-prepare.json", "SHA256SUMS", "dataset_info.json"
 FEATURES = "features.json"
 PARTIAL = ".partial"
-# One record per group, as TFDS writes; JPEG does not get smaller (0.07%), only 3 times slower.
+# One record per group, as TFDS writes; compressing JPEG saves only 0.07% and is 3 times slower.
 _OPTIONS = "group_size:1,uncompressed"
-CHUNK = 32  # records between two reports
+CHUNK = 32  # records between two progress reports
 
 
 class About(NamedTuple):
-    """Facts of a data set that TFDS reads."""
+    """Facts about a data set that TFDS reads."""
 
     name: str
     version: str
     description: str
     module: str
-    labels: Mapping[str, Sequence[str]]  # feature -> its classes' names
-    shape: Sequence[int | None]  # of all images; None: any
-    encoding: str = ""  # of all images, such as jpeg
-    name_key: str = ""  # the feature that names a record, if there is one
+    labels: Mapping[str, Sequence[str]]  # feature -> its class names
+    shape: Sequence[int | None]  # of all images; None: varies
+    encoding: str = ""  # of all images, for example jpeg
+    name_key: str = ""  # the feature that names a record, if any
     citation: str = ""
     homepage: str = ""
-    sizes: Mapping[str, int] = {}  # bytes of a split, if they are not those of its shards
+    sizes: Mapping[str, int] = {}  # bytes of a split, unless they are the size of its shards
     notes: Sequence[str] = ()
 
 
 class RawSplit(NamedTuple):
-    """`rows`: a structured array in the order of records, with a `name`, `label` and `size`."""
+    """A split; `rows` is a structured array in record order, with `name`, `label` and `size`."""
 
     origin: Path  # a tar file or a folder
     rows: np.ndarray
@@ -59,12 +59,12 @@ class Shard(NamedTuple):
 
 
 class DatasetPlan(NamedTuple):
-    """A data set to be written into a folder; `order` describes the order of the records."""
+    """A data set to write into a folder; `order` describes the order of the records."""
 
     folder: Path
     about: About
     splits: dict[str, RawSplit]
-    counts: dict[str, int]  # of shards
+    counts: dict[str, int]  # shards per split
     order: str
 
     def shards(self) -> list[Shard]:
@@ -82,7 +82,7 @@ class DatasetPlan(NamedTuple):
 
 
 def shards_of(folder: Path, name: str, split: str, bounds: Sequence[int]) -> list[Shard]:
-    """List the shards of a split, of which shard i has the records [bounds[i], bounds[i + 1])."""
+    """List the shards of a split; shard i has the records [bounds[i], bounds[i + 1])."""
     return [
         Shard(folder / file_name(name, split, i, len(bounds) - 1), split, *ends)
         for i, ends in enumerate(itertools.pairwise(bounds))
@@ -90,12 +90,12 @@ def shards_of(folder: Path, name: str, split: str, bounds: Sequence[int]) -> lis
 
 
 class WorkDone(NamedTuple):
-    """Work done since the last one; at the end of a shard its name and what came of it."""
+    """Work done since the last report; at the end of a shard, also its name and result."""
 
     images: int
     size: int
     shard: str = ""
-    result: str = ""  # its sha256, or in a check what is wrong with it
+    result: str = ""  # its sha256, or what a check found wrong with it
 
 
 Job = Callable[[Shard], Iterator[WorkDone]]
@@ -103,14 +103,14 @@ Job = Callable[[Shard], Iterator[WorkDone]]
 
 @contextlib.contextmanager
 def claimed(folder: Path, settings: str, difference: Callable[[str], str]) -> Iterator[None]:
-    """Claim a folder for this process alone, with nothing in it but one data set.
+    """Claim a folder for this process and for one data set.
 
-    `settings` is the text that a new folder is begun with; `difference` of the text of another
-    beginning says what to call that one, "" where it is the same.
+    A new folder starts with the text `settings`. `difference` takes the text of an existing folder
+    and describes how it differs, or returns "".
 
     Raises:
-      ValueError: a file stands in the way, the folder has other contents or was begun otherwise, or
-        another process has it.
+      ValueError: a file is in the way, the folder has other contents or other settings, or another
+        process holds it.
     """
     path = folder / SETTINGS
     for place in (folder, *folder.parents):
@@ -146,7 +146,7 @@ def claimed(folder: Path, settings: str, difference: Callable[[str], str]) -> It
 
 
 def claimed_for(plan: DatasetPlan) -> contextlib.AbstractContextManager[None]:
-    """Claim the folder of a data set, as `claimed` does."""
+    """Claim the folder of a data set with `claimed`."""
     splits = {}
     for split, (_, rows) in plan.splits.items():
         listing = hashlib.sha256("\n".join(plan.about.labels["label"]).encode())
@@ -186,9 +186,9 @@ def claimed_for(plan: DatasetPlan) -> contextlib.AbstractContextManager[None]:
 
 
 def unwritten(plan: DatasetPlan, *, verify: bool = False) -> list[Shard]:
-    """List the shards that are not whole, or with `verify` not what SHA256SUMS says.
+    """List incomplete shards; with `verify`, also those that differ from SHA256SUMS.
 
-    Where there are any, the folder is not a data set until `finish`.
+    If there are any, the folder is not a data set until `finish`.
     """
     sums, todo = read_sums(plan.folder), []
     for shard in plan.shards():
@@ -196,7 +196,7 @@ def unwritten(plan: DatasetPlan, *, verify: bool = False) -> list[Shard]:
         is_whole = length(shard.path) == shard.last - shard.first
         if not is_whole or (verify and digest != sha256(shard.path)):
             todo.append(shard)
-        elif digest is None:  # killed between the shard and its line
+        elif digest is None:  # killed between writing the shard and its line
             add_sum(plan.folder, name, sha256(shard.path))
     if todo:
         (plan.folder / INFO).unlink(missing_ok=True)
@@ -204,7 +204,7 @@ def unwritten(plan: DatasetPlan, *, verify: bool = False) -> list[Shard]:
 
 
 def finish(plan: DatasetPlan) -> None:
-    """Write what makes the shards a data set, `dataset_info.json` last."""
+    """Write the files that make the shards a data set, `dataset_info.json` last."""
     folder, about = plan.folder, plan.about
     names = [FEATURES]
     for split, (_, rows) in plan.splits.items():
@@ -229,7 +229,7 @@ def finish(plan: DatasetPlan) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a description as TFDS does."""
+    """Write a description in TFDS's format."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -240,7 +240,7 @@ def add_sum(folder: Path, name: str, digest: str) -> None:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """File name to sha256, as `sha256sum -c` reads them; a later line replaces an earlier one."""
+    """Map file names to sha256, as `sha256sum -c` reads them; later lines replace earlier ones."""
     path = folder / SUMS
     lines = path.read_text().splitlines() if path.exists() else []
     return {line[66:]: line[:64] for line in lines if re.match(r"[0-9a-f]{64}  .", line)}
@@ -249,7 +249,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 def info(
     about: About, lengths: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return `dataset_info.json`: of each split the records of its shards and the bytes of all."""
+    """Return `dataset_info.json`: each split's records per shard and its total bytes."""
     return {
         "citation": about.citation,
         "description": about.description + "".join(f" {note}." for note in about.notes),
@@ -291,7 +291,7 @@ def features(about: About) -> dict[str, Any]:
 
 
 def file_name(name: str, split: str, i: int, count: int) -> str:
-    """Return the name of shard `i` of `count`, as TFDS writes it."""
+    """Return TFDS's file name of shard `i` of `count`."""
     return f"{name}-{split}.array_record-{i:05}-of-{count:05}"
 
 
@@ -310,7 +310,7 @@ def example(fields: Mapping[str, bytes | int]) -> bytes:
 
 
 def length(path: Path) -> int | None:
-    """Count the records of a shard; None when there is no whole shard."""
+    """Count the records of a shard; None unless there is a complete shard."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     if not path.exists():
@@ -319,14 +319,14 @@ def length(path: Path) -> int | None:
         reader = ArrayRecordReader(str(path))
         count = reader.num_records()
         reader.close()
-    except (RuntimeError, ValueError, IndexError):  # cut off, or not a record file
+    except (RuntimeError, ValueError, IndexError):  # truncated, or not a record file
         return None
     return count
 
 
 @contextlib.contextmanager
 def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
-    """Give what writes a record of a shard, which gets its name when it is whole."""
+    """Yield a function that writes one record; the shard gets its final name once complete."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
@@ -348,7 +348,7 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
 def put(
     shard: Shard, records: Iterable[Mapping[str, bytes | int]], size: int = 0
 ) -> Iterator[WorkDone]:
-    """Write the records of a shard, of images of `size` bytes (0: what `image` has)."""
+    """Write the records of a shard whose images have `size` bytes (0: the length of `image`)."""
     images = written = 0
     with writing(shard.path, shard.last - shard.first) as add:
         for fields in records:

@@ -1,8 +1,8 @@
-"""The published files of CIFAR-10-C: `cifar10-c:DIR` with an array for each corruption.
+"""The published files of CIFAR-10-C: `cifar10-c:DIR` with one array per corruption.
 
-DIR holds KIND.npy, uint8[50000,32,32,3], of which the first 10,000 are severity 1 and the last ones
-severity 5, and labels.npy. The splits are `fog-1` to `fog-5` and so on; an array stays on the disk,
-of which the rows that are asked for are read.
+DIR holds labels.npy and KIND.npy, uint8[50000,32,32,3], whose first 10,000 images have severity 1
+and last 10,000 severity 5. The splits are `fog-1` to `fog-5` and so on. The arrays stay on disk;
+only the requested rows are read.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxrobust.data.splits import choosing, grammar, storage, subsets
 from jaxrobust.data.transforms import corruptions
 
 PREFIX = "cifar10-c:"
-_IMAGES = 10_000  # of one severity
+_IMAGES = 10_000  # per severity
 _TOTAL = _IMAGES * len(corruptions.SEVERITIES)
 _SHAPE = (32, 32, 3)
 _REMEDY = "download CIFAR-10-C again (zenodo.org/records/2535967) and unpack it"
@@ -27,7 +27,7 @@ _CLASSES += ("dog", "frog", "horse", "ship", "truck")
 
 
 def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
-    """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
+    """Return one corruption at one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`."""
     folder = storage.place(name.removeprefix(PREFIX))
     listed = storage.entries(folder)
     if listed is None:
@@ -84,9 +84,9 @@ def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     return choosing.choose(source, parsed, split, choice, lambda: (labels, None))
 
 
-@functools.lru_cache(maxsize=3)  # one kind and the labels are read at a time
+@functools.lru_cache(maxsize=3)  # one corruption and the labels at a time
 def _array(path: str, version: str) -> np.ndarray:
-    del version  # by which the cache tells files of one name apart
+    del version  # part of the cache key only: distinguishes files of the same name
     with storage.reading(path), parsing(path, ".npy", _REMEDY):
         if storage.is_remote(path):
             (content,) = storage.read_files([path], _REMEDY)

@@ -1,4 +1,4 @@
-"""Synthetic images that a network can learn, computed from their index: `fake:32x32x3:10`."""
+"""Synthetic learnable images, computed from their index: `fake:32x32x3:10`."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ _SPLITS = {"train": 1024, "test": 256}
 
 
 def open_fake(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
-    """Open the split `split` of the synthetic data set `name`, which matches `NAME`."""
+    """Open the split `split` of the synthetic data set `name`, which must match `NAME`."""
     if choice.classes is not None:
         raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
     match = NAME.fullmatch(name)
@@ -44,7 +44,7 @@ def open_fake(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
 def _read(
     indices: Sequence[int], *, first: int, shape: tuple[int, int, int], num_classes: int
 ) -> list[Record]:
-    """Make noise over a 4x4 pattern of the class: learnable, cheap, exact."""
+    """Draw noise over a 4x4 pattern of the class: learnable, cheap, exact."""
     height, width, channels = shape
     rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
     records = []

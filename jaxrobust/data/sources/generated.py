@@ -1,11 +1,11 @@
-"""Generated images by the tens of millions: `generated:DIR`, which `jaxrobust prepare generated`
-wrote, read at random and never held.
+"""Tens of millions of generated images: `generated:DIR`, as written by `jaxrobust prepare
+generated`; read at random and never held in memory.
 
-DIR holds shards in ArrayRecord of which every record is as long as the others: the pixels of one
-image, row by row, then its label, int32, or the probabilities of its classes, float32
-each, little-endian. Where a record is then follows from arithmetic: neither an index nor an image
-stays in memory, and one image is one read of a file. ArrayRecord's own reader, which any other
-program can use, takes a millisecond for a call that asks for few records of many shards.
+DIR holds ArrayRecord shards whose records all have the same length: the pixels of an image, row by
+row, then its label as int32, or its class probabilities as float32, little-endian. The place of a
+record thus follows from arithmetic: neither an index nor an image stays in memory, and reading an
+image is one file read. ArrayRecord's own reader, which any other program can use, takes a
+millisecond for a call that asks for few records of many shards.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from jaxrobust.data.transforms import decoding
 
 PREFIX = "generated:"
 INFO = "generated.json"
-FORMAT = 1  # of the records and of what INFO says
+FORMAT = 1  # version of the records and of INFO
 REMEDY = "prepare it again, jaxrobust prepare generated FILE.npz... --out DIR"
-# Of Riegeli, in which ArrayRecord writes: a file is blocks that begin with a header, and what the
-# blocks hold is chunks that begin with one. The first chunk is the signature alone.
+# Riegeli's layout, which ArrayRecord uses: a file consists of blocks, each with a header. Their
+# contents are chunks, each with a header. The first chunk is only the signature.
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
 _DATA = _BLOCK - _BLOCK_HEADER
 _ANNOUNCES = hasattr(os, "posix_fadvise")  # not on macOS
 
 
 class ShardLayout(NamedTuple):
-    """What all shards of a folder have in common, as INFO says it."""
+    """What all shards of a folder share, as stored in INFO."""
 
     shape: tuple[int, int, int]  # H, W, channels
     classes: int
-    soft: bool  # whether labels are probabilities of the classes
-    per_shard: int  # records of every shard but the last
-    sizes: tuple[int, ...]  # bytes of each shard
-    size: int  # records
+    soft: bool  # whether labels are class probabilities
+    per_shard: int  # records in every shard but the last
+    sizes: tuple[int, ...]  # bytes per shard
+    size: int  # number of records
 
     @property
     def pixels(self) -> int:
@@ -64,7 +64,7 @@ def file_name(i: int, count: int) -> str:
 
 
 class RecordPlaces(NamedTuple):
-    """Where the records of a shard stand, which are of one length: arithmetic.
+    """Computes where the records of a shard are, given that all have the same length.
 
     Source: Riegeli's format, a simple chunk without compression for each record
     (github.com/google/riegeli, doc/riegeli_records_file_format.md); parity:
@@ -72,18 +72,18 @@ class RecordPlaces(NamedTuple):
     """
 
     length: int
-    start: int  # of record 0, among the bytes that are in no block's header
+    start: int  # of record 0, not counting block headers
     stride: int
 
     @classmethod
     def of(cls, length: int) -> "RecordPlaces":
-        """Compute the places of records of `length` bytes."""
-        # Of a chunk's data: how it is compressed, the length of the sizes, the size, the record.
+        """Compute the layout for records of `length` bytes."""
+        # The chunk's data: compression type, length of the sizes, size, record.
         head = 1 + _varint(_varint(length)) + _varint(length)
         return cls(length, 2 * _CHUNK_HEADER + head, _CHUNK_HEADER + head + length)
 
     def place(self, row: int) -> tuple[int, int]:
-        """Compute where a record begins in its file, and how much of the block is left there."""
+        """Compute where a record begins in its file, and how much of its block remains there."""
         block, inside = divmod(self.start + row * self.stride, _DATA)
         return block * _BLOCK + _BLOCK_HEADER + inside, _DATA - inside
 
@@ -92,7 +92,7 @@ class RecordPlaces(NamedTuple):
         os.posix_fadvise(descriptor, self.place(row)[0], self.length, os.POSIX_FADV_WILLNEED)
 
     def read(self, descriptor: int, row: int) -> bytes:
-        """Read a record of an open shard; it is shorter where the file ends before it."""
+        """Read a record of an open shard; the result is shorter if the file ends early."""
         begin, available = self.place(row)
         if self.length <= available:
             return os.pread(descriptor, self.length, begin)
@@ -106,12 +106,12 @@ class RecordPlaces(NamedTuple):
 
 
 def _varint(number: int) -> int:
-    """Count the bytes of a number in base 128."""
+    """Count the bytes of a number encoded as varint (base 128)."""
     return max(1, -(-number.bit_length() // 7))
 
 
 class _OpenShards(dict[int, int]):
-    """The descriptors of a folder's shards, for `os.pread`; they are closed with it."""
+    """The file descriptors of a folder's shards, for `os.pread`; closed along with this object."""
 
     def __init__(self, folder: str, count: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _OpenShards(dict[int, int]):
     def __missing__(self, shard: int) -> int:
         descriptor = os.open(f"{self._folder}/{file_name(shard, self._count)}", os.O_RDONLY)
         if (first := self.setdefault(shard, descriptor)) != descriptor:
-            os.close(descriptor)  # another thread came first
+            os.close(descriptor)  # another thread was faster
         return first
 
     def __del__(self) -> None:
@@ -130,19 +130,19 @@ class _OpenShards(dict[int, int]):
 
 @functools.lru_cache(maxsize=2)
 def _opened(folder: str, count: int, version: str, process: int) -> _OpenShards:
-    """Keep the shards open once per process; `version` changes when they are rewritten."""
+    """Keep the shards open once per process; `version` changes when the shards are rewritten."""
     del version, process
     return _OpenShards(folder, count)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedRecords:
-    """Reads records of a folder of shards; picklable, files open at first use."""
+    """Reads records from a folder of shards; picklable, opens files at first use."""
 
     folder: str
     layout: ShardLayout
-    version: str  # sha256 of what INFO says
-    first: int = 0  # record of the shards that is record 0 here
+    version: str  # sha256 of INFO
+    first: int = 0  # index in the shards of record 0 here
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
         """Read the records at some places, in any order."""
@@ -150,8 +150,8 @@ class ShardedRecords:
         header, places = _fixed(layout)
         opened = _opened(self.folder, len(layout.sizes), self.version, os.getpid())
         at = [divmod(self.first + index, per_shard) for index in indices]
-        if _ANNOUNCES and len(at) > 1:  # the disk works on all of them at once
-            with contextlib.suppress(OSError):  # which is said where that record is read
+        if _ANNOUNCES and len(at) > 1:  # lets the disk work on all of them at once
+            with contextlib.suppress(OSError):  # reported when that record is read
                 for shard, row in at:
                     places.announce(opened[shard], row)
         records = []
@@ -179,13 +179,13 @@ class ShardedRecords:
         return records
 
     def describe(self, index: int) -> str:
-        """Name the shard and the place of a record, for messages."""
+        """Name a record for messages: its shard and place."""
         shard, row = divmod(self.first + index, self.layout.per_shard)
         return f"record {row} of {self.folder}/{file_name(shard, len(self.layout.sizes))}"
 
 
 def not_probabilities(labels: np.ndarray) -> str:
-    """Say why labels f[N,C] are not probabilities of the classes; "" where they are."""
+    """Say why labels f[N,C] are not class probabilities; "" if they are."""
     if not np.isfinite(labels).all() or labels.min() < 0:
         return "are negative or not finite"
     sums = labels.sum(axis=1, dtype=np.float64)
@@ -195,13 +195,13 @@ def not_probabilities(labels: np.ndarray) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _fixed(layout: ShardLayout) -> tuple[bytes, RecordPlaces]:
-    """Compute the header of a PGM or PPM file of such an image, and where records stand."""
+    """Return the PGM or PPM header of such an image, and where the records are."""
     image = np.zeros(layout.shape, np.uint8)
     return decoding.encode(image)[: -image.size], RecordPlaces.of(layout.length)
 
 
 def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
-    """Read what INFO says of a folder, and the sha256 of that; check the sizes of all shards."""
+    """Read a folder's INFO and its sha256; check the sizes of all shards."""
     path = folder / INFO
     if not folder.is_dir():
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
@@ -234,9 +234,7 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
 
 
 def soft_labels(name: Any) -> bool:
-    """Tell whether a data set of that name is shards with probabilities as labels; not if it is
-    not here.
-    """
+    """Return whether a data set is shards with probabilities as labels; False if it is missing."""
     if not isinstance(name, str) or not (name.startswith(PREFIX) or is_folder(name)):
         return False
     path = Path(name.removeprefix(PREFIX)).expanduser() / INFO
@@ -247,15 +245,15 @@ def soft_labels(name: Any) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Tell whether a name is a folder of shards, which then needs no `generated:`."""
+    """Return whether a name is a folder of shards, which then needs no `generated:`."""
     return bool(name) and (Path(name).expanduser() / INFO).is_file()
 
 
 def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
-    """Open `generated:DIR`, whose one split is `all`; DIR alone is the same where it is there.
+    """Open `generated:DIR`, whose only split is `all`; for an existing folder, DIR is enough.
 
-    A part such as `all[:1000000]` is one; `choice` of classes or ids is refused, since labels stand
-    after the images alone.
+    A split may be a part, such as `all[:1000000]`. A `choice` of classes or ids is rejected,
+    because labels are stored only next to the images.
     """
     path = name.removeprefix(PREFIX)
     if storage.is_remote(path):
@@ -284,7 +282,7 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
         held=False,
         soft=layout.soft,
     )
-    records = source.read(sorted({0, len(source) - 1}))  # a file of other records shows itself now
+    records = source.read(sorted({0, len(source) - 1}))  # detects wrong records right away
     brightest = max(int(decoding.decode(record.image).max()) for record in records)
     notes = plausibility.of_pixels(brightest, len(records), source.where())
     return dataclasses.replace(source, notes=notes)

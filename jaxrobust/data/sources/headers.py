@@ -1,7 +1,7 @@
-"""What the headers of images say: whether all have one shape, and what decoding changes in them.
+"""Reads image headers: whether all images share a shape, and what decoding changes in them.
 
-Pixels are not read. Images of several sizes show in the first few that are looked at, so that
-photographs cost next to nothing; of one size all are, once, and the answer is kept on disk.
+Pixels are not read. Images of several sizes show up in the first few headers, so photographs cost
+almost nothing. If these agree, all headers are read once and the answer is kept on disk.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from jaxrobust.data.splits import subsets
 from jaxrobust.data.transforms import decoding
 from jaxrobust.runtime.files import whole
 
-_SAMPLE = 32  # images, spread over the source, that are looked at first
-_DECODED = 8  # of these, unless a bright one or a photograph comes earlier
+_SAMPLE = 32  # images, spread over the source, to look at first
+_DECODED = 8  # how many of these to decode, unless a bright one or a photograph comes earlier
 _LARGE = 2**20  # pixels
 _CHUNK = 256
-_REMEMBERED = 1000  # images, below which looking again costs less than a file
-_THREADS = 16  # where a disk or a network is slow, which answers many reads at once
+_REMEMBERED = 1000  # below this many images, looking again costs less than a file
+_THREADS = 16  # for slow disks and networks, which answer many reads at once
 _ORIENTATION = 0x0112  # of EXIF
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _PLAIN = ("1", "L", "P", "RGB", *_ALPHA)
@@ -42,7 +42,7 @@ _TOLD = {
     "animated": "several frames or pages, of which the first is read",
 }
 
-Heads = Callable[[Sequence[int]], Iterable[Any]]  # places -> the images' files or bytes
+Heads = Callable[[Sequence[int]], Iterable[Any]]  # places -> image files or bytes
 
 
 class HeaderFacts(NamedTuple):
@@ -54,14 +54,14 @@ class HeaderFacts(NamedTuple):
 
 
 class _Headers:
-    """Headers that were looked at: sizes and kinds -> the places of the images that have them."""
+    """The headers read so far: sizes and kinds -> the places of the images that have them."""
 
     def __init__(self) -> None:
         self.sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
         self.kinds: dict[str, list[int]] = defaultdict(list)
         self.count = 0
-        self.brightest: list[int] = []  # pixel of each image that was decoded
-        self.large = False  # whether one of these is
+        self.brightest: list[int] = []  # brightest pixel of each decoded image
+        self.large = False  # whether one of these is large
 
     def add(self, other: "_Headers") -> None:
         self.count += other.count
@@ -81,16 +81,16 @@ def look(
     declared: bool = False,
     several_grey: bool = False,
 ) -> HeaderFacts | None:
-    """Look at the headers of `size` images; None where none of those looked at is an image.
+    """Read the headers of `size` images; None if none of those read belongs to an image.
 
     Args:
-      heads: places -> the images' files or bytes; called by several threads.
+      heads: places -> image files or bytes; called by several threads.
       where: the source, for messages.
-      describe: a place -> the words for that image.
-      identity: the text that changes when the images do, under which the answer is kept.
-      channels: those that images have anyway; default: 1 if all are grey, else 3.
-      declared: whether the source says itself which size they have, so that a few are enough.
-      several_grey: whether grey images of several sizes have one channel too; else 3.
+      describe: place -> how a message refers to that image.
+      identity: a text that changes with the images; the answer is stored under it.
+      channels: number of channels, if fixed; default: 1 if all are grey, else 3.
+      declared: whether the source itself declares the size, so that a few images are enough.
+      several_grey: whether grey images of several sizes also have one channel; else 3.
     Raises:
       DataError: images with more than 8 bits of grey, or with floats.
     """
@@ -118,12 +118,12 @@ def look(
         shape, count, notes = json.loads(path.read_text())
         return HeaderFacts(tuple(shape) if shape else None, count, tuple(notes))
     except (OSError, ValueError, TypeError):
-        pass  # not there yet, or damaged
+        pass  # missing or damaged
     others = np.delete(np.arange(size), places)
     chunks = [others[start : start + _CHUNK].tolist() for start in range(0, len(others), _CHUNK)]
-    # Parsing holds Python's lock, so that threads take three times as long where a disk is fast.
+    # Parsing holds the GIL: on a fast disk, threads take three times as long.
     with ThreadPoolExecutor(_THREADS if waited else 1) as pool:
-        # As many chunks as threads take at once, which another size then stops.
+        # As many chunks as there are threads; a second size then stops the loop.
         groups = (chunks[start : start + _THREADS] for start in range(0, len(chunks), _THREADS))
         results = (pool.map(lambda chunk: _of(chunk, heads), group) for group in groups)
         parts = itertools.chain.from_iterable(results)
@@ -133,7 +133,7 @@ def look(
                 break
     found_facts = facts()
     if size >= _REMEMBERED:
-        with contextlib.suppress(OSError):  # the next process looks again
+        with contextlib.suppress(OSError):  # the next process reads the headers again
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole.writing(path) as file:
                 file.write_text(json.dumps(found_facts))
@@ -150,10 +150,10 @@ def _of(places: Sequence[int], heads: Heads, decode: bool = False) -> _Headers:
                 is_bright = max(looked.brightest, default=0) > plausibility.DARK
                 is_enough = is_bright or looked.large or len(looked.brightest) >= _DECODED
                 if decode and "deep" not in kinds and not is_enough:
-                    with contextlib.suppress(Exception):  # pixels that are damaged
+                    with contextlib.suppress(Exception):  # damaged pixels
                         looked.brightest.append(int(decoding.to_pixels(image, "RGB").max()))
                     looked.large |= math.prod(size) > _LARGE
-        except Exception:  # a damaged image, which is named where it is used
+        except Exception:  # a damaged image is reported when it is used
             continue
         looked.count += 1
         looked.sizes[size].append(place)
@@ -163,7 +163,7 @@ def _of(places: Sequence[int], heads: Heads, decode: bool = False) -> _Headers:
 
 
 def _readable(heads: Heads, places: Sequence[int]) -> Iterable[Any]:
-    """Read what can be read; a record that cannot is empty, and is named where it is used."""
+    """Read what is readable; an unreadable record is empty, and is reported when it is used."""
     try:
         return heads(places)
     except DataError:
@@ -185,7 +185,7 @@ def _kinds(image: Image.Image) -> Iterator[str]:
     stored = getattr(image, "tile", ()) if image.format in ("PNG", "TIFF") else ()
     if mode not in ("1", "L") and "16" in str([tile[3] for tile in stored]):
         yield "16 bit"
-    described = "exif" in image.info or image.format == "TIFF"  # else `getexif` decodes a PNG
+    described = "exif" in image.info or image.format == "TIFF"  # otherwise `getexif` decodes a PNG
     if described and image.getexif().get(_ORIENTATION, 1) not in (0, 1):
         yield "turned"
     if getattr(image, "is_animated", False):

@@ -1,7 +1,7 @@
 """Image classification sets of Hugging Face's `datasets` (the extra `hf`): `hf:NAME`, `hf:FOLDER`.
 
-They are loaded by that library, which downloads them to its own cache (HF_HOME) and keeps them as
-Arrow files there; records are the encoded images in these, mapped into memory.
+The `datasets` library downloads them to its own cache (HF_HOME) and keeps them as Arrow files
+there. Records are the encoded images in these files, memory-mapped.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ INSTALL = "pip install 'jaxrobust[hf]'"
 _HUB = re.compile(
     r"(?P<id>(?:[\w.-]+/)?[\w.-]+)(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[^#\s]+))?"
 )
-_IMAGES = ("image", "img")  # usual names, where types do not decide
+_IMAGES = ("image", "img")  # usual column names, if the types do not decide
 _LABELS = ("label", "labels", "fine_label", "cls")
-_IMAGENET_NAME = re.compile(r"(ILSVRC2012_val_\d{8})_n\d{8}(\.JPEG)")  # with the class, as there
+_IMAGENET_NAME = re.compile(r"(ILSVRC2012_val_\d{8})_n\d{8}(\.JPEG)")  # has the class
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
+_SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes
 
-Table = Any  # pyarrow's
+Table = Any  # pyarrow's type
 
 
 class _Address(NamedTuple):
-    """What a name says; `folder` where it is a local one."""
+    """The parts of a name; `folder` if it is a local one."""
 
     id: str
     config: str | None
@@ -45,7 +45,7 @@ class _Address(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads records of a `datasets.Dataset`, which is picklable; `labels` int32[N]."""
+    """Reads records of a `datasets.Dataset` and can be pickled; `labels` int32[N]."""
 
     data: Any
     image_key: str
@@ -57,17 +57,17 @@ class _Reader:
         return [Record(data, int(self.labels[index])) for index, data in pairs]
 
     def heads(self, indices: Sequence[int]) -> list[bytes]:
-        """Return the images' files."""
+        """Return the image files."""
         rows = self.data[list(map(int, indices))][self.image_key] if len(indices) else []
         return [self._bytes(row) for row in rows]
 
     def _bytes(self, row: Mapping[str, Any] | None) -> bytes:
         if row and row["bytes"] is None and row["path"]:
             return storage.read_files([row["path"]], "restore the file")[0]
-        return (row and row["bytes"]) or b""  # an image that is missing is a damaged one
+        return (row and row["bytes"]) or b""  # treat a missing image as damaged
 
     def describe(self, index: int) -> str:
-        """Return the file's name, if there is one, and the number of the record."""
+        """Return the file's name, if there is one, and the record's number."""
         row = self.data[[int(index)]][self.image_key][0]
         name = os.path.basename((row and row["path"]) or "")
         return f"{name} (record {index})" if name else f"record {index}"
@@ -78,11 +78,11 @@ def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
 
     FOLDER holds parquet files, SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet,
     or what `save_to_disk` wrote. LABEL names the column of labels where several could be meant.
-    `val` and `validation` are the same.
+    `val` and `validation` are synonyms.
     """
     address = _parse(name)
     loaded = _load(name, address)
-    import datasets  # of which `_load` says how it is installed
+    import datasets  # `_load` explains how to install it
 
     sizes = {key: f"{len(data):,}" for key, data in loaded.items()}
     parsed, part = grammar.find(name, split, sizes)
@@ -169,20 +169,20 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
             f"{name}: the hub does not answer ({_first(error)}), and the data set is not in the "
             "cache; try again, or give a folder of its parquet files, hf:FOLDER"
         ) from error
-    except (FileNotFoundError, StopIteration) as error:  # of `datasets`: it knows no file there
+    except (FileNotFoundError, StopIteration) as error:  # `datasets` found no files it knows
         raise DataError(
             f"{name} holds no parquet files; put SPLIT.parquet there, or write folder:PATH where "
             "PATH holds class folders"
         ) from error
-    except (DataError, OSError):  # a full disk
+    except (DataError, OSError):  # for example, a full disk
         raise
-    except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
+    except Exception as error:  # ValueError, RuntimeError, pyarrow's own types
         raise DataError(f"{name} cannot be loaded: {_why(error, address)}") from error
     return dict(dataset) if isinstance(dataset, dict) else {str(dataset.split or "all"): dataset}
 
 
 def _parquet(folder: Path) -> dict[str, list[str]]:
-    """Map splits to the parquet files of a folder; none where a card says more of them."""
+    """Map splits to the parquet files of a folder; empty if a dataset card says more about them."""
     files: dict[str, list[str]] = {}
     if (folder / "README.md").is_file():
         return files
@@ -194,11 +194,11 @@ def _parquet(folder: Path) -> dict[str, list[str]]:
 
 
 def _from_hub(address: _Address) -> Mapping[str, Any]:
-    """Load a data set in its revision, for which `datasets` may take any other from its cache."""
+    """Load a data set at its revision; `datasets` may otherwise take any other from its cache."""
     import datasets
     import huggingface_hub
 
-    from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
+    from jaxrobust.runtime.text.progress import say  # imports JAX, which reading does not need
 
     commit = address.revision
     if commit and not _COMMIT.fullmatch(commit):
@@ -206,7 +206,7 @@ def _from_hub(address: _Address) -> Mapping[str, Any]:
             commit = huggingface_hub.HfApi().dataset_info(address.id, revision=commit).sha
         except huggingface_hub.errors.RevisionNotFoundError as error:
             raise DataError(f"hf:{address.id} has no revision {address.revision}") from error
-        except Exception as error:  # no network, or no such data set, which comes up below
+        except Exception as error:  # no network, or no such data set: reported below
             if not isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
                 raise ConnectionError(
                     f"which commit {address.revision} is, is not known here: {_first(error)}"
@@ -266,7 +266,7 @@ def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple
 
 
 def _is_bytes(kind: Any) -> bool:
-    """Tell whether a column may hold files: as bytes, or as `datasets` keeps images."""
+    """Return whether a column may hold files: as bytes, or as `datasets` stores images."""
     return "bytes" in kind if isinstance(kind, dict) else "binary" in getattr(kind, "dtype", "")
 
 
@@ -277,7 +277,7 @@ def _chosen(keys: Sequence[str], usual: Sequence[str]) -> str | None:
 def _labels(
     loaded: Mapping[str, Any], split: str, key: str, where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | int]:
-    """Read labels int32[N] and the classes' names, sorted over all splits, or their number."""
+    """Read labels int32[N] and the class names, sorted over all splits, or their number."""
     import datasets
 
     kind = loaded[split].features[key]
@@ -317,7 +317,7 @@ def _labels(
 def _in_order(
     labels: np.ndarray, names: Sequence[str], trained: Sequence[str], where: str
 ) -> np.ndarray:
-    """Label records by the places of their classes among those of `train`."""
+    """Map labels to the places of their classes among those of `train`."""
     used = [names[label] for label in np.unique(labels)]
     if foreign := [name for name in used if name not in set(trained)]:
         raise DataError(
@@ -329,7 +329,7 @@ def _in_order(
 
 
 def _files(images: Table) -> tuple[list[str] | None, list[int]]:
-    """Return the names of the images' files, None where they have none, and their bytes."""
+    """Return the image file names, None if there are none, and the file sizes in bytes."""
     import pyarrow.compute as pc
 
     sizes = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0).to_pylist()

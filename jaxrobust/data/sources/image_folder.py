@@ -1,4 +1,4 @@
-"""Image files in one folder for each class: `folder:PATH`, as torchvision's ImageFolder reads."""
+"""One folder of image files per class: `folder:PATH`, as torchvision's ImageFolder reads it."""
 
 import dataclasses
 import hashlib
@@ -18,63 +18,63 @@ from jaxrobust.data.sources import headers
 from jaxrobust.data.splits import choosing, grammar, storage, subsets
 
 PREFIX = "folder:"
-# What torchvision's ImageFolder reads.
+# The formats that torchvision's ImageFolder reads.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# Other images, which torchvision leaves out too; and folders that are written by programs.
+# Other image formats, which torchvision skips too, and folders that programs create.
 _OTHERS = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".npy", ".tga", ".dcm")
 NO_CLASSES = ("__MACOSX", "@eaDir", "lost+found", "__pycache__", "$RECYCLE.BIN")
-_TRAIN = ("train", "training")  # whose classes are those of the other splits
+_TRAIN = ("train", "training")  # its classes apply to the other splits
 _USUAL_SPLITS = ("train", "val", "validation", "test")
 _REMEDY = "restore the file, or remove it for a new run"
-_THREADS = 16  # a slow disk or a bucket answers many lists at once
+_THREADS = 16  # a slow disk or a bucket serves many listings at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The paths of N files without N Python objects: cheap to keep and to send to workers."""
+    """The paths of N files without N Python objects: cheap to store and to send to workers."""
 
-    root: str  # of the class folders
+    root: str  # contains the class folders
     folders: tuple[str, ...]  # in the order of labels
     labels: np.ndarray  # int32[N]
-    blob: bytes  # the paths within the class folders one after the other
-    ends: np.ndarray  # of each, int64[N]
+    blob: bytes  # the paths within the class folders, concatenated
+    ends: np.ndarray  # where each path ends, int64[N]
 
     def name(self, index: int) -> str:
-        """Return the path of a file within its class folder."""
+        """Return a file's path within its class folder."""
         start = self.ends[index - 1] if index else 0
         return self.blob[start : self.ends[index]].decode(errors="surrogateescape")
 
     def path(self, index: int) -> str:
-        """Return the full path of a file."""
+        """Return a file's full path."""
         return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
 
     def sha256(self) -> str:
-        """Hash the classes, and all names and labels in their order."""
+        """Hash the classes, and all names and labels in order."""
         digest = hashlib.sha256("\0".join(self.folders).encode(errors="surrogateescape"))
         for part in (self.labels.tobytes(), self.ends.tobytes(), self.blob):
             digest.update(part)
         return digest.hexdigest()
 
     def heads(self, places: Sequence[int]) -> list[Any]:
-        """Return the files, or the paths of local ones, of which only the headers are read."""
+        """Return the files' content, or the paths of local ones, to read only the headers."""
         paths = [self.path(place) for place in places]
         return storage.read_files(paths, _REMEDY) if storage.is_remote(self.root) else paths
 
     def identity(self) -> str:
-        """Return a text that changes with the files, local ones also by their time and size."""
+        """Return a text that changes with the files; local ones also count by time and size."""
         count = 0 if storage.is_remote(self.root) else len(self.labels)
         states = np.zeros((count, 2), np.int64)
         for index in range(count):
             try:
                 state = os.stat(self.path(index))
                 states[index] = state.st_mtime_ns, state.st_size
-            except OSError:  # which the reader of the file reports
+            except OSError:  # reported when the file is read
                 pass
         states_sha256 = hashlib.sha256(states.tobytes()).hexdigest()
         return f"{os.path.abspath(self.root)} {self.sha256()} {states_sha256}"
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """Read the records at some places."""
+        """Read the records at these places."""
         contents = storage.read_files([self.path(index) for index in indices], _REMEDY)
         return [Record(c, int(self.labels[i])) for c, i in zip(contents, indices, strict=True)]
 
@@ -82,10 +82,10 @@ class Files:
 def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Return the split `split` of `folder:PATH`.
 
-    PATH/SPLIT/CLASS/... holds the files, or PATH/CLASS/... those of the one split `all`; `val` and
-    `validation` are the same. Classes are the sorted folders, of every split those of `train` where
-    next to it, and records are sorted by class and path, as in torchvision, so that a part
-    such as [:10%] holds whole classes. Files and folders whose names begin with a dot do not count.
+    Files are in PATH/SPLIT/CLASS/..., or in PATH/CLASS/... for the single split `all`; `val` and
+    `validation` are synonyms. Classes are the sorted folders; every split uses the classes of a
+    `train` next to it. Records are sorted by class and path, as in torchvision, so a part such as
+    [:10%] holds whole classes. Files and folders whose names begin with a dot are ignored.
     """
     classes, ids, num_classes = choice
     parsed = grammar.parse(split)
@@ -130,14 +130,14 @@ def open_folder(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         where=str(root) if classes is None else f"{root} with data.classes",
         has_all_classes=classes is None,
     )
-    source[0]  # whether files can be read at all shows here
+    source[0]  # fails now if files cannot be read at all
     return source
 
 
 def _class_folders(
     name: str, split: str, parsed: grammar.SplitExpression | None, path: Any
 ) -> tuple[Any, list[str]]:
-    """Find the folder of a split in a place, and the class folders there."""
+    """Find the folder of a split in a place, and its class folders."""
     top = storage.entries(path)
     if top is None:
         problem = f"the directory {path} does not exist, or may not be read"
@@ -165,7 +165,7 @@ def _class_folders(
 
 
 def splits_there(path: Any) -> list[str]:
-    """Return those of train, val, validation and test in a directory that hold class folders."""
+    """Return those of train, val, validation and test that exist and hold class folders."""
     place, top = storage.place(path), storage.entries(path)
     folders = top.folders if top else []
     return [name for name in _USUAL_SPLITS if name in folders and _folders(place / name)]
@@ -177,9 +177,9 @@ def _folders(path: Any) -> list[str]:
 
 
 def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetChoice) -> list[str]:
-    """Return the classes of a split in the order of labels: those of `train` next to it, if any.
+    """Return the classes of a split in the order of labels: those of an adjacent `train`, if any.
 
-    All of ImageNet's classes, for a network of these, are in ImageNet's order.
+    If they are all of ImageNet's and the network has these, they are in ImageNet's order.
     """
     top = storage.entries(root.parent)
     trains = [name for name in top.folders if name.lower() in _TRAIN] if top else []
@@ -190,7 +190,7 @@ def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetC
     foreign = sorted(set(present) - set(trained))
     if not foreign:
         return trained
-    if choice.classes is not None:  # which says labels itself
+    if choice.classes is not None:  # which defines the labels itself
         return [*trained, *foreign]
     if choice.num_classes == len(imagenet.synsets()) and present == list(imagenet.synsets()):
         return present
@@ -204,13 +204,13 @@ def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetC
 def _list(
     root: Any, folders: list[str], present: set[str], where: str, *, allow_empty: bool
 ) -> tuple[Files, list[str]]:
-    """List the files of class folders, and say what else is there."""
+    """List the files of class folders, and report what else is there."""
 
     def listed(folder: str) -> list[str]:
         return storage.files_below(f"{root}/{folder}") if folder in present else []
 
     left_out: Counter[str] = Counter()
-    inside: set[str] = set()  # the folders in class folders that hold images
+    inside: set[str] = set()  # folders inside class folders that hold images
     names: list[bytes] = []
     counts = []
     with storage.reading(root), ThreadPoolExecutor(_THREADS) as pool:
@@ -241,7 +241,7 @@ def _list(
         notes.append(f"{len(loose)} images of {root} are in no class folder and are left out")
     if skipped := [folder for folder in top.folders if folder in NO_CLASSES]:
         notes.append(f"{', '.join(skipped)} in {root} does not count as a class")
-    if len(inside) > 1 and "" not in inside:  # one name for all, such as images/, is a habit
+    if len(inside) > 1 and "" not in inside:  # one common name, such as images/, is usual
         notes.append(
             f"the class folders of {root} hold folders in place of images "
             f"({first_few(sorted(inside))}), whose images are taken for one class each; if these "

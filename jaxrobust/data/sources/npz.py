@@ -1,7 +1,7 @@
-"""Arrays in a file of NumPy's: `npz:PATH`, as Keras and MedMNIST publish them or `np.savez` wrote.
+"""Arrays in a NumPy file: `npz:PATH`, as published by Keras and MedMNIST or saved by `np.savez`.
 
-The images of a split are read when the first of them is, by each process that decodes, and stay in
-its memory. Nothing in the file is unpickled.
+Each decoding process reads the images of a split when it needs the first one, and keeps them in
+memory. Nothing in the file is unpickled.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from jaxrobust.data.transforms import decoding
 
 PREFIX = "npz:"
 _SPLITS = ("train", "val", "validation", "test")
-# The keys of images and labels: MedMNIST's, Keras' and its users', of a file with one split.
+# Keys of images and labels, as in MedMNIST, Keras, Keras users' files, and files with one split.
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
 WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
-_OVERSHOOT = 0.01  # of pixels in [0, 1], as resampling leaves it
+_OVERSHOOT = 0.01  # how far resampling may take pixels outside [0, 1]
 _CLASSES = ("classes", "class_names", "label_names")
 REMEDY = "copy the file again"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError)
 
 
 class ArrayFile(NamedTuple):
-    """A file's arrays: name -> (shape, dtype), and name -> the CRC of its bytes."""
+    """The arrays in a file: name -> (shape, dtype), and name -> CRC of its bytes."""
 
     path: str
     arrays: dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -43,21 +43,21 @@ class ArrayFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecords:
-    """Reads records of an array of images; picklable, `array` is called at first use."""
+    """Reads records of an array of images; picklable, calls `array` at first use."""
 
     array: Callable[[], np.ndarray]
     labels: np.ndarray
-    word: str  # for the place of a record in messages
+    word: str  # how messages call a record's place
     place: str
     first: int = 0  # row of the array
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        """Read the records at some places."""
+        """Read the records at these places."""
         images, first = self.array(), self.first
         return [Record(decoding.encode(images[first + i]), int(self.labels[i])) for i in indices]
 
     def describe(self, index: int) -> str:
-        """Name the file and the place of a record, for messages."""
+        """Name a record for messages: its file and place."""
         return f"{self.word} {self.first + index} of {self.place}"
 
 
@@ -65,10 +65,10 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Open the split `split` of `npz:PATH`.
 
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
-    split such as train are train_images and train_labels, or x_train and y_train. Alone, images and
-    labels, or image and label, are the one split `all`. Names of classes are in `classes`,
-    `class_names` or `label_names`; else there are as many as the largest label says. A list of ids
-    names images by their places, from 0.
+    split such as train are train_images and train_labels, or x_train and y_train. The bare names
+    images and labels, or image and label, mean the only split `all`. Class names are in `classes`,
+    `class_names` or `label_names`; without them, the largest label determines their number. A list
+    of ids names images by index, from 0.
     """
     file = opened(name)
     splits = _splits_of(file)
@@ -83,7 +83,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         raise DataError(
             f"{file.path}: {labels_key} go to {largest}, but it names {len(names)} classes"
         )
-    # The checksum lets a file that was replaced be read again.
+    # The checksum makes sure that a replaced file is read again.
     array = functools.partial(_array, file.path, images, file.sums[images])
     labels = all_labels[labels_key]
     where = f"data set {name!r}, split {parsed.name!r}"
@@ -105,10 +105,10 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
         labels=labels,
         notes=plausibility.foreign(labels, trained, names, where),
     )
-    sha256 = source.files_sha256  # counts with ids too, which are places and not files
+    sha256 = source.files_sha256  # applies with ids too, since they are places and not file names
     places = map(str, range(len(labels)))
     source = choosing.choose(source, parsed, split, choice, lambda: (labels, places))
-    # Reads the images, whose checksum shows a damaged file.
+    # Reads the images; the checksum then reveals a damaged file.
     dark = plausibility.of_pixels(int(array().max()), len(labels), where)
     sha256 = source.files_sha256 or sha256
     return dataclasses.replace(source, files_sha256=sha256, notes=(*source.notes, *dark))
@@ -116,7 +116,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
 
 @contextlib.contextmanager
 def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
-    """Turn what NumPy says of a damaged file, or of one in another format, into a DataError."""
+    """Turn NumPy's error about a damaged file, or one in another format, into a DataError."""
     try:
         yield
     except DataError:
@@ -127,7 +127,7 @@ def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
 
 
 def opened(name: str) -> ArrayFile:
-    """Read the names, shapes and types of a file's arrays; a `DataError` where it is cut off."""
+    """Read the names, shapes and types of a file's arrays; raise `DataError` if it is truncated."""
     path = os.fspath(storage.place(name.removeprefix(PREFIX)))
     file = ArrayFile(path, {}, {})
     with storage.reading(path):
@@ -143,7 +143,7 @@ def opened(name: str) -> ArrayFile:
 
 
 def read_header(file: IO[bytes], *, in_rows: bool = False) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and type that stand before an array, which may have to lie `in_rows`."""
+    """Read the shape and type that precede an array; `in_rows` rejects Fortran order."""
     stream = cast(Any, file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -156,13 +156,13 @@ def read_header(file: IO[bytes], *, in_rows: bool = False) -> tuple[tuple[int, .
 
 
 def _content(path: str) -> Any:
-    """Prepare a file for NumPy and zipfile: a path, or the bytes from a bucket."""
+    """Prepare a file for NumPy and zipfile: its path, or its bytes if it is in a bucket."""
     return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
 
 
 @functools.lru_cache(maxsize=3)  # train, selection and test
 def _array(path: str, key: str, crc: int) -> np.ndarray:
-    del crc  # of the array, by which the cache tells files apart
+    del crc  # part of the cache key only: detects replaced files
     with parsing(path, ".npz", REMEDY), np.load(_content(path), allow_pickle=False) as arrays:
         return arrays[key]
 
@@ -189,7 +189,7 @@ def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
 
 
 def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
-    """Return H, W and channels of the images in an array; a `DataError` if they are not images."""
+    """Return H, W and channels of an array's images; raise `DataError` unless they are images."""
     shape, dtype = file.arrays[key]
     problem = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
     if dtype != np.uint8:
@@ -202,7 +202,7 @@ def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
 
 
 def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
-    """Say how pixels of another type become uint8, by the range that they have."""
+    """Say how to convert pixels of another type to uint8, judged by their range."""
     usual = "pixels from 0 to 255 as uint8"
     if dtype.kind not in "fiub":
         return usual

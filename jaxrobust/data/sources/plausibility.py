@@ -1,4 +1,4 @@
-"""What a person may have meant otherwise, of any source: its pixels, its labels, its classes."""
+"""Warns of likely mistakes in any source: its pixels, its labels, its classes."""
 
 import re
 from collections import Counter
@@ -8,11 +8,11 @@ import numpy as np
 
 from jaxrobust.data.source import DataError, Source, first_few
 
-DARK = 127  # below half of white: 4 bits, or the digits of scikit-learn from 0 to 16
+DARK = 127  # below half of white, as with 4 bits, or scikit-learn's digits (0 to 16)
 
 
 def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
-    """Doubt pixels by the brightest one of this many images; 255 is white.
+    """Warn about dark images, judged by the brightest pixel of this many; 255 is white.
 
     Raises:
       DataError: pixels of 0 and 1 in place of 0 and 255.
@@ -32,7 +32,7 @@ def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
 
 
 def of_labels(source: Source) -> list[str]:
-    """Name the classes of which a source has no image, where it is not a list or a few images."""
+    """Name the classes without an image in a source, unless it is a list or has few images."""
     if source.labels is None or source.ids_sha256 or len(source) < 2 * source.num_classes:
         return []
     absent = np.setdiff1d(np.arange(source.num_classes), source.labels).tolist()
@@ -48,7 +48,7 @@ def of_labels(source: Source) -> list[str]:
 def foreign(
     labels: np.ndarray, trained: np.ndarray, names: Sequence[str], where: str
 ) -> tuple[str, ...]:
-    """Name the classes of a split of which `train` next to it has no image."""
+    """Name the classes of a split without an image in the `train` next to it."""
     absent = np.setdiff1d(labels, trained).tolist()
     written = [names[label] if names else str(label) for label in absent]
     lines = f"{where} has images of classes of which split 'train' has none"
@@ -56,7 +56,7 @@ def foreign(
 
 
 def of_names(source: Source) -> list[str]:
-    """Doubt classes whose order, names or number look accidental."""
+    """Warn about classes whose order, names or number look accidental."""
     names, notes = source.classes, []
     if source.num_classes == 1:
         notes.append(
@@ -80,6 +80,6 @@ def of_names(source: Source) -> list[str]:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Return the key by which `2` comes before `10`."""
+    """Return a sort key that puts `2` before `10`."""
     parts = re.split(r"(\d+)", name.lower())
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]

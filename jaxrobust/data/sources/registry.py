@@ -1,6 +1,6 @@
 """Where images come from: records of encoded bytes and a label, with random access.
 
-`open_source` says which names there are. Directories are local or on `gs://` (not of `hf:`).
+`open_source` lists the valid names. Directories are local or on `gs://` (except for `hf:`).
 """
 
 import dataclasses
@@ -43,32 +43,31 @@ def open_source(
     classes: str | None = None,
     num_classes: int | None = None,
 ) -> Source:
-    """Return the split `split` of the data set `name`.
+    """Open the split `split` of the data set `name`.
 
     Args:
-      name: `digits` (ships), `fake[:HxWxC[:CLASSES]]` (synthetic; 32x32x3 and 10 classes unless
-        said), `folder:PATH` (an ImageFolder, local or `gs://`), `npz:PATH` (arrays, see
-        `npz.open_npz`), `generated:DIR` (shards, see `generated.open_generated`),
-        `cifar10-c:DIR` (corrupted, see `cifar_c.open_cifar_c`),
-        `hf:NAME[:CONFIG][@REVISION][#LABEL]` or `hf:FOLDER` (Hugging Face's, see
-        `huggingface.open_hf`), or `[tfds:]NAME[/CONFIG][:VERSION]`, a TFDS data set prepared as
-        ArrayRecord; the only CONFIG and the newest VERSION unless said.
+      name: `digits` (bundled), `fake[:HxWxC[:CLASSES]]` (synthetic; default 32x32x3 and 10
+        classes), `folder:PATH` (an ImageFolder, local or `gs://`), `npz:PATH` (arrays, see
+        `npz.open_npz`), `generated:DIR` (shards, see `generated.open_generated`), `cifar10-c:DIR`
+        (corrupted, see `cifar_c.open_cifar_c`), `hf:NAME[:CONFIG][@REVISION][#LABEL]` or
+        `hf:FOLDER` (Hugging Face, see `huggingface.open_hf`), or `[tfds:]NAME[/CONFIG][:VERSION]`,
+        a TFDS data set prepared as ArrayRecord; default: its only CONFIG and newest VERSION.
       split: a split, or a part of one: `train`, `val`, `train[:90%]`, `train[90%:]`; or the images
         of a list in its order, `validation@IDS`, or a part of those, `validation@IDS[:1000]`. IDS
-        is `robustbench` (its 5,000 of ImageNet; of CIFAR `test` in its order), `selection` (4,000
-        others, see `data/imagenet`), or `FILE[#sha256=HEX]` with one `CLASS/NAME` or `NAME` a
-        line. Records of a folder are sorted by class, so that a part of it holds whole classes;
-        `all` where it has no splits.
+        is `robustbench` (5,000 images of ImageNet; for CIFAR, `test` in RobustBench's order),
+        `selection` (4,000 others, see `data/imagenet`), or `FILE[#sha256=HEX]` with one
+        `CLASS/NAME` or `NAME` per line. Records of a folder are sorted by class, so a part of it
+        holds whole classes; without splits it has only `all`.
       data_dir: the directory that holds NAME/VERSION; default: the environment variable
         `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      classes: only these, labelled 0 to K - 1 in the order of the list, before a part is taken:
-        `imagenet100`, or a file with one `NAME` or `INDEX<TAB>NAME` a line.
-      num_classes: of the head, where it is known; other data is refused.
+      classes: use only these, labelled 0 to K - 1 in the order of the list, before taking a part:
+        `imagenet100`, or a file with one `NAME` or `INDEX<TAB>NAME` per line.
+      num_classes: number of classes of the network, if known; other data is rejected.
     Raises:
-      DataError: not a name; no such data set, directory or split; another file format; a damaged
-        file; class folders that mean ImageNet's and are not they; a list of ids or classes that is
-        damaged or does not fit the data; another number of classes; an extra that is missing;
-        pixels of 0 and 1, or of more than 8 bits.
+      DataError: an invalid name; no such data set, directory or split; another file format; a
+        damaged file; class folders that look like ImageNet's but are not; a list of ids or classes
+        that is damaged or does not fit the data; another number of classes; a missing extra; pixels
+        of 0 and 1, or of more than 8 bits.
       ConnectionError: Hugging Face's hub does not answer.
     """
     name, parsed = spelling.dataset(name), grammar.parse(split)
@@ -88,11 +87,11 @@ def open_source(
     return source
 
 
-@functools.lru_cache(maxsize=256)  # once on a stream
+@functools.lru_cache(maxsize=256)  # once per stream
 def _tell(note: str, stream: Any) -> None:
-    from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
+    from jaxrobust.runtime.text.progress import say  # imports JAX, which reading does not need
 
-    say(f"WARNING: {note}", every_process=True)  # else it asks for devices
+    say(f"WARNING: {note}", every_process=True)  # would otherwise ask for devices
 
 
 def _open(
@@ -104,7 +103,7 @@ def _open(
         opened = rooms.resolve(kind.open) if isinstance(kind.open, str) else kind.open
         source = opened(name, split, choice)
         if kind.contents and not (source.files_sha256 or source.ids_sha256):
-            every = range(len(source))  # nothing else says which they are
+            every = range(len(source))  # nothing else identifies the records
             return dataclasses.replace(source, files_sha256=content_sha256(source, every))
         return source
     others = written()
@@ -126,8 +125,8 @@ def _open(
 
 
 def written() -> str:
-    """List the names of data sets that are not prepared ones, for messages and help."""
-    kinds = sorted(KINDS.values(), key=lambda kind: kind.is_path)  # what needs no file comes first
+    """List the names of data sets other than prepared ones, for messages and help."""
+    kinds = sorted(KINDS.values(), key=lambda kind: kind.is_path)  # those that need no file first
     return ", ".join([*_SHIPPED, *(kind.written for kind in kinds)])
 
 
@@ -146,13 +145,13 @@ def same_classes(sources: Sequence[Source]) -> None:
 
 
 def foreign_classes(train: Source, other: Source) -> str:
-    """Return a sentence if `other` is of other classes than `train`, else "".
+    """Return a sentence if `other` has other classes than `train`, else "".
 
-    Some of its records are of classes that `train` has no record of, or it holds less than half of
-    the classes of `train` in more than twice as many records, as no random choice would. Only where
-    the labels of both are known without reading the records.
+    This is the case if some of its records are of classes without a record in `train`, or if it has
+    less than half of the classes of `train` in more than twice as many records, which no random
+    choice would give. Checked only if the labels of both are known without reading records.
     Raises:
-      DataError: most of the records are of classes that `train` has no record of.
+      DataError: most of the records are of classes without a record in `train`.
     """
     if train.labels is None or other.labels is None:
         return ""

@@ -1,7 +1,7 @@
-"""TFDS data sets for image classification that were prepared as ArrayRecord; no TensorFlow.
+"""TFDS image classification data sets prepared as ArrayRecord, read without TensorFlow.
 
-On `gs://` the descriptions are read by epath (the extra `gcs`), the records by array_record itself,
-straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
+On `gs://`, epath (the extra `gcs`) reads the descriptions and array_record reads the records
+directly from the bucket: ImageNet's 150 GB do not fit on a TPU VM's boot disk.
 """
 
 import bisect
@@ -24,22 +24,25 @@ from jaxrobust.runtime.text.spelling import near
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id")
-# What needs no TensorFlow to be prepared.
+# Data sets that can be prepared without TensorFlow.
 _OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
 _OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
-_FEW, _SEVERAL = 10_000, 100_000  # records whose labels are read at once, or from their index
-_CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
+_FEW, _SEVERAL = (
+    10_000,
+    100_000,
+)  # records: labels are read up to _FEW, or up to _SEVERAL with an index
+_CHUNK = 256  # records per read in a pass over a split: 30 MB of ImageNet
 _KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
-_ERRORS = (RuntimeError, IndexError, ValueError)  # of a reader, whose file is damaged
+_ERRORS = (RuntimeError, IndexError, ValueError)  # what a reader raises for a damaged file
 
 
 def data_directory(path: str | os.PathLike | None = None) -> str:
-    """Locate prepared data sets: `path`, else `TFDS_DATA_DIR`, as TFDS has it."""
+    """Return the directory of prepared data sets: `path`, else `TFDS_DATA_DIR`, as in TFDS."""
     return os.fspath(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def build_command(name: str, root: Any) -> str:
-    """Say how a data set is prepared in the directory `root`: the shortest way that works."""
+    """Return the shortest working command that prepares a data set in the directory `root`."""
     dataset = name.partition(":")[0]
     if dataset not in _OWN:
         build = f"`tfds build {dataset} --file_format=array_record --data_dir={root}`"
@@ -51,7 +54,7 @@ def build_command(name: str, root: Any) -> str:
 
 
 def version_directory(name: str, root: Any, others: str) -> Any:
-    """Find `root/NAME[/CONFIG]/VERSION`, the only config and newest version unless said."""
+    """Find `root/NAME[/CONFIG]/VERSION`; default: the only config and the newest version."""
     dataset, _, wanted = name.partition(":")
     top = storage.entries(root)
     if top is None:
@@ -87,7 +90,7 @@ def version_directory(name: str, root: Any, others: str) -> Any:
 
 
 def _versions(directory: Any, wanted: str = "") -> list[Any]:
-    """List the directories of the versions directly in a directory, or that of the wanted one."""
+    """List the version directories directly in a directory, or only the wanted one."""
     folders = getattr(storage.entries(directory), "folders", ())
     return [
         directory / version
@@ -105,7 +108,7 @@ def _configs(directory: Any, wanted: str = "") -> dict[str, list[Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads the records of files `(name, skip, take)`; picklable, files open at first use."""
+    """Reads records of the files `(name, skip, take)`; picklable, opens files at first use."""
 
     data: Any  # an ArrayRecordDataSource
     files: list[tuple[str, int, int]]
@@ -117,7 +120,7 @@ class _Reader:
     remedy: str
 
     def position(self, index: int) -> str:
-        """Say where a record is, as `record 17 of FILE`."""
+        """Locate a record, as `record 17 of FILE`."""
         ends = list(itertools.accumulate(take for _, _, take in self.files))
         shard = bisect.bisect_right(ends, index)
         filename, skip, take = self.files[shard]
@@ -132,7 +135,7 @@ class _Reader:
         self.fail(index, f"is not an example with {wanted} ({error})")
 
     def features(self, indices: Sequence[int]) -> list[Any]:
-        """Return the feature maps of records, one batched read; single reads find a damaged one."""
+        """Return records' feature maps in one batched read; single reads locate a damaged one."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         try:
@@ -141,7 +144,7 @@ class _Reader:
             raw = [self._read_one(index) for index in indices]
         records = []
         for index, serialized in zip(indices, raw, strict=True):
-            if not serialized:  # what the reader returns beyond the end of a truncated file
+            if not serialized:  # the reader's result beyond the end of a truncated file
                 self.fail(index, "cannot be read, the file is truncated")
             try:
                 records.append(tf_example_pb2.Example.FromString(serialized).features.feature)
@@ -156,14 +159,14 @@ class _Reader:
             self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
 
     def image(self, index: int, feature: Any) -> bytes:
-        """Return the image's file in a feature map."""
+        """Return the image file in a feature map."""
         try:
             return feature[self.image_key].bytes_list.value[0]
-        except Exception as error:  # a feature that is not there, or of another kind
+        except Exception as error:  # a missing feature, or one of another type
             self.no_example(index, error)
 
     def label(self, index: int, feature: Any) -> int:
-        """Return the label in a feature map, checked."""
+        """Return the checked label in a feature map."""
         try:
             label = feature[self.label_key].int64_list.value[0]
         except Exception as error:
@@ -174,7 +177,7 @@ class _Reader:
         return label
 
     def name(self, feature: Any) -> bytes:
-        """Return the file's name in a feature map; empty where there is none."""
+        """Return the file's name in a feature map; empty if there is none."""
         values = feature[self.name_key].bytes_list.value if self.name_key else ()
         return values[0] if values else b""
 
@@ -183,12 +186,12 @@ class _Reader:
         return [Record(self.image(i, feature), self.label(i, feature)) for i, feature in pairs]
 
     def heads(self, indices: Sequence[int]) -> list[bytes]:
-        """Return the images' files."""
+        """Return the image files."""
         pairs = zip(indices, self.features(indices), strict=True)
         return [self.image(index, feature) for index, feature in pairs]
 
     def describe(self, index: int) -> str:
-        """Return the file's name, if records have one, and where the record is."""
+        """Return the file's name, if records have one, and the record's position."""
         name = b""
         with contextlib.suppress(DataError):
             name = self.name(self.features([index])[0])
@@ -199,10 +202,10 @@ class _Reader:
 def open_prepared(
     name: str, split: str, directory: Any, remedy: str, choice: subsets.SubsetChoice
 ) -> Source:
-    """Return the split `split` of the data set in `directory`, a version of one."""
+    """Return the split `split` of the data set in `directory`, which holds one version."""
     import tensorflow_datasets as tfds
 
-    open_directory = tfds.builder_from_directory  # here a broken installation shows itself
+    open_directory = tfds.builder_from_directory  # a broken installation fails here
     try:
         info = open_directory(directory).info
         len(info.features), len(info.splits)
@@ -236,7 +239,7 @@ def open_prepared(
             return labels, (name.decode(errors="surrogateescape") for name in names)
 
         source = choosing.choose(source, parsed, split, choice, index)
-    # A truncated file opens with its full length and fails at the first read: read now.
+    # A truncated file opens with its full length but fails at the first read, so read now.
     source.read(sorted({0, len(source) - 1}))
     return source
 
@@ -246,7 +249,7 @@ def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     features = info.features
-    supervised = info.supervised_keys or ()  # says which one when there are several labels
+    supervised = info.supervised_keys or ()  # decides between several labels
     image_key, image = _feature(features, tfds.features.Image, supervised, directory)
     label_key, label = _feature(features, tfds.features.ClassLabel, supervised, directory)
     try:
@@ -273,9 +276,9 @@ def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -
     if (dtype := np.dtype(image.np_dtype)) != np.uint8:
         raise DataError(f"{where}: its images are {dtype}; prepare it with images of uint8")
     height, width, channels = image.shape
-    channels = 1 if channels == 1 else 3  # which alpha is left out of
+    channels = 1 if channels == 1 else 3  # without alpha
     shape = None if None in (height, width) else (height, width, channels)
-    # The version, the shards and their sizes, wherever they lie.
+    # The version, the shards and their sizes, independent of their folder.
     splits = [part for part in info.splits if part in re.findall(r"\w+", split)]
     sizes = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in splits]
     taken = [(os.path.basename(path), skip, take) for path, skip, take in files]
@@ -299,7 +302,7 @@ def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -
         image_shape=shape or (facts and facts.image_shape),
         read=reader,
         remedy=remedy,
-        # TFDS counts where a data set does not name its classes.
+        # TFDS counts if a data set does not name its classes.
         classes=() if names == tuple(map(str, range(len(names)))) else names,
         describe=reader.describe,
         files_sha256=version,
@@ -315,7 +318,7 @@ def _no_split(name: str, split: str, splits: Any) -> DataError:
 def _feature(
     features: Any, kind: type, supervised: Sequence[Any], directory: Any
 ) -> tuple[str, Any]:
-    """Return the name and the feature of this kind, the supervised one if there are several."""
+    """Return the name and feature of this type; the supervised one if there are several."""
     fitting = {key: feature for key, feature in features.items() if isinstance(feature, kind)}
     chosen = [key for key in fitting if len(fitting) == 1 or key in supervised]
     if len(chosen) != 1:
@@ -328,13 +331,13 @@ def _feature(
 
 
 def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:
-    """Return labels and file names of a whole split: from its index, else from all its records."""
+    """Return the labels and file names of a full split, from its index or from all records."""
     reader: Any = source.read
     cached = _cached_index(split, info, directory)
     for place in (directory, cached):
         index = subsets.read_index(place, split)
         if index is not None and len(index.labels) == len(source):
-            rows = sorted({0, len(source) // 2, len(source) - 1})  # which tell whether it fits
+            rows = sorted({0, len(source) // 2, len(source) - 1})  # samples to compare
             of_records = [
                 (reader.label(row, feature), reader.name(feature))
                 for row, feature in zip(rows, reader.features(rows), strict=True)
@@ -353,7 +356,7 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
             progress.update(len(chunk))
     try:
         subsets.write_index(directory, split, labels, names)
-    except Exception:  # OSError of a read-only directory; a bucket's library has its own kinds
+    except Exception:  # OSError for a read-only directory; buckets have their own types
         with contextlib.suppress(OSError):  # without an index the next run reads all records again
             cached.mkdir(parents=True, exist_ok=True)
             subsets.write_index(cached, split, labels, names)
@@ -366,7 +369,7 @@ def _cached_index(split: str, info: Any, directory: Any) -> Any:
 
 
 def _with_label_notes(source: Source, split: str, info: Any, directory: Any) -> Source:
-    """Say what is unusual in the labels of a whole split, where reading them costs little."""
+    """Add notes on unusual labels of a full split if reading them is cheap."""
     size = len(source)
     if size > _SEVERAL:
         return source
@@ -380,7 +383,7 @@ def _with_label_notes(source: Source, split: str, info: Any, directory: Any) -> 
         try:
             pairs = enumerate(reader.features(range(size)))
             labels = np.array([reader.label(place, feature) for place, feature in pairs])
-        except DataError:  # a damaged record, which is named where it is used
+        except DataError:  # a damaged record is reported when it is used
             return source
     notes = plausibility.of_labels(dataclasses.replace(source, labels=labels))
     return dataclasses.replace(source, notes=(*source.notes, *notes))

@@ -1,1 +1,1 @@
-"""Which images of a data set are read: the grammar of splits, lists of images, storage."""
+"""Which images of a data set are read: the split grammar, lists of images, storage."""

@@ -1,20 +1,20 @@
-"""Images balanced over classes, by their labels alone: in which order, and whether they are."""
+"""Balances images over classes by their labels: their order, and whether they are balanced."""
 
 import numpy as np
 
-_ENOUGH = 32  # images, below which few classes are chance
+_ENOUGH = 32  # below this many images, few classes may be chance
 
 
 def rows(labels: np.ndarray, n: int, ids: np.ndarray | None = None) -> np.ndarray:
-    """Choose `n` of the images with these labels i[N], ascending; `ids` i[N]: their places."""
+    """Choose `n` of the images with labels i[N], ascending; `ids` i[N]: their places."""
     return np.sort(order(labels, ids)[:n])
 
 
 def order(labels: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
-    """Order images with labels i[N] so that the first n, for any n, are spread over the classes.
+    """Order images with labels i[N] so that the first n are spread over the classes, for every n.
 
-    The image of rank r among the N_c of its class comes at r / N_c (Adams' apportionment), equal
-    ones by their hashes; `ids` i[N] are what is hashed, by default the rows.
+    The image of rank r among the N_c of its class comes at r / N_c (Adams' apportionment); hashes
+    of `ids` i[N], by default the rows, break ties.
     """
     labels = np.asarray(labels)
     hashes = hash_of(np.arange(len(labels)) if ids is None else np.asarray(ids))
@@ -27,7 +27,7 @@ def order(labels: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
 
 
 def hash_of(ids: np.ndarray) -> np.ndarray:
-    """Hash ids i[N] to u64[N], different ones differently; SplitMix64 (Steele et al. 2014)."""
+    """Hash ids i[N] to u64[N] without collisions; SplitMix64 (Steele et al. 2014)."""
     z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,7 +41,7 @@ _REMEDY = (
 
 
 def one_class(labels: np.ndarray, classes: int) -> str:
-    """Return a sentence if several images with these labels i[N] are of one class, else ""."""
+    """Return a sentence if several images with labels i[N] all have the same class, else ""."""
     labels = np.asarray(labels)
     if len(labels) < 2 or classes < 2 or (labels != labels[0]).any():
         return ""
@@ -52,12 +52,12 @@ def one_class(labels: np.ndarray, classes: int) -> str:
 
 
 def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None) -> str:
-    """Return a sentence if images with these labels i[N] do not stand for their split, else "".
+    """Return a sentence if images with labels i[N] do not represent their split, else "".
 
-    `counts` i[classes] are the split's images in each class. The shares of the classes differ by a
+    `counts` i[classes] are the split's images per class. The class shares must differ by a
     twentieth or more (total variation), and by more than a random choice explains: the chi-square
-    statistic is eight standard deviations above its mean. Without `counts`, less than half of the
-    classes that this many images, 32 or more, could have are there.
+    statistic is eight standard deviations above its mean. Without `counts`, the images, 32 or more,
+    must cover less than half of the classes that they could.
     """
     n, shown = len(labels), np.bincount(labels, minlength=classes)
     if not n or classes < 2:
@@ -84,7 +84,7 @@ def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None)
 
 
 def flags(labels: np.ndarray, classes: int, counts: np.ndarray | None = None) -> dict[str, str]:
-    """Flag `one-class` or `lopsided-classes`; arguments as of `lopsided`."""
+    """Flag `one-class` or `lopsided-classes`; arguments as for `lopsided`."""
     if words := one_class(labels, classes):
         return {"one-class": words}
     words = lopsided(labels, classes, counts)

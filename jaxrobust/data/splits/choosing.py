@@ -1,4 +1,4 @@
-"""Which records of a split are read, where its labels are known: by classes, by ids, a part."""
+"""Selects records of a split with known labels: by classes, by ids, by a part."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -21,11 +21,11 @@ def choose(
     where: str = "",
     has_all_classes: bool = True,
 ) -> Source:
-    """Keep the records of a split that a choice and a part leave.
+    """Select the records of a split that match a choice and a part.
 
-    `index` gives the labels of all records and the names of their files, None where there are none;
-    it is called when what can be refused without reading records has been refused. `where` names
-    the split in messages, and `has_all_classes` tells whether its labels are the data set's.
+    `index` returns the labels of all records and the names of their files (None if there are none).
+    It is called only after all checks that need no records. `where` names the split in messages;
+    `has_all_classes` says whether its labels cover all classes of the data set.
     """
     classes, ids, _ = choice
     if classes is None and ids is None and parsed.part is None:
@@ -43,11 +43,11 @@ def choose(
     if ids is not None:
         if names is None:
             raise DataError(f"{where} has no file names, by which ids could choose records")
-        # A list names ImageNet's classes; where others name them, only the labels compare.
+        # A list names ImageNet's classes; if the data set has other names, compare labels only.
         others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
         folders = () if ids.imagenet and others else source.classes
         rows = subsets.find(ids, labels, names, folders, where, has_all_classes=has_all_classes)
-        source = dataclasses.replace(source, files_sha256=None)  # the ids say which records
+        source = dataclasses.replace(source, files_sha256=None)  # the ids identify the records
         changes["ids_sha256"] = ids.sha256
     chosen = labels[rows]
     if lookup is not None:

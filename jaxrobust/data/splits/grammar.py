@@ -13,11 +13,11 @@ _SPLIT = re.compile(r"(?P<name>[^@\[\]/+\s]+)(?:@(?P<ids>.+?))?(?P<part>\[[^\[\]
 _BOUND = r"(-?\d+(?:\.\d+)?%|-?\d+)?"
 _PART = re.compile(rf"\[{_BOUND}:{_BOUND}\]")
 WRITTEN = "parts are written train[:90%], train[90%:], train[:1000]"
-SAME = {"val": "validation", "validation": "val"}  # which data sets write in either way
+SAME = {"val": "validation", "validation": "val"}  # names that data sets use interchangeably
 
 
 class SplitExpression(NamedTuple):
-    """A split in its pieces; `ids` and `part` are None where they are not written."""
+    """The parts of a split expression; `ids` and `part` are None if absent."""
 
     name: str
     ids: str | None
@@ -25,19 +25,19 @@ class SplitExpression(NamedTuple):
 
 
 def parse(split: str) -> SplitExpression | None:
-    """Return the pieces of a split, or None if it is not of this grammar."""
+    """Return the parts of a split, or None if it does not match this grammar."""
     if match := _SPLIT.fullmatch(split):
         return SplitExpression(match["name"], match["ids"], match["part"])
     return None
 
 
 def present(name: str, there: Container[str]) -> str | None:
-    """Find the existing split of a name, or of the name that means the same."""
+    """Return the existing split of this name, or of its synonym."""
     return next((split for split in (name, SAME.get(name)) if split in there), None)
 
 
 def find(name: str, split: str, sizes: Mapping[str, object]) -> tuple[SplitExpression, str]:
-    """Parse a split of a data set, and find which of those with these `sizes` it is."""
+    """Parse a split of a data set, and find which key of `sizes` it means."""
     parsed = parse(split)
     part = parsed and present(parsed.name, sizes)
     if not parsed or not part:
@@ -46,14 +46,14 @@ def find(name: str, split: str, sizes: Mapping[str, object]) -> tuple[SplitExpre
 
 
 def no_split(name: str, split: str, there: str) -> DataError:
-    """Return the refusal of a split that a data set does not have, and `there` what it has."""
+    """Return the error for a split that a data set does not have; `there` lists those it has."""
     return DataError(f"data set {name!r} has no split {split!r}: it has {there}; {WRITTEN}")
 
 
 def rows(part: str | None, total: int, where: str) -> range:
-    """Return the records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
+    """Return the records of a part such as `[10%:-5]` of `total`, as TFDS defines it.
 
-    A percentage is rounded to the closest record, a negative bound counts from the end.
+    Percentages are rounded to the closest record; negative bounds count from the end.
     """
     if part is None:
         return range(total)
@@ -76,29 +76,28 @@ def rows(part: str | None, total: int, where: str) -> range:
     return range(start, stop)
 
 
-_MANY = 10**9  # records: more than any split has
+_MANY = 10**9  # more records than any split has
 _PREPARED = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?)(?::[\d.*]+)?")
 _HUB = re.compile(r"hf:(?:.*/)?([\w.-]+)(?:[:@#].*)?")
 
 
 def overlap(one: str, other: str, data_set: str = "") -> bool:
-    """Tell whether two splits of a data set hold some of the same images, as far as names say.
+    """Return whether two splits of a data set may share images, judging by their names.
 
-    What they leave open counts as shared: `[:1000]` next to `[90%:]`, or a list that cannot be
-      read.
-    TFDS joins splits with a plus.
+    Uncertain cases count as shared: `[:1000]` next to `[90%:]`, or an unreadable list. TFDS joins
+      splits with a plus.
     """
     pieces = itertools.product(one.split("+"), other.split("+"))
     return any(_share(a.strip(), b.strip(), data_set) for a, b in pieces)
 
 
 def same_images(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Tell whether two splits, each as (data set, split), may hold some of the same images."""
+    """Return whether two splits, each as (data set, split), may share images."""
     return same_data(one[0], other[0]) and overlap(one[1], other[1], other[0])
 
 
 def same_data(one: str, other: str) -> bool:
-    """Tell whether two names are of one data set, whatever its version, revision or provider."""
+    """Return whether two names mean one data set, whatever its version, revision or provider."""
     return _plain(one) == _plain(other)
 
 
@@ -115,7 +114,7 @@ def _share(one: str, other: str, data_set: str) -> bool:
     a, b = parse(one), parse(other)
     if one == other or not a or not b:
         return one == other
-    if a.name != b.name and "all" in (a.name, b.name):  # TFDS' joins all splits
+    if a.name != b.name and "all" in (a.name, b.name):  # TFDS's `all` joins all splits
         return True
     if a.name not in (b.name, SAME.get(b.name)):
         return False
@@ -124,9 +123,9 @@ def _share(one: str, other: str, data_set: str) -> bool:
     if a.ids != b.ids or a.part is None or b.part is None:
         return True
     if any((sign in a.part) != (sign in b.part) for sign in "%-"):
-        return True  # how many records there are would tell
+        return True  # it depends on the number of records
     try:
         first, second = (rows(part, _MANY, part) for part in (a.part, b.part))
-    except DataError:  # TFDS knows other parts, such as those in shards
+    except DataError:  # TFDS has other parts, such as shards
         return True
     return max(first.start, second.start) < min(first.stop, second.stop)

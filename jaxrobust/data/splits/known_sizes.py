@@ -1,4 +1,4 @@
-"""How large the data sets are that everybody knows, also where they are not on this machine.
+"""Sizes of well-known data sets, available even if they are not on this machine.
 
 Sources: Russakovsky et al. 2015 (ImageNet), arXiv 1409.0575; Krizhevsky 2009 (CIFAR); the splits of
 TensorFlow Datasets (Oxford Flowers 102, and Caltech 101, whose test split is not listed here).
@@ -20,7 +20,7 @@ LISTS = {"robustbench": 5_000, "selection": 4_000}  # of ImageNet's validation i
 
 
 def known_images(dataset: str, split: str) -> int | None:
-    """Return the images of a split such as `train[:90%]`; None: nothing is known of it."""
+    """Return the number of images in a split such as `train[:90%]`; None if unknown."""
     name, parsed = dataset.removeprefix("tfds:").partition(":")[0], grammar.parse(split)
     there = IMAGES.get(name, {})
     if parsed is None or parsed.ids is not None:
@@ -30,5 +30,5 @@ def known_images(dataset: str, split: str) -> int | None:
         return None
     try:
         return len(grammar.rows(parsed.part, there[present], dataset))
-    except DataError:  # a mistake in the split, which opening it will tell
+    except DataError:  # a mistake in the split, reported when it is opened
         return None

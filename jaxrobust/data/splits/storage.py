@@ -1,7 +1,7 @@
-"""Local directories and `gs://` buckets through etils.epath; what cannot be read says what to do.
+"""Local directories and `gs://` buckets through etils.epath, with errors that say what to do.
 
-Lists and whole files go to fsspec, which epath uses beneath: one request for each, many at once,
-and no cache of listings, which would hold some kilobytes for each of a bucket's objects.
+Listings and full files use fsspec, on which epath builds: one request each, many in parallel, and
+no listing cache, which would take some kilobytes per object of a bucket.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _BUCKET = (
 
 
 class Entries(NamedTuple):
-    """What lies directly in a directory, sorted; hidden entries are left out."""
+    """The entries directly in a directory, sorted, without hidden ones."""
 
     folders: list[str]
     files: list[str]
@@ -43,25 +43,25 @@ def place(text: str | os.PathLike) -> Any:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Tell whether a path is in a bucket."""
+    """Return whether a path is in a bucket."""
     return os.fspath(path).startswith(_GS)
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a DataError that names `path` and what to do."""
+    """Turn any exception inside into a DataError that names `path` and says what to do."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # OSError; google.auth's, gcsfs' and aiohttp's own kinds
+    except Exception as error:  # OSError; types of google.auth, gcsfs and aiohttp
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = _BUCKET if is_remote(path) else "check it and its permissions"
         raise DataError(f"{path} cannot be read ({reason}); {remedy}") from error
 
 
 def file_system(path: str | os.PathLike) -> tuple[Any, str]:
-    """Return fsspec's file system of a remote path, and the path's name in it."""
+    """Return fsspec's file system for a remote path, and the path within it."""
     import fsspec
 
     return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
@@ -86,7 +86,7 @@ def entries(path: str | os.PathLike[str]) -> Entries | None:
             if is_remote(path):
                 files, base = file_system(path)
                 for entry in files.ls(base, detail=True):
-                    if entry["name"].rstrip("/") != base.rstrip("/"):  # a folder's own marker
+                    if entry["name"].rstrip("/") != base.rstrip("/"):  # the folder's own marker
                         name = entry["name"].rstrip("/").rpartition("/")[2]
                         names[entry["type"] == "directory"].append(name)
             else:
@@ -101,9 +101,9 @@ def entries(path: str | os.PathLike[str]) -> Entries | None:
 
 
 def files_below(path: str | os.PathLike) -> list[str]:
-    """Return the files below a directory at any depth, relative to it, in torchvision's order.
+    """Return the files at any depth below a directory, as relative paths in torchvision's order.
 
-    Folder by folder, both sorted; links to folders are followed; hidden files are left out.
+    That is folder by folder, both sorted. Links to folders are followed, hidden files skipped.
     """
     path = os.fspath(path)
     if is_remote(path):
@@ -125,7 +125,7 @@ def files_below(path: str | os.PathLike) -> list[str]:
 
 
 def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
-    """Return the content of local files, or of a bucket's, which are fetched at once."""
+    """Return the contents of local files, or of files in a bucket, fetched in parallel."""
     if not paths or not is_remote(paths[0]):
         contents = []
         for path in paths:
@@ -137,7 +137,7 @@ def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
         return contents
     with reading(paths[0]):
         files, _ = file_system(paths[0])
-        # `cat_ranges` of no range: `cat` would take [, ? and * in a name for patterns.
+        # `cat_ranges` without ranges, because `cat` would treat [, ? and * in a name as patterns.
         contents = files.cat_ranges(list(paths), None, None, on_error="return")
     for path, content in zip(paths, contents, strict=True):
         if isinstance(content, Exception):

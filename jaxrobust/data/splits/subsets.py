@@ -1,7 +1,7 @@
-"""Parts of a data set by lists of images or of classes, and the index that finds them.
+"""Parts of a data set, chosen by lists of images or classes, and the index to look them up.
 
-The index of a split is next to its records: `jaxrobust-index-SPLIT.npz` with `labels` int32[N] and
-`names` S[N], the files' names, in the order of the records.
+The index of a split is stored next to its records: `jaxrobust-index-SPLIT.npz` with `labels`
+int32[N] and the files' `names` S[N], in the order of the records.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jaxrobust.data.source import DataError, Record, Source, first_few
 from jaxrobust.data.splits import storage
 from jaxrobust.runtime.files import folders, whole
 
-ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # what `ids_sha256` is for @robustbench
+ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # `ids_sha256` of @robustbench
 CIFAR_SHA256 = (
     "2392b99468320cf4129d1003b9232aa8fde94ab84bc351cd1585884b0a8e3452"  # of CIFAR-10 and CIFAR-100
 )
@@ -39,39 +39,39 @@ _PINNED = re.compile(r"(?P<file>.+?)#sha256=(?P<sha256>[0-9a-fA-F]{64})")
 class Ids(NamedTuple):
     """A list of images."""
 
-    name: str  # robustbench, selection or a file
+    name: str  # robustbench, selection or a file's name
     lines: tuple[str, ...]  # `CLASS/FILE` or `FILE`, in order
-    sha256: str  # of the lines, joined with newlines
-    imagenet: bool  # whether the classes in the lines are ImageNet's, whose labels are known
+    sha256: str  # of the lines joined with newlines
+    imagenet: bool  # whether the lines name classes of ImageNet, whose labels are known
 
 
 class SubsetChoice(NamedTuple):
-    """The records of a split that are wanted, next to a part of it, and for what network."""
+    """Which records of a split to select, before taking a part, and for which network."""
 
-    classes: Sequence[tuple[int | None, str]] | None = None  # (index, name): these, in this order
-    ids: Ids | None = None  # these, in this order
-    num_classes: int | None = None  # of the network, if it is known
+    classes: Sequence[tuple[int | None, str]] | None = None  # (index, name), in this order
+    ids: Ids | None = None  # only these, in this order
+    num_classes: int | None = None  # of the network, if known
 
 
 class Index(NamedTuple):
-    """`labels` int32[N] and `names` S[N] of a split; the names are empty where files had none."""
+    """`labels` int32[N] and `names` S[N] of a split; names are empty if files have none."""
 
     labels: np.ndarray
     names: np.ndarray
 
 
 def read_ids(name: str, data_set: str = "") -> Ids:
-    """Return the list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line, UTF-8.
+    """Return the list `robustbench`, `selection` or `FILE[#sha256=HEX]`: UTF-8, one id per line.
 
-    HEX is what `sha256sum FILE` prints, or the `ids_sha256` of a record. RobustBench takes CIFAR's
-    test images in the order of the official archive, which the ids tell.
+    HEX is the output of `sha256sum FILE`, or the `ids_sha256` of a record. For CIFAR, RobustBench
+    uses the test images in the order of the official archive, which their ids encode.
 
     Args:
       name: of the list.
-      data_set: whose `robustbench` is meant: cifar10, cifar100, or else ImageNet.
+      data_set: decides which `robustbench`: cifar10, cifar100, or else ImageNet.
     Raises:
-      DataError: no such file; another sha256; an empty list; an id that is there twice, or that is
-        an absolute path.
+      DataError: no such file; another sha256; an empty list; an id that is repeated or an absolute
+        path.
     """
     if name == "robustbench" and _CIFAR.fullmatch(data_set):
         lines = tuple(f"test_{number:05}" for number in range(10_000))
@@ -102,10 +102,10 @@ def read_ids(name: str, data_set: str = "") -> Ids:
 
 
 def common(one: str, other: str, data_set: str = "") -> bool:
-    """Compare the files of two lists; a list that cannot be read may name any file.
+    """Return whether two lists may share files; an unreadable list may name any file.
 
-    Files of two class folders may have one name; where a list leaves the folders out, the names
-    have to tell.
+    Files in two class folders may have the same name; if a list omits the folders, only the names
+    are compared.
     """
     try:
         lists = [read_ids(name, data_set).lines for name in (one, other)]
@@ -135,7 +135,7 @@ def read_classes(name: str) -> list[tuple[int | None, str]]:
 def class_labels(
     wanted: Sequence[tuple[int | None, str]], names: Sequence[str], num_classes: int, where: str
 ) -> list[int]:
-    """Look up the labels of a list's classes; `names` are those of the data set, if it has any."""
+    """Look up the labels of a list's classes; `names` are the data set's class names, if any."""
     if not names:
         bad = [name for index, name in wanted if index is None or index >= num_classes]
         if bad:
@@ -162,13 +162,13 @@ def find(
     *,
     has_all_classes: bool,
 ) -> np.ndarray:
-    """Find the records `int64[K]` of a list of ids, in its order.
+    """Find the records `int64[K]` of a list of ids, in the order of the list.
 
     Args:
       labels, names: of all records: indices into `classes`, file names relative to their class.
-      classes: names; empty where they have none.
+      classes: names; empty if there are none.
       where: the data set, for messages.
-      has_all_classes: whether the labels are those of all the data set's classes.
+      has_all_classes: whether the labels cover all classes of the data set.
     """
     classes = classes or (imagenet.synsets() if has_all_classes and ids.imagenet else ())
     if not classes and any("/" in line for line in ids.lines):
@@ -206,9 +206,9 @@ def find(
 def _matched(
     ids: Ids, labels: np.ndarray, names: Iterable[str], classes: Sequence[str]
 ) -> tuple[np.ndarray, dict[int, int], list[str]]:
-    """Return the record of each id (-1: none), and two kinds of trouble.
+    """Return the record of each id (-1: none), and two kinds of problems.
 
-    These are ids whose file has another class (row -> its label), and ids of several files.
+    These are ids whose file has another class (row -> its label), and ids that match several files.
     """
     rows_of: dict[str, list[int]] = {}
     for row, line in enumerate(ids.lines):
@@ -230,7 +230,7 @@ def _matched(
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """Reads and names the records `rows` of a source; a label becomes `lookup[label]`."""
+    """Reads and names the records `rows` of a source; labels become `lookup[label]`."""
 
     source: Source
     rows: Sequence[int]
@@ -249,7 +249,7 @@ class _View:
 def view(
     source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes: Any
 ) -> Source:
-    """Select the records `rows`, in that order; with `lookup` a label becomes `lookup[label]`."""
+    """Select the records `rows`, in this order; `lookup` maps each label to `lookup[label]`."""
     files, labels, places = source.files_sha256, source.labels, np.asarray(rows, np.int64)
     if files is not None:
         chosen = hashlib.sha256(files.encode() + places.tobytes())
@@ -270,21 +270,21 @@ def index_name(split: str) -> str:
 def write_index(
     directory: str | os.PathLike, split: str, labels: np.ndarray, names: Sequence[bytes]
 ) -> None:
-    """Write the index of a split, not of a part, at once or not at all; several processes may."""
+    """Write the index of a full split atomically; several processes may do so."""
     content = io.BytesIO()
     np.savez(content, labels=np.asarray(labels, np.int32), names=np.asarray(names, np.bytes_))
     path = storage.place(directory) / index_name(split)
     if storage.is_remote(path):
         path.write_bytes(content.getvalue())
         return
-    if not os.stat(directory).st_mode & 0o222:  # which does not stop root, as in containers
+    if not os.stat(directory).st_mode & 0o222:  # root, as in containers, could write anyway
         raise PermissionError(f"{directory} is read-only")
     with whole.writing(Path(path)) as part:
         part.write_bytes(content.getvalue())
 
 
 def read_index(directory: str | os.PathLike, split: str) -> Index | None:
-    """Return the index of a split, or None where there is none or it is damaged."""
+    """Return the index of a split, or None if it is missing or damaged."""
     path = storage.place(directory) / index_name(split)
     try:
         if not path.exists():
@@ -301,13 +301,13 @@ def _read_list(file: str, problem: str) -> bytes:
     path = storage.place(file)
     try:
         return path.read_bytes()
-    except Exception as error:  # OSError; a bucket's libraries have kinds of their own
+    except Exception as error:  # OSError; bucket libraries have their own types
         raise DataError(f"{problem} ({' '.join(str(error).split())})") from error
 
 
 def _lines(content: bytes, file: str) -> tuple[str, ...]:
     try:
-        texts = content.decode("utf-8-sig").splitlines()  # Windows' editors write a mark first
+        texts = content.decode("utf-8-sig").splitlines()  # Windows editors write a BOM
     except UnicodeDecodeError as error:
         raise DataError(f"the list {file} is not a text file ({error})") from error
     lines = tuple(line for text in texts if (line := text.strip()))
@@ -321,5 +321,5 @@ def _sha256(lines: Sequence[str]) -> str:
 
 
 def index_cache() -> Path:
-    """Locate the indices of data sets whose folders cannot be written."""
+    """Return the folder for indices of data sets whose own folder is read-only."""
     return folders.cache("index")

@@ -1,4 +1,4 @@
-"""A split as arrays in memory, or as images that are prepared when they are asked for."""
+"""A split as arrays in memory, or as images prepared on demand."""
 
 import contextlib
 import functools
@@ -18,19 +18,19 @@ from jaxrobust.data.stream import loading, pipeline
 from jaxrobust.data.transforms import preparing
 
 _BATCH = 256
-_USUAL_SIZE = 224  # of photographs, where nothing else is specified
-_READ = 256  # records at a time, where only their labels are wanted
-_THREADS = min(8, os.cpu_count() or 1)  # decoding holds no lock
+_USUAL_SIZE = 224  # of photographs, unless specified otherwise
+_READ = 256  # records per read, if only labels are needed
+_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the GIL
 
 
 class ImageArrays(NamedTuple):
-    """Images and what belongs to them.
+    """Images and their labels, ids and class names.
 
     Attributes:
       images: f32[N,H,W,C] in [0, 1]; RGB, or grey with C=1.
       labels: i32[N].
-      ids: i32[N], the numbers of the images in their split: `image_ids` of `autoattack`.
-      classes: the classes' names in the order of labels; empty where they have none.
+      ids: i32[N], the images' places in their split: `image_ids` of `autoattack`.
+      classes: the class names in the order of labels; empty if there are none.
     """
 
     images: np.ndarray
@@ -50,7 +50,7 @@ def load(
     classes: str | None = None,
     strict: bool = True,
 ) -> ImageArrays:
-    """Return images of a split as arrays, in the order of the split, prepared for evaluation.
+    """Return images of a split as arrays prepared for evaluation, in the order of the split.
 
     >>> from jaxrobust import data
     >>> digits = data.load("digits", split="test", n=100)
@@ -62,18 +62,18 @@ def load(
     Args:
       name: `cifar10`, `folder:PATH`, `npz:PATH`, `hf:NAME`, ...: as in `open_source`.
       split: `test`, `train[:10%]`, `val@robustbench`, ...: as in `open_source`.
-      n: number of images, spread over the classes by a rule that is always the same; default:
-        all. A thousand images of 224x224 pixels need 0.6 GB.
-      preprocessing: an id of `evaluation_transform`, such as `Res256Crop224`; default: none where
-        all images have the size `image_size`, else `bicubic-0.875`.
-      image_size: pixels, H and W; default: what `preprocessing` gives, else that of the data set's
-        images where they have one, else 224; so of larger ones that are not squares.
+      n: number of images, spread over the classes by a fixed rule; default: all. A thousand images
+        of 224x224 pixels take 0.6 GB.
+      preprocessing: an id of `evaluation_transform`, such as `Res256Crop224`; default: none if all
+        images have the size `image_size`, else `bicubic-0.875`.
+      image_size: pixels, H and W; default: the output of `preprocessing`, else the size of the data
+        set's images if they share one, else 224; 224 also for larger images that are not square.
       data_dir: the directory of prepared data sets; default: as in `open_source`.
       classes: only these, as in `open_source`.
-      strict: whether a damaged image is an error; else it is left out, which `ids` shows.
+      strict: whether a damaged image is an error; if not, it is left out, as `ids` shows.
     Raises:
       DataError: as in `open_source`; a damaged image; an image size that does not fit.
-      ValueError: not a preprocessing.
+      ValueError: an unknown preprocessing.
     """
     source = registry.open_source(name, split, data_dir=data_dir, classes=classes)
     size = image_size or _size(source, preprocessing)
@@ -101,9 +101,9 @@ def load(
 
 
 def _size(source: registry.Source, preprocessing: str | None) -> int:
-    """Return the side of the images that a preprocessing gives, or that they have."""
+    """Return the side of the images that a preprocessing returns, or of the source's own."""
     shape = source.image_shape or (_USUAL_SIZE, _USUAL_SIZE, source.channels)
-    if shape[0] != shape[1] and min(shape[:2]) > _USUAL_SIZE:  # photographs of one format
+    if shape[0] != shape[1] and min(shape[:2]) > _USUAL_SIZE:  # photographs of one size
         shape = (_USUAL_SIZE, _USUAL_SIZE, source.channels)
     if preprocessing is None:
         return shape[0]
@@ -112,10 +112,10 @@ def _size(source: registry.Source, preprocessing: str | None) -> int:
 
 
 class Prepared:
-    """N images of a source as an evaluation takes them, an `evaluation.ImageSet`.
+    """N images of a source, prepared for evaluation; an `evaluation.ImageSet`.
 
-    `prepared[rows]` makes the images of the rows i[n] again: f32[n,H,W,C] in [0, 1]. `ids` int64[N]
-    are their places in the split, and `choice` names the rule that chose them (`spread.choice`).
+    `prepared[rows]` decodes the rows i[n] at each call: f32[n,H,W,C] in [0, 1]. `ids` int64[N] are
+    the images' places in the split; `choice` names the rule that chose them (`spread.choice`).
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class Prepared:
         images: int = 0,
         places: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        """Take `images` of a source, spread over its classes (0: all), or those at some places.
+        """Take `images` of a source, spread over its classes (0: all), or those at given places.
 
-        `preprocessing` is a resolved id.
+        `preprocessing` is an id without placeholders.
         """
         self._prepared = loading.Evaluated(source, image_size, preprocessing)
         self.ids = np.asarray(spread.places(source, images) if places is None else places)
@@ -141,7 +141,7 @@ class Prepared:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Return the images of these rows, in their order."""
+        """Return the images of these rows, in this order."""
         places = self.ids[rows]
         if not len(places):
             return np.zeros((0, *self.shape[1:]), np.float32)
@@ -161,15 +161,15 @@ class Prepared:
         return hashlib.sha256(identity.encode()).hexdigest(), np.array(shortened, str)
 
     def content_sha256(self) -> str:
-        """Hash the images' bytes, their labels and how they are prepared; nothing is decoded."""
+        """Hash the images' bytes, labels and preprocessing, without decoding."""
         return self._hashes[0]
 
     def image_hashes(self) -> np.ndarray:
-        """Hash the encoded bytes of each image by itself, str[N]: f and 8 digits."""
+        """Hash the encoded bytes of each image separately, str[N]: f and 8 digits."""
         return self._hashes[1]
 
     def labels(self) -> np.ndarray:
-        """Read i32[N], for which no image is decoded."""
+        """Read i32[N] without decoding images."""
         source = self._prepared.source
         if source.labels is not None:
             return np.asarray(source.labels[self.ids], np.int32)

@@ -1,4 +1,4 @@
-"""The images of a source, corrupted as they are read; and the photographs that frost needs."""
+"""Images of a source, corrupted as they are read, and the photographs that frost needs."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from jaxrobust.data.stream import loading
 from jaxrobust.data.transforms import decoding
 from jaxrobust.data.transforms.corruptions import SIDES, Corruption, corrupt, draws
 
-_PHOTOGRAPHS = 5  # that frost draws from, the first of a folder
+_PHOTOGRAPHS = 5  # frost draws from the first five of a folder
 _PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -27,9 +27,9 @@ class Photographs(NamedTuple):
 
 
 def photographs(folder: str | os.PathLike, side: int) -> Photographs:
-    """Read the first five pictures of a folder by name, for images of that side.
+    """Read the first five pictures of a folder by name, for images of this side.
 
-    At 32 pixels every fifth pixel of each line is taken, as the published reduction does.
+    For 32 pixels, every fifth pixel of each line is taken, as in the published files.
     """
     place = storage.place(folder)
     there = storage.entries(place)
@@ -88,10 +88,10 @@ def each(
     num_classes: int | None = None,
     classes: str | None = None,
 ) -> dict[str, Source]:
-    """Open the images of a source under each corruption, by its name.
+    """Open the images of a source under each corruption, as a map from its name.
 
-    Those of published files are read from them, where `num_classes` and `classes` choose as for any
-    source; others are computed, with the draws of a seed.
+    Published files are used where they exist, and `num_classes` and `classes` select from them as
+    from any source. Other corruptions are computed, with draws from a seed.
     """
     if source.name.startswith(cifar_c.PREFIX):
         return {
@@ -114,7 +114,7 @@ def corrupted(
     seed: int,
     frost: Photographs | None = None,
 ) -> Source:
-    """Return the images of a source as evaluation prepares them, corrupted."""
+    """Return the images of a source, prepared for evaluation and then corrupted."""
     if image_size not in SIDES or source.channels != 3:
         raise DataError(
             f"corruptions are of images of 32 and of 224 pixels in colour, not of {image_size} "

@@ -1,7 +1,7 @@
-"""Records to arrays: the examples at a position of the training stream, or in order.
+"""Turns records into arrays: the examples at a position of the training stream, or in order.
 
-An image that does not decode, or has another shape than the data set says, is damaged. Training
-replaces it by the next record that is whole; evaluation leaves it out.
+An image is damaged if it does not decode or has another shape than the data set declares. Training
+replaces it by the next intact record; evaluation leaves it out.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from jaxrobust.data.transforms import augmentations, decoding, preparing
 
 
 class TrainBatch(NamedTuple):
-    """`images` uint8[B,H,W,C] and `labels` int32[B], of one process; or f32[B,classes], of all
-    rows, where one of the sources has probabilities.
+    """`images` uint8[B,H,W,C] and `labels` int32[B] of one process; labels are f32[B,classes] for
+    all rows if one of the sources has probabilities.
 
-    `damaged` int32[B] is the record that row should have held but that is damaged, else -1.
+    `damaged` int32[B] is the damaged record that the row should have held, else -1.
     """
 
     images: np.ndarray
@@ -31,8 +31,8 @@ class TrainBatch(NamedTuple):
 class EvaluationBatch(NamedTuple):
     """`images` uint8[B,H,W,C], `labels` int32[B], `mask` bool[B] (False: padding), `ids` int32[B].
 
-    An id is the record's index in its split; padding is black, with label 0 and id -1. So is a
-    damaged image, whose record is in `damaged` int32[B], elsewhere -1.
+    An id is the record's index in its split. Padding is black, with label 0 and id -1. So is a
+    damaged image; `damaged` int32[B] then holds its record, elsewhere -1.
     """
 
     images: np.ndarray
@@ -43,11 +43,11 @@ class EvaluationBatch(NamedTuple):
 
 
 class DecodedImages:
-    """Decoded records of a source; those of a small data set are decoded once and kept.
+    """Decodes records of a source; those of a small data set are decoded once and kept.
 
-    `images(indices)` yields (uint8[H,W,C], label), read-only; a damaged image is None, or with
-    `strict` a DataError. With `soft` a label is f32[classes] where the source has probabilities.
-    The cache fills as records are read and stays in its process.
+    `images(indices)` yields (uint8[H,W,C], label), read-only. A damaged image is None, or raises a
+    DataError if `strict`. If `soft`, a label is f32[classes] if the source has probabilities. The
+    cache fills as records are read and is local to its process.
     """
 
     def __init__(self, source: Source, cache_bytes: int, strict: bool, soft: bool = False) -> None:
@@ -63,7 +63,7 @@ class DecodedImages:
         return DecodedImages, (self.source, self._cache_bytes, self.strict, self.soft)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, Any]]:
-        """Yield the images and labels of these records: read together, decoded one by one."""
+        """Yield the images and labels of these records: read in one batch, decoded one by one."""
         missing = [index for index in indices if index not in self._kept]
         records = dict(zip(missing, self.source.read(missing), strict=True)) if missing else {}
         for index in indices:
@@ -81,7 +81,7 @@ class DecodedImages:
     def _decode(self, index: int, data: bytes) -> np.ndarray | None:
         try:
             image = decoded(self.source, data)
-            if self._keep:  # in 3 bytes a pixel
+            if self._keep:  # as 3 bytes per pixel
                 image = np.ascontiguousarray(image)
                 image.flags.writeable = False
             return image
@@ -95,7 +95,7 @@ class DecodedImages:
 
 
 def decoded(source: Source, data: bytes) -> np.ndarray:
-    """Decode a record of `source`, uint8[H,W,C]; `ValueError` says what is wrong with it."""
+    """Decode a record of `source` to uint8[H,W,C]; a `ValueError` describes any damage."""
     image = decoding.decode(data, channels=source.channels, clips=False)
     if source.image_shape not in (None, image.shape):
         raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
@@ -112,7 +112,7 @@ def load_train(
     plan: BatchPlan,
     rows: int,
 ) -> TrainBatch:
-    """Make the `rows` examples that `plan` places; first views are by `first_view`."""
+    """Make the `rows` examples that `plan` places; `first_view` augments first views."""
     placed = plan.place(position, rows)
     first, soft = images[0].source, any(one.soft for one in images)
     batch = TrainBatch(
@@ -144,7 +144,7 @@ def load_train(
 
 
 def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, Any]:
-    """Return the first record behind a damaged one that is whole, the same for every caller."""
+    """Return the next intact record after a damaged one, the same for every caller."""
     size = len(images.source)
     for other in range(index + 1, index + min(size, 1000)):
         ((image, label),) = images([other % size])
@@ -157,7 +157,7 @@ def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, Any]:
 
 
 def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
-    """Put `bits` at the beginning of the numbers of (epoch, record, view)."""
+    """Set `bits` to the start of the random numbers of (epoch, record, view)."""
     state: Any = bits.state
     state["state"]["counter"] = np.array([0, view, epoch, index], np.uint64)
     state["buffer_pos"] = 4  # nothing buffered
@@ -167,7 +167,7 @@ def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """Reads the images of a source as evaluation takes them: `read(indices)`; picklable."""
+    """Reads the images of a source, prepared for evaluation: `read(indices)`; picklable."""
 
     source: Source
     image_size: int
@@ -175,15 +175,15 @@ class Evaluated:
     strict: bool = True
 
     def __post_init__(self) -> None:
-        preparing.evaluation_transform(self.preprocessing)  # refuses an unknown one
+        preparing.evaluation_transform(self.preprocessing)  # rejects an unknown id
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """H, W and channels of each image."""
+        """Return H, W and channels of each image."""
         return (self.image_size, self.image_size, self.source.channels)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
-        """Yield (uint8[H,W,C], label); a damaged image is None, or with `strict` a DataError."""
+        """Yield (uint8[H,W,C], label); a damaged image is None or, if `strict`, a DataError."""
         transform = preparing.evaluation_transform(self.preprocessing)
         images = DecodedImages(self.source, 0, self.strict)
         for index, (image, label) in zip(indices, images(indices), strict=True):
@@ -200,7 +200,7 @@ class Evaluated:
 def load_in_order(
     first: int, *, read: Evaluated, rows: int, places: Sequence[int]
 ) -> EvaluationBatch:
-    """Load `rows` of the records at `places`, from `first` onwards, padded where these end."""
+    """Load `rows` of the records at `places`, from `first` onwards, padded at the end."""
     indices = list(places[first : first + rows])
     batch = EvaluationBatch(
         images=np.zeros((rows, *read.shape), np.uint8),

@@ -1,13 +1,13 @@
-"""Batches of `uint8` images, by grain: shuffled for training, in order for evaluation.
+"""Batches of `uint8` images, made by grain: shuffled for training, in order for evaluation.
 
-The training stream is one global sequence; a position in it is one integer, examples consumed.
-With N records and a global batch of B, an epoch has S = N // B steps and consumes S * B examples:
-position q is example q % (S * B) of epoch q // (S * B). The last N - S * B records of an epoch's
-permutation are left out, other ones in every epoch.
+The training stream is one global sequence; a position in it is one integer, examples consumed. With
+N records and a global batch of B, an epoch has S = N // B steps and consumes S * B examples:
+position q is example q % (S * B) of epoch q // (S * B). Each epoch leaves out the last N - S * B
+records of its permutation, which differ between epochs.
 The permutation is a function of (seed, epoch), an augmentation of (seed, epoch, record). With views
-or a second source `plan.py` says what an epoch is and what is at a position. Batches
-are consecutive positions, and process p of P takes rows [p * B / P, (p + 1) * B / P) of each.
-Neither processes nor workers change the sequence, and any position can be its start.
+or a second source, `plan.py` defines the epoch and what is at each position. Batches are
+consecutive positions, and process p of P takes rows [p * B / P, (p + 1) * B / P) of each. The
+numbers of processes and workers do not change the sequence; it can start at any position.
 """
 
 import functools
@@ -29,18 +29,18 @@ from jaxrobust.data.stream.plan import plan
 from jaxrobust.data.transforms import augmentations, preparing
 
 CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once per process
-_PART = 64  # rows that one thread or worker makes at a time, at most: latency, read-ahead's memory
+_PART = 64  # maximum rows per thread or worker task: bounds latency and read-ahead memory
 
 
 class Batches(Iterator[Any], Protocol):
     """An iterator over batches; `close()` stops its threads and worker processes."""
 
     def close(self) -> None:
-        """Stop reading ahead; the iterator cannot be used any more."""
+        """Stop reading ahead; the iterator is unusable afterwards."""
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Count the steps of `batch_size` (global) in an epoch, without the remaining records.
+    """Count the steps of `batch_size` (global) in an epoch, dropping the remaining records.
 
     Raises:
       DataError: `batch_size` is larger than the source, or not positive.
@@ -68,28 +68,28 @@ def train_batches(
     extra: Source | None = None,
     extra_share: float = 0.5,
 ) -> Batches:
-    """Return endless `TrainBatch`es of this process, shuffled and augmented (see above).
+    """Return an endless iterator of this process's `TrainBatch`es, shuffled and augmented.
 
     Args:
-      source: what to read.
+      source: the records to read.
       batch_size: examples per step over all processes.
       seed: of order and augmentation, in [0, 2**63).
       augmentation: a preset or a chain of `augmentations.chain`.
       image_size: pixels, H and W of the batches.
-      start: global examples consumed so far. A multiple of `batch_size` unless that has changed;
-        batches then may hold the end of one epoch and the beginning of the next.
+      start: global examples consumed so far. A multiple of `batch_size`, unless that has changed;
+        then a batch may hold the end of one epoch and the beginning of the next.
       process_index, process_count: which rows of each global batch to return.
-      workers: processes that read, decode and augment; 0: threads of this process.
-      strict: whether a damaged image is an error; else the next whole record takes its place,
-        which `TrainBatch.damaged` tells (give it to `Damage`). Of `extra` it always is an error.
-      views: how often an image appears in its batch, each time augmented otherwise.
-      first_view: the augmentation of the first of its views; default: that of all.
-      extra: a second source, of which each batch has `extra_share`; see `plan.plan`.
+      workers: processes that read, decode and augment; 0: use threads of this process.
+      strict: whether a damaged image is an error; otherwise the next intact record replaces it, as
+        `TrainBatch.damaged` reports (pass it to `Damage`). In `extra` it is always an error.
+      views: how often an image appears in its batch, each time with another augmentation.
+      first_view: augmentation of an image's first view; default: the same as for all views.
+      extra: a second source, with `extra_share` of each batch; see `plan.plan`.
     Returns:
       an iterator with `close()`; it reads a few batches ahead.
     Raises:
-      DataError: arguments that do not fit the source or each other, now; a record that cannot be
-        read, a bad label or (`strict`) image, at the step that reads it.
+      DataError: immediately for arguments that do not fit the source or each other; at the step
+        that reads it for an unreadable record, a bad label or (if `strict`) a damaged image.
     """
     local = _local_batch(batch_size, process_index, process_count)
     if extra is None and views == 1:
@@ -143,24 +143,24 @@ def evaluation_batches(
     workers: int = 0,
     strict: bool = True,
 ) -> Batches:
-    """Return this process' `EvaluationBatch`es, in the order of the source, the last one padded.
+    """Return this process's `EvaluationBatch`es, in the order of the source, the last one padded.
 
-    Every process gets the same number of batches, all of the same shape.
+    Every process gets the same number of batches, and all have the same shape.
 
     Args:
-      source: what to read.
+      source: the records to read.
       batch_size: examples per step over all processes.
       image_size: pixels, H and W of the batches.
       preprocessing: an id of `preparing.evaluation_transform`; default: `preprocessing_id`.
       process_index, process_count: which rows of each global batch to return.
       limit: number of records, spread over the classes; None: all.
-      places: only the records there, in this order; None: all, or as `limit` says.
-      workers: processes that read and decode; 0: threads of this process.
-      strict: whether a damaged image is an error; else it is left out.
+      places: only the records there, in this order; None: all, or as `limit` chooses.
+      workers: processes that read and decode; 0: use threads of this process.
+      strict: whether a damaged image is an error; otherwise it is left out.
     Raises:
-      DataError: arguments that do not fit, now; a record that cannot be read, a bad label, a
-        preprocessing that gives another size or (`strict`) a damaged image, at the step that meets
-        it.
+      DataError: immediately for arguments that do not fit; at the step that reads it for an
+        unreadable record, a bad label, a preprocessing that gives another size or (if `strict`) a
+        damaged image.
     """
     local = _local_batch(batch_size, process_index, process_count)
     if batch_size < 1 or (limit is not None and limit < 1):
@@ -174,10 +174,10 @@ def evaluation_batches(
 
 
 def preprocessing_id(source: Source, image_size: int, wanted: str | None = None) -> str:
-    """Name the preprocessing by which evaluation makes images `image_size`: the id in records.
+    """Return the id, for records, of the preprocessing that makes evaluation images `image_size`.
 
-    `wanted`, a percentage in it resolved. Without it "none" when all images have that size, else
-    bicubic resizing to image_size / 0.875 and a central crop, as the main paper tests at any
+    This is `wanted`, with a percentage resolved. Without it, "none" if all images have that size,
+    else bicubic resizing to image_size / 0.875 and a central crop, as the main paper tests at every
     resolution.
     """
     if wanted is None and _has_size(source, image_size):
@@ -203,11 +203,11 @@ def _has_size(source: Source, image_size: int) -> bool:
 def _batches(
     load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
 ) -> Batches:
-    """Make batches in parts; batch k has the `rows` positions from `first + k * stride` on."""
+    """Make batches from parts; batch k has the `rows` positions from `first + k * stride` on."""
     import grain
 
     parts = -(-rows // _PART)
-    ends = [rows * part // parts for part in range(parts + 1)]  # parts differ by one row at most
+    ends = [rows * part // parts for part in range(parts + 1)]  # parts differ by at most one row
 
     def load_part(number: int) -> Any:
         step, part = divmod(number, parts)
@@ -218,7 +218,7 @@ def _batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = dataset.map(load_part).to_iter_dataset(options)
     if workers:
-        if not flags.FLAGS.is_parsed():  # grain reads absl flags; a library's caller has none
+        if not flags.FLAGS.is_parsed():  # grain needs absl flags; library users have none
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
@@ -229,12 +229,12 @@ def _batches(
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Join parts to one batch in new memory: theirs is shared with the worker, and freed."""
+    """Join parts to one batch in new memory; theirs is shared with the worker and gets freed."""
     return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _obey_the_main_process(index: int, count: int) -> None:
-    """Let the main process answer signals, as it stops in step with other hosts."""
+    """Ignore signals, so that only the main process handles them, in step with other hosts."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
@@ -242,17 +242,17 @@ def _obey_the_main_process(index: int, count: int) -> None:
 
 def _end_with_the_main_process() -> None:
     main = multiprocessing.parent_process()
-    if main:  # killed with -9, it would leave its workers behind
+    if main:  # killed with -9, it would otherwise leave its workers behind
         main.join()
         os._exit(1)
 
 
 class Damage:
-    """The damaged records of a source that a run has met; each is named once.
+    """The damaged records of a source that a run has met; each is reported once.
 
-    More than `limit` are a DataError; `say` takes the sentence that names one, `note` each new one.
-    Those `known` from before count, and are not named again; `new` are those that this process met
-    since, `met` those that this object did, either way.
+    More than `limit` raise a DataError. `say` gets the sentence about a record, `note` each new
+    record. Records in `known`, from earlier processes, count but are not reported again. `new` are
+    those that this process added; `met` are all that this object met, known or new.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class Damage:
         self._source, self._limit, self._say, self._note = source, limit, say, note
 
     def add(self, damaged: np.ndarray) -> None:
-        """Take the `damaged` of a batch."""
+        """Add the `damaged` array of a batch."""
         source = self._source
         met = set(damaged[damaged >= 0].tolist())
         self.met |= met

@@ -1,11 +1,11 @@
-"""Which image is in which row of the training stream: its order, its views, a second source.
+"""Which image is in which row of the training stream: order, views, a second source.
 
-A batch of B rows holds E = floor(share * B) of a second source, if there is one, and R = B - E of
-the first. Of the first, R / V different images are there, each in V views: rows 0 to R / V - 1 are
-their first views, the next R / V their second ones. With a second source all rows are then put into
-an order that is a function of (seed, step of the whole run).
-An epoch has as many steps as both sources last, each of which begins a new permutation with it.
-That of a source with more than `HELD` records is computed place by place, and never held.
+A batch of B rows holds E = floor(share * B) rows of a second source, if there is one, and R = B - E
+of the first. The first source has R / V different images in the batch, each in V views: rows 0 to R
+/ V - 1 are the first views, the next R / V the second views. With a second source, all rows are
+then shuffled by a function of (seed, step of the whole run). An epoch ends when either source runs
+out of records; the next epoch permutes both again. For more than `HELD` records, the permutation is
+computed in blocks and never stored.
 """
 
 import functools
@@ -17,13 +17,13 @@ import numpy as np
 
 from jaxrobust.data.source import DataError, Source
 
-_ORDER, _ROWS = 0, 4  # what the second key of Philox says; 1 and 3 are augmentations
-HELD = 1 << 22  # records: the permutation of more would take more than 32 MB for each epoch
+_ORDER, _ROWS = 0, 4  # second word of Philox's key; augmentations use 1 and 3
+HELD = 1 << 22  # above this many records, a permutation would take more than 32 MB per epoch
 _ROUNDS, _BLOCK = 8, 4096
 
 
 class Placed(NamedTuple):
-    """Of some rows of the stream, in order."""
+    """What some rows of the stream hold, in order."""
 
     epochs: np.ndarray
     source: np.ndarray  # 0 or 1
@@ -32,31 +32,31 @@ class Placed(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """How many rows of a batch are of which source, and in how many views."""
+    """How many rows of a batch come from each source, and in how many views."""
 
     seed: int
     batch_size: int
-    sizes: tuple[int, ...]  # records of each source
-    rows: tuple[int, ...]  # of a batch, of each source
+    sizes: tuple[int, ...]  # records in each source
+    rows: tuple[int, ...]  # rows per batch from each source
     views: tuple[int, ...]
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Count the steps in an epoch."""
         return min(size // images for size, images in self._images() if images)
 
     @property
     def examples(self) -> int:
-        """Rows of an epoch."""
+        """Count the rows in an epoch."""
         return self.steps * self.batch_size
 
     def _images(self) -> Iterator[tuple[int, int]]:
-        """Yield of each source its records, and how many of them a batch has."""
+        """Yield, for each source, its number of records and how many of them a batch has."""
         for size, rows, views in zip(self.sizes, self.rows, self.views, strict=True):
             yield size, rows // views
 
     def place(self, position: int, count: int) -> Placed:
-        """Compute source, record and view of `count` rows from a position of the stream on."""
+        """Compute source, record and view of `count` rows, starting at a position of the stream."""
         steps, rows = np.divmod(position + np.arange(count), self.batch_size)
         epochs, steps_within = np.divmod(steps, self.steps)
         if len(self.rows) > 1:
@@ -94,13 +94,13 @@ def _permutation(key: tuple[int, int], number: int, size: int) -> np.ndarray:
 
 
 def permuted(key: tuple[int, int], number: int, size: int, places: np.ndarray) -> np.ndarray:
-    """Compute the elements at some places of a permutation of `size` numbers, in constant memory.
+    """Compute elements of a permutation of `size` numbers at some places, in constant memory.
 
-    A Feistel network permutes the numbers of as many bits as `size - 1` has; what leads out of
-    [0, size) is led on until it is inside, which permutes the numbers there.
+    A Feistel network permutes the numbers with as many bits as `size - 1`. A result outside [0,
+    size) is encrypted again until it is inside, which permutes [0, size).
 
     Args:
-      key, number: which permutation, as of `_permutation`.
+      key, number: identify the permutation, as in `_permutation`.
       places: i64[N] in [0, size).
     Returns:
       i64[N] in [0, size).
@@ -117,9 +117,8 @@ def permuted(key: tuple[int, int], number: int, size: int, places: np.ndarray) -
 
 @functools.lru_cache(maxsize=32)
 def _permuted_block(key: tuple[int, int], number: int, size: int, block: int) -> np.ndarray:
-    """Compute what is in the places [block * _BLOCK, (block + 1) * _BLOCK); many at a time,
-    since NumPy takes as long for a few.
-    """
+    """Compute places [block * _BLOCK, (block + 1) * _BLOCK) together: as fast as a few, in
+    NumPy."""
     bits = max(2, (size - 1).bit_length())
     low, rounds = bits // 2, _round_keys(key, number)
     places = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, size), dtype=np.uint64)
@@ -131,12 +130,12 @@ def _permuted_block(key: tuple[int, int], number: int, size: int, block: int) ->
 
 @functools.lru_cache(maxsize=8)
 def _round_keys(key: tuple[int, int], number: int) -> tuple[np.uint64, ...]:
-    # The second word of the counter tells these draws from those of `_permutation`.
+    # The counter's second word separates these draws from those of `_permutation`.
     return tuple(np.random.Philox(key=key, counter=[0, 1, 0, number]).random_raw(_ROUNDS))
 
 
 def _ciphered(values: np.ndarray, rounds: tuple[np.uint64, ...], low: int, high: int) -> np.ndarray:
-    """Permute u64[N] below 2^(low + high): each round changes one half by the other one."""
+    """Permute u64[N] below 2^(low + high); each round changes one half by the other half."""
     masks = np.uint64((1 << high) - 1), np.uint64((1 << low) - 1)
     halves = [values >> np.uint64(low), values & masks[1]]
     for number, key in enumerate(rounds):
@@ -158,16 +157,16 @@ def plan(
     extra: Source | None = None,
     extra_share: float = 0.5,
 ) -> BatchPlan:
-    """Plan a training stream; `extra` has `extra_share` of each batch.
+    """Plan a training stream; `extra` gets `extra_share` of each batch.
 
     Raises:
-      DataError: numbers that do not fit each other or the sources, sources that do not fit.
+      DataError: numbers that do not fit each other or the sources; sources that do not match.
     """
     if not 0 <= extra_share <= 1:
         raise DataError(f"data.extra_share={extra_share} must be between 0 and 1")
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size} must be at least 1")
-    # Rounded down as on paper: in binary 0.29 times 100 is 28.999999999999996.
+    # Round down the decimal value: in binary, 0.29 times 100 is 28.999999999999996.
     second = 0 if extra is None else math.floor(round(extra_share * batch_size, 6))
     rows = batch_size - second
     if extra is not None and rows < 1:

@@ -1,1 +1,1 @@
-"""Changes of an image: how evaluation prepares it, augmentations, corruptions."""
+"""Image transforms: evaluation preprocessing, augmentations, corruptions."""

@@ -1,7 +1,7 @@
 """Random changes of training images on the host.
 
-An augmentation is `op(image, rng) -> image` on PIL images, RGB or grey, and leaves its input as it
-is. A chain of them, `resized-crop|flip|jitter(0.4)` or a preset's, works on uint8[H,W,C].
+An augmentation is `op(image, rng) -> image` on PIL images, RGB or grey; it does not modify its
+input. A chain of them, such as `resized-crop|flip|jitter(0.4)` or a preset, works on uint8[H,W,C].
 """
 
 import functools
@@ -26,7 +26,7 @@ _NEAREST = operations.Canvas(Image.Resampling.NEAREST, fill=0)
 
 
 def random_crop(image: Image.Image, rng: np.random.Generator, *, padding: int) -> Image.Image:
-    """Return a crop of the same size from the image with `padding` black pixels on every side."""
+    """Return a random crop of the original size after padding with `padding` black pixels."""
     row, column = (rng.integers(0, 2 * padding + 1, size=2) - padding).tolist()
     return image.crop((column, row, column + image.width, row + image.height))
 
@@ -37,7 +37,7 @@ def flip(image: Image.Image, rng: np.random.Generator, *, p: float = 0.5) -> Ima
 
 
 def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> Image.Image:
-    """Rotate the image by up to this many degrees either way, over black, without interpolation."""
+    """Rotate the image by at most `degrees` either way, over black, without interpolation."""
     return operations.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
 
 
@@ -51,13 +51,13 @@ def random_resized_crop(
 ) -> Image.Image:
     """Resize a random part of the image to `size` x `size` (bicubic, antialiased).
 
-    `scale` is the range of its share of the area, `ratio` of width / height, drawn log-uniformly.
+    `scale` is its range of area shares, `ratio` that of width / height, drawn log-uniformly.
     Source: torchvision's RandomResizedCrop; parity:
       tests/data/transforms/test_augmentations.py and timm's.
     """
     array = to_array(image) if isinstance(image, Image.Image) else image
     row, column, height, width = _resized_crop_box(array.shape, rng, scale, ratio)
-    # Only the part becomes a PIL image.
+    # Convert only this part to PIL.
     part = to_pil(array[row : row + height, column : column + width])
     return part.resize((size, size), BICUBIC)
 
@@ -68,7 +68,7 @@ def _resized_crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """Draw (top, left, height, width): ten tries, then the largest central part within `ratio`."""
+    """Draw (top, left, height, width); after ten tries, take the largest central one in `ratio`."""
     rows, columns = shape[:2]
     for _ in range(10):
         area = rows * columns * rng.uniform(*scale)
@@ -87,7 +87,7 @@ def _resized_crop_box(
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> Image.Image:
-    """Change brightness, contrast, saturation and hue (not of grey images) in a random order.
+    """Change brightness, contrast, saturation and hue (not of grey images) in random order.
 
     Source: torchvision's ColorJitter on PIL images; parity: tests/data/transforms/test_color.py.
     """
@@ -97,7 +97,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
 
 
 def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: float) -> Ranges:
-    """Return ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0."""
+    """Return factor ranges of this width around 1, clipped at 0; for the hue, around 0."""
     if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
         raise ValueError("numbers are 0 or more, and the hue's 0.5, half of the circle, or less")
     factors = (brightness, contrast, saturation)
@@ -105,7 +105,7 @@ def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: fl
 
 
 def draw_jitter(rng: np.random.Generator, ranges: Ranges) -> list[tuple[int, float]]:
-    """Draw (index into `ranges`, number) of the changes that happen, in their order."""
+    """Draw the changes to apply, in order, as (index into `ranges`, number)."""
     places, shares = rng.random((2, len(ranges)))
     return [
         (index, ranges[index][0] + float(shares[index]) * (ranges[index][1] - ranges[index][0]))
@@ -115,14 +115,14 @@ def draw_jitter(rng: np.random.Generator, ranges: Ranges) -> list[tuple[int, flo
 
 
 def grey(image: Image.Image, rng: np.random.Generator, *, p: float = 1) -> Image.Image:
-    """Return the image without colours, with probability `p`; its mode stays."""
+    """Remove the colours with probability `p`; the mode is unchanged."""
     return operations.grey(image) if rng.random() < p else image
 
 
 def solarize(
     image: Image.Image, rng: np.random.Generator, *, p: float = 1, threshold: float = 128
 ) -> Image.Image:
-    """Return the image with values from `threshold` on inverted, with probability `p`."""
+    """Invert values from `threshold` on, with probability `p`."""
     return operations.solarize(image, threshold) if rng.random() < p else image
 
 
@@ -133,12 +133,12 @@ def blur(
     p: float = 1,
     radii: tuple[float, float] = (0.1, 2.0),
 ) -> Image.Image:
-    """Blur the image by a Gaussian of a radius in `radii` pixels, with probability `p`."""
+    """Apply a Gaussian blur with a radius drawn from `radii`, in pixels, with probability `p`."""
     return operations.blur(image, rng.uniform(*radii)) if rng.random() < p else image
 
 
 def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the image in grey, solarised from 128 on, or blurred by 0.1 to 2 pixels: one of these.
+    """Apply one of: grey, solarise from 128 on, or blur by 0.1 to 2 pixels.
 
     Source: Touvron et al. 2022 (DeiT III), "3-Augment"; parity: tests/data/transforms/test_color.py
       against timm's auto-augment policy `3a`.
@@ -168,7 +168,7 @@ def _ordered(low: float, high: float) -> tuple[float, float]:
 
 
 def _crop(size: int, padding: float | None = None) -> PictureOp:
-    # By default 4 pixels at 32, as on CIFAR; 1 at 8.
+    # The default is 4 pixels at size 32, as on CIFAR, and 1 at size 8.
     pixels = max(1, size // 8) if padding is None else _whole(padding, 0, size)
     return functools.partial(random_crop, padding=pixels)
 
@@ -237,17 +237,17 @@ _OP = re.compile(r"([\w-]+?)(?:\(([^()]*)\))?")
 
 
 class Chain(NamedTuple):
-    """Augmentations one after the other; `resizes`: they make any image `image_size`."""
+    """A chain of augmentations; `resizes` says whether it resizes any image to `image_size`."""
 
     augment: Op
     resizes: bool
 
 
 def chain(text: str, image_size: int) -> Chain:
-    """Make the ops of a preset or of `op|op(number, ...)|...`, for images of `image_size`.
+    """Parse a preset or `op|op(number, ...)|...` for images of `image_size`.
 
     Raises:
-      ValueError: an unknown op, or numbers that it does not take.
+      ValueError: an unknown op, or numbers that it does not accept.
     """
     text = PRESETS[text].chain if text in PRESETS else text
     rows = [_op(part.strip(), image_size) for part in text.split("|") if part.strip()]
@@ -259,7 +259,7 @@ def chain(text: str, image_size: int) -> Chain:
 def _augment(
     image: np.ndarray, rng: np.random.Generator, *, ops: tuple[PictureOp, ...], cuts: bool
 ) -> np.ndarray:
-    """Return uint8[H,W,C] after the ops, of which the first takes an array if it `cuts`."""
+    """Apply the ops to uint8[H,W,C]; if it `cuts`, the first one takes the array."""
     if not ops:
         return image
     picture = ops[0](image if cuts else to_pil(image), rng)
@@ -269,7 +269,7 @@ def _augment(
 
 
 def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
-    """Make an op of a chain, and tell whether it resizes."""
+    """Build one op of a chain, and return whether it resizes."""
     match = _OP.fullmatch(text)
     if match and match[1] == "3aug":
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Common corruptions of images of 32 and 224 pixels: 15 kinds in 5 severities each.
+"""Common corruptions of images of 32 and 224 pixels: 15 kinds at 5 severities each.
 
-They are those of CIFAR-10-C (at 32) and of ImageNet-C (at 224), computed. The files that are
-published (`cifar10-c:DIR`, see `cifar_c.py`) are the reference; computed images, which
-`corrupted_images.py` reads, are for those who have none, and for other images. What `corrupt`
-returns depends on seed, image, kind and severity.
+They compute those of CIFAR-10-C (at 32) and ImageNet-C (at 224). The published files
+(`cifar10-c:DIR`, see `cifar_c.py`) are the reference; computed images, read by
+`corrupted_images.py`, are for users without these files and for other images. The result of
+`corrupt` depends only on seed, image, kind and severity.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from jaxrobust.runtime.text.spelling import meant
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SIDES = (32, 224)
-_STORED = 85  # JPEG quality, in which ImageNet-C's images are kept
+_STORED = 85  # JPEG quality at which ImageNet-C stores its images
 
 
 class _Settings(NamedTuple):
-    """Numbers for the function of `distortions`, of each severity at 32 and at 224 pixels."""
+    """The arguments for a function of `distortions`, per severity, at 32 and at 224 pixels."""
 
     small: Sequence[Any]
     large: Sequence[Any]
 
 
-_Shares = tuple[tuple[float, float, float], ...]  # of the side, for elastic_transform
+_Shares = tuple[tuple[float, float, float], ...]  # as shares of the side, for elastic_transform
 _ELASTIC_SMALL: _Shares = (
     *((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06)),
     *((0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
@@ -84,7 +84,7 @@ KINDS = {  # function of `distortions` -> its settings
     "contrast": _Settings((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
     "elastic_transform": _Settings(
         [tuple(32 * share for share in row) for row in _ELASTIC_SMALL],
-        [tuple(244 * share for share in row) for row in _ELASTIC_LARGE],  # as there, not 224
+        [tuple(244 * share for share in row) for row in _ELASTIC_LARGE],  # 244 as there, not 224
     ),
     "pixelate": _Settings((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": _Settings((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
@@ -102,7 +102,7 @@ class Corruption(NamedTuple):
 
 
 def chosen(text: str) -> list[Corruption]:
-    """List the corruptions of `all`, `fog,snow` or `fog-3,snow-5`; a kind alone is all five."""
+    """Parse `all`, `fog,snow` or `fog-3,snow-5`; a kind alone means all five severities."""
     corruptions: list[Corruption] = []
     for word in (part.strip() for part in text.split(",")):
         kind, hyphen, severity = word.partition("-")
@@ -124,9 +124,9 @@ def chosen(text: str) -> list[Corruption]:
 def corrupt(
     image: np.ndarray, corruption: Corruption, rng: Any, *, photographs: Sequence[np.ndarray] = ()
 ) -> np.ndarray:
-    """Corrupt uint8[S,S,3], S 32 or 224, as the data set of its size has it: at 224 it was a JPEG.
+    """Corrupt uint8[S,S,3], S 32 or 224, as the reference does: at 224, with a JPEG round trip.
 
-    `rng` are the `draws` of an image; only frost reads `photographs`.
+    `rng` is the image's `draws`; only frost reads `photographs`.
     """
     is_small, kind = len(image) == SIDES[0], KINDS[corruption.kind]
     settings = (kind.small if is_small else kind.large)[corruption.severity - 1]
@@ -138,6 +138,6 @@ def corrupt(
 
 
 def draws(seed: int, corruption: Corruption, image: int) -> np.random.Generator:
-    """Return the random numbers of one image, by its place in the split, in one corruption."""
+    """Return the random generator of an image, by its place in the split, for one corruption."""
     key = [seed, 8 * list(KINDS).index(corruption.kind) + corruption.severity]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))

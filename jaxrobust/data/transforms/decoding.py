@@ -1,8 +1,8 @@
-"""Encoded bytes to pixels, those of Pillow's `Image.open(file).convert("RGB")`.
+"""Decodes bytes to the same pixels as Pillow's `Image.open(file).convert("RGB")`.
 
-That is what torchvision, timm and RobustBench see: at full size, EXIF orientation and transparency
-ignored, 16 bits clipped. JPEGs go through simplejpeg, which is faster, once it has given the same
-bytes as Pillow on this machine.
+These are the pixels that torchvision, timm and RobustBench use: full size, EXIF orientation and
+transparency ignored, 16 bits clipped. JPEGs are decoded by simplejpeg, which is faster, if a check
+shows that its output equals Pillow's on this machine.
 """
 
 import functools
@@ -18,24 +18,24 @@ from PIL import Image, UnidentifiedImageError
 
 _MODES = {1: "L", 3: "RGB"}
 _ENCODED = re.compile(rb"P([56]) ([1-9]\d*) ([1-9]\d*) 255\n")
-# (mode of a JPEG, mode wanted) that need no conversion by Pillow -> what simplejpeg shall write.
-# RGBX is how Pillow keeps RGB: `transforms.to_pil` then copies rows, and spreads no pixels.
+# (mode of a JPEG, requested mode) that need no conversion by Pillow -> simplejpeg's output. RGBX is
+# how Pillow stores RGB: `transforms.to_pil` then copies rows and rearranges no pixels.
 _FAST = {("RGB", "RGB"): "RGBX", ("L", "RGB"): "RGBX", ("L", "L"): "GRAY"}
 
 
 def decode(
     data: bytes | bytearray | memoryview, *, channels: int | None = None, clips: bool = True
 ) -> np.ndarray:
-    """Return the image `uint8[H,W,C]` in `data` (JPEG, PNG or whatever else PIL reads).
+    """Decode the image in `data` (JPEG, PNG or any other format of PIL) to `uint8[H,W,C]`.
 
-    It is read-only, and its pixels may lie four bytes apart.
+    The result is read-only, and its pixels may be four bytes apart.
 
     Args:
-      data: the bytes of the file.
-      channels: 1 or 3, converted if need be; default: 1 for a grey file, else 3.
-      clips: whether grey values of 16 bits or floats are clipped, as Pillow does, or refused.
+      data: the content of the file.
+      channels: 1 or 3, converted if necessary; default: 1 for a grey file, else 3.
+      clips: whether grey values of 16 bits or floats are clipped, as in Pillow, or rejected.
     Raises:
-      ValueError: the bytes are not an image, or not a whole one; values that would be clipped.
+      ValueError: the bytes are not a complete image; values would be clipped.
     """
     if not len(data):
         raise ValueError("not a whole image file: it is empty")
@@ -54,9 +54,9 @@ def decode(
             array = to_pixels(image, mode)
     except _Deep:
         raise
-    except UnidentifiedImageError as error:  # whose own words are about our buffer
+    except UnidentifiedImageError as error:  # whose own message is about our buffer
         raise ValueError("not a whole image file: it has no format that Pillow knows") from error
-    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... on bad files
+    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for bad files
         raise ValueError(f"not a whole image file: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]
 
@@ -71,9 +71,9 @@ def is_deep(mode: str) -> bool:
 
 
 def _as_encoded(data: Any, channels: int | None) -> np.ndarray | None:
-    """Return the pixels of what `encode` wrote; None of any other file, which Pillow reads.
+    """Return the pixels of a file that `encode` wrote; None for other files, left to Pillow.
 
-    An array of small images takes a third less time so.
+    This takes a third less time for an array of small images.
     """
     header = _ENCODED.match(data)
     if header is None:
@@ -87,36 +87,36 @@ def _as_encoded(data: Any, channels: int | None) -> np.ndarray | None:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Put uint8[H,W], uint8[H,W,1] or uint8[H,W,3] into a PGM or PPM file, which is cheap."""
+    """Encode uint8[H,W], uint8[H,W,1] or uint8[H,W,3] as a PGM or PPM file, which is cheap."""
     height, width, *channels = image.shape
     return b"P%d %d %d 255\n" % (6 if channels == [3] else 5, width, height) + image.tobytes()
 
 
 def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
-    """Convert to uint8[H,W] for L and uint8[H,W,3] for RGB, which may be a view of `image`."""
+    """Convert to uint8[H,W] for L and uint8[H,W,3] for RGB; the result may be a view of `image`."""
     if image.mode == mode:
         return np.asarray(image)
     image.load()
-    if "transparency" in image.info:  # changes no pixel, but Pillow warns that it goes
+    if "transparency" in image.info:  # does not change pixels, but Pillow warns that it is dropped
         image = image.copy()
         del image.info["transparency"]
     return np.asarray(image.convert(mode))
 
 
 def _decode_fast(data: Any, layout: str) -> np.ndarray | None:
-    """Return the pixels of a JPEG without fault; of any other, Pillow shall give the verdict."""
+    """Return the pixels of a flawless JPEG; None for others, which Pillow then judges."""
     decoder = _fast_decoder()
     if decoder is None:
         return None
     try:
         return decoder(data, layout)
-    except ValueError:  # simplejpeg is strict: libjpeg's warnings are errors too
+    except ValueError:  # simplejpeg is strict: it turns libjpeg's warnings into errors
         return None
 
 
 @functools.cache
 def _fast_decoder() -> Callable[[Any, str], np.ndarray] | None:
-    """Return simplejpeg's decoder, if it is installed and agrees with Pillow's to the byte."""
+    """Return simplejpeg's decoder if it is installed and its output equals Pillow's."""
     try:
         import simplejpeg
     except ImportError:
@@ -124,7 +124,7 @@ def _fast_decoder() -> Callable[[Any, str], np.ndarray] | None:
     decoder = functools.partial(simplejpeg.decode_jpeg, fastdct=False, fastupsample=False)
     try:
         different = [name for name, data in _samples(simplejpeg) if not _agrees(decoder, data)]
-    except Exception as error:  # whatever it is, Pillow works
+    except Exception as error:  # whatever happens, Pillow works
         different = [str(error)]
     if not different:
         return decoder

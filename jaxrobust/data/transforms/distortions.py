@@ -1,11 +1,11 @@
-"""What common corruptions do to an image uint8[S,S,3]: functions of it, their settings and draws.
+"""The common corruptions as functions of an image uint8[S,S,3], their settings and draws.
 
-Each returns f64[S,S,3] or uint8[S,S,3] on the scale of pixels, 0 to 255, which may leave that range
-and is cut to whole numbers by `corruptions.corrupt`. `rng` is NumPy's, from which every function
-takes the same numbers in the same order as the reference, so that its draws give its pixels.
+Each returns f64[S,S,3] or uint8[S,S,3] on the pixel scale, 0 to 255; values may leave that range
+and `corruptions.corrupt` clips and truncates them. `rng` is NumPy's. Every function draws the same
+numbers in the same order as the reference, so the same draws give its pixels.
 
 Source: Hendrycks & Dietterich 2019 (arXiv 1903.12261) and its repository hendrycks/robustness
-  (Apache-2.0), whose behaviour is met and whose code is not used. Parity:
+  (Apache-2.0); its behaviour is reproduced without its code. Parity:
   tests/data/transforms/test_corruptions.py.
 """
 
@@ -18,40 +18,40 @@ import numpy as np
 from PIL import Image
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
-_AMPLITUDE = 100.0  # of fog's first points
+_AMPLITUDE = 100.0  # of fog's corner points
 _DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 _STRAIGHT = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 def gaussian_noise(image: np.ndarray, rng: Any, sigma: float) -> np.ndarray:
-    """Return the image with normal noise of that standard deviation."""
+    """Add normal noise with this standard deviation."""
     x = image / 255
     return 255 * np.clip(x + rng.normal(scale=sigma, size=x.shape), 0, 1)
 
 
 def shot_noise(image: np.ndarray, rng: Any, photons: float) -> np.ndarray:
-    """Return Poisson counts of the image, `photons` of a white pixel."""
+    """Draw Poisson counts of the image; a white pixel has `photons` on average."""
     return 255 * np.clip(rng.poisson(image / 255 * photons) / photons, 0, 1)
 
 
 def impulse_noise(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
-    """Return the image with a share of its values black or white, half each."""
+    """Set a share of the values to black or white, half each."""
     u, white = rng.uniform(size=image.shape), rng.uniform(size=image.shape) < 0.5
     return np.where(u < amount, np.where(white, 255, 0), image)
 
 
 def defocus_blur(image: np.ndarray, rng: Any, radius: float, alias: float) -> np.ndarray:
-    """Return the image under a disk, whose own edge is blurred by `alias`."""
+    """Blur with a disk whose edge is itself blurred by `alias`."""
     kernel = disk(radius, alias)
     reach = len(kernel) // 2
-    while reach and not kernel[[0, -1]].any():  # a border of zeros
+    while reach and not kernel[[0, -1]].any():  # trim borders of zeros
         kernel, reach = kernel[1:-1, 1:-1], reach - 1
     padded = np.pad(image / 255, ((reach, reach), (reach, reach), (0, 0)), "reflect")
     return 255 * _correlated(padded, kernel.astype(np.float64))
 
 
 def disk(radius: float, alias: float) -> np.ndarray:
-    """Return a disk's share of each pixel, f32[17,17], or f32[2r+1,2r+1] of a radius above 8."""
+    """Return a disk's share of each pixel, f32[17,17], or f32[2r+1,2r+1] for a radius above 8."""
     reach = 8 if radius <= 8 else round(radius)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     inside = (x**2 + y**2 <= radius**2).astype(np.float64)
@@ -62,10 +62,10 @@ def disk(radius: float, alias: float) -> np.ndarray:
 
 
 def glass_blur(image: np.ndarray, rng: Any, sigma: float, reach: int, rounds: int) -> np.ndarray:
-    """Return the image, blurred, its pixels replaced by near ones, and blurred again.
+    """Blur the image, replace each pixel by a near one, and blur again.
 
-    Rows and columns from S - reach down to reach + 1 take, one after the other, the pixel that lies
-    there by then at a random offset in [-reach, reach).
+    From S - reach down to reach + 1, rows and columns take, one after the other, the current pixel
+    at a random offset in [-reach, reach).
     """
     side = len(image)
     pixels = (255 * _blurred(image / 255, sigma)).astype(np.uint8)
@@ -77,19 +77,19 @@ def glass_blur(image: np.ndarray, rng: Any, sigma: float, reach: int, rounds: in
 
 
 def _taken(side: int, lines: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Return the pixel that each pixel ends with, i64[S * S], after copies made one by one.
+    """Return the source of each pixel, i64[S * S], after copies made one by one.
 
-    A copy reads what an earlier copy has put there, so chains of them are followed to their end:
-    in each round a pixel looks where its source looks, which doubles the chain that is followed.
+    A copy reads what earlier copies wrote, so chains of copies are followed to their end. In each
+    round, a pixel looks where its source looks, which doubles the part followed.
     """
     y, x = (part.ravel() for part in np.meshgrid(lines, lines, indexing="ij"))
     here = y * side + x
     source = (y + offsets[:, 1]) * side + x + offsets[:, 0]
-    turn = np.full(side * side, len(here))  # when a pixel is copied to; those never are last
+    turn = np.full(side * side, len(here))  # when a pixel is last copied to; by default never
     turn[here] = np.arange(len(here))
     sources = np.arange(side * side)
     sources[here] = source
-    # Where the source is copied to later, its own pixel is what is read: the chain ends there.
+    # If its source is overwritten only later, a pixel reads the original: the chain ends there.
     chained = np.zeros(side * side, bool)
     chained[here] = turn[source] < turn[here]
     while chained.any():
@@ -100,12 +100,12 @@ def _taken(side: int, lines: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def motion_blur(image: np.ndarray, rng: Any, radius: int, sigma: float) -> np.ndarray:
-    """Return the image under half a Gaussian along a line of -45 to 45 degrees."""
+    """Blur with half a Gaussian along a line of -45 to 45 degrees."""
     return _moved(image, radius, sigma, rng.uniform(-45, 45))
 
 
 def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Blur uint8[S,S,C] as ImageMagick's motion blur: 16 bits are rounded, then cut to 8."""
+    """Blur uint8[S,S,C] as ImageMagick's motion blur does: rounded to 16 bits, truncated to 8."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -120,16 +120,16 @@ def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
 
 
 def zoom_blur(image: np.ndarray, rng: Any, step: float, zooms: int) -> np.ndarray:
-    """Return the mean of the image and of that many zooms of it, from 1 in such steps."""
+    """Average the image with this many zooms of it, starting at factor 1 with this step."""
     x = (image / 255).astype(np.float32)
     total = x.astype(np.float64)
-    for number in range(zooms):  # as np.arange rounds: 26 * 1.25 is a tie when its side is rounded
+    for number in range(zooms):  # rounds as np.arange: 26 * 1.25 is a tie when a side is rounded
         total += _zoomed(x, 1 + number * ((1 + step) - 1))
     return 255 * total / (zooms + 1)
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """Return the centre of x f[S,S,C], enlarged to all of S x S by linear interpolation."""
+    """Return the centre of x f[S,S,C], linearly enlarged to S x S."""
     side = len(x)
     inner = int(np.ceil(side / factor))
     start = (side - inner) // 2
@@ -140,7 +140,7 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _enlarging(side: int, inner: int, factor: float) -> np.ndarray:
-    """Return the weights f64[S,n] of n points in the middle S of round(n * factor) between them."""
+    """Return f64[S,n] that maps n points to the middle S of round(n * factor) between them."""
     outer = round(inner * factor)
     start = (outer - side) // 2
     at = np.arange(start, start + side) * (inner - 1) / max(outer - 1, 1)
@@ -153,8 +153,8 @@ def _enlarging(side: int, inner: int, factor: float) -> np.ndarray:
 
 
 def snow(image: np.ndarray, rng: Any, *settings: Any) -> np.ndarray:
-    """Return the image under flakes: normal values above a threshold that fall at -135 to -45
-    degrees, on an image of which `keep` stays and the rest is whitened.
+    """Keep a share `keep` of the image, whiten the rest, and add flakes: normal noise above a
+    threshold, blurred along a direction of -135 to -45 degrees.
     """
     mean, spread, zoom, threshold, radius, sigma, keep = settings
     flakes = _zoomed(rng.normal(mean, spread, image.shape[:2])[..., None], zoom)
@@ -169,7 +169,7 @@ def snow(image: np.ndarray, rng: Any, *settings: Any) -> np.ndarray:
 def frost(
     image: np.ndarray, rng: Any, keep: float, ice: float, *, photographs: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Return `keep` of the image and `ice` of a random part of one of the photographs."""
+    """Mix `keep` of the image with `ice` of a random part of one of the photographs."""
     photograph = photographs[rng.integers(len(photographs))]
     side = len(image)
     row, column = (rng.integers(0, length - side) for length in photograph.shape[:2])
@@ -179,7 +179,7 @@ def frost(
 
 
 def fog(image: np.ndarray, rng: Any, amount: float, decay: float) -> np.ndarray:
-    """Return the image with a plasma added, and as bright as before."""
+    """Add a plasma fractal and restore the image's brightness."""
     side = len(image)
     x = image / 255
     brightest = x.max()
@@ -188,7 +188,7 @@ def fog(image: np.ndarray, rng: Any, amount: float, decay: float) -> np.ndarray:
 
 
 def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
-    """Return a periodic map of heights f64[S,S] from 0 to 1, by diamonds and squares."""
+    """Return a periodic height map f64[S,S] from 0 to 1, by the diamond-square algorithm."""
     heights, step, amplitude = np.zeros((side, side)), side, _AMPLITUDE
     while step >= 2:
         half = step // 2
@@ -210,7 +210,7 @@ def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
 
 
 def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
-    """Return the image with more value, in the sense of HSV: hue and saturation stay."""
+    """Increase the value (as in HSV); hue and saturation stay."""
     x = image / 255
     value = x.max(-1, keepdims=True)
     brighter = np.minimum(value + amount, 1)
@@ -218,7 +218,7 @@ def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
-    """Return the image with a share of its distance from the mean of each channel."""
+    """Scale each channel's distance from its mean by `share`."""
     x = image / 255
     mean = x.mean((0, 1), keepdims=True)
     return 255 * np.clip((x - mean) * share + mean, 0, 1)
@@ -227,17 +227,16 @@ def contrast(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
 def elastic_transform(
     image: np.ndarray, rng: Any, alpha: float, sigma: float, affine: float
 ) -> np.ndarray:
-    """Return the image under an affine map, which moves three of its points by up to `affine`, and
-    then under a smooth field of offsets: `alpha` times uniform noise blurred by `sigma`.
+    """Apply an affine map that moves three points by up to `affine`, then an elastic deformation.
 
-    The three lengths are pixels.
+    Its offsets are `alpha` times uniform noise blurred by `sigma`. The three lengths are pixels.
     """
     side = len(image)
     middle, arm = side // 2, side // 3
     corners = np.array([(arm, arm), (arm, -arm), (-arm, -arm)], np.float32) + middle
     moved = corners + rng.uniform(-affine, affine, corners.shape).astype(np.float32)
     y, x = np.mgrid[:side, :side].astype(np.float64)
-    # The map from an output pixel to where it is read, of the moved points to the corners.
+    # Maps output pixels to where they are read: moved points to corners.
     affine_corners = np.concatenate([moved, np.ones((3, 1))], 1)
     across, down = np.linalg.solve(affine_corners, corners.astype(np.float64)).T
     at_x, at_y = (a * x + b * y + c for a, b, c in (across, down))
@@ -250,21 +249,21 @@ def elastic_transform(
 
 
 def pixelate(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
-    """Return the image after it was reduced to such a share of its side, and enlarged again."""
+    """Shrink the image to this share of its side, then enlarge it again."""
     side = len(image)
     small = Image.fromarray(image).resize((int(side * share),) * 2, Image.Resampling.BOX)
     return np.asarray(small.resize((side, side), Image.Resampling.BOX))
 
 
 def jpeg_compression(image: np.ndarray, rng: Any, quality: int) -> np.ndarray:
-    """Return the image after it was a JPEG of that quality."""
+    """Compress the image as JPEG of this quality and decode it."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
 
 
 def _sampled(image: np.ndarray, y: np.ndarray, x: np.ndarray, border: str) -> np.ndarray:
-    """Return the image f[S,S,C] between pixels, linearly, at the points y, x f64[...]."""
+    """Interpolate the image f[S,S,C] linearly at the points y, x f64[...]."""
     side = len(image)
     low_y, low_x = np.floor(y).astype(int), np.floor(x).astype(int)
     down, across = (y - low_y)[..., None], (x - low_x)[..., None]
@@ -278,14 +277,14 @@ def _sampled(image: np.ndarray, y: np.ndarray, x: np.ndarray, border: str) -> np
 
 
 def _inside(places: np.ndarray, side: int, border: str) -> np.ndarray:
-    """Return the pixel that stands for a place outside: "mirror" does not repeat the edge."""
+    """Map outside places to pixels inside; "mirror" does not repeat the edge."""
     period = 2 * side - (2 if border == "mirror" else 0)
     turned = places % period
     return np.where(turned < side, turned, period - turned - (border != "mirror"))
 
 
 def _blurred(x: np.ndarray, sigma: float) -> np.ndarray:
-    """Return x f64[S,S,C] under a Gaussian of up to 4 sigma; outside are the edge's pixels."""
+    """Blur x f64[S,S,C] with a Gaussian cut at 4 sigma; the edge pixels are repeated outside."""
     matrix = _matrix(len(x), _gaussian(sigma, int(4 * sigma + 0.5)), "edge")
     return np.einsum("hi,wj,ijc->hwc", matrix, matrix, x, optimize=True)
 
@@ -299,9 +298,9 @@ def _gaussian(sigma: float, width: int) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
-    """Return f64[S,S], which filters what it is multiplied with; `border` is that of `np.pad`.
+    """Return f64[S,S] that filters by multiplication; `border` is a mode of `np.pad`.
 
-    One product costs less than a filter of a thousand weights, which elastic_transform has at 224.
+    One product costs less than a filter of a thousand weights, as in elastic_transform at 224.
     """
     width = len(weights) // 2
     places = np.pad(np.arange(side), width, border)  # type: ignore[call-overload]
@@ -312,7 +311,7 @@ def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
 
 
 def _correlated(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Return the correlation of padded f64[H,W,C] with a kernel, where it fits."""
+    """Correlate padded f64[H,W,C] with a kernel, wherever it fits inside."""
     sides = zip(padded.shape[:2], kernel.shape, strict=True)
     height, width = (have - need + 1 for have, need in sides)
     spectrum = np.fft.rfft2(padded, axes=(0, 1))

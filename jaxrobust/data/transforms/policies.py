@@ -1,4 +1,4 @@
-"""RandAugment as timm has it, AutoAugment as torchvision and RobustART: drawn, then made."""
+"""RandAugment as in timm, AutoAugment as in torchvision and RobustART: drawn, then applied."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from jaxrobust.data.transforms.operations import Canvas, Change
 
 
 class PolicyChange(NamedTuple):
-    """A change, and its number from how strong it is to be."""
+    """An operation, and the function from its strength to its number."""
 
     change: Change
     number: Callable[..., float]
 
 
-Plan = list[tuple[str, float]]  # changes by their names, with their numbers
+Plan = list[tuple[str, float]]  # names of operations, with their numbers
 
 
 def _changed(
@@ -42,7 +42,7 @@ _WITHOUT_NUMBERS = {
     "Equalize": PolicyChange(operations.equalize, _no_number),
     "Invert": PolicyChange(operations.invert, _no_number),
 }
-# timm's set `rand-...-inc1`: numbers from a signed strength in [-1, 1], its magnitude over 10.
+# timm's `rand-...-inc1` set: numbers from a signed strength in [-1, 1], the magnitude / 10.
 RANDAUGMENT = _WITHOUT_NUMBERS | {
     "Rotate": PolicyChange(operations.rotate, lambda strength: strength * 30),
     "Posterize": PolicyChange(operations.posterize, lambda strength: 4 - int(abs(strength) * 4)),
@@ -54,7 +54,7 @@ RANDAUGMENT = _WITHOUT_NUMBERS | {
     "Sharpness": PolicyChange(operations.sharpness, _factor),
     "ShearX": PolicyChange(operations.shear_x, lambda strength: strength * 0.3),
     "ShearY": PolicyChange(operations.shear_y, lambda strength: strength * 0.3),
-    # Shares of the image's own side.
+    # Shares of the image's side.
     "TranslateX": PolicyChange(
         lambda image, share, canvas: operations.translate_x(image, share * image.width, canvas),
         lambda strength: strength * 0.45,
@@ -76,15 +76,15 @@ def randaugment(
     ops: int = 2,
     fill: int = 0,
 ) -> Image.Image:
-    """Return the image after `ops` of 15 changes, each of which happens with probability one half.
+    """Apply `ops` of 15 changes, each with probability one half.
 
     Args:
-      image: RGB or grey; on grey images changes of colour do nothing.
+      image: RGB or grey; colour changes leave grey images as they are.
       rng: draws changes, with replacement, and their strengths.
       magnitude: mean strength, 0 to 10; at 10 or more, images may become black or inverted.
-      std: of the strength, which is clipped to [0, 10].
-      ops: how many changes.
-      fill: grey value that moved images leave behind.
+      std: standard deviation of the strength, which is clipped to [0, 10].
+      ops: number of changes to draw.
+      fill: grey value that fills what moved images uncover.
     Source: Cubuk et al. 2020 as timm 1.0.9's `rand-m9-mstd0.5-inc1` with mean 0; parity:
       tests/data/transforms/test_randaugment.py.
     """
@@ -93,7 +93,7 @@ def randaugment(
 
 
 def draw_randaugment(rng: np.random.Generator, *, magnitude: float, std: float, ops: int) -> Plan:
-    """Return the changes that happen to one image, in their order."""
+    """Draw the changes to apply to one image, in order."""
     plan = []
     for index in rng.integers(0, len(_NAMES), size=ops).tolist():
         if rng.random() < 0.5:
@@ -104,7 +104,7 @@ def draw_randaugment(rng: np.random.Generator, *, magnitude: float, std: float, 
 
 
 def _bins(first: float, last: float) -> tuple[float, ...]:
-    """Return ten numbers from first to last, rounded as torch.linspace's float32 are."""
+    """Return ten numbers from first to last, rounded to float32 as torch.linspace does."""
     low, high, level = np.float32(first), np.float32(last), np.arange(10, dtype=np.float32)
     step = (high - low) / np.float32(9)
     return tuple(np.where(level < 5, low + step * level, high - step * (9 - level)).tolist())
@@ -125,10 +125,10 @@ def _translate(sign: int, level: int, side: int) -> float:
     return -sign * int(_bins(0, 150 / 331 * side)[level])
 
 
-# Functions that pickle: workers of the pipeline get them.
+# Functions that can be pickled, because they are sent to the pipeline's workers.
 _blend = functools.partial(_signed, _bins(0, 0.9), 1)
 _shear = functools.partial(_signed, _bins(0, 0.3), 0)
-# torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
+# torchvision's: numbers from (sign, level 0 to 9, image side in pixels).
 TORCHVISION = _WITHOUT_NUMBERS | {
     "Rotate": PolicyChange(operations.rotate, functools.partial(_signed, _bins(0, 30), 0)),
     "Posterize": PolicyChange(
@@ -149,7 +149,7 @@ TORCHVISION = _WITHOUT_NUMBERS | {
 def _between_pixels(
     change: Change, image: Image.Image, number: float, canvas: Canvas
 ) -> Image.Image:
-    """Change with reading between the old pixels, whatever the canvas says."""
+    """Apply a change with interpolation, whatever the canvas says."""
     return change(image, number, canvas._replace(resample=Image.Resampling.BICUBIC))
 
 
@@ -159,7 +159,7 @@ def _unrounded(sign: int, level: int, side: int) -> float:
 
 _around_one = functools.partial(_signed, np.linspace(0, 0.9, 10).tolist(), 1)
 _sheared = functools.partial(_signed, np.linspace(0, 0.3, 10).tolist(), 0)
-# What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
+# How DIG-Beihang/RobustART differs: it only rotates counter-clockwise, interpolates in shears,
 # solarises from 256 on and does not round translations.
 ROBUSTART = TORCHVISION | {
     "Rotate": PolicyChange(
@@ -204,7 +204,7 @@ Equalize 8 0, Equalize 6 0
 
 
 def _policy(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
-    """Read pairs of (name, probability, level)."""
+    """Parse pairs of (name, probability, level)."""
     pairs = text.strip().replace("\n", ";").split(";")
     lines = ([words.split() for words in pair.split(",")] for pair in pairs)
     return tuple(tuple((n, int(tenths) / 10, int(k)) for n, tenths, k in line) for line in lines)
@@ -221,7 +221,7 @@ def autoaugment(
     fill: int = 0,
     rows: Mapping[str, PolicyChange] = TORCHVISION,
 ) -> Image.Image:
-    """Make one of the policy's 25 pairs of changes; moved images leave `fill` behind.
+    """Apply one of the policy's 25 pairs of changes; `fill` fills what moved images uncover.
 
     Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
       interpolation), or as DIG-Beihang/RobustART's, `ROBUSTART` with fill=128; parity:
@@ -240,7 +240,7 @@ def draw_autoaugment(
     width: int,
     rows: Mapping[str, PolicyChange] = TORCHVISION,
 ) -> Plan:
-    """Return the changes that happen to one image of that size, in their order."""
+    """Draw the changes to apply to an image of this size, in order."""
     pairs = POLICIES[policy]
     plan = []
     for name, probability, level in pairs[rng.integers(len(pairs))]:

@@ -1,6 +1,6 @@
-"""How evaluation prepares an image, bit for bit as torchvision does on PIL images.
+"""Evaluation preprocessing, bit for bit as in torchvision on PIL images.
 
-Everything works on `uint8[H,W,C]` NumPy arrays (C is 1 for grey, 3 for RGB) with PIL underneath.
+All functions take `uint8[H,W,C]` NumPy arrays (C is 1 for grey, 3 for RGB) and use PIL.
 """
 
 import functools
@@ -16,21 +16,20 @@ from jaxrobust.data.transforms.decoding import decode, to_pixels
 
 _CHANNELS = (1, 3)
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
-_KNOWN_PILLOW = 11 <= int(Image.__version__.split(".")[0]) <= 13  # of `_along_rows_first`
+_KNOWN_PILLOW = 11 <= int(Image.__version__.split(".")[0]) <= 13  # known order
 _RADIUS = 2  # of BICUBIC, in pixels of the smaller image; BILINEAR's is 1
 
 
 def resize_crop(
     image: np.ndarray, *, resize: int | None, crop: int | None, resample: Image.Resampling = BICUBIC
 ) -> np.ndarray:
-    """Return the image with its short side resized to `resize`, then its central `crop` x `crop`
-    pixels.
+    """Resize the image's short side to `resize`, then crop the centre to `crop` x `crop`.
 
     Args:
       image: uint8[H,W,C].
-      resize: pixels; the long side is truncated; None keeps the size, and so does an image whose
-        short side is `resize` already.
-      crop: pixels; black is added around an image that is smaller; None crops nothing.
+      resize: pixels; the long side is truncated. None keeps the size, as does a short side that
+        already is `resize`.
+      crop: pixels; smaller images are padded with black; None does not crop.
       resample: BICUBIC or BILINEAR, antialiased.
     Source: torchvision's Resize and CenterCrop on PIL images, bit for bit; parity:
       tests/data/transforms/test_transforms.py.
@@ -49,13 +48,13 @@ def resize_crop(
 def _resized_center(
     image: np.ndarray, rows: int, columns: int, crop: int, resample: Image.Resampling
 ) -> np.ndarray:
-    """Resize to (rows, columns) and crop the centre, of only the rows that the crop depends on.
+    """Resize to (rows, columns) and crop the centre, using only the rows that the crop needs.
 
-    Along the rows, rounded, then along the columns, as Pillow does; a fifth of the time saved.
+    Along the rows, rounded, then along the columns, as Pillow does; saves a fifth of the time.
     """
     height, width = image.shape[:2]
     row, column = _offset(rows, crop), _offset(columns, crop)
-    reach = _RADIUS * max(1.0, height / rows) + 1  # how far a resized pixel looks, and rounding
+    reach = _RADIUS * max(1.0, height / rows) + 1  # support of a resized pixel, plus rounding
     first = max(0, math.floor(row * height / rows - reach))
     last = min(height, math.ceil((row + crop) * height / rows + reach))
     strip = to_pil(image[first:last])
@@ -74,19 +73,19 @@ def _resized_center(
 
 
 def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
-    """Tell whether Pillow is known to resize this image along its rows, then along its columns.
+    """Return whether Pillow is known to resize this image along its rows before its columns.
 
-    Pillow 13 turns the order round for images that lose more than twice as much height as width.
+    Pillow 13 reverses the order for images that lose more than twice as many rows as columns.
     """
     down, across = image.shape[0] - rows, image.shape[1] - columns
     return _KNOWN_PILLOW and not (down > 0 and down > 2 * across)
 
 
 def _exact(size: int, resized: int) -> bool:
-    """Tell whether resizing a part of `size` pixels to its part of `resized` gives the same pixels.
+    """Return whether resizing a part alone is exact when `size` pixels become `resized`.
 
-    Pillow weighs pixels by where they lie, in doubles from a box in float32: all those numbers are
-    multiples of size / resized, exact if that is a fraction over a small power of two.
+    Pillow computes weights in doubles from a box in float32. All positions are multiples of size /
+    resized, which is exact if it is a fraction over a small power of two.
     """
     under = resized // math.gcd(size, resized)
     return under & (under - 1) == 0 and size * under <= 2**24
@@ -125,12 +124,12 @@ _SHARE = re.compile(r"(bicubic|bilinear)-(0\.\d+|1(?:\.0+)?)")
 
 
 def resolve(preprocessing_id: str | None, image_size: int) -> str:
-    """Return the id with its sizes: `bicubic-0.875` at 224 is `bicubic-256-crop-224`, others stay.
+    """Resolve an id's sizes: `bicubic-0.875` at 224 is `bicubic-256-crop-224`, others stay.
 
     Args:
-      preprocessing_id: an id of `evaluation_transform`, or `bicubic-SHARE`, `bilinear-SHARE`, where
-        the crop of `image_size` is that share of the short side, as timm's `crop_pct`.
-      image_size: pixels that the network expects.
+      preprocessing_id: an id of `evaluation_transform`, or `bicubic-SHARE`, `bilinear-SHARE`, which
+        crop `image_size` pixels, this share of the short side, as with timm's `crop_pct`.
+      image_size: the size in pixels that the network expects.
     Raises:
       ValueError: a share of 0.
     """
@@ -144,28 +143,28 @@ def resolve(preprocessing_id: str | None, image_size: int) -> str:
 
 
 def same_preprocessing(first: str, second: str, image_size: int) -> bool:
-    """Tell whether two ids make the same images: RobustBench names some of ours."""
+    """Return whether two ids give the same images: RobustBench has other names for some of ours."""
     names = (resolve(value, image_size) for value in (first, second))
     return len({_OTHER_NAMES.get(name, name) for name in names}) == 1
 
 
 def _name(preprocessing_id: str | None) -> str:
-    if preprocessing_id is None or preprocessing_id == "None":  # RobustBench's, and as text
+    if preprocessing_id is None or preprocessing_id == "None":  # RobustBench's, also as text
         return "none"
     return preprocessing_id
 
 
 def evaluation_transform(preprocessing_id: str | None) -> Callable[[Any], np.ndarray]:
-    """Return the function from an image to what a network evaluated under that id receives.
+    """Return the function that prepares an image for a network evaluated under this id.
 
     Args:
       preprocessing_id: RobustBench's `Res256Crop224`, `BicubicRes256Crop224`, `Res224`, `Crop288`
         or `none` (also None); or `bicubic-RESIZE-crop-SIZE`, `bilinear-RESIZE-crop-SIZE`.
     Returns:
-      (PIL image, encoded bytes or uint8[H,W,C]) -> uint8[H,W,3], a new array; an array keeps its
-      channels. Raises ValueError for an image of another kind.
+      (PIL image, encoded bytes or uint8[H,W,C]) -> uint8[H,W,3], a new array; arrays keep their
+      channels. It raises ValueError for any other input.
     Raises:
-      ValueError: an unknown id, one for `resolve`, or one with a size of 0.
+      ValueError: an unknown id, one that needs `resolve`, or one with a size of 0.
 
     >>> photograph = np.zeros((300, 400, 3), np.uint8)
     >>> evaluation_transform("Res256Crop224")(photograph).shape
@@ -206,15 +205,15 @@ def _prepare(image: Any, *, transform: Transform) -> np.ndarray:
         raise ValueError(f"an image of type {type(image).__name__} is unknown; {_IMAGES}")
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _CHANNELS:
         raise ValueError(f"an image {image.dtype} of shape {image.shape} is unknown; {_IMAGES}")
-    return np.array(transform(image), order="C")  # the caller's own, whatever it is a view of
+    return np.array(transform(image), order="C")  # always a copy, even of a view
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """Return the PIL image of uint8[H,W,C]."""
+    """Convert uint8[H,W,C] to a PIL image."""
     if image.shape[2] == 1:
         return Image.fromarray(image[:, :, 0])
     pixels = image.base
-    if (  # a window of RGBX pixels, as `decode` returns them
+    if (  # a view of RGBX pixels, as `decode` returns them
         isinstance(pixels, np.ndarray)
         and pixels.dtype == np.uint8
         and pixels.ndim == 3
@@ -231,6 +230,6 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """Return the uint8[H,W,C] of a PIL image of mode L or RGB, read-only."""
+    """Convert a PIL image of mode L or RGB to uint8[H,W,C], read-only."""
     array = np.asarray(image)
     return array if array.ndim == 3 else array[:, :, None]

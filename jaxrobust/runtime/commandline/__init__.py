@@ -1,1 +1,1 @@
-"""Command lines: flags, mistakes as one sentence, functions by name, exit codes."""
+"""Command lines: flags, one-sentence errors, functions by name, exit codes."""

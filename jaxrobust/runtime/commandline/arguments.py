@@ -1,4 +1,4 @@
-"""Flags and configs as people write them, and mistakes in them as one sentence."""
+"""Parses flags and configs as users write them; a mistake becomes a one-sentence error."""
 
 import argparse
 import ast
@@ -28,47 +28,47 @@ from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import MOVED, dataset, meant, network, norm
 
-# In a wheel the recipes are inside of the package, in a checkout next to it.
+# In a wheel the recipes are inside the package, in a checkout next to it.
 _PACKAGE = Path(__file__).resolve().parents[2]
 RECIPES = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
 
-program: str | None = None  # what people typed, if it is not the file that runs: jaxrobust import
+program: str | None = None  # what the user typed, if not the script's name
 
-KEYS = "jaxrobust/config.py lists the keys"  # the end of a message about a config
+KEYS = "jaxrobust/config.py lists the keys"  # the end of an error about a config
 CONFIG_HELP = "Config: FILE or FILE:ARGUMENTS; --config.KEY=VALUE changes one of its keys."
 
-flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
+flags.disclaim_key_flags()  # each command's --help decides which of the flags below it shows
 
 
 def quiet_libraries() -> None:
-    """Keep Orbax and Grain from logging 30 lines a checkpoint, unless --verbosity is given.
+    """Stop Orbax and Grain from logging 30 lines per checkpoint, unless --verbosity is given.
 
-    Both log through absl. JAX does not, whose warnings (no plug-in for an accelerator) stay.
+    Both log through absl. JAX does not, so its warnings (no plug-in for an accelerator) remain.
     """
     if not flags.FLAGS["verbosity"].present:
         logging.getLogger().setLevel(logging.WARNING)
         absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
-        # Of a checkpoint that does not fit, each array's own traceback next to the error.
+        # Hides one traceback per array, logged next to the error, if a checkpoint does not fit.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def stop(message: object, code: int) -> NoReturn:
-    """End the process with a sentence on stderr."""
+    """Exit the process with a sentence on stderr."""
     patience.end()
     show(message)
     sys.exit(code)
 
 
 def show(message: object) -> None:
-    """Print a sentence on stderr, as wide as the terminal."""
+    """Print a sentence on stderr, wrapped to the terminal."""
     terminal.tell(terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr)))
 
 
 @contextlib.contextmanager
 def ending(interrupted: str, solved: str = "") -> Iterator[None]:
-    """End with a sentence where what is done inside fails: 2 for a wrong input, 130 for Ctrl-C,
+    """Exit with one sentence if the block fails.
 
-    and 3, with `solved` after the sentence, for a file that cannot be read or written.
+    Codes: 2, a wrong input; 130, Ctrl-C; 3, a file cannot be read or written (`solved` follows).
     """
     try:
         yield
@@ -76,7 +76,7 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
         stop(f"interrupted; {interrupted}", 130)
     except ValueError as error:
         stop(functions.of_users(error) or error, 2)
-    except BrokenPipeError:  # of stdout, whose reader is gone
+    except BrokenPipeError:  # of stdout, whose reader has exited
         raise
     except (OSError, MemoryError) as error:
         stop(f"{unable(error)}{solved}", 3)
@@ -87,18 +87,18 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
 
 
 def unable(error: OSError | MemoryError) -> str:
-    """Return the sentence for what this machine has no memory, no disk or no network for."""
+    """Return the sentence for a lack of memory, disk or network on this machine."""
     if isinstance(error, OSError):
         named = error.filename and error.strerror and not isinstance(error, DiskFull)
-        return f"{error.filename}: {error.strerror}" if named else str(error)  # without the number
+        return f"{error.filename}: {error.strerror}" if named else str(error)  # without the errno
     wanted = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
     return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 
 
 def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> Any:
-    """Run a command, print what it returns if --json asks for it, and return it too.
+    """Run a command and return its result; with --json, also print it.
 
-    It fails as `ending` says.
+    Failures are handled by `ending`.
     """
     with ending(interrupted):
         done = run(args)
@@ -108,7 +108,7 @@ def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> Any:
 
 
 def number(flag: str, text: str) -> float:
-    """Read a flag that is written as a number or a fraction (`4/255`)."""
+    """Parse a flag that is a number or a fraction (`4/255`)."""
     try:
         return _fraction(text) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError) as error:
@@ -118,7 +118,7 @@ def number(flag: str, text: str) -> float:
 
 
 def how_many(flag: str, text: str | int) -> int:
-    """Read a number of images, where `all` is a word; 0: all of them."""
+    """Parse a number of images, or the word `all`; 0 means all."""
     if text == "all":
         return 0
     try:
@@ -131,7 +131,7 @@ def how_many(flag: str, text: str | int) -> int:
 
 
 def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
-    """Read a flag that is written as a dict, Python's or JSON's; None: it is not given."""
+    """Parse a flag that is a Python or JSON dict; None: not given."""
     if text is None:
         return None
     value = _literal(text)
@@ -143,7 +143,7 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
 def check_once(
     argv: Sequence[str], more: Sequence[str] = (), *, several: Container[str] = ()
 ) -> None:
-    """Stop where a flag or one of `more` is given twice, unless it takes `several` values."""
+    """Exit with an error if a flag or one of `more` repeats, unless it takes `several` values."""
     names = []
     for match in filter(None, (_FLAG.fullmatch(str(word)) for word in argv)):
         name = match[1].replace("-", "_")
@@ -156,7 +156,7 @@ def check_once(
 
 
 class _Help(argparse.Action):
-    """Prints the usual flags, or all of them for `--help-all`, and ends."""
+    """Prints the usual flags, or all of them for `--help-all`, and exits."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, typed: Any = None) -> None:
         print(parser.page("" if typed in help_page.ALL else parser.usual))
@@ -164,9 +164,9 @@ class _Help(argparse.Action):
 
 
 class Arguments(argparse.ArgumentParser):
-    """argparse with both spellings of a flag, each of them once, and mistakes as one sentence.
+    """argparse with both spellings of each flag, no repeated flags, and one-sentence errors.
 
-    `usual`: the flags that `--help` shows, where they are more than a screen; empty: all.
+    `usual`: the flags that `--help` shows if all of them do not fit on a screen; empty: all.
     """
 
     def __init__(self, doc: str, *, usual: str = "", **options: Any) -> None:
@@ -177,7 +177,7 @@ class Arguments(argparse.ArgumentParser):
         self.add_argument(*spellings, nargs=0, action=_Help, dest="help", default=argparse.SUPPRESS)
 
     def page(self, usual: str) -> str:
-        """Write usage, document and flags."""
+        """Format usage, description and flags."""
         words = [action for action in self._actions if not action.option_strings]
         wanted = [action for action in self._actions if action.option_strings and action.required]
         usage = [help_page.word(action) for action in words]
@@ -187,23 +187,23 @@ class Arguments(argparse.ArgumentParser):
         return help_page.page(head, help_page.of_argparse(self), usual=usual)
 
     def format_help(self) -> str:
-        """Write the help with all flags."""
+        """Format the help with all flags."""
         return self.page("")
 
     def flag(self, name: str, **options: Any) -> None:
-        """Add a flag, such as `image_size`, that is also written `image-size`."""
+        """Add a flag such as `image_size`, which may also be spelled `image-size`."""
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         self.add_argument(*spellings, dest=name, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; stop with one sentence and exit code 2 where that cannot be."""
+        """Parse the arguments; on an error, exit with one sentence and code 2."""
         check_once(sys.argv[1:] if args is None else args)
         launch.without_tpu()
-        patience.end()  # of loading, which is over
+        patience.end()  # loading is over
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Stop with one sentence."""
+        """Exit with one sentence."""
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             word = unknown[1].partition("=")[0]
             names = [n.lstrip("-") for action in self._actions for n in action.option_strings]
@@ -226,13 +226,13 @@ def run(
     groups: Mapping[str, str] = help_page.GROUPS,
     describe: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a command that has absl's flags, or print its help.
+    """Run a command that uses absl's flags, or print its help.
 
     Args:
       usual: the flags that `--help` shows.
-      hint: the end of a message about a flag that is not known.
+      hint: the end of an error about an unknown flag.
       groups: the titles and flags of `--help-all`.
-      describe: what is to be looked up for `--help-all` alone.
+      describe: what to look up only for `--help-all`.
     """
     asked = {*sys.argv[1:]} & (help_page.USUAL | help_page.ALL)
     if not asked:
@@ -246,9 +246,9 @@ def run(
 
 
 def parse(argv: list[str], *, hint: str = KEYS) -> list[str]:
-    """Parse absl's flags, with mistakes as one sentence, hyphens, and fractions such as 4/255.
+    """Parse absl's flags, allowing hyphens and fractions such as 4/255; errors are one sentence.
 
-    A dict changes the keys of a section that it names, `--config.model.options.KEY` any field.
+    A dict updates the section that it is assigned to; `--config.model.options.KEY` sets any field.
     """
     path = Path()
     try:
@@ -261,15 +261,15 @@ def parse(argv: list[str], *, hint: str = KEYS) -> list[str]:
             if re.fullmatch(r"--?[a-z_]+=", word):
                 raise ValueError(f"{word} is empty; give a value, or leave it out")
         at = next((i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)), None)
-        if at is not None:  # the file that --config means takes its place in the words
+        if at is not None:  # replace the value of --config by the file that it means
             name, _, value = words[at].partition("=")
             last = at + (1 if value or at + 1 == len(words) else 2)
             path, config_arguments = split_config(value or "".join(words[at + 1 : last]))
             file = f"{path}:{config_arguments}" if config_arguments else path
             words[at:last] = [f"{name}={file}"]
             _find_neighbours(path)
-        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
-        defined.set_gnu_getopt()  # a target may stand before flags
+        argv[1:] = words  # in place, since config_flags looks for the keys in sys.argv
+        defined.set_gnu_getopt()  # a target may precede flags
         positional = defined(argv)
         if path.name:
             config = defined["config"].value
@@ -280,20 +280,20 @@ def parse(argv: list[str], *, hint: str = KEYS) -> list[str]:
                 _change(config, key.split(".")[1:], value)
             _spell(config)
         return positional
-    except BrokenPipeError:  # of stdout, whose reader is gone
+    except BrokenPipeError:  # of stdout, whose reader has exited
         raise
     except Exception as error:
         stop(_reason(error, path, hint), 2)
 
 
 def split_config(text: str) -> tuple[Path, str]:
-    """Split a config that is written `FILE[:ARGUMENTS]`."""
+    """Split a config written as `FILE[:ARGUMENTS]`."""
     file, _, arguments = text.partition(":")
     return config_file(file), arguments
 
 
 def load_config(text: str) -> Any:
-    """Call `get_config` of a config, `FILE[:ARGUMENTS]`; return the config unlocked."""
+    """Call `get_config` of the config `FILE[:ARGUMENTS]`; return it unlocked."""
     path, arguments = split_config(text)
     _find_neighbours(path)
     try:
@@ -306,18 +306,18 @@ def load_config(text: str) -> Any:
 
 
 def _find_neighbours(path: Path) -> None:
-    """Let a config import its neighbours, by one name or the other."""
+    """Let a config import its neighbours, under either name."""
     sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
 
 
 def config_name(text: str) -> str:
-    """Name a config for names of files: by its own name and its arguments."""
+    """Return a config's file name and arguments as text for file names."""
     path, arguments = split_config(text)
     return run_name(f"{path}:{arguments}")
 
 
 def run_name(text: str) -> str:
-    """Name the folder of a run by its config, which need not be there.
+    """Return the folder name for runs of a config, which need not exist.
 
     >>> run_name("configs/revisiting_at.py:vit_s_cvst,epochs=300")
     'revisiting_at-vit_s_cvst-epochs=300'
@@ -327,11 +327,11 @@ def run_name(text: str) -> str:
 
 
 class NoConfigError(ValueError):
-    """There is no such config, in one sentence."""
+    """There is no such config; the message is one sentence."""
 
 
 def config_file(text: str) -> Path:
-    """Find the file of a config: the one of that name, else the recipe of the package."""
+    """Find a config: the file of that name, else the package's recipe."""
     recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
     path, name = Path(text), text.removeprefix("configs/").removesuffix(".py")
     if path.is_file():
@@ -372,7 +372,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
         return f"{path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
     reason = f"{type(error).__name__}: {message}"
     if "Error whilst parsing config file" in message:
-        reason = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
+        reason = re.findall(r"\w+Error: .*", message)[-1]  # the end of the contained traceback
     if re.search(r"get_config\(\) takes 0 positional arguments", reason):
         return f"{path} takes no arguments; leave out what follows the colon"
     if reason.startswith("ArgumentError: "):
@@ -390,14 +390,14 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
 
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
-# One value, or one of each norm.
+# A single value, or one per norm.
 _SEVERAL = ("config.attack.norm", "config.attack.epsilon", "config.attack.step_size")
-# Sections that take keys which are not there yet.
+# Sections that accept new keys.
 _OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
 
 
 def _underscores(word: str) -> str:
-    """Write a flag that has hyphens as absl knows it; other words stay as they are."""
+    """Replace the hyphens of a flag by underscores, for absl; leave other words alone."""
     match = _FLAG.fullmatch(word)
     if not match or match[1].startswith("config."):
         return word
@@ -406,7 +406,7 @@ def _underscores(word: str) -> str:
 
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Split words into absl's and the (dotted key, value) of changes of a config."""
+    """Split words into absl's and the config changes, as (dotted key, value)."""
     words, others = list(words), []
     changes: list[tuple[str, Any]] = []
     while words:
@@ -425,7 +425,7 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
         elif value.lstrip().startswith("{"):
             changes += flat(mapping(name, value) or {}, f"{name}.").items()
         elif _OPEN.match(name) or (name in _SEVERAL and "," in value):
-            if name in _SEVERAL:  # with commas, and perhaps parentheses and quotes
+            if name in _SEVERAL:  # comma-separated, perhaps with parentheses and quotes
                 parts = value.strip().removeprefix("(").removesuffix(")").split(",")
                 changes.append((name, tuple(_value(p.strip()) for p in parts if p.strip())))
             else:
@@ -440,7 +440,7 @@ def _value(text: str) -> Any:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give the values of a tree of sections by their dotted keys."""
+    """Flatten a tree of sections into values by dotted key."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         is_section = isinstance(value, Mapping)
@@ -449,7 +449,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _change(config: Any, keys: list[str], value: Any) -> None:
-    """Set one key of a locked config; of a section that is open, also one that is not there yet."""
+    """Set one key of a locked config; open sections also accept new keys."""
     is_open = _OPEN.match(".".join(["config", *keys]))
     place = keys[:2] if is_open else keys[:-1]
     section = config
@@ -469,7 +469,7 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
 
 
 def _spell(config: Any) -> None:
-    """Write names in a config as we do: its own, and those of phases with some of their own."""
+    """Normalise the names in a config, and those that its phases override."""
     names = (("attack", "norm", norm), ("model", "name", network), ("data", "name", dataset))
     sections = (value for value in config.values() if isinstance(value, ConfigDict))
     for section in (config, *(value.get("changes") for value in sections)):

@@ -1,4 +1,4 @@
-"""How a command joins others of a pod, and how it ends: by a sentence and an exit code."""
+"""How a command joins a pod, and how it exits: with a sentence and an exit code."""
 
 import os
 import threading
@@ -14,12 +14,12 @@ from jaxrobust.runtime.processes import lifeline
 from jaxrobust.runtime.processes.launch import join_hosts
 from jaxrobust.runtime.processes.signals import Listener
 
-_PATIENCE = 20  # seconds; after 15 a machine that does not answer is known to be gone
-flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
+_PATIENCE = 20  # seconds; an unresponsive machine counts as gone after 15
+flags.disclaim_key_flags()  # each command's --help decides which of the flags below it shows
 
 
 def define_host_flags() -> None:
-    """Define the flags of a command that several hosts run together, for `hosts`."""
+    """Define the flags that `hosts` reads, for a command that several hosts run together."""
     join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
     default = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
@@ -33,7 +33,7 @@ def define_host_flags() -> None:
 
 
 def hosts() -> dict[str, Any] | None:
-    """Read the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
+    """Return the arguments of `launch.join_hosts` from the flags; None: this process is alone."""
     arguments = {
         "coordinator": flags.FLAGS.coordinator_address,
         "processes": flags.FLAGS.num_processes,
@@ -45,18 +45,18 @@ def hosts() -> dict[str, Any] | None:
 
 
 class Ending:
-    """Ends this process where it has to, and tells the others of its pod.
+    """Ends this process when necessary, and tells the other processes of its pod.
 
-    While it is entered, SIGTERM and Ctrl-C are answered at once, also while something compiles. An
-    error inside that comes of another process's end ends this one with what is known of that.
-    `again` says what the same command does with what is saved.
+    Inside the context, SIGTERM and Ctrl-C are answered at once, even during a compilation. An error
+    caused by another process's end ends this one, with what is known about that end. `again` says
+    how the same command continues from what is saved.
     """
 
     def __init__(self, again: Callable[[], str]) -> None:
         self.again = again
         self._line: lifeline.Lifeline | None = None
         self._pod = False
-        self._ends = threading.Lock()  # its holder says the last words
+        self._ends = threading.Lock()  # whoever holds it prints the last message
         self._listener = Listener(self.at_once, self.again)
 
     def join(self, pod: dict[str, Any]) -> None:
@@ -71,27 +71,27 @@ class Ending:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._pod and lifeline.lost(error):
-            threading.Event().wait(_PATIENCE if self._line else 0)  # its thread ends the process
+            threading.Event().wait(_PATIENCE if self._line else 0)  # its thread will end us
             reason = str(error).splitlines()[0]
             self.at_once(f"the connection to another process broke ({reason}); {self.again()}", 75)
         self._listener.__exit__()
 
     def __call__(self, message: object, code: int) -> NoReturn:
-        """End with a sentence: at once in a pod or after Ctrl-C, where Python may crash."""
+        """Exit with a sentence: immediately in a pod or after Ctrl-C, when Python may crash."""
         if self._pod or self._listener.interrupted:
             self.at_once(message, code)
         stop(message, code)
 
     def fault(self, error: Exception, *, in_pod: bool) -> None:
-        """End for a fault of the user's code or, in a pod, of ours; else the caller raises it."""
+        """Exit for a fault in the user's code or, in a pod, in ours; else the caller raises it."""
         if message := functions.of_users(error):
             self(message, 2)
         if in_pod:
-            traceback.print_exc()  # and go, else the others wait for this one
+            traceback.print_exc()  # and exit, or the others would wait for this process
             self(error, 1)
 
     def at_once(self, message: object, code: int) -> NoReturn:
-        """End the process with a message, from any thread, whatever the other threads do."""
+        """Exit the process with a message, from any thread, whatever the others are doing."""
         self._ends.acquire()
         show(message)
         if self._line is not None:

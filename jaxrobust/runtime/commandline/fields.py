@@ -1,7 +1,7 @@
-"""Flags as the fields of a dataclass: a type, a default, and one sentence of help each.
+"""Command flags as dataclass fields: each has a type, a default and a one-sentence help.
 
-`read` gives a dataclass filled by argparse; `define` and `given` do the same with absl's flags,
-which the commands need that take `--config.key=value`.
+`read` fills a dataclass with argparse; `define` and `given` do the same with absl's flags, which
+commands with `--config.key=value` need.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from absl import flags
 
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
 
-flags.disclaim_key_flags()  # what `define` defines stands in the --help of the command that calls
+flags.disclaim_key_flags()  # the flags from `define` appear in --help of the caller
 
 Flags = TypeVar("Flags")
 _ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
@@ -28,11 +28,11 @@ _ABSL: dict[tuple[type, bool], Callable[..., Any]] = {
 
 class _About(NamedTuple):
     text: str
-    word: bool  # a word without a flag
+    word: bool  # a positional argument
     least: float | None
     reads: Callable[[str, Any], Any] | None
-    options: dict[str, Any]  # of argparse
-    name: str  # of the flag, where Python has that word; empty: as the field
+    options: dict[str, Any]  # for argparse
+    name: str  # of the flag if Python reserves that word; empty: as the field
 
 
 def flag(
@@ -46,17 +46,17 @@ def flag(
     name: str = "",
     **options: Any,
 ) -> Any:
-    """Return a field of a dataclass that is a flag of a command.
+    """Declare a dataclass field that is a flag of a command.
 
     Args:
-      text: the help.
-      default: what counts where the flag is not given.
-      required: the flag has to be given.
-      word: people write the value alone, without `--name`.
-      least: the smallest number that is accepted, of each where there are several.
-      reads: turns (name, text) into the value, or raises a `ValueError` that says how to write it.
-      name: of the flag, where Python has that word: `from`.
-      options: further arguments of argparse, such as `choices`.
+      text: the help text.
+      default: the value if the flag is not given.
+      required: whether the flag must be given.
+      word: whether users write only the value, without `--name`.
+      least: the smallest number accepted; applies to each of several.
+      reads: turns (name, text) into the value, or raises a `ValueError` that explains the format.
+      name: of the flag, if Python reserves that word: `from`.
+      options: further argparse arguments, such as `choices`.
     """
     if required and not word:
         options["required"] = True
@@ -68,7 +68,7 @@ def flag(
 def read(
     kind: type[Flags], doc: str | None, argv: Sequence[str] | None = None, **options: Any
 ) -> Flags:
-    """Read a command line into a dataclass; stop with one sentence where that cannot be."""
+    """Read a command line into a dataclass; exit with one sentence on an error."""
     parser = Arguments(doc or "", **options)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def read(
 
 
 def define(kind: type) -> None:
-    """Define absl's flags for the fields of a dataclass; several commands may define the same."""
+    """Define absl's flags for the fields of a dataclass; commands may share flags."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         about: _About = field.metadata["about"]
@@ -97,13 +97,13 @@ def define(kind: type) -> None:
 
 
 def given(kind: type[Flags]) -> Flags:
-    """Return the dataclass with the values of absl's flags."""
+    """Return the dataclass filled from absl's flags."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return _made(kind, {name: flags.FLAGS[name].value for name in names})
 
 
 def _plain(hint: Any, about: _About) -> tuple[type, bool]:
-    """Return the type of one value on the command line, and whether there may be several."""
+    """Return the type of a single value, and whether the flag takes several."""
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is tuple:

@@ -1,4 +1,4 @@
-"""Functions that a user names: `my_package.nets:make`, or of a file `my_nets.py:make`."""
+"""Functions named by the user: `my_package.nets:make`, or `my_nets.py:make` in a file."""
 
 import contextlib
 import hashlib
@@ -20,31 +20,31 @@ from jaxrobust.runtime.text import spelling
 HOW = "my_package.nets:make, or my_nets.py:make"
 _PACKAGE = Path(__file__).parents[2]
 _PYTHON = Path(sysconfig.get_path("stdlib"))
-_loaded: dict[Path, tuple[str, ModuleType]] = {}  # file -> sha256 of what was run, its module
+_loaded: dict[Path, tuple[str, ModuleType]] = {}  # file -> sha256 of the code run, module
 
 
 class Named(NamedTuple):
-    """A function, and where it is from."""
+    """A function and its origin."""
 
     function: Callable[..., Any]
-    name: str  # as it was given
-    file: str | None  # the source; None: it has none
+    name: str  # as the user gave it
+    file: str | None  # the source file; None: it has none
     sha256: str | None  # of that file
 
     def record(self) -> dict[str, Any]:
-        """Describe it for a record."""
+        """Describe the function for a record."""
         return {"name": self.name, "file": self.file, "sha256": self.sha256}
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a text names a function, and not one of our networks."""
+    """Return whether a text names a function rather than one of our networks."""
     return ":" in text
 
 
 def find(flag: str, name: str) -> Named:
-    """Find the function that `name` says, where Python looks and in the current folder.
+    """Find the function `name` on Python's path or in the current folder.
 
-    A file is run again where it has changed, and may import its neighbours.
+    A changed file is run again. Files may import their neighbours.
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):
@@ -81,7 +81,7 @@ def _imported(flag: str, name: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
-        if not f"{place}.".startswith(f"{error.name}."):  # one that theirs imports
+        if not f"{place}.".startswith(f"{error.name}."):  # the user's module imports it
             raise
         raise ValueError(
             f"{flag}={name}: there is no module {error.name}, neither installed nor in {Path.cwd()}"
@@ -101,9 +101,9 @@ def _of_file(flag: str, name: str, path: Path) -> ModuleType:
     if path in _loaded and _loaded[path][0] == sha256:
         return _loaded[path][1]
     look_in(path.parent)
-    module = ModuleType(f"{path.stem}_{sha256[:8]}")  # no name that an import could mean
+    module = ModuleType(f"{path.stem}_{sha256[:8]}")  # a name that no import can clash with
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for theirs
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     try:
         exec(compile(source, str(path), "exec"), vars(module))
     except BaseException:
@@ -114,19 +114,19 @@ def _of_file(flag: str, name: str, path: Path) -> ModuleType:
 
 
 def tuples(value: Any) -> Any:
-    """Make tuples of lists, at every depth."""
+    """Turn lists into tuples, at every depth."""
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """Make a plain dict of a section of a config, for JSON; `TypeError` if it is not a section."""
+    """Turn a config section into a plain dict for JSON; `TypeError` if it is not a section."""
     if not hasattr(value, "items"):
         raise TypeError(f"{value!r} is not a section")
     return dict(value.items())
 
 
 def look_in(folder: Path) -> None:
-    """Let Python find modules in a folder, after all others."""
+    """Let Python find modules in a folder, after all other folders."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()
@@ -134,7 +134,7 @@ def look_in(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(flag: str, name: str) -> Iterator[None]:
-    """Turn an error of a user's code into a `ValueError` of one sentence, which names its line."""
+    """Turn an error in the user's code into a one-sentence `ValueError` that names its line."""
     try:
         yield
     except Exception as error:
@@ -152,7 +152,7 @@ def _lines(error: BaseException) -> list[tuple[Path, int | None]]:
 
 
 def place_of(error: BaseException) -> str:
-    """Write "FILE, line N" of the user's code that an error came out of, "" of other code."""
+    """Return "FILE, line N" of the user's code that raised an error, "" for other code."""
     lines = _lines(error)
     in_package = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
     users = (
@@ -166,13 +166,13 @@ def place_of(error: BaseException) -> str:
 
 
 def of_users(error: Exception) -> str | None:
-    """Say in one sentence that an error came out of the user's code; None: it did not."""
+    """Describe an error raised by the user's code in one sentence; None: it is not theirs."""
     place = place_of(error)
     return f"{place}: {type(error).__name__}: {_text(error)}" if place else None
 
 
 def _is_users(path: Path) -> bool:
-    """Tell whether a file is neither Python's nor an installed package's."""
+    """Return whether a file belongs neither to Python nor to an installed package."""
     installed = {"site-packages", "dist-packages"} & {*path.parts}
     return path.is_file() and not installed and not path.is_relative_to(_PYTHON)
 
@@ -181,17 +181,17 @@ def _text(error: Exception) -> str:
     return _TRACING.sub("", " ".join(str(error).partition("\n")[0].split()))
 
 
-# What JAX says of the function that it traces, which is one of ours: "f at FILE:LINE traced for
-# jit", in a sentence of its own or in brackets.
+# JAX's note on the traced function, which is one of ours: "f at FILE:LINE traced for jit", as a
+# sentence or in brackets.
 _TRACING = re.compile(r" ?[(]?[^.(]*\S+ at \S+:\d+ traced for \w+[.)]?")
 
 
 def _where(lines: Sequence[tuple[Path, int | None]], place: str) -> str:
-    """Write "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
+    """Return "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
     source: str | None = place
     if not place.endswith(".py"):
         source = None
-        with contextlib.suppress(ImportError, ValueError):  # no such module, or one without a file
+        with contextlib.suppress(ImportError, ValueError):  # no such module, or it has no file
             spec = importlib.util.find_spec(place)
             source = spec.origin if spec else None
     in_source = [

@@ -1,4 +1,4 @@
-"""The help of a command: the usual flags, or with `--help-all` all of them in groups."""
+"""The help of a command: the usual flags, or all of them in groups with `--help-all`."""
 
 import argparse
 import textwrap
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-# Flags that several commands have, by what they are about.
+# Flags that several commands share, by topic.
 GROUPS = {
     "The network": "workdir phase selected weights model options num_classes function torch "
     "torch_args torch_output",
@@ -19,19 +19,19 @@ GROUPS = {
 USUAL = frozenset(("--help", "-help", "--helpshort", "-h", "--h", "-?"))
 ALL = frozenset(("--help-all", "--help_all", "--helpfull"))
 _COLUMNS = 100
-_FEW = 11  # flags and words, which need no groups
-_REPEAT = ";\n    repeat this option to specify a list of values"  # as absl says it
+_FEW = 11  # up to this many flags and words need no groups
+_REPEAT = ";\n    repeat this option to specify a list of values"  # absl's wording
 
 
 class HelpRow(NamedTuple):
-    """A flag, or a word without one, as it is typed, and what its help says."""
+    """A flag or positional argument, as the user types it, and its help."""
 
     typed: str
     text: str
     default: Any = None
 
     def lines(self) -> list[str]:
-        """Write the row, with its default where the text does not say it."""
+        """Format the row, adding its default if the text does not mention it."""
         is_said = (
             self.default in (None, False, (), "", argparse.SUPPRESS) or "default:" in self.text
         )
@@ -50,7 +50,7 @@ def page(
     usual: str = "",
     groups: Mapping[str, str] = GROUPS,
 ) -> str:
-    """Write the document of a command and its flags: the usual ones, or all of them in groups."""
+    """Format a command's description and flags: the usual ones, or all of them in groups."""
     named = {row.typed.removeprefix("--"): row for row in rows}
     if usual:
         words = [row for row in rows if not row.typed.startswith("--")]
@@ -81,7 +81,7 @@ def of_absl(names: Sequence[str]) -> list[HelpRow]:
 
 
 def of_argparse(parser: argparse.ArgumentParser) -> list[HelpRow]:
-    """Describe the words and flags of a parser, each flag in one spelling."""
+    """Describe the positional arguments and flags of a parser, each flag in one spelling."""
     rows, formatter = [], argparse.HelpFormatter(parser.prog)
     for action in parser._actions:
         if action.dest == "help":
@@ -96,7 +96,7 @@ def of_argparse(parser: argparse.ArgumentParser) -> list[HelpRow]:
 
 
 def word(action: argparse.Action) -> str:
-    """Name a word without a flag, as a usage line has it."""
+    """Return a positional argument as a usage line shows it."""
     name = str(action.metavar or action.dest.upper())
     forms = {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} ..."}
     return forms.get(str(action.nargs), name)

@@ -15,7 +15,7 @@ def with_target(
 ) -> dict[str, Any]:
     """Set the flag that a positional target stands for: a run, weights, or a function.
 
-    `weights`: names before a colon that are weights and not modules.
+    `weights`: names that, before a colon, mean weights and not modules.
 
     >>> with_target({"norm": "l2"}, "nets.py:logits_fn")
     {'norm': 'l2', 'function': 'nets.py:logits_fn'}

@@ -1,4 +1,4 @@
-"""Threats as flags name them: one, NORM:RADIUS, and several radii of a norm."""
+"""Parses threats in flags: a single one, NORM:RADIUS, and several radii of a norm."""
 
 import re
 
@@ -10,7 +10,7 @@ from jaxrobust.types import THREAT_NORMS, Threat
 
 
 def parse(text: str, flag: str = "threat") -> Threat:
-    """Read a threat such as `linf:4/255`, its norm in any spelling.
+    """Parse a threat such as `linf:4/255`, with its norm in any spelling.
 
     >>> str(parse("Linf:4/255"))
     'linf 0.01569'
@@ -32,9 +32,7 @@ def parse(text: str, flag: str = "threat") -> Threat:
 
 
 def ladder(text: str) -> list[Threat]:
-    """Read the threats that --ladder names, the smallest first; one of radius 0 is not an
-    attack.
-    """
+    """Parse the threats of --ladder, the smallest first; a threat of radius 0 is not an attack."""
     parts = [part.strip() for part in text.split(":")]
     form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
     if len(parts) != 4:

@@ -1,1 +1,1 @@
-"""Devices: meshes, peaks, compiled programs and what they cost, traces."""
+"""Devices: meshes, peak performance, compiled programs and their cost, traces."""

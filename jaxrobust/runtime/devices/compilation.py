@@ -1,4 +1,4 @@
-"""Compiling: how long it took, whether the cache had it, and what it took the last time."""
+"""Compilation: its duration, cache hits, and how long it took last time."""
 
 import contextlib
 import json
@@ -15,24 +15,24 @@ from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.runtime.text import patience
 
 _HITS = "/jax/compilation_cache/cache_hits"
-_SHORT_S = 5.0  # a wait that nobody has to be told of
+_SHORT_S = 5.0  # shorter waits are not announced
 _UNKNOWN = "minutes for a large network"
-_KEPT = 300  # programs whose times are remembered
+_KEPT = 300  # number of programs whose times are stored
 
 
 def use_persistent_cache(shared: Path | None = None) -> str | None:
-    """Turn on XLA's cache on disk, and return where it is.
+    """Turn on XLA's cache on disk, and return its location.
 
-    That is $JAX_COMPILATION_CACHE_DIR (also a gs:// address), else ~/.cache/jaxrobust/xla; for
-    several processes `xla-cache` in `shared`, a folder that all of them see: JAX writes from the
-    first process alone, so the others of a pod never find anything on disks of their own.
+    This is $JAX_COMPILATION_CACHE_DIR (possibly gs://), else ~/.cache/jaxrobust/xla. For several
+    processes it is `xla-cache` in `shared`, a folder that all of them see: only the first process
+    writes, so the others would never find anything on their own disks.
 
-    Off, and None, for several processes on CPU: a program that XLA reads back from disk has lost
-    the order of its collectives, and Gloo then matches those of one host with others of the next.
+    Returns None, with the cache off, for several processes on CPU. A program read back from disk
+    loses the order of its collectives, and Gloo then pairs the wrong ones between hosts.
     """
     if jax.process_count() > 1 and jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # JAX may have looked at the setting already
+        compilation_cache.reset_cache()  # JAX may already have read the setting
         return None
     if chosen := jax.config.values["jax_compilation_cache_dir"]:
         return str(chosen)
@@ -45,7 +45,7 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
 
 @contextlib.contextmanager
 def cache_hits() -> Iterator[list[str]]:
-    """Give a list that grows with each program that the cache has."""
+    """Yield a list that grows with each program found in the cache."""
     hits: list[str] = []
 
     def listen(event: str, **unused: object) -> None:
@@ -60,7 +60,7 @@ def cache_hits() -> Iterator[list[str]]:
 
 
 def program(purpose: str, *arguments: Any) -> str:
-    """Name a program by purpose, arrays, numbers and devices, to remember its time."""
+    """Return a program's key for stored times: purpose, arrays, numbers and devices."""
     leaves = jax.tree.leaves(arguments)
     numbers = sum(math.prod(leaf.shape) for leaf in leaves)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -68,7 +68,7 @@ def program(purpose: str, *arguments: Any) -> str:
 
 
 def expected(name: str, unknown: str = _UNKNOWN) -> str:
-    """Say how long compiling a `program` took last time on this machine; `unknown`: the first."""
+    """Say how long compiling a `program` took last time on this machine; `unknown` if it is new."""
     times = _remembered().get(name)
     if times is None:
         return unknown
@@ -79,10 +79,10 @@ def expected(name: str, unknown: str = _UNKNOWN) -> str:
 
 
 def remember(name: str, seconds: float, *, hit: bool) -> None:
-    """Keep for `expected` how long a program took, unless the disk cannot be written."""
+    """Store how long a program took, for `expected`, unless the disk is read-only or full."""
     times = _remembered()
     cold = times.pop(name, {"cold": None})["cold"] if hit else seconds
-    times.pop(name, None)  # the newest is the last one
+    times.pop(name, None)  # keeps the newest last
     times[name] = {"seconds": round(seconds, 1), "hit": hit, "cold": cold and round(cold, 1)}
     path = _times()
     with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ def waiting(
     always: bool = False,
     unknown: str = _UNKNOWN,
 ) -> Iterator[None]:
-    """Announce a compilation, unless it was short last time, and keep its seconds for `name`."""
+    """Announce a compilation, unless it was short last time, and store its seconds under `name`."""
     times, took = _remembered().get(name), expected(name, unknown)
     if always or times is None or max(times["seconds"], times["cold"] or 0.0) >= _SHORT_S:
         say(f"{activity} ({took})")
@@ -114,7 +114,7 @@ def _times() -> Path:
 
 
 def _remembered() -> dict[str, dict[str, Any]]:
-    """Read the times that are known of programs; of a damaged or older file there are none."""
+    """Read the stored times of programs; empty if the file is damaged or older."""
     try:
         rows = json.loads(_times().read_text())
         return {

@@ -1,4 +1,4 @@
-"""What an accelerator could do at best, by the name that JAX gives it: peaks, not measurements."""
+"""Peak performance of accelerators, by the names that JAX uses: peaks, not measurements."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ _GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Peaks of what JAX counts as one device: a chip, except for TPU v2, v3 and 7x (half of one).
+    """Peaks of a JAX device: a chip, except for TPU v2, v3 and 7x (half a chip).
 
     `flops` is dense bfloat16 per second. `interconnect` counts one direction over all links to
-    other chips: a TPU's inter-chip links, a GPU's NVLink (half of what NVIDIA quotes, which is the
-    sum of both directions) or, without NVLink, PCIe.
+    other chips: a TPU's inter-chip links, a GPU's NVLink (half of NVIDIA's figure, which sums both
+    directions) or, without NVLink, PCIe.
     """
 
     flops: float  # FLOP/s
@@ -21,10 +21,10 @@ class Chip(NamedTuple):
 
 
 # TPUs: cloud.google.com/tpu/docs, the "System architecture" page of each version (links in Gbit/s
-# there; v2, v3 and 7x per chip, halved here; 7x makes twice as many FLOP/s of fp8, in which nothing
-# here computes). Clocks: arXiv 2304.01433, table 4; of v5e, v5p and v6e
-# peak FLOP/s by the multiply-adds of their matrix units in a cycle. GPUs: NVIDIA's data sheets of
-# each product, whose figures "with sparsity" are halved here.
+# there; v2, v3 and 7x per chip, halved here; 7x has twice as many FLOP/s in fp8, which is not used
+# here). Clocks: arXiv 2304.01433, table 4; for v5e, v5p and v6e, peak FLOP/s divided by the
+# multiply-adds of their matrix units per cycle. GPUs: NVIDIA's data sheets, whose figures "with
+# sparsity" are halved here.
 _CHIPS = {
     "TPU v2": Chip(23e12, 8 * _GIB, 350e9, 124e9, 0.7e9),
     "TPU v3": Chip(61.5e12, 16 * _GIB, 450e9, 164e9, 0.94e9),
@@ -56,9 +56,9 @@ _CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-    """Find the chip by the longest whole name that `device_kind` starts with; None: no one."""
+    """Find the chip with the longest full name that `device_kind` starts with; None if unknown."""
     kind = device_kind.strip().lower() + " "
-    if " mig " in kind:  # a slice of a GPU, under the name of the whole
+    if " mig " in kind:  # a slice of a GPU, under the full GPU's name
         return None
     names = [
         name for name in _CHIPS if kind.startswith(name.lower()) and not kind[len(name)].isalnum()

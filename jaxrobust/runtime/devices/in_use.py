@@ -1,4 +1,4 @@
-"""Which devices compute, and whether an accelerator that is here does not."""
+"""Which devices compute, and whether an available accelerator is idle."""
 
 import os
 from pathlib import Path
@@ -7,26 +7,26 @@ import jax
 
 
 def count() -> int:
-    """Count the devices that compute; a CPU is one for each process, whatever JAX makes of it."""
+    """Count the devices that compute; the CPU counts once per process, however JAX splits it."""
     on_cpu = jax.devices()[0].platform == "cpu"
     return jax.process_count() if on_cpu else jax.device_count()
 
 
 def devices() -> str:
-    """Name the devices that compute, with their number."""
+    """Return the names and number of the devices that compute."""
     return f"{count()} x {jax.devices()[0].device_kind}"
 
 
-# The files of a driver (the second one of WSL's), and the extra with JAX's plug-in for it.
+# The files of a driver (the second for WSL), and the extra with JAX's plug-in for it.
 _DRIVERS = (
     ("an NVIDIA GPU", "cuda", ("dev/nvidia[0-9]*", "usr/lib/wsl/lib/libcuda.so*")),
     ("a TPU", "tpu", ("dev/accel[0-9]*", "dev/vfio/[0-9]*")),
 )
-_GOOGLE = "0x1ae0"  # as a PCI vendor; vfio alone may belong to anything
+_GOOGLE = "0x1ae0"  # PCI vendor id; vfio alone may belong to any device
 
 
 def left_idle(root: Path = Path("/")) -> str | None:
-    """Warn of an accelerator that seems to be here and that JAX does not use; None: all is well."""
+    """Warn about an accelerator that seems present but that JAX does not use; None: all is well."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     vendors = {file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")}

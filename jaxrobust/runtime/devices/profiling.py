@@ -1,4 +1,4 @@
-"""A trace of a few training steps, to be looked at with XProf."""
+"""Traces of a few training steps, to view in XProf."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,14 @@ from jaxrobust.runtime.text.progress import say
 
 
 class Profile(NamedTuple):
-    """Which steps to trace, counted from where a command starts or continues a phase."""
+    """The steps to trace, counted from where a command starts or continues a phase."""
 
     start: int
     steps: int
 
 
 def profile(text: str) -> Profile:
-    """Read `--profile START:STEPS`."""
+    """Parse `--profile START:STEPS`."""
     if not re.fullmatch(r"\d+:0*[1-9]\d*", text):
         raise ValueError(
             f"--profile {text} is not START:STEPS; write two integers, such as 10:5 for 5 steps "
@@ -28,9 +28,9 @@ def profile(text: str) -> Profile:
 
 
 class PhaseTrace:
-    """The trace of one phase, from its start to its end; without a profile it does nothing.
+    """Traces a phase from its start to its end; without a profile it does nothing.
 
-    Every host writes its part, under the same name, into `directory`.
+    Each host writes its part into `directory`, under the same name.
     """
 
     def __init__(self, profile: Profile | None, directory: Path, step: int) -> None:
@@ -40,13 +40,13 @@ class PhaseTrace:
             self._first, self._last = step + profile.start, step + profile.start + profile.steps
         self._step = step
         self._running = False
-        self._annotation: Any = None  # gives XProf the step's number and its time on the host
+        self._annotation: Any = None  # gives XProf the step number and the host time
 
     def dispatched(self, step: int, values: Any) -> bool:
-        """Take note that step `step` is on its way to the device; `values` are of its results.
+        """Register that step `step` was sent to the device; `values` are some of its results.
 
-        Returns whether the trace began or ended here, for which the device had to finish first:
-        this time does not count as training.
+        Returns whether the trace began or ended here. The device had to finish first, so this time
+        does not count as training.
         """
         self._step = step
         self._annotate(None)
@@ -54,7 +54,7 @@ class PhaseTrace:
             if self._running:
                 self._annotate(step + 1)
             return False
-        jax.block_until_ready(values)  # so that the trace holds whole steps
+        jax.block_until_ready(values)  # the trace should hold complete steps
         if step == self._first:
             self._begin()
         else:
@@ -63,7 +63,7 @@ class PhaseTrace:
 
     def _begin(self) -> None:
         options = jax.profiler.ProfileOptions()
-        options.session_id = f"step-{self._first}"  # else each host takes its clock's second
+        options.session_id = f"step-{self._first}"  # by default, each host uses its current time
         jax.profiler.start_trace(self._directory, profiler_options=options)
         self._running = True
         self._annotate(self._first + 1)

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of `data` x `fsdp`, the batch over both, large arrays over `fsdp`."""
+"""Where arrays live: a `data` x `fsdp` mesh, batches over both, large arrays over `fsdp`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxrobust.types import Array, Params
 
 DATA, FSDP = "data", "fsdp"
-# Values; below, a copy costs less than a collective alone. Of each part, a 16th: a tile of a TPU's
-# memory, to which less is padded.
+# Number of values below which copying costs less than a collective. A part must have a 16th of
+# this: a tile of a TPU's memory, to which smaller ones are padded.
 SMALL = 2**14
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
-    """Make a mesh of devices in the order of hosts, whose rows of a batch then are consecutive.
+    """Make a mesh of devices in host order, so that each host holds consecutive rows of a batch.
 
-    `fsdp` neighbours share one copy of the state. Axes are Auto: JAX's default, Explicit, asks the
-    network code for shardings.
+    Groups of `fsdp` neighbours share one copy of the state. Axes are Auto: with JAX's default,
+    Explicit, network code would have to specify shardings.
     """
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
@@ -39,17 +39,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Put a copy on every device."""
+    """Return the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
-    """Split the first axis over the devices."""
+    """Return the sharding that splits the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def global_arrays(mesh: Mesh, local: Any) -> Any:
-    """Join a tree of this process's np.ndarrays with those of others to arrays over the mesh."""
+    """Join a tree of this process's np.ndarrays with the other processes' to arrays on the mesh."""
     sharding = by_image(mesh)
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), local
@@ -57,7 +57,7 @@ def global_arrays(mesh: Mesh, local: Any) -> Any:
 
 
 def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """Choose the largest axis, the last of equals, that `parts` divide; None: none is split."""
+    """Return the largest axis that `parts` divides, the last among equals; None: do not split."""
     if parts == 1 or math.prod(shape) < _small(parts) or name.startswith("normalize."):
         return None
     fits = [(size, axis) for axis, size in enumerate(shape) if size % parts == 0]
@@ -65,7 +65,7 @@ def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
 
 
 def _small(parts: int) -> float:
-    """Say below how many values an array is not split."""
+    """Return the number of values below which an array is not split."""
     return SMALL * max(1, parts / 16)
 
 
@@ -86,16 +86,16 @@ def _spec(name: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 def _gathered(array: Array, axis: int, platform: str) -> Array:
     """Gather an array in its type, whatever it was rounded from."""
-    if platform == "tpu":  # where to and from bits are a copy each
+    if platform == "tpu":  # bitcasts are copies there
         return lax.all_gather(lax.optimization_barrier(array), FSDP, axis=axis, tiled=True)
-    # As bits: XLA's CPU compiler sends bfloat16 as float32, and any may gather before it rounds.
+    # As bits: XLA's CPU compiler sends bfloat16 as float32, and any may gather before rounding.
     bits = lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
     bits = lax.all_gather(bits, FSDP, axis=axis, tiled=True)
     return lax.bitcast_convert_type(bits, array.dtype)
 
 
 def _over_all(collective: Callable[..., Array], tree: Any, *, below: float) -> Any:
-    """Run a collective over all devices; arrays of fewer values than `below` share one."""
+    """Run a collective over all devices; arrays with fewer values than `below` share one."""
     arrays, structure = jax.tree.flatten(tree)
     row, arrays_of = ravel_pytree({i: a for i, a in enumerate(arrays) if a.size < below})
     done = arrays_of(collective(row, (DATA, FSDP)))
@@ -104,26 +104,26 @@ def _over_all(collective: Callable[..., Array], tree: Any, *, below: float) -> A
 
 
 class Spread(NamedTuple):
-    """How one device's share of a computation becomes that of all; inside `each`, collectives.
+    """Collectives that turn one device's computation into that of all; use them inside `each`.
 
-    `each(f, copies=n, split=m)`: f of a device -> f of the mesh; its arguments are parameters, `n`
-    trees of which every device has a copy, then `m` trees split by image. It returns what is the
-    same on every device, and with `gradients=True` before that a tree like the parameters.
+    `each(f, copies=n, split=m)` maps f on one device to f on the mesh. Its arguments are
+    parameters, `n` trees copied to every device, then `m` trees split by image. Its result must be
+    equal on all devices; with `gradients=True`, a tree like the parameters precedes it.
     """
 
     each: Callable[..., Callable[..., Any]]
-    gather: Callable[[Params], Params]  # a device's part of the parameters -> all of them
-    reduce: Callable[[Params], Params]  # gradients of all parameters -> the mean of a device's part
+    gather: Callable[[Params], Params]  # one device's part of the parameters -> all of them
+    reduce: Callable[[Params], Params]  # all gradients -> one device's part of their mean
     mean: Callable[[Any], Any]  # over the devices
-    norm: Callable[[Params], Array]  # of what `reduce` gave; outside of `each`, with one collective
+    norm: Callable[[Params], Array]  # of `reduce`'s output; outside of `each`, with one collective
 
 
 def spread(mesh: Mesh, params: Params) -> Spread:
-    """Return the collectives for parameters of these shapes, which lie as `of_state` says.
+    """Return the collectives for parameters of these shapes, sharded by `of_state`.
 
-    The collectives are written out instead of left to the partitioner, which would gather
-    parameters wherever they are used, in each step of the attack, and reduce gradients in the
-    compute type (730 gathers instead of 50 for a ViT-S on 16 chips).
+    The collectives are explicit. The partitioner would gather parameters wherever they are used, in
+    each step of the attack, and reduce gradients in the compute type (730 gathers instead of 50 for
+    a ViT-S on 16 chips).
     """
     parts, platform = mesh.shape[FSDP], mesh.devices.flat[0].platform
     axes = {name: split_axis(name, p.shape, parts) for name, p in params.items()}
@@ -166,7 +166,7 @@ def spread(mesh: Mesh, params: Params) -> Spread:
             mesh=mesh,
             in_specs=(specs, *of_arguments),
             out_specs=(specs, PartitionSpec()) if gradients else PartitionSpec(),
-            check_vma=False,  # the layers have gradients of their own
+            check_vma=False,  # the layers define their own gradients
         )
 
     return Spread(

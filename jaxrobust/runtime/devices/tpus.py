@@ -1,7 +1,7 @@
-"""What the TPU compiler is told about collectives: a table, and which of it this compiler knows.
+"""TPU compiler options for collectives: a table, and which of them this compiler accepts.
 
-Left alone, libtpu 0.0.42 lets every collective of a training step run by itself, the gradients in
-one sum that begins when the last of them is there.
+By default, libtpu 0.0.42 overlaps no collective of a training step with other work. It sums all
+gradients together once the last one is ready.
 """
 
 import functools
@@ -17,19 +17,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrobust.runtime.devices import compilation
 
 OPTIONS: dict[str, str | bool] = {
-    # Sums overlap with the product of matrices that makes the next gradient, each by itself.
+    # Sums overlap one by one with the matrix product that computes the next gradient.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-    # And with element-wise work: gradients that our own kernels make have no product of the
-    # compiler's to overlap with.
+    # They also overlap with element-wise work: gradients from our own kernels come with no
+    # compiler-made product to overlap with.
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
-    "xla_lhs_loop_fusion_latency_multiplier": "2",  # of 1 to 3 what hides most
-    "xla_enable_async_reduce_scatter_fusion": "true",  # of a sum of which a chip keeps its part
+    "xla_lhs_loop_fusion_latency_multiplier": "2",  # of 1 to 3, the value that hides most
+    "xla_enable_async_reduce_scatter_fusion": "true",  # for sums of which each chip keeps a part
     "xla_jf_crs_combiner_threshold_count": "1",
-    # On 256 chips gathers else become sums of zeros, which send twice as much.
+    # On 256 chips, gathers otherwise become sums of zeros, which send twice as much.
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
 }
-# A sum that overlaps with other work needs fast memory, which some programs do not have.
+# A sum that overlaps with other work needs fast memory, which some programs lack.
 SPARING = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "false",
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "false",
@@ -37,9 +37,9 @@ SPARING = {
 
 
 def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
-    """Choose compiler options of a step of training on a mesh of TPUs; None: libtpu's own.
+    """Return compiler options for a training step on a mesh of TPUs; None: libtpu's defaults.
 
-    What $LIBTPU_INIT_ARGS names stays as it says there.
+    Options named in $LIBTPU_INIT_ARGS are left as they are there.
     """
     chip = mesh.devices.flat[0]
     if chip.platform != "tpu" or mesh.size == 1:
@@ -51,7 +51,7 @@ def step_options(mesh: Mesh) -> dict[str, str | bool] | None:
 
 
 def compiled(lowered: Any) -> Any:
-    """Compile a program, again with less overlap where fast memory runs out."""
+    """Compile a program; retry with less overlap if fast memory runs out."""
     try:
         return lowered.compile()
     except JaxRuntimeError as error:
@@ -70,7 +70,7 @@ def compile_timed(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
 
 @functools.cache
 def _known(chip: jax.Device) -> tuple[str, ...]:
-    """List the options that the compiler of a chip takes; a later one may have dropped some."""
+    """List the options that a chip's compiler accepts; later versions may have dropped some."""
     if _takes(chip, OPTIONS):
         return tuple(OPTIONS)
     return tuple(name for name in OPTIONS if _takes(chip, {name: OPTIONS[name]}))

@@ -1,1 +1,1 @@
-"""Files and folders: written whole, locked, downloaded; which code wrote them."""
+"""Files and folders: atomic writes, locks, downloads, and which code wrote them."""

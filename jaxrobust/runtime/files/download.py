@@ -1,6 +1,4 @@
-"""Files from the internet, kept in a cache; what breaks off is continued, a web page is not a
-file.
-"""
+"""Cached downloads that resume after an interruption and reject web pages in place of files."""
 
 import contextlib
 import hashlib
@@ -23,8 +21,8 @@ from tqdm.auto import tqdm
 
 from jaxrobust.runtime.files import folders, locks
 
-_TRIES = 5  # in a row without a new byte
-_NETWORK = (  # not every OSError: a full disk does not get better by trying again
+_TRIES = 5  # attempts in a row without a new byte
+_NETWORK = (  # not every OSError: retrying does not help against a full disk
     urllib.error.URLError,
     http.client.HTTPException,
     ConnectionError,
@@ -32,18 +30,18 @@ _NETWORK = (  # not every OSError: a full disk does not get better by trying aga
     ssl.SSLError,
 )
 _BLOCK = 1 << 20
-_PAGE = 1 << 20  # bytes of a web page that are looked at
+_PAGE = 1 << 20  # bytes of a web page to read
 
 Tell = Callable[[str], None]
 
 
 class Unreachable(OSError):
-    """The network or the server does not answer; the same command may work later."""
+    """The network or the server does not answer; the same command may succeed later."""
 
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from logging each of its attempts twice; what they end in is said."""
+    """Stop the hub's client from logging each attempt twice; the outcome is reported here."""
     client = logging.getLogger("huggingface_hub.utils._http")
     level = client.level
     client.setLevel(logging.ERROR)
@@ -56,16 +54,16 @@ def quiet_hub() -> Iterator[None]:
 def fetch(
     url: str, cache: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
 ) -> Path:
-    """Return the file of a URL; what an interrupted download left is continued.
+    """Download a URL and return its file, continuing an interrupted download.
 
     Args:
       url: `http://...` or `https://...`.
-      cache: the folder of the package's cache that keeps it: weights, data.
-      sha256: of the file, or how it begins, if known; another file is refused and removed.
-      name: of the file in the cache; default: what the address ends with.
-      tell: is told what happens, line by line.
+      cache: the subfolder of the package's cache to use: weights, data.
+      sha256: of the file, or its first digits, if known; a file that differs is removed.
+      name: of the file in the cache; default: the last part of the address.
+      tell: receives status messages, line by line.
     Raises:
-      ValueError: a mistake in the address, or a file that is not the expected one.
+      ValueError: a mistake in the address, or an unexpected file.
       Unreachable: no answer, several times in a row.
     """
     parts = urllib.parse.urlsplit(url)
@@ -82,13 +80,13 @@ def fetch(
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's bytes, as `sha256sum` prints it."""
+    """Hash a file's bytes as `sha256sum` does."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str:
-    """Return the hash of a file; `ValueError` where it is not the one that is wanted."""
+    """Return the hash of a file; raise `ValueError` if it is not the expected one."""
     digest = file_sha256(path)
     if not wanted or _is(digest, wanted):
         return digest
@@ -101,7 +99,7 @@ def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str
 
 
 def _is(digest: str, wanted: str) -> bool:
-    """Tell whether a hash is the wanted one, or begins with its eight digits or more."""
+    """Return whether a hash equals the expected one, or starts with its eight or more digits."""
     wanted = wanted.lower()
     return digest == wanted or (len(wanted) >= 8 and digest.startswith(wanted))
 
@@ -127,7 +125,7 @@ def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
         except _NETWORK as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             if isinstance(getattr(error, "reason", error), socket.gaierror):
-                tries = 2  # this machine asks in vain who the server is
+                tries = 2  # this machine cannot resolve the server's name
         size = part.stat().st_size if part.exists() else 0
         failures = 0 if size > old_size else failures + 1
         if failures >= tries:
@@ -150,7 +148,7 @@ def _etag(part: Path) -> Path:
 
 
 def _refuse(url: str, error: urllib.error.HTTPError) -> None:
-    """Raise `ValueError` for an answer that another try does not change."""
+    """Raise `ValueError` for a response that retrying would not change."""
     remedies = {
         401: "it wants a login; download it in a browser and give the file",
         403: "it is forbidden; download it in a browser and give the file",
@@ -163,7 +161,7 @@ def _refuse(url: str, error: urllib.error.HTTPError) -> None:
 
 
 def _answer(url: str, headers: dict[str, str]) -> Any:
-    """Open the address of the file; a drive's question whether it is meant is answered."""
+    """Open the file's address, and confirm if Google Drive asks for confirmation."""
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     title, address = "", url
     for _ in range(2):
@@ -183,16 +181,16 @@ def _answer(url: str, headers: dict[str, str]) -> Any:
 
 
 def _continue(url: str, part: Path, tell: Tell) -> bool:
-    """Append what is missing of a file to `part`; return whether that is all of it."""
+    """Append the missing bytes of a file to `part`; return whether it is then complete."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "jaxrobust", "Accept-Encoding": "identity"}
     tag = _etag(part).read_text() if start and _etag(part).exists() else ""
-    if tag:  # otherwise nobody knows whether it is the same file still
+    if tag:  # otherwise the file might have changed
         headers |= {"Range": f"bytes={start}-", "If-Range": tag}
     try:
         answer = _answer(url, headers)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # more is here than there
+        if error.code == 416:  # more bytes are here than on the server
             part.unlink()
             _etag(part).unlink(missing_ok=True)
         raise
@@ -200,7 +198,7 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
         resumes = answer.status == 206
         sent = answer.headers.get("Content-Range", f"bytes {start}-")
         if resumes and not sent.startswith(f"bytes {start}-"):
-            _etag(part).unlink()  # the next try begins at the start
+            _etag(part).unlink()  # the next attempt starts from scratch
             raise ConnectionError(f"asked for bytes {start}-, the server sends {sent}")
         if start and not resumes:
             tell(f"{url}: it changed, or its server cannot resume; from the start")
@@ -208,7 +206,7 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        _etag(part).write_text("" if tag.startswith("W/") else tag)  # a weak one is not proof
+        _etag(part).write_text("" if tag.startswith("W/") else tag)  # a weak tag proves nothing
         size = f"{total:,} bytes" if total else "of unknown size"
         tell(f"{url}: {size}" + (f", from {start:,}" if start else ""))
         bar = tqdm(initial=start, total=total, unit="B", unit_scale=True, disable=None, leave=False)
@@ -219,7 +217,7 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
             return total is None or file.tell() == total
 
 
-# Google Drive asks so before it sends a file that is too large for its search for viruses.
+# The form with which Google Drive asks before sending a file too large for its virus scan.
 _FORM = "download-form"
 
 
@@ -251,7 +249,7 @@ class _Page(HTMLParser):
 
 
 def read_page(page: str, url: str) -> tuple[str, str]:
-    """Read a page's title, and the address of the file if it asks for a confirmation, else ""."""
+    """Return a page's title and, if it asks for confirmation, the file's address, else ""."""
     form = _Page()
     form.feed(page)
     title = " ".join(form.title.split())[:80]

@@ -1,4 +1,4 @@
-"""Where things are kept: from one run to the next, and what a run writes."""
+"""Where things are stored: caches that last between runs, and the folders of runs."""
 
 import contextlib
 import difflib
@@ -10,12 +10,12 @@ from jaxrobust.runtime.files import whole
 
 
 def cache(name: str) -> Path:
-    """Locate `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxrobust" / name
 
 
 def similar(path: Path) -> str:
-    """Return the end of a message about a path that is missing: a similar one, or ""."""
+    """Return the end of a message about a missing path: a similar one, or ""."""
     if path.exists():
         return ""
     names = [other.name for other in path.parent.glob("*")]
@@ -24,7 +24,7 @@ def similar(path: Path) -> str:
 
 
 def mounted(flag: str, text: str) -> Path:
-    """Read a flag's folder: locks, growing logs and renames need a file system, no bucket."""
+    """Parse a flag's folder: locks, growing logs and renames need a file system, not a bucket."""
     scheme, separator, address = text.partition("://")
     if not separator:
         return Path(text)
@@ -41,7 +41,7 @@ def mounted(flag: str, text: str) -> Path:
 
 @contextlib.contextmanager
 def writing(flag: str, folder: Path) -> Iterator[None]:
-    """Refuse a flag's folder where writing inside of the block fails, except for a full disk."""
+    """Reject a flag's folder if writing to it in the block fails, except for a full disk."""
     try:
         yield
     except OSError as error:

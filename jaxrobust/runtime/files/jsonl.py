@@ -1,4 +1,4 @@
-"""Files of JSON lines, and files that are written whole or not at all."""
+"""JSON-lines files, and atomic writes."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from jaxrobust.runtime.files import locks, whole
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; a last line that was cut off does not count."""
+    """Read a file of JSON lines; a truncated last line is ignored."""
     rows = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
@@ -29,7 +29,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line, in place of one that was cut off; other processes may do so meanwhile."""
+    """Append a line, replacing a truncated one; safe with several processes."""
     with whole.explained(path), path.open("a+b") as lines:
         locks.wait_for(lines)
         mend(lines)
@@ -39,7 +39,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def mend(lines: BinaryIO) -> None:
-    """Make the last line of an open file end, or remove it where it was cut off, as `read` does."""
+    """End the last line of an open file or, if it is truncated (see `read`), remove it."""
     lines.seek(0)
     text = lines.read()
     last = text.rpartition(b"\n")[2]
@@ -53,6 +53,6 @@ def mend(lines: BinaryIO) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also where the power fails or the disk is full."""
+    """Write a file atomically, even if the power fails or the disk is full."""
     with whole.writing(path, len(text)) as part:
         part.write_text(text)

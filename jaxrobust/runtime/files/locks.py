@@ -1,9 +1,9 @@
-"""One process at a time at a run's folder or a ledger, and who it is.
+"""Locks that admit one process to a run's folder or a ledger, and say which one.
 
-The kernel's locks (`fcntl.lockf`) end with their process, also at kill -9, and children do not
-inherit them; NFS, Lustre and GPFS carry them from host to host. A bucket (gcsfuse) does not, and
-some file systems have none: so the file also names its holder, who gives a sign of life in it. Two
-processes that start there in the same moment both continue.
+The kernel's locks (`fcntl.lockf`) end with their process, even after kill -9, and children do not
+inherit them. NFS, Lustre and GPFS share them between hosts; buckets (gcsfuse) do not, and some file
+systems have none. The file therefore also names the holder, which updates a heartbeat in it.
+Without kernel locks, two processes that start at the same moment both continue.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from typing import Any
 
 from jaxrobust.runtime.text import patience, terminal
 
-_BEAT = 30.0  # seconds between two signs of life
-_PATIENCE = 150.0  # without one, another host's process is gone: gcsfuse may hide it for 60 s
-_GRACE = 5.0  # one of this host that was killed may have memory to give back first
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of a file system
+_BEAT = 30.0  # seconds between two heartbeats
+_PATIENCE = 150.0  # without one, another host's process is gone; gcsfuse may hide it for 60 s
+_GRACE = 5.0  # a process killed on this host may still be freeing memory
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # from a file system
 
-_held: dict[str, dict[str, Any]] = {}  # of this process, which the kernel would let in again
+_held: dict[str, dict[str, Any]] = {}  # by this process, which the kernel would let in again
 
 
 @contextlib.contextmanager
 def held(path: Path, *, resource: str, otherwise: str, wait: bool = False) -> Iterator[None]:
-    """Keep all other processes out of the block with this file, which stays, empty.
+    """Keep all other processes out of the block; the lock file remains, empty.
 
     Args:
-      path: of the lock.
-      resource: the words for what is locked.
-      otherwise: what to do instead of waiting.
-      wait: until another process has done with it, however long that takes.
+      path: of the lock file.
+      resource: how messages refer to what is locked.
+      otherwise: the alternative to waiting, for the message.
+      wait: whether to wait until the other process is done, however long that takes.
     Raises:
-      ValueError: somebody has it: who, since when, and what to do. With `wait`, only this process.
+      ValueError: it is locked: by whom, since when, what to do. With `wait`, only by this process.
       OSError: the file cannot be written.
     """
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -59,7 +59,7 @@ def held(path: Path, *, resource: str, otherwise: str, wait: bool = False) -> It
         finally:
             ended.set()
             if living.ident is not None:
-                living.join()  # it must not write to a file that is opened under this number next
+                living.join()  # it must not write to a later file with the same descriptor
             with contextlib.suppress(OSError):
                 os.ftruncate(file, 0)
             os.close(file)
@@ -80,8 +80,8 @@ def wait_for(file: Any) -> None:
 def _taken(path: Path, resource: str, otherwise: str, wait: bool) -> int:
     begun, first, warned = time.monotonic(), None, False
     while True:
-        # Opened again each time: else NFS shows what it read before. No other function may open
-        # the file, as closing it anywhere in this process gives the lock back.
+        # Reopened each time, or NFS would return stale content. No other function may open the
+        # file, because closing it anywhere in this process releases the lock.
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         free, holder = _lock(file), _read(file)
         here = holder is None or holder["host"] == socket.gethostname()
@@ -115,7 +115,7 @@ def _lock(file: int) -> bool:
 
 
 def _read(file: int) -> dict[str, Any] | None:
-    """Read who holds a lock, as the holder wrote; None: no process does, or it is not known yet."""
+    """Read the holder's note in a lock; None: there is no holder, or no note yet."""
     try:
         holder = json.loads(os.pread(file, 4096, 0))
         return holder if {"host", "pid", "since", "started", "sign"} <= holder.keys() else None
@@ -124,25 +124,25 @@ def _read(file: int) -> dict[str, Any] | None:
 
 
 def _sign(file: int, me: dict[str, Any], number: int = 0) -> None:
-    """Write who holds the lock; a reader never meets half of it, as only digits change."""
+    """Write who holds the lock; a reader never sees half of it, since only digits change."""
     text = json.dumps(me | {"sign": f"{number:09d}"}).encode()
     if not number:
         os.ftruncate(file, 0)
     os.pwrite(file, text, 0)
-    os.fsync(file)  # to a bucket
+    os.fsync(file)  # flush it to a bucket
 
 
 def _live(file: int, me: dict[str, Any], ended: threading.Event) -> None:
     number = 0
     while not ended.wait(_BEAT):
         number += 1
-        with contextlib.suppress(OSError):  # a full disk is the holder's to notice
+        with contextlib.suppress(OSError):  # the lock's holder will notice a full disk
             _sign(file, me, number)
 
 
 def _runs(holder: dict[str, Any] | None) -> bool:
-    """Tell whether a process of this host is there, and no other one under its number."""
-    if holder is None or holder["pid"] == os.getpid():  # this one does not hold it
+    """Return whether a process of this host still runs, and its id has not been reused."""
+    if holder is None or holder["pid"] == os.getpid():  # this process does not hold it
         return False
     try:
         os.kill(holder["pid"], 0)
@@ -154,12 +154,12 @@ def _runs(holder: dict[str, Any] | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Read when a process was started, by Linux's clock; None: it has ended, or it is not known."""
+    """Read when a process started, by Linux's clock; None: it has ended, or this is unknown."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
-    return None if state in "ZX" else fields[18]  # a zombie waits for its parent's interest
+    return None if state in "ZX" else fields[18]  # a zombie has ended
 
 
 def _words(holder: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""Which code computes: the commit of this package, and the versions that a number depends on."""
+"""Which code computes: the commit of this package, and versions that results depend on."""
 
 import hashlib
 import importlib.metadata
@@ -18,17 +18,17 @@ _PACKAGE = next(folder for folder in _FILE.parents if folder.name == jaxrobust._
 
 
 def commit() -> str:
-    """Say which code this is, in the most exact words that are known of it.
+    """Describe this code as exactly as possible.
 
-    The commit of the checkout whose git tracks this very file, with `+changes` where files differ:
-    a repository around an installation says nothing of it. Else the commit, or the archive's hash,
-    that the installer noted (PEP 610), else the version and a hash of the sources.
+    Returns the commit of the checkout that tracks this very file, with `+changes` if files differ;
+    a repository around an installation does not count. Otherwise returns the commit or archive hash
+    that the installer recorded (PEP 610), else the version and a hash of the sources.
     """
     here = _FILE.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
-        # A hook's variables name the repository that it runs in.
+        # A git hook's variables point to the repository that it runs in.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_A_HOOK}
         done = subprocess.run(
             command,
@@ -45,19 +45,19 @@ def commit() -> str:
     try:
         git("ls-files", "--error-unmatch", _FILE.name)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):  # no git, no repository, not its owner, it hangs
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, another owner, a hang
         version = versions()["jaxrobust"]
         return _installed() or f"{jaxrobust.__name__} {version}, sources sha256 {_sources_sha256()}"
 
 
 def _installed() -> str | None:
-    """Read the installer's note of where this very package is from; None: none is exact."""
+    """Read the installer's record of this very package's origin; None: it is not exact."""
     try:
         distribution = importlib.metadata.distribution(jaxrobust.__name__)
         noted = json.loads(distribution.read_text("direct_url.json") or "{}")
         installed = distribution.locate_file(_FILE.relative_to(_PACKAGE.parent))
         if not Path(str(installed)).samefile(_FILE):
-            return None  # a checkout on PYTHONPATH next to an installation
+            return None  # a checkout on PYTHONPATH, next to an installation
         if "vcs_info" in noted:
             return str(noted["vcs_info"]["commit_id"])
         return f"archive sha256 {noted['archive_info']['hashes']['sha256']}"
@@ -73,14 +73,14 @@ def _sources_sha256() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Look up the versions of Python and of the packages that a number may depend on.
+    """Return the versions of Python and of packages that a result may depend on.
 
-    This package says its own: what an installer noted of a checkout is of the day of installing.
+    This package reports its own version: the installer's record of a checkout may be outdated.
     """
     installed = {"jaxrobust": jaxrobust.__version__}
     for name in _PACKAGES:
         try:
             installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # its folder on PYTHONPATH
+        except importlib.metadata.PackageNotFoundError:  # only its folder is on PYTHONPATH
             installed[name] = "not installed"
     return installed | {"python": platform.python_version()}

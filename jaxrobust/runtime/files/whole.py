@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, with the permissions that the umask gives."""
+"""Atomic file writes, with the permissions that the umask gives."""
 
 import contextlib
 import errno
@@ -8,23 +8,23 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, a quota, `ulimit -f`
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota, `ulimit -f`
 
 
 class DiskFull(OSError):
-    """A file that did not fit; the message says what to do."""
+    """A file did not fit; the message says what to do."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is a full disk, a quota or a file's limit."""
+    """Return whether an error or its cause is a full disk, a quota or a file size limit."""
     return _reason(error) is not None
 
 
 def _reason(error: BaseException | None) -> str | None:
-    """Find the system's words for a full disk; None for other errors."""
+    """Return the system's message about a full disk; None for other errors."""
     while error is not None:
         for number in _NO_ROOM:
             words = os.strerror(number)
@@ -36,7 +36,7 @@ def _reason(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def explained(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn a full disk into one sentence about the file that did not fit and its `size`."""
+    """Turn a full disk into a sentence about the file that did not fit and its `size`."""
     try:
         yield
     except DiskFull:
@@ -54,7 +54,7 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def amount(size: int) -> str:
-    """Write bytes for people."""
+    """Format a number of bytes for people."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:.1f} {unit}"
@@ -63,10 +63,10 @@ def amount(size: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[Path]:
-    """Give the path of an empty file next to `path`, which takes its place in the end.
+    """Yield the path of an empty file next to `path`, which replaces it in the end.
 
-    Any library may write it: its permissions are set to what the umask gives. Where the block
-    raises, the power fails or the disk is full, `path` stays what it was.
+    Any library may write it; it gets the umask's permissions. If the block raises, the power fails
+    or the disk is full, `path` stays as it was.
     """
     part = path.with_name(f".{path.name}.part-{secrets.token_hex(4)}")
     with explained(path, size):

@@ -1,1 +1,1 @@
-"""The processes of a pod: how they start, share work, and hear of each other's end."""
+"""The processes of a pod: how they start, share work, and learn that one has ended."""

@@ -1,9 +1,9 @@
-"""What the processes of a pod do together in an evaluation: divide images, join what they found.
+"""Collective operations of a pod in an evaluation: split the images, merge the results.
 
-Every process calls each of these functions, in the same order. A process that is killed ends the
-others: those of a command at once, by `lifeline.py`. In other programs JAX aborts them, at once
-where it was process 0, which holds the coordination service, else when its heartbeats have been
-missing for 100 s.
+Every process must call these functions in the same order. If a process is killed, the others end:
+for our commands at once, through `lifeline.py`. In other programs JAX aborts them, at once if it
+was process 0, which runs the coordination service, otherwise once its heartbeats have been missing
+for 100 s.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from jaxrobust.runtime.text import patience
 
 T = TypeVar("T")
 
-_PATIENCE = 60  # seconds of waiting for a process at a time
-# Bytes that each process sends at a time, of little and of much: each size is a program to compile,
-# and the pieces of all processes lie on every device.
+_PATIENCE = 60  # seconds to wait for a process at a time
+# Bytes that each process sends at a time, for little and for much data: each size compiles a
+# program, and every device holds the pieces of all processes.
 _PIECES = (2**14, 2**20)
-# Of logits, by their spread: products in bfloat16 or TF32 move them by half as much.
+# Tolerance of logits, relative to their spread; products in bfloat16 or TF32 use half of it.
 ROUNDING = 2e-3
 _calls = itertools.count()
 
@@ -35,29 +35,29 @@ def _of_all(value: int) -> np.ndarray:
 
 
 def first(value: int) -> int:
-    """Take the first host's value for all: others may have another or later view of the files."""
+    """Return the first host's value for all: others may see other or newer files."""
     return type(value)(_of_all(value)[0])
 
 
 def total(count: int) -> int:
-    """Add up the counts of all hosts."""
+    """Sum the counts of all hosts."""
     return int(_of_all(count).sum())
 
 
 def largest(value: int) -> int:
-    """Take the largest value that a host has."""
+    """Return the largest value on any host."""
     return int(_of_all(value).max())
 
 
 def share(images: np.ndarray) -> np.ndarray:
-    """Take this process's part of `images`; the parts differ by one at most."""
+    """Return this process's part of `images`; the parts differ in size by at most one."""
     return images[jax.process_index() :: jax.process_count()]
 
 
 def everyone(value: T) -> list[T]:
-    """Return the values (anything that pickles) of all processes, in their order.
+    """Return the values (anything that can be pickled) of all processes, in order.
 
-    Waits for the others for as long as they live: images that survive cost far more than others.
+    Waits for the others as long as they live: images that survive take far longer than others.
     """
     if jax.process_count() == 1:
         return [value]
@@ -72,7 +72,7 @@ def everyone(value: T) -> list[T]:
 
 
 def _lengths(mine: int) -> list[int]:
-    """Collect all lengths by the coordination service, as Gloo's collectives give up after 30 s."""
+    """Collect all lengths by the coordination service; Gloo's collectives time out after 30 s."""
     client = distributed.global_state.client
     if client is None:
         raise ValueError("call jax.distributed.initialize() first, in every process")
@@ -93,7 +93,7 @@ def _lengths(mine: int) -> list[int]:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Call `function`; where it raises ValueError in one process, all raise it."""
+    """Call `function`; if it raises ValueError in one process, all raise it."""
     if jax.process_count() == 1:
         return function()
     mistake = None
@@ -112,7 +112,7 @@ def agree(
     problem: str = "evaluates something else",
     remedy: str = "Give all of them the same command, weights and data",
 ) -> None:
-    """Raise ValueError in all processes unless they have the same plain values."""
+    """Raise ValueError in all processes unless they hold the same plain values."""
     plain = json.loads(json.dumps(identity))
     for process, other in enumerate(everyone(plain)):
         words = process != jax.process_index() and differences(other, plain)
@@ -123,7 +123,7 @@ def agree(
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say how two evaluations differ; "" if they do not."""
+    """Describe how two evaluations differ; "" if they do not."""
 
     def short(value: Any) -> str:
         text = json.dumps(value)

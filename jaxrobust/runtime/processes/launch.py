@@ -1,4 +1,4 @@
-"""What comes before JAX's first computation: allocator and cores on CPU, the hosts of a pod."""
+"""Setup before JAX's first computation: allocator and CPU cores, the hosts of a pod."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxrobust.runtime.text import patience
 
-# glibc returns buffers above 128 KiB to the system after every use, so each step pays their page
+# glibc returns buffers above 128 KiB to the system after each use, so every step has their page
 # faults again: a quarter of a ConvNeXt step on CPU. These keep them, on huge pages.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "2000000000",
@@ -19,14 +19,14 @@ ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-JOIN_TIMEOUT_S = 300.0  # for a pod whose hosts start one after the other
+JOIN_TIMEOUT_S = 300.0  # long enough for a pod whose hosts start one after the other
 
 
 def keep_large_buffers() -> None:
-    """Start this very command again with `ALLOCATOR` in its environment, and `without_tpu`.
+    """Restart this command with `ALLOCATOR` in its environment, and `without_tpu`.
 
-    glibc reads them once, when the process starts. Nothing happens where any of them is set,
-    elsewhere than under glibc, or with `JAXROBUST_ALLOCATOR=system`.
+    glibc reads these variables only when a process starts. Nothing happens if any of them is set,
+    without glibc, or with `JAXROBUST_ALLOCATOR=system`.
     """
     without_tpu()
     if (
@@ -39,7 +39,7 @@ def keep_large_buffers() -> None:
 
 
 def cores() -> int | None:
-    """Count the cores for devices; None: the process was told how many CPU devices to have."""
+    """Count the cores for devices; None: the number of CPU devices was set explicitly."""
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
@@ -53,15 +53,15 @@ def own_cores() -> int:
 
 
 def use_every_core() -> None:
-    """Make JAX, before it starts, see a CPU device for each core, unless told a number."""
+    """Make JAX see one CPU device per core, unless a number was set; call before JAX starts."""
     if count := cores():
         os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
 
 
 def patient_collectives() -> None:
-    """Let CPU devices wait for each other; to be called before JAX's first computation.
+    """Let CPU devices wait for each other; call this before JAX's first computation.
 
-    XLA ends a process of which a device waits for 40 s, as on a machine with much else to do.
+    XLA aborts a process when one of its devices is 40 s late, as happens on a busy machine.
     """
     hour = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
     warning = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600"
@@ -69,27 +69,27 @@ def patient_collectives() -> None:
 
 
 def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Keep JAX from starting the TPU's library on a machine without a TPU, where each process
-    would print five lines of its errors; return whether that was done.
+    """Stop JAX from loading the TPU library on a machine without a TPU, where each process would
+    print five lines of errors; return whether this was done.
 
-    Nothing happens where the environment names a platform or configures a TPU, where the library is
-    missing, or where JAX has a plug-in of another accelerator, which it must still look for.
+    Nothing happens if the environment names a platform or configures a TPU, if the library is
+    missing, or if JAX has a plug-in for another accelerator, which it must still look for.
     """
     configured = [name for name in os.environ if name.startswith(("TPU_", "JAX_PLATFORM"))]
-    # $JAX_PLATFORMS can only say where to look, and CUDA's plug-in ends a process without a GPU.
+    # $JAX_PLATFORMS only says where to look, and CUDA's plug-in aborts without a GPU.
     others = [m.name for m in pkgutil.iter_modules() if m.name.startswith("jax_")]
     if (plugins := importlib.util.find_spec("jax_plugins")) is not None:
         others += [m.name for m in pkgutil.iter_modules(plugins.submodule_search_locations)]
     if configured or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
         return False
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if loaded := sys.modules.get("jax"):  # which read the variable when it was imported
+    if loaded := sys.modules.get("jax"):  # it read the variable when it was imported
         loaded.config.update("jax_platforms", "cpu")
     return True
 
 
 def _has_tpu(devices: Path, bus: Path) -> bool:
-    """Tell whether a driver (also a GPU's, of which JAX says more) or Google's card is here."""
+    """Return whether Google's card or a driver is here; a GPU's counts, as JAX says more of it."""
     if [device for name in ("accel*", "vfio/[0-9]*", "nvidia*") for device in devices.glob(name)]:
         return True
     for card in bus.glob("*"):
@@ -109,18 +109,18 @@ def join_hosts(
     process: int | None = None,
     timeout_s: float | None = None,
 ) -> None:
-    """Connect the processes of a pod; return when all of them are there.
+    """Connect the processes of a pod; return when all are connected.
 
-    To be called before anything that asks JAX for its devices.
+    Call this before anything that asks JAX for its devices.
     Args:
-      coordinator: host:port of process 0, where it listens; default: $JAX_COORDINATOR_ADDRESS.
-      processes: how many there are; default: $JAX_NUM_PROCESSES.
-      process: which one this is, from 0; default: $JAX_PROCESS_ID.
-      timeout_s: how long to wait for the others; default `JOIN_TIMEOUT_S`.
-    What is not given, JAX finds out on Cloud TPU, Slurm, Kubernetes (GKE) and Open MPI.
+      coordinator: host:port where process 0 listens; default: $JAX_COORDINATOR_ADDRESS.
+      processes: number of processes; default: $JAX_NUM_PROCESSES.
+      process: index of this process, from 0; default: $JAX_PROCESS_ID.
+      timeout_s: seconds to wait for the others; default: `JOIN_TIMEOUT_S`.
+    JAX finds missing values itself on Cloud TPU, Slurm, Kubernetes (GKE) and Open MPI.
     Raises:
-      ValueError: a wrong value; no cluster is there; not everybody came in time. JAX may then still
-        be waiting in a thread, which ends the process when it gives up: leave with `os._exit`.
+      ValueError: a wrong value; no cluster found; a process did not arrive in time. A JAX thread
+        may then still be waiting; it aborts the process when it gives up, so exit with `os._exit`.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     processes = _from_environment(processes, "JAX_NUM_PROCESSES")
@@ -131,8 +131,8 @@ def join_hosts(
         _check_port(coordinator)
     import jax
 
-    # JAX would catch SIGTERM to tell the others, which the training loop does itself; while that
-    # does not run (a compilation), SIGTERM has to end the process.
+    # JAX would catch SIGTERM to tell the others, which the training loop does itself. Outside the
+    # loop (during a compilation), SIGTERM must end the process.
     jax.config.update("jax_enable_preemption_service", False)
     failures: list[Exception] = []
 
@@ -144,11 +144,11 @@ def join_hosts(
         except Exception as error:
             failures.append(error)
 
-    # JAX aborts the whole process, with a stack trace of C++, where it runs out of time: we are
-    # first, from the outside of its call, which holds no lock meanwhile.
+    # On a timeout, JAX aborts the whole process with a C++ stack trace. This wait gives up first,
+    # outside JAX's call, which holds no lock meanwhile.
     joining = threading.Thread(target=join, name="join_hosts", daemon=True)
     joining.start()
-    # The first host speaks for all; where the cluster counts them, nobody knows yet who that is.
+    # The first host speaks for all; if the cluster assigns the numbers, it is not known yet.
     with patience.of("waiting for the other processes of the pod", here=not process):
         joining.join(timeout_s)
     if joining.is_alive():
@@ -198,14 +198,14 @@ def _check_hosts(
 
 
 def listening(port: int, *, backlog: int | None = None) -> socket.socket:
-    """Listen at a port of all addresses of this machine; 0: at any that is free."""
+    """Listen at a port on all addresses of this machine; 0: at any free port."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=backlog)
 
 
 def _check_port(coordinator: str) -> None:
-    """Refuse a port that is taken, at which JAX may crash."""
+    """Reject a port that is in use, at which JAX may crash."""
     try:
         listening(int(coordinator.rpartition(":")[2])).close()
     except OSError as error:

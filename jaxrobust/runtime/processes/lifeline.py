@@ -1,9 +1,9 @@
-"""How the processes of a pod hear that one of them has ended, whatever ended it.
+"""How the processes of a pod learn that one of them has ended, for whatever reason.
 
-Each has a connection to process 0, which its system closes when it ends and which finds out within
-15 s that a machine does not answer. A process that is there but stands still, as one that was
-stopped (SIGSTOP), sends no sign of life any more. JAX tells the others after 50 to 100 s, or aborts
-them at once where it was process 0.
+Each is connected to process 0. Its system closes the connection when the process ends, and process
+0 notices within 15 s that a machine does not answer. A process that exists but hangs, such as a
+stopped one (SIGSTOP), sends no heartbeats. JAX tells the others after 50 to 100 s, or aborts them
+at once if it was process 0.
 """
 
 import atexit
@@ -21,29 +21,29 @@ from typing import Any, NamedTuple
 from jaxrobust.runtime.processes.launch import listening
 
 _KEY = "jaxrobust/lifeline"
-_PATIENCE = 60  # seconds to find process 0 in, and to connect to it
-_GRACE = 2.0  # seconds in which a process may end by itself, with what it has to say
-LINGER = 10.0  # seconds for which process 0, which JAX needs, stays for the others to end
-# A machine that does not answer for so long is gone: idle seconds, seconds between probes, probes.
+_PATIENCE = 60  # seconds to find process 0 and connect to it
+_GRACE = 2.0  # seconds for a process to end by itself, with its own message
+LINGER = 10.0  # seconds for which process 0, which JAX needs, waits for the others to end
+# A machine is gone if it does not answer: idle seconds, seconds between probes, probes.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
-_BEAT = 5.0  # seconds between two signs of life
-_SILENT = 30.0  # without one, a process stands still; less than JAX waits, which aborts
-_LONGEST = 4096  # bytes of a message
-STANDS_STILL = -1  # in place of an exit code
+_BEAT = 5.0  # seconds between two heartbeats
+_SILENT = 30.0  # seconds without one: the process hangs; JAX waits longer, then aborts
+_LONGEST = 4096  # maximum bytes per message
+STANDS_STILL = -1  # used as an exit code
 _LOST = re.compile(
     "(closed|reset) by peer|Socket closed|Timed out waiting|UNAVAILABLE|heartbeat|another task"
 )
 
 
 class Notice(NamedTuple):
-    """The end of a process; a code of None: it did not say; `STANDS_STILL`: it has not ended."""
+    """The end of a process. Code None: not reported; `STANDS_STILL`: it hangs but has not ended."""
 
     process: int
     code: int | None
 
 
 def verdict(notice: Notice, again: str) -> tuple[str, int]:
-    """Write the last sentence of a process whose pod has lost a process, with its exit code."""
+    """Return the last message and exit code of a process whose pod has lost a process."""
     who, solved = f"process {notice.process}", f"with that solved, {again}"
     if notice.code is None:
         return f"{who} is gone; {again}", 75
@@ -57,7 +57,7 @@ def verdict(notice: Notice, again: str) -> tuple[str, int]:
 
 
 def lost(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is what a process meets whose pod loses another."""
+    """Return whether an error, or its cause, comes from losing another process of the pod."""
     while error is not None:
         if _LOST.search(str(error)):
             return True
@@ -66,18 +66,18 @@ def lost(error: BaseException | None) -> bool:
 
 
 class Lifeline:
-    """The end of the connections that is in process number `process`.
+    """The end of the connections in process number `process`.
 
-    `ended` is called once, in a thread, with the first notice of a process that has ended.
+    `ended` is called once, in a thread, with the first notice of an ended process.
     """
 
     def __init__(self, process: int, ended: Callable[[Notice], None]) -> None:
         self._process, self._ended = process, ended
-        self._only_once = threading.Lock()  # whose holder has heard of the first end
+        self._only_once = threading.Lock()  # whoever holds it has heard of the first end
         self._gone = threading.Event()  # all others have closed their connections
         self._peers: dict[int, socket.socket] = {}
-        self._done: set[int] = set()  # processes that came to their end with all others
-        self._lived: dict[int, float] = {}  # when each was heard of last
+        self._done: set[int] = set()  # processes that ended together with all others
+        self._lived: dict[int, float] = {}  # when each was last heard from
 
     def serve(self, token: str) -> int:
         """Wait for the others, as process 0; return the port."""
@@ -97,13 +97,13 @@ class Lifeline:
         _thread(self._follow, peer)
 
     def tell(self, code: int) -> None:
-        """Say that this process ends alone; of process 0, return when the others have ended."""
+        """Report that this process ends alone; in process 0, return when the others have ended."""
         self._send_all({"process": self._process, "code": code})
         if self._process == 0 and self._peers:
             self._gone.wait(LINGER)
 
     def done(self) -> None:
-        """Say that this process ends as all others do, so that no other takes it for lost."""
+        """Report that this process ends like all others, so that none of them thinks it is lost."""
         self._send_all({"process": self._process, "done": True})
 
     def _live(self) -> None:
@@ -113,7 +113,7 @@ class Lifeline:
             now, last_look = time.monotonic(), looked
             looked = now
             self._send_all({"alive": True})
-            if now - last_look > 2 * _BEAT:  # it is this process that stood still
+            if now - last_look > 2 * _BEAT:  # this process itself was stopped
                 self._lived.clear()
             for process in {*self._peers} - self._done:
                 if now - self._lived.setdefault(process, now) > _SILENT:
@@ -125,7 +125,7 @@ class Lifeline:
             _send(peer, message)
 
     def _heard(self, message: dict[str, Any]) -> None:
-        """Take note of what a process says of itself or, as process 0, of another."""
+        """Record what a process says about itself or, from process 0, about another."""
         if message.get("alive"):
             return
         process = int(message["process"])
@@ -138,22 +138,22 @@ class Lifeline:
             _thread(self._ended, first)
 
     def _follow(self, peer: socket.socket) -> None:
-        """Hear, as another process, what process 0 says until it closes the connection."""
+        """In a process other than 0, listen to process 0 until it closes the connection."""
         for message in _messages(peer):
             self._lived[0] = time.monotonic()
             self._heard(message)
         self._heard({"process": 0})
 
     def _serve(self, token: str) -> None:
-        with self._server, contextlib.suppress(OSError):  # it is shut down
+        with self._server, contextlib.suppress(OSError):  # the server was shut down
             while True:
                 peer, _ = self._server.accept()
                 _keep_alive(peer)
                 _thread(self._listen, peer, token)
 
     def _listen(self, peer: socket.socket, token: str) -> None:
-        """As process 0, read who another process is and what it reports, until it is gone."""
-        process = None  # as long as it may be a stranger
+        """In process 0, read who another process is and what it reports, until it is gone."""
+        process = None  # unknown until it identifies itself
         for message in _messages(peer):
             if process is not None:
                 self._lived[process] = time.monotonic()
@@ -172,7 +172,7 @@ class Lifeline:
 
 
 def _messages(peer: socket.socket) -> Iterator[dict[str, Any]]:
-    """Wait for the messages of a connection, until it is closed or speaks otherwise."""
+    """Yield the messages of a connection, until it is closed or sends anything else."""
     with peer, peer.makefile("rb") as lines, contextlib.suppress(OSError, ValueError):
         while (line := lines.readline(_LONGEST)).endswith(b"\n"):
             if not isinstance(message := json.loads(line), dict):
@@ -187,14 +187,14 @@ def _thread(function: Callable[..., None], *args: Any) -> None:
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:
     try:
         peer.sendall(json.dumps(message).encode() + b"\n")
-    except OSError:  # it is gone already, which its thread finds out
+    except OSError:  # already gone, which its thread notices
         return
 
 
 def _keep_alive(peer: socket.socket) -> None:
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
-        if option := getattr(socket, name, None):  # not on every system
+        if option := getattr(socket, name, None):  # not available on every system
             peer.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
@@ -207,7 +207,7 @@ def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifelin
         return None
 
     def ended(notice: Notice) -> None:
-        if notice.code is not None:  # this process may meet the same, and say so itself
+        if notice.code is not None:  # this process may fail likewise and report it itself
             time.sleep(_GRACE)
         end(*verdict(notice, again()))
 
@@ -222,7 +222,7 @@ def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifelin
             host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
             line.connect(host, address["port"], address["token"])
     except OSError as error:
-        from jaxrobust.runtime.text.progress import say  # with JAX, which a command imports late
+        from jaxrobust.runtime.text.progress import say  # imports JAX, which commands do late
 
         say(
             f"WARNING: process {state.process_id} has no direct connection to process 0 "

@@ -1,7 +1,7 @@
-"""What a process says and does at once when it is asked to stop, wherever its main thread is.
+"""What a process says and does when asked to stop, whatever its main thread is doing.
 
-Python runs its handler of a signal between two instructions of Python, so that a compilation of
-minutes holds it up without a word. A thread hears of each signal when it comes.
+Python runs a signal handler between two Python instructions, so a compilation delays it, silently,
+for minutes. A separate thread notices each signal immediately.
 """
 
 import contextlib
@@ -16,23 +16,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-_MOMENT = 0.5  # seconds in which a main thread that runs Python has met the signal
-_LOST = 0  # what a listener is told, in addition to signal numbers: Ctrl-C was raised in vain
-_DEEP = 12  # frames of the compiler's own that may lie above the one which calls it
+_MOMENT = 0.5  # seconds within which a main thread that runs Python handles the signal
+_LOST = 0  # sent to a listener in place of a signal number: a KeyboardInterrupt was lost
+_DEEP = 12  # maximum number of compiler frames above the frame that calls it
 
 
 class Reaction(NamedTuple):
-    """What to say, and the exit code to end with at once; None: the main thread continues."""
+    """A message, and the exit code to end with at once; None: the main thread continues."""
 
     text: str
     code: int | None
 
 
 def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -> Reaction | None:
-    """Choose the response to SIGTERM or SIGINT in addition to Python's handler; None: there is
-    none.
+    """Choose the response to SIGTERM or SIGINT on top of Python's handler; None: no response.
 
-    A training loop `saves`: it takes note and ends. Nothing interrupts a main thread that compiles.
+    A training loop `saves`: it takes note and ends later. Nothing can interrupt a compilation.
     """
     if number == signal.SIGTERM and not saves:
         return Reaction("stopped (SIGTERM)", 143)
@@ -50,7 +49,7 @@ def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -
 
 
 def compiles(frame: FrameType | None) -> bool:
-    """Tell whether a thread with this innermost frame waits for XLA's compiler."""
+    """Return whether a thread with this innermost frame is waiting for XLA's compiler."""
     for _ in range(_DEEP):
         if frame is None:
             return False
@@ -61,28 +60,28 @@ def compiles(frame: FrameType | None) -> bool:
 
 
 class Listener:
-    """Hears SIGTERM and Ctrl-C while it is entered, by the main thread.
+    """Handles SIGTERM and Ctrl-C inside its context, which the main thread enters.
 
-    Python raises KeyboardInterrupt wherever that thread is, and drops it in a callback of the
-    garbage collector, such as JAX's: it is raised again then. `interrupted` tells that Ctrl-C came.
-    `end` ends the process at once, by a sentence and a code; `again` says what is saved.
+    Python raises KeyboardInterrupt wherever that thread is, and drops it inside a callback of the
+    garbage collector, such as JAX's; it is then raised again. `interrupted` says whether Ctrl-C
+    came. `end` ends the process at once with a sentence and a code; `again` says what is saved.
     """
 
     def __init__(self, end: Callable[[str, int], None], again: Callable[[], str]) -> None:
         self._end, self._again, self.interrupted = end, again, False
         self._main = threading.main_thread().ident or 0
         self._requested = False
-        self._saves = False  # whether a training loop took note of the last signal
-        self._goes_on = 0  # the signal after which the main thread may come to the compiler
-        self._repeated = 0  # signals on their way that are ours
+        self._saves = False  # whether a training loop noted the last signal
+        self._goes_on = 0  # the signal after which the main thread may still enter the compiler
+        self._repeated = 0  # pending signals that we sent
 
     def __enter__(self) -> "Listener":
-        if threading.get_ident() != self._main:  # Python gives signals to the main thread alone
+        if threading.get_ident() != self._main:  # Python delivers signals to the main thread only
             return self
         self._reads, self._writes = socket.socketpair()
         self._writes.setblocking(False)
         self._before = signal.getsignal(signal.SIGTERM)
-        if self._before == signal.SIG_DFL:  # else somebody has a use of his own for it
+        if self._before == signal.SIG_DFL:  # otherwise the caller handles it
             signal.signal(signal.SIGTERM, self._noted)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupt)
@@ -103,19 +102,19 @@ class Listener:
             signal.signal(signal.SIGTERM, self._before)
         if signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._writes.close()  # which ends the thread
+        self._writes.close()  # ends the thread
 
     def _noted(self, number: int, frame: FrameType | None) -> None:
-        """Stand in the place of the default, which would end the process without a word."""
+        """Replace the default handler, which would end the process silently."""
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         raise KeyboardInterrupt
 
     def _dropped(self, dropped: Any) -> None:
-        """Stand in the place of `sys.unraisablehook`, which is told of exceptions that are lost."""
+        """Replace `sys.unraisablehook`, which receives exceptions that are lost."""
         if dropped.exc_type is KeyboardInterrupt and threading.get_ident() == self._main:
-            with contextlib.suppress(OSError):  # nobody listens any more
+            with contextlib.suppress(OSError):  # nobody is listening
                 self._writes.send(bytes([_LOST]))
         else:
             self._hook_before(dropped)
@@ -132,13 +131,13 @@ class Listener:
                 if not came:
                     return
                 if came[0] == _LOST:
-                    time.sleep(0.02)  # for the main thread to leave that callback
+                    time.sleep(0.02)  # until the main thread leaves that callback
                     self._repeated += 1
                     signal.pthread_kill(self._main, signal.SIGINT)
                 elif came[0] == signal.SIGINT and self._repeated:
                     self._repeated -= 1
                 elif came[0] in (signal.SIGTERM, signal.SIGINT):
-                    # Now: by the end of a moment the loop may be over, and the command not yet.
+                    # Check now: a moment later, the loop may be over while the command still runs.
                     self._saves = signal.getsignal(signal.SIGTERM) != self._noted
                     if self._saves or came[0] != signal.SIGTERM:
                         time.sleep(_MOMENT)
@@ -146,16 +145,16 @@ class Listener:
                     self._requested = True
 
     def _look(self, number: int, *, asked_before: bool) -> None:
-        """React to a signal, by what the main thread does by now."""
+        """Respond to a signal, depending on what the main thread is doing now."""
         compiling = compiles(sys._current_frames().get(self._main))
         state = {"asked_before": asked_before, "saves": self._saves, "compiling": compiling}
         response = reaction(number, **state)
-        if response is None:  # it may come to the compiler yet
+        if response is None:  # it may still enter the compiler
             self._goes_on = self._goes_on if asked_before else number
         elif response.code is not None:
             self._end(f"{response.text}; {self._again()}", response.code)
         else:
-            # With JAX, which a command imports late.
+            # Imports JAX, which commands do late.
             from jaxrobust.runtime.text.progress import say
 
             self._goes_on = 0
@@ -166,7 +165,7 @@ _entered: list[Listener] = []
 
 
 def _in_a_child() -> None:
-    """Leave the parent's signals alone: a worker that is ended must not end it."""
+    """Leave the parent's signals alone: stopping a worker must not stop the parent."""
     for listener in _entered:
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)

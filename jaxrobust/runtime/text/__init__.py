@@ -1,1 +1,1 @@
-"""What a person reads: text as wide as a terminal, spelling, progress, waiting."""
+"""User-facing text: terminal width, spelling, progress, waiting."""

@@ -1,7 +1,7 @@
-"""A panel that is alive on a terminal: rows of figures, a bar, and what is waited for.
+"""A live panel on a terminal: rows of figures, a bar, and what the program is waiting for.
 
-It is rich's `Live`, drawn only when something has changed, by the holder of the `terminal.TURN`: no
-thread of rich's ever writes. A notebook has a bar of tqdm's instead, on one line; a pipe nothing.
+It is rich's `Live`, redrawn after a change by the thread that holds `terminal.TURN`; no thread of
+rich writes. Notebooks get a one-line tqdm bar instead, pipes nothing.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from jaxrobust.runtime.text.progress import (
     watched,
 )
 
-_EVERY_S = 0.1  # between two drawings, of what is not urgent
-_FRAMED = 60  # columns, below which a frame costs more than it shows
+_EVERY_S = 0.1  # seconds between two redraws, unless urgent
+_FRAMED = 60  # columns below which a frame is not worth its space
 _FRAME = 4  # columns that a frame takes
-_WIDEST = 100  # columns of a panel
-_live: list["Meter"] = []  # those that show something; the last one has what is waited for
-_opened: dict[str, "Meter"] = {}  # by their titles
+_WIDEST = 100  # maximum columns of a panel
+_live: list["Meter"] = []  # the meters that are shown; the last one also shows what is waited for
+_opened: dict[str, "Meter"] = {}  # by title
 
 
 class PanelRow(NamedTuple):
-    """A row: what it is of, and its parts, of which the highest ranks go first on few columns."""
+    """A row: its label and its parts; parts with the highest rank are dropped first."""
 
     label: str
     parts: Sequence[LinePart]
 
 
 def stages(names: Sequence[str], now: str) -> list[LinePart]:
-    """Write what is done, what is running and what follows; the last and the first go first."""
+    """List the finished, running and remaining stages; the last and the first are dropped first."""
     if now not in names:
         return [LinePart(now)]
     at = list(names).index(now)
@@ -47,20 +47,20 @@ def stages(names: Sequence[str], now: str) -> list[LinePart]:
 
 
 class Meter:
-    """A display of progress that shows nothing, as in a pipe, where others print lines."""
+    """A progress display that shows nothing; in a pipe, callers print lines instead."""
 
     def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
-        """Show rows and how much is done of what there is; empty rows are left out."""
+        """Show rows and the progress out of the total; empty rows are left out."""
 
     def waits(self, text: str) -> None:
-        """Show what is waited for, until `show` is called next; it is drawn at once."""
+        """Show what the program is waiting for, until the next `show`; redraws at once."""
 
     def close(self) -> None:
         """Draw for the last time."""
 
 
 class NotebookBar(Meter):
-    """One line of a notebook."""
+    """A one-line tqdm bar in a notebook."""
 
     def __init__(self, title: str, *, keep: bool) -> None:
         self._title = title
@@ -68,13 +68,13 @@ class NotebookBar(Meter):
         self._bar = tqdm(total=1, dynamic_ncols=True, leave=keep, miniters=1)
 
     def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
-        """Move the bar; the rows follow it."""
+        """Move the bar and show the rows after it."""
         self._rows, self._bar.total = tuple(rows), max(total, 1)
         self._format("")
         self._bar.update(done - self._bar.n)
 
     def waits(self, text: str) -> None:
-        """Write it before the rows."""
+        """Show the text before the rows."""
         self._format(text)
         self._bar.refresh()
 
@@ -83,12 +83,12 @@ class NotebookBar(Meter):
         self._bar.bar_format = fitted(self._title, parts, columns())
 
     def close(self) -> None:
-        """Close tqdm's."""
+        """Close tqdm's bar."""
         self._bar.close()
 
 
 class LivePanel(Meter):
-    """Some lines of a terminal that are redrawn; other output goes above them."""
+    """Lines on a terminal that are redrawn in place; other output appears above them."""
 
     def __init__(self, title: str, *, keep: bool) -> None:
         from rich.console import Console
@@ -102,22 +102,22 @@ class LivePanel(Meter):
         self._live = Live(console=self._console, auto_refresh=False, transient=not keep)
         with terminal.turn():
             self._live.start()
-            self._console.show_cursor(True)  # a killed process cannot bring it back
+            self._console.show_cursor(True)  # a killed process cannot restore it
             _live.append(self)
 
     def show(self, rows: Sequence[PanelRow], done: float, total: float) -> None:
-        """Take what there is to show; it is drawn at most ten times a second."""
+        """Update the content; it is redrawn at most ten times a second."""
         self._rows, self._done, self._total, self._waits = tuple(rows), done, total, ""
         if time.monotonic() - self._drawn >= _EVERY_S:
             self._draw()
 
     def waits(self, text: str) -> None:
-        """Draw a row of what is waited for."""
+        """Draw a row with what the program is waiting for."""
         self._waits = text
         self._draw()
 
     def close(self) -> None:
-        """Draw the last state, or, if it is not kept, remove the lines."""
+        """Draw the final state, or remove the lines if it is not kept."""
         if self not in _live:
             return
         self._waits = ""
@@ -129,7 +129,7 @@ class LivePanel(Meter):
     def _draw(self) -> None:
         with terminal.turn():
             self._drawn = time.monotonic()
-            self._console.width = columns() - 1  # a full last column may break the line
+            self._console.width = columns() - 1  # filling the last column may wrap the line
             self._live.update(self._drawing(self._console.width), refresh=True)
 
     def _drawing(self, wide: int) -> Any:
@@ -170,11 +170,11 @@ class LivePanel(Meter):
 
 @contextlib.contextmanager
 def opened(title: str, *, here: bool = True, keep: bool = False) -> Iterator[Meter]:
-    """Open a panel on a terminal, if `here`; where one is open already, that one continues.
+    """Open a panel on a terminal, if `here`; an already open one continues.
 
-    One of the same title is yielded again, and closed by who opened it first; of another title
-    nothing is shown. `keep`: its last state stays on the terminal. Inside, what is waited for
-    stands in the panel.
+    A panel with the same title is yielded again and closed by whoever opened it first; for another
+    title nothing is shown. With `keep`, the last state stays on the terminal. Inside, the panel
+    also shows what the program is waiting for.
     """
     if not (here and watched()) or (_live and title not in _opened):
         yield Meter()
@@ -193,10 +193,10 @@ def opened(title: str, *, here: bool = True, keep: bool = False) -> Iterator[Met
 
 
 def waits(text: str) -> None:
-    """Show in the panel that has the terminal what is waited for."""
+    """Show what the program is waiting for in the panel that has the terminal."""
     _live[-1].waits(text)
 
 
 def is_live() -> bool:
-    """Tell whether a panel has the terminal, so that nothing else may draw a bar."""
+    """Return whether a panel has the terminal, so that nothing else may draw a bar."""
     return bool(_live)

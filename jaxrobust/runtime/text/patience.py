@@ -1,4 +1,4 @@
-"""Signs of life where there is nothing to say yet: what is waited for, and for how long."""
+"""Signs of life during silent waits: what the program is waiting for, and how long already."""
 
 import atexit
 import contextlib
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 
 from jaxrobust.runtime.text import terminal
 
-AFTER_S = 1.0  # what is done by then needs no line: a mistake is answered by one sentence
+AFTER_S = 1.0  # shorter waits need no line; a mistake shows up as one sentence
 LOADING = "loading JAX and the package"
-_COUNTED_S = 3.0  # from here on a terminal counts the seconds of what was announced
-_LOGGED_S = 5.0  # a log keeps its lines, so what is done by then needs none
-_LOOKS_S = 0.25  # between two looks at what is waited for
+_COUNTED_S = 3.0  # after this, a terminal counts the seconds of an announced wait
+_LOGGED_S = 5.0  # logs keep every line, so shorter waits are not logged
+_LOOKS_S = 0.25  # seconds between two checks
 _announced: set[str] = set()
 _now = time.monotonic
 
 
 class Wait:
-    """Something that is waited for, since now or since `again`."""
+    """Something the program is waiting for, since now or since `again`."""
 
     def __init__(
         self,
@@ -35,16 +35,16 @@ class Wait:
         self.again()
 
     def again(self) -> None:
-        """Count from now on: something else was just said."""
+        """Restart the count, because something else was just printed."""
         self._since, self._shown = _now(), 0
 
     def hear(self, inner: "Wait") -> None:
-        """Say nothing at once where something inside of this has just spoken for as long."""
+        """Stay silent for a while if something inside has just printed."""
         if inner._shown:
             self._shown = max(self._shown, _last_line(round(_now() - self._since)))
 
     def look(self) -> None:
-        """Write what is due, by the holder of the `terminal.TURN`."""
+        """Print what is due; the caller holds `terminal.TURN`."""
         passed = _now() - self._since
         if passed < AFTER_S:
             return
@@ -55,7 +55,7 @@ class Wait:
                 self._announced = True
                 if (activity := self.activity()) not in _announced:
                     _announced.add(activity)
-                    terminal.tell(f"{activity} ...")  # at once: the process may end with a sentence
+                    terminal.tell(f"{activity} ...")  # now: the process may end with a sentence
             mark = _last_line(seconds)
             if mark > self._shown:
                 self._shown = mark
@@ -77,16 +77,16 @@ class Wait:
 
 
 def _last_line(seconds: int) -> int:
-    """Round seconds down to those at which a pipe gets a line: each full minute."""
+    """Round seconds down to the last line due in a pipe: one per full minute."""
     return seconds // 60 * 60
 
 
 def _columns() -> int | None:
-    """Measure the terminal, where a line can be written again; None: where it cannot."""
+    """Return the width of the terminal if lines can be rewritten there, else None."""
     return None if terminal.is_dumb() else terminal.width(sys.stderr)
 
 
-_waits: list[Wait] = []  # the last one is inside of those before
+_waits: list[Wait] = []  # each is nested in the ones before it
 _bars: list[Callable[[str], None]] = []
 _begun: list[Wait] = []  # by `begin`
 _came = threading.Event()
@@ -94,9 +94,9 @@ _watching: list[threading.Thread] = []
 
 
 def begin(activity: str) -> None:
-    """Print on stderr what this process does, from a second on, until `end` is called.
+    """Print what this process is doing on stderr, after a second, until `end` is called.
 
-    It loads nothing, so that a command can call it before its imports.
+    It imports nothing, so a command can call it before its imports.
     """
     if any(wait.activity() == activity for wait in _begun):
         return
@@ -107,14 +107,14 @@ def begin(activity: str) -> None:
 
 
 def end() -> None:
-    """Print nothing any more of what was begun."""
+    """Stop printing what was begun."""
     while _begun:
         _remove(_begun.pop())
 
 
 @contextlib.contextmanager
 def of(activity: str, *, here: bool = True) -> Iterator[None]:
-    """Print on stderr, if `here`, what is done inside for longer than a second, and how long."""
+    """Print on stderr, if `here`, what takes longer than a second inside, and how long."""
     if here:
         end()
     with _during(Wait(lambda: activity, announced=False), here):
@@ -124,11 +124,11 @@ def of(activity: str, *, here: bool = True) -> Iterator[None]:
 def lasting(
     activity: str | Callable[[], str], *, last: str = "", since: str = "so far", here: bool = True
 ) -> contextlib.AbstractContextManager[Wait]:
-    """Print on stderr, if `here`, for how long what was announced is going on.
+    """Print on stderr, if `here`, how long an announced activity has been running.
 
-    In a terminal that is a line that is written again each second and goes at the end, else a line
-    each minute. `activity` may be a function that says how far it is;
-    `last` are the words for how long it took before, `since` those for what is counted.
+    In a terminal, one line is redrawn every second and erased at the end; elsewhere a line is
+    printed every minute. `activity` may be a function that describes the progress; `last` says how
+    long it took before, `since` what is counted.
     """
     words = activity if callable(activity) else lambda: activity
     return _during(Wait(words, last=last, since=since), here)
@@ -136,7 +136,7 @@ def lasting(
 
 @contextlib.contextmanager
 def shown_by(bar: Callable[[str], None]) -> Iterator[None]:
-    """Let a bar show, once a second, what is waited for inside."""
+    """Show waits inside on a bar, updated once a second."""
     _bars.append(bar)
     try:
         yield
@@ -159,9 +159,9 @@ def _during(wait: Wait, here: bool) -> Iterator[Wait]:
 
 def _push(wait: Wait) -> None:
     _waits.append(wait)
-    if not _watching:  # the first time
+    if not _watching:  # first use
         _watching.append(threading.Thread(target=_watch, name="patience", daemon=True))
-        _watching[0].start()  # it keeps no process alive
+        _watching[0].start()  # a daemon thread
     _came.set()
 
 
@@ -176,22 +176,22 @@ def _watch() -> None:
     while True:
         if not _waits:
             _came.clear()
-            if not _waits:  # none came in between
+            if not _waits:  # none was added meanwhile
                 _came.wait()
         time.sleep(_LOOKS_S)
         look()
 
 
 def look() -> None:
-    """Write what is due of the innermost thing that is waited for."""
-    with terminal.TURN, contextlib.suppress(Exception):  # such as that nobody reads stderr any more
+    """Print what is due for the innermost wait."""
+    with terminal.TURN, contextlib.suppress(Exception):  # for example, stderr is closed
         if _waits:
             _waits[-1].look()
 
 
 @atexit.register
 def _forget() -> None:
-    """Let nothing be written while Python ends."""
+    """Print nothing while Python shuts down."""
     with terminal.turn():
         _waits.clear()
 

@@ -20,7 +20,7 @@ _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
 def say(message: str, *, every_process: bool = False) -> None:
-    """Print a line above a bar on stderr, by the first process; warnings are yellow."""
+    """Print a line on stderr, above any bar, from the first process; warnings are yellow."""
     if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = f"{_YELLOW}{message}{_PLAIN}"
     if every_process or jax.process_index() == 0:
@@ -30,25 +30,25 @@ def say(message: str, *, every_process: bool = False) -> None:
 
 
 def watched() -> bool:
-    """Tell whether a panel can be drawn: in a notebook or, with rich, on most terminals."""
+    """Return whether a panel can be drawn: in notebooks and, with rich, on most terminals."""
     on_terminal = sys.stderr.isatty() and not terminal.is_dumb()
     return NOTEBOOK or (on_terminal and find_spec("rich") is not None)
 
 
 def columns() -> int:
-    """Measure the terminal; 80 where there is none."""
+    """Return the terminal's width; 80 without one."""
     return terminal.width(sys.stderr) or 80
 
 
 class LinePart(NamedTuple):
-    """A piece of a line; what has the highest `rank` is left out first where space is short."""
+    """A piece of a line; the highest `rank` is dropped first if space is short."""
 
     text: str
     rank: int = 0
 
 
 def fitted(head: str, parts: Sequence[LinePart], room: int) -> str:
-    """Make tqdm's `bar_format` of `room` columns; of the bar there are up to 20, or none."""
+    """Make tqdm's `bar_format` for `room` columns; the bar takes up to 20 of them, or none."""
     taken = len(f"{head} 100%  ")
     line = joined("", parts, room - taken)
     width = min(room - taken - len(line) - 4, 20)
@@ -57,7 +57,7 @@ def fitted(head: str, parts: Sequence[LinePart], room: int) -> str:
 
 
 def joined(head: str, parts: Sequence[LinePart], room: int) -> str:
-    """Join head and parts to a line of less than `room` columns, without those that do not fit."""
+    """Join head and parts to a line shorter than `room` columns, dropping parts that do not fit."""
     shown = [part for part in parts if part.text]
     while True:
         line = " ".join([*([head] if head else []), *(part.text for part in shown)])
@@ -67,7 +67,7 @@ def joined(head: str, parts: Sequence[LinePart], room: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write hours, minutes and seconds, for people."""
+    """Format a duration as hours, minutes and seconds, for people."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,12 +1,12 @@
-"""SVG as PNG, for programs that show no SVG; resvg draws it, which needs no other library."""
+"""SVG to PNG, for programs that cannot show SVG; drawn by resvg, without other libraries."""
 
-# As CSS lists them, the first that a machine has; resvg knows no `system-ui`.
+# A CSS list: the first font on the machine is used. resvg has no `system-ui`.
 FONTS = "DejaVu Sans,Liberation Sans,Arial,Helvetica,Noto Sans,Open Sans,Roboto,sans-serif"
-_ZOOM = 2  # pixels to a unit: sharp on screens of today
+_ZOOM = 2  # pixels per unit: sharp on today's screens
 
 
 def png(svg: str) -> bytes:
-    """Draw an SVG file's text on white, two pixels to a unit."""
+    """Render SVG text on white, two pixels per unit."""
     try:
         import resvg_py
     except ImportError as error:
@@ -15,7 +15,7 @@ def png(svg: str) -> bytes:
 
 
 def lacking() -> str:
-    """Say what pictures lack on this machine; an empty text where all is well."""
+    """Say what is missing on this machine to draw pictures; empty if nothing is."""
     empty = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">{}</svg>'
     letter = f'<text y="9" font-size="9" font-family="{FONTS}">x</text>'
     if png(empty.format(letter)) != png(empty.format("")):

@@ -1,10 +1,10 @@
-"""What somebody may have meant by a word that is not known, and how it is said on a terminal."""
+"""Suggestions for misspelt words, and common spellings of names."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-# As others write the names of data sets, without hyphens, and what they are here.
+# Other libraries' names of data sets, without hyphens, and ours.
 DATASETS = {
     "cifar10": "cifar10",
     "cifar100": "cifar100",
@@ -12,7 +12,7 @@ DATASETS = {
     "imagenet1k": "imagenet2012",
     "imagenet2012": "imagenet2012",
 }
-# timm's names of architectures that it builds as we do; a test compares them with those of models.
+# timm's names of architectures that are the same here; a test compares them with models.
 NETWORKS = {
     "cait_s24_224": "cait_s24",
     "cait_xxs24_224": "cait_xxs24",
@@ -37,13 +37,13 @@ NETWORKS = {
     "xcit_tiny_24_p16_224": "xcit_t24",
     "xcit_tiny_24_p8_224": "xcit_t24_p8",
 }
-MOVED = {"log.tensorboard": "log.to=tensorboard"}  # keys of configs that are gone, and what is new
+MOVED = {"log.tensorboard": "log.to=tensorboard"}  # removed config keys, and what to use
 
 
 def meant(word: str, names: Iterable[str], *, give: str = "") -> str:
-    """Return the end of a message: the nearest name, or all of them.
+    """Return the end of a message: the closest name, or all of them.
 
-    `give`: begins the list, where a word of one's own would do as well.
+    `give` introduces the list if another word would also be valid.
 
     >>> meant("epoch", ["epochs", "steps"]), meant("x", ["epochs", "steps"])
     ('did you mean epochs?', 'one of epochs, steps')
@@ -54,8 +54,7 @@ def meant(word: str, names: Iterable[str], *, give: str = "") -> str:
 
 
 def near(word: str, names: Iterable[str]) -> str:
-    """Return the question that a message begins with, or "" where the word is known or none is
-    near.
+    """Return the question that starts a message, or "" if the word is known or nothing is close.
 
     >>> near("digitz", ["digits", "cifar10"]), near("x", ["digits"])
     ('did you mean digits? ', '')
@@ -66,7 +65,7 @@ def near(word: str, names: Iterable[str]) -> str:
 
 
 def norm(text: str) -> str:
-    """Spell a norm as we do, if it is one in RobustBench's or any spelling; other words stay.
+    """Normalise the spelling of a norm, RobustBench's or any other; other words are unchanged.
 
     >>> norm("Linf"), norm(" L2"), norm("l3")
     ('linf', 'l2', 'l3')
@@ -76,17 +75,17 @@ def norm(text: str) -> str:
 
 
 def dataset(text: str) -> str:
-    """Spell a data set as we do, if it is one in RobustBench's or timm's spelling; others stay.
+    """Normalise RobustBench's or timm's spelling of a data set; other words are unchanged.
 
     >>> dataset("CIFAR-10"), dataset("imagenet"), dataset("torch/cifar10"), dataset("dir:CIFAR10")
     ('cifar10', 'imagenet2012', 'cifar10', 'dir:CIFAR10')
     """
-    # timm says before a name from which library it reads it.
+    # timm prefixes the library that it reads a data set from.
     return DATASETS.get(re.sub(r"^(torch|tfds)/|[-_ ]", "", text.strip().lower()), text)
 
 
 def network(text: str) -> str:
-    """Spell an architecture as we do, if timm builds the same under another name; others stay.
+    """Translate timm's name of an architecture that is the same here; others are unchanged.
 
     >>> network("convnext_tiny"), network("resnet50"), network("convnext_tiny.fb_in1k")
     ('convnext_t', 'resnet50', 'convnext_tiny.fb_in1k')
@@ -95,5 +94,5 @@ def network(text: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Write a number of things."""
+    """Format a number of things."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

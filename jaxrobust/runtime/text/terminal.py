@@ -1,4 +1,4 @@
-"""Text as wide as the terminal that shows it, one line at a time."""
+"""Text as wide as the terminal it appears on, one line at a time."""
 
 import contextlib
 import os
@@ -8,32 +8,32 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-TURN = threading.RLock()  # of who writes; a handler of signals may interrupt its own thread
-_HELD_UP_S = 1.0  # a stream that takes nothing must not keep a process from ending
-_below: list[tuple[TextIO, int]] = []  # the line that is written in place, and its columns
+TURN = threading.RLock()  # held to write; reentrant for signal handlers in the same thread
+_HELD_UP_S = 1.0  # a blocked stream must not keep a process from ending
+_below: list[tuple[TextIO, int]] = []  # the line written in place, and its width
 
 
 def width(stream: TextIO) -> int | None:
-    """Measure the columns of the terminal that a stream is; None if it is not a terminal."""
+    """Return the width of a stream's terminal; None if it is not a terminal."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
-    except (OSError, ValueError, AttributeError):  # closed, or a notebook's
+    except (OSError, ValueError, AttributeError):  # closed, or a notebook
         return None
 
 
 def is_dumb() -> bool:
-    """Tell whether the terminal says of itself that it cannot write over what it shows."""
+    """Return whether the terminal declares that it cannot overwrite its text."""
     return os.environ.get("TERM") in ("dumb", "unknown")
 
 
 def fitted(text: str, columns: int | None) -> str:
-    """Break longer lines between words; in a pipe (None) they stay, for `grep`."""
+    """Wrap longer lines between words; in a pipe (None) leave them, for `grep`."""
     if columns is None:
         return text
     lines = []
     for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
-        options: Any = {"break_long_words": False, "break_on_hyphens": False}  # paths, and flags
+        options: Any = {"break_long_words": False, "break_on_hyphens": False}  # keeps paths, flags
         options |= {"replace_whitespace": False, "subsequent_indent": indent}
         fits = len(line) <= columns
         lines.append(line if fits else textwrap.fill(line, max(columns, 20), **options))
@@ -41,14 +41,14 @@ def fitted(text: str, columns: int | None) -> str:
 
 
 def show(text: str) -> None:
-    """Print text on stdout, as wide as what shows it."""
+    """Print text on stdout, wrapped to its terminal."""
     with turn():
         print(fitted(text, width(sys.stdout)), flush=True)
 
 
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
-    """Keep other threads from writing inside; a line that is written in place is gone there."""
+    """Keep other threads from writing inside; a line written in place is erased."""
     has_turn = TURN.acquire(timeout=_HELD_UP_S)
     try:
         while _below:
@@ -62,22 +62,22 @@ def turn() -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """Print a line on stderr at once, as it is."""
+    """Print a line on stderr immediately, unchanged."""
     with turn():
         print(text, file=sys.stderr, flush=True)
 
 
 def in_place(text: str) -> None:
-    """Write a line on stderr over the one that was written so before; by who has the `TURN`."""
+    """Overwrite the line that was last written in place on stderr; the caller holds `TURN`."""
     blank = " " * (max((columns for _, columns in _below), default=0) - len(text))
-    sys.stderr.write(f"\r{text}{blank}\r")  # what others write begins where it did
+    sys.stderr.write(f"\r{text}{blank}\r")  # other output starts at the line's beginning
     sys.stderr.flush()
     _below[:] = [(sys.stderr, len(text))]
 
 
 def _in_a_child() -> None:
     global TURN
-    TURN = threading.RLock()  # another thread may have had it
+    TURN = threading.RLock()  # another thread may have held it
     _below.clear()
 
 
