@@ -10,6 +10,7 @@ from flax import linen, nnx
 
 from jaxrobust import attacks, tasks
 from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.network import user_attacks
 from tests.support import sweeps
 from tests.support.golden import norm_in_float64
 
@@ -80,6 +81,11 @@ class SegmentationTest(parameterized.TestCase):
         self.assertEqual(sum(cost.backward for cost in again.costs), 0)
         larger = run(segment, IMAGES, MASKS, epsilon=0.15, replay=[f"{folder}/all.jsonl"])
         self.assertEqual(larger.about["replayed"][0]["fooled"], (~result.robust).sum() - 1)
+        np.savez(f"{folder}/points.npz", ids=np.arange(N), images=result.images_adv)
+        points = user_attacks.of_file(f"{folder}/points.npz")
+        tried = run(segment, IMAGES, MASKS, attacks=(), overrides=None, users=(points,))
+        np.testing.assert_array_equal(tried.robust, result.robust)
+        self.assertEqual(set(tried.fooled_by) - {"", "clean"}, {points.name})
         other_masks = np.where(MASKS == 1, 2, MASKS)
         for masks, task in ((other_masks, TASK), (MASKS, tasks.segmentation(least=0.7))):
             with self.assertRaisesRegex(
