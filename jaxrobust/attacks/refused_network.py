@@ -28,7 +28,7 @@ def as_function(network: object) -> Callable[[Any], Any]:
     if isinstance(network, tuple) and len(network) == 2 and linen is not None:
         module, variables = network
         if isinstance(module, linen.Module):
-            return lambda images: module.apply(variables, images)
+            return jax.tree_util.Partial(module.apply, variables)
     if callable(network) and not (linen is not None and isinstance(network, linen.Module)):
         return network
     raise ValueError(

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import Setting, ensembles, inputs
+from jaxrobust.attacks.refused_network import as_function
 from jaxrobust.evaluation.engine import engine, turns
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.evaluation_progress import Decisions
@@ -106,11 +107,11 @@ def autoattack(
     the images that survive before each attack, and all return the same verdicts.
 
     Args:
-      logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. Best a
-        `jax.tree_util.Partial(apply, params, stats)`: its arrays are arguments of the compiled
-        programs, so another checkpoint compiles nothing; all else is part of the programs, which
-        live as long as the function. With version "rand" it takes one key per image, [B], as a
-        second argument.
+      logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. A function, an
+        NNX module or `(linen_module, variables)`; best a `jax.tree_util.Partial(apply, params,
+        stats)`: its arrays are arguments of the compiled programs, so another checkpoint compiles
+        nothing; all else is part of the programs, which live as long as the function. With version
+        "rand" it takes one key per image, [B], as a second argument.
       images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
         time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
         outside are clipped, and the record says so.
@@ -152,8 +153,7 @@ def autoattack(
         with `attacks=()` alone. Not with `stop` or versions "rand" and "fast".
       task: what to ask of a network that returns anything but logits (`jaxrobust.tasks`). APGD
         with five restarts and Square climb its loss, "apgd-task" and "square-task" of `attacks`;
-        `clean` and `robust` say whether the score holds. `logits_fn` may be an NNX module or
-        `(linen_module, variables)` then. Only with version "standard".
+        `clean` and `robust` say whether the score holds. Only with version "standard".
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
@@ -170,6 +170,7 @@ def autoattack(
     >>> result.robust.tolist(), result.accuracy_after
     ([True, False], {'apgd-ce': 0.5})
     """
+    logits_fn = as_function(logits_fn) if isinstance(logits_fn, tuple) else logits_fn
     if task is not None and isinstance(task, Task) and task.goal.logits:
         task = None
     targets, labels = labels, labels if task is None else np.zeros(len(images), np.int32)

@@ -346,6 +346,11 @@ class FormsTest(parameterized.TestCase):
         expected = np.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1) == LABELS
         np.testing.assert_array_equal(result.clean, expected)
 
+    def test_a_pair_of_linen(self):
+        pair, partial = evaluate((LINEN, VARIABLES)), evaluate(Partial(LINEN.apply, VARIABLES))
+        np.testing.assert_array_equal(pair.clean, partial.clean)
+        np.testing.assert_array_equal(pair.images_adv, partial.images_adv)
+
     @pytest.mark.slow
     def test_a_python_value_is_part_of_the_program(self):
         scaled = lambda sign, x: linear(FIRST, x) * (1 if sign is True else -1)  # noqa: E731
