@@ -153,8 +153,7 @@ class OwnNetworksTest(parameterized.TestCase):
         printed = run(self, *command, cwd=ROOT)
         rows = [figures(line)[1] for line in printed if re.match(r"(pre)?train, step", line)]
         text = ast.get_docstring(ast.parse((EXAMPLES / "my_config.py").read_text()))
-        claimed = [float(figure) for figure in re.findall(r"([\d.]+) %", text)]
-        for ours, theirs in zip([x for row in rows for x in row], claimed, strict=True):
+        for ours, theirs in zip([x for row in rows for x in row], figures(text)[1], strict=True):
             self.assertAlmostEqual(ours, theirs, delta=POINTS)
         command = ["-m", "jaxrobust.evaluate", f"--workdir={workdir}", "--attack=apgd-ce", "--n=50"]
         printed = run(self, *command, cwd=ROOT)
