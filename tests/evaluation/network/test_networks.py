@@ -347,7 +347,9 @@ class FormsTest(parameterized.TestCase):
         np.testing.assert_array_equal(result.clean, expected)
 
     def test_a_pair_of_linen(self):
-        pair, partial = evaluate((LINEN, VARIABLES)), evaluate(Partial(LINEN.apply, VARIABLES))
+        module = linen.Sequential([lambda x: x.reshape(len(x), -1), linen.Dense(10)])
+        variables = module.init(jax.random.key(0), IMAGES)
+        pair, partial = evaluate((module, variables)), evaluate(Partial(module.apply, variables))
         np.testing.assert_array_equal(pair.clean, partial.clean)
         np.testing.assert_array_equal(pair.images_adv, partial.images_adv)
 
