@@ -57,6 +57,7 @@ train --confg quickstart | --confg
 {TRAIN} --config.train.weight_decay=-1
 {TRAIN} --config.label_smoothing=2
 {TRAIN} --config.attack.norm=l3
+{TRAIN} --config.attack.norm=l0 --config.attack.epsilon=4 | l0
 {TRAIN} --config.attack.norm=infinity
 {TRAIN} --config.attack.epsilon=eight
 {TRAIN} --config.attack.epsilon=8/0

@@ -1,13 +1,14 @@
 """Sparse-PGD: ascent on a perturbation of all pixels and on a mask that selects some of them.
 
 Each step moves the perturbation along the sign of its gradient, and the mask, a number per pixel,
-along its normalised gradient. The pixels with the largest numbers are changed. If these have stayed
-the same for three steps, the mask is drawn again.
+along its normalised gradient. The pixels with the largest numbers are changed. After three steps
+that left these pixels as they were, the mask is drawn again.
 
 Source: Zhong et al. 2024 (arXiv 2405.05075), algorithm 1. Details follow the authors' code
-(CityU-MLO/sPGD a356d0c), with three differences: each image counts its own steps without a change,
-whereas theirs are reset only when the pixels of all images have changed; the start may already
-fool the network; pixels are ranked by the mask, not by its sigmoid, which is 1 for large numbers.
+(CityU-MLO/sPGD a356d0c), with three differences: the three steps need not follow each other, as in
+the paper, where the code starts to count again whenever no image of a batch keeps its pixels, which
+hardly happens; the start may already fool the network; pixels are ranked by the mask, not by its
+sigmoid, which is 1 for large numbers.
 Parity: tests/attacks/test_sparse_pgd.py.
 """
 
@@ -31,7 +32,7 @@ from jaxrobust.attacks.square import key_data, until_done
 Numbers = Float[t.Array, "B H W 1"]  # of pixels
 _STEP = 0.25  # of the perturbation; alpha in the paper
 _MASK_STEP = 0.25  # of the mask, times the root of its size; beta
-_PATIENCE = 3  # steps with the same pixels before the mask is drawn again
+_PATIENCE = 3  # steps that leave the pixels as they were before the mask is drawn again
 
 
 class SparsePgdState(NamedTuple):
@@ -49,7 +50,7 @@ class SparsePgdState(NamedTuple):
     delta: t.Images  # the perturbation of all pixels, inside the box
     mask: Numbers
     changed: Bool[t.Array, "B H W 1"]  # the `pixels` largest numbers of `mask`
-    unchanged: t.Counts  # steps in a row that left `changed` as it was
+    unchanged: t.Counts  # steps since the latest draw of the mask that left `changed` as it was
     x_best: t.Images  # the point of highest loss, or the latest that succeeded
     loss_best: t.PerImage  # -inf first
     score_best: t.PerImage  # the score of `x_best`; NaN first
@@ -150,7 +151,7 @@ def _tell(
     delta = where(again, state.delta, delta)
     changed = largest_pixels(mask, state.pixels)
     same = jnp.all(changed == state.changed, axis=(1, 2, 3))
-    unchanged = jnp.where(again, 1, jnp.where(same, state.unchanged + 1, 0))
+    unchanged = jnp.where(again, 1, state.unchanged + same.astype(jnp.int32))
     return state._replace(delta=delta, mask=mask, changed=changed, unchanged=unchanged)
 
 
