@@ -1,14 +1,14 @@
 """Networks: `available()` lists them, `create(name)` makes one.
 
-    kernels/    layers as functions, each with the implementation that is fast where it runs
+    kernels/    layers as functions, each with an implementation that is fast on its platform
     modules/    NNX modules that hold the parameters of these functions
     interface/  turns modules into pure functions, and names their weights
     families/   one architecture per file
 
-An architecture's file ends with its `family.Family`: variants, names in PyTorch, stem, head,
+An architecture's file ends with its `family.Family`: variants, PyTorch names, stem, head,
 weight-decay mask and the papers' counts. A new architecture is one file and one line of `names.py`;
 it is imported when one of its networks is created.
-A name such as `my_nets.py:make` is a user's function, see `foreign`.
+A name such as `my_nets.py:make` means a user's function, see `foreign`.
 """
 
 import difflib
@@ -49,12 +49,12 @@ def create(
     """Make the network `name` as a pair of pure functions.
 
     Args:
-      name: one of `available()`, timm's name of one (`convnext_tiny`), or a function of yours, such
+      name: one of `available()`, timm's name for one (`convnext_tiny`), or your own function, such
         as "my_nets.py:make" (`foreign`).
       num_classes: width of the logits.
       image_size: side of the square input, pixels.
       **overrides: fields of the family's row, e.g. `in_channels=1`, `dtype="bfloat16"`,
-        `drop_path=0.1`, `remat=True`, `scan=True`, `stem_strides=(1, 1)`; options of the function.
+        `drop_path=0.1`, `remat=True`, `scan=True`, `stem_strides=(1, 1)`; or a function's options.
     Raises:
       ValueError: unknown name or override, or a size that the network cannot take.
 
@@ -96,15 +96,15 @@ def module(
     image_size: int = 224,
     **overrides: Any,
 ) -> Any:
-    """Make the network `name` as an `nnx.Module`, to slice, print or give another head.
+    """Make the network `name` as an `nnx.Module`, to slice, print or replace its head.
 
-    It is called as `module(images, train=False, key=None)`.
+    Call it as `module(images, train=False, key=None)`.
 
     Args:
       name, num_classes, image_size, **overrides: see `create`; one of `available()`.
-      rngs: `nnx.Rngs`; seed 0 draws the weights of `create(...).init(jax.random.key(0))`.
+      rngs: `nnx.Rngs`; seed 0 gives the same weights as `create(...).init(jax.random.key(0))`.
       weights: params and stats to use instead, as returned by `create(...).init`.
-    Raises:
+    ValueError: as for `create`; weights that do not belong to the network.
       ValueError: see `create`; weights that do not belong to the network.
 
     >>> import jax
@@ -131,7 +131,7 @@ def module(
 
 
 def origin(name: str, **options: Any) -> dict[str, Any] | None:
-    """Describe a user's function for a record, by its sizes and options; None for our networks."""
+    """Describe a user's function, its sizes and options for a record; None for our networks."""
     if pytorch.is_name(name):
         return pytorch.find("origin")(name, **options)
     return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
@@ -161,7 +161,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# Types of the rows' fields: words for messages, and whether a value fits.
+# Types of row fields: the wording of messages, and a check of the value.
 _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     tuple[int, ...]: (
         "a tuple of integers",
@@ -177,17 +177,17 @@ _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("a text", lambda value: isinstance(value, str)),
 }
 _RATES = {"drop_path", "dropout", "attention_dropout"}
-# Fields without influence on what given weights compute in evaluation.
+# Fields that do not affect what fixed weights compute in evaluation.
 _FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels", "scale_init"} | _RATES
-_FREE |= {"padded"}  # which only refuses sizes
+_FREE |= {"padded"}  # only rejects sizes
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row with `options` that decide what weights compute in evaluation."""
+    """Return a row's fields, with `options`, that decide what weights compute in evaluation."""
     if functions.is_name(name):
         return dict(options)
     fields = {k: v for k, v in variant(name, **options)._asdict().items() if k not in _FREE}
-    if "gamma_init" in fields:  # only whether there is a layer scale matters
+    if "gamma_init" in fields:  # only the presence of a layer scale matters
         fields["gamma_init"] = fields["gamma_init"] is not None
     return fields
 
@@ -203,7 +203,7 @@ def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_size(image_size: int) -> None:
-    """Raise `ValueError` for a side below 1 pixel or above 8192 (0.8 GB a colour image)."""
+    """Raise `ValueError` for a side below 1 pixel or above 8192 (0.8 GB per colour image)."""
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
     if image_size > 8192:
@@ -219,7 +219,7 @@ def words(name: str, options: Mapping[str, Any]) -> str:
 
 
 def family(name: str) -> Family:
-    """Look up the architecture of a name; of a user's function that is `foreign.FAMILY`."""
+    """Look up the architecture of a name; for a user's function it is `foreign.FAMILY`."""
     if functions.is_name(name):
         return foreign.FAMILY
     name = known(name)
@@ -238,34 +238,34 @@ def _entries() -> dict[str, str]:
 
 
 def member(name: str) -> Member:
-    """Look up the facts about a variant that are not in its row."""
+    """Look up the facts about a variant that its row does not contain."""
     return family(name).members[name if functions.is_name(name) else known(name)]
 
 
 def decay_mask(name: str) -> str:
-    """Tell which parameters the references decay: a key of `optim.DECAY_MASKS`."""
+    """Return the parameters that the references decay, as a key of `optim.DECAY_MASKS`."""
     architecture = family(name)
     variant = architecture.members.get(spelling.network(name))
     return (variant and variant.decay_mask) or architecture.decay_mask
 
 
 def torch_names(name: str) -> Sequence[Renaming]:
-    """List the rows that turn the reference's weight names into ours."""
+    """List the rows that convert the reference's weight names to ours."""
     return family(name).names.torch
 
 
 def other_names(name: str) -> Sequence[Naming]:
-    """List further namings of the same weights, such as those of the first authors."""
+    """List other namings of the same weights, such as the first authors'."""
     return family(name).names.others
 
 
 def torch_keys(name: str, **overrides: Any) -> list[str]:
-    """List the reference's names of all weights, in its order."""
+    """List the reference's names of all weights, in the reference's order."""
     return family(name).names.keys(variant(name, **overrides))
 
 
 def known(name: str) -> str:
-    """Return our name of a network, of timm's too, or `ValueError` with the nearest names."""
+    """Return our name for a network, also from timm's; `ValueError` suggests the nearest names."""
     name = spelling.network(name)
     if functions.is_name(name):
         raise ValueError(

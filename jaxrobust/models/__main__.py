@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.models` is `jaxrobust models`, which is in `commands.models`."""
+"""`python -m jaxrobust.models` is `jaxrobust models`, implemented in `commands.models`."""
 
 from jaxrobust.__main__ import run
 

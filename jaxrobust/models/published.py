@@ -1,17 +1,16 @@
-"""RobustBench's networks that have one of our architectures, and why the others are not loaded.
+"""RobustBench's networks with one of our architectures, and why the others are not loaded.
 
 Its tables are ImageNet (Linf 4/255), CIFAR-10 (Linf 8/255, L2 0.5), CIFAR-100 (Linf 8/255), and
-common corruptions of each. Networks of different tables share ids. An id alone is that of ImageNet
-or CIFAR-10 under Linf; one of another table has that in front, as in
-`cifar10/L2/Wang2023Better_WRN-28-10`, and so has the second of ids that both of these have:
+common corruptions of each. Networks of different tables share ids. A bare id means ImageNet or
+CIFAR-10 under Linf; ids of other tables start with the table, as in
+`cifar10/L2/Wang2023Better_WRN-28-10`. So does the second network if both of these have an id:
 `cifar10/Linf/Engstrom2019Robustness`, `imagenet/Linf/Peng2023Robust`.
 
 Source: RobustBench 1.1.1, robustbench/model_zoo/{imagenet,cifar10,cifar100}.py (builders,
 preprocessing, files on Google Drive), architectures/{xcit,deit}.py (files on GitHub),
-model_info/*/*.json (authors; of the older rows accuracies too), README.md (accuracies and papers of
-`published_rows.json`; its robust accuracy is the lowest that is known, for Gowal2021Improving after
-another attack in addition to AutoAttack) and LICENSE (licences of weights); parity:
-tests/models/test_table.py.
+model_info/*/*.json (authors; for older rows also accuracies), README.md (accuracies and papers in
+`published_rows.json`; its robust accuracy is the lowest known, for Gowal2021Improving after another
+attack besides AutoAttack) and LICENSE (licences of weights); parity: tests/models/test_table.py.
 """
 
 import functools
@@ -26,23 +25,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Leaderboard(NamedTuple):
-    """What all networks of one of RobustBench's tables share."""
+    """What all networks in one of RobustBench's tables share."""
 
-    dataset: str  # as RobustBench calls it
-    norm: str | None  # of the ball, as we call it; None: common corruptions
+    dataset: str  # RobustBench's name
+    norm: str | None  # of the ball, our name; None: common corruptions
     num_classes: int
     image_size: int  # side in pixels
     epsilon: float | None  # of the ball
-    images: int  # that are attacked
-    mean: tuple[float, ...]  # of networks that normalise
+    images: int  # number of images that are attacked
+    mean: tuple[float, ...]  # for networks that normalise
     std: tuple[float, ...]
-    data: str  # the data set as our records call it
+    data: str  # our records' name for the data set
     split: str
-    normalisation: str  # whose mean and std, for people
+    normalisation: str  # where mean and std come from, for people
 
     @property
     def threat(self) -> str:
-        """Return the norm as RobustBench calls it."""
+        """Return RobustBench's name of the norm."""
         return {"linf": "Linf", "l2": "L2", None: "corruptions"}[self.norm]
 
     @property
@@ -76,40 +75,40 @@ LEADERBOARDS |= {
 
 
 class Published(NamedTuple):
-    """One network: its architecture, its input, what it reaches and the file of its weights."""
+    """A network: its architecture, its input, its accuracies and its weight file."""
 
     model: str  # our name
-    normalised: bool  # with mean and std inside: `normalize.*`, `model.<name>`
+    normalised: bool  # mean and std are inside: `normalize.*`, `model.<name>`
     preprocessing: str  # id of `data.evaluation_transform`
-    clean: float  # % of the leaderboard's images, as published there
-    autoattack: float | None  # the same after AutoAttack; None: of common corruptions
+    clean: float  # % of the leaderboard's images, as published
+    autoattack: float | None  # the same after AutoAttack; None: common corruptions
     file: str  # below `model_dir`, or the name in timm's hub cache; empty: no file is looked for
-    address: str  # of the file that RobustBench fetches
-    sha256: str = ""  # of that file, or how it begins; empty: it is not published
+    address: str  # of the file that RobustBench downloads
+    sha256: str = ""  # of that file, or its first digits; empty: not published
     dataset: str = "imagenet"  # a key of `LEADERBOARDS`
-    # What mean and std are called where no layer holds them; (): files are without.
+    # Names of mean and std if no layer holds them; (): the files lack them.
     buffers: tuple[str, ...] | None = None
     buffer_axes: int = 4  # of these
     renamed: tuple[tuple[str, str], ...] = ()  # parts of the reference's names -> those of the file
-    made: bool = False  # files hold what follows from the sizes too: `Names.made`
-    license: str = ""  # of the weights, SPDX; empty: it is not stated
+    made: bool = False  # files also hold values that follow from the sizes: `Names.made`
+    license: str = ""  # of the weights, SPDX; empty: not stated
     options: dict[str, Any] = {}  # noqa: RUF012  # of `model`, read only
-    moments: Moments | None = None  # inside; None: the leaderboard's
-    unused: tuple[str, ...] = ()  # (part, its copy) of names: files hold a copy that nothing reads
+    moments: Moments | None = None  # used inside; None: the leaderboard's
+    unused: tuple[str, ...] = ()  # (part, its copy) of names: the files hold an unused copy
 
     @property
     def board(self) -> Leaderboard:
-        """Return the table that it stands in."""
+        """Return the leaderboard that lists it."""
         return LEADERBOARDS[self.dataset]
 
     @property
     def inside(self) -> Moments:
-        """Return the mean and std by which a normalised one divides."""
+        """Return the mean and std with which it normalises."""
         return self.moments or (self.board.mean, self.board.std)
 
 
 class Paper(NamedTuple):
-    """Whose network it is."""
+    """The paper that a network comes from."""
 
     title: str
     authors: str
@@ -118,12 +117,12 @@ class Paper(NamedTuple):
 
 
 def own_id(key: str) -> str:
-    """Return an id of `PUBLISHED` as RobustBench has it, without the table in front."""
+    """Return an id of `PUBLISHED` as in RobustBench, without the table prefix."""
     return key.rpartition("/")[2]
 
 
 def _read() -> dict[str, Published]:
-    """Read `published_rows.json`: what files of a kind share, then the networks in order."""
+    """Read `published_rows.json`: what files of a kind share, then the networks, in order."""
     stored = json.loads(Path(__file__).with_name("published_rows.json").read_text())
     published = {}
     kinds = stored["kinds"]
@@ -134,10 +133,10 @@ def _read() -> dict[str, Published]:
         for key in fields.keys() & {"buffers", "renamed", "moments", "unused"}:
             fields[key] = tuple(tuple(v) if isinstance(v, list) else v for v in fields[key])
         folder, file = LEADERBOARDS[dataset].folder, address.rpartition("/")[2]
-        if not address.startswith("https:"):  # a key of Google Drive
+        if not address.startswith("https:"):  # a Google Drive key
             file = f"{folder}/{name}.pt"
             address = f"https://drive.google.com/uc?export=download&confirm=t&id={address}"
-        # `file` of a kind: RobustBench takes torchvision's weights and looks for no file.
+        # `file` of a kind: RobustBench uses torchvision's weights and has no file.
         fields = {"file": file} | fields
         is_first = dataset in ("imagenet", "cifar10") and name not in published
         key = name if is_first else f"{folder}/{name}"
@@ -167,6 +166,6 @@ def others() -> dict[str, tuple[str, bool]]:
 
 @functools.cache
 def paper(robustbench_id: str) -> Paper:
-    """Look up the paper that RobustBench names of a network of `PUBLISHED`."""
+    """Look up the paper that RobustBench gives for a network of `PUBLISHED`."""
     papers = json.loads(Path(__file__).with_name("published_papers.json").read_text())
-    return Paper(**papers[own_id(robustbench_id).partition("_")[0]])  # how ids begin
+    return Paper(**papers[own_id(robustbench_id).partition("_")[0]])  # an id starts with the paper

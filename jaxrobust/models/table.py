@@ -1,4 +1,4 @@
-"""The table of all architectures: what each costs, its stem and norms, which checkpoints load."""
+"""The table of all architectures: cost, stem, norms, and the checkpoints that load."""
 
 import json
 import re
@@ -17,17 +17,17 @@ from jaxrobust.models.interface.family import PaperFigures
 from jaxrobust.models.published import PUBLISHED, Published, own_id
 from jaxrobust.types import Classifier, Params
 
-# Name -> parameters, multiply-adds of one image, stem, norms, as `refresh_counts.py` writes them.
+# Name -> parameters, multiply-adds per image, stem, norms, as `refresh_counts.py` writes them.
 COUNTED: dict[str, Any] = json.loads(Path(__file__).with_name("counted.json").read_text())
 
 
 class ArchitectureRow(NamedTuple):
-    """One line of the table."""
+    """A row of the table."""
 
     name: str
     parameters: int
-    multiply_adds: int  # of convolutions, linear maps and attention's products, for one image
-    image_size: int  # at which they are counted
+    multiply_adds: int  # of convolutions, linear maps and attention products, per image
+    image_size: int  # the size for which they are counted
     stem: str
     norms: str
     paper: PaperFigures | None
@@ -35,13 +35,13 @@ class ArchitectureRow(NamedTuple):
 
 
 def architecture(name: str) -> ArchitectureRow:
-    """Return the line of one network, from the figures that are shipped; others are counted."""
+    """Return a network's row from the bundled figures; count it if it is not listed."""
     return _line(name, *COUNTED[name]) if name in COUNTED else counted(name)
 
 
 def counted(name: str) -> ArchitectureRow:
-    """Return the line of one network as it is; nothing is computed or compiled, only traced."""
-    # One block stands for all of a stage where it can: traced once, counted as often as it runs.
+    """Return a network's row by tracing it; nothing is computed or compiled."""
+    # If possible, one block is traced for a whole stage, and counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
     net, (params, stats) = _traced(name, **fast)
     adds = multiply_adds(net, params, stats, image_size=models.member(name).counted_at)
@@ -58,7 +58,7 @@ def _line(name: str, parameters: int, adds: int, stem: str, norms: str) -> Archi
 
 
 def _traced(name: str, **options: Any) -> tuple[Classifier, Any]:
-    """Return a network of the size at which it is counted, and the shapes of its weights."""
+    """Return a network at its counting size, and the shapes of its weights."""
     of = models.member(name)
     sizes = {"num_classes": of.num_classes, "image_size": of.counted_at}
     net = models.create(name, **sizes, **options)
@@ -66,7 +66,7 @@ def _traced(name: str, **options: Any) -> tuple[Classifier, Any]:
 
 
 def parameters(name: str) -> str:
-    """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
+    """Return the table of a network's parameters: names, shapes, types, sizes, and the total."""
     _, (params, _) = _traced(name)
     return overview.get_parameter_overview(params, include_stats=False)
 
@@ -74,16 +74,16 @@ def parameters(name: str) -> str:
 def multiply_adds(
     net: Classifier, params: Params, stats: Params, *, image_size: int, in_channels: int = 3
 ) -> int:
-    """Count the multiply-adds of all convolutions and products of matrices, for one image."""
+    """Count the multiply-adds of all convolutions and matrix products for one image."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
     program = jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images)
     return _count(program.jaxpr) + _head_mixes(params)
 
 
 def _head_mixes(params) -> int:
-    """Count the multiply-adds that mix CaiT's heads, as sums: no product of matrices shows them."""
+    """Count the multiply-adds of CaiT's head mixing, which are sums and not matrix products."""
     mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
-    known = mixes and "pos_embed" in params  # else a network of the user's
+    known = mixes and "pos_embed" in params  # otherwise a user's network
     return sum(mixes) * params["pos_embed"].shape[1] ** 2 if known else 0
 
 
@@ -102,7 +102,7 @@ def _of_equation(equation) -> int:
         features = kernel.shape[numbers.rhs_spec[0]]
         return equation.outvars[0].aval.size * kernel.size // features
     if kind == "cond" and (platforms := parameters.get("branches_platforms")):
-        return _count(parameters["branches"][platforms.index(None)].jaxpr)  # None: any other one
+        return _count(parameters["branches"][platforms.index(None)].jaxpr)  # None: any other
     times = parameters["length"] if kind == "scan" else 1
     return times * sum(map(_count, _inner(parameters.values())))
 
@@ -117,7 +117,7 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
 
 
 def _stem(name: str, params) -> str:
-    """Say how many 3x3 convolutions a stem has, else the window of its only one; even: a patch."""
+    """Describe a stem: its number of 3x3 convolutions, or the window of its only one."""
     pattern = models.family(name).names.stem
     kernels = (key for key in params if re.fullmatch(pattern, key) and "kernel" in key)
     windows = [side for k in kernels if (side := _window(params[k])) > 1]
@@ -128,7 +128,7 @@ def _stem(name: str, params) -> str:
 
 
 def _window(kernel: Any) -> int:
-    """Return the side of a window; of a linear map, that of the patch whose pixels it takes."""
+    """Return the side of a window; for a linear map, the side of the patch that it reads."""
     return kernel.shape[0] if kernel.ndim == 4 else isqrt(kernel.shape[0] // 3)
 
 
@@ -165,7 +165,7 @@ network, and its sha256, where one is published."""
 
 
 def line(row: ArchitectureRow, width: int = 100) -> str:
-    """Return a row for people, at most `width` wide; checkpoints that do not fit are below it."""
+    """Format a row for people in `width` columns; checkpoints that do not fit follow below."""
     paper = row.paper or PaperFigures(None, "")
     mark = "!" if paper.misprint else "?" if paper.other else ""
     paper_figures = [
@@ -176,7 +176,7 @@ def line(row: ArchitectureRow, width: int = 100) -> str:
         f"{row.image_size:3d} {row.multiply_adds / 1e9:6.3f} {paper_figures[1]:>6} "
         f"{row.stem:8} {row.norms:5} "
     )
-    # Author and year, as Salman2020; a name without a year as it is.
+    # Author and year, as in Salman2020; names without a year are kept.
     short = [re.match(r"[A-Za-z]+\d{4}|.+", own_id(key))[0] for key in row.published]  # type: ignore[index]
     text = " ".join(dict.fromkeys(short))
     if len(cells) + len(text) <= width:

@@ -27,10 +27,7 @@ _FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id
 # Data sets that can be prepared without TensorFlow.
 _OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
 _OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
-_FEW, _SEVERAL = (
-    10_000,
-    100_000,
-)  # records: labels are read up to _FEW, or up to _SEVERAL with an index
+_FEW, _SEVERAL = 10_000, 100_000  # labels are read up to _FEW, or up to _SEVERAL if indexed
 _CHUNK = 256  # records per read in a pass over a split: 30 MB of ImageNet
 _KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
 _ERRORS = (RuntimeError, IndexError, ValueError)  # what a reader raises for a damaged file

@@ -1,4 +1,4 @@
-"""CaiT: talking heads, and layers at the end in which only the class token attends.
+"""CaiT: talking heads, then layers in which only the class token attends.
 
 Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
 """
@@ -22,25 +22,25 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     dim: int
     depth: int
     heads: int
     gamma_init: float = 1e-5  # of LayerScale
     class_depth: int = 2  # layers in which only the class token attends
-    stem_strides: tuple[int, ...] = (16,)  # of the PatchStem, whose kernel is as large
-    drop_path: float = 0.0  # of each block; the layers of the class token have none
+    stem_strides: tuple[int, ...] = (16,)  # of the PatchStem, whose kernel has the same size
+    drop_path: float = 0.0  # of each block; the class-token layers have none
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block for all of them
+    scan: bool = False  # compile one block for all
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
 VARIANTS = {
     "cait_xxs24": Variant(192, 24, 4),
     "cait_s24": Variant(384, 24, 8),
-    "cait_s12": Variant(384, 12, 8, gamma_init=1.0),  # the thesis' own
+    "cait_s12": Variant(384, 12, 8, gamma_init=1.0),  # from the thesis
 }
 
 
@@ -92,7 +92,7 @@ class Block(nnx.Module):
 
 
 class ClassBlock(Block):
-    """Class attention and MLP; the class token changes, the patches do not."""
+    """Class attention and MLP; they change the class token but not the patches."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         super().__init__(v, rngs, ClassAttention)
@@ -130,7 +130,7 @@ class CaiT(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     stems.check_stem((), v.stem_strides)
     grid = grid_of(v, image_size)
     if v.class_depth < 1:
@@ -143,7 +143,7 @@ TORCH_NAMES = [*token_rows(_BLOCKS), row(rf"({_BLOCKS}\.gamma_[12])", r"\1")]
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List timm 1.0.9's names, in its order."""
+    """List timm 1.0.9's names, in order."""
     names = keys("", "cls_token: pos_embed: patch_embed.proj")
     talking, to_class = "qkv attn.proj attn.proj_l attn.proj_w", "q attn.k attn.v attn.proj"
     kinds = (("blocks", v.depth, talking), ("blocks_token_only", v.class_depth, to_class))
@@ -153,7 +153,7 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 MEMBERS = {
-    # The thesis' own: timm has it with 24 blocks.
+    # From the thesis; timm has it with 24 blocks.
     "cait_s12": Member(
         TorchVariant("cait_s24_224", {"depth": 12, "init_values": 1.0}), PaperFigures(None, "4.76")
     ),

@@ -1,4 +1,4 @@
-"""ConvNeXt with the PatchStem of the original and the ConvStem of robust training.
+"""ConvNeXt with the original PatchStem or the ConvStem of robust training.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
 """
@@ -26,7 +26,7 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
@@ -35,10 +35,10 @@ class Variant(NamedTuple):
     downsample_strides: tuple[int, ...] = ()  # of the 2x2 convolutions between stages; empty: 2
     gamma_init: float = 1e-6
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block of each stage for all of them
+    scan: bool = False  # compile one block per stage for all of its blocks
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -53,15 +53,15 @@ VARIANTS = {
     "convnext_b_cvst": Variant(_S, _B, (64, 96, 128), (2, 2, 1)),
     "convnext_l": Variant(_S, _L),
     "convnext_l_cvst": Variant(_S, _L, (96, 144, 192), (2, 2, 1)),
-    # Ours, for 8 to 64 px: half the reduction of the stem, three stages, and a layer scale that
-    # lets a network without pre-training learn in minutes.
+    # Ours, for 8 to 64 px: a stem with half the reduction, three stages, and a layer scale that
+    # lets a network learn in minutes without pre-training.
     "convnext_n": Variant((2, 2, 2), (64, 128, 256), (), (2,), gamma_init=0.1),
     "convnext_n_cvst": Variant((2, 2, 2), (64, 128, 256), (32, 64), (2, 1), gamma_init=0.1),
 }
 
 
 class Block(nnx.Module):
-    """x + drop(gamma * MLP(LN(depthwise 7x7(x)))), one kernel on TPUs; None: without gamma."""
+    """x + drop(gamma * MLP(LN(depthwise 7x7(x)))), one kernel on TPUs; None: no gamma."""
 
     def __init__(self, dim: int, gamma_init: float | None, rngs: Draws) -> None:
         self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
@@ -88,7 +88,7 @@ def _halved(x: Array, norm: LayerNorm, conv: Conv) -> Array:
 
 
 class Stage(nnx.Module):
-    """LN and 2x2 convolution (but for the first stage), then the blocks."""
+    """LN and 2x2 convolution (except in the first stage), then the blocks."""
 
     def __init__(
         self, ins: int, dim: int, depth: int, stride: int, gamma_init: float, rngs: Draws
@@ -139,7 +139,7 @@ class ConvNeXt(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     architecture_checks.check_tuples(v, "depths", "dims", "downsample_strides", empty=True)
     v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
@@ -165,7 +165,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 _PLACE = r"(stages\.\d+\.blocks\.\d+)\."
 TORCH_NAMES = table(
-    # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
+    # The ConvStem is a Sequential `stem` inside an attribute `stem`.
     *stems.conv_stem_rows(r"(?:stem\.)?stem", "stem"),
     row(_PLACE + "gamma", r"\1.gamma"),
     convs={
@@ -205,7 +205,7 @@ OTHER_NAMES = [
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    """List the reference's names in order (timm 1.0.9; with ConvStem, the paper's files)."""
     names = keys("stem", "0 1")
     if v.stem_widths:
         names = stems.conv_stem_keys("stem.stem", len(v.stem_widths))

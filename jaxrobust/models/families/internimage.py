@@ -1,4 +1,4 @@
-"""InternImage: blocks of ConvNeXt's kind, whose convolutions sample where their input says.
+"""InternImage: blocks like ConvNeXt's whose convolutions choose their sampling points.
 
 Sources: Wang et al. 2022 (arXiv 2211.05778) and OpenGVLab/InternImage, size T; with a PatchStem:
 Singh, Croce, Hein 2023 (arXiv 2303.01870), appendix C.3.
@@ -36,22 +36,22 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
-    groups: tuple[int, ...]  # of channels that share their offsets, in each stage
+    groups: tuple[int, ...]  # groups of channels that share offsets, in each stage
     stem_widths: tuple[int, ...] = (32, 64)  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (2, 2)  # a PatchStem's kernel is as large as its stride
-    head_dim: int = 768  # channels of the features that are pooled
+    head_dim: int = 768  # channels of the pooled features
     offset_scale: float = 1.0  # of the grid of nine points and their offsets
-    gamma_init: float | None = None  # of the layer scale; None: there is none
-    bn_group: int = 0  # images whose batch-norm statistics are taken together; 0: the whole batch
+    gamma_init: float | None = None  # of the layer scale; None: no layer scale
+    bn_group: int = 0  # images per group of batch-norm statistics; 0: the whole batch
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block of each stage for all of them
+    scan: bool = False  # compile one block per stage for all of its blocks
     dtype: str = "float32"  # compute type; parameters, places and masks stay float32
 
 
@@ -66,7 +66,7 @@ def _zeros(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 class DeformableConv(nnx.Module):
-    """DCNv3: offsets and weights of nine places come of a depthwise convolution of the input."""
+    """DCNv3: a depthwise convolution of the input predicts nine offsets and weights."""
 
     def __init__(self, dim: int, groups: int, scale: float, rngs: Draws) -> None:
         self.dw_conv = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
@@ -78,12 +78,12 @@ class DeformableConv(nnx.Module):
         self.groups, self.scale = groups, scale
 
     def __call__(self, x: Array) -> Array:
-        # Values are stored; what makes offsets and weights, a third of a block's residuals, is
-        # computed again by a seventh of its products.
+        # Values are stored. What offsets and weights need, a third of a block's residuals, is
+        # recomputed at a seventh of its products.
         return self.output_proj(jax.checkpoint(self.sampled, policy=_KEEPING)(x))
 
     def sampled(self, x: Array) -> Array:
-        """Sum values at nine places, which the input f[B,H,W,C] of all of them moves and weighs."""
+        """Sum the values at nine places, moved and weighted by the input f[B,H,W,C]."""
         value = checkpoint_name(self.input_proj(x), "value")
         around = layers.gelu(self.dw_norm(self.dw_conv(x)))
         (mask,) = widened(self.mask(around))
@@ -96,7 +96,7 @@ class DeformableConv(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + DCNv3(LN(x)), then x + MLP(LN(x)), each times gamma where there is one."""
+    """x + DCNv3(LN(x)), then x + MLP(LN(x)), each times gamma if there is one."""
 
     def __init__(self, v: Variant, stage: int, rngs: Draws) -> None:
         dim = v.dims[stage]
@@ -122,7 +122,7 @@ def _scaled(y: Array, gamma: nnx.Param | None) -> Array:
 
 
 class Stage(nnx.Module):
-    """The blocks and a LN; then, but for the last, a 3x3 convolution of stride 2 and another LN."""
+    """Blocks and a LN; then, except in the last, a 3x3 convolution of stride 2 and another LN."""
 
     def __init__(self, v: Variant, stage: int, rngs: Draws) -> None:
         self.blocks = nnx.List([Block(v, stage, rngs) for _ in range(v.depths[stage])])
@@ -175,7 +175,7 @@ class InternImage(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     architecture_checks.check_stages(v, "dims", "depths", "groups")
     architecture_checks.check_least(v, head_dim=1, in_channels=1, bn_group=0)
@@ -199,7 +199,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 
 _BLOCK, _HERE = r"levels\.(\d)\.blocks\.(\d+)\.", r"stages.\1.blocks.\2."
-_CONVS = range(1, 6)  # of a ConvStem, whose layers stand at 0, 1, 3, 4, ... here
+_CONVS = range(1, 6)  # layers of a ConvStem, numbered 0, 1, 3, 4, ... here
 TORCH_NAMES = table(
     row(_BLOCK + "gamma([12])", _HERE + r"gamma\3"),
     row(r"conv_head\.0\.weight", "features.linear.kernel", pointwise_oi),
@@ -228,7 +228,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the authors' names in their order (OpenGVLab/InternImage); a PatchStem's are ours."""
+    """List the authors' names in order (OpenGVLab/InternImage); a PatchStem has our names."""
     convs = range(1, len(v.stem_widths) + 1)
     names = keys("patch_embed", " ".join(f"conv{n} norm{n}.1" for n in convs) or "0 1.1")
     gammas = "" if v.gamma_init is None else "gamma1: gamma2: "
@@ -252,7 +252,7 @@ MEMBERS = {
 
 
 def options(shapes: Any) -> dict[str, Any]:
-    """Read from shapes of arrays under our names what tells the sizes apart, for messages."""
+    """Return the options that distinguish the sizes, read from array shapes, for messages."""
     stages = range(sum(f"stages.{i}.norm.scale" in shapes for i in range(9)))
     return {
         "dims": tuple(shapes[f"stages.{i}.norm.scale"][0] for i in stages),

@@ -1,7 +1,7 @@
 """Isotropic ConvNeXt: one stage of ConvNeXt blocks without layer scale, at 1/16 resolution.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce, Hein 2023
-(2303.01870). timm does not have it: weights have the names of Meta's own code.
+(2303.01870). It is not in timm; weights have the names of Meta's code.
 """
 
 import math
@@ -21,14 +21,14 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     dim: int
     depth: int
     stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
@@ -55,7 +55,7 @@ class IsotropicConvNeXt(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     if min(v.dim, v.depth, v.in_channels) < 1:
         raise ValueError(
@@ -80,7 +80,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List Meta's names, in its order (with ConvStem, the paper's)."""
+    """List Meta's names in order (with ConvStem, the paper's)."""
     names = keys("", "stem")
     if v.stem_widths:
         names = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)

@@ -1,4 +1,4 @@
-"""What residual networks share: convolutions, blocks, stages, and their names."""
+"""Parts of residual networks: convolutions, blocks, stages, and their names."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ STEM = 64  # channels before the first stage
 
 
 def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **options: Any) -> Conv:
-    """Make a convolution that keeps the size, but for its stride.
+    """Make a convolution that keeps the size, apart from its stride.
 
-    It has no bias and is drawn as PyTorch does, unless further arguments of `Conv` say otherwise.
+    It has no bias and PyTorch's initialisation, unless `options` of `Conv` say otherwise.
     """
     default: dict[str, Any] = {"padding": kernel // 2, "bias": False, "init": torch_default}
     return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | options)
 
 
 class SameConv(Conv):
-    """3x3 convolution without a bias, padded as in TensorFlow: of a stride below and right alone.
+    """3x3 convolution without bias, padded as in TensorFlow: with a stride, only below and right.
 
-    So DeepMind's networks are padded; a stride in PyTorch's has a row of zeros on every side.
+    DeepMind's networks pad this way; PyTorch pads a row of zeros on every side.
     """
 
     def __init__(self, ins: int, outs: int, rngs: Draws, stride: int = 1) -> None:
@@ -40,7 +40,7 @@ class SameConv(Conv):
 
 
 def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **options: Any) -> nnx.List:
-    """Make a 1x1 convolution and batch norm where size or channels change, else nothing."""
+    """Make a 1x1 convolution and batch norm if the size or channels change, else nothing."""
     if stride == 1 and ins == outs:
         return nnx.List([])
     return nnx.List(
@@ -49,7 +49,7 @@ def shortcut(ins: int, outs: int, stride: int, v: Any, rngs: Draws, **options: A
 
 
 def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
-    """Return a map after its shortcut."""
+    """Apply a shortcut."""
     if not shortcut:
         return x
     conv, norm = shortcut
@@ -57,7 +57,7 @@ def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
+    """Convolution that keeps the size apart from its stride, no bias; batch norm; activation."""
 
     def __init__(
         self,
@@ -80,12 +80,12 @@ class ConvNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """act(x + 1x1(act(3x3(act(1x1(x)))))), each with a norm; the stride is the 3x3 one's.
+    """act(x + 1x1(act(3x3(act(1x1(x)))))), each with a norm; the 3x3 has the stride.
 
     Args:
-      expansion: the output's channels by those of the 3x3 convolution, which has `groups`.
-      middle: makes what stands in its place, if anything, of its channels and stride.
-      bias: whether a shortcut's convolution has one.
+      expansion: output channels per channel of the 3x3 convolution, which has `groups`.
+      middle: makes a replacement for that convolution, if given, from its channels and stride.
+      bias: whether the shortcut's convolution has a bias.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Bottleneck(nnx.Module):
 
 
 def add_stages(net: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:
-    """Give a network its stages `layer1`, `layer2`, ..., which halve the map but for the first.
+    """Add the stages `layer1`, `layer2`, ... to a network; all but the first halve the map.
 
     Args:
-      block: makes one of its channels before and after, its stride, the row and the draws.
-      outs: channels after the first stage; they double with each.
+      block: makes a block from its channels before and after, its stride, the row and the draws.
+      outs: channels after the first stage; each stage doubles them.
     Returns:
       channels after the last stage.
     """
@@ -144,7 +144,7 @@ def run_stages(net: Any, x: Array, train: bool, key: Array | None, draws: bool =
 def run_stage(
     blocks: Any, x: Array, key: Array | None, rates: list[float], **settings: Any
 ) -> Array:
-    """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
+    """Run the blocks of a stage; the first has different arrays and is never part of a scan."""
     key, others_key = (None, None) if key is None else split(key, 2)
     x = run_blocks(blocks[:1], x, key=key, rates=rates[:1], **settings | {"scan": False})
     return (
@@ -155,12 +155,12 @@ def run_stage(
 
 
 def block_names(depths: Sequence[int], stem: int, first: int) -> Iterator[tuple[str, bool]]:
-    """Yield each residual block's name, and whether there is a convolution in its shortcut.
+    """Yield the name of each residual block and whether its shortcut has a convolution.
 
     Args:
-      depths: blocks of each stage; the first one of each stage but the first has a stride.
+      depths: blocks of each stage; in all stages but the first, the first block has a stride.
       stem: channels before the first stage.
-      first: channels behind a block of the first stage; they double with each stage.
+      first: channels after a block of the first stage; each stage doubles them.
     """
     ins = stem
     for i, depth in enumerate(depths):

@@ -27,17 +27,15 @@ ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]
-    bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
-    width: int = 64  # inner channels of the first stage's blocks; they double with each stage
-    base: int = 64  # channels of the stem; the first stage returns as many, of bottlenecks 4 times
+    bottleneck: bool = True  # blocks of 1x1, 3x3 and 1x1 convolutions; otherwise two 3x3
+    width: int = 64  # inner channels of the first stage's blocks; each stage doubles them
+    base: int = 64  # channels of the stem; the first stage returns as many, with bottlenecks 4x
     activation: str = "relu"  # everywhere, also after the residual
     small_stem: bool = False  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
+    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
@@ -58,7 +56,7 @@ _conv = functools.partial(residual.conv, init=fan_out)
 
 
 class Basic(nnx.Module):
-    """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
+    """act(x + 3x3(act(3x3(x)))); the first 3x3 has the stride."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         group, self.act = v.bn_group, ACTIVATIONS[v.activation]
@@ -74,7 +72,7 @@ class Basic(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
+    """act(x + 1x1(act(3x3(act(1x1(x)))))); the 3x3 has the stride."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         group, self.act = v.bn_group, ACTIVATIONS[v.activation]
@@ -118,7 +116,7 @@ def _first(v: Variant) -> int:
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     architecture_checks.check_tuples(v, "depths")
     if v.activation not in ACTIVATIONS:
         raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
@@ -135,11 +133,11 @@ TORCH_NAMES = table(*_SHARED, norms={_NORM: r"\1"})
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
-    """Return the statistics of the first of two virtual groups: the only ones that evaluation
-    reads.
+    """Return the statistics of the first of two virtual groups, which evaluation uses.
+
 
     Raises:
-      ValueError: the array is not one of two groups.
+      ValueError: the array does not hold two groups.
     """
     if array.ndim != 1 or len(array) % 2:
         raise ValueError(f"shape {array.shape} is not that of the statistics of two groups")
@@ -161,7 +159,7 @@ OTHER_NAMES = [
             ),
         ],
         normalize=(0.5, 0.5),
-        # Another activation has the same names and shapes.
+        # Other activations have the same names and shapes.
         fits=lambda variant: variant.activation == "gelu",
         of="resnet50_gelu",
     ),
@@ -185,7 +183,7 @@ OTHER_NAMES = [
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
+    """List the reference's names in order (timm 1.0.9, torchvision 0.28.0)."""
     names = keys("", "conv1:w bn1:bn")
     block = "conv1:w bn1:bn conv2:w bn2:bn" + " conv3:w bn3:bn" * v.bottleneck
     for name, projects in residual.block_names(v.depths, v.base, _first(v)):
@@ -194,7 +192,7 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the options that arrays of these shapes tell: our name -> shape."""
+    """Return the options that follow from array shapes, a map from our name to a shape."""
     blocks = [match.groups() for key in shapes if (match := _BLOCK.fullmatch(key))]
     stages = sorted({stage for stage, _ in blocks})
     if not stages or shapes.get("conv1.kernel") is None:

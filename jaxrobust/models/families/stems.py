@@ -1,4 +1,4 @@
-"""The ways from pixels to features that several architectures share, and their weight names.
+"""Stems that several architectures share, from pixels to features, and their weight names.
 
 Source: Singh, Croce, Hein 2023 (arXiv 2303.01870), section 4, and nmndeep/revisiting-at.
 """
@@ -16,7 +16,7 @@ from jaxrobust.types import Array
 
 
 def patch_stem(v: Any, dim: int, rngs: Draws, init: Initializer) -> list[nnx.Module]:
-    """Make one convolution of windows side by side."""
+    """Make a convolution over non-overlapping windows."""
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, dim, stride, stride=stride, init=init, rngs=rngs)]
 
@@ -24,10 +24,10 @@ def patch_stem(v: Any, dim: int, rngs: Draws, init: Initializer) -> list[nnx.Mod
 def stem(
     v: Any, dim: int, rngs: Draws, *, init: Initializer = normal_02, project: bool = False
 ) -> list[nnx.Module]:
-    """Make a variant's stem: without `stem_widths` a PatchStem, drawn from `init`, or a ConvStem.
+    """Make a variant's stem: with `stem_widths` a ConvStem, else a PatchStem drawn from `init`.
 
-    A ConvStem's convolutions, 3x3 by default, are each followed by LN and GELU; `project` adds a
-    bare 1x1 convolution to `dim`.
+    LN and GELU follow each of a ConvStem's convolutions, 3x3 by default; `project` adds a plain 1x1
+    convolution to `dim`.
     """
     if not v.stem_widths:
         return patch_stem(v, dim, rngs, init)
@@ -43,7 +43,7 @@ def stem(
 
 
 def through(stem: Sequence[Any], x: Array) -> Array:
-    """Compute a stem; two first convolutions of stride 2 are one kernel on TPUs."""
+    """Apply a stem; on TPUs, two initial convolutions of stride 2 are one kernel."""
     layers = list(stem)
     if [type(layer) for layer in layers[:6]] == 2 * [Conv, LayerNorm, Gelu]:
         pairs = layers[0:2], layers[3:5]
@@ -60,9 +60,7 @@ def through(stem: Sequence[Any], x: Array) -> Array:
 
 
 def conv_stem_rows(prefix: str, our_prefix: str) -> list[Renaming]:
-    """List the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms after them, GELUs
-    between.
-    """
+    """List a ConvStem's rows: convolutions at 0, 3, 6, ..., each followed by norm and GELU."""
     return [
         row(prefix + r"\.(0|3|6|9|12)\.weight", our_prefix + r".\1.kernel", conv_oihw),
         row(prefix + r"\.(1|4|7|10)\.weight", our_prefix + r".\1.scale"),
@@ -71,13 +69,13 @@ def conv_stem_rows(prefix: str, our_prefix: str) -> list[Renaming]:
 
 
 def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> list[str]:
-    """List the reference's names of a ConvStem, in its order."""
+    """List the reference's names of a ConvStem, in order."""
     slots = [slot for i in range(convolutions) for slot in (3 * i, 3 * i + 1)]
     return affine(*(f"{prefix}.{slot}" for slot in slots + [3 * convolutions] * project))
 
 
 def check_stem(widths: Sequence[int], strides: Sequence[int], kernels: Sequence[int] = ()) -> None:
-    """Raise `ValueError` if a stem's row cannot work; a PatchStem has no widths and one stride."""
+    """Raise `ValueError` for an invalid stem; a PatchStem has no widths and one stride."""
     rows = {"stem_widths": widths, "stem_strides": strides, "stem_kernels": kernels}
     for name, values in rows.items():
         if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):

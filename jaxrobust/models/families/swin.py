@@ -25,15 +25,15 @@ Map = TypeVar("Map", Array, np.ndarray)
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
-    dim: int  # of the first stage; doubles at each that follows
+    dim: int  # of the first stage; each stage doubles it
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     patch: int = 4
     window: int = 7
-    # A map that is not a whole number of windows gets zeros below and right, as timm has it; else
-    # its size is refused, as in Microsoft's code. A smaller map is one window.
+    # Whether to pad a map to full windows with zeros below and right, as timm does, or to reject
+    # its size, as Microsoft's code does. A smaller map is one window.
     padded: bool = True
     eps: float = 1e-5  # of the layer norms
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
@@ -45,7 +45,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "swin_b": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "swin_l": Variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
-    # Of MIMIR (Xu et al. 2023, arXiv 2312.04960): Microsoft's code with other norms.
+    # MIMIR (Xu et al. 2023, arXiv 2312.04960): Microsoft's code with other norms.
     "swin_b_mimir": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32), padded=False, eps=1e-6),
     "swin_l_mimir": Variant(
         *(192, (2, 2, 18, 2), (6, 12, 24, 48)), window=14, padded=False, eps=1e-6
@@ -53,11 +53,11 @@ VARIANTS = {
 }
 
 
-# Windows: x f[B,S,S,D] of a map with S a multiple of the window w, as f[B*(S/w)^2,w*w,D] and back.
+# Windows: maps x f[B,S,S,D], S a multiple of the window w, as f[B*(S/w)^2,w*w,D] and back.
 
 
 def partition(x: Map, window: int) -> Map:
-    """Cut out the windows of each image, row by row, as a batch."""
+    """Cut each image into windows, row by row, as a batch."""
     batch, side, _, dim = x.shape
     count = side // window
     x = x.reshape(batch, count, window, count, window, dim).transpose(0, 1, 3, 2, 4, 5)
@@ -65,7 +65,7 @@ def partition(x: Map, window: int) -> Map:
 
 
 def merged(windows: Map, side: int) -> Map:
-    """Put together the maps that `partition` cut."""
+    """Reassemble the maps that `partition` cut."""
     _, tokens, dim = windows.shape
     window = math.isqrt(tokens)
     count = side // window
@@ -74,14 +74,14 @@ def merged(windows: Map, side: int) -> Map:
 
 
 def relative_index(window: int) -> np.ndarray:
-    """Return i[N,N]: where the bias of a query and a key is in the table, by their offset."""
+    """Return i[N,N], the place of the bias of a query and a key in the table, by their offset."""
     y, x = np.divmod(np.arange(window**2), window)
     rows, columns = (at[:, None] - at[None] + window - 1 for at in (y, x))
     return rows * (2 * window - 1) + columns
 
 
 def shift_mask(side: int, window: int, shift: int) -> np.ndarray:
-    """Return f[windows,N,N]: -100 where a cyclic shift made strangers neighbours, else 0."""
+    """Return f[windows,N,N]: -100 for neighbours that only a cyclic shift created, else 0."""
     band = np.digitize(np.arange(side), [side - window, side - shift])
     label = partition((3 * band[:, None] + band[None])[None, :, :, None], window)[:, :, 0]
     return np.where(label[:, :, None] == label[:, None], 0.0, -100.0)
@@ -99,11 +99,11 @@ class WindowAttention(nnx.Module):
     def __call__(self, x: Array, mask: np.ndarray | None) -> Array:
         tokens = x.shape[1]
         index = relative_index(self.window).ravel()
-        # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
+        # Widened, because the gradients of all pairs with one offset are summed in the bias's type.
         (table,) = widened(self.relative_position_bias_table[...])
         bias = table[index].reshape(tokens, tokens, self.heads).transpose(2, 0, 1)
         if mask is not None:
-            bias = bias[None] + jnp.asarray(mask, bias.dtype)[:, None]  # for each of the windows
+            bias = bias[None] + jnp.asarray(mask, bias.dtype)[:, None]  # for each window
         return self.proj(attention.self_attention(self.qkv(x), self.heads, bias=bias))
 
 
@@ -120,7 +120,7 @@ class Block(nnx.Module):
         self.window, self.shift = window, shift
 
     def windowed(self, x: Array) -> Array:
-        """Compute the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
+        """Attend within f[B,S,S,D], shifted and zero-padded to full windows, and undo both."""
         side, shift, missing = x.shape[1], self.shift, -x.shape[1] % self.window
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         x = jnp.pad(x, ((0, 0), (0, missing), (0, missing), (0, 0))) if missing else x
@@ -135,7 +135,7 @@ class Block(nnx.Module):
 
 
 class Merge(nnx.Module):
-    """Each 2x2 neighbours (column by column) as one token: LN, linear to twice the channels."""
+    """Merge 2x2 neighbours (column by column) into a token: LN, then linear to twice the width."""
 
     def __init__(self, dim: int, eps: float, rngs: Draws) -> None:
         self.norm = LayerNorm(4 * dim, eps=eps)
@@ -150,9 +150,9 @@ class Merge(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The merge (but for the first stage), then the blocks, every second one shifted.
+    """The merge (except in the first stage), then the blocks; every second one is shifted.
 
-    A map whose `side` is not larger than the window has windows of that side and no shift.
+    A map no larger than the window has one window of that `side`, without shifts.
     """
 
     def __init__(self, v: Variant, stage: int, side: int, rngs: Draws) -> None:
@@ -182,7 +182,7 @@ class PatchEmbed(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The classifier of the pooled features."""
+    """The classifier on the pooled features."""
 
     def __init__(self, dim: int, num_classes: int, rngs: Draws) -> None:
         self.fc = Linear(dim, num_classes, rngs=rngs)
@@ -218,17 +218,15 @@ class Swin(nnx.Module):
 
 
 def _sides(v: Variant, image_size: int) -> list[int]:
-    """List the sides of the stages' maps by which windows are decided about.
+    """List the map sides that decide the windows of each stage.
 
-    They are rounded down, as in the reference, though a merge pads an odd map.
+    They are rounded down, as in the reference, although a merge pads odd maps.
     """
     return [max(1, image_size // (v.patch << i)) for i in range(len(v.depths))]
 
 
 def _check_windows(v: Variant, image_size: int) -> None:
-    """Raise `ValueError` for a map that is not a whole number of windows, where it is not
-    padded.
-    """
+    """Raise `ValueError` for an unpadded map that does not consist of full windows."""
     sides = _sides(v, image_size)
     for i, side in enumerate(sides):
         if side > v.window and side % v.window:
@@ -242,7 +240,7 @@ def _check_windows(v: Variant, image_size: int) -> None:
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     architecture_checks.check_stages(v, "heads", "depths")
     architecture_checks.check_least(v, dim=1, patch=1, window=1, in_channels=1)
     if not v.eps > 0:
@@ -264,9 +262,9 @@ _WINDOW = Variant._field_defaults["window"]
 
 
 def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return the sides of the maps that a table of position biases and one of `shape` are for.
+    """Return the map sides that a position-bias table, and one of `shape`, belong to.
 
-    None: it is not such a table, or has other heads.
+    None: it is not such a table, or the number of heads differs.
     """
     old = math.isqrt(len(table)) if table.ndim == len(shape) == 2 else 0
     if table.shape[1:] != shape[1:] or old**2 != len(table) or old % 2 == 0:
@@ -275,21 +273,21 @@ def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | Non
 
 
 def cut_to(table: np.ndarray, old_side: int, new_side: int) -> np.ndarray:
-    """Return the biases of a smaller map: every offset keeps its bias."""
+    """Return the biases for a smaller map; every offset keeps its bias."""
     middle, old = slice(old_side - new_side, old_side + new_side - 1), 2 * old_side - 1
     return table.reshape(old, old, -1)[middle, middle].reshape((2 * new_side - 1) ** 2, -1)
 
 
 def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a table of position biases for the window of another map.
+    """Return a position-bias table for the window of another map.
 
-    Of a smaller map every offset keeps its bias; for a larger one the table is interpolated, as in
-    the code of Swin's authors and of timm (bicubic). What is not such a table, or has other heads,
-    is returned unchanged.
+    For a smaller map, every offset keeps its bias. For a larger one, the table is interpolated
+    (bicubic), as in Swin's and timm's code. Arrays that are not such a table, or have another
+    number of heads, are returned unchanged.
 
     Raises:
-      ValueError: the old window is larger than that of the standard networks, so that every block's
-        differs.
+      ValueError: the old window is larger than that of the standard networks, so the windows of all
+        blocks differ.
     Source: `load_pretrained` in utils.py of microsoft/Swin-Transformer; parity:
       tests/models/families/test_swin.py against torch's interpolate.
     """
@@ -350,7 +348,7 @@ OTHER_NAMES = [
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the reference's names in its order (timm 1.0.9)."""
+    """List the reference's names in order (timm 1.0.9)."""
     names = keys("patch_embed", "proj norm")
     for i, depth in enumerate(v.depths):
         names += keys(f"layers.{i}.downsample", "norm reduction:w" if i else "")
@@ -360,7 +358,7 @@ def torch_keys(v: Variant) -> list[str]:
 
 
 def made(v: Variant, image_size: int) -> dict[str, np.ndarray]:
-    """Make the buffers of Microsoft's network: indices of biases, and masks of shifted windows."""
+    """Make the buffers of Microsoft's network: bias indices and masks of shifted windows."""
     buffers: dict[str, np.ndarray] = {}
     for i, side in enumerate(_sides(v, image_size)):
         window, shift = (v.window, v.window // 2) if side > v.window else (side, 0)

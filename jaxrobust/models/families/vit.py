@@ -1,4 +1,4 @@
-"""Vision transformers: ViT and DeiT S and B, DeiT-III M; each with PatchStem or ConvStem.
+"""Vision transformers: ViT and DeiT S and B, DeiT-III M, with PatchStem or ConvStem.
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 2022 (2012.12877,
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
@@ -24,17 +24,17 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     dim: int
     depth: int
     heads: int
     stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
-    class_position: bool = True  # the class token has a position too
-    gamma_init: float | None = None  # of LayerScale; None: there is none
+    class_position: bool = True  # whether the class token has a position
+    gamma_init: float | None = None  # of LayerScale; None: no LayerScale
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
@@ -51,12 +51,12 @@ VARIANTS = {
     "vit_m_cvst": _M._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
     "vit_b": _B,
     "vit_b_cvst": _B._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
-    "deit_s": _S,  # the network of vit_s; other weights are published for it
+    "deit_s": _S,  # same network as vit_s, but with other published weights
 }
 
 
 class Attention(nnx.Module):
-    """Attention of all tokens to all tokens; query, key and value come from one map."""
+    """Attention of all tokens to all tokens; one linear map computes query, key and value."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A factor for each channel."""
+    """A factor per channel."""
 
     def __init__(self, dim: int, init: float) -> None:
         self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32))
@@ -77,7 +77,7 @@ class LayerScale(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised before, scaled after (where there is LayerScale)."""
+    """Attention and MLP, each normalised before and, with LayerScale, scaled after."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
@@ -94,7 +94,7 @@ class Block(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Images to tokens f[B,N,D], row by row of the grid."""
+    """Convert images to tokens f[B,N,D], row by row of the grid."""
 
     def __init__(self, stem: list[nnx.Module]) -> None:
         self.proj = nnx.List(stem)
@@ -108,7 +108,7 @@ class PatchEmbed(nnx.Module):
 
 
 def with_token(token: nnx.Param, x: Array) -> Array:
-    """Put a class token f[1,1,D] in front of the tokens f[B,N,D] of each image."""
+    """Prepend a class token f[1,1,D] to the tokens f[B,N,D] of each image."""
     return jnp.concatenate([spread(token[...], (x.shape[0], 1, x.shape[2])), x], axis=1)
 
 
@@ -141,9 +141,7 @@ class VisionTransformer(nnx.Module):
 
 
 def grid_of(v: Any, image_size: int) -> int:
-    """Return the side of the grid of patches; `ValueError` where row or size cannot make a
-    transformer.
-    """
+    """Return the side of the patch grid; `ValueError` if row or size is invalid."""
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
@@ -153,16 +151,14 @@ def grid_of(v: Any, image_size: int) -> int:
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     grid = grid_of(v, image_size)
     return lambda rngs: VisionTransformer(v, num_classes, grid, rngs)
 
 
 def token_rows(blocks: str) -> list[Renaming]:
-    """List the rows of patches, positions, head, and of the maps and norms in `blocks` (a
-    pattern).
-    """
+    """List the rows of patches, positions, head, and of the maps and norms in `blocks`."""
     place = rf"({blocks})\."
     return table(
         row(r"cls_token", "cls_token"),
@@ -188,7 +184,7 @@ OTHER_NAMES = [
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    """List the reference's names in order (timm 1.0.9; with ConvStem, the paper's files)."""
     names = keys("", "cls_token: pos_embed:")
     if v.stem_widths:
         names += stems.conv_stem_keys("patch_embed.proj.stem", len(v.stem_widths), project=True)

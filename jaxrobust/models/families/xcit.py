@@ -1,6 +1,6 @@
-"""XCiT: attention between channels instead of between patches, for any image size.
+"""XCiT: attention between channels instead of patches, for any image size.
 
-Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et al. 2022 (arXiv
+Source: El-Nouby et al. 2021 (arXiv 2106.09681); robust variants: Debenedetti et al. 2022 (arXiv
 2209.07399).
 """
 
@@ -44,21 +44,21 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, tor
 from jaxrobust.models.modules.positions import fourier_features
 from jaxrobust.types import Array, ModuleMaker
 
-Path = Callable[[Array], Array]  # of a branch: stochastic depth
+Path = Callable[[Array], Array]  # stochastic depth of a branch
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     dim: int
     depth: int
     heads: int
-    # Of the stem's 3x3 convolutions, whose channels double up to `dim`; their product is the patch.
+    # Of the stem's 3x3 convolutions, whose channels double up to `dim`; the product is the patch.
     stem_strides: tuple[int, ...] = (2, 2, 2, 2)
     gamma_init: float = 1.0
-    tokens_norm: bool = True  # class attention normalises all tokens, not the class token only
-    bn_group: int = 0  # images whose batch-norm statistics are taken together; 0: the whole batch
-    drop_path: float = 0.0  # of every block: constant over depth
+    tokens_norm: bool = True  # class attention normalises all tokens, not only the class token
+    bn_group: int = 0  # images per group of batch-norm statistics; 0: the whole batch
+    drop_path: float = 0.0  # of every block, the same at all depths
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
@@ -74,7 +74,7 @@ _SIZES = {
     "xcit_m12": Variant(512, 12, 8),
     "xcit_l12": Variant(768, 12, 16),
 }
-# Patches of 4 px, for 32 px images, keep the weights of 16 px: only two strides change.
+# For 32 px images, patches of 4 px keep the weights of 16 px; only two strides change.
 _STEMS = {"": (2, 2, 2, 2), "_p8": (2, 2, 2), "_p4": (1, 1, 2, 2)}
 VARIANTS = {
     name + suffix: size._replace(stem_strides=strides)
@@ -84,7 +84,7 @@ VARIANTS = {
 
 
 class PatchEmbed(nnx.Module):
-    """3x3 convolutions, each with batch norm; GELU between, none after the last."""
+    """3x3 convolutions with batch norm, and GELU between them but not after the last."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         ins, proj = v.in_channels, []
@@ -122,7 +122,7 @@ class PatchEmbed(nnx.Module):
 
 
 class FourierPositions(nnx.Module):
-    """The waves of every position through a learned 1x1 convolution."""
+    """A learned 1x1 convolution of each position's sines and cosines."""
 
     def __init__(self, dim: int, rngs: Draws) -> None:
         self.token_projection = Conv(64, dim, 1, init=torch_default, rngs=rngs)
@@ -134,16 +134,14 @@ class FourierPositions(nnx.Module):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=["width"])
 @dataclasses.dataclass(frozen=True)
 class TokenMap:
-    """Tokens f[B,N,D] of maps, rows of `width` after each other: without axes of rows and columns,
-    which TPUs would pad.
-    """
+    """Tokens f[B,N,D] of maps with rows of `width`; TPUs would pad separate axes."""
 
     tokens: Array
     width: int
 
 
 class CrossCovariance(nnx.Module):
-    """Attention of channels to channels within each head."""
+    """Attention between channels within each head."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.temperature = nnx.Param(jnp.ones((heads, 1, 1)))
@@ -151,12 +149,12 @@ class CrossCovariance(nnx.Module):
         self.proj = Linear(dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """Compute f[B,N,D], the output but for its last map, which goes with what follows."""
+        """Compute f[B,N,D], the output without its last map, which is fused with what follows."""
         return channel_attention.self_cross_covariance(self.qkv(x), self.temperature[...])
 
 
 class LocalInteraction(nnx.Module):
-    """Depthwise 3x3, GELU, batch norm, depthwise 3x3: the exchange between neighbours."""
+    """Depthwise 3x3, GELU, batch norm, depthwise 3x3: mixes neighbouring patches."""
 
     def __init__(self, dim: int, group: int, rngs: Draws) -> None:
         self.conv1 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
@@ -166,7 +164,7 @@ class LocalInteraction(nnx.Module):
     def __call__(
         self, x: TokenMap, norm: LayerNorm, gamma: nnx.Param, path: Path | None, train: bool
     ) -> Array:
-        """Add to tokens f[B,N,D] what this makes of them, normalised, times `gamma`."""
+        """Add this layer's output for the normalised tokens f[B,N,D], times `gamma`."""
         bn = self.bn
         parameters = Interaction(
             *(norm.scale[...], norm.bias[...], self.conv1.kernel[...], self.conv1.bias[...]),
@@ -184,7 +182,7 @@ class LocalInteraction(nnx.Module):
 def _residual(
     x: Array, hidden: Array, last: Linear, gamma: nnx.Param, path: Path | None = None
 ) -> Array:
-    """Compute x + gamma * last(hidden), the sum's second part through `path`."""
+    """Compute x + path(gamma * last(hidden))."""
     kernel, bias = last.kernel[...], cast(nnx.Param, last.bias)[...]
     return layers.linear_residual(x, hidden, kernel, bias, gamma[...], path)
 
@@ -220,7 +218,7 @@ class ClassAttention(nnx.Module):
         self.heads = heads
 
     def hidden(self, token: Array, patches: Array) -> Array:
-        """Compute the output but for its last map, which goes with what follows."""
+        """Compute the output without its last map, which is fused with what follows."""
         tokens = jnp.concatenate([token, patches], 1)
         q, k, v = (
             layer(x).reshape(*x.shape[:2], self.heads, -1)
@@ -230,9 +228,9 @@ class ClassAttention(nnx.Module):
 
 
 class ClassBlock(nnx.Module):
-    """Class attention and MLP of the class token; the patches change too, as in the original.
+    """Class attention and MLP on the class token; the patches change too, as in the original.
 
-    They get their normalised selves added, and the last residual adds them to themselves.
+    Their normalised values are added to them, and the last residual doubles them.
     """
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
@@ -285,7 +283,7 @@ def _gamma(v: Variant) -> nnx.Param:
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     strides = v.stem_strides
     architecture_checks.check_tuples(v, "stem_strides")
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
@@ -342,7 +340,7 @@ OTHER_NAMES = [
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the reference's names in its order (timm 1.0.9)."""
+    """List the reference's names in order (timm 1.0.9)."""
     names = ["cls_token"]
     for slot in range(0, 2 * len(v.stem_strides), 2):
         names += keys(f"patch_embed.proj.{slot}", "0:w 1:bn")
@@ -366,14 +364,14 @@ _OF_TIMM = {
     "xcit_t24": TorchVariant("xcit_tiny_24_p16_224"),
     "xcit_s12": TorchVariant("xcit_small_12_p16_224"),
     "xcit_s24": TorchVariant("xcit_small_24_p16_224"),
-    # timm has these two with 24 blocks only
+    # timm has only the versions with 24 blocks
     "xcit_m12": TorchVariant("xcit_medium_24_p16_224", {"depth": 12, "eta": 1.0}),
     "xcit_l12": TorchVariant("xcit_large_24_p16_224", {"depth": 12, "eta": 1.0}),
 }
 
 
 def _members() -> dict[str, Member]:
-    """List all members: patches of 8 px have another stem, those of 4 px change two strides."""
+    """List all members: patches of 8 px use another stem, patches of 4 px change two strides."""
     members = {}
     for name, p16 in _OF_TIMM.items():
         members[name] = Member(p16, _PAPERS.get(name))

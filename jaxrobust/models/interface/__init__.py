@@ -1,1 +1,1 @@
-"""What makes a network of an architecture: pure functions, families, names of weights."""
+"""What turns architectures into networks: pure functions, families, weight names."""

@@ -11,7 +11,7 @@ from jaxrobust.types import Array
 
 
 def check_least(v: Any, **lows: int) -> None:
-    """Raise `ValueError` for fields of a row below these."""
+    """Raise `ValueError` for fields of a row below these minimums."""
     for name, low in lows.items():
         if (value := getattr(v, name)) < low:
             raise ValueError(f"{name}={value} must be at least {low}")
@@ -26,7 +26,7 @@ def check_tuples(v: Any, *names: str, empty: bool = False) -> None:
 
 
 def check_stages(v: Any, *names: str) -> None:
-    """Raise `ValueError` unless these fields have a positive number for each stage."""
+    """Raise `ValueError` unless these fields have one positive number per stage."""
     check_tuples(v, *names)
     first = getattr(v, names[0])
     for name in names[1:]:
@@ -35,7 +35,7 @@ def check_stages(v: Any, *names: str) -> None:
 
 
 def whole_patches(v: Any, image_size: int) -> int:
-    """Count the patches of a stem along a side; `ValueError` if the last one is cut."""
+    """Count a stem's patches along a side; `ValueError` if the last one is incomplete."""
     patch = math.prod(v.stem_strides)
     if image_size < patch or image_size % patch:
         near = max(patch, round(image_size / patch) * patch)
@@ -47,7 +47,7 @@ def whole_patches(v: Any, image_size: int) -> int:
 
 
 def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
-    """Raise `ValueError`, naming both counts of positions, unless the images fit the network."""
+    """Raise `ValueError`, with both counts of positions, unless the images fit the network."""
     if not fits:
         raise ValueError(
             f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, this network has "
@@ -56,7 +56,7 @@ def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
 
 
 def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
-    """Return a `resize` that raises `ValueError`, for weights of one image size."""
+    """Return a `resize` that raises `ValueError`, for weights that fit only one image size."""
 
     def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
@@ -68,7 +68,7 @@ def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
 
 
 def check_row(v: Any, **lows: int) -> None:
-    """Raise `ValueError` for fields of a row below these, and for an unknown activation."""
+    """Raise `ValueError` for fields of a row below these minimums or an unknown activation."""
     check_least(v, **lows)
     if v.activation not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
@@ -76,7 +76,7 @@ def check_row(v: Any, **lows: int) -> None:
 
 
 def check_halvings(image_size: int, halvings: int) -> None:
-    """Raise `ValueError` for images too small to be halved this often, rounding down."""
+    """Raise `ValueError` for images too small for this many halvings, rounding down."""
     if image_size < 1 << halvings:
         raise ValueError(
             f"image_size={image_size}: the map is halved {halvings} times, so take at least "

@@ -1,4 +1,4 @@
-"""The only place where NNX modules become pure functions."""
+"""Turns NNX modules into pure functions; nothing else does."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def _state(flat: Params, template):
 
 
 class OfModule(Classifier):
-    """A network with its module: `make(rngs)`."""
+    """A network that keeps its module: `make(rngs)`."""
 
     make: Callable[[Any], nnx.Module]
     dtype: Any  # compute type
@@ -43,13 +43,13 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
     """Return the network that `make` builds as a pair of pure functions.
 
     Args:
-      make: called with the `Draws` of a key; returns a module whose variables are Param or
-        BatchStat, called as `module(images, train, key)`.
-      dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
-        already, once, outside an attack loop. Logits are float32 (float64 in x64).
+      make: called with the `Draws` of a key; returns a module with only Param and BatchStat
+        variables, called as `module(images, train, key)`.
+      dtype: compute type. Params are cast on entry; this is free if the caller has cast them
+        already, outside an attack loop. Logits are float32 (float64 in x64).
 
-    The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not,
-    and gradients inside of `shard_map` need `check_vma=False`.
+    The layers define their own gradients: reverse mode works, forward mode (`jax.jvp`) does not,
+    and gradients inside `shard_map` need `check_vma=False`.
     """
     dtype = jnp.dtype(dtype)
     abstract = nnx.eval_shape(lambda: make(Draws(jax.random.key(0))))
@@ -76,8 +76,8 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
 
 
 def showing_batches(net: Classifier) -> Classifier | None:
-    """Return the network with a momentum of 1 (PyTorch's) in all batch norms, so that a training
-    pass returns the statistics of its images; None: the network is not an `OfModule`.
+    """Set the momentum of all batch norms to 1 (PyTorch's), so that a training pass returns the
+    statistics of its images; None: the network is not an `OfModule`.
     """
     if not isinstance(net, OfModule):
         return None
@@ -104,7 +104,7 @@ def _wide(logits: Array) -> Array:
 
 
 def loaded(module: nnx.Module, params: Params, stats: Params) -> nnx.Module:
-    """Replace the weights of an `OfModule`'s module in place; `ValueError` if they do not fit."""
+    """Replace the weights in an `OfModule`'s module in place; `ValueError` if they do not fit."""
     _, *groups = nnx.split(module, nnx.Param, nnx.BatchStat)
     nnx.update(module, *map(_state, (params, stats), groups))
     return module
@@ -116,23 +116,23 @@ def _split(module: nnx.Module) -> list[Any]:
 
 
 def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> Classifier:
-    """Return any NNX module as a pair of pure functions.
+    """Turn any NNX module into a pair of pure functions.
 
     Its `nnx.Param`s are the parameters, its other variables the statistics; arrays outside of
     variables are constants. `use_running_average` and `deterministic` of its layers are set for
-    evaluation or training, whatever it was made with.
+    evaluation or training, whatever their initial values.
 
     Args:
-      make: called with `nnx.Rngs`, here and in a trace. The module is called as `module(images)`,
-        with `train` and `key` if its call has parameters of these names.
-      in_channels: of the images.
+      make: called with `nnx.Rngs`, here and while tracing. The module is called as
+        `module(images)`, plus `train` and `key` if its call has parameters of these names.
+      in_channels: channels of the images.
 
-    In training its random streams (dropout) come from the key; of keys [B], from the first one:
-    one draw for all images of a device.
+    In training, its random streams (dropout) come from the key; with keys [B], from the first one,
+    so all images of a device share one draw.
     Raises:
       ValueError: a variable that is not a float array.
     """
-    module = make(nnx.Rngs(0))  # not in a trace, where NNX takes plain arrays for settings
+    module = make(nnx.Rngs(0))  # untraced: in a trace, NNX would take plain arrays for settings
     takes = {"train", "key"} & inspect.signature(type(module).__call__).parameters.keys()
     graph, *states, constants = _split(module)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
@@ -166,7 +166,7 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
 
 
 def _streams(shapes: Any, key: Array | None) -> Any:
-    """Return random streams drawn from a key, from the first of keys [B], or from a fixed one."""
+    """Return random streams drawn from a key, the first of keys [B], or a fixed key."""
     key = jax.random.key(0) if key is None else key if key.ndim == 0 else key[0]
     leaves = []
     for number, (path, leaf) in enumerate(nnx.to_flat_state(shapes)):
@@ -180,9 +180,9 @@ def _streams(shapes: Any, key: Array | None) -> Any:
 
 
 def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
-    """List the arguments of `run_blocks` for each stage of a row's `depths`.
+    """List the arguments of `run_blocks` for each stage in a row's `depths`.
 
-    Stages have different keys; the blocks' rates grow linearly from 0 at the network's first to
+    Each stage has its own key; drop rates grow linearly from 0 at the network's first block to
     `drop_path` at its last.
     """
     keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
@@ -194,7 +194,7 @@ def of_stages(v: Any, train: bool, key: Array | None) -> list[dict[str, Any]]:
 
 
 def of_one_stage(v: Any, train: bool, key: Array | None) -> dict[str, Any]:
-    """Return the same for the blocks of a row with a `depth`."""
+    """Return the same for a row with a single `depth`."""
     rates = np.linspace(0, v.drop_path, v.depth).tolist()
     return {"train": train, "key": key, "rates": rates, **_storage(v)}
 
@@ -218,11 +218,11 @@ def run_blocks(
 
     Args:
       x: an array, or a pytree of arrays that each block takes and returns.
-      key: of the stochastic depth, or keys [B]; split between the blocks.
-      rates: the probability that a block's branches are dropped, per block; empty: 0.
-      draws: whether blocks draw in training beyond that, such as dropout.
+      key: for stochastic depth, or keys [B]; split between the blocks.
+      rates: per block, the probability of dropping its branches; empty: 0.
+      draws: whether blocks use randomness in training beyond that, such as dropout.
       remat: recompute each block in the backward pass instead of storing it.
-      scan: compile one block for all of them, which must differ in their arrays only.
+      scan: compile one block for all; the blocks may differ only in their arrays.
     """
     drops: list[Drop | None] = [None] * len(blocks)
     if train and (draws or any(rates)):

@@ -1,18 +1,18 @@
-"""Networks of the user: a function makes one, under the name `my_package.nets:make` or
-`my_nets.py:make`; see `runtime.pytorch` for PyTorch's.
+"""User-defined networks: a function, named `my_package.nets:make` or `my_nets.py:make`, makes one;
+see `runtime.pytorch` for PyTorch's.
 
-It is called by keyword with `num_classes`, `image_size` (pixels), `in_channels`, `dtype` (the
-compute type, "float32" or "bfloat16") and `remat`, as far as its signature takes them, and with the
-options of the config. It returns
+The function gets, as far as its signature accepts them, the keyword arguments `num_classes`,
+`image_size` (pixels), `in_channels`, `dtype` (compute type, "float32" or "bfloat16") and `remat`,
+plus the options of the config. It returns
 
-- a `types.Classifier`: `init(key)` gives params and stats, two flat dicts of float arrays without a
-  common name, `apply(params, stats, images, *, train=False, key=None)` logits and stats. The update
-  and the attack call it with parameters in the compute type, and with keys [B], one per image;
-- or an `nnx.Module` (or its class): see `classifier.of_foreign`. Where its signature takes `rngs`,
-  it gets `nnx.Rngs`, and the seed of a run decides the initial weights.
+- a `types.Classifier`: `init(key)` returns params and stats, two flat dicts of float arrays without
+  common names; `apply(params, stats, images, *, train=False, key=None)` returns logits and stats.
+  Update and attack pass parameters in the compute type, and keys [B], one per image;
+- or an `nnx.Module` (or its class): see `classifier.of_foreign`. If its signature has `rngs`, it
+  gets `nnx.Rngs`, so the seed of a run decides the initial weights.
 
-The family of such a name is `FAMILY`: weight decay for matrices only, no names in PyTorch, no stem
-and no head to draw again.
+The family of such a name is `FAMILY`: weight decay for matrices only, no PyTorch names, no stem or
+head to redraw.
 """
 
 import functools
@@ -32,23 +32,23 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.functions import Named
 from jaxrobust.types import Classifier
 
-KEY = "model.name"  # the key of configs, for messages
-_IMAGES = 2  # in the batch that a network is traced with
+KEY = "model.name"  # the config key, for messages
+_IMAGES = 2  # batch size for tracing a network
 _NOTHING = r"(?!)"
 
 
 def create(name: str, **options: Any) -> Classifier:
-    """Make the network of a user's function.
+    """Make a network from a user's function.
 
     Args:
       name: MODULE:FUNCTION or FILE.py:FUNCTION.
-      **options: the arguments above and options; plain values, lists become tuples.
+      **options: the arguments above and the config's options; plain values, lists become tuples.
     Raises:
-      ValueError: one sentence about what is wrong with the name, the function or its network.
+      ValueError: a one-sentence error about the name, the function or its network.
     """
     if pytorch.is_name(name):
         net = pytorch.find("create")(name, **options)
-        if options["dtype"] != "float64":  # a certificate's, whose network was checked before
+        if options["dtype"] != "float64":  # for a certificate, after the network was checked
             _check(name, net, options)
         return net
     try:
@@ -58,7 +58,7 @@ def create(name: str, **options: Any) -> Classifier:
     return _create(functions.find(KEY, name), text)
 
 
-@functools.lru_cache(maxsize=8)  # a run asks for the same network repeatedly
+@functools.lru_cache(maxsize=8)  # a run requests the same network repeatedly
 def _create(function: Named, text: str) -> Classifier:
     options = {key: functions.tuples(value) for key, value in json.loads(text).items()}
     with functions.explained(KEY, function.name):
@@ -69,7 +69,7 @@ def _create(function: Named, text: str) -> Classifier:
 
 def _call(function: Named, options: dict[str, Any]) -> Classifier:
     call, in_channels = function.function, options["in_channels"]
-    is_class = inspect.isclass(call)  # those of NNX take anything, for their `__init__`
+    is_class = inspect.isclass(call)  # NNX classes accept anything and pass it to `__init__`
     parameters = inspect.signature(call.__init__ if is_class else call).parameters  # type: ignore[misc]
     make = functools.partial(call, **_taken(function.name, parameters, options))
 
@@ -92,7 +92,7 @@ def _call(function: Named, options: dict[str, Any]) -> Classifier:
 
 
 def _taken(name: str, parameters: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Select the arguments that a signature takes; refuse an option that it does not."""
+    """Select the arguments that a signature accepts; reject other options."""
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return {key: value for key, value in options.items() if key != "remat" or value}
     standard = ("num_classes", "image_size", "in_channels", "dtype", "remat")
@@ -108,7 +108,7 @@ def _kind(value: Any) -> str:
 
 
 def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
-    """Raise `ValueError` if a network is not a `Classifier` of these options; only traces it."""
+    """Raise `ValueError` unless a network is a `Classifier` with these options; only traces it."""
     with functions.explained(KEY, name):
         weights = jax.eval_shape(net.init, jax.random.key(0))
     if (
@@ -160,7 +160,7 @@ def _is_flat(tree: Any) -> bool:
 
 
 def _shape(value: Any) -> str:
-    """Describe shapes and types, at most four of each level."""
+    """Describe shapes and types, at most four per level."""
     if isinstance(value, dict):
         shown = [f"{key}: {_shape(leaf)}" for key, leaf in list(value.items())[:4]]
         return "{" + ", ".join(shown + ["..."] * (len(value) > 4)) + "}"

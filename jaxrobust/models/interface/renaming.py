@@ -1,6 +1,6 @@
-"""Rows that map one naming of weights to another, and the array moves they need.
+"""Rows that map weight names from one convention to another, and the array transforms they need.
 
-A converter is an ordered list of rows next to each architecture; `convert.py` runs them.
+A converter is an ordered list of rows, kept with each architecture; `convert.py` runs them.
 """
 
 import re
@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Move = Callable[[np.ndarray], Any]  # gives an array, or as many as the row has targets
+Move = Callable[[np.ndarray], Any]  # returns an array, or one per target of the row
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-# (our arrays, the match of a name of theirs) -> the array of that name
+# (our arrays, the match of a reference name) -> that name's array
 Make = Callable[[Mapping[str, Any], re.Match[str]], np.ndarray]
 
 
 class Transform(NamedTuple):
-    """Turns an array of PyTorch into ours; exports need the way back."""
+    """Converts a PyTorch array to ours; exports need the inverse."""
 
     to_ours: Move
     to_torch: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class Renaming(NamedTuple):
-    """One renaming: source names that match `pattern` become `target`, through `transform`.
+    """A renaming: source names that match `pattern` become `target`, through `transform`.
 
-    Several targets take the several arrays of `transform`. `target` is None for a name that is
-    deliberately dropped; `reason` says why, and `make` makes its array on the way back. `resize`
-    turns an array for another image size into the expected shape.
+    Several targets take the several arrays that `transform` returns. `target` is None for a name
+    that is dropped on purpose; `reason` says why, and `make` recreates its array on export.
+    `resize` converts an array for another image size to the expected shape.
     """
 
     pattern: re.Pattern[str]
@@ -36,7 +36,7 @@ class Renaming(NamedTuple):
     transform: Transform
     reason: str = ""
     resize: Resize | None = None
-    make: Make | None = None  # None: torch's counter of batches, at 0
+    make: Make | None = None  # None: a zero, for torch's batch counter
 
 
 same = Transform(lambda array: array, lambda array: array)
@@ -48,7 +48,7 @@ conv_oihw = Transform(
 linear_oi = Transform(np.transpose, np.transpose)
 # a 1x1 convolution [out, in, 1, 1] to a linear map [in, out]
 pointwise_oi = Transform(lambda array: array[:, :, 0, 0].T, lambda array: array.T[:, :, None, None])
-# a convolution of one tap along one axis [out, in, 1] to [in, out]
+# a convolution with one tap along one axis [out, in, 1] to [in, out]
 pointwise1_oi = Transform(lambda array: array[:, :, 0].T, lambda array: array.T[:, :, None])
 # [1, C, 1, 1] to [C]
 channels = Transform(np.ravel, lambda array: array.reshape(1, -1, 1, 1))
@@ -60,22 +60,20 @@ def row(
     transform: Transform | Move = same,
     resize: Resize | None = None,
 ) -> Renaming:
-    r"""Make a row whose `target` may use groups of `pattern` as `\1`; the whole name must match.
+    r"""Make a row whose `target` may use groups of `pattern` as `\1`; full names must match.
 
-    With a plain function as `transform`, which has no inverse, weights are read but not exported.
+    A plain function as `transform` has no inverse: such weights can be read but not exported.
     """
     pair = transform if isinstance(transform, Transform) else Transform(transform)
     return Renaming(re.compile(pattern), target, pair, resize=resize)
 
 
 def drop(pattern: str, reason: str, make: Make | None = None) -> Renaming:
-    """Make a row that drops matching names for a reason, and recreates them in the other
-    direction.
-    """
+    """Make a row that drops names for a `reason`, and recreates them on export."""
     return Renaming(re.compile(pattern), None, same, reason, make=make)
 
 
-# The parameters of each kind of module: their names there and here, and the transform.
+# The parameters of each kind of module: the names there and here, and the transform.
 _LINEAR = (("weight", "kernel", linear_oi), ("bias", "bias", same))
 _CONV = (("weight", "kernel", conv_oihw), ("bias", "bias", same))
 _NORM = (
@@ -94,9 +92,9 @@ def table(
     prefix: str = "",
     our_prefix: str = "",
 ) -> list[Renaming]:
-    """List the rows of modules of three kinds, their pattern -> our name, then the others.
+    """List the rows of three kinds of modules, each a pattern -> our name, then the others.
 
-    `prefix` stands in front of each pattern, `our_prefix` in front of each name.
+    `prefix` precedes each pattern, `our_prefix` each of our names.
     """
     rows = [
         row(rf"{prefix}{pattern}\.{there}", f"{our_prefix}{name}.{here}", transform)
@@ -108,26 +106,26 @@ def table(
 
 
 class Naming(NamedTuple):
-    """Another naming of the same network: its rows count if any source name matches `marker`.
+    """Another naming of the same network; its rows apply if a source name matches `marker`.
 
-    `normalize` is the (mean, std) of all channels that such files assume without storing them.
-    `fits` tells whether such files may hold weights of a variant, `of` names those networks.
+    `normalize` is the (mean, std) of all channels, which such files assume but do not store. `fits`
+    tells whether such files may hold a variant's weights; `of` describes those networks.
     """
 
-    origin: str  # whose files, for people
-    marker: str  # a pattern of a whole name
+    origin: str  # whose files these are, for people
+    marker: str  # a pattern for full names
     rows: list[Renaming]
     normalize: tuple[float, float] = (0.0, 1.0)
     fits: Callable[[Any], bool] = lambda variant: True
-    of: str = ""  # for the message where a variant does not fit
+    of: str = ""  # for the message if a variant does not fit
 
 
 def affine(*modules: str) -> list[str]:
-    """List the names of the weight and bias of each module, in torch's order."""
+    """List the weight and bias names of each module, in torch's order."""
     return [f"{module}.{part}" for module in modules for part in ("weight", "bias")]
 
 
-# What a module's kind says of its parameters, in torch's order; "": a parameter without a module.
+# A module kind's parameters, in torch's order; "": a parameter without a module.
 _PARTS = {
     "w": (".weight",),
     "bn": (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked"),
@@ -140,7 +138,7 @@ def keys(prefix: str, modules: str, count: int | None = None) -> list[str]:
     """List torch's names of modules below a prefix, each with a weight and a bias.
 
     After a module's name, `:w` means a weight only, `:bn` a batch norm, and a colon alone a
-    parameter. With a `count` all are repeated below `prefix.0`, `prefix.1`, ...
+    parameter. A `count` repeats all names below `prefix.0`, `prefix.1`, ...
 
     >>> keys("layer1.0", "conv:w fc gamma:")
     ['layer1.0.conv.weight', 'layer1.0.fc.weight', 'layer1.0.fc.bias', 'layer1.0.gamma']

@@ -1,1 +1,1 @@
-"""Layers as functions, each with the implementation that is fast where it runs."""
+"""Layers as functions, each with an implementation that is fast on its platform."""

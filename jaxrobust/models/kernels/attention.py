@@ -1,9 +1,9 @@
-"""Attention of tokens as functions; talking heads and attention of channels have files.
+"""Attention between tokens; talking heads and channel attention have their own files.
 
-On CPU the products are of matrices in canonical layout (heads before tokens, copied behind walls),
-the softmax is compiled alone, and gradients are written out from the stored probabilities. Value,
-and value with gradients, in ms for ViT-S (8x197x6x64, two cores): 4 and 10; as plain `einsum` 7 and
-17, `jax.nn.dot_product_attention` 6 and 17, PyTorch 3 to 4 and 10 to 13.
+On CPU, products take matrices in canonical layout (heads before tokens, copied behind optimisation
+barriers), the softmax is compiled alone, and gradients are written out from the stored
+probabilities. Value, and value with gradients, in ms for ViT-S (8x197x6x64, two cores): 4 and 10;
+plain `einsum` 7 and 17, `jax.nn.dot_product_attention` 6 and 17, PyTorch 3 to 4 and 10 to 13.
 """
 
 import functools
@@ -23,7 +23,7 @@ Array = jax.Array
 
 @per_platform
 def swap(x: Array) -> Array:
-    """Return tokens and heads exchanged: f[B,N,h,d] to f[B,h,N,d], and back."""
+    """Swap tokens and heads: f[B,N,h,d] to f[B,h,N,d], and back."""
     return x.transpose(0, 2, 1, 3)
 
 
@@ -34,13 +34,13 @@ def join(x: Array) -> Array:
 
 
 def product(a: Array, b: Array, axes: str, dtype: Any = None) -> Array:
-    """Return products of matrices f[B,h,..]; `axes` names what is summed: "nt" is `a @ b.T`."""
+    """Multiply matrices f[B,h,..]; `axes` names the summed axes: "nt" is `a @ b.T`."""
     numbers = (((3 if axes[0] == "n" else 2,), (2 if axes[1] == "n" else 3,)), ((0, 1), (0, 1)))
     return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
 
 def wide_dtype(x: Array) -> jnp.dtype:
-    """Return the type in which sums of values like `x` are added up."""
+    """Return the type in which to sum values of the type of `x`."""
     return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
@@ -60,7 +60,7 @@ def _biased_softmax(logits: Array, bias: Array) -> Array:
 
 @per_platform
 def softmax_gradient(probabilities: Array, g: Array) -> Array:
-    """Compute the gradient of `softmax` from its result and the gradient of that."""
+    """Compute the gradient of `softmax` from its result and that result's gradient."""
     (wide,) = widened(probabilities)
     return wide * (g - (wide * g).sum(-1, keepdims=True))
 
@@ -73,8 +73,8 @@ def _scale(x: Array, q: Array, scale: float | None) -> Array:
 
 
 def scores(q: Array, k: Array, scale: float | None = None) -> Array:
-    """Compute the logits f[B,h,Nq,Nk] of queries and keys f[B,h,N,d]; None: times `d ** -0.5`."""
-    if q.dtype.itemsize < 4:  # rounding of scaled queries grows with the logits
+    """Compute the logits f[B,h,Nq,Nk] of queries and keys f[B,h,N,d]; `scale` None: `d ** -0.5`."""
+    if q.dtype.itemsize < 4:  # the rounding error of scaled queries grows with the logits
         return _scale(product(q, k, "nt", wide_dtype(q)), q, scale)
     return product(_scale(q, q, scale), k, "nt", wide_dtype(q))
 
@@ -82,7 +82,7 @@ def scores(q: Array, k: Array, scale: float | None = None) -> Array:
 def scores_gradient(
     q: Array, k: Array, g: Array, scale: float | None = None
 ) -> tuple[Array, Array]:
-    """Compute the gradients of `scores` for queries and keys from that of its result."""
+    """Compute the gradients of `scores` for queries and keys from its result's gradient."""
     if q.dtype.itemsize < 4:
         g = _scale(g, q, scale).astype(q.dtype)
         return product(g, k, "nn"), product(g, q, "tn")
@@ -127,11 +127,11 @@ def _four_axes(bias: Array, x: Array) -> Array:
 def attention(
     q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None
 ) -> Array:
-    """Compute the attention of f[B,Nq,h,d] to f[B,Nk,h,d], as f[B,Nq,h*d].
+    """Compute attention from f[B,Nq,h,d] to f[B,Nk,h,d], as f[B,Nq,h*d].
 
-    Values may have another width than queries and keys. `scale` is that of the logits; None:
-    `d ** -0.5`. `bias` is added to the logits f[B,h,Nq,Nk], to which it broadcasts. Its first axis
-    may also divide B and is then repeated: the masks of the windows of one image.
+    Values may differ in width from queries and keys. `scale` multiplies the logits; None: `d **
+    -0.5`. `bias` is added to the logits f[B,h,Nq,Nk] and broadcasts to them. Its first axis may
+    also divide B and is then repeated, for masks of the windows of one image.
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
     if bias is not None:
@@ -143,15 +143,15 @@ def attention(
 
 
 def split(qkv: Array, heads: int) -> list[Array]:
-    """Part f[B,N,3*h*d] into queries, keys and values f[B,h,N,d]."""
+    """Split f[B,N,3*h*d] into queries, keys and values f[B,h,N,d]."""
     parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
     return [swap(parts[:, :, i]) for i in range(3)]
 
 
 def stored_as(plain: Callable[..., Any], out: Array, *operands: Any) -> list[Array]:
-    """Return the value of a kernel that stores nothing, and arrays as the plain rule stores them.
+    """Return a kernel's value, plus arrays shaped like those that the plain rule stores.
 
-    Rules of all platforms store arrays of the same shapes; XLA drops these, which no kernel reads.
+    The rules of all platforms must store the same shapes; XLA drops these unused arrays.
     """
     return [out, *(jnp.zeros(a.shape, a.dtype) for a in jax.eval_shape(plain, *operands)[1:])]
 
@@ -206,7 +206,7 @@ _BACKWARD = {"tpu": _kernel_backward, "cuda": _fused_backward, "default": _plain
 
 def _by_platform(rules: dict[str, Callable], static, qkv, *operands: Any, bias, **settings: Any):
     heads, scale = static
-    # cuDNN's rule could not even be traced where it does not apply.
+    # Even tracing cuDNN's rule fails where it does not apply.
     fused = not bias and fused_attention.applies(qkv, heads)
     rules = {
         name: functools.partial(rule, heads=heads, scale=scale, **settings)
@@ -233,10 +233,10 @@ _attend_product = with_gradient(_attend_product_forward, _attend_product_backwar
 def self_attention(
     qkv: Array, heads: int, *, bias: Array | None = None, scale: float | None = None
 ) -> Array:
-    """Compute the attention of all tokens to all, of their product f[B,N,3*h*d], as f[B,N,h*d].
+    """Compute self-attention from the product f[B,N,3*h*d], as f[B,N,h*d].
 
-    `bias` and `scale` are those of `attention`. On TPUs, and on NVIDIA's GPUs in bfloat16 without
-    a bias, scores stay on the chip.
+    `bias` and `scale` are as in `attention`. On TPUs, and on NVIDIA GPUs in bfloat16 without a
+    bias, scores stay on the chip.
     Parity: tests/models/kernels/test_attention.py against torch's scaled_dot_product_attention.
     """
     dim = qkv.shape[2] // 3

@@ -1,4 +1,4 @@
-"""Batch norm with running statistics and with those of the images, as `layers` are made."""
+"""Batch norm with running statistics or with the batch's, for `layers`."""
 
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def _scaled(x: Array, mean: Array, factor: Array, bias: Array) -> Array:
 
 
 def _lines(x: Array, groups: int) -> Array:
-    # Sums of lines, then of their sums: added up one by one, 1e5 squares are off by 1e-5.
+    # Sum lines, then their sums: added one by one, 1e5 squares are off by 1e-5.
     width = x.shape[-2] if x.ndim > 2 else 1
     return x.reshape(groups, -1, width, x.shape[-1])
 
@@ -116,7 +116,7 @@ _batch_norm_train.defvjp(_batch_norm_train_forward, _batch_norm_train_backward)
 
 
 def check_group(batch: int, group: int) -> None:
-    """Raise `ValueError` if a batch cannot be parted into groups of that many images."""
+    """Raise `ValueError` if a batch cannot be divided into groups of this many images."""
     if group < 0 or (group and batch % group):
         raise ValueError(f"group={group} does not divide the batch of {batch}; give a divisor or 0")
 
@@ -124,15 +124,14 @@ def check_group(batch: int, group: int) -> None:
 def batch_norm_train(
     x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = EPS
 ) -> tuple[Array, Array, Array]:
-    """Normalise `x` f[B,...,C] by its own statistics; return these too: mean and unbiased variance
-    f[C].
+    """Normalise `x` f[B,...,C] by its own statistics; also return mean and unbiased variance f[C].
 
-    Statistics are over all axes but the last, of the whole batch or of every `group` consecutive
-    images; those returned, for running averages, are averages over groups and carry no gradient.
-    A running average with torch's momentum 0.1 is `0.9 * running + 0.1 * returned`.
+    Statistics cover all axes but the last, of the full batch or of every `group` consecutive
+    images. Those returned, for running averages, are averaged over groups and carry no gradient. A
+    running average with torch's momentum 0.1 is `0.9 * running + 0.1 * returned`.
 
     Raises:
-      ValueError: `group` does not divide the batch, or leaves one value for each channel.
+      ValueError: `group` does not divide the batch, or leaves one value per channel.
     Parity: tests/models/kernels/test_layers.py against torch's BatchNorm2d.
     """
     batch = x.shape[0]
@@ -146,7 +145,7 @@ def batch_norm_train(
     return y.reshape(x.shape), mean.mean(0), var.mean(0) * (count / (count - 1))
 
 
-# ------------------------------------------------------- from the sums that kernels make of images
+# ------------------------------------------------------------ from kernels' sums over each image
 
 
 def of_groups(x: Array, group: int) -> Array:
@@ -169,10 +168,10 @@ class ImageNorm(NamedTuple):
 def norm_of_sums(
     sums: Array, statistics: Statistics | None, pixels: int, group: int
 ) -> tuple[ImageNorm, Statistics]:
-    """Find the batch norm of images f[B,..,D] from f32[B,2,D], the mean of each image and its sum
-    of squares around that; also the statistics f32[D] for running averages.
+    """Compute the batch norm of images f[B,..,D] from f32[B,2,D], each image's mean and its sum of
+    squares around that mean; also return the statistics f32[D] for running averages.
 
-    `statistics` are those to normalise by; None: those of the images.
+    `statistics` are used to normalise; None: compute them from the images.
     """
     batch = len(sums)
     if statistics is not None:
@@ -190,7 +189,7 @@ def norm_of_sums(
 
 
 def image_rows(batch: int, *rows: Array) -> Array:
-    """Make f32[B,n,D] of n rows f[D] or f32[B,D]."""
+    """Stack n rows f[D] or f32[B,D] into f32[B,n,D]."""
     rows = widened(*rows)
     return jnp.stack([jnp.broadcast_to(r, (batch, r.shape[-1])) for r in rows], 1)
 
@@ -198,11 +197,11 @@ def image_rows(batch: int, *rows: Array) -> Array:
 def subtracted(
     total: Array, weighted: Array, norm: ImageNorm, pixels: int, group: int
 ) -> tuple[Array, Array]:
-    """Find what the gradient of a batch norm subtracts from that of its result, before its factor:
-    f32[B,D] of a constant and of a share of its centred input.
+    """Compute what a batch norm's gradient subtracts from its result's gradient, before scaling:
+    f32[B,D] of a constant and of a share of the centred input.
 
-    `total` and `weighted` f32[B,D]: sums over images of the gradient of the result, alone and times
-    the centred input.
+    `total` and `weighted` f32[B,D]: sums over images of the result's gradient, alone and times the
+    centred input.
     """
     batch = len(total)
     constant, along = (to_images(of_groups(s, group) / pixels, batch) for s in (total, weighted))

@@ -1,4 +1,4 @@
-"""XCiT's attention of channels to channels, also straight on the product of a linear map."""
+"""XCiT's attention between channels, also directly on a linear map's product."""
 
 import functools
 
@@ -48,7 +48,7 @@ def _cross_forward(q, k, v, temperature):
 
 
 def _unit_gradient(x: Array, inverse: Array, along: Array, direct: Array) -> Array:
-    # Below the smallest norm the division is by a constant, so nothing is projected out.
+    # Below the smallest norm the divisor is constant, so nothing is projected out.
     radial = jnp.where(inverse < 1e12, inverse * inverse * along, 0)
     return (direct - widened(x)[0] * radial).astype(x.dtype)
 
@@ -75,10 +75,10 @@ _cross.defvjp(_cross_forward, _cross_backward)
 
 
 def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> Array:
-    """Compute XCiT's attention of channels to channels: f[B,N,h,d] to f[B,N,h*d].
+    """Compute XCiT's attention between channels: f[B,N,h,d] to f[B,N,h*d].
 
-    q and k are divided by their norm over tokens, or by 1e-12 where that is smaller (there the
-    gradient is that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].
+    q and k are divided by their norm over tokens, or by 1e-12 if that is smaller (the gradient is
+    then that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].
     Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity:
       tests/models/kernels/test_attention.py against torch.
     """
@@ -131,8 +131,8 @@ _cross_product = with_gradient(_product_forward, _product_backward)
 
 
 def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
-    """Compute `cross_covariance` of the product f[B,N,3*h*d] of queries, keys and values, as
-    f[B,N,h*d]. On TPUs what lies between stays on the chip.
+    """Compute `cross_covariance` from the product f[B,N,3*h*d] of queries, keys and values, as
+    f[B,N,h*d]. On TPUs intermediate results stay on the chip.
     """
     heads = len(temperature)
     reason = tpu.channel_attention.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)

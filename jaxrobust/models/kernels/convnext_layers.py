@@ -1,4 +1,4 @@
-"""A block of ConvNeXt or its first half, and what is between stages: one kernel each on TPUs."""
+"""A ConvNeXt block or its first half, and the layers between stages: one TPU kernel each."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,20 +17,20 @@ Array = jax.Array
 
 
 class BlockParameters(NamedTuple):
-    """Parameters of a block, and its layers."""
+    """Parameters and layers of a block."""
 
     taps: Array  # f[k,k,1,C]
-    bias: Array  # f[C], of the convolution
-    scale: Array  # f[C], of the norm
+    bias: Array  # f[C], for the convolution
+    scale: Array  # f[C], for the norm
     shift: Array
     first: Array  # f[C,D]
     first_bias: Array  # f[D]
     second: Array  # f[D,C]
     second_bias: Array  # f[C]
-    gamma: Any  # f[C]; None, which `convnext_block` alone takes: no scale
+    gamma: Any  # f[C]; None: no scale, accepted only by `convnext_block`
 
     def conv_dw(self, x: Array) -> Array:
-        """Convolve depthwise."""
+        """Apply the depthwise convolution."""
         return depthwise_conv(x, self.taps, self.bias)
 
     def norm(self, z: Array, eps: float) -> Array:
@@ -38,7 +38,7 @@ class BlockParameters(NamedTuple):
         return layers.layer_norm(z, self.scale, self.shift, eps=eps)
 
     def mlp(self, y: Array) -> Array:
-        """Compute the MLP but for its last bias, which `residual` adds."""
+        """Apply the MLP without its last bias, which `residual` adds."""
         return layers.linear(
             layers.gelu(layers.linear(y, self.first), self.first_bias), self.second
         )
@@ -49,7 +49,7 @@ class BlockParameters(NamedTuple):
 
 
 class HalvingParameters(NamedTuple):
-    """Parameters of the norm and of the convolution."""
+    """Parameters of the norm and the convolution."""
 
     scale: Array  # f[C]
     shift: Array
@@ -107,7 +107,7 @@ def depthwise_norm(
 ) -> tuple[Array, Array]:
     """Convolve f[B,H,W,C] depthwise with f[k,k,1,C] and normalise over channels; also return `x`.
 
-    Use the returned `x` for the residual: TPUs then add up both gradients on the chip.
+    Use the returned `x` for the residual: TPUs then sum both gradients on the chip.
     """
     parameters = taps, bias, scale, shift
     refused = tpu.depthwise_norm.refused(x, taps)
@@ -133,7 +133,7 @@ def _block_forward(eps, inputs, p, needed):
 
 def _block_backward(eps, residuals, p, g, needed):
     x, z, share = residuals
-    to_share = None if share is None else jnp.zeros_like(share)  # a draw, which has no gradient
+    to_share = None if share is None else jnp.zeros_like(share)  # a draw, so without a gradient
     to_x, sums = tpu.convnext_block.backward(x, z, g, share, p, eps=eps)
     return (to_x, to_share), sums
 
@@ -146,7 +146,7 @@ def convnext_block(
 ) -> Array:
     """Compute `x + path(gamma * MLP(LN(depthwise(x))))` of f[B,H,W,C], with an exact GELU.
 
-    Without `p.gamma` the branch is added as it is.
+    Without `p.gamma` the branch is not scaled.
     """
     if tpu.calls.plain("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
@@ -182,7 +182,7 @@ _halving = with_gradient(_halving_forward, _halving_backward)
 
 
 def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e-6) -> Array:
-    """Normalise f[B,H,W,C] over channels and convolve it without padding."""
+    """Normalise f[B,H,W,C] over channels and convolve without padding."""
     plain = functools.partial(_plain_halving, stride=stride, eps=eps)
     refused = tpu.norm_halving.refused(x, p, stride)
     if tpu.calls.plain("the norm and convolution between stages", refused):

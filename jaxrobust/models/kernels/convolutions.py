@@ -1,4 +1,4 @@
-"""Convolutions as functions, each with the implementation that is fast where it runs."""
+"""Convolutions as functions, each with an implementation that is fast on its platform."""
 
 import contextlib
 import contextvars
@@ -25,9 +25,9 @@ Array = jax.Array
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-# XLA's CPU back end computes f[B,H,W,in] with f[kh,kw,in,out] by blocked products of matrices, and
-# in the bodies of loops every other layout by plain loops. JAX's own gradients have other layouts:
-# in a loop they are 4 (input) to 200 (kernel) times slower. So both are written out here.
+# XLA's CPU back end computes f[B,H,W,in] with f[kh,kw,in,out] by blocked matrix products. In loop
+# bodies it uses plain loops for all other layouts. JAX's own gradients have other layouts: in a
+# loop they are 4 (input) to 200 (kernel) times slower, so both are written out here.
 
 
 def _xla_conv(
@@ -46,7 +46,7 @@ def _xla_conv(
 
 
 def _patches(x: Array, *, window: int, stride: int) -> Array:
-    """Return windows that neither overlap nor leave gaps, as rows of a matrix."""
+    """Return windows that tile the image, as rows of a matrix."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // stride, stride, width // stride, stride, channels)
     x = x[:, :, :window, :, :window].transpose(0, 1, 3, 2, 4, 5)
@@ -82,7 +82,7 @@ def _canonical_input_gradient(x, kernel, g, stride, padding):
 
 
 def _interleaved_input_gradient(x, kernel, g, stride, padding):
-    """Compute it for few channels: the stride's phases are features of one small convolution."""
+    """Compute it for few channels: the stride's phases become features of one small convolution."""
     window, _, channels, features = kernel.shape
     taps = -(-window // stride)
     grow = (0, taps * stride - window)
@@ -106,28 +106,28 @@ def _tap_kernel_gradient(x, kernel, g, stride, padding):
 
 
 def few_channels(x: Any, kernel: Any) -> bool:
-    """Tell images, of which XLA copies windows more slowly than `column_conv`; by their shapes.
+    """Return whether XLA copies windows of such shapes (images) slower than `column_conv`.
 
-    Of windows of 7x7 it does not: 224x224x3 to 64, stride 2, 4.3 ms an image against 6.5.
+    7x7 windows are the exception: 224x224x3 to 64, stride 2, 4.3 ms an image against 6.5.
     """
     return x.shape[-1] <= 4 and 1 < max(kernel.shape[:2]) <= 5
 
 
 def _is_grid(x: Array, kernel: Array, stride: int) -> bool:
-    """Tell windows that neither overlap nor end outside of the image."""
+    """Return whether the windows tile the image."""
     square = kernel.shape[0] == kernel.shape[1] <= stride
     return square and not (x.shape[1] % stride or x.shape[2] % stride)
 
 
 def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Callable, ...]:
-    """Return the formulas for the value, the input gradient and the kernel gradient.
+    """Return formulas for the value, the input gradient and the kernel gradient.
 
     Milliseconds in a loop, batch 8, two cores, XLA's in parentheses: 7x7/2, 224x224x3 to 64, value
     11, input 19 (canonical 40), kernel 16 and 20 times as exact as XLA; 3x3, 56x56x64, 9, 9 (44)
     and 18 (925); 3x3, 7x7x512, 5 (6), 5 and 6; 1x1, 56x56x64 to 256, 3 (5), 4 (9) and 5 (19);
-    16x16/16, 224x224x3 to 384, 3 (4), 4 (72) and 3 (5). Of a network's first layer the values, on
-    one core and in microseconds an image: 3x3, 32x32x3 to 16, 36 (80), of stride 2 10 (20); 3x3/2,
-    224x224x3 to 48, 1080 (1550); 5x5, 28x28x1 to 32, 40 (101).
+    16x16/16, 224x224x3 to 384, 3 (4), 4 (72) and 3 (5). Values of a first layer, in microseconds an
+    image on one core: 3x3, 32x32x3 to 16, 36 (80), with stride 2 10 (20); 3x3/2, 224x224x3 to 48,
+    1080 (1550); 5x5, 28x28x1 to 32, 40 (101).
     """
     height, width, channels = x.shape[1:]
     window = kernel.shape[0]
@@ -148,13 +148,13 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
     )
 
 
-# XLA's CPU back end computes grouped convolutions by plain loops too. Here a kernel with zeros
-# between its groups joins as many of them as have at most this many channels; the rest are
-# convolutions next to each other. Milliseconds in a loop for value and input gradient, batch 8, one
-# core, 4 groups, PyTorch's in parentheses: 32x32x20, all joined, 3.0 (8.9), XLA's own 31.6;
-# 16x16x56, pairs, 3.8 (6.4), all 6.7, none 5.4; 8x8x48, pairs, 0.6 (1.4).
+# XLA's CPU back end also computes grouped convolutions by plain loops. Here a kernel with zeros
+# between its groups joins as many groups as have at most this many channels in total; the rest are
+# parallel convolutions. Milliseconds in a loop for value and input gradient, batch 8, one core, 4
+# groups, PyTorch's in parentheses: 32x32x20, all joined, 3.0 (8.9), XLA's own 31.6; 16x16x56,
+# pairs, 3.8 (6.4), all 6.7, none 5.4; 8x8x48, pairs, 0.6 (1.4).
 _NARROW = 32
-_MANY = 8  # groups next to each other, above which each is a product of matrices
+_MANY = 8  # above this many parallel groups, each is a matrix product
 
 
 def _joined(groups: int, ins: int) -> int:
@@ -164,7 +164,7 @@ def _joined(groups: int, ins: int) -> int:
 
 
 def _diagonal(kernel: Array, groups: int) -> Array:
-    """Return f[kh,kw,in//groups,out] as one kernel f[kh,kw,in,out] that is 0 between groups."""
+    """Expand f[kh,kw,in//groups,out] to f[kh,kw,in,out] with zeros between the groups."""
     if groups == 1:
         return kernel
     height, width, ins, outs = kernel.shape
@@ -174,7 +174,7 @@ def _diagonal(kernel: Array, groups: int) -> Array:
 
 
 def _blocks(kernel: Array, groups: int) -> Array:
-    """Read the diagonal blocks of such a kernel, or of its gradient."""
+    """Return the diagonal blocks of such a kernel, or of its gradient."""
     if groups == 1:
         return kernel
     height, width, ins, outs = kernel.shape
@@ -212,11 +212,11 @@ def _by_xla(part: int, settings: _Settings, *operands: Array) -> Array:
 
 
 def _on_tpu(part: int, settings: _Settings, x: Array, kernel: Array, *g: Array) -> Array:
-    """Compute side by side windows as rows of a matrix.
+    """Compute adjacent windows as rows of a matrix.
 
-    ViT's 16x16 patches and their image gradient take 15.3 ms as a convolution by the compiler's
-    cycles, 16 images on a v5e, and 15.4 ms 88, and 49 s of CPU time to compile; as a product 0.5
-    and 0.8 ms and 2 s.
+    By the compiler's cycles on a v5e, ViT's 16x16 patches and their image gradient take 15.3 ms for
+    16 images and 15.4 ms for 88 as a convolution, and 49 s of CPU time to compile; as a product 0.5
+    and 0.8 ms, and 2 s.
     """
     if _apart(x, kernel, settings):
         return _three(_plain_patch_conv)[part](x, kernel, *g, settings.stride, settings.padding)
@@ -226,10 +226,10 @@ def _on_tpu(part: int, settings: _Settings, x: Array, kernel: Array, *g: Array) 
 def _on_cuda(part: int, settings: _Settings, x: Array, kernel: Array, *g: Array) -> Array:
     """Compute strided convolutions of images without cuDNN's kernels.
 
-    Those for the matrix units read eight channels at a time, of which images have three. Value and
-    image gradient of 128 images of 224 px in bfloat16 on an H200, in ms: 16x16 patches to 384
-    features 6.15 by cuDNN and 0.11 as a product, 4x4 patches to 96 0.44 and 0.13, 3x3/2 to 48 0.98
-    and 0.39 in depth; windows of 2x2 pixels of 96 channels 0.12 and 0.18.
+    Those for the matrix units read eight channels at a time, but images have three. Value and image
+    gradient of 128 images of 224 px in bfloat16 on an H200, in ms: 16x16 patches to 384 features
+    6.15 with cuDNN and 0.11 as a product, 4x4 patches to 96 0.44 and 0.13, 3x3/2 to 48 0.98 and
+    0.39 in depth; windows of 2x2 pixels of 96 channels 0.12 and 0.18.
     """
     if x.shape[3] >= 8 or not settings.groups == settings.dilation == 1 < settings.stride:
         return _by_xla(part, settings, x, kernel, *g)
@@ -238,7 +238,7 @@ def _on_cuda(part: int, settings: _Settings, x: Array, kernel: Array, *g: Array)
 
 
 def _apart(x: Array, kernel: Array, settings: _Settings) -> bool:
-    """Tell windows side by side, of more than a pixel, that fill the image."""
+    """Return whether the windows tile the image and are larger than a pixel."""
     stride, padding, groups, dilation = settings
     if not groups == dilation == 1 or padding:
         return False
@@ -246,7 +246,7 @@ def _apart(x: Array, kernel: Array, settings: _Settings) -> bool:
 
 
 def _three(formula: Callable) -> tuple[Callable, ...]:
-    """Return a formula with its gradients for the input and for the kernel."""
+    """Return a formula with its gradients for input and kernel."""
 
     def input_gradient(x, kernel, g, stride, padding):
         return jax.vjp(lambda x: formula(x, kernel, stride, padding), x)[1](g)[0]
@@ -292,18 +292,18 @@ _conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel))
 _tiles: contextvars.ContextVar[tuple[winograd.Formula, list[Array]] | None] = (
     contextvars.ContextVar("tiles", default=None)
 )
-_traced_in = jax.make_user_context(default_value=None)  # so that no `jit` takes another's trace
+_traced_in = jax.make_user_context(default_value=None)  # so that no `jit` reuses another's trace
 
 
 @contextlib.contextmanager
 def in_tiles(form: winograd.Formula = winograd.convolve) -> Iterator[list[Array]]:
-    """Compute 3x3 convolutions that are traced here as `winograd` does, where that is faster.
+    """Compute 3x3 convolutions traced inside this context with `winograd`, where that is faster.
 
-    Gives a list that grows with the kernel of each. Their weights have to be transformed before a
-    loop, see `rewriting.ready`.
+    Yields a list that collects each convolution's kernel. Transform the weights before a loop, see
+    `rewriting.ready`.
 
     Args:
-      form: `winograd.convolve`, or `winograd.values` where nothing is differentiated.
+      form: `winograd.convolve`, or `winograd.values` if nothing is differentiated.
     """
     kernels: list[Array] = []
     token = _tiles.set((form, kernels))
@@ -315,7 +315,7 @@ def in_tiles(form: winograd.Formula = winograd.convolve) -> Iterator[list[Array]
 
 
 def _tiled(x: Array, kernel: Array, settings: _Settings) -> Array | None:
-    """Return the convolution by `winograd`; None: outside of `in_tiles`, or it does not apply."""
+    """Return the convolution by `winograd`; None if outside `in_tiles`, or if it does not apply."""
     stride, padding, groups, dilation = settings
     pads = ((padding, padding),) * 2
     xla_settings = {
@@ -347,11 +347,11 @@ def conv(
 ) -> Array:
     """Convolve f[B,H,W,in] with f[kh,kw,in//groups,out], symmetric zero padding.
 
-    Pixels that neighbours in the kernel meet are `dilation` apart. Output i of `out` reads the
-    input channels of its group, of which there are `groups`. On TPUs the operands of the gradients
-    are computed before, if `alone`, not within each window, which XLA writes out one by one: those
-    of ViT-S's ConvStem then compile in 8 instead of 28 s, and take no more cycles; those of a
-    ResNet-50 with a block a stage take 7 to 12% more.
+    `dilation` is the distance between the pixels that adjacent taps read. Output i of `out` reads
+    the input channels of its group, one of `groups`. With `alone`, TPUs compute the gradients'
+    operands beforehand instead of within each window, which XLA would unroll: those of ViT-S's
+    ConvStem then compile in 8 instead of 28 s, and take no more cycles; those of a ResNet-50 with a
+    block a stage take 7 to 12% more.
     """
     ins, outs = kernel.shape[2:]
     half = dilation * (kernel.shape[0] // 2)

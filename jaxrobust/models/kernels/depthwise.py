@@ -1,4 +1,4 @@
-"""Depthwise convolution, with the implementation that is fast where it runs."""
+"""Depthwise convolution, with an implementation that is fast on each platform."""
 
 import functools
 import itertools
@@ -33,7 +33,7 @@ def _xla(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Arra
 
 
 def _stretched(g: Array, stride: int, sizes: Sizes) -> Array:
-    """Return the gradient of the convolution of stride 1 of which this one takes every second."""
+    """Return the gradient of the stride-1 convolution whose outputs this one subsamples."""
     if stride == 1:
         return g
     rests = [(0, size - (n - 1) * stride - 1) for size, n in zip(sizes, g.shape[1:3], strict=True)]
@@ -54,7 +54,7 @@ def _xla_kernel_gradient(x: Array, kernel: Array, g: Array, *, stride: int, dila
 
 
 def _taps(x: Array, window: Sizes, stride: int, dilation: int) -> list[Array]:
-    """Return for each entry of the window the pixels that it meets, in float32 or float64."""
+    """Return the pixels that each window entry meets, in float32 or float64."""
     (height, width), half = x.shape[1:3], [dilation * (side // 2) for side in window]
     pads = ((0, 0), (half[0], half[0]), (half[1], half[1]), (0, 0))
     padded, (rows, columns) = jnp.pad(widened(x)[0], pads), map(range, window)
@@ -71,8 +71,8 @@ def _shifted(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> 
 
 
 def _phase(phase: int, window: int, stride: int, dilation: int) -> list[tuple[int, int]]:
-    """List the entries of a window that read the pixels `stride * m + phase`, each with n of the
-    outputs `m + n` that it does so for.
+    """List the window entries that read the pixels `stride * m + phase`, each with n, where `m + n`
+    are the outputs that it contributes to.
     """
     from_entry = [phase + dilation * (window // 2 - i) for i in range(window)]
     return [(i, at // stride) for i, at in enumerate(from_entry) if at % stride == 0]
@@ -80,8 +80,8 @@ def _phase(phase: int, window: int, stride: int, dilation: int) -> list[tuple[in
 
 @walled
 def _phases(g: Array, kernel: Array, *, stride: int, dilation: int, sizes: Sizes) -> Array:
-    """Compute the input gradient of a strided convolution: in each phase of the stride it is a sum
-    of shifted products by that phase's share of the kernel.
+    """Compute the input gradient of a strided convolution: per phase of the stride, a sum of
+    shifted products with that phase's part of the kernel.
     """
     wide, weights = widened(g, kernel)
     window, grid, channels = kernel.shape[:2], g.shape[1:3], g.shape[3]
@@ -138,7 +138,7 @@ _ON = {"cpu": "shifted", "default": "xla"}
 def _rule(part: int, implementation: str | None, *operands: Array, **sizes) -> Array:
     if implementation is not None:
         return IMPLEMENTATIONS[implementation][part](*operands, **sizes)
-    # Inside the rules of the custom gradient: differentiating through a choice of platform would
+    # The choice of platform is inside the custom gradient's rules: differentiating through it would
     # keep the residuals of every branch.
     rules = {
         platform: functools.partial(IMPLEMENTATIONS[name][part], **sizes)
@@ -156,7 +156,7 @@ def _depthwise_backward(static, x, kernel, g, needed):
     implementation, stride, dilation = static
     sizes = {"stride": stride, "dilation": dilation}
     to_x = _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **sizes)
-    # An attack asks for no gradient of the kernel, whose formulas take longer to trace than others.
+    # Attacks need no kernel gradient, whose formulas take longer to trace than the others.
     return to_x, _rule(2, implementation, x, kernel, g, **sizes) if needed else None
 
 

@@ -1,13 +1,13 @@
-"""Layers as functions, each with the implementation that is fast on the platform it runs on.
+"""Layers as functions, each with an implementation that is fast on its platform.
 
 On CPU an operation is fast when XLA compiles it alone and slow when XLA fuses it into its
 neighbours: the sum of 49 shifted products takes 2.5 ms for 8x56x56x96, and 15 ms once the
-normalisation after it has pulled copies of that sum into its own loops. So every operation here
-has a hand-written gradient, keeps only its operands, and is compiled on CPU behind a *wall*: a call
+normalisation after it has pulled copies of that sum into its own loops. So every operation here has
+a hand-written gradient, keeps only its operands, and is compiled on CPU behind a *wall*: a call
 that XLA does not inline. ConvNeXt-T at 224 pixels, batch 8, two cores, before and after: forward
 pass 465 and 235 ms, input gradient 965 and 480 ms, adversarial training step with two attack steps
-3.6 and 2.0 s (PyTorch 3.4 s), its buffers 2376 and 995 MB.
-Elsewhere the same formulas are left to XLA's fusion.
+3.6 and 2.0 s (PyTorch 3.4 s), its buffers 2376 and 995 MB. On other platforms, XLA fuses the same
+formulas.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from jaxrobust.models.kernels.primitives import (
 
 Array = jax.Array
 Path = Callable[[Array], Array]  # stochastic depth of a branch f[B,..]
-_TILE = 8  # rows of a tile of a TPU
+_TILE = 8  # rows in a TPU's tile
 
 
 # -------------------------------------------------------------------------------------- layer norm
@@ -73,7 +73,7 @@ def _norm(x: Array, scale: Array, bias: Array, eps: Array) -> Array:
 
 
 def _norm_backward(residuals, g):
-    # Statistics are computed again: 0.2 ms for 25088x96, less than reading stored ones back in.
+    # Statistics are recomputed: 0.2 ms for 25088x96, less than reading stored ones.
     x, scale, bias, eps = residuals
     return (
         _norm_input_gradient(x, scale, eps, g),
@@ -89,7 +89,7 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 def _token_norm(static, x, affine, needed):
     eps, with_tokens = static
     y = tpu.token_norm.forward(x, *affine, eps=eps)
-    # Else XLA may let images be rows of the residual stream, and copy it for each kernel.
+    # Otherwise XLA may make images the rows of the residual stream, and copy it for each kernel.
     tokens = [with_layout_constraint(x, Layout(tuple(range(x.ndim))))] if with_tokens else []
     return [y, *tokens], x
 
@@ -119,9 +119,9 @@ def _norm_of(
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
     """Normalise `x` over its last axis (biased variance), then scale and shift it.
 
-    That of tokens f[B,N,C] is a kernel on TPUs. Behind the norm of a map there is a GELU or a
-    convolution, with which the compiler makes one loop of it: 5.1 instead of 5.7 ms for the image
-    gradient of a ConvStem.
+    For tokens f[B,N,C], it is a kernel on TPUs. A map's norm precedes a GELU or a convolution, and
+    the compiler joins the two in one loop: 5.1 instead of 5.7 ms for the image gradient of a
+    ConvStem.
     """
     plain = x.ndim != 3 or bool(tpu.token_norm.refused(x))
     return _norm_of(x, scale, bias, eps, plain=plain)[0]
@@ -130,7 +130,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
 def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, Array]:
     """Return `layer_norm` of f[B,..,N,C] and `x` itself, for the residual that follows.
 
-    On TPUs the gradient's kernel then adds up the gradients of both.
+    On TPUs the kernel of the gradient then sums the gradients of both.
     """
     plain = tpu.calls.plain("a LayerNorm of tokens", tpu.token_norm.refused(x))
     y, x = _norm_of(x, scale, bias, eps, plain=plain, with_tokens=True)
@@ -141,7 +141,7 @@ def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> t
 
 
 def _normal_cdf(x: Array) -> Array:
-    # 2 ms for 25088x384; through `erfc`, as `jax.nn.gelu` has it, 4.7 ms.
+    # 2 ms for 25088x384; `erfc`, as in `jax.nn.gelu`, takes 4.7 ms
     return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
 
 
@@ -175,7 +175,7 @@ _gelu.defvjp(lambda *operands: (_gelu_forward(*operands), operands), _gelu_backw
 
 
 def gelu(x: Array, bias: Array | None = None) -> Array:
-    """Compute the exact (erf) GELU of `x + bias`; taking the bias along saves a pass over `x`."""
+    """Compute the exact (erf) GELU of `x + bias`; including the bias saves a pass over `x`."""
     bias = jnp.zeros(x.shape[-1:], x.dtype) if bias is None else bias
     return _gelu(x, bias)
 
@@ -229,7 +229,7 @@ scaled_residual.defvjp(
 
 
 def residual(x: Array, y: Array, bias: Array, gamma: Array | None, path: Path | None) -> Array:
-    """Compute `x + path((y + bias) * gamma)`; None: without a layer scale, without a path."""
+    """Compute `x + path((y + bias) * gamma)`; None: no layer scale, no path."""
     if gamma is None:
         y = add_bias(y, bias)
         return x + (y if path is None else path(y))
@@ -262,9 +262,9 @@ def _without_copies(x: Array, kernel: Array) -> Array:
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """Compute `x @ kernel + bias` over the last axis; `kernel` is f[in,out].
 
-    On a TPU 197 tokens, or a window's 49, lie in tiles of 8, and would be copied into rows and
-    back: Swin-B's blocks take 9 to 11% fewer cycles in an attack without, and a step of ViT-S with
-    `scan` 103.1 instead of 106.0 ms.
+    TPUs store 197 tokens, or a window's 49, in tiles of 8, and would copy them into rows and back.
+    Without these copies, Swin-B's blocks take 9 to 11% fewer cycles in an attack, and a step of
+    ViT-S with `scan` 103.1 instead of 106.0 ms.
     """
 
     def by_rows(x, kernel):
@@ -292,7 +292,7 @@ def _linear_residual_backward(residuals, g):
     scaled = (wide_kernel * wide_gamma[None]).astype(kernel.dtype)
     of_branch = g if factors is None else (widened(g)[0] * factors).astype(g.dtype)
     to_h = lax.dot_general(of_branch, scaled, (((2,), (1,)), ((), ())))
-    # The gradient of the branch's kernel but for its scale.
+    # The gradient of the branch's kernel, without its scale.
     summed = lax.dot_general(
         h, of_branch, (((0, 1), (0, 1)), ((), ())), preferred_element_type=wide_kernel.dtype
     )
@@ -322,8 +322,8 @@ def linear_residual(
 ) -> Array:
     """Compute `x + path((h @ kernel + bias) * gamma)`, `x` f[B,N,D]; `gamma` and `bias` f[D].
 
-    `path` multiplies each image by a number; None: one. On TPUs the product never leaves the chip:
-    `gamma` scales the kernel, and the kernel's gradient has that of `gamma` in it.
+    `path` multiplies each image by a number; None: one. On TPUs the product stays on the chip:
+    `gamma` scales the kernel, and its gradient comes from the kernel's.
     """
     factors = None if path is None else path(jnp.ones((len(x), 1, 1), widened(x)[0].dtype))
 
@@ -340,7 +340,7 @@ def linear_residual(
 
 
 def _survives(key: Array, rate: Array | float, shape: tuple[int, ...]) -> Array:
-    """Draw bool[B,...], False with probability `rate`; `key`: of the batch, or keys [B]."""
+    """Draw bool[B,...], False with probability `rate`; `key`: one for the batch, or keys [B]."""
     if key.ndim:
         return jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape[1:]))(key)
     return jax.random.bernoulli(key, 1 - rate, shape)
@@ -349,9 +349,9 @@ def _survives(key: Array, rate: Array | float, shape: tuple[int, ...]) -> Array:
 def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
     """Set each image of `y` f[B,...] to zero with probability `rate`, else divide it by `1 - rate`.
 
-    `y` itself if `key` is None or `rate` is 0. `key`: one for the batch, or one for each image.
+    Returns `y` if `key` is None or `rate` is 0. `key`: one for the batch, or one per image.
     """
-    if key is None or (isinstance(rate, float) and rate == 0):  # a traced rate draws anyway
+    if key is None or (isinstance(rate, float) and rate == 0):  # a traced rate draws even if 0
         return y
     keep = _survives(key, rate, y.shape[:1]).reshape(-1, *(1,) * (y.ndim - 1))
     return jnp.where(keep, y / (1 - rate), jnp.zeros((), y.dtype))
@@ -360,7 +360,7 @@ def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
 def dropout(x: Array, key: Array | None, rate: float) -> Array:
     """Set each entry of `x` f[B,...] to zero with probability `rate`, else divide it by `1 - rate`.
 
-    `x` itself if `key` is None or `rate` is 0. `key`: one for the batch, or one for each image.
+    Returns `x` if `key` is None or `rate` is 0. `key`: one for the batch, or one per image.
     """
     if key is None or rate == 0:
         return x

@@ -1,4 +1,4 @@
-"""XCiT's exchange between neighbours with its norms and residual, which TPUs compute as kernels."""
+"""XCiT's local patch interaction with its norms and residual, as kernels on TPUs."""
 
 import functools
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def _plain(
 
 
 def _scales(gamma: Array, factors: Array | None) -> Array:
-    """Make the layer scale f32[B,D] of images, whose branches are multiplied by f32[B,1]."""
+    """Return the layer scale f32[B,D] per image, times the branch factors f32[B,1]."""
     (wide,) = widened(gamma[None])
     return wide if factors is None else wide * factors
 
@@ -116,7 +116,7 @@ def _backward(static, residuals, p, gradients, needed):
     entries = p.taps1.size // p.gamma.size
     *to_taps1, to_bias1, to_scale, to_shift = first[0].sum(0)
     ones, of_y = every[0][:, :entries], every[0][:, entries:]
-    # The gradient of the second convolution's kernel but for the layer scale: f32[B,k*k,D].
+    # The gradient of the second convolution's kernel, without the layer scale: f32[B,k*k,D].
     to_kernel = of_y * factor[:, None] + ones * widened(p.batch_shift)[0][None, None]
     (taps2,) = widened(p.taps2.reshape(entries, -1))
     branch = (to_kernel * taps2[None]).sum(1) + widened(p.bias2[None])[0] * ones[:, entries // 2]
@@ -142,22 +142,22 @@ def local_interaction(
     width: int,
     group: int = 0,
 ) -> tuple[Array, Statistics]:
-    """Add to tokens f[B,N,D] their exchange with neighbours; also return the statistics.
+    """Add local patch interaction to tokens f[B,N,D]; also return the statistics.
 
     The branch is LayerNorm, depthwise convolution, GELU, batch norm, depthwise convolution and
     layer scale.
 
     Args:
       x: tokens of maps, row after row.
-      parameters: of all that.
-      statistics: mean and variance f[D] of the batch norm; None: those of the images, as of
-        `batch_norms.batch_norm_train`, which carry no gradient.
+      parameters: of all these layers.
+      statistics: mean and variance f[D] for the batch norm; None: those of the images, as in
+        `batch_norms.batch_norm_train`, without gradients.
       path: applied to the branch.
       width: tokens in a row.
-      group: images whose statistics are taken together; 0: all.
+      group: images per group of statistics; 0: all.
 
     Raises:
-      ValueError: statistics of the images are asked for, and `group` does not divide their number.
+      ValueError: `statistics` is None, and `group` does not divide the number of images.
     """
     if statistics is None:
         check_group(len(x), group)

@@ -1,4 +1,4 @@
-"""Pooling as `layers` are made."""
+"""Pooling, built like `layers`."""
 
 import functools
 
@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 def _pool_lines(x: Array, axis: int) -> list[Array]:
-    """Return the first, second and third entry of the windows along `axis`."""
+    """Return the first, second and third entries of the windows along `axis`."""
     stop = (x.shape[axis] - 3) // 2 * 2 + 1
     return [lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3)]
 
@@ -66,16 +66,16 @@ def _pool_rows_gradient(x: Array, g: Array, *, padding: int) -> Array:
 
 
 def _pool_backward(padding, x, g):
-    # The first maximum in row-major order is in the first row that has it, first there.
+    # The first maximum in row-major order is the first one in the first row that contains it.
     to_rows = _pool_columns_gradient(_pool_rows(x, padding=padding), g)
     return (_pool_rows_gradient(x, to_rows, padding=padding),)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: Array, padding: int = 1) -> Array:
-    """Return the largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 0 or 1.
+    """Return the maximum of every 3x3 window of f[B,H,W,C], stride 2, padding 0 or 1.
 
-    Among equal values the gradient goes to the first in row-major order, as in torch.
+    Among equal values the first one in row-major order gets the gradient, as in torch.
     """
     return _pool_columns(_pool_rows(x, padding=padding))
 
@@ -84,7 +84,7 @@ max_pool.defvjp(lambda x, padding: (max_pool(x, padding), x), _pool_backward)
 
 
 def _pairs(x: Array, axis: int) -> tuple[Array, Array]:
-    """Return the first and the second entry of pairs along `axis`; a rest of one is left out."""
+    """Return the first and second entries of pairs along `axis`; an odd last one is dropped."""
     stop = x.shape[axis] // 2 * 2
     first, second = (lax.slice_in_dim(x, i, stop, 2, axis) for i in range(2))
     return first, second
@@ -114,16 +114,16 @@ def _halved(x: Array) -> Array:
 
 @per_platform
 def _halved_gradient(x: Array, g: Array) -> Array:
-    # The first maximum in row-major order is in the first row that has it, first there.
+    # The first maximum in row-major order is the first one in the first row that contains it.
     return _larger_gradient(x, _larger_gradient(_larger(x, 2), g, 1), 2)
 
 
 @jax.custom_vjp
 def max_pool_2x2(x: Array) -> Array:
-    """Return the largest value of every 2x2 window of f[B,H,W,C], stride 2; a last odd row or
-    column is left out.
+    """Return the maximum of every 2x2 window of f[B,H,W,C], stride 2, dropping an odd last line.
 
-    Among equal values the gradient goes to the first in row-major order, as in torch.
+
+    Among equal values the first one in row-major order gets the gradient, as in torch.
     """
     return _halved(x)
 
@@ -140,9 +140,7 @@ def _quartered(x: Array) -> Array:
 
 
 def avg_pool_2x2(x: Array) -> Array:
-    """Return the mean of every 2x2 window of f[B,H,W,C], stride 2; a last odd row or column is
-    left out.
-    """
+    """Average every 2x2 window of f[B,H,W,C], stride 2, dropping an odd last row or column."""
     return _quartered(x)
 
 
@@ -159,8 +157,8 @@ def _sums(x: Array, *, stride: int) -> Array:
 def avg_pool(x: Array, *, stride: int, count_padding: bool) -> Array:
     """Return the mean of every 3x3 window of f[B,H,W,C], padding 1.
 
-    `count_padding`: divide by 9 at the border too, where zeros take part; else by the number of
-    pixels in the window.
+    `count_padding`: divide by 9 at the border too, counting zeros; else by the number of pixels in
+    the window.
     """
     sums = _sums(x, stride=stride)
     if count_padding:
@@ -173,13 +171,13 @@ Windows = list[tuple[int, int]]
 
 def _adaptive_windows(size: int, count: int) -> Windows:
     """List the starts and stops of PyTorch's `count` windows along an axis: they overlap by a pixel
-    where `count` does not divide `size`, and repeat pixels where it is larger.
+    if `count` does not divide `size`, and repeat pixels if it is larger.
     """
     return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
 
 
 def _readers(size: int, windows: Windows) -> Windows:
-    """Return for each of `size` pixels which windows read it, the first and after the last."""
+    """Return the windows that read each of `size` pixels: the first, and the one after the last."""
     return [
         (sum(stop <= i for _, stop in windows), sum(start <= i for start, _ in windows))
         for i in range(size)
@@ -229,5 +227,5 @@ _adaptive_pool.defvjp(
 
 
 def adaptive_avg_pool(x: Array, count: int) -> Array:
-    """Return the means of f[B,H,W,C] over `count` x `count` windows, as PyTorch cuts them."""
+    """Average f[B,H,W,C] over `count` x `count` windows, divided as in PyTorch."""
     return _adaptive_pool(x, count, (x.shape[1], x.shape[2]))

@@ -1,4 +1,4 @@
-"""The parts that layers are made of: walls, the choice of a formula by platform, products."""
+"""Building blocks of layers: walls, formulas per platform, products."""
 
 import functools
 import inspect
@@ -19,15 +19,15 @@ Out = TypeVar("Out")  # an array, or a list or tuple of them
 
 
 def static_jit(function: Callable[..., Out], **options: Any) -> Callable[..., Out]:
-    """Return `jax.jit` of `function`, whose keyword-only parameters are static."""
+    """Return `jax.jit` of `function` with its keyword-only parameters static."""
     static = inspect.getfullargspec(inspect.unwrap(function)).kwonlyargs
     return jax.jit(function, static_argnames=static, **options)
 
 
 def traced_once(function: Callable[..., Out]) -> Callable[..., Out]:
-    """Trace `function` once for all operands of the same shapes and types, of all layers.
+    """Trace `function` once for all operands of the same shapes and types, across layers.
 
-    A program has its operations, as without. Keyword-only parameters are static.
+    The compiled program is the same as without. Keyword-only parameters are static.
     """
     return static_jit(function, inline=True)
 
@@ -41,7 +41,7 @@ def walled(function: Callable[..., Out]) -> Callable[..., Out]:
 
     @functools.wraps(function)
     def call(*operands: Array, **settings: Any) -> Out:
-        # `optimization_barrier` does not do this: it is gone before XLA's CPU back end fuses.
+        # `optimization_barrier` does not work: it disappears before XLA's CPU back end fuses.
         with set_xla_metadata(inlineable="false"):
             return compiled(*operands, **settings)
 
@@ -49,7 +49,7 @@ def walled(function: Callable[..., Out]) -> Callable[..., Out]:
 
 
 def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
-    """Return `function`, behind a wall on CPU."""
+    """Return `function` with a wall on CPU."""
     on_cpu = walled(function)
 
     @traced_once
@@ -63,11 +63,11 @@ def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
 
 
 def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Return `function` of f[..,C], parameters f[C] and numbers; on CPU of matrices, behind a wall.
+    """Wrap `function` of f[..,C], parameters f[C] and numbers; on CPU, use matrices and a wall.
 
-    The times in `layers.py` are of that form. On a TPU an image's 197 tokens lie in tiles of 8, so
-    that a reshape to a matrix copies them: without it a block of ViT-S takes 2.4 instead of 3.1 M
-    cycles in addition to its kernels.
+    The times in `layers.py` are for this form. A TPU stores an image's 197 tokens in tiles of 8, so
+    reshaping to a matrix copies them: without that a block of ViT-S takes 2.4 instead of 3.1 M
+    cycles on top of its kernels.
     """
     on_cpu = walled(function)
 
@@ -85,43 +85,43 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def along(parameter: Array, x: Array) -> Array:
-    """Return f[C] with as many axes as `x` f[..,C] has."""
+    """Give f[C] as many axes as `x` f[..,C] has."""
     return parameter.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def leading(x: Array) -> tuple[int, ...]:
-    """Return the axes of `x` but the last."""
+    """Return all axes of `x` but the last."""
     return tuple(range(x.ndim - 1))
 
 
 def widened(*arrays: Array) -> tuple[Array, ...]:
-    """Return `arrays` in float32, or float64 where they are that already."""
+    """Convert `arrays` to float32, leaving float64 alone."""
     return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
 
 
 def largest_divisor(number: int, most: int) -> int:
-    """Find the largest divisor up to `most`."""
+    """Return the largest divisor of `number` that is at most `most`."""
     return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def with_gradient(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
     """Return `call(static, x, parameters)`, the output of `forward`, with the gradient `backward`.
 
-    Attacks ask for the gradient of `x` alone: that of the parameters is computed on demand.
+    Attacks need only the gradient of `x`; the parameters' gradients are computed on demand.
 
     Args:
       forward: `(static, x, parameters, needed) -> (out, residuals)`; `static` is hashable, `x` and
-        `parameters` are pytrees of arrays. `needed` tells whether `backward` has to return
-        gradients of the parameters; None: nothing is differentiated.
+        `parameters` are pytrees of arrays. `needed` says whether `backward` must return gradients
+        of the parameters; None: nothing is differentiated.
       backward: `(static, residuals, parameters, g, needed) -> (gradient of x, of parameters)`. The
-        latter are rounded to the parameters' types, and None if they are not needed.
+        latter are rounded to the parameters' types, or None if they are not needed.
     """
 
     def value(static, x, parameters):
         return forward(static, x, parameters, None)[0]
 
     def forward_rule(static, x, parameters):
-        # Residuals hold arrays alone, so their structure, () or None, tells the backward rule.
+        # Residuals can hold only arrays, so their structure, () or None, informs the backward rule.
         needed = () if any(o.perturbed for o in jax.tree.leaves(parameters)) else None
         x, parameters = jax.tree.map(lambda operand: operand.value, (x, parameters))
         out, residuals = forward(static, x, parameters, needed is not None)
@@ -142,17 +142,17 @@ def with_gradient(forward: Callable[..., Any], backward: Callable[..., Any]) -> 
 
 
 def as_array(g: Array | SymbolicZero) -> Array:
-    """Return a gradient that may be a symbolic zero as an array."""
+    """Convert a gradient that may be a symbolic zero to an array."""
     return jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
 
 
 def add_each(totals: Iterable[Array], terms: Iterable[Array]) -> list[Array]:
-    """Return sums of pairs, for a `lax.reduce` of several arrays in one pass."""
+    """Return pairwise sums, for a `lax.reduce` of several arrays in one pass."""
     return [total + term for total, term in zip(totals, terms, strict=True)]
 
 
 def rows(x: Array) -> Array:
-    """Return `x` as a matrix: all axes but the last in one."""
+    """Reshape `x` to a matrix by merging all axes but the last."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -165,7 +165,7 @@ def column_sum(g: Array) -> Array:
 def rounded(total: Array, dtype: jnp.dtype) -> Array:
     """Return a sum in `dtype`, rounded once.
 
-    A conversion alone lets XLA's TPU compiler add up in the narrower type.
+    A plain conversion would let XLA's TPU compiler sum in the narrower type.
     """
     if total.dtype == dtype:
         return total
@@ -185,17 +185,17 @@ _repeated.defvjp(
 
 
 def spread(parameter: Array, shape: Sequence[int]) -> Array:
-    """Repeat `parameter`, which has the last axes of `shape`, along the others.
+    """Repeat `parameter`, whose axes are the last of `shape`, along the other axes.
 
-    JAX's own gradient of that is a sum in the type of the array: in bfloat16 one of 25,088 pixels
-    stops growing after some hundreds, 36 to 97% short of the whole. This one is `column_sum`.
+    JAX's own gradient sums in the array's type: in bfloat16 the sum over 25,088 pixels stops
+    growing after some hundreds, 36 to 97% too small. This one uses `column_sum`.
     """
     count = math.prod(shape) // parameter.size
     return _repeated(count, parameter.reshape(-1)).reshape(shape)
 
 
 def add_bias(x: Array, bias: Array | None) -> Array:
-    """Add to `x` a parameter of its last axes: a bias f[C], or positions f[1,N,C]."""
+    """Add a parameter of the last axes to `x`: a bias f[C], or positions f[1,N,C]."""
     return x if bias is None else x + spread(bias, x.shape)
 
 
@@ -215,11 +215,11 @@ def _as_convolution(x: Array, kernel: Array) -> Array:
 def _product(x: Array, kernel: Array) -> Array:
     cpu: Callable[[Array, Array], Array] | None = None
     if x.dtype.itemsize >= 4 and len(x) == 1:
-        # XLA's CPU back end adds the terms of a single row one by one: 4,032 of them are off by
-        # 1.1e-6 (rms, of the result's), in 63 pieces by 1.7e-7, in no more time.
+        # XLA's CPU back end sums a single row's terms one by one: 4,032 terms have an error of
+        # 1.1e-6 (rms, relative), 63 pieces one of 1.7e-7, in no more time.
         cpu = _in_pieces
     elif x.dtype.itemsize >= 4 and kernel.size <= cpus.kind().own_products:
-        cpu = _as_convolution  # which XLA makes a product after YNNPACK has taken its own
+        cpu = _as_convolution  # XLA makes it a product after YNNPACK has taken its own
     return lax.platform_dependent(x, kernel, cpu=cpu, default=jnp.matmul) if cpu else x @ kernel
 
 
@@ -235,7 +235,7 @@ def _transposed_product(x: Array, y: Array) -> Array:
     largest = cpus.kind().own_products
     if not largest or x.shape[1] * y.shape[1] <= largest or x.dtype.itemsize < 4:
         return plain(x, y)
-    # YNNPACK takes no product whose first operand has to be transposed: 71 instead of 41 GFLOP/s.
+    # YNNPACK skips products whose first operand must be transposed: 71 instead of 41 GFLOP/s.
     return lax.platform_dependent(x, y, cpu=transposed_first, default=plain)
 
 
@@ -247,8 +247,8 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 def _matmul_backward(residuals, g):
     x, kernel = residuals
-    # XLA's CPU back end copies the operand that it has to transpose, so let that be the narrow one:
-    # 6.2 instead of 11.2 ms for the gradient of a 384x96 kernel over 25088 rows.
+    # XLA's CPU back end copies an operand that it must transpose, so transpose the narrow one: 6.2
+    # instead of 11.2 ms for the gradient of a 384x96 kernel over 25088 rows.
     narrow = x.shape[1] <= g.shape[1]
     return _product(g, kernel.T), _transposed_product(x, g) if narrow else (g.T @ x).T
 

@@ -1,6 +1,6 @@
-"""The first two convolutions of a stem, norms and GELUs: kernels on TPUs.
+"""The first two convolutions of a stem, with norms and GELUs: kernels on TPUs.
 
-A ConvStem has LayerNorms, so that all is one kernel; XCiT's has batch norms.
+A ConvStem has LayerNorms, so one kernel suffices; XCiT's stem has batch norms.
 """
 
 import functools
@@ -65,8 +65,8 @@ def stem_layers(x: Array, *parameters: Array) -> Array:
 
     Args:
       x: normalised images.
-      *parameters: of each layer the kernel f[3,3,in,out] and the bias of the convolution, which
-        has stride 2 and padding 1, and scale and shift of the norm; an exact GELU follows.
+      *parameters: per layer, the kernel f[3,3,in,out] and bias of the convolution, with stride 2
+        and padding 1, and the norm's scale and shift; an exact GELU follows.
     """
     if tpu.calls.plain("a ConvStem", tpu.conv_stem.refused(x, *parameters)):
         return _plain(x, *parameters)
@@ -81,7 +81,7 @@ def stem_layers(x: Array, *parameters: Array) -> Array:
 
 
 class BatchLayer(NamedTuple):
-    """Parameters of a convolution without bias and of its batch norm."""
+    """Parameters of a convolution without bias and its batch norm."""
 
     kernel: Array
     scale: Array
@@ -117,7 +117,7 @@ def _batch_forward(static, inputs, layers, needed):
     (group, train), (x, statistics), (one, two) = static, inputs, layers
     planes, running = _planes(x), statistics or (None, None)
     batch, height, width, _ = x.shape
-    # With running statistics nothing reads the sums.
+    # With running statistics, the sums are not read.
     sums = tpu.batch_stem.first(planes, one.kernel) if train else image_rows(batch, one.scale)
     norm1, new1 = norm_of_sums(sums, running[0], height * width // 4, group)
     stored, sums = tpu.batch_stem.second(planes, _norm_rows(one, norm1), one.kernel, two.kernel)
@@ -166,9 +166,9 @@ def batch_stem_layers(
     Args:
       x: normalised images.
       layers: each a convolution with stride 2 and padding 1, a batch norm and an exact GELU.
-      statistics: mean and variance of each norm; None: those of the images, as of
-        `batch_norms.batch_norm_train`, which carry no gradient.
-      group: images whose statistics are taken together; 0: all.
+      statistics: mean and variance for each norm; None: those of the images, as in
+        `batch_norms.batch_norm_train`, without gradients.
+      group: images per group of statistics; 0: all.
     """
     if statistics is None:
         check_group(len(x), group)

@@ -1,4 +1,4 @@
-"""CaiT's attention with talking heads: heads are mixed before and after the softmax."""
+"""CaiT's talking-heads attention: heads are mixed before and after the softmax."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Mix = tuple[Array, Array]
 @per_platform
 def _mixed(x: Array, kernel: Array, bias: Array) -> Array:
     wide, kernel, bias = widened(x, kernel, bias)
-    # 8x8x196x196: 1.3 ms as a sum over heads, 2.6 as one product of matrices.
+    # 8x8x196x196: 1.3 ms as a sum over heads, 2.6 as one matrix product.
     heads = (wide[:, i, None] * kernel[i][None, :, None, None] for i in range(kernel.shape[0]))
     return functools.reduce(jnp.add, heads) + bias[None, :, None, None]
 
@@ -93,8 +93,8 @@ _talk = with_gradient(_talk_forward, _talk_backward)
 
 
 def talking_heads(qkv: Array, pre: Mix, post: Mix) -> Array:
-    """Compute attention with heads mixed around its softmax, of the product f[B,N,3*h*d] of
-    queries, keys and values, as f[B,N,h*d].
+    """Compute talking-heads attention from the product f[B,N,3*h*d], as f[B,N,h*d].
+
 
     Each mix is a linear map of the head axis: kernel f[in,out] and bias f[out]. Queries are scaled
     by `d ** -0.5` before the first. On TPUs scores stay on the chip.

@@ -1,1 +1,1 @@
-"""NNX modules: the parameters of the kernels, named as in timm."""
+"""NNX modules that hold the kernels' parameters, named as in timm."""

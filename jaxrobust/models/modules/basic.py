@@ -26,8 +26,8 @@ def silu(x: Array) -> Array:
 
 
 def softplus(x: Array) -> Array:
-    """Compute `log(1 + exp(x))`, and `x` itself above 20, as PyTorch has it."""
-    below = jnp.where(x > 20, 20, x)  # the branch that is not taken must have a finite gradient too
+    """Compute `log(1 + exp(x))`, and `x` itself above 20, as PyTorch does."""
+    below = jnp.where(x > 20, 20, x)  # the unused branch needs a finite gradient too
     return jnp.where(x > 20, x, jnp.log1p(jnp.exp(below)))
 
 
@@ -43,7 +43,7 @@ ACTIVATIONS = {
     "softplus": softplus,
     "gelu": layers.gelu,
     "hard_swish": hard_swish,
-}  # by the names that rows and configs give them
+}  # by the names used in rows and configs
 
 
 def _affine(shape: tuple[int, ...], bias: bool, init: Initializer, rngs: Draws) -> tuple[Any, Any]:
@@ -63,8 +63,8 @@ def _bias(module: Any) -> Array | None:
 class Conv(nnx.Module):
     """Convolution with symmetric zero padding; [kh, kw, in // groups, out] kernel.
 
-    Where `init` is `torch_default` the bias is drawn as well, else it is 0: stems that are created
-    after timm's own initialisation have it.
+    If `init` is `torch_default` the bias is drawn too, otherwise it is 0, as in stems created after
+    timm's own initialisation.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
     def inner(self, x: Array) -> Array:
-        """Compute what the last map takes."""
+        """Compute the input of the second linear map."""
         return layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
 
     def hidden(self, x: Array) -> Array:
-        """Return the output but for the last bias, which goes with what follows to save a pass."""
+        """Return the output without its last bias, which is fused later to save a pass."""
         return layers.linear(self.inner(x), self.fc2.kernel[...])
 
     def __call__(self, x: Array) -> Array:
@@ -150,22 +150,22 @@ class LayerNorm(nnx.Module):
         return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
 
     def with_tokens(self, x: Array) -> tuple[Array, Array]:
-        """Return the norm of tokens f[B,N,C], and the tokens for the residual that follows."""
+        """Normalise tokens f[B,N,C]; also return the tokens for the residual that follows."""
         return layers.norm_and_tokens(x, self.scale[...], self.bias[...], eps=self.eps)
 
 
 def residual(x: Array, norm: LayerNorm, branch: Callable[[Array], Array]) -> Array:
-    """Compute `x + branch(norm(x))`; on TPUs the norm's kernel adds up both gradients of `x`."""
+    """Compute `x + branch(norm(x))`; on TPUs the norm's kernel sums both gradients of `x`."""
     y, x = norm.with_tokens(x)
     return x + branch(y)
 
 
 class BatchNorm(nnx.Module):
-    """Normalisation of each channel over images and pixels, eps 1e-5.
+    """Normalises each channel over images and pixels, eps 1e-5.
 
-    In training the statistics are those of `group` consecutive images (0: of the whole batch) and
-    the running ones move towards them by `momentum`, torch's; otherwise the running ones normalise.
-    Without `affine` it has no scale and no bias.
+    In training it uses the statistics of `group` consecutive images (0: the whole batch), and the
+    running ones move towards them by `momentum` (torch's definition); otherwise it uses the running
+    ones. Without `affine` it has no scale and bias.
     """
 
     def __init__(
@@ -187,23 +187,23 @@ class BatchNorm(nnx.Module):
         return out
 
     def move(self, mean: Array, var: Array) -> None:
-        """Move the running statistics towards those of images, f[C]."""
+        """Move the running statistics towards the images' statistics f[C]."""
         for running, new in ((self.mean, mean), (self.var, var)):
             old = running[...]
             moved = self.momentum * jax.lax.stop_gradient(new).astype(old.dtype)
-            # Without the product by zero, in which what is not finite would stay.
+            # Avoids multiplying by zero, which would keep non-finite values.
             running[...] = moved if self.momentum == 1 else (1 - self.momentum) * old + moved
 
 
 class Gelu(nnx.Module):
-    """Exact (erf) GELU; a module so that it keeps its slot in a stem's numbering."""
+    """Exact (erf) GELU, as a module so that it keeps its number in a stem."""
 
     def __call__(self, x: Array) -> Array:
         return layers.gelu(x)
 
 
 class Normalize(nnx.Module):
-    """(images - mean) / std: the network's first layer; belongs to its weights."""
+    """(images - mean) / std: the network's first layer, part of its weights."""
 
     def __init__(self, channels: int) -> None:
         self.mean = nnx.BatchStat(jnp.zeros(channels))

@@ -1,5 +1,5 @@
-"""Random draws: of parameters, in a fixed order, and of what training leaves out: stochastic depth
-(Huang et al. 2016, arXiv 1603.09382), which drops branches for single images, and dropout.
+"""Random draws: of parameters, in a fixed order, and for training: stochastic depth (Huang et al.
+2016, arXiv 1603.09382), which drops branches for single images, and dropout.
 """
 
 import math
@@ -17,7 +17,7 @@ Initializer = Callable[[Array, tuple[int, ...]], Array]
 
 
 class Draws:
-    """Keys, one for each draw: what modules use of `nnx.Rngs`, whose tracing is quadratic."""
+    """One key per draw: the part of `nnx.Rngs` that modules use; tracing that is quadratic."""
 
     def __init__(self, key: Array) -> None:
         self.key, self.drawn = key, 0
@@ -27,9 +27,9 @@ class Draws:
         return jax.random.fold_in(self.key, self.drawn - 1)
 
 
-normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
+normal_02 = jax.nn.initializers.normal(0.02)  # timm truncates at +-2, a hundred standard deviations
 
-fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He's draw
+fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He initialisation
 
 
 def torch_uniform(fan_in: int) -> Initializer:
@@ -44,21 +44,21 @@ def torch_default(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def split(key: Array, number: int) -> Array:
-    """Return `number` keys, or as many times the keys [B] of images: [number, B]."""
+    """Split into `number` keys; keys [B] of images become [number, B]."""
     if key.ndim:
         return jax.vmap(partial(jax.random.split, num=number), out_axes=1)(key)
     return jax.random.split(key, number)
 
 
 class Drop(NamedTuple):
-    """Stochastic depth of one block: its key, or keys [B], and how likely a branch is left out."""
+    """Stochastic depth of a block: its key, or keys [B], and the rate of dropped branches."""
 
     key: Array
     rate: Array | float
 
 
 def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
-    """Build the stochastic depth of each of a block's branches: independent draws per image."""
+    """Build the stochastic depth for each branch of a block; draws are independent per image."""
     if drop is None:
         return (lambda y: y,) * number
     keys = split(drop.key, number)
@@ -68,9 +68,9 @@ def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array
 def dropouts(
     drop: Drop | None, number: int, rate: float, *, paths: int
 ) -> Sequence[Callable[[Array], Array]]:
-    """Build the dropout of each place of a block: draws that differ from place to place.
+    """Build the dropout for each place in a block; draws differ between places.
 
-    `paths`: how many branches it has, whose keys come first.
+    `paths`: number of branches, whose keys come first.
     """
     if drop is None or rate == 0:
         return (lambda x: x,) * number

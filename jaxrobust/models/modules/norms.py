@@ -1,4 +1,4 @@
-"""Norms of convolutional networks under one call, `norm(x, train)`: the choices of a row."""
+"""Norms of convolutional networks, all called as `norm(x, train)`: a row chooses one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import BatchNorm, LayerNorm
 from jaxrobust.types import Array
 
-GROUP = 8  # channels that a group norm normalises together
+GROUP = 8  # number of channels that a group norm normalises together
 
 
 def _standardised(x: Array, axes: tuple[int, ...], eps: float = 1e-5) -> Array:
@@ -23,9 +23,9 @@ def _standardised(x: Array, axes: tuple[int, ...], eps: float = 1e-5) -> Array:
 
 
 class GroupNorm(nnx.Module):
-    """Normalisation of each image over its pixels and 8 channels, eps 1e-5, with scale and bias.
+    """Normalises each image over its pixels and 8 channels, eps 1e-5, with scale and bias.
 
-    With `groups`, over as many channels as make that number of groups.
+    `groups` sets the number of groups instead.
     """
 
     def __init__(self, channels: int, *, groups: int = 0) -> None:
@@ -57,13 +57,13 @@ class PixelNorm(LayerNorm):
 
 
 class InstanceNorm(nnx.Module):
-    """Normalisation of each channel over the pixels of each image, eps 1e-5; holds nothing."""
+    """Normalises each channel over the pixels of each image, eps 1e-5; has no parameters."""
 
     def __call__(self, x: Array, train: bool) -> Array:
         return _standardised(x, (1, 2))
 
 
-# name -> (channels, images of a batch norm's statistics, its momentum) -> module
+# name -> (channels, images per group of batch statistics, momentum) -> module
 NORMS: dict[str, Callable[[int, int, float], Any]] = {
     "batch": lambda channels, group, momentum: BatchNorm(channels, group=group, momentum=momentum),
     "group": lambda channels, *_: GroupNorm(channels),

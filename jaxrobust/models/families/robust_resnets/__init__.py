@@ -1,1 +1,1 @@
-"""Residual networks that stand on RobustBench's lists of CIFAR-10 and CIFAR-100."""
+"""Residual networks on RobustBench's leaderboards of CIFAR-10 and CIFAR-100."""

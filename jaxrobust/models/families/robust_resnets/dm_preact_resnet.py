@@ -1,7 +1,7 @@
-"""DeepMind's PreActResNet-18 with SiLU: projections are 3x3 and read a block's input itself.
+"""DeepMind's PreActResNet-18 with SiLU: projections are 3x3 and read the block's raw input.
 
 Strided convolutions are padded as in TensorFlow. Sources: Rebuffi et al. 2021 (arXiv 2103.01946),
-and what RobustBench 1.1.1 builds (architectures/dm_wide_resnet.py).
+and RobustBench 1.1.1's code (architectures/dm_wide_resnet.py).
 """
 
 from typing import NamedTuple
@@ -21,18 +21,16 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
-    width: int = 64  # channels of the stem and the first stage; they double with each stage
+    width: int = 64  # channels of the stem and the first stage; each stage doubles them
     activation: str = "silu"
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
+    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block for all of a stage but its first
+    scan: bool = False  # compile one block for all of a stage except its first
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -40,7 +38,7 @@ VARIANTS = {"dm_preactresnet18": Variant((2, 2, 2, 2))}
 
 
 class Block(nnx.Module):
-    """x + 3x3(act(norm(3x3(act(norm(x)))))); where size or channels change, 3x3(x) + that."""
+    """x + 3x3(act(norm(3x3(act(norm(x)))))); with 3x3(x) for x if size or channels change."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         norms = (BatchNorm(channels, group=v.bn_group) for channels in (ins, outs))
@@ -87,7 +85,7 @@ class DmPreActResNet(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     architecture_checks.check_stages(v, "depths")
     architecture_checks.check_row(v, width=1, in_channels=1, bn_group=0)
     architecture_checks.check_halvings(image_size, len(v.depths) - 1)
@@ -104,7 +102,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the names of DeepMind's PyTorch network in its order."""
+    """List the names of DeepMind's PyTorch network, in order."""
     names = keys("", "conv_2d:w")
     for i, depth in enumerate(v.depths):
         for j in range(depth):

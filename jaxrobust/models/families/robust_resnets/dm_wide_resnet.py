@@ -1,8 +1,8 @@
-"""DeepMind's wide residual networks; RaWideResNets have wider stems, and squeeze and excitation.
+"""DeepMind's wide residual networks; RaWideResNets add wider stems and squeeze-and-excitation.
 
 Strided convolutions are padded as in TensorFlow, and all activations are SiLU (Swish). Sources:
-Gowal et al. 2020 (arXiv 2010.03593), Peng et al. 2023 (arXiv 2308.16258), and what RobustBench
-1.1.1 builds (architectures/dm_wide_resnet.py, robustarch_wide_resnet.py).
+Gowal et al. 2020 (arXiv 2010.03593), Peng et al. 2023 (arXiv 2308.16258), and RobustBench 1.1.1's
+code (architectures/dm_wide_resnet.py, robustarch_wide_resnet.py).
 """
 
 from typing import Any, NamedTuple
@@ -23,22 +23,20 @@ from jaxrobust.types import Array, ModuleMaker
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
     channels: tuple[int, ...]  # of each stage
     stem: int = 16  # channels
     activation: str = "silu"
-    # Hidden units of squeeze and excitation by the channels; 0: there is none.
+    # Hidden units of squeeze-and-excitation per channel; 0: no squeeze-and-excitation.
     se_ratio: float = 0.0
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
+    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     bn_momentum: float = 0.1  # of the running statistics, torch's
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block for all of a stage but its first
+    scan: bool = False  # compile one block for all of a stage except its first
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -54,12 +52,12 @@ VARIANTS["ra_wrn_70_16"] = Variant(
 
 
 def hidden(channels: int, ratio: float) -> int:
-    """Count the hidden units of squeeze and excitation; 0: there is none."""
+    """Count the hidden units of squeeze-and-excitation; 0: none."""
     return round(ratio * channels)
 
 
 class Block(nnx.Module):
-    """x + 3x3(act(norm(3x3(act(norm(x)))))); where channels change, 1x1(act(norm(x))) + that."""
+    """x + 3x3(act(norm(3x3(act(norm(x)))))); with 1x1(act(norm(x))) for x if channels change."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         norm: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
@@ -111,7 +109,7 @@ class DmWideResNet(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     architecture_checks.check_stages(v, "depths", "channels")
     architecture_checks.check_row(v, stem=1, in_channels=1, bn_group=0, se_ratio=0)
     if not 0 < v.bn_momentum <= 1:
@@ -149,7 +147,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the names of DeepMind's PyTorch network in its order."""
+    """List the names of DeepMind's PyTorch network, in order."""
     names, ins = keys("", "init_conv:w"), v.stem
     for i, (depth, outs) in enumerate(zip(v.depths, v.channels, strict=True)):
         for j in range(depth):

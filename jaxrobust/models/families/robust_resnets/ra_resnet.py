@@ -1,8 +1,7 @@
-"""RaWideResNet-101-2, of ImageNet: bottlenecks with squeeze and excitation, two groups, and SiLU.
+"""RaWideResNet-101-2 for ImageNet: bottlenecks with squeeze-and-excitation, two groups, SiLU.
 
 The first 1x1 convolution of a block has no norm, and every stage halves the map. Sources: Peng et
-al. 2023 (arXiv 2308.16258), and what RobustBench 1.1.1 builds
-(architectures/robustarch_wide_resnet.py).
+al. 2023 (arXiv 2308.16258), and RobustBench 1.1.1's code (architectures/robustarch_wide_resnet.py).
 """
 
 from typing import NamedTuple
@@ -21,24 +20,22 @@ from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Norma
 from jaxrobust.models.modules.draws import Draws, Drop, branches, fan_out, torch_default
 from jaxrobust.types import Array, ModuleMaker
 
-REDUCTION = 4  # a block's inner channels, and the hidden units of its squeeze, by its channels
+REDUCTION = 4  # ratio of a block's channels to its inner channels and to its squeeze's hidden units
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
     channels: tuple[int, ...]  # of each stage
     groups: int = 2  # of the 3x3 convolutions
     stem: int = 96  # channels
-    activation: str = "silu"  # of the blocks; that of the stem is ReLU
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
+    activation: str = "silu"  # of the blocks; the stem uses ReLU
+    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block for all of a stage but its first
+    scan: bool = False  # compile one block for all of a stage except its first
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -46,7 +43,7 @@ VARIANTS = {"ra_wrn_101_2": Variant((7, 11, 18, 1), (512, 1024, 2016, 4032))}
 
 
 class Block(nnx.Module):
-    """act(x + 1x1(squeeze(act(3x3(act(1x1(x))))))), with norms after all but the first."""
+    """act(x + 1x1(squeeze(act(3x3(act(1x1(x))))))), with a norm after each but the first."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         inner = outs // REDUCTION
@@ -54,7 +51,7 @@ class Block(nnx.Module):
         settings = {"groups": v.groups, "init": fan_out}
         self.conv2 = residual.conv(inner, inner, 3, rngs, stride, **settings)
         self.bn2 = BatchNorm(inner, group=v.bn_group)
-        # The units go by what the block takes, not by what it squeezes.
+        # The hidden units depend on the block's input channels, not on the squeezed ones.
         self.se = Squeeze(inner, ins // REDUCTION, rngs, bias=True)
         self.conv3 = residual.conv(inner, outs, 1, rngs, init=fan_out)
         self.bn3 = BatchNorm(outs, group=v.bn_group)
@@ -95,7 +92,7 @@ class RaWideResNet(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     architecture_checks.check_stages(v, "depths", "channels")
     architecture_checks.check_row(v, groups=1, stem=REDUCTION, in_channels=1, bn_group=0)
     unit = REDUCTION * v.groups
@@ -128,7 +125,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the names of the authors' network in its order."""
+    """List the names of the authors' network, in order."""
     names = keys("stem.stem.stem", "0:w 1:bn")
     for i, depth in enumerate(v.depths, 1):
         for j in range(depth):

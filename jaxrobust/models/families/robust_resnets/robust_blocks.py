@@ -1,8 +1,8 @@
-"""Blocks of residual networks: RobustResBlocks, basic ones, and the ablations between them.
+"""Blocks of residual networks: RobustResBlocks, basic blocks, and the ablations between them.
 
-Source: Huang et al. 2022 (arXiv 2212.11005) and what its released code computes: basic blocks and
-RobustResBlocks. Of the others the paper prints sizes, which fix their widths; where their parts
-stand is our reading.
+Source: Huang et al. 2022 (arXiv 2212.11005) and, for basic blocks and RobustResBlocks, its released
+code. The paper prints the sizes of the others, which fix their widths; the places of their parts
+are our interpretation.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jaxrobust.types import Array
 
 
 class Kind(NamedTuple):
-    """How a block's channels follow from its planes P."""
+    """How a block's channels depend on its planes P."""
 
     outs: int  # times P
     inner: float  # times P
@@ -37,10 +37,10 @@ BLOCKS = {
     "bottleneck": Kind(4, 1, "full"),
     "aggregated": Kind(4, 1.5, "grouped"),
     "hierarchical": Kind(4, 2, "parts"),
-    "inverted": Kind(1, 4, "depthwise"),  # the paper prints no size of it: MobileNet's expansion
+    "inverted": Kind(1, 4, "depthwise"),  # the paper prints no size; MobileNet's expansion
 }
-# On the last convolution's output, on the inner 3x3's, on the block's input before the shortcut,
-# or as a third branch after another norm.
+# Applied to the last convolution's output, the inner 3x3's output, the block's input before the
+# shortcut, or as a third branch after another norm.
 SE = ("none", "standard", "conv3x3", "identity", "residual")
 
 
@@ -48,7 +48,7 @@ conv = functools.partial(residual.conv, init=fan_out)
 
 
 class Squeeze(nnx.Module):
-    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
+    """Scale each channel by a sigmoid of two linear maps of the channel means."""
 
     def __init__(
         self, channels: int, hidden: int, rngs: Draws, activation: str = "relu", bias: bool = False
@@ -65,10 +65,10 @@ class Squeeze(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x plus a branch of two or three convolutions, each with its norm and activation.
+    """x plus a branch of two or three convolutions, each with a norm and an activation.
 
-    `bn1` is in front of `conv1`, `bn2` after it and so on; without preactivation each norm is
-    after the convolution of its number.
+    `bn1` precedes `conv1`, `bn2` follows it and so on; without preactivation each norm follows the
+    convolution with its number.
     """
 
     def __init__(self, ins: int, planes: int, stride: int, v: Any, rngs: Draws) -> None:
@@ -123,7 +123,7 @@ class Block(nnx.Module):
         return x if self.variant.preact else self._behind(2)(x, train)
 
     def _inner(self, x: Array, train: bool) -> Array:
-        """Return the 3x3 convolution between the two 1x1, with norm and activation after it."""
+        """Apply the 3x3 convolution between the two 1x1, then its norm and activation."""
         v, norm = self.variant, self._behind(2)
         if BLOCKS[v.block].middle != "parts":
             x = self.conv2(x)
@@ -131,7 +131,7 @@ class Block(nnx.Module):
         *parts, last = jnp.split(x, v.scales, axis=-1)
         made: list[Array] = []
         for part, conv, part_norm in zip(parts, self.conv2, norm, strict=True):
-            # A part reads the one before it too, but for a block that reduces the map.
+            # A part also reads the previous part, unless the block reduces the map.
             part = part + made[-1] if made and self.stride == 1 else part
             made.append(self.act(part_norm(conv(part), train)))
         if self.stride > 1:
@@ -140,11 +140,11 @@ class Block(nnx.Module):
 
 
 def inner_of(planes: int, v: Any) -> int:
-    """Return the channels between a block's 1x1 convolutions, or two 3x3 ones."""
+    """Return the channels between a block's 1x1 convolutions, or its two 3x3 ones."""
     kind = BLOCKS[v.block]
     if not v.base_width:
         return int(planes * kind.inner)
-    # As the authors count, in floats of this order: another order may round down to one less.
+    # As the authors compute it: floats in another order may round down to one less.
     width = math.floor(planes * (v.base_width / _UNIT)) * v.groups
     return width * v.scales if kind.middle == "parts" else width
 
@@ -159,12 +159,12 @@ def _hidden(channels: int, v: Any) -> int:
 
 
 def norm_of(channels: int, v: Any) -> Any:
-    """Make a norm as a row has them."""
+    """Make the norm that a row asks for."""
     return NORMS[v.norm](channels, v.bn_group, v.bn_momentum)
 
 
 def _middle(inner: int, stride: int, v: Any, rngs: Draws) -> tuple[Any, Any]:
-    """Return a block's inner 3x3 convolution and its norm, or lists of them: one for each part."""
+    """Return a block's inner 3x3 convolution and norm, or lists with one per part."""
     middle = BLOCKS[v.block].middle
     if middle == "parts":
         width, count = inner // v.scales, v.scales - 1
@@ -175,7 +175,7 @@ def _middle(inner: int, stride: int, v: Any, rngs: Draws) -> tuple[Any, Any]:
 
 
 def check(v: Any, planes: Sequence[int]) -> None:
-    """Raise `ValueError` for parts and groups that the channels of a row's blocks do not make."""
+    """Raise `ValueError` if a row's channels do not divide into its parts and groups."""
     middle = BLOCKS[v.block].middle
     if v.first_conv == "raw" and not (middle and v.preact):
         raise ValueError(
@@ -193,7 +193,7 @@ def check(v: Any, planes: Sequence[int]) -> None:
         _check_parts(v)
     if v.base_width:
         _check_base_width(v, planes)
-        return  # such channels are made of groups
+        return  # these channels consist of groups
     inner = BLOCKS[v.block].inner
     unit = {"grouped": v.groups, "parts": v.scales * v.groups}.get(middle, 1)
     for number in planes:
@@ -220,9 +220,9 @@ def _check_base_width(v: Any, planes: Sequence[int]) -> None:
         )
 
 
-_UNIT = 160  # planes whose groups have `base_width` channels each
-# What the authors' constructor takes where a config names nothing, in addition to a base width of
-# 64.
+_UNIT = 160  # planes at which a group has `base_width` channels
+# Defaults of the authors' constructor for values that a config does not set, along with a base
+# width of 64.
 _RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
 
 

@@ -1,8 +1,8 @@
-"""RobustResNets, their wide residual baselines, and the blocks of the ablations between them.
+"""RobustResNets, their wide residual baselines, and the ablation blocks between them.
 
 Source: Huang et al. 2022, "Revisiting Residual Networks for Adversarial Robustness" (arXiv
-2212.11005), and what its released code computes (zhichao-lu/robust-residual-network 8c6d2c2). A
-RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`.
+2212.11005), and its released code (zhichao-lu/robust-residual-network 8c6d2c2). A RobustResBlock is
+`block="hierarchical", se="residual", first_conv="raw"`.
 """
 
 import re
@@ -35,36 +35,34 @@ STEM = 16  # channels
 
 
 class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
-    widths: tuple[int, ...] = ()  # of each stage: 16, 32, 64 times it are the planes
-    planes: tuple[int, ...] = ()  # channels of each stage's blocks; empty: those of `widths`
+    widths: tuple[int, ...] = ()  # of each stage: the planes are 16, 32, 64 times these
+    planes: tuple[int, ...] = ()  # channels of each stage's blocks; empty: from `widths`
     block: str = "basic"  # a name in `BLOCKS`
-    se: str = "none"  # squeeze and excitation: a name in `SE`
-    se_reduction: int = 64  # its channels by its hidden units
+    se: str = "none"  # squeeze-and-excitation: a name in `SE`
+    se_reduction: int = 64  # ratio of its channels to its hidden units
     scales: int = 8  # parts of a hierarchical block
     groups: int = 4  # of the 3x3 convolutions in aggregated and hierarchical blocks: `cardinality`
-    # Of these blocks, as the authors' constructor has it: a group of a 3x3 convolution (in a
+    # For these blocks, as in the authors' constructor: each group of a 3x3 convolution (in a
     # hierarchical block, of each part's) has floor(planes * base_width / 160) channels. 0: the
-    # paper's, which are 1.5 times the planes in all, and 2 times.
+    # paper's totals, 1.5 times the planes, or 2 times for hierarchical blocks.
     base_width: int = 0
     activation: str = "relu"
     norm: str = "batch"  # or group, layer, instance
     preact: bool = True  # norm and activation before each convolution, else after it
     residual: bool = True  # whether blocks have a shortcut
-    # What a first 1x1 convolution reads: the block's input after norm and activation, or "raw",
-    # the input itself, as the authors' code has it. Where the shortcut is the identity nothing
-    # reads that norm then; it is kept.
+    # Input of a first 1x1 convolution: the block's input after norm and activation, or "raw", the
+    # input itself, as in the authors' code. With an identity shortcut, nothing then uses that norm,
+    # but it is kept.
     first_conv: str = "activated"
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
+    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     bn_momentum: float = 0.1  # of the running statistics, torch's
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
-    scan: bool = False  # compile one block for all of a stage but its first
+    scan: bool = False  # compile one block for all of a stage except its first
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -85,7 +83,7 @@ VARIANTS = {
 
 
 def planes_of(v: Variant) -> tuple[int, ...]:
-    """List the planes of each stage."""
+    """Return the planes of each stage."""
     return v.planes or tuple((STEM << i) * width for i, width in enumerate(v.widths))
 
 
@@ -124,7 +122,7 @@ class RobustResNet(nnx.Module):
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
-    """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
+    """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     _check_words(v)
     _check_stages(v)
     architecture_checks.check_least(
@@ -167,7 +165,7 @@ TORCH_NAMES = _rows({_CONV: r"\1"}, {_NORM: r"\1"})
 
 
 def _of_trades() -> list[Renaming]:
-    """List the rows of files that count stages from 1; a second first stage in them is unused."""
+    """List the rows for files that count stages from 1 and hold an unused second first stage."""
     convs, norms = {"conv1": "stem_conv"}, {"bn1": "norm1"}
     for i in range(3):
         source, target = rf"block{i + 1}\.layer\.(\d+)\.", rf"blocks.{i}.layer.\1."
@@ -181,7 +179,7 @@ def _of_trades() -> list[Renaming]:
     return [*_rows(convs, norms), unused]
 
 
-# RobustBench builds WRN-34-R of the blocks of another project.
+# RobustBench builds WRN-34-R from another project's blocks.
 OTHER_NAMES = [
     Naming(
         "RobustBench's Huang2021Exploring",
@@ -200,7 +198,7 @@ OTHER_NAMES = [
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the authors' names in their order."""
+    """List the authors' names, in order."""
     names, ins = keys("", "stem_conv:w"), STEM
     for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
         outs = planes * BLOCKS[v.block].outs
@@ -230,11 +228,11 @@ def _norm(name: str, v: Variant) -> str:
 
 
 _OF_BLOCK = re.compile(r"blocks\.(\d+)\.layer\.(\d+)\..+")
-_MOST = 1025  # base widths and reductions that are tried, and one
+_MOST = 1025  # base widths and reductions to try, plus one
 
 
 def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the options that arrays of these shapes tell; nothing of arrays of other networks.
+    """Return the options that follow from array shapes; empty for other networks.
 
     `shapes`: our name -> shape.
     """
@@ -248,7 +246,7 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         return {}
     sizes = {key: tuple(row.pop(key) for row in rows) for key in ("planes", "inner", "squeeze")}
     if any(row != rows[0] for row in rows):
-        return {}  # of no one block
+        return {}  # not a single kind of block
     fields: dict[str, Any] = {"depths": tuple(last[i] + 1 for i in range(len(last)))}
     fields |= {"planes": sizes["planes"]} | rows[0]
     if fields.get("se") != "none":
@@ -271,9 +269,7 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
-    """Recognise the kind of a stage's first block from its weights; None if it is not one of
-    ours.
-    """
+    """Recognise the kind of a stage's first block from its weights; None if it is not ours."""
     block = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
     parts = [key for key in block if re.fullmatch(r"conv2\.\d+\.kernel", key)]
     names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")
@@ -298,17 +294,17 @@ def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, 
 def _squeeze_options(
     shapes: Mapping[str, tuple[int, ...]], inner: int, outs: int
 ) -> dict[str, Any]:
-    """Recognise a block's squeeze and excitation: its kind, and (channels, hidden)."""
+    """Recognise a block's squeeze-and-excitation: its kind, and (channels, hidden)."""
     if len(shapes.get("se.fc1.kernel", ())) != 2:
         return {"se": "none", "squeeze": None}
     channels, hidden = shapes["se.fc1.kernel"]
-    # That of the inner channels reduces those of the output.
+    # On the inner channels, the hidden units are relative to the output channels.
     pair = (outs if channels == inner else channels, hidden)
     residual = any(key.startswith("se_bn.") for key in shapes)
     return ({"se": "residual"} if residual else {}) | {"squeeze": pair}
 
 
-# Title on leaderboards, and millions of parameters and 1e9 multiply-adds as Table 2 prints them.
+# Leaderboard title, and Table 2's millions of parameters and 1e9 multiply-adds.
 _KNOWN: dict[str, tuple[str, PaperFigures | None]] = {
     "wrn_28_10": ("WideResNet-28-10", PaperFigures("36.5", "5.20")),
     "wrn_34_10": ("WideResNet-34-10", None),

@@ -1,1 +1,1 @@
-"""What the CPU computes otherwise: programs rewritten after they are traced."""
+"""CPU versions of computations: programs rewritten after tracing."""

@@ -1,6 +1,6 @@
-"""Products of float32 matrices in bfloat16, for CPUs whose instructions are faster at them.
+"""Float32 matrix products in bfloat16, for CPUs with faster instructions for these.
 
-What is multiplied is rounded, what is added up is not, as on a TPU at its default precision.
+Factors are rounded but sums are not, as on a TPU at its default precision.
 """
 
 import functools
@@ -17,14 +17,14 @@ from jaxrobust.types import Array
 
 
 def narrow_products(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with bfloat16 products where it has float32 ones of no chosen precision.
+    """Return `function` with bfloat16 products for float32 ones without an explicit precision.
 
-    Also inside of loops, conditions and functions with a gradient of their own; what names a
-    precision, as verdicts do, stays as it is, and so do convolutions. Gradients have to be taken
-    inside of `function`, whose result is not differentiated further.
+    This includes loops, conditions and functions with custom gradients. Operations with an explicit
+    precision, such as those of verdicts, stay as they are, and so do convolutions. Take gradients
+    inside `function`; its result is not differentiated further.
 
     Args:
-      function: takes and returns pytrees of arrays; may close over tracers.
+      function: takes and returns pytrees of arrays; it may close over tracers.
     """
 
     @functools.wraps(function)
@@ -63,7 +63,7 @@ def _rewritten(jaxpr: Any, consts: Any) -> Any:
 
 
 def _changes(eqn: JaxprEqn) -> bool:
-    """Compare an operation, and the programs in it, with what `_is_wide` describes."""
+    """Return whether an operation, or a program in it, is one that `_is_wide` describes."""
     if eqn.primitive is dot_general_p:
         return _is_wide(eqn)
     return any(_changes(inner) for p in _programs(eqn.params.values()) for inner in p.eqns)

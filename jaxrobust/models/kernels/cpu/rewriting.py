@@ -1,17 +1,17 @@
-"""Any network's convolutions and GELUs in the form that is fast on CPU, in the loops of attacks.
+"""Rewrites any network's convolutions and GELUs to be fast on CPU inside attack loops.
 
-XLA's CPU back end computes a convolution of f[B,H,W,in] with f[kh,kw,in,out] by blocked products of
-matrices, and one in any other layout by plain loops. Its pass that changes the layout visits the
-entry computation of a program only, not the bodies of loops. There networks in NCHW are slow, and
-of every network the gradient: JAX's rule writes its kernel as f[kh,kw,out,in]. Value and gradient
-in a loop, microseconds per image on one core, before and after: three 3x3 stride-2 convolutions of
-CIFAR images 186 and 48 (NCHW 555 and 51); a residual block of 64 channels at 32x32 8329 and 1628
-(NCHW 187500 and 1496); a separable one 2009 and 314.
+XLA's CPU back end computes a convolution of f[B,H,W,in] with f[kh,kw,in,out] by blocked matrix
+products, and one in any other layout by plain loops. Its pass that changes layouts visits only a
+program's entry computation, not the bodies of loops. Networks in NCHW are slow there, and so is the
+gradient of any network: JAX's rule writes its kernel as f[kh,kw,out,in]. Value and gradient in a
+loop, microseconds per image on one core, before and after: three 3x3 stride-2 convolutions of CIFAR
+images 186 and 48 (NCHW 555 and 51); a residual block of 64 channels at 32x32 8329 and 1628 (NCHW
+187500 and 1496); a separable one 2009 and 314.
 
 `jax.nn.gelu` is a product with `erfc`, which computes an exponential, two quotients and three
-polynomials of every number; PyTorch's formula is one with `erf`, a quotient of two polynomials.
-Such three convolutions with GELUs, microseconds per image before and after: value 36 and 24, value
-and gradient 62 and 50.
+polynomials for each number. PyTorch's formula uses `erf`, one quotient of two polynomials. The same
+three convolutions with GELUs, microseconds per image before and after: value 36 and 24, value and
+gradient 62 and 50.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from jaxrobust.types import Array
 
 Settings = tuple[
     tuple[str, Any], ...
-]  # what `lax.conv_general_dilated` takes in addition to operands
+]  # arguments of `lax.conv_general_dilated` other than operands
 
 
 def _plain(settings: Settings, x: Array, kernel: Array) -> Array:
@@ -75,7 +75,7 @@ def _convolve(settings: Settings, x: Array, kernel: Array) -> Array:
 def _convolve_backward(settings, residuals, g):
     x, kernel = residuals
 
-    # JAX's own gradients: convolutions in other layouts, which are rewritten in their turn.
+    # JAX's own gradients: convolutions in other layouts, which are rewritten in turn.
     def input_gradient(kernel, g):
         return jax.linear_transpose(lambda x: _plain(settings, x, kernel), x)(g)[0]
 
@@ -98,7 +98,7 @@ def _types(eqn: JaxprEqn) -> list[Any]:
 
 
 def _windows(eqn: JaxprEqn) -> list[tuple[int, int, int]]:
-    """Return start, stop and stride per axis of the outputs of `depthwise_conv` that `eqn` has."""
+    """Return start, stop and stride per axis of the `depthwise_conv` outputs that `eqn` keeps."""
     x, kernel = (operand.shape for operand in _types(eqn))
     lhs, rhs, _ = eqn.params["dimension_numbers"]
     windows = []
@@ -120,7 +120,7 @@ def _depthwise(windows: list[tuple[int, int, int]], x: Array, kernel: Array) -> 
 def _fast_formula(
     eqn: JaxprEqn, tiles: winograd.Formula | None
 ) -> Callable[[Array, Array], Array] | None:
-    """Return a fast formula of `eqn`, of f[B,H,W,in] and f[kh,kw,in,out]; None: leave it alone."""
+    """Return a fast formula of `eqn` for f[B,H,W,in] and f[kh,kw,in,out]; None: leave it alone."""
     settings = {k: v for k, v in eqn.params.items() if k != "dimension_numbers"}
     x, kernel = _types(eqn)
     floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
@@ -137,8 +137,8 @@ def _fast_formula(
         wanted, windows = settings["preferred_element_type"], _windows(eqn)
         if not dilated and len(windows) == 2 and winograd.of_own_type(wanted, x):
             return functools.partial(_depthwise, windows)
-    # XLA's blocks are slower than its plain loops for 4 channels in a group: 16x32x32x64, 3x3,
-    # 15.9 and 9.6 ms; with 8, 5.1 and 12.4 ms (16x16x16x128); with 32, 6.5 and 112 (8x32x32x64).
+    # XLA's blocks are slower than its plain loops for 4 channels per group: 16x32x32x64, 3x3, 15.9
+    # and 9.6 ms; faster with 8, 5.1 and 12.4 ms (16x16x16x128), or 32, 6.5 and 112 (8x32x32x64).
     if groups > 1 and min(channels, features) < 8 * groups:
         return None
     if tiles and x.ndim == 4 and winograd.applies(settings, *_in_place(eqn)):
@@ -147,7 +147,7 @@ def _fast_formula(
 
 
 def _in_place(eqn: JaxprEqn) -> list[jax.ShapeDtypeStruct]:
-    """Return shapes and types of the operands as [B,H,W,in] and [kh,kw,in,out]."""
+    """Return the operands' shapes and types as [B,H,W,in] and [kh,kw,in,out]."""
     (batch, channel, *spatial), (to, of, *taps), _ = eqn.params["dimension_numbers"]
     orders = (batch, *spatial, channel), (*taps, of, to)
     return [
@@ -180,7 +180,7 @@ def _gelus(jaxpr: Any) -> dict[Any, Any]:
         return [pair, pair[::-1]] if pair else []
 
     def scaled(atom: Any, by: float) -> Any:
-        """Return x where `atom` is x * by."""
+        """Return x if `atom` is x * by."""
         for x, y in factors(atom):
             if isinstance(y, Literal) and y.val == np.float32(by):
                 return x
@@ -197,7 +197,7 @@ def _gelus(jaxpr: Any) -> dict[Any, Any]:
 
 
 def _replacement(eqn: JaxprEqn, tiles: winograd.Formula | None) -> Callable[..., list[Any]] | None:
-    """Rewrite `eqn` with faster formulas; None if nothing in it has one."""
+    """Rewrite `eqn` with faster formulas; None if it contains nothing to replace."""
     if eqn.primitive is conv_general_dilated_p:
         formula = _fast_formula(eqn, tiles)
         numbers = eqn.params["dimension_numbers"]
@@ -230,7 +230,7 @@ def _evaluate(jaxpr: Any, consts: Any, *operands: Any, tiles: winograd.Formula |
         arguments, replacement = map(read, eqn.invars), _replacement(eqn, tiles)
         if of := [gelus[var] for var in eqn.outvars if var in gelus]:
             arguments, replacement = map(read, of), lambda x: [_gelu(x)]
-        with eqn.ctx.manager:  # XLA metadata, such as the walls of `models.layers`
+        with eqn.ctx.manager:  # XLA metadata, such as the barriers of `models.layers`
             results = replacement(*arguments) if replacement else _bound(eqn, arguments)
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -245,20 +245,20 @@ def _bound(eqn: JaxprEqn, arguments: Iterable[Any]) -> list[Any]:
 def fast_formulas(
     function: Callable[..., Any], *, tiles: winograd.Formula | None = None
 ) -> Callable[..., Any]:
-    """Return `function` with convolutions and GELUs, and gradients, that are fast in a loop on CPU.
+    """Return `function` with convolutions, GELUs and gradients that are fast in a loop on CPU.
 
     One- and two-dimensional convolutions change their layout, depthwise ones become
-    `models.convolutions.depthwise_conv`, `jax.nn.gelu` in float32 is computed as PyTorch computes
-    it; values and gradients change by rounding only. Inside of `jit` and `jax.checkpoint` too; not
-    in `scan`, `while_loop`, `cond`, `shard_map` and functions with a gradient of their own, and
-    nothing changes if `function` has effects. A replaced convolution has no forward-mode
-    derivative. On other platforms XLA chooses layouts well: do not use it.
+    `models.convolutions.depthwise_conv`, and `jax.nn.gelu` in float32 is computed as in PyTorch.
+    Values and gradients change only by rounding. It rewrites inside `jit` and `jax.checkpoint`, but
+    not in `scan`, `while_loop`, `cond`, `shard_map` and functions with custom gradients, and does
+    nothing if `function` has effects. A replaced convolution has no forward-mode derivative. Do not
+    use it on other platforms: XLA chooses layouts well there.
 
     Args:
-      function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; may close over tracers.
-      tiles: formula of 3x3 convolutions, ours too, whose transformed weights are worth what they
-        cost only if many steps use them, see `before_a_loop`, and are not used if they are
-        `too_large`; None: none has another.
+      function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; it may close over tracers.
+      tiles: a formula for 3x3 convolutions, ours included. Its transformed weights pay off only if
+        many steps use them, see `before_a_loop`; they are not used if `too_large`. None: use no
+        other formula.
     """
 
     def traced(tiles: winograd.Formula | None, operands: Any) -> Any:
@@ -283,25 +283,25 @@ def fast_formulas(
     return fast
 
 
-_LARGER = 4  # times what a result is made from, above which it is left in the loop
+_LARGER = 4  # times its inputs' size, above which a result is left in the loop
 
 
 def before_a_loop(
     function: Callable[..., Array], *operands: Any
 ) -> tuple[Callable[[], list[Array]], Callable[..., Array]]:
-    """Divide `function` for a loop: into what its weights alone determine, and the rest.
+    """Split `function` for a loop: what depends only on its weights, and the rest.
 
-    XLA leaves in the loop what is larger than that which it is made from, and each step would
-    transform all weights again. What is much larger, such as a bias for all pixels, stays inside,
-    where it is fused with what reads it.
+    XLA leaves in the loop whatever is larger than its inputs, so each step would transform all
+    weights again. Much larger results, such as a bias for all pixels, do stay inside, where they
+    are fused with their users.
 
     Args:
       function: returns one array; closes over arrays and tracers.
-      *operands: those of the loop, or their shapes; the result is for operands of these shapes.
+      *operands: the loop's operands, or their shapes; the result is for these shapes.
     Returns:
-      A function that makes the arrays, and the function of them and of operands for the loop.
+      A function that makes the arrays, and a function of these and the operands for the loop.
     """
-    closed: Any = jax.make_jaxpr(function)(*operands)  # JAX types its parts differently by version
+    closed: Any = jax.make_jaxpr(function)(*operands)  # types of its parts depend on JAX's version
     jaxpr, constants = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     sizes = {var: math.prod(var.aval.shape) for var in jaxpr.constvars}
     outside, inside = [], []
@@ -333,13 +333,13 @@ def before_a_loop(
     return make, body
 
 
-SHARE = 4  # of the machine's memory, that transformed weights may take
+SHARE = 4  # transformed weights may take one part in this many of the machine's memory
 
 
 def too_large(kernels: Sequence[Array]) -> bool:
-    """Compare transformed kernels with a quarter of the machine's memory: True if they take more.
+    """Return whether transformed kernels take more than a quarter of the machine's memory.
 
-    Each device of the process has its own.
+    Each device of the process holds its own copy.
     """
     times = max(winograd.growth(m) for m in winograd.TILES) * jax.local_device_count()
     transformed = times * sum(k.size * k.dtype.itemsize for k in kernels)
@@ -347,10 +347,10 @@ def too_large(kernels: Sequence[Array]) -> bool:
 
 
 def ready(function: Callable[[Array], Array], images: Array) -> Callable[[Array], Array]:
-    """Return a network, as a function of images of this shape, that is fast in an attack on CPU.
+    """Return a network, as a function of images of this shape, that is fast in attacks on CPU.
 
-    The weights of its 3x3 convolutions are transformed here, once, if any are worth it; values and
-    gradients change by rounding only, 2e-6 of the largest. On other platforms do not use it.
+    The weights of its 3x3 convolutions are transformed here, once, if that pays off. Values and
+    gradients change only by rounding, 2e-6 of the largest. Do not use it on other platforms.
     """
 
     def new(x):  # JAX caches traces by function

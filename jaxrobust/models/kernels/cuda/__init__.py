@@ -1,1 +1,1 @@
-"""Kernels of NVIDIA's libraries, for GPUs."""
+"""Kernels from NVIDIA's libraries, for GPUs."""

@@ -1,1 +1,1 @@
-"""Deformable convolutions: `operator.deformable`, and its formulas by platform."""
+"""Deformable convolutions: `operator.deformable`, and its implementations by platform."""

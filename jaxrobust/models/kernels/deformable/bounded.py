@@ -1,7 +1,7 @@
-"""Sampling without gathers inside of windows, and by gathers for the points that they leave out.
+"""Samples without gathers inside windows, and with gathers for the points outside them.
 
-A window holds the pixels that the nine points of a pixel touch where no offset reaches two pixels:
-the output is then a sum of 49 shifted maps, each times a weight that all points of its pixel make.
+A window holds the pixels that the nine points of a pixel touch if no offset reaches two pixels. The
+output is then a sum of 49 shifted maps, each weighted by all points of its pixel.
 """
 
 import math
@@ -18,18 +18,18 @@ from jaxrobust.models.kernels.deformable.places import REACH, SIDE, GridGeometry
 from jaxrobust.models.kernels.primitives import largest_divisor
 
 Array = jax.Array
-WIDE = SIDE + 2 * REACH  # the side of a window
+WIDE = SIDE + 2 * REACH  # side of a window
 HALF = WIDE // 2
 NEAR = range(-REACH, REACH + 1)  # the neighbours of a grid point in the window, along an axis
 
 
 def share(offset: Array, near: Any) -> Array:
-    """Return the bilinear weight, along one axis, of a neighbour of a grid point."""
+    """Return the bilinear weight of a grid point's neighbour along one axis."""
     return jnp.maximum(0, 1 - jnp.abs(offset - near))
 
 
 def slope(offset: Array, near: Any) -> Array:
-    """Return its derivative; at whole numbers that to the right, as the reference's."""
+    """Return its derivative; at integers, the one to the right, as in the reference."""
     at = jnp.floor(offset)
     one = jnp.ones_like(offset)
     return jnp.where(at == near, -one, jnp.where(at == near - 1, one, 0))
@@ -46,15 +46,15 @@ def slopes(offset: Array) -> list[Array]:
 
 
 def shifts() -> list[tuple[int, int]]:
-    """List row and column of each entry of a window, whose first is (0, 0)."""
+    """List the row and column of each window entry; the first is (0, 0)."""
     return [(row, column) for row in range(WIDE) for column in range(WIDE)]
 
 
 class Bounded:
-    """The formulas of a module for windows, and gathers for what lies outside of them.
+    """A module's formulas for windows, and gathers for points outside them.
 
-    Images come a few at a time, `formulas.TOGETHER` pixels: what lies between then stays in the
-    memory of the cores, and gathers are computed, and hold samples, of these images alone.
+    Images are processed a few at a time, `formulas.TOGETHER` pixels, so intermediate results stay
+    in the cores' memory, and gathers compute and hold samples of these images only.
     """
 
     def __init__(self, formulas: ModuleType) -> None:
@@ -85,7 +85,7 @@ class Bounded:
         return self.by_images(some, value, offsets, mask, g)
 
     def by_images(self, formula: Callable, value: Array, *more: Array) -> Any:
-        """Compute a formula of f[B,...] of a few images after others."""
+        """Apply a formula of f[B,...] to a few images at a time."""
         batch, most = value.shape[0], self.formulas.TOGETHER // math.prod(value.shape[1:3])
         many = largest_divisor(batch, max(most, 1))
         parts = [a.reshape(-1, many, *a.shape[1:]) for a in (value, *more)]

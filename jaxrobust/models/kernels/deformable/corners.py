@@ -1,4 +1,4 @@
-"""Sampling by gathers: four rows of values for each place, whatever its offset."""
+"""Samples with gathers: four rows of values per place, for any offset."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ from jaxrobust.models.kernels.deformable.places import (
 from jaxrobust.models.kernels.primitives import widened
 
 Array = jax.Array
-_PARTS = 16  # of all points, the size in which those beyond windows are sampled
+_PARTS = 16  # of all points: how many of those beyond windows are sampled at once
 
 
 def _bases(geometry: GridGeometry, cells: Array) -> Array:
-    """Return the row of values of the first pixel of each cell's image and group, i32."""
+    """Return the row index of the first pixel of each cell's image and group, i32."""
     (height, width), (rows, columns), groups = geometry.size, geometry.out, geometry.groups
     images = cells // (rows * columns * groups)
     return images * (height * width * groups) + cells % groups
 
 
 def _sampled(geometry: GridGeometry, values: Array, bases: Array, places: GridPoints) -> Array:
-    """Sample `values` f[B*H*W*G,D] bilinearly and weigh the samples: f[..,D] for places f[..]."""
+    """Sample `values` f[B*H*W*G,D] bilinearly and weight the samples: f[..,D] for places f[..]."""
     (height, width), groups = geometry.size, geometry.groups
     y, x, mask = places
-    mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # what is not a place shows in the output
+    mask = jnp.where(jnp.isfinite(y + x), mask, jnp.nan)  # an invalid place shows up in the output
     north, west = jnp.floor(y), jnp.floor(x)
     down, right, total = y - north, x - west, jnp.zeros((*y.shape, values.shape[1]), values.dtype)
     for row, of_row in ((north, 1 - down), (north + 1, down)):
@@ -45,7 +45,7 @@ def _sampled(geometry: GridGeometry, values: Array, bases: Array, places: GridPo
 
 
 def _prepared(geometry: GridGeometry, value: Array) -> tuple[Array, Array]:
-    """Return values as rows f[B*H*W*G,D], and the bases of all cells i32[B,H',W',G]."""
+    """Return values as rows f[B*H*W*G,D], and the base rows of all cells i32[B,H',W',G]."""
     shape = (value.shape[0], *geometry.out, geometry.groups)
     cells = jnp.arange(shape[0] * shape[1] * shape[2] * shape[3], dtype=jnp.int32)
     values = widened(value)[0].reshape(-1, value.shape[3] // geometry.groups)
@@ -53,7 +53,7 @@ def _prepared(geometry: GridGeometry, value: Array) -> tuple[Array, Array]:
 
 
 def forward(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
-    """Compute f[B,H',W',C], one point of all pixels after the other."""
+    """Compute f[B,H',W',C], processing one of the nine points at a time."""
     values, bases = _prepared(geometry, value)
 
     def add(total: Array, places: GridPoints) -> tuple[Array, None]:
@@ -68,7 +68,7 @@ def forward(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -
 def backward(
     geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[Array, Array, Array]:
-    """Compute the gradients for value, offsets and mask, in the same order of points."""
+    """Compute the gradients for value, offsets and mask, with the points in the same order."""
     values, bases = _prepared(geometry, value)
     wide = widened(g)[0].reshape(*bases.shape, -1)
 
@@ -83,7 +83,7 @@ def backward(
 
 
 def _scaled(geometry: GridGeometry, places: GridPoints) -> tuple[Array, Array]:
-    """Turn gradients for places into those for offsets and mask."""
+    """Convert gradients for places into gradients for offsets and mask."""
     return as_given(geometry.scale * places.y, geometry.scale * places.x, places.mask)
 
 
@@ -91,8 +91,8 @@ def _scaled(geometry: GridGeometry, places: GridPoints) -> tuple[Array, Array]:
 
 
 def _beyond(geometry: GridGeometry, points: GridPoints) -> tuple[Any, Array]:
-    """Return the sum of these points, in parts, as a function of (part, values, places); and the
-    number of parts.
+    """Return a function of (part, values, places) that sums these points, a part at a time; and
+    the number of parts.
     """
     around = geometry.from_grid(points)
     chosen = ~reached(around.y, around.x)
@@ -112,7 +112,7 @@ def _beyond(geometry: GridGeometry, points: GridPoints) -> tuple[Any, Array]:
 
 
 def forward_beyond(geometry: GridGeometry, value: Array, offsets: Array, mask: Array) -> Array:
-    """Compute what the points that windows do not reach add to `forward`."""
+    """Compute what points beyond the windows add to `forward`."""
     points = points_of(offsets, mask, groups=geometry.groups)
     added, parts = _beyond(geometry, points)
     values, bases = _prepared(geometry, value)
@@ -125,7 +125,7 @@ def forward_beyond(geometry: GridGeometry, value: Array, offsets: Array, mask: A
 def backward_beyond(
     geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[Array, Array, Array]:
-    """Compute what they add to `backward`."""
+    """Compute what points beyond the windows add to `backward`."""
     points = points_of(offsets, mask, groups=geometry.groups)
     added, parts = _beyond(geometry, points)
     values, bases = _prepared(geometry, value)

@@ -1,4 +1,4 @@
-"""DCNv3's sampling: of each pixel a weighted sum of values at nine places next to the grid.
+"""DCNv3's sampling: a weighted sum of values at nine places around each pixel's grid.
 
 Source: Wang et al. 2022 (arXiv 2211.05778), section 3.1, and the authors' pure-PyTorch operator in
 OpenGVLab/InternImage. Parity: tests/models/kernels/test_deformable.py.
@@ -23,8 +23,8 @@ from jaxrobust.models.kernels.deformable.places import (
 
 Array = jax.Array
 
-# name -> what has `forward` and `backward`. Gathers take any geometry; the two others, which have
-# none but for what their windows do not reach, take that of the network.
+# name -> module with `forward` and `backward`. Gathers accept any geometry. The other two use
+# gathers only beyond their windows, and accept the network's geometry.
 IMPLEMENTATIONS: dict[str, Any] = {
     "gathers": corners,
     "planes": Bounded(planes),
@@ -42,7 +42,7 @@ class _Static(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("static", "part"))
 def _rule(static: _Static, part: str, *operands: Any) -> Any:
-    """Traced once for all layers of one size: a trace of all platforms' rules takes 0.2 s."""
+    """Trace once for all layers of one size: tracing the rules of all platforms takes 0.2 s."""
     names = {p: static.implementation or name for p, name in _ON.items()}
     if not static.geometry.is_plain:
         names = dict.fromkeys(_ON, "gathers")
@@ -59,8 +59,8 @@ def _deformable(static: _Static, value: Array, offsets: Array, mask: Array) -> A
 
 
 def _backward(static, operands, g):
-    # Nothing is kept but the operands: weights are computed again, as are samples. And inside of
-    # the rule, as differentiating through a choice of platform would keep what every branch keeps.
+    # Only the operands are kept; weights and samples are recomputed. The choice of platform is
+    # inside the rule: differentiating through it would keep the residuals of every branch.
     gradients = _rule(static, "backward", *operands, g)
     return tuple(d.astype(o.dtype) for d, o in zip(gradients, operands, strict=True))
 
@@ -80,23 +80,23 @@ def deformable(
     dilation: int = 1,
     implementation: str | None = None,
 ) -> Array:
-    """Sum values at nine places of each pixel, in each group of channels: f[B,H',W',C].
+    """Sum values at nine places around each pixel, per group of channels: f[B,H',W',C].
 
     Point p = 3 kx + ky of a group samples its channels bilinearly at row i + s (ky - 1 + oy) and
-    column j + s (kx - 1 + ox), with s = `offset_scale`; what lies outside of the map is zero.
-    Places and weights are float32 also where values are bfloat16. Where a place is a whole number,
-    at which there is no derivative, gradients for offsets are those to its right and below, as the
-    reference's. Never more than one sampled map is held.
+    column j + s (kx - 1 + ox), with s = `offset_scale`; outside the map values are zero. Places and
+    weights are float32 even if values are bfloat16. At integer places, which have no derivative,
+    the gradients for offsets are those to the right and below, as in the reference. At most one
+    sampled map is held at a time.
 
     Args:
-      value: f[B,H,W,C]; C / `groups` neighbouring channels are a group.
-      offsets: f[B,H',W',groups*9*2], for each point the column's offset, then the row's, in pixels.
-      mask: f[B,H',W',groups*9], the points' weights, of which a softmax is taken already.
-      stride, padding, dilation: of the grid of nine, in pixels; others than 1, 1, 1 use gathers.
+      value: f[B,H,W,C]; C / `groups` consecutive channels form a group.
+      offsets: f[B,H',W',groups*9*2], per point the column's offset, then the row's, in pixels.
+      mask: f[B,H',W',groups*9], the points' weights, already after the softmax.
+      stride, padding, dilation: of the grid, in pixels; values other than 1, 1, 1 use gathers.
       implementation: a name in `IMPLEMENTATIONS`; None chooses by platform.
     Raises:
-      ValueError: channels that groups do not divide, a map smaller than the grid, shapes or types
-        that do not belong together, or, of arrays outside of a trace, offsets that are not finite.
+      ValueError: groups that do not divide the channels, a map smaller than the grid, shapes or
+        types that do not match, or, outside a trace, offsets that are not finite.
     Source: Wang et al. 2022 (arXiv 2211.05778), equation 2; parity:
       tests/models/kernels/test_deformable.py against the authors' code (31c962d).
     """
@@ -106,10 +106,10 @@ def deformable(
 
 
 def outside(offsets: Array, *, offset_scale: float = 1.0) -> Array:
-    """Count the points that lie beyond the window, which takes offsets in [-2, 2) pixels: i32[].
+    """Count the points beyond the window, which covers offsets in [-2, 2) pixels: i32[].
 
-    They are sampled by gathers, one by one; `offsets` and its scale are those of `deformable`, on
-    the grid without stride and dilation.
+    These are sampled by gathers, one by one. `offsets` and its scale are as in `deformable`, on the
+    grid without stride and dilation.
     """
     groups = offsets.shape[3] // (2 * POINTS)
     points = points_of(offsets, offsets[..., : groups * POINTS], groups=groups)

@@ -1,4 +1,4 @@
-"""Where the nine points of a pixel lie, and what is called a point's place."""
+"""Where the nine points of a pixel are, and their coordinates."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from jaxrobust.models.kernels.primitives import per_platform, widened
 Array = jax.Array
 SIDE = 3  # of the grid
 POINTS = SIDE * SIDE
-REACH = 2  # pixels: offsets from -2 to below 2 lie inside of the windows of `bounded`
+REACH = 2  # offsets in [-2, 2) pixels are inside the windows of `bounded`
 
 
 class GridPoints(NamedTuple):
-    """Of each point, f[9,B,H,W,G]: a row and a column, or offsets from them, and a weight."""
+    """Per point, f[9,B,H,W,G]: a row and a column, or offsets from them, and a weight."""
 
     y: Array
     x: Array
@@ -23,9 +23,9 @@ class GridPoints(NamedTuple):
 
 @per_platform
 def points_of(offsets: Array, mask: Array, *, groups: int) -> GridPoints:
-    """Return the points f32[9,B,H,W,G] of f[B,H,W,G*18] and f[B,H,W,G*9].
+    """Convert f[B,H,W,G*18] and f[B,H,W,G*9] to points f32[9,B,H,W,G].
 
-    Of a point the column's offset comes first.
+    Each point's column offset comes first.
     """
     shape = (*mask.shape[:3], groups, POINTS)
     xy = jnp.moveaxis(widened(offsets)[0].reshape(*shape, 2), (5, 4), (0, 1))
@@ -41,12 +41,12 @@ def as_given(y: Array, x: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def reached(y: Array, x: Array) -> Array:
-    """Tell the offsets from the grid that windows reach; NaN lies outside."""
+    """Return whether windows reach the offsets from the grid; NaN is outside."""
     return (y >= -REACH) & (y < REACH) & (x >= -REACH) & (x < REACH)
 
 
 class GridGeometry(NamedTuple):
-    """What decides where points lie, in addition to their offsets."""
+    """What determines the points' places apart from their offsets."""
 
     size: tuple[int, ...]  # of the map, height and width
     groups: int
@@ -57,21 +57,21 @@ class GridGeometry(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether points surround the pixel of their output."""
+        """Return whether points surround the pixel of their output."""
         return (self.stride, self.padding, self.dilation) == (1, 1, 1)
 
     @property
     def out(self) -> tuple[int, ...]:
-        """The height and width of the output."""
+        """Return the height and width of the output."""
         reach = self.dilation * (SIDE - 1)
         return tuple((n + 2 * self.padding - reach - 1) // self.stride + 1 for n in self.size)
 
     def from_grid(self, points: GridPoints) -> GridPoints:
-        """Turn offsets into those from the grid of direct neighbours, in pixels."""
+        """Convert offsets to offsets from the grid of direct neighbours, in pixels."""
         return self._moved(points, 1)
 
     def on_map(self, points: GridPoints) -> GridPoints:
-        """Turn offsets into rows and columns of the map."""
+        """Convert offsets to rows and columns of the map."""
         around = self._moved(points, 0)
         first = self.dilation - self.padding
         rows, columns = (
@@ -84,7 +84,7 @@ class GridGeometry(NamedTuple):
         )
 
     def _moved(self, points: GridPoints, less: int) -> GridPoints:
-        """Scale grid and offsets, `less` times the grid of direct neighbours."""
+        """Scale grid and offsets, subtracting `less` times the grid of direct neighbours."""
         grid = jnp.arange(-1, SIDE - 1, dtype=points.y.dtype)
         shape = (POINTS,) + (1,) * (points.y.ndim - 1)
         kx, ky = (k.reshape(shape) for k in (jnp.repeat(grid, SIDE), jnp.tile(grid, SIDE)))

@@ -1,9 +1,8 @@
-"""Windows on CPUs: rows of pixels side by side, so that every loop runs along 224 neighbours.
+"""Windows on CPUs: rows of pixels are contiguous, so every loop runs over 224 neighbours.
 
-Channels stand before pixels and groups after them, f[B,H,D,W,G], and the weights of a window's 49
-entries in planes of their own. Of 8x56x56x64, processor ms of value and gradients on two loaded
-cores: 32 and 88, PyTorch's grid_sample 110 and 149. With channels last the gradients of half as
-many images took 220.
+Channels precede pixels, and groups follow them, f[B,H,D,W,G]; each of a window's 49 weights has its
+own plane. For 8x56x56x64, processor ms of value and gradients on two loaded cores: 32 and 88,
+PyTorch's grid_sample 110 and 149. With channels last the gradients of half as many images took 220.
 """
 
 import functools
@@ -25,8 +24,8 @@ from jaxrobust.models.kernels.deformable.places import (
 from jaxrobust.models.kernels.primitives import walled, widened
 
 Array = jax.Array
-# One image at a time: of 8x56x56x64 the value takes 33 processor ms and not 83, gradients 86 and
-# not 118.
+# One image at a time: for 8x56x56x64 the value takes 33 instead of 83 processor ms, gradients 86
+# instead of 118.
 TOGETHER = 1
 
 
@@ -45,7 +44,7 @@ def _joined(parts: Array) -> Array:
 
 @walled
 def _inside(y: Array, x: Array, mask: Array) -> tuple[Array, ...]:
-    """Return points, of which those that no window reaches weigh nothing; and which are reached."""
+    """Return the points, with zero weight if no window reaches them, and which are reached."""
     near = reached(y, x)
     return *(jnp.where(near, a, 0) for a in (y, x, mask)), near
 
@@ -58,7 +57,7 @@ def _near(geometry: GridGeometry, offsets: Array, mask: Array) -> tuple[GridPoin
 
 @walled
 def _weights(y: Array, x: Array, mask: Array) -> Array:
-    """Return the weight of each entry of a window, f[49,B,H,W,G]."""
+    """Return the weight of each window entry, f[49,B,H,W,G]."""
     total: dict[tuple[int, int], Array] = {}
     for point in range(POINTS):
         kx, ky = divmod(point, SIDE)
@@ -77,7 +76,7 @@ def _to_points(y: Array, x: Array, mask: Array, to_weights: Array) -> tuple[Arra
     for point in range(POINTS):
         kx, ky = divmod(point, SIDE)
         (down, right), (dy, dx) = ([f(y[point]), f(x[point])] for f in (shares, slopes))
-        # Sums over the window's rows, of each of its columns.
+        # Sums over the window's rows, per column.
         summed, moved = (
             [
                 sum(w * to_weights[(ky + a) * WIDE + kx + b] for a, w in enumerate(along))
@@ -101,7 +100,7 @@ def _padded(parts: Array) -> Array:
 
 
 def _at(parts: Array, row: int, column: int) -> Array:
-    """Return the pixels that an entry of the window meets, of padded parts."""
+    """Return the pixels of padded parts that a window entry covers."""
     height, width = parts.shape[1] - 2 * HALF, parts.shape[3] - 2 * HALF
     return parts[:, row : row + height, :, column : column + width]
 
@@ -116,7 +115,7 @@ def _summed(parts: Array, weights: Array) -> Array:
 
 @walled
 def _to_value(g: Array, weights: Array) -> Array:
-    """Return the gradient for the parts: each pixel's from all windows that hold it."""
+    """Return the gradient for the parts: for each pixel, from all windows that contain it."""
     g, total = _padded(g), jnp.zeros((), g.dtype)
     weights = jnp.pad(weights, ((0, 0), (0, 0), (HALF, HALF), (HALF, HALF), (0, 0)))
     for n, (row, column) in enumerate(shifts()):
@@ -129,7 +128,7 @@ def _to_value(g: Array, weights: Array) -> Array:
 def _to_weights(parts: Array, g: Array) -> Array:
     """Return the gradients for the weights: products of `g` with each shift, summed over D.
 
-    Sixteen terms written out, in a loop over the 49 shifts: `sum(2)` takes five times as long.
+    Sixteen explicit terms, in a loop over the 49 shifts: `sum(2)` takes five times as long.
     """
     padded, (batch, height, channels, width, groups) = _padded(parts), parts.shape
 

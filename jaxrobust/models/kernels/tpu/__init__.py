@@ -1,4 +1,4 @@
-"""Kernels for TPUs in Pallas, whose modules are imported when a layer first uses them."""
+"""Pallas kernels for TPUs; a layer imports their modules at its first use."""
 
 import importlib
 from typing import Any

@@ -1,13 +1,13 @@
-"""XCiT's first two convolutions, with their batch norms and GELUs, as kernels on planes.
+"""XCiT's first two convolutions, with batch norms and GELUs, as kernels on planes.
 
-Blocks of pixels lie as in `conv_stem`. A batch norm needs the sums of all images, so an image
-passes three kernels on its way there (sums of the first layer; the second convolution, and its
-sums; norm and GELU of that) and three on its way back (sums of the second norm's gradient, of the
-first's, the gradient). What the first layer makes is computed again in each of them and never
-leaves the fast memory; between kernels stands one array, what the second convolution makes.
+Blocks of pixels are laid out as in `conv_stem`. A batch norm needs sums over all images, so each
+image passes through three kernels forward (sums of the first layer; the second convolution and its
+sums; its norm and GELU) and three backward (sums of the second norm's gradient, of the first's, the
+gradient). Each of them recomputes the first layer, which never leaves the fast memory; only the
+second convolution's output is passed between kernels.
 
-88 images of 224 x 224 x 3, for 48 and 96 channels, take 1.9 M cycles of a v5e forward and 4.2 M
-backward by the declared costs.
+By the declared costs, 88 images of 224 x 224 x 3, for 48 and 96 channels, take 1.9 M cycles of a
+v5e forward and 4.2 M backward.
 """
 
 import functools
@@ -60,7 +60,7 @@ from jaxrobust.models.kernels.tpu.stem_blocks import (
 )
 
 Array = jax.Array
-# Rows of a batch norm: mean, factor, shift; what its gradient subtracts; as many as a register has.
+# Rows of a batch norm: mean, factor, shift; what its gradient subtracts; rows in a register.
 FORWARD_ROWS, BACKWARD_ROWS, PADDED_ROWS = 3, 5, 8
 
 
@@ -72,9 +72,9 @@ def _put(out: Any, *sums: Array) -> None:
 
 
 def _moments(blocks: int, columns: int, pixels: Callable[[Any], list[Array]]) -> tuple[Array, ...]:
-    """Compute for `_put` the mean of an image and its sum of squares around that.
+    """Compute an image's mean and sum of squares around the mean, for `_put`.
 
-    `pixels` makes those of a row of blocks, f32[C,128] each; lanes without a pixel are zero.
+    `pixels` returns those of a row of blocks, f32[C,128] each; lanes without a pixel are zero.
     """
     shapes = jax.eval_shape(lambda: pixels(0))
     zero = jnp.zeros(shapes[0].shape, jnp.float32)
@@ -153,7 +153,7 @@ def _add_to_norm(totals: Any, pixel: Gradient) -> None:
 
 
 def _way_back(refs: Any, results: int) -> tuple[Any, ...]:
-    """Spread the rows of both norms; return what `each_row` takes, the results, other scratch."""
+    """Spread the rows of both norms; return the arguments of `each_row`, results, other scratch."""
     image, stored, g, *norm_rows = refs[:5]
     matrices, outs, scratch = refs[5:9], refs[9 : 9 + results], refs[9 + results :]
     rows, below, across, *norms = scratch[:5]
@@ -206,8 +206,8 @@ def _f32(*shape: int) -> jax.ShapeDtypeStruct:
 
 @static_jit
 def first(x: Array, kernel: Array) -> Array:
-    """Compute f32[B,2,C] of what the first convolution makes of planes f[B,3,H,W]: the mean of each
-    image, and the sum of squares around that.
+    """Compute f32[B,2,C] from the first convolution of planes f[B,3,H,W]: each image's mean, and
+    the sum of squares around it.
     """
     _, channels, height, width = x.shape
     c, rows = kernel.shape[3], rows_shape(height, channels)
@@ -220,7 +220,7 @@ def first(x: Array, kernel: Array) -> Array:
 
 @static_jit
 def second(x: Array, rows: Array, kernel1: Array, kernel2: Array) -> list[Array]:
-    """Compute f[B,H/8,D,128] of what the second convolution makes, and f32[B,2,D] as `first`.
+    """Compute the second convolution f[B,H/8,D,128], and its f32[B,2,D] as in `first`.
 
     `rows` f32[B,3,C]: mean, factor and shift of the first batch norm.
     """
@@ -240,7 +240,7 @@ def second(x: Array, rows: Array, kernel1: Array, kernel2: Array) -> list[Array]
 
 @static_jit
 def third(stored: Array, rows: Array, *, columns: int) -> Array:
-    """Compute the second layer f[B,H/4,W/4,D] of rows of `columns` from what `second` made.
+    """Compute the second layer f[B,H/4,W/4,D] from the output of `second`, in rows of `columns`.
 
     `rows` f32[B,3,D]: mean, factor and shift of the second batch norm.
     """
@@ -254,7 +254,7 @@ def third(stored: Array, rows: Array, *, columns: int) -> Array:
 @static_jit
 def second_sums(stored: Array, g: Array, rows: Array) -> Array:
     """Sum the gradient of the second batch norm's result over each image, f32[B,2,D]: alone, and
-    times the centred input; from that of the second layer, `g`. `rows` as `backward` takes them.
+    times the centred input; from the second layer's gradient `g`. `rows` as in `backward`.
     """
     blocks, d = stored.shape[1:3]
     cost = (product(d, d, LANES) + elementwise(d, LANES, 37, 2)) * blocks
@@ -264,13 +264,13 @@ def second_sums(stored: Array, g: Array, rows: Array) -> Array:
     return over_images(kernel, arrays, [_f32(2, d)], parameters=[identity])[0]
 
 
-Pair = tuple[Array, Array]  # of both layers
+Pair = tuple[Array, Array]  # for both layers
 
 
 def _over_rows(
     name: str, body: Any, operands: Any, outs: list[Any], cost: KernelCost, *scratch: Any
 ) -> list[Array]:
-    """Run a kernel that goes through the rows of blocks backward, with its own part of the cost."""
+    """Run a kernel that visits the rows of blocks backward, adding its own part of the cost."""
     x, stored, g, rows, kernels = operands
     _, channels, height, width = x.shape
     (c, d), met = kernels[1].shape[2:], rows_shape(height, channels)
@@ -295,7 +295,7 @@ def _over_rows(
 
 @static_jit
 def first_sums(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Array:
-    """Sum for the first batch norm as `second_sums`, f32[B,2,C]; operands as of `backward`."""
+    """Sum for the first batch norm, as in `second_sums`, f32[B,2,C]; operands as in `backward`."""
     operands, c = (x, stored, g, rows, kernels), kernels[0].shape[3]
     (sums,) = _over_rows(
         *("first_sums", _first_sums, operands, [_f32(2, c)], KernelCost()), (2, c, LANES)
@@ -305,10 +305,10 @@ def first_sums(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> 
 
 @static_jit
 def backward(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Array:
-    """Compute the gradient for planes f[B,3,H,W] from `g` f[B,H/4,W/4,D], that of the second layer.
+    """Compute the gradient for planes f[B,3,H,W] from the second layer's, `g` f[B,H/4,W/4,D].
 
     `rows` f32[B,5,C] and f32[B,5,D] of the batch norms: mean, factor, shift, and what the gradient
-    subtracts from that of the norm's result: a constant, and a share of its centred input.
+    subtracts from its result's gradient: a constant, and a share of its centred input.
     """
     _, channels, height, width = x.shape
     cost = product(channels * height, TAPS * LANES, width)
@@ -320,7 +320,7 @@ def backward(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Ar
 
 @static_jit
 def parameter_gradients(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Pair:
-    """Compute the gradients of both kernels, in float32; operands as of `backward`."""
+    """Compute the gradients of both kernels, in float32; operands as in `backward`."""
     operands, (c, d) = (x, stored, g, rows, kernels), kernels[1].shape[2:]
     cost = (product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3) * (x.shape[2] // 8)
     outs = [_f32(4 * c, LANES), _f32(3, d, 3 * c)]

@@ -1,24 +1,24 @@
-"""The first two convolutions of a ConvStem, with their norms and GELUs, as one kernel.
+"""The first two convolutions of a ConvStem, with norms and GELUs, as one kernel.
 
-An attack differentiates for the image, so these layers run in both directions in each of its steps,
-on maps of 48 channels that XLA lays into 128 lanes, with sums over channels in passes of their own.
-Here an image comes in, what the second layer makes goes out, and in between nothing leaves the fast
-memory; the gradient's kernel computes the first layer again.
+An attack differentiates with respect to the image, so these layers run in both directions in each
+of its steps, on maps of 48 channels that XLA lays out in 128 lanes, with separate passes for sums
+over channels. This kernel reads an image and writes the second layer's output; nothing in between
+leaves the fast memory. The gradient's kernel recomputes the first layer.
 
-Pixels lie in the lanes and channels in the rows, so that a sum over channels adds registers. Four
-by four pixels of the image are a *block*: four pixels of the first layer and one of the second. A
-row of 56 blocks takes 64 lanes; the other 64 are those of the row of blocks as far down in the
-lower half of the image. A product with a matrix of ones and zeros brings each fourth column of the
-image into its lane, five of them as neighbours of a block overlap, which is exact; then a row of
-blocks is a product f[4*C,128] @ f[128,128] of 3 channels x 5 columns x 8 rows, and the second
-convolution one with the nine groups of channels that a block meets.
+Pixels are in the lanes and channels in the rows, so a sum over channels adds registers. Four by
+four pixels of the image are a *block*: four pixels of the first layer and one of the second. A row
+of 56 blocks takes 64 lanes; the other 64 hold the row of blocks at the same height in the lower
+half of the image. Multiplying by a matrix of ones and zeros, which is exact, brings every fourth
+column of the image into its lane; a block needs five columns, as neighbours overlap. A row of
+blocks is then a product f[4*C,128] @ f[128,128] of 3 channels x 5 columns x 8 rows, and the second
+convolution a product with the nine groups of channels that a block meets.
 
 For 88 images of 224 x 224 x 3, 48 and 96 channels, the declared costs are 1.3 and 2.2 M cycles of a
-v5e in the two directions; the compiler schedules 1.4 and 2.1 M without stalls. Nothing has run on a
-TPU.
+v5e in the two directions; the compiler schedules 1.4 and 2.1 M without stalls. None of this has run
+on a TPU.
 
-The GELU is a series within 4e-6 of the exact one, which is below what bfloat16 rounds but where it
-is nearly zero (below x = -3.4); other platforms and float32 have the exact one.
+The GELU is a series within 4e-6 of the exact one, which is below bfloat16's rounding except where
+the GELU is nearly zero (below x = -3.4). Other platforms and float32 use the exact one.
 """
 
 import functools
@@ -72,7 +72,7 @@ Array = jax.Array
 
 
 def refused(x: Array, *parameters: Array) -> str | None:
-    """Say why the kernel does not take such images and layers; None: it does."""
+    """Say why the kernel does not support these images and layers; None: it does."""
     _, height, width, channels = x.shape
     kernels = parameters[0], parameters[4]
     if x.dtype != jnp.bfloat16:
@@ -123,7 +123,7 @@ def write_pixels(out: Any, block: Any, blocks: int, columns: int, across: Array)
 
 
 def read_pixels(g: Any, block: Any, blocks: int, across: Any) -> None:
-    """Read what `write_pixels` has written into f32[128,D]."""
+    """Read what `write_pixels` wrote into f32[128,D]."""
     columns = g.shape[2]
     across[:columns] = g[0, block].astype(jnp.float32)
     across[HALF : HALF + columns] = g[0, block + blocks].astype(jnp.float32)
@@ -134,9 +134,9 @@ class Row(NamedTuple):
 
     block: Any
     second: Gradient  # of the second layer
-    below: Array  # of what the second convolution makes in the next row
+    below: Array  # of the second convolution in the next row
     met: Array
-    first: list[Gradient]  # of a block's four pixels
+    first: list[Gradient]  # of the four pixels of each block
 
 
 def each_row(
@@ -144,10 +144,10 @@ def each_row(
 ) -> None:
     """Call `use` with the `Row` of gradients at each row of blocks, from the last to the first.
 
-    `refs`: planes, what the second convolution has made, gradients of the second layer, and the
-    matrices that choose columns, make both layers, and turn pixels into lanes. `scratch`: rows of
-    columns, the gradient of the row of blocks below, and one across. `gradients`: of each layer's
-    norm and GELU, for what these take and the gradient that they get.
+    `refs`: planes, the second convolution's output, the second layer's gradients, and the matrices
+    that select columns, apply both layers, and move pixels into lanes. `scratch`: rows of columns,
+    the gradient of the row of blocks below, and a transposed one. `gradients`: per layer, the
+    norm's and GELU's gradient, as a function of their input and their result's gradient.
     """
     image, stored, g, selection, first, second, identity = refs
     rows, below, across = scratch
@@ -182,8 +182,8 @@ def each_row(
 def image_gradient(
     refs: Sequence[Any], scratch: Sequence[Any], gradients: Sequence[Any], out: Any
 ) -> None:
-    """Compute the gradient for planes; arguments as of `each_row`, `scratch` first has another
-    place for rows.
+    """Compute the gradient for planes; arguments as in `each_row`, but `scratch` starts with
+    another buffer for rows.
     """
     totals, *row_scratch = scratch
     _, _, _, selection, first, *_ = refs
@@ -200,7 +200,7 @@ def image_gradient(
 
 
 def add_to_matrices(row: Row, to_first: Any, to_second: Any, dtype: Any) -> None:
-    """Add what a row of blocks gives to the gradients of both layers' matrices."""
+    """Add a row of blocks' contribution to the gradients of both layers' matrices."""
     to_z = jnp.concatenate([pixel.to_x for pixel in row.first])
     to_first[0] += dot(to_z.astype(dtype), row.met, "nt")
     y = [gelu(pixel.normed, dtype == jnp.float32) for pixel in row.first]
@@ -211,7 +211,7 @@ def add_to_matrices(row: Row, to_first: Any, to_second: Any, dtype: Any) -> None
 
 
 def _layer_norms(operands: Sequence[Any], eps: float) -> tuple[list[Any], list[Any]]:
-    """Part operands into those of `each_row`, and the gradients of both norms."""
+    """Split operands into those of `each_row` and the gradients of both norms."""
     *refs, affine1, affine2, identity = operands
     gradient = functools.partial(norm_gelu_gradient, eps=eps, exact=refs[0].dtype == jnp.float32)
     return [*refs, identity], [functools.partial(gradient, affine=a) for a in (affine1, affine2)]
@@ -224,7 +224,7 @@ def _backward(*refs, eps: float) -> None:
 
 
 def _sums(*refs, eps: float) -> None:
-    """Sum gradients for the two matrices, and, still apart by lanes, for the parameters of norms
+    """Sum gradients for the two matrices and, still separated by lane, for the norms' parameters
     and the second bias.
     """
     *operands, to_first, to_second, to_affine1, to_affine2, rows, below, across = refs
@@ -245,13 +245,13 @@ def _sums(*refs, eps: float) -> None:
 
 
 def columns_cost(image: tuple[int, ...]) -> KernelCost:
-    """Count the bringing of columns into their lanes, for planes of an image."""
+    """Count moving the columns of an image's planes into their lanes."""
     channels, height, width = image
     return product(channels * (height + PACKED), width, TAPS * LANES)
 
 
 def gradient_cost(c: int, d: int) -> KernelCost:
-    """Count what `each_row` does in a row."""
+    """Count the operations of `each_row` per row."""
     products = product(4 * c, LANES, LANES) + product(4 * c, 4 * d, LANES) + product(d, d, LANES)
     return products + elementwise(4 * c + d, LANES, 45, 2)
 
@@ -260,7 +260,7 @@ def gradient_cost(c: int, d: int) -> KernelCost:
 def forward(x: Array, *parameters: Array, eps: float) -> list[Array]:
     """Compute both layers of planes f[B,3,H,W] as f[B,H/4,W/4,D], and f[B,H/8,D,128].
 
-    The latter is what the second convolution makes, for `backward`.
+    The latter is the second convolution's output, for `backward`.
     """
     kernel1, bias1, scale1, shift1, kernel2, bias2, scale2, shift2 = parameters
     _, channels, height, width = x.shape
@@ -297,7 +297,7 @@ def _operands(x: Array, kernel1, bias1, scale1, shift1, kernel2, _, scale2, shif
 
 @static_jit
 def backward(x: Array, stored: Array, g: Array, *parameters: Array, eps: float) -> Array:
-    """Compute the gradient for planes from that of the result, and from what `forward` stored."""
+    """Compute the gradient for planes from the result's gradient and what `forward` stored."""
     _, channels, height, width = x.shape
     c, d = parameters[4].shape[2:]
     row = gradient_cost(c, d) + product(LANES, 4 * c, LANES)
@@ -317,7 +317,7 @@ def backward(x: Array, stored: Array, g: Array, *parameters: Array, eps: float) 
 
 
 def to_kernels(to_first: Array, to_second: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Turn gradients of both matrices into those of the kernels, the first of `shape`."""
+    """Turn both matrices' gradients into the kernels' gradients, the first of shape `shape`."""
     c, d = shape[3], to_second.shape[1]
     bias = jnp.zeros(c)
     transposed = jax.linear_transpose(lambda kernel: first_matrix(kernel, bias), jnp.zeros(shape))
@@ -328,7 +328,7 @@ def to_kernels(to_first: Array, to_second: Array, shape: tuple[int, ...]) -> tup
 def parameter_gradients(
     x: Array, stored: Array, g: Array, *parameters: Array, eps: float
 ) -> list[Array]:
-    """Compute the gradients for the parameters, in float32; operands as those of `backward`."""
+    """Compute the gradients for the parameters, in float32; operands as in `backward`."""
     _, channels, height, _ = x.shape
     c, d = parameters[4].shape[2:]
     products = product(4 * c, LANES, LANES) + product(d, LANES, 3 * c) * 3

@@ -1,16 +1,16 @@
-"""A block of ConvNeXt as one kernel: x + gamma * MLP(LN(depthwise(x))), and its gradients.
+"""A ConvNeXt block as one kernel: x + gamma * MLP(LN(depthwise(x))), and its gradients.
 
-A block reads its image once and writes it once. What the convolution makes is kept for the gradient
-that reads it and the gradient of the result, and writes the gradient of the image: in an attack's
-step six arrays of activations, where XLA moves the hidden layer, four times as wide, as well. The
-hidden layer is computed again, since products are cheaper than its way to HBM and back, and so are
-the norm and the GELU. `sums` adds up the gradients of parameters over all images in float32.
+A block reads its image once and writes it once. The convolution's output is kept for the gradient,
+which reads it and the result's gradient and writes the image's gradient. An attack step thus moves
+six arrays of activations; XLA also moves the hidden layer, which is four times as wide. The hidden
+layer is recomputed, since products are cheaper than moving it to HBM and back, and so are the norm
+and the GELU. `sums` accumulates parameter gradients over all images in float32.
 
-Rows of an image are widened to whole registers, so that a chunk of some of them is a matrix whose
-rows are pixels; the columns that this adds are zero in every gradient.
+An image's rows are padded to whole registers, so that several of them form a matrix whose rows are
+pixels; the added columns are zero in every gradient.
 
-The declared costs of an image of 56 x 56 x 96 on a v5e are 21.8 k and, of its gradient, 26.7 k
-cycles; the compiler's schedule has 21.9 k and 24.7 k. The GELU is that of `stem_blocks`.
+For an image of 56 x 56 x 96 on a v5e, the declared costs are 21.8 k cycles and, for its gradient,
+26.7 k; the compiler's schedule has 21.9 k and 24.7 k. The GELU is that of `stem_blocks`.
 """
 
 import functools
@@ -42,11 +42,11 @@ from jaxrobust.models.kernels.tpu.calls import (
 from jaxrobust.models.kernels.tpu.stem_blocks import gelu, gelu_slope
 
 Array = jax.Array
-_ROWS, _COLUMNS = 256, 512  # of the hidden layer that are computed at once, at most
+_ROWS, _COLUMNS = 256, 512  # maximum part of the hidden layer to compute at once
 
 
 class _Sizes(NamedTuple):
-    """What a kernel sees at a time."""
+    """What a kernel processes at a time."""
 
     per: int  # images
     height: int
@@ -78,14 +78,14 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(x: Array, p: BlockParameters) -> _Sizes:
-    """Find how many images to compute together: where they are small, their products are thin."""
+    """Choose how many images to compute together: small images have thin products."""
     batch, height, width, channels = x.shape
     one = _Sizes(1, height, width, channels, p.first.shape[1], p.taps.shape[0])
     return one._replace(per=largest_divisor(batch, max(1, _ROWS // (height * one.wide))))
 
 
 def refused(x: Array, p: BlockParameters) -> str | None:
-    """Say why the kernel does not take such images; None: it does."""
+    """Say why the kernel does not support these images; None: it does."""
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
     if p.first.shape[1] % LANES:
@@ -138,7 +138,7 @@ def _put_images(s: _Sizes, x: Any, padded: Any) -> None:
 
 
 def _each_sum(s: _Sizes, padded: Any, taps: Any, use: Callable[..., None]) -> None:
-    """Call with an image, a first row, how far after it a row is, and its sums f32[wide,C]."""
+    """Call with an image, a first row, a row's distance from it, and the row's sums f32[wide,C]."""
     together = depthwise_norm.together(s.height, s.channels)
 
     def sum_rows(image: Any, row: Any) -> None:
@@ -162,7 +162,7 @@ def _row(s: _Sizes, pixels: Array, i: int) -> Array:
 
 
 def _over_hidden(s: _Sizes, step: Callable[[Any, Array], Array]) -> Array:
-    """Add up f32[rows*wide,C] over parts of the hidden layer; `step`: of its columns, and a sum."""
+    """Sum f32[rows*wide,C] over parts of the hidden layer; `step` adds its columns to a sum."""
     zero = jnp.zeros((s.rows * s.wide, s.channels), jnp.float32)
     if s.columns == s.hidden:
         return step(slice(None), zero)
@@ -209,14 +209,14 @@ def _of(share: Any, image: Any) -> Array:
 
 
 def _widen(s: _Sizes, start: Any, g: Any, share: Any, wide: Any) -> None:
-    """Read a chunk of the gradient of the result, times how much of the branch was added."""
+    """Read a chunk of the result's gradient, times the share of the branch that was added."""
     for i in range(s.rows):
         image, row = _place(s, start + i)
         wide[i, : s.width] = g[image, row].astype(jnp.float32) * _of(share, image)
 
 
 def _backward(z, g, *refs, s, eps, summed: bool) -> None:
-    """Compute the gradient for the image; if `summed`, those for parameters as well."""
+    """Compute the gradient for the image; if `summed`, also those for parameters."""
     operands = [*refs]
     if summed:
         x, around = operands.pop(0), operands.pop()
@@ -269,7 +269,7 @@ def _backward(z, g, *refs, s, eps, summed: bool) -> None:
 
 
 def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
-    """Add up what each tap sees, times the gradient of what it adds to."""
+    """Sum what each tap reads, times the gradient of its output."""
     rim = s.side // 2
 
     def line_of_taps(line: int, group: int, lanes: slice) -> None:
@@ -298,7 +298,7 @@ def _sum_products(s: _Sizes, x: Any, to_z: Any, out: Any) -> None:
 
 def _cost(s: _Sizes, products: int, channels: int, hidden: int, powers: int) -> KernelCost:
     """Count an image: products with a matrix of weights, and vector operations on registers of its
-    channels, the taps' among them, and of the hidden layer, where powers have a unit of their own.
+    channels, including the taps', and of the hidden layer; powers have their own unit.
     """
     pixels = s.height * s.wide
     both = product(pixels, s.channels, s.hidden) + product(pixels, s.hidden, s.channels)
@@ -323,9 +323,9 @@ def _operands(p: BlockParameters, dtype: Any, flipped: bool) -> list[Array]:
 def forward(
     x: Array, share: Array | None, p: BlockParameters, *, eps: float, keep: bool = True
 ) -> list[Array]:
-    """Compute the block of f[B,H,W,C]; if `keep`, also what `backward` reads.
+    """Compute the block for f[B,H,W,C]; if `keep`, also return what `backward` needs.
 
-    `share` f[B] of the branch is added to each image; None: all of it.
+    The share `share` f[B] of the branch is added to each image; None: all of it.
     """
     s = _sizes(x, p)
     body, cost = functools.partial(_forward, s=s, eps=eps), _cost(s, 2, 2 * s.side**2 + 28, 16, 1)
@@ -343,9 +343,9 @@ def forward(
 def backward(
     x: Array | None, z: Array, g: Array, share: Array | None, p: BlockParameters, *, eps: float
 ) -> tuple[Array, BlockParameters | None]:
-    """Compute the gradient for images from that of the result, and from what `forward` kept.
+    """Compute the gradient for images from the result's gradient and what `forward` kept.
 
-    With the images `x` also the gradients for the parameters, in float32.
+    With the images `x`, also compute the gradients for the parameters, in float32.
     """
     s, summed, taps = _sizes(g, p), x is not None, p.taps.shape[0] ** 2
     cost = _cost(s, 5, 5 * taps + 60, 24, 2) if summed else _cost(s, 3, 2 * taps + 45, 19, 2)

@@ -1,12 +1,12 @@
 """ConvNeXt's depthwise convolution, bias and LayerNorm as one kernel, and its input gradient.
 
-A block of the network reads its images once for both: rows of an image, padded with zeros, lie in
-float32 in fast memory, each output row adds up its taps in registers, and is normalised there. The
-gradient of the LayerNorm goes into such a padded image again, which the flipped taps read.
+A block reads its images once for both: an image's rows, padded with zeros, are in fast memory in
+float32; each output row sums its taps in registers and is normalised there. The gradient of the
+LayerNorm is written to such a padded image again, which the flipped taps read.
 
-By the declared costs 88 images of 56 x 56 x 96 take 1.0 M cycles = 0.7 ms of a v5e forward and
-1.1 M backward; XLA's convolution alone takes 2.65 ms. Four rows are computed together, which share
-what they read and whose norms do not wait for their sums: the compiler then schedules 238 and 279
+By the declared costs 88 images of 56 x 56 x 96 take 1.0 M cycles = 0.7 ms of a v5e forward and 1.1
+M backward; XLA's convolution alone takes 2.65 ms. Four rows are computed together: they share their
+reads, and one row's norm does not wait for another's sums. The compiler then schedules 238 and 279
 cycles a row, instead of 382 and 363.
 """
 
@@ -36,14 +36,14 @@ Array = jax.Array
 
 
 def refused(x: Array, kernel: Array) -> str | None:
-    """Say why the kernel does not take such images; None: it does."""
+    """Say why the kernel does not support these images; None: it does."""
     _, height, width, channels = x.shape
     side = kernel.shape[0]
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return f"{x.dtype} is neither float32 nor bfloat16"
     if side != kernel.shape[1] or side % 2 == 0:
         return f"a window of {side}x{kernel.shape[1]} is not square and odd"
-    # Four arrays of the gradient, twice, because the next ones arrive meanwhile.
+    # Four arrays of the gradient, twice, because the next ones arrive in the meantime.
     blocks = 8 * tiled(x.shape[1:], x.dtype.itemsize)
     if tiled(padded_shape(side, height, width, channels), 4) + blocks > SCOPED:
         return f"an image of {height}x{width}x{channels} is larger than the fast memory of a chip"
@@ -57,16 +57,16 @@ def padded_shape(side: int, height: int, width: int, channels: int) -> tuple[int
 
 
 def together(height: int, channels: int) -> int:
-    """Find how many rows to compute at once: a norm waits for its sums, other rows do not.
+    """Choose how many rows to compute at once: a norm waits for its sums, other rows do not.
 
-    Rows of many groups of channels are long enough, and each row takes its time to compile.
+    Rows with many groups of channels are long enough, and each row adds compile time.
     """
     most = max(1, 4 // len(lane_groups(channels)))
     return next(n for n in range(most, 0, -1) if height % n == 0)
 
 
 def clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
-    """Put zeros around the images."""
+    """Write zeros around the images."""
     for rows in (slice(rim), slice(rim + height, None)):
         padded[:, rows] = jnp.zeros_like(padded[:, rows])
     for columns in (slice(rim), slice(rim + width, None)):
@@ -81,7 +81,7 @@ def put_row(padded: Any, row: Any, rim: int, values: Array) -> None:
 
 
 def sum_taps(padded: Any, kernel: Any, row: Any, width: int, rows: int) -> list[Array]:
-    """Compute rows f32[W,C] of the convolution with f32[side**2,C], which share what they read."""
+    """Compute rows f32[W,C] of the convolution with f32[side**2,C]; rows share their reads."""
     side, parts = math.isqrt(kernel.shape[0]), []
     for i, group in enumerate(lane_groups(kernel.shape[1])):
         count = group.stop - group.start
@@ -104,7 +104,7 @@ def normalised(x: Array, eps: float) -> tuple[Array, Array]:
 
 
 def norm_gradient(normal: Array, inverse: Array, to_normal: Array) -> Array:
-    """Compute the gradient for what `normalised` took, from that for the first of its results."""
+    """Compute the gradient of `normalised` for its input from that of its first result."""
     along = (to_normal * normal).mean(-1, keepdims=True)
     return inverse * (to_normal - to_normal.mean(-1, keepdims=True) - normal * along)
 
@@ -157,7 +157,7 @@ def _cost(x: Array, side: int, operations: int) -> KernelCost:
 def forward(
     x: Array, kernel: Array, bias: Array, scale: Array, shift: Array, *, eps: float
 ) -> list[Array]:
-    """Convolve f[B,H,W,C] with f[k,k,1,C]; return it after the norm and before."""
+    """Convolve f[B,H,W,C] with f[k,k,1,C]; return the results after and before the norm."""
     side = kernel.shape[0]
     padded, body = [padded_shape(side, *x.shape[1:])], functools.partial(_forward, eps=eps)
     return over_images(
@@ -175,7 +175,7 @@ def forward(
 def backward(
     z: Array, g: Array, to_residual: Array, kernel: Array, scale: Array, *, eps: float
 ) -> Array:
-    """Compute the gradient for `x`, with `to_residual` added: from `z` before the norm and `g`."""
+    """Compute the gradient for `x` from `z`, before the norm, and `g`; add `to_residual`."""
     side = kernel.shape[0]
     padded, body = [padded_shape(side, *z.shape[1:])], functools.partial(_backward, eps=eps)
     (out,) = over_images(

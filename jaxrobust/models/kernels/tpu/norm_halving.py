@@ -1,12 +1,12 @@
-"""What stands between ConvNeXt's stages, a LayerNorm and a 2x2 convolution, as one kernel.
+"""The layers between ConvNeXt's stages, LayerNorm and 2x2 convolution, as one kernel.
 
-Its image is read once and its result written once: what the norm makes stays in fast memory, from
-which the four pixels that a window meets are read as four matrices, every other column each. The
-gradient's kernel computes the norm again. Where gradients of parameters are asked for, it adds them
-up over all images in float32.
+The image is read once and its result written once. The normalised image stays in fast memory, where
+the four pixels of each window are read as four matrices, each with every other column. The
+gradient's kernel recomputes the norm. If parameter gradients are requested, it sums them over all
+images in float32.
 
-The declared costs of 88 images of 56 x 56 x 96 that become 28 x 28 x 192 are 0.37 M cycles of a
-v5e, of the gradient 0.55 M.
+For 88 images of 56 x 56 x 96 that become 28 x 28 x 192, the declared costs are 0.37 M cycles of a
+v5e, and 0.55 M for the gradient.
 """
 
 import functools
@@ -42,10 +42,10 @@ _PIXELS = [(p, q) for p in (0, 1) for q in (0, 1)]  # of a window
 
 
 class _Sizes(NamedTuple):
-    """What a kernel sees at a time."""
+    """What a kernel processes at a time."""
 
     per: int  # images
-    height: int  # of the result, as the following
+    height: int  # of the result, like the next field
     width: int
     channels: int  # of the image
     outs: int
@@ -64,14 +64,14 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(x: Array, p: HalvingParameters) -> _Sizes:
-    """Find how many images to compute together: where they are small, their products are thin."""
+    """Choose how many images to compute together: small images have thin products."""
     batch, height, width, channels = x.shape
     one = _Sizes(1, height // 2, width // 2, channels, p.kernel.shape[3])
     return one._replace(per=largest_divisor(batch, max(1, _ROWS // (one.height * one.wide))))
 
 
 def refused(x: Array, p: HalvingParameters, stride: int) -> str | None:
-    """Say why the kernel does not take such images; None: it does."""
+    """Say why the kernel does not support these images; None: it does."""
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
     if p.kernel.shape[:2] != (2, 2) or stride != 2:
@@ -91,7 +91,7 @@ def _values(s: _Sizes) -> int:
 
 
 def _read(ref: Any, start: Any, rows: int) -> Array:
-    """Read rows f32[rows,W,C] of one image, or all of several."""
+    """Read rows f32[rows,W,C] of one image, or all rows of several."""
     part = ref[0, pl.ds(start, rows)] if ref.shape[0] == 1 else ref[...]
     return part.astype(jnp.float32).reshape(rows, *ref.shape[2:])
 
@@ -156,7 +156,7 @@ def _forward(x, affine, kernel, bias, out, pairs, *, s, eps) -> None:
 
 
 def _backward(x, g, affine, kernel, out, *refs, s, eps) -> None:
-    """Compute the gradient for the image; with references to sums, those for parameters too."""
+    """Compute the gradient for the image and, given references to sums, for parameters."""
     *sums, pairs, gradients, wide = refs
     dtype = out.dtype
     scale, shift = affine[0:1][None], affine[1:2][None]
@@ -210,7 +210,7 @@ def forward(x: Array, p: HalvingParameters, *, eps: float) -> Array:
 def backward(
     x: Array, g: Array, p: HalvingParameters, *, eps: float, needed: bool
 ) -> tuple[Array, HalvingParameters | None]:
-    """Compute the gradient for `x` from that of the result, and where `needed` those for the
+    """Compute the gradient for `x` from the result's gradient and, if `needed`, those for the
     parameters, in float32.
     """
     s = _sizes(x, p)

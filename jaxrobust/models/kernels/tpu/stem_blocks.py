@@ -1,4 +1,4 @@
-"""What the kernels of a ConvStem are made of: matrices, norms over rows, moving of pixels."""
+"""Building blocks of the ConvStem kernels: matrices, norms over rows, pixel moves."""
 
 import math
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from jaxrobust.models.kernels.tpu.calls import LANES, SUBLANES, dot
 Array = jax.Array
 HALF = LANES // 2
 BLOCK = 4  # pixels of a block's side
-TAPS = 5  # columns of the image, and rows, that a block's four pixels of the first layer meet
+TAPS = 5  # columns and rows of the image that a block's four pixels of the first layer read
 PACKED = 16  # rows of bfloat16 that a register holds
 
 
 def rows_shape(height: int, channels: int) -> tuple[int, ...]:
-    """Return the shape of what rows of blocks meet: two of them start in eight rows."""
+    """Return the shape of what rows of blocks read: two of them start within eight rows."""
     return channels, height // 16, 2, SUBLANES, TAPS * LANES
 
 
 def selection_matrix(width: int, dtype: Any) -> Array:
-    """Make f[2,W,5*128]: which column of an image goes to which lane, for both halves."""
+    """Make f[2,W,5*128]: which image column goes to which lane, for both halves."""
     column, lane = jnp.arange(width)[:, None], jnp.arange(TAPS * LANES)[None]
     tap, place = lane // LANES, lane % LANES
     block = place % HALF
@@ -36,7 +36,7 @@ def selection_matrix(width: int, dtype: Any) -> Array:
 def first_matrix(kernel: Array, bias: Array) -> Array:
     """Make f[4*C,128]: four pixels of the first layer from 3 channels x 5 columns x 8 rows.
 
-    Two rows of ones meet the bias, as two summands because it is not rounded.
+    Two rows of ones multiply the bias, which is split into two terms to avoid rounding.
     """
     none = (0, 0)
     kernel = jnp.stack([jnp.pad(kernel, ((2 * p, 5 - 2 * p), *[none] * 3)) for p in (0, 1)])
@@ -57,7 +57,7 @@ def second_matrix(kernel: Array) -> Array:
 
 
 def second_gradient_matrix(kernel: Array) -> Array:
-    """Make f[4*C,4*D]: gradients of a block's pixels from those of 2x2 pixels of the second."""
+    """Make f[4*C,4*D]: gradients of a block's pixels from those of 2x2 pixels of layer two."""
     zero = jnp.zeros(kernel.shape[2:], kernel.dtype)
 
     def tap(i: int, j: int) -> Array:
@@ -74,9 +74,8 @@ def spread(*parameters: Array) -> Array:
     return jnp.broadcast_to(stack[..., None], (*stack.shape, LANES))
 
 
-# Of tanh(x * P(x**2)) for erf(x / sqrt(2)), which it meets within 7e-6, so that
-# the GELU is within 4e-6 where bfloat16 has steps of 8e-3 at 1: 10 vector operations and a tangent
-# instead of some 35.
+# Of tanh(x * P(x**2)), which is within 7e-6 of erf(x / sqrt(2)), so the GELU is within 4e-6, where
+# bfloat16 has steps of 8e-3 at 1: 10 vector operations and a tanh instead of about 35.
 _SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.97852337e-01)
 
 
@@ -90,7 +89,7 @@ def _error_function(x: Array, exact: bool) -> Array:
 
 
 def gelu(x: Array, exact: bool) -> Array:
-    """Compute the GELU, in float32 exactly or from the series above."""
+    """Compute the GELU in float32: exactly, or from the series above."""
     half = 0.5 * x
     return half + half * _error_function(x, exact)
 
@@ -113,16 +112,16 @@ def norm_gelu(x: Array, affine: Any, eps: float, exact: bool) -> Array:
 
 
 class Gradient(NamedTuple):
-    """What a norm and its GELU give back for f32[C,128]."""
+    """The gradients of a norm and its GELU for f32[C,128]."""
 
     to_x: Array
-    normed: Array  # what the GELU takes
+    normed: Array  # the input of the GELU
     to_normed: Array
     normal: Array  # before scale and shift
 
 
 def norm_gelu_gradient(x: Array, g: Array, affine: Any, eps: float, exact: bool) -> Gradient:
-    """Differentiate `norm_gelu` at `x`, for a gradient `g` of its result."""
+    """Differentiate `norm_gelu` at `x`, given its result's gradient `g`."""
     normal, inverse = _normalised(x, eps)
     normed = normal * affine[0] + affine[1]
     to_normed = g * gelu_slope(normed, exact)
@@ -133,14 +132,14 @@ def norm_gelu_gradient(x: Array, g: Array, affine: Any, eps: float, exact: bool)
 
 
 def spread_rows(rows: Any, wide: Any) -> None:
-    """Turn rows f32[1,n,C] of values for channels into f32[n,C,128]."""
+    """Turn rows f32[1,n,C] of per-channel values into f32[n,C,128]."""
     columns = rows[0].T
     for i in range(wide.shape[0]):
         wide[i] = jnp.broadcast_to(columns[:, i : i + 1], wide.shape[1:])
 
 
 def valid(columns: int) -> Array:
-    """Make f32[1,128]: the lanes that hold one of this many columns of blocks."""
+    """Make f32[1,128]: the lanes that hold one of these columns of blocks."""
     lane = lax.broadcasted_iota(jnp.int32, (1, LANES), 1) & (HALF - 1)
     return jnp.where(lane < columns, 1.0, 0.0)
 
@@ -151,10 +150,10 @@ def batch_gelu(x: Array, rows: Any, exact: bool) -> Array:
 
 
 def batch_gelu_gradient(x: Array, g: Array, rows: Any, columns: int, exact: bool) -> Gradient:
-    """Differentiate `batch_gelu` at `x`, for a gradient `g` of its result.
+    """Differentiate `batch_gelu` at `x`, given its result's gradient `g`.
 
-    `rows` also has what the batch norm's gradient subtracts from that of its result: a constant,
-    and a share of `normal`, which is `x` less the mean here.
+    `rows` also has what the batch norm's gradient subtracts from its result's gradient: a constant,
+    and a share of `normal`, which here is `x` minus the mean.
     """
     centred = x - rows[0]
     normed = centred * rows[1] + rows[2]
@@ -164,7 +163,7 @@ def batch_gelu_gradient(x: Array, g: Array, rows: Any, columns: int, exact: bool
 
 
 def split(x: Array, count: int) -> list[Array]:
-    """Part rows into `count` of one size."""
+    """Split rows into `count` parts of equal size."""
     size = x.shape[0] // count
     return [x[i * size : (i + 1) * size] for i in range(count)]
 
@@ -182,13 +181,13 @@ def shifted(x: Array, by: int) -> Array:
 
 
 def other_half(x: Array, to: int) -> Array:
-    """Move the other half's pixels into half `to`, and zeros into the other."""
+    """Move the other half's pixels into half `to`, and zeros into that one."""
     lower = lax.broadcasted_iota(jnp.int32, x.shape, 1) >= HALF
     return jnp.where(lower == bool(to), pltpu.roll(x, HALF, 1), 0.0)
 
 
 def columns_to_lanes(image: Any, selection: Any, rows: Any) -> None:
-    """Fill `rows`: those that a row of blocks meets start one above it, and are five."""
+    """Fill `rows`: a row of blocks reads five rows, starting one above it."""
     channels, half = image.shape[1], image.shape[2] // 2
     planes = [image[0, channel] for channel in range(channels)]
 
@@ -207,7 +206,7 @@ def columns_to_lanes(image: Any, selection: Any, rows: Any) -> None:
 
 
 def lanes_to_columns(totals: Any, selection: Any, out: Any) -> None:
-    """Add up what rows of blocks give to a row of the image, and put columns into their places."""
+    """Sum the contributions of rows of blocks to a row of the image, and restore its columns."""
     channels, half = out.shape[1], out.shape[2] // 2
     sums = []
     for channel in range(channels):
@@ -224,7 +223,7 @@ def lanes_to_columns(totals: Any, selection: Any, out: Any) -> None:
 
 
 def read_met(rows: Any, block: Any, dtype: Any) -> Array:
-    """Read what a row of blocks meets, and ones, f[128,128]."""
+    """Read what a row of blocks covers, and ones, f[128,128]."""
     place = block >> 1, block & 1, slice(None)
     taps = [(channel, tap) for channel in range(rows.shape[0]) for tap in range(TAPS)]
     parts = [rows[(channel, *place, lanes_of(tap))] for channel, tap in taps]
@@ -233,16 +232,16 @@ def read_met(rows: Any, block: Any, dtype: Any) -> Array:
 
 
 def window(even: Array, odd: Array) -> Array:
-    """Join what a pixel of the second layer meets of a row of the first, f32[3*C,128]."""
+    """Join what a pixel of the second layer reads from a row of the first, f32[3*C,128]."""
     return jnp.concatenate([shifted(odd, 1), even, odd])
 
 
 def each_window(
     blocks: int, met: Any, pixels: Callable[[Any], list[Array]], use: Callable[..., None]
 ) -> None:
-    """Call `use(block, window)` with what the second convolution meets at each row of blocks.
+    """Call `use(block, window)` with the second convolution's input at each row of blocks.
 
-    `met` holds it; `pixels` makes a row of blocks of the first layer, four pixels f32[C,128] each.
+    `met` holds it; `pixels` makes the first layer's row of blocks, four pixels f32[C,128] each.
     """
     size = met.shape[0] // 3
 
@@ -257,6 +256,6 @@ def each_window(
     def convolve(block: Any) -> None:
         pixels_met = met[...]
         met[:size] = pixels_met[2 * size :]
-        # The next row's first layer fills the time in which this one's operations wait.
+        # Computing the next row's first layer fills the time in which this one waits.
         put(jnp.minimum(block + 1, blocks - 1))
         use(block, pixels_met)

@@ -1,18 +1,18 @@
-"""CaiT's attention with talking heads, straight on the product of queries, keys and values.
+"""CaiT's talking-heads attention, directly on the product of queries, keys and values.
 
-An image comes in and its tokens go out: scores live in fast memory only, and the backward pass
-computes the probabilities again. XLA writes scores f[B,h,N,N] in both types, and mixes heads on
+The kernel reads an image and writes its tokens: scores exist only in fast memory, and the backward
+pass recomputes the probabilities. XLA writes scores f[B,h,N,N] in both types, and mixes heads on
 copies of them.
 
-Scores stay in float32 until their softmax, and the gradients of mixed ones until the first mix:
-rounded factors of either mix in a product of bfloat16 would move a gradient by 10% at logits of
-200. A head's scores are the product of its channels within whole registers, the others set to 0,
-so no lane moves; eight heads of scores are mixed in registers. The values are weighted behind
-their product: the weight of a head's values is that of its channels, so no array of probabilities
-is mixed, and the gradients of both mixes are sums over tokens of arrays f[N,D] that exist anyway.
+Scores stay in float32 until their softmax, and gradients of mixed scores until the first mix: with
+rounded factors in a bfloat16 product, either mix would move a gradient by 10% at logits of 200. A
+head's scores are the product of its channels within whole registers, the others set to 0, so no
+lane moves; eight heads of scores are mixed in registers. The second mix is applied after the
+product with the values: each head's channels have the weight of their head. So no array of
+probabilities is mixed, and both mixes' gradients are token sums of arrays f[N,D] that exist anyway.
 
-By the declared costs an attack step of 88 images of 196 tokens, 384 channels in 8 heads, needs 88 x
-(6,432 + 14,916) cycles = 1.25 ms of a v5e (the compiler schedules 6.6 and 14.6 k for an image).
+By the declared costs an attack step on 88 images of 196 tokens, 384 channels in 8 heads, takes 88 x
+(6,432 + 14,916) cycles = 1.25 ms of a v5e (the compiler schedules 6.6 and 14.6 k per image).
 """
 
 import functools
@@ -42,13 +42,13 @@ from jaxrobust.models.kernels.tpu.calls import (
 
 Array = jax.Array
 Mix = tuple[Array, Array]
-WIDTH = 32  # which divides the number of channels
-_UNROLLED = 2  # heads in one turn of the loop, at most: products of one hide another's softmax
-_REGISTERS = 5  # of each head that is mixed, at most: eight heads take 40 of 64
+WIDTH = 32  # must divide the number of channels
+_UNROLLED = 2  # maximum heads per loop iteration: one head's products hide another's softmax
+_REGISTERS = 5  # maximum per mixed head: eight heads take 40 of 64
 
 
 def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
-    """Say why the kernel does not take such an attention; None: it does."""
+    """Say why the kernel does not support this attention; None: it does."""
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"{dtype} is neither float32 nor bfloat16"
     if dim % WIDTH or dim % heads:
@@ -74,7 +74,7 @@ def _parts(qkv: Any) -> list[Array]:
 
 
 def _lanes(head: int, dim: int, heads: int) -> tuple[int, int]:
-    """Find the whole registers that hold a head's channels."""
+    """Return the whole registers that hold a head's channels."""
     first, last = head * dim // heads, (head + 1) * dim // heads
     return first // LANES * LANES, min(-(-last // LANES) * LANES, dim)
 
@@ -82,7 +82,7 @@ def _lanes(head: int, dim: int, heads: int) -> tuple[int, int]:
 def _products(a: Array, b: Array, heads: int, out: Any) -> None:
     """Write the product of each head's channels f[N,d] into a row of f32[heads,...].
 
-    A head's channels are cut out where registers end; those of others are set to 0.
+    A head's channels are cut at register boundaries; those of other heads are set to 0.
     """
     tokens, dim = a.shape
     width = dim // heads
@@ -95,7 +95,7 @@ def _products(a: Array, b: Array, heads: int, out: Any) -> None:
 
 
 def _mix(scores: Any, weights: Any) -> None:
-    """Mix heads of scores f32[h,N,N] in place by f32[h*h,128], whose rows have one value each."""
+    """Mix heads of scores f32[h,N,N] in place by f32[h*h,128], each row a repeated value."""
     heads, height, tokens = scores.shape
     size = largest_divisor(height // SUBLANES, _REGISTERS) * SUBLANES
 
@@ -169,9 +169,9 @@ def _weights(mix: Array) -> Array:
 
 
 def _rows(pre: Mix, post: Mix, dim: int) -> list[Array]:
-    """Give every channel the weights of its head: f32[h,D] of each mix, and f32[1,D] of the bias.
+    """Give every channel its head's weights: f32[h,D] per mix, and f32[1,D] for the bias.
 
-    A bias of the first mix changes no probability, since it is the same for all keys of a query.
+    A bias of the first mix does not change probabilities: it is equal for all keys of a query.
     """
     (pre_kernel, _), (post_kernel, bias), heads, wide = pre, post, len(pre[1]), jnp.float32
     rows = pre_kernel.astype(wide).T * (dim // heads) ** -0.5, post_kernel, bias[None]
@@ -181,7 +181,7 @@ def _rows(pre: Mix, post: Mix, dim: int) -> list[Array]:
 def _cost(
     tokens: int, dim: int, heads: int, *, mixes: int, products: int, operations: int
 ) -> KernelCost:
-    """Count mixed scores; then products with channels, and operations on scores, of each head."""
+    """Count mixed scores, then per head products with channels and operations on scores."""
     mixed = elementwise(tokens, tokens, 2 * heads * heads)
     for start, end in (_lanes(head, dim, heads) for head in range(heads)):
         mixed += product(tokens, end - start, tokens)
@@ -206,8 +206,8 @@ def forward(qkv: Array, pre: Mix, post: Mix) -> Array:
 def backward(
     qkv: Array, g: Array, pre: Mix, post: Mix, *, needed: bool
 ) -> tuple[Array, tuple[Mix, Mix] | None]:
-    """Compute the gradient f[B,N,3*D] of `forward` for its product from that of its result, and
-    where `needed` those for both mixes, in float32.
+    """Compute the gradient f[B,N,3*D] of `forward` for its product from its result's gradient, and
+    if `needed` those for both mixes, in float32.
     """
     (tokens, dim), heads = g.shape[1:], len(pre[1])
     wide = [jax.ShapeDtypeStruct((2 * heads + 1, dim), jnp.float32)] * needed

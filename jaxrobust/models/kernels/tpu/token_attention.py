@@ -1,13 +1,13 @@
-"""Attention of tokens to tokens, straight on the product that makes queries, keys and values.
+"""Self-attention, directly on the product that makes queries, keys and values.
 
-Scores live in fast memory only: the queries, keys and values of an image come in, its tokens go
-out, and the backward pass computes the probabilities again. XLA writes scores f[B,h,N,N] in float32
-and bfloat16 and copies f[B,N,3,h,d] into another layout with half of the lanes unused: for an
-attack step of a ViT-S block, 88 images, operations on arrays of heads are 66% of the cycles for
-8% of the arithmetic.
+Scores exist only in fast memory: the kernel reads an image's queries, keys and values and writes
+its tokens, and the backward pass recomputes the probabilities. XLA writes scores f[B,h,N,N] in
+float32 and bfloat16 and copies f[B,N,3,h,d] into another layout with half of the lanes unused: in
+an attack step of a ViT-S block with 88 images, operations on arrays of heads take 66% of the cycles
+for 8% of the arithmetic.
 
-By the declared costs a ViT-S block of 88 images needs 0.37 ms of a v5e for a step of the attack;
-forward the compiler schedules 2,420 cycles an image, of 2,080 declared.
+By the declared costs a ViT-S block takes 0.37 ms of a v5e for an attack step on 88 images; forward
+the compiler schedules 2,420 cycles an image, of 2,080 declared.
 """
 
 import functools
@@ -31,13 +31,13 @@ from jaxrobust.models.kernels.tpu.calls import (
 )
 
 Array = jax.Array
-TOKENS = {jnp.dtype("bfloat16"): 1024, jnp.dtype("float32"): 896}  # at most, in 16 MiB of a TPU v4
-WIDTH = 32  # which divides the width of a head
-_ROWS = 512  # of tokens, about, in one step: as many small windows as make that
+TOKENS = {jnp.dtype("bfloat16"): 1024, jnp.dtype("float32"): 896}  # maximum, in 16 MiB of a TPU v4
+WIDTH = 32  # must divide the width of a head
+_ROWS = 512  # approximate tokens per step: as many small windows as fit
 
 
 def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
-    """Say why the kernel does not take such an attention; None: it does."""
+    """Say why the kernel does not support this attention; None: it does."""
     if dtype not in TOKENS:
         return f"{dtype} is neither float32 nor bfloat16"
     if tokens > TOKENS[dtype]:
@@ -48,7 +48,7 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
 
 
 def _each_head(width: int, images: int, heads: int, call: Callable[..., None]) -> None:
-    """Call with an image, a head, and where its queries, keys and values lie."""
+    """Call with an image, a head, and the places of its queries, keys and values."""
 
     @pl.loop(0, images)
     def over(image: Any) -> None:
@@ -97,7 +97,7 @@ def _backward(qkv, g, *bias_and_out, heads: int, scale: float) -> None:
 
 
 def _images(batch: int, tokens: int, period: int) -> int:
-    """Find how many images one step of the grid takes; it divides the batch and the period."""
+    """Return the images per grid step, which divide the batch and the period."""
     return largest_divisor(batch if period == 1 else period, max(1, _ROWS // tokens))
 
 
@@ -123,7 +123,7 @@ def forward(qkv: Array, bias: Array | None = None, *, heads: int, scale: float) 
 
 @static_jit
 def backward(qkv: Array, g: Array, bias: Array | None = None, *, heads: int, scale: float) -> Array:
-    """Compute the gradient f[B,N,3*D] of `forward` for its product, from that of its result."""
+    """Compute the gradient f[B,N,3*D] of `forward` for its product, from its result's gradient."""
     tokens, dim = g.shape[1:]
     products = product(tokens, dim // heads, tokens) * 2 + product(tokens, tokens, dim // heads) * 3
     softmaxes = elementwise(tokens, tokens, 8, powers=1) + elementwise(tokens, tokens, 6)
