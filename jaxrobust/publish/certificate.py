@@ -17,6 +17,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.files import jsonl, provenance
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
@@ -120,6 +121,11 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
     else:
         normalised = any(key.startswith("normalize.") for key in theirs)
         ours = references.named(network, wrapped=normalised and not network.normalises_itself)
+    if (layout := reference.robustbench_id) and not theirs.keys() <= ours.keys():
+        weights = (network.params, network.stats)
+        ours = convert.to_torch(network.name, *weights, layout=layout, **network.options)
+        unread = PUBLISHED[layout].unused[1:] or ("nothing",)
+        theirs = {key: array for key, array in theirs.items() if not key.startswith(unread)}
     matched = [key for key in theirs if key in ours]
     other = [key for key in matched if not np.array_equal(theirs[key], ours[key])]
     other = [key for key in other if not key.endswith("num_batches_tracked")]

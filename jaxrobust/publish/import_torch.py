@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.publish import certificate, network_account
 from jaxrobust.runtime.text import patience
 from jaxrobust.weights import imports
@@ -33,7 +34,8 @@ def import_weights(
     if facts.file:
         print(f"{facts.file}: sha256 {config['source_sha256']}")
     if facts.file and certified:
-        layout = facts.published if facts.published and not network.options else "timm"
+        key = facts.published
+        layout = key if key and network.options == PUBLISHED[key].options else "timm"
         with patience.of("comparing the weights with their reference, which compiles both"):
             compared = certificate.of_import(network, facts.file, layout, request.which)
     config = weights_folder.write(out, network.params, network.stats, config)

@@ -40,6 +40,7 @@ class Reference(NamedTuple):
     origin: str
     independent: bool  # not written by us
     weights: str  # how it got them
+    robustbench_id: str = ""  # whose names it has
 
 
 def deviations(
@@ -117,7 +118,7 @@ def _robustbench(path: Path, robustbench_id: str) -> Reference:
         link.symlink_to(path.resolve())
         net = load_model(Path(folder), robustbench_id)
     version = importlib.metadata.version("robustbench")
-    return Reference(net, f"robustbench {version}", True, "by its load_model()")
+    return Reference(net, f"robustbench {version}", True, "by its load_model()", robustbench_id)
 
 
 def place(folder: Path, robustbench_id: str) -> Path:

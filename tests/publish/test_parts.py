@@ -265,7 +265,7 @@ class ReferenceTest(parameterized.TestCase):
         ):
             found = references.reference(network, own, key)
             self.assertEqual(
-                found, ("net", "robustbench robustbench 7", True, "by its load_model()")
+                found, ("net", "robustbench robustbench 7", True, "by its load_model()", key)
             )
             where = {"dataset": "imagenet", "threat_model": "Linf"}
             self.assertEqual(seen, [(key, where, True, "own")])

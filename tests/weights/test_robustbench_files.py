@@ -11,10 +11,11 @@ from absl.testing import parameterized
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, own_id
-from jaxrobust.publish import layouts
+from jaxrobust.publish import import_torch, layouts
 from jaxrobust.weights import load, reading
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import convert
+from jaxrobust.weights.naming.networks import Request
 from tests.support import golden32, parity
 
 _OWN = re.compile(r"mu|sigma|mean|std|normalize\..*")  # what classes hold and files do not
@@ -79,6 +80,22 @@ class FileTest(parameterized.TestCase):
 
 
 class RobustbenchTest(parameterized.TestCase):
+    @parameterized.parameters("Andriushchenko2020Understanding", "cifar10/Linf/Wong2020Fast")
+    @pytest.mark.matrix
+    def test_an_import_is_certified(self, key):
+        torch = parity.torch_or_skip(self)
+        from jaxrobust.publish import torch_networks
+
+        try:
+            theirs = torch_networks.published(key)
+        except ImportError as error:
+            self.skipTest(str(error))
+        out, state = Path(self.create_tempdir()), theirs.state_dict()
+        torch.save({"last": state} if key.startswith("Andri") else state, out / "file.pt")
+        request = Request(model=key)
+        done = import_torch.import_weights(str(out / "file.pt"), out / "imported", request)
+        self.assertStartsWith(done["certificate"], "agrees with robustbench 1.1.1: logits ")
+
     @parameterized.parameters(*kinds())
     @pytest.mark.matrix
     def test_logits(self, key):

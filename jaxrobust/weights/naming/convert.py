@@ -372,6 +372,8 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
     if missing := {"normalize.mean", "normalize.std"} - arrays.keys():
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
     mean, std = (np.asarray(arrays[f"normalize.{k}"]) for k in ("mean", "std"))
+    if net and net.buffers:
+        return wrapped  # the file holds them
     fixed = np.array(net.inside if net and wrapped else ((0,), (1,)))
     # Of float64 both numbers: that which is written, and what its rounding to float32 became.
     if not all(
