@@ -252,7 +252,7 @@ class RowsTest(parameterized.TestCase):
             for (reason, through_torch), keys in rows.items()
         ]
         self.assertIn("\n".join(["|---|---|---|", *lines]), said)
-        self.assertIn(f"These are {len(PUBLISHED)} of the 206 ids", said)
+        self.assertIn(f"{len(PUBLISHED)} of the 206 ids", said)
 
     def test_each_is_called_once(self):
         """Drive's keys, so that no row was copied without being changed; one network may stand in
