@@ -356,8 +356,11 @@ class RefusedTest(Folders):
         said = "has no evaluation under linf:4/255; name one of them: "
         self.assertIn(said, self.refused(*places, "--threat", "linf:4/255"))
         for threat in ("linf", "max:1"):
-            said = f"--threat={threat} is not a threat; write NORM:RADIUS, with one of linf, l2, l1"
-            self.assertIn(said, self.refused(*places, "--threat", threat))
+            said = f"--threat={threat} is not a threat; write NORM:RADIUS, with one of linf, l2,"
+            self.assertIn(
+                f"{said} l1, l0, such as linf:4/255, or clean",
+                self.refused(*places, "--threat", threat),
+            )
         self.assertIn("--threat=four is not", self.refused(*places, "--threat", "l2:four"))
 
     def test_records_without_verdicts(self):

@@ -13,7 +13,7 @@ from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import norm as spelled
-from jaxrobust.types import NORMS
+from jaxrobust.types import THREAT_NORMS
 
 _SHOWN = 6  # evaluations that a message lists
 
@@ -89,10 +89,10 @@ def ball_of(threat: str) -> set[tuple[str, str]]:
     norm = spelled(written)
     if threat == "clean":
         return set()
-    if not colon or norm not in NORMS:
+    if not colon or norm not in THREAT_NORMS:
         raise ValueError(
             f"--threat={threat} is not a threat; write NORM:RADIUS, with one of "
-            f"{', '.join(NORMS)}, such as linf:4/255, or clean"
+            f"{', '.join(THREAT_NORMS)}, such as linf:4/255, or clean"
         )
     return {(norm, f"{number('threat', radius):.6g}")}
 

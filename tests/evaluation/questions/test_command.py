@@ -15,16 +15,17 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import parameterized
+from absl.testing import flagsaver, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from jaxrobust import data, models
+from jaxrobust.commands import evaluate
 from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.data.splits import spread
 from jaxrobust.evaluation.engine.result import AutoAttackResult
+from jaxrobust.evaluation.questions import command, recording, target
 from jaxrobust.evaluation.questions import flags as evaluation_flags
-from jaxrobust.evaluation.questions import recording, target
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.modules.positions import resized
@@ -307,6 +308,13 @@ class RunTest(OfRun):
     def test_a_norm_in_any_spelling(self, norm):
         given = evaluation_flags.GivenFlags(workdir="run", norm=norm)
         self.assertEqual(evaluation_flags.placed(given).norm, "linf")
+
+    @sweeps.rows(("linf", "apgd-ce"), ("l0", "sparse-pgd"))
+    def test_a_shipped_run_meets_one_attack(self, norm, attack):
+        answer = mock.patch.object(command, "answer", return_value=("", False))
+        with flagsaver.flagsaver(norm=norm), answer as answered:
+            evaluate.main(["evaluate", "quickstart"])
+        self.assertEqual(answered.call_args.args[0].attack, attack)
 
     @sweeps.rows("L2:1/2", "l2:1/2")
     def test_the_norm_of_a_threat_in_any_spelling(self, text):
