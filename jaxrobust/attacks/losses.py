@@ -181,7 +181,7 @@ def _per_image(
 ) -> Array:
     """Call a function of the user's; `ValueError` unless it has a value of a kind per image."""
     try:
-        values = function(*arguments)
+        values: PerImage = function(*arguments)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ValueError(
             f"{name} reads the values of arrays while it is traced; write it with jax.numpy, and "

@@ -10,7 +10,7 @@ from typing import Any
 import jaxrobust
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, Published, own_id
-from jaxrobust.runtime.files import folders, locks
+from jaxrobust.runtime.files import caches, locks
 from jaxrobust.runtime.files.download import Tell
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights import reading
@@ -54,7 +54,7 @@ def local(
         repr((hashes.file_sha256(here.file), digest_parts)).encode()
     ).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "-", source.text).strip("-.")[-60:]
-    folder = folders.cache("weights") / "imported" / f"{name}-{digest}"
+    folder = caches.folder("weights") / "imported" / f"{name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(folder.name + ".lock")
     with locks.held(

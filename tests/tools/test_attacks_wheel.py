@@ -19,7 +19,7 @@ SCRIPT = """
 import sys
 import jax, jax.numpy as jnp
 import jaxrobust_attacks
-from jaxrobust_attacks import apgd, autoattack, fmn
+from jaxrobust_attacks import apgd, autoattack, fmn, tasks
 
 weights = jax.random.normal(jax.random.key(0), (48, 4))
 network = lambda images: (images.reshape(len(images), -1) - 0.5) @ weights
@@ -33,6 +33,12 @@ first = autoattack(network, images, labels, ledger="evaluation.jsonl", **ball)
 again = autoattack(network, images, labels, ledger="evaluation.jsonl", **ball)
 assert (first.robust == again.robust).all() and 0 < first.robust.mean() < 1
 assert sum(cost.forward for cost in first.costs) and not sum(cost.forward for cost in again.costs)
+pixels = lambda images: jnp.stack([images.sum(3) - 1.5, 1.5 - images.sum(3)], 3)
+masks = pixels(images).argmax(3)
+found = autoattack(
+    pixels, images, masks, norm="linf", epsilon=0.2, task=tasks.segmentation(), verbose=False
+)
+assert found.robust.mean() < 1
 print(jaxrobust_attacks.__version__, *sorted({name.split(".")[0] for name in sys.modules}))
 """
 

@@ -154,7 +154,7 @@ class ImportedTest(parameterized.TestCase):
         self.settings = self.cache / "settings.json"
         self.settings.write_text("{}")
         put = lambda *place, **how: self.enter_context(mock.patch.object(*place, **how))  # noqa: E731
-        put(imports.folders, "cache", return_value=self.cache)
+        put(imports.caches, "folder", return_value=self.cache)
         put(imports, "_there", return_value=True)
         put(imports.hashes, "file_sha256", side_effect=lambda path: f"hash of {path.name}")
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxrobust.data import imagenet
 from jaxrobust.data.source import DataError, Record, Source, first_few
 from jaxrobust.data.splits import storage
-from jaxrobust.runtime.files import folders, whole
+from jaxrobust.runtime.files import caches, whole
 
 ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # `ids_sha256` of @robustbench
 CIFAR_SHA256 = (
@@ -322,4 +322,4 @@ def _sha256(lines: Sequence[str]) -> str:
 
 def index_cache() -> Path:
     """Return the folder for indices of data sets whose own folder is read-only."""
-    return folders.cache("index")
+    return caches.folder("index")

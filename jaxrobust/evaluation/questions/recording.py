@@ -34,7 +34,7 @@ from jaxrobust.evaluation.records.record import (
     TrainingFacts,
 )
 from jaxrobust.evaluation.records.stopping import StopRule
-from jaxrobust.runtime.devices import in_use
+from jaxrobust.runtime.devices import idle, in_use
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
@@ -286,8 +286,8 @@ class Evaluation:
             f"{subject.network.name}{weights} on {self.source.where()}: {question.method}{ball} on "
             f"{images} images, {in_use.devices()}"
         )
-        if idle := in_use.left_idle():
-            say(f"WARNING: {idle}")
+        if words := idle.accelerator():
+            say(f"WARNING: {words}")
 
     def measure(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.runtime.files import folders, jsonl
+from jaxrobust.runtime.files import caches, jsonl
 from jaxrobust.runtime.text import patience
 
 _HITS = "/jax/compilation_cache/cache_hits"
@@ -36,7 +36,7 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
         return None
     if chosen := jax.config.values["jax_compilation_cache_dir"]:
         return str(chosen)
-    directory = folders.cache("xla")
+    directory = caches.folder("xla")
     if shared is not None and jax.process_count() > 1:
         directory = shared.absolute() / "xla-cache"
     jax.config.update("jax_compilation_cache_dir", str(directory))
@@ -110,7 +110,7 @@ def waiting(
 
 
 def _times() -> Path:
-    return folders.cache("compile-seconds.json")
+    return caches.folder("compile-seconds.json")
 
 
 def _remembered() -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from jaxrobust.runtime.files import folders, locks
+from jaxrobust.runtime.files import caches, locks
 
 _TRIES = 5  # attempts in a row without a new byte
 _NETWORK = (  # not every OSError: retrying does not help against a full disk
@@ -70,7 +70,7 @@ def fetch(
     name = name or Path(urllib.parse.unquote(parts.path)).name
     if not parts.hostname or not name:
         raise ValueError(f"{url} names no file; give the address of the file itself")
-    path = folders.cache(cache) / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+    path = caches.folder(cache) / hashlib.sha256(url.encode()).hexdigest()[:12] / name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(name + ".lock")
     with locks.held(lock, resource=f"the download of {url}", otherwise="give a file", wait=True):

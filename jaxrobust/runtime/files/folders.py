@@ -1,17 +1,11 @@
-"""Where things are stored: caches that last between runs, and the folders of runs."""
+"""Folders that users name: missing ones, those in buckets, and those that cannot be written."""
 
 import contextlib
 import difflib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxrobust.runtime.files import whole
-
-
-def cache(name: str) -> Path:
-    """Return the folder `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxrobust" / name
 
 
 def similar(path: Path) -> str:

@@ -15,7 +15,7 @@ from jaxrobust.config import VERSION, Config, NetworkSpec, completed, of_phase, 
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline.arguments import flat
-from jaxrobust.runtime.devices import compilation, in_use, sharding
+from jaxrobust.runtime.devices import compilation, idle, in_use, sharding
 from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import folders, jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
@@ -128,8 +128,8 @@ def _run(
         hosts.together(lambda: claim(workdir, values, data))
         _keep_programs(config, workdir)
         say(f"{config.model.name} on {config.data.name}, {in_use.devices()}, workdir {workdir}")
-        if idle := in_use.left_idle():
-            say(f"WARNING: {idle}")
+        if words := idle.accelerator():
+            say(f"WARNING: {words}")
         if function:
             hosts.together(lambda: _noted(workdir / runs.FUNCTION, function))
             if other := runs.rewritten(workdir, function):

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime.files import download, folders
+from jaxrobust.runtime.files import caches, download
 from jaxrobust.runtime.files.download import Tell, Unreachable, check_sha256, file_sha256
 from jaxrobust.weights.store import files
 
@@ -66,7 +66,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         "one; check its name, or log in with `hf auth login`",
     }
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    cache = folders.cache("weights") / "hub"
+    cache = caches.folder("weights") / "hub"
 
     def get(file: str) -> Path | None:
         try:

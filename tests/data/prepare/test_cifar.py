@@ -19,7 +19,7 @@ from jaxrobust.commands import prepare
 from jaxrobust.data import imagenet
 from jaxrobust.data.prepare import cifar, command
 from jaxrobust.data.transforms import decoding
-from jaxrobust.runtime.files import folders
+from jaxrobust.runtime.files import caches
 from tests.support import cifar as made
 from tests.support import command_calls, sweeps
 from tests.support.paths import NO_SHARED, SHARED
@@ -191,7 +191,7 @@ class DownloadTest(ServedCase):
         self.run_tool()
         self.assertLen(data.open_source("cifar10", "train", data_dir=self.out), 25)
         self.assertLen(self.server.asked, 2)
-        self.assertNotEmpty(list(folders.cache("data").glob("*/cifar-10-python.tar.gz")))
+        self.assertNotEmpty(list(caches.folder("data").glob("*/cifar-10-python.tar.gz")))
         self.out = self.folder / "again"
         self.run_tool()
         self.assertLen(self.server.asked, 2)

@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 from absl.testing import parameterized
 
-from jaxrobust.runtime.devices import hardware, in_use
+from jaxrobust.runtime.devices import hardware, idle, in_use
 from tests.support import sweeps
 
 
@@ -79,7 +79,7 @@ class IdleTest(parameterized.TestCase):
             mock.patch.object(jax, "default_backend", lambda: backend),
             mock.patch.dict(os.environ, environment),
         ):
-            return in_use.left_idle(root)
+            return idle.accelerator(root)
 
     @sweeps.rows(
         (["dev/nvidia0"], "0x10de", "an NVIDIA GPU", "jaxrobust[cuda]"),

@@ -11,7 +11,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime.files import download, folders
+from jaxrobust.runtime.files import caches, download
 from tests.support import sweeps
 
 CONTENT = bytes(range(256)) * 100
@@ -51,7 +51,7 @@ class AnswersTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = Path(self.create_tempdir())
-        self.enter_context(mock.patch.object(folders, "cache", lambda name: self.folder / name))
+        self.enter_context(mock.patch.object(caches, "folder", lambda name: self.folder / name))
         self.enter_context(mock.patch.object(download, "_pause", lambda failures: None))
         self.said: list[str] = []
 

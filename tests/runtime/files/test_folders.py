@@ -7,19 +7,19 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime.files import folders
+from jaxrobust.runtime.files import caches, folders
 from tests.support import sweeps
 
 
 class CacheTest(absltest.TestCase):
     def test_is_where_the_system_keeps_its_own(self):
         with mock.patch.dict(os.environ, XDG_CACHE_HOME="/kept", HOME="/made/up"):
-            self.assertEqual(folders.cache("weights"), Path("/kept/jaxrobust/weights"))
+            self.assertEqual(caches.folder("weights"), Path("/kept/jaxrobust/weights"))
             for nothing in ({"XDG_CACHE_HOME": ""}, None):
                 os.environ.update(nothing or {})
                 if nothing is None:
                     del os.environ["XDG_CACHE_HOME"]
-                self.assertEqual(folders.cache("data"), Path("/made/up/.cache/jaxrobust/data"))
+                self.assertEqual(caches.folder("data"), Path("/made/up/.cache/jaxrobust/data"))
 
 
 class SimilarTest(absltest.TestCase):

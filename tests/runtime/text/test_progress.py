@@ -78,3 +78,25 @@ class SayTest(parameterized.TestCase):
     def test_one_process_speaks_for_all(self, process, every, line):
         options = {"process": process, "every_process": every}
         self.assertEqual(self.said("x", io.StringIO(), **options), line)
+
+
+class WithoutLibrariesTest(parameterized.TestCase):
+    """As the wheel `jaxrobust-attacks` may be installed."""
+
+    def test_lines_without_tqdm(self):
+        with (
+            mock.patch.object(progress, "tqdm", None),
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            progress.say("a line")
+        self.assertEqual(said.getvalue(), "a line\n")
+
+    @parameterized.parameters((None, False), ("a spec", True))
+    def test_a_panel_needs_rich(self, spec, watched):
+        terminal = mock.Mock(isatty=lambda: True)
+        with (
+            mock.patch.object(progress, "find_spec", lambda name: spec),
+            mock.patch.object(progress.sys, "stderr", terminal),
+            mock.patch.dict("os.environ", TERM="xterm"),
+        ):
+            self.assertEqual(progress.watched(), watched)
