@@ -1,5 +1,5 @@
-"""PyTorch's networks in JAX.
+"""PyTorch networks in JAX.
 
-`torch` takes modules: `reading` writes them down as a `program` of `operators`, and `agreement`
-compares both sides before anything is believed. `networks` trains them.
+`torch` converts modules: `reading` turns them into a `program` of `operators`, and `agreement`
+compares both sides before any result is used. `networks` trains them.
 """

@@ -17,32 +17,32 @@ from jaxrobust.pytorch.program import Converted, differences
 from jaxrobust.pytorch.reading import exporting, refusals, steps, wrappers
 from jaxrobust.types import unmasked
 
-# Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
-# the sums may be larger for some weights: then twice PyTorch's own error against its float64, and
-# four times for gradients, where a unit at its kink may go to either side; but no more than the
-# widest, beyond which float64 decides.
+# Relative to the largest logit, and to the length of the gradient. In float32, summing in another
+# order may round more for some weights. Then twice PyTorch's own error against its float64 is
+# allowed, and four times for gradients, where a unit at its kink may go to either side, but no more
+# than the widest tolerance, beyond which float64 decides.
 LOGITS = {"float32": 1e-5, "float64": 1e-9, "widest": 1e-4}
 GRADIENTS = {"float32": 1e-4, "float64": 1e-7, "widest": 1e-2}
-_AGAIN = (1e-6, 1e-5)  # the same of two passes on the same images, which are most often equal
-FEW = 8  # images to compare, since a pass in float64 may follow, and the engine's slots on a CPU
-DISPATCH = 0.01  # seconds: shorter passes measure Python, which the attacks' loops leave out
-_CHEAPER = 0.9  # of the seconds that an image takes, beyond what a noisy machine may say
-_OPERATOR = 1e-6  # of the largest value of an operator in float64, which differ by 1e-12 or so
+_AGAIN = (1e-6, 1e-5)  # the same for two passes on the same images, which are usually equal
+FEW = 8  # images to compare, because a float64 pass may follow; also the engine's slots on a CPU
+DISPATCH = 0.01  # seconds; shorter passes measure Python overhead, which attacks do not have
+_CHEAPER = 0.9  # of the seconds per image; more than timing noise
+_OPERATOR = 1e-6  # of an operator's largest value in float64; agreement is about 1e-12
 
 Pass = Callable[..., tuple[np.ndarray, np.ndarray]]  # images, dtype -> logits and input gradient
 
 
 class Agreement(NamedTuple):
-    """What is measured on some images."""
+    """Measurements on some images."""
 
     images: int
-    logits: float  # largest difference in float32, of the largest logit
-    gradients: float  # length of the difference in float32, of the length of the gradient
-    seconds: tuple[float, float]  # a pass with gradient here and in PyTorch, in float32
-    at_once: int  # images that a pass should have, for each device
+    logits: float  # largest difference in float32, relative to the largest logit
+    gradients: float  # length of the difference in float32, relative to the gradient's
+    seconds: tuple[float, float]  # of a pass with gradient, here and in PyTorch, in float32
+    at_once: int  # best number of images per pass and device
 
     def words(self) -> str:
-        """Return this for people."""
+        """Describe the measurements in one line."""
         here, there = (f"{1e3 * seconds:.1f} ms" for seconds in self.seconds)
         return (
             f"JAX and PyTorch agree on {self.images} images (logits differ by {self.logits:.1e} of "
@@ -55,15 +55,15 @@ class Agreement(NamedTuple):
 def compared(
     network: Converted, images: np.ndarray, rewrite: Callable[..., Any] = lambda function: function
 ) -> Agreement:
-    """Measure the agreement and the times of both sides on a few real images f32[B,H,W,C].
+    """Measure agreement and run times of both sides on a few real images f32[B,H,W,C].
 
-    `rewrite` is what the evaluation does with a network's function on this platform.
+    `rewrite` is the evaluation's transformation of a network's function on this platform.
     """
     torch_pass, jax_pass = passes = _torch_pass(network), _jax_pass(network, rewrite)
     errors = check(network, images, passes)
     seconds = _seconds(jax_pass, images)
-    # Twice as many where each then costs less: where maps are small and weights large. Short
-    # passes, mostly dispatch, say nothing.
+    # Double the number if each image then costs less, as for small maps and large weights. Short
+    # passes are mostly dispatch and tell nothing.
     at_once = FEW
     if len(images) >= FEW and seconds >= DISPATCH:
         twice = _seconds(jax_pass, np.concatenate([images, images]))
@@ -74,9 +74,9 @@ def compared(
 def check(
     network: Converted, images: np.ndarray, passes: tuple[Pass, Pass] | None = None
 ) -> tuple[float, float]:
-    """Measure how much logits and input gradients differ; `ValueError`: too much, and where.
+    """Measure differences of logits and input gradients; `ValueError`: too large, and where.
 
-    `passes`: of PyTorch and of JAX; None: those of the network.
+    `passes` are PyTorch's and JAX's; None: the network's own.
     """
     torch_pass, jax_pass = passes or (_torch_pass(network), _jax_pass(network, lambda f: f))
     rounded, generators = torch_pass(images, "float32"), _generators()
@@ -85,7 +85,7 @@ def check(
     values = jax_pass(images, "float32")
     try:
         exact = torch_pass(images, "float64")
-    except RuntimeError:  # code that says float32
+    except RuntimeError:  # code that fixes float32
         exact = rounded
     rounding = _apart(rounded, exact)
     bars = (
@@ -99,7 +99,7 @@ def check(
             raise ValueError(_difference(network, images, errors, wide))
     _check_alone(images, rounded, torch_pass, bars)
     if network.program.single and not network.program.draws:
-        with contextlib.suppress(RuntimeError):  # it cannot take several at once
+        with contextlib.suppress(RuntimeError):  # the module cannot process several at once
             _check_alone(images, rounded, _torch_pass(network, at_once=True), bars)
     return errors
 
@@ -128,17 +128,17 @@ def _check_again(errors: tuple[float, float], draws: bool) -> None:
 def _check_alone(
     images: np.ndarray, batch: Any, torch_pass: Pass, bars: tuple[float, float]
 ) -> None:
-    """Refuse logits or gradients of an image that depend on its batch: half of it, or twice one."""
+    """Refuse logits or gradients of an image that change with half the batch or another image."""
     some = max(1, len(images) // 2)
     other = images[:some] if len(images) > 1 else np.concatenate([images, images[:, ::-1]])
     few = torch_pass(other, "float32")
     errors = _apart([part[:some] for part in few], [part[:some] for part in batch])
     if not _within(errors, bars):
         raise ValueError(
-            f"what PyTorch's module gives for an image depends on the others of its batch: of "
-            f"{len(images)} images and of {len(other)}, the same have logits that differ by "
-            f"{errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. An attack "
-            "fills its batches otherwise than a defender; compute each image by itself"
+            f"what PyTorch's module gives for an image depends on the other images of its batch: "
+            f"with {len(images)} and with {len(other)} images, logits of the same image differ by "
+            f"{errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. Attacks use "
+            "other batches than defenders; compute each image by itself"
         )
 
 
@@ -149,7 +149,7 @@ def _difference(
     wide: tuple[float, float],
 ) -> str:
     unlike = ", for one has NaN or an infinity where the other has none" if np.inf in wide else ""
-    # What is drawn is PyTorch's own there.
+    # Random draws come from PyTorch itself here.
     first = None if network.program.draws else first_difference(network, images[:2])
     return (
         f"JAX and PyTorch differ: logits by {errors[0]:.1e} of the largest in float32 and "
@@ -158,15 +158,15 @@ def _difference(
             f"The first operator whose values differ is {first}"
             if first
             else "Every operator gives the same values, so a gradient differs, or torch.export "
-            "wrote down something else than the module computes"
+            "recorded something else than the module computes"
         )
     )
 
 
 def _apart(values: Any, expected: Any) -> tuple[float, float]:
-    """Compare logits, to the largest one, and input gradients, to their length.
+    """Compare logits relative to the largest, and input gradients relative to their length.
 
-    Infinite: one side has a number where the other has none.
+    Infinite if only one side has a finite number somewhere.
     """
     (logits, sizes), (gradients, of_gradients) = map(differences, values, expected)
     largest = logits.max() / max(sizes[:, unmasked(expected[0])].max(), 1e-30)
@@ -214,14 +214,14 @@ def _keys(network: Converted, count: int) -> tuple[Any, ...]:
 
 
 def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.ndarray]]]:
-    """Build the function that draws, for each image, the network's random numbers in its order."""
+    """Build the function that draws the network's random numbers in order, for each image."""
     program = network.program
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, 0, 0))
     def draw(weights: Any, image: Any, key: Any) -> Any:
         values = programs.run(program, {**TABLE, **DRAWS}, weights, image[None], key)
-        # Dropout gives what it keeps, and where.
+        # Dropout returns the kept values and their mask.
         draws = (values[name] for name in program.draws)
         return [value[-1] if isinstance(value, tuple | list) else value for value in draws]
 
@@ -236,7 +236,7 @@ def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.nda
 
 @contextlib.contextmanager
 def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
-    """Let PyTorch draw these, in their order; `ValueError` if it draws others, more or fewer."""
+    """Make PyTorch draw these in order; `ValueError` if it draws other shapes, more or fewer."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -267,7 +267,7 @@ def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
 
 
 def _weights(network: Converted, dtype: str) -> dict[str, Any]:
-    """Return weights in a type; what is computed from them is recomputed in float64."""
+    """Return weights in a type; values computed from them are recomputed in float64."""
     if dtype == "float64" and any(key.startswith(steps.COMPUTED) for key in network.weights):
         single, random = network.program.single, network.keyed
         return steps.read(network.exported, single=single, random=random, double=True)[1]
@@ -278,7 +278,7 @@ def _weights(network: Converted, dtype: str) -> dict[str, Any]:
 
 
 def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
-    """Build PyTorch's pass: of one image at a time where the program takes one, or `at_once`."""
+    """Build PyTorch's pass over `at_once` images, or one at a time if the program takes one."""
     import torch
 
     drawing = _drawing(network)
@@ -306,7 +306,7 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         x = torch.from_numpy(nchw).to(getattr(torch, dtype)).requires_grad_()
         again = functools.partial(logits_of, images=images, dtype=dtype)
-        logits = again(x.clone())  # which a module may change in place
+        logits = again(x.clone())  # a module may change its input in place
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
         gradient = refusals.gradient(logits, x, cotangent, again)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
@@ -315,7 +315,7 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
 
 
 def first_difference(network: Converted, images: np.ndarray) -> str | None:
-    """Find the first operator whose values differ in float64, with its line; None: none does."""
+    """Find the first operator whose values differ in float64, with its line, or None."""
     expected = _torch_values(network, images)
     with jax.enable_x64(True):
         weights = _weights(network, "float64")

@@ -1,6 +1,6 @@
-"""Blocks of a program: computed again in the backward pass, and equal ones compiled as one.
+"""Blocks of a program: recomputed in the backward pass; equal blocks are compiled once.
 
-A block is a run of steps that follow each other and belong to one part of the module's.
+A block is a run of consecutive steps that belong to one part of the module.
 """
 
 import itertools
@@ -25,23 +25,23 @@ _SAME, _WEIGHT = "the same value", "a weight"
 
 
 class Part(NamedTuple):
-    """Steps that follow each other."""
+    """Consecutive steps."""
 
-    block: str | None  # name of the part of the module; None: they are of no block
+    block: str | None  # name of the part of the module; None: not in a block
     steps: Sequence[OperatorCall]
-    results: frozenset[str]  # which of their values are read later
+    results: frozenset[str]  # values that later steps read
 
 
 # (part, values, weights that norms read in float32, numbers of draws) -> the part's results.
 Compute = Callable[[Part, Mapping, Mapping, Mapping], dict[str, Any]]
-# Names of values of a block -> those values, of whatever steps they need.
+# Names of values of a block -> the values; only the necessary steps are computed.
 Subset = Callable[[Iterable[str]], dict[str, Any]]
-# (part, values, subset) -> the part's results; None: another block.
+# (part, values, subset) -> the part's results; None: not this pattern.
 Pattern = Callable[[Part, Mapping, Subset], dict[str, Any] | None]
 
 
 def parted(program: Program) -> list[Part]:
-    """Divide a program into its blocks and what is between them."""
+    """Divide a program into its blocks and the steps between them."""
     runs = itertools.groupby(program.steps, lambda step: program.blocks.get(step.name))
     later = {name for name in program.results.values() if name} | {*program.moved.values()}
     parts = []
@@ -61,7 +61,7 @@ def computed(
     remat: bool,
     scan: bool,
 ) -> dict[str, Any]:
-    """Compute a program block by block, and return the values between blocks."""
+    """Compute a program block by block, and return the values between the blocks."""
     values = dict(values)
     for parts in alike(program) if scan else [parted(program)]:
         for at, part in enumerate(parts):
@@ -80,7 +80,7 @@ def computed(
 def _computed_again(
     compute: Compute, part: Part, values: Mapping, wide: Mapping, places: Mapping
 ) -> dict[str, Any]:
-    """Return the results of a block by `jax.checkpoint`; plain numbers stay what they are."""
+    """Compute a block with `jax.checkpoint`; plain numbers stay plain."""
     names = set().union(*map(read_by, part.steps)) & values.keys()
     arrays, rebuilt = arrays_of({name: values[name] for name in sorted(names)})
     rebuild_results: list[Callable] = []
@@ -98,7 +98,7 @@ def _computed_again(
 
 
 class Form(NamedTuple):
-    """What a block computes, whatever its values are called."""
+    """A block's computation, independent of the names of its values."""
 
     operations: tuple[Any, ...]
     results: frozenset[int]  # places of the steps whose values are read later
@@ -106,7 +106,7 @@ class Form(NamedTuple):
 
 
 def form(part: Part) -> Form:
-    """Write a block with places instead of names."""
+    """Describe a block by positions instead of names."""
     places = {step.name: place for place, step in enumerate(part.steps)}
     inputs: dict[str, int] = {}
 
@@ -129,7 +129,7 @@ def form(part: Part) -> Form:
 
 
 def alike(program: Program) -> Iterator[list[Part]]:
-    """Yield the parts of a program, blocks that follow each other and compute the same together."""
+    """Yield the parts of a program; consecutive blocks with the same computation come together."""
     parts = parted(program)
     forms = [form(part) if part.block else None for part in parts]
     group, group_link = parts[:1], None
@@ -148,9 +148,9 @@ def alike(program: Program) -> Iterator[list[Part]]:
 def _link(
     program: Program, first_part: Part, first: Form | None, second: Form | None
 ) -> tuple[Any, ...] | None:
-    """Say for each value that the second block reads where it is from; None: they are not alike.
+    """Find the origin of each value that the second block reads; None: the blocks differ.
 
-    That is the place of a step of the first block, or it is a weight of each, or the same value.
+    It is a step of the first block, a weight of each block, or a value that both share.
     """
     if first is None or second is None or first[:2] != second[:2]:
         return None
@@ -179,9 +179,9 @@ def _scanned(
     *,
     remat: bool,
 ) -> dict[str, Any] | None:
-    """Return the results of blocks that are alike, after the first, of one that is compiled.
+    """Return the results of equal blocks after the first, compiled as one.
 
-    None: their weights have several shapes, or what one hands to the next is not what it got.
+    None: shapes of weights differ, or a block's output does not fit the next block's input.
     """
     draws = {name: place for place, name in enumerate(program.draws)}
     first, *others = parts

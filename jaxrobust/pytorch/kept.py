@@ -26,7 +26,7 @@ _MODES = ("evaluation", "training")
 
 
 def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None:
-    """Keep a network; `identity` says which one it is: plain values, for `read`."""
+    """Store a network; `identity` identifies it by plain values, for `read`."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{group}/{name}": np.ascontiguousarray(array).reshape(np.shape(array))
@@ -45,19 +45,19 @@ def write(folder: Path, network: Trainable, identity: Mapping[str, Any]) -> None
         fields |= {"steps": [*map(_call, program.steps)], "constants": sorted(program.constants)}
         head[mode] = fields
     save_file(arrays, folder / _ARRAYS)
-    # Last, because it says that all is there.
+    # Last, because it marks the folder as complete.
     jsonl.replace(folder / pytorch.PROGRAMS, json.dumps(head) + "\n")
 
 
 def identity(folder: Path) -> dict[str, Any]:
-    """Read which network a folder holds; raises as `read`."""
+    """Read the identity of a folder's network; raises like `read`."""
     return _head(folder)["identity"]
 
 
 def program_sha256(folder: Path) -> str:
-    """Hash what a kept network computes, without the weights that it starts with."""
+    """Hash the computation of a stored network, without its initial weights."""
     head, network = _head(folder), read(folder)
-    # How steps are parted changes no value, and older runs do not say it.
+    # The division into blocks changes no value, and older runs do not store it.
     computed = [{k: v for k, v in head[mode].items() if k != "blocks"} for mode in _MODES]
     digest = hashlib.sha256(json.dumps(computed).encode())
     for arrays in (network.integers, *(getattr(network, mode).constants for mode in _MODES)):
@@ -68,10 +68,10 @@ def program_sha256(folder: Path) -> str:
 
 
 def read(folder: Path) -> Trainable:
-    """Read a network that `write` kept.
+    """Read a network that `write` stored.
 
     Raises:
-      ValueError: a file is missing or damaged, or of another version of this code.
+      ValueError: a file is missing or damaged, or from another version of this code.
     """
     head = _head(folder)
     try:

@@ -1,4 +1,4 @@
-"""Networks in PyTorch that a command line names: a function that makes a module, or a `.pt2`."""
+"""PyTorch networks named on the command line: a function that makes a module, or a `.pt2`."""
 
 import contextlib
 import hashlib
@@ -27,10 +27,10 @@ class Built(NamedTuple):
 
     network: Any
     single: bool  # an exported program of one image
-    source: Named  # its function is of no use
-    record: Mapping[str, Any]  # what a record says in addition to the source
+    source: Named  # its function is unused
+    record: Mapping[str, Any]  # stored in a record in addition to the source
     output: str | None
-    random: bool = False  # it may draw random numbers, of a key per image
+    random: bool = False  # it may draw random numbers, from a key per image
 
 
 def built(
@@ -41,7 +41,7 @@ def built(
     *,
     random: bool = False,
 ) -> Built:
-    """Build the network `name` of a flag; no code but a user's function is run."""
+    """Build the network `name` of a flag; only a user's function is run."""
     path = Path(name)
     is_torchscript = exporting.is_torchscript(path)
     if path.suffix in _WEIGHTS and not is_torchscript:
@@ -107,9 +107,9 @@ def in_jax(
     rewrite: Callable[..., Any],
     following: Sequence[str] = (),
 ) -> tuple[Any, int]:
-    """Return a network's function in JAX, which agrees with PyTorch's, and the best batch size.
+    """Return a network as a checked JAX function, and the best batch size.
 
-    `flag` is for messages; `following`: the attacks of this evaluation that follow gradients.
+    `flag` is for messages; `following` are this evaluation's attacks that need gradients.
     """
     name = network.source.name
     with _explained(flag, name):
@@ -125,7 +125,7 @@ def in_jax(
     if network.random:
         times = len(converted.program.draws)
         say(
-            f"{name}: it draws random numbers in {times} places, of a key for each image"
+            f"{name}: it draws random numbers in {times} places, from a key for each image"
             if times
             else f"{name}: it draws no random numbers; --version=standard attacks it better"
         )

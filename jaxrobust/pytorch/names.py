@@ -1,6 +1,6 @@
 """Additions to the registries of the core: name -> "module:OBJECT"."""
 
-# What the core asks for where a network is PyTorch's, see `runtime.pytorch`.
+# What the core needs if a network is a PyTorch module, see `runtime.pytorch`.
 TORCH = {
     # networks and their runs
     "create": "jaxrobust.pytorch.networks.torch_modules:create",

@@ -1,9 +1,9 @@
-"""A program of PyTorch's operators as data, and its values in JAX.
+"""A program of PyTorch operators as data, and its values in JAX.
 
-Nothing here needs PyTorch. A program is a list of steps; a step names an operator of
-`operators.TABLE`, and its arguments name the results of earlier steps. PyTorch puts the channels of
-images before their sides; XLA's fast convolutions have them last. So the results of convolutions
-and of what follows them are `ChannelsLast`, until an operator needs PyTorch's layout.
+Nothing here needs PyTorch. A program is a list of steps. A step names an operator of
+`operators.TABLE`, and its arguments name the results of earlier steps. PyTorch has channels before
+the sides of images, but XLA's convolutions are fast with channels last. The results of convolutions
+and of later steps are therefore `ChannelsLast`, until an operator needs PyTorch's layout.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from jaxrobust.types import Array
 
 Ints = Sequence[int]  # sizes, places or dimensions, as operands
-OWN = "jaxrobust.own_gradient.default"  # of a `torch.autograd.Function`: `custom_gradients`
+OWN = "jaxrobust.own_gradient.default"  # of a `torch.autograd.Function`, see `custom_gradients`
 
 
 class Of(NamedTuple):
@@ -33,31 +33,33 @@ class NumberType(NamedTuple):
 
 
 class OperatorCall(NamedTuple):
-    """One operator with all arguments of its schema, in its order."""
+    """One operator with all arguments of its schema, in order."""
 
     name: str
     operator: str  # such as aten.convolution.default
     operands: tuple[Any, ...]
     keywords: Mapping[str, Any]  # keyword-only arguments
     line: str  # of the module's source
-    backward: tuple["OperatorCall", ...] = ()  # of `own_gradient`: from its holes to its gradients
+    backward: tuple[
+        "OperatorCall", ...
+    ] = ()  # of `own_gradient`: steps from its holes to its gradients
 
 
 class Program(NamedTuple):
-    """From images and weights to what the module returns."""
+    """The computation from images and weights to the module's results."""
 
-    images: str  # name of the value that is the images
+    images: str  # name of the value that holds the images
     weights: Mapping[str, str]  # name of a value -> key among the weights
     constants: Mapping[str, Any]  # name of a value -> array that is not a weight
     steps: tuple[OperatorCall, ...]
-    results: Mapping[str, str | None]  # place in what the module returns -> name of a value
-    dtype: str = "float32"  # of its floating weights; `run` computes in that of the weights it gets
+    results: Mapping[str, str | None]  # position in the module's result -> name of a value
+    dtype: str = "float32"  # of its floating weights; `run` uses the type of the weights it gets
     single: bool = False  # it takes one image at a time
     draws: tuple[str, ...] = ()  # the steps that draw random numbers
-    # What training changes: key among the weights -> name of the value that it becomes.
+    # Changes in training: key among the weights -> name of the new value.
     moved: Mapping[str, str] = MappingProxyType({})
-    image_axes: Mapping[str, int] = MappingProxyType({})  # of what each step draws in training
-    blocks: Mapping[str, str] = MappingProxyType({})  # name of a step -> of its block
+    image_axes: Mapping[str, int] = MappingProxyType({})  # of each step's random draws in training
+    blocks: Mapping[str, str] = MappingProxyType({})  # name of a step -> name of its block
 
 
 class Converted(NamedTuple):
@@ -67,13 +69,13 @@ class Converted(NamedTuple):
     weights: dict[str, Array]
     program: Program
     exported: Any  # torch.export.ExportedProgram, of core operators
-    module: Any  # PyTorch's own
+    module: Any  # of PyTorch
     output: str  # which of the results are the logits
     keyed: bool = False  # `logits_fn` takes keys [B] too
 
 
 class ChannelsLast(NamedTuple):
-    """PyTorch's values [B,C,sides...] with channels last: [B,sides...,C]."""
+    """PyTorch values [B,C,sides...] with channels last: [B,sides...,C]."""
 
     array: Array
 
@@ -83,11 +85,11 @@ class ChannelsLast(NamedTuple):
 
 
 class OperatorRule(NamedTuple):
-    """How an operator is computed.
+    """The implementation of an operator.
 
-    `plain` takes and returns arrays in PyTorch's layout; None: `last` is always taken. `last` takes
-    the first operand with channels last, and marks results of this layout as `ChannelsLast`; None:
-    `plain` is always taken. `joins`: operands broadcast against each other, in either layout.
+    `plain` takes and returns arrays in PyTorch's layout; None: always use `last`. `last` takes the
+    first operand with channels last, and marks results in this layout as `ChannelsLast`; None:
+    always use `plain`. `joins`: operands broadcast against each other, in either layout.
     """
 
     plain: Callable[..., Any] | None
@@ -102,14 +104,14 @@ def run(
     images: Array,
     key: Array | None = None,
 ) -> dict[str, Any]:
-    """Compute all values of a program, by name, of images f[B,H,W,C]; `key` is for its draws."""
+    """Compute all values of a program, by name, for images f[B,H,W,C]; `key` is for its draws."""
     keys = {}
     if program.draws:
         assert key is not None, "it draws random numbers"
         keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(program.draws)}
     dtype = computing(weights, images)
     values = inputs(program, weights, images, dtype)
-    # PyTorch's operators join numbers of several types and ranks.
+    # PyTorch's operators combine numbers of several types and ranks.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for step in program.steps:
             step_key = keys.get(step.name)
@@ -120,7 +122,7 @@ def run(
 def inputs(
     program: Program, weights: Mapping[str, Array], images: Array, dtype: Any
 ) -> dict[str, Any]:
-    """Return the values that the steps start from, by name."""
+    """Return the initial values of the steps, by name."""
     values: dict[str, Any] = {
         name: a.astype(dtype) if a.dtype.name == program.dtype else jnp.asarray(a)
         for name, a in program.constants.items()
@@ -131,7 +133,7 @@ def inputs(
 
 
 def computing(weights: Mapping[str, Array], images: Array) -> Any:
-    """Return the type that a program computes in: that of its weights, else that of the images."""
+    """Return the compute type of a program: the type of its weights, else of the images."""
     floating = {a.dtype for a in weights.values() if jnp.issubdtype(a.dtype, jnp.floating)}
     return jnp.result_type(*floating) if floating else images.dtype
 
@@ -143,7 +145,7 @@ def compute(
     types: Mapping[str, Any],
     key: Array | None = None,
 ) -> Any:
-    """Compute a step; `types`: what some types are computed in; `key`: of a step that draws."""
+    """Compute a step; `types` maps some types to compute types; `key` is for a step that draws."""
 
     def read(operand: Any) -> Any:
         if isinstance(operand, Of):
@@ -182,7 +184,7 @@ def names_in(operand: Any) -> Iterator[str]:
 
 
 def read_by(step: OperatorCall) -> set[str]:
-    """Return the names of the values that a step reads, and its backward pass from outside."""
+    """Return the names of the values that a step and its backward pass read from outside."""
     if step.operator == OWN:
         outputs, holes, inputs, gradients = step.operands
         inside = {*names_in(holes), *(part.name for part in step.backward)}
@@ -192,7 +194,7 @@ def read_by(step: OperatorCall) -> set[str]:
 
 
 def needed(steps: Sequence[OperatorCall], names: Iterable[str]) -> list[OperatorCall]:
-    """Choose the steps that some of their values need."""
+    """Select the steps that some values need."""
     wanted, chosen = {*names}, []
     for step in reversed(steps):
         if step.name in wanted:
@@ -202,9 +204,9 @@ def needed(steps: Sequence[OperatorCall], names: Iterable[str]) -> list[Operator
 
 
 def arrays_of(tree: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
-    """Return the arrays of a tree, and the function that puts others in their place.
+    """Return the arrays of a tree, and a function that replaces them.
 
-    Sizes and other plain numbers stay.
+    Sizes and other plain numbers are kept.
     """
     leaves, structure = jax.tree.flatten(tree)
 
@@ -263,7 +265,7 @@ def channels_last(value: Any) -> Any:
 
 
 def _joined(operands: list[Any]) -> list[Any]:
-    """Return operands with channels last; none, if no such one has as many axes as any."""
+    """Return operands with channels last; none if no channels-last operand has the most axes."""
     axes = max((x.array.ndim for x in operands if isinstance(x, ChannelsLast)), default=0)
     if not axes or axes < max(getattr(plain(x), "ndim", 0) for x in operands):
         return []
@@ -280,7 +282,7 @@ def _joined(operands: list[Any]) -> list[Any]:
 
 
 def differences(values: Any, expected: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return sizes of differences, 0 between equal infinities or NaNs, and of finite numbers."""
+    """Return sizes of differences (0 for equal infinities or NaNs) and of finite numbers."""
     values, expected = (np.asarray(value, np.float64) for value in (values, expected))
     finite = np.isfinite(values) & np.isfinite(expected)
     same = (values == expected) | (np.isnan(values) & np.isnan(expected))

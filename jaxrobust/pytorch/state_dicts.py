@@ -1,6 +1,6 @@
-"""A state dict of PyTorch's as the weights of the module that training names (`torch:...`).
+"""A PyTorch state dict as the weights of a module in training (`torch:...`).
 
-Its names are those of the module's own state dict. What wrappers put before them is taken off.
+Names are those of the module's own state dict; prefixes of wrappers are removed.
 """
 
 import re
@@ -24,13 +24,13 @@ _SHOWN = 4  # names of a kind in a message
 
 
 def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> StoredNames:
-    """Give stored arrays the names of a module's parameters and statistics, all of them.
+    """Match stored arrays with all parameters and statistics of a module.
 
     Args:
       spec: names the module.
-      arrays: of its state dict, or of a run of ours.
-      head: "keep", "fresh", which is what the module says of itself (as timm's do), or
-        "fresh:PART,..." with parts of the module by their names; theirs are left out.
+      arrays: from its state dict, or from one of our runs.
+      head: "keep"; "fresh": the head that the module declares (as timm's do); or
+        "fresh:PART,..." with names of the module's parts. Weights of a fresh head are dropped.
     Raises:
       ValueError: one sentence with what is missing, unexpected or of another shape.
     """
@@ -44,8 +44,8 @@ def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> St
         same = np.array_equal(unwrapped[name], network.integers[name])
         if not (same or name.endswith(_COUNTER)):
             raise ValueError(
-                f"{name} holds other whole numbers than the module's, and they are part of what it "
-                "computes; set model.options to those of the module that was saved"
+                f"{name} holds other integers than the module, and they affect what it computes; "
+                "set model.options to those of the saved module"
             )
     identity = row(r"(?P<name>.+)", r"\g<name>")
     matched = tuple((key, identity, [key]) for key in completed)
@@ -55,10 +55,10 @@ def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> St
 
 
 def load(spec: NetworkSpec, path: Path) -> tuple[Arrays, Arrays]:
-    """Read a module's params and stats from a file of PyTorch's or safetensors.
+    """Read a module's params and stats from a PyTorch or safetensors file.
 
     Raises:
-      ValueError: the file cannot be read, or does not fit; as of `stored`.
+      ValueError: the file cannot be read, or does not fit; see `stored`.
     """
     try:
         arrays = stored(spec, files.read(path), "keep").arrays
@@ -72,7 +72,7 @@ def load(spec: NetworkSpec, path: Path) -> tuple[Arrays, Arrays]:
 
 
 def _pattern(parts: Iterable[str]) -> str:
-    """Return the pattern of the names under some parts of a module; of none it matches nothing."""
+    """Return a pattern for the names under some parts of a module; no parts match nothing."""
     return "|".join(rf"{re.escape(part)}(?:\..+)?" for part in parts) or r"(?!)"
 
 
@@ -83,7 +83,7 @@ def _parts(spec: NetworkSpec, network: Trainable, head: str) -> tuple[str, ...]:
     kind, _, listed = head.partition(":")
     if kind != FRESH:
         raise ValueError(
-            f"init.head={head}: a new head of {spec.name} is as the module itself draws it; set "
+            f"init.head={head}: the module {spec.name} draws its new head itself; set "
             "init.head=fresh"
         )
     parts = tuple(part.strip() for part in listed.split(",")) if listed else network.head
@@ -104,7 +104,7 @@ def _parts(spec: NetworkSpec, network: Trainable, head: str) -> tuple[str, ...]:
 
 
 def _ends(spec: NetworkSpec, network: Trainable) -> list[str]:
-    """List the parts that give as many numbers as there are classes, the last one first."""
+    """List the parts with as many outputs as there are classes, the last one first."""
     outputs: dict[str, set[int]] = {}
     for name, array in network.params.items():
         sizes = outputs.setdefault(name.rpartition(".")[0], set())
@@ -113,7 +113,7 @@ def _ends(spec: NetworkSpec, network: Trainable) -> list[str]:
 
 
 def _unwrapped(arrays: Mapping[str, np.ndarray], network: Trainable) -> Arrays:
-    """Take off as many prefixes of wrappers as let the most names be the module's."""
+    """Remove as many wrapper prefixes as make the most names match the module's."""
     module_names = {*network.names, *network.params, *network.stats}
     names = dict(arrays)
     if convert.COUNT in names and convert.COUNT not in module_names:
@@ -131,7 +131,7 @@ def _unwrapped(arrays: Mapping[str, np.ndarray], network: Trainable) -> Arrays:
 
 
 def _untied(arrays: Arrays, network: Trainable, head: str) -> Arrays:
-    """Leave out the head, second names of tied weights, and whole numbers of the program."""
+    """Drop the head, second names of tied weights, and the program's integers."""
     unique = {name: array for name, array in arrays.items() if not re.fullmatch(head, name)}
     for name, first in network.tied.items():
         if (second := unique.pop(name, None)) is None or re.fullmatch(head, first):
@@ -159,7 +159,7 @@ def _float32(arrays: Arrays, network: Trainable) -> Arrays:
 
 
 def _completed(arrays: Arrays, network: Trainable) -> Arrays:
-    """Add what no state dict holds: buffers that are not persistent, counters, our first layer."""
+    """Add what state dicts lack: non-persistent buffers, counters, our first layer."""
     added: Arrays = {}
     for name, array in network.stats.items():
         if name not in network.names or name.endswith(_COUNTER):

@@ -1,7 +1,7 @@
-"""Networks in PyTorch as functions in JAX, without rewriting them.
+"""PyTorch networks as JAX functions, without rewriting them.
 
-`torch.export` writes a module down as a list of PyTorch's operators, and `operators.TABLE` computes
-each of them in JAX. Needs the extra `torch`; the result needs no PyTorch.
+`torch.export` turns a module into a list of PyTorch operators, and `operators.TABLE` computes each
+of them in JAX. The conversion needs the extra `torch`; the result does not need PyTorch.
 
     logits_fn, weights = from_module(module, images)
     logits = logits_fn(images)  # f32[B,H,W,C] in [0, 1] -> f32[B,K]
@@ -31,27 +31,27 @@ def from_module(
     compare: bool = True,
     random: bool = False,
 ) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
-    """Return a module's network as a function in JAX, and its weights.
+    """Return a module's network as a JAX function, and its weights.
 
     Args:
-      module: `torch.nn.Module` in eval mode on the CPU, in float32; of images f32[B,C,H,W] in
-        [0, 1] it gives logits f32[B,K]. Or a `torch.export.ExportedProgram` of one.
-      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]. On the first ones
-        logits and input gradients are compared with PyTorch's; random ones stand for images that
-        are of one value each.
-      output: which of several results are the logits: a key, or a place in a tuple such as "0".
-        None: the only one that could be.
-      compare: False: believe the conversion, of whose images only the shape matters then.
-      random: it may draw random numbers, and `logits_fn` takes keys [B] as a second argument: one
-        for each image, of which all is drawn that PyTorch draws for it, alone in its batch.
+      module: `torch.nn.Module` in eval mode on the CPU, in float32, from images f32[B,C,H,W] in
+        [0, 1] to logits f32[B,K]; or its `torch.export.ExportedProgram`.
+      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]. On the first images,
+        logits and input gradients are compared with PyTorch's. Images with a single value are
+        replaced by random ones.
+      output: names the logits among several results: a key, or a position in a tuple such as "0".
+        None: the only candidate.
+      compare: False: trust the conversion; only the images' shape matters then.
+      random: the module may draw random numbers, and `logits_fn` takes keys [B] as its second
+        argument. Each image's draws come from its own key, as if it were alone in its batch.
     Returns:
-      `logits_fn`, a `jax.tree_util.Partial` over the weights, of images [B,H,W,C] for any B. It
+      `logits_fn`, a `jax.tree_util.Partial` over the weights, for images [B,H,W,C] with any B. It
       computes in the floating type of the weights, and its logits are at least f32. And the weights
-      by their names in the module: `jax.tree_util.Partial(logits_fn.func, others)` has others.
-      What is computed of weights alone is one, `computed.NAME`.
+      by their names in the module; `jax.tree_util.Partial(logits_fn.func, others)` replaces them.
+      Values computed from weights alone are weights too, `computed.NAME`.
     Raises:
-      ValueError: the module is not what is taken, computes something that has no row, or gives
-        other logits or gradients than its conversion; the message names the module's own line.
+      ValueError: the module is not supported, has an operator without a row, or disagrees with its
+        conversion in logits or gradients; the message names the module's line.
     """
     network = converted(module, _image(example_images), output=output, random=random)
     if compare:
@@ -62,7 +62,7 @@ def from_module(
 def from_file(
     path: str | Path, *, output: str | None = None
 ) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
-    """Return the network of a `.pt2` that `torch.export.save` wrote, as `from_module` does."""
+    """Return the network of a `.pt2` from `torch.export.save`, as `from_module` does."""
     exported, single = exporting.loaded(Path(path))
     network = of_exported(exported, single=single, output=output)
     return network.logits_fn, network.weights
@@ -71,7 +71,7 @@ def from_file(
 def converted(
     module: Any, image: tuple[int, int, int], *, output: str | None = None, random: bool = False
 ) -> Converted:
-    """Return both sides of a module for images H, W, C; raises as `from_module`."""
+    """Return both sides of a module for images H, W, C; raises like `from_module`."""
     import torch
 
     if isinstance(module, torch.export.ExportedProgram):
@@ -99,7 +99,7 @@ def of_exported(
 def function_of(program: Program, output: str, random: bool = False) -> Callable[..., Array]:
     """Return `logits_fn` of weights and images, and keys if `random`.
 
-    A program that draws runs image by image, so that each has its draws.
+    A program that draws runs image by image, so each image has its own draws.
     """
     name, table = str(program.results[output]), TABLE | DRAWS if random else TABLE
 

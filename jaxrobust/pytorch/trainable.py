@@ -1,7 +1,7 @@
-"""A module of PyTorch's that trains: its two programs as one network of parameters and statistics.
+"""A trainable PyTorch module: its two programs as one network with parameters and statistics.
 
-Both are flat dicts under the names of the module's state dict, so that whatever the package does
-with its own networks' weights it does with these. Nothing here needs PyTorch.
+Both are flat dicts under the names of the module's state dict, so the package treats them like its
+own networks' weights. Nothing here needs PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from jaxrobust.pytorch.operators import DRAWS, TABLE, TRAINING
 from jaxrobust.pytorch.program import OperatorCall, OperatorRule, Program
 from jaxrobust.types import Array, Classifier, Params
 
-# What PyTorch's autocast computes in float32, whatever the type of the rest.
+# Operators that PyTorch's autocast computes in float32, whatever the type of the rest.
 SINGLE = {
     "aten._native_batch_norm_legit_no_training.default",
     "aten._native_batch_norm_legit_functional.default",
@@ -41,20 +41,20 @@ MEAN, STD = "normalize.mean", "normalize.std"  # of `init.normalize`, before the
 
 
 class Trainable(NamedTuple):
-    """A module's programs and the weights that it starts with."""
+    """A module's programs and initial weights."""
 
     evaluation: Program
     training: Program
-    params: dict[str, np.ndarray]  # what is trained
-    stats: dict[str, np.ndarray]  # buffers, and parameters that the module froze
-    tied: Mapping[str, str]  # name of a tensor -> of the one whose numbers it shares
+    params: dict[str, np.ndarray]  # trained
+    stats: dict[str, np.ndarray]  # buffers and frozen parameters
+    tied: Mapping[str, str]  # name of a tensor -> name of the tensor that it is tied to
     integers: dict[str, np.ndarray]  # of its state dict: counters, which are stats too, and others
     names: tuple[str, ...]  # of its state dict, in its order
-    image: tuple[int, int, int]  # height, width, channels of those that it was written down for
-    head: tuple[str, ...] = ()  # the parts that the module says are its head, as timm's do
+    image: tuple[int, int, int]  # height, width, channels at export
+    head: tuple[str, ...] = ()  # the parts that the module declares as its head, as timm's do
 
 
-# (part, constants of its program) -> its steps, some of them written otherwise under their names.
+# (part, constants of its program) -> its steps, some of them replaced under the same names.
 Fusion = Callable[[Part, Mapping[str, Any]], Sequence[OperatorCall]]
 
 
@@ -72,19 +72,19 @@ def classifier(
     remat: bool = False,
     scan: bool = False,
 ) -> Classifier:
-    """Return the module as two pure functions, in the type of the parameters that they are given.
+    """Return the module as two pure functions, computing in the type of their parameters.
 
-    `apply` takes in training keys [B], one for each image; of a network that draws nothing, None.
-    `kernels` are rows of operators that are tried first, and `patterns` functions of whole blocks;
-    both return None for what they do not take. `fused` writes several steps as one of `kernels`.
-    `remat` computes the values of a block again in its backward pass instead of keeping them, and
-    `scan` compiles one block for all that follow each other and compute the same.
+    In training, `apply` takes keys [B], one for each image, or None if the network does not draw.
+    `kernels` are rows of operators that are tried first, and `patterns` functions for whole blocks;
+    both return None for what they do not support. `fused` replaces several steps by one of
+    `kernels`. `remat` recomputes the values of a block in its backward pass instead of storing
+    them, and `scan` compiles consecutive blocks with the same computation once.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     normalises = normalises_itself(network)
 
     def init(key: Array) -> tuple[Params, Params]:
-        del key  # the module's own weights are the start
+        del key  # the module's own weights are the initial ones
         params, stats = (
             {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}
             for arrays in (network.params, network.stats)
@@ -117,7 +117,7 @@ def classifier(
 
 
 def normalises_itself(network: Trainable) -> bool:
-    """Tell whether mean and std are the module's own, which it uses where it likes."""
+    """Tell whether mean and std belong to the module, which uses them as it likes."""
     return bool({MEAN, STD} & (network.params.keys() | network.stats.keys()))
 
 
@@ -149,10 +149,10 @@ def run(
     remat: bool = False,
     scan: bool = False,
 ) -> dict[str, Any]:
-    """Compute the values of a program, of images f[B,H,W,C], that are read between its blocks.
+    """Compute a program's values for images f[B,H,W,C] that are read between its blocks.
 
-    Norms, softmax and statistics are computed in at least float32. A step that draws does so for
-    each image from its own key of `keys` [B], and the number of the step.
+    Norms, softmax and statistics are computed in at least float32. A random draw depends only on
+    the image's key in `keys` [B] and on the number of the step.
     """
     dtype = programs.computing(params, images)
     single = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
@@ -162,7 +162,7 @@ def run(
     }
     values = programs.inputs(program, weights, images, dtype)
     places = {name: place for place, name in enumerate(program.draws)}
-    # Steps that give moved statistics, or are computed of these alone: counters.
+    # Steps that update statistics, or are computed from them alone: counters.
     states = {value for value, key in program.weights.items() if key in program.moved}
     for step in programs.needed(program.steps, program.moved.values()):
         inputs = programs.read_by(step)
@@ -177,7 +177,7 @@ def run(
 
 
 class _Pass(NamedTuple):
-    """What the steps of one pass share."""
+    """State shared by the steps of one pass."""
 
     program: Program
     kernels: Mapping[str, OperatorRule]
@@ -185,8 +185,8 @@ class _Pass(NamedTuple):
     fused: Fusion
     keys: Array | None  # [B]
     dtype: Any
-    single: Any  # of norms, softmax and statistics
-    states: set[str]  # steps that move statistics, which are computed in that
+    single: Any  # type of norms, softmax and statistics
+    states: set[str]  # steps that update statistics, computed in that type
 
     def part(self, part: Part, values: Mapping, *context: Mapping) -> dict[str, Any]:
         def subset(names: Iterable[str]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class _Pass(NamedTuple):
 
     def value(self, step: OperatorCall, values: Mapping[str, Any], wide: Mapping[str, Any]) -> Any:
         types, is_state = {self.program.dtype: self.dtype}, step.name in self.states
-        if step.operator in self.kernels:  # which compute in float32 what has to be
+        if step.operator in self.kernels:  # kernels use float32 where necessary
             inputs = {**values, **wide} if step.operator in SINGLE else values
             result = programs.compute(step, self.kernels, inputs, types)
             if result is not None:
@@ -242,10 +242,10 @@ def _typed(value: Any, dtype: Any) -> Any:
 def _drawn(
     step: OperatorCall, program: Program, keys: Array, values: Mapping[str, Any], dtype: Any
 ) -> Any:
-    """Compute a step that draws, for each image from its key along the axis that holds images."""
+    """Compute a step that draws, for each image from its own key along the image axis."""
     axis, count = program.image_axes[step.name], keys.shape[0]
 
-    def parted(array: Array) -> Array:  # the images in front, then what one of them has
+    def parted(array: Array) -> Array:  # the image axis first, then one image's axes
         shape = array.shape
         split = array.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
         return jnp.moveaxis(split, axis, 0)
@@ -268,7 +268,7 @@ def _drawn(
 
 
 def _of_one(step: OperatorCall, axis: int, count: int, values: Mapping[str, Any]) -> OperatorCall:
-    """Write the sizes of one image where a step's sizes are of all."""
+    """Replace a step's sizes for all images by those of one image."""
 
     def of_one(operand: Any) -> Any:
         if not isinstance(operand, tuple) or isinstance(operand, programs.Of):

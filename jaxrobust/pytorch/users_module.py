@@ -1,7 +1,7 @@
 """A user's PyTorch module as files for RobustBench: `--layout robustbench`.
 
-They are its own file as it is, the weights of a run, and a file whose `load()` puts both together.
-A module of an installed package, or of timm, is imported from there.
+These are the unchanged source file, the weights of a run, and a file whose `load()` combines both.
+A module from an installed package, or from timm, is imported from there.
 """
 
 import ast
@@ -37,7 +37,7 @@ _OF_FILE = """\
 
 
 class Written(NamedTuple):
-    """What a file of `load()` says of a module."""
+    """The parts of a file with `load()` that depend on the module."""
 
     code: str  # with `model(**row)`
     row: dict[str, Any]
@@ -45,7 +45,7 @@ class Written(NamedTuple):
 
 
 def label(name: str) -> str:
-    """Name the file of `load()`, without its suffix: an identifier, and not that of the module.
+    """Name the file with `load()`, without suffix: an identifier other than the module's name.
 
     >>> label("torch:nets/mine.py:build"), label("torch:timm/resnet18.a1_in1k")
     ('robust_mine', 'robust_resnet18_a1_in1k')
@@ -56,7 +56,7 @@ def label(name: str) -> str:
 
 
 def check(network: Network) -> None:
-    """Refuse a module that the files could not make: its own is gone, or needs its neighbours."""
+    """Refuse a module that the files cannot rebuild: its source is gone, or imports neighbours."""
     name, layout = network.name, "--layout robustbench: "
     if network.options.get(torch_modules.OUTPUT):
         raise ValueError(
@@ -87,8 +87,8 @@ def check(network: Network) -> None:
     file = Path(now["file"])
     if _place(name).endswith(".py") and (neighbours := _neighbours(file)):
         raise ValueError(
-            f"{layout}{file} imports {', '.join(neighbours)}, which is next to it, and one file "
-            "is handed on; put all into that file, or install a package and name it "
+            f"{layout}{file} imports {', '.join(neighbours)}, which is next to it, but only one "
+            "file is exported; put everything into it, or install a package and name it "
             "torch:my_package.nets:build"
         )
 
@@ -106,7 +106,7 @@ def check_source(network: Network) -> None:
 
 
 def rebuilt(network: Network) -> Any:
-    """Make the module of a network; of several results it gives the one that the option names."""
+    """Make the module of a network; among several results it returns the one in the options."""
     net = torch_modules.build(network.name, **network.sizes)
     if output := network.options.get(torch_modules.OUTPUT):
         forward = net.forward
@@ -115,13 +115,13 @@ def rebuilt(network: Network) -> Any:
 
 
 def copied(network: Network) -> Path | None:
-    """Return the file that is handed on as it is; None: the module is an installed package's."""
+    """Return the source file to copy, or None if the module is from an installed package."""
     place = _place(network.name)
     return Path(place) if place.endswith(".py") else None
 
 
 def written(network: Network) -> Written:
-    """Write the code that makes a module, and with what it is called."""
+    """Write the code that makes a module, and its arguments."""
     name, about = network.name, torch_modules.origin(network.name)
     row = torch_modules.arguments(name, network.sizes)
     of_package = {"imports": "from importlib import import_module\n", "before": ""}

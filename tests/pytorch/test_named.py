@@ -232,7 +232,7 @@ class InJaxTest(parameterized.TestCase):
 
     def test_draws(self):
         line = self.said(random=True, draws=("a", "b"))[1]
-        self.assertIn("it draws random numbers in 2 places, of a key for each image", line)
+        self.assertIn("it draws random numbers in 2 places, from a key for each image", line)
         line = self.said(random=True)[1]
         self.assertIn("it draws no random numbers; --version=standard attacks it better", line)
 

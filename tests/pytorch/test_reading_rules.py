@@ -75,15 +75,15 @@ class DrawingTest(absltest.TestCase):
 class RefusalsTest(parameterized.TestCase):
     @sweeps.rows(
         ("aten.bincount.default", "bincount gives as many counts as the largest number says"),
-        ("aten.nonzero.default", "nonzero gives as many numbers as the images say"),
-        ("aten._unique2.default", "_unique2 gives as many numbers as the images say"),
-        ("aten.masked_select.default", "masked_select gives as many numbers"),
-        ("aten._local_scalar_dense.default", "a plain number or a size is taken of values"),
-        ("aten.item.default", "a plain number or a size is taken of values"),
-        ("sym_max", "a plain number or a size is taken of values"),
-        ("quantized.linear.default", "quantized.linear.default is of quantised weights: give the"),
-        ("aten.dequantize.self", "aten.dequantize.self is of quantised weights: give the"),
-        ("cond", "torch.cond runs one of several functions"),
+        ("aten.nonzero.default", "how many numbers nonzero gives depends on the images"),
+        ("aten._unique2.default", "how many numbers _unique2 gives depends on the images"),
+        ("aten.masked_select.default", "how many numbers masked_select gives"),
+        ("aten._local_scalar_dense.default", "a plain number or a size is taken from values"),
+        ("aten.item.default", "a plain number or a size is taken from values"),
+        ("sym_max", "a plain number or a size is taken from values"),
+        ("quantized.linear.default", "quantized.linear.default has quantised weights: give the"),
+        ("aten.dequantize.self", "aten.dequantize.self has quantised weights: give the"),
+        ("cond", "torch.cond chooses a function by the images"),
         ("aten.lgamma.default", "PyTorch's operator aten.lgamma.default has no row"),
     )
     def test_why_there_is_no_row(self, name, reason):
@@ -173,8 +173,8 @@ class CheckTest(parameterized.TestCase):
         self.assertFalse(loaded((5,), ("batch", 3, 4, 4)))
         self.assertTrue(loaded((1, 3, 4, 4)))
         for shapes, message in (
-            ([("batch", 3, 4, 4), ("batch", 48)], r"^it takes \('batch', 48\), no images"),
-            ([], r"^it takes \(\), no images"),
+            ([("batch", 3, 4, 4), ("batch", 48)], r"^it takes \('batch', 48\), not images"),
+            ([], r"^it takes \(\), not images"),
             ([(2, 3, 4, 4)], "^it takes 2 images at a time and no other number; export it with"),
             ([(0, 3, 4, 4)], "^it takes 0 images"),
         ):

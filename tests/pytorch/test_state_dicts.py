@@ -249,7 +249,7 @@ class StartTest(parameterized.TestCase):
             ),
             ("loose.pt", {}, "second.weight and first.weight are one tensor of the module"),
             ("double.pt", {"num_classes": 6}, "conv.weight is float64 there, .*module.float"),
-            ("order.pt", {"num_classes": 6}, "order holds other whole numbers"),
+            ("order.pt", {"num_classes": 6}, "order holds other integers than the module"),
         ):
             with self.subTest(given, **how):
                 self.assertRegex(self.refused(given, **how), message)
@@ -260,7 +260,7 @@ class StartTest(parameterized.TestCase):
             "fresh": "are its head is not known; name the part, as init.head=fresh:fc; its parts "
             "with num_classes outputs are fc$",
             "fresh:head": "has no weights under 'head'; name a part as .* outputs are fc$",
-            "fresh-torch": "as the module itself draws it; set init.head=fresh$",
+            "fresh-torch": "draws its new head itself; set init.head=fresh$",
             "new": "init.head='new'; one of keep, fresh, fresh-torch",
         }.items():
             with self.subTest(head):

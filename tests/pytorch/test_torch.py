@@ -155,7 +155,7 @@ class FromModuleTest(parameterized.TestCase):
             r"torch_faults\.py, line \d+ \(y = x\.exp\(\)\): PyTorch itself cannot .*in place",
         ),
         (torch_faults.Reading, r"torch_faults\.py, line \d+ .*plain number .*depend on the images"),
-        (torch_faults.Casting, r"torch\.autocast computes in bfloat16 inside of it: verdicts are"),
+        (torch_faults.Casting, r"torch\.autocast computes in bfloat16 inside it: verdicts are"),
         (torch_faults.Containing, r"its net is a TorchScript module inside another module"),
         (
             lambda: torch_faults.quantised(),
@@ -188,7 +188,7 @@ class FromModuleTest(parameterized.TestCase):
             r"head\.weight .* is on meta; .*module\.cpu",
         ),
         (lambda: torch_faults.Linear().state_dict(), r"it is a state dict"),
-        (lambda: 3, r"it is a int, no torch\.nn\.Module"),
+        (lambda: 3, r"it is a int, not a torch\.nn\.Module"),
     )
     def test_refuses(self, make, message):
         module = make()

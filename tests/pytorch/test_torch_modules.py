@@ -181,7 +181,7 @@ class NamesTest(parameterized.TestCase):
         with mock.patch.object(torch_modules, "installed", return_value=False):
             torch_modules._written_down.cache_clear()
             said = self.refused(NAME)
-        self.assertRegex(said, "needs PyTorch to write the module down: pip install .*workdir")
+        self.assertRegex(said, "needs PyTorch to export the module: pip install .*workdir")
 
     def test_a_kept_network_needs_neither_pytorch_nor_the_file(self):
         folder = Path("run") / pytorch.FOLDER

@@ -277,7 +277,7 @@ class ExportTest(parameterized.TestCase):
         Path("nets.py").write_text("import parts\n" + NETS)
         self.addCleanup(sys.modules.pop, "parts", None)
         said = self.refused(self.network())
-        self.assertRegex(said, "nets.py imports parts, which is next to it, and one file is handed")
+        self.assertRegex(said, "nets.py imports parts, which is next to it, but only one file is")
 
     def test_networks_of_ours_have_other_layouts(self):
         ours = Network("convnext_n", {}, {}, 10, 32, {})

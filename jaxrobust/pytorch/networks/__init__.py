@@ -1,1 +1,1 @@
-"""PyTorch modules as networks that train: which kernels of ours take which of their patterns."""
+"""PyTorch modules as trainable networks, and the patterns in them that our kernels compute."""

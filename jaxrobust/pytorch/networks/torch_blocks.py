@@ -1,7 +1,7 @@
-"""Whole blocks of PyTorch's modules that the package's own kernels compute, where a module trains.
+"""Whole blocks of PyTorch modules that the package's own kernels compute in training.
 
-A pattern says of a part of a program what it computes, by its operators alone; None: it is another
-block. Parity: tests/pytorch/test_torch_blocks.py against the steps one by one.
+A pattern recognises a part of a program by its operators alone, and returns None for other blocks.
+Parity: tests/pytorch/test_torch_blocks.py against the steps one by one.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _SIZES = ("mul", "aten.sym_size.int")
 
 
 class _Reader(Reader):
-    """The same behind steps that change no value."""
+    """A reader that skips steps that change no value."""
 
     def behind(self, operand: Any, operator: str, *others: Any) -> OperatorCall:
         return self.step(operand, operator, *others, skip=(VIEW, CLONE))
@@ -53,7 +53,7 @@ class _ConvNeXt(NamedTuple):
     padding: tuple[int, ...]
     groups: int
     eps: float
-    share: str | None  # of what a path keeps of each image
+    share: str | None  # of the kept share of each image's path
     views: list[tuple[Any, ...]]
 
 
@@ -66,7 +66,7 @@ def _convnext(part: Part) -> _ConvNeXt:
     scaled, share = read.behind(branch, "aten.mul.Tensor"), None
     drawn = read.steps.get(scaled.operands[1].name)
     if drawn is not None and drawn.operator == "aten.div.Tensor":
-        # A draw alone: the kernel gives what is kept of an image no gradient.
+        # Only random draws: the kernel has no gradient for an image's kept share.
         read.behind(drawn.operands[0], "aten.bernoulli.p")
         if not isinstance(drawn.operands[1], float):
             raise OtherPattern
@@ -96,7 +96,7 @@ def _convnext(part: Part) -> _ConvNeXt:
 
 
 def _convnext_block(part: Part, values: Mapping[str, Any], subset: Subset) -> dict[str, Any] | None:
-    """Compute a block of ConvNeXt in one; None if the part is something else."""
+    """Compute a block of ConvNeXt with one kernel; None if the part is something else."""
     try:
         block = _convnext(part)
     except (OtherPattern, AttributeError, ValueError):  # operands of other kinds, or other numbers
@@ -126,7 +126,7 @@ def _convnext_block(part: Part, values: Mapping[str, Any], subset: Subset) -> di
 
 
 def _norm_halving(part: Part, values: Mapping[str, Any], subset: Subset) -> dict[str, Any] | None:
-    """Compute the norm and the convolution between two stages in one; None: another part."""
+    """Compute the norm and convolution between two stages with one kernel; None: another part."""
     del subset
     read, last = _Reader(part.steps), part.steps[-1]
     if last.operator != _CONVOLUTION or part.results != {last.name}:

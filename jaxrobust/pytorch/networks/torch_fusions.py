@@ -1,10 +1,10 @@
-"""Operators of PyTorch that follow each other and that one kernel computes, wherever they stand.
+"""Sequences of PyTorch operators that one kernel computes, anywhere in a program.
 
-PyTorch writes a linear map of tokens f[B,N,C] as one of rows f[B*N,C], attention as three arrays
-cut out of one product, and a norm apart from the residual connection next to it. None is free on a
-TPU, where 197 tokens fill no tiles of eight. Three forms of attention are read: PyTorch's own
-function, `softmax(q @ k.T * scale + bias) @ v` written out as in timm's Swin, and either with
-queries, keys and values cut out of one product.
+PyTorch computes a linear map of tokens f[B,N,C] on rows f[B*N,C], slices the arrays of attention
+out of one product, and separates a norm from the residual connection next to it. All of this costs
+time on a TPU, because 197 tokens do not fill tiles of eight. Three forms of attention are
+recognised: PyTorch's own function, `softmax(q @ k.T * scale + bias) @ v` written out as in timm's
+Swin, and either with queries, keys and values sliced out of one product.
 Parity: tests/pytorch/test_torch_fusions.py against the operators one by one.
 """
 
@@ -43,7 +43,7 @@ _FACTORS = {
 }
 # Keywords of sums, products, the GELU and repetitions that change nothing.
 PLAIN = {"alpha": 1, "beta": 1, "approximate": "none", "implicit": False}.items()
-# What `KERNELS` computes in the place of PyTorch's operators.
+# Operators of `KERNELS`, which replace PyTorch's.
 _ATTEND, _ATTEND_PRODUCT = "jaxrobust.attention.default", "jaxrobust.self_attention.default"
 _LINEAR, _NORM_AND_TOKENS = "jaxrobust.linear.default", "jaxrobust.norm_and_tokens.default"
 _ROLL = "jaxrobust.roll.default"
@@ -51,18 +51,18 @@ Biases = Sequence[tuple[Array, int | None]]  # see `_bias`
 
 
 class OtherPattern(Exception):
-    """A step is not what the pattern has there."""
+    """A step does not match the pattern."""
 
 
 class Reader:
-    """Follows steps from a result back to what they read; `OtherPattern`: they are others."""
+    """Follows steps backwards from a result; raises `OtherPattern` if they do not match."""
 
     def __init__(self, steps: Sequence[OperatorCall]) -> None:
         self.steps = {step.name: step for step in steps}
         self.views: list[tuple[Any, ...]] = []  # sizes of the views that were skipped
 
     def before(self, operand: Any) -> str:
-        """Return the name of a value from before the steps."""
+        """Return the name of a value computed before these steps."""
         if not isinstance(operand, Of) or operand.name in self.steps:
             raise OtherPattern
         return operand.name
@@ -70,9 +70,9 @@ class Reader:
     def step(
         self, operand: Any, operator: str, *others: Any, skip: Sequence[str] = ()
     ) -> OperatorCall:
-        """Return the step of a value, behind some that are skipped.
+        """Return the step that computes a value, after skipping others.
 
-        Its operands after the first begin with `others`.
+        The operands after the first must begin with `others`.
         """
         while True:
             step = self.steps.get(operand.name) if isinstance(operand, Of) else None
@@ -91,7 +91,7 @@ class Reader:
 
 
 def fused(part: Part, constants: Mapping[str, Any]) -> Sequence[OperatorCall]:
-    """Return the steps of a part, with those that `KERNELS` computes in the place of PyTorch's."""
+    """Return the steps of a part, with operators of `KERNELS` instead of PyTorch's if possible."""
     read = Reader(part.steps)
     readers = collections.defaultdict(set, {name: {"what comes later"} for name in part.results})
     for step in part.steps:
@@ -108,7 +108,7 @@ def fused(part: Part, constants: Mapping[str, Any]) -> Sequence[OperatorCall]:
 
 
 def _roll_of(step: OperatorCall, constants: Mapping[str, Any]) -> OperatorCall | None:
-    """Take rolls, which PyTorch writes as a choice of rows: its gradient would add up in places."""
+    """Recognise rolls, which PyTorch writes as indexing, whose gradient would be a scatter-add."""
     if step.operator != "aten.index_select.default" or step.operands[2].name not in constants:
         return None
     x, axis, places = step.operands
@@ -120,12 +120,12 @@ def _roll_of(step: OperatorCall, constants: Mapping[str, Any]) -> OperatorCall |
 
 
 def _with_norms_tokens(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
-    """Let what reads the tokens of a norm after it read them from the norm.
+    """Make later readers of a norm's input read it from the norm.
 
-    Then the gradient's kernel adds up both gradients.
+    The gradient's kernel then adds up both gradients.
     """
     last = {name: at for at, step in enumerate(steps) for name in read_by(step)}
-    names: dict[str, str] = {}  # of a value -> of the same one, as the last norm returns it
+    names: dict[str, str] = {}  # of a value -> of its copy that the last norm returns
 
     def renamed(operand: Any) -> Any:
         if isinstance(operand, Of):
@@ -150,7 +150,7 @@ def _with_norms_tokens(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
 
 
 def _linear_of(step: OperatorCall, read: Reader) -> OperatorCall | None:
-    """Take a linear map of rows that were tokens before, and become tokens again."""
+    """Recognise a linear map of rows that are tokens before and after it."""
     if step.operator == "aten.addmm.default":
         bias, x, weight = step.operands[:3]
     elif step.operator == "aten.mm.default":
@@ -170,9 +170,9 @@ def _linear_of(step: OperatorCall, read: Reader) -> OperatorCall | None:
 
 
 def attention_of(step: OperatorCall, read: Reader, *, only_views: bool) -> OperatorCall | None:
-    """Return attention as a step of `KERNELS`; None: it is not attention that they take.
+    """Return attention as a step of `KERNELS`; None: they do not support it.
 
-    `only_views` says that whatever reads the step's value gives it another shape first.
+    `only_views`: all readers of the step's value reshape it first.
     """
     try:
         if step.operator == _ATTENTION:
@@ -201,14 +201,14 @@ def attention_of(step: OperatorCall, read: Reader, *, only_views: bool) -> Opera
 
 
 def _part_of(operand: Any, place: int, read: Reader) -> Any:
-    """Find the value that an operand is the row `place` of."""
+    """Find the value whose row `place` is the operand."""
     squeezed = read.step(operand, "aten.squeeze.dims", (0,))
     cut = read.step(squeezed.operands[0], "aten.slice.Tensor", 0, place, place + 1, 1)
     return cut.operands[0]
 
 
 class _Scores(NamedTuple):
-    """What a softmax is taken of."""
+    """The input of a softmax."""
 
     product: OperatorCall  # of queries and keys
     sizes: tuple[Any, ...]  # f[B,h,N,M]
@@ -218,7 +218,7 @@ class _Scores(NamedTuple):
 
 
 def _scores(operand: Any, read: Reader) -> _Scores:
-    """Read back to the product of queries and keys: `view(product) * factor + bias + bias`."""
+    """Trace scores back to the product: `view(product) * factor + bias + bias`."""
     step = read.steps.get(operand.name) if isinstance(operand, Of) else None
     if step is None:
         raise OtherPattern
@@ -256,7 +256,7 @@ def _viewed_scores(operand: Any, sizes: tuple[Any, ...], read: Reader) -> _Score
 
 
 def _factor(step: OperatorCall | None) -> float | None:
-    """Return the number that a step multiplies its first operand by; None: by none, or by 0."""
+    """Return the number that a step multiplies its first operand by; None: no number, or 0."""
     if step is None or step.operator not in _FACTORS:
         return None
     by = step.operands[1]
@@ -264,7 +264,7 @@ def _factor(step: OperatorCall | None) -> float | None:
 
 
 def _attention_written_out(step: OperatorCall, read: Reader) -> OperatorCall:
-    """Take `softmax(q @ k.T * scale + bias) @ v` of arrays f[B,h,N,d], as timm's Swin has it."""
+    """Recognise `softmax(q @ k.T * scale + bias) @ v` of arrays f[B,h,N,d], as in timm's Swin."""
     (weights, weights_shape), (value, value_shape) = (_unfolded(x, read) for x in step.operands)
     softmax = read.step(weights, "aten._softmax.default", skip=(CLONE,))
     scores = _scores(softmax.operands[0], read)
@@ -290,7 +290,7 @@ def _attention_written_out(step: OperatorCall, read: Reader) -> OperatorCall:
 
 
 def _unfolded(operand: Any, read: Reader) -> tuple[Any, Any]:
-    """Find the array f[B,h,N,d] of a batch of matrices f[B*h,N,d], and its shape."""
+    """Find the array f[B,h,N,d] behind a batch of matrices f[B*h,N,d], and its shape."""
     view = read.step(operand, VIEW)
     value, shape = read.step(view.operands[0], "aten.expand.default", skip=(CLONE,)).operands[:2]
     if len(shape) != 4 or view.operands[1][1:] != shape[2:]:
@@ -302,7 +302,7 @@ def _unfolded(operand: Any, read: Reader) -> tuple[Any, Any]:
 
 
 def _bias(pairs: Biases) -> Array | None:
-    """Add up biases of scores f[B,h,N,M], some of which come as [B/windows,windows,h,N,M]."""
+    """Add up biases of scores f[B,h,N,M]; some have the shape [B/windows,windows,h,N,M]."""
     total: Array | None = None
     for bias, windows in pairs:
         axes = 4 if windows is None else 5
@@ -315,7 +315,7 @@ def _bias(pairs: Biases) -> Array | None:
         if total is None:
             total = bias
             continue
-        rows = max(len(total), len(bias))  # fewer are those of each image's windows
+        rows = max(len(total), len(bias))  # fewer rows belong to each image's windows
         total, bias = (
             jnp.tile(x, (rows // len(x), 1, 1, 1)) if len(x) > 1 else x for x in (total, bias)
         )
@@ -335,7 +335,7 @@ def _attend(
     shapes: Sequence[Ints] | None,
     scale: float | None,
 ) -> Array:
-    """Compute the attention of f[B,h,N,d], which may have to be repeated to have `shapes`."""
+    """Compute the attention of f[B,h,N,d], broadcast to `shapes` if necessary."""
     parts = [query, key, value]
     if shapes is not None:
         parts = [*map(jnp.broadcast_to, parts, shapes)]
@@ -349,7 +349,7 @@ def _attend(
 def _attend_product(
     x: Array, sizes: Ints, biases: Biases, shapes: Sequence[Ints] | None, scale: float | None
 ) -> Array:
-    """Compute f[B,h,N,d] of the product f[B,N,3,h,d]."""
+    """Compute attention f[B,h,N,d] from the product f[B,N,3,h,d]."""
     parts = x.reshape(sizes)
     batch, tokens, _, heads, width = parts.shape
     product = parts.reshape(batch, tokens, -1)
@@ -362,7 +362,7 @@ def _attend_product(
 
 
 def _linear(x: Array, sizes: Ints, bias: Array | None, weight: Array) -> Array:
-    """Compute f[..,out] of f[..,in], or of whatever array has the rows that `sizes` says."""
+    """Compute f[..,out] from f[..,in], or from any array whose rows have the shape `sizes`."""
     rows = x.reshape(sizes)
     if x.ndim < 3 or x.shape[-1] != rows.shape[1]:
         x = rows
@@ -372,12 +372,12 @@ def _linear(x: Array, sizes: Ints, bias: Array | None, weight: Array) -> Array:
 
 
 def _roll(x: Array, axis: int, shift: int, count: int) -> Array:
-    """Roll the first `count` places of an axis, and leave out others."""
+    """Roll the first `count` positions of an axis, and drop the rest."""
     return jnp.roll(jax.lax.slice_in_dim(x, 0, count, axis=axis), shift, axis)
 
 
 def _norm_and_tokens(x: Array, sizes: Ints, scale: Array, shift: Array, eps: float) -> list[Any]:
-    """Compute PyTorch's norm over the last axis, without statistics, and return its operand too."""
+    """Compute PyTorch's norm over the last axis, without statistics, and also return its input."""
     if x.ndim < 3:
         return [layers.layer_norm(x, scale, shift, eps), None, None, x]
     out, x = layers.norm_and_tokens(x, scale, shift, eps)

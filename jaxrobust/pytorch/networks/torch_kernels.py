@@ -1,6 +1,6 @@
-"""Which of PyTorch's operators the package's own kernels compute, where a module trains.
+"""PyTorch operators that the package's own kernels compute in training.
 
-Each row gives None where the kernel does not take what it is given; then the plain row computes it.
+A row returns None if its kernel does not support the operands; then the plain row computes them.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jaxrobust.types import Array
 
 
 def _one(values: Ints, axes: int = 2) -> int | None:
-    """Find the number that is given for each axis; None: there are several."""
+    """Find the number shared by all axes, or None if they differ."""
     return values[0] if len(set(values)) == 1 and len(values) in (1, axes) else None
 
 
@@ -24,8 +24,8 @@ def _one(values: Ints, axes: int = 2) -> int | None:
 def _taps_first(weight: Array) -> Array:
     """Transpose PyTorch's weights f[out,in,kh,kw] to f[kh,kw,in,out].
 
-    In two steps on CPU, of which XLA's loops are fast, and between which walls keep it from joining
-    them: 2.2 ms for f[512,512,3,3] instead of 4.2, back 2.7 instead of 7.3.
+    Two steps on CPU, each a fast loop in XLA, with barriers between them to prevent their fusion:
+    2.2 ms for f[512,512,3,3] instead of 4.2 ms, and 2.7 ms backwards instead of 7.3 ms.
     """
     return lax.platform_dependent(
         weight, cpu=_in_two_steps, default=lambda weight: jnp.transpose(weight, (2, 3, 1, 0))
@@ -41,8 +41,8 @@ def _taps_last(kernel: Array) -> Array:
 def _in_two_steps(weight: Array) -> Array:
     outs, ins, *sides = weight.shape
     columns = _transposed(weight.reshape(outs, -1), axes=(1, 0)).reshape(ins, -1, outs)
-    # In one axis, which lies in one way only: else XLA moves nothing yet, and each that reads the
-    # result makes a copy.
+    # One axis has only one layout. Otherwise XLA delays the move, and each reader of the result
+    # makes its own copy.
     return _transposed(columns, axes=(1, 0, 2), flat=True).reshape(*sides, ins, outs)
 
 
@@ -155,7 +155,7 @@ def _attention(
 
 
 def attend(query: Array, key: Array, value: Array, *, bias: Any, scale: Any) -> Array:
-    """Compute the attention of f[B,h,N,d], by `bias` and `scale` as of `attention.attention`."""
+    """Compute the attention of f[B,h,N,d]; `bias` and `scale` as in `attention.attention`."""
     tokens = [*map(attention.swap, (query, key, value))]
     shape = tokens[0].shape
     if query.shape == key.shape == value.shape:

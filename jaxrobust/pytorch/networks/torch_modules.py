@@ -1,9 +1,9 @@
-"""PyTorch's modules as networks that train: `torch:my_nets.py:build`, and timm's `torch:timm/NAME`.
+"""PyTorch modules as trainable networks: `torch:my_nets.py:build`, and timm's `torch:timm/NAME`.
 
-A user's function is called by keyword with the options of the config, and with those of
-`num_classes`, `image_size` and `in_channels` that its signature takes; it returns the module, whose
-weights are the start. Random ones are drawn after `torch.manual_seed(0)`: a function that takes a
-seed draws others. PyTorch writes the module down once; a run keeps that, see `pytorch.kept`.
+A user's function receives as keywords the config's options, and `num_classes`, `image_size` and
+`in_channels` if it accepts them. It returns the module, whose weights are the initial ones. Random
+weights are drawn after `torch.manual_seed(0)`; a function with its own seed draws others. PyTorch
+exports the module once, and the run stores the result, see `pytorch.kept`.
 """
 
 import functools
@@ -28,7 +28,7 @@ from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Array, Classifier, Params
 
-OUTPUT = "torch_output"  # the option that says which of several results are the logits
+OUTPUT = "torch_output"  # the option that names the logits among several results
 _SIZES = ("num_classes", "image_size", "in_channels")
 _HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
 _FASTER = (
@@ -42,16 +42,16 @@ _folders: dict[str, Path] = {}  # identity of a network -> folder of the run tha
 def create(
     name: str, *, dtype: str, remat: bool = False, scan: bool = False, **options: Any
 ) -> Classifier:
-    """Make the network of a module's name.
+    """Make the network named by a module.
 
     Args:
       name: as above.
       dtype: compute type; norms and softmax compute in at least float32.
       remat: recompute each block of the module in the backward pass instead of storing it.
-      scan: compile one block for all that follow each other and compute the same.
+      scan: compile consecutive blocks with the same computation once.
       **options: num_classes, image_size, in_channels, and options of the function.
     Raises:
-      ValueError: one sentence about what is wrong with the name, the function or its module.
+      ValueError: one sentence about the problem with the name, the function or its module.
     """
     net = trained.classifier(program(name, **options), *_FASTER, remat=remat, scan=scan)
 
@@ -64,7 +64,7 @@ def create(
 
 
 def program(name: str, **options: Any) -> Trainable:
-    """Return a module's two programs: those that a run keeps, else what PyTorch writes down now."""
+    """Return a module's two programs: a run's stored ones, or a new export by PyTorch."""
     identity = identified(name, options)
     if folder := _folders.get(identity):
         return _read(folder, (folder / pytorch.PROGRAMS).stat().st_mtime_ns)
@@ -72,7 +72,7 @@ def program(name: str, **options: Any) -> Trainable:
 
 
 def build(name: str, **options: Any) -> Any:
-    """Return the PyTorch module itself, as its function makes it; errors as of `create`."""
+    """Return the PyTorch module as its function makes it; raises like `create`."""
     with functions.explained("model.name", name):
         return module(name, _of_module(options))
 
@@ -80,7 +80,7 @@ def build(name: str, **options: Any) -> Any:
 def state_dict(
     name: str, params: Mapping[str, Any], stats: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return arrays as the module's own `load_state_dict` takes them."""
+    """Return arrays in the form of the module's own `load_state_dict`."""
     return trained.state_dict(program(name, **options), {**params, **stats})
 
 
@@ -90,7 +90,7 @@ def normalises(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def identified(name: str, options: Mapping[str, Any]) -> str:
-    """Write as text all that tells one network from another."""
+    """Write everything that identifies a network as text."""
     try:
         return json.dumps(
             {"name": name} | _of_module(options), sort_keys=True, default=functions.as_dict
@@ -100,15 +100,15 @@ def identified(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _of_module(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out how the module is computed, which its function does not hear of."""
+    """Drop options about how the module is computed, which its function does not receive."""
     return {key: value for key, value in options.items() if key != "scan"}
 
 
 def remember(folder: Path) -> None:
-    """Take the network that a run keeps in `folder` whenever the same is asked for.
+    """Use the network stored in a run's `folder` for all later requests for it.
 
     Raises:
-      ValueError: another run keeps one of this name that computes something else.
+      ValueError: another run stores a different network under this name.
     """
     identity = kept.identity(folder)["network"]
     other = _folders.setdefault(identity, folder)
@@ -122,11 +122,11 @@ def remember(folder: Path) -> None:
 
 
 def keep(folder: Path, name: str, **options: Any) -> None:
-    """Keep a network's programs in a run's folder, from where it is taken from then on.
+    """Store a network's programs in a run's folder, and use them from now on.
 
     Raises:
-      ValueError: the folder holds a different one, or the programs are not what the module
-        computes.
+      ValueError: the folder stores a different network, or the programs disagree with the
+        module.
     """
     identity = identified(name, options)
     if not pytorch.has_programs(folder):
@@ -148,10 +148,10 @@ def keep(folder: Path, name: str, **options: Any) -> None:
 
 
 def origin(name: str, **options: Any) -> dict[str, Any]:
-    """Describe where a module is from, for a record; nothing is run.
+    """Describe the origin of a module for a record; nothing is run.
 
-    Of a network that a run keeps, as `options` say, that is its file when the run began, and the
-    hash of what it computes.
+    For a network stored by a run, as `options` say, this is its file when the run began and the
+    hash of its computation.
     """
     if options and (folder := _folders.get(identified(name, options))):
         return kept.identity(folder)["origin"] | {"program_sha256": kept.program_sha256(folder)}
@@ -182,7 +182,7 @@ def _read(folder: Path, changed: int) -> Trainable:
     return kept.read(folder)
 
 
-@functools.lru_cache(maxsize=4)  # a run asks for the same one again and again
+@functools.lru_cache(maxsize=4)  # a run asks for the same module repeatedly
 def _written_down(identity: str, source: str | None) -> Trainable:
     del source
     options = json.loads(identity)
@@ -206,14 +206,14 @@ def installed(package: str) -> bool:
 
 
 def module(name: str, options: Mapping[str, Any]) -> Any:
-    """Make the module of a name `torch:...`; of a wrapped one (`wrappers.inside`) the inside.
+    """Make the module of a name `torch:...`, without wrappers (`wrappers.inside`).
 
     Raises:
       ValueError: PyTorch or timm is not installed, or there is no such function or module.
     """
     if not installed("torch"):
         raise ValueError(
-            f"model.name={name} needs PyTorch to write the module down: pip install "
+            f"model.name={name} needs PyTorch to export the module: pip install "
             "'jaxrobust[torch]'; a run that began elsewhere keeps the program in its workdir"
         )
     import torch
@@ -223,9 +223,9 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
         inspect.signature(make).bind(**keywords)
     except TypeError as error:
         raise ValueError(
-            f"model.name={name}: {error}; what it is called with are the config's model.options, "
+            f"model.name={name}: {error}; it is called with the config's model.options, "
             f"here {sorted(keywords.keys() - {*_SIZES})}. Write a config with those that it takes: "
-            "on the command line an option can be changed, not taken away"
+            "the command line can change options, but not remove them"
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -237,7 +237,7 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the keywords that the function of a name is called with; errors as of `module`."""
+    """Select the keywords for the function of a name; raises like `module`."""
     place = name.removeprefix(pytorch.PREFIX)
     sizes: dict[str, Any]
     if place.startswith(pytorch.TIMM):

@@ -1,4 +1,4 @@
-"""PyTorch's operators, one row each: what is left of a module after `run_decompositions`."""
+"""PyTorch's operators after `run_decompositions`, one row each."""
 
 import operator
 

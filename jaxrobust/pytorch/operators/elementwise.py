@@ -1,4 +1,4 @@
-"""Operators that compute every number by itself: arithmetic, comparisons, activations."""
+"""Element-wise operators: arithmetic, comparisons, activations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
 
 
 def _of_pairs(value: Function, *slopes: Function) -> Function:
-    """Return a function of two operands of any shapes and types, with their slopes."""
+    """Return a function of two operands of any shape and type, with their slopes."""
     function = sloped(value, *slopes)
 
     def of_pairs(x: Any, y: Any) -> Array:
@@ -76,7 +76,7 @@ def _power(x: Any, exponent: Any) -> Array:
 
 
 def _raised(x: Array, exponent: float) -> Array:
-    if abs(exponent) == 0.5:  # -0 has the roots of -0
+    if abs(exponent) == 0.5:  # the root of -0 is -0
         return jnp.sqrt(x) if exponent > 0 else lax.rsqrt(x)
     is_integer = float(exponent).is_integer() and abs(exponent) < 64
     return jnp.power(x, int(exponent) if is_integer else exponent)
@@ -97,7 +97,7 @@ def _logit(x: Array, eps: float | None = None) -> Array:
 
 
 def _times_logarithm(logarithm: Function, end: float) -> Function:
-    """Return x log(y), which is 0 at x = 0; the logarithm begins at `end`."""
+    """Return x log(y), which is 0 at x = 0; the logarithm is defined from `end` on."""
 
     def value(x: Array, y: Array) -> Array:
         return jnp.where((x == 0) & ~jnp.isnan(y), 0, x * logarithm(y))
@@ -138,13 +138,13 @@ def _rrelu(x: Array, noise: Array, low: float, high: float, training: bool) -> t
 
 
 def _hardtanh(x: Array, low: float, high: float) -> Array:
-    """Return numbers cut off; at the ends the gradient is zero, other than that of `_clamp`."""
+    """Clip numbers; at the bounds the gradient is zero, unlike in `_clamp`."""
     inside = (x > low) & (x < high)
     return jnp.where(inside, x, jnp.clip(lax.stop_gradient(x), low, high))
 
 
 def _clamp(x: Array, low: Any, high: Any) -> Array:
-    """Return numbers within bounds; a lower one that is not below the upper has no gradient."""
+    """Clip numbers to bounds; there is no gradient if the lower bound is not below the upper."""
     if low is not None:
         low = jnp.asarray(low, x.dtype)
         bound = low if high is None else jnp.where(low < high, low, lax.stop_gradient(low))
@@ -153,8 +153,8 @@ def _clamp(x: Array, low: Any, high: Any) -> Array:
 
 
 def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
-    """Return numbers as few bits hold them, and which are inside; the gradient passes there."""
-    single = np.float32(scale)  # as PyTorch holds it, whatever it computes in
+    """Quantise numbers, and say which are in range; the gradient passes there."""
+    single = np.float32(scale)  # as PyTorch stores it, in any compute type
     places = jnp.round(lax.stop_gradient(x) * jnp.asarray(1 / single, x.dtype)) + zero
     inside = (places >= low) & (places <= high)
     value = (jnp.clip(places, low, high) - zero).astype(single.dtype) * single
@@ -169,19 +169,19 @@ _digamma = sloped(
 
 
 def _called(module: Any, *names: str) -> Functions:
-    """Look up functions whose names are PyTorch's."""
+    """Look up functions by PyTorch's names."""
     return {name: getattr(module, name) for name in names}
 
 
 _UNARY: Functions = {
-    # JAX's own gradient at 0 is 1, that of complex numbers 0.
+    # JAX's own gradient at 0 is 1, and 0 for complex numbers.
     "abs": lambda x: (_abs if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs)(x),
     **_called(jnp, "sign", "floor", "ceil", "trunc", "round", "isnan", "isinf"),
     **_called(jnp, "logical_not", "bitwise_not"),
     "neg": jnp.negative,
     **{name: lambda x, **ignored: x for name in ("clone", "alias")},
     "_to_copy": lambda x, dtype=None: x if dtype is None else jnp.asarray(x).astype(dtype),
-    # NaN stays NaN, and the gradient at 0 is 0, as PyTorch's.
+    # NaN stays NaN, and the gradient at 0 is 0, as in PyTorch.
     "relu": lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x),
     "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate=approximate == "tanh"),
     "elu": _elu,

@@ -1,4 +1,4 @@
-"""Values whose gradient is written down next to them."""
+"""Values with an explicit gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,16 +21,16 @@ def _(values: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def with_gradient_of(value: Array, linear: Array) -> Array:
-    """Return a value whose gradient is that of another expression, of the same shape and type."""
+    """Return a value with the gradient of another expression of the same shape and type."""
     return _first(lax.stop_gradient(value), linear)
 
 
 def sloped(value: Callable[..., Array], *slopes: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a function of arrays of one shape and type, with a slope for each of them.
+    """Return a function of arrays of one shape and type, with a slope for each array.
 
     Args:
-      value: computes each number by itself.
-      slopes: functions of the result and the operands, as PyTorch has them at kinks and ends.
+      value: an element-wise function.
+      slopes: functions of the result and the operands, as in PyTorch at kinks and bounds.
     """
 
     def times(slope: Callable[..., Array]) -> Callable[..., Array]:

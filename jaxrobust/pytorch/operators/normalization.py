@@ -1,4 +1,4 @@
-"""Batch, layer, group and instance norm; batch norm in training moves its statistics too."""
+"""Batch, layer, group and instance norm; batch norm in training also updates its statistics."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _batch_norm_plain(x: Array, *others: Any) -> tuple[Array, None, None]:
 def _batch_norm_of_images(
     x: Array, weight: Weight, bias: Weight, train: bool, momentum: float, eps: float
 ) -> tuple[Any, None, None]:
-    """Return [B,sides...,C] normalised by its own statistics, as instance norm asks for."""
+    """Normalise [B,sides...,C] by its own statistics, as instance norm needs."""
     axes = tuple(range(x.ndim - 1))
     mean, var = jnp.mean(x, axes), jnp.var(x, axes)
     return _batch_norm(x, weight, bias, mean, var, momentum, eps)
@@ -47,9 +47,9 @@ def _batch_norm_of_batch(
     momentum: float,
     eps: float,
 ) -> tuple[Any, Array, Array, Array, Array]:
-    """Normalise [B,sides...,C] by its own statistics, and move the running ones towards them.
+    """Normalise [B,sides...,C] by its own statistics, and update the running statistics.
 
-    These take the variance with n - 1, as PyTorch's, and no gradient reaches them.
+    Running variances divide by n - 1, as in PyTorch, and no gradient reaches them.
     """
     axes = tuple(range(x.ndim - 1))
     mean, var = jnp.mean(x, axes), jnp.var(x, axes)

@@ -1,4 +1,4 @@
-"""Operators that choose by order: medians, k-th values, running extremes, places among bounds."""
+"""Operators that select by order: medians, k-th values, running extremes, searches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from jaxrobust.types import Array
 
 
 def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Take the lower median, of equal ones as PyTorch; of what holds NaN, the first of these."""
+    """Return the lower median, with PyTorch's choice among equals; with NaNs, the first of them."""
     order = jnp.argsort(x, axis=dim, stable=True)
     middle = lax.index_in_dim(order, (x.shape[dim] - 1) // 2, dim % x.ndim)
     none = jnp.isnan(x)
@@ -23,7 +23,7 @@ def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
 
 
 def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the same of what are numbers; NaN where there are no numbers."""
+    """Return the median without NaNs; NaN if nothing else is left."""
     order = jnp.argsort(x, axis=dim, stable=True)  # NaN comes last
     count = (~jnp.isnan(x)).sum(dim, keepdims=True)
     places = jnp.take_along_axis(order, jnp.maximum(count - 1, 0) // 2, axis=dim)
@@ -31,7 +31,7 @@ def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]
 
 
 def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> OperatorRule:
-    """Return the row of the median of all numbers; equal ones share its gradient."""
+    """Return the row for the median of all numbers; equal numbers share its gradient."""
 
     def whole(x: Array) -> Array:
         value = lax.stop_gradient(median(x.reshape(-1), 0, False)[0])
@@ -54,7 +54,7 @@ def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]
 
 
 def _histogram(x: Array, bins: int = 100, low: Any = 0, high: Any = 0) -> Array:
-    """Count the numbers in parts of [low, high]; equal bounds mean those of the numbers."""
+    """Count numbers in bins of [low, high]; equal bounds mean the numbers' minimum and maximum."""
     x = lax.stop_gradient(x).reshape(-1)
     if low == high:
         low, high = x.min(), x.max()
@@ -65,7 +65,7 @@ def _histogram(x: Array, bins: int = 100, low: Any = 0, high: Any = 0) -> Array:
 
 
 def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the k-th smallest number and its place: of equal ones that of PyTorch's selection."""
+    """Return the k-th smallest number and its position, with PyTorch's choice among equals."""
     if not x.ndim:
         return x, jnp.zeros((), int)
     rows = jnp.moveaxis(lax.stop_gradient(x), dim, -1)
@@ -75,7 +75,7 @@ def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]
 
 
 def _selected(row: Array, k: int) -> Array:
-    """Select the k-th smallest of f[N] as PyTorch does: Hoare's, with the median of three."""
+    """Select the k-th smallest of f[N] as PyTorch does: Hoare's algorithm with median of three."""
 
     def after(x: Array, y: Array) -> Array:
         return (x > y) | (jnp.isnan(x) & ~jnp.isnan(y))
@@ -90,7 +90,7 @@ def _selected(row: Array, k: int) -> Array:
         return after(row[order[i]], row[order[j]])
 
     def meet(order: Array, i: Array, j: Array, pivot: Array) -> tuple[Array, Array]:
-        """Return the next place from `i` up, and from `j` down, that lies on the wrong side."""
+        """Return the next positions, from `i` up and from `j` down, on the wrong side."""
         values = row[order]
         up = jnp.argmax((at > i) & ~after(pivot, values))
         down = len(row) - 1 - jnp.argmax(((at < j) & ~after(values, pivot))[::-1])
@@ -129,7 +129,7 @@ def _selected(row: Array, k: int) -> Array:
 
 
 def _running(beats: Callable[[Array, Array], Array]) -> OperatorRule:
-    """Return the row of a running extreme with its place: the last one of equal ones."""
+    """Return the row for a running extreme with its position, the last among equals."""
 
     def join(first: Any, second: Any) -> Any:
         wins = beats(second[0], first[0]) | jnp.isnan(second[0])
@@ -158,7 +158,7 @@ def _searchsorted(
     side: str | None = None,
     sorter: Array | None = None,
 ) -> Array:
-    """Find the places of numbers [..., M] among bounds [N], or those of their row [..., N]."""
+    """Find the positions of numbers [..., M] among bounds [N], or row-wise bounds [..., N]."""
     bounds = bounds if sorter is None else jnp.take_along_axis(bounds, sorter, axis=-1)
     x = jnp.asarray(x)
     if bounds.ndim == 1:

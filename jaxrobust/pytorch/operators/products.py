@@ -1,4 +1,4 @@
-"""Convolutions, products of matrices, and operators of whole ones: inverses, solutions, factors."""
+"""Convolutions, matrix products, and linear algebra: inverses, solutions, factorisations."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def _convolution(
     output_padding: Ints,
     groups: int,
 ) -> ChannelsLast:
-    """Return the convolution of [B,sides...,in] with PyTorch's weight [out,in/groups,taps...]."""
+    """Convolve [B,sides...,in] with PyTorch's weight [out,in/groups,taps...]."""
     sides = x.ndim - 2
     taps = weight.shape[2:]
     steps, pads, holes, more = (
@@ -69,7 +69,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Array:
-    """Return attention of [..., L, E] to [..., S, E]; a row that sees nothing is zero."""
+    """Compute attention of [..., L, E] to [..., S, E]; a fully masked row is zero."""
     assert not dropout_p, "a module in eval mode"
     if enable_gqa:  # several queries share a key
         key, value = (jnp.repeat(a, query.shape[-3] // a.shape[-3], -3) for a in (key, value))
@@ -85,7 +85,7 @@ def _attention(
 
 
 def _failures(result: Array, axes: tuple[int, ...] = (-2, -1)) -> Array:
-    """Return LAPACK's `info`, int32[...]: 0 where a result is finite, 1 where PyTorch has more."""
+    """Return LAPACK's `info`, int32[...]: 0 for finite results, else 1 where PyTorch has more."""
     return (~jnp.isfinite(result).all(axes)).astype(jnp.int32)
 
 
@@ -117,7 +117,7 @@ def _solve_triangular(
 
 
 def _cholesky(matrix: Array, upper: bool = False) -> Array:
-    """Factor a symmetric matrix, of which one half is read; both have the gradient."""
+    """Factor a symmetric matrix; only one half is read, but both get the gradient."""
     values = lax.stop_gradient(matrix)
     half = jnp.tril(values.mT if upper else values)
     zero = matrix - values
@@ -140,9 +140,9 @@ def _singular(
     *,
     driver: str | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Return U, the singular values, V' of matrices [..., M, N]; vectors are up to their signs.
+    """Return U, the singular values and V' of matrices [..., M, N]; vectors up to their signs.
 
-    The vectors beyond the values have no gradient, in PyTorch neither.
+    Vectors beyond the singular values have no gradient, as in PyTorch.
     """
     none: Any = jnp.zeros((0,), matrix.dtype)
     if not compute_uv:

@@ -1,8 +1,8 @@
-"""Operators that draw random numbers: from a key, where PyTorch draws from a global state.
+"""Operators that draw random numbers from a key, where PyTorch uses a global state.
 
-Each takes a key before PyTorch's operands, and draws in float32, so that a network in another type
-meets the same numbers. No gradient passes through what is drawn, nor does it in PyTorch; dropout's
-goes through what it keeps.
+Each takes a key before PyTorch's operands, and draws in float32, so a network in another type gets
+the same numbers. As in PyTorch, no gradient passes through random draws; with dropout, it passes
+through the kept values.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Draw = Callable[..., Array]  # key, shape, numbers that describe the distributio
 
 
 def _of_sizes(draw: Draw, place: int = 0) -> OperatorRule:
-    """Return the row of a draw whose operand `place` is its sizes: `randn` 0, `randint` -1."""
+    """Return the row of a draw whose operand `place` gives the sizes: `randn` 0, `randint` -1."""
 
     def drawn(key: Array, *operands: Any, dtype: Any = None) -> Array:
         numbers = list(operands)
@@ -29,7 +29,7 @@ def _of_sizes(draw: Draw, place: int = 0) -> OperatorRule:
 
 
 def _alike(draw: Draw) -> OperatorRule:
-    """Return the row of a draw in the shape and type of a tensor: `randn_like`, `x.normal_()`."""
+    """Return the row of a draw with a tensor's shape and type: `randn_like`, `x.normal_()`."""
 
     def drawn(key: Array, x: Array, *numbers: Any, dtype: Any = None) -> Array:
         taken = map(jax.lax.stop_gradient, numbers)

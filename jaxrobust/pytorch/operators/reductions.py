@@ -1,4 +1,4 @@
-"""Operators that look at many numbers: sums and extremes, softmax, order, lookups, distances."""
+"""Reductions and lookups: sums and extremes, softmax, order, indexing, distances."""
 
 from collections.abc import Callable, Sequence
 from string import ascii_letters
@@ -19,7 +19,7 @@ Dims = Ints | None
 
 
 def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
-    """Return the dimensions of a reduction; PyTorch means all of them by none."""
+    """Return the dimensions of a reduction; in PyTorch, no dimensions means all."""
     return tuple(dim % axes for dim in dims) if dims else tuple(range(axes))
 
 
@@ -44,7 +44,7 @@ def _over(reduce: Callable[..., Array]) -> OperatorRule:
 
 
 def _variance(x: Array, axes: Any, *, keepdims: bool, correction: float | None = 1) -> Array:
-    """Return variances; that of equal numbers is exactly 0, whatever their mean rounds to."""
+    """Return variances, exactly 0 for equal numbers, however their mean rounds."""
     first = x[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(x.ndim))]
     from_first = x - lax.stop_gradient(first)
     return jnp.var(
@@ -98,13 +98,13 @@ def _norm_slope(x: Array, norm: Array, order: float) -> Array:
 
 
 def taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    """Return the numbers at one place of each row along `dim`, and the places."""
+    """Return the numbers at one position of each row along `dim`, and the positions."""
     values = jnp.take_along_axis(x, places, axis=dim)
     return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
 
 
 def _extreme(arg: Callable[..., Array]) -> OperatorRule:
-    """Return the row of an extreme with its place; the gradient goes to that place alone."""
+    """Return the row of an extreme with its position; only that position gets a gradient."""
     return OperatorRule(
         lambda x, dim, keepdim: taken(x, arg(x, axis=dim, keepdims=True), dim, keepdim)
     )
@@ -136,14 +136,14 @@ def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
 
 
 def _along(places: Array, dim: int) -> tuple[Array, ...]:
-    """Return the index of every number that `places` names along an axis."""
+    """Return the indices of the numbers at `places` along an axis."""
     index = list(jnp.meshgrid(*map(jnp.arange, places.shape), indexing="ij"))
     index[dim] = places
     return tuple(index)
 
 
 def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
-    """Write numbers into `x`; each has the gradient of its place, as in PyTorch."""
+    """Write numbers into `x`; each gets the gradient of its position, as in PyTorch."""
     value = x.at[index].set(source)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return value
@@ -162,7 +162,7 @@ def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
 
 
 def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
-    """Translate PyTorch's indices, known places as lists among them, to NumPy's."""
+    """Translate PyTorch's indices, some of them lists of known positions, to NumPy's."""
     return tuple(
         slice(None) if each is None else np.asarray(each, int) if isinstance(each, list) else each
         for each in indices
@@ -191,7 +191,7 @@ def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Arr
 
 
 def _share(sizes: Ints, normalization: int) -> float:
-    """Return the factor of a Fourier transform: none, one by the root of its size, or by that."""
+    """Return the factor of a Fourier transform: 1, 1 / sqrt(size) or 1 / size."""
     size = float(np.prod(sizes))
     return (1.0, size**-0.5, 1 / size)[normalization]
 
@@ -214,7 +214,7 @@ def _fourier_to_reals(x: Array, dims: Ints, normalization: int, last: int) -> Ar
 def _scatter_reduce(
     x: Array, dim: int, places: Array, source: Array, reduce: str, include_self: bool = True
 ) -> Array:
-    """Join the numbers of `source` into their places; without `include_self`, of nothing else."""
+    """Reduce the numbers of `source` into their positions; `include_self` adds those of `x`."""
     index = _along(places, dim)
     source = source[tuple(map(slice, places.shape))]
     written = jnp.zeros(x.shape, bool).at[index].set(True)
@@ -231,7 +231,7 @@ def _scatter_reduce(
 
 
 def _products(x: Array, takes_part: Array, index: tuple[Array, ...], source: Array) -> Array:
-    """Return products in places; the gradient of each factor is the product of the others."""
+    """Return products per position; the gradient of each factor is the product of the others."""
     old, new = lax.stop_gradient(x), lax.stop_gradient(source)
     first = jnp.where(takes_part & (old != 0), old, 1)
     others = first.at[index].multiply(jnp.where(new == 0, 1, new))
@@ -249,7 +249,7 @@ def _products(x: Array, takes_part: Array, index: tuple[Array, ...], source: Arr
 def _extremes(
     x: Array, takes_part: Array, index: tuple[Array, ...], source: Array, reduce: str
 ) -> Array:
-    """Return extremes in places, of which equal ones share the gradient."""
+    """Return extremes per position; equal numbers share the gradient."""
     old, new = lax.stop_gradient(x), lax.stop_gradient(source)
     most = reduce == "amax"
     floating = jnp.issubdtype(x.dtype, jnp.inexact)
@@ -260,7 +260,7 @@ def _extremes(
     value = start.max(new) if most else start.min(new)
     if not floating:
         return value
-    # PyTorch counts what lies in the place also where it takes no part.
+    # PyTorch counts the old value of the position even if it is excluded.
     old_wins, new_wins = old == value, new == value[index]
     count = old_wins.astype(x.dtype).at[index].add(new_wins.astype(x.dtype))
     count = jnp.maximum(count, 1)
@@ -270,9 +270,9 @@ def _extremes(
 
 
 def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Array:
-    """Compute distances of [..., P, M] and [..., R, M], each with each; gradients are PyTorch's:
+    """Compute distances between all pairs of [..., P, M] and [..., R, M], with PyTorch's gradients.
 
-    zero where two are equal, and for the largest difference that of all that are largest.
+    They are zero for equal vectors; for the maximum norm, all largest differences get one.
     """
     apart = x[..., :, None, :] - y[..., None, :, :]
     size, sign = jnp.abs(lax.stop_gradient(apart)), jnp.sign(lax.stop_gradient(apart))
@@ -290,7 +290,7 @@ def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Arr
 
 
 def _euclidean(x: Array, y: Array) -> Array:
-    """Return the same for order 2 by a product of matrices, as PyTorch does of more than 25."""
+    """Compute Euclidean distances by a matrix product, as PyTorch does for more than 25 vectors."""
     held, other = lax.stop_gradient(x), lax.stop_gradient(y)
     squares = (held**2).sum(-1)[..., :, None] + (other**2).sum(-1)[..., None, :]
     value = jnp.sqrt(jnp.maximum(squares - 2 * held @ other.mT, 0))

@@ -1,4 +1,4 @@
-"""Pooling and resizing of images, whose channels lie last."""
+"""Pooling and resizing of channels-last images."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from jaxrobust.types import Array
 
 
 class _Axis(NamedTuple):
-    """Where the windows along one side of an image lie."""
+    """The windows along one side of an image."""
 
     place: int  # of the axis
     side: int
@@ -24,17 +24,17 @@ class _Axis(NamedTuple):
     windows: int
 
     def parts(self, x: Array, fill: float) -> list[Array]:
-        """Return the first number of every window, the second, and so on."""
+        """Return the first number of every window, then the second, and so on."""
         last = (self.windows - 1) * self.stride + 1
         needed = last + self.dilation * (self.size - 1) - self.padding
         around = [(0, 0, 0)] * x.ndim
-        around[self.place] = (self.padding, needed - self.side, 0)  # cut off, if negative
+        around[self.place] = (self.padding, needed - self.side, 0)  # cropped if negative
         x = lax.pad(x, jnp.asarray(fill, x.dtype), around)
         starts = [offset * self.dilation for offset in range(self.size)]
         return [lax.slice_in_dim(x, s, s + last, self.stride, self.place) for s in starts]
 
     def counted(self, with_padding: bool) -> np.ndarray:
-        """Count the numbers of every window, with those of the padding or without."""
+        """Count the numbers of every window, with or without padding."""
         first = np.arange(self.windows) * self.stride - self.padding
         beyond = np.minimum(first + self.size, self.side + self.padding * with_padding)
         return beyond - (first if with_padding else np.maximum(first, 0))
@@ -52,14 +52,14 @@ def _axes(
     ):
         rest = side + 2 * p - d * (w - 1) - 1
         count = (-(-rest // s) if ceil_mode else rest // s) + 1
-        # The last one must begin inside, or in the padding before.
+        # The last window must begin inside the image or in the left padding.
         beyond = ceil_mode and (count - 1) * s >= side + p
         axes.append(_Axis(place, side, w, s, p, d, count - beyond))
     return axes
 
 
 def _wins(y: Array, x: Array) -> Array:
-    return (y > x) | jnp.isnan(y)  # of equal ones the gradient goes to the first, as PyTorch's
+    return (y > x) | jnp.isnan(y)  # the first of equal numbers gets the gradient, as in PyTorch
 
 
 def _first_largest(x: Array, y: Array) -> Array:
@@ -67,7 +67,7 @@ def _first_largest(x: Array, y: Array) -> Array:
 
 
 class _Largest(Sequence[Any]):
-    """What a max pooling returns: values and their places, which are computed where asked for."""
+    """Result of a max pooling: values and their positions, computed on demand."""
 
     def __init__(self, values: Array, places: Callable[[], Array]) -> None:
         self._values, self._places = values, places
@@ -162,7 +162,7 @@ def _adaptive_max(x: Array, counts: Ints) -> _Largest:
 
 
 def _ratios(x: Array, sizes: Ints | None, factors: Sequence[float] | None) -> list[Any]:
-    """Return (from, to, step) of each side: how far apart neighbours lie in the old one."""
+    """Return (from, to, step) of each side; step is the distance of neighbours in the old image."""
     olds = x.shape[1:-1]
     if sizes is None:
         assert factors is not None
@@ -195,7 +195,7 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Return Keys' kernel with a = -0.5, which PyTorch takes where it smooths."""
+    """Return Keys' kernel with a = -0.5, which PyTorch uses for antialiasing."""
     x = np.abs(x)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))
@@ -204,7 +204,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def _smoothed(
     kernel: Callable[[np.ndarray], np.ndarray], reach: int
 ) -> Callable[..., ChannelsLast]:
-    """Return the resizing whose kernel, of that reach, grows with the pixels it joins."""
+    """Return an antialiased resizing: the kernel, of this reach, widens when shrinking."""
 
     def resize(x: Array, sizes: Ints, align: bool, *factors: float | None) -> ChannelsLast:
         for axis, (old, new) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):

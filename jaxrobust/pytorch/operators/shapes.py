@@ -1,4 +1,4 @@
-"""Operators that move numbers and compute none: views, cuts, joints, padding, new tensors."""
+"""Operators that only move numbers: views, slices, concatenations, padding, new tensors."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from jaxrobust.types import Array
 
 
 def moved(dim: int, axes: int) -> int:
-    """Translate a dimension of PyTorch to channels last."""
+    """Translate a PyTorch dimension to channels last."""
     dim %= axes
     return dim if dim == 0 else axes - 1 if dim == 1 else dim - 1
 
@@ -33,7 +33,7 @@ def _split_last(x: Array, sizes: Ints, dim: int) -> list[ChannelsLast]:
 
 
 def _concatenate(arrays: Sequence[Array], dim: int) -> Array:
-    # PyTorch leaves empty ones out.
+    # PyTorch skips empty tensors.
     return jnp.concatenate([array for array in arrays if array.shape != (0,)], axis=dim)
 
 

@@ -1,8 +1,8 @@
-"""In which order PyTorch's `sort` and `topk` put equal numbers.
+"""The order of equal numbers in PyTorch's `sort` and `topk`.
 
-A gradient goes to the place of a number, and on a CPU PyTorch's places are those of libstdc++:
-`std::sort`, `std::nth_element`, and `std::partial_sort` for few of many. Parts of a row are split
-all at once here. Rows without equal numbers, and short ones, are sorted as usual.
+A gradient goes to the position of a number, and on a CPU PyTorch's positions come from libstdc++:
+`std::sort`, `std::nth_element`, and `std::partial_sort` for a few of many. Here all parts of a row
+are split at once. Rows without equal numbers, and short rows, are sorted as usual.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from jax import lax
 
 from jaxrobust.types import Array
 
-_SHORT = 16  # what libstdc++ sorts by insertion, which is stable
+_SHORT = 16  # up to here libstdc++ sorts by insertion, which is stable
 
 
 def order(x: Array, dim: int, descending: bool) -> Array:
-    """Return the places of the numbers along `dim`, as `torch.sort` orders them."""
+    """Return the positions of the numbers along `dim`, in the order of `torch.sort`."""
     if x.shape[dim] <= _SHORT or not jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.argsort(x, axis=dim, stable=True, descending=descending)
     size = x.shape[dim]
@@ -25,7 +25,7 @@ def order(x: Array, dim: int, descending: bool) -> Array:
 
 
 def first(x: Array, count: int, dim: int, descending: bool, in_order: bool) -> Array:
-    """Return the places of the first numbers along `dim`, as `torch.topk` chooses them."""
+    """Return the positions of the first numbers along `dim`, as `torch.topk` selects them."""
     few = count * 64 <= x.shape[dim]
 
     def chosen(ranks: Array) -> Array:
@@ -40,7 +40,7 @@ def first(x: Array, count: int, dim: int, descending: bool, in_order: bool) -> A
 def _places(
     x: Array, dim: int, descending: bool, count: int, chosen: Any, always: bool = False
 ) -> Array:
-    """Return the first places along `dim`: `chosen` by ranks i[N], where numbers are equal."""
+    """Return the first positions along `dim`; `chosen` selects by ranks i[N] among equals."""
     rows = jnp.moveaxis(lax.stop_gradient(x), dim, -1)
     places = jnp.argsort(rows, axis=-1, stable=True, descending=descending)
     ordered = jnp.take_along_axis(rows, places, -1)
@@ -72,7 +72,7 @@ def _split(
       first, last: i[N], where the part of each position begins and ends.
       active: bool[N], whether it is split.
     Returns:
-      The new order, and of each position where the second half of its part begins.
+      The new order, and for each position the start of the second half of its part.
     """
     at, held, middle = jnp.arange(len(order)), ranks[order], first + (last - first) // 2
     a, b, c = held[first + 1], held[middle], held[last - 1]
@@ -83,7 +83,7 @@ def _split(
     source = jnp.where(active, source, at)
     order, held = order[source], held[source]
 
-    # From both ends, what is on the wrong side or equal to the pivot is exchanged in pairs.
+    # From both ends, numbers on the wrong side or equal to the pivot are exchanged in pairs.
     inside, pivot = active & (at > first), held[first]
     left, right = inside & (held >= pivot), inside & (held <= pivot)
     lefts, rights = jnp.cumsum(left), jnp.cumsum(right)
@@ -113,7 +113,7 @@ def _inserted(ranks: Array, order: Array, first: Any, last: Any) -> Array:
 
 
 def _sorted(ranks: Array, order: Array, count: int) -> Array:
-    """Sort the first positions as `std::sort` does."""
+    """Sort the first positions like `std::sort`."""
     at = jnp.arange(len(order))
     inside = at < count
 
@@ -134,7 +134,7 @@ def _sorted(ranks: Array, order: Array, count: int) -> Array:
 
 
 def _nth_element(ranks: Array, place: int) -> Array:
-    """Return an order with the number of that rank in its place, as `std::nth_element` does."""
+    """Return an order with the number of this rank in its position, like `std::nth_element`."""
     at = jnp.arange(len(ranks))
 
     def split(state: Any) -> Any:
@@ -152,7 +152,7 @@ def _nth_element(ranks: Array, place: int) -> Array:
 
 
 def _heaped(ranks: Array, count: int) -> Array:
-    """Return the first places in order, as `std::partial_sort` finds them with a heap."""
+    """Return the first positions in order, like `std::partial_sort` with its heap."""
     at = jnp.arange(len(ranks))
 
     def adjust(heap: Array, hole: Any, length: Any, value: Array) -> Array:

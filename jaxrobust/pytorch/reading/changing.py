@@ -1,8 +1,8 @@
-"""Numbers that a module reads of weights, where training changes these.
+"""Plain numbers that a module reads from weights that training changes.
 
-A program keeps a plain number, and the side of a branch, as it was when the module was written
-down. So a few passes on real numbers go before it: they note whose numbers are read, in which line,
-and what the passes themselves change."""
+A program freezes plain numbers and branches as they were at export. So a few passes on real
+numbers precede the export. They record which tensors are read as numbers, at which line, and what
+the passes themselves change."""
 
 import contextlib
 import traceback
@@ -17,27 +17,26 @@ from jaxrobust.pytorch.reading.data_dependence import storage, tensors
 from jaxrobust.pytorch.reading.wrappers import quietly
 
 _MODES = (True, True, False, True, False)  # of the passes: in training mode?
-# Numbers are read here without an operator; all others call one that PyTorch tags.
+# These read numbers without an operator; all others call one that PyTorch tags.
 _UNTAGGED = {"tolist", "numpy", "__array__", "__dlpack__", "storage", "untyped_storage"}
 _PRINTED = {"__repr__", "__format__"}
 _OF_SHAPES = ("new_", "zeros_like", "ones_like", "empty_like", "full_like")
-_IMAGES = ""  # the origin of what depends on images, or is drawn
-_DEPTH, _LONG = 4, 1000  # of a module's own Python values: levels, and entries of a list
+_IMAGES = ""  # the origin of values that depend on images or random draws
+_DEPTH, _LONG = 4, 1000  # limits for a module's Python values: levels, and entries of a list
 
 
 def check(module: Any, image: tuple[int, int, int]) -> None:
-    """Refuse a module whose program would hold a number that training changes.
+    """Refuse a module whose program would freeze a number that training changes.
 
     Raises:
-      Refused: it reads a number of a trained parameter or of a buffer that a pass moves, changes a
-        parameter in its forward pass, counts its passes in an attribute, or reads a tensor that an
-        earlier pass computed. The message names the line. What keeps a module from running at all
-        is left to its export.
+      Refused: it reads a trained parameter or a changing buffer as a number, changes a parameter
+        in its forward pass, counts its passes in an attribute, or reads a tensor from an earlier
+        pass. The message names the line. Modules that do not run at all are left to the export.
     """
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
-        return  # of which every number is a step of the program
+        return  # every number is a step of its program
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
     noted = _Noted({**parameters, **buffers})
@@ -64,14 +63,14 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         if origins & (trained | moved | {_IMAGES}):
             raise Refused(
                 f"{line or 'it'} reads its tensor `{name}` as an earlier pass left it, and a "
-                "program would keep the numbers of now; compute it in every pass, or in an "
-                "evaluation alone and clear it in train()"
+                "program would keep its current numbers; compute it in every pass, or only in "
+                "evaluation mode and clear it in train()"
             )
     if changed := sorted(moved & parameters.keys()):
         line = next(of_pass[changed[0]] for of_pass in written if changed[0] in of_pass)
         raise Refused(
             f"{line or 'its forward pass'} changes parameter `{changed[0]}`, which training leaves "
-            "to the optimiser; where only the first pass does so, call the module on a batch of "
+            "to the optimiser; if only the first pass does so, call the module on a batch of "
             "images once before you return it, else compute the changed tensor from the parameter"
         )
     first, second = attributes[:2]
@@ -102,7 +101,7 @@ def _check_reads(
             remedy += ", or freeze it with requires_grad_(False)"
         if name in written[0] and name not in written[1]:
             remedy = (
-                "where only the first pass changes it, call the module on a batch of images once "
+                "if only the first pass changes it, call the module on a batch of images once "
                 "before you return it"
             )
         raise Refused(
@@ -112,10 +111,10 @@ def _check_reads(
 
 
 def check_memory(exported: Any, moved: Collection[str]) -> None:
-    """Refuse a tensor of a program that shares memory with a tensor that training changes.
+    """Refuse a program's tensor that shares memory with a tensor that training changes.
 
     Args:
-      exported: of PyTorch's, before its decomposition.
+      exported: PyTorch's program before decomposition.
       moved: names of buffers that change, in addition to parameters that require gradients.
     """
     all_tensors = {**exported.state_dict, **exported.constants}
@@ -133,12 +132,12 @@ def check_memory(exported: Any, moved: Collection[str]) -> None:
                     f"its tensor `{name}` shares the memory of `{other}`, which training changes, "
                     f"and an exported program would keep its current values; use `{other}` "
                     f"itself, or a copy "
-                    "(clone()) where the first numbers are meant"
+                    "(clone()) if you mean the initial numbers"
                 )
 
 
 def one_name(program: Any) -> Any:
-    """Give one name to a buffer of several, which PyTorch cannot write down where it changes."""
+    """Give a single name to a buffer with several; PyTorch cannot export it if it changes."""
     import torch
 
     first: dict[int, Any] = {}
@@ -151,7 +150,7 @@ def one_name(program: Any) -> Any:
         tensor, node = all_tensors[spec.target], places[spec.arg.name]
         if (first_node := first.setdefault(id(tensor), node)) is not node:
             node.replace_all_uses_with(first_node)
-            copies[spec.target] = tensor.clone()  # which nothing reads any more
+            copies[spec.target] = tensor.clone()  # nothing reads it any more
     program._state_dict = {k: copies.get(k, t) for k, t in program.state_dict.items()}
     program._constants = {k: copies.get(k, t) for k, t in program.constants.items()}
     program.graph_module.recompile()
@@ -159,7 +158,7 @@ def one_name(program: Any) -> Any:
 
 
 def _attributes(module: Any) -> dict[str, str]:
-    """Return the plain values that a module holds, as text, by their places in it."""
+    """Return a module's plain values, as text, by their position in it."""
     import torch
 
     inherited = vars(torch.nn.Module())
@@ -210,7 +209,7 @@ def _line() -> str:
 
 
 class _Noted:
-    """What is read and written in passes, by the names of the tensors that it comes from."""
+    """Reads and writes during passes, by the names of the original tensors."""
 
     def __init__(self, named_tensors: Mapping[str, Any]) -> None:
         self.tensors = dict(named_tensors)
@@ -227,7 +226,7 @@ class _Noted:
         self._printing = False
 
     def remember(self, module: Any) -> None:
-        """Remember the tensors that a pass left in attributes, which a later one may read."""
+        """Remember tensors that a pass left in attributes, because a later pass may read them."""
         for place, part in module.named_modules():
             for key, value in list(vars(part).items()):
                 for tensor in () if key in ("_parameters", "_buffers") else tensors(value):
@@ -238,7 +237,7 @@ class _Noted:
 
     @contextlib.contextmanager
     def passing(self, images: Any) -> Iterator[None]:
-        """Note what is read and written inside, a pass on images."""
+        """Record reads and writes inside, during a pass on images."""
         from torch.overrides import TorchFunctionMode
         from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -274,13 +273,13 @@ class _Noted:
             yield
 
     def read(self, values: Any) -> None:
-        """Note that plain numbers are read of tensors."""
+        """Record that tensors are read as plain numbers."""
         origins = self._of(values)
         if origins and not self._printing:
             self.reads.append((_line(), origins))
 
     def operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Note what an operator reads and writes, and what its result depends on."""
+        """Record an operator's reads and writes, and what its result depends on."""
         import torch
 
         name = func._schema.name.removeprefix("aten::")

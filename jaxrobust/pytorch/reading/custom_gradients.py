@@ -1,8 +1,8 @@
 """Gradients that a module's author defines, as operators of an exported program.
 
-PyTorch's export writes values down. What the author says of gradients is lost in its core
-operators: `detach`, `torch.no_grad`, and the backward pass of a `torch.autograd.Function`. Three
-operators of our own keep it through the decompositions:
+PyTorch's export only records values. Its core operators lose what the author defines for
+gradients: `detach`, `torch.no_grad`, and the backward pass of a `torch.autograd.Function`. Three
+operators of our own keep this through the decompositions:
 
   stop(x)                                       x, through which no gradient passes
   hole(output)                                  the gradient of an output, known in a backward pass
@@ -29,7 +29,7 @@ _SCHEMAS = {
 
 
 class Refused(ValueError):
-    """A module that cannot be converted, with the reason for people."""
+    """A module that cannot be converted, with a readable reason."""
 
 
 @functools.cache
@@ -54,14 +54,14 @@ def declared() -> Any:
 
 @contextlib.contextmanager
 def written_down() -> Iterator[None]:
-    """Keep the backward pass of each `torch.autograd.Function` called, `Tensor.data` and lists."""
+    """Keep the backward pass of each `torch.autograd.Function`, `Tensor.data` and lists."""
     import torch
 
     declared()
     function: Any = torch.autograd.Function
     of_class: Any = vars(torch._C.TensorBase)["data"]  # a property
     apply, fake = vars(function)["apply"], torch._subclasses.FakeTensor
-    tolist = vars(fake).get("tolist")  # which asks for each number by itself
+    tolist = vars(fake).get("tolist")  # which asks for each number separately
 
     def data(tensor: Any) -> Any:
         return tensor.detach() if isinstance(tensor, fake) else of_class.__get__(tensor)
@@ -80,7 +80,7 @@ def written_down() -> Iterator[None]:
 
 
 class _Context:
-    """What a `Function` is given to remember things in."""
+    """The context in which a `Function` stores values."""
 
     def __init__(self, name: str, needs: tuple[bool, ...]) -> None:
         self.name, self.needs_input_grad = name, needs
@@ -92,7 +92,7 @@ class _Context:
         self.saved_tensors = tensors
 
     def save_for_forward(self, *tensors: Any) -> None:
-        pass  # of forward-mode derivatives, which no attack takes
+        pass  # for forward-mode derivatives, which no attack uses
 
     def set_materialize_grads(self, value: bool) -> None:
         self.materialize_grads = value
@@ -125,7 +125,7 @@ def _applied(cls: Any, *operands: Any) -> Any:
         else:
             result = cls.forward(*operands)
             cls.setup_context(context, operands, result)
-    if not any(needs):  # its gradient is never asked for
+    if not any(needs):  # its gradient is never needed
         return result
     outputs = result if isinstance(result, tuple) else (result,)
     constant = [id(value) for value in context.constant]

@@ -1,9 +1,9 @@
-"""What a module asks its own numbers, and PyTorch, in a forward pass.
+"""Questions that a module asks about its own numbers in a forward pass.
 
-`torch.export` traces a module without numbers, so that a question to one (`if (std == 0).any()`,
-`scale.item()`) has no answer, although it may be the same for all images. A pass on real numbers
-goes before it: there, each question is noted with its answer, and whether what is asked depends on
-the images; while the module is written down, those that do not are answered."""
+`torch.export` traces a module without numbers, so a question about one (`if (std == 0).any()`,
+`scale.item()`) has no answer, even if the answer is the same for all images. So a pass on real
+numbers comes first. It records each question, its answer, and whether it depends on the images.
+During the export, questions that do not are answered."""
 
 import contextlib
 import copy
@@ -27,7 +27,7 @@ _INSTEAD = (
 
 
 class Answer(NamedTuple):
-    """What a tensor was asked, and what it said."""
+    """A question about a tensor, and its answer."""
 
     question: str
     fixed: bool  # neither an image nor a draw has changed it
@@ -42,7 +42,7 @@ class Watched(NamedTuple):
 
 
 def check_hooks(module: Any) -> None:
-    """Raise `Refused` for hooks that change gradients, which nothing writes down."""
+    """Raise `Refused` for hooks that change gradients, because the export would lose them."""
     import torch
 
     hooked = [
@@ -69,8 +69,8 @@ def check_hooks(module: Any) -> None:
 def watched(module: Any, images: Any) -> Watched:
     """Record the questions and the calls of a module on some images; it is run twice.
 
-    The first pass is for those that change their weights in it, which is not written down:
-    RobustBench's Pang2020Boosting normalises those of its last map.
+    The first pass is for modules that change their weights in it, which the export would miss:
+    RobustBench's Pang2020Boosting normalises the weights of its last layer.
     """
     import torch
 
@@ -95,7 +95,7 @@ def watched(module: Any, images: Any) -> Watched:
 
 @contextlib.contextmanager
 def answering(module: Any, watched: Watched) -> Iterator[None]:
-    """Answer a module's questions of before while its forward pass is traced."""
+    """Answer a module's recorded questions while its forward pass is traced."""
 
     @contextlib.contextmanager
     def inside(inputs: Any) -> Iterator[None]:
@@ -134,7 +134,7 @@ def tensors(*values: Any) -> list[Any]:
 
 
 def storage(tensor: Any) -> tuple[int, Any]:
-    """Return a number for a tensor's memory, which is its own while the second result is held."""
+    """Return a number for a tensor's memory, unique while the second result is alive."""
     try:
         memory = tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # it has none
@@ -153,7 +153,7 @@ def _noting(answers: list[Answer], inputs: Any) -> Any:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-            # What is drawn is not an answer for all passes, though no image changes it.
+            # A random draw is not an answer for all passes, although no image changes it.
             moves = is_draw(name) or any(storage(t)[0] in moved for t in tensors(args, kwargs))
             if name == "register_hook" and moves:
                 where = own_line("".join(traceback.format_stack()))

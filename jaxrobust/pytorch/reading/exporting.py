@@ -13,16 +13,16 @@ from jaxrobust.pytorch.reading import changing, custom_gradients, data_dependenc
 from jaxrobust.pytorch.reading.refusals import own_line
 from jaxrobust.pytorch.reading.wrappers import quietly
 
-# Operators whose formula here is shorter than PyTorch's decomposition, that have their gradient by
-# hand, or that draw at once. PyTorch 2.14 would write a norm as the root of a sum, whose gradient
-# at 0 is not a number.
+# Operators with a shorter formula here than PyTorch's decomposition, with a gradient by hand, or
+# with a single draw. PyTorch 2.14 would decompose a norm into the root of a sum, whose gradient at
+# 0 is NaN.
 _UNDECOMPOSED = (
     "scaled_dot_product_attention",
     "silu",
     "_euclidean_dist",
     "bernoulli",
     "linalg_vector_norm",
-    # PyTorch's decomposition has other gradients at kinks and ends than the operator.
+    # PyTorch's decomposition has other gradients at kinks and bounds than the operator.
     *("hardsigmoid", "hardswish", "logit", "sinc", "special_entr", "binary_cross_entropy"),
     *("std.correction", "xlogy.Tensor", "xlogy.Scalar_Self", "xlogy.Scalar_Other"),
     *("special_xlog1py", "special_xlog1py.self_scalar", "special_xlog1py.other_scalar"),
@@ -38,7 +38,7 @@ def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
 
     if not isinstance(module, torch.nn.Module):
         what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
-        raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
+        raise ValueError(f"it is {what}, not a torch.nn.Module; return the module and its weights")
     refusals.check(module)
 
     def refuse(names: list[str], fault: str) -> None:
@@ -56,19 +56,19 @@ def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
     dtypes = {name: a.dtype for name, a in arrays.items() if a.is_floating_point()}
     if other := [name for name, dtype in dtypes.items() if dtype != torch.float32]:
         kind = str(dtypes[other[0]]).removeprefix("torch.")
-        refuse(other, f"{kind}; call module.float(): verdicts are those of float32")
+        refuse(other, f"{kind}; call module.float(): verdicts are decided in float32")
 
 
 def exported(
     module: Any, image: tuple[int, int, int], *, trainable: bool = False
 ) -> tuple[Any, bool]:
-    """Export a module for images H, W, C; the second result says that it takes one image only.
+    """Export a module for images H, W, C; the second result says if it takes one image only.
 
-    The program of a `trainable` one computes what the module keeps from evaluation to evaluation.
+    The program of a `trainable` module also computes what it keeps between evaluations.
     """
     import torch
 
-    if not module.training:  # where a norm of one image would have nothing to normalise
+    if not module.training:  # in training, the norm of a single image has nothing to normalise
         refusals.check_takes(module, image)
     if isinstance(module, torch.jit.ScriptModule):
         return exported_torchscript(module, image)
@@ -89,13 +89,13 @@ def exported(
             functions.extend(watched.functions)
             if trainable and not module.training:
                 module.train().eval()
-            # PyTorch reads the module's source where it is strict, and our answers are not part.
+            # In strict mode PyTorch reads the module's source, without our answers.
             answers = data_dependence.answering(module, watched)
             with contextlib.nullcontext() if strict else answers:
                 return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
     reasons: list[Exception] = []
-    for count in (2, 1):  # one by one, if its code is written for a number of images
+    for count in (2, 1):  # one by one, if its code fixes a number of images
         for strict in (False, True):
             if strict and functions:  # whose backward passes would be lost
                 continue
@@ -122,7 +122,7 @@ def _first_line(error: Exception) -> str:
 
 
 def loaded(path: Path) -> tuple[Any, bool]:
-    """Load the program of a `.pt2`; the second result says that it takes one image only."""
+    """Load the program of a `.pt2`; the second result says if it takes one image only."""
     import torch
 
     with quietly():
@@ -138,7 +138,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
     sizes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"]
     images: tuple[Any, ...] = tuple(sizes[-1]) if sizes else ()
     if len(images) != 4:
-        raise ValueError(f"it takes {images}, no images [B,C,H,W]; export it with images")
+        raise ValueError(f"it takes {images}, not images [B,C,H,W]; export it with images")
     if isinstance(images[0], int) and images[0] != 1:
         raise ValueError(
             f"it takes {images[0]} images at a time and no other number; export it with "
@@ -148,7 +148,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
 
 
 def decomposed(program: Any) -> Any:
-    """Return an exported program in PyTorch's core operators, and a few others."""
+    """Decompose an exported program into PyTorch's core operators and a few others."""
     import torch
 
     table = torch.export.default_decompositions()
@@ -165,14 +165,14 @@ def decomposed(program: Any) -> Any:
 
 
 def drops_attention(node: Any) -> bool:
-    """Tell whether a node is attention with dropout, which its row leaves out."""
+    """Tell whether a node is attention with dropout, which its row ignores."""
     if node.op != "call_function" or "scaled_dot_product_attention" not in str(node.target):
         return False
     return node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0) != 0
 
 
 def _strict(decomposition: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a decomposition where `clamp` has no gradient at its bounds, as PyTorch's sampler."""
+    """Return a decomposition where `clamp` has no gradient at its bounds, as in grid sampling."""
     import torch
     from torch.nn.functional import threshold
 
@@ -201,7 +201,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def loaded_torchscript(path: Path) -> Any:
-    """Return the module of such a file, on the CPU; it holds TorchScript, and no Python."""
+    """Load the module of such a file on the CPU; it contains TorchScript and no Python."""
     import torch
 
     try:
@@ -213,14 +213,14 @@ def loaded_torchscript(path: Path) -> Any:
 
 
 def exported_torchscript(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
-    """Export a module of TorchScript; the second result says that it takes one image only."""
+    """Export a TorchScript module; the second result says if it takes one image only."""
     import torch
 
     problem = (
         f"it is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; "
         "give the torch.nn.Module that it was made from"
     )
-    # PyTorch's message names this converter where such a module is exported; it is undocumented
+    # PyTorch's error for such modules names this converter; it is undocumented
     # and may be missing.
     try:
         from torch._export.converter import TS2EPConverter
@@ -243,7 +243,7 @@ def exported_torchscript(module: Any, image: tuple[int, int, int]) -> tuple[Any,
 
 
 def in_float64(module: Any) -> Any:
-    """Return a copy of a module, of TorchScript or not, in float64."""
+    """Return a copy of a module in float64; also for TorchScript."""
     import torch
 
     with quietly():

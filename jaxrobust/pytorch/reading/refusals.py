@@ -1,4 +1,4 @@
-"""Why a module of PyTorch's cannot be taken, for its author: what it is, and what to do."""
+"""Explains to the author why a PyTorch module is refused, and what to do."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ _DRAWS = re.compile(
     r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout|log_normal|cauchy"
     r"|geometric|poisson)"
 )
-SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
+SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # common image sizes of networks
 _SIZED = ("nonzero", "_unique", "unique_", "repeat_interleave", "masked_select")
 _SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
 _QUANTISED = ("quantized", "quantize_per", "quantize_affine", "dequantize", "int_repr", "_packed")
@@ -21,12 +21,12 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a stack trace
 
 
 def line(node: Any) -> str:
-    """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
+    """Return the source line behind a node: FILE, line N (CODE)."""
     return own_line(node.meta.get("stack_trace") or "") or node.name
 
 
 def own_line(text: str) -> str:
-    """Return the innermost line of a stack trace that is not PyTorch's own."""
+    """Return the innermost line of a stack trace outside PyTorch."""
     import torch
 
     folders = str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "torch/", "<"
@@ -41,7 +41,7 @@ def own_line(text: str) -> str:
 
 
 def check(module: Any) -> None:
-    """Raise `ValueError` where a module's weights are quantised, whatever else is wrong with it."""
+    """Raise `ValueError` if a module's weights are quantised, before any other check."""
     for name, part in module.named_modules():
         if "quantized" in type(part).__module__.split("."):
             raise ValueError(
@@ -52,12 +52,12 @@ def check(module: Any) -> None:
 
 
 def is_draw(operator: str) -> bool:
-    """Tell whether an operator of PyTorch's draws random numbers, by its name."""
+    """Tell from its name whether a PyTorch operator draws random numbers."""
     return bool(_DRAWS.search(operator))
 
 
 def draws(line: str, operator: str) -> str:
-    """Explain why a module that draws is refused, and what to do."""
+    """Explain why a module with random draws is refused, and what to do."""
     return (
         f"{line}: {operator} draws random numbers in eval mode, and attacks on what is never the "
         "same twice say little; make it a function of the images, or, where a randomised defence "
@@ -67,7 +67,7 @@ def draws(line: str, operator: str) -> str:
 
 
 def no_row(line: str, name: str) -> str:
-    """Explain why an operator cannot be computed here; `line` is the module's own."""
+    """Explain why an operator is not supported; `line` is a line of the module."""
     word = name.removeprefix("aten.")
     stem = word.partition(".")[0]
     unknown_size = "sizes that depend on the images cannot be compiled"
@@ -78,19 +78,19 @@ def no_row(line: str, name: str) -> str:
         )
     elif word.startswith(_SIZED):
         reason = (
-            f"{stem} gives as many numbers as the images say, and {unknown_size}; keep the size, "
-            "with torch.where or a sum"
+            f"how many numbers {stem} gives depends on the images, and {unknown_size}; keep the "
+            "size, with torch.where or a sum"
         )
     elif word in _SIZES or stem in ("_local_scalar_dense", "item"):
         reason = (
-            f"a plain number or a size is taken of values there, and {unknown_size}; compute with "
-            "tensors of fixed sizes"
+            f"a plain number or a size is taken from values there, and {unknown_size}; compute "
+            "with tensors of fixed sizes"
         )
     elif any(part in name for part in _QUANTISED):
-        reason = f"{name} is of quantised weights: give the float module"
+        reason = f"{name} has quantised weights: give the float module"
     elif word in ("cond", "while_loop", "scan", "map_impl"):
         reason = (
-            f"torch.{word} runs one of several functions by what the images say; compute both and "
+            f"torch.{word} chooses a function by the images; compute both and "
             "choose with torch.where"
         )
     else:
@@ -102,14 +102,14 @@ def no_row(line: str, name: str) -> str:
 
 
 def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
-    """Tell whether a node compares sizes, and only `checks`, parts of names, read that."""
+    """Tell whether a node compares sizes and only `checks` (parts of names) read the result."""
     return getattr(node.target, "__name__", "") in _SIZES and all(
         any(part in str(user.target) for part in checks) for user in node.users
     )
 
 
 def example(module: Any, image: tuple[int, int, int], count: int) -> Any:
-    """Return images H, W, C without a content, in the type of a module's weights."""
+    """Return blank images H, W, C in the type of a module's weights."""
     import torch
 
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
@@ -137,15 +137,15 @@ def check_takes(module: Any, image: tuple[int, int, int]) -> None:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
     if types:
         raise ValueError(
-            f"torch.autocast computes in {types[0]} inside of it: verdicts are those of float32; "
-            "take it out, or say enabled=False"
+            f"torch.autocast computes in {types[0]} inside it: verdicts are decided in float32; "
+            "remove it, or set enabled=False"
         )
     if all(problems):
         raise ValueError(problems[0])
 
 
 def _problem(module: Any, images: Any) -> str | None:
-    """Explain why a module does not take images of a shape, and which it takes; None: it does."""
+    """Explain why a module refuses images of a shape, and which it takes; None: it takes them."""
     import torch
 
     inside: list[tuple[str, Any]] = []
@@ -197,7 +197,7 @@ def _taken(module: Any, images: Any) -> str | None:
 
 @wrappers.uncompiled()
 def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
-    """Warn of logits without a gradient; `ValueError`, if attacks are `following` it."""
+    """Warn about logits without a gradient; `ValueError` if the attacks `following` need one."""
     import torch
 
     for row in torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).split(1):
@@ -220,7 +220,7 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
 
 
 def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
-    """Take PyTorch's gradient in `x`; where it fails, `again` finds the module's line."""
+    """Compute PyTorch's gradient in `x`; if it fails, `again` finds the module's line."""
     import torch
 
     if not logits.requires_grad:
@@ -233,18 +233,18 @@ def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -
         raise ValueError(
             f"{where + ': ' if where else ''}PyTorch itself cannot differentiate the module: "
             + (
-                "what its backward pass reads of this line is changed in place afterwards; write "
-                "y = 2 * y for y.mul_(2), or change y.clone()"
+                "a value of this line that its backward pass reads is changed in place later; use "
+                "y = 2 * y instead of y.mul_(2), or change y.clone()"
                 if "modified by an inplace operation" in text
-                else f"{text[:200]}; use operators that have a gradient, or .detach() what shall "
-                "have none"
+                else f"{text[:200]}; use operators that have a gradient, or .detach() values "
+                "that need none"
             )
         ) from error
     return torch.zeros_like(x) if grad is None else grad
 
 
 def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
-    """Return the module's line whose backward pass fails; "": PyTorch does not know it."""
+    """Return the module's line whose backward pass fails, or "" if PyTorch does not know it."""
     import torch
 
     x = x.detach().clone().requires_grad_()

@@ -1,8 +1,8 @@
-"""From an exported program of core operators to a `Program`, read node by node.
+"""Conversion of an exported program of core operators to a `Program`, node by node.
 
-What depends on no image is computed once, by PyTorch: an orthogonal or normalised weight is an
-array here, with PyTorch's own bits. A weight that is only laid out in another way stays the
-module's own, by its name.
+PyTorch computes everything that does not depend on images once. An orthogonal or normalised weight
+is therefore an array here, with PyTorch's bits. A weight that only has another layout remains a
+weight of the module, under its name.
 """
 
 import re
@@ -28,9 +28,9 @@ from jaxrobust.pytorch.reading.custom_gradients import HOLE
 from jaxrobust.pytorch.reading.refusals import is_draw, line
 from jaxrobust.types import Array
 
-COMPUTED = "computed."  # begins the key of a weight that is computed of the module's own
+COMPUTED = "computed."  # prefix of weights that are computed from the module's own
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
-# Of sizes, types and matrices that have no inverse; they compute nothing.
+# Checks of sizes, types and singular matrices; they compute nothing.
 _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 _INDEXED = {"aten.index.Tensor", "aten.index_put.default"}
 _LAYOUT = {
@@ -54,7 +54,7 @@ def read(
     """Read a decomposed program as data, and its weights by their names in the module.
 
     `single`: it takes one image at a time; `random`: it may draw; `double`: weights in float64;
-    `trainable`: weights change, so nothing is computed of them beforehand.
+    `trainable`: weights change, so nothing is computed from them beforehand.
     """
     import torch
 
@@ -72,7 +72,7 @@ def read(
             tensor = program.state_dict.get(spec.target)
             tensor = program.constants[spec.target] if tensor is None else tensor
             if trainable and not tensor.is_floating_point() and spec.target not in moved:
-                constants[spec.arg.name] = tensor  # such as places in a table: nothing that trains
+                constants[spec.arg.name] = tensor  # such as table indices; not trained
                 continue
             names[spec.arg.name] = spec.target
             tensors[spec.target] = tensor
@@ -144,9 +144,7 @@ def _paths(program: Any) -> list[str]:
 
 
 def chosen_output(exported: Any, program: Program, requested: str | None) -> str:
-    """Find the logits among the results; `ValueError` if `requested` does not exist, or several
-    fit.
-    """
+    """Find the logits among the results; `ValueError` if `requested` is missing, or several fit."""
 
     def text(shape: Any) -> str:
         return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"
@@ -169,7 +167,7 @@ def chosen_output(exported: Any, program: Program, requested: str | None) -> str
 
 
 def chosen(result: Any, output: str) -> Any:
-    """Return the logits among what a module returns, by their path, as of `chosen_output`."""
+    """Return the logits among a module's results, by the path from `chosen_output`."""
     for key in output.split(".") if output else ():
         if isinstance(result, dict):
             result = result[key]
@@ -181,14 +179,14 @@ def chosen(result: Any, output: str) -> Any:
 
 
 def _steps(graph: Any, free: "Free", random: bool, rows: set[str]) -> Iterator[OperatorCall]:
-    """Yield what has to be computed of images; what no image changes joins what is free."""
+    """Yield the steps that depend on images; other values join `free`."""
     backward: dict[str, OperatorCall] = {}  # steps that read gradients, by name
     checks: set[Any] = set()
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         name = _name(node.target)
-        # A check may stand in another node, which orders effects.
+        # A check may be inside another node, which orders effects.
         checked = _name(node.args[1]) if name == "with_effects" else name
         if any(part in checked for part in _CHECKS) or (
             name == "getitem" and node.args[0] in checks
@@ -255,7 +253,7 @@ def _step(node: Any, name: str, free: "Free") -> OperatorCall:
 
 
 class Free:
-    """The values that no image changes, as PyTorch computes them, perhaps in double precision."""
+    """Values that do not depend on images, computed by PyTorch, optionally in double precision."""
 
     def __init__(
         self, weights: dict[str, Any], constants: dict[str, Any], dtype: str, double: bool = False
@@ -264,7 +262,7 @@ class Free:
 
         self._dtype = getattr(torch, dtype)
         self._wide = torch.float64 if double else self._dtype
-        self.constants = set(constants)  # and what is computed of nothing else
+        self.constants = set(constants)  # and values computed only from them
         self.values = {name: self._typed(value) for name, value in (constants | weights).items()}
         self._laid_out = set(weights)  # weights, and the same numbers in another layout
 
@@ -275,11 +273,11 @@ class Free:
             value = value.detach()
             return value.to(self._wide) if value.dtype == self._dtype else value
         if isinstance(value, torch.dtype) and value in (torch.uint16, torch.uint32, torch.uint64):
-            return torch.int64  # of the places in `eye`; PyTorch cannot count in the others
+            return torch.int64  # for the indices of `eye`; PyTorch does not support the other types
         return self._wide if value is self._dtype else value
 
     def takes(self, node: Any, name: str, rows: Iterable[str]) -> bool:
-        """Compute a node, in the graph's order; True: no step of the program has to."""
+        """Compute a node, in the graph's order; True: the program needs no step for it."""
         import torch
 
         inputs = node.args[0] if name == OWN else node.all_input_nodes
@@ -302,9 +300,9 @@ class Free:
 
 
 def with_places(step: OperatorCall, nodes: dict[str, Any], values: dict[str, Any]) -> OperatorCall:
-    """Put places for masks that are known into an indexing step; a mask of images is refused.
+    """Replace known masks in an indexing step by positions; masks from images are refused.
 
-    XLA computes with sizes that are known. A mask that no image changes says how many it chooses.
+    XLA needs known sizes. A mask that does not depend on images selects a known number.
     """
     import torch
 

@@ -15,26 +15,26 @@ from jaxrobust.pytorch.trainable import Trainable, state_dict
 from jaxrobust.types import Classifier, unmasked
 
 _COUNTER, _INVERSE = "num_batches_tracked", "aten.reciprocal.default"
-_BATCH_NORM, _MOMENTUM = "_native_batch_norm_legit", -2  # the place of an operand
+_BATCH_NORM, _MOMENTUM = "_native_batch_norm_legit", -2  # the position of an operand
 _OF_EVALUATION = "aten._native_batch_norm_legit_no_training.default"
-# Of the largest float32 number: rounding of a deep network; a wrong rule gives 1e-1.
+# Relative to the largest float32 number: rounding of a deep network; wrong rules give 1e-1.
 _ROUNDING = 1e-3
 _MEAN = "running_mean"
-_SPREAD = 0.1  # of a standard deviation: the least that errors of a mean are measured by
-_STEP = 0.1  # by which parameters differ between two passes, so that one that is a constant shows
-_WEIGHTED = 3  # parts with weights of their own, from which on a numbered part is a block
+_SPREAD = 0.1  # of a standard deviation: the smallest scale for errors of a mean
+_STEP = 0.1  # change of parameters between two passes, to reveal frozen ones
+_WEIGHTED = 3  # a numbered part with at least this many weighted parts is a block
 
 
 def trainable(module: Any, image: tuple[int, int, int], *, output: str | None = None) -> Trainable:
-    """Write down both modes of a module for images H, W, C.
+    """Export both modes of a module for images H, W, C.
 
     Args:
-      module: `torch.nn.Module` on the CPU, in float32; of images f32[B,C,H,W] in [0, 1] it gives
-        logits f32[B,K]. Parameters that do not require gradients stay as they are.
+      module: `torch.nn.Module` on the CPU, in float32, from images f32[B,C,H,W] in [0, 1] to
+        logits f32[B,K]. Parameters that do not require gradients stay frozen.
       image: sides and channels of an image.
-      output: which of several results are the logits, as of `pytorch.torch.from_module`.
+      output: names the logits among several results, as in `pytorch.torch.from_module`.
     Raises:
-      ValueError: the module has what cannot be trained here; the message names its line.
+      ValueError: training does not support the module; the message names the line.
     """
     module = wrappers.inside(module)
     _check(module)
@@ -49,16 +49,16 @@ def trainable(module: Any, image: tuple[int, int, int], *, output: str | None = 
 
 
 def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
-    """Compare a module that holds a network's weights with it, in both modes where nothing draws.
+    """Compare a module with its network at equal weights, in both modes if nothing draws.
 
-    That is done twice, before and after a change of all parameters, and what a pass in training
-    mode leaves of all tensors is compared too.
+    This happens twice, before and after a change of all parameters. All tensors after a pass in
+    training mode are compared too.
 
     Args:
-      module: a new one, for it gets the network's state dict and is put into training mode.
+      module: a new one, because it gets the network's state dict and is put into training mode.
       net: the network's functions, which are compiled.
     Raises:
-      ValueError: they give other logits, or leave other tensors.
+      ValueError: logits differ, or tensors after a pass do.
     """
     import torch
 
@@ -83,7 +83,7 @@ def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
             for name, array in their_state.items():
                 scale, variance = array, f"{name.removesuffix(_MEAN)}running_var"
                 if name.endswith(_MEAN) and variance in their_state:
-                    # Behind another norm a mean is 0 but for rounding, which follows the spread.
+                    # After another norm, a mean is 0 up to rounding, which scales with the spread.
                     scale = np.append(array, _SPREAD * np.sqrt(their_state[variance]))
                 fault = f"leaves another {name} than PyTorch after a pass in {mode} mode"
                 _check_close(state[name], array, scale, fault)
@@ -91,7 +91,7 @@ def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
 
 
 def _check_close(values: Any, expected: np.ndarray, scale: np.ndarray, fault: str) -> None:
-    """Refuse values whose errors, of the largest number of `scale`, are not rounding."""
+    """Refuse values with errors beyond rounding, relative to the largest number of `scale`."""
     error = differences(values, expected)[0].max(initial=0)
     error /= max(np.abs(scale[np.isfinite(scale)]).max(initial=0), 1e-6)
     if not error <= _ROUNDING:
@@ -103,7 +103,7 @@ def _check_close(values: Any, expected: np.ndarray, scale: np.ndarray, fault: st
 
 
 def _stepped(array: Any) -> Any:
-    """Move each number by up to a tenth, none over 0."""
+    """Change each number by up to a tenth; none crosses 0."""
     step = _STEP * np.cos(np.arange(array.size, dtype=np.float32)).reshape(array.shape)
     return np.where(array == 0, _STEP * np.abs(step), array * (1 + step)).astype(np.float32)
 
@@ -127,7 +127,7 @@ def _check(module: Any) -> None:
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
             "it has no parameter that requires a gradient, so there is nothing to train; call "
-            "module.requires_grad_(True) on the parts that shall be trained"
+            "module.requires_grad_(True) on the parts to train"
         )
 
 
@@ -149,7 +149,7 @@ def _unchanged(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cumulative(module: Any) -> Iterator[dict[float, str]]:
-    """Give batch norms of cumulative averages, 1/n, a momentum each by which programs know them."""
+    """Give each batch norm with cumulative averages, 1/n, a unique momentum that marks it."""
     import torch
 
     norms = {
@@ -170,7 +170,7 @@ def _cumulative(module: Any) -> Iterator[dict[float, str]]:
 
 
 def _averaged(program: Program, norms: Mapping[float, str]) -> Program:
-    """Put 1/n, of each norm's counter, where its mark is the momentum."""
+    """Replace each marked momentum by 1/n with that norm's counter."""
     by_name = {step.name: step for step in program.steps}
     counts = {}  # value of a counter in the course of a pass -> its name
     for counter, value in program.moved.items():
@@ -183,7 +183,7 @@ def _averaged(program: Program, norms: Mapping[float, str]) -> Program:
         if step.name in counts:
             current[counts[step.name]] = step.name
         if _BATCH_NORM in step.operator and (norm := norms.get(step.operands[_MOMENTUM])):
-            momentum: Any = 0.0  # nothing moves
+            momentum: Any = 0.0  # nothing is averaged
             if norm in program.moved and step.operator != _OF_EVALUATION:
                 name, count = f"{step.name}_momentum", (Of(current[norm]),)
                 new_steps.append(OperatorCall(name, _INVERSE, count, {}, step.line))
@@ -205,9 +205,7 @@ def _program(
     exported, single = exporting.exported(module, image, trainable=True)
     mode = "in training mode" if train else "in evaluation mode"
     if single:
-        raise ValueError(
-            f"{mode} its code is written for one number of images; compute with x.shape[0]"
-        )
+        raise ValueError(f"{mode} its code fixes the number of images; compute with x.shape[0]")
     norm_buffers = _norm_buffers(module)
     changing.check_memory(exported, norm_buffers)
     exported = exporting.decomposed(exported)
@@ -216,23 +214,22 @@ def _program(
     for spec in exported.graph_signature.output_specs:
         if spec.kind == mutation:
             raise ValueError(
-                f"{line(nodes[spec.arg.name])}: it changes the images that it is given, in place, "
-                "which the next step of an attack would meet; compute x * 2 instead of x.mul_(2)"
+                f"{line(nodes[spec.arg.name])}: it changes its input images in place, "
+                "which the next step of an attack would see; compute x * 2 instead of x.mul_(2)"
             )
     for node in nodes.values() if not train else ():
         if node.op == "call_function" and is_draw(str(node.target)):
             raise ValueError(
-                f"{line(node)}: {node.target} draws random numbers in evaluation mode, and attacks "
-                "on what is never the same twice say little; draw only where self.training is true"
+                f"{line(node)}: {node.target} draws random numbers in evaluation mode, so attacks "
+                "on it say little; draw only if self.training is true"
             )
     program, _ = steps.read(exported, random=train, trainable=True)
     logits = steps.chosen_output(exported, program, output)
     axes = {name: _image_axis(node) for name, node in nodes.items() if name in program.draws}
     if changed := program.moved.keys() - norm_buffers:
         raise ValueError(
-            f"the buffer {min(changed)} changes {mode}, and it is not a batch norm's; training "
-            f"here "
-            "keeps only those: compute what it holds from the images, or make it a parameter"
+            f"the buffer {min(changed)} changes {mode}, and it does not belong to a batch norm; "
+            "training supports only those: compute it from the images, or make it a parameter"
         )
     results = {logits: program.results[logits]}
     return program._replace(results=results, image_axes=axes, blocks=blocks_of(module, exported))
@@ -242,8 +239,8 @@ def blocks_of(module: Any, exported: Any) -> dict[str, str]:
     """Return the name of the innermost block for each step that belongs to one.
 
     A block is a part whose name ends with a number, as in lists and sequences (`layer1.0`,
-    `stages.2.blocks.5`), and that has several parts with weights: a convolution and its norm are
-    none.
+    `stages.2.blocks.5`), and that has several parts with weights. A convolution with its norm is
+    too small.
     """
 
     def weighted(part: Any) -> int:
@@ -263,7 +260,7 @@ def blocks_of(module: Any, exported: Any) -> dict[str, str]:
 
 
 def _norm_buffers(module: Any) -> set[str]:
-    """Name the buffers of batch norms, recognised by what they keep, not by their class."""
+    """Name the buffers of batch norms, recognised by their buffers and not by their class."""
     import torch
 
     names = set()
@@ -276,7 +273,7 @@ def _norm_buffers(module: Any) -> set[str]:
 
 
 def _image_axis(node: Any) -> int:
-    """Find the axis of what a node draws that holds images; `ValueError`: no axis or several."""
+    """Find the image axis of a node's random draw; `ValueError`: no axis or several."""
     value = node.meta["val"]
     shape = (value[0] if isinstance(value, tuple | list) else value).shape
     axes = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
@@ -308,7 +305,7 @@ def _of(
         program._replace(weights={k: tied.get(name, name) for k, name in program.weights.items()})
         for program in (evaluation, training)
     )
-    # What the module says its classifying parts are, as timm's do.
+    # The classifier parts that the module declares, as timm's do.
     config = getattr(module, "default_cfg", None)
     head = config.get("classifier") if isinstance(config, Mapping) else None
     head = (head,) if isinstance(head, str) else tuple(head or ())

@@ -1,4 +1,4 @@
-"""What surrounds a PyTorch module: wrappers, compiled code, PyTorch's own logs and warnings."""
+"""Removes what surrounds a PyTorch module: wrappers, compiled code, logs and warnings."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def inside(module: Any) -> Any:
-    """Return the module inside of `torch.compile`, data parallelism and averages of weights.
+    """Return the module inside `torch.compile`, data parallelism and averaged weights.
 
     Raises:
       ValueError: its parameters are sharded, or a wrapper has hooks.

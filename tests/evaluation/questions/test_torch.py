@@ -126,7 +126,7 @@ class TorchTest(parameterized.TestCase):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:random", "version": "rand", "steps": 2, "n": 8, "draws": 2}
         printed, said = ended(self.asked(out=str(out), **few))
-        self.assertRegex(said, r"it draws random numbers in 1 places, of a key for each image")
+        self.assertRegex(said, r"it draws random numbers in 1 places, from a key for each image")
         (record,) = result_lines.read(out)
         self.assertRegex(record["method"], "^apgd-ce, rand")
         self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # keys are derived, not drawn
@@ -164,7 +164,7 @@ class TorchTest(parameterized.TestCase):
             "--bundle is of networks whose answers are fixed, not of --version=rand",
         ),
         ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
-        ({"torch": "nets.py:arrays"}, "it is a state dict, no torch.nn.Module"),
+        ({"torch": "nets.py:arrays"}, "it is a state dict, not a torch.nn.Module"),
         ({"torch": "nets.py:nothing"}, "has no 'nothing'; it has .*convolutional"),
         ({"torch": "nets.py"}, "names no function"),
         ({"torch": "net.pt"}, "holds weights or a pickle, .* is not opened"),
