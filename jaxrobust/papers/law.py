@@ -1,11 +1,11 @@
-"""What an AutoAttack accuracy on CIFAR-10 takes: the scaling law of others' published runs.
+"""The cost of an AutoAttack accuracy on CIFAR-10, by a scaling law of published runs.
 
 Bartoldson et al. 2024 (arXiv 2404.09349) trained wide residual networks with TRADES, ten steps and
 generated images, each seen about once, and fitted the loss of the CW attack on the test images as
-L = A / N^alpha + B / D^beta + E: N parameters, D images seen, and B and E moved by the images' FID
-(their second approach). What accuracy belongs to a loss is a line of theirs too. AutoAttack's
-accuracy is that line moved by the mean difference of the published runs below, whose spread is the
-interval. Nothing here was trained by us.
+L = A / N^alpha + B / D^beta + E, with N parameters, D images seen, and B and E that depend on the
+images' FID (their second approach). The line from loss to accuracy is theirs too. AutoAttack's
+accuracy is this line, shifted by the mean difference to the published runs below; their spread
+gives the interval. None of these networks was trained here.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ class PublishedRun(NamedTuple):
     robust: float
 
 
-# Three of the notebook's table; two by the epochs of configs/README.md there; AutoAttack as in
-# RobustBench's rows. The last two are of Wang et al. 2023 (arXiv 2302.04638): 100 million images,
-# as the notebook counts them, and 2,400 epochs, the longest of that paper, of 20 million images
-# that were therefore seen about five times. Their FID is taken as that of the law.
+# Three from the notebook's table; two by the epochs in its configs/README.md; AutoAttack as in
+# RobustBench's rows. The last two are from Wang et al. 2023 (arXiv 2302.04638): 100 million images,
+# as the notebook counts them, and 2,400 epochs, the longest in that paper, on 20 million images,
+# which were therefore seen about five times. Their FID is assumed to equal the law's.
 PUBLISHED_RUNS = (
     PublishedRun(58, 12, 179.2, 1.4, 70.85),
     PublishedRun(82, 12, 149.8, 1.4, 71.41),
@@ -63,13 +63,13 @@ PUBLISHED_RUNS = (
     PublishedRun(28, 10, 120.0, FID, 67.31),
 )
 _T_6 = 2.4469  # of Student's distribution with 6 degrees of freedom, 97.5%
-# Depths, and the largest width of each that is taken where a deeper network would be as large.
+# Depths, each with its largest width; beyond it, a deeper network of equal size is used.
 _SHAPES = ((28, 12), (34, 14), (58, 14), (70, 16), (82, 16), (94, 999))
-_NEAR = 0.16  # of the logarithm of parameters
+_NEAR = 0.16  # tolerance of the logarithm of parameters
 
 
 class LawPoint(NamedTuple):
-    """A network and how long it is trained."""
+    """A network and the length of its training."""
 
     depth: int
     width: int
@@ -80,7 +80,7 @@ class LawPoint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings:
-    """Which accuracy is asked for, and what it is told for."""
+    """The target accuracy, and the devices for its cost."""
 
     target: float = flag("AutoAttack accuracy, in percent.", required=True, reads=number)
     dataset: str = flag(
@@ -116,21 +116,21 @@ def _terms(fid: float) -> tuple[float, float]:
 
 
 def loss(params: float, images: float, *, fid: float = FID) -> float:
-    """Compute the loss under CW that the law predicts for parameters and images seen."""
+    """Predict the CW loss by the law from parameters and images seen."""
     b, e = _terms(fid)
     return A / params**ALPHA + b / images**BETA + e
 
 
 def accuracy(value: float) -> float:
-    """Compute the accuracy under CW, in %, that belongs to a loss."""
+    """Convert a CW loss to an accuracy in %."""
     return 100 * (INTERCEPT + SLOPE * value)
 
 
 def calibration() -> tuple[float, float]:
-    """Compute what AutoAttack's accuracies of the published runs are above the law's under CW.
+    """Compare AutoAttack accuracies of the published runs with the law's CW accuracies.
 
     Returns:
-      the mean difference, in points, and the half width of the 95% interval of one more run.
+      the mean difference, in points, and the half width of the 95% interval for a new run.
     """
     differences = [
         run.robust - accuracy(loss(parameters(run.depth, run.width), 1e6 * run.images, fid=run.fid))
@@ -141,17 +141,17 @@ def calibration() -> tuple[float, float]:
 
 
 def limit() -> float:
-    """Compute the accuracy under AutoAttack, in %, that no size and no length passes."""
+    """Compute the AutoAttack accuracy, in %, that no size and length exceeds."""
     return accuracy(_terms(FID)[1]) + calibration()[0]
 
 
 def cheapest(target: float) -> LawPoint:
-    """Find the network and the length that reach an AutoAttack accuracy with the fewest FLOPs.
+    """Find the network and training length that reach an AutoAttack accuracy with the fewest FLOPs.
 
-    The optimum of the law is that of Hoffmann et al. 2022; the network is one of about as many
-    parameters, and the images follow from it.
+    The law's optimum is computed as in Hoffmann et al. 2022. The network has about as many
+    parameters, and the number of images follows from it.
     Raises:
-      ValueError: an accuracy that the law does not reach, or too low a one.
+      ValueError: the accuracy is beyond the law's limit, or too low.
     """
     if not LEAST <= target < limit():
         raise ValueError(
@@ -174,7 +174,7 @@ def cheapest(target: float) -> LawPoint:
 
 
 def nearest(wanted: float) -> tuple[int, int]:
-    """Find the shallowest of the usual depths, and its width, with about this many parameters."""
+    """Find the shallowest usual depth, and its width, with about this many parameters."""
     near = (0, 0)
     for depth, most in _SHAPES:
         off = {w: abs(math.log(parameters(depth, w) / wanted)) for w in range(1, most + 1)}
@@ -185,7 +185,7 @@ def nearest(wanted: float) -> tuple[int, int]:
 
 
 def answer(settings: TargetSettings) -> dict[str, Any]:
-    """Print what an accuracy takes, with its interval, and return it."""
+    """Print the cost of an accuracy, with its interval, and return it."""
     check(settings)
     with patience.of("loading JAX and looking for its devices"):
         targets.prepare(settings.on)
@@ -218,7 +218,7 @@ def answer(settings: TargetSettings) -> dict[str, Any]:
 
 
 def check(settings: TargetSettings) -> None:
-    """Refuse what the law says nothing of."""
+    """Refuse settings that the law does not cover."""
     if settings.dataset != DATASET:
         raise ValueError(
             f"--dataset {settings.dataset}: a law of published runs is known for {DATASET} under "

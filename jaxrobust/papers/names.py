@@ -10,7 +10,7 @@ COMMANDS = {
     "scaling": (
         "jaxrobust.papers.commands.scaling",
         "5e9",
-        "says how deep and wide a network should be",
+        "chooses depths and widths of a network",
     ),
     "analyse": (
         "jaxrobust.papers.commands.analyse",
@@ -25,7 +25,7 @@ COMMANDS = {
     "sparsity": (
         "jaxrobust.papers.commands.sparsity",
         "--workdir RUN",
-        "draws how many weights are next to nothing",
+        "draws the share of weights near zero",
     ),
     "plan": (
         "jaxrobust.papers.commands.plan",
@@ -45,5 +45,5 @@ PUBLIC_EVALUATION = {
 }
 # flag of `jaxrobust evaluate` that says which attacks in which balls -> module
 EVALUATIONS = {"worst_case": "jaxrobust.papers.three_norms"}
-# flag of `jaxrobust estimate` that asks for something else than the cost of a config -> module
+# flag of `jaxrobust estimate` for other questions than the cost of a config -> module
 ESTIMATES = {"target": "jaxrobust.papers.law"}

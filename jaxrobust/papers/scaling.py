@@ -1,9 +1,9 @@
-"""RobustScaling: depths and widths of a residual network of a given cost.
+"""RobustScaling: depths and widths of a residual network with a given cost.
 
 Source: Huang et al. 2022 (arXiv 2212.11005), section 4.2 and its studies of depth and width: sum of
-depths to sum of widths 7:3, depths 2:2:1, widths 2:2.5:1. The rule leaves one unknown, the width of
-the last stage, and the cost decides it. Published networks are roundings by hand, within 0.81 of
-the solution, and cost up to 8% more or less than the paper's target; ours are searched for
+depths to sum of widths 7:3, depths 2:2:1, widths 2:2.5:1. This leaves one unknown, the width of the
+last stage, which follows from the cost. The published networks are rounded by hand, within 0.81 of
+the solution, and cost up to 8% more or less than the paper's target; ours come from a search
 (`whole`). Parity: tests/papers/test_scaling.py against the counts of the authors' networks.
 """
 
@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-RATIO = 0.7  # of depths in the sum of depths and widths
-_DEPTHS, _WIDTHS = (2, 2, 1), (2, 2.5, 1)  # in units of the last stage's
+RATIO = 0.7  # share of depths in the sum of depths and widths
+_DEPTHS, _WIDTHS = (2, 2, 1), (2, 2.5, 1)  # relative to the last stage
 _STEM = 16  # channels
 _TOLERANCE = 0.02  # of the cost; the paper's own A1 is 1.6% above its 5e9
 
-# The options of a network of one of the two blocks that have been scaled.
+# Options of a network for each of the two scaled blocks.
 OPTIONS: dict[str, dict[str, Any]] = {
     "basic": {},
     "robust": {"block": "hierarchical", "se": "residual", "first_conv": "raw"},
@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class NetworkCost(NamedTuple):
-    """What a network costs; of depths and widths that are not whole numbers, in between."""
+    """The cost of a network, interpolated for fractional depths and widths."""
 
     parameters: float
     multiply_adds: float  # of convolutions and linear maps, for one image
@@ -39,14 +39,14 @@ class NetworkCost(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """A solution of the rule, and whole numbers near it that cost as much."""
+    """A solution of the rule, and integers near it of about the same cost."""
 
     depths: tuple[float, ...]
     widths: tuple[float, ...]
     rounded_depths: tuple[int, ...]
     rounded_widths: tuple[int, ...]
-    cost: NetworkCost  # of the whole numbers
-    share: float  # of their multiply-adds in those that were asked for
+    cost: NetworkCost  # of the integers
+    share: float  # their multiply-adds relative to the request
 
 
 def _conv(ins: float, outs: float, window: int, pixels: float, groups: int = 1) -> NetworkCost:
@@ -59,7 +59,7 @@ def _norm(channels: float) -> NetworkCost:
 
 
 def _basic(ins: float, planes: float, input_pixels: float, after: float) -> NetworkCost:
-    """Count the cost of a block but for its shortcut, `before` and `after` its stride pixels."""
+    """Count a block's cost without its shortcut; `before`, `after`: pixels around its stride."""
     convs = [_conv(ins, planes, 3, after), _conv(planes, planes, 3, after)]
     return sum([*convs, _norm(ins), _norm(planes)], NetworkCost(0, 0))
 
@@ -85,7 +85,7 @@ def cost(
     image_size: int = 32,
     num_classes: int = 10,
 ) -> NetworkCost:
-    """Count the cost of a network whose stages have these depths and widths.
+    """Count the cost of a network with these depths and widths per stage.
 
     >>> cost((4, 4, 4), (10, 10, 10)).parameters  # WRN-28-10
     36479194.0
@@ -107,14 +107,14 @@ def cost(
 
 
 def known(block: str) -> str:
-    """Return the block itself; `ValueError` for one that has no rule."""
+    """Return the block; `ValueError` if it has no scaling rule."""
     if block not in _BLOCKS:
         raise ValueError(f"block={block!r} is not scaled; one of {', '.join(_BLOCKS)}")
     return block
 
 
 def _of_width(width: float, ratio: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return depths and widths by the width of the last stage."""
+    """Return depths and widths for a width of the last stage."""
     depth = ratio / (1 - ratio) * sum(_WIDTHS) / sum(_DEPTHS) * width
     return tuple(depth * part for part in _DEPTHS), tuple(width * part for part in _WIDTHS)
 
@@ -122,18 +122,18 @@ def _of_width(width: float, ratio: float) -> tuple[tuple[float, ...], tuple[floa
 def robust_scaling(
     multiply_adds: float, block: str = "basic", image_size: int = 32, *, ratio: float = RATIO
 ) -> Scaling:
-    """Return the depths and widths of the rule whose network costs `multiply_adds` for an image.
+    """Return the rule's depths and widths for `multiply_adds` per image.
 
     Args:
       multiply_adds: of convolutions and linear maps, 10 classes.
       block: "basic", or "robust" for RobustResBlocks.
       image_size: side of the images in pixels.
-      ratio: of the sum of depths in that of depths and widths.
+      ratio: share of depths in the sum of depths and widths.
     Returns:
-      The solution in real numbers, whole numbers near it (see `whole`), and what those cost: of
-      1e9 to 60e9 multiply-adds at 32 px 98 to 102% of what is asked for, in tests.
+      The solution in real numbers, integers near it (see `whole`), and their cost: for 1e9 to 60e9
+      multiply-adds at 32 px, 98 to 102% of the request in tests.
     Raises:
-      ValueError: a cost below that of the smallest network, or a block without a rule.
+      ValueError: the cost is below the smallest network's, or the block has no rule.
     Parity: Table 2 of the paper; tests/papers/test_scaling.py.
 
     >>> scaling = robust_scaling(5e9)
@@ -177,15 +177,15 @@ def whole(
     block: str = "basic",
     image_size: int = 32,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose whole depths and widths near real ones that cost about `multiply_adds` for an image.
+    """Choose integer depths and widths near real ones, at about `multiply_adds` per image.
 
-    To round each number alone misses the cost by up to a fifth, for all of them may go up together.
-    So each number is taken down and up, in all combinations (at most 64 of three stages). Of those
-    that cost within 2% of what is asked for, the nearest one is returned: the smallest sum of
-    squared differences, of equal ones that of the nearest cost, then that with the smaller first
-    number. So the plain rounding stays where its cost is near enough, as that of the published A1
-    is (1.6% above). Where none is within 2%, numbers one further down and up count too, and where
-    still none is, the one of the nearest cost is returned.
+    Rounding each number separately misses the cost by up to a fifth, because all may be rounded up.
+    So each number is rounded down and up, in all combinations (at most 64 for three stages). Among
+    those within 2% of the requested cost, the nearest is returned: the smallest sum of squared
+    differences, then the nearest cost, then the smaller first number. Plain rounding is therefore
+    kept if its cost is near enough, as for the published A1 (1.6% above). If none is within 2%,
+    numbers one further down and up are tried too; if there is still none, the combination with the
+    nearest cost is returned.
     """
     real, stages = (*depths, *widths), len(depths)
 
@@ -193,7 +193,7 @@ def whole(
         cost_of = cost(numbers[:stages], numbers[stages:], block=block, image_size=image_size)
         distance = sum((a - b) ** 2 for a, b in zip(numbers, real, strict=True))
         off = abs(cost_of.multiply_adds / multiply_adds - 1)
-        # Rounded: equal ones differ in the last bits, by the order of their sums.
+        # Rounded, because equal distances differ in the last bits by the order of summation.
         return _Tried(numbers, round(distance, 9), round(off, 9))
 
     for reach in (0, 1):
@@ -211,27 +211,27 @@ def whole(
 class _Tried(NamedTuple):
     numbers: tuple[int, ...]  # depths, then widths
     distance: float  # from the solution, squared
-    off: float  # share of the cost that is asked for, by which theirs is above or below it
+    off: float  # relative deviation from the requested cost
 
 
 class Studied(NamedTuple):
-    """A network of a study: a name of ours, and the options that make it."""
+    """A network of a study: our name for it, and its options."""
 
     name: str
     options: dict[str, Any]
-    share: float | None = None  # of its multiply-adds in those asked for; None: none are
+    share: float | None = None  # its multiply-adds relative to the request; None: no request
 
 
-# The paper varies depths at one width and widths at one depth, which it does not print: ours are
-# those of its smallest baseline, WRN-28-10.
-# study -> the option that varies, its values in each stage, the fixed options
+# The paper varies depths at one width and widths at one depth, but does not print these. Ours are
+# from its smallest baseline, WRN-28-10.
+# study -> the varying option, its values in each stage, the fixed options
 _GRIDS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "depth": ("depths", (2, 3, 4, 5, 7, 9, 11), {"widths": (10, 10, 10)}),
     "width": ("widths", (4, 6, 8, 10, 12, 14, 16, 20), {"depths": (4, 4, 4)}),
 }
 _RATIOS = tuple(percent / 100 for percent in range(30, 100, 5))
 # Table 1 and the figures before it, at the size of WRN-70-16.
-_RAW: dict[str, Any] = {"first_conv": "raw"}  # as the released code, from which the paper's came
+_RAW: dict[str, Any] = {"first_conv": "raw"}  # as in the released code, the source of the paper's
 _SQUEEZES = ("standard", "conv3x3", "identity", "residual")
 _BOTTLENECK = {"block": "bottleneck"} | _RAW
 _ABLATIONS: tuple[dict[str, Any], ...] = (
@@ -247,7 +247,7 @@ _ABLATIONS: tuple[dict[str, Any], ...] = (
     _BOTTLENECK | {"se": "residual"},
     OPTIONS["robust"],
 )
-_SMALLER = ("wrn_28_10", "wrn_34_12", "wrn_46_14")  # the paper's other sizes of equal stages
+_SMALLER = ("wrn_28_10", "wrn_34_12", "wrn_46_14")  # the paper's other sizes with equal stages
 
 
 def _ratios(multiply_adds: float, block: str, image_size: int) -> Iterator[Studied]:
@@ -263,10 +263,10 @@ def study(
     """Return the networks of one of the paper's studies.
 
     Args:
-      name: depth (343 networks), width (512), ratio (depths against widths at one cost, of which
-        each network says its share), or blocks (the ablations, and basic blocks and RobustResBlocks
-        at four sizes).
-      multiply_adds, block, image_size: of the study of ratios.
+      name: depth (343 networks), width (512), ratio (depths against widths at one cost; each
+        network states its share of it), or blocks (the ablations, and basic blocks and
+        RobustResBlocks at four sizes).
+      multiply_adds, block, image_size: for the study of ratios.
     Raises:
       ValueError: an unknown study, or a cost that is too small.
     """

@@ -1,13 +1,13 @@
-"""The worst case over three norms, as Tang et al. 2022 measure it: which attacks, at which radii.
+"""The worst case over three norms, as Tang et al. 2022 measure it: its attacks and radii.
 
-An image counts if it withstands PGD and AutoAttack in Linf, PGD in L2 and PGD in L1. Their table
-prints each of the four and the worst case, all on the same images, so none of the four skips what
-another has fooled. Where the worst case alone is wanted each attacks only what survives the ones
-before it, the three cheap ones first.
+An image is robust if it withstands PGD and AutoAttack in Linf, PGD in L2 and PGD in L1. Their
+table prints each of the four and the worst case on the same images, so no attack skips images that
+another has fooled. For the worst case alone, each attack only runs on the survivors of the previous
+ones, the three cheap attacks first.
 
 PGD is foolbox's in Linf and L2 and ART's in L1 (`attacks.l1_rules`), 20 steps of 3/40 of the radius
-from a random start. Those in L2 and L1 are weak: compare the worst case with one of these attacks
-only. Images that are misclassified as they are count as lost.
+from a random start. The attacks in L2 and L1 are weak: only compare the worst case with results of
+the same attacks. Misclassified images count as not robust.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from jaxrobust.runtime.commandline import threats
 from jaxrobust.types import NORMS, Threat
 
 LINF = 8 / 255
-# The study's, by the side of the images in pixels.
+# The study's radii, by the side of the images in pixels.
 RADII = {
     32: (Threat("linf", LINF), Threat("l2", 1.5), Threat("l1", 40.0)),
     224: (Threat("linf", LINF), Threat("l2", 8.0), Threat("l1", 1600.0)),
@@ -45,9 +45,7 @@ PARTS = (
 
 
 def parts(*, skips: bool) -> list[NormAttack]:
-    """List the attacks in the order in which they run; `skips`: each on what survives the ones
-    before it.
-    """
+    """List the attacks in order of execution; `skips`: each only attacks previous survivors."""
     return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
 
 
@@ -57,7 +55,7 @@ def radii(
     *,
     write: Callable[[Sequence[str]], str] | None = None,
 ) -> dict[str, Threat]:
-    """Find the threat of each norm, in images of `size` pixels: the given ones, and the study's."""
+    """Find the threat of each norm for images of `size` pixels: given, or the study's."""
     by_norm = {threat.norm: threat for threat in (*RADII.get(size, ()), *threats_given)}
     if missing := [norm for norm in NORMS if norm not in by_norm]:
         sizes = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
@@ -69,7 +67,7 @@ def radii(
 
 
 def balls(texts: Sequence[str]) -> list[Threat]:
-    """Read what --threat names, at most one of a norm."""
+    """Parse --threat, at most one per norm."""
     by_norm: dict[str, Threat] = {}
     for text in texts:
         threat = threats.parse(text)
@@ -82,7 +80,7 @@ def balls(texts: Sequence[str]) -> list[Threat]:
     return list(by_norm.values())
 
 
-# Flags that say what --worst_case says, and what they are if they are not given.
+# Flags that --worst_case determines, and their defaults.
 _SAID: dict[str, Any] = {"attack": AUTOATTACK, "version": "standard"}
 _SAID |= dict.fromkeys(
     ("norm", "epsilon", "steps", "targets", "restarts", "relative_step", "step", "start", "l1_rule")
@@ -90,7 +88,7 @@ _SAID |= dict.fromkeys(
 
 
 def check(values: Any, ladder: str | None) -> None:
-    """Refuse flags that --worst_case goes without."""
+    """Refuse flags that --worst_case does not support."""
     for flag, value in (("ladder", ladder), ("corruptions", values.corruptions)):
         if value:
             raise ValueError(f"--worst_case contradicts --{flag}; give one of them")

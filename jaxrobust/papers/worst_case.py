@@ -1,6 +1,6 @@
 """The worst case of a function over three norms, in a program; the attacks are in `three_norms`.
 
-What the command line reads weights and data with is imported when it is called.
+Code of the command line for weights and data is only imported when needed.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ class WorstCaseResult(NamedTuple):
     """The verdicts on N images."""
 
     clean: np.ndarray  # bool[N], classified correctly
-    robust: np.ndarray  # bool[N], nothing found anything
-    fooled_by: np.ndarray  # str[N]: ball and attack; "clean"; "" if robust
+    robust: np.ndarray  # bool[N], no attack succeeded
+    fooled_by: np.ndarray  # str[N]: threat and attack; "clean"; "" if robust
     parts: list[WorstCasePart]  # of each attack
-    accuracy_after: dict[str, float | None]  # the accuracy that is left after each, in their order
-    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
-    autoattack: AutoAttackResult  # on the images that it was given
-    verdicts: Verdicts  # all that is known image by image
-    own: AccuracyRecord  # what the record says of all attacks together
+    accuracy_after: dict[str, float | None]  # accuracy after each attack, in order
+    flags: dict[str, str]  # reasons to doubt the numbers, with remedies
+    autoattack: AutoAttackResult  # on the images that reached it
+    verdicts: Verdicts  # for each image
+    own: AccuracyRecord  # the record of all attacks together
 
     def table(self) -> str:
-        """Write the accuracies for people."""
+        """Format the accuracies as a table."""
         n = len(self.clean)
         lines = [f"{'clean':28} {self.clean.mean():8.2%} of {n}"]
         for part, (name, after) in zip(self.parts, self.accuracy_after.items(), strict=True):
@@ -68,7 +68,7 @@ class WorstCaseResult(NamedTuple):
         return self._typed_record(**facts).to_json()
 
     def save(self, path: str | Path, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
-        """Append the record to a file of JSON lines and return it, as `AutoAttackResult.save`."""
+        """Append the record to a file of JSON lines and return it, like `AutoAttackResult.save`."""
         return records.save(Path(path), self.verdicts, lambda: self._typed_record(**facts))
 
 
@@ -92,13 +92,13 @@ def worst_case(
       logits_fn: see `autoattack`.
       images: f32[N,H,W,C] in [0, 1]; pixels up to 1e-6 outside are clipped.
       labels: i[N].
-      radii: of "linf", "l2" and "l1"; default, also of a norm that is not there: those of Tang et
-        al. 2022 for images of 32 and of 224 px.
-      union_only: attack only what stands before each attack, AutoAttack last; then the worst case
-        alone is known. Else each attack sees all images.
-      seed: of all random draws.
-      batch_size: images at a time; no verdict depends on it.
-      ledger: of AutoAttack, see there.
+      radii: for "linf", "l2" and "l1"; default for missing norms: those of Tang et al. 2022 for
+        images of 32 and 224 px.
+      union_only: each attack only runs on survivors, AutoAttack last, which gives the worst case
+        alone. Otherwise each attack sees all images.
+      seed: for all random draws.
+      batch_size: images at a time; verdicts do not depend on it.
+      ledger: of AutoAttack, see `autoattack`.
       verbose: progress and a table on stderr.
     """
     from jaxrobust.evaluation.questions import several
@@ -190,7 +190,7 @@ def _answering(
     network_identity = fingerprint.of_network(network, images, batch=batch_size, labels=labels)
     if (
         not network_identity.has_answers
-    ):  # for images like these; so all are looked at, before any is attacked
+    ):  # for images like these, so check all of them before any attack
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         logits = [
             np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
@@ -207,7 +207,7 @@ def _radii(image: tuple[int, ...], radii_given: Mapping[str, float]) -> dict[str
         norms = ", ".join(NORMS)
         raise ValueError(f"radii has {', '.join(unknown)}, which is not a norm; one of {norms}")
     height, width, channels = image
-    side = height if height == width else 0  # the study's images are squares
+    side = height if height == width else 0  # the study's images are square
     own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in radii_given.items()]
     write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
     by_norm = three_norms.radii(side, own, write=write)

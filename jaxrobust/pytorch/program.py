@@ -40,9 +40,7 @@ class OperatorCall(NamedTuple):
     operands: tuple[Any, ...]
     keywords: Mapping[str, Any]  # keyword-only arguments
     line: str  # of the module's source
-    backward: tuple[
-        "OperatorCall", ...
-    ] = ()  # of `own_gradient`: steps from its holes to its gradients
+    backward: tuple["OperatorCall", ...] = ()  # of `own_gradient`: from its holes to its gradients
 
 
 class Program(NamedTuple):

@@ -1,7 +1,7 @@
-"""Networks of cells that a search found, the baselines of RobustResNets.
+"""Networks of cells from architecture search, the baselines of RobustResNets.
 
-The cells are those of `searched_cells`, at the sizes at which Huang et al. 2022 (arXiv 2212.11005)
-train them, in the macro of Liu et al. 2019 (DARTS, arXiv 1806.09055).
+The cells are from `searched_cells`, with the sizes of Huang et al. 2022 (arXiv 2212.11005) and the
+macro-architecture of Liu et al. 2019 (DARTS, arXiv 1806.09055).
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Variant(NamedTuple):
     """One row of the table: every field can be overridden in `models.create`."""
 
     cell: str  # a name in `CELLS`
-    channels: int  # of the first cells' states; they double where the map is reduced
+    channels: int  # of the first cells' states; doubled at each reduction
     cells: int
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images
@@ -44,7 +44,7 @@ VARIANTS = {
 
 
 def places(v: Variant) -> list[Place]:
-    """List the places of all cells."""
+    """List the positions of all cells."""
     at = {v.cells // 3, 2 * v.cells // 3}
     cells: list[Place] = []
     width = v.channels
@@ -97,7 +97,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 _CELL = r"(cells\.\d+\.)"
 _EDGE = rf"{_CELL}_ops\.(\d+)"
-# Places in PyTorch's sequences: norms stand behind ReLUs, of which a separable convolution has two.
+# Indices in PyTorch's sequences; norms follow ReLUs, and a separable convolution has two.
 _PARTS = {1: "dw1", 2: "pw1", 3: "bn1", 5: "dw2", 6: "pw2", 7: "bn2"}
 
 
@@ -129,7 +129,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the names of the code that trained them, in its order."""
+    """List the names in the original code, in its order."""
     cell = CELLS[v.cell]
     norm = "bn" if cell.affine else "bn0"
     projected, reduced = f"1:w 2:{norm}", f"conv_1:w conv_2:w bn:{norm}"

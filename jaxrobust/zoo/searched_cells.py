@@ -1,4 +1,4 @@
-"""Cells that a search found, and the operations on their edges.
+"""Cells from architecture search, and the operations on their edges.
 
 Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
 RACL, Dong et al. 2020 (arXiv 2009.00902); their operations: Liu et al. 2019 (DARTS, arXiv
@@ -25,17 +25,17 @@ from jaxrobust.models.modules.draws import (
 from jaxrobust.types import Array
 
 # The steps of a cell, each the sum of its edges: an operation and the state that it reads. States
-# 0 and 1 are the outputs of the two cells before, the steps' own follow.
+# 0 and 1 are the outputs of the two previous cells; the steps' own outputs follow.
 Steps = tuple[tuple[tuple[str, int], ...], ...]
 
 
 class Cell(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
     normal: Steps
     reduction: Steps  # of the cells that halve the map, at a third and two thirds of the network
     affine: bool = True  # whether its batch norms have scale and bias
-    wrapped: bool = False  # whether its authors' names put a module around each operation
+    wrapped: bool = False  # whether the authors' names have a module around each operation
 
 
 def _dense(*codes: str) -> Steps:
@@ -43,7 +43,7 @@ def _dense(*codes: str) -> Steps:
 
 
 def _pairs(*steps: str) -> Steps:
-    """List steps of written edges, such as "sep3 1, skip 0"."""
+    """Parse steps from texts of edges, such as "sep3 1, skip 0"."""
     edges = (step.split(", ") for step in steps)
     return tuple(tuple((op, int(state)) for op, state in map(str.split, edge)) for edge in edges)
 
@@ -63,7 +63,7 @@ CELLS = {
 
 
 class Maker(NamedTuple):
-    """What all parts of a cell are made with."""
+    """Settings and random draws for all parts of a cell."""
 
     variant: Any  # the row
     rngs: Draws
@@ -75,7 +75,7 @@ class Maker(NamedTuple):
         return Conv(ins, outs, kernel, bias=False, init=init, rngs=self.rngs, **more)
 
     def norm(self, channels: int) -> BatchNorm:
-        """Make a batch norm as the cell has them."""
+        """Make a batch norm of the cell."""
         v = self.variant
         options: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
         return BatchNorm(channels, affine=CELLS[v.cell].affine, **options)
@@ -105,7 +105,7 @@ class Separable(nnx.Module):
 
 
 class Reduce(nnx.Module):
-    """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further on, together, norm."""
+    """ReLU, two 1x1 convolutions of stride 2 shifted by a pixel, concatenated, norm."""
 
     def __init__(self, ins: int, outs: int, make: Maker) -> None:
         self.conv_1, self.conv_2 = (make.conv(ins, outs // 2, stride=2) for _ in range(2))
@@ -146,7 +146,7 @@ class Identity(nnx.Module):
 
 
 class Mean(nnx.Module):
-    """3x3 average pooling whose windows end at the border."""
+    """3x3 average pooling with windows cropped at the border."""
 
     def __init__(self, stride: int) -> None:
         self.stride = stride
@@ -175,7 +175,7 @@ OPERATIONS: dict[str, Callable[[int, int, Maker], Any]] = {
 
 
 class Place(NamedTuple):
-    """What a cell's place in the network decides."""
+    """The settings of a cell that depend on its position in the network."""
 
     width: int
     reduces: bool
@@ -183,7 +183,7 @@ class Place(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One cell: the outputs of the two before -> the output of the last one and its own."""
+    """One cell: the outputs of the two previous cells -> the previous output and its own."""
 
     def __init__(self, ins: tuple[int, int], place: Place, make: Maker) -> None:
         width, cell = place.width, CELLS[make.variant.cell]

@@ -1,4 +1,4 @@
-"""Look at what a network has learnt, and how attacks fare on it: one PNG and one CSV.
+"""Visualise what a network has learnt, and how attacks behave on it: one PNG and one CSV.
 
 `jaxrobust analyse ANALYSIS --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The
 analyses are those of Debenedetti's thesis: perturbations, semantic-score, synthesis, effectiveness,
@@ -20,14 +20,14 @@ USUAL = "workdir weights dataset n norm epsilon steps out"  # of --help
 
 
 def _own(name: str, text: str, **options: Any) -> Any:
-    """Return the field of a flag that some analyses take, whose names its help says."""
+    """Return the field of a flag that only some analyses take; its help names them."""
     takers = [key for key, row in analyses.ANALYSES.items() if name in row.takes]
     return flag(f"{text} ({', '.join(takers)})", **options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
-    """Which analysis, of which network, on which images."""
+    """An analysis, a network and its images."""
 
     analysis: str = flag("Which analysis.", word=True, required=True, choices=[*analyses.ANALYSES])
     n: int | None = flag(

@@ -1,13 +1,13 @@
-"""Draw records as a figure of a paper, with the LaTeX table next to it.
+"""Draw records as a figure for a paper, with a LaTeX table.
 
 `jaxrobust figure RECORDS [--kind attacks|radius|compare|certified|resolution] [--out FIG.pdf]`.
-RECORDS are folders of evaluations, runs, or results.jsonl files, with `#NUMBER` after them where
-they hold several. FIG.pdf, FIG.svg or FIG.png is one column of a paper wide, and FIG.tex is the
-table. `attacks` shows the accuracy after each attack of a cascade, `radius` that of a ladder within
-rising radii, `compare` robust accuracies and which of them McNemar's test tells apart, `certified`
-what smoothing certifies within rising radii, next to a ladder in l2 of the same folder,
+RECORDS are folders of evaluations, runs, or results.jsonl files; add `#NUMBER` if they hold
+several evaluations. FIG.pdf, FIG.svg or FIG.png is as wide as one column of a paper, and FIG.tex is
+the table. `attacks` shows the accuracy after each attack of a cascade, `radius` the accuracy of a
+ladder as the radius grows, `compare` robust accuracies and which differ by McNemar's test,
+`certified` the certified accuracy as the radius grows, next to an L2 ladder of the same folder,
 `resolution` clean and robust accuracy at several test resolutions (`evaluate --image_size`). All
-have 95% intervals. Records of other images, threats or attacks are refused, with all that differs.
+have 95% intervals. Records of other images, threats or attacks are refused, with all differences.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
 cannot be read or written.
@@ -28,7 +28,7 @@ KINDS = ("attacks", "radius", "compare", "certified", "resolution")
 
 @dataclass(frozen=True, kw_only=True)
 class FigureFlags:
-    """Which records are drawn, how, and where the files go."""
+    """The records to draw, the kind of figure, and the output files."""
 
     records: tuple[str, ...] = flag(
         "Folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names one of several "
@@ -45,7 +45,7 @@ class FigureFlags:
         "Picture: a .pdf, .svg or .png; the table is next to it; default: figure.pdf.",
         Path("figure.pdf"),
     )
-    names: tuple[str, ...] = flag("What the networks are called, in their order.", ())
+    names: tuple[str, ...] = flag("Names of the networks, in order.", ())
     threat: str | None = flag("Only evaluations under it: NORM:RADIUS, as linf:4/255.")
     json: bool = shared("json", False)
 

@@ -1,8 +1,8 @@
 """Draw the loss around a network's weights: one PNG and one CSV.
 
-`jaxrobust landscape --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The mean
-cross-entropy of clean training images in a plane of two random directions with the norm of each
-filter, at 51 x 51 points. The same command again continues where it stopped.
+`jaxrobust landscape --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). Computes the
+mean cross-entropy of clean training images at 51 x 51 points of a plane, spanned by two random
+directions with the norm of each filter. The same command resumes after an interruption.
 Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
 """
 
@@ -21,14 +21,14 @@ _PLANE = ("side", "reach", "points", "batch", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class LandscapeFlags(NetworkFlags, ImageFlags):
-    """A network, its training images, and the points at which the loss is computed."""
+    """A network, its training images, and the points of the plane."""
 
     split: str | None = shared("split", default="that of the run's training, or train")
     n: int = flag(
         "Number of images, spread over the classes of the split; default: 1000.", 1000, least=1
     )
     side: int = flag("Number of points along a side, an odd number; default: 51.", 51, least=3)
-    points: int = flag("Number of points that a call computes; default: 51.", 51, least=1)
+    points: int = flag("Number of points per call; default: 51.", 51, least=1)
     batch: int = flag("Images at a time; default: 250.", 250, least=1)
     seed: int = shared("seed", 0, least=0)
     reach: float = flag("Half the side of the plane; default: 1.", 1.0)

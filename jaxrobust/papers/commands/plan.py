@@ -1,11 +1,11 @@
 """Plan the runs of a paper: `jaxrobust plan PAPER --on v5e:8x8 [--budget HOURS] [--write DIR]`.
 
-Lists the runs that fill the paper's tables, each once, after those whose weights it starts from:
-those first on which the paper's claims rest. What each costs is estimated as by `jaxrobust estimate
---fast`, and remembered; what is done and begun is read from `runs/`. The same command again says
-how far the plan is, and asks no more of runs that McNemar's test tells apart, on the images that
-were evaluated so far, from all that the tables compare them with. `--write` writes what is left as
-scripts: for a pod, and as Slurm arrays.
+Lists the runs that fill the paper's tables, each once and after the run whose weights it starts
+from; runs behind the paper's main claims come first. Costs are estimated as by `jaxrobust estimate
+--fast`, and stored; progress is read from `runs/`. Run the same command again to see how far the
+plan is. A run needs no further evaluation once McNemar's test, on the images evaluated so far,
+separates it from all networks that the tables compare it with. `--write` writes the remaining runs
+as scripts: for a pod, and as Slurm arrays.
 
 Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr; 3 another reason.
 """
@@ -28,11 +28,11 @@ UTILISATION = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags:
-    """What is planned, on which devices, and what may be spent."""
+    """The runs to plan, the devices, and the budget."""
 
     paper: str = flag(f"Paper: {', '.join(tables.PAPERS)}.", word=True, required=True)
     records: tuple[Path, ...] = flag(
-        "Further places of records, as of jaxrobust reproduce; those of runs/ are read.",
+        "More records, as for jaxrobust reproduce, in addition to those in runs/.",
         (),
         word=True,
         nargs="*",

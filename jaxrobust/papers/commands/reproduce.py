@@ -1,10 +1,10 @@
 """Show the papers' tables next to our records: paper, ours or `not measured`.
 
-`jaxrobust reproduce RUN_OR_RECORDS... --paper revisiting_at --table 2 --out FOLDER`. Records
-are those of `jaxrobust train` and `jaxrobust evaluate`; without any, the tables are the paper's
-alone. A record stands in a cell only if it measures just that: the same network, trained or
-downloaded, the same attack, radius and images. Others are listed with what differs. `--commands`
-prints what trains and evaluates each row, or why nothing does.
+`jaxrobust reproduce RUN_OR_RECORDS... --paper revisiting_at --table 2 --out FOLDER`. Records come
+from `jaxrobust train` and `jaxrobust evaluate`; without any, only the paper's numbers are shown. A
+record fills a cell only if it measures exactly that: the same network, trained or downloaded, the
+same attack, radius and images. Other records are listed with their differences. `--commands`
+prints the commands that train and evaluate each row, or why there are none.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceFlags:
-    """Which records stand next to which tables."""
+    """The records and the tables to compare."""
 
     records: tuple[Path, ...] = flag(
         "Runs, folders with results.jsonl, such files, imported folders of weights.",
@@ -30,13 +30,13 @@ class ReproduceFlags:
     paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
     table: str | None = flag("Only one table of --paper: its number, or an id such as text_1.")
     row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
-    out: Path | None = flag("Folder for one Markdown file a paper and its pictures; else stdout.")
+    out: Path | None = flag(
+        "Folder for one Markdown file per paper, with pictures; default: stdout."
+    )
     commands: bool = flag(
         "Print the commands that measure each row instead, or why there are none.", False
     )
-    alike: bool = flag(
-        "Show records of another training or of other images too, in italics.", False
-    )
+    alike: bool = flag("Also show records of another training or other images, in italics.", False)
 
 
 def main(argv: list[str] | None = None) -> None:

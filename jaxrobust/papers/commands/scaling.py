@@ -1,10 +1,10 @@
 """RobustScaling: `jaxrobust scaling 5e9` for depths and widths of a residual network.
 
-Prints the solution of the rule for this many multiply-adds per image, the whole numbers near it
-that cost as much, what they cost, and next to them the published networks A1 to A4. `--study` lists
-the networks of a study instead, one a line, as name and options of `models.create` or of a config
-(`model.name`, `model.options`), followed by the config that trains it, as `jaxrobust train
---config` takes it, and in the study of ratios what each costs.
+Prints the rule's solution for this many multiply-adds per image, the nearest integers of equal
+cost, their cost, and for comparison the published networks A1 to A4. `--study` lists the networks
+of a study instead, one per line: name and options for `models.create` or a config (`model.name`,
+`model.options`), then the config that trains it (for `jaxrobust train --config`), and in the study
+of ratios its cost.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
 """
@@ -27,7 +27,7 @@ _HEAD = (
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingFlags:
-    """How large the network is to be."""
+    """The size of the network."""
 
     multiply_adds: float = flag(
         "Multiply-adds of convolutions and linear maps for one image; default: 5e9.",
@@ -37,7 +37,7 @@ class ScalingFlags:
     )
     block: str = flag("Block: basic, or robust for RobustResBlocks.", "basic")
     image_size: int = flag("Side of the images in pixels.", 32, least=1)
-    study: str | None = flag("Study that is listed: depth, width, ratio or blocks.")
+    study: str | None = flag("Study to list: depth, width, ratio or blocks.")
     json: bool = shared("json", False)
 
 
@@ -71,7 +71,7 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
 def _config(name: str, options: dict[str, Any]) -> str:
     words = [name]
     for key, value in options.items():
-        if key == "first_conv":  # which its block brings along
+        if key == "first_conv":  # which follows from its block
             continue
         value = ("yes" if value else "no") if isinstance(value, bool) else value
         words.append(f"{key}={'-'.join(map(str, value)) if isinstance(value, tuple) else value}")

@@ -1,9 +1,9 @@
-"""Show how many of a network's weights are next to nothing: one PNG and one CSV.
+"""Show how many of a network's weights are near zero: one PNG and one CSV.
 
 `jaxrobust sparsity --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The ratio of
-a set of weights is the share below a hundredth of the largest of them. Sets are the whole network,
-and its convolutions, its maps to queries, keys and values, and its feed-forward parts. Source: Tang
-et al. 2022 (arXiv 2209.14105), section 4.
+a set of weights is the share below a hundredth of the set's largest weight. Sets are the whole
+network, its convolutions, its projections to queries, keys and values, and its feed-forward parts.
+Source: Tang et al. 2022 (arXiv 2209.14105), section 4.
 """
 
 from dataclasses import asdict, dataclass

@@ -1,1 +1,1 @@
-"""Figures and tables of records, as a paper shows them."""
+"""Figures and tables of records, for papers."""

@@ -1,6 +1,4 @@
-"""What a figure shows, independent of how it is drawn: series with intervals, and the table next to
-it.
-"""
+"""Contents of a figure, independent of the drawing: series with intervals, and the table."""
 
 import string
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +12,7 @@ from jaxrobust.results.comparison import evaluations
 from jaxrobust.results.comparison.comparison_findings import LEVEL, compare_all
 from jaxrobust.types import fraction
 
-MOST_LINES = 7  # of one figure: the palette has no more that can be told apart
+MOST_LINES = 7  # of one figure: the palette has no more distinct colours
 MOST_ROWS = 30  # networks of a comparison: more do not fit into a column
 EXACT = (
     rf"exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals, each for itself"  # of the images
@@ -22,7 +20,7 @@ EXACT = (
 
 
 class Series(NamedTuple):
-    """The accuracies of one network, as fractions, with the ends of their intervals."""
+    """The accuracies of one network, as fractions, with their intervals."""
 
     name: str
     values: list[float]
@@ -33,18 +31,18 @@ class FigureContent(NamedTuple):
     """A figure and its table, before anything is drawn or written."""
 
     kind: str
-    ticks: list[str]  # of the axis that is not an accuracy: attacks; of radii their numbers
-    places: list[float]  # where the values of a series are on it
+    ticks: list[str]  # of the other axis: attacks, or radii as numbers
+    places: list[float]  # positions of a series' values on that axis
     axis: str
     series: list[Series]
-    letters: list[str]  # of each series: those that share one cannot be told apart
+    letters: list[str]  # of each series: a shared letter means no significant difference
     caption: str
     rows: list[list[str]]  # of the table, the head first
     sources: list[str]
-    notes: list[str]  # for people: what puts a number in doubt, what was left out
+    notes: list[str]  # for readers: reasons for doubt, omissions
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON has it; accuracies are fractions."""
+        """Return plain values for JSON; accuracies are fractions."""
         series = [one._asdict() for one in self.series]
         own = {key: getattr(self, key) for key in ("kind", "ticks", "places", "letters")}
         return own | {"series": series, "caption": self.caption, "notes": self.notes}
@@ -53,7 +51,7 @@ class FigureContent(NamedTuple):
 def attacks(
     places: Sequence[str], chosen_names: Sequence[str], threat: str | None
 ) -> FigureContent:
-    """Show the accuracy of each network as it is and after each attack of a cascade."""
+    """Show each network's clean accuracy and its accuracy after each attack of a cascade."""
     few_enough(places)
     shown = figure_records.cascades(places, threat)
     names = figure_records.names(shown, chosen_names)
@@ -63,7 +61,7 @@ def attacks(
     for name, one in zip(names, shown, strict=True):
         after = one.record.accuracy_after or {}
         values = [present(one, one.record.clean)]
-        for step in steps:  # what a record does not list, as a replay, removed nothing
+        for step in steps:  # a step that a record does not list, such as a replay, removed nothing
             value = after.get(step)
             values.append(values[-1] if value is None else value)
         series.append(_series(name, values, one.images))
@@ -88,7 +86,7 @@ def attacks(
 
 
 def radius(places: Sequence[str], chosen_names: Sequence[str], threat: str | None) -> FigureContent:
-    """Show the accuracy of each network within rising radii, which a ladder has evaluated."""
+    """Show each network's accuracy as the radius grows, from ladders."""
     few_enough(places)
     if threat:
         raise ValueError(
@@ -124,7 +122,7 @@ def radius(places: Sequence[str], chosen_names: Sequence[str], threat: str | Non
 
 
 def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
-    """List the accuracy and the number of images at each radius of a ladder; at 0 it is clean."""
+    """List accuracy and number of images at each radius of a ladder; radius 0 is clean accuracy."""
     own = {0.0: (present(rungs[0], rungs[0].record.clean), rungs[0].images)}
     for one in rungs:
         if one.record.attacks:
@@ -135,10 +133,10 @@ def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
 def certified(
     places: Sequence[str], chosen_names: Sequence[str], threat: str | None
 ) -> FigureContent:
-    """Show what smoothing certifies at rising L2 radii, and what a ladder in L2 leaves next to it.
+    """Show certified accuracy as the L2 radius grows, next to an L2 ladder.
 
-    Curves of other noise have other radii: between its radii a curve has the value at the next,
-    which is certified there too.
+    Curves for different noise have different radii. Between two radii, a curve has the value of
+    the larger one, which is certified there too.
     """
     if threat:
         raise ValueError("what is certified holds at every radius in l2; leave --threat out")
@@ -199,7 +197,7 @@ def certified(
 def _stepped(
     curve: dict[float, tuple[float, int]], radii: Sequence[float]
 ) -> dict[float, tuple[float, int]]:
-    """Fill in radii that a certified curve lacks by its next one; beyond its last nothing is."""
+    """Fill in missing radii of a certified curve with its next value; 0 beyond the last."""
     nothing = (0.0, next(iter(curve.values()))[1])
     return {
         radius: next((curve[larger] for larger in sorted(curve) if larger >= radius), nothing)
@@ -210,7 +208,7 @@ def _stepped(
 def along(
     points: dict[float, tuple[float, int]], radii: Sequence[float]
 ) -> tuple[list[float], list[tuple[float, float]]]:
-    """Return accuracies and their intervals at all places of an axis; NaN where there is none."""
+    """Return accuracies and their intervals at all positions of an axis; NaN if missing."""
     none = float("nan")
     values = [points[r][0] if r in points else none for r in radii]
     ends = [
@@ -222,7 +220,7 @@ def along(
 def compare(
     places: Sequence[str], chosen_names: Sequence[str], threat: str | None
 ) -> FigureContent:
-    """Show the robust accuracy of several networks, and which pairs a test tells apart."""
+    """Show the robust accuracy of several networks, and which pairs differ significantly."""
     if len(places) > MOST_ROWS:
         raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer places")
     loaded = evaluations.load(places, threat)
@@ -268,11 +266,11 @@ def compare(
 
 
 def letters_of(count: int, apart: Iterable[tuple[int, int]]) -> list[str]:
-    """Give each of `count` networks its letters: those that share one cannot be told apart.
+    """Assign letters to `count` networks; a shared letter means no significant difference.
 
     Args:
       count: number of networks, best first.
-      apart: pairs of networks that can be told apart.
+      apart: pairs of networks that differ significantly.
     Returns:
       For each network its letters, sorted: two networks have a letter in common exactly if they
       are not in `apart`. The first letters are those of the best networks.
@@ -304,7 +302,7 @@ def letters_of(count: int, apart: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def cells(series: Sequence[Series], at: int) -> list[str]:
-    """Write the accuracies of a table's row with their intervals; -- where a series has none."""
+    """Write the accuracies of a table's row with their intervals; -- if a series has none."""
     return [
         rf"{latex.percent(one.values[at])} {{\footnotesize {latex.between(one.ends[at])}}}"
         if one.values[at] == one.values[at]
@@ -314,7 +312,7 @@ def cells(series: Sequence[Series], at: int) -> list[str]:
 
 
 def few_enough(places: Sequence[str]) -> None:
-    """Refuse more lines than the palette has colours."""
+    """Refuse more networks than the palette has colours."""
     if len(places) > MOST_LINES:
         raise ValueError(
             f"a figure of lines shows at most {MOST_LINES} networks, whose colours can be told "
@@ -323,7 +321,7 @@ def few_enough(places: Sequence[str]) -> None:
 
 
 def present(one: FigureRecord, value: float | None) -> float:
-    """Return an accuracy of a record; refuse one that it lacks."""
+    """Return an accuracy of a record; refuse a record without it."""
     if value is None:
         raise ValueError(
             f"{one.place} has a record without a clean or a robust accuracy, which the figure "
@@ -341,7 +339,7 @@ def _series(name: str, values: list[float], n: int) -> Series:
 
 
 def sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str]:
-    """Yield a line for each record: its file, its evaluation, its weights."""
+    """Yield a line for each record: file, evaluation and weights."""
     for name, one in zip(names, shown, strict=True):
         record = one.record
         sha = str(record.weights_sha256 or "not known")[:12]
@@ -352,7 +350,7 @@ def sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str
 
 
 def notes(names: Sequence[str], of: Sequence[Sequence[FigureRecord]]) -> list[str]:
-    """List what puts the records of each network in doubt."""
+    """List the reasons to doubt each network's records."""
     every = list[str]()
     for name, own in zip(names, of, strict=True):
         for one in own:

@@ -1,7 +1,7 @@
-"""A figure of one column of a paper: its size, its fonts, its colours.
+"""Drawing of a figure for one column of a paper: size, fonts, colours.
 
-The palette is that of Okabe and Ito (2008), which people of every colour vision tell apart, without
-its yellow, which white paper swallows; markers and dashes tell series apart in grey too.
+The palette is from Okabe and Ito (2008), for all kinds of colour vision, without yellow, which is
+hard to see on white paper. Markers and dashes distinguish series in grey too.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Any
 from jaxrobust.papers.figures.contents import FigureContent, Series
 from jaxrobust.results.plotting import plotting
 
-WIDTH = 3.25  # inches: a column of a paper in two columns
-_SIZE = 8  # points of letters
+WIDTH = 3.25  # inches: one column of a two-column paper
+_SIZE = 8  # font size in points
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _DASHES: Any = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_LETTER = 0.058  # inches that a letter of a legend takes, about
-_OF_LEGEND = 46  # letters of a line of a legend
-_SPACING = 0.85  # of lines of one text: the font says twice the height of its letters
-_WRAPPED = 20  # letters of a line of a network's name next to its row
+_LETTER = 0.058  # approximate width of a letter in a legend, inches
+_OF_LEGEND = 46  # letters per line of a legend
+_SPACING = 0.85  # line spacing of a text: the font's own is twice the height of its letters
+_WRAPPED = 20  # letters per line of a network's name next to its row
 _STYLE = {
     "font.family": "serif",
     "font.serif": ["STIXGeneral"],  # comes with matplotlib, and looks like Times
@@ -42,8 +42,8 @@ _STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 1.1,
     "lines.markersize": 3.6,
-    "pdf.fonttype": 42,  # TrueType, embedded: what submission systems ask for
-    "svg.hashsalt": "jaxrobust",  # the same figure is the same file
+    "pdf.fonttype": 42,  # embedded TrueType, as submission systems require
+    "svg.hashsalt": "jaxrobust",  # equal figures give equal files
     "savefig.dpi": 300,
 }
 # No dates in files: the same records give the same bytes.
@@ -51,7 +51,7 @@ _METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {
 
 
 def rendered(content: FigureContent, suffix: str) -> bytes:
-    """Draw a figure and return the bytes of its file, which is a PDF, SVG or PNG by `suffix`."""
+    """Draw a figure and return the bytes of its PDF, SVG or PNG file, chosen by `suffix`."""
     with _style():
         figure = _DRAW[content.kind](content)
         file = io.BytesIO()
@@ -77,7 +77,7 @@ def _attacks(content: FigureContent) -> Any:
     count, steps = len(content.series), len(content.ticks)
     labels = [_in_lines(tick, steps) for tick in content.ticks]
     figure, panel = _figure(2.0 + _legend_height(content.series))
-    beside = 0.45 / max(count, 4)  # of neighbours, so that their bars do not hide each other
+    beside = 0.45 / max(count, 4)  # distance of neighbours, so that their bars do not overlap
     for at, one in enumerate(content.series):
         xs = [x + beside * (at - (count - 1) / 2) for x in content.places]
         values = [100 * value for value in one.values]
@@ -100,7 +100,7 @@ def _attacks(content: FigureContent) -> Any:
 
 
 def _radius(content: FigureContent, steps: bool = False) -> Any:
-    """Draw a curve of each series; with `steps` a value of all radii holds at smaller ones too."""
+    """Draw a curve per series; with `steps`, a value also holds at smaller radii."""
     figure, panel = _figure(2.0 + _legend_height(content.series))
     for at, one in enumerate(content.series):
         there = [i for i, value in enumerate(one.values) if math.isfinite(value)]
@@ -126,7 +126,7 @@ def _radius(content: FigureContent, steps: bool = False) -> Any:
 
 
 def _resolution(content: FigureContent) -> Any:
-    """Draw the curves of `_radius` above the sizes that were tested."""
+    """Draw the curves of `_radius` over the tested image sizes."""
     figure = _radius(content)
     figure.axes[0].set_xticks(content.places, content.ticks)
     return figure
@@ -147,7 +147,7 @@ def _compare(content: FigureContent) -> Any:
     panel.set_ylim(count - 0.4, -0.6)
     every = sorted({letter for own in content.letters for letter in own})
     for at, own in enumerate(content.letters):
-        for letter in own:  # each in a column of its letter
+        for letter in own:  # each in the column of its letter
             place = (1.03 + 0.04 * every.index(letter), at)
             panel.text(*place, letter, transform=panel.get_yaxis_transform(), va="center")
     panel.set_xlabel(content.axis)
@@ -166,17 +166,17 @@ _DRAW: dict[str, Callable[[FigureContent], Any]] = {
 
 
 def _accuracy(panel: Any, series: Sequence[Series]) -> None:
-    """Draw the axis of accuracies, from 0 to the least multiple of 10 above all of them."""
+    """Draw the accuracy axis, from 0 to the smallest multiple of 10 above all values."""
     highest = max(100 * end for one in series for _, end in one.ends if math.isfinite(end))
     top = min(100, 10 * math.ceil(highest / 10 + 0.05))
-    panel.set_ylim(0, 1.02 * top)  # a marker at the top is drawn whole
+    panel.set_ylim(0, 1.02 * top)  # do not clip a marker at the top
     panel.set_ylabel("accuracy (%)")
     panel.grid(axis="y", color="0.85", linewidth=0.5)
     panel.set_axisbelow(True)
 
 
 def _columns(series: Sequence[Series]) -> int:
-    """Count the columns of the legend that fit: a name is never cut."""
+    """Count the legend columns that fit without cutting a name."""
     longest = max(len(one.name) for one in series)
     return max(1, min(len(series), int((WIDTH - 0.1) / (0.5 + _LETTER * longest))))
 
@@ -221,5 +221,5 @@ def _wrapped(name: str) -> list[str]:
 
 
 def _in_lines(tick: str, steps: int) -> str:
-    """Break the name of an attack where its neighbours would touch it."""
+    """Break the name of an attack if it would touch its neighbours."""
     return tick.replace(" ", "\n", 1) if len(tick) > 30 // steps else tick

@@ -1,4 +1,4 @@
-"""Figures of records as files: a picture by its suffix, and the LaTeX table next to it."""
+"""Figures of records as files: a picture, by its suffix, and a LaTeX table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ KINDS = {
 def make(
     places: Sequence[str], kind: str, out: Path, *, names: Sequence[str] = (), threat: str | None
 ) -> dict[str, Any]:
-    """Make a figure and its table, and return their names and numbers as JSON has them.
+    """Make a figure and its table, and return their names and numbers as plain values.
 
     Args:
       places: folders of evaluations, runs, or files of records, as `PLACE[#NUMBER]`.
       kind: a key of `KINDS`.
-      out: the picture; its suffix says what it is, and the table next to it ends with `.tex`.
-      names: what the networks are called, in the order of `places`; empty: what tells them apart.
-      threat: only evaluations under it, `NORM:RADIUS`.
+      out: the picture, whose suffix selects the format; the table has the suffix `.tex`.
+      names: names of the networks, in the order of `places`; empty: derived from differences.
+      threat: only evaluations under this threat, `NORM:RADIUS`.
     Raises:
       ValueError: the records do not belong together, the kind is not in them, or a file there was
         not written by this; nothing is written then.
@@ -46,14 +46,14 @@ def make(
 
 
 def lines(written: dict[str, Any]) -> list[str]:
-    """Say in lines for people what was made."""
+    """Describe the written files in a few lines."""
     shown = ", ".join(one["name"] for one in written["series"])
     first = f"{written['figure']} and {written['table']}: {written['kind']} of {shown}"
     return [first, *(f"note: {note}" for note in written["notes"])]
 
 
 def _table_of(out: Path) -> Path:
-    """Name the table next to a picture; refuse a suffix, and files that are somebody else's."""
+    """Name the table of a picture; refuse unknown suffixes and files of other origin."""
     suffixes = [f".{suffix}" for suffix in SUFFIXES]
     if out.suffix not in suffixes:
         raise ValueError(

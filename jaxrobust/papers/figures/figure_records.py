@@ -1,4 +1,4 @@
-"""Records of a figure: which of the named places belong together, and what people call them."""
+"""Records of a figure: selection, checks that they belong together, and names."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Self
@@ -9,8 +9,8 @@ from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
 from jaxrobust.results.comparison import evaluations
 from jaxrobust.results.run_records import RunRecord
 
-_RADII = ("radius", "ladder", "images met by the first attack alone")  # that rungs differ in
-_RESOLUTIONS = ("image size", "preprocessing", "norm", "radius")  # that resolutions differ in
+_RADII = ("radius", "ladder", "images met by the first attack alone")  # may differ between rungs
+_RESOLUTIONS = ("image size", "preprocessing", "norm", "radius")  # may differ between resolutions
 _LONGEST = 40  # letters of a name that is taken from a record or a folder
 
 
@@ -44,7 +44,7 @@ class FigureRecord(NamedTuple):
 
 
 def cascades(places: Sequence[str], threat: str | None) -> list[FigureRecord]:
-    """Read the evaluation of each place whose attacks followed each other; they belong together."""
+    """Read the cascade of attacks at each place; all of them must belong together."""
     ball = None if threat is None else evaluations.ball_of(threat)
     records = [FigureRecord.read(place, _cascade(place, threat, ball)) for place in places]
     _check_each_once([(one.place, one.ours) for one in records])
@@ -74,7 +74,7 @@ def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) 
 
 
 def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
-    """Read the ladder of each place, smallest radius first; all of them belong together."""
+    """Read the ladder of each place, smallest radius first; all of them must belong together."""
     rungs_of_places = [_ladder(place) for place in places]
     _check_each_once([(one.place, one.ours) for rungs in rungs_of_places for one in rungs])
     attacked = [next(one for one in rungs if one.record.attacks) for rungs in rungs_of_places]
@@ -83,7 +83,7 @@ def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
 
 
 def certified(place: str) -> list[FigureRecord]:
-    """Read what randomised smoothing has certified at a place, smallest noise first."""
+    """Read the certificates of randomised smoothing at a place, smallest noise first."""
     _, _, stored = _checked(place)
     records = [FigureRecord.read(place, ours) for ours in stored.values() if ours.record.certified]
     if not records:
@@ -98,7 +98,7 @@ def ladder_in_l2(place: str, certified_record: FigureRecord) -> list[FigureRecor
     """Read the ladder in L2 of a place on the images of `beside`; empty: there is not one."""
     try:
         rungs = _ladder(place.partition("#")[0])
-    except ValueError:  # none, or several: the figure is of what is certified
+    except ValueError:  # none, or several: the figure only shows certificates
         return []
     l2 = rungs[-1].record.threats[0].norm == "l2"
     return rungs if l2 and _images_of(rungs[-1]) == _images_of(certified_record) else []
@@ -107,7 +107,7 @@ def ladder_in_l2(place: str, certified_record: FigureRecord) -> list[FigureRecor
 def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     """Read the evaluations of a network at several image sizes by one attack, smallest size first.
 
-    A size may have several, of other norms or radii.
+    A size may have several evaluations, with other norms or radii.
     """
     folder, wanted, stored = _checked(place, all_of_the_folder=True)
     ball = None if threat is None else evaluations.ball_of(threat)
@@ -154,7 +154,7 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
 
 
 def _attacked_alike(run_record: RunRecord) -> str:
-    """Write as a text what the evaluations of a curve share, whatever their size and ball."""
+    """Write as text what the evaluations of a curve share, whatever their size and ball."""
     record = run_record.record
     images = (record.dataset, record.split, record.image_ids)
     attack = (record.method, record.search_dtype, record.seed)
@@ -162,7 +162,7 @@ def _attacked_alike(run_record: RunRecord) -> str:
 
 
 def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
-    """Refuse networks that other images or attacks than the first one's have tested."""
+    """Refuse networks that were tested with other images or attacks than the first."""
     every = [one for of in shown for one in of]
     _check_each_once([(one.place, one.ours) for one in every])
     of_norm: dict[str, list[FigureRecord]] = {}
@@ -202,7 +202,7 @@ def _ladder(place: str) -> list[FigureRecord]:
         if ours.record.attacks:
             groups.setdefault((_ladder_of(ours), _attack_of(ours)), {})[key] = ours
     for key, ours in rungs_of.items():
-        if not ours.record.attacks:  # radius 0 is that of each norm
+        if not ours.record.attacks:  # radius 0 belongs to every norm
             same = [own for (ladder, _), own in groups.items() if ladder == _ladder_of(ours)]
             for own in same or [groups.setdefault((_ladder_of(ours), ""), {})]:
                 own[key] = ours
@@ -240,7 +240,7 @@ def _radii(record: AccuracyRecord) -> list[float]:
 
 
 def _ladder_of(run_record: RunRecord) -> str:
-    """Write as a text what all rungs of a ladder share, also the clean one without a norm."""
+    """Write as text what all rungs of a ladder share, including the clean one without a norm."""
     record = run_record.record
     images = (record.dataset, record.split, record.image_ids)
     return str(
@@ -278,7 +278,7 @@ def _check_each_once(addressed: Sequence[tuple[str, RunRecord]]) -> None:
 
 
 def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> None:
-    """Refuse records of other images, threats or attacks than the first, with all that differs."""
+    """Refuse records with other images, threats or attacks than the first; list all differences."""
     first, *others = shown
     for one in shown:
         if one.record.stopped:
@@ -311,7 +311,7 @@ def _hashed(one: FigureRecord) -> HashedImages:
 
 
 def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
-    """Choose what people call the networks: as given, else by what tells all of them apart."""
+    """Choose names for the networks: as given, else by what distinguishes them."""
     if chosen:
         if len(chosen) != len(shown):
             raise ValueError(
@@ -330,7 +330,7 @@ def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
 
 
 def _folder(one: FigureRecord) -> Iterator[str]:
-    """Name the run: of a folder of evaluations that is the one above it."""
+    """Name the run: for a folder of evaluations, its parent folder."""
     folder = one.ours.file.resolve().parent
     yield (folder.parent if folder.name.startswith("evaluation") else folder).name
 
@@ -344,10 +344,10 @@ def _weights(one: FigureRecord) -> Iterator[str]:
 
 
 def doubts(name: str, record: AccuracyRecord) -> Iterator[str]:
-    """Yield what a reader of the figure has to know about a record in addition to its numbers."""
+    """Yield remarks about a record that readers of the figure need."""
     for flag, text in record.flags.items():
         yield f"In doubt of {name}, {flag}: {text}."
-    shared = record.ladder is not None and checked.own_radii([record])  # as a ladder is made
+    shared = record.ladder is not None and checked.own_radii([record])  # as in every ladder
     if (line := records.replayed_line(record)) and not shared:
         yield f"Of {name}, {line}, which the attacks alone might have left standing."
     yield from (f"Of {name}: {line}." for line in records.notes_of(record))

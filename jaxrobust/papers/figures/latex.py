@@ -1,4 +1,4 @@
-"""A table for a paper in LaTeX (booktabs), and words and numbers as it writes them."""
+"""A LaTeX table (booktabs) for a paper, and its words and numbers."""
 
 import math
 import re
@@ -15,7 +15,7 @@ NORMS = {"linf": r"\ell_\infty", "l2": r"\ell_2", "l1": r"\ell_1"}  # in formula
 
 
 def escaped(text: str) -> str:
-    """Write a text so that LaTeX prints it as it is, on one line."""
+    """Escape a text so that LaTeX prints it verbatim, on one line."""
     return _escaped(" ".join(text.split()))
 
 
@@ -24,12 +24,12 @@ def _escaped(text: str) -> str:
 
 
 def number(value: int) -> str:
-    """Write a whole number, thousands apart."""
+    """Write an integer with separated thousands."""
     return f"{value:,}".replace(",", "{,}")
 
 
 def percent(value: float) -> str:
-    """Write a fraction as a percentage, without its sign."""
+    """Write a fraction as a percentage, without the percent sign."""
     return f"{100 * value:.1f}"
 
 
@@ -51,7 +51,7 @@ def attack_name(name: str) -> str:
     """
     *threat, last = name.split(" ") if not name.endswith(" (full)") else [name]
     known = {"square": "Square", "autoattack": "AutoAttack", "replay": "replayed points"}
-    if re.fullmatch(r"[\d./]+", last):  # a ball of a union: l2 0.5
+    if re.fullmatch(r"[\d./]+", last):  # a threat of a union: l2 0.5
         return " ".join(_norm(word) for word in (*threat, _radius(last)))
     head = last.removesuffix(" (full)")
     written = known.get(head, head.upper()) + last[len(head) :]
@@ -82,7 +82,7 @@ def attack_words(record: AccuracyRecord) -> str:
     if record.fast:
         return f"the {record.method}"
     names, *settings = (record.method or "attacks").split(", ")
-    settings = [escaped(word) for word in settings if word != "ladder"]  # which the radii say
+    settings = [escaped(word) for word in settings if word != "ladder"]  # the radii show it
     name, _, version = names.partition(" ")
     if name == "autoattack":
         return f"AutoAttack ({', '.join([f'{escaped(version)} version', *settings])})"
@@ -97,7 +97,7 @@ def escaped_name(name: str) -> str:
 
 
 def threat_words(record: AccuracyRecord) -> str:
-    """Name norm and radius of a record in a caption, of a union all of them."""
+    """Name norm and radius of a record in a caption; for a union, all of them."""
     own = list(dict.fromkeys(ball(threat.norm, threat.epsilon) for threat in record.threats))
     return own[0] if len(own) == 1 else f"{', '.join(own[:-1])} and {own[-1]}"
 
@@ -109,12 +109,12 @@ def images_words(record: AccuracyRecord, images: int) -> str:
 
 
 def table(label: str, caption: str, rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:
-    """Write the table: the first row is the head, the first column is of names.
+    """Write the table: the first row is the header, the first column contains names.
 
     Args:
-      label: what `\\ref{tab:LABEL}` names.
-      caption, rows: as LaTeX reads them.
-      comments: lines that stand above it, for people.
+      label: for `\\ref{tab:LABEL}`.
+      caption, rows: in LaTeX.
+      comments: lines above the table, for readers.
     """
     head, *body = ["    " + " & ".join(row) + r" \\" for row in rows]
     columns = "l" + "r" * (len(rows[0]) - 1)

@@ -1,4 +1,4 @@
-"""Accuracy against the resolution that networks are tested at: what such a figure shows."""
+"""Contents of a figure of accuracy against test resolution."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,15 @@ from jaxrobust.papers.figures.contents import FigureContent, Series
 from jaxrobust.papers.figures.figure_records import FigureRecord
 from jaxrobust.types import fraction
 
-SEVERAL = "own radius"  # of each resolution, as where radii grow with the image
+SEVERAL = "own radius"  # radii that differ between resolutions, such as ones that grow with them
 
 
 def resolution(
     places: Sequence[str], chosen_names: Sequence[str], threat: str | None
 ) -> FigureContent:
-    """Show clean and robust accuracy of each network at the image sizes that it was tested at.
+    """Show clean and robust accuracy of each network at its test resolutions.
 
-    A norm whose every size has another radius is one curve; else each radius is.
+    A norm is one curve if every size has another radius; otherwise each radius is one.
     """
     shown = [figure_records.of_resolutions(place, threat) for place in places]
     figure_records.check_resolutions(shown)
@@ -65,7 +65,7 @@ def resolution(
 def _curves(
     records: Sequence[FigureRecord], name: str
 ) -> Iterator[tuple[str, str, dict[int, FigureRecord]]]:
-    """Yield what each curve of a network is of, and its records by image size."""
+    """Yield the key of each curve of a network, and its records by image size."""
     yield "clean", name, {_size(one): one for one in records}
     norms: dict[str, list[FigureRecord]] = defaultdict(list)
     for one in records:
@@ -82,7 +82,7 @@ def _curves(
 
 
 def _preprocessing(records: Sequence[FigureRecord]) -> str:
-    """Say how images got their sizes, which is another preprocessing for each."""
+    """Describe the preprocessing, which differs for each size."""
     how = {_size(one): one.record.preprocessing or "not known" for one in records}
     return f"Preprocessing: {', '.join(f'{how[size]} at {size} px' for size in sorted(how))}."
 

@@ -1,4 +1,4 @@
-"""What Debenedetti's thesis looks at in addition to accuracies, for any network of ours.
+"""Analyses from Debenedetti's thesis beyond accuracies, for any network.
 
-Each analysis is one file: numbers as rows of a CSV, and the picture that is drawn from them.
+Each analysis is one file: numbers as rows of a CSV, and a picture of them.
 """

@@ -1,4 +1,4 @@
-"""The analyses by their names: what each takes, its defaults, and both of its files."""
+"""The analyses by name: their settings, defaults and output files."""
 
 import importlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Analysis(NamedTuple):
-    """One analysis, whose file has its name: its defaults, and the settings that are its own."""
+    """One analysis, named like its file: its defaults, and the settings that only it has."""
 
     n: int
     steps: tuple[int, ...] = ()
@@ -31,7 +31,7 @@ _OTHER: dict[str, Any] = {"semantic-score": {"sign": "code"}, "convergence": {"s
 
 
 class AnalysisSettings(NamedTuple):
-    """What an analysis is computed with; those that it does not take have their defaults."""
+    """The settings of an analysis; unused ones keep their defaults."""
 
     analysis: str
     named: dict[str, Any]  # flags of an evaluation that name a network and its images
@@ -40,7 +40,7 @@ class AnalysisSettings(NamedTuple):
     seed: int = 0
     batch: int = 64
     out: Path | None = None
-    sign: str = "attack"  # or code: what is shown of a perturbation
+    sign: str = "attack"  # or code: the sign of shown perturbations
     judges: tuple[str, ...] = ()
     top: int | None = None
     step_size: float = 0.225
@@ -83,7 +83,7 @@ def checked(values: dict[str, Any], network_flags: dict[str, Any]) -> AnalysisSe
 
 
 def written(settings: AnalysisSettings) -> tuple[Path, Path]:
-    """Compute an analysis, then write both of its files or none; return their paths."""
+    """Compute an analysis, then write both of its files, or neither; return their paths."""
     import jax
 
     from jaxrobust.papers.networks import network_sample, picture_parts

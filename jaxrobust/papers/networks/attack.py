@@ -1,4 +1,4 @@
-"""PGD as the analyses use it: its points, and its loss after each step."""
+"""PGD for the analyses: its points, and its loss after each step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +42,7 @@ def pgd(
 def climb(
     machine: Machine, logits_fn: LogitsFn, state: Any, steps: int, value: Callable[..., Array]
 ) -> tuple[Any, Array]:
-    """Return the state after `steps` steps, and the values of all, f32[steps + 1, B]."""
+    """Return the state after `steps` steps, and the values of all states, f32[steps + 1, B]."""
 
     def step(state: Any, _: None) -> tuple[Any, Array]:
         advanced = attacks.advance(machine, lambda points, draw: logits_fn(points), state)

@@ -1,4 +1,4 @@
-"""A contact sheet: what a preset or a chain of augmentations makes of a user's own images."""
+"""A contact sheet of a user's own images under a preset or a chain of augmentations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def _files(places: Sequence[Path], most: int) -> list[Path]:
 
 
 def draw(sample: None, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
-    """Draw one line an image: as evaluation sees it, and its views."""
+    """Draw one row per image: as evaluation sees it, and its views."""
     files, base, kinds = result
     cells = []
     for i, file in enumerate(files):

@@ -1,7 +1,7 @@
 """How fast PGD's loss settles, image by image (the repository of Debenedetti et al. 2022).
 
-Of the first images those that the network gets right, several random starts each; the step stays
-1.5 epsilon / 10 however many steps are made, so that one run of the most steps passes through all.
+Uses the correctly classified images among the first, with several random starts each. The step is
+always 1.5 epsilon / 10, so one run with the most steps passes through all smaller numbers of steps.
 """
 
 from functools import partial

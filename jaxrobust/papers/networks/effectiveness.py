@@ -1,8 +1,8 @@
-"""How much loss an attack of few steps leaves to one of many, while a network is trained.
+"""The loss that a short attack misses compared with a long one, during a training.
 
-Of the checkpoints of a run, PGD with k steps of 1.5 epsilon / k: 100 |L_K - L_k| / L_K for the most
-steps K. Where it grows, training has learnt to fool its own short attack. Source: the repository of
-Debenedetti et al. 2022 (arXiv 2209.07399).
+For each checkpoint of a run, and PGD with k steps of 1.5 epsilon / k: 100 |L_K - L_k| / L_K, where
+K is the most steps. If it grows, training has learnt to fool its own short attack. Source: the
+repository of Debenedetti et al. 2022 (arXiv 2209.07399).
 """
 
 import itertools
@@ -48,7 +48,7 @@ def _checkpoints(sample: NetworkSample, settings: AnalysisSettings) -> list[Any]
 
 
 def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
-    """Draw loss, and what is left to the longest attack, over the steps of training."""
+    """Draw the loss, and the gap to the longest attack, over the steps of training."""
     many = f"the mean of {settings.seeds} random starts"
     about = f"{sample.subject.network.name}: PGD with k steps of 1.5 epsilon / k, "
     about += f"{sample.threat.written()}, on {rows[0]['images']} images, "

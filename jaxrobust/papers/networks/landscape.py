@@ -1,7 +1,7 @@
-"""The loss around a network's weights: a table of points that continues, and its contours.
+"""The loss around a network's weights: a resumable table of points, and its contours.
 
-The plane is that of two random directions with filter normalisation: a direction has the norm of
-the weights filter by filter, and does not move biases, norms and statistics.
+Two random directions with filter normalisation span the plane: a direction has the norm of the
+weights filter by filter, and does not change biases, norms and statistics.
 Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
 """
 
@@ -28,20 +28,20 @@ LEVELS = np.arange(0.1, 10, 0.5)  # of contours, as the source draws them
 
 
 class Plane(NamedTuple):
-    """Where the loss is computed, and how."""
+    """The points where the loss is computed."""
 
     side: int = 51  # points along a side, an odd number
     reach: float = 1.0  # the half side, in norms of the filters
-    points: int = 51  # that one call computes
+    points: int = 51  # points per call
     batch: int = 250
     seed: int = 0  # of the directions
 
 
 def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.ndarray]:
-    """Return direction `number` of a seed: normal entries, each filter scaled to the norm it has.
+    """Return direction `number` of a seed: normal entries, each filter scaled to the weights' norm.
 
-    A filter gives one output of a kernel; other arrays of several axes count as one, and those of
-    one axis stay where they are. An array's draws depend on its name.
+    A filter computes one output of a kernel. Other arrays with several axes count as one filter,
+    and arrays with one axis do not change. An array's draws depend on its name.
     """
     scaled = {}
     for name, value in params.items():
@@ -73,7 +73,7 @@ def losses_around(
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a function of points f32[P,2] to mean cross-entropy and accuracy there, f64[P] each.
 
-    The devices of `mesh` share the points; `batch` changes the sum's rounding only.
+    The devices of `mesh` share the points; `batch` only changes the rounding of the sum.
     """
     steps = -(-len(images) // batch)
     short = steps * batch - len(images)
@@ -127,7 +127,7 @@ def grid(side: int, reach: float) -> np.ndarray:
 
 
 def written(network_flags: dict[str, Any], plane: Plane, out: Path | None) -> tuple[Path, Path]:
-    """Compute the points that are missing, and write both files; return their paths."""
+    """Compute the missing points, and write both files; return their paths."""
     picture_parts.plotting()  # refuses before anything is computed
     split = network_flags["split"] or "train"
     if network_flags["workdir"] and not (network_flags["split"] or network_flags["dataset"]):
@@ -215,7 +215,7 @@ def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any])
     figure = picture_parts.figure(f"{title}{middle:.3f} in the middle", 5.8, 5.2)
     panel = figure.subplots()
     shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
-    levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is
+    levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # up to the surface's height
     colours = panel.contourf(line, line, shown, levels, cmap="viridis", extend="both")
     lines = panel.contour(line, line, shown, levels, colors="white", linewidths=0.5)
     panel.clabel(lines, fontsize=6, fmt="%.1f")

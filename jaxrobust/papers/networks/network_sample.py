@@ -1,4 +1,4 @@
-"""The network that is analysed and its images, as the flags of `jaxrobust evaluate` name them."""
+"""The analysed network and its images, as named by the flags of `jaxrobust evaluate`."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ _NONE |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "
 
 
 class NetworkSample(NamedTuple):
-    """A network, and images to examine it on."""
+    """A network, and images for its analysis."""
 
     name: str
     subject: Subject
@@ -34,11 +34,11 @@ class NetworkSample(NamedTuple):
 
     @property
     def threat(self) -> Threat:
-        """Take the threat that the network is looked at under."""
+        """Return the threat of the analysis."""
         return self.subject.ball
 
     def called(self, label: int) -> str:
-        """Return the name of a class, cut to what fits next to a picture."""
+        """Return the name of a class, shortened to fit next to a picture."""
         name = self.classes[label] if label < len(self.classes) else str(label)
         return name if len(name) <= 18 else name[:17] + "…"
 
@@ -69,7 +69,7 @@ def seen(network_flags: dict[str, Any], *, attacked: bool = True) -> NetworkSamp
 
 
 def weights_of(network_flags: dict[str, Any]) -> tuple[str, Weights]:
-    """Return the name of the weights that flags name, and them; no images are looked for."""
+    """Return the weights that flags name, and their name; no images are needed."""
     values = flags.placed(flags.GivenFlags(**_NONE | network_flags))
     flags.check(values)
     network = flags.origin(values).network
@@ -86,7 +86,7 @@ def weights_of(network_flags: dict[str, Any]) -> tuple[str, Weights]:
 
 
 def logits_of(subject: Subject, *all_weights: Weights) -> list[LogitsFn]:
-    """Return a network with each of these weights; it compiles once for all of them."""
+    """Return a network's logits function per set of weights; it compiles once for all."""
     net = subject.create("float32")
 
     def forward(params: Params, stats: Params, images: Array) -> Array:
@@ -139,10 +139,10 @@ def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
 
 
 def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int, str, LogitsFn]]:
-    """Return the weights of a run by step: (step over all phases, name, network).
+    """Return the networks of a run by step: (step over all phases, name, network).
 
-    Those of `PHASE/epochs`, where a run kept them (`checkpoint.keep_epochs=True`), else the best of
-    each phase; of the phase `only`, or (None) of all that train the same network as the last.
+    Weights are from `PHASE/epochs` if the run kept them (`checkpoint.keep_epochs=True`), else the
+    best of each phase; from the phase `only`, or (None) from all with the last phase's network.
     """
     net = subject.create("float32")
     shapes = Weights(*jax.eval_shape(net.init, jax.random.key(0)))
@@ -166,5 +166,5 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
 
 
 def keys(sample: NetworkSample, seed: int) -> Array:
-    """Return a key for each image, as evaluation draws them: batches make no difference."""
+    """Return a key for each image, as in evaluation, independent of the batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample.ids)

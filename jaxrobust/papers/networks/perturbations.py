@@ -1,4 +1,4 @@
-"""What PGD adds to images, as images (Debenedetti's thesis, section 4.3 and appendix A.1)."""
+"""PGD's perturbations as images (Debenedetti's thesis, section 4.3 and appendix A.1)."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 
 def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
-    """Return a row for each image, and what `draw` draws."""
+    """Return a row for each image, and the data for `draw`."""
     steps = settings.steps[0]
     adversarial, after = attack.pgd(sample, steps=steps, seed=settings.seed, batch=settings.batch)
     before = attack.logits(sample, sample.images, settings.batch)
@@ -36,14 +36,14 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
 
 
 def limits(sample: NetworkSample, delta: np.ndarray) -> np.ndarray:
-    """Return f32[N], the change shown black or white: the radius in linf, else its largest."""
+    """Return f32[N], the change shown as black or white: the radius in linf, else the largest."""
     if sample.threat.norm == "linf":
         return np.full(len(delta), sample.threat.epsilon, np.float32)
     return np.maximum(np.abs(delta).max((1, 2, 3)), np.finfo(np.float32).tiny)
 
 
 def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
-    """Return (delta + limit) / (2 limit) in [0, 1]; `sign` "code" is the authors': x - x_adv."""
+    """Return (delta + limit) / (2 limit) in [0, 1]; `sign` "code" uses the authors' x - x_adv."""
     turned = -delta if sign == "code" else delta
     limit = largest[:, None, None, None]
     return np.clip((turned + limit) / (2 * limit), 0, 1)

@@ -1,4 +1,4 @@
-"""What the pictures share: rows of columns, grids of images, radii as people write them."""
+"""Shared parts of the pictures: CSV rows, grids of images, colours."""
 
 import csv
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import numpy as np
 
 from jaxrobust.results.plotting import figure, plotting
 
-MOST = 16  # images of a grid: more are in the CSV alone
+MOST = 16  # images of a grid; the CSV has the rest
 Rows = list[dict[str, Any]]  # of a CSV: column -> value
 
 
 def folder(out: Path | None, workdir: str | None) -> Path:
-    """Choose the folder of a table and its picture: the one given, else one next to the run."""
+    """Choose the folder for a table and its picture: the given one, else one next to the run."""
     return out or (Path(workdir) / "analyses" if workdir else Path("analyses"))
 
 
@@ -57,5 +57,5 @@ def grid(cells: Sequence[tuple[np.ndarray, str, bool]], across: int, about: str)
 
 
 def shades(count: int) -> list[Any]:
-    """Return colours from pale to dark, for what has an order."""
+    """Return colours from pale to dark, for ordered series."""
     return [plotting().colormaps["viridis_r"](x) for x in np.linspace(0.1, 1, count)]

@@ -1,4 +1,4 @@
-"""How much of a class the perturbations alone show to other networks (the thesis' Table 9).
+"""How well other networks recognise a class from perturbations alone (the thesis' Table 9).
 
 The perturbations of PGD become 8-bit images, (x - x_adv + limit) / (2 limit) in colour as in the
 authors' code, and other networks, the judges, classify them: the score is their top-5 accuracy.
@@ -16,7 +16,7 @@ from jaxrobust.papers.networks.analyses import AnalysisSettings
 from jaxrobust.papers.networks.network_sample import NetworkSample, other
 from jaxrobust.papers.networks.picture_parts import Rows
 
-_FEW = 20  # classes, of which five guesses would say little
+_FEW = 20  # with this few classes, five guesses would say little
 
 
 def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
@@ -47,12 +47,12 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
 
 
 def quantised(images: np.ndarray) -> np.ndarray:
-    """Return uint8[N,H,W,C], as an image file holds them."""
+    """Return uint8[N,H,W,C], as stored in image files."""
     return np.round(images * 255).astype(np.uint8)
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Return f32[N,size,size,C] in [0, 1], bicubic where the size differs."""
+    """Return f32[N,size,size,C] in [0, 1], resized bicubically if the size differs."""
     if images.shape[1] != size:
         transform = evaluation_transform(f"bicubic-{size}-crop-{size}")
         images = np.stack([transform(image) for image in images])

@@ -1,6 +1,6 @@
-"""The share of a network's weights that are next to nothing: counted, and drawn as histograms.
+"""The share of a network's weights near zero, as numbers and histograms.
 
-The ratio of a set of weights is the share below a hundredth of the largest of them.
+The ratio of a set of weights is the share below a hundredth of the largest one.
 Source: Tang et al. 2022 (arXiv 2209.14105), section 4.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxrobust.papers.networks import network_sample, picture_parts
 
-SMALL = 0.01  # of the largest weight; what is below counts as zero
+SMALL = 0.01  # of the largest weight; smaller weights count as zero
 BINS = 200
-# Parts of names that say what a weight is for, in our networks and in the repositories they follow.
+# Parts of names that show the purpose of a weight, in our networks and in their references.
 _QKV = {"qkv", "kqv", "to_qkv", "q", "k", "v", "kv", "to_q", "to_k", "to_v", "to_kv"}
 _FEED = {"mlp", "mlp1", "mlp2", "ffn", "ff", "leff"}
 SETS = ("whole", "convolution", "qkv", "feed-forward")
@@ -22,7 +22,7 @@ _TITLES = {"whole": "whole network", "qkv": "queries, keys, values"}
 
 
 class WeightGroup(NamedTuple):
-    """A set of weights, and what is said of it."""
+    """A set of weights and its statistics."""
 
     name: str
     tensors: int
@@ -31,25 +31,23 @@ class WeightGroup(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Return the share of the weights that are next to nothing."""
+        """Return the share of the weights near zero."""
         return ratio(self.weights)
 
     @property
     def ratio_of_all(self) -> float:
-        """Return the same of all parameters, against the largest of them."""
+        """Return the same share for all parameters, relative to the largest."""
         return ratio(np.concatenate([self.weights, self.others]))
 
 
 def ratio(values: np.ndarray) -> float:
-    """Return the share of values below a hundredth of the largest, by their size."""
+    """Return the share of values below a hundredth of the largest, in magnitude."""
     sizes = np.abs(values)
     return float((sizes < SMALL * sizes.max()).mean())
 
 
 def of_name(name: str, axes: int) -> str | None:
-    """Find the set, other than all, that a parameter belongs to; of a convolution in an MLP,
-    that.
-    """
+    """Find the set of a parameter, other than the whole network; an MLP's convolutions are its."""
     parts = set(name.split("."))
     if parts & _FEED:
         return "feed-forward"
@@ -59,7 +57,7 @@ def of_name(name: str, axes: int) -> str | None:
 
 
 def parts(params: dict[str, Any]) -> list[WeightGroup]:
-    """Return the sets of a network that hold anything."""
+    """Return the non-empty sets of a network."""
     sets = []
     for which in SETS:
         own = {n: p for n, p in params.items() if which in ("whole", of_name(n, np.ndim(p)))}
@@ -72,7 +70,7 @@ def parts(params: dict[str, Any]) -> list[WeightGroup]:
 
 
 def rows(sets: list[WeightGroup]) -> picture_parts.Rows:
-    """Return a row for each bin of each set's histogram, with what is said of the set."""
+    """Return a row for each bin of each set's histogram, with the set's statistics."""
     made = []
     for part in sets:
         density, edges = np.histogram(part.weights, BINS, density=True)
@@ -85,7 +83,7 @@ def rows(sets: list[WeightGroup]) -> picture_parts.Rows:
 
 
 def draw(name: str, sets: list[WeightGroup]) -> Any:
-    """Draw the histograms, one below the other; what counts as zero is marked."""
+    """Draw the histograms, one below the other, and mark what counts as zero."""
     title = f"{name}: share of weights below 1% of the largest of their set"
     figure = picture_parts.figure(title, 6.4, 0.5 + 1.75 * len(sets))
     panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]

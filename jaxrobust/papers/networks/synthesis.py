@@ -1,7 +1,7 @@
-"""Images made from noise by targeted PGD: what a network takes a class to look like.
+"""Images made from noise by targeted PGD: a network's idea of a class.
 
-The thesis' section 4.3.2 and appendix A.2: 100 linf steps towards a random class, from noise that a
-start of radius 15 has driven to black and white, each of 0.225, in no ball but [0, 1].
+The thesis' section 4.3.2 and appendix A.2: 100 linf steps of 0.225 towards a random class, bounded
+only by [0, 1]. They start from noise that a random start of radius 15 has made black and white.
 """
 
 from functools import partial
@@ -39,7 +39,7 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
-    """Return a row for each sample; its target is drawn, or the next of `--targets`."""
+    """Return a row for each sample; its target is random, or the next of `--targets`."""
     count, classes = len(sample.images), int(sample.subject.network.num_classes or 0)
     drawn = np.random.default_rng([settings.seed, 1]).integers(0, classes, count)
     targets = np.resize(settings.targets or drawn, count).astype(np.int32)
@@ -68,7 +68,7 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
 
 
 def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
-    """Draw the images with their targets; red where the network calls one something else."""
+    """Draw the images with their targets, red if the network predicts another class."""
     cells = [
         (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])
         for image, row in zip(result[: picture_parts.MOST], rows, strict=False)

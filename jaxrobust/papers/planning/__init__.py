@@ -1,1 +1,1 @@
-"""Which runs a paper's tables need, in which order, at which cost."""
+"""The runs that a paper's tables need, with order and cost."""

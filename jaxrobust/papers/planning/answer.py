@@ -1,4 +1,4 @@
-"""From what the command line names to a plan: its runs, costs, progress, scripts, and text."""
+"""The plan for a command line: its runs, costs, progress, scripts, and text."""
 
 import itertools
 import shlex
@@ -36,7 +36,7 @@ exit "$code"
 
 
 def of(flags: Any, made_by: str) -> str:
-    """Plan as the flags of `jaxrobust plan` say; the text for people."""
+    """Make the plan for the flags of `jaxrobust plan`; return its text."""
     target = devices.target(flags.on)
     if target.here:
         raise ValueError(
@@ -67,7 +67,7 @@ def text(
     utilisation: float,
     budget: float | None,
 ) -> str:
-    """Write the runs in their order, with hours, sums and what they are for."""
+    """Write the runs in order, with hours, sums and the rows that they fill."""
     remaining = [step for step in steps if step.state not in OVER]
     filled, cells = (sum(step.cells[i] for step in steps) for i in (0, 1))
     hours = sum(step.cost.hours for step in remaining)
@@ -109,7 +109,7 @@ def _rows(step: PlannedStep) -> str:
 
 
 def write_scripts(steps: Sequence[PlannedStep], folder: Path, made_by: str) -> list[Path]:
-    """Write the scripts of what is to be done; return their paths."""
+    """Write the scripts for the remaining runs; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     remaining = [step for step in steps if step.state not in OVER]
     lines = [" && ".join(step.planned.commands()) for step in remaining]
@@ -135,7 +135,7 @@ def write_scripts(steps: Sequence[PlannedStep], folder: Path, made_by: str) -> l
 
 
 def _levels(steps: Sequence[PlannedStep]) -> list[list[PlannedStep]]:
-    """Part the runs by how many others come before: those of one list need none of each other."""
+    """Group the runs by their number of predecessors; runs in a group are independent."""
     depth: dict[str, int] = {}
     levels: list[list[PlannedStep]] = []
     for step in steps:

@@ -1,4 +1,4 @@
-"""What the runs of a plan cost on some devices, by `jaxrobust estimate`, remembered in a file."""
+"""The cost of a plan's runs on some devices, by `jaxrobust estimate`, cached in a file."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.papers.planning.runs import PaperRun
 from jaxrobust.runtime.files import jsonl
 
-# Keys that change no cost: two runs that differ in nothing else are estimated once.
+# Keys that do not change the cost: runs that only differ in these are estimated once.
 _SECTIONS = ("seed", "init", "label_smoothing", "mixup", "erase", "log", "trouble")
 _KEYS = (
     *("lr", "final_lr", "warmup_lr", "warmup_epochs", "weight_decay", "b2", "ema_decay"),
@@ -26,19 +26,19 @@ class RunCost(NamedTuple):
     """Hours on all devices together."""
 
     training: float
-    evaluations: float  # AutoAttack in each threat of its rows; other attacks count as nothing
-    refused: str = ""  # why training cannot run on these devices; then nothing is known
+    evaluations: float  # AutoAttack under each threat of its rows; other attacks are ignored
+    refused: str = ""  # why training cannot run on these devices; no cost then
 
     @property
     def hours(self) -> float:
-        """Add them up."""
+        """Return the total."""
         return self.training + self.evaluations
 
 
 def of_runs(
     planned: list[PaperRun], target: Target, *, utilisation: float, file: Path
 ) -> Iterator[tuple[PaperRun, RunCost]]:
-    """Estimate each run; what the file has is not computed again, what is computed is added."""
+    """Estimate each run, reading known estimates from the file and adding new ones."""
     stored = {row["key"]: row for row in jsonl.read(file)}
     for planned_run in planned:
         config = planned_run.run.load()

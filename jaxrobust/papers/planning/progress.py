@@ -1,10 +1,9 @@
-"""How far a plan is, by what runs have left behind, and what a budget buys first.
+"""Progress of a plan, from the files of its runs, and what a budget pays for first.
 
-A claim of a paper rests on two rows of a table that differ in one thing. Where two networks of ours
-are evaluated on a part of the images already, and McNemar's exact test tells them apart there, the
-rest of their images says nothing new about the claim. Each pair is tested alone, at 5%: who looks
-often, or at many pairs, is told more than is true by that much, so a plan may stop early, and no
-record says so.
+A claim of a paper rests on two rows of a table that differ in one setting. If two of our networks
+already differ by McNemar's exact test on a part of the images, evaluating the rest adds nothing to
+the claim. Each pair is tested separately, at 5%. With many looks or many pairs, more than 5% of
+the decisions may be wrong, so a plan may stop too early, and no record says so.
 """
 
 import itertools
@@ -23,20 +22,20 @@ from jaxrobust.weights.trained import start_run
 
 DONE, APART, BEGUN, PLANNED = "done", "apart", "begun", "planned"
 BEYOND, REFUSED = "beyond", "refused"
-OVER = (DONE, APART, BEYOND, REFUSED)  # which nothing is asked of
+OVER = (DONE, APART, BEYOND, REFUSED)  # which need no further work
 
 SIGNIFICANT = 0.05
-_METHOD = "autoattack standard"  # of records that the tables are about
-_OF_STEMS = ("start", "pretrain_epochs", "stem", "design")  # which differ where the stem does
+_METHOD = "autoattack standard"  # of the records in the tables
+_OF_STEMS = ("start", "pretrain_epochs", "stem", "design")  # which differ together with the stem
 
 
 class PlannedStep(NamedTuple):
-    """A run in the order in which they are made."""
+    """A run, in order of execution."""
 
     planned: PaperRun
     cost: RunCost
     state: str
-    cells: tuple[int, int]  # of its rows: those that records fill, and all
+    cells: tuple[int, int]  # of its rows: filled ones, and all
 
 
 def in_order(
@@ -47,13 +46,13 @@ def in_order(
     root: Path,
     budget: float | None,
 ) -> list[PlannedStep]:
-    """Order the runs: those of the claims first, each after what it needs, within the budget.
+    """Order the runs within the budget: claims first, each run after those that it needs.
 
     Args:
-      records: of our runs, which fill cells of the tables.
-      root: the folder in which `runs/...` are.
-      budget: hours for what is not done yet; a run that it does not pay is left out, and with it
-        those that need it. None: all.
+      records: records of our runs, which fill cells of the tables.
+      root: the folder that contains `runs/...`.
+      budget: hours for remaining work; a run beyond the budget is left out, together with those
+        that need it. None: unlimited.
     """
     by_id = {table.id: table for table in tables.tables(paper)}
     cells = {own.folder: _cells(own, by_id, records) for own, _ in costs}
@@ -61,7 +60,7 @@ def in_order(
     decided = apart(paper, [own for own, _ in costs], root)
     states |= {folder: APART for folder in decided if states[folder] == BEGUN}
     refused = {own.folder for own, cost in costs if cost.refused}
-    for own, _ in costs:  # and what needs it, which comes later
+    for own, _ in costs:  # and the later runs that need it
         if states[own.folder] not in (DONE, APART) and refused & {own.folder, *own.needs}:
             states[own.folder] = REFUSED
             refused.add(own.folder)
@@ -73,7 +72,7 @@ def in_order(
 def _spend(
     costs: Sequence[tuple[PaperRun, RunCost]], states: dict[str, str], budget: float
 ) -> None:
-    """Pay runs in their order, each with what it needs, and say of the others that they wait."""
+    """Spend the budget on runs in order, each with those that it needs; the others wait."""
     by_folder = {planned.folder: (planned, cost) for planned, cost in costs}
     paid = {folder for folder, state in states.items() if state in (DONE, APART)}
 
@@ -139,7 +138,7 @@ def compared(paper: str, planned: Iterable[PaperRun]) -> Iterator[tuple[str, str
 
 
 def _alike(table: Table, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether two rows differ in one thing: a setting of the training, or the stem."""
+    """Tell whether two rows differ in exactly one setting of the training, or in the stem."""
     models = {str(row.get("model")).removesuffix("_cvst") for row in (one, other)}
     if len(models) > 1 or one["image_size"] != other["image_size"]:
         return False
@@ -158,7 +157,7 @@ def _threats(table: Table, *rows: dict[str, Any]) -> Iterator[str]:
 
 
 def apart(paper: str, planned: list[PaperRun], root: Path) -> set[str]:
-    """Find the runs of which every comparison is decided, in each of its threats."""
+    """Find the runs for which every comparison is decided, under each threat."""
     decided: dict[str, list[bool]] = {}
     for first, second, threat in compared(paper, planned):
         differ = _told_apart(root / first, root / second, threat)

@@ -1,7 +1,7 @@
-"""The runs that the rows of a paper's tables need, each once, after those whose weights it takes.
+"""The runs behind the rows of a paper's tables, each once and after the runs it starts from.
 
-Training makes a run that other runs start from (`init.weights=run:CONFIG`) by itself; a plan
-names it, so that runs which share it can be made side by side.
+Training itself makes a run that others start from (`init.weights=run:CONFIG`). A plan lists it
+separately, so that runs which share it can execute in parallel.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from jaxrobust.papers.tables import lines, tables
 from jaxrobust.papers.tables.lines import Run
 from jaxrobust.weights.trained import start_run
 
-# Tables in the order in which a paper's claims rest on them; the others follow as they stand.
+# Tables in order of importance for a paper's claims; the others follow in their own order.
 CLAIMS = {
     "revisiting_at": ("table_1", "table_2", "table_12", "table_16", "table_7", "table_9"),
     "xcit_light_recipe": ("table_5", "table_6", "table_3", "table_2", "table_4"),
@@ -21,23 +21,23 @@ CLAIMS = {
 
 
 class RowPlace(NamedTuple):
-    """A row of a table: the table's id, and the row's place in it, from 0."""
+    """A row of a table: the table's id, and the row's index, from 0."""
 
     table: str
     row: int
 
 
 class PaperRun(NamedTuple):
-    """A run, and what asks for it."""
+    """A run, and the rows that need it."""
 
-    folder: str  # that it writes
+    folder: str  # the run's folder
     run: Run
-    needs: tuple[str, ...] = ()  # folders of runs that come before
+    needs: tuple[str, ...] = ()  # folders of earlier runs
     rows: tuple[RowPlace, ...] = ()
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation of its rows
 
     def commands(self) -> list[str]:
-        """Write the commands that train and evaluate it; each continues where it stopped."""
+        """Write the commands that train and evaluate it; each of them can be resumed."""
         return [
             self.run.command(),
             *(f"jaxrobust evaluate --workdir {self.folder} {f}" for f in self.flags),
@@ -45,7 +45,7 @@ class PaperRun(NamedTuple):
 
 
 def of_paper(paper: str, table: str | None = None, row: str | None = None) -> list[PaperRun]:
-    """List the runs of a paper, of one of its tables or of one row: those of its claims first.
+    """List the runs of a paper, a table or a row, those behind its claims first.
 
     Raises:
       ValueError: there is no such paper, table or row, or nothing trains that row.

@@ -1,1 +1,1 @@
-"""The papers' tables as data, our records next to them, and how both are shown."""
+"""The papers' tables as data, and our records next to them."""

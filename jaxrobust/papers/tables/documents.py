@@ -1,6 +1,6 @@
-"""The papers' tables next to our records as Markdown: one text, or a file a paper with pictures.
+"""The papers' tables next to our records as Markdown: one text, or a file per paper with pictures.
 
-With `--commands` the text is what measures each row, or why nothing does.
+With `--commands`, the text lists the commands for each row, or why there are none.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ def answer(
     alike: bool = False,
     commands: bool = False,
 ) -> str:
-    """Show tables of papers next to the records of some places, or write them to `out`.
+    """Show the papers' tables next to records, or write them to `out`.
 
-    `commands`: instead of the numbers, what measures them; of one `row` of a table, or of all.
+    `commands`: show commands instead of numbers, for one `row` of a table or for all.
     """
     if table and not paper:
         raise ValueError("--table needs --paper, whose table it is")
@@ -84,9 +84,9 @@ def with_pictures(
 def command_document(
     name: str, shown: list[Filled], *, measured: bool, only: int | None = None
 ) -> str:
-    """Return the commands of the tables of a paper; `measured`: and how many cells are filled.
+    """Return the commands for a paper's tables; `measured`: with the number of filled cells.
 
-    `only`: the place of the one row that is shown.
+    `only`: index of a single row to show.
     """
     parts = [f"# {tables.paper(name)['source']['title']}: commands", _ABOUT]
     for table, cells in shown:

@@ -1,8 +1,8 @@
-"""The commands that measure the rows of the papers' tables, or one sentence why there are none.
+"""The commands that measure the rows of the papers' tables, or the reason why there are none.
 
-They are data: `line` of each row in `data/*.json` has the config that trains it, the keys that it
-sets, the run that it starts from and its evaluations. A record of a line fills the cells of its
-row, which `tests/papers/test_lines.py` shows for each of them.
+They are data: `line` of each row in `data/*.json` has the config that trains it, the changed keys,
+the run that it starts from, and its evaluations. A record of a line fills the cells of its row, as
+`tests/papers/test_lines.py` checks for each.
 """
 
 import functools
@@ -17,14 +17,14 @@ from jaxrobust.runtime.commandline import arguments
 
 
 class Run(NamedTuple):
-    """A training run: a config, and the keys of it that are set."""
+    """A training run: a config and its changed keys."""
 
     config: str  # FILE:ARGUMENTS, of configs/
     changes: tuple[tuple[str, Any], ...] = ()  # (key, value)
 
     @property
     def workdir(self) -> str:
-        """Name the folder that training writes: by the config, and by the keys."""
+        """Name the folder of the training, after the config and the changed keys."""
         words = ",".join([self.config, *(str(value) for _, value in self.changes)])
         return "runs/" + "-".join(re.findall(r"[\w.=]+", words))
 
@@ -37,7 +37,7 @@ class Run(NamedTuple):
         return shlex.join(["jaxrobust", "train", "--config", *words])
 
     def load(self) -> Any:
-        """Load the config, with the changes; it is unlocked."""
+        """Load the config with the changes, unlocked."""
         config = arguments.load_config(self.config)
         for key, value in self.changes:
             *sections, last = key.split(".")
@@ -46,19 +46,19 @@ class Run(NamedTuple):
 
 
 class RowLine(NamedTuple):
-    """What measures a row; without any run, id and command, `why` says that nothing does."""
+    """The measurement of a row; `why` says why there is no run, id or command."""
 
     run: Run | None = None
-    start: Run | None = None  # whose weights it starts from; training makes it if need be
-    published: str | None = None  # the id, or the hub's address, of weights of this very network
-    model: str = ""  # whose weights such an address holds
-    dataset: str = ""  # whose images published weights are evaluated on
+    start: Run | None = None  # whose weights it starts from; training makes it if necessary
+    published: str | None = None  # RobustBench id or Hub address of this very network's weights
+    model: str = ""  # architecture of the weights at a Hub address
+    dataset: str = ""  # for the evaluation of published weights
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation
-    commands: tuple[str, ...] = ()  # which print figures of the row
+    commands: tuple[str, ...] = ()  # that print figures of the row
     why: str = ""
 
     def texts(self) -> list[str]:
-        """Write the commands, in their order."""
+        """Write the commands, in order."""
         texts: list[str] = []
         if self.run:
             texts.append(self.run.command())
@@ -75,7 +75,7 @@ class RowLine(NamedTuple):
 
 
 def published_weights(row: dict[str, Any]) -> str | None:
-    """Return the RobustBench id of a row's weights, or their address on the hub."""
+    """Return the RobustBench id or the Hub address of a row's weights."""
     return row.get("robustbench") or row.get("weights")
 
 

@@ -1,7 +1,7 @@
-"""Which record measures which row of a paper's table: strictly, and what is in the way otherwise.
+"""Strict matching of records with rows of a paper's tables, and the differences otherwise.
 
-A record counts for a row if its config trains as that of the row's line does, and its images and
-attack are the row's. What the record and its config do not prove counts as different.
+A record matches a row if its config trains like the row's line, with the same images and attack.
+Whatever the record and its config do not prove counts as different.
 """
 
 import functools
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 # Hash of the names of classes in the order of labels -> the tables' name of a data set.
 _CLASSES = {hashes.classes_sha256(imagenet.IMAGENETTE): "imagenette"}
-# Keys of a phase that change none of its updates, or that are compared otherwise.
+# Keys of a phase that do not affect its updates, or that are compared elsewhere.
 _FREE = ("changes", "microbatches", "from_random", "stem", "head", "normalize")
-_FREE_OPTIONS = ("scan", "bn_group")  # of model.options: they change no result
-_NEAR = 0.1  # a batch of so much more or less than a paper's is its batch, which devices divide
-# What a record shares with a row that it is shown at in italics.
+_FREE_OPTIONS = ("scan", "bn_group")  # of model.options; they do not affect results
+_NEAR = 0.1  # tolerated relative difference of the batch size, so that devices divide it
+# What a record must share with a row to be shown there in italics.
 _KIND = (
     *("objective", "data.name", "data.classes", "model.image_size"),
     *("attack.name", "attack.epsilon"),
@@ -54,7 +54,7 @@ _STANDARD = {
 
 
 def collect_checked(places: list[Path]) -> list[RunRecord]:
-    """Return the records of places; refuse those that contradict themselves or their verdicts."""
+    """Return the records of places; refuse records that contradict themselves or their verdicts."""
     from jaxrobust.evaluation.records import checked  # which imports JAX
 
     collected, missing = run_records.collect(places), 0
@@ -72,7 +72,7 @@ def collect_checked(places: list[Path]) -> list[RunRecord]:
 def differences(
     table: Table, row: dict[str, Any], key: str, run_record: RunRecord, *, of_training: bool = True
 ) -> list[str]:
-    """List all that is in the way of a record as the measurement of one value of a table."""
+    """List all differences between a record and one value of a table."""
     result = table.results[key]
     return [
         *_other_network(row, run_record, of_training),
@@ -105,7 +105,7 @@ def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterat
     if row.get("origin") != "authors":
         yield f"a network of our own training, and the row's is of {row.get('origin')}"
         return
-    classes = _CLASSES.get(record.classes_sha256)  # which the images of an evaluation prove
+    classes = _CLASSES.get(record.classes_sha256)  # as proved by the images of an evaluation
     data = config.get("data", {})
     if classes and not data.get("classes") and data.get("name") == record.dataset:
         config = config | {"data": data | {"name": classes}}
@@ -123,7 +123,7 @@ def other_training(
     *,
     of_training: bool = True,
 ) -> Iterator[str]:
-    """Say what of a run's network and training is not that of the line of a row.
+    """Yield differences of network and training between a run and the line of a row.
 
     Args:
       started: the config of the run, or of the imported folder, that the run started from.
@@ -157,7 +157,7 @@ def other_training(
 @functools.lru_cache(512)
 def _line_training(run: Run, dataset: str | None) -> tuple[str | None, list[dict[str, Any]]]:
     config = plain(run.load())
-    if config["data"]["name"].startswith("folder:"):  # anybody's folder of these classes
+    if config["data"]["name"].startswith("folder:"):  # any folder with these classes
         config["data"]["name"] = dataset
     start = start_run.named(config["init"]["weights"])
     return _training(json.dumps(config), json.dumps(start and plain(arguments.load_config(start))))
@@ -165,10 +165,10 @@ def _line_training(run: Run, dataset: str | None) -> tuple[str | None, list[dict
 
 @functools.lru_cache(512)
 def _training(config: str, started: str) -> tuple[str | None, list[dict[str, Any]]]:
-    """Return the weights with which a training began, and its phases: those of runs before, too.
+    """Return the initial weights of a training, and its phases, including those of earlier runs.
 
-    Of a phase that is each key that its updates depend on, with the values of presets, but for the
-    images that it holds out to choose the epoch.
+    A phase has each key that affects its updates, with presets resolved, except for the images
+    held out to choose the epoch.
     """
     whole, first = run_records.whole_config(json.loads(config)), json.loads(started)
     weights: str | None = whole.init.weights
@@ -244,7 +244,7 @@ def _other_model(phase: dict[str, Any], line_phase: dict[str, Any]) -> Iterator[
     words = [models.words(name, options), models.words(wanted, wanted_options)]
     if words[0] != words[1]:
         yield f"network {words[0]}, not {words[1]}"
-    else:  # which decides the training alone, such as drop_path
+    else:  # which only affects the training, such as drop_path
         yield f"model.options {options}, not {wanted_options}"
 
 
@@ -258,7 +258,7 @@ def _dataset(name: str | None) -> str:
 
 
 def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iterator[str]:
-    of_files = str(record.dataset).startswith("cifar10-c:")  # of which any split is of its own
+    of_files = str(record.dataset).startswith("cifar10-c:")  # every split of which is separate
     on_list = str(row["split"]).endswith("@robustbench")
     is_on_list = record.ids_sha256 == ROBUSTBENCH_SHA256
     split = str(record.split) if of_training else str(record.split).partition("[")[0]
@@ -288,11 +288,11 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
 def other_attack(
     result: dict[str, Any], record: "AccuracyRecord", dataset: str | None = None
 ) -> Iterator[str]:
-    """Say what of a record's attack is not that of a result on a data set."""
+    """Yield differences between a record's attack and that of a result on a data set."""
     kind = result["attack"]
     if kind == "corruptions":
         yield from _other_corruptions(dataset, record)
-    elif kind == "clean":  # every record has it, but those of files of corruptions
+    elif kind == "clean":  # every record has it, except those of corruption files
         if record.clean is None:
             yield "no clean images"
     elif "members" in result:
@@ -314,7 +314,7 @@ def _other_corruptions(dataset: str | None, record: "AccuracyRecord") -> Iterato
 
 
 def _pgd(settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Select what tells one PGD from another, of a result of a table or of a record."""
+    """Select the settings that identify a PGD, from a result of a table or a record."""
     steps, epsilon = settings["steps"], float(Fraction(settings["epsilon"]))
     length = settings.get("step_size")
     if length is None:
@@ -360,7 +360,7 @@ def _other_attack(result: dict[str, Any], record: "AccuracyRecord") -> Iterator[
         if settings != {("apgd-ce", result["steps"], result["restarts"], 0)}:
             name = f"APGD-CE, {result['steps']} steps, {result['restarts']} restarts"
             yield f"another attack than {name}"
-    elif "name" in result:  # of fixed steps
+    elif "name" in result:  # with fixed steps
         names = [attack["name"] for attack in attacks]
         if names != [result["name"]] or _pgd(attacks[0]) != _pgd(result):
             name = f"{result['name'].upper()}, {result['steps']} steps"
@@ -370,14 +370,14 @@ def _other_attack(result: dict[str, Any], record: "AccuracyRecord") -> Iterator[
 
 
 def measured(result: dict[str, Any], record: "AccuracyRecord") -> float | None:
-    """Return the percentage that a record has for a result of a table."""
+    """Return a record's percentage for a result of a table."""
     accuracies = {"corruptions": (record.corruptions or {}).get("mean"), "clean": record.clean}
     value = accuracies.get(result["attack"], record.robust)
     return None if value is None else 100 * value
 
 
 def label(run_record: RunRecord) -> str:
-    """Return the name of what a record measures, for people."""
+    """Return a readable name for a record's network."""
     record, config = run_record.record, run_record.config or {}
     own = config.get("model") or {"name": config.get("architecture")}
     model: Mapping[str, Any] = record.model or own

@@ -1,12 +1,12 @@
 """The result tables of the papers, from `data/*.json`.
 
-The numbers are those that the papers print, captions and notes are our words. A row is one trained
-network on one data set at one test size; what a table says of all its rows, `settings`, is a
-default of each. In a row, `uncertain` names the values that something contradicts (`note` says
-what), and `line` what measures it (`lines`). Radii are strings in units of the [0, 1] pixel range,
-accuracies percent, `params_m` millions, `macs_g` 1e9 multiply-adds.
+The numbers are as printed in the papers; captions and notes are our words. A row is one trained
+network on one data set at one test size; a table's `settings` are defaults for all its rows. In a
+row, `uncertain` names values that something contradicts (`note` says what), and `line` the commands
+that measure it (`lines`). Radii are strings in units of the [0, 1] pixel range, accuracies percent,
+`params_m` millions, `macs_g` 1e9 multiply-adds.
 
-What the papers leave out is from their code: nmndeep/revisiting-at,
+Details that the papers omit are from their code: nmndeep/revisiting-at,
 dedeswim/vits-robustness-torch, DIG-Beihang/RobustART, zhichao-lu/robust-residual-network 8c6d2c2;
 and numbers of images from TensorFlow Datasets.
 """
@@ -24,7 +24,7 @@ _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
 PLACES = ("dataset", "split", "images", "image_size")
 
-# What a row says of itself, and not of how its network was trained or tested.
+# Entries of a row that do not describe how its network was trained or tested.
 ABOUT = (
     *("name", "origin", "note", "uncertain", "inferred", "approximate", "robustbench", "run"),
     *("stem", "family", "size", "varied", "unit", "width", "architecture_from", "params_m"),
@@ -40,13 +40,13 @@ class Table(NamedTuple):
     caption: str
     kind: str  # accuracy, size, cost, settings, weights, other
     decimals: int
-    results: dict[str, dict[str, Any]]  # key of a row -> what it is: attack, norm, epsilon
+    results: dict[str, dict[str, Any]]  # key of a row -> its attack, norm and epsilon
     rows: list[dict[str, Any]]  # with the table's defaults
     notes: list[str]
-    curve: dict[str, Any] | None = None  # the attack and sizes that chose its resolutions
+    curve: dict[str, Any] | None = None  # the attack and sizes that determined its resolutions
 
     def value(self, row: dict[str, Any], key: str) -> str:
-        """Return a printed value; empty: the paper has none."""
+        """Return a printed value; empty if the paper has none."""
         number = row.get(key)
         if number is None:
             return ""
@@ -80,7 +80,7 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
 
 
 def row(table: Table, wanted: str) -> int:
-    """Find a row of a table by its number, from 1, or by the name of its network; from 0."""
+    """Find the index of a row, from 0, by its number, from 1, or the name of its network."""
     names = [named(each) for each in table.rows]
     if wanted.isdecimal() and 0 < int(wanted) <= len(names):
         return int(wanted) - 1
@@ -109,24 +109,24 @@ def _table(name: str, raw: dict[str, Any]) -> Table:
 
 
 def named(row: dict[str, Any]) -> str:
-    """Return the name of a row's network, with who trained it, if not the paper's authors."""
+    """Return the name of a row's network, and who trained it if not the paper's authors."""
     origin = row.get("origin", "authors")
     return row["name"] if origin == "authors" else f"{row['name']} [{origin}]"
 
 
 def title(table: Table) -> str:
-    """Return the name of a table as people write it: Table 2."""
+    """Return the readable name of a table: Table 2."""
     return table.id.replace("_", " ").capitalize()
 
 
 def settings(table: Table, row: dict[str, Any], places: tuple[str, ...] = PLACES) -> dict[str, Any]:
-    """Select the entries of a row that describe how its network was trained."""
+    """Select the entries of a row that describe its network's training."""
     excluded = {*ABOUT, *places, *table.results, "model"}
     return {k: v for k, v in row.items() if k not in excluded and not k.endswith("_std")}
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are one, radii in either writing."""
+    """Tell whether two values are equal, with radii in either notation."""
     try:
         numbers = [float(Fraction(x) if isinstance(x, str) else x) for x in (one, other)]
         return math.isclose(*numbers, rel_tol=1e-9)

@@ -1,4 +1,4 @@
-"""The tables as Markdown: paper, ours or `not measured`, and next to them what fits no row."""
+"""The tables as Markdown: paper, ours or `not measured`, and records that fit no row."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from jaxrobust.evaluation.records.record import AccuracyRecord
 
 NOT_MEASURED = "not measured"
-_NEAR = 3  # differences that are named of a record next to a table
+_NEAR = 3  # differences listed per record next to a table
 
 
 class Cell(NamedTuple):
-    """A value of ours in a cell: percent, and the number of its record."""
+    """Our value in a cell: percent, and the number of its record."""
 
     value: float
     record: int
-    alike: bool = False  # of the same network and attack, but another training or other images
+    alike: bool = False  # same network and attack, but another training or other images
 
 
 class Filled(NamedTuple):
-    """A table with what our records say of it."""
+    """A table with our values."""
 
     table: Table
     cells: dict[tuple[int, str], Cell]  # (row, key of a result) -> ours
 
 
 def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Filled:
-    """Return a table with the last record of each value, else, if `alike`, the last near it.
+    """Fill a table with the last record of each value or, if `alike`, the last similar one.
 
     Raises:
-      ValueError: a record is that of two rows, which print different values.
+      ValueError: a record fits two rows, which print different values.
     """
     cells: dict[tuple[int, str], Cell] = {}
     rows: dict[tuple[str, int], int] = {}  # (key of a result, record) -> the row that it fits
@@ -60,7 +60,7 @@ def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Fi
 
 
 def document(name: str, shown: list[Filled], records: list[RunRecord]) -> str:
-    """Return the tables of one paper, what they say in doubt, and the records."""
+    """Return the tables of one paper, their contradictions, and the records."""
     source = tables.paper(name)["source"]
     where = f"arXiv {source['arxiv']}" if source["arxiv"] else "thesis"
     parts = [
@@ -111,7 +111,7 @@ def _table(shown: Filled) -> str:
 
 
 def varying(table: Table) -> list[str]:
-    """List the settings that are not the same in all rows of a table."""
+    """List the settings that differ between rows of a table."""
     keys = dict.fromkeys(key for row in table.rows for key in tables.settings(table, row, ()))
     return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
 
@@ -175,7 +175,7 @@ def _clean(record: "AccuracyRecord") -> str:
 
 
 def short(record: "AccuracyRecord") -> str:
-    """Return the commit of a record, cut, with a mark where files had changed."""
+    """Return a record's commit, shortened, with a mark if files had changed."""
     commit, plus, _ = str(record.commit).partition("+")
     return commit[:8] + ("+changes" if plus else "")
 
@@ -210,7 +210,7 @@ def _contradictions(contradictions: list[dict[str, Any]]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a value of a row for people."""
+    """Return a readable value of a row."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

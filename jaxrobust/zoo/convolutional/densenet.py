@@ -1,6 +1,6 @@
-"""DenseNet-BC: 4 x 16 layers that add 12 channels each at 32 pixels, DenseNet-121 at 224.
+"""DenseNet-BC with 4 x 16 layers of growth 12 at 32 pixels, DenseNet-121 at 224.
 
-New channels stand before the old ones. Source: Huang et al. 2017 (arXiv 1608.06993).
+New channels come before the old ones. Source: Huang et al. 2017 (arXiv 1608.06993).
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """[3x3(act(norm(1x1(act(norm(x)))))), x]: what is new comes first."""
+    """[3x3(act(norm(1x1(act(norm(x)))))), x]: new channels come first."""
 
     def __init__(self, ins: int, v: Variant, rngs: Draws) -> None:
         inner = 4 * v.growth
@@ -55,7 +55,7 @@ class Layer(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """Half as many channels, rounded down, and means of 2x2 pixels."""
+    """Half as many channels, rounded down, then 2x2 average pooling."""
 
     def __init__(self, ins: int, v: Variant, rngs: Draws) -> None:
         self.bn, self.conv = BatchNorm(ins, group=v.bn_group), residual.conv(ins, ins // 2, 1, rngs)

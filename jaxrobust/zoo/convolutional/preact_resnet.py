@@ -1,6 +1,6 @@
-"""PreActResNet-50: without a norm before its pooling at 32 pixels, with one at 224.
+"""PreActResNet-50: without a norm before the final pooling at 32 pixels, with one at 224.
 
-With options also the PreActResNet-18s of RobustBench: depths=(2, 2, 2, 2), bottleneck=False.
+Also RobustBench's PreActResNet-18s, by options: depths=(2, 2, 2, 2), bottleneck=False.
 Source: He et al. 2016 (arXiv 1603.05027).
 """
 
@@ -44,7 +44,7 @@ class Variant(NamedTuple):
 class Block(nnx.Module):
     """x + a branch of convolutions, 1x1, 3x3, 1x1 or two 3x3, each after its norm and activation.
 
-    A projection reads what the first of these gives, or x, and has no norm.
+    A projection reads the first activation, or x, and has no norm.
     """
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:

@@ -1,6 +1,6 @@
 """ResNeXt-29 (2 x 64d) at 32 pixels, ResNeXt-50 (32 x 4d) at 224.
 
-That for 32 px has a 1x1 convolution as stem. Source: Xie et al. 2017 (arXiv 1611.05431).
+The stem for 32 px is a 1x1 convolution. Source: Xie et al. 2017 (arXiv 1611.05431).
 """
 
 import functools

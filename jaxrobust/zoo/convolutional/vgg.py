@@ -1,4 +1,4 @@
-"""VGG-16 with batch norm: at 32 pixels with one linear map after it, at 224 with three.
+"""VGG-16 with batch norm: with one linear layer at 32 pixels, with three at 224.
 
 Source: Simonyan & Zisserman 2015 (arXiv 1409.1556).
 """
@@ -27,20 +27,20 @@ class Variant(NamedTuple):
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # of each stage; fewer: the first stages
     hidden: tuple[int, ...] = ()  # units of linear maps before the last one
-    pool: int = 1  # side of the map that linear maps read; 1: the mean of all pixels
+    pool: int = 1  # side of the map before the linear layers; 1: the mean of all pixels
     activation: str = "relu"
     dropout: float = 0.0  # after each of the hidden linear maps
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images
     )
-    drop_path: float = 0.0  # there is no residual branch, so none is left out
+    drop_path: float = 0.0  # there is no residual branch to drop
     in_channels: int = 3
     remat: bool = False  # recompute each convolution and norm in the backward pass
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
 def places(stages: int) -> list[list[int]]:
-    """List the places of each stage's convolutions in PyTorch's sequence; norms are after them."""
+    """List the indices of each stage's convolutions in PyTorch's sequence; norms follow them."""
     convs, at = [], 0
     for depth in DEPTHS[:stages]:
         convs.append([at + 3 * i for i in range(depth)])
@@ -49,7 +49,7 @@ def places(stages: int) -> list[list[int]]:
 
 
 class Numbered(nnx.Module):
-    """Modules under the numbers that they have in PyTorch's sequence."""
+    """Modules under their numbers in PyTorch's sequence."""
 
     def __init__(self, modules: Mapping[int, nnx.Module]) -> None:
         for number, module in modules.items():
@@ -109,7 +109,7 @@ class VGG(nnx.Module):
             x = pooling.max_pool_2x2(run_blocks(units, x, train=train, remat=v.remat))
         if not v.hidden:
             return self.classifier(x.mean(axis=(1, 2)))
-        # Linear maps read PyTorch's order: channels first.
+        # Linear layers read PyTorch's order: channels first.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         maps = [Hidden(self.classifier[3 * i], v) for i in range(len(v.hidden))]
         x = run_blocks(maps, x, train=train, key=key, draws=v.dropout > 0)

@@ -1,6 +1,6 @@
 """WRN-40-10 with biased convolutions, whose stride is the second convolution's.
 
-Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); by its parameters it is that of
+Sources: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); by its parameter count, the network of
 meliketoy/wide-resnet.pytorch (292b3ed). The standard one at 224 pixels is `wide_resnet50_2`.
 """
 
@@ -70,7 +70,7 @@ class WideResNet(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         self.conv1 = _conv(v.in_channels, STEM, 3, rngs)
         ins = residual.add_stages(self, v, rngs, Block, STEM * v.width, STEM)
-        self.bn1 = BatchNorm(ins, group=v.bn_group, momentum=0.9)  # as released: it moves fast
+        self.bn1 = BatchNorm(ins, group=v.bn_group, momentum=0.9)  # a fast average, as released
         self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 

@@ -1,1 +1,1 @@
-"""Objectives and attacks of several norms that a config names."""
+"""Objectives, and attacks for several norms, that configs can name."""

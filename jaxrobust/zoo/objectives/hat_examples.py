@@ -1,4 +1,4 @@
-"""Helper examples: images beyond the attacked ones, labelled by a network that is not robust."""
+"""Helper examples: images beyond the adversarial ones, labelled by a non-robust network."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from jaxrobust.training.update import objectives
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import Array, Classifier, Params
 
-# A helper example lies this many times as far from its image as the attacked one: the authors'
+# A helper example is this many times as far from its image as the adversarial one, by the authors'
 # default.
 REACH = 2.0
-HELPER = "helper."  # begins the names of the helper network's arrays, next to the statistics
+HELPER = "helper."  # prefix of the helper network's arrays, stored with the statistics
 
 
 def memory() -> Memory:
-    """Remember the weights that the phase starts from: the helper network, which stays as it is."""
+    """Remember the initial weights of the phase as the frozen helper network."""
 
     def recall(state: Any, batch: Any) -> tuple[Any, Any]:
         memory = state.opt_state.memory
@@ -29,9 +29,7 @@ def memory() -> Memory:
 
 
 def without_helper(net: Classifier) -> Classifier:
-    """Let a network be given statistics with a helper's arrays next to them, which it leaves
-    out.
-    """
+    """Let a network accept and ignore a helper's arrays among its statistics."""
 
     def apply(params: Params, stats: Params, images: Array, **mode: Any) -> tuple[Array, Params]:
         stats = {name: a for name, a in stats.items() if not name.startswith(HELPER)}
@@ -41,7 +39,7 @@ def without_helper(net: Classifier) -> Classifier:
 
 
 def helper_classes(net: Classifier, params: Params, stats: Params, images: Array) -> Array:
-    """Name the classes i32[B] that the helper network sees, which computes as `params` do."""
+    """Return the helper network's classes i32[B], computed in the type of `params`."""
     helper = {k.removeprefix(HELPER): a for k, a in stats.items() if k.startswith(HELPER)}
     helper_params = {name: helper[name].astype(params[name].dtype) for name in params}
     helper_stats = {name: a for name, a in helper.items() if name not in params}
@@ -52,10 +50,10 @@ def hat(beta: float, gamma: float, statistics: str = "both") -> objectives.Objec
     """Build TRADES + gamma CE(f(x_help), y_help) on helper examples (Rade & Moosavi-Dezfooli 2022,
     "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off", ICLR).
 
-    With x' the attacked image, x_help = x + 2 (x' - x), not cut to [0, 1], and y_help the class
-    that a network of standard training sees in x'. They pass after images and attacked images.
-    Ours: that network has the weights that the phase starts from (see `memory`), so that the
-    robust one starts there too; theirs starts at random, and may have another architecture.
+    x' is the adversarial image, x_help = x + 2 (x' - x), not clipped to [0, 1], and y_help the
+    class of x' by a network from standard training. They pass after clean and adversarial images.
+    Ours: the helper network has the initial weights of the phase (see `memory`), where the robust
+    one starts too; theirs starts at random, and may have another architecture.
     Parity: tests/training/update/test_own_objectives.py, 20 updates.
     """
     cross_entropy, accuracy = objectives.cross_entropy, objectives.accuracy
@@ -85,7 +83,7 @@ def hat(beta: float, gamma: float, statistics: str = "both") -> objectives.Objec
 HAT = objectives.named("trades")._replace(
     make=lambda phase, attack: hat(phase.hat_beta, phase.hat_gamma, phase.bn_statistics),
     weights=("hat_beta", "hat_gamma"),
-    also=4,  # the helper examples, and what the helper network sees
+    also=4,  # the helper examples, and the helper network's pass
     remembers=lambda classes, steps_per_epoch: memory(),
     helped=without_helper,
 )

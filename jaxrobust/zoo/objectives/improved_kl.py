@@ -1,4 +1,4 @@
-"""The improved Kullback-Leibler divergence: distances of logits, weighed by means of classes."""
+"""The improved Kullback-Leibler divergence: logit distances weighted by class means."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from jaxrobust.training.update import objectives
 from jaxrobust.training.update.memory import Memory
 from jaxrobust.types import Array, Labels, Logits, PerImage, SoftLabels
 
-TEMPERATURE = 4.0  # of the probabilities that class means are of: the authors' choice
+TEMPERATURE = 4.0  # of the probabilities in class means: the authors' choice
 
 
 class WeighedBatch(NamedTuple):
@@ -23,9 +23,8 @@ class WeighedBatch(NamedTuple):
 def weighed_distance(clean: Logits, robust: Logits, weights: SoftLabels) -> PerImage:
     """Compute 1/4 sum_jk w_j w_k ((c_j - c_k) - (r_j - r_k))^2 of logits c and r.
 
-    With d = c - r and weights that sum to W that is 1/2 W sum_j w_j (d_j - m)^2, where m is the
-    mean of d by these weights; so it takes C numbers of an image, and not the C^2 of the authors'
-    code.
+    With d = c - r and weights that sum to W, this is 1/2 W sum_j w_j (d_j - m)^2, where m is the
+    weighted mean of d. It needs only C numbers per image, instead of the C^2 in the authors' code.
     """
     apart, whole = clean - robust, weights.sum(-1, keepdims=True)
     mean = (weights * apart).sum(-1, keepdims=True) / whole
@@ -38,16 +37,16 @@ def soft_cross_entropy(clean: Logits, robust: Logits) -> PerImage:
 
 
 def class_sums(clean: Logits, classes: Labels) -> Array:
-    """Sum softmax(clean / TEMPERATURE) over the images of each class: f[C, C], a row a class."""
+    """Sum softmax(clean / TEMPERATURE) over the images of each class: f[C, C], a row per class."""
     told = jax.lax.stop_gradient(jax.nn.softmax(clean / TEMPERATURE))
     return jax.nn.one_hot(classes, clean.shape[1], dtype=clean.dtype).T @ told
 
 
 def memory(num_classes: int, steps_per_epoch: int) -> Memory:
-    """Remember the mean probabilities of each class, [C, C], as those of the epoch before.
+    """Remember the mean probabilities of each class, [C, C], from the previous epoch.
 
-    In the first epoch all are 1/C. A class that had no image in an epoch keeps its row: ours, the
-    authors' would be NaN.
+        In the first epoch, all are 1/C. Ours: a class without images in an epoch keeps its row; the
+    authors' row would be NaN.
     """
 
     def recall(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -81,7 +80,8 @@ def dkl(alpha: float, beta: float, statistics: str = "both") -> objectives.Objec
     "Decoupled Kullback-Leibler Divergence Loss", arXiv 2305.13948).
 
     KL splits into a distance of logits and a cross-entropy with soft labels. With clean and robust
-    logits c and r, [.] held fixed, and w the mean probabilities of the image's class, the mean of
+    logits c and r, [.] held fixed, and w the mean probabilities of the image's class, it is the
+    mean of
 
         CE(c, y) + alpha CE(r, [softmax(c)]) + beta/4 sum_jk w_j w_k ((c_j - c_k) - (r_j - r_k))^2.
 

@@ -1,4 +1,4 @@
-"""Several norms at once: which attack of a step's norms it trains on."""
+"""Training on several norms: the combined attack of a step."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from jaxrobust.training.update.value_checks import one_of
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params, threats
 from jaxrobust.zoo.objectives.norms import steepest
 
-STEEPEST = "pgd"  # the attack whose steps norms can choose between
-_OF_TURNS = 2  # of the draws of a step that are not split from its key; the alarm's are 1
+STEEPEST = "pgd"  # the attack between whose steps norms can choose
+_OF_TURNS = 2  # number of draws folded into a step's key; the alarm uses 1
 
 
 def check(attack: AttackSection, objective: str | None = None) -> None:
-    """Refuse norms that cannot be trained together, or by this objective, in a sentence."""
+    """Refuse norms that cannot be trained together, or with this objective."""
     if mixes.is_mixed(attack):
         _check_norms(attack)
     if objective is not None:
@@ -83,14 +83,14 @@ def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
 
 
 def attack_of(plans: Sequence[inner.InnerPlan], mix: str, loss: objectives.Loss) -> Attack:
-    """Make the attack of a step of the plans of each norm, by a row of `MIXES`."""
+    """Make the attack of a step from the plans of all norms, by a row of `MIXES`."""
     if MIXES[mix].steepest:
         return _together(plans)
     return mixed([inner.attack_of(plan) for plan in plans], mix, loss)
 
 
 def _together(plans: Sequence[inner.InnerPlan]) -> Attack:
-    """Make one attack whose steps all norms choose together, from the first one's start."""
+    """Make one attack whose steps all norms choose together, from the first norm's start."""
 
     def make(balls: Sequence[dict[str, Any]]) -> Attack:
         steepest_balls = [steepest.SteepestBall(**ball) for ball in balls]
@@ -109,11 +109,11 @@ def _together(plans: Sequence[inner.InnerPlan]) -> Attack:
 
 
 def mixed(searches: Sequence[Attack], mix: str, loss: objectives.Loss) -> Callable[..., Array]:
-    """Make one attack of those of each norm, by a row of `MIXES`.
+    """Combine the attacks of all norms into one, by a row of `MIXES`.
 
-    "worst" keeps of each image the point of the highest `loss`, as MAX of Tramèr & Boneh;
+    "worst" keeps each image's point with the highest `loss`, as in MAX of Tramèr & Boneh;
     "average" and "pair" return all points, f32[B, norms, H, W, C], for `averaged` and
-    `pairing.ramp`; "alternate" and "extreme" run that of the norm `turn` i32[].
+    `pairing.ramp`; "alternate" and "extreme" run the attack of the norm `turn` i32[].
     """
     row, loss_of = MIXES[mix], goal_of(loss).loss
 
@@ -142,8 +142,8 @@ def mixed(searches: Sequence[Attack], mix: str, loss: objectives.Loss) -> Callab
 def averaged(objective: Objective, count: int) -> Objective:
     """Average a loss over the points of `count` attacks, f32[B, count, H, W, C].
 
-    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000). The points of one attack pass after those of the
-    other, each with the same draws; running statistics of batch norms move each time.
+    AVG of Tramèr & Boneh 2019 (arXiv 1904.13000). Each attack's points pass after the previous
+    attack's, with the same draws; each pass updates the running statistics of batch norms.
     """
 
     def loss(
@@ -163,13 +163,13 @@ def averaged(objective: Objective, count: int) -> Objective:
 
 
 def memory(attack: AttackSection) -> Memory:
-    """Make what a step remembers of earlier turns; nothing, where norms take none.
+    """Make the memory of earlier turns; empty if norms do not take turns.
 
-    "alternate" counts the updates. "extreme" draws linf or l1 with probabilities that are as their
-    robust errors so far, each the mean over all its steps since the phase began; until both have
-    had one, they are equally likely. That is the rule of Croce & Hein 2022 (arXiv 2105.12508) as
-    the authors' code has it. Ours: the error of a step is that of its images under the attack as
-    the update passes them, which costs nothing, where theirs is that of the attack's last look.
+    "alternate" counts the updates. "extreme" draws linf or l1 with probabilities proportional to
+    their robust errors so far, each averaged over all its steps in the phase; until both have had a
+    step, they are equally likely. This is the rule of Croce & Hein 2022 (arXiv 2105.12508) as in
+    the authors' code. Ours: the error of a step comes for free from the update's pass over the
+    adversarial images, while theirs comes from the attack's last evaluation.
     """
     mix = attack.get("mix")
     if mix is None or MIXES[mix].each:

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: a loss is minimised where weights that move make it worst."""
+"""Adversarial weight perturbation: minimise a loss at its worst nearby weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +13,15 @@ GAMMA = 5e-3  # of each layer's norm: the authors' choice, of TRADES too
 
 
 def perturbed(params: Params, ascent: Params, gamma: float) -> Params:
-    """Move each layer's weights along the gradient of its loss, by `gamma` times their norm.
+    """Move each layer's weights along the loss gradient, by `gamma` times their norm.
 
-    Of layer l with the weights w and the gradient g that is w + gamma ||w|| g / ||g||. Biases,
-    norms and other vectors stay, and so does a layer without a gradient.
+    A layer with weights w and gradient g becomes w + gamma ||w|| g / ||g||. Biases, norms and other
+    vectors do not change, nor do layers without a gradient.
 
     Args:
-      params: float32 or float64, as `ascent`, the gradient of what is minimised.
+      params: float32 or float64, like `ascent`, the gradient of the minimised loss.
     Raises:
-      ValueError: weights of fewer digits, which would round most of the move away.
+      ValueError: weights of lower precision, where rounding would remove most of the move.
     """
     moved = dict(params)
     for name, array in params.items():
@@ -39,17 +39,17 @@ def perturbed(params: Params, ascent: Params, gamma: float) -> Params:
 
 
 def awp(gamma: float = GAMMA) -> Callable[[Params, Params], Params]:
-    """Let an objective be minimised at perturbed weights (Wu et al. 2020, arXiv 2004.05884).
+    """Minimise an objective at perturbed weights (Wu et al. 2020, arXiv 2004.05884).
 
-    As in their equations 7 to 10, with weights w, attacked images x' of the network itself and L
-    the loss of the objective, whose `displaced` this is,
+    As in their equations 7 to 10, with weights w, adversarial images x' of the network at w, and
+    the objective's loss L, whose `displaced` this is,
 
         min over w of L(w + v, x'),  v_l = gamma ||w_l|| g_l / ||g_l||,  g = gradient of L(w, x'),
 
-    for each layer l: one step of the inner maximisation, as the authors have it. The gradient at
-    w + v moves w; weight decay is of w, while the authors' is of w + v. Running statistics of batch
-    norms are moved by the pass at w + v alone. Each update costs one more pass forward and back, of
-    the images that pass at once: of all devices, and with microbatches of each part by itself.
+    for each layer l: one step of the inner maximisation, like the authors. The gradient at w + v
+    updates w; weight decay uses w, while the authors' uses w + v. Only the pass at w + v updates
+    running statistics of batch norms. Each update costs one more pass forward and back, over the
+    images that pass at once: those of all devices, and with microbatches each part separately.
     Parity: tests/zoo/objectives/test_weight_perturbation.py, 20 updates against PyTorch.
     """
     return lambda params, ascent: perturbed(params, ascent, gamma)

@@ -1,1 +1,1 @@
-"""What several networks of the study are made of."""
+"""Shared parts of the study's networks."""

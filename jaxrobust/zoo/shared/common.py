@@ -1,4 +1,4 @@
-"""What the networks of the study share: names of weights, and their tables."""
+"""Shared names of weights and tables of the study's networks."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from jaxrobust.types import ModuleMaker
 def rows(conv: str, norm: str, linear: str = r"(linear)") -> list[Renaming]:
     """List the rows of convolutions, batch norms and linear maps that keep their names.
 
-    Each pattern has one group, which is the name here.
+    Each pattern has one group, which is our name.
     """
     return table(
         BATCH_NORM_COUNT, convs={conv: r"\1"}, norms={norm: r"\1"}, linears={linear: r"\1"}
@@ -23,10 +23,10 @@ class Study(NamedTuple):
     """One network of a family of the study."""
 
     title: str  # on leaderboards
-    options: Mapping[str, Any] = MappingProxyType({})  # of its row, and of its PyTorch file
-    more: Mapping[str, Any] = MappingProxyType({})  # of its row alone
-    counted: str = ""  # millions of parameters as the study prints them, of those for 32 px
-    other: bool = False  # whether these are another network's
+    options: Mapping[str, Any] = MappingProxyType({})  # for its row and its PyTorch file
+    more: Mapping[str, Any] = MappingProxyType({})  # for its row only
+    counted: str = ""  # millions of parameters as printed in the study, for 32 px
+    other: bool = False  # whether this count belongs to another network
 
 
 def family(

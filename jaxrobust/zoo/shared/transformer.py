@@ -1,4 +1,4 @@
-"""What several transformers of the study are made of: patches, attention, MLP, their blocks."""
+"""Shared parts of the study's transformers: patches, attention, MLP and blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,13 +21,13 @@ from jaxrobust.models.modules.draws import (
 from jaxrobust.types import Array
 
 EPS = 1e-5  # of layer norms, PyTorch's default
-Place = Callable[[Array], Array]  # what a place of dropout does
+Place = Callable[[Array], Array]  # a dropout layer
 
 
 class Mlp(nnx.Module):
     """Linear to `hidden` features, activation, linear to `outs` (0: `ins`); dropout after both.
 
-    From an `init` other than PyTorch's biases are 0.
+    With an `init` other than PyTorch's, biases start at 0.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array, inside: Place = lambda x: x, behind: Place = lambda x: x) -> Array:
         x, bias = layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...]
-        if self.activation == "gelu":  # takes the bias along, which saves a pass
+        if self.activation == "gelu":  # includes the bias, which saves a pass
             x = layers.gelu(x, bias)
         else:
             x = ACTIVATIONS[self.activation](add_bias(x, bias))
@@ -65,7 +65,7 @@ class Patches(Linear):
 
 
 class Attention(nnx.Module):
-    """Attention of all tokens to all; `full`: logits are scaled by the root of all heads' width."""
+    """Attention of all tokens to all; `full`: logits scaled by the root of the total width."""
 
     def __init__(self, dim: int, heads: int, full: bool, rngs: Draws) -> None:
         self.to_qkv = Linear(dim, 3 * dim, bias=False, init=torch_default, rngs=rngs)
@@ -77,7 +77,7 @@ class Attention(nnx.Module):
 
 
 class TokenAttention(nnx.Module):
-    """Attention of all tokens f[...,N,D] to all: queries, keys, values from a map without a bias.
+    """Attention of all tokens f[...,N,D] to all; queries, keys and values have no bias.
 
     Heads are `width` wide, whatever D is.
     """
@@ -123,7 +123,7 @@ class PreNorm(nnx.Module):
 
 
 def grid_of(image_size: int, patch: int) -> int:
-    """Return the side of the grid of patches; `ValueError` where they do not tile the image."""
+    """Return the side of the grid of patches; `ValueError` if they do not tile the image."""
     if patch < 1 or image_size < 1 or image_size % patch:
         fitting = [n for n in range(1, image_size + 1) if image_size % n == 0]
         near = [*[n for n in fitting if n < patch][-1:], *[n for n in fitting if n > patch][:1]]
@@ -135,14 +135,14 @@ def grid_of(image_size: int, patch: int) -> int:
 
 
 def check(v: Any, *positive: str) -> None:
-    """Raise `ValueError` where a row's activation is unknown or a number is not a positive one."""
+    """Raise `ValueError` if a row's activation is unknown or a number is not positive."""
     architecture_checks.check_row(v, **dict.fromkeys((*positive, "in_channels"), 1))
     if "heads" in positive and v.dim % v.heads:
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}: each has a part of it")
 
 
 _LAYER = r"transformer\.layers\.(\d+)\."
-# Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
+# From lucidrains' vit-pytorch, as in kentaroy47's vision-transformers-cifar10.
 BLOCK_ROWS = table(
     row(r"cls_token", "cls_token"),
     norms={
@@ -161,6 +161,6 @@ BLOCK_ROWS = table(
 
 
 def block_keys(depth: int) -> list[str]:
-    """List the names of all blocks there, in their order."""
+    """List the names of all blocks in that code, in order."""
     modules = "0.fn.norm 0.fn.fn.to_qkv:w 0.fn.fn.to_out.0 1.fn.norm 1.fn.fn.net.0 1.fn.fn.net.3"
     return keys("transformer.layers", modules, depth)

@@ -1,7 +1,7 @@
-"""BoTNet-50: a ResNet-50 whose last stage attends where the others convolve.
+"""BoTNet-50: a ResNet-50 with attention instead of convolutions in the last stage.
 
-Source: Srinivas et al. 2021 (arXiv 2101.11605), as leaderj1001/BottleneckTransformers (142e965) has
-it: logits are not scaled, and the products of queries and positions are transposed.
+Source: Srinivas et al. 2021 (arXiv 2101.11605), as in leaderj1001/BottleneckTransformers (142e965):
+logits are not scaled, and the products of queries and positions are transposed.
 """
 
 import functools
@@ -27,12 +27,12 @@ from jaxrobust.zoo.shared import common
 class Variant(NamedTuple):
     """One row of the table: every field can be overridden in `models.create`."""
 
-    depths: tuple[int, ...] = (3, 4, 6, 3)  # of the stages; the last one attends
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # of the stages; the last one has attention
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
     heads: int = 4
     small_stem: bool = True  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
     activation: str = "relu"  # everywhere, also after the residual
-    dropout: float = 0.3  # of what the classifier reads
+    dropout: float = 0.3  # of the classifier's input
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images
     )
@@ -45,8 +45,8 @@ class Variant(NamedTuple):
 class Attention(nnx.Module):
     """Attention of each pixel of f[B,S,S,D] to all: softmax over j of q_i.k_j + r_i.q_j.
 
-    r is the sum of a row's and a column's embedding; nothing is divided by the root of the width.
-    With `halves` means over 2x2 pixels follow.
+    r is the sum of a row's and a column's embedding; logits are not divided by the root of the
+    width. With `halves`, 2x2 average pooling follows.
     """
 
     def __init__(self, dim: int, heads: int, side: int, rngs: Draws, halves: bool = False) -> None:

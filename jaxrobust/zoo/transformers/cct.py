@@ -1,8 +1,8 @@
-"""CCT: convolutions as tokeniser, and a mean of the tokens whose weights are learned.
+"""CCT: a convolutional tokeniser, and a weighted mean of the tokens with learned weights.
 
-Source: Hassani et al. 2021 (arXiv 2104.05704) as SHI-Labs/Compact-Transformers (cd11f09) has
-CCT-7/3x1. The second norm of its blocks is not before the MLP but on the trunk: what the MLP reads
-is also what it is added to.
+Source: Hassani et al. 2021 (arXiv 2104.05704), CCT-7/3x1 as in SHI-Labs/Compact-Transformers
+(cd11f09). The second norm of its blocks is on the trunk instead of before the MLP: the MLP is added
+to its own input.
 """
 
 from itertools import pairwise
@@ -33,7 +33,7 @@ class Variant(NamedTuple):
     depth: int = 7
     heads: int = 4
     hidden: int = 512  # of the MLPs
-    convolutions: int = 1  # of the tokeniser; all but the last one have 64 channels
+    convolutions: int = 1  # of the tokeniser; all but the last have 64 channels
     kernel: int = 3  # their windows, odd
     stride: int = 1  # of each; a maximum over 3x3 with stride 2 is after it
     activation: str = "gelu"
@@ -46,7 +46,7 @@ class Variant(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Attention of all tokens to all; in training some of its weights are left out."""
+    """Attention of all tokens to all, with dropout of its weights in training."""
 
     def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.qkv = Linear(dim, 3 * dim, bias=False, rngs=rngs)
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention after a norm, added; the norm of that sum, to which its MLP is added."""
+    """y = LN(x + attention(LN(x))), then y + MLP(y)."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         self.pre_norm, self.norm1 = (LayerNorm(v.dim, eps=EPS) for _ in range(2))
@@ -85,7 +85,7 @@ class Block(nnx.Module):
 
 
 class Tokenizer(nnx.Module):
-    """Convolutions without bias, each with ReLU and maximum after it: tokens, row by row."""
+    """Convolutions without bias, each followed by ReLU and max pooling: tokens, row by row."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         he = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -128,7 +128,7 @@ class CCT(nnx.Module):
 
 
 def grid_of(v: Variant, image_size: int) -> int:
-    """Return the side of the grid of tokens, 0 where there is none."""
+    """Return the side of the grid of tokens, 0 if there is none."""
     side = image_size
     for _ in range(v.convolutions):
         side = ((side - 1) // v.stride + 2) // 2 if side > 0 else 0

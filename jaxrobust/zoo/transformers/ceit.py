@@ -1,9 +1,9 @@
-"""CeiT-T: a convolutional stem, and feed-forwards that convolve the patches on their grid.
+"""CeiT-T: a convolutional stem, and feed-forward parts that convolve the grid of patches.
 
-Source: Yuan et al. 2021 (arXiv 2103.11816), as rishikksh20/CeiT-pytorch (d41cb23) has it, without
-attention over layers: batch norms and a GELU after the last linear map too, and the class token
+Source: Yuan et al. 2021 (arXiv 2103.11816), as in rishikksh20/CeiT-pytorch (d41cb23), without
+attention over layers: batch norms and a GELU also follow the last linear map, and the class token
 skips the feed-forward. At 32 px there are four patches. That code's feed-forward has a grid of
-14x14; here it is that of the patches.
+14x14; here it is the grid of the patches.
 """
 
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(LN(x)), then for all but the class token x + feed-forward(LN(x))."""
+    """x + attention(LN(x)), then, except for the class token, x + feed-forward(LN(x))."""
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         self.norm1, self.norm2 = LayerNorm(v.dim, eps=EPS), LayerNorm(v.dim, eps=EPS)

@@ -1,12 +1,12 @@
 """Swin-T with small windows, and one table of position biases for all heads.
 
-Other than in families/swin.py: patches are merged by a linear map with a bias and without a norm,
-the first ones too; the query's bias for a key is that of the key's offset from it; every second
-block is shifted, also where one window is all of the map; what the shift made neighbours is left
-out wholly; and there is no norm in front of the mean over the map, but one after it.
+Differences from families/swin.py: patches, including the first, are merged by a linear map with
+bias and without norm; the bias depends on the key's offset from the query; every second block is
+shifted, even if one window covers the map; pixels that only the shift makes neighbours are fully
+masked; and the norm comes after the mean over the map, not before it.
 
-Source: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
-it, whose `swin_t` the row of 224 px is.
+Source: Liu et al. 2021 (arXiv 2103.14030), as in berniwal/swin-transformer-pytorch c921ebf (MIT),
+whose `swin_t` is the row for 224 px.
 """
 
 from collections.abc import Mapping
@@ -35,11 +35,11 @@ from jaxrobust.zoo.shared.transformer import EPS, Mlp, PreNorm, check
 class Variant(NamedTuple):
     """One row of the table: every field can be overridden in `models.create`."""
 
-    dim: int = 96  # of the first stage; doubles at each that follows
+    dim: int = 96  # of the first stage; doubled at each later one
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
     patch: int = 2
-    merges: tuple[int, ...] = (1, 2, 2)  # how many pixels a side each following stage joins
+    merges: tuple[int, ...] = (1, 2, 2)  # pixels per side that each later stage joins
     window: int = 4
     activation: str = "gelu"  # of the feed-forward parts; or relu, silu, softplus
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 
 class Merge(nnx.Module):
-    """Squares of pixels as one token, channel by channel, then linear."""
+    """Merges squares of pixels into tokens, channel by channel, then a linear map."""
 
     def __init__(self, ins: int, outs: int, side: int, rngs: Draws) -> None:
         self.linear = Linear(ins * side**2, outs, init=torch_default, rngs=rngs)
@@ -76,9 +76,9 @@ class WindowAttention(nnx.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         side, window, shift = x.shape[1], self.window, self.shift
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
-        # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
+        # Wide, because gradients of an offset's pairs are summed in the type of its bias.
         (table,) = widened(self.pos_embedding[...])
-        bias = table.ravel()[relative_index(window).T.ravel()]  # of the key seen from the query
+        bias = table.ravel()[relative_index(window).T.ravel()]  # by the key's offset from the query
         bias = bias.reshape(1, 1, window**2, window**2)
         if shift:
             strangers = shift_mask(side, window, shift) < 0

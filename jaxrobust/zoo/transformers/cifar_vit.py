@@ -1,7 +1,7 @@
-"""The study's ViT: logits scaled by the root of all heads' width, a head of two linear maps.
+"""The study's ViT: logits scaled by the root of all heads' total width, a two-layer head.
 
-Source: Dosovitskiy et al. 2021 (arXiv 2010.11929) as kentaroy47/vision-transformers-cifar10 had it
-in 2020 (670fb58).
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), as in kentaroy47/vision-transformers-cifar10
+of 2020 (670fb58).
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Variant(NamedTuple):
     dim: int = 512
     depth: int = 6
     heads: int = 8
-    hidden: int = 512  # of the MLPs, that of the head too
+    hidden: int = 512  # of the MLPs, including the head
     activation: str = "gelu"
     dropout: float = 0.1  # of tokens, and after every map of the blocks but q, k and v
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
@@ -86,7 +86,7 @@ def torch_keys(v: Variant) -> list[str]:
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}
 _NETWORKS = {
     "cifar_vit": common.Study("ViT (32 px)", counted="9.78"),
-    "cifar_vit_224": common.Study("ViT (224 px)", _224),  # ours: these blocks at ViT-S/16's sizes
+    "cifar_vit_224": common.Study("ViT (224 px)", _224),  # ours: with ViT-S/16's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\.fc2\..*")
 FAMILY = common.family("cifar_vit", "ViT (32 px)", Variant, maker, NAMES, _NETWORKS, any_size=False)

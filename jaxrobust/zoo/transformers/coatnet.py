@@ -1,10 +1,10 @@
-"""CoAtNet-0: five stages, of which the last four convolve or attend by choice.
+"""CoAtNet-0: five stages; each of the last four has convolutions or attention.
 
-A stage's first block halves the map, to 1 x 1 at 32 px. The hidden units of a feed-forward part are
-four times the channels that its block is given, also where it gives out twice as many.
+A stage's first block halves the map, to 1 x 1 at 32 px. A feed-forward part has four times as many
+hidden units as its block has input channels, even if the block doubles the channels.
 
-Source: Dai et al. 2021 (arXiv 2106.04803), as chinhsuanwu/coatnet-pytorch d3ef1c3 (MIT) has it. The
-row of 224 px is the same network, whose tables of position biases are larger.
+Source: Dai et al. 2021 (arXiv 2106.04803), as in chinhsuanwu/coatnet-pytorch d3ef1c3 (MIT). The row
+for 224 px is the same network with larger tables of position biases.
 """
 
 import math
@@ -66,7 +66,7 @@ class Stem(nnx.Module):
 class Convolve(nnx.Module):
     """x + (BN, 1x1, BN, act, depthwise 3x3, BN, act, squeeze, 1x1, BN)(x).
 
-    The first 1x1 convolution has the stride; the shortcut then is a 1x1 of the largest of 3x3.
+    The first 1x1 convolution has the stride; the shortcut is then 3x3 max pooling and a 1x1.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         batch, side, tokens = x.shape[0], self.side, self.side**2
-        # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
+        # Wide, because gradients of an offset's pairs are summed in the type of its bias.
         (table,) = widened(self.relative_bias_table[...])
         bias = table[relative_index(side).ravel()].reshape(tokens, tokens, -1).transpose(2, 0, 1)
         qkv = self.to_qkv(x.reshape(batch, tokens, -1))
@@ -115,7 +115,7 @@ class Attention(nnx.Module):
 class Attend(nnx.Module):
     """x + attention(LN(x)), then x + feed-forward(LN(x)).
 
-    With a stride both start from the largest of 3x3, and the first shortcut is a 1x1 of it.
+    With a stride, both start from 3x3 max pooling, and the first shortcut is a 1x1 of it.
     """
 
     def __init__(
@@ -191,10 +191,10 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a table of position biases for a smaller map: every offset keeps its bias.
 
-    What is not such a table, or has other heads, is returned unchanged.
+    Other arrays, and tables for other heads, are returned unchanged.
 
     Raises:
-      ValueError: the new map is larger, so that there are offsets without a bias.
+      ValueError: the new map is larger, so some offsets have no bias.
     """
     if (sides := sides_of(table, shape)) is None:
         return table
@@ -207,7 +207,7 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _index(target: Mapping[str, Any], match: Match[str]) -> np.ndarray:
-    """Compute the index that the reference stores next to a table: the row that each pair reads."""
+    """Compute the index that the reference stores next to a table: the row for each pair."""
     entries = target[match.expand(r"stages.\1.\2.attn.relative_bias_table")].shape[0]
     return relative_index((math.isqrt(entries) + 1) // 2).reshape(-1, 1)
 

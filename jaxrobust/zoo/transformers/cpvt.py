@@ -1,8 +1,8 @@
 """The study's CPVT: no positions, but a depthwise convolution over the patches after block 1.
 
-Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the study's count fits: those of its
-ViT, with a class token and a head of one linear map. No code of it is public, so that our file in
-PyTorch stands for it.
+Source: Chu et al. 2021 (arXiv 2102.10882), with sizes that fit the study's parameter count: those
+of its ViT, with a class token and a linear head. No code is public, so our PyTorch file is the
+reference.
 """
 
 import jax
@@ -79,7 +79,7 @@ TORCH_NAMES = table(
 
 
 def torch_keys(v: Variant) -> list[str]:
-    """List the names of our file in PyTorch: those of the ViT, and the convolution's of Twins."""
+    """List the names in our PyTorch file: the ViT's, and the convolution's from Twins."""
     names = keys("", "cls_token: patch_to_embedding") + transformer.block_keys(v.depth)
     return names + keys("", "pos_block.0.proj.0 mlp_head.0 mlp_head.1")
 
@@ -87,7 +87,7 @@ def torch_keys(v: Variant) -> list[str]:
 _224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}
 _NETWORKS = {
     "cifar_cpvt": common.Study("CPVT (32 px)", counted="9.49"),
-    "cifar_cpvt_224": common.Study("CPVT (224 px)", _224),  # ours: these blocks at CPVT-S's sizes
+    "cifar_cpvt_224": common.Study("CPVT (224 px)", _224),  # ours: with CPVT-S's sizes
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*")
 FAMILY = common.family("cifar_cpvt", "CPVT (32 px)", Variant, maker, NAMES, _NETWORKS)

@@ -1,7 +1,7 @@
-"""CvT-13: queries, keys and values through depthwise convolutions, no token.
+"""CvT-13: queries, keys and values from depthwise convolutions, no class token.
 
-Source: Wu et al. 2021 (arXiv 2103.15808), as lucidrains/vit-pytorch 69d24fe (MIT) has it, whose
-sizes the row of 224 px has. The study's first convolution is 3x3 at stride 2 for 7x7 at stride 4.
+Source: Wu et al. 2021 (arXiv 2103.15808), as in lucidrains/vit-pytorch 69d24fe (MIT), whose sizes
+the row for 224 px has. The study's first convolution is 3x3 with stride 2, not 7x7 with stride 4.
 """
 
 from typing import Any, NamedTuple
@@ -37,8 +37,8 @@ class Variant(NamedTuple):
     depths: tuple[int, ...] = (1, 2, 10)
     heads: tuple[int, ...] = (1, 3, 6)
     head_dim: int = 64
-    window: int = 3  # of the first convolution, odd; those of the other stages have 3
-    patch: int = 2  # and its stride; those of the other stages have 2
+    window: int = 3  # of the first convolution, odd; 3 in the other stages
+    patch: int = 2  # its stride; 2 in the other stages
     activation: str = "gelu"  # of the feed-forward parts; or relu, silu, softplus
     bn_group: int = (
         0  # batch statistics in training: over the whole batch, or over this many images
@@ -62,7 +62,7 @@ class Project(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of all pixels f[B,H,W,D] to every second one of each row and column."""
+    """Attention of all pixels f[B,H,W,D] to every second pixel of each row and column."""
 
     def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
         inner = heads * v.head_dim
@@ -84,7 +84,7 @@ def block(dim: int, heads: int, v: Variant, rngs: Draws) -> PreNorm:
 
 
 class Stage(nnx.Module):
-    """A convolution whose windows overlap, LN, the blocks."""
+    """An overlapping convolution, LN, then the blocks."""
 
     def __init__(self, ins: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim, heads = v.dims[stage], v.heads[stage]
@@ -135,7 +135,7 @@ _STAGE = r"layers\.(\d+)\."
 _BLOCK = rf"{_STAGE}2\.layers\.(\d+)\."
 _OURS = r"stages.\1.blocks.\2."
 _PROJECT = rf"{_BLOCK}0\.(to_q|to_kv)\.net\."
-# Their pattern -> our name, of the channel norms and the 1x1 convolutions.
+# Their pattern -> our name, for channel norms and 1x1 convolutions.
 _NORMS = {
     rf"{_STAGE}1": r"stages.\1.norm",
     rf"{_BLOCK}0\.norm": f"{_OURS}norm1",

@@ -1,9 +1,9 @@
-"""LeViT-128S: attention with batch norms, whose map shrinks from stage to stage.
+"""LeViT-128S: attention with batch norms, on a map that shrinks from stage to stage.
 
-Source: Graham et al. 2021 (arXiv 2104.01136), as facebookresearch/LeViT (3772b8e) has it, with one
-classifier. The study names a LeViT of 6.67M parameters and no definition; none of the public ones
-has this many, and thousands of settings would. At 32 px this is the official network, 7.01M, whose
-stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left.
+Source: Graham et al. 2021 (arXiv 2104.01136), as in facebookresearch/LeViT (3772b8e), with one
+classifier. The study names a LeViT of 6.67M parameters without a definition. No public LeViT has
+this many, and thousands of settings would fit. At 32 px this is the official network, 7.01M, with
+strides 2, 2, 1, 1 in the stem instead of 2, 2, 2, 2, which leaves 8x8 tokens.
 """
 
 import math
@@ -60,7 +60,7 @@ class LinearNorm(nnx.Module):
 
 
 def offset_index(side: int, stride: int) -> np.ndarray:
-    """Return i[Q,N]: where the bias of a query and a key is, by rows and columns between them.
+    """Return i[Q,N]: the index of a bias, by the rows and columns between query and key.
 
     Keys are the pixels of a map of `side`, queries every `stride`-th of them.
     """
@@ -73,7 +73,7 @@ def offset_index(side: int, stride: int) -> np.ndarray:
 class Attention(nnx.Module):
     """x + attention of f[B,N,D] with a bias for each distance, activation, linear map.
 
-    With `stride` 2 only every second pixel of every second row asks, and there is no residual.
+    With `stride` 2, queries are every second pixel of every second row, without a residual.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         q, k, v = self.split(x, train)
-        # Wide, as the gradients of a distance's pairs are added up in the type of its bias.
+        # Wide, because gradients of a distance's pairs are summed in the type of its bias.
         (biases,) = widened(self.attention_biases[...])
         bias = biases[:, offset_index(self.side, self.stride)]
         y = self.proj(self.act(attention.attention(q, k, v, bias=bias)), train)
@@ -125,7 +125,7 @@ class Mlp(nnx.Module):
 
 
 def blocks(v: Variant, side: int, rngs: Draws) -> list[nnx.Module]:
-    """List attentions and MLPs in turn, those that shrink the map between the stages."""
+    """List attentions and MLPs in turn, with shrinking ones between the stages."""
     made: list[nnx.Module] = []
     for i, (dim, depth, heads) in enumerate(zip(v.dims, v.depths, v.heads, strict=True)):
         if i:
@@ -191,15 +191,15 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
 
 
 def _index(target: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
-    """Return the buffer in which LeViT's own code holds where biases stand."""
+    """Return the buffer of bias indices from LeViT's own code."""
     side = math.isqrt(target[f"{match[1]}.attention_biases"].shape[1])
     return offset_index(side, 1 if ".m." in match[0] else 2)
 
 
 _REFUSED = architecture_checks.refusing("position biases")
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
-# Their name -> ours, of linear maps and convolutions with a norm after them: of the blocks, and of
-# the stem, between whose convolutions are activations.
+# Their name -> ours, for linear maps and convolutions followed by a norm: in the blocks, and in the
+# stem, which has activations between its convolutions.
 _LINEARS = {"qkv": "qkv", "kv": "kv", r"q\.1": "q", r"proj\.1": "proj", "0": "fc1", "2": "fc2"}
 _PAIRS = {rf"{_BLOCK}\.{source}": rf"\1.{target}" for source, target in _LINEARS.items()}
 _STEM = {rf"patch_embed\.{2 * i}": f"patch_embed.{i}" for i in range(4)}

@@ -1,6 +1,6 @@
-"""MLP-Mixer with a class token, which is mixed with the patches and is what the head reads.
+"""MLP-Mixer with a class token, which is mixed with the patches and read by the head.
 
-Source: Tolstikhin et al. 2021 (arXiv 2105.01601) as omihub777/MLP-Mixer-CIFAR has it (14213f9).
+Source: Tolstikhin et al. 2021 (arXiv 2105.01601), as in omihub777/MLP-Mixer-CIFAR (14213f9).
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Variant(NamedTuple):
     depth: int = 8
     token_hidden: int = 512  # of the MLPs over tokens
     hidden: int = 64  # of the MLPs over channels
-    class_token: bool = True  # what the head reads; else the mean of all patches
+    class_token: bool = True  # the head's input; else the mean of all patches
     activation: str = "gelu"
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Two MLPs, each after a norm and added: of every channel's tokens, of every token."""
+    """Two residual MLPs, each after a norm: over each channel's tokens, and over each token."""
 
     def __init__(self, v: Variant, tokens: int, rngs: Draws) -> None:
         self.norm1, self.norm2 = (LayerNorm(v.dim, eps=EPS) for _ in range(2))
@@ -100,7 +100,7 @@ def torch_keys(v: Variant) -> list[str]:
     return names + keys("mixer_layers", mlps, v.depth) + keys("", "ln clf")
 
 
-# Ours: Mixer-S/16, but for the eps of its norms, which timm has at 1e-6.
+# Ours: Mixer-S/16, except for the eps of its norms, which is 1e-6 in timm.
 _224 = {"patch": 16, "dim": 512, "depth": 8, "token_hidden": 256, "hidden": 2048}
 _224 |= {"class_token": False}
 _NETWORKS = {

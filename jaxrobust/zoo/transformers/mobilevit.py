@@ -1,10 +1,10 @@
 """MobileViT-S: inverted bottlenecks, and transformers that attend across patches of 2x2 pixels.
 
-Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as chinhsuanwu/mobilevit-pytorch (4df62dd) has
-it: batch norm and SiLU after the 1x1 convolutions around each transformer too, and a classifier
-without a bias. At 32 px the stem and the second bottleneck keep the size, so that the last map is
-4x4. At 224 px that code's last map would be 7x7, which 2x2 patches do not fill: in our row for
-ImageNette the last bottleneck keeps the size instead.
+Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as in chinhsuanwu/mobilevit-pytorch (4df62dd):
+batch norm and SiLU also follow the 1x1 convolutions around each transformer, and the classifier has
+no bias. At 32 px the stem and the second bottleneck keep the size, so the last map is 4x4. At 224
+px that code's last map would be 7x7, which 2x2 patches do not tile; in our row for ImageNette the
+last bottleneck keeps the size instead.
 """
 
 from typing import Any, NamedTuple
@@ -23,14 +23,14 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, TokenAttention
 
-_PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels
+_PATCH = 2  # side of patches; transformers attend across patches, separately for each pixel in them
 
 
 class Variant(NamedTuple):
     """One row of the table: every field can be overridden in `models.create`."""
 
     channels: tuple[int, ...] = (16, 32, 64, 64, 64, 96, 128, 160)  # of the stem and bottlenecks
-    strides: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 2, 2)  # of the same
+    strides: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 2, 2)  # of the stem and bottlenecks
     dims: tuple[int, ...] = (144, 192, 240)  # of the transformers after the last bottlenecks
     depths: tuple[int, ...] = (2, 4, 3)
     ratios: tuple[int, ...] = (2, 4, 4)  # hidden units of their feed-forwards, in widths
@@ -48,7 +48,7 @@ class Variant(NamedTuple):
 
 
 class Bottleneck(nnx.Module):
-    """1x1 to more channels, depthwise 3x3, 1x1 without activation; added to x where it fits."""
+    """1x1 to more channels, depthwise 3x3, 1x1 without activation; added to x if shapes agree."""
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         wide = v.expansion * ins
@@ -79,7 +79,7 @@ class Layer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """3x3 and 1x1 convolution, layers over the patches, 1x1 back; 3x3 of that next to x."""
+    """3x3 and 1x1 convolution, layers over the patches, 1x1 back; then 3x3, concatenated with x."""
 
     def __init__(self, channels: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim = v.dims[stage]
@@ -99,14 +99,14 @@ class Transformer(nnx.Module):
 
 
 def patches(x: Array) -> Array:
-    """Return f[B,H,W,D] as f[B,4,N,D]: for each pixel of the 2x2 patches, those of all patches."""
+    """Return f[B,H,W,D] as f[B,4,N,D]: each of the 4 pixels in a 2x2 patch, for all patches."""
     batch, height, width, dim = x.shape
     shape = (batch, height // _PATCH, _PATCH, width // _PATCH, _PATCH, dim)
     return x.reshape(shape).transpose(0, 2, 4, 1, 3, 5).reshape(batch, _PATCH**2, -1, dim)
 
 
 def merged(x: Array, shape: tuple[int, ...]) -> Array:
-    """Put together the map of `shape` that `patches` cut."""
+    """Reassemble the map of `shape` from `patches`."""
     batch, height, width, dim = shape
     x = x.reshape(batch, _PATCH, _PATCH, height // _PATCH, width // _PATCH, dim)
     return x.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
@@ -175,7 +175,7 @@ def _check_maps(v: Variant, image_size: int) -> None:
 
 _LAYER = r"(mvit\.\d+)\.transformer\.layers\.(\d+)\."
 _PAIR = r"(conv\d|mvit\.\d+\.conv\d)\."
-_INNER = {"expand": (0, 1), "depthwise": (3, 4), "project": (6, 7)}  # their places in PyTorch's
+_INNER = {"expand": (0, 1), "depthwise": (3, 4), "project": (6, 7)}  # their indices in PyTorch's
 _CONVS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.conv" for part, (at, _) in _INNER.items()}
 _NORMS = {rf"(mv2\.\d+)\.conv\.{at}": rf"\1.{part}.bn" for part, (_, at) in _INNER.items()}
 TORCH_NAMES = table(

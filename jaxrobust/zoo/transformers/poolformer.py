@@ -1,8 +1,8 @@
-"""PoolFormer: the mean of the neighbours in the place of attention.
+"""PoolFormer: average pooling instead of attention.
 
-Source: Yu et al. 2022 (arXiv 2111.11418) as sail-sg/poolformer has S12 (a075575), with a first
-convolution that the study's count allows: windows of 1, 2 and 3 fit it, strides do not show in it;
-3 with stride 2 is our choice.
+Source: Yu et al. 2022 (arXiv 2111.11418), S12 as in sail-sg/poolformer (a075575), with a first
+convolution that fits the study's parameter count. Windows of 1, 2 and 3 fit, and the count does not
+depend on strides; 3 with stride 2 is our choice.
 """
 
 from typing import Any, NamedTuple
@@ -29,8 +29,8 @@ class Variant(NamedTuple):
     depths: tuple[int, ...] = (2, 2, 6, 2)
     dims: tuple[int, ...] = (64, 128, 320, 512)
     patch: int = 3  # window of the first convolution
-    stride: int = 2  # of the first convolution; it is padded by half of what windows overlap
-    gamma_init: float = 1e-5  # of the factors of each branch's channels
+    stride: int = 2  # of the first convolution; padding is half the windows' overlap
+    gamma_init: float = 1e-5  # of the channel scales of each branch
     activation: str = "gelu"
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
 
 class Block(nnx.Module):
-    """What the mean of 3x3 pixels differs by, and an MLP; each after a norm, scaled and added."""
+    """3x3 average pooling minus its input, then an MLP; each after a norm, scaled and added."""
 
     def __init__(self, dim: int, v: Variant, rngs: Draws) -> None:
         self.norm1, self.norm2 = (GroupNorm(dim, groups=1) for _ in range(2))
@@ -65,7 +65,7 @@ class PoolFormer(nnx.Module):
         self.patch_embed = residual.conv(
             *(v.in_channels, v.dims[0], v.patch, rngs, v.stride), padding=padding, bias=True
         )
-        network: list[Any] = []  # stages, and what brings the map to the next one's width
+        network: list[Any] = []  # stages, and layers between them that change the width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
             network += [residual.conv(v.dims[i - 1], dim, 3, rngs, 2, bias=True)] if i else []
             network.append(nnx.List([Block(dim, v, rngs) for _ in range(depth)]))

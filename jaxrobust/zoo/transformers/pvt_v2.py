@@ -1,11 +1,11 @@
 """PVTv2-B1 "linear": keys and values from 7 x 7 means of the map.
 
-Where the map is smaller, as in the last stages at 32 px, the 7 x 7 means repeat its pixels. The
+If the map is smaller, as in the last stages at 32 px, the 7 x 7 means repeat its pixels. The
 feed-forward part has a ReLU before its depthwise convolution, in addition to the activation after
 it.
 
-Source: Wang et al. 2022 (arXiv 2106.13797), as timm 1.0.9 (Apache-2.0) has `pvt_v2_b1` with
-`linear=True`, at 224 px too. The study's patches of 4, 2 and 1 pixels are the stride of the first
+Source: Wang et al. 2022 (arXiv 2106.13797), as in timm 1.0.9 (Apache-2.0): `pvt_v2_b1` with
+`linear=True`, also at 224 px. The study's patches of 4, 2 and 1 pixels are the stride of the first
 7x7 convolution.
 """
 
@@ -34,7 +34,7 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, PreNorm, check
 
-MEANS = 7  # along each side of the map, that keys and values are made of
+MEANS = 7  # per side of the map, from which keys and values are made
 
 
 class Variant(NamedTuple):
@@ -45,7 +45,7 @@ class Variant(NamedTuple):
     heads: tuple[int, ...] = (1, 2, 5, 8)
     ratios: tuple[int, ...] = (8, 8, 4, 4)  # of the feed-forward parts' hidden units
     patch: int = 4  # stride of the first convolution, 7x7
-    activation: str = "gelu"  # in place of every GELU: relu, silu or softplus
+    activation: str = "gelu"  # or relu, silu, softplus, instead of every GELU
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
@@ -87,7 +87,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
         self.fc1, self.fc2 = Linear(dim, hidden, rngs=rngs), Linear(hidden, dim, rngs=rngs)
-        # He's draw, of outputs of one group.
+        # He initialisation by fan-out, within one group.
         init = jax.nn.initializers.variance_scaling(2.0 * hidden, "fan_out", "normal")
         self.dwconv = DepthwiseConv(hidden, 3, init=init, rngs=rngs)
         self.act = ACTIVATIONS[v.activation]
@@ -102,7 +102,7 @@ def block(dim: int, heads: int, ratio: int, v: Variant, rngs: Draws) -> PreNorm:
 
 
 class Stage(nnx.Module):
-    """Overlapping patches at half the size (but for the first stage), the blocks, LN."""
+    """Overlapping patches at half the size (except in the first stage), the blocks, LN."""
 
     def __init__(self, v: Variant, stage: int, rngs: Draws) -> None:
         dim, heads, ratio = v.dims[stage], v.heads[stage], v.ratios[stage]

@@ -1,9 +1,9 @@
-"""ViTAE-S: convolutions parallel to attention, of several dilations where the map shrinks.
+"""ViTAE-S: convolutions parallel to attention, with several dilations where the map shrinks.
 
-Source: Xu et al. 2021 (arXiv 2106.03348), as Annbless/ViTAE (a4c31bb) has it under the name
-ViTAE_basic_14: no positions, no class token and no norm before the classifier; the last cell that
-shrinks the map has neither attention nor convolutions parallel to it. At 32 px four tokens are
-left. The study counts the network of 1000 classes.
+Source: Xu et al. 2021 (arXiv 2106.03348), as ViTAE_basic_14 in Annbless/ViTAE (a4c31bb): no
+positions, no class token and no norm before the classifier; the last cell that shrinks the map has
+neither attention nor convolutions parallel to it. At 32 px, four tokens are left. The study counts
+the network with 1000 classes.
 """
 
 import math
@@ -39,12 +39,12 @@ from jaxrobust.zoo.shared import common
 class Variant(NamedTuple):
     """One row of the table: every field can be overridden in `models.create`."""
 
-    # Of the cells that shrink the map:
+    # For the cells that shrink the map:
     widths: tuple[int, ...] = (64, 64, 192)  # of their convolutions
     dims: tuple[int, ...] = (64, 64, 384)  # of their tokens
-    ratios: tuple[int, ...] = (4, 2, 2)  # how far they shrink it
+    ratios: tuple[int, ...] = (4, 2, 2)  # factors by which they shrink it
     kernels: tuple[int, ...] = (7, 3, 3)
-    dilations: tuple[int, ...] = (4, 3, 2)  # how many: 1, 2, ...
+    dilations: tuple[int, ...] = (4, 3, 2)  # number of dilations 1, 2, ...
     depth: int = 14  # of the cells after them
     heads: int = 6
     mlp_ratio: int = 3
@@ -57,7 +57,7 @@ class Variant(NamedTuple):
     drop_path: float = 0.0  # of the last cell; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each cell in the backward pass instead of storing it
-    scan: bool = False  # compile one cell for all of those behind
+    scan: bool = False  # compile one cell for all of the later ones
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -77,7 +77,7 @@ class Pyramid(nnx.Module):
 
 
 class Performer(nnx.Module):
-    """Attention through positive random features, which are fixed: v + map(attended)."""
+    """Attention through fixed positive random features: v + map(attended)."""
 
     def __init__(self, ins: int, dim: int, rngs: Draws) -> None:
         self.kqv, self.proj = Linear(ins, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
@@ -101,7 +101,7 @@ class Performer(nnx.Module):
 
 
 class Reduction(nnx.Module):
-    """Performer over what the pyramid sees, plus convolutions; x + MLP(LN(x)). Or the pyramid."""
+    """Performer over the pyramid, plus convolutions, then x + MLP(LN(x)); or only the pyramid."""
 
     def __init__(self, cell: int, v: Variant, rngs: Draws) -> None:
         ins = v.dims[cell - 1] if cell else v.in_channels
@@ -125,7 +125,7 @@ class Reduction(nnx.Module):
 
 
 class Beside(nnx.Module):
-    """Three 3x3 convolutions with SiLU, a batch norm after the second, that shrink alike."""
+    """Three 3x3 convolutions with SiLU and a batch norm after the second, that also shrink."""
 
     def __init__(self, ins: int, cell: int, v: Variant, rngs: Draws) -> None:
         ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]
@@ -265,6 +265,6 @@ _NETWORKS = {
     "cifar_vitae": common.Study("ViTAE-S at 32 px", counted="23.18", other=True),
     "cifar_vitae_224": common.Study("ViTAE-S"),
 }
-_STEM = r"reductions\.0\.(prm\.convs\.\d+|pcm\.convs\.0)\..*"  # all that reads pixels
+_STEM = r"reductions\.0\.(prm\.convs\.\d+|pcm\.convs\.0)\..*"  # all layers that read pixels
 NAMES = Names(TORCH_NAMES, torch_keys, stem=_STEM, head=r"head\..*")
 FAMILY = common.family("cifar_vitae", "ViTAE", Variant, maker, NAMES, _NETWORKS)

@@ -1,1 +1,1 @@
-"""Pictures of the papers' tables, with ours in them."""
+"""Pictures of the papers' tables, with our values."""

@@ -1,4 +1,4 @@
-"""Accuracy against the resolution that a network is tested at, where a table has several."""
+"""Accuracy against test resolution, for tables with several resolutions."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -22,7 +22,7 @@ class ResolutionCurve(NamedTuple):
 
 
 def curves(filled: Filled) -> list[ResolutionCurve]:
-    """Return a curve for each network and result of which the table has three resolutions."""
+    """Return a curve for each network and result with at least three resolutions in the table."""
     rows: dict[tuple[str, Any], list[int]] = defaultdict(list)
     for index, row in enumerate(filled.table.rows):
         if row.get("image_size"):
@@ -48,7 +48,7 @@ def curves(filled: Filled) -> list[ResolutionCurve]:
 
 
 def draw(filled: Filled, folder: Path) -> list[Path]:
-    """Write a picture of each network with such curves: as printed, and measured by us."""
+    """Write a picture for each network with curves: printed values and ours."""
     paths = []
     of_network: dict[str, list[ResolutionCurve]] = defaultdict(list)
     for curve in curves(filled):

@@ -21,14 +21,14 @@ _INK, _PALE, _OURS = "#1f4e79", "#b9c4d0", "#d1495b"
 class Point(NamedTuple):
     """One network in all panels."""
 
-    label: str  # at the point; the key at the right says whose it is
+    label: str  # at the point; explained in the key at the right
     name: str
     values: dict[str, float]  # of the axes, and "robust"
     kind: str  # authors, others, ours, beside
 
 
 def robust_key(filled: Filled) -> str | None:
-    """Return the result that is the ordinate: AutoAttack's before others, linf before others."""
+    """Return the result for the vertical axis: AutoAttack before others, linf before others."""
     kinds = {key: result["attack"] for key, result in filled.table.attacked().items()}
     keys = [key for key, kind in kinds.items() if kind not in ("clean", "union", "corruptions")]
     order = {"autoattack": 0, "apgd-ce": 1}
@@ -36,7 +36,7 @@ def robust_key(filled: Filled) -> str | None:
 
 
 def points(filled: Filled, records: list[RunRecord]) -> list[Point]:
-    """Return the paper's networks, our values of them, and our other records of that attack."""
+    """Return the paper's networks, our values for them, and our other records of that attack."""
     table, robust = filled.table, robust_key(filled)
     if robust is None:
         return []
@@ -81,7 +81,7 @@ def _beside(result: dict[str, Any], records: list[RunRecord], used: set[int]) ->
 
 
 def draw(filled: Filled, records: list[RunRecord], folder: Path) -> list[Path]:
-    """Write a picture a data set of a table, of at least four networks whose size it has."""
+    """Write a picture per data set of a table with the sizes of at least four networks."""
     rows = filled.table.rows
     names = dict.fromkeys(row.get("dataset") for row in rows)
     paths = []
@@ -128,7 +128,7 @@ def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -
         fontsize=8,
         frameon=False,
     )
-    figure.get_layout_engine().execute(figure)  # the places of labels depend on it
+    figure.get_layout_engine().execute(figure)  # positions of labels depend on it
     for panel, axis in zip(panels, axes, strict=False):
         _label(panel, axis, shown)
     figure.savefig(path, dpi=120)
@@ -136,7 +136,7 @@ def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -
     return True
 
 
-_STYLES: dict[str, tuple[str, dict[str, Any]]] = {  # what is said of each kind, and how it looks
+_STYLES: dict[str, tuple[str, dict[str, Any]]] = {  # kind -> legend and style
     "authors": ("the paper's networks", {"marker": "o", "s": 34, "color": _INK}),
     "others": (
         "others, as the paper lists them",
@@ -184,7 +184,7 @@ def _label(panel: Any, axis: str, shown: list[Point]) -> None:
 
 
 def _free(spot: tuple[float, float], taken: list[tuple[float, float]]) -> tuple[float, float]:
-    """Find where next to a point its label is farthest from all else, near places first."""
+    """Find the position near a point where its label is farthest from everything else."""
     best, far = (0.0, 0.0), -1.0
     for reach in (12, 16, 21, 27):
         for dx, dy in ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, -1), (-1, 1)):

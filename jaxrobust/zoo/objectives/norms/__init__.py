@@ -1,1 +1,1 @@
-"""What several norms do together in a step: ascend from one point, or meet in one loss."""
+"""Steps that combine several norms: ascent from a common point, or a common loss."""

@@ -1,4 +1,4 @@
-"""RAMP's pairing: what a network says of the points of two norms should be the same."""
+"""RAMP's pairing: predictions at the points of two norms should agree."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def divergences(first: Logits, second: Logits) -> PerImage:
 
 
 def paired(first: Logits, second: Logits, labels: Labels) -> Array:
-    """Average `divergences` over the images that are right at the first point, f[]; 0 of none."""
+    """Average `divergences` over images that are correct at the first point, f[]; 0 if none is."""
     right = first.argmax(-1) == labels
     total = jnp.where(right, divergences(first, second), 0).sum()
     return total / jnp.maximum(right.sum(), 1).astype(total.dtype)
@@ -26,14 +26,14 @@ def ramp(weight: float, attack_labels: str = "soft") -> objectives.Objective:
     """Build RAMP's loss on the points of two norms (Jiang & Singh 2024, "RAMP: Boosting Adversarial
     Robustness Against Multiple l_p Perturbations for Universal Robustness", arXiv 2402.06827).
 
-    With q and r the logits at an image's two points, and n_c the images that are right at the
-    first, the mean over images of max(CE(q, y), CE(r, y)), plus weight / n_c times the sum over
-    those n_c of KL(softmax(q) || softmax(r)). Points f32[B, 2, H, W, C] are those of `several`'s
-    "pair", the first norm's first: linf and l1, which the paper finds to be the pair that trade off
-    at the usual radii. Both pass with the same draws, and move the statistics of batch norms.
-    Ours: the maximum is of these two passes, where the authors' code passes the worst points a
-    third time; n_c is of the images that pass at once on a device. Their gradient projection, which
-    mixes in a network of natural training, is not here. Parity:
+    With q and r the logits at an image's two points, and n_c images correct at the first point, it
+    is the mean over images of max(CE(q, y), CE(r, y)), plus weight / n_c times the sum over these
+    n_c of KL(softmax(q) || softmax(r)). Points f32[B, 2, H, W, C] come from "pair" of `several`,
+    the first norm first: linf and l1, between which the paper finds the trade-off at usual radii.
+    Both passes share random draws, and both update the statistics of batch norms. Ours: the maximum
+    is over these two passes, while the authors' code passes the worst points a third time; n_c
+    counts images that pass at once on a device. Their gradient projection, which mixes in a network
+    from natural training, is not implemented. Parity:
     tests/zoo/objectives/norms/test_pairing.py, 20 updates.
     """
 

@@ -1,4 +1,4 @@
-"""Multi steepest descent: each step takes the norm whose step from the same point hurts most."""
+"""Multi steepest descent: each step uses the norm that hurts most from the same point."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from jaxrobust.types import Array, Attack, Logits, LogitsFn, Machine, PerImage, 
 
 
 class SteepestBall(NamedTuple):
-    """One of the balls: its norm, its radius, and how far a step in it goes, both in pixels."""
+    """One of the balls: its norm, and its radius and step size in pixels."""
 
     norm: str
     epsilon: float | Array  # of all images, or f[B]
@@ -33,21 +33,21 @@ def msd(
     """Make multi steepest descent, to its last iterate (Maini, Wong, Kolter 2020, "Adversarial
     Robustness Against the Union of Multiple Perturbation Models", arXiv 1909.04068, algorithm 1).
 
-    Each step has one gradient; from the point where that was taken, every norm makes the step of
-    its PGD into its own ball and the box, and of each image the candidate of the highest loss is
-    the next point. It costs `steps` passes forward and backward, and as many forward as there are
-    norms in each step. Of one ball it is `pgd`.
+    Each step computes one gradient. From its point, every norm makes a PGD step into its own ball
+    and the box; for each image, the candidate with the highest loss is the next point. It costs
+    `steps` passes forward and backward, and one forward pass per norm and step. With a single ball
+    it equals `pgd`.
 
-    Ours: a step is 2.5 epsilon / steps by default, where the authors' code for CIFAR-10 has 50
-    steps of 0.003 on linf, 0.05 on l2 and 1 on l1; on l1 a step moves a fixed fraction of the
-    entries, where theirs draws a number of them, 5 to 20; and the last point is handed out, as the
-    algorithm has it, where theirs keeps the one of the highest loss.
+    Ours: a step is 2.5 epsilon / steps by default, while the authors' code for CIFAR-10 has 50
+    steps of 0.003 on linf, 0.05 on l2 and 1 on l1. On l1, a step changes a fixed fraction of the
+    entries, while theirs draws how many, 5 to 20. The last point is returned, as in the paper's
+    algorithm, while their code returns the point with the highest loss.
 
     Args:
       balls: one or several, of different norms.
-      random_start: begin at a random point of the first ball, instead of at the image, where the
-        paper does.
-    Further arguments, and what is returned, as of `pgd`.
+      random_start: start at a random point of the first ball, instead of at the image as in the
+        paper.
+    Other arguments and the result are as in `pgd`.
     Parity: tests/zoo/objectives/norms/test_steepest.py, against NumPy.
     """
     settings: dict[str, Any] = {"steps": steps, "loss": loss, "kept_fraction": kept_fraction}
@@ -62,7 +62,7 @@ def msd(
 def _together(
     machine: Machine, logits_fn: LogitsFn, state: PgdState, *, others: Sequence[Machine], steps: int
 ) -> PgdState:
-    """Drive the first norm's machine, from its start, with what the others would do there."""
+    """Drive the first norm's machine from its start, with candidate steps of all norms."""
     network = checked(machine, logits_fn, state)
     told = [state, *(other.init(state.images, state.labels) for other in others)]
     machines = [machine, *others]
@@ -86,6 +86,6 @@ def _together(
         return jnp.take_along_axis(jnp.stack(found, axis=1), which, axis=1)[:, 0], None
 
     points, _ = jax.lax.scan(step, state.points, None, length=steps)
-    for each, own in zip(machines, told, strict=True):  # on l1, rounding is taken back
+    for each, own in zip(machines, told, strict=True):  # on l1, undo rounding
         points = each.result(own._replace(points=points))
     return state._replace(points=points)
