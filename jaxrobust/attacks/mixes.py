@@ -81,7 +81,7 @@ def passes(attack: Any, mix: str | None = None) -> int:
         registry.passes(attack.name, attack.steps),
     )
     if row and row.steepest:
-        return alone + attack.steps * at_once(attack, mix)
+        return alone + int(attack.steps) * at_once(attack, mix)
     looks = bool(row and row.looks)
     return at_once(attack, mix) * (alone + looks)
 
