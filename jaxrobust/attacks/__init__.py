@@ -1,6 +1,6 @@
-"""Attacks as pure functions over a `logits_fn`, and the machines that they are made of.
+"""Attacks as pure functions of a `logits_fn`, and the machines they are built from.
 
-Of a network as a function of images f32[B, H, W, C] in [0, 1], here that of a plane,
+For a network that is a function of images f32[B, H, W, C] in [0, 1], here a linear one,
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxrobust import attacks
@@ -15,7 +15,7 @@ an attack is a function `(logits_fn, key, images, labels) -> images_adv`:
 >>> (images_adv - images)[:, 0, 0, 0].round(4).tolist()
 [-0.03139999881386757, -0.03139999881386757, 0.03139999881386757]
 
-A loss of your own is a function of what the network returns and of targets, for any task:
+Your own loss is a function of the network's outputs and of targets, for any task:
 
 >>> total = lambda outputs, targets: (outputs * targets).sum(axis=1)
 >>> attack = attacks.apgd(epsilon=8 / 255, steps=5, loss=total, info=True)
@@ -23,7 +23,7 @@ A loss of your own is a function of what the network returns and of targets, for
 >>> info.loss.shape, info.steps.tolist()
 ((3,), [6, 6, 6])
 
-Underneath, it is a machine that asks for points and is told losses, scores and gradients:
+Underneath, an attack is a machine that asks for points and is told losses, scores, gradients:
 
 >>> machine = attacks.pgd_machine(norm="linf", epsilon=8 / 255, steps=1)
 >>> state = machine.init(images, labels)
@@ -88,7 +88,7 @@ __all__ += [
 ]
 __all__ += ["ce_loss", "cw_loss", "dlr_loss", "kl_loss", "targeted_dlr_loss"]
 
-# What training never needs is imported when it is first used.
+# Attacks that training never needs are imported at their first use.
 _LAZY = {
     "minimum_norm.ddn": "ddn ddn_machine ddn_run",
     "minimum_norm.fmn": "fmn fmn_machine fmn_run",
@@ -99,7 +99,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import an attack when it is first used."""
+    """Import an attack at its first use."""
     for module, names in _LAZY.items():
         if name in names.split():
             return getattr(importlib.import_module(f"jaxrobust.attacks.{module}"), name)

@@ -1,9 +1,9 @@
 """Auto-PGD: gradient ascent with momentum that halves its step when progress stalls.
 
-One machine serves training (start at the image, train on the point of highest loss) and AutoAttack
-(random or given start, report the last misclassified point).
+One machine serves both training (start at the image, train on the point of highest loss) and
+AutoAttack (random or given start, report the last misclassified point).
 
-Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; on L1 Croce & Hein 2021 (arXiv
+Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; for L1 Croce & Hein 2021 (arXiv
 2103.01208), section 3.2. Details that the papers leave open follow auto-attack a392200; parity:
 tests/attacks/test_apgd.py.
 """
@@ -27,45 +27,45 @@ from jaxrobust.runtime.text import spelling
 class ApgdState(NamedTuple):
     """The state of APGD; the first axis of every array is the image, so slots can be refilled.
 
-    All settings that `tell` depends on live here: states of two machines of the same norm and
-    loss that differ in radius or steps may share one batch, and either's `tell`.
+    It contains all settings that `tell` uses: states of two machines with the same norm and loss
+    but another radius or number of steps may share a batch, and either machine's `tell`.
     """
 
-    images: t.Points  # the centre of the ball; may leave [0, 1] on Linf and L2
+    images: t.Points  # the centre of the ball; may leave [0, 1] for Linf and L2
     labels: Any  # i32[B] or f[B, C], or the targets of a loss function
-    targets: t.Labels  # classes, read by the targeted loss only
+    targets: t.Labels  # classes, used only by the targeted loss
     epsilon: t.PerImage
     steps: t.Counts  # iterations after the start
     period_floor: t.Counts  # the shortest time between two checkpoints
-    period_decrement: t.Counts  # by how much that time shrinks at each
+    period_decrement: t.Counts  # how much that time shrinks at each checkpoint
     # Where it is.
     points: t.Points  # to be evaluated next
-    previous: t.Points  # the iterate before, for the momentum
+    previous: t.Points  # the previous iterate, for the momentum
     step: t.PerImage
     kept: t.PerImage  # L1 only: the fraction of entries that a step moves
-    iteration: t.Counts  # evaluations told so far; the first is that of the start
+    iteration: t.Counts  # evaluations told so far; the first is the start's
     # What it found.
     x_best: t.Points  # the point of highest loss
     loss_best: t.PerImage
     gradient_best: t.Points
-    x_best_adv: t.Points  # the latest misclassified point, the start if there is none
-    correct: t.Mask  # no point so far was misclassified
+    x_best_adv: t.Points  # the latest misclassified point, or the start
+    correct: t.Mask  # whether no point has been misclassified so far
     # Since the last checkpoint.
-    period: t.Counts  # iterations from that checkpoint to the next
-    since: t.Counts  # iterations done of them
-    rises: t.Counts  # how often the loss rose from one iterate to the next
+    period: t.Counts  # iterations from the last checkpoint to the next
+    since: t.Counts  # how many of these are done
+    rises: t.Counts  # how often the loss rose between iterates
     last_loss: t.PerImage
-    loss_at_check: t.PerImage  # `loss_best` then
-    reduced: t.Mask  # whether the step was halved then
-    sparsity: t.PerImage  # L1 only: entries in which `x_best` differed from the image then
+    loss_at_check: t.PerImage  # `loss_best` at the checkpoint
+    reduced: t.Mask  # whether the step was halved there
+    sparsity: t.PerImage  # L1 only: entries in which `x_best` differed from the image there
 
 
 # --- Algorithm 1: the schedule of checkpoints, the two conditions, one iteration ---
 
 
 def _periods(norm: str, steps: int) -> tuple[int, int, int]:
-    """Compute the first period between checkpoints, the shortest, and the decrement of one to the
-    next.
+    """Compute the first and the shortest period between checkpoints, and the decrement.
+
 
     `int(0.22 * steps)` in Python doubles, as the reference rounds it.
     """
@@ -85,7 +85,7 @@ def _next_period(state: ApgdState, due: t.Mask) -> ApgdState:
 
 
 def _halve_when_stuck(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
-    """Halve the step where a condition of Linf and L2 holds, and restart from the best point."""
+    """Halve the step if a condition for Linf and L2 holds, and restart from the best point."""
     # Condition 1: the loss rose in at most rho = 3/4 of the steps since the last checkpoint.
     oscillates = 4 * state.rises <= 3 * state.since
     # Condition 2: the best loss did not rise, nor was the step halved at the last checkpoint.
@@ -98,12 +98,12 @@ def _halve_when_stuck(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]
 
 
 def _follow_sparsity(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
-    """Go back to the full step where the best point got sparser on L1, else shorten it.
+    """Return to the full step if the best point became sparser on L1, else shorten the step.
 
-    Later steps move two thirds as many entries as the best point does.
+    Later steps move two thirds as many entries as the best point changes.
     """
     sparsity = l0_norm(state.x_best - state.images)
-    sparser = sparsity / state.sparsity < 0.95  # 0/0 is not
+    sparser = sparsity / state.sparsity < 0.95  # False for 0/0
     step = jnp.where(sparser, state.epsilon, _divide(state.step, 1.5))
     step = jnp.clip(step, _divide(state.epsilon, 10), state.epsilon)
     state = state._replace(
@@ -119,10 +119,10 @@ def _kept_of(sparsity: t.PerImage, images: t.Points) -> t.PerImage:
 
 
 def _divide(values: t.PerImage, divisor: float) -> t.PerImage:
-    """Divide by a constant for good.
+    """Divide by a constant without reassociation.
 
-    XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
-    last place of `kept` can move one entry more or less.
+    XLA would multiply by the rounded reciprocal, and merge two divisions; an error in the last
+    place of `kept` can move one entry more or less.
     """
     values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
     quotients: t.PerImage = values / divisors
@@ -140,10 +140,10 @@ def _tell(
     adapt: Callable[[ApgdState, t.Array], tuple[ApgdState, t.Array]],
     momentum: bool,
 ) -> ApgdState:
-    # Take note of the evaluation: of the start at first, then of iterates.
+    # Record the evaluation: the start's first, then the iterates'.
     correct = ~goal.reached(score, value)
     iterate = state.iteration > 0
-    better = value > state.loss_best  # strictly; NaN never is
+    better = value > state.loss_best  # strictly; NaN is never better
     loss_best = jnp.where(better, value, state.loss_best)
     state = state._replace(
         iteration=state.iteration + 1,
@@ -157,19 +157,19 @@ def _tell(
         last_loss=jnp.where(iterate, value, state.last_loss),
         loss_at_check=jnp.where(iterate, state.loss_at_check, loss_best),
     )
-    # At a checkpoint, adapt the step and perhaps continue from the best point.
+    # At a checkpoint, adapt the step and maybe continue from the best point.
     due = state.since == state.period
     state, restart = adapt(state, due)
     state = _next_period(state, due)
     point = where(restart, state.x_best, state.points)
     gradient = where(restart, state.gradient_best, gradient)
-    # Step uphill, then mix with the last direction.
+    # Step uphill, then mix in the last direction.
     moved = ball.ascend(point, gradient, state.step, state.kept)
     moved = ball.project(moved, state.images, state.epsilon)
     if momentum:
         weight = jnp.where(state.iteration == 1, 0.0, 0.25).astype(moved.dtype)
         weight, ahead, last = per_image(weight, moved), moved - point, point - state.previous
-        # ahead * 0.75, written so that a fused multiply-add cannot change its rounding.
+        # ahead * 0.75, written so that a fused multiply-add cannot change the rounding.
         mixed = point + (ahead - ahead * weight) + last * weight
         moved = ball.project(mixed, state.images, state.epsilon)
     return state._replace(points=where(all_finite(gradient), moved, point), previous=point)
@@ -186,11 +186,11 @@ def apgd_machine(
     loss: str | Callable[..., t.Array] | Goal = "ce",
     kept_fraction: float = 0.2,
 ) -> t.Machine:
-    """Make APGD a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
+    """Make APGD a `types.Machine` with `steps + 1` evaluations; the last needs no gradient.
 
-    Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then).
-    `result` is the point of highest loss; AutoAttack reads `x_best_adv` and `correct` of the state
-    instead. A driver must not `tell` a finished image: nothing here stops it.
+    Arguments as in `apgd_run`, but `epsilon` may also be an array, which is not checked. `result`
+    is the point of highest loss; AutoAttack reads the state's `x_best_adv` and `correct` instead. A
+    driver must not `tell` a finished image: nothing here stops it.
     """
     norm, goal = spelling.norm(norm), goal_of(loss)
     inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps, kept_fraction=kept_fraction)
@@ -205,7 +205,7 @@ def apgd_machine(
         if goal.aims and targets is None:
             raise ValueError(f"loss={loss!r} needs targets i32[B]; pass targets=...")
         if norm == "l1":
-            images = jnp.clip(images, 0, 1)  # as the projection does, so that sparsity means it
+            images = jnp.clip(images, 0, 1)  # as the projection does, for a meaningful sparsity
         points = jnp.clip(inputs.start_points(ball, start, images, floats(epsilon), keys), 0, 1)
         if isinstance(start, str):
             kept_share, sparsity = floats(kept_fraction), floats(images[0].size)
@@ -234,8 +234,8 @@ def apgd_machine(
             period=integers(period),
             since=integers(0),
             rises=integers(0),
-            # Not the loss of the start: the reference compares the first iterate with an empty
-            # row of its table of losses.
+            # Not the start's loss: the reference compares the first iterate with an empty row of
+            # its table of losses.
             last_loss=floats(0),
             loss_at_check=floats(0),
             reduced=floats(True, dtype=bool),
@@ -272,19 +272,19 @@ def apgd_run(
     targets: t.Labels | None = None,
     kept_fraction: float = 0.2,
 ) -> ApgdState:
-    """Run APGD once, as AutoAttack does; return the whole final state.
+    """Run APGD once, as AutoAttack does; return the full final state.
 
     Args:
-      labels: i32[B], f[B,C] with `ce` and `kl`, or what a loss function takes as `targets`.
+      labels: i32[B], f[B,C] with `ce` and `kl`, or the `targets` of a loss function.
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
       steps: K >= 1; costs K+1 forward and K backward passes.
       loss: a name in `LOSSES`, a function `(outputs, targets) -> f[B]`, or a `Goal`;
         "dlr-targeted" needs `targets` i32[B].
-      key: one key or keys [B], read by the random start only.
+      key: one key or keys [B], used only by the random start.
       start: "image", "random", or points f[B,H,W,C] inside the ball.
-      kept_fraction: L1 only, the fraction of entries that the first steps move; with a start
-        given as points it follows from their sparsity instead.
+      kept_fraction: L1 only, the fraction of entries that the first steps move; if the start is
+        given as points, their sparsity decides instead.
     Returns:
       `ApgdState`: `x_best`, `loss_best`, `x_best_adv`, `correct`, `step` and the rest.
     """
@@ -306,23 +306,23 @@ def apgd(
     kept_fraction: float = 0.05,
     info: bool = False,
 ) -> t.Attack:
-    """Make Auto-PGD as used for training: it finds the point of highest loss, the start included.
+    """Make Auto-PGD for training: it returns the point of highest loss, including the start.
 
     Args:
       norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
+      epsilon: radius, in units of pixels in [0, 1]; inside `jit` it may be an array f[B].
       steps: K >= 1; costs K+1 forward and K backward passes.
       loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "pm" (i32[B]); a function
-        `(outputs, targets) -> f[B]`, larger is worse for the network, of what the network returns
-        and whatever stands in place of the labels; or a `Goal`, which has a score too.
+        `(outputs, targets) -> f[B]`, larger is worse for the network, of the network's outputs and
+        whatever is passed for the labels; or a `Goal`, which also has a score.
       random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].
       kept_fraction: L1 only, the fraction of entries that the first steps move.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
     Returns:
       attack(network, key, images, labels) -> images_adv. `network` is a function of images, an NNX
       module, or a pair (Linen module, variables). `key` is one key, or keys [B] (see
-      `inputs.image_keys`); without a random start it is not read and may be None. A label
-      outside the classes is an error outside `jit` and undefined inside.
+      `inputs.image_keys`); without a random start it is not used and may be None. A label outside
+      the classes raises an error outside `jit` and is undefined inside.
     Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
 
     >>> import jax, jax.numpy as jnp

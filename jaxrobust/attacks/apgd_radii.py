@@ -1,4 +1,4 @@
-"""APGD in balls of shrinking radius, which AutoAttack runs on L1.
+"""APGD in balls of shrinking radius, used by AutoAttack for L1.
 
 Source: Croce & Hein 2021 (arXiv 2103.01208), section 3.3; parity: tests/attacks/test_apgd.py.
 """
@@ -20,7 +20,7 @@ from jaxrobust.types import Array, Counts, Machine, Mask, PerImage, Points, Star
 
 
 class MultiRadiusState(NamedTuple):
-    """Three runs of APGD in a row; the first axis of every array is the image."""
+    """Three successive runs of APGD; the first axis of every array is the image."""
 
     stage: Counts  # 0, 1 or 2
     run: ApgdState
@@ -33,10 +33,10 @@ def apgd_multi_radius_machine(
     steps: int,
     loss: str | Callable[..., Array] | Goal = "ce",
 ) -> Machine:
-    """Make APGD in balls of 3, 2 and 1 times the radius, each from the last one's best point.
+    """Make APGD in balls of 3, 2 and 1 times the radius, each from the previous one's best point.
 
-    Arguments and `init` as in `apgd_machine`; only points of the last ball count. `steps` is
-    split 3 : 3 : 4; each stage evaluates its start as well, so it takes `steps + 3` evaluations.
+    Arguments and `init` as in `apgd_machine`; only points in the last ball count. `steps` is split
+    3 : 3 : 4. Each stage also evaluates its start, so there are `steps + 3` evaluations.
     """
     early = math.ceil(0.3 * steps)
     plan = ((3, early), (2, early), (1, steps - 2 * early))
@@ -96,7 +96,7 @@ def apgd_multi_radius_machine(
 
 add(
     MachineFacts(
-        machine="apgd-multi-radius",  # of attacks other than `apgd_machine`
+        machine="apgd-multi-radius",  # for attacks other than `apgd_machine`
         make=lambda setting, epsilon: apgd_multi_radius_machine(
             norm=setting.norm,
             epsilon=epsilon,
@@ -105,7 +105,7 @@ add(
         ),
         rule="as APGD's, at three radii",
         extra=3,  # each stage evaluates its start
-        least={"steps": 5, "restarts": 1, "targets": 1, "eot": 1},  # three stages of one step
+        least={"steps": 5, "restarts": 1, "targets": 1, "eot": 1},  # three stages with a step each
         flat=True,
     )
 )

@@ -1,4 +1,4 @@
-"""What the versions of AutoAttack consist of, and what their attacks cost."""
+"""The attacks in each version of AutoAttack, and their cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from jaxrobust.attacks.sparse import sparse_pgd, sparse_rs  # noqa: F401  (enter
 from jaxrobust.types import THREAT_NORMS, check_norm
 
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-FAST = "fast"  # a part of the jobs of "standard", the rest of them on a sample: no AutoAttack
+FAST = "fast"  # part of "standard"'s jobs, the rest only on a sample: not AutoAttack
 VERSIONS = {
     "standard": _STANDARD,
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
@@ -20,14 +20,14 @@ VERSIONS = {
     FAST: _STANDARD,
 }
 _L0 = ("sparse-pgd", "sparse-pgd-p", "sparse-rs")  # Sparse-AutoAttack (arXiv 2405.05075)
-ON_ALL = ("apgd-ce", "apgd-t")  # of "fast", the attacks that all images meet
-ON_NEAREST = ("fab-t",)  # and those that the nearest survivors meet besides
+ON_ALL = ("apgd-ce", "apgd-t")  # the attacks of "fast" that run on all images
+ON_NEAREST = ("fab-t",)  # the ones that also run on the nearest survivors
 CUSTOM = "custom"  # any attacks
-TASK = "task"  # those of `jaxrobust.tasks`
+TASK = "task"  # the attacks of `jaxrobust.tasks`
 
 
 def versions(norm: str) -> dict[str, tuple[str, ...]]:
-    """List the attacks of each version that a norm has; all of its attacks are of "custom"."""
+    """List the attacks of each version that exists for a norm; "custom" has all attacks."""
     every = tuple(name for name, (facts, _) in searching().items() if norm in facts.norms)
     return ({"standard": _L0} if norm == "l0" else VERSIONS) | {CUSTOM: every}
 
@@ -46,7 +46,7 @@ def base(name: str, norm: str) -> Setting:
 _FIVE = {"restarts": 5}
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {},
-    "plus": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},  # FAB has five anyway
+    "plus": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},  # FAB has five by default
     "rand": {"apgd-ce": {"eot": 20}, "apgd-dlr": {"eot": 20}},
     CUSTOM: {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},
     TASK: {},
@@ -54,7 +54,7 @@ _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "apgd-ce": {"restarts": 5, "machine": "apgd-multi-radius"},
         "apgd-t": {"targets": 5, "machine": "apgd-multi-radius"},
     },
-    # A part of the jobs of "standard": fewer restarts, fewer targets, the same machines.
+    # A part of "standard"'s jobs: fewer restarts and targets, the same machines.
     FAST: {"apgd-t": {"targets": 4}, "fab-t": {"targets": 4}},
     "fast, l1": {
         "apgd-ce": {"machine": "apgd-multi-radius"},
@@ -70,7 +70,7 @@ def plan(
     names: Sequence[str] | None,
     overrides: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[Setting]:
-    """List the attacks to run, in order; arguments and errors as of `autoattack`."""
+    """List the attacks to run, in order; arguments and errors as in `autoattack`."""
     check_norm(norm, THREAT_NORMS)
     choice = {TASK: tuple(searching(of_tasks=True))} if version == TASK else versions(norm)
     if version == TASK and norm == "l0":
@@ -107,7 +107,7 @@ def plan(
 
 
 def adjustable(name: str) -> tuple[str, ...]:
-    """List the settings of an attack that `overrides` may change."""
+    """List the settings of an attack that `overrides` can change."""
     row, standard = (searching() | searching(of_tasks=True))[name]
     least = attacks.MACHINES[row.machine].least
     return tuple(key for key in least if key != "targets" or standard.targets)
@@ -127,14 +127,14 @@ def _check_change(setting: Setting, change: dict[str, Any]) -> None:
 
 
 def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
-    """Adapt a setting to this number of classes; `tell` is told what changes."""
+    """Adapt a setting to this number of classes; `tell` receives messages about changes."""
     if setting.targets > classes - 1:
         tell(
             f"{setting.name}: {classes - 1} target classes instead of {setting.targets}, "
             f"the logits have {classes} classes"
         )
         setting = setting._replace(targets=classes - 1)
-    climbs = not attacks.MACHINES[setting.machine].aims  # a loss that depends on the target
+    climbs = not attacks.MACHINES[setting.machine].aims  # the loss depends on the target
     if setting.targets and climbs and classes < 4:
         tell(
             f"{setting.name}: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y "
@@ -146,16 +146,16 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
 
 
 def ranks(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Rank the likeliest wrong classes of clean images, u[n, count], by logits f[n, K]."""
+    """Rank the most likely wrong classes of clean images, u[n, count], by logits f[n, K]."""
     wrong = logits.astype(np.float64)
     wrong[np.arange(len(labels)), labels] = -np.inf
-    # From the end of an ascending order, as the reference: of equal logits the last class first.
+    # From the end of an ascending order, like the reference: the last of equal logits comes first.
     order = np.argsort(wrong, axis=1, kind="stable")[:, ::-1][:, :count]
     return order.astype(np.min_scalar_type(logits.shape[1]))
 
 
 def targets(setting: Setting, likely: np.ndarray) -> np.ndarray:
-    """Select as many of `ranks` as the attack takes, i[n, T], or the code of a loss."""
+    """Return as many of `ranks` as the attack uses, i[n, T], or the code of a loss."""
     if not setting.targets:
         return np.full((len(likely), 1), named(setting.name).code, np.int32)
     return likely[:, : setting.targets]

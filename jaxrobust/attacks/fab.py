@@ -1,7 +1,7 @@
-"""FAB: the nearest misclassified point, found by projecting onto linearised decision boundaries.
+"""FAB: find the nearest misclassified point by projecting onto linearised decision boundaries.
 
-Unlike the other attacks it does not stay in a ball: it shrinks the norm of an adversarial example,
-and the radius is read only by its random start and by `counts`.
+Unlike the other attacks it does not stay in a ball: it minimises the norm of an adversarial
+example, and uses the radius only for its random start and in `counts`.
 
 Source: Croce & Hein 2020 (arXiv 1907.02044), algorithm 1; FAB-T is section 4 of Croce & Hein 2020
 (arXiv 2003.01690). Details that the papers leave open follow auto-attack a392200, which has no
@@ -32,16 +32,16 @@ _RANGES = {"alpha_max": (0, 1), "eta": (1, math.inf), "beta": (0, 1)}
 
 
 class FabState(NamedTuple):
-    """The state of FAB, settings included, as of `ApgdState`; the first axis is the image."""
+    """The state of FAB, including settings, like `ApgdState`; the first axis is the image."""
 
     images: t.Points  # in [0, 1]
     labels: t.Labels
-    targets: t.Labels  # read by the targeted attack only
-    epsilon: t.PerImage  # read by `counts` only
+    targets: t.Labels  # used only by the targeted attack
+    epsilon: t.PerImage  # used only by `counts`
     steps: t.Counts
-    points: t.Points  # to be evaluated next: with gradient for `tell`, then without for `check`
+    points: t.Points  # to evaluate next: with gradient for `tell`, then without for `check`
     iteration: t.Counts  # checks told so far
-    adv: t.Points  # the misclassified point of smallest norm so far, the image if there is none
+    adv: t.Points  # the misclassified point of smallest norm so far, or the image
     norm_best: t.PerImage  # its distance to the image; infinite if there is none
 
 
@@ -60,20 +60,20 @@ def fab_run(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> FabState:
-    """Run FAB once; return the whole final state.
+    """Run FAB once; return the full final state.
 
     Args:
-      images: f[B,H,W,C], clipped to [0, 1]; the attack is meant for those classified correctly.
+      images: f[B,H,W,C], clipped to [0, 1]; intended for correctly classified images.
       norm: "linf", "l2" or "l1".
       epsilon: radius of the random start, in units of pixels in [0, 1].
       steps: K >= 1; costs 2K forward and K backward passes, untargeted K times C backward.
-      targets: i32[B], another class each, whose boundary with the label is approached; None: the
-        nearest boundary of any class.
-      key: one key or keys [B], read by the random start only.
+      targets: i32[B], one other class each, whose boundary with the label is approached; None: the
+        nearest boundary of all classes.
+      key: one key or keys [B], used only by the random start.
       start: "image", "random", or points f[B,H,W,C].
-      alpha_max: the largest weight of the image's own projection, which pulls back towards it.
-      eta: how far each projection overshoots its boundary.
-      beta: the share of its distance that an adversarial point keeps in the backward step.
+      alpha_max: maximum weight of the image's own projection, which pulls back towards the image.
+      eta: factor by which each projection overshoots the boundary.
+      beta: share of its distance that an adversarial point keeps in the backward step.
     Returns:
       `FabState`: `adv`, `norm_best` and the rest.
     """
@@ -95,10 +95,10 @@ def fab_machine(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> t.Machine:
-    """Make FAB a `types.Machine` of `steps` pairs of a gradient and a check; `result` is `adv`.
+    """Make FAB a `types.Machine` with `steps` pairs of gradient and check; `result` is `adv`.
 
-    Arguments as in `fab_run`. Targeted, `loss` is f[B]; otherwise f[B, C], the boundary with each
-    class. A driver must not `tell` a finished image: nothing here stops it.
+    Arguments as in `fab_run`. If targeted, `loss` is f[B], otherwise f[B, C], for the boundary with
+    each class. A driver must not `tell` a finished image: nothing here stops it.
     """
     norm = spelling.norm(norm)
     inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps)
@@ -145,13 +145,13 @@ def fab_machine(
 
     def tell(state: FabState, value: t.PerImage, score: Any, gradient: t.Points) -> FabState:
         x, x1, w = _rows(state.images), _rows(state.points), _rows(gradient)
-        # The boundary, linearised, is {z | value + <w, z - x1> = 0}; how far is the image beyond?
+        # The linearised boundary is {z | value + <w, z - x1> = 0}; how far beyond it is the image?
         excess = value + jnp.sum(w * (x - x1), axis=1)
-        moves = jnp.isfinite(excess)  # or else the gradient is not
+        moves = jnp.isfinite(excess)  # otherwise the gradient is not finite
         value, excess = jnp.where(moves, value, 0), jnp.where(moves, excess, 0)
         w = jnp.where(moves[:, None], w, 0)
-        # Project both onto it, and go between the two: the more towards the image's own
-        # projection, the nearer that one is.
+        # Project both onto it, and choose a point in between: the closer the image's own projection
+        # is, the closer to that.
         d1, d2 = displacement(x1, w, value, norm), displacement(x, w, excess, norm)
         a1, a2 = jnp.maximum(size(d1), 1e-8), jnp.maximum(size(d2), 1e-8)
         alpha = jnp.clip(a1 / (a1 + a2), 0, alpha_max)[:, None]
@@ -203,7 +203,7 @@ def _sample(keys: t.Keys, images: t.Points, epsilon: t.PerImage, *, norm: str) -
 
 
 def place_start(draw: t.Points, images: t.Points, epsilon: t.PerImage, *, norm: str) -> t.Points:
-    """Make AutoAttack's start, at half the radius, of draws from U[0, 1) (Linf) or N(0, 1)."""
+    """Turn draws from U[0, 1) (Linf) or N(0, 1) into AutoAttack's start, at half the radius."""
     direction = 2 * draw - 1 if norm == "linf" else draw
     length = per_image(_SIZE[norm](_rows(direction)), draw)
     return jnp.clip(images + per_image(epsilon, draw) * direction / length * 0.5, 0, 1)
@@ -226,10 +226,10 @@ def fab(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> t.Attack:
-    """Make untargeted FAB an attack: the nearest misclassified point, if the ball holds it.
+    """Make untargeted FAB an attack: it returns the nearest misclassified point inside the ball.
 
-    An image for which nothing was found inside the ball is returned unchanged, clipped to [0, 1].
-    Arguments as in `fab_run`; `key` may be None without a random start.
+    Without such a point, the image is returned unchanged, clipped to [0, 1]. Arguments as in
+    `fab_run`; `key` may be None without a random start.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda x: x.mean((1, 2)) @ jnp.array([[1.0, 0.0]]) + jnp.array([0, 0.4])

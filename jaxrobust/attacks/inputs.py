@@ -1,4 +1,4 @@
-"""The inputs of attacks, checked: settings, images, labels, keys and starts."""
+"""Checks of attack inputs: settings, images, labels, keys and starts."""
 
 import math
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def check_settings(
 
 
 def check_pixels(pixels: Any, *, of: int | None = None) -> None:
-    """Refuse anything but numbers of pixels from 1 to below the `of` of an image, unless traced."""
+    """Reject anything but pixel counts from 1 to below an image's `of`, unless traced."""
     if isinstance(pixels, jax.core.Tracer):
         return
     numbers = np.asarray(pixels)
@@ -58,7 +58,7 @@ def check_pixels(pixels: Any, *, of: int | None = None) -> None:
 
 
 def check_no_targets(goal: Goal) -> None:
-    """Refuse the targeted loss where no targets can be given."""
+    """Reject the targeted loss where targets cannot be given."""
     if goal.aims:
         raise ValueError(
             "loss='dlr-targeted' needs a target class per image, which this attack has no place "
@@ -67,12 +67,12 @@ def check_no_targets(goal: Goal) -> None:
 
 
 def check_array(name: str, value: Any) -> None:
-    """Raise `ValueError` for anything but an array or a list that could be one."""
+    """Raise `ValueError` for anything but an array or a list that could become one."""
     if isinstance(value, jax.Array):
         return
     try:
         kind = np.asarray(value).dtype.kind
-    except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor on another device
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor on another device
         kind = "O"
     if kind in "OUS":
         raise ValueError(
@@ -82,7 +82,7 @@ def check_array(name: str, value: Any) -> None:
 
 
 def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Points, Any]:
-    """Convert images and labels to JAX arrays; `ValueError`: they do not fit.
+    """Convert images and labels to JAX arrays; `ValueError` if they do not match.
 
     Without `logits`, labels are the targets of a loss: any pytree with an image axis, or None.
     """
@@ -130,13 +130,13 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
 
 
 def check_axes(attack: str, images: t.Points) -> None:
-    """Refuse what has no pixels, for a search that changes some of them."""
+    """Reject images without pixels, for a search that changes some of them."""
     if images.ndim != 4:
         raise ValueError(f"{attack} needs images f[B, H, W, C], got shape {images.shape}")
 
 
 def check_radii(epsilon: float | t.Array, images: t.Points) -> None:
-    """Refuse radii that are neither one nor one per image."""
+    """Reject radii that are neither a single one nor one per image."""
     if jnp.shape(epsilon) not in ((), images.shape[:1]):
         raise ValueError(
             f"epsilon of shape {jnp.shape(epsilon)} does not fit {len(images)} images; pass one "
@@ -147,7 +147,7 @@ def check_radii(epsilon: float | t.Array, images: t.Points) -> None:
 def fillers(images: t.Points) -> tuple[Callable[..., t.PerImage], Callable[..., t.Counts]]:
     """Make functions that fill an array [B] with a float, or an int32."""
     one_each = images.reshape(images.shape[0], -1)[:, 0]
-    floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
+    floats = partial(jnp.full_like, one_each)  # `_like` also copies shard_map's axes
     return floats, partial(floats, dtype=jnp.int32)
 
 
@@ -155,14 +155,14 @@ def image_keys(key: t.Array | None, batch: int) -> t.Keys:
     """Derive one typed key per image, [B].
 
     Args:
-      key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
-        global batch); or keys [B], taken as they are (evaluation: derived from image ids).
+      key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the global
+        batch); or keys [B], used as they are (evaluation: derived from image ids).
       batch: B.
     """
     if key is None:
         raise ValueError("a random start needs randomness; pass a key")
     dtype = getattr(key, "dtype", np.dtype(object))
-    if dtype == jnp.uint32:  # a key of the old kind
+    if dtype == jnp.uint32:  # an old-style key
         key = jax.random.wrap_key_data(key)
     elif not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(f"key={key!r} is not a key of JAX; pass jax.random.key(seed)")
@@ -174,14 +174,14 @@ def image_keys(key: t.Array | None, batch: int) -> t.Keys:
 
 
 class Noise(NamedTuple):
-    """A random start that is noise on the image, as in the TRADES code."""
+    """A random start: the image plus noise, as in the TRADES code."""
 
-    normal: bool  # N(0, std^2) of each pixel; else uniform in the ball
+    normal: bool  # N(0, std^2) per pixel; otherwise uniform in the ball
     std: float = 0.0
-    projected: bool = False  # into ball and box before the first gradient
+    projected: bool = False  # whether to project into ball and box before the first gradient
 
 
-# Starts by name, as `random_start`; the std of normal noise is set later.
+# Values of `random_start` by name; the std of normal noise is set later.
 STARTS: dict[str, bool | Noise] = {
     "image": False,
     "random": True,
@@ -193,7 +193,7 @@ STARTS: dict[str, bool | Noise] = {
 
 
 def check_noise(noise: bool | Noise, norm: str) -> None:
-    """Raise `ValueError` for noise without a positive deviation, or without uniform points."""
+    """Raise `ValueError` for noise without a positive std, or a ball without uniform points."""
     if not isinstance(noise, Noise):
         return
     if noise.normal and not 0 < t.check_number("std", noise.std) < math.inf:
@@ -209,7 +209,7 @@ def check_noise(noise: bool | Noise, norm: str) -> None:
 
 
 def filled() -> str:
-    """List the norms whose ball has a uniform start."""
+    """List the norms with a uniform start."""
     return " and ".join(norm for norm, ball in GEOMETRIES.items() if ball.fill)
 
 
@@ -220,9 +220,9 @@ def start_points(
     epsilon: t.PerImage,
     keys: t.Keys | None,
 ) -> t.Points:
-    """Make the first points of an attack, not projected: the images, random ones, or `start`.
+    """Return the first points of an attack, not projected: the images, random ones, or `start`.
 
-    `keys` [B] are read by random starts and noise only.
+    `keys` [B] are used only by random starts and noise.
     """
     if isinstance(start, Noise):
         if keys is None:
@@ -237,7 +237,7 @@ def start_points(
                 f"start of shape {start.shape} does not fit images of shape {images.shape}; "
                 "pass one point per image"
             )
-        return jnp.asarray(start, images.dtype)  # NumPy's too
+        return jnp.asarray(start, images.dtype)  # converts NumPy arrays too
     if start == "image":
         return images
     if start != "random":
@@ -248,13 +248,13 @@ def start_points(
 
 
 def _is_here(values: Any) -> bool:
-    """Return True for an array whose values this host can read, outside `jit`."""
+    """Return True for an array whose values this host can read, which excludes tracers."""
     is_concrete = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
     return is_concrete and values.is_fully_addressable
 
 
 def check_classes(name: str, values: Any, classes: int) -> None:
-    """Refuse a class outside [0, classes), if the values can be read here."""
+    """Reject a class outside [0, classes) if the values can be read here."""
     if not _is_here(values) or values.ndim != 1:
         return
     numbers = np.asarray(values)

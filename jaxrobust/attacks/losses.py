@@ -1,7 +1,7 @@
-"""What an attack climbs: f[B] of logits f[B, C], each image's loss, larger is more adversarial.
+"""The losses that attacks maximise: f[B] per image from logits f[B, C]; larger is worse.
 
-All of them take unnormalised logits and differentiate everything, sorted logits included. A label
-outside [0, C) has no defined loss; soft targets, or fewer classes than a loss needs, are a
+All take unnormalised logits and are differentiable throughout, including sorted logits. A label
+outside [0, C) has no defined loss. Soft targets, or fewer classes than a loss needs, raise
 `ValueError`. Parity: tests/attacks/test_losses.py.
 """
 
@@ -43,15 +43,15 @@ def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """
     _need_classes("cw", logits, labels, 2)
     is_label = jnp.arange(logits.shape[1])[None, :] == labels[:, None].astype(int)
-    # Through an index, so that tied runners-up do not share the gradient.
+    # By index, so that tied runners-up do not share the gradient.
     rival = jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1)
     return _pick(logits, rival) - _pick(logits, labels)
 
 
 def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Compute the margin, but at most 0: what is misclassified has no gradient and stays.
+    """Compute the margin, but at most 0: misclassified images have no gradient and stay.
 
-    Source: the attack "CW" of Huang et al. 2022 (arXiv 2212.11005); parity:
+    Source: the "CW" attack of Huang et al. 2022 (arXiv 2212.11005); parity:
       tests/evaluation/engine/test_cifar_attacks.py.
     """
     margin = cw_loss(logits, labels)
@@ -77,10 +77,10 @@ def pm_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Compute the difference-of-logits-ratio (DLR) loss, of at least 3 classes.
+    """Compute the difference-of-logits-ratio (DLR) loss, for at least 3 classes.
 
-    It is unchanged by adding a constant to the logits or scaling them by a positive one, and
-    exactly 1, with zero gradient, where the label ranks third.
+    It is invariant to adding a constant to the logits or scaling them by a positive number, and
+    exactly 1, with zero gradient, if the label ranks third.
     Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 6.
     """
     _need_classes("dlr", logits, labels, 3)
@@ -91,7 +91,7 @@ def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
-    """Compute the DLR loss that pulls each image towards one target class, of at least 4 classes.
+    """Compute the DLR loss towards one target class per image, for at least 4 classes.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 7.
     """
@@ -101,7 +101,7 @@ def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labe
     return _ratio(-margin, top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-# What an attack ascends, by the name that it takes as `loss`.
+# The losses that attacks maximise, by name, for the argument `loss`.
 LOSSES: dict[str, Callable[..., Array]] = {
     "ce": ce_loss,
     "dlr": dlr_loss,
@@ -114,12 +114,12 @@ LOSSES: dict[str, Callable[..., Array]] = {
 }
 
 
-# What an untargeted run of APGD climbs, written where its target would stand.
+# Codes, in place of a target, for the loss of an untargeted APGD run.
 CE, DLR = -1, -2
 
 
 def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
-    """Compute targeted DLR, or the loss of which a target is the code; margins of few classes."""
+    """Compute targeted DLR, or the loss that a target encodes; margins if classes are few."""
     classes, aimed = logits.shape[1], jnp.maximum(targets, 0)
     dlr = dlr_loss if classes >= 3 else cw_loss
     if classes >= 4:
@@ -131,10 +131,10 @@ def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> P
 
 
 class Goal(NamedTuple):
-    """What an attack works towards: the loss that it raises, and the score that tells success.
+    """What an attack works towards: the loss to maximise, and the score that defines success.
 
-    `outputs` is what the network returns and `targets` what the attack gets with its images: any
-    pytrees of arrays whose first axis is the image.
+    `outputs` are the network's and `targets` what the attack receives with its images: any pytrees
+    of arrays whose first axis is the image.
     """
 
     loss: Callable[..., Array]  # (outputs, targets) -> f[B]; larger is worse for the network
@@ -144,7 +144,7 @@ class Goal(NamedTuple):
     aims: bool = False  # the loss takes a third argument, a class i32[B] to pull towards
 
     def value(self, outputs: Any, targets: Any, dtype: Any, classes: Any = None) -> PerImage:
-        """Compute the loss in `dtype`; `ValueError` unless it has one value for each image."""
+        """Compute the loss in `dtype`; `ValueError` unless it returns one value per image."""
         batch = jax.tree.leaves(outputs)[0].shape[0]
         outputs = jax.tree.map(
             lambda x: (
@@ -158,7 +158,7 @@ class Goal(NamedTuple):
         return _per_image("the loss", self.loss, arguments, batch, jnp.floating)
 
     def reached(self, score: Array | None, like: PerImage) -> Mask:
-        """Tell of each image whether its score means success; without a score, none has."""
+        """Return for each image whether its score means success; without a score, none does."""
         if score is None:
             return jnp.zeros_like(like, bool)
         return _per_image("Goal.done", self.done, [score], len(like), jnp.bool_)
@@ -168,7 +168,7 @@ class Goal(NamedTuple):
         return self.scored(outputs, state.labels)
 
     def scored(self, outputs: Any, targets: Any) -> PerImage:
-        """Compute the score; `ValueError` unless it has one value for each image."""
+        """Compute the score; `ValueError` unless it returns one value per image."""
         assert self.score is not None
         batch = jax.tree.leaves(outputs)[0].shape[0]
         if self.logits and not jnp.issubdtype(outputs.dtype, jnp.floating):  # votes, for example
@@ -179,7 +179,7 @@ class Goal(NamedTuple):
 def _per_image(
     name: str, function: Callable[..., Any], arguments: list[Any], batch: int, kind: Any
 ) -> Array:
-    """Call a function of the user's; `ValueError` unless it has a value of a kind per image."""
+    """Call a user's function; `ValueError` unless it returns one value of a type per image."""
     try:
         values: PerImage = function(*arguments)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
@@ -207,11 +207,11 @@ def is_right(logits: Logits, labels: Array) -> PerImage:
     return (jnp.argmax(logits, axis=1).astype(labels.dtype) == labels).astype(jnp.float32)
 
 
-BY_TARGET = Goal(by_target, is_right, logits=True, aims=True)  # of AutoAttack's runs of APGD
+BY_TARGET = Goal(by_target, is_right, logits=True, aims=True)  # for AutoAttack's runs of APGD
 
 
 def goal_of(loss: str | Callable[..., Array] | Goal) -> Goal:
-    """Make a goal of a name in `LOSSES`, or of a function `(outputs, targets) -> f[B]`."""
+    """Make a goal from a name in `LOSSES`, or from a function `(outputs, targets) -> f[B]`."""
     if callable(loss):
         loss = Goal(loss)
     if isinstance(loss, Goal):
@@ -245,10 +245,10 @@ def _pick(logits: Logits, index: Labels) -> PerImage:
 
 
 def _largest(logits: Logits, count: int) -> tuple[Array, Array]:
-    """Find the `count` largest logits, descending, and their classes; of equal ones the last first.
+    """Return the `count` largest logits, descending, and their classes; last of equal ones first.
 
     The reference reads an ascending stable sort from its end. `top_k` prefers the first of equal
-    entries, hence the flip: it decides who receives the gradient of a tie.
+    entries, hence the flip: it decides which one gets the gradient of a tie.
     """
     _, index = jax.lax.top_k(jax.lax.stop_gradient(logits[:, ::-1]), count)
     index = logits.shape[1] - 1 - index

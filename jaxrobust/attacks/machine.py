@@ -1,4 +1,4 @@
-"""One step of any machine (`types.Machine`), and the plain loop around it.
+"""One step of any machine (`types.Machine`), and the plain loop that repeats it.
 
 The other loop is `jaxrobust.evaluation.engine.engine`.
 """
@@ -18,22 +18,22 @@ State = TypeVar("State")  # of a machine
 
 
 class MachineStep(NamedTuple):
-    """What one step of a machine queried and was told."""
+    """What one step of a machine queried, and what it was told."""
 
     state: Any  # after it
     queried: Any  # the state whose points may be adversarial examples
-    points: t.Points  # those points
-    outputs: Any  # what the network returned for them
-    gradient: Any  # as `tell` got it
+    points: t.Points  # the points
+    outputs: Any  # the network's outputs for them
+    gradient: Any  # as passed to `tell`
     votes: Any = None  # the sum of `tally` over all draws
 
 
 class AttackInfo(NamedTuple):
-    """How an attack ended; every array has the image as its first axis."""
+    """The end of an attack; every array has the image as its first axis."""
 
-    loss: t.PerImage  # of the points returned
-    score: t.PerImage | None  # theirs; None: the loss is a function without a score
-    steps: t.Counts  # evaluations that the attack made of each image
+    loss: t.PerImage  # of the returned points
+    score: t.PerImage | None  # of the returned points; None: the loss is a function without a score
+    steps: t.Counts  # evaluations of each image
 
 
 def _wrong(logits: t.Logits, labels: t.Labels) -> t.PerImage:
@@ -45,17 +45,17 @@ def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
     is_label = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
     others = jnp.where(is_label, -jnp.inf, probabilities).max(axis=1)
     lead = others - jnp.where(is_label, probabilities, 0).sum(axis=1)
-    return jnp.where(jnp.isnan(lead), 0, lead)  # no answer counts as wrong, and no better than that
+    return jnp.where(jnp.isnan(lead), 0, lead)  # NaN counts as wrong, and no better than that
 
 
 class Tally(NamedTuple):
-    """What the draws of a randomised network say of a point."""
+    """How to judge a point from several draws of a randomised network."""
 
-    of: Callable[[t.Logits, t.Labels], t.Array]  # of one draw, f[B, ...]
+    of: Callable[[t.Logits, t.Labels], t.Array]  # per draw, f[B, ...]
     excess: Callable[[t.Array, t.Labels], t.PerImage]  # of the mean over draws; 0 or more is wrong
 
 
-# By the name of a rule, how the draws of a randomised network are judged together.
+# How the draws of a randomised network are judged together, by rule name.
 TALLIES = {
     "majority": Tally(_wrong, lambda share, labels: share - 0.5),
     "mean": Tally(lambda logits, labels: jax.nn.softmax(logits, axis=1), _lead),
@@ -71,14 +71,14 @@ def advance(
     gradient: bool = True,
     tally: Callable[[Any], t.Array] | None = None,
 ) -> MachineStep:
-    """Query, evaluate, tell and, if the machine has one, check.
+    """Query, evaluate, tell and, if the machine has a check, check.
 
     Args:
-      network: (points, draw) -> outputs; `draw` numbers the calls of a step, for a network that
+      network: (points, draw) -> outputs; `draw` numbers the calls in a step, for a network that
         draws random numbers itself.
-      draws: calls over which the gradient is averaged.
-      gradient: False for an evaluation after which no step is made: the machine is told zeros.
-      tally: a function of outputs to sum up over all draws, of a machine with a gradient.
+      draws: number of calls over which the gradient is averaged.
+      gradient: False for an evaluation without a step; the machine is told zeros.
+      tally: a function of outputs to sum over all draws, for a machine with a gradient.
     """
     points, votes = machine.query(state), None
     if machine.gradient and gradient:
@@ -101,7 +101,7 @@ def advance(
 def _differentiated(
     machine: t.Machine, network: Any, state: Any, points: t.Points, draws: int, tally: Any
 ) -> tuple[t.PerImage, Any, Any, Any]:
-    """Compute loss and outputs of the last draw, the mean gradient for `tell`, and the votes."""
+    """Compute the last draw's loss and outputs, the mean gradient for `tell`, and the votes."""
 
     def once(draw: Any) -> tuple[t.PerImage, Any, t.Points]:
         def losses(points: t.Points) -> tuple[t.PerImage | t.Logits, Any]:
@@ -112,7 +112,7 @@ def _differentiated(
         if values.ndim == 2:
             loss, gradient = nearest(machine, state, values, pull)
         else:
-            # That of the sum, not of the mean: an image must not know the batch size.
+            # The gradient of the sum, not the mean: an image must not depend on the batch size.
             loss, gradient = values, pull(jnp.ones_like(values))[0]
         return loss, outputs, gradient
 
@@ -133,11 +133,11 @@ def _differentiated(
 def nearest(
     machine: t.Machine, state: Any, values: t.Logits, pull: Callable[[t.Array], tuple[t.Array]]
 ) -> tuple[t.PerImage, t.Points]:
-    """Choose, of the losses f[B, C], loss and gradient that `tell` of a `distance` machine takes.
+    """Choose from the losses f[B, C] the loss and gradient for `tell` of a `distance` machine.
 
-    Class by class: neither the program nor what it keeps grows with their number. For 1,000 classes
-    at 224 px their gradients would take 0.6 GB an image. `pull` is that of `jax.vjp`, from the
-    values to the points.
+    It works class by class, so neither the program nor its memory grows with their number: for
+    1,000 classes at 224 px, the gradients would take 0.6 GB an image. `pull` is that of `jax.vjp`,
+    from the values to the points.
     """
     distance_of = machine.distance
     assert distance_of is not None
@@ -146,7 +146,7 @@ def nearest(
         (gradient,) = pull(jnp.zeros_like(values).at[:, class_].set(1))
         loss = values[:, class_]
         distance = distance_of(state, loss, gradient, class_)
-        # As of `argmin`: NaN is the least.
+        # Like `argmin`, NaN counts as smallest.
         wins = (distance < best[0]) | (jnp.isnan(distance) & ~jnp.isnan(best[0]))
         select = lambda a, b: jnp.where(per_image(wins, a), a, b)  # noqa: E731
         return jax.tree.map(select, (distance, loss, gradient), best), None
@@ -165,12 +165,12 @@ def run(
     gradient_steps: int,
     final_forward: bool = False,
 ) -> State:
-    """Drive a machine to its end and return its state.
+    """Run a machine to its end and return its state.
 
     Args:
       network: f[B,H,W,C] -> outputs; differentiated with respect to the images only.
-      gradient_steps: steps with a gradient, one scan, compiled once whatever their number.
-      final_forward: one more evaluation, without a gradient (the machine is told zeros).
+      gradient_steps: steps with a gradient, in one scan, compiled once for any number.
+      final_forward: one more evaluation without a gradient (the machine is told zeros).
     """
     call = checked(machine, network, state)
 
@@ -184,7 +184,7 @@ def run(
 
 
 def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, Any], Any]:
-    """Wrap a network for `advance`; `ValueError` where it cannot be called, or does not fit."""
+    """Wrap a network for `advance`; `ValueError` if it cannot be called, or does not fit."""
     function = as_function(network)
 
     def call(points: t.Images, draw: Any) -> Any:
@@ -227,9 +227,9 @@ def as_attack(
     drive: Callable[..., Any] = run,
     **settings: Any,
 ) -> t.Attack:
-    """Make an attack of a machine and what drives it; an empty batch is returned unchanged.
+    """Turn a machine and its driver into an attack; an empty batch is returned unchanged.
 
-    With `info` it returns `(images_adv, AttackInfo)`, for which it evaluates the network once more.
+    With `info` it returns `(images_adv, AttackInfo)`, which takes one more evaluation.
     """
     if not isinstance(random_start, bool | Noise):
         raise ValueError(

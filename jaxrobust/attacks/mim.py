@@ -24,7 +24,7 @@ class MimState(NamedTuple):
 
     @property
     def labels(self) -> Any:
-        """Look up the labels, by which classes are checked."""
+        """Return the labels, for the check of classes."""
         return self.run.labels
 
     @property
@@ -46,11 +46,11 @@ def mim(
     l1_rule: str = "sparse",
     info: bool = False,
 ) -> Attack:
-    """Make momentum FGSM, to its last iterate (Dong et al. 2018, arXiv 1710.06081, algorithm 1).
+    """Make momentum FGSM, returning the last iterate (Dong et al. 2018, arXiv 1710.06081, alg. 1).
 
-    Each gradient enters the sum divided by its L1 norm, as in the paper; foolbox 3.3.4 adds it as
-    it is. Arguments as in `pgd`, but `step_size` defaults to epsilon / K; `decay` >= 0 is the share
-    of the momentum that stays: without it (0) this is iterative FGSM.
+    Each gradient is divided by its L1 norm before it is added, as in the paper; foolbox 3.3.4 adds
+    it as it is. Arguments as in `pgd`, but `step_size` defaults to epsilon / K. `decay` >= 0 is the
+    factor of the momentum in each step; 0 gives iterative FGSM.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -77,7 +77,7 @@ def mim_machine(
     decay: float = _DECAY,
     **settings: Any,
 ) -> Machine:
-    """Make momentum FGSM a `types.Machine`: PGD, told the momentum in place of a gradient."""
+    """Make momentum FGSM a `types.Machine`: PGD that is told the momentum instead of a gradient."""
     if not 0 <= check_number("decay", decay) < float("inf"):
         raise ValueError(f"decay={decay} must be a number >= 0, such as 1.0")
     pgd = pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, **settings)

@@ -1,29 +1,29 @@
-"""The ways to train against several norms, and how many of them attack in a step."""
+"""How to train against several norms, and how many of them attack in a step."""
 
 from typing import Any, NamedTuple
 
 from jaxrobust.attacks import registry
 from jaxrobust.types import threats
 
-EXTREME = ("linf", "l1")  # E-AT's norms, whose balls' hull holds much of those between them
+EXTREME = ("linf", "l1")  # E-AT's norms; their balls' hull contains much of the others
 
 
 class MixRow(NamedTuple):
-    """One way to train against several norms."""
+    """A way to train against several norms."""
 
-    each: bool  # whether every norm attacks in each step; else one of them does
-    looks: bool = False  # whether the points found are compared, which takes a pass each
-    updates: bool = False  # whether the update passes those of every norm
-    extreme: bool = False  # whether only `EXTREME` are trained, by their errors so far
-    steepest: bool = False  # whether each step has one gradient, of which every norm makes its own
-    pairs: bool = False  # whether two norms attack, whose points one loss compares
+    each: bool  # whether every norm attacks in each step; otherwise one of them does
+    looks: bool = False  # whether the points found are compared, which takes one pass each
+    updates: bool = False  # whether the update uses the points of every norm
+    extreme: bool = False  # whether only `EXTREME` are trained, weighted by their errors so far
+    steepest: bool = False  # whether all norms make their step from one common gradient
+    pairs: bool = False  # whether two norms attack and one loss compares their points
 
 
 MIXES = {
     # MAX and AVG of Tramèr & Boneh 2019 (arXiv 1904.13000).
     "worst": MixRow(each=True, looks=True),
     "average": MixRow(each=True, updates=True),
-    "alternate": MixRow(each=False),  # one norm a step, in their order
+    "alternate": MixRow(each=False),  # one norm per step, in order
     # E-AT of Croce & Hein 2022 (arXiv 2105.12508).
     "extreme": MixRow(each=False, extreme=True),
     # MSD of Maini, Wong, Kolter 2020 (arXiv 1909.04068).
@@ -39,13 +39,13 @@ def is_mixed(attack: Any) -> bool:
 
 
 def described(attack: Any) -> str:
-    """Name several norms with their mix, for a line of text; "" of one."""
+    """Name several norms with their mix, for a line of text; "" for a single one."""
     norms = [ball.norm for ball in threats(attack)]
     return f"{attack.get('mix')} of {', '.join(norms)}" if len(norms) > 1 else ""
 
 
 def norms_of(attack: Any) -> list[str]:
-    """List the norms that attack in training, of the settings of a config or of a run."""
+    """List the norms that attack in training, given the settings of a config or a run."""
     norms, row = [ball.norm for ball in threats(attack)], MIXES.get(attack.get("mix") or "")
     fewer = row is not None and (row.extreme or (row.pairs and len(norms) > 2))
     return [norm for norm in norms if norm in EXTREME or not fewer]
@@ -58,22 +58,21 @@ def at_once(attack: Any, mix: str | None = None) -> int:
 
 
 def cost(attack: Any) -> float:
-    """Compute what a step's attacks cost, where that of one norm is 1: its passes forward and back.
+    """Return the cost of a step's attacks relative to one norm's: its passes forward and back.
 
-    Of those that step together there is one gradient, and a forward pass, which counts a half, for
-    each norm.
+    Norms that step together share one gradient, and each takes a forward pass, which counts a half.
     """
     row = MIXES.get(attack.get("mix") or "")
     return 1 + at_once(attack) / 2 if row and row.steepest else at_once(attack)
 
 
 def passes(attack: Any, mix: str | None = None) -> int:
-    """Count the passes per image that a step's attacks cost: their sum, or, where one norm attacks
-    in a step, their mean, which is that of any: all take the same steps.
+    """Count the passes per image of a step's attacks: their sum, or if one norm attacks per step,
+    their mean, which is that of any norm, as all take the same steps.
 
-    Where the points found are compared, a forward pass more for each; of steps that norms choose
-    together, those of one attack and in each step as many forward passes as there are norms.
-    `mix`: overrides the section's choice for several norms.
+    If the points found are compared, each takes one more forward pass. If norms choose steps
+    together, there are the passes of one attack plus, in each step, a forward pass per norm. `mix`
+    overrides the section's choice for several norms.
     """
     section_mix = attack.get("mix")
     row, alone = (
@@ -87,6 +86,6 @@ def passes(attack: Any, mix: str | None = None) -> int:
 
 
 def updates(attack: Any) -> int:
-    """Count the norms whose points an update passes: all of them, or one."""
+    """Count the norms whose points an update uses: all of them, or one."""
     row = MIXES.get(attack.get("mix") or "")
     return at_once(attack) if row and row.updates else 1

@@ -1,4 +1,4 @@
-"""Projected gradient ascent with a fixed step, and its one-step case, FGSM."""
+"""Projected gradient ascent with a fixed step, and the single-step case, FGSM."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class PgdState(NamedTuple):
 
     images: Points
     labels: Any  # i32[B] or f[B, C], or the targets of a loss function
-    points: Points  # to be evaluated next; after the last step, the result
+    points: Points  # to evaluate next; after the last step, the result
     epsilon: PerImage
     step: PerImage
     iteration: Counts  # steps taken
@@ -38,7 +38,7 @@ def fgsm(
     l1_rule: str = "sparse",
     info: bool = False,
 ) -> Attack:
-    """Make one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
+    """Make a single projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
 
     Arguments as in `pgd`, except that `step_size` defaults to `epsilon`. With `random_start` and
     1.25 epsilon this is Wong et al. 2020 (arXiv 2001.03994).
@@ -54,7 +54,7 @@ def fgsm(
     if step_size is None:
         if isinstance(epsilon, Array):
             raise ValueError("a radius for each image needs a step; pass step_size")
-        step_size = epsilon or None  # a radius of 0 leaves no room whatever the step
+        step_size = epsilon or None  # a radius of 0 leaves no room for steps
     settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
     settings |= {"step_size": step_size, "random_start": random_start, "info": info}
     return pgd(norm=norm, epsilon=epsilon, steps=1, **settings)
@@ -72,21 +72,21 @@ def pgd(
     l1_rule: str = "sparse",
     info: bool = False,
 ) -> Attack:
-    """Make projected gradient ascent, to its last iterate (Madry et al. 2018, arXiv 1706.06083).
+    """Make projected gradient ascent, returning the last iterate (Madry et al. 2018, 1706.06083).
 
     Args:
       norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
+      epsilon: radius, in units of pixels in [0, 1]; inside `jit` it may be an array f[B].
       steps: K >= 1; costs K forward and K backward passes.
       step_size: length of a step in the same norm, default 2.5 epsilon / K.
       random_start: start at AutoAttack's random point, or with `Noise`, instead of the image.
       loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw", "cw-floor" or "pm" (i32[B]);
-        a function or a `Goal`, as of `apgd`.
+        a function or a `Goal`, as in `apgd`.
       kept_fraction: L1 only, the fraction of entries that a step moves.
-      l1_rule: L1 only, how it starts, steps and projects: "sparse", or "art", see `l1_rules`.
+      l1_rule: L1 only, how it starts, steps and projects: "sparse" or "art", see `l1_rules`.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
     Returns:
-      attack(network, key, images, labels) -> images_adv; all as of `apgd`.
+      attack(network, key, images, labels) -> images_adv, as in `apgd`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -112,7 +112,7 @@ def pgd_machine(
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Machine:
-    """Make PGD a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
+    """Make PGD a `types.Machine` with `steps` evaluations; arguments as in `pgd`."""
     settings: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
     norm, goal = spelling.norm(norm), goal_of(loss)
     inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps, **settings)
@@ -147,7 +147,7 @@ def pgd_machine(
 
     def tell(state: PgdState, loss: Any, score: Any, gradient: Points) -> PgdState:
         kept_share = jnp.full_like(state.step, kept_fraction)
-        # Without a usable gradient it stays, but for a start that was not projected.
+        # Without a usable gradient it stays, except to project a start.
         moved = ball.ascend(state.points, usable(gradient), state.step, kept_share)
         moved = ball.project(moved, state.images, state.epsilon)
         return state._replace(points=moved, iteration=state.iteration + 1)
@@ -191,7 +191,7 @@ add(
         trains=True,
         **_PGD,
     ),
-    # As Huang et al. 2022 (arXiv 2212.11005) evaluate: what is misclassified stays where it is.
+    # As in the evaluation of Huang et al. 2022 (arXiv 2212.11005): misclassified points stay.
     NamedAttack("cw", "PGD on the margin, at most 0", _FACTS, fixed=Fixed(loss="cw-floor"), **_PGD),
     NamedAttack("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), **_PGD),
 )

@@ -1,4 +1,4 @@
-"""A network as a function, and what is wrong with one that cannot be called."""
+"""Turns networks into functions, and explains what is wrong with those that cannot be called."""
 
 import sys
 from collections.abc import Callable
@@ -13,9 +13,9 @@ TRAINING = (
     "mode: model.eval() in NNX, train=False in Linen, is_training=False in Haiku, "
     "equinox.nn.inference_mode(model), no dropout and no update of batch norm"
 )
-# Those of Flax by name: it is imported by the models only.
+# Flax's errors, by name: only models import Flax.
 _FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
-# Of Equinox and of Haiku, which raise errors of Python's: their dropout without a key.
+# Equinox and Haiku raise Python's own errors when their dropout gets no key.
 _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
 
@@ -38,7 +38,7 @@ def as_function(network: object) -> Callable[[Any], Any]:
 
 
 def remedy(error: Exception) -> str:
-    """Write the remedy for a network that cannot be traced, and the line of its file; "": none."""
+    """Return the remedy for a network that cannot be traced, and the line in its file; or ""."""
     where = f"; see {place}" if (place := functions.place_of(error)) else ""
     return f"{text}{where}" if (text := _remedy(error)) else ""
 
@@ -61,7 +61,7 @@ def _remedy(error: Exception) -> str:
 
 
 def of_one_image(call: Callable[..., Any], *image: jax.ShapeDtypeStruct) -> str:
-    """Write the remedy for a network that takes a single image; "" for others."""
+    """Return the remedy for a network that takes a single image; "" for others."""
     try:
         logits = jax.eval_shape(lambda *image: call(*image), *image)
     except Exception:

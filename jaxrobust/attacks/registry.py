@@ -1,8 +1,8 @@
-"""The attacks by name: what trains, what AutoAttack searches with, what takes a number of steps.
+"""The attacks by name: for training, for AutoAttack's searches, and with fixed steps.
 
-The file of an attack ends with its rows, which `add` enters: everything that names attacks (flags,
-configs, their messages and help, counts of passes, records) reads them here. An attack is one file
-and one import in `attacks/__init__.py`; one of your own is one call of `add` before it is used.
+An attack's file ends with its rows, which `add` registers. Everything that names attacks (flags,
+configs, their messages and help, counts of passes, records) reads them here. A new attack is one
+file and one import in `attacks/__init__.py`; for your own, call `add` before using it.
 """
 
 import re
@@ -17,7 +17,7 @@ from jaxrobust.types import NORMS, Array, Attack, Machine
 class Setting(NamedTuple):
     """One attack of an evaluation.
 
-    `steps` are iterations, or Square's queries; `targets` classes are aimed at in turn (0: none);
+    `steps` are iterations, or Square's queries; `targets` classes are targeted in turn (0: none);
     `eot` gradients are averaged.
     """
 
@@ -33,37 +33,37 @@ class Setting(NamedTuple):
 class StandardSettings(NamedTuple):
     """An attack of AutoAttack with its standard settings."""
 
-    number: int  # its draws derive from it: fixed for ever
+    number: int  # determines its draws, so it never changes
     steps: int
     restarts: int = 1
     targets: int = 0
-    code: int = CE  # what an untargeted run climbs; see `losses.by_target`
-    of_tasks: bool = False  # it climbs the loss of a task, not one of logits
+    code: int = CE  # the loss of an untargeted run; see `losses.by_target`
+    of_tasks: bool = False  # whether it maximises a task's loss instead of one of logits
 
 
 class MachineFacts(NamedTuple):
-    """What others need to know of a machine: the engine, the plan, the costs, the checks."""
+    """What others need to know about a machine: the engine, the plan, the costs, the checks."""
 
     machine: str
-    make: Callable[[Setting, Array], Machine]  # of a setting and a radius
-    rule: str  # what its steps are
+    make: Callable[[Setting, Array], Machine]  # from a setting and a radius
+    rule: str  # describes its steps
     norms: tuple[str, ...] = NORMS
-    starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one of all others
-    aims: bool = False  # whether its program knows if it is given target classes
-    forward: int = 1  # passes of a step
+    starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one for all others
+    aims: bool = False  # whether its program depends on having target classes
+    forward: int = 1  # passes per step
     backward: int = 1
-    each_class: bool = False  # untargeted, this many backward passes per class
-    extra: int = 1  # evaluations in addition to the steps, of an image that is never fooled
+    each_class: bool = False  # if untargeted, this many backward passes per class
+    extra: int = 1  # evaluations besides the steps, for an image that is never fooled
     final_forward: bool = False  # whether a training attack ends with a pass without gradient
-    least: Mapping[str, int] = MappingProxyType({})  # what may be overridden -> its least value
-    flat: bool = False  # whether a first gradient of zeros puts an untargeted run in doubt
+    least: Mapping[str, int] = MappingProxyType({})  # setting that may be overridden -> minimum
+    flat: bool = False  # whether a first gradient of zeros casts doubt on an untargeted run
 
 
 class Fixed(NamedTuple):
-    """How an attack of a fixed number of steps is evaluated with, as `--attack NAME-K`."""
+    """How to evaluate with a fixed number of steps, as `--attack NAME-K`."""
 
     loss: str = "ce"
-    start: str = "random"  # unless told otherwise
+    start: str = "random"  # by default
 
 
 class NamedAttack(NamedTuple):
@@ -74,32 +74,32 @@ class NamedAttack(NamedTuple):
     """
 
     name: str  # in configs, flags and records
-    help: str  # in a few words, for lists
+    help: str  # a short description for lists
     facts: MachineFacts  # of its machine
-    searches: StandardSettings | None = None  # in AutoAttack; None: it does not
-    fixed: Fixed | None = None  # its evaluation by a number of steps; None: there is none
+    searches: StandardSettings | None = None  # in AutoAttack; None: it is not part of it
+    fixed: Fixed | None = None  # its evaluation with a fixed number of steps; None: there is none
     trains: bool = False  # as `attack.name` of a config
-    make: Callable[..., Attack] | None = None  # None: it searches only
-    length: float | None = None  # of a step, as a multiple of epsilon / steps; None: its own choice
-    single: bool = False  # it has one step
-    stronger: str = ""  # of a single step: the row that takes several
+    make: Callable[..., Attack] | None = None  # None: only for searches
+    length: float | None = None  # of a step, in epsilon / steps; None: chosen by the attack
+    single: bool = False  # whether it has a single step
+    stronger: str = ""  # for a single step: the row with several steps
 
     def steps(self, count: int) -> int:
-        """Count the steps that are made if this many are asked for: those, or one."""
+        """Return the number of steps taken if `count` are requested: `count`, or one."""
         return 1 if self.single else count
 
     @property
     def written(self) -> str:
-        """Write it as `--attack` takes it by a number of steps K."""
+        """Return its form for `--attack` with a number of steps K."""
         return self.name if self.single else f"{self.name}-K"
 
 
-ROWS: dict[str, NamedAttack] = {}  # attacks by the names that `--attack` and configs take
-MACHINES: dict[str, MachineFacts] = {}  # what searches are made of, by its name in records
+ROWS: dict[str, NamedAttack] = {}  # attacks by their names for `--attack` and configs
+MACHINES: dict[str, MachineFacts] = {}  # the machines of searches, by their names in records
 
 
 def add(facts: MachineFacts, *rows: NamedAttack) -> None:
-    """Enter a machine and the attacks that it makes; `ValueError` where a row fits no other."""
+    """Register a machine and its attacks; `ValueError` if a row clashes with another."""
     names = set(ROWS)
     numbers = {row.searches.number: row.name for row in ROWS.values() if row.searches}
     for row in rows:
@@ -120,23 +120,23 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
 
 
 def searching(*, of_tasks: bool = False) -> dict[str, tuple[MachineFacts, StandardSettings]]:
-    """Select what AutoAttack can search with, of logits or of tasks, with the machine of each."""
+    """Return AutoAttack's possible searches, on logits or on tasks, with their machines."""
     rows = [(row, row.searches) for row in ROWS.values() if row.searches]
     return {row.name: (row.facts, s) for row, s in rows if s.of_tasks == of_tasks}
 
 
 def training() -> dict[str, NamedAttack]:
-    """Select what `attack.name` of a config may be."""
+    """Return the possible values of `attack.name` in a config."""
     return {name: row for name, row in ROWS.items() if row.trains}
 
 
 def fixed() -> dict[str, NamedAttack]:
-    """Select what runs a fixed number of steps."""
+    """Return the attacks with a fixed number of steps."""
     return {name: row for name, row in ROWS.items() if row.fixed}
 
 
 def trained(name: str) -> NamedAttack:
-    """Find the training attack of a config; `ValueError`: no such name."""
+    """Look up a config's training attack; `ValueError`: no such name."""
     rows = training()
     if name not in rows:
         raise ValueError(f"unknown attack {name!r}; one of {sorted(rows)}")
@@ -147,7 +147,7 @@ _NAMED = re.compile(r"(.+)-([1-9]\d{0,6})")
 
 
 def parse(attack: str) -> tuple[NamedAttack, int] | None:
-    """Read an attack of a fixed number of steps, such as pgd-20; None if it is not one."""
+    """Parse an attack with a fixed number of steps, such as pgd-20; None for others."""
     rows = fixed()
     if (row := rows.get(attack)) and row.single:
         return row, 1
@@ -157,7 +157,7 @@ def parse(attack: str) -> tuple[NamedAttack, int] | None:
 
 
 def goes_image_by_image(attack: str) -> bool:
-    """Recognise AutoAttack, or some of its parts, which attack each image until it is fooled."""
+    """Return whether it is AutoAttack or a part of it, attacking each image until it is fooled."""
     if attack == "clean" or parse(attack):
         return False
     heads = tuple(f"{name}-" for name, row in fixed().items() if not row.single)
@@ -165,31 +165,31 @@ def goes_image_by_image(attack: str) -> bool:
 
 
 def written(*, also: str = "") -> str:
-    """List the attacks of a fixed number of steps for messages and help."""
+    """List the attacks with a fixed number of steps, for messages and help."""
     return ", ".join(row.written for row in fixed().values()) + also
 
 
 def rule(attack: str) -> str | None:
-    """Say what the steps of an attack are, as records name it; None: it is not known here."""
+    """Describe the steps of an attack as records name it; None: unknown here."""
     parsed = parse(attack)
     row = parsed[0] if parsed else ROWS.get(attack.partition(" ")[0])  # "apgd-ce (full)"
     return row.facts.rule if row else None
 
 
 def steps(name: str, count: int) -> int:
-    """Count the steps of a training attack; of one that is not known here, those given."""
+    """Return the number of steps of a training attack; if unknown here, `count`."""
     return ROWS[name].steps(count) if name in ROWS else count
 
 
 def passes(name: str, steps: int) -> int:
-    """Count the forward and backward passes per image of a training attack with this many steps."""
+    """Count forward and backward passes per image of a training attack with this many steps."""
     row = trained(name)
     facts = row.facts
     return row.steps(steps) * (facts.forward + facts.backward) + facts.final_forward
 
 
 def described(*select: Callable[[], Mapping[str, Any]]) -> str:
-    """List attacks with their help, a line each."""
+    """List attacks with their help, one per line."""
     rows = dict.fromkeys(name for chosen in select for name in chosen())
     width = max(map(len, rows), default=0)
     return "\n".join(f"{name:{width}}  {ROWS[name].help}" for name in rows)

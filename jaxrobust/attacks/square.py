@@ -1,12 +1,12 @@
-"""Square: random search with square windows, without gradients.
+"""Square: gradient-free random search with square windows.
 
-Every query draws a window and changes the best point so far inside it: on Linf by the whole width
-of the ball, on L2 and L1 by moving the mass of two windows into one of them. What raises the loss
-stays. The windows shrink by a schedule.
+Every query draws a window and changes the best point so far inside it: for Linf by the full width
+of the ball, for L2 and L1 by moving the mass of two windows into one of them. Changes that raise
+the loss stay. The windows shrink over time.
 
 Source: Andriushchenko et al. 2020 (arXiv 1912.00049), algorithms 1 to 3; the L1 version is Croce &
-Hein 2021 (arXiv 2103.01208). Details that the papers leave open follow auto-attack a392200, but
-for one: windows and signs are an image's own, not shared by all images of a batch. Parity:
+Hein 2021 (arXiv 2103.01208). Details that the papers leave open follow auto-attack a392200, except
+that each image has its own windows and signs instead of those of the whole batch. Parity:
 tests/attacks/test_square.py.
 """
 
@@ -32,18 +32,18 @@ from jaxrobust.runtime.text import spelling
 class SquareState(NamedTuple):
     """The state of Square; the first axis of every array is the image, so slots can be refilled.
 
-    States of two machines that differ in the radius alone may share one batch, and either's `tell`.
+    States of two machines that differ only in radius may share a batch, and either's `tell`.
     """
 
-    images: Rows  # the centre of the ball, may leave [0, 1] on Linf and L2
+    images: Rows  # the centre of the ball; may leave [0, 1] for Linf and L2
     labels: Any  # i32[B], or the targets of a loss function
     epsilon: t.PerImage
-    keys: KeyData  # `where` and shard_map take no typed keys
-    iteration: t.Counts  # evaluations told so far; the first is that of the start
-    points: t.Images  # to be evaluated next
-    x_best: Rows  # the point of smallest margin, before any is known the start
-    margin_best: t.PerImage  # minus the loss: the label's logit minus the largest other; inf first
-    score_best: t.PerImage  # the score of `x_best`; NaN first
+    keys: KeyData  # raw data, because `where` and shard_map do not accept typed keys
+    iteration: t.Counts  # evaluations told so far; the first is the start's
+    points: t.Images  # to evaluate next
+    x_best: Rows  # the point of smallest margin; at first the start
+    margin_best: t.PerImage  # minus the loss: label's logit minus the largest other; inf at first
+    score_best: t.PerImage  # the score of `x_best`; NaN at first
 
 
 def square_run(
@@ -59,18 +59,18 @@ def square_run(
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> SquareState:
-    """Run Square, until it has succeeded or is out of queries for every image; return its state.
+    """Run Square until every image has succeeded or is out of queries; return its state.
 
     Args:
-      logits_fn: f[B,H,W,C] -> f[B,C], or what `loss` takes; not differentiated.
+      logits_fn: f[B,H,W,C] -> f[B,C], or any input of `loss`; not differentiated.
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
-      queries: at most; the start costs one evaluation more.
-      loss: what the search raises, as of `apgd`; "cw" (the margin) stops at the first
-        misclassified point, a `Goal` where it is done, a plain function never.
+      queries: maximum number; the start costs one more evaluation.
+      loss: what the search maximises, as in `apgd`; "cw" (the margin) stops at the first
+        misclassified point, a `Goal` when it is done, a plain function never.
       key: one key or keys [B] (see `inputs.image_keys`).
       p_init: the fraction of an image's pixels that the first windows cover.
-      rescale: stretch the schedule, which is made for 10,000 queries, to `queries`.
+      rescale: stretch the schedule, designed for 10,000 queries, to `queries`.
     Returns:
       `SquareState`: `x_best`, `margin_best` (success: at most 0), `iteration` and the rest.
     """
@@ -83,14 +83,14 @@ def square_run(
 
 
 def goal_of_search(loss: str | Callable[..., t.Array] | Goal) -> Goal:
-    """Make a goal of a loss as `goal_of` does; "cw" is reached where the margin is 0."""
+    """Make a goal from a loss like `goal_of`; "cw" is reached at a margin of 0."""
     goal = goal_of(loss)
-    # The search is over at a margin of 0, also where the largest logits are equal.
+    # The search ends at a margin of 0, even if the largest logits are equal.
     return goal._replace(score=lambda *pair: -cw_loss(*pair)) if loss == "cw" else goal
 
 
 def until_done(machine: t.Machine, network: Any, state: State, *, goal: Goal) -> State:
-    """Drive a random search until each image is finished, or its `score_best` reaches the goal."""
+    """Run a random search until each image is finished, or its `score_best` reaches the goal."""
 
     def over(state: Any) -> t.Mask:
         return machine.finished(state) | goal.reached(state.score_best, state.score_best)
@@ -113,13 +113,13 @@ def square_machine(
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> t.Machine:
-    """Make Square a `types.Machine` of up to `queries + 1` evaluations, none with a gradient.
+    """Make Square a `types.Machine` with up to `queries + 1` evaluations, none with a gradient.
 
-    Arguments as in `square_run`; an `epsilon` that is an array is not checked, as it may be traced.
-    `init` always needs keys, threefry's, and knows one start, "random". An image is finished when
-    its queries are used up: whether its score means success is the driver's to say,
-    whose network may be a less exact one than the one that decides. `tell` leaves a finished image
-    as it is. The draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
+    Arguments as in `square_run`; an array as `epsilon` is not checked, as it may be traced. `init`
+    always needs threefry keys, and has one start, "random". An image is finished when its queries
+    are used up. Whether its score means success is up to the driver, whose network may be less
+    exact than the one that decides. `tell` leaves finished images unchanged. Evaluation n, where
+    the start is 0, draws from `fold_in(key, n)`.
     """
     norm, goal = spelling.norm(norm), goal_of_search(loss)
     inputs.check_settings(norm=norm, epsilon=epsilon)
@@ -142,7 +142,7 @@ def square_machine(
             images = jnp.clip(images, 0, 1)  # as the projection does
         keys = key_data(inputs.image_keys(keys, len(images)))
         one_each = images.reshape(len(images), -1)[:, 0]
-        # A product, which takes over shard_map's axes.
+        # A product, which copies shard_map's axes.
         radius = jnp.ones_like(one_each) * jnp.asarray(epsilon, one_each.dtype)
         points = geometry.start(images, radius, geometry.draw_start(keys, images))
         return SquareState(
@@ -162,7 +162,7 @@ def square_machine(
     ) -> SquareState:
         margin, score = -loss, state.score_best if score is None else score.astype(loss.dtype)
         searching = ~finished(state)
-        better = searching & (margin < state.margin_best)  # NaN never is
+        better = searching & (margin < state.margin_best)  # NaN is never better
         state = state._replace(
             iteration=state.iteration + searching.astype(jnp.int32),
             x_best=jnp.where(better[:, None, None], as_rows(state.points), state.x_best),
@@ -194,7 +194,7 @@ def square_machine(
 
 
 def key_data(keys: t.Keys) -> KeyData:
-    """Return the data of threefry's keys; `ValueError`: they are of another kind."""
+    """Return the data of threefry keys; `ValueError` for other keys."""
     data = jax.random.key_data(keys)
     if data.shape[1:] != (2,):
         raise ValueError(
@@ -214,7 +214,7 @@ def square(
     rescale: bool = False,
     info: bool = False,
 ) -> t.Attack:
-    """Make Square an attack: the point of highest loss, misclassified or not.
+    """Make Square an attack: it returns the point of highest loss, misclassified or not.
 
     Arguments as in `square_run`.
 

@@ -1,1 +1,1 @@
-"""Training: `run` holds a whole run, `loop` its steps, `step` what one of them computes."""
+"""Training: `run` is a full run, `loop` its steps, `step` the computation of one of them."""

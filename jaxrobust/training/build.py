@@ -1,4 +1,4 @@
-"""A config becomes functions here; every check that needs more than one part is here too."""
+"""Builds functions from a config, and makes every check that involves more than one part."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,25 +29,25 @@ from jaxrobust.types import Batch, Classifier, Params, check_threat, threats
 
 
 class Phase(NamedTuple):
-    """One run of the optimiser, ready to compile; `step(state, batch, control)`."""
+    """A run of the optimiser, ready to compile; `step(state, batch, control)`."""
 
     net: Classifier
     mesh: jax.sharding.Mesh
     step: Callable[..., Any]
     abstract_state: step.TrainState  # with shardings
     init: Callable[[jax.Array], step.TrainState]
-    state_of: Callable[..., step.TrainState]  # (key, params, stats): `init` without a draw
+    state_of: Callable[..., step.TrainState]  # (key, params, stats): `init` without drawing weights
     total_steps: int
     steps_per_epoch: int
     schedule: Callable[[Any], jax.Array]
-    bn_group: int  # images whose batch-norm statistics are taken together; 0: no batch norm
+    bn_group: int  # images per group of batch statistics; 0: no batch norm
 
 
 def mixes_and_erases(config: Config) -> tuple[float, ...]:
-    """Look up MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
+    """Return MixUp's and CutMix's parameters, the probability of erasing, and label smoothing.
 
-    A value of the config that is None is that of the preset that `data.augmentation` names; for a
-    chain that is not a preset, 0.
+    A None in the config means the value of the preset that `data.augmentation` names, or 0 for a
+    chain that is not a preset.
     """
     preset = PRESETS.get(config.data.augmentation, PRESETS["none"])
     m, erase = config.mixup, config.erase
@@ -57,7 +57,7 @@ def mixes_and_erases(config: Config) -> tuple[float, ...]:
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
-    """Build the changes to a batch of the phase `name` on the device, before the attack."""
+    """Build the augmentation of a batch on the device, before the attack, in the phase `name`."""
     m, noise = config.mixup, config.erase.noise
     mixup, cutmix, erasing, smoothing = mixes_and_erases(config)
     fraction = "between 0 and 1"
@@ -83,7 +83,7 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
-    """Refuse a batch that the devices do not divide, with the nearest sizes that work."""
+    """Reject a batch that cannot be split over the devices, and name the nearest sizes that can."""
     if batch_size < 1 or batch_size % devices:
         low = max(batch_size // devices, 1) * devices
         raise ValueError(
@@ -93,7 +93,7 @@ def divides(batch_size: int, devices: int, key: str) -> None:
 
 
 def check_phase(config: Config, name: str) -> None:
-    """Refuse values of the phase `name` that cannot work on any devices."""
+    """Reject values of the phase `name` that cannot work on any device."""
     p = config[name]
     row = objectives.named(p.objective)
     must_be(f"{name}.epochs", p.epochs, p.epochs >= 1, "at least 1 (0 leaves the phase out)")
@@ -129,7 +129,7 @@ def check_phase(config: Config, name: str) -> None:
 
 
 def check_batch(config: Config, name: str, examples: int, devices: int) -> None:
-    """Refuse a batch that devices, microbatches or batch norms cannot split, or the data fill."""
+    """Reject a batch that devices, microbatches or norms cannot split, or the data cannot fill."""
     p = config[name]
     divides(p.batch_size, devices, f"{name}.batch_size")
     images = p.batch_size // devices
@@ -160,11 +160,11 @@ def phase(
 ) -> Phase:
     """Build a phase ("pretrain" or "train") of a config for a split of `examples` images.
 
-    Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
-    compiler lower the very same function.
+    Nothing is compiled and no array is created: the trainer, the benchmark and an ahead-of-time
+    compiler lower exactly the same function.
 
     Raises:
-      ValueError: what cannot work together, with what to set.
+      ValueError: settings that cannot work together; says what to set.
     """
     check_phase(config, name)
     p, net, mesh = config[name], network_of(config), mesh_of(config, devices)
@@ -228,7 +228,7 @@ def phase(
 
 
 def memory_of(config: Config, p: PhaseSection, steps_per_epoch: int) -> Memory:
-    """Build what a step remembers: of the turns of norms, and what its objective does."""
+    """Build a step's memory: which norm's turn it is, and what its objective stores."""
     row = objectives.named(p.objective)
     memories = []
     if row.attacks and mixes.is_mixed(config.attack):
@@ -267,8 +267,8 @@ def _attack_options(config: Config, p: PhaseSection, memory: Memory) -> Callable
 
 
 def _training_network(net: Classifier, p: PhaseSection, name: str) -> Classifier:
-    """Choose the network that shows its images' statistics, where the phase moves running ones, and
-    that leaves out a helper network's arrays, where its objective has one.
+    """Choose the network that returns its images' statistics, if the phase moves running ones, and
+    that omits a helper network's arrays, if its objective has one.
     """
     if helped := objectives.named(p.objective).helped:
         net = helped(net)
@@ -283,13 +283,13 @@ def _training_network(net: Classifier, p: PhaseSection, name: str) -> Classifier
 
 
 def _input_shardings(mesh: jax.sharding.Mesh) -> Any:
-    """Place a step's batch and its `Control`."""
+    """Return the shardings of a step's batch and its `Control`."""
     split, copied = sharding.by_image(mesh), sharding.replicated(mesh)
     return split, step.Control(split, copied, copied)  # type: ignore[arg-type]
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
-    """Build `alarm.probe` on some images of each device: (state, batch, control) -> figures."""
+    """Build `alarm.probe` on some images per device: (state, batch, control) -> figures."""
     p, every = config[name], config.alarm.every_steps
     if not (objectives.named(p.objective).attacks and every):
         return None
@@ -326,10 +326,10 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
 
 
 def one_device(config: Config, cores: int) -> str | None:
-    """Say why a training on CPU should not have a device for each core; None: it should.
+    """Say why training on CPU should not use a device per core; None: it should.
 
-    Its images have to be split evenly, and no batch norm may notice that a device has fewer; a
-    network of one's own may have some.
+    Its images must split evenly, and no batch norm may notice that a device has fewer; a user's
+    network may contain batch norms.
     """
     for name in phases(config):
         phase_config, p = of_phase(config, name), config[name]
@@ -350,7 +350,7 @@ def one_device(config: Config, cores: int) -> str | None:
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Make the mesh that a config asks for."""
+    """Make the mesh specified by a config."""
     devices = jax.devices() if devices is None else devices
     return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
 
@@ -358,11 +358,11 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.
 def control(
     mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0, epsilon_share: float = 1.0
 ) -> step.Control:
-    """Collect this host's inputs of a step."""
+    """Collect this host's inputs to a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
 
     def everywhere(number: float) -> jax.Array:
-        # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
+        # Not `device_put`, which asks the other hosts for theirs; they may not be stopping yet.
         value, placed = np.float32(number), sharding.replicated(mesh)
         return jax.make_array_from_callback((), placed, lambda index: value)
 
@@ -371,16 +371,16 @@ def control(
 
 
 def flops_per_image(config: Config, name: str) -> float:
-    """Count the operations of a training image for model FLOP utilisation: none that is done twice.
+    """Count the operations per training image for model FLOP utilisation, without recomputation.
 
-    With F for a forward pass: the attack as `attacks.passes` counts, the update 3 F; TRADES
-    updates on two images, and asks for the clean probabilities first; so does MART, but for these.
+    With F for a forward pass: the attack counts as in `attacks.passes`, the update as 3 F. TRADES
+    updates on two images and computes the clean probabilities first; MART skips the latter.
     """
     return objectives.passes(config[name].objective, config.attack) * forward_flops(config)
 
 
 def forward_flops(config: Config) -> float:
-    """Count the operations of a forward pass of one image."""
+    """Count the operations of a forward pass per image."""
     net = network_of(config)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     size, channels = config.model.image_size, config.model.in_channels
@@ -388,7 +388,7 @@ def forward_flops(config: Config) -> float:
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
-    """List shapes and types of the arguments of a phase's step."""
+    """List the shapes and types of the arguments of a phase's step."""
     stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     control = step.Control(stop, number, number)  # type: ignore[arg-type]
@@ -396,7 +396,7 @@ def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ..
 
 
 def abstract_batch(config: Config, name: str) -> Any:
-    """Describe shapes and types of a phase's global batch, as a `Batch`."""
+    """Describe the shapes and types of a phase's global batch, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
     labels = jax.ShapeDtypeStruct((size,), jnp.int32)
@@ -413,8 +413,8 @@ def evaluation(
     dtype: str | None = None,
     top5: bool = False,
 ) -> accuracy.Counter:
-    """Build `(params, stats, images, labels, mask, ids, key) -> counts` under APGD-CE; of several
-    norms an image counts as robust when it withstands all.
+    """Build `(params, stats, images, labels, mask, ids, key) -> counts` under APGD-CE; with several
+    norms an image counts as robust if it withstands all.
     """
     searches = [accuracy.apgd_ce(ball, steps=steps) for ball in threats(config.attack)]
     attack = accuracy.of_union(searches)

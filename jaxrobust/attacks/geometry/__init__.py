@@ -1,1 +1,1 @@
-"""The geometry of the norms: balls, hyperplanes, windows, rules of L1."""
+"""Geometry of the norms: balls, hyperplanes, windows, L1 rules."""

@@ -1,8 +1,8 @@
-"""The geometry of the norms: random start, projection and steepest ascent, image by image.
+"""Geometry of the norms: random start, projection and steepest ascent, per image.
 
-Arrays are [B, ...]; radii and steps are f[B], one per image. The order of floating-point
-operations is that of AutoAttack: on Linf and L2 the iterates are compared with it bit for bit,
-and on L1 the rounding residue of `(x + t) + correction` counts as a non-zero entry.
+Arrays are [B, ...]; radii and steps are f[B], one per image. The order of floating-point operations
+follows AutoAttack: for Linf and L2 the iterates are compared with it bit for bit, and for L1 the
+rounding residue of `(x + t) + correction` counts as a non-zero entry.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def per_image(values: Shaped[Array, " B"], images: Shaped[Array, "B ..."]) -> Ar
 
 
 def l0_norm(deltas: Points) -> PerImage:
-    """Count the entries that differ from zero exactly, f[B]."""
+    """Count the entries that are not exactly zero, f[B]."""
     count = jnp.sum(deltas.reshape(deltas.shape[0], -1) != 0, axis=1, dtype=jnp.int32)
     return count.astype(deltas.dtype)
 
@@ -45,22 +45,22 @@ def l2_norm(deltas: Points) -> PerImage:
 
 
 def linf_norm(deltas: Points) -> PerImage:
-    """Find the largest absolute value per image, f[B]."""
+    """Return the largest absolute value per image, f[B]."""
     return jnp.max(jnp.abs(deltas.reshape(deltas.shape[0], -1)), axis=1)
 
 
 def where(mask: Mask, yes: Rows, no: Rows) -> Rows:
-    """Choose between two arrays as `jnp.where` does, with one decision per image."""
+    """Choose between two arrays like `jnp.where`, with one decision per image."""
     return jnp.where(per_image(mask, yes), yes, no)
 
 
 def usable(gradient: Points) -> Points:
-    """Replace by zeros the gradient of each image for which it is not finite."""
+    """Replace each image's gradient that is not finite by zeros."""
     return jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
 
 
 def all_finite(values: Points) -> Mask:
-    """Tell whether every entry of an image is finite, bool[B]."""
+    """Return whether all entries of an image are finite, bool[B]."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
 
 
@@ -68,7 +68,7 @@ def all_finite(values: Points) -> Mask:
 
 
 def place_linf(uniform: Points, images: Points, epsilon: PerImage) -> Points:
-    """Make AutoAttack's start of a draw from U[0, 1): one entry at exactly +-epsilon."""
+    """Turn a draw from U[0, 1) into AutoAttack's start: one entry is exactly +-epsilon."""
     t = 2 * uniform - 1
     largest = jnp.max(jnp.abs(t.reshape(t.shape[0], -1)), axis=1)
     t = t / (per_image(largest, t) + 1e-12)
@@ -95,7 +95,7 @@ def _ascend_linf(
 
 
 def place_l2(normal: Points, images: Points, epsilon: PerImage) -> Points:
-    """Make AutoAttack's start of a draw from N(0, 1): a point on the sphere."""
+    """Turn a draw from N(0, 1) into AutoAttack's start: a point on the sphere."""
     direction = normal / (per_image(l2_norm(normal), normal) + 1e-12)
     return jnp.clip(images + per_image(epsilon, normal) * direction, 0, 1)
 
@@ -107,9 +107,9 @@ def _fill_l2(keys: Keys, images: Points, epsilon: PerImage) -> Points:
 
 
 def fill_l2(normal: Float[Array, "B longer"], images: Points, epsilon: PerImage) -> Points:
-    """Make points that are uniform in the ball of draws from N(0, 1), as foolbox does.
+    """Turn draws from N(0, 1) into uniform points in the ball, as foolbox does.
 
-    `normal` is f[B, n + 2], two more than an image has entries: the first n coordinates of a
+    `normal` is f[B, n + 2], with two more entries than an image: the first n coordinates of a
     uniform point on the sphere in n + 2 dimensions are uniform in the ball.
     """
     inside = (normal / per_image(l2_norm(normal), normal))[:, :-2].reshape(images.shape)
@@ -132,21 +132,21 @@ def _ascend_l2(points: Points, gradient: Points, step: PerImage, kept_share: Any
 
 
 def place_l1(normal: Points, images: Points, epsilon: PerImage) -> Points:
-    """Make AutoAttack's start of a draw from N(0, 1): its projection, a sparse point."""
+    """Turn a draw from N(0, 1) into AutoAttack's start: its projection, a sparse point."""
     images = jnp.clip(images, 0, 1)
     return jnp.clip((images + normal) + l1_correction(images, normal, epsilon), 0, 1)
 
 
 def _project_l1(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
-    # Training noise may leave the box, where ball and box need not meet: centre on the nearest
-    # image. No box clip afterwards: one at a saturated pixel would hide its residue (see above).
+    # Training noise may leave the box, where ball and box need not intersect: centre on the nearest
+    # image. There is no final clip: it would hide the residue at a saturated pixel (see above).
     images = jnp.clip(images, 0, 1)
     delta = jnp.subtract(points, images)
     return (images + delta) + l1_correction(images, delta, epsilon)
 
 
 def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept_share: PerImage) -> Points:
-    """Step equally far along the fraction `kept` f[B] of the largest gradient entries."""
+    """Step equally far along the fraction `kept_share` f[B] of the largest gradient entries."""
     size = jnp.abs(gradient)
     entries = gradient[0].size
     rank = jnp.clip((1 - kept_share) * entries, 0, entries - 1).astype(jnp.int32)
@@ -155,12 +155,12 @@ def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept_share: Per
 
 
 def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
-    """Compute what `delta` lacks to be its Euclidean projection onto L1 ball and box.
+    """Compute what to add to `delta` for its Euclidean projection onto L1 ball and box.
 
     Images are f[B, ...] in [0, 1]; `delta`, of any size, plus the result is the nearest v with
-    ||v||_1 <= epsilon and 0 <= images + v <= 1. Entries that shrink to nothing get exactly -delta.
-    Source: Croce & Hein 2021 (arXiv 2103.01208), proposition 2.1: every entry shrinks by one and
-      the same alpha, but by no less than the box demands and no more than it has.
+    ||v||_1 <= epsilon and 0 <= images + v <= 1. Entries that vanish get exactly -delta.
+    Source: Croce & Hein 2021 (arXiv 2103.01208), proposition 2.1: all entries shrink by the same
+      alpha, but at least as the box demands and at most to zero.
     """
     shape = delta.shape
     # Flat rows: XLA's CPU loops over a last axis of 3 channels are 20 times slower.
@@ -170,21 +170,21 @@ def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
     room = most - least
 
     def fits(alpha: PerImage) -> Mask:
-        # The sum of what is left, not of what is taken: the latter cancels when delta is large.
+        # Sum what remains, not what is taken: the latter cancels when delta is large.
         remainder = jnp.minimum(jnp.maximum(most - per_image(alpha, most), 0), room)
         return _total(remainder) <= epsilon
 
-    # Not a sort of the 2d breakpoints: XLA's is slow on CPU.
+    # Do not sort the 2d breakpoints: XLA's sort is slow on CPU.
     alpha = smallest_float(fits, epsilon)
     shrunk = jnp.minimum(jnp.maximum(per_image(alpha, most), least), most)
     return (-_sign(delta) * shrunk).reshape(shape)
 
 
 def _settle_l1(points: Points, images: Points) -> Points:
-    """Hand out the image's own value where only rounding moved it, and nothing outside the box.
+    """Restore the image's own value where only rounding moved it, and clip to the box.
 
-    The residue of entries that a projection gave back is below 8 units in the last place of 1;
-    left in, it adds up to more than the tolerance on a small radius.
+    The residue of entries that a projection restored is below 8 units in the last place of 1; if
+    kept, it adds up to more than the tolerance for a small radius.
     """
     images = jnp.clip(images, 0, 1)
     residue = jnp.abs(points - images) <= 8 * jnp.finfo(points.dtype).eps
@@ -192,7 +192,7 @@ def _settle_l1(points: Points, images: Points) -> Points:
 
 
 def _settle(points: Points, images: Points) -> Points:
-    return points  # the projection ends with the box
+    return points  # the projection already includes the box
 
 
 def _sample(place: Callable[..., Array], distribution: Callable[..., Array]) -> Any:
@@ -200,7 +200,7 @@ def _sample(place: Callable[..., Array], distribution: Callable[..., Array]) -> 
 
 
 _uniform, _normal = jax.random.uniform, jax.random.normal
-# By the norm, the ball of a radius around an image: how to draw in it, project on it, ascend in it.
+# The ball around an image, by norm: how to draw in it, project onto it, ascend in it.
 GEOMETRIES: dict[str, Geometry] = {
     "linf": Geometry(
         _sample(place_linf, _uniform), _project_linf, _ascend_linf, _settle, _fill_linf
@@ -211,17 +211,17 @@ GEOMETRIES: dict[str, Geometry] = {
 
 
 def draw(distribution: Callable[..., Array], keys: Keys, images: Points) -> Points:
-    """Make one draw per key, of an image's shape, so that it does not depend on the batch."""
+    """Draw once per key, with an image's shape, so the draws do not depend on the batch."""
     return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
 
 
 def _sign(values: Array) -> Array:
-    """Compute the sign as `jnp.sign` does, but 0 for NaN."""
+    """Compute the sign like `jnp.sign`, but 0 for NaN."""
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
 
 
 def order_statistic(sizes: Points, rank: Counts) -> PerImage:
-    """Find entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without a sort."""
+    """Return entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without sorting."""
     sizes = sizes.reshape(sizes.shape[0], -1)
 
     def too_high(value: PerImage) -> Mask:
@@ -232,18 +232,18 @@ def order_statistic(sizes: Points, rank: Counts) -> PerImage:
 
 
 def largest_pixels(sizes: Float[Array, "B H W 1"], count: Counts) -> Bool[Array, "B H W 1"]:
-    """Mark the `count` i32[B] pixels of each image with the largest sizes; of equals the first."""
+    """Mask each image's `count` i32[B] pixels with the largest sizes; the first of equal ones."""
     order = jnp.argsort(-sizes.reshape(sizes.shape[0], -1), axis=1)
     rank = jnp.argsort(order, axis=1).astype(jnp.int32)
     return rank.reshape(sizes.shape) < per_image(count, sizes)
 
 
 def smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImage:
-    """Find the smallest float >= 0 per image at which the monotone `holds`, f[B] to bool[B], gets
+    """Return per image the smallest float >= 0 for which the monotone `holds`, f[B] to bool[B], is
     true.
 
-    Floats >= 0 sort like their bits, so this bisects the bits: exact in as many steps as there
-    are bits, whatever the magnitudes. `like` gives shape and dtype.
+    Floats >= 0 sort like their bits, so this bisects the bits: exact in as many steps as there are
+    bits, at any magnitude. `like` provides shape and dtype.
     """
     integer = jnp.dtype(f"int{8 * like.dtype.itemsize}")
     bits = 8 * like.dtype.itemsize - 1  # all but the sign
@@ -254,6 +254,6 @@ def smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImag
         value = jax.lax.bitcast_convert_type(candidate - 1, like.dtype)
         return jnp.where(holds(value), below, candidate)
 
-    below = jnp.zeros_like(like, integer)  # `_like` also takes over shard_map's axes
+    below = jnp.zeros_like(like, integer)  # `_like` also copies shard_map's axes
     below = jax.lax.fori_loop(0, bits, body, below)
     return jax.lax.bitcast_convert_type(below, like.dtype)

@@ -1,4 +1,4 @@
-"""The shortest way from a point in the box [0, 1] to a hyperplane, inside the box.
+"""The shortest move from a point in the box [0, 1] to a hyperplane, staying in the box.
 
 Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/attacks/test_fab.py.
 """
@@ -18,16 +18,16 @@ _FAR = 1e12  # a level at which every entry has reached the box
 
 
 def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, norm: str) -> Rows:
-    """Find the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
+    """Return the shortest move from points in the box [0, 1] to a hyperplane, inside the box.
 
     Args:
       points: f[B, d] in [0, 1].
-      normals: f[B, d]; entries of size up to 1e-8 count as 0 on L2 and L1.
+      normals: f[B, d]; entries up to 1e-8 in size count as 0 for L2 and L1.
       offsets: f[B]; the hyperplane is {z | <normal, z> = offset}.
-      norm: "linf", "l2" or "l1", in which the way is measured.
+      norm: "linf", "l2" or "l1", which measures the move.
     Returns:
-      f[B, d], to be added to the points. Where the box does not reach the hyperplane: the way to
-      its nearest corner.
+      f[B, d], to add to the points. If the hyperplane does not meet the box: the move to the
+      nearest corner.
     """
     if norm not in _MOVES:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(_MOVES)}")
@@ -55,16 +55,16 @@ def _moves_l2(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
 
 
 def _level(speed: Any, sizes: Rows, reach: Rows, excess: PerImage) -> PerImage:
-    """Find the level f[B] at which sum(sizes * min(level * speed, reach)) is the excess.
+    """Return the level f[B] at which sum(sizes * min(level * speed, reach)) equals the excess.
 
-    The sum is concave and piecewise linear in the level, so Newton's method climbs to the root
-    from below and has reached it when no further entry runs out of reach: few passes, no sort.
+    The sum is concave and piecewise linear in the level, so Newton's method climbs to the root from
+    below and has reached it once no further entry exhausts its reach: few passes, no sort.
     """
 
     def body(carry: Any) -> Any:
         passes, level, _ = carry
         free = level[:, None] * speed < reach
-        # Selected first, multiplied then: XLA would store products that no loop changes.
+        # Select before multiplying: XLA would store products that the loop does not change.
         slope = jnp.sum(jnp.where(free, sizes, 0) * speed, axis=1)
         stopped = jnp.sum(jnp.where(free, 0, reach) * sizes, axis=1)
         higher = jnp.where(slope > 0, jnp.minimum((excess - stopped) / slope, _FAR), _FAR)
@@ -75,14 +75,14 @@ def _level(speed: Any, sizes: Rows, reach: Rows, excess: PerImage) -> PerImage:
         goes_on: Array = jnp.any(climbs) & (passes < 64)
         return goes_on
 
-    # As if no entry ran out of reach.
+    # Start as if no entry exhausted its reach.
     level = jnp.minimum(excess / jnp.maximum(jnp.sum(sizes * speed, axis=1), 1e-30), _FAR)
     start = 0, level, jnp.ones_like(excess, bool)
     return jax.lax.while_loop(unfinished, body, start)[1]
 
 
 class _Cut(NamedTuple):
-    """The entries larger than `size` f[B], by how much they can move to the plane, their number."""
+    """The entries larger than `size` f[B], how far they can move to the plane, their number."""
 
     size: PerImage
     gain: PerImage
@@ -90,10 +90,10 @@ class _Cut(NamedTuple):
 
 
 def _moves_l1(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
-    """Move entries into their corner in order of size, the last one as far as needed.
+    """Move entries into their corner in order of size, and the last one as far as needed.
 
-    Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between
-    the cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
+    Bisects the sizes, instead of sorting, until a single entry, or equal ones, remain between the
+    cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
     """
     sizes = jnp.where(sizes > 1e-8, sizes, 0)
     gains = sizes * reach
@@ -118,7 +118,7 @@ def _moves_l1(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
         return jnp.any(several & (between > lower.size) & (between < upper.size))
 
     lower, upper = cut(jnp.zeros_like(excess)), cut(jnp.max(sizes, axis=1))
-    in_reach = lower.gain > excess  # or else all move fully
+    in_reach = lower.gain > excess  # otherwise all move fully
     upper = jax.tree.map(partial(jnp.where, in_reach), upper, lower)
     lower, upper = jax.lax.while_loop(unfinished, body, (lower, upper))
     mass = lower.gain - upper.gain

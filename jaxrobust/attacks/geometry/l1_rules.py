@@ -1,9 +1,9 @@
-"""How PGD on L1 starts, steps and projects: sparsely, as APGD-L1, or as ART 1.10 has it.
+"""How PGD on L1 starts, steps and projects: sparsely, like APGD-L1, or like ART 1.10.
 
-ART moves every entry in proportion to its gradient, and brings a perturbation back by scaling it.
-The projection is not the nearest point, and steps that are no sparser than the gradient reach less
-within an L1 ball than sparse ones: it is a weak attack, there to repeat figures that were measured
-with it (Tang et al. 2022). Parity: tests/evaluation/engine/test_cifar_attacks.py.
+ART moves every entry in proportion to its gradient, and scales a perturbation back into the ball.
+This is not the nearest point, and such dense steps reach less within an L1 ball than sparse ones.
+The attack is weak and exists to reproduce published figures (Tang et al. 2022). Parity:
+tests/evaluation/engine/test_cifar_attacks.py.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ from jaxrobust.attacks.geometry.balls import GEOMETRIES, draw, l1_norm, per_imag
 from jaxrobust.types import Geometry, Keys, PerImage, Points
 
 _FLOOR = 1e-7
-# ART adds it to the norm of the gradient of a batch's mean loss, which is as much as adding it once
-# for each image to the norm of that of the sum. No verdict of ours depends on a batch: this is the
-# study's.
+# ART adds it to the gradient norm of a batch's mean loss, which equals adding it once per image to
+# the gradient norm of the sum. Our verdicts never depend on a batch, so this is the batch size of
+# the study.
 BATCH = 60
 
 
 def _sample(keys: Keys, images: Points, epsilon: PerImage) -> Points:
-    """Start on the sphere of radius sqrt(U(0, epsilon^2)), uniformly, brought into the box."""
+    """Start uniformly on the sphere of radius sqrt(U(0, epsilon^2)), then clip to the box."""
     pairs = jax.vmap(jax.random.split)(keys)
     laplace = draw(jax.random.laplace, pairs[:, 0], images)  # of one norm, it is uniform
     share = jnp.sqrt(jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype))(pairs[:, 1]))
@@ -42,10 +42,10 @@ def _ascend(points: Points, gradient: Points, step: PerImage, kept_share: Any = 
 
 
 def _settle(points: Points, images: Points) -> Points:
-    return jnp.clip(points, 0, 1)  # from which rounding may lead
+    return jnp.clip(points, 0, 1)  # rounding may leave the box
 
 
-# How attacks of fixed steps move on l1, by the names that `--l1_rule` takes.
+# How attacks with fixed steps move on l1, by the names for `--l1_rule`.
 L1_RULES: dict[str, Geometry] = {
     "sparse": GEOMETRIES["l1"],
     "art": Geometry(_sample, _project, _ascend, _settle),
@@ -53,7 +53,7 @@ L1_RULES: dict[str, Geometry] = {
 
 
 def geometry_of(norm: str, l1_rule: str) -> Geometry:
-    """Choose the geometry of a norm, on L1 by a rule; `ValueError`: there is no such rule of it."""
+    """Return the geometry of a norm, with a rule for L1; `ValueError` if there is no such rule."""
     if l1_rule not in L1_RULES:
         raise ValueError(f"l1_rule={l1_rule!r} is unknown; choose one of {', '.join(L1_RULES)}")
     if norm == "l1":

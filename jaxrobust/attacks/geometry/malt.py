@@ -1,8 +1,8 @@
-"""Which class is nearest by first order: the order in which MALT aims at wrong classes.
+"""Which classes are nearest to first order: the order in which MALT targets wrong classes.
 
-Source: Melamed, Yehudai & Shamir 2024 (arXiv 2407.02240), Section 3: the gap of two logits over the
-norm of the difference of their gradients. Here that is the dual norm of the ball's, so that the
-ratio is the distance, in the ball's norm, to where the two logits of a linear network are equal.
+Source: Melamed, Yehudai & Shamir 2024 (arXiv 2407.02240), Section 3: the gap between two logits
+over the norm of the difference of their gradients. Here it is the dual of the ball's norm, so the
+ratio is the distance, in the ball's norm, to where a linear network's two logits are equal.
 """
 
 import jax
@@ -17,10 +17,10 @@ _DUAL = {"linf": 1, "l2": 2, "l1": jnp.inf}  # order of the norm that bounds a l
 def first_order_distances(
     logits_fn: LogitsFn, images: Array, labels: Array, targets: Array, *, norm: str
 ) -> Array:
-    """Estimate how far away the boundary to each target is, by one Jacobian at the image.
+    """Estimate the distance to the boundary with each target, from the Jacobian at the image.
 
-    One forward pass, and a backward pass for each target, one target after the other: memory is
-    that of one gradient.
+    It takes one forward pass, and one backward pass per target, one target after the other, so
+    memory is that of a single gradient.
 
     Args:
       logits_fn: f32[B,H,W,C] -> f32[B,K].
@@ -51,7 +51,7 @@ def first_order_distances(
 
 
 def nearest_first(distances: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Reorder targets i[n,T] by distances f[n,T]; of equal ones, or none, as they were."""
+    """Sort targets i[n,T] by distances f[n,T]; equal ones keep their order, NaN comes last."""
     finite = np.where(np.isnan(distances), np.inf, distances)
     order = np.argsort(finite, axis=1, kind="stable")
     return np.take_along_axis(targets, order, axis=1)

@@ -1,8 +1,8 @@
-"""What Square draws for a query, and what each norm makes of the draws.
+"""What Square draws for a query, and how each norm uses the draws.
 
 Rows are [B, H, W*C]: XLA's loops over a last axis of 3 channels are 20 times slower on CPU.
-Whatever a query draws is separable in rows and columns: vectors [B, H, 1] and [B, 1, W*C] are made
-first, and combined in few passes over the image. Source and parity: see `square`.
+All draws of a query are separable in rows and columns: vectors [B, H, 1] and [B, 1, W*C] are made
+first, then combined in few passes over the image. Source and parity: see `square`.
 """
 
 import functools
@@ -19,21 +19,21 @@ from jaxrobust.attacks.geometry.square_windows import Windows, template_of
 from jaxrobust.types import Array, Counts, Images, Mask, PerImage
 
 KeyData = UInt32[Array, "B 2"]  # of threefry keys
-Rows = Float[Array, "B H columns"]  # images, each row's pixels and channels one after the other
+Rows = Float[Array, "B H columns"]  # images, each row with its pixels and channels in sequence
 
 
 class SquareDraws(NamedTuple):
-    """What one query draws, per image."""
+    """The draws of a query, per image."""
 
     offsets: Int32[Array, "B 4"]  # first row and first column of window 1, then of window 2
     signs: Float[Array, "B channels"]
-    across: Mask  # the template changes its sign along columns, not along rows
+    across: Mask  # whether the template changes sign along columns instead of rows
 
 
 class StartDraws(NamedTuple):
-    """What a start draws, per image."""
+    """The draws of a start, per image."""
 
-    signs: Float[Array, "B stripes channels"]  # one for each column; L2, L1: tiles, row by row
+    signs: Float[Array, "B stripes channels"]  # one per column; L2, L1: tiles, row by row
     across: Bool[Array, "B tiles"]  # as in `SquareDraws`; Linf: no tiles
 
 
@@ -41,11 +41,11 @@ class StartDraws(NamedTuple):
 
 
 def draw_query(state: Any, side: Counts) -> SquareDraws:
-    """Make the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
+    """Draw for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
     height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
     room = jnp.stack([height - side, width - side] * 2, axis=1)
-    # Below `room`, so never the last place. With 24 bits, a float's, no rounding up to it.
+    # Below `room`, so never the last place: with a float's 24 bits, nothing rounds up to it.
     uniform = (words[:, :4] >> 8).astype(jnp.float32) * np.float32(2**-24)
     flips = _bits(words[:, 4:], 1 + channels)
     return SquareDraws(
@@ -72,7 +72,7 @@ def _draw_tiles(keys: KeyData, images: Images) -> StartDraws:
 
 
 def _random_words(keys: KeyData, evaluation: Any, words: int, bits: int) -> Array:
-    """Draw u32[B, n]: `words` of them and as many as it takes to hold `bits`, per image."""
+    """Draw u32[B, n] per image: `words` of them, plus enough to hold `bits`."""
 
     def draw(key: Array, evaluation: Array) -> Array:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
@@ -105,7 +105,7 @@ def _propose_linf(state: Any, draws: SquareDraws, windows: Windows, level: Count
 
 
 def _start_mass(norm: str, images: Images, epsilon: PerImage, draws: StartDraws) -> Images:
-    """Fill five by five tiles (more if the image is oblong or tiny), each with a template."""
+    """Fill five by five tiles (more for oblong or tiny images) with a template each."""
     batch, height, width, channels = images.shape
     side = _tile_side(images)
     down, right = height // side, width // side
@@ -115,7 +115,7 @@ def _start_mass(norm: str, images: Images, epsilon: PerImage, draws: StartDraws)
     tiles = tiles[..., None] * draws.signs[:, :, None, None]  # [B, tiles, side, side, C]
     delta = tiles.reshape(batch, down, right, side, side, channels).swapaxes(2, 3)
     delta = delta.reshape(batch, down * side, right * side, channels)
-    margins = (height - down * side, width - right * side)  # a margin, unchanged
+    margins = (height - down * side, width - right * side)  # an unchanged margin
     delta = jnp.pad(delta, ((0, 0), *((r // 2, r - r // 2) for r in margins), (0, 0)))
     return _to_sphere(norm, as_rows(images), as_rows(delta), epsilon).reshape(images.shape)
 
@@ -127,9 +127,9 @@ def _tile_side(images: Images) -> int:
 def _propose_mass(
     norm: str, state: Any, draws: SquareDraws, windows: Windows, level: Counts
 ) -> Images:
-    """Gather the mass of two windows, and what the ball has left, in window 1 on a template.
+    """Gather the mass of two windows, and the ball's remaining mass, in window 1 on a template.
 
-    Mass is the sum of squares on L2, of absolute values on L1, and `length` its root on L2.
+    Mass is the sum of squares for L2, of absolute values for L1; for L2, `length` is its root.
     """
     mass: Callable[[Array], Array] = jnp.square if norm == "l2" else jnp.abs
     length: Callable[[Array], Array] = jnp.sqrt if norm == "l2" else lambda total: total
@@ -147,7 +147,7 @@ def _propose_mass(
     spare = jnp.maximum(mass(state.epsilon) - jnp.sum(mass(delta), axis=(1, 2)), 0)
     target = length(spare[:, None] / channels + mass_either)
     if norm == "l1":
-        target = target * channels  # the reference's; the projection takes back what is too much
+        target = target * channels  # as in the reference; the projection removes the excess
     shape = _template(state.points, draws, windows, level) * by_channel(draws.signs)
     shape = jnp.where(first, shape + delta * by_channel(1 / (1e-12 + length(mass_first))), 0)
     size = length(_per_channel(mass(shape), channels))
@@ -159,12 +159,12 @@ def _to_sphere(norm: str, images: Rows, delta: Rows, epsilon: PerImage) -> Rows:
     if norm == "l2":
         scale = per_image(epsilon / (l2_norm(delta) + 1e-12), delta)
         return jnp.clip(images + scale * delta, 0, 1)
-    # Shortened by the rounding of the sum, as in the reference.
+    # Shortened by the sum's rounding, as in the reference.
     return (images + delta) + l1_correction(images, delta, epsilon * (1 - 1e-6))
 
 
 def _template(images: Images, draws: SquareDraws, windows: Windows, level: Counts) -> Rows:
-    """Compute `template_profiles`' template in window 1, something finite outside; [B, H, W*C]."""
+    """Compute `template_profiles`' template in window 1, finite values outside; [B, H, W*C]."""
     count, _, _, largest = windows.profiles.shape
     table = jnp.asarray(windows.profiles.reshape(2 * count, 2, largest), images.dtype)
 
@@ -203,7 +203,7 @@ def as_rows(images: Images) -> Rows:
 
 
 def _by_channel(values: Array, images: Images) -> Array:
-    # A product, which XLA does not fuse: it would compute a tiled index for each entry of an image.
+    # A product, which XLA does not fuse: it would compute a tiled index per entry of an image.
     spread = np.tile(np.eye(values.shape[1]), (1, images.shape[2])).astype(values.dtype)
     return jnp.dot(values, spread, precision="highest")[:, None]
 
@@ -213,10 +213,10 @@ def _per_channel(rows: Rows, channels: int) -> Array:
 
 
 class Proposals(NamedTuple):
-    """What a norm does.
+    """How Square works for a norm.
 
     `draw_start(keys, images) -> StartDraws`, `start(images, epsilon, draws) -> points`;
-    `propose(state, draws, windows, level) -> points`, with the level i32[B] of the query.
+    `propose(state, draws, windows, level) -> points`, with the query's level i32[B].
     """
 
     draw_start: Callable[..., StartDraws]

@@ -1,6 +1,6 @@
-"""The windows of Square: their schedule, and the template that L2 and L1 put into them.
+"""The windows of Square: their schedule, and their template for L2 and L1.
 
-In NumPy and Python's doubles, rounded half to even as the reference does.
+Uses NumPy and Python doubles, rounded half to even like the reference.
 Source and parity: see `square`.
 """
 
@@ -12,7 +12,7 @@ from jaxrobust.types import is_count
 
 
 class Windows(NamedTuple):
-    """The windows of a schedule; they keep to few sides, the levels."""
+    """The windows of a schedule, which have few different sides, the levels."""
 
     levels: np.ndarray  # i32[queries], the level of each query
     sides: np.ndarray  # i32[levels]
@@ -20,7 +20,7 @@ class Windows(NamedTuple):
 
 
 def window_levels(queries: int, rescale: bool) -> np.ndarray:
-    """Count the halvings of each query's window in area, i32[queries]."""
+    """Count the halvings of each query's window area, i32[queries]."""
     at = np.arange(queries)
     if rescale:
         at = (at / queries * 10000).astype(int)
@@ -29,7 +29,7 @@ def window_levels(queries: int, rescale: bool) -> np.ndarray:
 
 
 def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int, int]) -> Windows:
-    """Make the windows for images of `shape` (H, W), from `window_levels`."""
+    """Make the windows for images of `shape` (H, W) from `window_levels`."""
     height, width = shape
 
     def side(level: int) -> int:
@@ -48,18 +48,18 @@ def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int,
 
 
 def template_profiles(norm: str, side: int) -> np.ndarray:
-    """Compute the template of L2 and L1, a pyramid above a negative one, by axes: f64[2, 2, side].
+    """Compute the template for L2 and L1, a pyramid above a negative one, by axes: f64[2, 2, side].
 
     A pyramid stacks centred squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
-    1/16, 1/81, .. (L1). Its value is a falling function of the larger of the distances of row and
-    column from the peak, hence the smaller of what row and column allow. First comes what the axis
-    along which the template keeps its sign allows, and ones; then what the axis allows along which
-    the sign changes, and factors: the sign, over the length of pyramid and template. Multiply by
-    both axes' factors, as `template_of` does.
+    1/16, 1/81, .. (L1). Its value falls with the larger of the row's and the column's distance from
+    the peak, so it is the smaller of what the row and the column allow. The first profile is for
+    the axis along which the template keeps its sign: what it allows, and ones. The second is for
+    the axis along which the sign changes: what it allows, and factors, which are the sign over the
+    length of pyramid and template. Multiply by both axes' factors, as `template_of` does.
     """
     power = {"l2": 2, "l1": 4}[norm]
     heights = 1 / np.arange(1.0, side // 2 + 2) ** power
-    allowed = np.cumsum(heights[::-1])[::-1]  # by the distance from the peak
+    allowed = np.cumsum(heights[::-1])[::-1]  # by distance from the peak
     other = allowed[np.abs(np.arange(side) - side // 2)]
     along, scale = np.ones(side), np.ones(side)
     for sign, half in ((1, np.arange(side // 2)), (-1, np.arange(side // 2, side))):
@@ -81,7 +81,7 @@ def _length(norm: str, values: np.ndarray) -> float:
 
 
 def check_schedule(queries: int, p_init: float) -> None:
-    """Refuse a schedule that cannot be meant, with `ValueError`."""
+    """Reject an invalid schedule with `ValueError`."""
     if not is_count(queries):
         raise ValueError(f"queries={queries!r} is not a number of queries; pass an int >= 1")
     if not 0 < p_init <= 1:

@@ -1,1 +1,1 @@
-"""Attacks that look for the nearest adversarial example instead of staying in a ball: DDN, FMN."""
+"""Attacks that find the nearest adversarial example instead of staying in a ball: DDN, FMN."""

@@ -68,16 +68,16 @@ def ddn(
     loss: str | Callable[..., Array] | Goal = "ce",
     info: bool = False,
 ) -> Attack:
-    """Make DDN an attack: the nearest adversarial example in L2.
+    """Make DDN an attack that returns the nearest adversarial example in L2.
 
-    An image for which none was found is returned unchanged, clipped to [0, 1]. The attack draws
-    nothing; `key` may be None.
+    If none is found, the image is returned unchanged, clipped to [0, 1]. The attack is
+    deterministic; `key` may be None.
 
     Args:
       steps: K >= 1; costs K forward and K backward passes.
       init_epsilon: the norm of the first step, in units of pixels in [0, 1].
       gamma: the share by which the norm shrinks or grows in each step.
-      loss: the name of a loss of labels, or a `Goal` with a score, which says what is adversarial.
+      loss: the name of a loss of labels, or a `Goal` with a score that defines adversarial.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 
     >>> import jax, jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""FMN: the nearest adversarial example in L0, L1, L2 or Linf, by steps in a ball that adapts.
+"""FMN: find the nearest adversarial example in L0, L1, L2 or Linf, in a ball that adapts.
 
 Each step follows the gradient and is projected onto the ball. Its radius is the estimated distance
-of the boundary until a point is adversarial; then it shrinks after adversarial points and grows
+to the boundary until a point is adversarial; then it shrinks after adversarial points and grows
 after others.
 
 Source: Pintor et al. 2021 (arXiv 2102.12827), algorithm 1. Details follow the authors' code at
@@ -38,7 +38,7 @@ class _Ball(NamedTuple):
 
 
 def _project_l0(points: Points, images: Points, epsilon: PerImage) -> Points:
-    """Keep the `epsilon` >= 1 entries that differ most; of equal ones all."""
+    """Keep the `epsilon` >= 1 entries that differ most, and all entries equal to the last."""
     delta = points - images
     size = jnp.abs(delta)
     rank = images[0].size - epsilon.astype(jnp.int32)
@@ -59,7 +59,7 @@ def _project_l1(points: Points, images: Points, epsilon: PerImage) -> Points:
 
 
 _BALLS = {
-    "l0": _Ball(balls.l0_norm, balls.l0_norm, _project_l0),  # which has no dual norm
+    "l0": _Ball(balls.l0_norm, balls.l0_norm, _project_l0),  # L0 has no dual norm
     "l1": _Ball(balls.l1_norm, balls.linf_norm, _project_l1),
     "l2": _Ball(balls.l2_norm, balls.l2_norm, balls.GEOMETRIES["l2"].project),
     "linf": _Ball(balls.linf_norm, balls.l1_norm, balls.GEOMETRIES["linf"].project),
@@ -137,10 +137,10 @@ def fmn(
     loss: str | Callable[..., Array] | Goal = "cw",
     info: bool = False,
 ) -> Attack:
-    """Make FMN an attack: the nearest adversarial example in a norm.
+    """Make FMN an attack that returns the nearest adversarial example in a norm.
 
-    An image for which none was found is returned unchanged, clipped to [0, 1]. The attack draws
-    nothing; `key` may be None.
+    If none is found, the image is returned unchanged, clipped to [0, 1]. The attack is
+    deterministic; `key` may be None.
 
     Args:
       norm: "l0", "l1", "l2" or "linf"; L0 counts entries, so a pixel of three channels counts up to
@@ -148,8 +148,8 @@ def fmn(
       steps: K >= 1; costs K forward and K backward passes.
       step_size: the L2 length of the first step, whatever the norm; it falls to a hundredth.
       gamma: the share by which the radius shrinks or grows in the first step; it falls to 0.001.
-      loss: the name of a loss of labels, or a `Goal` with a score, which says what is adversarial.
-        The first radii are best if the loss is 0 on the boundary, as a margin is.
+      loss: the name of a loss of labels, or a `Goal` with a score that defines adversarial. The
+        first radii are best if the loss is 0 on the boundary, like a margin.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 
     >>> import jax, jax.numpy as jnp

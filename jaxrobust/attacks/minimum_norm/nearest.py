@@ -1,4 +1,4 @@
-"""What minimum-norm attacks share: a machine that keeps the nearest adversarial example."""
+"""What minimum-norm attacks share: a machine that remembers the nearest adversarial example."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ class NearestState(NamedTuple):
 
     images: Points  # in [0, 1]
     labels: Any  # i32[B], or the targets of a `Goal`
-    points: Points  # to be evaluated next, the images first
+    points: Points  # to evaluate next, first the images
     epsilon: PerImage  # the norm of the latest step
     iteration: Counts  # evaluations told so far
     steps: Counts
-    adv: Points  # the adversarial example of smallest norm so far, the image if there is none
+    adv: Points  # the adversarial example of smallest norm so far, or the image
     norm_best: PerImage  # its distance to the image; infinite if there is none
 
 
 def nearest_machine(
     goal: Goal, tell: Callable[..., NearestState], *, epsilon: float, steps: int, gamma: float
 ) -> Machine:
-    """Make a `types.Machine` of `steps` evaluations that starts at the image; `result` is `adv`."""
+    """Make a `types.Machine` of `steps` evaluations, starting at the image; `result` is `adv`."""
     inputs.check_no_targets(goal)
     if goal.score is None:
         raise ValueError(
@@ -67,7 +67,7 @@ def nearest_machine(
 
 
 def keep_nearest(state: NearestState, adversarial: Mask, norm: PerImage) -> NearestState:
-    """Count an evaluation, and keep its point if it is the nearest adversarial example so far."""
+    """Count an evaluation, and store its point if it is the nearest adversarial example so far."""
     better = adversarial & (norm < state.norm_best)
     return state._replace(
         iteration=state.iteration + 1,
@@ -77,14 +77,14 @@ def keep_nearest(state: NearestState, adversarial: Mask, norm: PerImage) -> Near
 
 
 def annealed(state: NearestState, first: float, last: float) -> PerImage:
-    """Compute a setting that falls from `first` towards `last` along half a cosine."""
+    """Return a setting that falls from `first` towards `last` along half a cosine."""
     share = state.iteration.astype(state.epsilon.dtype) / state.steps.astype(state.epsilon.dtype)
     return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
 
 
 def direction(gradient: Points) -> Points:
     """Scale each image's gradient to an L2 norm of 1; zeros stay."""
-    # First by the largest entry: the squares of a tiny gradient are 0.
+    # Scale by the largest entry first: a tiny gradient's squares are 0.
     size = jnp.max(jnp.abs(gradient.reshape(len(gradient), -1)), axis=1)
     gradient = gradient / per_image(jnp.where(size > 0, size, 1), gradient)
     return gradient / per_image(jnp.maximum(l2_norm(gradient), 1), gradient)

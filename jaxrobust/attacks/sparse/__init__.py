@@ -1,1 +1,1 @@
-"""Attacks that change a number of pixels."""
+"""Attacks that change a limited number of pixels."""

@@ -1,14 +1,14 @@
 """Sparse-PGD: ascent on a perturbation of all pixels and on a mask that selects some of them.
 
 Each step moves the perturbation along the sign of its gradient, and the mask, a number per pixel,
-along its normalised gradient. The pixels with the largest numbers are changed. After three steps
-that left these pixels as they were, the mask is drawn again.
+along its normalised gradient. The pixels with the largest numbers change. After three steps that
+left these pixels unchanged, the mask is redrawn.
 
 Source: Zhong et al. 2024 (arXiv 2405.05075), algorithm 1. Details follow the authors' code
-(CityU-MLO/sPGD a356d0c), with three differences: the three steps need not follow each other, as in
-the paper, where the code starts to count again whenever no image of a batch keeps its pixels, which
-hardly happens; the start may already fool the network; pixels are ranked by the mask, not by its
-sigmoid, which is 1 for large numbers.
+(CityU-MLO/sPGD a356d0c), with three differences. The three steps need not be consecutive, as in the
+paper; the code restarts the count whenever no image of a batch keeps its pixels, which hardly ever
+happens. The start may already fool the network. Pixels are ranked by the mask, not by its sigmoid,
+which is 1 for large numbers.
 Parity: tests/attacks/test_sparse_pgd.py.
 """
 
@@ -32,13 +32,13 @@ from jaxrobust.attacks.square import key_data, until_done
 Numbers = Float[t.Array, "B H W 1"]  # of pixels
 _STEP = 0.25  # of the perturbation; alpha in the paper
 _MASK_STEP = 0.25  # of the mask, times the root of its size; beta
-_PATIENCE = 3  # steps that leave the pixels as they were before the mask is drawn again
+_PATIENCE = 3  # steps that leave the pixels unchanged before the mask is redrawn
 
 
 class SparsePgdState(NamedTuple):
     """The state of Sparse-PGD; the first axis of every array is the image.
 
-    States of two machines that differ in pixels or steps may share one batch, and either's `tell`.
+    States of two machines with other pixels or steps may share a batch, and either's `tell`.
     """
 
     images: t.Images  # in [0, 1]
@@ -50,10 +50,10 @@ class SparsePgdState(NamedTuple):
     delta: t.Images  # the perturbation of all pixels, inside the box
     mask: Numbers
     changed: Bool[t.Array, "B H W 1"]  # the `pixels` largest numbers of `mask`
-    unchanged: t.Counts  # steps since the latest draw of the mask that left `changed` as it was
-    x_best: t.Images  # the point of highest loss, or the latest that succeeded
-    loss_best: t.PerImage  # -inf first
-    score_best: t.PerImage  # the score of `x_best`; NaN first
+    unchanged: t.Counts  # steps since the mask was last drawn that left `changed` as it was
+    x_best: t.Images  # the point of highest loss, or the latest success
+    loss_best: t.PerImage  # -inf at first
+    score_best: t.PerImage  # the score of `x_best`; NaN at first
 
 
 def sparse_pgd_machine(
@@ -63,10 +63,10 @@ def sparse_pgd_machine(
     loss: str | Callable[..., t.Array] | Goal = "ce-cw",
     projected: bool = False,
 ) -> t.Machine:
-    """Make Sparse-PGD a `types.Machine` of up to `steps + 1` evaluations.
+    """Make Sparse-PGD a `types.Machine` with up to `steps + 1` evaluations.
 
-    Arguments as in `sparse_pgd`. `init` needs keys, threefry's; the mask that follows evaluation n
-    is drawn with `fold_in(key, n)`.
+    Arguments as in `sparse_pgd`. `init` needs threefry keys; the mask after evaluation n is drawn
+    with `fold_in(key, n)`.
     """
     goal = goal_of(loss)
     inputs.check_no_targets(goal)
@@ -136,7 +136,7 @@ def _tell(
         loss_best=jnp.where(better, loss, state.loss_best),
         score_best=jnp.where(better, score, state.score_best),
     )
-    # As if the points were images + delta * sigmoid(mask).
+    # Differentiate as if the points were images + delta * sigmoid(mask).
     gradient, sigmoid = usable(gradient), jax.nn.sigmoid(state.mask)
     slope = (gradient * state.delta).sum(axis=3, keepdims=True) * sigmoid * (1 - sigmoid)
     length = l2_norm(slope)
@@ -145,7 +145,7 @@ def _tell(
     gradient = jnp.where(state.changed, gradient, 0) if projected else gradient * sigmoid
     delta = state.delta + _STEP * jnp.sign(gradient)
     delta = jnp.clip(delta, -state.images, 1 - state.images)
-    # Where the mask is drawn again, this is all that happens.
+    # If the mask is redrawn, nothing else happens.
     again = state.unchanged >= _PATIENCE
     mask = where(again, _draw(state.keys, state.iteration, state.images)[1], mask)
     delta = where(again, state.delta, delta)
@@ -180,11 +180,11 @@ def sparse_pgd(
     It returns the first point that succeeds, or else the point of highest loss.
 
     Args:
-      pixels: at most, each in all of its channels; fewer than the image has. Inside `jit`, an array
-        i32[B] may be given.
-      steps: K >= 1; costs at most K + 1 forward and backward passes. An image is left alone once it
-        is misclassified.
-      loss: what the steps climb, as of `apgd`; "ce-cw" is the authors'.
+      pixels: maximum number, each in all channels; fewer than the image has. Inside `jit`, it may
+        be an array i32[B].
+      steps: K >= 1; costs at most K + 1 forward and backward passes. A misclassified image is left
+        alone.
+      loss: what the steps maximise, as in `apgd`; "ce-cw" is the authors'.
       projected: move the perturbation of the changed pixels only; the authors run both variants.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 

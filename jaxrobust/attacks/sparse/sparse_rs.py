@@ -1,11 +1,11 @@
-"""Sparse-RS: random search among images that differ in a number of pixels, without gradients.
+"""Sparse-RS: gradient-free random search among images that differ in a number of pixels.
 
-Each query gives back some of the changed pixels and changes as many others, each to a random corner
-of the colour cube. What raises the loss stays. The number of exchanged pixels falls by a schedule.
+Each query restores some of the changed pixels and changes as many others, each to a random corner
+of the colour cube. Changes that raise the loss stay. The number of exchanges falls over time.
 
 Source: Croce et al. 2022 (arXiv 2006.12834), algorithm 1, for L0. Details follow the authors' code
-(fra31/sparse-rs 055efff), but for one: the exchanged pixels are an image's own, not shared by all
-images of a batch. Parity: tests/attacks/test_sparse_rs.py.
+(fra31/sparse-rs 055efff), except that each image exchanges its own pixels instead of those of the
+whole batch. Parity: tests/attacks/test_sparse_rs.py.
 """
 
 import functools
@@ -26,7 +26,7 @@ from jaxrobust.attacks.machine import as_attack
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.attacks.square import goal_of_search, key_data, until_done
 
-# Up to so many of 10,000 queries, the share `alpha_init` is divided by a number.
+# Out of 10,000 queries, those up to which `alpha_init` is divided by each number.
 _UNTIL = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
 
@@ -40,15 +40,15 @@ class SparseRsState(NamedTuple):
     images: t.Images  # in [0, 1]
     labels: Any  # i32[B], or the targets of a loss function
     pixels: t.Counts
-    exchanges: Integer[t.Array, "B levels"]  # how many pixels are exchanged at each level
+    exchanges: Integer[t.Array, "B levels"]  # number of pixels to exchange at each level
     keys: KeyData
     iteration: t.Counts  # evaluations told so far
-    points: t.Images  # to be evaluated next
-    changed: Pixels  # those that `points` change
-    x_best: t.Images  # the point of highest loss, at first the start
+    points: t.Images  # to evaluate next
+    changed: Pixels  # the pixels that `points` change
+    x_best: t.Images  # the point of highest loss; at first the start
     changed_best: Pixels
-    loss_best: t.PerImage  # -inf first
-    score_best: t.PerImage  # the score of `x_best`; NaN first
+    loss_best: t.PerImage  # -inf at first
+    score_best: t.PerImage  # the score of `x_best`; NaN at first
 
 
 def sparse_rs_machine(
@@ -58,10 +58,10 @@ def sparse_rs_machine(
     loss: str | Callable[..., t.Array] | Goal = "cw",
     alpha_init: float = 0.3,
 ) -> t.Machine:
-    """Make Sparse-RS a `types.Machine` of up to `queries` evaluations, none with a gradient.
+    """Make Sparse-RS a `types.Machine` with up to `queries` evaluations, none with a gradient.
 
-    Arguments as in `sparse_rs`. `init` needs keys, threefry's; the draws of evaluation n come from
-    `fold_in(key, n)`.
+    Arguments as in `sparse_rs`. `init` needs threefry keys; evaluation n draws from `fold_in(key,
+    n)`.
     """
     goal = goal_of_search(loss)
     inputs.check_no_targets(goal)
@@ -135,13 +135,13 @@ def sparse_rs_machine(
 
 
 def search_levels(queries: int) -> np.ndarray:
-    """Compute the place in `_DIVISORS` of each query, i32[queries]."""
+    """Return the index into `_DIVISORS` for each query, i32[queries]."""
     of_10000 = (np.arange(queries) / queries * 10_000).astype(int)
     return np.searchsorted(_UNTIL, of_10000).astype(np.int32)
 
 
 def exchanged_pixels(size: int, alpha_init: float) -> np.ndarray:
-    """Compute how many of 0 to `size` - 1 pixels are exchanged at each level, i32[size, levels]."""
+    """Count the exchanged pixels, of 0 to `size` - 1, at each level, i32[size, levels]."""
     shares = alpha_init / np.array(_DIVISORS)
     return np.maximum((shares * np.arange(size)[:, None]).astype(np.int32), 1)
 
@@ -149,7 +149,7 @@ def exchanged_pixels(size: int, alpha_init: float) -> np.ndarray:
 def exchange(
     state: SparseRsState, order: Order, corners: t.Images, count: t.Counts
 ) -> SparseRsState:
-    """Give back the first `count` changed pixels in `order`, and change the first others."""
+    """Restore the first `count` changed pixels in `order`, and change the first others."""
     leave = _first(count, order, state.changed_best)
     join = _first(count, order, ~state.changed_best)
     points = jnp.where(leave, state.images, state.x_best)
@@ -168,14 +168,14 @@ def _first(count: t.Counts, order: Order, among: Pixels) -> Pixels:
 def _draw(
     keys: KeyData, number: t.Counts, images: t.Images
 ) -> tuple[Order, Float[t.Array, "B H W channels"]]:
-    """Draw an order of the pixels and a corner of the colour cube for each."""
+    """Draw an order of the pixels, and for each a corner of the colour cube."""
     _, height, width, _ = images.shape
 
     def of_one(data: t.Array, number: t.Array, image: t.Array) -> tuple[t.Array, t.Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(data, impl="threefry2x32"), number)
         first, second = jax.random.split(key)
         order = jax.random.permutation(first, height * width).reshape(height, width, 1)
-        order += jnp.zeros_like(image[..., :1], order.dtype)  # takes over shard_map's axes
+        order += jnp.zeros_like(image[..., :1], order.dtype)  # copies shard_map's axes
         return order, jax.random.bernoulli(second, shape=image.shape).astype(image.dtype)
 
     return jax.vmap(of_one)(keys, number, images)
@@ -189,14 +189,14 @@ def sparse_rs(
     alpha_init: float = 0.3,
     info: bool = False,
 ) -> t.Attack:
-    """Make Sparse-RS an attack: the point of highest loss that changes at most `pixels` pixels.
+    """Make Sparse-RS an attack: the point of highest loss with at most `pixels` changed pixels.
 
     Args:
-      pixels: at most, each in all of its channels; fewer than the image has. Inside `jit`, an array
-        i32[B] may be given.
-      queries: at most, the start included; an image is left alone once it is misclassified.
-      loss: what the search raises, as of `square`.
-      alpha_init: the share of the changed pixels that the first queries exchange.
+      pixels: maximum number, each in all channels; fewer than the image has. Inside `jit`, it may
+        be an array i32[B].
+      queries: maximum number, including the start; a misclassified image is left alone.
+      loss: what the search maximises, as in `square`.
+      alpha_init: the share of changed pixels that the first queries exchange.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 
     >>> import jax, jax.numpy as jnp
@@ -213,7 +213,7 @@ def sparse_rs(
 
 _FACTS = MachineFacts(
     machine="sparse-rs",
-    # As in Sparse-AutoAttack of the authors of Sparse-PGD.
+    # As in Sparse-AutoAttack by the authors of Sparse-PGD.
     make=lambda setting, epsilon: sparse_rs_machine(
         pixels=epsilon, queries=setting.steps, loss="ce", alpha_init=0.8
     ),

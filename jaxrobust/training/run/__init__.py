@@ -1,1 +1,1 @@
-"""A run: its phases, its steps, what it selects, and how it stops and continues."""
+"""A run: its phases and steps, model selection, and how it stops and resumes."""

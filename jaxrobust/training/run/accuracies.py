@@ -1,4 +1,4 @@
-"""What a network reaches: accuracies on a split, their records, and the table of a run."""
+"""Accuracies of a network on a split, their records, and the table of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from jaxrobust.weights.trained import history
 
 
 def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict[str, float]:
-    """Append the record of a phase's best weights on the test split, unless it is there.
+    """Record the test accuracy of a phase's best weights, unless the record exists.
 
-    Returns accuracies, clean and robust; nothing, where the record is there.
+    Returns the clean and robust accuracies, or nothing if the record exists.
     """
     config, workdir, name = run.config, run.workdir, run.name
     images = splits.evaluated(config, "test_split", config.test, workdir)
@@ -96,10 +96,10 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
 
 
 def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> dict[str, Any]:
-    """Measure in float32, as RobustBench does, whatever the type of training.
+    """Measure in float32, as RobustBench does, whatever the training type.
 
-    Of several norms each has an attack by itself: an image is robust when it withstands all, and
-    `after` has the accuracy after the attack of each norm and those before it.
+    With several norms, each has its own attack. An image is robust if it withstands all; `after`
+    holds the accuracy after each norm's attack, including those before it.
     """
     config, mesh, balls = run.config, run.phase.mesh, threats(run.config.attack)
     options: dict[str, Any] = {"dtype": "float32", "top5": True}
@@ -120,7 +120,7 @@ def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> d
 
 
 def table(workdir: Path) -> str:
-    """Write the records as a table for people."""
+    """Format the records as a table for people."""
     rows = records.read(workdir)
     for record in rows:
         checked.check(record, workdir / "results.jsonl")

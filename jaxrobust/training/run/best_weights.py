@@ -1,4 +1,4 @@
-"""The selection split: which weights of a phase are the best."""
+"""The selection split: picks the best weights of a phase."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
-    """Build the evaluation on the selection split under the attack that the config names.
+    """Build the evaluation on the selection split, under the config's attack.
 
     With several norms, an image is robust if it withstands all of them.
     """
@@ -72,7 +72,7 @@ def selection(
     run: PhaseRun, between: Callable[[], None] = lambda: None
 ) -> Callable[[int, TrainState], dict[str, float]]:
     """Return `select(step, state) -> dict`, which evaluates on the selection split and keeps the
-    best weights; what `between` raises after a batch ends it before that.
+    best weights; an exception from `between`, called after each batch, aborts it before that.
     """
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
     settings = config.evaluation
@@ -80,7 +80,7 @@ def selection(
     choice = spread.choice(images.source, images.limit)
     chosen_by = {"image_choice": choice} if choice == spread.HASH else {}
     older = [row for row in jsonl.read(run.file("selection.jsonl")) if "image_choice" not in row]
-    if chosen_by and hosts.first(bool(older)):  # weights are compared on the same images
+    if chosen_by and hosts.first(bool(older)):  # to compare weights on the same images
         say(f"{name}: the choice continues with the first {len(images)} images, as it began")
         images, chosen_by = replace(images, places=tuple(range(len(images)))), {}
     evaluate = counter(config, phase.mesh)
@@ -99,10 +99,10 @@ def selection(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
         )
-        latest.wait()  # two writers at once mix up their meetings of hosts
+        latest.wait()  # two writers at once would confuse their host barriers
         if config.checkpoint.keep_epochs:
             with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as every:
-                if step not in steps(every.directory):  # to which a rollback comes again
+                if step not in steps(every.directory):  # a rollback repeats this step
                     every.save(step, weights, reached)
                     every.wait()
         best_step = best.latest_step()
@@ -110,7 +110,7 @@ def selection(
             best.save(step, weights, reached)
             best.wait()
         one = reached.pop("collapse", None)
-        if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
+        if jax.process_index() == 0:  # a kill may have prevented the line in metrics.jsonl
             file = run.file("selection.jsonl")
             rows = [r for r in jsonl.read(file) if r["step"] < step]
             rows.append({"step": step} | reached | chosen_by)
@@ -128,7 +128,7 @@ def selection(
 
 
 def _rank(reached: dict, metric: str) -> tuple[bool, float]:
-    """Score weights: a network of one class is below all others, since it is not robust."""
+    """Score weights; a network that predicts one class ranks last, since it is not robust."""
     return not collapse.proven(reached), reached[metric]
 
 

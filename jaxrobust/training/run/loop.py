@@ -1,4 +1,4 @@
-"""The steps of a phase: take, log, save, evaluate, stop together, go back after trouble."""
+"""The steps of a phase: train, log, save, evaluate, stop together, roll back after trouble."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from jaxrobust.weights.trained import kept
 
 
 class Due(NamedTuple):
-    """What to do before the next step is taken."""
+    """What to do before the next step."""
 
     logs: bool
     saves: bool
@@ -37,7 +37,7 @@ class Due(NamedTuple):
 
 
 class Every(NamedTuple):
-    """How often a phase does what; the last step is one for all."""
+    """How often a phase does each of these; the last step does all."""
 
     log_steps: int
     checkpoint_epochs: int
@@ -48,10 +48,10 @@ class Every(NamedTuple):
 
 
 def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, copied: int = 0) -> Due:
-    """Decide the actions after `step` steps; a run continued from `start`.
+    """Decide the actions after `step` steps, for a run that was resumed at `start`.
 
-    A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
-    gradient is in the way, at the first step after. `saved`, `evaluated`, `copied`: the last ones.
+    A checkpoint, a copy or an evaluation stays due until done: if the step has no gradient, it
+    happens at the first later step that does. `saved`, `evaluated`, `copied`: the last ones.
     """
     ends = step == every.total_steps
 
@@ -69,34 +69,34 @@ def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, copi
 
 
 def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
-    """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
+    """Train from the last checkpoint's state to the end of the phase, including its evaluation.
 
-    Returns whether that was reached; False: continue from the last checkpoint, after a rollback.
+    Returns whether the end was reached; False: continue from the last checkpoint, rolled back.
     """
     with _Loop(run, state, signals).opened() as loop:
         while True:
             done = {"saved": loop.saved, "evaluated": loop.evaluated, "copied": loop.kept}
             now = due(loop.step, loop.every, start=loop.start, **done)
-            # Steps run ahead of what is known of them. Before anything is written, all of them
-            # end: one of them may be the last that another host takes, or may have found no
-            # gradient, and what a stop or a rollback undoes must not be seen by anybody.
+            # Steps run ahead of their results. Before anything is written, all of them must finish:
+            # one may be the last that another host takes, or may have had no gradient, and nothing
+            # may show that a stop or a rollback undoes.
             if now.saves or now.logs:
                 loop.ahead.drain()
-            if loop.ahead.stop:  # the same step on every host: none has taken it
+            if loop.ahead.stop:  # the same step on every host, and none has taken it
                 raise loop.stopped(*loop.ahead.stop)
             if trouble := loop.troubled(now):
                 loop.trouble.roll_back(*trouble)
                 return False
             if now.logs:
                 loop.log()
-            if now.saves and loop.sound():  # where a rollback may return to
+            if now.saves and loop.sound():  # a rollback may return to it
                 loop.save(run.latest)  # before the evaluation, which may take long
                 loop.saved = loop.step
             if why := loop.stops.at_once():
                 raise loop.stopped(why, loop.step)
             if now.keeps and loop.sound():
                 loop.keep()
-            if now.evaluates and loop.sound():  # a rollback would undo the state, not its score
+            if now.evaluates and loop.sound():  # a rollback would undo the state but not its score
                 loop.evaluate()
             if loop.step == run.phase.total_steps:
                 loop.heed()
@@ -105,7 +105,7 @@ def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
 
 
 class _Loop:
-    """What changes from step to step, and the parts with a lifetime of their own."""
+    """What changes from step to step, and the parts with their own lifetime."""
 
     write: metrics.Write
     progress: Progress
@@ -119,7 +119,7 @@ class _Loop:
         checkpoints, done = last(run)
         self.meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
         same_groups(run, self.meta)
-        if checkpoints is not run.stopped:  # after which there is a good one to go back to
+        if checkpoints is not run.stopped:  # then there is a good one to return to
             evaluates(run, state)
         self.trouble, self.ahead = Trouble(run), metrics.Ahead(self.meta)
         self.every = Every(
@@ -134,7 +134,7 @@ class _Loop:
         self.select = selection(run, self.heed)
         self.damage = splits.damage(config, run.workdir, run.source)
         self.batch: Any = None
-        self.dead = ""  # what was said of channels last
+        self.dead = ""  # the last warning about channels
         self.saved, self.evaluated = hosts.first(run.latest.latest_step() or 0), 0
         self.kept = hosts.first(max(kept.steps_of(run.workdir, run.name), default=0))
         self.control = cache(self._control)
@@ -171,11 +171,11 @@ class _Loop:
             yield self
 
     def sound(self) -> bool:
-        """Allow a rollback to return to this state: not behind steps without a gradient."""
+        """Return whether a rollback may return here: not after steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def troubled(self, now: Due) -> tuple[int, str] | None:
-        """Decide the step to go back to and the reason; None: the run may continue."""
+        """Return the step to go back to and the reason; None: the run may continue."""
         if why := self.trouble.skipped(self.ahead):
             return int(self.ahead.last["step"]), why
         if not (now.saves or now.keeps or now.evaluates):
@@ -214,20 +214,20 @@ class _Loop:
         checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
     def keep(self) -> None:
-        """Keep a copy of both weights, which a rollback does not come behind."""
-        self.run.latest.wait()  # two writers at once mix up their meetings of hosts
+        """Keep a copy of both weights; rollbacks do not go back further."""
+        self.run.latest.wait()  # two writers at once would confuse their host barriers
         both = kept.Kept(self.state.params, self.state.stats, *averaged(self.state))
         length = self.run.phase.steps_per_epoch
         kept.keep(self.run.workdir, self.run.name, self.step, both, steps_per_epoch=length)
         self.kept = self.step
 
     def heed(self) -> None:
-        """Stop where no next step tells all hosts to: in an evaluation, at the end."""
+        """Stop where no further step can tell all hosts to: in an evaluation, at the end."""
         if why := self.stops.now():
             raise self.stopped(why, self.step)
 
     def evaluate(self) -> None:
-        """Write the line that `scored` looks for, too."""
+        """Evaluate, and write the line that `scored` looks for."""
         self.write(self.step, self.select(self.step, self.state))
         self.run.trackers.pictures(self.step)
         self.evaluated = self.step
@@ -287,7 +287,7 @@ def _compiled(run: PhaseRun, start: int) -> tuple[Any, Any]:
 
 
 def evaluates(run: PhaseRun, state: TrainState) -> None:
-    """Refuse to continue from running statistics with which nothing can be evaluated."""
+    """Refuse to resume with running statistics that make every evaluation meaningless."""
     if broken := alarm.of_norms(state.stats).broken:
         step = int(state.step)
         where = f"its checkpoint of step {step}" if step else "the weights it starts from"
@@ -298,7 +298,7 @@ def evaluates(run: PhaseRun, state: TrainState) -> None:
 
 
 def same_groups(run: PhaseRun, meta: dict[str, Any]) -> None:
-    """Refuse to continue with batch norms that take other images together."""
+    """Refuse to resume with batch norms over groups of another size."""
     old, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if old != now:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Metrics: of steps on the device, then in `metrics.jsonl`, and in trackers if asked for."""
+"""Metrics: from steps on the device to `metrics.jsonl` and, on request, trackers."""
 
 import json
 from collections import deque
@@ -16,15 +16,15 @@ from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.types import Params
 
 Write = Callable[[int, dict[str, float]], None]
-_AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
+_AHEAD = 2  # steps that may be queued on the device, each with its batch
 
 
 def writer(run: PhaseRun, start: int, *, enabled: bool) -> Write:
-    """Return `write(step, scalars)`; a line is on disk, and the file closed, when that returns.
+    """Return `write(step, scalars)`; when it returns, the line is on disk and the file is closed.
 
-    A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.
-    Lines of this phase after `start` are removed, because they will be written again; where it is
-    not `enabled`, on all processes but the first, nothing is written.
+    A bucket's file system (gcsfuse) loses a file that is still open when the host disappears. Lines
+    of this phase after `start` are removed, because they will be rewritten. If not `enabled`, as on
+    all processes but the first, nothing is written.
     """
     if not enabled:
         return lambda step, scalars: None
@@ -42,7 +42,7 @@ def writer(run: PhaseRun, start: int, *, enabled: bool) -> Write:
 
 
 def parameters(workdir: Path, params: Params, *, enabled: bool) -> str:
-    """Write the table of parameters to `parameters.txt`, where `enabled`; return what it counts."""
+    """Write the table of parameters to `parameters.txt`, if `enabled`; return a summary."""
     file = workdir / "parameters.txt"
     if enabled:
         jsonl.replace(file, overview.get_parameter_overview(params, include_stats=False) + "\n")
@@ -51,28 +51,28 @@ def parameters(workdir: Path, params: Params, *, enabled: bool) -> str:
 
 
 class Ahead:
-    """Steps that are on the device, and what those that ended there said."""
+    """Steps in flight on the device, and the metrics of finished ones."""
 
     def __init__(self, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Begin with nothing on the device; `meta`: what was `noted` where the run continues."""
+        """Start with nothing on the device; `meta`: what was `noted` where the run resumes."""
         self._waiting: deque[tuple[int, dict]] = deque()
         self._rows = list(meta.get("unlogged", ()))  # since the last window
         self.last: dict[str, float] = meta.get("last", {})
-        self.skipped: int = meta.get("skipped", 0)  # steps in a row that updated nothing
-        self.stop: tuple[int, int] | None = None  # why, and how many steps were taken before
+        self.skipped: int = meta.get("skipped", 0)  # steps in a row without an update
+        self.stop: tuple[int, int] | None = None  # why, and the number of steps taken before
 
     def add(self, step: int, values: dict) -> None:
-        """Take note of a step's metrics, and wait until few enough are on the device."""
+        """Add a step's metrics, and wait until few enough steps are in flight."""
         self._waiting.append((step, values))
         if len(self._waiting) > _AHEAD:
             self._take()
 
     def noted(self) -> dict[str, Any]:
-        """Copy the state that a checkpoint keeps of the steps so far; no later step changes it."""
+        """Copy what a checkpoint stores about past steps; later steps do not change it."""
         return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
 
     def drain(self) -> None:
-        """Wait for all steps that are on the device."""
+        """Wait for all steps in flight."""
         while self._waiting:
             self._take()
 
@@ -88,7 +88,7 @@ class Ahead:
             self._rows.append(row)
 
     def window(self) -> dict[str, float]:
-        """Return means over the steps since the last call, and how many updated nothing."""
+        """Return means over the steps since the last call, and how many of them updated nothing."""
         rows, self._rows = self._rows, []
         good = [row for row in rows if not row["skipped"]]
         keys = sorted({key for row in good for key in row})

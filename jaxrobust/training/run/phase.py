@@ -1,4 +1,4 @@
-"""One phase of a run: its parts, its files, its checkpoints."""
+"""A phase of a run: its parts, files and checkpoints."""
 
 import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxrobust.weights.store.checkpoint import Checkpoints
 
 
 class PhaseRun(NamedTuple):
-    """One phase of a run: what does not change from step to step."""
+    """What stays constant over the steps of a phase."""
 
     config: Any
     workdir: Path
@@ -25,20 +25,20 @@ class PhaseRun(NamedTuple):
     phase: build.Phase
     source: registry.Source
     profile: Profile | None
-    latest: Checkpoints  # to go back to after trouble
+    latest: Checkpoints  # to return to after trouble
     best: Checkpoints
-    stopped: Checkpoints  # of a stop in trouble, after the latest
+    stopped: Checkpoints  # saved when stopping in trouble, after the latest
     trackers: Trackers = NONE
-    earlier_steps: int = 0  # of the phases before
+    earlier_steps: int = 0  # in the phases before
 
     def file(self, name: str) -> Path:
-        """Name a file of this phase."""
+        """Return the path of a file of this phase."""
         return self.workdir / self.name / name
 
 
 def last(run: PhaseRun) -> tuple[Checkpoints, int | None]:
-    """Find the checkpoints to continue from, for all hosts those of the first, and their step;
-    None: there is none.
+    """Return the checkpoints to continue from, and their step; all hosts follow the first one.
+    None: there are none.
     """
     both = (run.latest, run.stopped)
     steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
@@ -47,9 +47,7 @@ def last(run: PhaseRun) -> tuple[Checkpoints, int | None]:
 
 
 def note_resumption(run: PhaseRun, step: int) -> None:
-    """Add to `resumptions.jsonl` that a process continues from the checkpoint of a step, and
-    when.
-    """
+    """Record in `resumptions.jsonl` that a process resumes from a step's checkpoint, and when."""
     if jax.process_index() == 0:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         note = {"step": step, "time": now, "devices": in_use.devices()}
@@ -57,8 +55,8 @@ def note_resumption(run: PhaseRun, step: int) -> None:
 
 
 def scored(run: PhaseRun) -> int:
-    """Find the last step that was evaluated on the selection split; 0: none was, or the best
-    weights are gone, so that it has to be done again.
+    """Return the last step evaluated on the selection split; 0: none was, or the best weights are
+    gone, so it must be repeated.
     """
     rows = jsonl.read(run.workdir / "metrics.jsonl")
     here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]

@@ -1,4 +1,4 @@
-"""Progress of a phase: loss, accuracy, speed, time left, memory, cost."""
+"""Progress of a phase: loss, accuracy, speed, remaining time, memory, cost."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ from jaxrobust.runtime.text import panel, patience, terminal
 from jaxrobust.runtime.text.panel import PanelRow
 from jaxrobust.runtime.text.progress import LinePart, clock, say, watched
 
-DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
+DATA_WAIT = 0.05  # share of time without a batch from which on to warn
 _TITLE = "training"
 
 
 @contextlib.contextmanager
 def begun(phase: str, step: int, total: int, *, phases: Sequence[str]) -> Iterator[None]:
-    """Show the panel of a phase before a step is compiled; `Progress` inside continues with it."""
+    """Show a phase's panel before a step is compiled; a `Progress` inside continues with it."""
     with panel.opened(_TITLE, here=jax.process_index() == 0, keep=True) as meter:
         meter.show(_rows(panel.stages(phases, phase), step, total), step, total)
         yield
@@ -30,11 +30,11 @@ def begun(phase: str, step: int, total: int, *, phases: Sequence[str]) -> Iterat
 def compiling(
     phase: str, work: str, program: str, *, always: bool = False
 ) -> contextlib.AbstractContextManager[None]:
-    """Announce what is compiled inside, in the panel where there is one; else in a line.
+    """Announce what is compiled inside, in the panel if there is one; otherwise in a line.
 
-    `program`: its name for `compilation.remember`; `always`: a line even if it is short.
+    `program`: its name for `compilation.remember`; `always`: print a line even if it is short.
     """
-    if panel.is_live():  # which has the name of the phase
+    if panel.is_live():  # it shows the phase's name
         options: dict[str, Any] = {"say": panel.waits, "always": True}
         return compilation.waiting(f"compiling {work}", program, **options)
     return compilation.waiting(f"{phase}: compiling {work}", program, say, always=always)
@@ -45,10 +45,10 @@ def _rows(phases: Sequence[LinePart], step: int, total: int) -> list[PanelRow]:
 
 
 class Progress:
-    """Loss, accuracy, images/s, time left of one phase, how long it waited for data, and its cost.
+    """Loss, accuracy, images/s, remaining time, data wait and cost of a phase.
 
-    `flops_per_image` are those of the model for one image of training, of which model FLOP
-    utilisation is a share of the chip's peak; `chip_hours` were used before.
+    `flops_per_image` are the model's for one training image; model FLOP utilisation relates them to
+    the chip's peak. `chip_hours` were used before.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Progress:
         self._main = jax.process_index() == 0
         self._seen = self._main and watched()
         self._phase, self._total, self._batch = phase, total, config[phase].batch_size
-        self._figures: list[LinePart] = []  # of the last line, but the time left
-        self._first: tuple[int, float] | None = None  # step and time at which one had ended
-        self._done = step  # that have ended
+        self._figures: list[LinePart] = []  # of the last line, except the remaining time
+        self._first: tuple[int, float] | None = None  # a finished step, and when
+        self._done = step  # steps that have finished
         self._phases = panel.stages(config.phases, phase)
         self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
@@ -81,11 +81,11 @@ class Progress:
         self.resume(step)
 
     def dispatched(self, step: int, values: Any) -> None:
-        """Take note that a step is on its way to the device; `values` are of its results."""
+        """Register that a step was sent to the device; `values` are some of its results."""
         self._last_step = self._watcher.submit(self._finished, step, values)
 
     def _finished(self, step: int, values: Any) -> float:
-        """Wait for values of a step; return when the device had them, and move the bar."""
+        """Wait for a step's values; return when the device had them, and move the bar."""
         jax.block_until_ready(values)
         now, self._done = time.perf_counter(), step
         if self._seen:
@@ -95,7 +95,7 @@ class Progress:
         return now
 
     def _move(self, step: int, now: float) -> None:
-        """Move the panel; the time left is at the speed since the first step, or since a line."""
+        """Move the panel; remaining time is based on the speed since the first step or a line."""
         since, start = self._first or (step, now)
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
         *learnt, costs, mfu, starved = self._figures or [LinePart("")] * 6
@@ -112,9 +112,9 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time the call for a batch; what counts is the time in which the device has no step."""
+        """Time the call for a batch; only time in which the device has no step counts."""
         since = time.perf_counter()
-        if self._last_step is None:  # the first batch: workers start
+        if self._last_step is None:  # the first batch, while workers start
             with patience.lasting(f"{self._phase}: waiting for the first batch", here=self._main):
                 yield
             self.resume(self._last[0])
@@ -124,11 +124,11 @@ class Progress:
             self._waited += time.perf_counter() - max(since, self._last_step.result())
 
     def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
-        """Show the state after `step`; return what it cost.
+        """Show the state after `step`; return its costs.
 
         `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilisation) and
-        `data_wait`, a share of the time, are those since the last call or `resume`; `chip_hours`
-        and `peak_memory_bytes` of a device here since the start; unknown ones are left out.
+        `data_wait`, a share of the time, are since the last call or `resume`; `chip_hours` and
+        `peak_memory_bytes` of a local device since the start; unknown ones are omitted.
         """
         last_step, since = self._last
         seconds = max(time.perf_counter() - since, 1e-9)
@@ -165,7 +165,7 @@ class Progress:
         ]
 
     def chip_hours(self) -> float:
-        """Return devices times hours of the phase so far, those before this run included."""
+        """Return devices times hours of the phase so far, including earlier runs."""
         return self._chip_hours_before + self._chips * (time.perf_counter() - self._started) / 3600
 
     def _costs(self) -> dict[str, float]:
@@ -201,7 +201,7 @@ class Progress:
         self._starved = share > DATA_WAIT
 
     def resume(self, step: int) -> None:
-        """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
+        """Exclude the time since the last `show` (an evaluation, a save) from the speed."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def __enter__(self) -> "Progress":
@@ -223,12 +223,12 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """Return the most bytes in use so far on a device of this host; 0: the backend tells none."""
+    """Return the peak bytes in use on a device of this host so far; 0: unknown to the backend."""
     return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())
 
 
 def _radii(means: dict[str, float]) -> str:
-    """Write the radius while it grows, of several norms each; "" where none does."""
+    """Return the current radius, or radii, while they grow; "" if none does."""
     if "epsilon" in means:
         return f"epsilon {255 * means['epsilon']:.3g}/255"
     radii = {k: v for k, v in means.items() if k.startswith("epsilon_")}

@@ -46,15 +46,15 @@ from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
 from jaxrobust.weights.trained import history, runs
 
-# What a workdir may change between two runs of the same command without becoming another run; a
-# record carries its own test settings.
+# What may differ between two runs of the same command in one workdir without making it another run;
+# records hold their own test settings.
 _FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
 _FREE += ("test.", "mesh.", "alarm.", "trouble.", "checkpoint.keep_every_epochs")
-_FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
+_FREE += ("model.options.bn_group",)  # checkpoints record how images were grouped
 
 
 class PlannedPhase(NamedTuple):
-    """A phase before it runs: the config as it sees it, its training split, its step."""
+    """A phase before it runs: its view of the config, its training split, its step."""
 
     config: Config
     source: registry.Source
@@ -66,16 +66,16 @@ def run(
 ) -> None:
     """Train every phase of `config` that has epochs, then evaluate each on the test split.
 
-    The same call on the same workdir continues where the last one stopped, on these devices or
-    others. A run that it starts from by its config (`init.weights=run:CONFIG`) is trained before,
-    where it is not finished. `profile` says which steps to trace, and `draw` returns the figures
+    The same call on the same workdir continues where the last one stopped, on the same or other
+    devices. If it starts from another run by config (`init.weights=run:CONFIG`), that run is
+    trained first, unless finished. `profile` selects steps to trace, and `draw` returns the figures
     for `log.to`.
     Raises:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to continue.
     """
     first = start_runs.before(config, workdir)
-    if first:  # a mistake in this run's own config is better known before days of the others
+    if first:  # report mistakes in this config before days of training the others
         hosts.together(
             lambda: check(warnings.fitted_batches(config, jax.device_count())[0], workdir)
         )
@@ -94,7 +94,7 @@ def _run(
     draw: trackers.Draw | None = None,
     otherwise: str,
 ) -> None:
-    """Train one run; `otherwise`: what to do where another process is at work in its folder."""
+    """Train one run; `otherwise`: what to do if another process is using its folder."""
     config, fitted = warnings.fitted_batches(config, jax.device_count())
     values = plain(config)
     shared = {k: v for k, v in flat(values).items() if k not in ("data.dir", "data.workers")}
@@ -102,14 +102,14 @@ def _run(
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     first_host = jax.process_index() == 0
     hosts.together(lambda: runs.remember_programs(workdir, config.phases))
-    if jax.process_count() > 1:  # the others have perhaps no PyTorch
+    if jax.process_count() > 1:  # the other hosts may lack PyTorch
         _keep_programs(config, workdir)
     with patience.of("checking the config, its networks and its data", here=first_host):
         parts, data = hosts.together(lambda: check(config, workdir))
     hosts.agree(data, problem="has other data", remedy="Give every host the same data set")
     names = list(parts)
     first = names[0]
-    # Who makes the network, where a user's function does.
+    # The origin of the network, if a user's function makes it.
     function = models.origin(parts[names[-1]].config.model.name)
     same = "Give every host the same"
     sha256 = function and function["sha256"]
@@ -162,12 +162,12 @@ def _phases(
     profile: Profile | None,
     log: trackers.Trackers,
 ) -> None:
-    """Train and test; `start` is what the first phase starts from, None where it has begun."""
+    """Train and test; `start` is the first phase's start, None if it has begun."""
     steps_before = 0
-    reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
-    weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
+    reached: dict[str, Weights] = {}  # the best weights of each phase, on the host, since
+    weights = None if start is None else _start(*start, workdir)  # the next devices hold a part
     for name, (phase_config, source, phase) in parts.items():
-        if source.classes and jax.process_index() == 0:  # other data's go into the phase's folder
+        if source.classes and jax.process_index() == 0:  # other data go to the phase's folder
             folder = workdir if _data_of(phase_config) == _data_of(config) else workdir / name
             folder.mkdir(exist_ok=True)
             jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
@@ -195,10 +195,10 @@ def _phases(
 
 
 def _keep_programs(config: Config, workdir: Path) -> None:
-    """Keep the programs of PyTorch modules on the first host, and let the others read them."""
+    """Save the programs of PyTorch modules on the first host, and let the others read them."""
     run_spec = NetworkSpec.of_config(config)
     specs = {workdir: run_spec}
-    for name in phases(config):  # one of other classes or another size has its own
+    for name in phases(config):  # a phase with other classes or another size has its own
         if (spec := NetworkSpec.of_config(of_phase(config, name))) != run_spec:
             specs[workdir / name] = spec
 
@@ -230,7 +230,7 @@ def _start(start: Network, record: dict[str, Any], workdir: Path) -> Weights:
 
 
 def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[str, Any]]:
-    """Build the phases that happen, and describe the data; refuse whatever would fail later."""
+    """Build the phases to run and describe the data; reject whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
             f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
@@ -282,7 +282,7 @@ def _opened(config: Config) -> dict[str, registry.Source]:
 
 
 def check_numbers(config: Config) -> None:
-    """Refuse numbers of a config that are out of their range."""
+    """Reject numbers in a config that are out of range."""
     lowest = {
         0: "evaluation.images test.images checkpoint.keep_every_epochs data.max_damaged mesh.fsdp "
         "alarm.every_steps trouble.skips trouble.rollbacks",
@@ -292,7 +292,7 @@ def check_numbers(config: Config) -> None:
     for low, keys in lowest.items():
         for key in keys.split():
             must_be(key, values[key], values[key] >= low, f"at least {low}")
-    # JAX makes keys of 32 bits; the rest would be cut off.
+    # JAX's seeds have 32 bits; the rest would be lost.
     must_be("seed", seed, 0 <= seed < 2**32, "from 0 to 2^32 - 1")
     must_be("trouble.lr", lr, 0 < lr <= 1, "above 0, at most 1")
     one_of("evaluation.weights", config.evaluation.weights, ("ema", "raw"))
@@ -314,7 +314,7 @@ def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
 
         def take() -> None:
-            if jax.process_index() != 0:  # the first one does for all
+            if jax.process_index() != 0:  # the first process acts for all
                 return
             with folders.writing("workdir", workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
@@ -325,8 +325,8 @@ def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
 
 
 def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
-    """Write the resolved config, and what the data is, into a new workdir; refuse that of another
-    run.
+    """Write the resolved config and a description of the data into a new workdir; reject the
+    workdir of another run.
     """
     noted = _noted(workdir / "config.json", {"version": VERSION} | values)
     old = completed(runs.of_this_version(noted, workdir / "config.json"))
@@ -386,7 +386,7 @@ def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
             stack.enter_context(contextlib.closing(kept))
         done = last(run)[1]
         ended = done == run.phase.total_steps and scored(run) == done
-        if done is not None and not ended:  # a rollback begins further down, and has its own note
+        if done is not None and not ended:  # a rollback starts earlier, and has its own note
             note_resumption(run, done)
         if not ended:
             run.trackers.open()
@@ -411,7 +411,7 @@ def _state(run: PhaseRun, start: Weights | None) -> TrainState:
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)
     key = jax.random.key(run.config.seed)
-    if start is not None:  # stored, or of the phase before; the average starts there too
+    if start is not None:  # stored, or from the previous phase; the average starts there too
         return run.phase.state_of(key, *start)
     program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
     with phase_progress.compiling(run.name, "the draw of the weights", program):

@@ -36,7 +36,7 @@ def opened(config: Config, key: str) -> registry.Source:
 
 
 def extra(config: Config) -> registry.Source | None:
-    """Open the second source of training images; None: there is none."""
+    """Open the second source of training images; None if there is none."""
     data = config.data
     if data.extra is None:
         return None
@@ -51,7 +51,7 @@ def _source_options(config: Config) -> dict[str, Any]:
 
 
 def examples(config: Config, name: str, source: registry.Source) -> int:
-    """Count the rows of an epoch of a phase, or more, but less than a batch more."""
+    """Count the rows per epoch of a phase; may exceed it by less than a batch."""
     options, length, size = (
         _source_options(config),
         config.data.epoch_images,
@@ -67,18 +67,18 @@ def examples(config: Config, name: str, source: registry.Source) -> int:
             raise ValueError(f"{setting} {short}")
     if options["extra"] is None and options["views"] == 1 and 0 <= options["extra_share"] <= 1:
         return len(source)
-    rows = plan.plan(source, batch_size=size, **options).examples  # refuses what does not fit
+    rows = plan.plan(source, batch_size=size, **options).examples  # rejects what does not fit
     return rows if length is None else length
 
 
 def check_preprocessing(config: Config, source: registry.Source) -> None:
-    """Refuse a `data.preprocessing` that makes images of another size than the network's."""
+    """Reject a `data.preprocessing` whose images have another size than the network's."""
     size, wanted = config.model.image_size, config.data.preprocessing
-    models.check_size(size)  # before an image of it is made
+    models.check_size(size)  # before making an image of that size
     transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
     try:
         shape = transform(source[0].image).shape[:2]
-    except ValueError:  # the first image is damaged; others will tell
+    except ValueError:  # the first image is damaged; later ones will tell
         return
     if shape != (size, size):
         raise ValueError(
@@ -103,9 +103,9 @@ def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) ->
 
 
 def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
-    """Collect the damaged images of a split that a run has met, also before it was interrupted.
+    """Collect the damaged images of a split that a run has met, including before interruptions.
 
-    Each process adds to another file; all start from what all have met.
+    Each process appends to its own file; all start with what all have met.
     """
     rows = [r for path in sorted(workdir.glob("damaged-*.jsonl")) for r in jsonl.read(path)]
     file = workdir / f"damaged-{jax.process_index()}.jsonl"
@@ -124,7 +124,7 @@ def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
 
 
 def batches(config: Config, name: str, source: registry.Source, start: int) -> pipeline.Batches:
-    """Stream this process' part of a phase's training batches, from a position on."""
+    """Stream this process's part of a phase's training batches, starting at a position."""
     return pipeline.train_batches(
         source,
         batch_size=config[name].batch_size,
@@ -142,7 +142,7 @@ def batches(config: Config, name: str, source: registry.Source, start: int) -> p
 
 
 def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
-    """Assemble the global batch from this process' part of it."""
+    """Assemble the global batch from this process's part of it."""
     return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
 
 

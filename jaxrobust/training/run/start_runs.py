@@ -1,4 +1,4 @@
-"""The runs that come before a run whose config starts from them: used, continued, or made first."""
+"""The runs that a config starts from: reused, resumed, or trained first."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from jaxrobust.weights.store.checkpoint import steps
 from jaxrobust.weights.trained import start_run
 from jaxrobust.weights.trained.start_run import ABSENT, BEGUN, FINISHED, StartRun
 
-# What another process's lock on a start's folder leaves to do.
+# What to do when another process holds the lock of a start's folder.
 OTHERWISE = "repeat this command when it has ended, which then starts from its weights"
 
 
 def before(config: Config, workdir: Path) -> list[StartRun]:
-    """List the runs to train before this one, the first of them first, and say which are used.
+    """List the runs to train before this one, in order, and announce which are used.
 
-    A run that has begun needs none. For all hosts the first one looks.
+    A run that has begun needs none. The first host decides for all.
     Raises:
-      ValueError: a start that cannot give this network its weights, or another run in its folder.
+      ValueError: a start that does not fit this network, or another run in its folder.
     """
     hosts.agree({"init.weights": config.init.weights}, problem="starts from something else")
     wanted = start_run.named(config.init.weights)
@@ -42,7 +42,7 @@ def _begun(config: Config, workdir: Path) -> bool:
 
 
 def fitting(config: Config, workdir: Path) -> list[StartRun]:
-    """List the runs that a run starts from, the nearest first; refuse those of another network."""
+    """List the runs that a run starts from, the nearest first; reject those of another network."""
     chain = start_run.chain(config, workdir)
     for start, after in zip(chain, [config, *(one.config for one in chain)], strict=False):
         start_weights.check_run(start.config, after)
@@ -69,7 +69,7 @@ def _said(run: StartRun, state: str) -> str:
 
 @contextlib.contextmanager
 def explained(run: StartRun) -> Iterator[None]:
-    """Say of what stops a start's training that it is the start's."""
+    """Add to an error that stops a start's training that it concerns the start."""
     words = f"the run in {run.folder}, from which this one starts"
     try:
         yield
@@ -80,7 +80,7 @@ def explained(run: StartRun) -> Iterator[None]:
 
 
 def again(config: Config, workdir: Path) -> str:
-    """Say what the same command does with what is saved of a run, or of one that comes before."""
+    """Say how the same command would continue a run, or one that comes before it."""
     runs = [(workdir, config, "")]
     with contextlib.suppress(ValueError):
         runs += [(r.folder, r.config, f" in {r.folder}") for r in start_run.chain(config, workdir)]

@@ -1,4 +1,4 @@
-"""How a run stops before its end, or goes back: all hosts after the same step, with all saved."""
+"""How a run stops early or rolls back: all hosts after the same step, with everything saved."""
 
 import signal
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from jaxrobust.training.run.metrics import Ahead
 from jaxrobust.training.run.phase import PhaseRun
 from jaxrobust.weights.store.checkpoint import steps
 
-_DATA = 64  # why a host stops, in addition to signal numbers
+_DATA = 64  # reason for a host to stop, in place of a signal number
 
 
 def again(workdir: Path, phases: Sequence[str]) -> str:
-    """Say what the same command does with what a workdir holds of a run's phases."""
+    """Say how the same command would continue, given what a workdir holds of a run's phases."""
     for name in reversed(phases):
         if saved := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
             return f"the same command continues after step {max(saved)} of {name}"
@@ -27,9 +27,9 @@ def again(workdir: Path, phases: Sequence[str]) -> str:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM set `signal` to the signal's number, so that the loop can save.
+    """Records Ctrl-C and SIGTERM as the signal's number, so that the loop can save.
 
-    Ctrl-C after that stops at once. SIGTERM does not: Slurm and Kubernetes may send it twice.
+    A second Ctrl-C stops at once. SIGTERM does not: Slurm and Kubernetes may send it twice.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class StopSignals:
 
 
 class Stopped(Exception):
-    """A run that all hosts have stopped together; `code` is that of the command."""
+    """All hosts have stopped a run together; `code` is the command's exit code."""
 
     code = 3
 
@@ -66,29 +66,29 @@ class Interrupted(Stopped):
 
 
 class Preempted(Interrupted):
-    """SIGTERM, of this host or another; everything is saved."""
+    """SIGTERM, on this host or another; everything is saved."""
 
     code = 75
 
 
 class HostStopped(Interrupted):
-    """Another host met an error, which it names; everything is saved."""
+    """Another host met an error, which it reports; everything is saved."""
 
     code = 3
 
 
 class BadData(Stopped, registry.DataError):
-    """A data error that lost nothing: all hosts saved, and stop together."""
+    """A data error without loss: all hosts saved and stop together."""
 
     code = 2
 
 
 class Stops:
-    """Who stops, and when.
+    """Decides who stops, and when.
 
-    A host that is asked to, or that cannot read its data, says so with its next step. No device
-    takes that step then, and all hosts read in its metrics that and why they stop before it. A
-    process that is alone need not ask.
+    A host that is asked to stop, or cannot read its data, says so with its next step. No device
+    then takes that step, and all hosts read in its metrics that they stop before it, and why. A
+    single process need not ask.
     """
 
     def __init__(self, signals: StopSignals) -> None:
@@ -97,24 +97,24 @@ class Stops:
         self.failure: registry.DataError | None = None
 
     def at_once(self) -> int:
-        """Look up the reason for which a process that is alone stops now; 0: none."""
+        """Return the reason for which a single process stops now; 0: none."""
         return self._signals.signal if self.alone else 0
 
     def to_tell(self) -> int:
-        """Choose this host's signal for the next step."""
+        """Return this host's signal for the next step."""
         return 0 if self.alone else _DATA if self.failure else self._signals.signal
 
     def now(self) -> int:
-        """Agree on the reason to stop where none takes a step, on all processes; 0: none."""
+        """Agree on a reason to stop when no process takes a step; 0: none."""
         return hosts.largest(self._signals.signal)
 
     def failed(self, error: registry.DataError) -> int:
-        """Take note of data that cannot be read; return why, for a process that is alone."""
+        """Record data that cannot be read; return the reason, if this process is alone."""
         self.failure = error
         return _DATA if self.alone else 0
 
     def exception(self, why: int, text: str) -> Exception:
-        """Build the exception to raise, once all is saved; `text` says so."""
+        """Build the exception to raise once all is saved, as `text` says."""
         if self.failure is not None:
             others = "" if self.alone else "; the other hosts stop as well"
             return BadData(f"{self.failure}{others}. Repair the data first: {text}")
@@ -124,14 +124,14 @@ class Stops:
 
 
 class Diverged(Stopped):
-    """No finite loss or gradient for more steps than may be skipped, or broken statistics."""
+    """More steps without a finite loss or gradient than allowed, or broken statistics."""
 
 
 class Trouble:
     """The trouble of a phase: `rollbacks` so far, each of which lowers the learning rate."""
 
     def __init__(self, run: PhaseRun) -> None:
-        """Read how often the phase went back; `Diverged` if that is more than it may."""
+        """Read how often the phase rolled back; `Diverged` if that is more than allowed."""
         self._run, self._settings = run, run.config.trouble
         self._file = run.file("rollbacks.jsonl")
         rollbacks = jsonl.read(self._file)
@@ -141,11 +141,11 @@ class Trouble:
 
     @property
     def lr_scale(self) -> float:
-        """Compute the factor of the schedule's learning rate by now."""
+        """Return the current factor of the schedule's learning rate."""
         return self._settings.lr**self.rollbacks
 
     def skipped(self, ahead: Ahead) -> str:
-        """Describe the last steps where more in a row updated nothing than may; empty: not so."""
+        """Describe the last steps if more in a row updated nothing than allowed; otherwise ""."""
         if ahead.skipped <= self._settings.skips:
             return ""
         row = ahead.last
@@ -155,12 +155,12 @@ class Trouble:
         )
 
     def roll_back(self, step: int, why: str) -> None:
-        """Note that the phase goes back to its last checkpoint for the reason `why`, seen at
+        """Record that the phase returns to its last checkpoint for the reason `why`, seen at
         `step`; `Diverged` if it may not.
         """
         run = self._run
-        run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
-        run.latest.wait()  # the last one may not be whole yet, or not for every host
+        run.stopped.clear()  # first, so that a kill in between repeats the steps that led here
+        run.latest.wait()  # the last one may still be incomplete, or on some hosts only
         last, scale = run.latest.latest_step() or 0, self._settings.lr ** (self.rollbacks + 1)
         if jax.process_index() == 0:
             jsonl.append(self._file, {"step": step, "back_to": last, "lr_scale": scale, "why": why})

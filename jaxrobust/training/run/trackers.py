@@ -1,10 +1,10 @@
-"""Where a run can be viewed in addition to its workdir: TensorBoard and Weights & Biases.
+"""Where to view a run besides its workdir: TensorBoard and Weights & Biases.
 
-A tracker gets what `metrics.jsonl` gets, and pictures. It cannot stop a run. Its methods, each of
-which may raise anything:
-`begin(phase, start, earlier_steps, logged)`: continues with a phase after its step `start`; what
-was said of later steps is void; `logged`: the last step of each scalar so far; `scalars(step,
-values)`; `image(step, name, PNG file)`; `close(ended=)`: whether the run has come to its end.
+A tracker receives the content of `metrics.jsonl`, and pictures. It cannot stop a run. Its methods,
+all of which may raise anything: `begin(phase, start, earlier_steps, logged)` continues a phase
+after its step `start` and discards what was logged for later steps; `logged`: the last step of each
+scalar so far; `scalars(step, values)`; `image(step, name, PNG file)`; `close(ended=)`: whether the
+run has finished.
 """
 
 import importlib
@@ -25,15 +25,15 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text import raster
 from jaxrobust.runtime.text.progress import say
 
-_PATIENCE_S = 30  # for W&B to begin a run, and to send the rest at its end
+_PATIENCE_S = 30  # for W&B to start a run, and to send the rest at the end
 Draw = Callable[[Path, str], Mapping[str, str]]  # workdir, phase -> SVG files' texts by name
 
 
 class _TensorBoard:
-    """Event files under WORKDIR/tensorboard/PHASE; written in the caller's thread.
+    """Event files under WORKDIR/tensorboard/PHASE, written in the caller's thread.
 
-    tensorboardX' own `SummaryWriter` writes in another thread, which dies of a full disk, and
-    whose queue then blocks.
+    tensorboardX's own `SummaryWriter` writes in another thread. On a full disk that thread dies,
+    and its queue then blocks.
     """
 
     def __init__(self, workdir: Path, about: Mapping[str, Any]) -> None:
@@ -41,13 +41,13 @@ class _TensorBoard:
         self._events: Any = None
 
     def begin(self, phase: str, start: int, earlier_steps: int, logged: Mapping[str, int]) -> None:
-        """Begin a file; readers forget what the files before it said of later steps."""
+        """Start a file; readers forget what earlier files said about later steps."""
         from tensorboardX.event_file_writer import EventsWriter
 
         self.close(ended=False)
         folder = self._folder / phase
         folder.mkdir(parents=True, exist_ok=True)
-        files = len(list(folder.iterdir()))  # a name has the second, and within it this number
+        files = len(list(folder.iterdir()))  # names hold the second, and then this number
         self._events = EventsWriter(str(folder / "events"), f".{files:04d}")
         if files:
             self._write(start + 1, session_log={"status": 1})  # START
@@ -71,7 +71,7 @@ class _TensorBoard:
         self._events = None
 
     def _hyperparameters(self) -> Sequence[Any]:
-        """Make what TensorBoard's table of hyper-parameters reads, of every key of the config."""
+        """Make the entries of TensorBoard's hyper-parameter table, one per config key."""
         from tensorboardX.summary import hparams
 
         plain = (bool, int, float, str)
@@ -87,10 +87,10 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run of W&B; `step` counts the steps of all phases, and each name begins with its phase.
+    """A W&B run; `step` counts the steps of all phases, and names begin with the phase.
 
-    A run that is continued is the same there: its ID stays in WORKDIR/wandb_id. W&B takes no row
-    back, so what it has been told once is not said again.
+    A continued run stays the same there: its ID is in WORKDIR/wandb_id. W&B cannot remove rows, so
+    nothing is logged twice.
     """
 
     def __init__(self, workdir: Path, about: Mapping[str, Any]) -> None:
@@ -105,14 +105,14 @@ class _WandB:
             "id": identity.read_text().strip(),
             "resume": "allow",
             "config": dict(about),
-            "allow_val_change": True,  # such as the commit of a run that continues
+            "allow_val_change": True,  # for example, the commit of a continued run
             "settings": wandb.Settings(init_timeout=_PATIENCE_S, finish_timeout=_PATIENCE_S),
         }
         try:
             self._run = wandb.init(**settings)
         except (wandb.errors.CommError, TimeoutError) as error:
             say(f"WARNING: W&B cannot be reached ({_short(error)}), so this run is offline there")
-            wandb.teardown()  # its service holds the ID of the run that did not begin
+            wandb.teardown()  # its service holds the ID of the run that did not start
             self._run = wandb.init(**settings, mode="offline")
         self._image, self._first = wandb.Image, True
         self._run.define_metric("step")
@@ -129,18 +129,18 @@ class _WandB:
             self._log(step, new)
 
     def image(self, step: int, name: str, picture: bytes) -> None:
-        """Send a picture, unless a later step was reached before."""
+        """Send a picture, unless a later step was reached earlier."""
         if step >= self._reached:
             self._log(step, {name: self._image(Image.open(io.BytesIO(picture)))})
 
     def close(self, *, ended: bool) -> None:
-        """Wait until everything is sent, but not for ever; `wandb sync` sends the rest."""
+        """Wait a limited time until everything is sent; `wandb sync` sends the rest."""
         self._run.finish(exit_code=0 if ended else 1)
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         total = self._before + step
         scalars = {f"{self._phase}/{name}": value for name, value in values.items()}
-        # Its own numbers of rows continue after those of a part that was written offline.
+        # Its own row numbers continue after those of a part that was written offline.
         row = max(total, self._run.step) if self._first else None
         self._run.log({"step": total, f"{self._phase}/step": step} | scalars, step=row, commit=True)
         self._first = False
@@ -161,7 +161,7 @@ def _logged_in() -> None:
 
 
 class TrackerKind(NamedTuple):
-    """A kind of tracker: its package, what else it wants of the user (or raises), how it opens."""
+    """A kind of tracker: its package, what else it needs of the user (or raises), how it opens."""
 
     package: str
     wants: Callable[[], None]
@@ -175,12 +175,12 @@ KINDS = {
 
 
 def named(text: str) -> list[str]:
-    """List the trackers that `log.to` names."""
+    """List the trackers named in `log.to`."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def check(text: str, *, first: bool = True) -> None:
-    """Refuse a tracker that there is not, or that cannot begin; the `first` process logs in."""
+    """Reject a tracker that is unknown or cannot start; the `first` process logs in."""
     if unknown := [name for name in named(text) if name not in KINDS]:
         there = ", ".join(KINDS)
         raise ValueError(f"log.to={text!r} names {unknown[0]!r}, and the trackers are {there}")
@@ -195,7 +195,7 @@ def check(text: str, *, first: bool = True) -> None:
 
 
 class Trackers:
-    """The trackers of a run. One that fails is left out from then on, and a warning says so."""
+    """The trackers of a run; one that fails is dropped with a warning."""
 
     def __init__(
         self,
@@ -207,11 +207,11 @@ class Trackers:
         self._workdir, self._names, self._about = workdir, names, about or {}
         self._draw = draw if names else None
         self._open: dict[str, Any] | None = None
-        self._at: tuple[str, int] | None = None  # the phase, and the steps before it
+        self._at: tuple[str, int] | None = None  # the phase, and the number of steps before it
         self._shown: dict[str, tuple[str, int]] = {}  # picture -> its last phase and step
 
     def open(self) -> None:
-        """Open those that are not open yet."""
+        """Open trackers that are not open yet."""
         if self._open is not None:
             return
         self._open = {}
@@ -228,7 +228,7 @@ class Trackers:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
 
     def begin(self, phase: str, start: int, earlier_steps: int) -> None:
-        """Go on with a phase after its step `start`, before `metrics.jsonl` forgets the rest."""
+        """Continue a phase after its step `start`, before `metrics.jsonl` drops the rest."""
         self._at = phase, earlier_steps
         if not self._open:
             return
@@ -239,12 +239,12 @@ class Trackers:
         self._each("begin", phase, start, earlier_steps, logged)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show those values of a step of the phase that are numbers."""
+        """Log the values of a phase's step that are numbers."""
         numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
         self._each("scalars", step, numbers)
 
     def pictures(self, step: int) -> None:
-        """Show the figures of the phase as they are now, but none twice at a step."""
+        """Log the current figures of the phase, at most once per step."""
         if not (self._open and self._draw and self._at):
             return
         try:
@@ -262,7 +262,7 @@ class Trackers:
     def tested(
         self, phase: str, step: int, earlier_steps: int, scores: Mapping[str, float]
     ) -> None:
-        """Show what the weights of a phase reached on the test split; `step`: its last."""
+        """Log the test accuracy of a phase's weights; `step`: its last."""
         if self._at != (phase, earlier_steps):
             self.begin(phase, step, earlier_steps)
         self.scalars(step, {f"test_{name}": value for name, value in scores.items()})

@@ -1,4 +1,4 @@
-"""What is said, changed or refused at the start of a run: what its config may not mean."""
+"""Warnings and checks at the start of a run, for configs that may not mean what they say."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxrobust.types import Threat
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
-    """List the warnings before a run trains or continues, of the config as each phase sees it."""
+    """List the warnings before a run starts or continues, for the config as each phase sees it."""
     every = (
         of_step(phase_config, name) + _splits(phase_config)
         for name, phase_config in configs.items()
@@ -22,7 +22,7 @@ def lines(configs: Mapping[str, Config]) -> list[str]:
     return list(dict.fromkeys(line for sentences in every for line in sentences))
 
 
-# Why two splits of a config must not share images.
+# Why two splits in a config must not share images.
 _SHARED = {
     ("selection_split", "test_split"): "the weights are chosen on what is reported, and the record "
     "says so",
@@ -46,7 +46,7 @@ def _splits(config: Config) -> list[str]:
 
 
 def of_step(config: Config, name: str) -> list[str]:
-    """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
+    """Warn about a step in pixels: it does not follow when the radius changes."""
     if not objectives.named(config[name].objective).attacks:
         return []
     of_norms = (_of_step(attack) for attack in inner.by_norm(config.attack))
@@ -72,8 +72,8 @@ def _of_step(a: AttackSection) -> list[str]:
 
 def check_start(config: Config, first: str) -> None:
     """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023), unless
-    `from_random` says that it is meant, and a helper network of random weights; `config`: as the
-    phase `first` sees it.
+    `from_random` confirms it, and a helper network with random weights; `config`: as the phase
+    `first` sees it.
     """
     if objectives.named(config[first].objective).helped and not config.init.weights:
         raise ValueError(
@@ -95,26 +95,26 @@ def check_start(config: Config, first: str) -> None:
         )
 
 
-# Batches that the devices do not divide, such as those of papers on 256 chips.
-FARTHEST = 0.5  # of a batch, by which the nearest one may differ; a wider step is left to people
+# Batches that the devices do not divide, such as those that papers use on 256 chips.
+FARTHEST = 0.5  # maximum relative change of a batch; larger changes are left to the user
 
 
 def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
-    """Give each phase the nearest batch that this many devices divide, and say so.
+    """Give each phase the nearest batch size that this many devices divide, and say so.
 
-    A batch that one device could not take either, because mixing groups, microbatches or groups of
-    a batch norm do not divide it, is a mistake of another kind, unless devices do not divide it.
+    If one device could not take the batch either, because mixing groups, microbatches or batch-norm
+    groups do not divide it, that is another mistake, unless the devices do not divide it.
 
     Returns:
-      the config, a changed copy where a batch changes, and a sentence for each that does. A batch
-      without a valid one nearby stays, for `build` to refuse.
+      the config, copied if a batch size changes, and a sentence for each change. A batch without a
+      valid size nearby stays, for `build` to reject.
     """
     sizes, sentences = {}, []
     for name in phases(config):
         p = config[name]
         at_a_time = _at_a_time(of_phase(config, name), name)
         unit = devices * at_a_time
-        # Of two that are as near, the larger.
+        # Of two equally near sizes, the larger.
         nearest = max(math.floor(p.batch_size / unit + 0.5), 1) * unit
         parted = p.batch_size % devices == 0
         wrong = p.batch_size % (unit if p.batch_size % at_a_time == 0 else devices)
@@ -132,7 +132,7 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
 
 
 def _at_a_time(config: Config, name: str) -> int:
-    """Count the images of a device that go together: to be mixed, normalised, taken in parts."""
+    """Return the images per device that belong together: mixed, normalised or taken in parts."""
     p = config[name]
     mixes = any(build.mixes_and_erases(config)[:2])
     norm = config.model.options.get("bn_group", 0) or 1

@@ -1,1 +1,1 @@
-"""What an update computes: augmentation, attack, loss, gradients, optimiser, averages."""
+"""The computation of an update: augmentation, attack, loss, gradients, optimiser, averages."""

@@ -1,6 +1,4 @@
-"""Training that fools itself: an attack that finds nothing, a gradient that means nothing, batch
-norms that no evaluation can use.
-"""
+"""Training that deceives itself: weak attacks, meaningless gradients, unusable batch norms."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +16,9 @@ from jaxrobust.training.update.objectives import cross_entropy
 from jaxrobust.training.update.step import GradientParts
 from jaxrobust.types import Array, Attack, Batch, Classifier, LogitsFn, Params
 
-MIX = "worst"  # how it searches in several norms
-STRONGER = 3  # steps that the stronger attack has more
-_ROUNDING = 2**-22  # of a probability, relative; a 1 of XLA's softmax may miss 1 by 2**-24
+MIX = "worst"  # the search with several norms
+STRONGER = 3  # additional steps of the stronger attack
+_ROUNDING = 2**-22  # relative, of a probability; a 1 from XLA's softmax may be off by 2**-24
 
 
 def probe(
@@ -34,24 +32,24 @@ def probe(
     net32: Classifier,
     stronger_attack: Attack,
 ) -> dict[str, Array]:
-    """Measure the attack and the gradient that training lives on, on some of its images.
+    """Measure the attack and the gradient that training relies on, on some of its images.
 
-    The network is as it evaluates, whatever `attack.statistics` says.
+    The network is in evaluation mode, whatever `attack.statistics` says.
 
     Args:
       params: float32, not split over devices.
-      attack_options: as of `step.adversarial_gradients`.
-      batch: a device's: images uint8 or f32[B,H,W,C], labels i32[B] or f32[B,C].
-      keys: one, or [B] (see `attacks.image_keys`); both attacks start from the same point.
-      net32: the network of `parts` in float32.
-      stronger_attack: that of `parts` with `STRONGER` more steps.
+      attack_options: as in `step.adversarial_gradients`.
+      batch: of a device: images uint8 or f32[B,H,W,C], labels i32[B] or f32[B,C].
+      keys: one, or [B] (see `attacks.image_keys`); both attacks start at the same point.
+      net32: the network in `parts`, in float32.
+      stronger_attack: the attack in `parts` with `STRONGER` more steps.
     Returns:
       f32[] each, the same on every device:
-      `alarm_loss`, `alarm_loss_stronger`: cross-entropy of the images that the attacks find.
-      `alarm_gradient_zero`: the share of images at which the gradient of the cross-entropy in the
-        pixels is zero, or nothing but rounding: all probabilities are 0 or 1 in float32.
-      `alarm_gradient_agreement`: its sign in the compute type and in float32 with exact products:
-        the share of the other images' pixels where they are the same; 1 if there is none.
+      `alarm_loss`, `alarm_loss_stronger`: cross-entropy on the images that the attacks find.
+      `alarm_gradient_zero`: the share of images whose pixel gradient of the cross-entropy is zero
+        or mere rounding, since all probabilities are 0 or 1 in float32.
+      `alarm_gradient_agreement`: on the other images, the share of pixels where the gradient has
+        the same sign in the compute type and in float32 with exact products; 1 if there are none.
     Source: Wong et al. 2020 (arXiv 2001.03994), Andriushchenko & Flammarion 2020 (arXiv
       2007.02617) for the stronger attack; Athalye et al. 2018 (arXiv 1802.00420) for the gradient.
     """
@@ -62,7 +60,7 @@ def probe(
         return parts.net.apply(computed, stats, x)[0]
 
     def gradient(logits_fn: LogitsFn) -> tuple[Array, Array]:
-        """Find the gradient's signs, and the images where they are more than rounding of a 1."""
+        """Return the gradient's signs, and the images where it is more than the rounding of a 1."""
 
         def loss(x: Array) -> tuple[Array, Array]:
             logits = logits_fn(x)
@@ -76,7 +74,7 @@ def probe(
 
     targets = parts.objective.attack_targets(logits_fn, Batch(images, labels))
     signs, has_signs = gradient(logits_fn)
-    with jax.default_matmul_precision("highest"):  # else float32 is bfloat16 on a TPU
+    with jax.default_matmul_precision("highest"):  # on a TPU, float32 would otherwise be bfloat16
         exact, has_exact = gradient(lambda x: net32.apply(params, stats, x)[0])
     counted = ((signs != 0) | (exact != 0)) & (has_signs & has_exact)[:, None]
     adversarial = [
@@ -107,11 +105,11 @@ def warnings(
     agreement: float = 0.8,
     zero: float = 0.1,
 ) -> list[str]:
-    """Explain the figures of a `probe`, one sentence for each that is out of its range; one that is
-    not finite says nothing here, the trainer stops at it.
+    """Explain the figures of a `probe`, one sentence for each that is out of range; a non-finite
+    figure is not mentioned, since the trainer stops at it.
 
     The stronger attack's loss is suspicious above `loss_ratio` times the training attack's and
-    `loss_rise` more than it, which leaves out losses that are both small; `agreement` is the least
+    `loss_rise` more than it, which excludes pairs of small losses. `agreement` is the smallest
     share of equal signs, `zero` the largest share of images without a gradient.
     """
     loss, stronger, same, without = (
@@ -145,13 +143,13 @@ def warnings(
 def overfitting(
     selection: Sequence[float], training: Sequence[float], *, images: int, fall: float = 0.03
 ) -> str | None:
-    """Explain that robust accuracy falls on new images while it grows on training ones; None: it
-    does not.
+    """Explain that robust accuracy falls on new images while it grows on training images; None:
+    it does not.
 
     The last two evaluations must both be lower than the best by `fall` and by twice the standard
-    error of a difference, so that one bad evaluation, or a small split, is not an alarm.
+    error of a difference, so that one bad evaluation, or a small split, raises no alarm.
     `selection`: robust accuracy on the selection split, of this many images, at each evaluation so
-    far; `training`: that of the batches before each of these; NaN, which is not an alarm: none was
+    far; `training`: on the batches before each of these; NaN, which raises no alarm, if none was
     logged. Source: Rice et al. 2020 (arXiv 2002.11569).
     """
     if len(selection) < 3:
@@ -170,18 +168,18 @@ def overfitting(
     )
 
 
-_FLOAT32 = 6  # a float32 product at full precision in bfloat16 ones, on a TPU
+_FLOAT32 = 6  # bfloat16 products per full-precision float32 product on a TPU
 
 
 def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -> float:
-    """Compute the cost of a `probe`, as a share of the training steps between two of them; refuse
-    more than `share`.
+    """Return a `probe`'s cost as a share of the training steps between two of them; reject more
+    than `share`.
 
     Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
-    3; that of TRADES and MART takes 6, and TRADES' targets 1. Not in it: that a few images fill a
-    device badly, and the collectives that gather the parameters once.
+    3; that of TRADES and MART takes 6, and TRADES' targets 1. Not counted: the poor use of a device
+    by few images, and the collectives that gather the parameters once.
 
-    `images`: of a probe of the phase `name`, on all devices together.
+    `images`: of a probe in the phase `name`, on all devices together.
     """
     p, a, every = config[name], config.attack, config.alarm.every_steps
     target_passes = int(objectives.named(p.objective).of_probabilities)
@@ -189,7 +187,7 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
     gradients = 2 + 2 * (1 if config.model.dtype == "float32" else _FLOAT32)
     more = 2 * STRONGER * len(mixes.norms_of(a))
     of_probe = target_passes + passes + 1 + (passes + more) + 1 + gradients
-    # Of a single step.
+    # For a single step.
     cost = of_probe * images / (objectives.passes(p.objective, a) * p.batch_size)
     if cost > share * every:
         raise ValueError(
@@ -201,26 +199,26 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
 
 
 class Norms(NamedTuple):
-    """What a state's running statistics say, a sentence each; empty: nothing."""
+    """Problems in a state's running statistics, one sentence each; empty: none."""
 
-    broken: str  # the network evaluates to nothing: the state is not to be kept
+    broken: str  # the network cannot be evaluated: do not keep the state
     dead: str  # a warning
 
 
 _WORDS = {"mean": "running mean", "var": "running variance"}
 _WORDS |= {f"running_{key}": words for key, words in _WORDS.items()}
-_DEAD = 1e-10  # of a running variance, to which norms add 1e-5
-_NAMED = 4  # norms that a sentence names
+_DEAD = 1e-10  # running variance; norms add 1e-5 to it
+_NAMED = 4  # maximum norms named in a sentence
 
 
 def of_norms(stats: Mapping[str, Any]) -> Norms:
-    """List the faults of the running means and variances of batch norms.
+    """List the problems of batch norms' running means and variances.
 
     A mean or variance that is not finite, or a negative variance, makes the evaluation NaN or
-    anything. A channel whose running variance is at most 1e-10 has given the same number at every
-    pixel of every image for some time: with PyTorch's momentum m a variance of 1 falls so far in
-    log(1e-10) / log(1 - m) updates, 219 of m = 0.1, and at once in an update of m = 1.
-    Arrays of which this host has only a part are left out.
+    arbitrary. A channel whose running variance is at most 1e-10 has returned the same number at
+    every pixel of every image for some time: with PyTorch's momentum m a variance of 1 falls that
+    far in log(1e-10) / log(1 - m) updates, 219 for m = 0.1, and in a single update for m = 1.
+    Arrays of which this host holds only a part are skipped.
     """
     running = {
         name: array

@@ -1,4 +1,4 @@
-"""The loss that a training attack raises: its objective's, or the one that `attack.loss` names."""
+"""The loss that a training attack maximises: its objective's, or the one in `attack.loss`."""
 
 import functools
 from typing import Any
@@ -16,18 +16,18 @@ from jaxrobust.training.update import objectives
 from jaxrobust.types import Array
 
 KEY = "attack.loss"
-NAMES = tuple(name for name in LOSSES if name not in ("kl", "dlr-targeted"))  # those of labels
-_IMAGES = 4  # that a loss is tried on
+NAMES = tuple(name for name in LOSSES if name not in ("kl", "dlr-targeted"))  # losses of labels
+_IMAGES = 4  # number of images to try a loss on
 
 
 def origin(attack: AttackSection) -> Named | None:
-    """Find the user's function that `attack.loss` names; None: it does not name one."""
+    """Find the user's function named in `attack.loss`; None: it names none."""
     loss = attack.get("loss")
     return find(KEY, loss) if loss and is_name(loss) else None
 
 
 def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
-    """Choose the loss of an objective's attack; `ValueError` if `attack.loss` cannot replace it."""
+    """Return the loss of an objective's attack; `ValueError` if `attack.loss` cannot replace it."""
     loss, default = attack.get("loss"), objectives.named(objective).attack_loss
     assert default is not None, "the objective attacks"
     if loss in (None, default):
@@ -38,7 +38,7 @@ def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
             f"attack; leave {KEY} out, or set objective='adversarial'"
         )
     if function := origin(attack):
-        return Goal(function.function, is_right, logits=True)  # as the losses by name
+        return Goal(function.function, is_right, logits=True)  # like the built-in losses
     if loss not in NAMES:
         example = f"{loss}:margin" if loss.endswith(".py") else "my_losses.py:margin"
         raise ValueError(
@@ -49,7 +49,7 @@ def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
 
 
 def check_loss(attack: AttackSection, objective: str, *, soft: bool, classes: int) -> None:
-    """Try `attack.loss` on a few logits; `ValueError` for one that no attack can raise.
+    """Try `attack.loss` on a few logits; `ValueError` if no attack can maximise it.
 
     `soft`: the attack gets probabilities f32[B, C] instead of labels i32[B].
     """

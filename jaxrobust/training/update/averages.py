@@ -1,4 +1,4 @@
-"""Moving averages: of the weights, and the running statistics of batch norms."""
+"""Moving averages of the weights, and the running statistics of batch norms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ from jaxrobust.training.update import objectives
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
-# (average, parameters, running statistics, updates before this one) -> the average after it
+# (average, parameters, running statistics, number of earlier updates) -> the new average
 Averaging = Callable[[Params, Params, Params, Any], Params]
-# (running statistics before, after an update, updates before this one) -> those that are kept
+# (running statistics before and after an update, earlier updates) -> the ones to keep
 Statistics = Callable[[Params, Params, Any], Params]
 
 
 def ema(average: Params, new: Params, decay: float | Array) -> Params:
-    """Move the average by one step: no bias correction."""
+    """Update the average by one step, without bias correction."""
 
     def step(mean: Array, new: Array) -> Array:
         share = decay if isinstance(decay, float) else decay.astype(new.dtype)
@@ -27,11 +27,11 @@ def ema(average: Params, new: Params, decay: float | Array) -> Params:
 
 
 def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
-    """Choose the averaging of a phase's weights, and of the running statistics with them.
+    """Choose the averaging of a phase's weights and running statistics.
 
-    With `ema_warmup_epochs` the average is a copy for so long; after update d = 0, 1, ... from the
-    last of these on its decay is min(ema_decay, (1 + d) / (10 + d)), as TensorFlow's
-    ExponentialMovingAverage has it. `name`: of the phase, for messages.
+    For `ema_warmup_epochs`, the average is a copy. From the last of these updates on, numbered d =
+    0, 1, ..., its decay is min(ema_decay, (1 + d) / (10 + d)), as in TensorFlow's
+    ExponentialMovingAverage. `name`: of the phase, for messages.
     """
     epochs = p.ema_warmup_epochs
     must_be(f"{name}.ema_decay", p.ema_decay, 0 <= p.ema_decay < 1, "at least 0 and below 1")
@@ -54,10 +54,10 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
 
 
 def running_statistics(p: PhaseSection, name: str) -> Statistics:
-    """Choose the update of a phase's running statistics: as the network moves them, or with
-    PyTorch's momentum in the first update and in the others, which `bn_momentum` gives.
+    """Choose the update of a phase's running statistics: the network's own, or PyTorch's momentum
+    for the first update and for all others, given by `bn_momentum`.
 
-    Then the statistics "after an update" have to be those of its images alone: see
+    The statistics "after an update" must then be those of its images alone: see
     `classifier.showing_batches`.
     Parity: tests/training/update/test_averages.py, against PyTorch's BatchNorm2d.
     """
@@ -85,7 +85,7 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
         def mixed(old: Array, new: Array) -> Array:
             dtype = old.dtype
             mean = retained.astype(dtype) * old + momentum.astype(dtype) * new.astype(dtype)
-            # What did not move, such as the normalisation of images, keeps its bits.
+            # What did not change, such as the normalisation of images, keeps its bits.
             return jnp.where(new == old, old, mean)
 
         return {key: mixed(old[key], new) for key, new in batch.items()}

@@ -1,9 +1,8 @@
-"""The inner maximisation: which attack a config trains against, and its radius while that grows.
+"""The inner maximisation: the attack to train against, and its radius while it grows.
 
-The radius grows over the first epochs where `attack.warmup_epochs` says so, or after
-`attack.delay_epochs` of radius 0; those of several norms grow alike. The host says with every step
-which share of the radius the attack has by then, so that one program serves every epoch and every
-length.
+The radius grows over the first epochs if `attack.warmup_epochs` is set, or after
+`attack.delay_epochs` with radius 0; the radii of several norms grow alike. With every step, the
+host sends the attack's current share of the radius, so one program serves all epochs and lengths.
 """
 
 import inspect
@@ -25,11 +24,11 @@ from jaxrobust.types import Array, Attack, Threat, check_length, threats
 def training_attack(
     config: Config, objective: str, *, extra_steps: int = 0, mix: str | None = None
 ) -> Attack:
-    """Build the inner maximisation, or one of more steps; for the clean objective, nothing.
+    """Build the inner maximisation, or one with more steps; for the clean objective, nothing.
 
-    It may be called with `epsilon_share` f32[], for that share of the radius and the step of the
-    whole one, and has to be called with `turn` i32[] where norms take turns. Several norms are
-    mixed as the config says, or as `mix` does, a row of `mixes.MIXES`.
+    The attack accepts `epsilon_share` f32[], for that share of the full radius and step, and
+    requires `turn` i32[] if norms take turns. Several norms are mixed as the config says, or as
+    `mix`, a row of `mixes.MIXES`, does.
     """
     row, a = objectives.named(objective), config.attack
     if not row.attacks:
@@ -48,12 +47,12 @@ def training_attack(
 
 
 def several_norms(function: str) -> Callable[..., Any]:
-    """Find one of the functions that train several norms at once."""
+    """Look up a function for training with several norms at once."""
     return rooms.resolve(rooms.entries("SEVERAL_NORMS")[function])
 
 
 def by_norm(attack: AttackSection) -> list[AttackSection]:
-    """List the section as it would be of each norm by itself; of one norm, as it is."""
+    """Return the section for each norm separately; a single norm's section is unchanged."""
     if isinstance(attack["norm"], str) and not isinstance(attack["step_size"], list | tuple):
         return [attack]
     section = {key: attack[key] for key in attack} | {"mix": None}  # type: ignore[attr-defined]
@@ -64,7 +63,7 @@ def by_norm(attack: AttackSection) -> list[AttackSection]:
 
 
 def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
-    """List the step in pixels of each norm, None where it is not set; refuse one of several."""
+    """List each norm's step in pixels, None if not set; reject a single step for several norms."""
     sizes, balls = attack["step_size"], threats(attack)
     if sizes is None:
         return (None,) * len(balls)
@@ -86,18 +85,18 @@ def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
 
 
 class InnerPlan(NamedTuple):
-    """How the attack of one norm is made."""
+    """How to build the attack of one norm."""
 
     make: Callable[..., Attack]
     norm: str
     epsilon: float
     steps: int
-    length: float | None  # of all steps together, in radii; None: it chooses its steps itself
-    step_size: float | None  # in pixels; None: by `length`
+    length: float | None  # of all steps together, in radii; None: chosen by the attack
+    step_size: float | None  # in pixels; None: from `length`
     settings: dict[str, Any]
 
     def ball(self, epsilon_share: Array | None = None, images: int = 0) -> dict[str, Any]:
-        """Return norm, radius and step as an attack takes them; a radius of 0 does not grow."""
+        """Return norm, radius and step as arguments of an attack; a radius of 0 does not grow."""
         ball: dict[str, Any] = {"norm": self.norm, "epsilon": self.epsilon}
         if not self.epsilon:
             epsilon_share = None
@@ -107,7 +106,7 @@ class InnerPlan(NamedTuple):
             return ball
         if self.step_size is not None:
             return ball | {"step_size": self.step_size}
-        if epsilon_share is not None:  # rounds otherwise than below
+        if epsilon_share is not None:  # rounds differently than below
             return ball | {"step_size": self.length / self.steps * self.epsilon}
         return ball | {"step_size": self.length * self.epsilon / self.steps or None}
 
@@ -127,7 +126,7 @@ def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
         )
     attack, step_size = registry.trained(a.name), step_of(a)
     steps = attack.steps(a.steps) + extra_steps
-    if attack.single and extra_steps:  # one step more is an attack of several
+    if attack.single and extra_steps:  # with one more step, use the iterative attack
         attack, step_size = registry.trained(attack.stronger), None
     assert attack.make is not None
     settings: dict[str, Any] = {"random_start": _start(a)}
@@ -147,12 +146,12 @@ def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
 
 
 def attack_of(plan: InnerPlan) -> Attack:
-    """Make the attack of one norm."""
+    """Build the attack of one norm."""
 
     def make(ball: dict[str, Any]) -> Attack:
         return plan.make(**ball, steps=plan.steps, **plan.settings)
 
-    fixed = make(plan.ball())  # refuses what does not go together before anything compiles
+    fixed = make(plan.ball())  # rejects conflicting settings before anything compiles
 
     def attack(
         logits_fn: Any, keys: Any, images: Any, labels: Any, epsilon_share: Any = None
@@ -193,7 +192,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
 
 
 def step_of(attack: AttackSection) -> float | None:
-    """Compute the step of an attack in pixels, where it is set; None: the attack's own."""
+    """Return an attack's step in pixels; None: not set, the attack chooses it."""
     (size,), relative = step_sizes(attack), attack.relative_step
     if relative is None:
         return size
@@ -205,20 +204,20 @@ def step_of(attack: AttackSection) -> float | None:
         )
     wanted = "above 0: the step as a multiple of epsilon"
     must_be("attack.relative_step", relative, 0 < relative < math.inf, wanted)
-    return relative * epsilon or None  # a radius of 0 allows no step
+    return relative * epsilon or None  # a radius of 0 has no step
 
 
 def grows(attack: AttackSection) -> bool:
-    """Tell whether the attack of the first steps has less than the whole radius."""
+    """Return whether the attack starts with less than the full radius."""
     return bool(attack.warmup_epochs or attack.get("delay_epochs"))
 
 
 def share(step: int, steps_per_epoch: int, warmup_epochs: int, delay_epochs: int = 0) -> float:
-    """Compute the share of the radius in the update after `step` others: constant in an epoch.
+    """Return the share of the radius after `step` updates; constant within an epoch.
 
-    It is 0 for `delay_epochs`, then grows along a line for `warmup_epochs`, then 1. With a delay
-    that is the hinge of Ngnawé et al. 2025 (arXiv 2509.23325, Epsilon-Scheduling) for starts that
-    are not robust: the network learns the task first. Ours: it is looked up at whole epochs.
+    It is 0 for `delay_epochs`, then grows linearly for `warmup_epochs`, then is 1. With a delay
+    this is the hinge of Ngnawé et al. 2025 (arXiv 2509.23325, Epsilon-Scheduling) for starts that
+    are not robust: the network learns the task first. Our version changes only at whole epochs.
     """
     epoch = step // steps_per_epoch - delay_epochs
     if epoch < 0:
@@ -227,7 +226,7 @@ def share(step: int, steps_per_epoch: int, warmup_epochs: int, delay_epochs: int
 
 
 def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
-    """Refuse a length or a step that cannot work."""
+    """Reject an invalid length or step."""
     if mixes.is_mixed(attack):
         several_norms("check")(attack)
     warmup = attack.warmup_epochs

@@ -1,4 +1,4 @@
-"""What a training step remembers of earlier ones: in the optimiser's state, saved with it."""
+"""What a training step stores for later ones: in the optimiser's state, saved with it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +9,11 @@ from jaxrobust.types import Array, Params
 
 
 class Memory(NamedTuple):
-    """What a step remembers in addition to the optimiser's state; each default remembers nothing.
+    """What a step stores in addition to the optimiser's state; by default, nothing.
 
-    `recall(state, batch) -> (stats, batch)`, as the gradients get them;
-    `learn(state, opt_state, metrics) -> (opt_state, metrics)`, from this step's metrics;
-    `init(params, stats)`: arrays to store with the optimiser's state, as a phase begins;
-    `turn(state) -> i32[]`: which of several norms attacks in this step.
+    `recall(state, batch) -> (stats, batch)`, for the gradients; `learn(state, opt_state, metrics)
+    -> (opt_state, metrics)`, from this step's metrics; `init(params, stats)`: the arrays to store
+    at the start of a phase; `turn(state) -> i32[]`: which of several norms attacks in this step.
     """
 
     recall: Callable[[Any, Any], tuple[Any, Any]] = lambda state, batch: (state.stats, batch)
@@ -30,7 +29,7 @@ NO_MEMORY = Memory()
 
 
 def joined(memories: Sequence[Memory]) -> Memory:
-    """Join memories whose arrays have different names, and of which one has turns at most."""
+    """Join memories with distinct array names, at most one of which has turns."""
 
     def recall(state: Any, batch: Any) -> tuple[Any, Any]:
         stats = state.stats
@@ -61,14 +60,14 @@ class Remembering(NamedTuple):
 
 
 class Optimiser(NamedTuple):
-    """An optimiser as optax has it, but `init(params, stats)`."""
+    """An optax optimiser, but with `init(params, stats)`."""
 
     init: Callable[[Params, Params], optax.OptState]
     update: Callable[..., tuple[Any, optax.OptState]]
 
 
 def remembering(tx: optax.GradientTransformationExtraArgs, memory: Memory = NO_MEMORY) -> Optimiser:
-    """Store a memory's arrays in the optimiser's state, if there are any."""
+    """Store a memory's arrays, if any, in the optimiser's state."""
     first_arrays = memory.init
     if first_arrays is None:
         return Optimiser(lambda params, stats: tx.init(params), tx.update)

@@ -1,8 +1,8 @@
-"""Random erasing, MixUp and CutMix of a batch on the device: pure functions of (key, batch).
+"""Random erasing, MixUp and CutMix on the device: pure functions of (key, batch).
 
-A draw belongs to a row of the global batch, or to a group of consecutive rows, so that neither
-devices nor hosts change the images. No draw has a loop that ends when it is lucky: split over
-devices, its condition would be a collective.
+A draw belongs to a row of the global batch, or to a group of consecutive rows, so the number of
+devices or hosts does not change the images. No draw loops until it succeeds: across devices, such a
+condition would be a collective.
 """
 
 import math
@@ -22,22 +22,22 @@ Range = tuple[float, float]
 
 
 class Mixing(NamedTuple):
-    """How the images of a batch are mixed, and their labels smoothed; by default they are not."""
+    """How to mix the images of a batch and smooth their labels; by default neither happens."""
 
     num_classes: int
-    mixup: float = 0.0  # whole images are mixed, with a weight from Beta(mixup, mixup)
-    # A box comes from the partner, of area 1 - Beta(cutmix, cutmix) before the border cuts it.
+    mixup: float = 0.0  # mixes full images, with a weight from Beta(mixup, mixup)
+    # The partner provides a box, of area 1 - Beta(cutmix, cutmix) before clipping at the border.
     cutmix: float = 0.0
-    switch: float = 0.5  # probability of CutMix where both are on
+    switch: float = 0.5  # probability of CutMix if both are on
     probability: float = 1.0  # of mixing at all
-    group: int = 2  # an even divisor of the images that a device holds
-    smoothing: float = 0.0  # of the one-hot labels before they are mixed
+    group: int = 2  # an even divisor of the number of images on a device
+    smoothing: float = 0.0  # of the one-hot labels, before mixing
 
 
 def batch_augmentation(
     mixing: Mixing, *, erasing: float = 0.0, noise: str = "normal"
 ) -> BatchAugmentation:
-    """Build `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program."""
+    """Build `(key, batch) -> batch`: it erases, then mixes; disabled parts are not compiled."""
 
     def augment(key: Array, batch: Batch) -> Batch:
         erase_key, mix_key = jax.random.split(key)
@@ -56,7 +56,7 @@ def batch_augmentation(
 # --- Random erasing ---
 
 NOISES: dict[str, Callable[[Array, int], Array]] = {
-    "normal": lambda key, size: jax.random.normal(key, (size,)),  # leaves [0, 1]
+    "normal": lambda key, size: jax.random.normal(key, (size,)),  # may leave [0, 1]
     "truncated": lambda key, size: 0.5 + 0.25 * jax.random.truncated_normal(key, -2, 2, (size,)),
 }
 
@@ -70,24 +70,24 @@ def erase(
     area: Range = (0.02, 1 / 3),
     aspect: Range = (0.3, 1 / 0.3),
 ) -> Images:
-    """Fill one box of some images f32[B,H,W,C] with noise, pixel by pixel.
+    """Fill one box in some of the images f32[B,H,W,C] with noise, pixel by pixel.
 
     Args:
-      key: image i draws from `fold_in(key, i)`.
-      noise: "normal", N(0, 1) whatever the range of the images; or "truncated", mean 0.5 and
-        standard deviation 0.25 before it is cut to [0, 1].
-      area: least and largest fraction of the image; uniform.
-      aspect: least and largest height / width; log-uniform.
-    Source: Zhong et al. 2020 (arXiv 1708.04896), as in timm: boxes that do not fit are drawn again,
-      ten times at most; parity: tests/training/update/test_mixing.py against timm 1.0.9.
+      key: image i uses `fold_in(key, i)`.
+      noise: "normal", N(0, 1) whatever the image range; or "truncated", with mean 0.5 and standard
+        deviation 0.25 before clipping to [0, 1].
+      area: smallest and largest fraction of the image; uniform.
+      aspect: smallest and largest height / width; log-uniform.
+    Source: Zhong et al. 2020 (arXiv 1708.04896), as in timm: boxes that do not fit are redrawn, at
+      most ten times; parity: tests/training/update/test_mixing.py against timm 1.0.9.
     """
 
     def one(key: Array, image: Array) -> Array:
         height, width, channels = image.shape
         box_key, noise_key = jax.random.split(key)
         erased, *box = _erased_box(box_key, image.shape, probability, area, aspect)
-        # Channel after channel in a loop, which fills memory: fused into a mixing that reads each
-        # pixel twice, XLA's CPU draws the noise twice and 5 times slower.
+        # A loop over channels fills memory: fused into a mixing that reads each pixel twice, XLA on
+        # CPU draws the noise twice and 5 times slower.
         keys = jax.random.split(noise_key, channels)
         values = jax.lax.map(lambda key: NOISES[noise](key, height * width), keys)
         return jnp.where(erased & _inside(image.shape, *box), values.T.reshape(image.shape), image)
@@ -121,7 +121,7 @@ def mix(
     """Mix images f32[B,H,W,C] with others; return them and their soft targets f32[B,C].
 
     Every `group` consecutive images of the batch share one choice, weight and box; the partner of
-    its first image is its last. At most one of `mixup` and `cutmix` is 0. Group g draws from
+    the first image is the last one. At most one of `mixup` and `cutmix` may be 0. Group g uses
     `fold_in(key, g)`.
     Source: Zhang et al. 2018 (arXiv 1710.09412), Yun et al. 2019 (arXiv 1905.04899), as timm's
       "batch" mode within a group; parity: tests/training/update/test_mixing.py against timm 1.0.9.
@@ -152,10 +152,10 @@ def _draw_mixing(key: Array, shape: Shape, mixing: Mixing) -> tuple[Array, ...]:
 def blend(
     images: Array, targets: Array, boxes: Array, lam: Array, y: Array, x: Array
 ) -> tuple[Array, Array]:
-    """Mix each image f32[group,H,W,C] of a group, and its targets f32[group,C], with its partner's.
+    """Mix each image f32[group,H,W,C] in a group, and its targets f32[group,C], with its partner's.
 
-    `boxes` bool[]: a box is replaced, around (y, x), which are whole numbers, or the whole image
-    mixed; `lam` f32[]: the weight of the image itself.
+    `boxes` bool[]: replace a box around the integers (y, x), or mix full images; `lam` f32[]: the
+    weight of the image itself.
     """
     _, height, width, _ = images.shape
     side = jnp.sqrt(1 - lam)
@@ -163,7 +163,7 @@ def blend(
     rows = jnp.maximum(y - h, 0), jnp.minimum(y + h, height)
     columns = jnp.maximum(x - w, 0), jnp.minimum(x + w, width)
     inside = _inside(images.shape[1:], *rows, *columns)
-    # Products with exactly 0 and 1 copy pixels: one expression serves both.
+    # Multiplying by exactly 0 and 1 copies pixels: one expression serves both.
     weight = jnp.where(boxes, 1 - inside.astype(lam.dtype), lam)[None]
     area = height * width
     outside = (area - (rows[1] - rows[0]) * (columns[1] - columns[0])) / area
@@ -174,17 +174,17 @@ def blend(
 
 
 def _weighted(weight: Array, a: Array, b: Array) -> Array:
-    """Compute weight * a + (1 - weight) * b, the products rounded before they are added.
+    """Compute weight * a + (1 - weight) * b, rounding the products before the sum.
 
-    A fused multiply-add, which compilers choose by the shape on a device, would round otherwise.
+    Compilers choose fused multiply-adds by the shape on a device; these would round differently.
     """
-    lowest = jnp.finfo(a.dtype).min  # bounds nothing, but stands between product and sum
+    lowest = jnp.finfo(a.dtype).min  # bounds nothing, but separates product and sum
     return jnp.maximum(weight * a, lowest) + jnp.maximum((1 - weight) * b, lowest)
 
 
 def smoothed(labels: Labels | SoftLabels, num_classes: int, smoothing: float) -> SoftLabels:
-    """Compute one-hot labels f32[B,C], or f64 where JAX computes so, of which `smoothing` is
-    spread over all classes, theirs included; the same of labels that are soft already.
+    """Compute one-hot labels f32[B,C] (f64 in x64 mode) and spread `smoothing` of them over all
+    classes, including their own; soft labels are smoothed alike.
     """
     off, dtype = smoothing / num_classes, jnp.result_type(float)
     if labels.ndim == 2:
@@ -194,10 +194,10 @@ def smoothed(labels: Labels | SoftLabels, num_classes: int, smoothing: float) ->
 
 
 def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
-    """Return a draw from Beta(a, a), a > 0, for u and v from U[0, 1): exact, and without rejection.
+    """Return an exact draw from Beta(a, a), a > 0, for u and v from U[0, 1), without rejection.
 
     Source: Bailey 1994 (Math. Comp. 62): sqrt(nu (u^(-2/nu) - 1)) cos(2 pi v) is Student's t with
-    nu degrees of freedom; T / sqrt(nu + T^2) of it, moved to [0, 1], is Beta(nu/2, nu/2).
+    nu degrees of freedom; its T / sqrt(nu + T^2), moved to [0, 1], is Beta(nu/2, nu/2).
     """
     t = jnp.sqrt(jnp.expm1(-jnp.log1p(-u) / a)) * jnp.cos(2 * math.pi * v)  # T / sqrt(nu)
     root = jnp.sqrt(1 + t * t)

@@ -1,4 +1,4 @@
-"""What a training step minimises: cross-entropy, TRADES, MART, sparsity."""
+"""Training objectives: cross-entropy, TRADES, MART, sparsity."""
 
 import functools
 from collections.abc import Callable
@@ -28,21 +28,21 @@ from jaxrobust.types import (
     SoftLabels,
 )
 
-Value = tuple[Array, tuple[Params, dict[str, Array]]]  # a loss; the statistics after, and metrics
-Loss = str | Callable[..., Array] | Goal  # of an attack, as of `attacks.apgd`
+Value = tuple[Array, tuple[Params, dict[str, Array]]]  # a loss; the new statistics, and metrics
+Loss = str | Callable[..., Array] | Goal  # of an attack, as in `attacks.apgd`
 
 
 class Objective(NamedTuple):
-    """What the attack aims at, and what the update minimises.
+    """What the attack targets, and what the update minimises.
 
-    `attack_targets(logits_fn, batch)` -> labels i32[B], probabilities f32[B,C], or what the loss of
-    the attack takes as targets;
+    `attack_targets(logits_fn, batch)` -> labels i32[B], probabilities f32[B,C], or the targets of
+    the attack's loss;
     `loss(net, params, stats, batch, images_adv, key) -> (f32[], (stats, metrics))`, the mean over
     the global batch; metrics are means too;
-    `draws(key)` -> the keys with which it passes the images, and those attacked, through the
-    network; they are as `key`: None, one, or keys [B];
-    `displaced(params, gradient)` -> where the loss is differentiated, instead of at the parameters
-    themselves, of its gradient there over the images that pass at once on all devices.
+    `draws(key)` -> the keys for the network's passes on clean and on attacked images; like `key`,
+    each is None, a single key, or keys [B];
+    `displaced(params, gradient)` -> where to differentiate the loss instead of at the parameters,
+    given its gradient there over the images that all devices process at once.
     """
 
     attack_targets: Callable[[LogitsFn, Batch], Array]
@@ -59,12 +59,12 @@ def cross_entropy(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def likeliest(labels: Labels | SoftLabels) -> Labels:
-    """Return i32[B]: labels as they are, of soft targets the largest."""
+    """Return labels i32[B] unchanged, or the largest of soft targets."""
     return labels if labels.ndim == 1 else labels.argmax(-1).astype(jnp.int32)
 
 
 def accuracy(logits: Logits, labels: Labels | SoftLabels) -> Float32[Array, ""]:
-    """Compute the fraction f32[] whose largest logit is the label (of soft targets the largest)."""
+    """Return the fraction f32[] whose largest logit is the label (of soft targets, the largest)."""
     return (logits.argmax(-1) == likeliest(labels)).mean(dtype=jnp.float32)
 
 
@@ -75,7 +75,7 @@ ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
 
 
 def at_labels(attack_labels: str) -> Callable[[LogitsFn, Batch], Array]:
-    """Build the targets of an attack at labels, by a key of `ATTACK_LABELS`."""
+    """Return the function that computes an attack's targets, by a key of `ATTACK_LABELS`."""
     return lambda logits_fn, batch: ATTACK_LABELS[attack_labels](batch.labels)
 
 
@@ -93,20 +93,20 @@ def _on_images(
 
 
 def clean() -> Objective:
-    """Minimise cross-entropy on the images themselves."""
+    """Minimise cross-entropy on the clean images."""
     return _on_images(lambda batch, images_adv: batch.images, "clean")
 
 
 def adversarial(attack_labels: str = "soft") -> Objective:
     """Return cross-entropy on the attacked images (Madry et al. 2018, arXiv 1706.06083).
 
-    The attack aims at the labels as mixed and smoothed ("soft", Singh et al. 2023) or at the
-    likeliest class of them ("hard", Debenedetti et al. 2022).
+    The attack targets the mixed and smoothed labels ("soft", Singh et al. 2023) or their most
+    likely class ("hard", Debenedetti et al. 2022).
     """
     return _on_images(lambda batch, images_adv: images_adv, "robust", attack_labels)
 
 
-# Which of the two passes of TRADES and MART move the running statistics of batch norms.
+# Which of TRADES's and MART's two passes update the running statistics of batch norms.
 STATISTICS = ("both", "adversarial")
 
 
@@ -126,13 +126,13 @@ _two_draws = draws(2)
 
 
 def divergence(clean: Logits, robust: Logits) -> Array:
-    """Compute the mean of KL(softmax(clean) || softmax(robust)) over images, f[]."""
+    """Average KL(softmax(clean) || softmax(robust)) over images, f[]."""
     log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
     return (jax.nn.softmax(clean) * (log_p - log_q)).sum(-1).mean()
 
 
 def clean_probabilities(logits_fn: LogitsFn, batch: Batch) -> Array:
-    """Compute the targets of an attack at what the network says of the images themselves."""
+    """Compute the targets of an attack on the network's output for the clean images."""
     return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
 
 
@@ -141,13 +141,13 @@ def of_two_passes(
     terms: Callable[[Any, Logits, Logits], tuple[Array, dict[str, Array]]],
     statistics: str,
 ) -> Objective:
-    """Build an objective of `terms(batch, clean logits, robust logits)`: the loss, and metrics.
+    """Build an objective from `terms(batch, clean logits, robust logits)`: loss and metrics.
 
-    The images and those attacked pass one after the other, as the authors of TRADES have it: batch
-    norms normalise them apart, and their running statistics move twice, or with the attacked images
-    alone. Images are cut to [0, 1], as every point of the attack is; else the noise of random
-    erasing, which leaves that range, would be part of the divergence, and no perturbation of that
-    size is in the ball.
+    Clean and attacked images pass one after the other, as in TRADES's code: batch norms normalise
+    them separately, and their running statistics are updated twice, or by the attacked images
+    alone. Images are clipped to [0, 1], like every point of the attack. Otherwise the noise of
+    random erasing, which leaves that range, would be part of the divergence, although no
+    perturbation of that size is in the ball.
     """
 
     def loss(
@@ -169,8 +169,8 @@ def trades(beta: float, statistics: str = "both") -> Objective:
     """Build clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573).
 
     Their eq. 5. The attack maximises the KL term against the clean probabilities, so it needs a
-    random start: at the image itself the gradient is zero. Of smoothed labels the cross-entropy
-    alone knows. Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
+    random start: at the image the gradient is zero. Smoothed labels affect only cross-entropy.
+    Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
     zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
     """
 
@@ -190,16 +190,16 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
 
         CE(q, y) - log(1.0001 - q_k + 1e-12) + beta KL(p || q) (1.0000001 - p_y),
 
-    where KL takes log(q + 1e-12): the constants are the authors'. Soft labels enter the first term;
-    the others take the largest of them. `statistics`: of `STATISTICS`; `attack_labels`: a key of
-    `ATTACK_LABELS`. Parity: tests/training/update/test_golden_updates.py, against PyTorch.
+    where KL uses log(q + 1e-12), with the authors' constants. Soft labels affect only the first
+    term; the others use the largest of them. `statistics`: one of `STATISTICS`; `attack_labels`: a
+    key of `ATTACK_LABELS`. Parity: tests/training/update/test_golden_updates.py, against PyTorch.
     """
 
     def terms(batch: Batch, clean: Array, robust: Array) -> tuple[Array, dict[str, Array]]:
         labels = batch.labels
         p, q = jax.nn.softmax(clean), jax.nn.softmax(robust)
         is_label = jnp.arange(p.shape[1])[None] == likeliest(labels)[:, None]
-        # Through an index, so that tied runners-up do not share the gradient.
+        # By index, so that tied runners-up do not share the gradient.
         other = jnp.argmax(jnp.where(is_label, -1, q), axis=1)
         strongest = jnp.take_along_axis(q, other[:, None], axis=1)[:, 0]
         margin = -jnp.log(1.0001 - strongest + 1e-12)
@@ -217,7 +217,7 @@ def kernels(params: Params) -> list[Array]:
 
 
 def l1_norm(params: Params) -> Array:
-    """Sum all absolute `kernels`, f32[] (f64[] of such); its gradient at 0 is 0."""
+    """Sum the absolute values of all `kernels`, f32[] (f64[] for f64); the gradient at 0 is 0."""
 
     def norm(wide: Array) -> Array:  # not `jnp.abs`, whose gradient at 0 is 1
         return (wide * jax.lax.stop_gradient(jnp.sign(wide))).sum()
@@ -226,7 +226,7 @@ def l1_norm(params: Params) -> Array:
 
 
 def sparse(objective: Objective, weight: float) -> Objective:
-    """Add `weight` times `l1_norm`, which the metrics have as `l1` (Tang et al. 2022, arXiv
+    """Add `weight` times `l1_norm`, which the metrics report as `l1` (Tang et al. 2022, arXiv
     2209.14105, section 5).
     """
 
@@ -241,40 +241,40 @@ def sparse(objective: Objective, weight: float) -> Objective:
 
 
 class ObjectiveRow(NamedTuple):
-    """What others need to know of an objective: the attack, the checks, the counts of passes."""
+    """What others need to know about an objective: attack, checks, number of passes."""
 
-    make: Callable[[Any, Any], Objective]  # of a phase and the attack of a config
-    attack_loss: Loss | None = "ce"  # what its attack climbs; None: there is none
-    of_probabilities: bool = False  # the attack aims at clean outputs, which cost a pass
-    both: bool = False  # images and those attacked pass the network, each in a pass of its own
-    weights: tuple[str, ...] = ()  # keys of a phase, at least 0
+    make: Callable[[Any, Any], Objective]  # from a phase and the config's attack
+    attack_loss: Loss | None = "ce"  # what its attack maximises; None: no attack
+    of_probabilities: bool = False  # the attack targets clean outputs, which cost a pass
+    both: bool = False  # clean and attacked images each have their own pass
+    weights: tuple[str, ...] = ()  # keys of a phase that must be at least 0
     displaces: bool = False  # the loss is differentiated twice: `Objective.displaced`
-    also: int = 0  # further passes of an update
-    # (classes, steps of an epoch) -> what a step remembers of those before it.
+    also: int = 0  # additional passes of an update
+    # (classes, steps per epoch) -> what a step stores for later ones.
     remembers: Callable[[int, int], Memory] | None = None
-    pairs: bool = False  # its loss compares the points of two norms
-    # Its helper has the weights that the phase starts from, which cannot be random; this makes of
-    # a network one that leaves the helper out.
+    pairs: bool = False  # the loss compares the points of two norms
+    # Its helper has the phase's initial weights, which cannot be random; this turns a network into
+    # one without the helper.
     helped: Callable[[Classifier], Classifier] | None = None
 
     @property
     def attacks(self) -> bool:
-        """Tell whether it attacks the images."""
+        """Return whether it attacks the images."""
         return self.attack_loss is not None
 
 
-ROWS: dict[str, ObjectiveRow | str] = {}  # a string: an entry of an optional room
+ROWS: dict[str, ObjectiveRow | str] = {}  # a string: the entry of an optional room
 
 
 def add(name: str, row: ObjectiveRow | str) -> None:
-    """Enter an objective, which `objective` of a phase names from then on."""
+    """Register an objective under a name for the key `objective` of a phase."""
     if name in ROWS:
         raise ValueError(f"there is an objective {name} already; choose another name")
     ROWS[name] = row
 
 
 def named(name: str) -> ObjectiveRow:
-    """Find an objective, and import it if it is optional; a `ValueError` says which there are."""
+    """Look up an objective, importing optional ones; a `ValueError` lists those that exist."""
     if name not in ROWS:
         raise ValueError(f"unknown objective {name!r}; {meant(name, sorted(ROWS))}")
     row = ROWS[name]
@@ -282,10 +282,10 @@ def named(name: str) -> ObjectiveRow:
 
 
 def passes(name: str, attack: AttackSection) -> int:
-    """Count the forward passes that an update of one image costs, attack included."""
+    """Count the forward passes that an update costs per image, including the attack."""
     row = named(name)
     passes = mixes.passes(attack) if row.attacks else 0
-    update = row.also + (6 if row.both else 3)  # forward and backward, of each image
+    update = row.also + (6 if row.both else 3)  # forward and backward, per image
     update *= mixes.updates(attack) if row.attacks else 1
     return int(row.of_probabilities) + passes + update * (2 if row.displaces else 1)
 

@@ -13,20 +13,20 @@ from jaxrobust.training.update import schedules
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Array, Params
 
-# Which parameters are decayed, by name and shape; the references have one rule per group of
-# networks. Their test is on timm's names; no name of ours differs in what the tests look at.
+# Which parameters decay, by name and shape; the references have one rule per group of networks.
+# They test timm's names; ours agree in everything that the tests look at.
 DECAY_MASKS = {
-    # Everything but biases and `bn*`; LN scales, layer scale and `downsample.1` ARE decayed.
+    # All but biases and `bn*`; LN scales, layer scale and `downsample.1` ARE decayed.
     "not-bias": lambda name, array: not name.endswith(".bias") and "bn" not in name,
     # Matrices; position embedding and class token ARE decayed.
     "matrices": lambda name, array: array.ndim > 1 and not name.endswith(".bias"),
-    # Matrices but these two; XCiT's temperature, of shape (heads, 1, 1), IS decayed.
+    # Matrices except these two; XCiT's temperature, of shape (heads, 1, 1), IS decayed.
     "matrices-not-tokens": lambda name, array: (
         array.ndim > 1 and not name.endswith(".bias") and name not in ("cls_token", "pos_embed")
     ),
-    # Everything, as PyTorch does without groups: biases and scales of norms too.
+    # Everything, as in PyTorch without parameter groups, including biases and norm scales.
     "all": lambda name, array: True,
-    # Everything but what is called so: a last batch norm called `norm1`, and biases, ARE decayed.
+    # Everything not named so: a last batch norm called `norm1`, and biases, ARE decayed.
     "not-bn-named": lambda name, array: "bn" not in name and "batchnorm" not in name,
 }
 
@@ -47,7 +47,7 @@ def sgd(
     momentum: float | optax.Schedule = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Build PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
+    """Build PyTorch's SGD: the decay is added to the gradient, and so enters the momentum.
 
     `momentum` may be a function of the step.
     """
@@ -63,7 +63,7 @@ def sgd(
 def clipped(largest: float) -> optax.GradientTransformationExtraArgs:
     """Scale all gradients by min(1, largest / (their norm + 1e-6)): PyTorch's `clip_grad_norm_`.
 
-    A step gives the `norm`, which it has summed up in a way that suits its devices.
+    The step passes the `norm`, computed in the way that suits its devices.
     """
 
     def update(
@@ -83,7 +83,7 @@ class _Trace(NamedTuple):
 
 
 def _scheduled_trace(momentum: optax.Schedule, nesterov: bool) -> optax.GradientTransformation:
-    """As `optax.trace`, but the decay is a function of the step."""
+    """Like `optax.trace`, but with a decay that depends on the step."""
 
     def init(params: Params) -> _Trace:
         return _Trace(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
@@ -111,10 +111,10 @@ def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
 def of_phase(
     p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
-    """Build the learning rate and the optimiser of the phase `name`; `decay_mask` is its network's.
+    """Build learning rate and optimiser of the phase `name`; `decay_mask` is its network's.
 
     Raises:
-      ValueError: a value that cannot work, with what to set.
+      ValueError: an invalid value; says what to set.
     """
     mask = decay_mask if p.decay_mask is None else p.decay_mask
     for key, value, rows in (

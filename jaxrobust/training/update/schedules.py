@@ -1,4 +1,4 @@
-"""Learning-rate curves of the published recipes: warm-up, decay, and where they are looked up."""
+"""Learning-rate curves of the published recipes: warm-up, decay, and lookup times."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ import numpy as np
 from jaxrobust.config import PhaseSection
 from jaxrobust.training.update.value_checks import must_be
 
-# (epoch, cosine function) -> learning rate; a piece holds from its epoch to the next one's.
+# (epoch, cosine function) -> learning rate; a piece applies from its epoch to the next one's.
 Piece = tuple[float, Callable[[Any, Callable[[Any], Any]], Any]]
 
 
 class Shape(NamedTuple):
-    """One row of the table."""
+    """A row of the table."""
 
     looked_up: str  # every "iteration" | "epoch" | "chord": linear between whole epochs
-    ends: bool = True  # at `final_lr`, where the cool-down continues
+    ends: bool = True  # whether it ends at `final_lr`, where the cool-down continues
     least_warmup: int = 0
 
 
 SHAPES = {
-    # nmndeep/revisiting-at: main.py defines whole epochs, and interpolates.
+    # nmndeep/revisiting-at: main.py defines whole epochs and interpolates.
     "chord-cosine": Shape("chord"),
     "cosine": Shape("iteration"),
     # timm's CosineLRScheduler, in epochs: DeiT, XCiT, the light recipe.
@@ -32,7 +32,7 @@ SHAPES = {
     "late-cosine": Shape("epoch", ends=False),
     "linear": Shape("iteration"),
     "step": Shape("epoch", ends=False),  # PyTorch's MultiStepLR
-    # PyTorch's OneCycleLR, once an epoch: cosines, whose last value is that of the last epoch.
+    # PyTorch's OneCycleLR, once an epoch: cosines that end with the last epoch's value.
     "one-cycle": Shape("epoch", ends=False, least_warmup=2),
 }
 
@@ -50,13 +50,13 @@ def _cosine(begin: float, length: float, peak: float, final: float) -> Piece:
 
 def _pieces(p: PhaseSection) -> list[Piece]:
     peak, final, warmup, end = p.lr, p.final_lr, p.warmup_epochs, p.epochs - p.cooldown_epochs
-    start = 1e-4 if p.warmup_lr is None else p.warmup_lr / peak  # of the warm-up, in peaks
+    start = 1e-4 if p.warmup_lr is None else p.warmup_lr / peak  # warm-up's start / peak
     top = warmup - 1  # of "one-cycle"
     rise = (0, lambda epoch, cos: peak * (start + (1 - start) * epoch / warmup))
     match p.schedule:
         case "chord-cosine" | "cosine":
             pieces = [rise, _cosine(warmup, end - warmup, peak, final)]
-        case "epoch-cosine":  # begins at epoch 0, under the warm-up, which ends below the peak
+        case "epoch-cosine":  # starts at epoch 0, during the warm-up, which ends below the peak
             pieces = [rise, (warmup, _cosine(0, end, peak, final)[1])]
         case "late-cosine":  # one more epoch at the peak, then a cosine cut off above its end
             pieces = [rise, _flat(warmup, peak), _cosine(warmup + 1, end, peak, final)]
@@ -73,7 +73,7 @@ def _pieces(p: PhaseSection) -> list[Piece]:
 
 
 def learning_rate(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Callable[[Any], Any]:
-    """Build step i32[] -> f32[] (f64[] where JAX computes so): the learning rate of an update.
+    """Build step i32[] -> f32[] (f64[] in x64 mode): the learning rate of an update.
 
     `name`: of the phase, for messages.
     Parity: tests/training/update/test_schedules.py, against PyTorch, timm and golden curves.
@@ -101,8 +101,8 @@ def learning_rate(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Callab
 
 
 def cycled_momentum(p: PhaseSection, *, steps_per_epoch: int) -> Callable[..., Any]:
-    """Build step i32[] -> f32[], SGD's momentum for "one-cycle": from 0.95 down to 0.85 while
-    the rate rises, and back, as PyTorch's OneCycleLR has it by default, once an epoch.
+    """Build step i32[] -> f32[], SGD's momentum for "one-cycle": from 0.95 down to 0.85 while the
+    rate rises, and back, once an epoch, as by default in PyTorch's OneCycleLR.
     """
     top = p.warmup_epochs - 1
     pieces = [_cosine(0, top, 0.95, 0.85), _cosine(top, p.epochs - 1 - top, 0.85, 0.95)]

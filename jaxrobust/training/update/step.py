@@ -1,4 +1,4 @@
-"""The fused step: augmentation, attack, loss, gradients, update, average: one program."""
+"""The fused step: augmentation, attack, loss, gradients, update and average in one program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,62 +19,62 @@ Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step; `key` is the root of every draw and never changes."""
+    """Everything that changes from step to step; `key`, the root of all draws, never changes."""
 
-    step: Array  # i32[], updates done
+    step: Array  # i32[], number of updates done
     params: Params  # float32
     stats: Params
-    ema: Params  # of the parameters and of the statistics of batch norms
+    ema: Params  # of the parameters and the batch norms' statistics
     opt_state: optax.OptState
     key: Array
 
 
 class Control(NamedTuple):
-    """What the hosts tell a step; plain numbers, so that nothing compiles again."""
+    """What the hosts pass to a step; plain numbers, so nothing is recompiled."""
 
-    stop: Array  # i32[devices]; where one is not 0, no device takes the step: see `metrics["stop"]`
-    lr_scale: Array  # f32[], times the schedule's learning rate
-    epsilon_share: Array | float = 1.0  # f32[], of the attack's radius, where that grows
+    stop: Array  # i32[devices]; unless all are 0, no device takes the step: see `metrics["stop"]`
+    lr_scale: Array  # f32[], factor of the schedule's learning rate
+    epsilon_share: Array | float = 1.0  # f32[], share of the attack's radius, if that grows
 
 
 class ImageKeys(NamedTuple):
-    """A key of each image for its attack, and one for the network's draws: both [B]."""
+    """Per image, a key for its attack and one for the network's draws: both [B]."""
 
     attack: Keys
     net: Keys
 
 
 class GradientParts(NamedTuple):
-    """What the gradients of a phase are made of; `build.phase` fills it."""
+    """What the gradients of a phase are computed from; `build.phase` fills it."""
 
     net: Classifier
-    # An `Attack`, which reads `epsilon_share` or `turn` too, where `attack_options` has them.
+    # An `Attack`; it also takes `epsilon_share` or `turn` if `attack_options` has them.
     attack: Callable[..., Array]
     objective: objectives.Objective
-    # The attack sees the network as it trains (statistics of these images, stochastic depth with
-    # the update's draws) instead of as it evaluates.
+    # Whether the attack sees the network in training mode (these images' statistics, stochastic
+    # depth with the update's draws) instead of evaluation mode.
     attack_in_train_mode: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")  # of the passes
     mean_over_devices: Callable[[Any], Any] = lambda tree: tree
-    # Makes a network of images of this shape ready for the many passes of an attack.
+    # Prepares a network for the many passes of an attack on images of this shape.
     prepare_for_attack: Callable[[LogitsFn, Array], LogitsFn] = lambda logits_fn, images: logits_fn
 
 
 class StepParts(NamedTuple):
-    """What the step of a phase is made of; `build.phase` fills it."""
+    """What a phase's step is made of; `build.phase` fills it."""
 
     augment: BatchAugmentation
-    # (state, control) -> what the attack reads in addition to keys, images and labels; of all
+    # (state, control) -> the attack's arguments besides keys, images and labels, shared by all
     # images.
     attack_options: Callable[[TrainState, Control], dict[str, Array]]
-    device_gradients: Callable[..., Any]  # the function of that name, for all devices
+    device_gradients: Callable[..., Any]  # `device_gradients` for all devices
     optimizer: Optimiser
     update_ema: averages.Averaging
     update_batch_stats: averages.Statistics = lambda old, new, step: new
     memory: Memory = NO_MEMORY
-    # (arrays, params) -> the arrays as they lie while the optimiser works.
+    # (arrays, params) -> the arrays in the layout for the optimiser.
     to_rows: Callable[[Any, Params], Any] = lambda arrays, params: arrays
-    global_norm: Callable[[Params], Array] = optax.tree.norm  # of what `device_gradients` returns
+    global_norm: Callable[[Params], Array] = optax.tree.norm  # of the result of `device_gradients`
 
 
 def train_step(
@@ -82,8 +82,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Augment, attack, differentiate, update; return the new state and means over the batch.
 
-    A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
-    of the learning-rate schedule; one that a host stops leaves the state as it is.
+    A step with a non-finite loss or gradient counts but updates nothing, not even the counter of
+    the learning-rate schedule. A step that a host stops leaves the state unchanged.
     """
     step_key = jax.random.fold_in(state.key, state.step)
     attack_key, net_key, augment_key = jax.random.split(step_key, 3)
@@ -100,8 +100,8 @@ def train_step(
     grads = parts.to_rows(grads, state.params)
     old = (state.params, state.stats, state.ema, state.opt_state)
     old_params, *old_others = parts.to_rows(old, state.params)
-    # `norm < 0` is never true: it makes the devices' first meeting wait for the gradients. One that
-    # is ready at once holds one of the few threads of XLA's CPU, and they would work in turn.
+    # `norm < 0` is never true: it makes the devices' first collective wait for the gradients. An
+    # earlier one would occupy one of XLA's few CPU threads, and the devices would work in turn.
     stop = (control.stop + (norm < 0).astype(jnp.int32)).max()
     goes_on = stop == 0
     updates_state = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes_on
@@ -109,8 +109,8 @@ def train_step(
     with jax.named_scope("optimiser"):
         updates, opt_state = parts.optimizer.update(grads, old_others[2], old_params, norm=norm)
         opt_state, metrics = parts.memory.learn(state, opt_state, metrics)
-        # To add -0 is to change no number (a subnormal one may become 0, as in any update). To
-        # choose between old and new parameters would be one more pass over them.
+        # Adding -0 changes no number (a subnormal may become 0, as in any update). Choosing between
+        # old and new parameters would be one more pass over them.
         scale = control.lr_scale
         updates = jax.tree.map(lambda u: jnp.where(updates_state, scale * u, -0.0), updates)
         params = optax.apply_updates(old_params, updates)
@@ -139,11 +139,11 @@ def device_gradients(
     spread: Spread,
     microbatches: int,
 ) -> tuple[Params, tuple[Params, Metrics]]:
-    """Compute one device's part of a step: the gradients of its images, one microbatch at a time.
+    """Compute one device's part of a step: the gradients of its images, per microbatch.
 
-    Collectives come before and after, whatever the attack: parameters, of which it has a part, f32
-    (f64 where JAX computes so and the compute type is that too), are gathered once, in the compute
-    type; gradients, in the type of the parameters, are averaged once, after the last microbatch.
+    Collectives run only before and after, whatever the attack. Parameters, of which the device has
+    a part, f32 (f64 if the compute type is f64 in x64 mode), are gathered once, in the compute
+    type. Gradients, in the parameters' type, are averaged once, after the last microbatch.
     """
     dtypes = {name: array.dtype for name, array in params.items()}
     params = spread.gather(cast(params, parts.dtype))
@@ -180,12 +180,12 @@ def adversarial_gradients(
     *,
     parts: GradientParts,
 ) -> tuple[Params, Params, Metrics]:
-    """Find adversarial images, then differentiate the objective in the parameters there.
+    """Find adversarial images, then differentiate the objective there in the parameters.
 
     Args:
-      params: not split over devices, in the compute type; neither are `stats`.
+      params: not split over devices, in the compute type, like `stats`.
       batch: images f32[B,H,W,C] and labels; keys: [B] each.
-      attack_options: `epsilon_share` f32[] of a radius that grows, `turn` i32[] of several norms.
+      attack_options: `epsilon_share` f32[] for a growing radius, `turn` i32[] for several norms.
     Returns: gradients of the parameters, the new statistics, and metrics.
     Source: Madry et al. 2018 (arXiv 1706.06083), eq. 2.1; with APGD of 2 steps that of Singh,
       Croce, Hein 2023 (arXiv 2303.01870).
@@ -207,7 +207,7 @@ def adversarial_gradients(
     def loss(params: Params) -> objectives.Value:
         return objective.loss(net, params, stats, batch, images_adv, keys.net)
 
-    if objective.displaced is not None:  # the gradient is taken where the weights are worst
+    if objective.displaced is not None:  # differentiate where the weights are worst
         with jax.named_scope("displacement"):
             ascent = jax.grad(lambda params: loss(params)[0])(params)
             params = objective.displaced(params, parts.mean_over_devices(ascent))
@@ -215,38 +215,38 @@ def adversarial_gradients(
     return grads, new_stats, metrics | {"loss": value}
 
 
-_SHORT = 16  # numbers in a vector of AVX-512
+_SHORT = 16  # float32 numbers in an AVX-512 vector
 
 
 def in_rows(arrays: Any, params: Params) -> Any:
-    """Return arrays with long last axes: those with the shape of a parameter whose own is short.
+    """Return arrays with long last axes, reshaping those with a parameter's shape and a short one.
 
-    XLA's loops on CPU are along that axis alone: of f[512,512,3,3] AdamW's takes 5.7 ms, in rows 1.
+    XLA's CPU loops run along the last axis only: AdamW on f[512,512,3,3] takes 5.7 ms, 1 in rows.
     """
     short = {p.shape for p in params.values() if p.ndim > 2 and p.shape[-1] < _SHORT}
 
     def row(array: Array) -> Array:
         if array.shape not in short:
             return array
-        ones = [1] * (array.ndim - 2)  # as many axes as before, so that it is decayed if it was
+        ones = [1] * (array.ndim - 2)  # keep the number of axes, on which weight decay depends
         return array.reshape(*ones, array.shape[0], -1)
 
     return jax.tree.map(row, arrays)
 
 
 def norm_in_rows(grads: Params) -> Array:
-    """Take the norm of gradients that are the same on all devices."""
+    """Compute the norm of gradients that are equal on all devices."""
     return optax.tree.norm(in_rows(grads, grads))
 
 
 def init_state(net: Classifier, optimizer: Optimiser, key: Array) -> TrainState:
-    """Draw a fresh state; the average starts from the initial weights."""
+    """Draw a fresh state; the average starts at the initial weights."""
     init_key, _ = jax.random.split(key)
     return state_of(optimizer, key, *net.init(init_key))
 
 
 def state_of(optimizer: Optimiser, key: Array, params: Params, stats: Params) -> TrainState:
-    """Begin with existing weights, and the keys that `init_state` would have."""
+    """Build a state from existing weights, with the keys that `init_state` would use."""
     _, root = jax.random.split(key)
     ema = jax.tree.map(jnp.copy, params | without_normalisation(stats))  # a step donates both
     opt_state = optimizer.init(params, stats)
@@ -254,11 +254,11 @@ def state_of(optimizer: Optimiser, key: Array, params: Params, stats: Params) ->
 
 
 def without_normalisation(stats: Params) -> Params:
-    """Leave out the normalisation of images, which never changes."""
+    """Drop the normalisation of images, which never changes."""
     return {name: s for name, s in stats.items() if not name.startswith("normalize.")}
 
 
 def averaged(state: TrainState) -> tuple[Params, Params]:
-    """Select params and stats of the averaged network."""
+    """Return params and stats of the averaged network."""
     params = {name: state.ema[name] for name in state.params}
     return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}

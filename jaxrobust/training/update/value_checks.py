@@ -1,4 +1,4 @@
-"""How values of a config are refused."""
+"""How to reject values of a config."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +12,6 @@ def one_of(key: str, value: Any, allowed: Iterable[Any]) -> None:
 
 
 def must_be(key: str, value: Any, inside: bool, wanted: str) -> None:
-    """Raise `ValueError` for a value that is not inside its range, with what it must be."""
+    """Raise `ValueError`, with the allowed range, for a value outside it."""
     if not inside:
         raise ValueError(f"{key}={value} must be {wanted}")
