@@ -1,11 +1,11 @@
-"""The types that the packages share: what an image batch, a network, a threat and an attack are.
+"""The types that the packages share: image batches, networks, threats and attacks.
 
 Shape letters, project-wide: `B` batch, `H W` pixels, `C` classes (or image channels after `H W`).
 Images are float in [0, 1] with radii in the same units; `uint8` only between host and device.
 
-`Images` to `Keys` are arrays of a shape. To a type checker and to a program they are plain arrays;
-the tests have each call compared with them (tests/support/starting.py), where a letter is one size
-within a call. So they stand only where nothing else is ever valid, and where no `ValueError` of
+`Images` to `Keys` are arrays with a shape. For type checkers and programs they are plain arrays.
+The tests check each call against them (tests/support/starting.py), where a letter means one size
+within a call. So they are used only where nothing else is ever valid, and where no `ValueError` of
 ours says more.
 """
 
@@ -21,24 +21,24 @@ from jaxtyping import Bool, Float, Integer, Key, Shaped
 
 Array = jax.Array
 Images = Float[Array, "B H W channels"]
-GivenImages = Shaped[Array | np.ndarray, "B H W channels"]  # before a look at their dtype
-Points = Float[Array, "B *pixels"]  # images, whatever an attack makes of them
+GivenImages = Shaped[Array | np.ndarray, "B H W channels"]  # before the check of their dtype
+Points = Float[Array, "B *pixels"]  # images, or any points that an attack makes from them
 Logits = Float[Array, "B C"]
 SoftLabels = Float[Array, "B C"]  # probabilities
 Labels = Integer[Array, " B"]  # classes
 PerImage = Float[Array, " B"]
-Counts = Integer[Array, " B"]  # and ids, levels
+Counts = Integer[Array, " B"]  # also ids, levels
 Mask = Bool[Array, " B"]
 Keys = Key[Array, " B"]
 Start = str | Array | np.ndarray  # "image", "random", or the points themselves
 Params = dict[str, Array]  # flat, dotted names that mirror timm's
 LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
-ModuleMaker = Callable[[Any], Any]  # `Draws` -> the module that a network is made of
+ModuleMaker = Callable[[Any], Any]  # `Draws` -> a network's module
 # (network, key or keys or None, images, targets) -> images_adv, or with `info` a pair
 Attack = Callable[[Any, Array | None, Array, Any], Any]
 
-# How the forward passes that decide multiply: by default a TPU makes one bfloat16 product of two
-# float32 numbers, and an NVIDIA GPU may make one of TF32.
+# Precision of matrix products in the passes that decide verdicts: by default a TPU multiplies
+# float32 numbers in bfloat16, and an NVIDIA GPU may do so in TF32.
 VERDICT_PRECISION = "highest"
 
 
@@ -53,8 +53,8 @@ class Classifier(NamedTuple):
     """A network as two pure functions.
 
     `init(key) -> (params, stats)`;
-    `apply(params, stats, images, *, train=False, key=None) -> (logits, stats)`; with keys [B] no
-    draw of an image depends on the others.
+    `apply(params, stats, images, *, train=False, key=None) -> (logits, stats)`; with keys [B], an
+    image's draws do not depend on the other images.
     """
 
     init: Callable[[Array], tuple[Params, Params]]
@@ -62,32 +62,32 @@ class Classifier(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a network is evaluated with."""
+    """The weights to evaluate a network with."""
 
     params: Params
     stats: Params
 
 
-NORMS = ("linf", "l2", "l1")  # of balls that most attacks project onto
-THREAT_NORMS = (*NORMS, "l0")  # l0 counts changed pixels, each in all of its channels
+NORMS = ("linf", "l2", "l1")  # of the balls that most attacks project onto
+THREAT_NORMS = (*NORMS, "l0")  # l0 counts changed pixels, each in all channels
 
 
 @dataclass(frozen=True)
 class Threat:
-    """A ball that adversarial images lie in.
+    """A ball around an image that contains its adversarial images.
 
     Raises:
-      ValueError: no norm, or no radius; see `check_norm` and `check_radius`.
+      ValueError: an invalid norm or radius; see `check_norm` and `check_radius`.
 
     >>> str(Threat("linf", 4 / 255)), Threat("l2", 0.5).settings()
     ('linf 0.01569', {'norm': 'l2', 'epsilon': 0.5})
     """
 
     norm: str
-    epsilon: float  # in units of pixels in [0, 1]; in l0 the number of pixels
+    epsilon: float  # in units of pixels in [0, 1]; for l0 the number of pixels
 
     def __post_init__(self) -> None:
-        """Refuse what is not a ball."""
+        """Reject an invalid ball."""
         check_norm(self.norm, THREAT_NORMS)
         check_radius(self.norm, self.epsilon)
 
@@ -96,7 +96,7 @@ class Threat:
 
     @classmethod
     def of(cls, settings: Any) -> "Threat":
-        """Read the ball of an attack's settings, of a record or of a config; refuse several."""
+        """Return the ball in the settings of an attack, a record or a config; reject several."""
         own, *others = threats(settings)
         if others:
             raise ValueError(
@@ -107,27 +107,27 @@ class Threat:
 
     @classmethod
     def only(cls, settings: Any) -> "Threat | None":
-        """Read the ball as `of` does; None: there are several."""
+        """Return the ball like `of`; None if there are several."""
         own, *others = threats(settings)
         return None if others else own
 
     def written(self) -> str:
-        """Write the threat as papers do: "linf 8/255", "l2 0.5"."""
+        """Format the threat as in papers: "linf 8/255", "l2 0.5"."""
         return f"{self.norm} {fraction(self.epsilon)}"
 
     def settings(self) -> dict[str, Any]:
-        """Write the ball as records have it and functions take it."""
+        """Return the ball as records store it and functions accept it."""
         return {"norm": self.norm, "epsilon": self.epsilon}
 
 
 def threats(settings: Any) -> tuple[Threat, ...]:
-    """Read one ball or several of an attack's settings: `norm` and `epsilon` are one, or lists.
+    """Return the balls in an attack's settings, whose `norm` and `epsilon` are single or lists.
 
     >>> [str(ball) for ball in threats({"norm": ("linf", "l2"), "epsilon": (0.03125, 0.5)})]
     ['linf 0.03125', 'l2 0.5']
 
     Raises:
-      ValueError: no radius for each norm, a norm twice, or what is not a ball.
+      ValueError: not one radius per norm, a repeated norm, or an invalid ball.
     """
     norms, radii = settings["norm"], settings["epsilon"]
     norms = (norms,) if isinstance(norms, str) else tuple(norms)
@@ -144,22 +144,20 @@ def threats(settings: Any) -> tuple[Threat, ...]:
 
 
 def fraction(epsilon: float) -> str:
-    """Write a radius as people do: 4/255, or 0.1."""
+    """Format a radius for people: 4/255, or 0.1."""
     levels = 255 * epsilon
     whole = 0 < round(levels) <= 64 and abs(levels - round(levels)) < 1e-3
     return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
 
 
 def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
-    """Refuse an unknown norm."""
+    """Reject an unknown norm."""
     if norm not in norms:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(norms)}")
 
 
 def check_radius(norm: str, epsilon: float) -> None:
-    """Refuse a radius that is not a number, below 0, not finite, above 1 on Linf, or no count on
-    L0.
-    """
+    """Reject a non-finite or negative radius, one above 1 for Linf, or a non-integer for L0."""
     epsilon = check_number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
@@ -169,7 +167,7 @@ def check_radius(norm: str, epsilon: float) -> None:
 
 
 def check_length(name: str, value: float, norm: str = "linf") -> None:
-    """Refuse a length of pixels above 1 on Linf, which is meant in 0..255.
+    """Reject a length in pixels above 1 for Linf, which is probably meant in 0..255.
 
     >>> check_length("step_size", 2 / 255), check_length("step_size", 1.5, "l2")
     (None, None)
@@ -180,7 +178,7 @@ def check_length(name: str, value: float, norm: str = "linf") -> None:
 
 
 def check_threat(threat: Threat, size: int, channels: int) -> None:
-    """Refuse a radius that is probably meant in another norm, or holds every image."""
+    """Reject a radius that is probably meant for another norm, or contains every image."""
     norm, epsilon = threat.norm, threat.epsilon
     if norm == "l1" and 0 < epsilon < 1:
         raise ValueError(
@@ -197,7 +195,7 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
 
 
 def check_number(name: str, value: Any) -> float:
-    """Read a setting as a number; `ValueError` if it is not one."""
+    """Parse a setting as a number; `ValueError` if it is not one."""
     try:
         if not isinstance(value, str):
             return float(value)
@@ -206,14 +204,14 @@ def check_number(name: str, value: Any) -> float:
     raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
 
 
-# A masked class lies below -500, and by this factor below the largest logit of the others.
+# A masked class is below -500, and by this factor below the others' largest logit.
 _MASKED, _FACTOR = -500.0, 200
 
 
 def unmasked(logits: np.ndarray) -> np.ndarray:
-    """Find the classes of logits f[n,K] that no large negative constant masks, bool[K].
+    """Return the classes of logits f[n,K] that no large negative constant masks, bool[K].
 
-    A scale of logits is taken over these alone. Rows with NaN or infinities are left out.
+    The scale of logits is computed from these only. Rows with NaN or infinities are skipped.
 
     >>> unmasked(np.array([[2.0, -1.0, -1e9], [0.5, 3.0, -1e9]]))
     array([ True,  True, False])
@@ -225,14 +223,14 @@ def unmasked(logits: np.ndarray) -> np.ndarray:
     highest = logits.max(axis=0)
     order = np.argsort(-highest, kind="stable")
     size = np.maximum.accumulate(np.abs(logits[:, order]).max(axis=0))
-    # Two classes at least are answers.
+    # At least two classes remain.
     below = highest[order][2:] < np.minimum(_MASKED, -_FACTOR * size[1:-1])
     count = int(below.argmax()) + 2 if below.any() else len(order)
     return np.isin(np.arange(len(order)), order[:count])
 
 
 def is_count(value: Any) -> bool:
-    """Tell whether a value is an int of at least 1, also one of NumPy."""
+    """Return whether a value is an int of at least 1; NumPy's integers count."""
     try:
         return not isinstance(value, bool) and operator.index(value) >= 1
     except TypeError:
@@ -245,9 +243,9 @@ class Geometry(NamedTuple):
     `sample(keys, images, epsilon) -> points`: AutoAttack's random start, inside the box.
     `project(points, images, epsilon) -> points`: into ball and box [0, 1].
     `ascend(points, gradient, step, kept) -> points`: one steepest-ascent step, not projected;
-    only L1 reads `kept` f[B], the fraction of entries that move.
-    `settle(points, images) -> points`: an iterate as it is handed out, free of rounding residue.
-    `fill(keys, images, epsilon) -> points`: uniform in the ball, whatever the box; None: not known.
+    only L1 uses `kept` f[B], the fraction of entries that move.
+    `settle(points, images) -> points`: an iterate to return, free of rounding residue.
+    `fill(keys, images, epsilon) -> points`: uniform in the ball, ignoring the box; None: unknown.
     """
 
     sample: Callable[..., Array]
@@ -262,18 +260,18 @@ class Machine(NamedTuple):
 
     `init(images, labels, *, keys=None, targets=None, start="image") -> state` with keys [B], target
     classes i32[B] and a start "image", "random" or an array of points; a machine ignores what it
-    does not read. `query(state) -> points`, `loss(state, outputs) -> f[B]`,
-    `score(state, outputs) -> f[B]` (None: the machine reads no score),
+    does not need. `query(state) -> points`, `loss(state, outputs) -> f[B]`,
+    `score(state, outputs) -> f[B]` (None: the machine uses no score),
     `tell(state, loss f[B], score f[B], gradient) -> state`, `finished(state) -> bool[B]`,
     `result(state) -> images_adv`.
-    The gradient is that of the *sum* of the losses in the points, or None for a machine without
-    `gradient`. A loss f[B, T] has T of them, one for each class; `tell` then gets the loss and the
-    gradient of the class of least `distance(state, loss f[B], gradient, class)`, the first of
-    equals.
+    The gradient is that of the *sum* of the losses, with respect to the points, or None for a
+    machine without `gradient`. A loss f[B, T] has T of them, one per class; `tell` then gets the
+    loss and gradient of the class with the smallest `distance(state, loss f[B], gradient, class)`,
+    the first of equal ones.
     One step is query and tell. With a `check(state, score) -> state`, a second query without
-    gradient follows, and only its points are adversarial examples.
-    `counts(state) -> bool[B]` is True where the point to be evaluated is inside the ball, so that
-    it is an adversarial example if misclassified; None: always.
+    gradient follows, and only its points can be adversarial examples.
+    `counts(state) -> bool[B]` is True if the point to evaluate is inside the ball, so that it is an
+    adversarial example if misclassified; None: always.
     `logits`: the network must return logits f[B, C], and the targets are classes.
     """
 

@@ -1,4 +1,4 @@
-"""Weights of others as those of a network of ours, kept in a folder of the cache."""
+"""Weights of others as networks of ours, kept in a folder of the cache."""
 
 import hashlib
 import math
@@ -32,10 +32,10 @@ def local(
     as_it_is: bool = False,
     tell: Tell = say,
 ) -> WeightSource:
-    """Bring a source here: the file, imported folder or run that it stands for.
+    """Fetch a source: return the file, imported folder or run that it stands for.
 
-    What says whose weights it holds (a name, a repository of the hub) is imported into a folder of
-    the cache; the file of a bare address is the file itself, and with `as_it_is` any other too.
+    Sources that say whose weights they hold (a name, a hub repository) are imported into a cache
+    folder. The file at a plain address is used as it is; with `as_it_is`, so are all others.
     """
     if source.kind in ("folder", "run"):
         return source
@@ -83,7 +83,7 @@ def _there(folder: Path) -> bool:
 
 
 def imported(source: WeightSource, request: Request) -> Network:
-    """Read a source that is here as a network of ours."""
+    """Read a local source as a network of ours."""
     check_model(request.model)
     if source.kind == "run":
         changes = {k for k, v in request._asdict().items() if v != Request._field_defaults[k]}
@@ -101,16 +101,16 @@ def imported(source: WeightSource, request: Request) -> Network:
 
 
 def check_model(model: str | None) -> None:
-    """Raise `ValueError` for what is neither a network of ours nor a RobustBench id."""
+    """Raise `ValueError` unless this is one of our networks or a RobustBench id."""
     if model and model not in PUBLISHED:
         models.known(model)
 
 
 def published(model: str | None, path: Path) -> str | None:
-    """Find the RobustBench id of a file: given as the model, or by the name of the file.
+    """Return the RobustBench id of a file: given as the model, or found from the file name.
 
     Raises:
-      ValueError: several networks have files of that name, and its folders do not say which it is.
+      ValueError: several networks use this file name, and the folders do not tell which it is.
     """
     if model in PUBLISHED:
         return model
@@ -141,7 +141,7 @@ def _id(source: WeightSource, model: str | None) -> str | None:
 
 
 def described(network: Network) -> dict[str, Any]:
-    """Describe a network as the `config.json` of an imported folder does; None: it is not known."""
+    """Describe a network like the `config.json` of an imported folder; None: unknown."""
     facts, size, file = network.facts, network.image_size, network.facts.file
     key = facts.published
     net = PUBLISHED[key] if key else None
@@ -182,7 +182,7 @@ def described(network: Network) -> dict[str, Any]:
 
 
 def preprocessing(settings: dict[str, Any], size: int) -> str | None:
-    """Translate timm's preprocessing to `size` px into an id of `evaluation_transform`."""
+    """Translate timm's preprocessing for `size` px into an id of `evaluation_transform`."""
     interpolation, share = settings.get("interpolation"), settings.get("crop_pct")
     if interpolation not in ("bicubic", "bilinear") or not share:
         return None

@@ -1,4 +1,4 @@
-"""Load networks: a source is brought here, read, and made into a network with its weights."""
+"""Load networks: fetch a source, read it, and make a network with its weights."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _OWN = ("architecture", "options", "num_classes", "image_size", "in_channels")  
 
 
 class LoadedNetwork(NamedTuple):
-    """A network, its weights, and all that is known of them."""
+    """A network, its weights, and everything known about them."""
 
     net: Classifier
     params: Params
@@ -32,7 +32,7 @@ class LoadedNetwork(NamedTuple):
 
     @property
     def logits_fn(self) -> Partial:
-        """Images f32[B,H,W,C] in [0, 1] to logits f32[B,K]; weights stay arguments under jit."""
+        """Map images f32[B,H,W,C] in [0, 1] to logits f32[B,K]; weights are arguments under jit."""
         return Partial(lambda p, s, x: self.net.apply(p, s, x)[0], self.params, self.stats)
 
 
@@ -48,28 +48,28 @@ def load(
     """Load a network with its weights, by a name or from a path.
 
     Args:
-      source: a file, a folder that an import wrote, the workdir of a run, https://...,
+      source: a file, an imported folder, the workdir of a run, https://...,
         hf://ORG/REPO[@REVISION][/FILE], a RobustBench id (Salman2020Do_R18), or a timm id
-        (convnext_tiny.fb_in1k). What is on the internet is kept in a cache.
-      model: network of weights that do not say it: a name of `models.available()`, or the
-        RobustBench id under which a file is read.
-      image_size: side of the images in pixels, to which positions are resized; default: that of the
-        weights.
-      which: "ema" or "raw", for averaged or raw weights, of a source that says which it holds;
-        default: the averaged ones of a file where it says so, and those that a run evaluates.
-      tell: takes a line for each download; default: to stderr.
-      **overrides: fields of the network's row, such as `dtype="bfloat16"`; those that make another
-        network only where the weights say nothing of them.
+        (convnext_tiny.fb_in1k). Downloads are cached.
+      model: the network, for weights that do not name it: a name from `models.available()`, or the
+        RobustBench id under which to read a file.
+      image_size: side of the images in pixels, to which positions are resized; default: the size of
+        the weights.
+      which: "ema" or "raw", for averaged or raw weights, if the source says which it holds;
+        default: a file's averaged ones if labelled, and those that a run evaluates.
+      tell: receives one line per download; default: print to stderr.
+      **overrides: fields of the network's row, such as `dtype="bfloat16"`; fields that change the
+        network are allowed only if the weights do not specify them.
     Returns:
       `net`, `params` and `stats`, f32 on the default device, and `about`: `architecture`,
       `options`, `num_classes`, `image_size`, `in_channels`, `preprocessing` (an id of
       `data.evaluation_transform`), `norm`, `epsilon`, `accuracies` (records), `source`,
-      `weights_sha256`; None where it is not known.
+      `weights_sha256`; None if unknown.
     Raises:
-      ValueError: no such weights, or weights that do not fit; says what to do.
+      ValueError: no such weights, or weights that do not fit; the message says what to do.
       OSError: the network or the disk.
 
-    Of a file that is written here, so that nothing has to be downloaded:
+    This example writes a file first, so that nothing has to be downloaded:
 
     >>> import pathlib, tempfile
     >>> from jaxrobust import models
@@ -111,7 +111,7 @@ def fitted(
     image_size: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Network:
-    """Make stored weights a network as they are; `model` and `options` where they do not say it."""
+    """Make a network from stored weights; `model` and `options` if they do not name them."""
     facts = artifact.facts
     if facts.model is not None and model not in (None, facts.model):
         raise ValueError(f"{facts.where} holds a {facts.model}; leave --model={model} out")
@@ -126,11 +126,11 @@ def fitted(
 
 
 def about(network: Network) -> dict[str, Any]:
-    """Describe loaded weights under the keys of an imported folder's config.json."""
+    """Describe loaded weights with the keys of an imported folder's config.json."""
     described = imports.described(network)
     record = network.facts.record
     if record:
         described |= record | {key: described[key] for key in _OWN}
     if record.get("image_size") not in (None, network.image_size):
-        described["preprocessing"] = None  # it is for another size
+        described["preprocessing"] = None  # it applies to another size
     return described | {"weights_sha256": network.weights_sha256}

@@ -1,4 +1,4 @@
-"""From a source that is here to its arrays and what is known of them, one reader for each kind."""
+"""Reads a local source: its arrays and what is known about them, with one reader per kind."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from jaxrobust.weights.store import certificates, files, weights_folder
 from jaxrobust.weights.store.artifact import Artifact, WeightFacts
 from jaxrobust.weights.trained import history, runs
 
-_SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
+_SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that do not change the network
 
 
 def artifact_of(
     source: WeightSource, *, weights_kind: str | None = None, cast: bool = False
 ) -> Artifact:
-    """Read the arrays of a source that is here, and what stands in or next to them."""
+    """Read the arrays of a local source, and the facts stored with them or next to them."""
     artifact = READERS[source.kind](source, weights_kind, cast)
     if source.published is None:
         return artifact
@@ -131,5 +131,5 @@ def _run(source: WeightSource, weights_kind: str | None, cast: bool) -> Artifact
     return Artifact(arrays, facts)
 
 
-# A source of the hub, of RobustBench or at an address is a file once it is here.
+# A source on the hub, of RobustBench or at an address is a file once it is local.
 READERS = {"file": _file, "repository": _file, "remote": _file, "folder": _folder, "run": _run}

@@ -1,4 +1,4 @@
-"""The weights that a run starts from, and those that its phases hand on."""
+"""The weights that a run starts from, and those that one phase passes to the next."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,14 +31,14 @@ from jaxrobust.weights.store import certificates, hashes
 from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
 from jaxrobust.weights.trained import history, start_run
 
-# Fields of the families' rows.
+# Fields in the families' rows.
 _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
 def of_config(config: Config, workdir: Path = Path()) -> tuple[Network, dict[str, Any]] | None:
-    """Make the weights that a config starts from, and their record; None: random ones.
+    """Return the weights that a config starts from, and their record; None: random ones.
 
-    `workdir`: next to which the run is that `run:CONFIG` names.
+    `workdir`: the folder next to it holds the run named by `run:CONFIG`.
     """
     init = config.init
     check_choices(config.model.name, init.stem, init.head)
@@ -84,9 +84,7 @@ def _composed(artifact: Artifact, config: Config, init: StartSection) -> Network
 
 
 def check_phases(config: Config, names: Sequence[str]) -> None:
-    """Refuse phases that start from what is not there, or is not such a network, before
-    training.
-    """
+    """Reject, before training, phases whose start is missing or another network."""
     first = config[names[0]]
     for key in ("start", "stem", "head", "normalize"):
         if first[key] not in (None, "keep"):
@@ -106,13 +104,13 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
 
 
 def _halves(config: Config) -> Any:
-    """Give the arrays of a config's network, of which only names and shapes matter."""
+    """Return the shapes of a config's network; only names and shapes of the arrays matter."""
     params, stats = jax.eval_shape(network_of(config).init, jax.random.key(0))
     return {k: np.broadcast_to(np.float32(0.5), a.shape) for k, a in (params | stats).items()}
 
 
 def check_run(start: Config, config: Config) -> None:
-    """Refuse to start from the run of a config whose weights are not those of the network."""
+    """Refuse to start from a config's run if its weights do not fit the network."""
     start_config = of_phase(start, phases(start)[-1])
     run_config = of_phase(config, phases(config)[0])
     model, options = start_config.model.name, dict(start_config.model.options)
@@ -124,7 +122,7 @@ def check_run(start: Config, config: Config) -> None:
 
 
 def handed_on(start_config: Config, config: Config, name: str, weights: Weights) -> Weights:
-    """Make the weights of an earlier phase (float32, on the host) those of the phase `name`."""
+    """Turn an earlier phase's weights (float32, on the host) into those of the phase `name`."""
     section = config[name]
     keeps = section.stem == section.head == section.normalize == "keep"
     if keeps and plain(start_config.model) == plain(config.model):
@@ -145,11 +143,11 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     init, normalize, model = network_of(config).init, config.init.normalize, config.model
     shapes, moved = jax.eval_shape(init, key)
     sizes = (model.num_classes, model.image_size, dict(model.options))
-    normalized(Network(model.name, shapes, moved, *sizes), normalize)  # refuses before it compiles
+    normalized(Network(model.name, shapes, moved, *sizes), normalize)  # fails before compiling
     program = compilation.program(f"{model.name}: random weights", shapes)
     with compilation.waiting("compiling the draw of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
-    of_torch = pytorch.is_name(model.name)  # which has drawn or loaded its own
+    of_torch = pytorch.is_name(model.name)  # it has drawn or loaded its own
     fresh = () if of_torch else (*params,)
     drawn = Network(model.name, params, stats, *sizes, fresh=fresh, seed=config.seed)
     start = normalized(drawn, normalize)
@@ -161,14 +159,14 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
 
 
 def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: StartSection) -> None:
-    """Refuse weights that no drawing makes fit, each with its remedy."""
+    """Reject weights that redrawing cannot make fit, each with its remedy."""
     model = config.model
     start_row, row = _rows(facts, model)
     differing = {key for key in start_row.keys() | row.keys() if start_row.get(key) != row.get(key)}
     if init.stem == "fresh":
         differing -= _OF_STEM
     elif facts.model != model.name or "stem_strides" in model.options:
-        differing -= {"stem_strides"}  # meant: patches of 16 px become 4; shapes tell what fits
+        differing -= {"stem_strides"}  # intended: patches of 16 px become 4; shapes tell what fits
     if differing and facts.model != model.name:
         with_stem = f", or init.stem=fresh and model.name={facts.model}_cvst"
         raise ValueError(
@@ -201,7 +199,7 @@ def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: Star
 
 
 def _rows(facts: WeightFacts, model: ModelSection) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute the fields that make the stored network and the config's; empty: it is not known."""
+    """Return the fields that determine the stored and the config's network; empty: unknown."""
     if facts.model is None:
         return {}, {}
     pair = ({}, {}) if facts.options is None else (facts.options, model.options)
@@ -209,17 +207,17 @@ def _rows(facts: WeightFacts, model: ModelSection) -> tuple[dict[str, Any], dict
 
 
 def changed(config: Config, workdir: Path) -> str:
-    """Warn where the weights that a run started from are others by now; empty: they are not."""
+    """Warn if the weights that a run started from have changed; empty: they have not."""
     old_start = history.start_of(workdir)
     if old_start is None or not config.init.weights:
         return ""
     try:
         parsed = _parsed(config.init.weights, workdir)
-        if parsed.path is None:  # on the internet, which a run that has begun does not need
+        if parsed.path is None:  # remote; a run that has begun does not need it
             return ""
         here = imports.local(parsed, as_it_is=pytorch.is_name(config.model.name))
         now = hashes.weights_sha256(reading.artifact_of(here).arrays, {})
-    except ValueError:  # gone: it does not need them either
+    except ValueError:  # gone, and no longer needed
         return ""
     if now == old_start["weights_sha256"]:
         return ""

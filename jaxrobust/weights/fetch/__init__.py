@@ -1,1 +1,1 @@
-"""Sources of weights, parsed and brought here: files, addresses, hubs."""
+"""Sources of weights, parsed and fetched: files, addresses, hubs."""

@@ -1,4 +1,4 @@
-"""Files of weights from the internet, kept in a cache: any URL, or a repository of a model hub."""
+"""Weight files from the internet, in a cache: any URL, or a repository of a model hub."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ from jaxrobust.runtime.files import caches, download
 from jaxrobust.runtime.files.download import Tell, Unreachable, check_sha256, file_sha256
 from jaxrobust.weights.store import files
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
-SETTINGS = "config.json"  # what is next to them
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # names of weight files in a hub repository
+SETTINGS = "config.json"  # the file next to them
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def fetch(
     source: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
 ) -> tuple[Path, Path | None]:
-    """Download a file into the cache, unless it is there, and the settings next to it, if any."""
+    """Download a file, and any settings next to it, into the cache, unless already there."""
     if source.startswith("hf://"):
         with download.quiet_hub():
             path, settings = _from_hub(source, tell)
@@ -37,7 +37,7 @@ def fetch(
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str | None]:
-    """Parse `hf://ORG/REPO[@REVISION][/FILE]`; a slash in a revision (refs/pr/1) is %2F."""
+    """Parse `hf://ORG/REPO[@REVISION][/FILE]`; write a slash in a revision (refs/pr/1) as %2F."""
     match = _HUB.fullmatch(source)
     if not match:
         raise ValueError(
@@ -57,7 +57,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             f"{source} needs the hub's own client: pip install 'jaxrobust[hub]' (or give the "
             "https:// address of the file)"
         ) from error
-    refusals = {  # the first one is one of the last, too
+    refusals = {  # the first error is a subclass of the last
         errors.GatedRepoError: "its authors ask for your consent first: give it at "
         f"https://huggingface.co/{repository}, log in with `hf auth login` (or set HF_TOKEN), and "
         "run the same command again",
@@ -77,7 +77,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             cached = huggingface_hub.try_to_load_from_cache(
                 repository, file, cache_dir=cache, revision=revision
             )
-            if not (cached is None or isinstance(cached, str)):  # it did not exist when asked last
+            if not (cached is None or isinstance(cached, str)):  # it did not exist when last asked
                 return None
             reason = f"{error.__cause__ or error}".partition("\n")[0]
             raise Unreachable(
@@ -115,7 +115,7 @@ def _by_hand(source: str) -> str:
 
 
 def _checked(path: Path) -> Path:
-    """Check a file of the hub's cache: its real name there is its hash, if it is a large one."""
+    """Check a file in the hub's cache; the real name of a large one is its hash."""
     blob = path.resolve()
     if _SHA256.fullmatch(blob.name) and file_sha256(blob) != blob.name:
         blob.unlink()
@@ -129,7 +129,7 @@ def _checked(path: Path) -> Path:
 
 def _weights_in(api: Any, repository: str, revision: str | None) -> list[str]:
     at = f"hf://{repository}" + (f"@{urllib.parse.quote(revision, safe='')}" if revision else "")
-    with contextlib.suppress(Exception):  # this only makes a refusal more helpful
+    with contextlib.suppress(Exception):  # this only makes an error more helpful
         there = api.list_repo_files(repository, revision=revision)
         return [f"{at}/{file}" for file in there if Path(file).suffix in files.SUFFIXES][:5]
     return [f"{at}/FILE"]

@@ -1,9 +1,9 @@
-"""Networks that the package ships with, by their names: no training, no download."""
+"""Networks bundled with the package, by name: no training, no download."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = (  # of sources, as help and messages say them
+KINDS = (  # of sources, for help and messages
     "a file, an imported folder, the workdir of a run, https://..., "
     "hf://ORG/REPO[@REVISION][/FILE], a RobustBench id such as Salman2020Do_R18, a timm id such as "
     "convnext_tiny.fb_in1k, or quickstart, which ships with the package"
@@ -12,23 +12,23 @@ _HERE = Path(__file__).resolve().parents[1] / "shipped"
 
 
 class ShippedRun(NamedTuple):
-    """A run that is kept in the package: its records, its curve, and the weights of each phase."""
+    """A run bundled with the package: its records, its curve, and each phase's weights."""
 
     folder: Path
-    dataset: str  # that it was trained on, which ships too
-    phases: tuple[str, ...]  # the last one is meant where none is named
+    dataset: str  # the data set it was trained on, also bundled
+    phases: tuple[str, ...]  # the last one is the default
 
 
 RUNS = {"quickstart": ShippedRun(_HERE / "quickstart", "digits", ("pretrain", "train"))}
 
 
 def kept(name: str) -> Path | None:
-    """Find the folder of a run that ships, by its name; None: no such name."""
+    """Return the folder of a bundled run; None: no such name."""
     return RUNS[name].folder if name in RUNS else None
 
 
 def weights(text: str) -> Path | None:
-    """Find the folder of weights of `NAME` or `NAME:PHASE`; None: no run of that name ships.
+    """Return the weights folder of `NAME` or `NAME:PHASE`; None: no bundled run of that name.
 
     Raises:
       ValueError: the run has no such phase.

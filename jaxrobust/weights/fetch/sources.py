@@ -1,6 +1,6 @@
 """Sources of weights: a file, a folder, a run, an address, or a name.
 
-`--weights`, `init.weights`, the SOURCE of an import and `jaxrobust.load` all read it here.
+`--weights`, `init.weights`, the SOURCE of an import and `jaxrobust.load` are parsed here.
 """
 
 import difflib
@@ -21,21 +21,21 @@ _TIMM = re.compile(r"([a-z][a-z0-9_]*)\.([a-z0-9_]+)")
 
 
 class WeightSource(NamedTuple):
-    """The place of weights: what was named, and the files that it stands for once they are here."""
+    """The place of weights: the user's text, and the files it stands for once they are here."""
 
-    text: str  # as it was given
-    kind: str  # file, folder (an imported one), run, repository (a folder as the hub's) or remote
+    text: str  # as the user gave it
+    kind: str  # file, folder (imported), run, repository (a folder as on the hub) or remote
     path: Path | None = None  # None: it is remote
-    address: str = ""  # https://... or hf://..., where it is remote
-    model: str | None = None  # our name of the network, where the words say it
+    address: str = ""  # https://... or hf://..., if remote
+    model: str | None = None  # our name of the network, if the text contains it
     published: str | None = None  # the RobustBench id
-    sha256: str | None = None  # of the file, or how it begins
-    file: Path | None = None  # of the arrays; None: not here yet, or those of a run
+    sha256: str | None = None  # of the file, or its first digits
+    file: Path | None = None  # of the arrays; None: not here yet, or a run's
     settings: Path | None = None  # the `config.json` next to it
 
 
 def parse(text: str) -> WeightSource:
-    """Parse the name of a source; a path that is there is what it is, whatever its name."""
+    """Parse the name of a source; an existing path takes precedence over other meanings."""
     path = Path(text)
     if "://" in text:
         if text.startswith("hf://"):
@@ -59,18 +59,18 @@ def parse(text: str) -> WeightSource:
 
 
 def at(path: Path) -> WeightSource:
-    """Name a path that is here; of one that is missing, reading says what to give."""
+    """Make a source from a local path; if it is missing, reading says what to give."""
     return parse(str(path)) if path.exists() else WeightSource(str(path), "file", path, file=path)
 
 
 def is_missing_file(text: str) -> bool:
-    """Tell whether a text is the name of a file of weights that is not there."""
+    """Return whether a text names a weight file that does not exist."""
     path = Path(text)
     return "://" not in text and path.suffix in files.SUFFIXES and not path.exists()
 
 
 def folder(text: str, path: Path) -> WeightSource:
-    """Parse a folder: what it is follows from the files in it."""
+    """Parse a folder; the files in it decide its kind."""
     config = path / SETTINGS
     if (file := path / weights_folder.WEIGHTS).is_file():
         return WeightSource(text, "folder", path, file=file, settings=config)
@@ -79,7 +79,7 @@ def folder(text: str, path: Path) -> WeightSource:
             settings = config if config.is_file() else None
             return WeightSource(text, "repository", path, file=path / name, settings=settings)
     if config.is_file():
-        weights_folder.about(path)  # refuses one whose weights are missing
+        weights_folder.about(path)  # rejects a folder whose weights are missing
         return WeightSource(text, "run", path)
     inside = sorted(p.name for p in path.iterdir() if p.suffix in files.SUFFIXES)
     raise ValueError(
@@ -91,7 +91,7 @@ def folder(text: str, path: Path) -> WeightSource:
 
 @functools.cache
 def timm_names() -> dict[str, str]:
-    """Map timm's names to ours, of the networks that timm builds as they are."""
+    """Map timm's names to ours, for networks that timm builds identically."""
     names = {}
     for name in models.available():
         reference, row = models.member(name).reference, models.variant(name)
@@ -125,7 +125,7 @@ def _unknown(text: str, timm: re.Match | None) -> str:
 
 
 def _refusal(key: str) -> str:
-    """Say why a network of RobustBench is not loaded, and whether its module can be attacked."""
+    """Say why a RobustBench network is not loaded, and whether its module can be attacked."""
     reason, through_torch = others()[key]
     dataset, threat, name = key.split("/")
     if not through_torch:
@@ -138,7 +138,7 @@ def _refusal(key: str) -> str:
 
 
 def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:
-    """Bring the file of a source here, and the settings next to it; a run is here already."""
+    """Fetch a source's file and the settings next to it; runs are local already."""
     wanted = sha256 or source.sha256
     if source.kind == "remote":
         name = f"{own_id(source.published)}.pt" if source.published else None
@@ -152,7 +152,7 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
 
 
 def settings_of(path: Path | None) -> dict:
-    """Read a `config.json` next to weights, timm's `pretrained_cfg` included."""
+    """Read a `config.json` next to weights, including timm's `pretrained_cfg`."""
     if path is None:
         return {}
     try:

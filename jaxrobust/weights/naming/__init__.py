@@ -1,1 +1,1 @@
-"""Names of weights: a reference's become ours and back, heads and stems are newly initialised."""
+"""Weight names: converts a reference's names to ours and back, and draws new heads and stems."""

@@ -1,4 +1,4 @@
-"""Stored weights as those of a network, with a newly initialised stem or head."""
+"""Makes stored weights those of a network, with a newly initialised stem or head if wanted."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.naming.rename import Shapes
 from jaxrobust.weights.store.artifact import Arrays, Network
 
-# What `init.stem` and `init.head` may be; the head's third is PyTorch's default for a linear map.
+# Values of `init.stem` and `init.head`; the head's third is PyTorch's default for linear maps.
 CHOICES = {"stem": ("keep", "fresh"), "head": ("keep", "fresh", "fresh-torch")}
-# Mean and std, one for all channels or one each, that `init.normalize` puts inside the network.
+# Mean and std, shared or per channel, that `init.normalize` puts inside the network.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((0.0,), (1.0,)),
     "half": ((0.5,), (0.5,)),
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    # That of DIG-Beihang/RobustART and others: the std is the mean of those of single images.
+    # As in DIG-Beihang/RobustART and others: the std is the mean of single images' stds.
     "cifar10-robustart": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 }
 
@@ -42,15 +42,15 @@ def compose(
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     seed: int = 0,
 ) -> Network:
-    """Make stored weights those of a network, with a newly initialised stem and head where wanted.
+    """Make a network from stored weights, with a newly initialised stem and head if requested.
 
     Args:
-      stored: the arrays, float32, and how their names become those of this architecture.
-      stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
-        PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`, and of
-        a module of PyTorch's "fresh:PART". What is stored under their names is then left out, if
-        there is any.
-      normalize: mean and std of the first layer, for weights that do not hold theirs.
+      stored: the arrays, float32, and how their names map to this architecture's.
+      stem, head: "keep" or "fresh", the network's own initialisation (for a ConvStem: PyTorch's
+        default); a head can also be "fresh-torch", PyTorch's default for `nn.Linear`, and for a
+        PyTorch module "fresh:PART". Weights stored under these names are then left out, if there
+        are any.
+      normalize: mean and std of the first layer, for weights that do not contain them.
     """
     check_choices(spec.name, stem, head)
     if pytorch.is_name(spec.name):
@@ -108,7 +108,7 @@ def compose(
 
 
 def check_choices(name: str, stem: str, head: str) -> None:
-    """Refuse an `init.stem` or `init.head` that is invalid, or is not for the network."""
+    """Reject an `init.stem` or `init.head` that is invalid or does not apply to the network."""
     starts_fresh = head.startswith("fresh:")
     of_torch = pytorch.is_name(name)
     for key, value in (("stem", stem), ("head", head)):
@@ -189,7 +189,7 @@ def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
 
 
 def normalized(network: Network, name: str) -> Network:
-    """Give a network's first layer the mean and std of that name; "keep": its own."""
+    """Set a network's first layer to the named mean and std; "keep": leave it."""
     if name == "keep":
         return network
     if name not in NORMALIZATIONS:
@@ -214,7 +214,7 @@ def normalized(network: Network, name: str) -> Network:
 
 
 def summary(network: Network) -> list[str]:
-    """Tell people how weights came about, line by line."""
+    """Describe the origin of weights for people, line by line."""
     lines = [f"{len(network.matched)} arrays from the stored weights"]
     if network.fresh:
         lines += [f"{len(network.fresh)} newly initialised: {_some(network.fresh)}"]

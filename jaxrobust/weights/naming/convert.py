@@ -1,6 +1,6 @@
-"""Weights of the PyTorch reference networks as ours and back: runs the rows of each architecture.
+"""Converts PyTorch reference weights to ours and back, using each architecture's rows.
 
-`files.py` reads files into arrays by name; the rows are next to each architecture in `models/`.
+`files.py` reads files into named arrays; the rows are next to each architecture in `models/`.
 """
 
 import difflib
@@ -28,11 +28,11 @@ from jaxrobust.weights.store import files
 
 Arrays = dict[str, np.ndarray]
 
-# What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
+# Prefixes that wrappers add to every name: DDP, attack and normalisation wrappers, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
-COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, next to the network as `module`
+COUNT = "n_averaged"  # from torch.optim.swa_utils.AveragedModel, whose network is `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
-# What mean and std are called in networks that hold them without a layer.
+# Names of mean and std in networks that hold them without a layer.
 _BUFFERS = {
     "mu": ("normalize.mean", channels),
     "sigma": ("normalize.std", channels),
@@ -44,7 +44,7 @@ _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-    """Take off the prefixes that wrappers put before all names; `normalize.*` may stand outside."""
+    """Remove prefixes that wrappers add to all names; `normalize.*` may lack them."""
     names = _without_attacker(state_dict)
     if COUNT in names and all(key.startswith(("module.", COUNT)) for key in names):
         del names[COUNT]
@@ -64,7 +64,7 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _without_attacker(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-    """Take one network of the two that MadryLab/robustness stores, with its mean and std."""
+    """Extract one of the two networks that MadryLab/robustness stores, with its mean and std."""
     if not any(key.startswith("module.attacker.model.") for key in state_dict):
         return dict(state_dict)
     return {
@@ -75,27 +75,27 @@ def _without_attacker(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 
 
 class StoredNames(NamedTuple):
-    """Stored arrays of a network, and how their names become ours."""
+    """A network's stored arrays, and how their names map to ours."""
 
     model: str
     rows: Sequence[Renaming]
-    arrays: Arrays  # without what wrappers put before their names
-    normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+    arrays: Arrays  # without the prefixes of wrappers
+    normalize: tuple[float, float]  # (mean, std) that such files assume but do not store
     stem: str  # a pattern of our names
     head: str  # the same
-    # (stored name, its row, our names) of all that exactly one row matches.
+    # (stored name, its row, our names) for all names matched by exactly one row.
     matched: tuple[tuple[str, Renaming, list[str]], ...]
-    our_names: bool = False  # which, which always come with a normalisation
+    our_names: bool = False  # our own names; these always include a normalisation
 
 
 def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> StoredNames:
-    """Find the rows for a network's arrays, under our names, the reference's or its authors'."""
+    """Find the rows for a network's arrays, named by us, by the reference or by its authors."""
     if is_name(name) or any(key.endswith(".kernel") for key in arrays):  # torch has no `.kernel`
-        # What is resized has the same name in both namings.
+        # Resized arrays have the same name in both namings.
         resizable = [r for r in models.torch_names(name) if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         row_of_others = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        # An exported module's .pt also holds what its code cannot compute of a size.
+        # An exported module's .pt also holds size-dependent constants that its code cannot compute.
         arrays = {k: a for k, a in arrays.items() if not k.startswith("constants.")}
         return _matched(name, [*resizable, row_of_others], arrays, (0.0, 1.0), our_names=True)
     return _torch_names(name, arrays, overrides)
@@ -144,17 +144,17 @@ def from_torch(
     image_size: int = 224,
     **overrides: Any,
 ) -> tuple[Arrays, Arrays]:
-    """Make params and stats of network `name` from a PyTorch state dict of NumPy arrays.
+    """Convert a PyTorch state dict of NumPy arrays to params and stats of the network `name`.
 
     Args:
       name: one of `models.available()`.
       state_dict: timm's names (ConvStem: those of the authors' files, `stem.stem.*`), or those of
-        the architecture's first authors; what wrappers put before them is taken off. All float32,
-        or all float64, which the result then is too.
-      image_size: position embeddings made for another size are interpolated to it.
-      **overrides: of the network, as in `models.create`.
+        the architecture's first authors; prefixes of wrappers are removed. All float32, or all
+        float64, which the result then is too.
+      image_size: position embeddings for another size are interpolated to it.
+      **overrides: for the network, as in `models.create`.
     Raises:
-      ValueError: names, shapes or types that do not fit, all in one message.
+      ValueError: names, shapes or types that do not fit; one message lists them all.
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity:
       tests/weights/test_convert.py and the tests of each architecture.
 
@@ -169,7 +169,7 @@ def from_torch(
     _, rows, arrays, normalize, *_ = _torch_names(name, state_dict, overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
+    # Weights without a normalisation layer imply raw [0, 1] input, unless their naming differs.
     if not {"normalize.mean", "normalize.std"} & arrays.keys():
         dtype = float_type(arrays)
         for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
@@ -188,14 +188,14 @@ def filled(
     *,
     name: str | None = None,
 ) -> tuple[Arrays, Arrays]:
-    """Make params and stats of these shapes of arrays whose names the rows make ours."""
+    """Fill params and stats of these shapes from arrays that the rows rename."""
     params, stats = shapes
     renamed = rename(rows, arrays, _shapes({**params, **stats}), name=name)
     return {key: renamed[key] for key in params}, {key: renamed[key] for key in stats}
 
 
 def in_channels(stored: StoredNames) -> int | None:
-    """Count the image channels that a stored stem takes; None if there is no stem."""
+    """Return the number of image channels of a stored stem; None if there is no stem."""
     stem = re.compile(stored.stem)
     channels = {
         _place(target): stored.arrays[key].shape[1 if pattern.transform is conv_oihw else 2]
@@ -207,7 +207,7 @@ def in_channels(stored: StoredNames) -> int | None:
 
 
 def head_width(stored: StoredNames) -> int | None:
-    """Count the classes of stored weights; None if they have no head."""
+    """Return the number of classes of stored weights; None if they have no head."""
     head = re.compile(stored.head)
     biases = [
         stored.arrays[key]
@@ -234,18 +234,18 @@ def to_torch(
     image_size: int | None = None,
     **overrides: Any,
 ) -> Arrays:
-    """Make the state dict of a PyTorch reference network, with its names and order, of our weights.
+    """Convert our weights to a PyTorch reference network's state dict, with its names and order.
 
     Args:
       name: one of `models.available()`.
       params, stats: of the network; all float32, or all float64, which the result then is too.
-      layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
-        `models.published.PUBLISHED`, which has a normalisation layer or not.
-      image_size: of the network; None: that of its row in the table, in general 224.
-      **overrides: with which the network was created.
+      layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id in
+        `models.published.PUBLISHED`, which determines whether there is a normalisation layer.
+      image_size: of the network; None: the size in its table row, usually 224.
+      **overrides: those that the network was created with.
     Raises:
-      ValueError: unknown layout, one of another architecture, weights that do not belong to the
-        network, or a normalisation that the layout cannot hold.
+      ValueError: an unknown layout, one for another architecture, weights that do not belong to the
+        network, or a normalisation that the layout cannot store.
     Source: names of timm 1.0.9 and RobustBench's files; parity: tests/weights/test_convert.py.
 
     >>> net = models.create("resnet18", num_classes=10, depths=(1,))
@@ -290,7 +290,7 @@ def _buffer(arrays: Mapping, key: str, axes: int) -> np.ndarray:
 
 
 def reference_names(name: str, arrays: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
-    """Put our arrays under the reference's names and in its order, of a row with any options."""
+    """Put our arrays under the reference's names, in its order, for a row with any options."""
     rows, used, dtype = models.torch_names(name), {*_NORMALIZATION}, float_type(arrays)
     inside = _NORMALIZATION if wrapped else ()
     renamed = {key: _out(arrays[key], channels, dtype, key) for key in inside}
@@ -373,9 +373,9 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
     mean, std = (np.asarray(arrays[f"normalize.{k}"]) for k in ("mean", "std"))
     if net and net.buffers:
-        return wrapped  # the file holds them
+        return wrapped  # the file stores them
     fixed = np.array(net.inside if net and wrapped else ((0,), (1,)))
-    # Of float64 both numbers: that which is written, and what its rounding to float32 became.
+    # For float64, check both the stored value and its rounding to float32.
     if not all(
         any(np.array_equal(have, np.broadcast_to(w, have.shape)) for w in (want, np.float32(want)))
         for have, want in zip((mean, std), fixed, strict=True)
@@ -397,7 +397,7 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
 def load(
     name: str, path: Path, *, which: str | None = None, **options: Any
 ) -> tuple[Arrays, Arrays]:
-    """Read params and stats of a network from a file with our names or the reference's."""
+    """Read a network's params and stats from a file with our names or the reference's."""
     arrays = files.read(path, weights_kind=which)
     if float_type(arrays) == np.float64:
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")

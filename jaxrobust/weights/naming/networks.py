@@ -1,4 +1,4 @@
-"""From stored weights to a network of ours: its name, options, sizes and inputs."""
+"""Turns stored weights into a network of ours: name, options, sizes and inputs."""
 
 from typing import Any, NamedTuple
 
@@ -12,25 +12,23 @@ from jaxrobust.weights.store.artifact import Artifact, Network, WeightFacts
 
 
 class Request(NamedTuple):
-    """The network that is wanted of stored weights; None: as they say themselves."""
+    """The network to make from stored weights; None: as the weights say."""
 
     model: str | None = None  # a name of models.available(), or a RobustBench id
-    num_classes: int | None = (
-        None  # the head is newly initialised if the source's has another width
-    )
-    keep_head: bool = False  # whatever its width is, where no number of classes is wanted
+    num_classes: int | None = None  # the head is redrawn if the source's has another width
+    keep_head: bool = False  # keep it whatever its width, if the number of classes is not given
     image_size: int | None = None  # pixels; positions are resized
-    options: dict[str, Any] | None = None  # other fields of the network's row
-    init_stem: bool = False  # initialises a new stem
-    raw: bool = False  # takes images that no settings normalise, as a stem that is drawn later does
-    which: str | None = None  # ema or raw; None: the averaged ones where the source says so
-    normalize: str = "auto"  # or none, imagenet: of weights that hold no mean and std
-    cast: bool = False  # rounds other types to float32
-    seed: int = 0  # of what is drawn
+    options: dict[str, Any] | None = None  # further fields of the network's row
+    init_stem: bool = False  # draw a new stem
+    raw: bool = False  # allow images without normalisation settings, for a stem that is drawn later
+    which: str | None = None  # ema or raw; None: the averaged ones if the source names them
+    normalize: str = "auto"  # or none, imagenet: for weights without mean and std
+    cast: bool = False  # round other types to float32
+    seed: int = 0  # for new weights
 
 
 def network(artifact: Artifact, request: Request) -> Network:
-    """Name stored arrays as ours, and make them the complete weights of a network."""
+    """Rename stored arrays to ours, and complete them to a network's weights."""
     facts = artifact.facts
     name = _name(facts, request.model)
     has_facts = facts.model is not None and facts.options is not None
@@ -66,7 +64,7 @@ def network(artifact: Artifact, request: Request) -> Network:
 def normalisation(
     stored: StoredNames, facts: WeightFacts, request: Request
 ) -> tuple[Moments | None, str]:
-    """Choose (mean and std, who says so); None: the weights or their names say it themselves."""
+    """Choose (mean and std, their origin); None: the weights or their names determine them."""
     if {"normalize.mean", "normalize.std"} & stored.arrays.keys():
         if request.normalize != "auto":
             raise ValueError("the file holds its own mean and std; leave --normalize out")

@@ -1,4 +1,4 @@
-"""Arrays under a reference's names become ours: each name fits one row of its architecture."""
+"""Renames arrays from a reference to ours: each name matches one row of its architecture."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from jaxrobust.models.interface.renaming import Renaming
 Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 
-_SHOWN = 5  # of what does not fit; all of it fills a screen
-_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
+_SHOWN = 5  # misfits to show; all of them would fill a screen
+_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # smallest sensible values
 
 
 def rename(
@@ -23,7 +23,7 @@ def rename(
     *,
     name: str | None = None,
 ) -> Arrays:
-    """Put arrays (all float32, or all float64) under our names."""
+    """Rename arrays (all float32, or all float64) to our names."""
     filled: Arrays = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tried, problems = set(), []
@@ -43,7 +43,7 @@ def rename(
             continue
         for target, part in zip(filling, parts, strict=True):
             shapes[target] = part.shape
-            filled[target] = np.array(part, order="C")  # whose numbers without axes stay so
+            filled[target] = np.array(part, order="C")  # arrays without axes stay so
             if fault := _fault(target, part, expected, tried, dtype):
                 problems.append(f"{key}: {fault}")
             tried.add(target)
@@ -61,7 +61,7 @@ def rename(
 
 
 def compared(name: str | None, stored_shapes: Shapes, shapes: Shapes) -> str:
-    """Name the options that stored shapes (our name -> shape) tell where a network has others."""
+    """Name the options by which stored shapes (our name -> shape) differ from a network's."""
     tell = models.family(name).names.options if name else None
     if tell is None:
         return ""
@@ -77,18 +77,18 @@ def compared(name: str | None, stored_shapes: Shapes, shapes: Shapes) -> str:
 
 
 def matches(rows: Sequence[Renaming], name: str) -> list[tuple[Renaming, re.Match[str]]]:
-    """Find the rows that fit a name, each with its match."""
+    """Return the rows that match a name, each with its match."""
     return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
 
 
 def float_type(arrays: Mapping[str, Any]) -> np.dtype:
-    """Choose the type that all floats have to be of: float64 where all are, else float32."""
+    """Return the type that all floats must have: float64 if all do, else float32."""
     kinds = {array.dtype for array in arrays.values() if array.dtype.kind == "f"}
     return np.dtype(np.float64 if kinds == {np.dtype(np.float64)} else np.float32)
 
 
 def targets(renaming: Renaming) -> tuple[str, ...]:
-    """List the templates of our names that a row fills; none for a name that is left out."""
+    """List the templates of our names that a row fills; empty for a dropped name."""
     if renaming.target is None:
         return ()
     return renaming.target if isinstance(renaming.target, tuple) else (renaming.target,)
@@ -134,7 +134,7 @@ def _fault(
 
 
 def _alike(source: Mapping[str, np.ndarray], but: str | None) -> str:
-    """Name the networks that have exactly these names; empty: the network itself."""
+    """Name the other networks with exactly these names; empty: this network has them."""
     names = set(source) - {"normalize.mean", "normalize.std"}
     alike = [model for model in models.available() if names == set(models.torch_keys(model))]
     return f" (all names are those of {', '.join(alike)})" if alike and but not in alike else ""

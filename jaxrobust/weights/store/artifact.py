@@ -1,6 +1,6 @@
-"""Weights on their way: as they are stored, with what is known of them, then as a network's.
+"""Weights in transit: as stored, with what is known about them, then as a network's.
 
-A source (`fetch.sources`) is read into an `Artifact` (`reading`), whose arrays become those of a
+A source (`fetch.sources`) is read into an `Artifact` (`reading`). Its arrays become those of a
 `Network` (`naming.networks`).
 """
 
@@ -12,15 +12,15 @@ from jaxrobust.runtime import pytorch
 from jaxrobust.types import Classifier
 from jaxrobust.weights.store import hashes
 
-Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
+Arrays = dict[str, Any]  # np.ndarray or alike: they hash and convert the same
 
 
 class WeightFacts(NamedTuple):
-    """The facts known about stored weights; None: it is not known."""
+    """What is known about stored weights; None: unknown."""
 
     where: str = ""  # the place of the weights, for messages and records
-    source: str | None = None  # the same for `config.json`, without the folders of this machine
-    file: Path | None = None  # that holds the arrays; None: they are in a run's checkpoint
+    source: str | None = None  # the same for `config.json`, without this machine's folders
+    file: Path | None = None  # the file with the arrays; None: they are in a run's checkpoint
     workdir: Path | None = None  # of the run that trained them
     model: str | None = None  # a name of `models.available()`
     options: dict[str, Any] | None = None  # further fields of its row
@@ -33,35 +33,35 @@ class WeightFacts(NamedTuple):
     training: list[dict[str, Any] | None] | None = None  # a `trained.history`
     published: str | None = None  # the RobustBench id under which the file is read
     which: str | None = None  # "ema" or "raw"
-    place: str = ""  # keys in a checkpoint, "/" between; empty: it has none
+    place: str = ""  # keys in a checkpoint, joined by "/"; empty: none
     settings: dict[str, Any] = {}  # noqa: RUF012  # timm's, read only
     record: dict[str, Any] = {}  # noqa: RUF012  # the `config.json` of an imported folder, read only
 
 
 class Artifact(NamedTuple):
-    """Arrays by the names under which they are stored, and what is known of them."""
+    """Arrays by their stored names, and what is known about them."""
 
     arrays: Arrays
     facts: WeightFacts = WeightFacts()
 
 
 class Network(NamedTuple):
-    """A network of ours with its complete weights, float32 on the host, and how they came about."""
+    """A network of ours with its complete weights, float32 on the host, and their origin."""
 
     name: str
     params: Arrays
     stats: Arrays
     num_classes: int
     image_size: int
-    options: dict[str, Any]  # the fields of its row that are replaced
+    options: dict[str, Any]  # the fields of its row that it overrides
     facts: WeightFacts = WeightFacts()
     matched: tuple[str, ...] = ()  # our names, from the stored weights
-    fresh: tuple[str, ...] = ()  # our names, drawn
+    fresh: tuple[str, ...] = ()  # our names, newly drawn
     seed: int = 0  # of the draws
     dropped: dict[str, str] = {}  # noqa: RUF012  # stored name -> why it is left out
-    # Our name -> shapes from, to.
+    # Our name -> old shape, new shape.
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # noqa: RUF012
-    normalized_by: str = "stored with the weights"  # who says with which mean and std
+    normalized_by: str = "stored with the weights"  # where its mean and std come from
 
     @property
     def in_channels(self) -> int:
@@ -74,23 +74,23 @@ class Network(NamedTuple):
         return hashes.weights_sha256(self.params, self.stats)
 
     def create(self, **overrides: Any) -> Classifier:
-        """Create the network's functions, with more fields of its row, such as its type."""
+        """Create the network's functions, overriding more fields of its row, such as the type."""
         return models.create(self.name, **self.sizes | overrides)
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Collect what its images and classes are, and the options."""
+        """Return the sizes of its images and classes, and its options."""
         sizes = {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
         return sizes | self.options
 
     @property
     def normalises_itself(self) -> bool:
-        """Tell whether mean and std are those of a PyTorch module's own layer `normalize`."""
+        """Return whether mean and std belong to a PyTorch module's own layer `normalize`."""
         return pytorch.is_name(self.name) and pytorch.find("normalises")(self.name, self.sizes)
 
     @property
     def normalised(self) -> bool:
-        """Tell whether our first layer changes the images."""
+        """Return whether our first layer changes the images."""
         if self.normalises_itself or "normalize.mean" not in self.stats:  # a user's function
             return False
         mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]

@@ -1,6 +1,6 @@
-"""Certificates: the JSON next to weights that says how well a conversion agrees, for the loaders.
+"""Certificates: JSON next to weights that says how closely a conversion agrees, for loaders.
 
-jaxrobust certificate measures and writes it.
+`jaxrobust certificate` measures and writes them.
 """
 
 import json
@@ -15,12 +15,12 @@ from jaxrobust.weights.store.weights_folder import WEIGHTS
 
 
 def beside(weights: Path) -> Path:
-    """Name the file that holds the certificate of a weight file."""
+    """Return the file for the certificate of a weight file."""
     return weights.with_name(weights.stem + ".certificate.json")
 
 
 def line(weights: Path) -> str | None:
-    """Summarise the certificate of a file or an imported folder in a line; None: there is none."""
+    """Summarise the certificate of a file or imported folder in one line; None: there is none."""
     weights = weights / WEIGHTS if weights.is_dir() else weights
     if (certificate := _read(weights)) is None:
         return None
@@ -28,16 +28,16 @@ def line(weights: Path) -> str | None:
 
 
 def check(weights: Path) -> None:
-    """Refuse a file that is not what a certificate or `config.json` next to it describes."""
+    """Reject a file that differs from what a certificate or `config.json` next to it describes."""
     _read(weights)
     if weights.name == WEIGHTS:
         weights_folder.about(weights.parent)
 
 
 def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
-    """Read the architecture and its options whose weights a file or folder holds; None: unknown.
+    """Return the architecture and options of a file's or folder's weights; None: unknown.
 
-    A folder's config.json has them, or the file's own metadata; of PyTorch's, the certificate.
+    They are in a folder's config.json or the file's metadata; for PyTorch files, the certificate.
     """
     if weights.is_dir():
         about = weights_folder.about(weights) or {}
@@ -56,9 +56,9 @@ def options(
     stored: tuple[str, dict[str, Any]] | None,
     where: Path | str,
 ) -> dict[str, Any]:
-    """Choose the options of stored weights of `name`: those next to them, else `overrides`."""
+    """Return the options of stored weights of `name`: those stored with them, else `overrides`."""
     own = models.computed(name if pytorch.is_name(name) else models.known(name), overrides or {})
-    if overrides:  # fields that make no other network contradict nothing
+    if overrides:  # fields that do not change the network cannot contradict
         overrides = {key: value for key, value in overrides.items() if key in own} or None
     model, theirs = stored or (name, overrides or {})
     ours = (theirs if model == name else {}) if overrides is None else overrides

@@ -1,8 +1,8 @@
-"""Checkpoints of a run, written in the background by Orbax, the latest one kept.
+"""Checkpoints of a run, written in the background by Orbax; only the latest one is kept.
 
-Next to the arrays of a step, `meta/metadata` holds JSON with the SHA-256 of each array and one of
-itself. Of arrays that `fsdp` splits over several hosts, `meta/blocks_0`, `blocks_1`, ... hold those
-of the blocks that each process wrote. They are compared whenever a checkpoint is read.
+Next to a step's arrays, `meta/metadata` holds JSON with the SHA-256 of each array and of the JSON
+itself. For arrays that `fsdp` splits over several hosts, `meta/blocks_0`, `blocks_1`, ... hold the
+SHA-256 of the blocks that each process wrote. All are checked whenever a checkpoint is read.
 """
 
 import contextlib
@@ -61,44 +61,44 @@ class _MetaHandler(ocp.JsonCheckpointHandler):
 @dataclasses.dataclass
 class _Meta(ocp.args.CheckpointArgs):
     meta: dict[str, Any]
-    host: dict[tuple[str, str], np.ndarray]  # what this process hashes of the step, see `_on_host`
+    host: dict[tuple[str, str], np.ndarray]  # what this process hashes, see `_on_host`
 
 
 class Checkpoints:
-    """Saves arrays and JSON under `directory/<step>`, where a new step replaces the one before.
+    """Saves arrays and JSON under `directory/<step>`; a new step replaces the previous one.
 
-    A step appears under its number only when it is complete, and the one before goes only then, so
-    that a kill at any moment leaves one to continue from. With `keep_all` every step stays.
+    A step gets its number only when it is complete, and only then the previous one is removed, so a
+    kill at any moment leaves one to continue from. With `keep_all` every step stays.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False) -> None:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(None if keep_all else 1),
-            cleanup_tmp_directories=not read_only,  # they may be those of a run that continues
+            cleanup_tmp_directories=not read_only,  # they may belong to a run that continues
             read_only=read_only,
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": _MetaHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
-        self._size = 0  # bytes of what is written
+        self._size = 0  # bytes written
         saved = steps(self.directory)
         last = max(filter(self._whole, saved), default=None)
-        if saved and saved[-1] != last:  # nothing of ours; Orbax would take it
+        if saved and saved[-1] != last:  # not ours, but Orbax would take it
             raise ValueError(
                 f"{self.directory / str(saved[-1])} is not a complete checkpoint: move it away, "
                 f"and the "
                 f"same command continues at {f'step {last}' if last else 'the start'}"
             )
         if not (read_only or keep_all) and jax.process_index() == 0:
-            for step in saved[:-1]:  # a kill came while it was removed
+            for step in saved[:-1]:  # a kill interrupted its removal
                 shutil.rmtree(self.directory / str(step))
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
 
     def latest_step(self) -> int | None:
-        """Find the newest checkpoint, complete after `wait`; None where there is none.
+        """Return the newest checkpoint, complete after `wait`; None if there is none.
 
-        From memory: another host may list a shared folder as it was a minute ago.
+        Answers from memory: another host may see an outdated listing of a shared folder.
         """
         return self._manager.latest_step()
 
@@ -106,21 +106,21 @@ class Checkpoints:
         return all((self.directory / str(step) / item).is_dir() for item in ("arrays", "meta"))
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
-        """Start writing `arrays` and `meta` (JSON); a step that is there already stays."""
+        """Start writing `arrays` and `meta` (JSON); an existing step stays."""
         self.wait()
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if step != self.latest_step():
-            # A copy: the next step overwrites the arrays, which the thread has yet to hash.
+            # A copy: the next step overwrites the arrays, which the thread still has to hash.
             meta_and_host = _Meta(meta, _on_host(arrays))
             kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": meta_and_host}
             with self._explained(), _lasting(f"writing the checkpoint of step {step}"):
                 self._manager.save(step, args=ocp.args.Composite(**kinds), force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Read arrays with shapes, types and shardings of `abstract`.
+        """Read arrays with the shapes, types and shardings of `abstract`.
 
         Raises:
-          ValueError: they are of another network, or not what was saved.
+          ValueError: they belong to another network, or differ from what was saved.
         """
         expected = {(n, ""): sha for n, sha in self._read_meta(step).get(_ARRAYS, {}).items()}
         files = sorted((self.directory / str(step) / "meta").glob("blocks_*"))
@@ -134,12 +134,12 @@ class Checkpoints:
         with _lasting(f"reading the checkpoint of step {step}"), self._readable(step):
             arrays = self._manager.restore(step, args=items)["arrays"]
         leaves, bad = _by_name(arrays), []
-        sizes: dict[tuple[str, str], int] = {}  # of the blocks that are compared
+        sizes: dict[tuple[str, str], int] = {}  # of the blocks to check
         for (name, index), sha256 in expected.items():
             if name in leaves and (block := _block(leaves[name], index)) is not None:
                 sizes[name, index] = block.size
                 bad += [name] if hashes.array_sha256(block) != sha256 else []
-        if files:  # a process holds some of the blocks, and all have to stop
+        if files:  # each process holds some of the blocks, and all must stop
             findings = hosts.everyone((bad, sizes))
             bad = [name for names, _ in findings for name in names]
             sizes = {key: size for _, of_process in findings for key, size in of_process.items()}
@@ -156,28 +156,28 @@ class Checkpoints:
         return arrays
 
     def meta(self, step: int) -> dict:
-        """Read the JSON that was saved next to the arrays."""
+        """Read the JSON saved next to the arrays."""
         meta = self._read_meta(step)
         return {key: value for key, value in meta.items() if key not in (_ARRAYS, _SEAL)}
 
     def clear(self) -> None:
-        """Remove all; a kill leaves each step whole or gone. To be called by all hosts."""
+        """Remove all checkpoints, each atomically even if killed; all hosts must call this."""
         self.wait()
         if jax.process_index() == 0:
             for step in steps(self.directory):
-                gone = self.directory / f"{step}.orbax-checkpoint-tmp"  # goes at the next start
+                gone = self.directory / f"{step}.orbax-checkpoint-tmp"  # removed at the next start
                 (self.directory / str(step)).rename(gone)
                 shutil.rmtree(gone)
         multihost_utils.sync_global_devices("cleared")
         self._manager.reload()
 
     def wait(self) -> None:
-        """Wait until everything is on disk; raise the error of a write that failed."""
+        """Wait until everything is on disk; raise the error of a failed write."""
         with self._explained(), _lasting("writing a checkpoint"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """End the background threads."""
+        """Stop the background threads."""
         self._manager.close()
 
     def _read_meta(self, step: int, name: str = "metadata") -> dict[str, Any]:
@@ -190,10 +190,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """Raise one sentence for whatever damaged files lead to.
+        """Turn any error caused by damaged files into one sentence.
 
-        Orbax's other reads end after one has failed, each with a traceback on stderr; so the hook
-        that leaves these out stays after a damaged read, and only then.
+        When a read fails, Orbax's other reads end later, each with a traceback on stderr. The hook
+        that hides these therefore stays after a damaged read, and only then.
         """
         hook, is_damaged = sys.unraisablehook, False
 
@@ -216,7 +216,7 @@ class Checkpoints:
                 sys.unraisablehook = hook
 
     def _damaged(self, step: int, reason: str) -> ValueError:
-        """Name a damaged checkpoint, RUN/PHASE/KIND/STEP, and what else the run has."""
+        """Return the error for a damaged checkpoint, RUN/PHASE/KIND/STEP, and the alternatives."""
         kind, phase = self.directory.name, self.directory.parent
         there = [other for other in steps(self.directory) if other != step]
         earlier = [other for other in there if other < step]
@@ -248,7 +248,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn a full disk, however deep it was noticed, into one sentence."""
+        """Turn a full disk, however deeply it was detected, into one sentence."""
         try:
             yield
         except Exception as error:
@@ -288,7 +288,7 @@ def _lasting(action: str) -> contextlib.AbstractContextManager:
 
 
 def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
-    """Read a step (default: the latest) of a run that may continue: its number, arrays, meta."""
+    """Read a step (default: the latest) of a run that may continue: number, arrays, meta."""
     everywhere = sharding.replicated(sharding.make_mesh())
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
@@ -303,10 +303,10 @@ def _by_name(arrays: Any) -> dict[str, Any]:
 
 
 def _on_host(arrays: Any) -> dict[tuple[str, str], np.ndarray]:
-    """Copy what this process hashes, by name and index.
+    """Copy what this process must hash, by name and index.
 
-    Arrays that a process holds in full are hashed by the first one, with the index "". Where `fsdp`
-    splits an array over several hosts, each process hashes its blocks.
+    Arrays that a process holds in full are hashed by the first process, with the index "". If
+    `fsdp` splits an array over several hosts, each process hashes its blocks.
     """
     leaves = _by_name(arrays)
     copies: dict[tuple[str, str], np.ndarray] = {}
@@ -329,12 +329,12 @@ def _text(index: Sequence[slice], shape: Sequence[int]) -> str:
 
 
 def _block(array: Any, index: str = "") -> np.ndarray | None:
-    """Join a block of an array, such as "0:8,16:32", from what lies on this process's devices.
+    """Join a block of an array, such as "0:8,16:32", from this process's devices.
 
-    Without an index it is the whole array. None: a part of it lies elsewhere.
+    Without an index it is the full array. None: a part of it is on another host.
     """
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array.addressable_data(0))  # every device has the same
+        array = jax.random.key_data(array.addressable_data(0))  # equal on every device
     if not index and getattr(array, "is_fully_addressable", True):
         return np.asarray(array)
     axes = index.split(",") if index else [f"0:{size}" for size in array.shape]
@@ -354,12 +354,12 @@ def _block(array: Any, index: str = "") -> np.ndarray | None:
 
 
 def steps(directory: Path) -> list[int]:
-    """List the steps that have a folder in a directory of checkpoints, in order."""
+    """List the steps with a folder in a checkpoint directory, in order."""
     folders = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def abstract_state(state: Any, place: jax.sharding.Sharding) -> Any:
-    """Give shapes and types of a state, all under one sharding: what `restore` wants."""
+    """Return a state's shapes and types, all with one sharding, for `restore`."""
     shaped = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
     return jax.tree.map(shaped, state)

@@ -1,4 +1,4 @@
-"""Weight files as arrays by name; nothing that a file holds is ever run."""
+"""Weight files as named arrays; nothing in a file is ever executed."""
 
 import contextlib
 import pickle
@@ -20,33 +20,33 @@ from jaxrobust.weights.store.artifact import Artifact, WeightFacts
 Arrays = dict[str, np.ndarray]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".th")
-# Where checkpoints keep the state dict of a network; nested ones are followed.
+# Keys under which checkpoints store a network's state dict; nested ones are followed.
 _PLAIN = ("state_dict", "model_state_dict", "model", "net", "last")  # last: next to `best`
-# And where that of an average next to it: state_dict_ema, model_ema, swa_model_state_dict, ...
+# Keys of an average next to it: state_dict_ema, model_ema, swa_model_state_dict, ...
 _AVERAGE = re.compile(
     r"(?:state_dict_|model_|net_)?(?:ema|swa|wa|averaged)(?:_model|_net)?(?:_state_dict)?"
 )
-# The other way round, from the training code of Rade and Moosavi-Dezfooli 2022, of which that of
-# most recipes with averaging came: `model_state_dict` is the average, and the raw weights are
-# next to it, as `unaveraged_model_state_dict`.
+# Reversed in the training code of Rade and Moosavi-Dezfooli 2022, from which most recipes with
+# averaging took theirs: `model_state_dict` is the average, next to the raw weights in
+# `unaveraged_model_state_dict`.
 _UNAVERAGED = "unaveraged_"
-_INSIDE = ("module", "shadow")  # where the state of an average keeps it
+_INSIDE = ("module", "shadow")  # where the state of an average keeps the weights
 WHICH = {"ema": "averaged", "raw": "raw"}  # for messages
-# Packages whose objects checkpoints of MadryLab/robustness hold next to weights. Inert objects take
-# the place of these when a file is read.
+# Packages whose objects MadryLab/robustness checkpoints hold next to weights. When a file is read,
+# inert objects replace these.
 _INERT = re.compile(r"(argparse|_codecs|cox|dill|numpy|robustness)\..+")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 def read(path: Path, *, weights_kind: str | None = None) -> Arrays:
-    """Read the arrays of a safetensors or PyTorch file by their names; see `artifact`."""
+    """Read the named arrays of a safetensors or PyTorch file; see `artifact`."""
     return artifact(path, weights_kind=weights_kind).arrays
 
 
 def artifact(path: Path, *, weights_kind: str | None = None, cast: bool = False) -> Artifact:
-    """Read the arrays of a safetensors or PyTorch file by their names, in the types of the file.
+    """Read the named arrays of a safetensors or PyTorch file, in the file's types.
 
-    A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
+    Finds the state dict inside a checkpoint, and reads all parts of a split file.
     """
     if weights_kind not in (None, *WHICH):
         raise ValueError(f"which={weights_kind!r}; one of {', '.join(WHICH)}, or None")
@@ -74,11 +74,11 @@ def _single(path: Path, arrays: Arrays) -> Arrays:
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file atomically."""
     with whole.writing(path, sum(array.nbytes for array in arrays.values())) as part:
         try:
             save_file(arrays, part, metadata=metadata)
-        except SafetensorError as error:  # no OSError where the system refuses to write
+        except SafetensorError as error:  # not an OSError, although the system refuses to write
             raise OSError(f"cannot write {path} ({error})") from error
 
 
@@ -97,7 +97,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
-    """Choose the reader of a file by its first bytes; its name may lie."""
+    """Choose a file's reader by its first bytes; its name may be wrong."""
     with path.open("rb") as file:
         head = file.read(256)
     if not head:
@@ -115,7 +115,7 @@ def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
             f"{path} is text, not weights; it begins {text[:60].decode()!r}. A download that was "
             "refused looks so: get it again"
         )
-    # A header's length, which may begin as a pickle does (0x80), then the header.
+    # The header's length, which may begin like a pickle (0x80), then the header.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return _read_safetensors
     if head.startswith((b"PK\x03\x04", b"\x80")):
@@ -136,7 +136,7 @@ def _read_safetensors(path: Path, weights_kind: str | None, cast: bool) -> Artif
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); get it again"
         ) from error
-    except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy does not have
+    except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy lacks
         if cast and "bfloat16" in str(error):
             import jax.numpy as jnp
             from safetensors.flax import load_file as load
@@ -167,7 +167,7 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
             "it; if you trust it, save it again with torch.save(model.state_dict(), ...) or as "
             ".safetensors"
         ) from error
-    except Exception as error:  # EOFError, RuntimeError, ...: whatever the bytes lead to
+    except Exception as error:  # EOFError, RuntimeError, ...: anything the bytes cause
         if "TorchScript" in str(error):
             raise ValueError(
                 f"{path} is a TorchScript program, and reading it would run code; where you trust "
@@ -197,7 +197,7 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
 
 
 class _Inert:
-    """Takes any arguments and any state, and keeps nothing."""
+    """Accepts any arguments and any state, and keeps nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         """Return an empty object."""
@@ -206,14 +206,14 @@ class _Inert:
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None:
-        """Forget it."""
+        """Discard it."""
 
 
 def _globals(path: Path) -> set[str]:
-    """List the names that the pickles of a file refer to; they are parsed, not run."""
+    """List the names that a file's pickles refer to; they are parsed, not run."""
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(path.open("rb"))
-        pickles = 4  # of the older format: a magic number, a version, the system, and the objects
+        pickles = 4  # in the older format: magic number, version, system, objects
         if zipfile.is_zipfile(path):
             archive = stack.enter_context(zipfile.ZipFile(path))
             data = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -223,7 +223,7 @@ def _globals(path: Path) -> set[str]:
         found = set()
         with contextlib.suppress(
             Exception
-        ):  # whatever the bytes lead to; reading says what is wrong
+        ):  # anything the bytes cause; reading reports what is wrong
             for _ in range(pickles):
                 for operation, argument, _ in pickletools.genops(file):
                     if operation.name == "GLOBAL":
@@ -232,7 +232,7 @@ def _globals(path: Path) -> set[str]:
 
 
 def _check_parts(path: Path) -> None:
-    """Compare the checksums that PyTorch writes with each tensor, and does not read."""
+    """Verify the checksums that PyTorch writes with each tensor but does not check."""
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if not part.CRC:  # written without, see torch.serialization.set_crc32_options
@@ -267,7 +267,7 @@ def _state(path: Path, tree: Any, weights_kind: str | None) -> Artifact:
 
 
 def state_dict(tree: Any, weights_kind: str | None, depth: int = 5) -> Artifact | None:
-    """Find the name -> array mapping in a checkpoint, however deep; None if there is none."""
+    """Find the name -> array mapping at any depth of a checkpoint; None if there is none."""
     import torch
 
     if not isinstance(tree, dict) or depth == 0:
@@ -299,7 +299,7 @@ def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
     plain = [k for k in _PLAIN if k in keys]
     average = [k for k in keys if _AVERAGE.fullmatch(k)]
     raw = [_UNAVERAGED + k for k in _PLAIN if _UNAVERAGED + k in keys]
-    if raw:  # the key without that word is their average
+    if raw:  # the key without that word holds their average
         averages = [k for k in plain if _UNAVERAGED + k in raw]
         others = [k for k in plain if k not in averages]
         return {"ema": average + averages, "raw": raw, None: others}

@@ -1,4 +1,4 @@
-"""SHA-256 of what a result depends on: files, weights, configs, names of classes."""
+"""SHA-256 of what a result depends on: files, weights, configs, class names."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ __all__ = ["array_sha256", "classes_sha256", "config_sha256", "file_sha256", "we
 
 
 def weights_sha256(params: Params, stats: Params) -> str:
-    """Hash all names, types, shapes and bytes, in the order of names."""
+    """Hash all names, types, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name, array in sorted((params | stats).items()):
         host = np.asarray(jax.device_get(array))
@@ -25,7 +25,7 @@ def weights_sha256(params: Params, stats: Params) -> str:
 
 
 def array_sha256(array: np.ndarray) -> str:
-    """Hash type, shape and bytes, without a copy, so that other threads run meanwhile."""
+    """Hash type, shape and bytes without a copy, so that other threads can run."""
     digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -37,6 +37,6 @@ def config_sha256(config: dict[str, Any]) -> str:
 
 
 def classes_sha256(classes: Sequence[str]) -> str | None:
-    """Hash the classes' names, one a line in the order of labels; None where they have none."""
+    """Hash the class names, one per line in the order of labels; None if there are none."""
     text = "".join(f"{name}\n" for name in classes)
     return hashlib.sha256(text.encode()).hexdigest() if text else None

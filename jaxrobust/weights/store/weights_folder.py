@@ -1,9 +1,9 @@
-"""Weights as they are handed around: a folder with `weights.safetensors` and `config.json`.
+"""Weights for exchange: a folder with `weights.safetensors` and `config.json`.
 
-`config.json` says what they are the weights of, where they come from and what they expect:
-architecture and its options, num_classes, image_size, in_channels, preprocessing, norm, epsilon,
-accuracies, source and hashes. What is not known is null. Weights of other options may have the same
-names and shapes, and are another network: the metadata of the file holds both too.
+`config.json` describes the weights, their origin and their input: architecture and its options,
+num_classes, image_size, in_channels, preprocessing, norm, epsilon, accuracies, source and hashes.
+Unknown values are null. Weights for other options can have the same names and shapes but be another
+network, so the file's metadata also holds architecture and options.
 """
 
 import json
@@ -27,7 +27,7 @@ _PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int |
 
 
 def about(folder: Path) -> dict[str, Any] | None:
-    """Read the `config.json` of a folder; None if it is not a folder of weights."""
+    """Read a folder's `config.json`; None if it is not a folder of weights."""
     path = folder / CONFIG
     if not path.is_file():
         return None
@@ -57,20 +57,19 @@ def about(folder: Path) -> dict[str, Any] | None:
 
 
 def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
-    """Say in a safetensors file's metadata whose weights it holds.
+    """Return safetensors metadata that says whose weights a file holds.
 
-    Nothing next to it: safetensors writes several entries in any order, so that no hash would
-      agree.
+    Nothing else: safetensors writes several entries in any order, so hashes would differ.
     """
     return {_NETWORK: json.dumps({"architecture": architecture, "options": options})}
 
 
 def stated(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """Read the architecture and its options from the metadata of a file; None: it has no such."""
+    """Read the architecture and its options from a file's metadata; None: it has none."""
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_NETWORK)
-    except (OSError, SafetensorError):  # another kind of file, which its reader refuses or takes
+    except (OSError, SafetensorError):  # another kind of file, left to its reader
         return None
     if text is None:
         return None
@@ -82,7 +81,7 @@ def stated(path: Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def check_free(folder: Path) -> None:
-    """Raise `ValueError` where a folder holds something else than such weights."""
+    """Raise `ValueError` if a folder holds anything but such weights."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     is_saved = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
@@ -93,7 +92,7 @@ def check_free(folder: Path) -> None:
 def write(
     folder: Path, params: dict[str, Any], stats: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write both files, whole or nothing of them, and return the config with its hashes."""
+    """Write both files or none, and return the config with its hashes."""
     check_free(folder)
     arrays = {k: np.array(jax.device_get(v), order="C") for k, v in (params | stats).items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ def write(
         files.write(part / WEIGHTS, arrays, facts or {"format": "jaxrobust"})
         config = config | {
             "sha256": file_sha256(part / WEIGHTS),
-            "weights_sha256": hashes.weights_sha256(params, stats),  # as records say it
+            "weights_sha256": hashes.weights_sha256(params, stats),  # as in records
         }
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if not (folder / CONFIG).exists():

@@ -1,1 +1,1 @@
-"""The weights of a run: its workdir, and what it kept on its way."""
+"""The weights of a run: its workdir, and what it kept along the way."""

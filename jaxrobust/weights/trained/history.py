@@ -1,8 +1,8 @@
-"""How weights came about: the images and attacks that trained and chose them, run by run.
+"""The origin of weights: the images and attacks that trained and selected them, run by run.
 
-A history lists the runs that led to some weights, the oldest first; None stands for training of
-which nothing is known. It is copied into `init.json` when a run starts and into the `config.json`
-of exported weights, so that it holds wherever the folders before go.
+A history lists the runs that led to some weights, the oldest first; None stands for unknown
+training. It is copied into `init.json` when a run starts and into the `config.json` of exported
+weights, so it survives the loss of the folders before.
 """
 
 import json
@@ -17,7 +17,7 @@ from jaxrobust.weights.trained import runs
 
 History = list[dict[str, Any] | None]
 
-START = "init.json"  # in a run's workdir: the weights that it started from
+START = "init.json"  # in a run's workdir: the weights it started from
 _KEYS = {"phases": list, "passes": int | float, "trained_on": list, "selected_on": list}
 
 
@@ -26,8 +26,8 @@ def of_run(
 ) -> History:
     """Read the history of the weights of a run's phase.
 
-    `config`: the run's, as plain values, where its workdir may be on another host; `chosen`: the
-    images on which a choice took the weights.
+    `config`: the run's, as plain values, if its workdir may be on another host; `chosen`: the
+    images on which the weights were selected.
     """
     config = runs.whole_config(workdir) if config is None else attributes(config)
     data = _read(workdir / "data.json") or {}
@@ -58,7 +58,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def checked(history: Any) -> History:
-    """Take a history from a file; whatever else stands there is training of which nothing is known.
+    """Validate a history from a file; anything else counts as unknown training.
 
     >>> checked(None), checked([{"phases": []}])
     ([None], [None])
@@ -78,11 +78,10 @@ def of_config(
     data: dict[str, Any] | None = None,
     chosen: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """List the facts of one run up to a phase; `data`: what it noted of its data sets.
+    """List the facts of a run up to a phase; `data`: what it recorded about its data sets.
 
-    A pass is one over an image: an attack of K steps costs K passes forward and backward before
-    that of the update, and those of several norms at once that many times as much, see
-    `mixes.cost`; rounded up.
+    A pass covers one image: an attack of K steps costs K passes forward and backward besides the
+    update's, and several norms at once cost correspondingly more, see `mixes.cost`; rounded up.
     """
     rows: list[dict[str, Any]] = []
     names, passes = list(config.phases), 0.0
@@ -121,7 +120,7 @@ def of_config(
 
 
 def trained_on(config: Any, phase: str, data: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """List the images that a config, as a phase sees it, trains on."""
+    """List the training images of a config, as a phase sees it."""
     images = [_images(config.data, "name", "train_split", phase, data or {})]
     if config.data.get("extra"):
         images.append(_images(config.data, "extra", "extra_split", phase, data or {}))
@@ -129,14 +128,14 @@ def trained_on(config: Any, phase: str, data: dict[str, Any] | None = None) -> l
 
 
 def _images(section: Any, name: str, split: str, phase: str, noted: dict[str, Any]) -> Any:
-    """Name images, with the hash of their files that `data.json` has, if any."""
+    """Name images, with the hash of their files from `data.json`, if any."""
     key = f"data.{'extra' if name == 'extra' else split}.files_sha256"
     sha256 = noted.get(f"{phase}.{key}", noted.get(key))
     return {"dataset": section[name], "split": section[split], "files_sha256": sha256}
 
 
 def _path(config: Any, phase: str) -> list[str]:
-    """List the phases that lead to one, through those that each starts from."""
+    """List the phases that lead to a phase, following what each starts from."""
     names = list(config.phases)
     path = [phase]
     while earlier := [n for n in names[: names.index(path[0])] if config[n].epochs]:

@@ -1,4 +1,4 @@
-"""The weights that a run keeps on its way (`checkpoint.keep_every_epochs`), and the chosen ones."""
+"""Weights kept during a run (`checkpoint.keep_every_epochs`), and the selected ones."""
 
 import contextlib
 import json
@@ -13,15 +13,15 @@ from jaxrobust.weights.store import checkpoint, hashes
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 from jaxrobust.weights.trained import runs
 
-FOLDER = "kept"  # of a phase
-SELECTION = "selection.json"  # of a run
+FOLDER = "kept"  # in a phase
+SELECTION = "selection.json"  # in a run
 SCHEMA = 1  # of that file
 WHICH = ("raw", "ema")
 _TOOL = "jaxrobust select"
 
 
 class Kept(NamedTuple):
-    """Both weights of a moment of training."""
+    """Raw and averaged weights at a moment of training."""
 
     params: Params
     stats: Params
@@ -35,35 +35,35 @@ class Kept(NamedTuple):
 
 
 class ChosenWeights(NamedTuple):
-    """The weights that `jaxrobust select` chose."""
+    """The weights that `jaxrobust select` selected."""
 
     phase: str
     step: int
-    epoch: float  # since the beginning of the phase
+    epoch: float  # since the start of the phase
     weights: str  # raw or ema
     image_size: int  # pixels
     weights_sha256: str
 
     @property
     def words(self) -> str:
-        """Name these weights as a record does: "train, epoch 30, raw"."""
+        """Name these weights as in a record: "train, epoch 30, raw"."""
         return f"{self.phase}, epoch {self.epoch:g}, {self.weights}"
 
 
 def steps_of(workdir: Path, phase: str) -> list[int]:
-    """List the steps of a phase whose weights are kept, in order."""
+    """List the steps of a phase with kept weights, in order."""
     return steps(workdir / phase / FOLDER)
 
 
 def keep(workdir: Path, phase: str, step: int, both: Kept, *, steps_per_epoch: int) -> None:
-    """Keep both weights after `step`, on disk; one that is there stays. All hosts call it."""
+    """Store both weights after `step`, unless already stored. All hosts must call this."""
     with contextlib.closing(Checkpoints(workdir / phase / FOLDER, keep_all=True)) as files:
         files.save(step, both, {"steps_per_epoch": steps_per_epoch})
         files.wait()
 
 
 def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
-    """Read the epoch that ended with a step, and both weights after it; refuse what is not kept."""
+    """Read both weights after a step, and the epoch that ended there; `ValueError` if not kept."""
     if step not in steps_of(workdir, phase):
         raise ValueError(f"{workdir / phase / FOLDER} has no step {step} (any more)")
     shapes = jax.eval_shape(network_of(runs.run_config(workdir, phase)).init, jax.random.key(0))
@@ -72,13 +72,13 @@ def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
 
 
 def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Weights:
-    """Resize positions in weights of a run to images of that size, in pixels."""
+    """Resize the positions in a run's weights to images of this size, in pixels."""
     return runs.at_size(runs.run_config(workdir, phase), weights, image_size)
 
 
 def selected(workdir: Path) -> ChosenWeights:
-    """Read the choice among a run's weights, made on its selection split."""
-    runs.run_config(workdir)  # refuses what is not a run
+    """Read which of a run's weights were selected on its selection split."""
+    runs.run_config(workdir)  # rejects anything but a run
     path = workdir / SELECTION
     if not path.is_file():
         raise ValueError(
@@ -97,7 +97,7 @@ def selected(workdir: Path) -> ChosenWeights:
 
 
 def chosen_on(workdir: Path) -> dict[str, Any]:
-    """Read data set, split and attack of the choice, None each where its file lacks it."""
+    """Return data set, split and attack of the selection, None for what its file lacks."""
     selection = read_selection(workdir / SELECTION)
     attack = selection.get("attack")
     of = {key: selection.get(key) for key in ("dataset", "split")}
@@ -126,7 +126,7 @@ def _damaged(path: Path, error: Exception) -> str:
 def selected_weights(
     workdir: Path, chosen: ChosenWeights, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """Read the chosen weights: their name, as a record gives it, and them."""
+    """Read the selected weights, with their name as in a record."""
     _, both = read(workdir, chosen.phase, chosen.step)
     weights = at_size(workdir, chosen.phase, both.of(chosen.weights), chosen.image_size)
     if hashes.weights_sha256(*weights) != chosen.weights_sha256:

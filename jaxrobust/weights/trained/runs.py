@@ -1,4 +1,4 @@
-"""What the workdir of a run holds for others: its config, its classes, its best weights."""
+"""What a run's workdir offers others: its config, its classes, its best weights."""
 
 import json
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import checkpoint, hashes
 
-FUNCTION = "function.json"  # of a run: the network's `models.origin` when it began
-CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
+FUNCTION = "function.json"  # in a run: the network's `models.origin` at the start
+CLASSES = "classes.txt"  # in a run: class names, one per line in the order of labels
 
 
 def run_config(workdir: Path, phase: str | None = None) -> Config:
-    """Read the config of a run as a phase sees it (default: the last that has weights)."""
+    """Read a run's config as a phase sees it (default: the last with weights)."""
     config = _config(workdir)
     return of_phase(config, phase_of(workdir, phase, config))
 
 
 def phase_of(workdir: Path, phase: str | None = None, config: Config | None = None) -> str:
-    """Choose a phase of a run, whose config may be known: the named one, else the last trained."""
+    """Choose a phase of a run, given its config if known: the named one, else the last trained."""
     names = (config or _config(workdir)).phases
     if phase not in (None, *names):
         raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
@@ -62,19 +62,19 @@ def _config(workdir: Path) -> Any:
 
 
 def remember_programs(workdir: Path, phases: Sequence[str]) -> None:
-    """Take the programs of PyTorch's modules that a run keeps, for itself and for its phases."""
+    """Register the programs of PyTorch modules that a run and its phases keep."""
     for folder in (workdir, *(workdir / name for name in phases)):
         if pytorch.has_programs(programs := folder / pytorch.FOLDER):
             pytorch.find("remember")(programs)
 
 
 def whole_config(workdir: Path) -> dict[str, Any]:
-    """Read the config of a run as plain values, with the keys that are younger than the run."""
+    """Read a run's config as plain values, adding keys that are newer than the run."""
     return _config(workdir)
 
 
 def of_this_version(config: dict[str, Any], path: Path) -> Any:
-    """Take the version of its keys from a run's config; refuse another version than this code's."""
+    """Remove the key version from a run's config; reject a version other than this code's."""
     if (version := config.get("version")) != VERSION:
         raise ValueError(
             f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
@@ -84,14 +84,14 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
 
 
 def classes_file(workdir: Path, phase: str) -> Path:
-    """Find the file with the classes of a phase: its own, if its data is not the run's."""
+    """Return the file with a phase's classes: its own if its data differ from the run's."""
     phase_file = workdir / phase / CLASSES
     return phase_file if phase_file.exists() else workdir / CLASSES
 
 
 def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
-    """Warn where the file of a user's function, which makes a run's network, has changed since the
-    run began; empty: it has not.
+    """Warn if the file of the user's function that makes a run's network has changed since the run
+    began; empty: it has not.
     """
     path = workdir / FUNCTION
     if function is None or not path.exists():
@@ -110,10 +110,10 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
 
 
 def check_classes(path: Path, source: registry.Source, *, renamed: bool = False) -> None:
-    """Refuse other classes than those in `path`, a run's: labels would mean something else.
+    """Reject other classes than those in a run's file `path`: labels would change meaning.
 
-    With `renamed`, lists without a common name tell nothing: another data set may name the same
-    classes its way.
+    With `renamed`, lists without a common name are accepted: another data set may name the same
+    classes in its own way.
     """
     classes = path.read_text().splitlines() if path.exists() else []
     names = list(source.classes)
@@ -129,20 +129,20 @@ def check_classes(path: Path, source: registry.Source, *, renamed: bool = False)
 
 
 def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
-    """Find the records of some weights in a run: those of its tests and of its evaluations."""
+    """Return the records of some weights in a run: from its tests and its evaluations."""
     rows = [row for file in record_files(workdir) for row in jsonl.read(file)]
     return [row for row in rows if row.get("weights_sha256") == weights_sha256]
 
 
 def record_files(workdir: Path) -> tuple[Path, Path]:
-    """Name the files of records of a run: of its tests, and of its evaluations."""
+    """Return the record files of a run: of its tests, and of its evaluations."""
     return workdir / "results.jsonl", workdir / "evaluation" / "results.jsonl"
 
 
 def run_weights(
     workdir: Path, phase: str | None = None, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """Read the best weights of a phase (default: the last one that has them), and their name."""
+    """Read the best weights of a phase (default: the last that has some), and their name."""
     config, name = run_config(workdir, phase), phase_of(workdir, phase)
     if not checkpoint.steps(workdir / name / "best"):
         either = " or ".join([phase] if phase else reversed(config.phases))
@@ -167,7 +167,7 @@ def run_weights(
 
 
 def at_size(config: Config, weights: Weights, image_size: int) -> Weights:
-    """Resize positions in a run's weights to images of that size, in pixels."""
+    """Resize the positions in a run's weights to images of this size, in pixels."""
     if image_size == config.model.image_size:
         return weights
     network = replace(NetworkSpec.of_config(config), image_size=image_size)

@@ -1,7 +1,7 @@
-"""The run that another run starts from: `init.weights=run:CONFIG`, next to its workdir.
+"""A run that other runs start from: `init.weights=run:CONFIG`, next to its workdir.
 
-`run:convstem_pretraining:vit_s_cvst` is the run of that config, in the folder that training gives
-it by itself, `convstem_pretraining-vit_s_cvst`. All runs of a folder share it.
+`run:convstem_pretraining:vit_s_cvst` is that config's run, in the folder that training names by
+default, `convstem_pretraining-vit_s_cvst`. All runs in a parent folder share it.
 """
 
 import json
@@ -17,8 +17,8 @@ from jaxrobust.weights.trained import runs
 
 PREFIX = "run:"
 FINISHED, BEGUN, ABSENT = "finished", "begun", "absent"
-# What a start takes over from the config that names it: keys that change nothing of a training,
-# and, where both have the same classes, the images, which may lie elsewhere than a recipe says.
+# What a start inherits from the config that names it: keys that do not affect training and, if both
+# have the same classes, the images, whose place may differ from the recipe's.
 _OF_MACHINE = {
     "data": ("dir", "workers", "strict", "max_damaged"),
     "mesh": ("fsdp",),
@@ -26,7 +26,7 @@ _OF_MACHINE = {
     "trouble": ("skips", "rollbacks", "lr"),
 }
 _OF_IMAGES = ("name", "train_split", "selection_split", "test_split", "classes")
-_FREE_OPTIONS = ("bn_group",)  # of a network: checkpoints say which images were taken together
+_FREE_OPTIONS = ("bn_group",)  # of a network: checkpoints record how images were grouped
 
 
 class StartRun(NamedTuple):
@@ -38,12 +38,12 @@ class StartRun(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Name it as the config that starts from it does."""
+        """Name the run like the config that starts from it."""
         return f"init.weights={PREFIX}{self.named}"
 
 
 def named(weights: str | None) -> str | None:
-    """Return the config of which `init.weights` names the run; None: it names no run by its config.
+    """Return the config whose run `init.weights` names; None if it names none by config.
 
     >>> named("run:larger_radius:vit_s_cvst"), named("runs/larger_radius-vit_s_cvst")
     ('larger_radius:vit_s_cvst', None)
@@ -53,15 +53,15 @@ def named(weights: str | None) -> str | None:
 
 
 def folder(start: str, workdir: Path) -> Path:
-    """Return the folder of a start, next to the workdir of what starts from it."""
+    """Return the folder of a start, next to the workdir of the run that starts from it."""
     return workdir.parent / arguments.run_name(start)
 
 
 def chain(config: Config, workdir: Path) -> list[StartRun]:
-    """List the runs that a run starts from, directly and through others, the nearest first.
+    """List the runs that a run starts from, directly and indirectly, the nearest first.
 
     Raises:
-      ValueError: there is no such config, or a run would start from itself.
+      ValueError: no such config, or a run that would start from itself.
     """
     runs_before: list[StartRun] = []
     folders = {workdir.absolute()}
@@ -92,10 +92,10 @@ def _take_over(config: Config, start: Any) -> None:
 
 
 def state(run: StartRun) -> str:
-    """Name the state of a start: absent, begun or finished.
+    """Return the state of a start: absent, begun or finished.
 
     Raises:
-      ValueError: another run is in its folder.
+      ValueError: its folder holds another run.
     """
     if not (run.folder / "config.json").is_file():
         return ABSENT
@@ -108,7 +108,7 @@ def state(run: StartRun) -> str:
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Tell whether a run has tested its last phase, and still has its weights."""
+    """Return whether a run has tested its last phase and still has its weights."""
     last = phases(config)[-1]
     tested = (str(row.get("weights")) for row in jsonl.read(folder / "results.jsonl"))
     there = bool(steps(folder / last / "best"))
@@ -116,7 +116,7 @@ def is_finished(folder: Path, config: Config) -> bool:
 
 
 def differences(folder: Path, config: Config) -> list[str]:
-    """List what of network, start and epochs a folder's run has otherwise than a config."""
+    """List how network, start and epochs of a folder's run differ from a config."""
     old_config, new_config = _identity(runs.whole_config(folder)), _identity(plain(config))
     start = new_config["init.weights"]
     if start and _imported(old_config["init.weights"]) == start:
@@ -136,13 +136,13 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     keys: dict[str, Any] = {f"model.{key}": value for key, value in model.items()}
     keys |= {f"init.{key}": value for key, value in config["init"].items()}
     for name in config["phases"]:
-        if config[name]["epochs"]:  # the others do not happen
+        if config[name]["epochs"]:  # the others do not run
             keys |= {f"{name}.{key}": config[name][key] for key in ("objective", "epochs")}
     return json.loads(json.dumps(keys))
 
 
 def _imported(weights: str | None) -> str | None:
-    """Return the name of what an imported folder holds, as on machines without a network."""
+    """Return the source of an imported folder, as used on machines without a network."""
     if not weights or not Path(weights).is_dir():
         return None
     about = weights_folder.about(Path(weights))
@@ -150,9 +150,7 @@ def _imported(weights: str | None) -> str | None:
 
 
 def imported_from(about: dict[str, Any]) -> str | None:
-    """Return the name of what a folder was imported from, if nothing in it was newly
-    initialised.
-    """
+    """Return the source of an imported folder, if nothing in it was newly initialised."""
     if about.get("drawn"):
         return None
     return about.get("published_id") or str(about.get("source")).removeprefix("hf://timm/")
