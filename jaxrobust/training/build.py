@@ -276,8 +276,8 @@ def _training_network(net: Classifier, p: PhaseSection, name: str) -> Classifier
         return net
     if (showing := classifier.showing_batches(net)) is None:
         raise ValueError(
-            f"{name}.bn_momentum={tuple(p.bn_momentum)}: how fast the statistics of your own "
-            f"network move is known to you alone; set it there, and {name}.bn_momentum=()"
+            f"{name}.bn_momentum={tuple(p.bn_momentum)} cannot change the statistics of your own "
+            f"network; set their momentum there, and {name}.bn_momentum=()"
         )
     return showing
 

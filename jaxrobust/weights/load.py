@@ -95,9 +95,9 @@ def load(
 
 
 def from_pretrained(source: str | Path, **options: Any) -> LoadedNetwork:
-    """Load a network by the word that libraries around the hub have for it; arguments of `load`.
+    """Load a network; `load` under the name that libraries around the hub use, with its arguments.
 
-    `ORG/REPO` that is not a path here is a repository of the hub, `hf://ORG/REPO`.
+    An `ORG/REPO` that is not a local path is a repository of the hub, `hf://ORG/REPO`.
     """
     text = str(source)
     on_hub = _REPOSITORY.fullmatch(text) and text not in PUBLISHED and not Path(text).exists()

@@ -219,7 +219,7 @@ class ImportTest(ServedCase):
         self.refused("unknown model 'convnext'; did you mean", model="convnext")
         self.refused("has sha256 .*expected 00", "--sha256=00")
         self.refused("does not say whose weights it holds; give --model NAME", model=None)
-        self.refused("that is an architecture, which is without weights", source="convnext_n")
+        self.refused("that is an architecture without weights", source="convnext_n")
         with mock.patch.object(download, "_TRIES", 1):
             self.server.close()
             self.refused("refused", source=f"{self.server.address}/n.pth", code=3)

@@ -97,7 +97,7 @@ class BatchAugmentationTest(parameterized.TestCase):
         plain = Classifier(*build.network_of(config))
         with (
             mock.patch.object(build, "network_of", return_value=plain),
-            self.assertRaisesRegex(ValueError, "known to you alone; set it there, and train.bn_"),
+            self.assertRaisesRegex(ValueError, "set their momentum there, and train.bn_momentum="),
         ):
             build.phase(config, "train", 80, devices=jax.devices()[:1])
 

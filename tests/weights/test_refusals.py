@@ -35,7 +35,7 @@ class FileTest(parameterized.TestCase):
             b"version https://git-lfs.github.com/spec/v1\n",
             "is a Git LFS pointer, not weights; fetch it with `git lfs pull`",
         ),
-        (b"Not Found\n", "is text, not weights; it begins 'not found.n'. A download"),
+        (b"Not Found\n", "is text, not weights; it begins 'not found.n'. This may be"),
     )
     def test_what_is_no_file_of_weights(self, content, said):
         for name in ("w.safetensors", "w.pt"):

@@ -348,7 +348,7 @@ def _is_image(name: str, left_out: Counter[str]) -> bool:
     if name.startswith("."):
         left_out["hidden files"] += 1
     elif not name.lower().endswith(ENDINGS):
-        left_out["files that do not end as images do"] += 1
+        left_out["files without an image extension"] += 1
     else:
         return True
     return False

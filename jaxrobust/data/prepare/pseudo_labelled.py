@@ -1,6 +1,6 @@
 """`jaxrobust prepare pseudo-labelled FILE.pickle`: convert images with labels to .npz.
 
-FILE is a pickle in the format in which Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny
+FILE is a pickle in the format of Carmon et al. 2019 (arXiv 1905.13736), who publish 500,000 tiny
 images with labels from a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`,
 integers [N]. OUT (default: FILE.npz) gets them as `image` and `label`; --config.data.extra=npz:OUT
 reads it.
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "classes",
         type=int,
         default=10,
-        help="Number of classes, such as those of CIFAR-10; default: %(default)s.",
+        help="Number of classes; default: %(default)s.",
     )
     parser.flag("out", default=None, help="Where the arrays go; default: FILE.npz.")
     return parser.parse_args(argv)

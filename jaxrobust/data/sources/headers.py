@@ -38,7 +38,7 @@ _PLAIN = ("1", "L", "P", "RGB", *_ALPHA)
 _TOLD = {
     "alpha": "transparency, which is left out, as torchvision does: hidden colours count",
     "16 bit": "16 bits a channel, of which the upper 8 are read",
-    "turned": "an EXIF orientation, which is not applied, as in torchvision: they lie as stored",
+    "turned": "an EXIF orientation, which is not applied, as in torchvision: they stay as stored",
     "animated": "several frames or pages, of which the first is read",
 }
 
@@ -217,7 +217,7 @@ def _facts(
         (usual, _), (other, places) = list(looked.sizes.items())[:2]
         sizes = f"{other[1]}x{other[0]} pixels, the images before it {usual[1]}x{usual[0]}"
         odd = describe(places[0])
-        notes += (f"{where}: {odd} has {sizes}, so that all count as of several sizes",)
+        notes += (f"{where}: {odd} has {sizes}, so the images count as having several sizes",)
     is_grey = "colour" not in kinds and (same or several_grey)
     channels = channels or (1 if is_grey else 3)
     return HeaderFacts((*next(iter(looked.sizes)), channels) if same else None, channels, notes)

@@ -295,7 +295,7 @@ def _labels(
         labels = np.searchsorted(names, columns[split].to_pylist())
         return labels.astype(np.int32), names
     if not has_names and not re.fullmatch(r"u?int\d+", dtype):
-        one_hot = "; of one-hot labels write their argmax" if "List" in dtype else ""
+        one_hot = "; for one-hot labels, write the argmax" if "List" in dtype else ""
         numbers = "; write whole numbers as int64" if "float" in dtype else ""
         raise DataError(
             f"{where}: {key} is {dtype}; labels are integers or texts{one_hot}{numbers}"

@@ -198,7 +198,7 @@ def find(
             if label != (right := expected[line.partition("/")[0]]):
                 raise DataError(
                     f"{where} has the label {label} for {line}, which is class {right} of "
-                    "ImageNet's 1,000: its labels are others"
+                    "ImageNet's 1,000: the labels differ"
                 )
     return records
 

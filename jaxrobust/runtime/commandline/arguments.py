@@ -91,7 +91,7 @@ def unable(error: OSError | MemoryError) -> str:
     if isinstance(error, OSError):
         named = error.filename and error.strerror and not isinstance(error, DiskFull)
         return f"{error.filename}: {error.strerror}" if named else str(error)  # without the errno
-    wanted = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
+    wanted = str(error).partition(" for an array")[0] or "the amount is unknown"
     return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 
 

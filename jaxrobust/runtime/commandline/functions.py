@@ -85,7 +85,7 @@ def _imported(flag: str, name: str, place: str) -> ModuleType:
             raise
         raise ValueError(
             f"{flag}={name}: there is no module {error.name}, neither installed nor in {Path.cwd()}"
-            f"; install it, run the command where it lies, or give its file: path/to/nets.py:make"
+            f"; install it, run the command in its folder, or give its file: path/to/nets.py:make"
         ) from error
 
 

@@ -94,7 +94,7 @@ def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str
         path.unlink()
     raise ValueError(
         f"{path} has sha256 {digest}, expected {wanted}: another file, or a damaged one"
-        + ("; it was removed, the same command gets it again" if remove else "")
+        + ("; it was removed; run the same command again" if remove else "")
     )
 
 

@@ -89,7 +89,7 @@ def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/dev
 
 
 def _has_tpu(devices: Path, bus: Path) -> bool:
-    """Return whether Google's card or a driver is here; a GPU's counts, as JAX says more of it."""
+    """Return whether Google's card or a driver is here; also a GPU's, on which JAX says more."""
     if [device for name in ("accel*", "vfio/[0-9]*", "nvidia*") for device in devices.glob(name)]:
         return True
     for card in bus.glob("*"):

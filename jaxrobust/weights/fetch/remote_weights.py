@@ -122,7 +122,7 @@ def _checked(path: Path) -> Path:
         path.unlink(missing_ok=True)
         raise ValueError(
             f"{path.name} has another sha256 than the hub says ({blob.name}): a damaged download; "
-            "it was removed, the same command gets it again"
+            "it was removed; run the same command again"
         )
     return path
 

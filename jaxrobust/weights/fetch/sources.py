@@ -104,7 +104,7 @@ def timm_names() -> dict[str, str]:
 def _unknown(text: str, timm: re.Match | None) -> str:
     if text in models.available():
         return (
-            "that is an architecture, which is without weights; "
+            "that is an architecture without weights; "
             f"`jaxrobust models {text}` lists the published ones"
         )
     if keys := [key for key in PUBLISHED if own_id(key) == text]:

@@ -112,8 +112,8 @@ def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
         raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch it with `git lfs pull`")
     if text.isascii() and " ".join(text.decode().split()).isprintable():
         raise ValueError(
-            f"{path} is text, not weights; it begins {text[:60].decode()!r}. A download that was "
-            "refused looks so: get it again"
+            f"{path} is text, not weights; it begins {text[:60].decode()!r}. This may be "
+            "the error page of a refused download: get the file again"
         )
     # The header's length, which may begin like a pickle (0x80), then the header.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:

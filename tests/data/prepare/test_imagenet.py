@@ -223,7 +223,7 @@ class RecordsTest(PrepareTest):
         (source / "validation" / "cat" / "é.jpeg").write_bytes(jpeg(5))
         said, _ = self.run_tool(source, "--name", "pets")
         self.assertIn("left out: 1 hidden files", said)
-        self.assertIn("left out: 1 files that do not end as images do", said)
+        self.assertIn("left out: 1 files without an image extension", said)
         self.assert_holds("pets", "validation", {"9.jpg": (1, jpeg(4)), "é.jpeg": (0, jpeg(5))})
         for split, size in {"val": 2, "val[:1]": 1, "validation[1:]": 1}.items():  # either name
             self.assertLen(data.open_source("pets", split, data_dir=self.out), size)

@@ -287,7 +287,7 @@ class LabelsTest(ConventionsCase):
 
     @sweeps.rows(
         ("float32", [0.0, 1.0], "label is float32; labels are integers or texts; write whole"),
-        ("list", [[1, 0], [0, 1]], "labels are integers or texts; of one-hot labels write their"),
+        ("list", [[1, 0], [0, 1]], "labels are integers or texts; for one-hot labels, write the"),
     )
     def test_columns_of_hugging_face(self, kind, labels, pattern):
         images = [colours() for _ in range(2)]

@@ -254,7 +254,7 @@ class EndingTest(parameterized.TestCase):
         self.assertEqual(self.ended(error, ". Try again"), (code, "", f"jaxrobust: {said}\n"))
 
     def test_memory_of_which_nobody_knows_how_much(self):
-        self.assertIn("(it is not said how much was wanted)", self.ended(MemoryError()).error)
+        self.assertIn("(the amount is unknown)", self.ended(MemoryError()).error)
 
     @sweeps.rows(BrokenPipeError, KeyError, ZeroDivisionError)
     def test_what_no_sentence_helps_with_is_raised(self, error):

@@ -144,7 +144,7 @@ def _to_weights(parts: Array, g: Array) -> Array:
 def forward(
     geometry: GridGeometry, value: Array, offsets: Array, mask: Array
 ) -> tuple[Array, Array]:
-    """Compute what the points inside of windows add: f[B,H,W,C]; and whether others are left."""
+    """Compute the contribution of points inside windows, f[B,H,W,C], and whether others remain."""
     points, near = _near(geometry, offsets, mask)
     parts = _split(value, groups=geometry.groups)
     return _joined(_summed(parts, _weights(*points))), ~near.all()
@@ -153,7 +153,7 @@ def forward(
 def backward(
     geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    """Compute their part of the gradients for value, offsets and mask; whether others are left."""
+    """Compute their part of the gradients for value, offsets and mask; whether others remain."""
     points, near = _near(geometry, offsets, mask)
     g = _split(g, groups=geometry.groups)
     to_value = _joined(_to_value(g, _weights(*points)))

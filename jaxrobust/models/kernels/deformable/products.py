@@ -1,10 +1,10 @@
-"""Windows on TPUs: channels stay in the lanes, and products with zeros and ones move numbers there.
+"""Windows on TPUs: channels stay in the lanes; products with zeros and ones move numbers there.
 
-On a TPU one of G groups' numbers for each pixel would fill G of 128 lanes. So a pixel's points stay
-side by side, once for each of the five columns that they meet, f[B,H,W,5*G*9]. A product of
-matrices adds up their shares in the seven entries of a window's row, f[B,H,W,7*G]; another repeats
-an entry's weights along the channels of each group. A few images at a time, or what lies between
-leaves the chip; and in loops over rows, or compiling takes several times as long.
+On a TPU, one number per pixel from each of G groups would fill only G of 128 lanes. So the points
+of a pixel are side by side, once for each of the five columns that they touch, f[B,H,W,5*G*9]. A
+matrix product sums their shares in the seven entries of a window's row, f[B,H,W,7*G]; another
+repeats an entry's weights along each group's channels. A few images at a time keep intermediate
+results on the chip; loops over rows compile several times faster.
 """
 
 import functools
@@ -20,12 +20,12 @@ from jaxrobust.models.kernels.deformable.places import POINTS, REACH, SIDE, Grid
 from jaxrobust.models.kernels.primitives import widened
 
 Array = jax.Array
-TOGETHER = 784  # pixels, of images that are computed at once
+TOGETHER = 784  # pixels of images to process at once
 _Points = tuple[Array, Array, Array]  # offsets y and x from the grid, and masks, f32[B,H,W,5*G*9]
 
 
 def _times(x: Array, ones: np.ndarray, precision: Any = lax.Precision.HIGHEST) -> Array:
-    """Multiply f[..,m] by a matrix of zeros and ones; in float32 by six passes, which are exact."""
+    """Multiply f[..,m] by a matrix of zeros and ones; float32 takes six passes, which are exact."""
     dimensions = (((x.ndim - 1,), (0,)), ((), ()))
     how: dict[str, Any] = {
         "precision": precision,
@@ -35,21 +35,21 @@ def _times(x: Array, ones: np.ndarray, precision: Any = lax.Precision.HIGHEST) -
 
 
 def _summed(x: Array, ones: np.ndarray, dtype: Any) -> Array:
-    """Multiply sums, which are float32 also where values are bfloat16: to 16 bits, then."""
+    """Multiply sums, which are float32 even if values are bfloat16 and then need only 16 bits."""
     wide = widened(jnp.zeros((), dtype))[0].dtype == dtype
     return _times(x, ones, lax.Precision.HIGHEST if wide else lax.Precision.HIGH)
 
 
 @functools.cache
 def _repeated(groups: int, first: int, every: int) -> np.ndarray:
-    """Return f[every*G*9,5*G*9]: of each point the number `first` of `every`, for each column."""
+    """Return f[every*G*9,5*G*9], which selects number `first` of `every` per point, per column."""
     ones = np.eye(every * groups * POINTS, dtype=np.float32)[:, first::every]
     return np.tile(ones, len(NEAR))
 
 
 @functools.cache
 def _entries(groups: int, ky: int) -> np.ndarray:
-    """Return f[5*G*9,7*G]: to which entry of a row of the window the points of row `ky` add."""
+    """Return f[5*G*9,7*G], which maps the points of row `ky` to the entries of a window's row."""
     ones, group = np.zeros((len(NEAR), groups, POINTS, WIDE, groups), np.float32), np.arange(groups)
     for column, kx in np.ndindex(len(NEAR), SIDE):
         ones[column, group, SIDE * kx + ky, kx + column, group] = 1
@@ -58,7 +58,7 @@ def _entries(groups: int, ky: int) -> np.ndarray:
 
 @functools.cache
 def _channels(groups: int, channels: int, column: int) -> np.ndarray:
-    """Return f[7*G,C]: the weights of one entry of a row, repeated for each group's channels."""
+    """Return f[7*G,C], which repeats the weights of a row's entry for each group's channels."""
     ones = np.zeros((WIDE, groups, channels), np.float32)
     ones[column] = np.repeat(np.eye(groups), channels // groups, axis=1)
     return ones.reshape(-1, channels)
@@ -69,9 +69,9 @@ def _row(lanes: np.ndarray, dtype: Any) -> Array:
 
 
 def _near(geometry: GridGeometry, offsets: Array, mask: Array) -> tuple[_Points, Array]:
-    """Return points, with zeros where a window does not reach them; and which it reaches."""
+    """Return the points, with zeros where no window reaches them, and which are reached."""
     k, groups, dtype = np.arange(POINTS), geometry.groups, widened(mask)[0].dtype
-    offsets = jnp.where(jnp.isfinite(offsets), offsets, 1e3)  # or its zeros would spread a NaN
+    offsets = jnp.where(jnp.isfinite(offsets), offsets, 1e3)  # otherwise its zeros would spread NaN
     y, x = (
         geometry.scale * _times(offsets, _repeated(groups, first, 2))
         + _row(np.tile((geometry.scale - 1) * (grid - 1), len(NEAR) * groups), dtype)
@@ -82,7 +82,7 @@ def _near(geometry: GridGeometry, offsets: Array, mask: Array) -> tuple[_Points,
 
 
 def _columns(x: Array) -> Array:
-    """Return the column of the window, from the point's, that each of 5*G*9 lanes is for."""
+    """Return, for each of 5*G*9 lanes, its window column relative to the point's."""
     return _row(np.repeat(NEAR, x.shape[3] // len(NEAR)), x.dtype)
 
 
@@ -96,7 +96,7 @@ def _at(x: Array, row: Any, column: int) -> Array:
 
 
 def _weights(y: Array, across: Array, row: Array, entries: list[np.ndarray], dtype: Any) -> Array:
-    """Return the weights of a row of the window, f[B,H,W,7*G]; no point is near of other rows."""
+    """Return the weights of a window row, f[B,H,W,7*G]; points are only near their own rows."""
     near = row - REACH
     shares = [(share(y, near - ky) * across).astype(dtype) for ky in range(SIDE)]
     return functools.reduce(jnp.add, map(_times, shares, entries)).astype(dtype)
@@ -105,7 +105,7 @@ def _weights(y: Array, across: Array, row: Array, entries: list[np.ndarray], dty
 def forward(
     geometry: GridGeometry, value: Array, offsets: Array, mask: Array
 ) -> tuple[Array, Array]:
-    """Compute what the points inside of windows add: f[B,H,W,C]; and whether others are left."""
+    """Compute the contribution of points inside windows, f[B,H,W,C], and whether others remain."""
     (y, x, mask), near = _near(geometry, offsets, mask)
     across, padded = mask * share(x, _columns(x)), _padded(value)
     entries = [_entries(geometry.groups, ky) for ky in range(SIDE)]
@@ -123,10 +123,10 @@ def forward(
 def backward(
     geometry: GridGeometry, value: Array, offsets: Array, mask: Array, g: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    """Compute their part of the gradients for value, offsets and mask; whether others are left.
+    """Compute their part of the gradients for value, offsets and mask; also whether others remain.
 
-    Of 16 images of 56x56x64 in bfloat16, the compiler's cycles on a v5e are 7 million, 24 with all
-    images at once, and 80 with gathers alone.
+    For 16 images of 56x56x64 in bfloat16, the compiler's cycles on a v5e are 7 million, 24 with all
+    images at once, and 80 with gathers only.
     """
     (y, x, mask), near = _near(geometry, offsets, mask)
     right, dx, padded, from_g = (
@@ -144,7 +144,7 @@ def backward(
         to_weights = jnp.zeros((), to_value.dtype)
         for column in range(WIDE):
             ones = _channels(groups, value.shape[3], column)
-            opposite = WIDE - 1 - row, WIDE - 1 - column  # whose window has this pixel here
+            opposite = WIDE - 1 - row, WIDE - 1 - column  # its window has this pixel here
             to_value += _times(_at(weights, *opposite), ones) * _at(from_g, *opposite)
             to_weights += _times((_at(padded, row, column) * g).astype(dtype), ones.T)
         for ky, ones in enumerate(entries):
