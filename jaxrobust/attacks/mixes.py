@@ -14,7 +14,7 @@ class MixRow(NamedTuple):
     each: bool  # whether every norm attacks in each step; otherwise one of them does
     looks: bool = False  # whether the points found are compared, which takes one pass each
     updates: bool = False  # whether the update uses the points of every norm
-    extreme: bool = False  # whether only `EXTREME` are trained, weighted by their errors so far
+    extreme: bool = False  # whether only `EXTREME` are trained, chosen by their errors so far
     steepest: bool = False  # whether all norms make their step from one common gradient
     pairs: bool = False  # whether two norms attack and one loss compares their points
 
