@@ -1,4 +1,4 @@
-"""Commands outside the package, run as files from a checkout, and what they share."""
+"""Commands outside the package, run as files from a checkout, and their shared code."""
 
 import sys
 import time
@@ -9,22 +9,22 @@ OUT_OF_MEMORY = 4  # the exit code
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Measure the wall and CPU seconds of a call, which follow what it returns."""
+    """Call a function; return its result, then its wall and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     returned = call()
     return returned, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of XLA, of PyTorch or of Python says that memory did not suffice."""
+    """Tell whether an error from XLA, PyTorch or Python means out of memory."""
     words = ("resource_exhausted", "out of memory", "out_of_memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def guarded(name: str, main: Callable[[], object]) -> None:
-    """Run a benchmark; a mistake or a missing package is one sentence and the exit code 2.
+    """Run a benchmark; print mistakes or missing packages as one sentence and exit with 2.
 
-    What does not fit into memory is one too, with the exit code `OUT_OF_MEMORY`.
+    Running out of memory also prints one sentence, with the exit code `OUT_OF_MEMORY`.
     """
     try:
         main()

@@ -1,14 +1,14 @@
-"""`python tools/bench_autoattack.py`: AutoAttack here against pyautoattack, side by side.
+"""`python tools/bench_autoattack.py`: our AutoAttack and pyautoattack, side by side.
 
 `--network golden`: standard AutoAttack on the small convolutional network of the golden values,
 128 CIFAR-10 images; seconds, and whether the verdicts agree. `--network convnext_n`: seconds per
-forward and backward pass on a wider network at radius 0, where no image is fooled. `--torch`: ours
-is PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
+forward and backward pass on a wider network at radius 0, where no image is fooled. `--torch`: our
+side runs PyTorch's module in JAX, like `evaluate --torch`. `--network my_nets.py:build`: your own.
 Each program runs in a separate process, in turns: on one core with one thread (CPU seconds), then
-on all cores (wall seconds). Compilation is reported apart.
+on all cores (wall seconds). Compilation is reported separately.
 
-`--topology v5e:4x4 --model convnext_t_cvst` compiles the engine's programs for TPUs that are not
-here instead: what one step of all slots computes and moves, and that it sends nothing.
+`--topology v5e:4x4 --model convnext_t_cvst` compiles the engine's programs for absent TPUs instead:
+what one step of all slots computes and moves, and that it sends nothing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # imported where it is used: workers set what it reads before
+if TYPE_CHECKING:  # imported when used, after workers have set the environment
     import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ from tools.bench.attacked_networks import our_network, their_network
 GOLDEN = ROOT / "tests/golden/attacks"
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 THEIRS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-NETWORK_STEPS = 20  # passes of the network in a row, by themselves
+NETWORK_STEPS = 20  # consecutive passes of the network alone
 WIDE = {"steps": 50, "queries": 250}  # enough to time a pass of a wider network
 
 
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.flag(
         "network",
         default="golden",
-        help="Network that is attacked: golden (small and trained), convnext_n, or of PyTorch "
+        help="Network to attack: golden (small and trained), convnext_n, or of PyTorch "
         "FILE.py:FUNCTION, for images of CIFAR-10; default: %(default)s.",
     )
     parser.flag("torch", action="store_true", help="Whether ours is PyTorch's module, in JAX.")
@@ -130,7 +130,7 @@ def our_worker(args: argparse.Namespace) -> None:
         attack = functools.partial(autoattack, network, images, labels, **how)
         result, wall, cpu = timed(attack)
         compile_s = sum(c.compile_seconds for c in result.costs)
-        if ":" in args.network:  # larger: once, and what compiling took is subtracted
+        if ":" in args.network:  # larger: once, minus the time of compiling
             wall, cpu = wall - compile_s, cpu - compile_s
         else:
             result, wall, cpu = timed(attack)
@@ -145,7 +145,7 @@ def our_worker(args: argparse.Namespace) -> None:
 def network_seconds(
     network: Any, images: "np.ndarray", labels: "np.ndarray", result: Any, batch: int | None
 ) -> float:
-    """Measure the seconds of a run's passes by themselves, idle slots included, on one device."""
+    """Measure the time of a run's passes alone, including idle slots, on one device."""
     import jax
     import jax.numpy as jnp
 
@@ -184,7 +184,7 @@ def network_seconds(
         return min(wall for _, wall, _ in runs) / NETWORK_STEPS / len(x)
 
     forward_s, both_s = seconds_of(forward), seconds_of(both)
-    # A pass of an idle slot is of the same kinds as the others of its attack.
+    # Passes of idle slots have the same kinds as the other passes of the attack.
     return sum(
         (1 + c.idle / max(c.forward, 1))
         * ((c.forward - c.backward) * forward_s + c.backward * both_s)

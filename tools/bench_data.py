@@ -1,13 +1,13 @@
 """`python tools/bench_data.py [FOLDER]`: images/s of the input pipeline, compared with timm's.
 
-Part one: from the bytes of a file in memory to `uint8[224,224,3]`, on one core, next to
-torchvision's and timm's transforms to their float tensor on the same photographs, turn by turn;
-seconds are the processor's. light, 3-augment and heavy are all that timm's `create_transform`
-builds with the recipes' mean 0 and std 1, its Normalize too; only random erasing is left out, for
-ours runs on the device. evaluation and basic are torchvision's, and end with ToTensor.
-Part two: what batches cost on top of that, and how their number grows with worker processes.
-FOLDER is an ImageFolder, of which train or else val is read, or a folder of class folders; without
-it photographs are made up, which says less about decoding.
+Part one: from the bytes of a file in memory to `uint8[224,224,3]`, on one core, in turns with
+torchvision's and timm's transforms to their float tensor on the same photographs, in CPU seconds.
+light, 3-augment and heavy are the full result of timm's `create_transform` with the recipes' mean 0
+and std 1, including Normalize. Only random erasing is left out, because ours runs on the device.
+evaluation and basic are torchvision's, and end with ToTensor.
+Part two: the extra cost of batches, and their rate with several worker processes.
+FOLDER is an ImageFolder (train is read, else val) or a folder of class folders. Without it,
+photographs are synthetic, which says less about decoding.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def ours() -> dict[str, Program]:
 
 
 def theirs() -> dict[str, Program]:
-    """Return the same of torchvision and timm, on one thread; empty without them."""
+    """Return the transforms of torchvision and timm, on one thread; empty without them."""
     try:
         import torch
 
@@ -126,7 +126,7 @@ def theirs() -> dict[str, Program]:
 
 
 def allow_no_bits() -> None:
-    """Let timm's Posterize ask for 0 bits, which Pillow 13 refuses: black, as before."""
+    """Let timm's Posterize use 0 bits, which Pillow 13 refuses: black, as before."""
     posterize = ImageOps.posterize
 
     def lenient(image: Image.Image, bits: int) -> Image.Image:
@@ -138,7 +138,7 @@ def allow_no_bits() -> None:
 def measure(
     programs: Sequence[dict[str, Program]], files: list[bytes], rounds: int
 ) -> list[dict[str, list[float]]]:
-    """Processor seconds for an image of each program in each round; a round has them in turn."""
+    """Measure CPU seconds per image of each program and round; programs take turns in a round."""
     times: list[dict[str, list[float]]] = [{name: [] for name in side} for side in programs]
     for round_ in range(rounds + 1):
         for name in programs[0]:
@@ -155,7 +155,7 @@ def measure(
 
 @contextlib.contextmanager
 def naming(source: registry.Source, index: int) -> Iterator[None]:
-    """Say which file it is that does not decode."""
+    """Name the file that does not decode."""
     try:
         yield
     except registry.DataError:
@@ -165,7 +165,7 @@ def naming(source: registry.Source, index: int) -> Iterator[None]:
 
 
 def settled() -> float:
-    """Processor seconds of this process, once its threads have read ahead as far as they may."""
+    """Return this process' CPU seconds, once its threads have finished reading ahead."""
     while True:
         before = time.process_time()
         time.sleep(0.2)
@@ -174,7 +174,7 @@ def settled() -> float:
 
 
 def batches(source: registry.Source, args: argparse.Namespace, preset: str) -> dict[str, Any]:
-    """Return milliseconds for an image on top of the bare functions, and images/s with workers."""
+    """Return extra milliseconds per image beyond the bare functions, and images/s with workers."""
     batch_size = min(args.batch, len(source))
     count = args.batches * batch_size
     stream = functools.partial(
@@ -202,7 +202,7 @@ def batches(source: registry.Source, args: argparse.Namespace, preset: str) -> d
     speeds = {}
     for workers in args.workers:
         processes = stream(workers=workers)
-        for _ in range(4 + 4 * workers):  # what was read ahead while the workers started
+        for _ in range(4 + 4 * workers):  # read ahead while the workers started
             next(processes)
         start = time.perf_counter()
         for _ in range(args.batches):

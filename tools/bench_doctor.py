@@ -1,13 +1,13 @@
-"""Which planted faults `python -m jaxrobust.doctor` finds, and what it says of healthy networks.
+"""Which planted faults `python -m jaxrobust.doctor` finds, and its alarms on healthy networks.
 
 python tools/bench_doctor.py RUN [RUN ...] [--plant RUN] [--photographs FOLDER] [--only FAULT,...]
 
 Each fault of a network is planted into the run --plant (default: the first), each fault of a config
-into one of the package; all RUNs are taken to be healthy. --photographs are of one folder for each
-class: two small networks are trained on them, one as PIL resizes them and one as arrays are
-resized. Each row is one command in a separate process with nothing cached. A fault is found if
-its check is red; blame is wrong if another check is red or yellow and does not say that it follows.
-Exit code 1 if a fault is missed, blamed wrongly, or a healthy network alarms.
+into a config of the package; all RUNs count as healthy. --photographs has one folder per class: two
+small networks are trained on them, one with PIL's resizing and one with array resizing. Each row is
+one command in a separate process with nothing cached. A fault is found if its check is red. The
+blame is wrong if another check is red or yellow without saying that it follows.
+Exits with 1 if a fault is missed, blamed wrongly, or a healthy network raises an alarm.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from jaxrobust.runtime.commandline.arguments import Arguments, answer
 from jaxrobust.weights.trained import runs
 from tools import timed
 
-NETWORKS = {  # function of planted/networks.py -> the check that is to find it
+NETWORKS = {  # function of planted/networks.py -> the check that should find it
     "noise": "determinism",
     "dropout_key": "determinism",
     "train_mode": "train-mode",
@@ -72,7 +72,7 @@ CONFIGS = {  # check -> a config with its fault
     "batch-and-mesh": (_QUICK, "--devices=200"),
     "image-size": (_QUICK, "--config.model.image_size=32"),
 }
-REMARKS = ("batch-statistics",)  # yellow where they are found: papers have trained so
+REMARKS = ("batch-statistics",)  # only yellow, because papers have trained like this
 _SIZE, _RESIZED = 64, "bilinear-72-crop-64"  # of the photographs
 _TRAINING = (  # on them
     *("--config.data.train_split=train", "--config.data.selection_split=test"),
@@ -82,7 +82,7 @@ _TRAINING = (  # on them
 
 
 class Case(NamedTuple):
-    """One command, and what it is to find."""
+    """One command, and the check that should find its fault."""
 
     name: str
     words: tuple[str, ...]
@@ -91,18 +91,18 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one command found."""
+    """The findings of one command."""
 
     name: str
     check: str | None
     red: list[str]
-    yellow: list[str]  # that follow from nothing
+    yellow: list[str]  # that do not follow from others
     follow: list[str]
     seconds: float
 
     @property
     def right(self) -> bool:
-        """Tell whether the fault was found and nothing else blamed; of a healthy one, no alarm."""
+        """Tell whether only the fault was blamed; for a healthy network, nothing."""
         wanted = [self.check] if self.check else []
         level = ([], wanted) if self.check in REMARKS else (wanted, [])
         return (self.red, self.yellow) == level
@@ -129,7 +129,7 @@ def planted(run: Path, folder: Path) -> Iterator[Case]:
         if fault == "bgr" and config.model.in_channels != 3:
             continue
         own = list(words)
-        if fault == "detector":  # whose images are the first ones
+        if fault == "detector":  # it uses the first images
             own[3] = f"{data.test_split}[:200]"
         file = ROOT / "tools" / "planted" / f"networks.py:{fault}"
         yield Case(fault, (str(file), *own), check, str(run))
@@ -152,7 +152,7 @@ def _other_record(run: Path, folder: Path) -> Path | None:
 
 
 def of_photographs(photographs: Path, folder: Path) -> Iterator[Case]:
-    """Yield a network that was trained as PIL resizes, and one that was on resized arrays."""
+    """Yield a network trained with PIL's resizing, and one trained on resized arrays."""
     (folder / "photographs").mkdir()
     (folder / "photographs" / "train").symlink_to(photographs.resolve())
     name = f"folder:{folder / 'photographs'}"

@@ -1,14 +1,14 @@
-"""How far `jaxrobust estimate --on cpu` is from what training and AutoAttack then take.
+"""The error of `jaxrobust estimate --on cpu` for training and AutoAttack.
 
 python tools/bench_estimate.py [CONFIG ...] [--config.key=value ...] [--images 64] [--workdir DIR]
 
 For each config, each command in a separate process and with nothing cached: the estimate, the
 training, standard AutoAttack on the first images of the test split, and the estimate again. The two
-estimates say how steady the machine was: a difference between them is noise, not error. AutoAttack
-is estimated with the share of robust images that it found. Changes are those of every config.
+estimates show how steady the machine was: a difference between them is noise, not error. AutoAttack
+is estimated with the share of robust images that it found. Overrides apply to every config.
 
-`--cpu` compares CPU seconds instead of those of the clock: on a machine that other people use, a
-command's share of the cores changes while it runs, but hardly the work that it does.
+`--cpu` compares CPU seconds instead of wall time: on a shared machine, a command's share of the
+cores changes while it runs, but its amount of work hardly does.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from jaxrobust.doctor.estimate.attacked import seconds_of
 from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.commandline.arguments import Arguments, answer
 
-ENOUGH = 0.15  # the error that is aimed at
-# Runs a module whose clock counts the CPU seconds of its process.
+ENOUGH = 0.15  # the target for the error
+# Runs a module with a clock that counts the CPU seconds of its process.
 _CPU = """
 import runpy, sys, time
 time.perf_counter = time.process_time
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 
 def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, float]:
-    """Run a command; return what it prints, and its seconds, of the clock or of the CPU."""
+    """Run a command; return its output and its seconds, by wall clock or CPU."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     clock = ("-c", _CPU) if cpu and module == "jaxrobust.doctor.estimate" else ("-m",)
     done = subprocess.run(

@@ -1,14 +1,14 @@
 """`python tools/bench_gpu.py [CONFIG ...]`: our training steps and PyTorch's on one GPU.
 
-Both sides compute in bfloat16. Before any speed, their logits of the same weights are compared. The
-batch of each is the largest that fits: estimated from a small one, halved while memory does not
-suffice. Then both run in turns, at their own largest batch and at the largest that fits both;
-`--batch` names one for both instead, which saves minutes of compiling. What
-follows is our step with cuDNN's attention and with other flags of XLA, and AutoAttack. Each figure
-comes from a separate process (`tools/gpu`), which has the GPU's memory for itself.
+Both sides compute in bfloat16. Their logits for the same weights are compared before any speed. The
+batch of each side is the largest that fits: estimated from a small one, halved until it fits. Then
+both run in turns, at their own largest batch and at the largest that fits both; `--batch` sets one
+for both instead, which saves minutes of compiling. Our step with cuDNN's attention and with other
+XLA flags, and AutoAttack, follow. Each figure comes from a separate process (`tools/gpu`) with the
+GPU's memory to itself.
 
-`--resume FILE` keeps each figure as a line of FILE, and what was compiled in FILE.caches: the same
-command continues where it stopped. `--minutes` begins nothing that would end after them.
+`--resume FILE` stores each figure as a line of FILE, and compiled programs in FILE.caches: the same
+command resumes where it stopped. `--minutes` starts nothing that would end later.
 `--report FILE` prints the tables of a file, and needs no GPU.
 
 Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
@@ -32,7 +32,7 @@ from tools.gpu import figures, measuring, tables
 from tools.gpu.figures import NoTime
 from tools.gpu.measuring import Network
 
-# Large networks first: minutes that do not suffice shall miss what matters least.
+# Large networks first: if time runs out, the least important figures are missing.
 CONFIGS = ("vit_b_cvst", "convnext_b_cvst", "convnext_t_cvst", "vit_s_cvst", "xcit_s12")
 ATTACKED = "convnext_t_cvst"
 STAGES = ("steps", "variants", "autoattack")
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what would fail, or take days, only later."""
+    """Refuse early what would fail, or take days, later."""
     for key in ("largest", "batch", "rounds", "steps", "images"):
         value = getattr(args, key)
         if value is not None and value < 1:
@@ -83,7 +83,7 @@ def check(args: argparse.Namespace) -> None:
         known = ", ".join(STAGES)
         raise ValueError(f"--stages={args.stages}: no {sorted(unknown)[0]!r}; choose from {known}")
     for config in args.configs:
-        config_name(config)  # stops where there is no such one
+        config_name(config)  # stops if there is no such config
     for name in ("torch", "timm"):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"needs {name}", name=name)
@@ -99,7 +99,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def jobs(args: argparse.Namespace, networks: list[Network]) -> Iterator[Job]:
-    """List what to measure, what matters most first."""
+    """List the measurements, the most important first."""
     stages = args.stages.split(",")
     for network in networks:
         if "steps" in stages:
@@ -122,14 +122,14 @@ def jobs(args: argparse.Namespace, networks: list[Network]) -> Iterator[Job]:
 
 
 def work(todo: Iterator[Job]) -> tuple[list[str], list[str]]:
-    """Measure; return what time did not suffice for, and what failed."""
+    """Measure; return what is left for lack of time, and what failed."""
     left, failed = [], []
     for label, run in todo:
         try:
             run()
         except NoTime as reason:
             left.append(f"{label}: {reason}")
-        except (RuntimeError, ValueError) as error:  # the others may run nevertheless
+        except (RuntimeError, ValueError) as error:  # the others may still run
             failed.append(label)
             print(f"bench_gpu: {label}: {error}", file=sys.stderr, flush=True)
     return left, failed

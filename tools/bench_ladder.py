@@ -1,10 +1,10 @@
-"""What a ladder of radii costs compared with each radius alone, and whether it finds the same.
+"""The cost of a ladder of radii compared with separate radii, and whether results agree.
 
 python tools/bench_ladder.py linf:0:0.16:9 --workdir runs/quickstart --n 128 [any flag of evaluate]
 
-Runs `python -m jaxrobust.evaluate --ladder` once and each radius with `--noreplay`, in folders that
-begin empty. The last lines compare accuracies, image by image, and passes: one forward counts 1,
-one backward 2.
+Runs `python -m jaxrobust.evaluate --ladder` once and each radius with `--noreplay`, starting from
+empty folders. The last lines compare accuracies, image by image, and passes: a forward pass counts
+1, a backward pass 2.
 """
 
 import re
@@ -23,7 +23,7 @@ from jaxrobust.runtime.commandline.threats import ladder
 
 
 def evaluated(out: Path, *flags: str) -> tuple[list[AccuracyRecord], float]:
-    """Return the records that the command writes into an empty folder, and its seconds."""
+    """Run the command in an empty folder; return its records and seconds."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "jaxrobust.evaluate", *flags, f"--out={out}"]
     if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
@@ -32,7 +32,7 @@ def evaluated(out: Path, *flags: str) -> tuple[list[AccuracyRecord], float]:
 
 
 def passes(record: AccuracyRecord) -> int:
-    """Count the passes of a record's attacks; a backward one counts 2."""
+    """Count the passes of a record's attacks; a backward pass counts 2."""
     return sum(cost["forward"] + 2 * cost["backward"] for cost in record.costs or ())
 
 

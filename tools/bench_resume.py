@@ -1,13 +1,12 @@
-"""Exact resume: kills a short training run with -9 at random moments, until it ends all the same.
+"""Exact resume: kills a short training with -9 at random moments until it ends, and compares.
 
 python tools/bench_resume.py [--kills N] [--seed S] [--json]
 
-Trains the digits (both phases, on two CPU devices) once in peace, then again and again under
-kills: at moments uniform in the wall time of a run, and every fourth while a checkpoint is being
-written. After each kill the same command has to continue at the last checkpoint that was whole.
-Every run that reaches its end must be the one in peace: the bits of both phases' checkpoints, the
-lines of metrics, evaluations and results, and nothing left over of a checkpoint. Exits with 1 and
-the difference where one is not.
+Trains on the digits (both phases, two CPU devices) once without interruption, then repeatedly with
+kills: uniformly over the wall time of a run, and every fourth during a checkpoint's save. After
+each kill, the same command must resume from the last complete checkpoint. Every run that ends must
+equal the uninterrupted one: bits of both phases' checkpoints, lines of metrics, evaluations and
+results, and no leftovers of checkpoints. Otherwise it prints the difference and exits with 1.
 """
 
 import itertools
@@ -54,20 +53,20 @@ def get_config():
     config.log.every_steps = 3
     return config
 """
-# What lines tell of time, machine and moment.
+# Entries of lines about time and machine.
 _OF_TIME = ("images_per_second", "images_per_second_per_chip", "data_wait", "chip_hours", "time")
 
 
 class Different(AssertionError):
-    """A run under kills is not the one in peace."""
+    """A killed run differs from the uninterrupted one."""
 
 
 def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Train in `folder` under this many kills; return when each came, and what was there then."""
+    """Train in `folder` with this many kills; return the time and state of each."""
     draw = random.Random(seed)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    environment |= {"JAXROBUST_ALLOCATOR": "system"}  # else the command starts itself again
+    environment |= {"JAXROBUST_ALLOCATOR": "system"}  # otherwise the command restarts itself
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
 
     config = folder / "config.py"
@@ -124,7 +123,7 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def whole(workdir: Path) -> dict[str, int | None]:
-    """Return the last whole checkpoint of each phase."""
+    """Return the last complete checkpoint of each phase."""
     return {
         phase: max((int(p.name) for p in _steps(workdir / phase / "latest")), default=None)
         for phase in PHASES
@@ -132,7 +131,7 @@ def whole(workdir: Path) -> dict[str, int | None]:
 
 
 def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
-    """Read an ended run: arrays, lines without times, files of checkpoints."""
+    """Read a finished run: arrays, lines without times, files of checkpoints."""
     kept: dict[str, Any] = {}
     for phase in phases:
         for kind in ("latest", "best"):
@@ -170,8 +169,8 @@ def _temporary(workdir: Path) -> list[Path]:
 
 
 def meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
-    """Wait until the `number`-th checkpoint is being written; True: it ended before."""
-    seen = set(_temporary(workdir))  # of the kill before; goes when the run starts
+    """Wait until the `number`-th checkpoint is being written; True: the run ended before."""
+    seen = set(_temporary(workdir))  # from the previous kill; removed when the run starts
     while process.poll() is None:
         now = set(_temporary(workdir))
         number -= len(now - seen)
@@ -183,7 +182,7 @@ def meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
 
 
 def _continues(before: dict[str, int | None] | None, log: str) -> None:
-    """`Different` where a run starts a phase at another step than that of its whole checkpoint."""
+    """Raise `Different` if a phase does not resume at the step of its complete checkpoint."""
     for phase, step in re.findall(r"^(\w+): step (\d+) of \d+, \w+$", log, re.MULTILINE):
         expected = (before or {}).get(phase) or 0
         if int(step) != expected:
@@ -191,7 +190,7 @@ def _continues(before: dict[str, int | None] | None, log: str) -> None:
 
 
 def same(expected: dict[str, Any], ended: dict[str, Any], which: str) -> None:
-    """`Different` with the first of it, unless two outcomes are the same."""
+    """Raise `Different` with the first difference of two outcomes, if any."""
     if names := sorted(expected.keys() ^ ended.keys()):
         raise Different(f"{which}: only in one of both: {names[:5]}")
     for name, value in expected.items():
@@ -206,7 +205,7 @@ def same(expected: dict[str, Any], ended: dict[str, Any], which: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what was hit; return 1 where a run differs."""
+    """Print the kills; return 1 if a run differs."""
     parser = Arguments(__doc__)
     parser.flag("kills", type=int, default=20, help="Number of kills; default: %(default)s.")
     parser.flag("seed", type=int, default=0, help="Seed of the moments; default: %(default)s.")
@@ -214,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.kills < 1:
         parser.error(f"--kills {given.kills} must be at least 1")
-    logging.set_verbosity(logging.FATAL)  # Orbax misses metadata that it needs not
+    logging.set_verbosity(logging.FATAL)  # Orbax warns about missing metadata that it does not need
     with tempfile.TemporaryDirectory() as folder:
         try:
             trial = kills(Path(folder), given.kills, seed=given.seed)

@@ -1,19 +1,19 @@
-"""`python tools/bench_step.py CONFIG`: how fast one training step is, and what it could be.
+"""`python tools/bench_step.py CONFIG`: the speed of one training step, and its bound.
 
-Prints compile seconds, images/s, and the ratio to the FLOP bound: with F the cost of a forward
-pass, the clean step costs 3F and the step with K APGD steps (2K + 4)F, with K PGD steps (2K + 3)F,
-so a third of that times the clean step's time is what nothing but fewer operations could beat. With
-`--against torch` the same step in PyTorch on timm's network runs in turn with ours in the same
+Prints compile seconds, images/s, and the ratio to the FLOP bound. With F the cost of a forward
+pass, the clean step costs 3F, the step with K APGD steps (2K + 4)F, and with K PGD steps (2K + 3)F.
+A third of that, times the clean step's time, is a bound that only fewer operations could beat. With
+`--against torch`, the same step in PyTorch on timm's network runs in turns with ours in the same
 process; on a GPU with `torch.compile` and channels-last, and in bfloat16 under autocast. Both then
 attack with PGD from the image if the config says PGD, else with APGD, and minimise the
-cross-entropy; of TRADES, both attack with PGD from noise and minimise its loss. `--program` runs
-one program alone, which then has the device's memory for itself; `tools/bench_gpu.py` puts such
-runs together. What does not fit ends with exit code 4.
+cross-entropy; for TRADES, both attack with PGD from noise and minimise its loss. `--program` runs
+one program alone, with the device's memory to itself; `tools/bench_gpu.py` combines such
+runs. Running out of memory exits with code 4.
 
-`--topology v5e:8x8` compiles the same step for TPUs that are not here instead: what it sends
-between chips and where, whether it fits, and the step time that the chips' peaks allow. `--traffic`
-says in which part of a step, for which kind of work and by which line of source bytes and cycles
-are spent; `--block 0` compiles the network's first block alone, in a minute or two.
+`--topology v5e:8x8` compiles the same step for absent TPUs instead: what it sends between chips and
+where, whether it fits, and the step time that the chips' peaks allow. `--traffic` breaks bytes and
+cycles down by part of the step, kind of work and line of source. `--block 0` compiles only the
+network's first block, in a minute or two.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from jaxrobust.runtime.commandline.arguments import Arguments, config_name, load
 from jaxrobust.runtime.processes.launch import keep_large_buffers
 from tools import guarded, timed
 
-if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
+if TYPE_CHECKING:  # JAX is imported when used, after its environment is set
     import numpy as np
     from ml_collections import ConfigDict
 
 PROGRAMS = ("step", "clean", "torch", "torch_clean")
-PAIR = "step,torch"  # of a network whose clean step alone compiles for minutes
+PAIR = "step,torch"  # for networks whose clean step alone compiles for minutes
 
 
 def parse() -> argparse.Namespace:
@@ -86,7 +86,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
-    """Return the config of the command line, unlocked, changed; `args.batch` is of a device."""
+    """Return the command line's config, unlocked and changed; `args.batch` is per device."""
     config = load_config(args.config)
     given = (
         (config.train, "batch_size", args.batch and args.batch * devices),
@@ -101,7 +101,7 @@ def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
             part[key] = value
     if args.scan:
         config.model.options = {**config.model.options, "scan": True}
-    if args.against:  # what the reference's step does: nothing random, one batch norm
+    if args.against:  # as in the reference's step: nothing random, one batch norm
         is_trades = config.train.objective == "trades"
         config.train.objective = "trades" if is_trades else "adversarial"
         config.label_smoothing = None
@@ -118,7 +118,7 @@ def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
-        if not config.model.name.startswith("torch:"):  # a module has its function's options
+        if not config.model.name.startswith("torch:"):  # modules have their function's options
             _drop_random(config)
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
@@ -142,7 +142,7 @@ class Program(NamedTuple):
     """A training step with its data; `run` returns when the device has finished."""
 
     run: Callable[[], float]  # the loss
-    compile_s: float  # PyTorch: seconds of the first step, in which it compiles
+    compile_s: float  # PyTorch: seconds of the first step, which compiles
     flops: float  # of the model, per image
     executable: Any = None  # of JAX
 
@@ -181,7 +181,7 @@ def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Pr
 def theirs(
     config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray", *, eager: bool = False
 ) -> Program:
-    """Return the same step in PyTorch, on a GPU if it sees one, there compiled unless `eager`."""
+    """Return the same step in PyTorch, on a GPU if there is one, then compiled unless `eager`."""
     import torch
 
     from jaxrobust import models
@@ -198,7 +198,7 @@ def theirs(
     gpu = torch.cuda.is_available()
     if gpu:
         torch.set_float32_matmul_precision("high")  # TF32, as XLA multiplies float32 on GPUs
-        torch.backends.cudnn.benchmark = not eager  # whose trials take memory
+        torch.backends.cudnn.benchmark = not eager  # its trials take memory
     attack = config.attack
     step_size = inner.step_of(attack) or 2.5 * attack.epsilon / attack.steps
     trainer = torch_reference.Trainer(
@@ -224,7 +224,7 @@ def theirs(
 
 
 def torch_module(config: "ConfigDict") -> Any:
-    """Make the network in PyTorch: the module of a `torch:` name, else ours written there."""
+    """Make the network in PyTorch: the module of a `torch:` name, else the reference network."""
     from jaxrobust.pytorch.networks import torch_modules
     from jaxrobust.runtime import pytorch
     from tests.support import torch_modules as networks
@@ -237,7 +237,7 @@ def torch_module(config: "ConfigDict") -> Any:
 
 
 def device_of(program: str) -> tuple[str, int, int | None]:
-    """(kind, how many, bytes that were in use at most on the first) of a program's devices."""
+    """Return (kind, number, peak bytes on the first) of a program's devices."""
     if program.startswith("torch"):
         import torch
 
@@ -252,11 +252,11 @@ def device_of(program: str) -> tuple[str, int, int | None]:
 
 
 def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, float]]:
-    """Median wall and CPU seconds of a step of each program.
+    """Measure median wall and CPU seconds of each program's step.
 
-    They take turns, so that a drift of the machine hits all. A turn is one step that does not
-    count and `steps` that do: training runs steps one after another, and the first one after
-    another program finds its memory out of the caches and, on some virtual machines, reclaimed.
+    Programs take turns, so that drift of the machine affects all. A turn is one warm-up step and
+    `steps` that count: training runs steps one after another, but the first step after another
+    program finds its memory out of the caches and, on some virtual machines, reclaimed.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for _ in range(rounds):
@@ -324,7 +324,7 @@ def main() -> None:
         "times": times,
         "images_per_s": {name: args.batch / t["wall_s"] for name, t in times.items()},
         "mfu": {},
-        "peak_memory": {},  # since the start, so of one program only where it runs alone
+        "peak_memory": {},  # since the start, so only for programs that run alone
     }
     attack = f"{config.attack.name.upper()}-{config.attack.steps}"
     about = f"batch {args.batch}, {attack}, {result['dtype']}, {result['device']}"

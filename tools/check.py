@@ -19,7 +19,7 @@ FAST = {
     "tests": [PYTHON, "-m", "pytest"],
     "landing's tests": [PYTHON, "-m", "pytest", "-m", "landing", "--dist", "worksteal"],
 }
-# The networks once more with the tree mode that Flax announces as NNX's default.
+# The networks again in tree mode, which Flax announces as NNX's default.
 _TREE = [f"families/test_{name}" for name in ("families", "convnext", "xcit", "resnet")]
 _TREE += ["families/test_robust_resnet", "interface/test_foreign", "modules/test_module"]
 TREE_TESTS = [f"tests/models/{name}.py" for name in _TREE]

@@ -1,14 +1,14 @@
-"""The fast tests on the oldest and on the newest versions: of Python, JAX and everything else.
+"""The fast tests on the oldest and the newest versions of Python, JAX and everything else.
 
 python tools/check_versions.py [oldest|newest] [arguments of pytest]
 python tools/check_versions.py interpreters
 
-Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the lowest that
-pyproject.toml names, the newest the highest Python that this machine has and for which everything
-installs. Without a Python other than the oldest one, or without newer packages, the newest is what
-`.ci/run` tests anyway; that is said, and no test runs. Exits with 1 if a test failed, with 3 if
-an environment cannot be built. `interpreters` lists the Pythons that could be tested, the highest
-first, one path a line.
+Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the lowest versions in
+pyproject.toml, the newest the highest Python on this machine for which everything installs. Without
+another Python than the oldest, or without newer packages, the newest environment is the one that
+`.ci/run` tests anyway; the command says so and runs no test. Exits with 1 if a test failed, with 3
+if an environment cannot be built. `interpreters` lists the Pythons that could be tested, the
+highest first, one path per line.
 """
 
 import glob
@@ -51,7 +51,7 @@ def _candidates() -> Iterator[str]:
 
 
 def environment(python: str, folder: Path, *commands: tuple[str, ...]) -> str | None:
-    """Return the Python of a fresh environment in which these modules ran; None: it cannot be."""
+    """Return the Python of a fresh environment in which these modules ran; None: impossible."""
     shutil.rmtree(folder, ignore_errors=True)
     inside = str(folder / "bin" / "python")
     venv = [python, "-m", "venv", str(folder)]
@@ -62,7 +62,7 @@ def environment(python: str, folder: Path, *commands: tuple[str, ...]) -> str | 
 
 
 def oldest() -> str | None:
-    """Build the environment of the lowest versions, which pip cannot find by itself and uv can."""
+    """Build the environment with the lowest versions, which uv can resolve but pip cannot."""
     folder = ROOT / ".venv-oldest"
     install = ("uv", "pip", "install", "-q", "--python", str(folder))
     floors = (*install, "--resolution", "lowest-direct", "-e", ".[test]")
@@ -70,7 +70,7 @@ def oldest() -> str | None:
 
 
 def newest() -> str | None:
-    """Build the environment of the highest Python for which everything installs."""
+    """Build the environment with the highest Python for which everything installs."""
     latest = ("pip", "install", "-q", "--upgrade", "-e", ".[test]")
     for version, python in interpreters():
         inside = environment(python, ROOT / ".venv-newest", latest)

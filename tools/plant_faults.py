@@ -1,16 +1,16 @@
-"""Which small faults in the package its tests let through: mutation testing, folder by folder.
+"""Mutation testing: which small faults in the package its tests miss, folder by folder.
 
 python tools/plant_faults.py draw PATH ... [--count 10] [--seed 0] > faults.jsonl
 python tools/plant_faults.py run faults.jsonl [--seconds 60 --out verdicts.jsonl]
 
-`draw` writes one fault a line, each in another of the files while there are enough. A line says
-what is where and what replaces it: lines can be taken out (a fault that changes
-nothing does not count) or written by hand, without `text` and `column` where `old` is there once. A
-fault is found by its function and line of text, so that it follows a function that moves. `run`
-plants one after the other into a clone of the last commit, and runs with each the tests that import
-its file, then those of its folder. It prints which test caught it, after a look that this one
-passes without the fault. `--seconds` runs the tests that import the file alone, slow ones too, for
-so much CPU time; `--out` adds each verdict to a file, whose faults are not planted again.
+`draw` writes one fault per line, each in a different file if there are enough. A line gives the
+place, the old text and the new text. You can delete lines (faults that change nothing do not count)
+or write them by hand, without `text` and `column` if `old` occurs once. A fault is located by its
+function and line of text, so it follows a function that moves. `run` plants the faults one by one
+into a clone of the last commit, and runs the tests that import the file, then those of its folder.
+It prints the test that caught a fault, after checking that this test passes without it. `--seconds`
+only runs the tests that import the file, including slow ones, for this much CPU time; `--out`
+appends each verdict to a file, whose faults are not planted again.
 """
 
 import argparse
@@ -39,11 +39,11 @@ _OTHER |= dict(floor="ceil")
 _TEXT = {"print", "flag", "warn", "warning", "info", "add_argument", "join"}
 _ALIKE = {"min", "max", "minimum", "maximum", "isinstance", "getattr", "map", "add", "multiply"}
 _NO_CODE = ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom
-Fault = tuple[str, Any, ast.AST]  # its kind, what is there, and its replacement
+Fault = tuple[str, Any, ast.AST]  # its kind, the old text, and the new node
 
 
 def sites(tree: ast.AST) -> Iterator[ast.AST]:
-    """Give all nodes but those of texts, messages, annotations, decorators and assertions."""
+    """Yield all nodes except in texts, messages, annotations, decorators and assertions."""
     told = isinstance(tree, ast.Call) and ast.unparse(tree.func).split(".")[-1] in _TEXT
     if told or isinstance(tree, _NO_CODE):
         return
@@ -56,7 +56,7 @@ def sites(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def faults(node: ast.AST) -> Iterator[Fault]:
-    """Give the single faults of this node alone."""
+    """Yield the faults of this node alone."""
     match node:
         case ast.Compare(ops=[op]) if other := _OTHER.get(type(op).__name__):
             yield "comparison", *_with(node, ops=[getattr(ast, other)()])
@@ -86,7 +86,7 @@ def _of_call(node: ast.Call) -> Iterator[Fault]:
         yield "name", *_with(node, func=ast.Name(".".join([*owner, _OTHER[name]])))
     two = node.args[:2]
     differ = len({ast.dump(one) for one in two}) == 2
-    alike = len({type(one) for one in two} | {ast.Starred}) == 2  # what is not ends in a TypeError
+    alike = len({type(one) for one in two} | {ast.Starred}) == 2  # others end in a TypeError
     if differ and alike and name not in _ALIKE:
         yield "arguments", *_with(node, args=[*two[::-1], *node.args[2:]])
 
@@ -98,7 +98,7 @@ def _with(node: ast.AST, **fields: Any) -> tuple[ast.AST, ast.AST]:
 
 
 def draw(file: Path, dice: random.Random) -> dict[str, Any] | None:
-    """Return one fault of this file, of a kind that is drawn first: there are many constants."""
+    """Draw one fault of this file, its kind first, because there are many constants."""
     source = file.read_text()
     kinds: dict[str, list[Fault]] = defaultdict(list)
     for kind, node, other in itertools.chain(*map(faults, sites(ast.parse(source)))):
@@ -127,7 +127,7 @@ def _function(tree: ast.AST, line: int) -> str:
 
 
 def _places(source: str, row: dict[str, Any]) -> list[int]:
-    """Find where the text of a fault is in a source, in a function of its name."""
+    """Find the text of a fault in a source, within its function."""
     if "text" not in row:
         return [m.start() for m in re.finditer(re.escape(row["old"]), source)]
     tree, found, start = ast.parse(source), [], 0
@@ -140,7 +140,7 @@ def _places(source: str, row: dict[str, Any]) -> list[int]:
 
 
 def moved(tree: Path, row: dict[str, Any]) -> Path | None:
-    """Return the file that holds a fault's text now: its own, or the only other; None: deleted."""
+    """Return the file that now has a fault's text: its own, or the only other; None: deleted."""
     file = tree / row["file"]
     if file.exists() and _places(file.read_text(), row):
         return file
@@ -151,7 +151,7 @@ def moved(tree: Path, row: dict[str, Any]) -> Path | None:
 
 
 def planted(source: str, row: dict[str, Any]) -> str:
-    """Return the source with the fault; `ValueError` where its text is not there."""
+    """Return the source with the fault; `ValueError` if its text is missing."""
     places = _places(source, row)
     if not places or ("text" not in row and len(places) > 1):
         raise ValueError(f"{row['file']}: {row['old']!r} is not there, or not once")
@@ -159,7 +159,7 @@ def planted(source: str, row: dict[str, Any]) -> str:
 
 
 def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give the tests that import the file, those of its name first, and the tests of its folder."""
+    """List the tests that import the file, its own first, and the tests of its folder."""
     room = Path("tests", file.parts[1])
     own = (tree / room).is_dir()
     parent, stem = ".".join(file.parts[:-1]), file.stem
@@ -177,10 +177,10 @@ def tests_of(tree: Path, file: Path) -> Iterator[tuple[str, list[str]]]:
 def failing(tree: Path, tests: list[str], seconds: int = 0) -> str | None:
     """Return the first of these tests that fails, or the first of all if it never ends.
 
-    With `seconds`, slow tests run too, and what has not failed after so much CPU time passes.
+    With `seconds`, slow tests run too, and whatever has not failed after this much CPU time passes.
     """
 
-    def limit() -> None:  # not of wall time, so that other work does not change the count
+    def limit() -> None:  # of CPU time, so that other work does not affect it
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
 
     marks = ["-m", "not matrix"] if seconds else []
@@ -194,13 +194,11 @@ def failing(tree: Path, tests: list[str], seconds: int = 0) -> str | None:
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return None
     found = re.search(r"^(?:SUB)?(?:FAILED|ERROR).*? (tests/\S+)", done.stdout, re.MULTILINE)
-    return (
-        None if done.returncode in (0, 5) else found[1] if found else tests[0]
-    )  # 5: there are none
+    return None if done.returncode in (0, 5) else found[1] if found else tests[0]  # 5: no tests
 
 
 def run(rows: list[dict[str, Any]], seconds: int = 0, out: Path | None = None) -> None:
-    """Plant each fault and print what caught it, then the sums."""
+    """Plant each fault and print the test that caught it, then the totals."""
     done = (
         [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
     )
@@ -210,7 +208,7 @@ def run(rows: list[dict[str, Any]], seconds: int = 0, out: Path | None = None) -
         tree = Path(folder, "tree")
         clone = ["git", "-c", "advice.detachedHead=false", "clone", "-q", str(ROOT), str(tree)]
         subprocess.run(clone, check=True)
-        if (shared := ROOT.parent / "shared").exists():  # with what some tests read
+        if (shared := ROOT.parent / "shared").exists():  # some tests read it
             Path(folder, "shared").symlink_to(shared)
         for number, row in enumerate(row for row in rows if row not in before):
             verdict, test = _judged(tree, row, seconds, number)
@@ -224,12 +222,12 @@ def run(rows: list[dict[str, Any]], seconds: int = 0, out: Path | None = None) -
 
 
 def _judged(tree: Path, row: dict[str, Any], seconds: int, number: int) -> tuple[str, str | None]:
-    """Plant one fault, and return a word for what became of it and the test that caught it."""
+    """Plant one fault; return the verdict and the test that caught it."""
     if not (file := moved(tree, row)):
         return "deleted", None
     healthy, verdict, test = file.read_text(), "missed", None
     file.write_text(planted(healthy, row))
-    os.utime(file, (0, number + 1))  # or Python might take the bytecode of the one before
+    os.utime(file, (0, number + 1))  # or Python might use the previous bytecode
     for stage, tests in tests_of(tree, file.relative_to(tree)):
         runs = tests and not test and not (seconds and stage == "folder")
         if runs and (test := failing(tree, tests, seconds)):

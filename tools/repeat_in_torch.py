@@ -1,18 +1,17 @@
-"""The training of a run, repeated in PyTorch, and both loss curves in one picture.
+"""Repeats the training of a run in PyTorch, and draws both loss curves.
 
 python tools/repeat_in_torch.py --workdir runs/study/base-0 [--phase train] [--data_dir FOLDER]
                                 [--threads 1]
 python tools/repeat_in_torch.py --workdir RUN --beside RUN [--picture curves.png]
 
-PyTorch starts from the weights that the phase started from and takes the same batches in the same
-order: images as the data pipeline of the run augments them, then MixUp, CutMix, erasing and
-smoothing with the draws of the run's key. Its network, APGD, AdamW, average of weights and
-arithmetic are its own (`tools/bench/torch_reference.py`). Each update's loss goes to
-RUN/torch/PHASE.jsonl, the averaged weights to RUN/torch/PHASE.safetensors, which
-`jaxrobust evaluate --weights` attacks.
+PyTorch starts from the initial weights of the phase and uses the same batches in the same order:
+images augmented by the run's data pipeline, then MixUp, CutMix, erasing and smoothing with draws
+from the run's key. Network, APGD, AdamW, average of weights and arithmetic are PyTorch's own
+(`tools/bench/torch_reference.py`). Each update's loss goes to RUN/torch/PHASE.jsonl, the averaged
+weights to RUN/torch/PHASE.safetensors, for `jaxrobust evaluate --weights`.
 
-With --beside, nothing is trained: the picture shows the curve of the run, that of PyTorch if it was
-made, and that of the other run, and how far the losses are apart.
+With --beside, nothing is trained. The picture shows the curves of the run, of PyTorch if it exists,
+and of the other run, and the differences of the losses.
 
 Needs the extras `parity` and `plot`. Exit codes: 0 done, 2 a mistake.
 """
@@ -65,7 +64,7 @@ def main() -> None:
 
 
 def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
-    """Train in PyTorch as the phase `name` of a run did; write the losses and the average."""
+    """Train in PyTorch like the phase `name` of a run; write the losses and the average."""
     import torch
 
     from jaxrobust.publish import torch_networks
@@ -78,7 +77,7 @@ def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
     phase = build.phase(config, name, splits.examples(config, name, source))
     start = first_weights(workdir, config, name, phase)
     model, p, attack = config.model, config[name], config.attack
-    own = models.computed(model.name, {}).keys()  # that make another network
+    own = models.computed(model.name, {}).keys()  # options that make another network
     row = {key: value for key, value in dict(model.options).items() if key in own}
     net = torch_modules.network(
         model.name,
@@ -122,7 +121,7 @@ def repeat(workdir: Path, config: Any, name: str, *, threads: int) -> None:
     files.write(out.with_suffix(".safetensors"), kept, about)
 
 
-# What PyTorch's side knows, the default first.
+# Values that PyTorch's side supports, the default first.
 OF_PHASE = {
     "objective": ("adversarial", "clean"),
     "optimizer": ("adamw",),
@@ -141,7 +140,7 @@ OF_ATTACK = {
 
 
 def check(config: Any, name: str) -> None:
-    """Refuse a phase that PyTorch's side does not know."""
+    """Refuse a phase that PyTorch's side does not support."""
     for part, known in ((name, OF_PHASE), ("attack", OF_ATTACK)):
         for key, values in known.items():
             if (value := config[part][key]) not in values:
@@ -153,7 +152,7 @@ def step_size(attack: Any) -> float:
 
 
 def first_weights(workdir: Path, config: Any, name: str, phase: build.Phase) -> Weights:
-    """Read the best weights of the phase before, or draw the first ones, as the run did."""
+    """Read the best weights of the previous phase, or draw initial ones, as the run did."""
     before = phases(config)[: phases(config).index(name)]
     if before:
         return runs.run_weights(workdir, before[-1])[1]
@@ -164,15 +163,15 @@ def first_weights(workdir: Path, config: Any, name: str, phase: build.Phase) -> 
 
 
 def augmented(config: Any, name: str, source: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield images f32[B,H,W,3] and labels [B] or [B,C] as the step of the run attacks them."""
+    """Yield images f32[B,H,W,3] and labels [B] or [B,C] as attacked by the run's step."""
     change = build.batch_augmentation(config, name, devices=1)
 
     @jax.jit
     def of_step(step: jax.Array, batch: Batch) -> Batch:
-        key = jax.random.fold_in(run_key, step)  # as `step.train_step`
+        key = jax.random.fold_in(run_key, step)  # as in `step.train_step`
         return change(jax.random.split(key, 3)[2], Batch(unit_range(batch.images), batch.labels))
 
-    run_key = jax.random.split(jax.random.key(config.seed))[1]  # as `step.state_of`
+    run_key = jax.random.split(jax.random.key(config.seed))[1]  # as in `step.state_of`
     stream = splits.batches(config, name, source, 0)
     for step, loaded in enumerate(stream):
         batch = Batch(jnp.asarray(loaded.images), jnp.asarray(loaded.labels))
@@ -181,14 +180,14 @@ def augmented(config: Any, name: str, source: Any) -> Iterator[tuple[np.ndarray,
 
 
 def losses(workdir: Path, name: str) -> np.ndarray:
-    """Return (step, mean loss since the last line) of a phase of a run."""
+    """Return (step, mean loss since the last line) for a phase of a run."""
     rows = jsonl.read(workdir / "metrics.jsonl")
     found = [(r["step"], r["loss"]) for r in rows if r["phase"] == name and "loss" in r]
     return np.array(found, np.float64).reshape(-1, 2)
 
 
 def torch_losses(path: Path, steps: np.ndarray) -> np.ndarray:
-    """Return the same of PyTorch's updates, whose losses are each kept, at the same steps."""
+    """Return the same for PyTorch, which stores every loss, at the same steps."""
     each = np.array([json.loads(line)["loss"] for line in path.read_text().splitlines()])
     edges = [0, *steps.astype(int)]
     means = [each[a:b].mean() for a, b in itertools.pairwise(edges) if b <= len(each)]
@@ -196,7 +195,7 @@ def torch_losses(path: Path, steps: np.ndarray) -> np.ndarray:
 
 
 def draw(workdir: Path, name: str, beside: Path | None, picture: Path | None) -> None:
-    """Draw the curves and their distances from that of the run; print the distances."""
+    """Draw the curves and their differences from the run's curve; print the differences."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,20 +1,19 @@
-"""The runs of a study's config, each with AutoAttack, and how they compare with the paper.
+"""Makes the runs of a study, attacks each with AutoAttack, and compares with the paper.
 
 python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minutes 60]
                       [--data_dir FOLDER]
 
-A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed of its `SEEDS`;
-`PAPER` says what the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with
-which flags of `jaxrobust.evaluate`, `THREATS` in which norms, `METHOD` what the record calls
-that, and `ASKED` what the table does. `AGAINST` names the runs that a run is compared with, of
-which the first is in the table of accuracies; without it, the first run of all. `STARTS` names
-the run whose weights another run continues from; with `UNION` the images count that withstand all
-of `THREATS`, too.
+A study is a file of configs/ whose arguments are a run from `RUNS` and a seed from `SEEDS`. `PAPER`
+has the paper's findings, `IMAGES` the number of attacked images, `ATTACK` the flags for
+`jaxrobust.evaluate`, `THREATS` the norms, `METHOD` the method's name in records, and `ASKED` its
+name in the table. `AGAINST` names the runs that a run is compared with, the first of them in the
+table of accuracies; the default is the first run. `STARTS` names the run whose weights another run
+starts from. `UNION` adds a column for images that withstand all of `THREATS`.
 
-The same command continues with what is not done; after --minutes no run or attack is begun any
-more. Two such commands, one a seed, may run at the same time. Without CIFAR-10: `jaxrobust prepare
-cifar10`. The last lines are two tables of what is done by then: accuracies, and image by image what
-tells pairs apart (OUT/pairs.jsonl keeps the counts).
+Run the same command again to continue; after --minutes, no run or attack starts any more. Two such
+commands with different seeds may run at the same time. Needs CIFAR-10: `jaxrobust prepare cifar10`.
+The last lines are two tables of the finished runs: accuracies, and differences of pairs image by
+image (OUT/pairs.jsonl has the counts).
 
 Exit codes: 0 all is done, 1 something is left, 2 a mistake.
 """
@@ -52,7 +51,7 @@ STUDIES = (
     "extra_data_study",
 )
 _SEEDS = range(5)
-UNION = "union"  # the column, and what its record calls its method
+UNION = "union"  # the column, and the method's name in its record
 
 
 def main() -> None:
@@ -118,7 +117,7 @@ def _threats(module: Any) -> tuple[str, ...]:
 
 
 def _columns(module: Any) -> tuple[str, ...]:
-    """Name what the records of a run are of: threats, their union, or the one attack."""
+    """Name the columns of a run's records: threats, their union, or the one attack."""
     union = (UNION,) if getattr(module, "UNION", False) else ()
     return (*_threats(module), *union) or ("robust",)
 
@@ -175,7 +174,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cell(values: list[float | None]) -> str:
-    """Return one value or two as they are; of more, the mean and the range."""
+    """Format one or two values as they are, more as mean and range."""
     there = [value for value in values if value is not None]
     if len(values) <= 2:
         return ", ".join(map(_percent, values))
@@ -195,7 +194,7 @@ def _percent(value: float | None) -> str:
 
 
 def write_pairs(out: Path, module: Any) -> None:
-    """Write what pairs of runs get right image by image: a line for each seed and norm."""
+    """Write the image-by-image counts of pairs of runs: a line for each seed and norm."""
     lines = []
     compared_runs = [(run, other) for run in module.RUNS for other in against(module, run)]
     for (run, other), seed in itertools.product(compared_runs, module.SEEDS):
@@ -239,7 +238,7 @@ def paired_table(out: Path, module: Any) -> str:
 
 def interval(values: list[float]) -> str:
     """Return the mean of a few values and its 95% interval, by Student's t."""
-    from scipy.stats import t  # JAX depends on SciPy; its import takes a second
+    from scipy.stats import t  # JAX depends on SciPy, whose import takes a second
 
     mean = sum(values) / len(values)
     if len(values) < 3:

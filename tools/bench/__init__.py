@@ -1,1 +1,1 @@
-"""What benchmarks share: networks in both frameworks, a step of PyTorch, programs for TPUs."""
+"""Shared parts of benchmarks: networks in both frameworks, a PyTorch step, programs for TPUs."""

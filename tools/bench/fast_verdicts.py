@@ -1,13 +1,12 @@
-"""`python -m tools.bench.fast_verdicts golden RUN ...`: what `--version fast` misses, and takes.
+"""`python -m tools.bench.fast_verdicts golden RUN ...`: misses and cost of `--version fast`.
 
-Each network is attacked by the standard version of AutoAttack and by the fast one, in ledgers of
-two folders, so that neither knows what the other has found. A row of JSON for each network and
-norm: the share of the passes, the images that only the standard version fools, the sample's bound
-of these, and how often that bound would have held had the sample been drawn by other seeds. The
-same command again leaves out the rows that are there.
+Attacks each network by the standard and the fast version of AutoAttack, with separate ledgers, so
+that neither sees the other's results. Writes a row of JSON for each network and norm: the share of
+the passes, the images that only the standard version fools, the sample's bound on them, and how
+often this bound would have held for samples from other seeds. The same command skips existing rows.
 
 A network is `golden` (the small one of the golden values, trained on CIFAR-10), the folder of a
-run, whose data set says which images, or FILE.py:FUNCTION of PyTorch, for images of CIFAR-10.
+run, whose data set gives the images, or FILE.py:FUNCTION in PyTorch, for images of CIFAR-10.
 """
 
 import argparse
@@ -65,19 +64,19 @@ def network_of(name: str, count: int, data_dir: str | None) -> tuple[Any, Any, A
 
 
 def passes_of(result: Any) -> int:
-    """Count forward and backward passes, those of the clean images among them."""
+    """Count forward and backward passes, including those of the clean images."""
     return len(result.robust) + sum(cost.forward + cost.backward for cost in result.costs)
 
 
 def stood(result: Any) -> Any:
-    """Mark the images that withstood all but what the sample alone met, bool[N]."""
+    """Mark the images that withstood everything except the sample's extra attacks, bool[N]."""
     standing = result.robust.copy()
     standing[result.about["fast"]["fallen"]] = True
     return standing
 
 
 def coverage(standing: Any, missed: Any, sampled: int, draws: int) -> dict[str, float]:
-    """Draw the sample by other seeds, and say how often its bound would have held."""
+    """Draw the sample with other seeds, and count how often its bound would have held."""
     import numpy as np
 
     from jaxrobust.evaluation.records import stopping
@@ -101,7 +100,7 @@ def row_of(name: str, threat: Any, data: tuple[Any, Any, Any], args: argparse.Na
     logits_fn, images, labels = data
     place = Path(args.out) / f"{Path(name).name.replace(':', '-')}-{threat.norm}"
     how: dict[str, Any] = {**threat.settings(), "seed": args.seed, "batch_size": args.batch}
-    shutil.rmtree(place, ignore_errors=True)  # of one that was interrupted, whose costs are lost
+    shutil.rmtree(place, ignore_errors=True)  # an interrupted one, whose costs are lost
     results, seconds = {}, {}
     for version in ("standard", "fast"):
         ledger = place / version / "ledger.jsonl"
@@ -114,7 +113,7 @@ def row_of(name: str, threat: Any, data: tuple[Any, Any, Any], args: argparse.Na
 
 
 def compared(name: str, threat: Any, results: Mapping[str, Any], draws: int) -> dict[str, Any]:
-    """Say what the fast version takes and misses of what the standard one finds."""
+    """Compare cost and findings of the fast version with the standard one."""
     whole, fast = results["standard"], results["fast"]
     missed = fast.robust & ~whole.robust
     about = fast.about["fast"]

@@ -1,12 +1,12 @@
 """`python tools/bench/generated_data.py FOLDER`: shards of images compared with an array in memory.
 
-In FOLDER, which is emptied in the end, noise of --side pixels is written as .npz, --parts of
---rows images, and by `jaxrobust prepare generated` as shards. Then the same batches are made of
-both, turn by turn in one process, on one thread: images/s are those of the processor, and by the
-clock, where shards that are larger than the memory wait for the disk. With --names a file is read
-so often, under as many names, where the disk does not hold all of them and the shards. Memory is
-what a process of the stream alone takes more after --batches of them than before it opened the
-source, and the most that the writing process took.
+Writes noise of --side pixels to FOLDER, which is emptied at the end: as .npz (--parts files of
+--rows images) and, by `jaxrobust prepare generated`, as shards. Then makes the same batches from
+both, in turns in one process and thread. Images/s are by CPU time and by the clock; by the clock,
+shards that are larger than the memory wait for the disk. --names reads each file several times
+under different names, if the disk is too small for all files and the shards. Memory is the growth
+of a process with only the stream, from before it opens the source until after --batches batches,
+and the peak of the writing process.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
 
 
 def write_noise(path: Path, rows: int, side: int, seed: int) -> None:
-    """Write a .npz of noise that is not in memory as a whole."""
+    """Write a .npz of noise without holding all of it in memory."""
     import zipfile
 
     rng = np.random.default_rng(seed)
@@ -73,13 +73,13 @@ def write_noise(path: Path, rows: int, side: int, seed: int) -> None:
 
 
 def resident() -> float:
-    """Megabytes of this process' memory."""
+    """Return the megabytes of this process' memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def stream(source: registry.Source, side: int) -> Any:
-    """Return a function from a position to a batch whose rows are of one source."""
+    """Return a function from a position to a batch from one source."""
     chain = augmentations.chain("crop|flip", side)
     return functools.partial(
         loading.load_train,
@@ -93,7 +93,7 @@ def stream(source: registry.Source, side: int) -> Any:
 
 
 def memory_of(folder: str, side: int, batches: int) -> dict[str, Any]:
-    """Measure what a stream takes of memory in this process, which has done nothing else."""
+    """Measure the memory of a stream in this process, which has done nothing else."""
     before = resident()
     load = stream(registry.open_source(f"generated:{folder}", "all"), side)
     for position in range(0, batches * BATCH, 64):
@@ -102,7 +102,7 @@ def memory_of(folder: str, side: int, batches: int) -> dict[str, Any]:
 
 
 def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Images/s of shards and of an array in memory, turn by turn."""
+    """Measure images/s of shards and of an array in memory, in turns."""
     path = folder / "array.npz"
     write_noise(path, args.array, args.side, seed=99)
     named = {"shards": f"generated:{folder / 'shards'}", "array": f"npz:{path}"}

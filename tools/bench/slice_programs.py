@@ -1,4 +1,4 @@
-"""Steps of training and of AutoAttack, compiled for TPUs that are not here: `--topology`."""
+"""Training steps and AutoAttack steps, compiled for absent TPUs: `--topology`."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # JAX is imported where it is used, after `topology` has set 
     from jaxrobust.attacks import Setting
     from jaxrobust.types import LogitsFn
 
-FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full precision
+FLOAT32_PRODUCTS = 6  # bfloat16 products that a TPU makes for one full-precision float32 product
 
 
 def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
@@ -78,12 +78,12 @@ class Block(NamedTuple):
 
 
 class _Reached(Exception):
-    """The first block is called; the argument is what it is called with."""
+    """Raised when the first block is called, with its arguments."""
 
 
 @contextlib.contextmanager
 def _instead_of_blocks(module: Any, call: Callable[..., Any]) -> Iterator[None]:
-    """Call `call` with a block's own function, the block and its arguments where one is called."""
+    """Replace block calls by `call`, with the block's own function, the block and arguments."""
     from flax import nnx
 
     with contextlib.ExitStack() as patched:
@@ -99,7 +99,7 @@ def _instead_of_blocks(module: Any, call: Callable[..., Any]) -> Iterator[None]:
 
 
 def blocks(net: Any, images: Any) -> list[Block]:
-    """List the stem of a network and what stochastic depth may leave out, in the order of calls."""
+    """List a network's stem and the blocks that stochastic depth may drop, in order of calls."""
     import jax
     from flax import nnx
 
@@ -143,7 +143,7 @@ def blocks(net: Any, images: Any) -> list[Block]:
 
 
 def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
-    """Compile one block of the network of `bench_step`, alone, for one chip of a slice."""
+    """Compile a single block of `bench_step`'s network for one chip of a slice."""
     from jaxrobust.doctor.programs import topology
     from tools.hlo import figures as hlo_figures
 
@@ -219,7 +219,7 @@ def abstract_step(
     image: tuple[int, ...],
     search_fn: "LogitsFn | None" = None,
 ) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
-    """Return the program of the engine's steps, its arguments as shapes, passes in a step."""
+    """Return the engine's step program, its arguments as shapes, and the passes per step."""
 
     import jax
     import jax.numpy as jnp
@@ -250,7 +250,7 @@ def abstract_step(
 def abstract_verdict(
     mesh: "Mesh", logits_fn: "LogitsFn", *, slots: int, image: tuple[int, ...]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return (the program of a forward pass that decides, its arguments), as above."""
+    """Return (the program of a deciding forward pass, its arguments), as above."""
     import jax
     import jax.numpy as jnp
 
@@ -265,8 +265,8 @@ def abstract_verdict(
 def autoattack(args: argparse.Namespace) -> None:
     """Compile the steps of standard AutoAttack for a slice of TPUs, and print.
 
-    A program makes steps until enough slots are done: figures are of one such step, and sizes of
-    what stays on a chip between two. The last program is the forward pass that decides.
+    A program makes steps until enough slots are done. Figures are for one step, and sizes for data
+    that stays on a chip between steps. The last program is the deciding forward pass.
     """
     from jaxrobust.doctor.programs import topology
     from tools.hlo import figures as hlo_figures

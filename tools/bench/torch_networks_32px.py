@@ -1,11 +1,11 @@
 """`python tools/bench/torch_networks_32px.py preact_resnet18`: PyTorch networks to attack at 32 px.
 
-Trains a network for some minutes on CIFAR-10 against FGSM from a random start, so that some of its
-images withstand AutoAttack, and writes its state dict to `runs/torch/NAME.pt`. Of the same file,
+Trains a network for some minutes on CIFAR-10 against FGSM from a random start, so that it is robust
+on some images, and writes its state dict to `runs/torch/NAME.pt`. Then
 
     python tools/bench_autoattack.py --network tools/bench/torch_networks_32px.py:preact_resnet18
 
-attacks it: without such a file the weights are random.
+attacks it. Without the state dict, the weights are random.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _trained(name: str, net: nn.Module) -> nn.Module:
 
 
 def preact_resnet18() -> nn.Module:
-    """Return PreActResNet-18 (11.2M parameters), as RobustBench has it at 32 px."""
+    """Return PreActResNet-18 (11.2M parameters), as in RobustBench at 32 px."""
     net = _preact_resnet(64, (2, 2, 2, 2), (64, 128, 256, 512))
     return _trained("preact_resnet18", net)
 
@@ -108,7 +108,7 @@ def _attacked(net: nn.Module, x: Any, y: Any) -> Any:
 
 
 def train(name: str, images: Any, labels: Any, minutes: float) -> nn.Module:
-    """Train `NETWORKS[name]` on images f32[N,3,32,32]; its rate rises and falls with time."""
+    """Train `NETWORKS[name]` on images f32[N,3,32,32]; the rate rises and falls with time."""
     torch.manual_seed(0)
     net = NETWORKS[name]().train()
     values = net.parameters()

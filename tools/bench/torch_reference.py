@@ -1,6 +1,6 @@
 """The reference networks and the training step of the paper in PyTorch, to compare with.
 
-Needs the extra `parity`; `published` needs robustbench too. Our own code, written from the facts.
+Needs the extra `parity`; `published` also needs robustbench. This is our own implementation.
 """
 
 import copy
@@ -13,7 +13,7 @@ from jaxrobust.publish.torch_networks import apgd
 
 
 def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Return the network with weights under which each part of it shows in the logits."""
+    """Return the network with random weights for which every part affects the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in net.state_dict().items():
@@ -34,7 +34,7 @@ def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
     return net
 
 
-# What is decayed; the paper's code has the first rule for ConvNeXt and ResNet, else the second.
+# Decayed weights; the paper's code uses the first rule for ConvNeXt and ResNet, else the second.
 DECAYED = {
     "not-bias": lambda name, p: "bn" not in name and ".bias" not in name,
     "matrices": lambda name, p: p.ndim > 1 and not name.endswith(".bias"),
@@ -56,8 +56,8 @@ def pgd(
     steps: int,
     step_size: float,
 ) -> torch.Tensor:
-    """Linf PGD to its last iterate: from the images on the cross-entropy with labels i64[B], from
-    noise of 0.001 around them on the divergence from probabilities f32[B,C], as TRADES has it."""
+    """Linf PGD to its last iterate: from the images on the cross-entropy with labels i64[B], or as
+    in TRADES from noise of 0.001 around them on the divergence from probabilities f32[B,C]."""
     of_labels = targets.ndim == 1
     x = images if of_labels else images + 0.001 * torch.randn_like(images)
     for _ in range(steps):
@@ -84,10 +84,10 @@ class Trainer:
         ema_decay: float,
         epsilon: float,
         attack_steps: int,
-        step_size: float | None = None,  # of PGD, in pixels; None: APGD, of at most 9 steps
-        trades_beta: float | None = None,  # of TRADES, attacked by PGD; None: the cross-entropy
+        step_size: float | None = None,  # of PGD, in pixels; None: APGD with at most 9 steps
+        trades_beta: float | None = None,  # of TRADES, with PGD; None: cross-entropy
         decay_mask: str = "not-bias",
-        device: str = "cpu",  # of all of it; on a GPU the update is PyTorch's fused AdamW
+        device: str = "cpu",  # of everything; on a GPU the update is PyTorch's fused AdamW
         dtype: torch.dtype = torch.float32,  # of `torch.autocast`; float32: none
         channels_last: bool = False,  # weights and images as NHWC in memory
         compiled: bool = False,  # `torch.compile`: a graph for the attack, one for the update
@@ -114,7 +114,7 @@ class Trainer:
         self.trades_beta = trades_beta
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """f32[B,C]: the losses and their gradients in the logits are float32 whatever computes."""
+        """f32[B,C]: losses and their logit gradients are float32 in any compute type."""
         wanted = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=wanted):
             return self.forward(images).float()
@@ -145,7 +145,7 @@ class Trainer:
         loss.backward()
         self.optimiser.step()
         with torch.no_grad():
-            old, new = (  # parameters and batch statistics, but no batch norm's counter
+            old, new = (  # parameters and batch statistics, without counters of batch norms
                 [value for value in net.state_dict().values() if value.is_floating_point()]
                 for net in (self.average, self.net)
             )

@@ -1,8 +1,8 @@
 """`python -m tools.bench.traces [NETWORK ...]`: seconds until XLA has a program to compile.
 
-Each network is traced in a process that has traced nothing: its logits, then the gradient for its
-images as an attack takes it, and the gradient for its parameters, all of them again by JAX alone,
-whatever a cache of compiled programs holds. Kernels of all platforms are traced on every platform.
+Traces each network in a fresh process: its logits, then the image gradient as in an attack, and the
+parameter gradient. JAX traces all of this, whatever its cache of compiled programs contains.
+Kernels of all platforms are traced on every platform.
 """
 
 import time
@@ -25,7 +25,7 @@ SIZE = 224
 
 
 def seconds(function: Callable[..., Any], *operands: Any) -> float:
-    """Trace a function for the first time."""
+    """Measure the first trace of a function."""
     start = time.perf_counter()
     jax.jit(function).trace(*operands)
     return time.perf_counter() - start

@@ -1,1 +1,1 @@
-"""Builds the documentation: what `docs/conf.py` asks for, and the command `build.py`."""
+"""Builds the documentation: code for `docs/conf.py`, and the command `build.py`."""

@@ -1,13 +1,12 @@
-"""Builds the documentation, offline and without a warning: `python tools/docs/build.py`.
+"""Builds the documentation, offline and without warnings: `python tools/docs/build.py`.
 
 python tools/docs/build.py [--out build/docs/html] [--fresh] [--nocells]
                             [--keep]
 
-Cells of pages are run, and what they printed is kept until the package changes; --fresh runs them
-all again, --nocells none of them. Cells that need CIFAR-10 print what they printed once where it is
-missing; --keep stores it again. Then every link of the site to itself is followed. Needs the extras
-`docs` and `torch`. Exit codes: 0 done, 1 Sphinx warns or a cell fails, 2 a mistake or a link
-that leads nowhere.
+Runs the cells of pages, and caches their output until the package changes; --fresh runs all of them
+again, --nocells none. If CIFAR-10 is missing, cells that need it print stored output; --keep stores
+it again. Then checks every internal link of the site. Needs the extras `docs` and `torch`. Exit
+codes: 0 done, 1 Sphinx warns or a cell fails, 2 a mistake or a broken link.
 """
 
 import argparse
@@ -34,7 +33,7 @@ NEEDED = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the site and follow its links."""
+    """Build the site and check its links."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     cells = {"JAXROBUST_DOCS_CELLS": "off"} if given.nocells else {}
     cells |= {"JAXROBUST_DOCS_KEEP": provenance.commit()} if given.keep else {}
     if subprocess.run(command, env=os.environ | cells).returncode:
-        # The next build reads all pages again: Sphinx takes one with a failed cell for made.
+        # The next build reads all pages again: Sphinx considers a page with a failed cell as built.
         shutil.rmtree(out.parent / "doctrees", ignore_errors=True)
         return 1
     if broken := links.broken(out):

@@ -1,4 +1,4 @@
-"""Fields of classes with the comments next to them, read from the source: what they mean."""
+"""Fields of classes with their meaning, from the comments in the source."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class CommentedField(NamedTuple):
-    """A field of a class: its type and default as written, and what its comments say."""
+    """A field of a class: its type and default as written, and its comments."""
 
     name: str
     kind: str
@@ -18,7 +18,7 @@ class CommentedField(NamedTuple):
 
 
 def fields(kind: type) -> list[CommentedField]:
-    """List the annotated fields of a class, in their order, with the comments above or after it."""
+    """List the annotated fields of a class, in order, with the comments above or after them."""
     source = inspect.getsource(kind)
     comments = _comments(source)
     (node,) = ast.parse(source).body
@@ -35,7 +35,7 @@ def fields(kind: type) -> list[CommentedField]:
 
 
 def of_name(module: Any, name: str) -> str:
-    """Return the comment above or after the line that gives a module's name its value."""
+    """Return the comment above or after the assignment of a module's name."""
     source = inspect.getsource(module)
     for node in ast.parse(source).body:
         targets: Iterator[Any] = iter(())
@@ -49,7 +49,7 @@ def of_name(module: Any, name: str) -> str:
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """Map line numbers to their comment, and whether it is alone on its line."""
+    """Map line numbers to comments, and whether a comment is alone on its line."""
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# type:"):

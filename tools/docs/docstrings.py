@@ -1,4 +1,4 @@
-"""Docstrings as MyST: sections become lists, examples become code, and all else stays text."""
+"""Docstrings as MyST: sections become lists, examples become code, the rest stays text."""
 
 import re
 from collections.abc import Iterator
@@ -11,24 +11,24 @@ _SPECIAL = re.compile(r"([\\*_\[\]<>$|{}#~^])")
 
 
 def myst(docstring: str) -> str:
-    """Write a docstring, whose indentation is taken off, as MyST."""
+    """Convert a dedented docstring to MyST."""
     return "\n\n".join(filter(None, map(_block, _blocks(docstring.strip("\n")))))
 
 
 def escaped(text: str) -> str:
-    """Escape what Markdown reads as more than text, but for what stands between backticks."""
+    """Escape Markdown's special characters, except between backticks."""
     parts = _CODE.split(text)
     return "".join(p if i % 2 else _SPECIAL.sub(r"\\\1", p) for i, p in enumerate(parts))
 
 
 def cell(text: str) -> str:
-    """Write a text for a cell of a table, on one line."""
+    """Format a text for a table cell, on one line."""
     line = " ".join(escaped(text).split())
-    return re.sub(r"(?<!\\)\|", r"\\|", line)  # inside of backticks too
+    return re.sub(r"(?<!\\)\|", r"\\|", line)  # inside backticks too
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Yield paragraphs, examples and sections, which continue to the next line without indent."""
+    """Yield paragraphs, examples and sections, which end at the next unindented line."""
     block: list[str] = []
     for line in text.splitlines():
         inside = bool(block and _SECTION.match(block[0]))
@@ -65,7 +65,7 @@ def _block(block: list[str]) -> str:
 
 
 def _entries(lines: list[str]) -> str:
-    """Write `name: text` lines, whose continuations are further in, as a list."""
+    """Convert `name: text` lines, with indented continuations, to a list."""
     lines = [line for line in lines if line.strip()]
     if not lines:
         return ""

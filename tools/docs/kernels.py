@@ -1,4 +1,4 @@
-"""Where the cells of the documentation run: in one empty folder, with this checkout's package."""
+"""Kernels for the documentation's cells, in an empty folder with this checkout's package."""
 
 import hashlib
 import os
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# IPython's own %%bash hands out what a command prints in pieces of 100 characters, after each of
-# which MyST-NB begins a new line.
+# IPython's own %%bash emits a command's output in pieces of 100 characters, and MyST-NB starts a
+# new line after each.
 _STARTUP = """\
 import os
 
@@ -30,22 +30,22 @@ exec {python} -m jaxrobust "$@"
 
 
 def digest(*more: str) -> str:
-    """Hash the code that pages show and run, with further folders of the checkout."""
+    """Hash the code that pages show and run, including more folders of the checkout."""
     places = [ROOT / name for name in ("jaxrobust", "configs", *more)]
     files = sorted(file for place in places for file in place.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def cache(work: Path) -> Path:
-    """Name the folder that keeps what cells printed, as long as the package stays the same."""
+    """Name the folder that caches the output of cells for the current package."""
     return work / "cells" / digest()
 
 
 def prepare(work: Path) -> None:
-    """Let kernels start in `work/run`, with the command `jaxrobust` and a quiet terminal.
+    """Make kernels start in `work/run`, with the command `jaxrobust` and a quiet terminal.
 
-    A page finds there what another page has trained: the same command continues, or prints what it
-    said. So each page runs alone too, and all of them train once.
+    Pages share their runs there: the same command resumes, or prints its result again. So each page
+    also works alone, and all pages together train once.
     """
     run, bin_, profile = (
         work / "run",
@@ -55,7 +55,7 @@ def prepare(work: Path) -> None:
     for folder in (bin_, profile):
         folder.mkdir(parents=True, exist_ok=True)
     if not cache(work).exists():
-        shutil.rmtree(run, ignore_errors=True)  # of another state of the package
+        shutil.rmtree(run, ignore_errors=True)  # from another state of the package
     run.mkdir(exist_ok=True)
     (profile / "00.py").write_text(_STARTUP.format(folder=str(run)))
     command = bin_ / "jaxrobust"

@@ -1,4 +1,4 @@
-"""Follows the links of a site that is built: to files and places; it loads nothing from outside."""
+"""Checks the links of a built site, to files and anchors, without loading anything external."""
 
 import re
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ from urllib.parse import unquote, urldefrag
 
 
 class PageLinks(HTMLParser):
-    """What a page links to, what it loads, and the places in it."""
+    """The links, resources and anchors of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class PageLinks(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the attributes that say an address or a name."""
+        """Record attributes with addresses or names."""
         given = dict(attrs)
         self.places |= {given[key] or "" for key in ("id", "name") if key in given}
         if tag == "a" and given.get("href"):
@@ -28,7 +28,7 @@ class PageLinks(HTMLParser):
 
 
 def broken(site: Path) -> list[str]:
-    """List links that lead nowhere, and what a page would load from elsewhere, a line for each."""
+    """List broken links and external resources, one per line."""
     pages = {path: PageLinks(path.read_text()) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():

@@ -1,7 +1,7 @@
-"""Makes notebooks for Colab and Kaggle of pages of the documentation.
+"""Makes notebooks for Colab and Kaggle from pages of the documentation.
 
 `python tools/docs/notebooks.py` writes `examples/notebooks/`, which a test compares with the pages.
-They have no outputs: open one and run it, on whatever the runtime has.
+Notebooks have no outputs: open one and run it on any runtime.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def notebook(name: str) -> str:
-    """Return a notebook as JSON: a page's texts and cells, and one that prepares the runtime."""
+    """Return a notebook as JSON: a page's texts and cells, after one that prepares the runtime."""
     page = PAGES[name]
     text = (ROOT / "docs" / page).read_text().partition("\n---\n")[2]
     cells, last = [], 0
@@ -72,7 +72,7 @@ def _cell(kind: str, source: str) -> dict[str, Any]:
 
 
 def _prose(text: str, page: str) -> str:
-    """Turn links to other pages into their names, since they are not next to a notebook."""
+    """Replace links to other pages by their names, because notebooks are without these pages."""
 
     def name(match: re.Match[str]) -> str:
         where = posixpath.normpath(posixpath.join(posixpath.dirname(page), match[2]))

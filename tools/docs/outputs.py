@@ -1,8 +1,8 @@
-"""What the shell cells of pages print: they are run, and where their data is missing, repeated.
+"""Output of the pages' shell cells: from running them or, without their data, from storage.
 
-CIFAR-10 is on no machine that has not downloaded it, and a build downloads nothing. So what its
-cells printed is kept in `docs/_kept`, with when and from which code that was, and shown where the
-data set is not there. `python tools/docs/build.py --keep` rewrites that where the data is.
+CIFAR-10 has to be downloaded, and a build downloads nothing. So the output of its cells is stored
+in `docs/_kept`, with date and commit, and shown if the data set is missing. `python
+tools/docs/build.py --keep` updates it on a machine with the data.
 """
 
 import datetime
@@ -19,7 +19,7 @@ _WORD = "cifar10"  # in the cells that need it
 
 
 class KeptOutput(NamedTuple):
-    """What a cell printed, and who was asked."""
+    """The output of a cell, and its origin."""
 
     text: str
     commit: str
@@ -27,11 +27,11 @@ class KeptOutput(NamedTuple):
 
 
 def of_cell(cell: str) -> str:
-    """Run a cell, and return what it prints; without its data, return what it printed once.
+    """Run a cell and return its output; without its data, return the stored output.
 
     Raises:
-      CalledProcessError: a command fails; its words are on stderr.
-      LookupError: its data is missing, and nothing is kept of this cell.
+      CalledProcessError: a command fails; its message is on stderr.
+      LookupError: its data is missing, and no output is stored for this cell.
     """
     if _WORD in cell and not is_here():
         return _repeated(cell)
@@ -44,22 +44,22 @@ def of_cell(cell: str) -> str:
 
 
 def is_here() -> bool:
-    """Look for CIFAR-10 among the data sets that are prepared on this machine."""
+    """Tell whether CIFAR-10 is prepared on this machine."""
     folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return any(Path(folder).expanduser().glob(f"{_WORD}/*/dataset_info.json"))
 
 
 def kept() -> dict[str, KeptOutput]:
-    """Read what is kept, by cell."""
+    """Read the stored outputs by cell."""
     if not KEPT.is_file():
         return {}
     return {row.pop("cell"): KeptOutput(**row) for row in json.loads(KEPT.read_text())}
 
 
 def keep(cell: str, text: str, commit: str) -> None:
-    """Keep what a cell printed just now, in the place of what it or another state printed.
+    """Store the output of a cell, replacing earlier output.
 
-    The commit is that of the build's beginning: what is kept changes the checkout.
+    The commit is from the start of the build, because storing output changes the checkout.
     """
     now = datetime.datetime.now(datetime.UTC).date().isoformat()
     rows = kept() | {cell: KeptOutput(text, commit, now)}

@@ -1,7 +1,7 @@
-"""Pages that stand elsewhere in the repository, and pages that are written from the code.
+"""Pages from elsewhere in the repository, and pages that are generated from the code.
 
-A page of `docs/` says what comes into it by a block of one line, which a viewer of the repository
-sees as such:
+A page of `docs/` includes other content by a one-line block, which a viewer of the repository sees
+unchanged:
 
     ```{include} ../../jaxrobust/attacks/README.md
     ```
@@ -9,8 +9,8 @@ sees as such:
     ```{generated} config
     ```
 
-An included page is not copied: its text is read when the site is built, and its links are turned
-to where the files are in the site. A link to a file that is not a page becomes the file's name.
+An included page is not copied: its text is read when the site is built, and its links are rewritten
+to the site's files. A link to a file that is not a page becomes the file's name.
 """
 
 import posixpath
@@ -28,7 +28,7 @@ _FENCED = re.compile(r"^(```|:::).*?^\1$", re.MULTILINE | re.DOTALL)
 
 @cache
 def places() -> dict[str, str]:
-    """Map the files that pages include, from the top of the repository, to their pages in docs/."""
+    """Map included files, by path in the repository, to their pages in docs/."""
     found = {}
     for page in sorted(DOCS.rglob("*.md")):
         for kind, name in _BLOCK.findall(page.read_text()):
@@ -44,7 +44,7 @@ def included() -> list[Path]:
 
 
 def expanded(text: str, page: str) -> str:
-    """Fill the blocks of a page, whose name is that in `docs/`, with what they stand for."""
+    """Replace the blocks of a page, named by its path in `docs/`, with their content."""
 
     def filled(match: re.Match[str]) -> str:
         kind, name = match.groups()
@@ -60,7 +60,7 @@ def expanded(text: str, page: str) -> str:
 
 
 def turned(text: str, file: str, page: str) -> str:
-    """Turn the links of a file of the repository to where they lead in the site, from a page."""
+    """Rewrite the links of a repository file for a page of the site."""
     parts, last = [], 0
     for match in _FENCED.finditer(text):
         parts += [_links(text[last : match.start()], file, page), match[0]]

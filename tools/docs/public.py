@@ -1,4 +1,4 @@
-"""The public names: what docs/versions.md promises to keep, and the reference shows."""
+"""The public names, which docs/versions.md promises to keep and the reference shows."""
 
 import importlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jaxrobust
 
 MODULES = ("attacks", "convert", "data", "evaluation", "models", "tasks")
-# What the pages use in addition to the modules' `__all__`, by the file where it is defined.
+# Names that pages use in addition to the modules' `__all__`, by the file that defines them.
 BESIDE = {
     "Configs and training": (
         *("config.base", "config.phase", "config.network_of", "training.run.run.run"),

@@ -1,4 +1,4 @@
-"""The pages of the reference, written from the code: names, keys, fields, checks, refusals."""
+"""The pages of the reference, generated from the code: names, keys, fields, checks, errors."""
 
 import ast
 import inspect
@@ -20,13 +20,13 @@ PACKAGE = ROOT / "jaxrobust"
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Write a table, whose cells are MyST already."""
+    """Format a table with cells in MyST."""
     lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
     return "\n".join(lines)
 
 
 def code(text: str) -> str:
-    """Write a text as code for a cell; "": there is nothing to write."""
+    """Format a text as code for a cell; "" stays empty."""
     return f"`{text}`".replace("|", r"\|") if text else ""
 
 
@@ -45,7 +45,7 @@ def _module(name: str) -> ModuleType:
 
 
 def documented(name: str) -> str:
-    """Document a public name as the directive of a function, a class or a constant."""
+    """Document a public name by a directive for a function, a class or a constant."""
     value, full = public.value(name), f"jaxrobust.{name}"
     if inspect.isclass(value):
         kind, head, body = "class", f"{full}{signature(value)}", _class(value)
@@ -61,7 +61,7 @@ def documented(name: str) -> str:
 
 
 def signature(value: Any) -> str:
-    """Write parameters and defaults, without types, which the docstring says."""
+    """Write parameters and defaults without types, which the docstring has."""
     try:
         parameters = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):
@@ -155,7 +155,7 @@ def _written(default: str) -> str:
 
 
 def checks() -> str:
-    """List what `jaxrobust doctor` looks at: what each check measures, its cause and remedy."""
+    """List the checks of `jaxrobust doctor`: measurement, cause and remedy."""
     found = []
     for title, rows in (
         ("Of a network", network_checks.NETWORK_CHECKS),
@@ -176,13 +176,13 @@ def _more(row: Any) -> list[str]:
 
 
 def refusals() -> str:
-    """List what the package refuses with a sentence, and the remedy that the sentence says."""
+    """List the package's error messages with their remedies."""
     folders = sorted(path for path in PACKAGE.iterdir() if path.is_dir())
     return "\n\n".join(filter(None, map(refusals_of, folders)))
 
 
 def refusals_of(folder: Path) -> str:
-    """List what one folder of the package refuses; "": there is nothing."""
+    """List the error messages of one folder of the package; "" if there are none."""
     rows = {
         (cell(_begun(wrong)), cell(_begun(remedy)))
         for file in sorted(folder.rglob("*.py"))
@@ -193,16 +193,16 @@ def refusals_of(folder: Path) -> str:
 
 
 def _begun(sentence: str) -> str:
-    """Begin a sentence with a capital letter, unless it begins with a word to be typed."""
+    """Capitalise a sentence, unless it begins with a word to be typed."""
     typed = re.match(r"jaxrobust |pip |[\w.]+[=(_/]", sentence)
     return sentence if typed else sentence[:1].upper() + sentence[1:]
 
 
 def messages(source: str) -> Iterator[tuple[str, str]]:
-    """Yield the sentences of the errors that a source raises, as what is wrong and the remedy.
+    """Yield the error messages of a source, split into problem and remedy.
 
-    Values of the moment are written as `…`. A message without a remedy is left out: it names
-    what only the developers can mend, or its remedy is computed.
+    Values that are filled in at run time are written as `…`. Messages without a remedy are left
+    out: only developers can fix their causes, or the remedy is computed.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
@@ -223,7 +223,7 @@ def _text(node: ast.expr) -> str:
 
 
 def commands() -> str:
-    """List the commands with what each is for, from the first lines of its help."""
+    """List the commands with their purpose, from the first lines of their help."""
     found = []
     for name, row in COMMANDS.items():
         file = ROOT / Path(*module_of(name).split("."))

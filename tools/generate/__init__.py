@@ -1,1 +1,1 @@
-"""Commands that write what is made from the code: pictures, tables, counts, texts of configs."""
+"""Commands that generate files from the code: pictures, tables, counts, texts of configs."""

@@ -1,9 +1,9 @@
-"""Draw docs/*.svg from the code: the rooms by their imports, an image's life, a training step.
+"""Draw docs/*.svg from the code: imports between rooms, an image's life, a training step.
 
     python tools/generate/draw_architecture.py
 
 An arrow between rooms that follows from others is left out. Boxes of the other two pictures name
-what they are of in the code, which has to be there.
+their code, which must exist.
 """
 
 import ast
@@ -21,9 +21,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the checkout, before any installed package
 PACKAGE, DOCS = ROOT / "jaxrobust", ROOT / "docs"
-NOT_ROOMS = {"moved", "main", "evaluate", "__main__", "__init__"}  # names of before, and starts
-WIDTH, GAP, LINE, BETWEEN = 190, 26, 14, 46  # pixels of a box, next to it, a line, between rows
-SIZE = 11  # of letters
+NOT_ROOMS = {"moved", "main", "evaluate", "__main__", "__init__"}  # old names, and entry points
+WIDTH, GAP, LINE, BETWEEN = 190, 26, 14, 46  # pixels: box, gap, line, between rows
+SIZE = 11  # font size
 
 
 class Box(NamedTuple):
@@ -34,16 +34,16 @@ class Box(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A box of a flow: what happens, where in the code, and which boxes follow."""
+    """A box of a flow: its text, its code, and the boxes that follow."""
 
     title: str
     code: str  # MODULE:NAME below jaxrobust, or MODULE
     then: tuple[str, ...] = ()
-    back: str = ""  # a box further up that comes again
+    back: str = ""  # an earlier box that follows again
 
 
 def _steps(text: str) -> dict[str, Step]:
-    """Read lines of `KEY: TITLE` and `CODE -> BOXES THAT FOLLOW <- A BOX THAT COMES AGAIN`."""
+    """Read lines of `KEY: TITLE` and `CODE -> BOXES THAT FOLLOW <- AN EARLIER BOX`."""
     steps, lines = {}, text.strip().splitlines()
     for head, below in zip(lines[::2], lines[1::2], strict=True):
         key, _, title = head.partition(": ")
@@ -56,23 +56,23 @@ def _steps(text: str) -> dict[str, Step]:
 IMAGE = _steps("""
 image: An image and its label
     evaluation.network.images:ImageSet -> clean
-clean: One forward pass: what is misclassified is decided
+clean: One forward pass: misclassified images are done
     evaluation.engine.engine:forward -> replay ledger
 replay: Points that fooled other networks or radii, one pass each
     evaluation.engine.replay:run -> attack
-attack: The next attack takes the images that survive
+attack: The next attack runs on the surviving images
     evaluation.engine.cascade:Attack.run -> jobs
-jobs: Jobs: one target and one restart of an image each
+jobs: Jobs: an image with one target and one restart
     evaluation.engine.schedule:Jobs -> slots
-slots: Slots hold a job each; one program steps in all of them
+slots: Each slot holds a job; one program steps all slots
     evaluation.engine.slots:Slots -> verdict
 verdict: A slot is free: its image is fooled, or the job is over
     evaluation.engine.schedule:Jobs.collect -> confirm <- jobs
-confirm: Confirmation: a last pass with exact products, the norm in float64
+confirm: Confirmation: a final pass with exact products, the norm in float64
     evaluation.engine.cascade:Attack.confirm -> refute ledger
-refute: Refutation: the job continues behind that step
+refute: Refutation: the job continues after that step
     evaluation.engine.schedule:Jobs.refute <- jobs
-ledger: The verdict and its point are on disk; a continued evaluation starts here
+ledger: The verdict and its point are on disk; a resumed evaluation starts here
     evaluation.engine.ledger:Ledger.add -> record <- attack
 record: All attacks are over: flags, accuracies, one record
     evaluation.records.records
@@ -82,27 +82,27 @@ batch: The batch, split over the devices of the mesh (data x fsdp)
     runtime.devices.sharding:global_arrays -> augment
 state: The state; large arrays are split over fsdp
     training.update.step:TrainState -> keys gather
-keys: A key for each image, from the number of the step
+keys: A key for each image, from the step number
     attacks:image_keys -> attack
 augment: Mixing and erasing, on the device
     training.update.mixing:BatchAugmentation -> attack
 gather: Parameters are gathered once, in the compute type
     runtime.devices.sharding:spread -> attack
-attack: Each device attacks its own images, part by part; nothing is sent
+attack: Each device attacks its own images, part by part, without communication
     training.update.step:device_gradients -> loss
 loss: Loss and gradients of the adversarial images
     training.update.step:adversarial_gradients -> reduce
-reduce: Gradients are averaged once; a device keeps its part
+reduce: Gradients are averaged once; each device keeps its part
     runtime.devices.sharding:Spread -> update
 update: Optimiser, and the average of the weights
     training.update.step:train_step -> guard
-guard: If all is finite, the new state counts, else the old one
+guard: The new state is used if all is finite, otherwise the old one
     training.update.step:train_step <- state
 """)
 
 
 def rooms() -> tuple[dict[str, Box], dict[str, set[str]]]:
-    """Read the rooms with their folders, and which rooms each imports."""
+    """Read the rooms with their folders and imports."""
     boxes: dict[str, Box] = {}
     below: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -136,7 +136,7 @@ def _direct(below: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def flow(steps: Mapping[str, Step]) -> tuple[dict[str, Box], dict[str, set[str]]]:
-    """Turn a flow into boxes and arrows, and look up each name in the code."""
+    """Convert a flow to boxes and arrows, and look up each name in the code."""
     boxes = {}
     for key, step in steps.items():
         module, colon, name = step.code.partition(":")
@@ -153,7 +153,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def levels(below: Mapping[str, Iterable[str]], *, from_top: bool) -> list[list[str]]:
-    """Put each box as near to the end of its arrows, or to their beginning, as they allow."""
+    """Place each box as close to the end of its arrows, or to their start, as possible."""
     above = {name: {m for m in below if name in below[m]} for name in below}
     towards = above if from_top else below
 
@@ -169,7 +169,7 @@ def levels(below: Mapping[str, Iterable[str]], *, from_top: bool) -> list[list[s
 def _with_bends(
     rows: list[list[str]], below: Mapping[str, Iterable[str]]
 ) -> tuple[list[list[str]], list[tuple[str, ...]]]:
-    """Give an arrow over several rows a place in each; return the arrows with their places."""
+    """Give arrows across several rows a position in each; return the arrows with positions."""
     at = {name: i for i, row in enumerate(rows) for name in row}
     rows, paths = [list(row) for row in rows], []
     for name in sorted(below):
@@ -182,7 +182,7 @@ def _with_bends(
     for one, next_one in itertools.chain.from_iterable(map(itertools.pairwise, paths)):
         neighbours[one].append(next_one)
         neighbours[next_one].append(one)
-    for _ in range(12):  # each to the mean of its neighbours
+    for _ in range(12):  # move each to the mean of its neighbours
         for order in (rows, rows[::-1]):
             place = {n: i - len(row) / 2 for row in order for i, n in enumerate(row)}
             for row in order:
@@ -264,7 +264,7 @@ def _box(box: Box, x: float, place: tuple[float, float], height: float) -> str:
 
 
 def pictures() -> dict[str, str]:
-    made = {"rooms.svg": svg(*rooms(), title="The rooms; an arrow is an import")}
+    made = {"rooms.svg": svg(*rooms(), title="The folders; an arrow is an import")}
     for name, steps, title in (
         ("image.svg", IMAGE, "The life of an image in an evaluation"),
         ("step.svg", TRAINING, "A training step on a mesh of devices"),

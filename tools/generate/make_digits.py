@@ -1,7 +1,7 @@
-"""Write the data set that ships in `jaxrobust/data/digits`: `python tools/generate/make_digits.py`.
+"""Write the bundled data set `jaxrobust/data/digits`: `python tools/generate/make_digits.py`.
 
-The 1,797 handwritten digits that scikit-learn carries (a test part of UCI "Optical Recognition of
-Handwritten Digits", CC BY 4.0) as a TFDS data set in ArrayRecord, without TensorFlow.
+The 1,797 handwritten digits in scikit-learn (a test part of UCI "Optical Recognition of Handwritten
+Digits", CC BY 4.0) as a TFDS data set in ArrayRecord, without TensorFlow.
 The bytes depend only on the pixels, on `SEED` and on the ArrayRecord library.
 """
 
@@ -34,7 +34,7 @@ ABOUT = writer.About(
 
 
 def png(image: np.ndarray) -> bytes:
-    """PNG of a grey image u8[H,W], stored: the same bytes whatever the zlib behind Python."""
+    """Encode a grey image u8[H,W] as an uncompressed PNG: the same bytes for any zlib."""
     height, width = image.shape
     rows = b"".join(b"\0" + row.tobytes() for row in image)  # filter 0 before every row
     stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows

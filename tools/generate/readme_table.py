@@ -1,7 +1,7 @@
-"""Print the rows of README's table of results, from runs alone.
+"""Print the rows of README's table of results from runs.
 
-`python tools/generate/readme_table.py [RUN_OR_CONFIG ...]`: runs from their records, configs with
-what they await; default: the runs of tools/records.
+`python tools/generate/readme_table.py [RUN_OR_CONFIG ...]`: runs with their records, configs with
+their expected results; default: the runs of tools/records.
 """
 
 import re
@@ -21,7 +21,7 @@ from jaxrobust.runtime.commandline.arguments import Arguments, flat, load_config
 from jaxrobust.weights.trained import runs, start_run
 from tools.generate import refresh_configs
 
-KEPT = ROOT / "tools" / "records"  # of the runs that READMEs quote
+KEPT = ROOT / "tools" / "records"  # of the runs that the READMEs quote
 HEAD = (
     "| command | test images | clean training | adversarial training | measured on |\n"
     "|---|---|---|---|---|\n"
@@ -39,12 +39,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def kept() -> list[Path]:
-    """Return the runs of README's table, which are kept with their configs."""
+    """Return the runs of README's table, which are stored with their configs."""
     return sorted(config.parent for config in KEPT.glob("*/config.json"))
 
 
 def rows(places: list[Path]) -> str:
-    """Return the table: of runs from their configs and records, of config files what they await."""
+    """Return the table: runs with configs and records, config files with expected results."""
     of_config = re.compile(r".+\.py(:.*)?")
     return HEAD + "".join(
         _planned(str(place)) if of_config.fullmatch(str(place)) else _run(place) for place in places
@@ -94,8 +94,8 @@ def _planned(given: str) -> str:
 
 
 def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
-    """Yield the rows whose training a config describes; of a start that it names by its config,
-    that one counts.
+    """Yield the rows whose training a config describes; if it starts from another config, that
+    one counts.
     """
     named = start_run.named(config["init"]["weights"])
     started = plain(load_config(named)) if named else None
@@ -119,11 +119,11 @@ def _radius(epsilon: float) -> str:
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"
 
 
-OF_THE_HOST = "data.workers"  # which no figure depends on
+OF_THE_HOST = "data.workers"  # no figure depends on it
 
 
 def command(config: dict[str, Any]) -> str:
-    """Return the flags that make a config: the nearest recipe, and what differs from it."""
+    """Return the flags that make a config: the nearest recipe, and the differences."""
     best: tuple[int, str] | None = None
     values = flat(completed(config))
     for name in refresh_configs.names():

@@ -1,7 +1,7 @@
-"""Writes what is made of the configs; review the difference.
+"""Updates the files that are generated from configs; review the difference.
 
-`tests/golden_configs/` holds the keys in which each differs from `base()`, which is `base.json`;
-docstrings hold the keys that `jaxrobust why` prints.
+`tests/golden_configs/` has the keys in which each config differs from `base()`, which is
+`base.json`; docstrings have the keys that `jaxrobust why` prints.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from jaxrobust.results import key_sources
 from jaxrobust.runtime.commandline.arguments import config_name, load_config
 
 COLUMNS = 100
-# What a docstring asks with, of one line of its config; what is indented below it is rewritten.
+# Line in a docstring that requests a config's keys; the indented lines below it are rewritten.
 ASKED = re.compile(r"^Keys that are not defaults, by `jaxrobust why (\S+)`:\n", re.MULTILINE)
 _BLOCK = re.compile(rf"({ASKED.pattern})(?:\n(?: {{4}}.*\n)+)?", re.MULTILINE)
 
@@ -30,7 +30,7 @@ def paths() -> list[Path]:
 
 
 def names() -> list[str]:
-    """Return the configs, of a family `NAME:ARGUMENTS` for each of its `ROWS`."""
+    """Return the configs; for a family, `NAME:ARGUMENTS` for each of its `ROWS`."""
     configs = []
     for path in paths():
         rows = getattr(importlib.import_module(f"configs.{path.stem}"), "ROWS", None)
@@ -70,7 +70,7 @@ def golden(name: str) -> Path:
 
 
 def explained(source: str) -> str:
-    """Return the source of a config, whose docstring has the keys wherever it asks for them."""
+    """Return the source of a config with the requested keys in its docstring."""
 
     def block(asked: re.Match[str]) -> str:
         keys = key_sources.of_config(load_config(asked[2]), key_sources.of_recipe(asked[2]))

@@ -1,4 +1,4 @@
-"""Writes what the networks cost to `jaxrobust/models/counted.json`, by tracing all; review it."""
+"""Writes the cost of all networks, by tracing, to `jaxrobust/models/counted.json`; review it."""
 
 import json
 import multiprocessing

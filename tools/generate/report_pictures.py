@@ -1,10 +1,10 @@
-"""The pictures of reports in README, made with Chromium.
+"""Makes the pictures of reports in README with Chromium.
 
 python tools/generate/report_pictures.py quickstart=runs/quickstart --height 1465
 python tools/generate/report_pictures.py cifar10=runs/cifar10/evaluation --height 2188
 
-Each NAME=PATH becomes tools/pictures/NAME.png: the beginning of what `python -m jaxrobust.report
-PATH` shows, with few colours, so that it stays small in the repository.
+Each NAME=PATH becomes tools/pictures/NAME.png: the top of the report by `python -m jaxrobust.report
+PATH`, with few colours, to keep it small in the repository.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def screenshot(text: str, width: int, height: int) -> Image.Image:
-    """Return the beginning of a page in a window of this size, without what is empty below it."""
+    """Return the top of a page in a window of this size, without empty space below."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("report_pictures needs Chromium: apt-get install chromium")
@@ -73,7 +73,7 @@ def screenshot(text: str, width: int, height: int) -> Image.Image:
 
 
 def small(image: Image.Image) -> bytes:
-    """Return an image as PNG with as many colours as fit; `ValueError`: not even 32 do."""
+    """Return an image as PNG with as many colours as fit; `ValueError` if not even 32 fit."""
     for colours in (256, 128, 64, 32):
         held = io.BytesIO()
         image.quantize(colours, dither=Image.Dither.NONE).save(held, "png", optimize=True)

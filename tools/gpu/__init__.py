@@ -1,1 +1,1 @@
-"""What `bench_gpu.py` measures, and the file that it keeps the figures in."""
+"""Measurements of `bench_gpu.py`, and the file with its figures."""

@@ -1,7 +1,7 @@
-"""The file of figures of `bench_gpu.py`, one a line: what it has is not measured again.
+"""The file of figures of `bench_gpu.py`, one per line; these are not measured again.
 
-The first line says which machine the figures are of. Each further one says what its figure is of,
-how many seconds it took, and of which kind it is: the next of a kind is expected to take as long.
+The first line identifies the machine. Each further line has a figure, what it measures, its
+seconds, and its kind: the next figure of a kind is expected to take as long.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from tools import timed
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("jaxrobust", "PyTorch")
-# What a figure depends on. What only starts processes and prints may be mended in between.
+# Sources that figures depend on. Code that only starts processes and prints may change.
 SOURCES = (
     *("jaxrobust", "configs", "tools/bench_step.py", "tools/bench/torch_reference.py"),
     "tools/gpu/programs.py",
@@ -27,24 +27,24 @@ SOURCES = (
 GUESSED_S = {
     "logits": 60.0,
     "memory": 120.0,
-    "first": 150.0,  # of a batch: compiles
+    "first": 150.0,  # of a batch; compiles
     "turn": 60.0,
     "variant": 150.0,
     "profile": 150.0,
     "short": 150.0,  # of AutoAttack
     "standard": 3000.0,
 }
-OVERTIME_S = 30.0  # a process that runs longer than this after the minutes is ended
+OVERTIME_S = 30.0  # a process is ended if it runs this long after the minutes
 
 Row = dict[str, Any]
 
 
 class NoTime(Exception):
-    """A figure is not measured, as the minutes would not suffice."""
+    """A figure is not measured for lack of time."""
 
 
 def machine() -> dict[str, str]:
-    """Say what figures depend on: the GPU, its driver, JAX, PyTorch, and our sources."""
+    """Return everything that figures depend on: GPU, driver, JAX, PyTorch, and our sources."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -62,7 +62,7 @@ def machine() -> dict[str, str]:
 
 
 def read(path: Path) -> tuple[dict[str, str], list[Row]]:
-    """Return the machine of a file, and its figures; a last line that was torn does not count."""
+    """Return the machine of a file, and its figures; an incomplete last line is ignored."""
     rows = jsonl.read(path)
     if rows and not isinstance(rows[0].get("machine"), dict):
         raise ValueError(f"{path} holds no figures of bench_gpu.py; name another file")
@@ -100,7 +100,7 @@ class Figures:
             print(f"{self.path}: its last line was torn, and is cut off", file=sys.stderr)
 
     def expected(self, kind: str, guess: float | None = None) -> float:
-        """Return the seconds of the longest of a kind so far, else a guess."""
+        """Return the seconds of the longest figure of a kind so far, else a guess."""
         took = [row["seconds"] for row in self.rows if row["kind"] == kind]
         return max(took) if took else guess or GUESSED_S[kind.split()[-1]]
 
@@ -109,7 +109,7 @@ class Figures:
         return None if self.ends is None else self.ends - time.monotonic() + OVERTIME_S
 
     def of(self, what: Row, kind: str, run: Callable[[], Any], guess: float | None = None) -> Any:
-        """Return the figure of `what`; measure and keep it if the file lacks it."""
+        """Return the figure of `what`; measure and store it if the file lacks it."""
         for row in self.rows:
             if row["of"] == what:
                 return row["figure"]
@@ -124,12 +124,12 @@ class Figures:
 
 
 def named(what: Row) -> str:
-    """Name what a figure is of."""
+    """Name the subject of a figure."""
     words = [what[key] for key in ("what", "side", "variant") if what.get(key)]
     return ", ".join(words + [f"{key} {what[key]}" for key in ("batch", "turn") if key in what])
 
 
 def chosen(rows: list[Row], network: str, options: tuple[str, ...], what: str) -> list[Row]:
-    """Choose the figures `what` of a network with these options."""
+    """Select the figures `what` of a network with these options."""
     wanted = {"network": network, "options": [*options], "what": what}
     return [row for row in rows if all(row["of"][key] == value for key, value in wanted.items())]

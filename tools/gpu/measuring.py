@@ -1,4 +1,4 @@
-"""What `bench_gpu.py` measures of a network, each figure in a process that has the GPU alone."""
+"""Measurements of a network for `bench_gpu.py`, each in a process that has the GPU to itself."""
 
 import ctypes
 import functools
@@ -19,14 +19,14 @@ from tools.gpu.figures import ROOT, SIDES, NoTime
 
 OURS, THEIRS = SIDES
 STEP = {OURS: "step", THEIRS: "torch"}  # programs of bench_step.py, and of programs.py
-# Below these batches gradients and the update need more memory than what grows with the batch.
+# Below these batches, gradients and update need more memory than the batch itself.
 MEMORY = {OURS: ("memory", "--batch=32"), THEIRS: ("torch_memory", "--batch=16")}
 AUTOATTACK = {OURS: "autoattack", THEIRS: "pyautoattack"}
-SHARE = 0.92  # of memory that a first batch is estimated to fill
-WORTH = 1.2  # a batch that is this much larger is tried, once one fits
-ROUNDING = 0.05  # of logits' standard deviation, by which bfloat16 moves them (seen on CPU: 0.012)
-ALIKE = 4.0  # an error that is this many times the other side's is not rounding either
-LONGER = 15.3  # passes of standard AutoAttack relative to those of a short one, where nothing falls
+SHARE = 0.92  # share of memory that the first batch should fill
+WORTH = 1.2  # once a batch fits, one that is larger by this factor is tried
+ROUNDING = 0.05  # bfloat16 error relative to the logits' standard deviation (on CPU: 0.012)
+ALIKE = 4.0  # an error this many times the other side's is more than rounding
+LONGER = 15.3  # passes of standard AutoAttack relative to a short one, if no image is fooled
 TRACED_STEPS = 3
 
 
@@ -34,7 +34,7 @@ class Variant(NamedTuple):
     """Our step with something changed."""
 
     name: str
-    of: str = ""  # part of the names of the networks that it is for
+    of: str = ""  # part of the names of the networks to which it applies
     flags: str = ""  # of XLA
     options: tuple[str, ...] = ()  # of bench_step.py and programs.py
 
@@ -70,10 +70,10 @@ ATTACKS = (
 
 
 def environment(caches: Path) -> dict[str, str]:
-    """Of the processes that measure: one GPU, nearly all of its memory, caches for this run alone.
+    """Environment of measuring processes: one GPU, nearly all of its memory, caches of this run.
 
-    What the first process of a batch compiles the later ones read, so its compile seconds are those
-    of empty caches.
+    The first process of a batch compiles with empty caches, and the later ones read its programs,
+    so compile seconds are from the first.
     """
     defaults = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
     fixed = {
@@ -84,7 +84,7 @@ def environment(caches: Path) -> dict[str, str]:
 
 
 class Network(NamedTuple):
-    """A network, and where its figures are kept."""
+    """A network, and the file of its figures."""
 
     config: str
     options: tuple[str, ...]  # of all programs
@@ -104,16 +104,16 @@ class Network(NamedTuple):
         return self.kept.of(about | more, kind, run, guess)
 
     def rows(self, what: str) -> list[figures.Row]:
-        """List the figures `what` that the file has."""
+        """List the figures `what` in the file."""
         return figures.chosen(self.kept.rows, self.name, self.options, what)
 
     def with_flags(self, flags: str) -> "Network":
-        """Return the network with more flags of XLA."""
+        """Return the network with more XLA flags."""
         flags = f"{self.environment.get('XLA_FLAGS', '')} {flags}".strip()
         return self._replace(environment=self.environment | {"XLA_FLAGS": flags})
 
     def summary(self) -> dict[str, Any] | None:
-        """Return the figures of the steps, for JSON; None where no turn is finished."""
+        """Return the figures of the steps, for JSON; None if no turn is finished."""
         sums = tables.summary(self.rows("step"))
         traced = [row["figure"] for row in self.rows("profile")][-1:]
         about = {"config": self.name, "options": [*self.options]}
@@ -124,23 +124,23 @@ class Network(NamedTuple):
 
 
 class Failed(RuntimeError):
-    """A program ended with an error; `reason` is the sentence of it."""
+    """A program ended with an error; `reason` is its message."""
 
     def __init__(self, where: str, code: int, stderr: str) -> None:
         super().__init__(f"{where}: exit code {code}\n{stderr[-4000:]}")
         lines = stderr.strip().splitlines() or ["no message"]
-        # XLA prints its list of flags after it, and JAX what it left out of a traceback.
+        # After the message, XLA prints its list of flags, and JAX a note about its traceback.
         sentences = [x for x in lines if re.match(r"[\w.]*(Error|Exception)\b|.*Unknown flag", x)]
         self.reason = re.sub(r"^F\d.*?\] ", "", (sentences or lines)[-1])
 
 
 def _end_with_parent() -> None:
-    """Let the kernel end this process with the one that measures: a GPU is free for the next."""
+    """Let the kernel end this process with its parent, which frees the GPU for the next."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def process(network: Network, tool: str, *words: str, label: str) -> dict[str, Any] | None:
-    """Return the JSON object of a tool; None: it does not fit into memory."""
+    """Return the JSON object of a tool; None: out of memory."""
     command = [sys.executable, str(ROOT / "tools" / tool), *words, *network.options]
     how: dict[str, Any] = {"env": network.environment, "capture_output": True, "text": True}
     limit = network.kept.limit()
@@ -164,7 +164,7 @@ def process(network: Network, tool: str, *words: str, label: str) -> dict[str, A
 def attempt(
     network: Network, side: str, batch: int, *more: str, variant: str = ""
 ) -> dict[str, Any] | None:
-    """Measure the step of one side; None: it does not fit into memory."""
+    """Measure the step of one side; None: out of memory."""
     words = [network.config, "--json", "--against=torch", "--program", STEP[side]]
     words += ["--dtype=bfloat16", "--rounds=1", f"--batch={batch}", f"--steps={network.steps}"]
     label = ", ".join(filter(None, [side, variant, f"batch {batch}"]))
@@ -193,7 +193,7 @@ def say(network: Network, label: str, what: str) -> None:
 
 
 def unlike(errors: dict[str, float]) -> str | None:
-    """Say why both sides' logits are apart by more than rounding; None: they are not."""
+    """Explain how logits of both sides differ by more than rounding; None: they agree."""
     ours, theirs = (errors[side] for side in SIDES)
     # NaN is not below any limit.
     if max(errors.values()) <= ROUNDING and max(ours, theirs) <= ALIKE * min(ours, theirs):
@@ -206,7 +206,7 @@ def unlike(errors: dict[str, float]) -> str | None:
 
 
 def agree(network: Network, *options: str, variant: str = "") -> None:
-    """Stop where both sides do not compute the same."""
+    """Stop if the two sides do not compute the same."""
     run = functools.partial(program, network, "logits", *options)
     errors = network.of("logits", "logits", run, variant=variant)
     if errors is None:
@@ -216,8 +216,8 @@ def agree(network: Network, *options: str, variant: str = "") -> None:
 
 
 def memory_of(network: Network, side: str) -> dict[str, Any] | None:
-    """Return the memory that a side's step needs; None: it is not known here."""
-    # Tuning costs minutes, and changes seconds more than bytes.
+    """Return the memory that a side's step needs; None: unknown."""
+    # Tuning costs minutes, and affects seconds more than bytes.
     quick = network.with_flags("--xla_gpu_autotune_level=0")
 
     def run() -> dict[str, Any] | None:
@@ -258,7 +258,7 @@ def largest_fitting(run: Turn, side: str, memory: Any, limit: int) -> dict[str, 
 
 
 def compare(run: Turn, memories: dict[str, Any], *, limit: int, rounds: int) -> None:
-    """Run each side at the largest batch that fits it, and at the largest that fits both."""
+    """Run each side at its largest batch, and at the largest batch that fits both."""
     first = {side: largest_fitting(run, side, memories[side], limit) for side in SIDES}
     kinds = {side: figure["device"] for side, figure in first.items()}
     if len(set(kinds.values())) > 1:
@@ -288,7 +288,7 @@ def turn(network: Network, side: str, batch: int, number: int) -> dict[str, Any]
 
 
 def steps(network: Network, limit: int, rounds: int, batch: int | None = None) -> None:
-    """Compare logits, then speeds: at a batch, or at the largest that fit."""
+    """Compare logits, then speeds: at one batch, or at the largest that fit."""
     agree(network)
     if batch:
         for number in range(1, rounds + 1):
@@ -303,7 +303,7 @@ def steps(network: Network, limit: int, rounds: int, batch: int | None = None) -
 
 
 def own_batch(network: Network, wanted: str) -> int:
-    """Return the largest batch of our step, once that has been measured."""
+    """Return the largest batch of our step, once measured."""
     rows = network.rows("step")
     batch = tables.largest(rows).get(OURS)
     turns = [row["of"] for row in rows if row["of"]["side"] == OURS and row["of"]["turn"]]
@@ -313,7 +313,7 @@ def own_batch(network: Network, wanted: str) -> int:
 
 
 def varied(network: Network, variant: Variant) -> None:
-    """Measure our step with something changed; where it does not run, the reason is the figure."""
+    """Measure our step with a change; if it does not run, the figure is the reason."""
     batch, changed = own_batch(network, variant.name), network.with_flags(variant.flags)
 
     def run() -> dict[str, Any] | None:
@@ -328,8 +328,8 @@ def varied(network: Network, variant: Variant) -> None:
 
 
 def profiled(network: Network, folder: Path) -> None:
-    """Trace our step, and keep where its time goes."""
-    # A replayed graph's kernels would not say which operation they belong to.
+    """Trace our step, and store where its time goes."""
+    # The kernels of a replayed graph would not name their operations.
     eager = network.with_flags("--xla_gpu_enable_command_buffer=")._replace(steps=TRACED_STEPS)
     batch, folder = own_batch(network, "profile"), folder / network.name
 
@@ -342,7 +342,7 @@ def profiled(network: Network, folder: Path) -> None:
 
 
 def attacked(network: Network, images: int, attack: Attack) -> None:
-    """Time AutoAttack; a standard run is expected to take as long as a short one lets expect."""
+    """Time AutoAttack; the expected time of a standard run is extrapolated from a short one."""
     guess = None
     short = {"side": attack.side, "variant": attack._replace(length="short").name, "batch": images}
     for row in network.rows("autoattack"):

@@ -2,9 +2,9 @@
 
 Each runs in a process that has the GPU to itself, and prints a JSON object on the last line:
 
-- `logits`: how far both sides' bfloat16 logits are from float32 of ours, and from each other.
-- `memory`: bytes that our step takes, from two compiled ones that do not run.
-- `torch_memory`: the same of PyTorch's step, from two that run uncompiled.
+- `logits`: how far both sides' bfloat16 logits are from our float32 logits, and from each other.
+- `memory`: bytes of our step, extrapolated from two steps that are compiled but not run.
+- `torch_memory`: the same for PyTorch's step, from two uncompiled runs.
 - `autoattack`, `pyautoattack`: seconds of AutoAttack on random images and weights, at radius 0,
   where every attack runs to its end.
 """
@@ -25,12 +25,12 @@ from jaxrobust.runtime.commandline.arguments import Arguments
 from jaxrobust.runtime.processes.launch import keep_large_buffers
 from tools import bench_step, guarded, timed
 
-if TYPE_CHECKING:  # imported where they are used, after their environment is set
+if TYPE_CHECKING:  # imported when used, after their environment is set
     import numpy as np
     from ml_collections import ConfigDict
 
 SHORT = {"steps": 50, "queries": 250}  # enough to time a pass
-FIRST = 8  # images that compile AutoAttack's programs and make their first steps
+FIRST = 8  # images to compile AutoAttack's programs and make their first steps
 
 
 def parse() -> argparse.Namespace:
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
 
 
 def plain_attention() -> None:
-    """Let networks of this process compute attention without cuDNN's kernels."""
+    """Disable cuDNN's attention kernels for networks in this process."""
     from jaxrobust.models.kernels.cuda import fused_attention
 
     fused_attention.applies = lambda qkv, heads: False
@@ -110,7 +110,7 @@ def logits(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
-    """Extrapolate from two batches what XLA says that our step needs."""
+    """Extrapolate our step's memory, as reported by XLA, from two batches."""
     import jax
 
     from jaxrobust.doctor.programs import topology
@@ -125,14 +125,14 @@ def memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
 
 
 def torch_memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any] | None:
-    """Extrapolate from two batches what PyTorch's step needs; None where that is not counted."""
+    """Extrapolate the memory of PyTorch's step from two batches; None if it is not counted."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     needed = []
     for batch in (args.batch, 2 * args.batch):
-        gc.collect()  # of the batch before
+        gc.collect()  # the previous batch
         torch.cuda.reset_peak_memory_stats()
         bench_step.theirs(config, *bench_step.data(config, batch), eager=True)
         needed.append(torch.cuda.max_memory_allocated())
@@ -141,7 +141,7 @@ def torch_memory(config: "ConfigDict", args: argparse.Namespace) -> dict[str, An
 
 
 def line(batch: int, needed: list[int], has: int) -> dict[str, float]:
-    """Return the line through the bytes that a batch and twice the batch need."""
+    """Return the line through the bytes for a batch and for twice the batch."""
     per_image = (needed[1] - needed[0]) / batch
     return {"fixed": needed[0] - batch * per_image, "per_image": per_image, "has": has}
 
@@ -150,9 +150,9 @@ def line(batch: int, needed: list[int], has: int) -> dict[str, float]:
 
 
 def autoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]:
-    """Time ours after a run of a few images, which compiles and is reported apart.
+    """Time ours after a run of a few images, which compiles and is reported separately.
 
-    On a GPU the first step of each program takes seconds too, once in a process.
+    On a GPU, the first step of each program also takes seconds, once per process.
     """
     import jax
     import numpy as np
@@ -172,7 +172,7 @@ def autoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]
     overrides: dict[str, Any] = dict.fromkeys(("apgd-t", "fab-t"), short | {"targets": 1})
     overrides |= {"apgd-ce": short, "square": {"steps": SHORT["queries"]}}
     search = None if args.search_dtype == "float32" else network(args.search_dtype)
-    # At radius 0 no attack fools a network of its own answers.
+    # At radius 0, no attack changes the network's own predictions.
     labels = np.concatenate([np.argmax(jax.jit(judge)(part), 1) for part in _parts(images)])
     how: dict[str, Any] = {"norm": "linf", "epsilon": 0.0, "verbose": False, "search_fn": search}
     how["overrides"] = overrides if args.length == "short" else None
@@ -180,7 +180,7 @@ def autoattack(config: "ConfigDict", args: argparse.Namespace) -> dict[str, Any]
         lambda: evaluation.autoattack(judge, images[:FIRST], labels[:FIRST], **how)
     )
     result, wall, _ = timed(lambda: evaluation.autoattack(judge, images, labels, **how))
-    # What fewer slots are compiled for at the end of the attacks is in the second.
+    # Programs for fewer slots, at the end of the attacks, compile in the second run.
     late, early = (sum(cost.compile_seconds for cost in r.costs) for r in (result, first))
     passes = {key: sum(getattr(c, key) for c in result.costs) for key in ("forward", "backward")}
     robust = int(result.robust.sum())

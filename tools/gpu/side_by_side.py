@@ -1,10 +1,10 @@
-"""`python tools/gpu/side_by_side.py CONFIG ...`: steps of both sides, when minutes are few.
+"""`python tools/gpu/side_by_side.py CONFIG ...`: steps of both sides, in a few minutes.
 
-All programs compile at once, each in another process, ours one after another, as XLA tries kernels
-out on the GPU meanwhile; then they take turns, each with the GPU alone. What is not compiled by
-`--deadline` is left out. Two networks took 290 s on an H200 with 16 cores; one side of one of them
-takes 254 s in `bench_gpu.py`. The price: both sides try kernels out while the GPU has other work,
-and may choose worse ones than in peace.
+All programs compile at once in separate processes, but ours one after another, because XLA tries
+kernels out on the GPU. Then they take turns, each with the GPU to itself. Programs that are not
+compiled by `--deadline` are left out. Two networks took 290 s on an H200 with 16 cores; one side of
+one of them takes 254 s in `bench_gpu.py`. The price: both sides try kernels out while the GPU is
+busy, and may choose worse ones than otherwise.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from tools import bench_step, guarded, timed
 from tools.gpu.figures import SIDES
 
 STEP = dict(zip(SIDES, ("step", "torch"), strict=True))  # programs of bench_step.py
-MEMORY = "0.2"  # of the GPU's, for each of our processes
+MEMORY = "0.2"  # of the GPU's memory, for each of our processes
 
 
 class Order(NamedTuple):
-    """Who may compile for the GPU: one of ours at a time, the first network first."""
+    """The order of compiling for the GPU: one of ours at a time, the first network first."""
 
     lock: Any
     first: Any  # set once the first network compiles
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser.flag("out", type=Path, help="File to which each turn is added as a line of JSON.")
     args = parser.parse_args()
     for config in args.configs:
-        config_name(config)  # stops where there is no such one
+        config_name(config)  # stops if there is no such config
     args.against, args.dtype, args.program = "torch", "bfloat16", "step"
     args.microbatches = args.fsdp = args.attack_steps = None
     args.scan = False
@@ -69,7 +69,7 @@ def in_order(compile_: Callable[..., Any], order: Order) -> Callable[..., Any]:
 
 
 def work(config: str, side: str, args: argparse.Namespace, order: Order, pipe: Connection) -> None:
-    """Compile one program, say so, and run it as often as is asked."""
+    """Compile one program, report it, and run it on request."""
     os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = MEMORY
     args.config = config
     bench_step.prepare(argparse.Namespace(against=None, attention=None), [STEP[side]])
@@ -109,13 +109,13 @@ def started(
             given = (config, side, args, order, there)
             process = spawned.Process(target=work, args=given, daemon=True)
             process.start()
-            there.close()  # so that the end of the process ends the pipe
+            there.close()  # so that the pipe closes when the process ends
             processes[config, side] = process, here
     return processes
 
 
 def compiled(processes: dict[tuple[str, str], tuple[Any, Connection]], deadline: float) -> None:
-    """Wait until all are compiled or the deadline is over; end and leave out what is not."""
+    """Wait until all are compiled or the deadline passes; end and drop the others."""
     ends = time.monotonic() + deadline
     for key, (process, pipe) in [*processes.items()]:
         try:
@@ -132,7 +132,7 @@ def compiled(processes: dict[tuple[str, str], tuple[Any, Connection]], deadline:
 def main() -> None:
     args = parse()
     spawned = multiprocessing.get_context("spawn")
-    lock, first = spawned.Lock(), spawned.Event()  # which last as long as they are named here
+    lock, first = spawned.Lock(), spawned.Event()  # they live as long as these names
     processes = started(args, spawned, lock, first)
     compiled(processes, args.deadline)
     turns: dict[tuple[str, str], list[dict[str, Any]]] = {key: [] for key in processes}

@@ -9,15 +9,15 @@ Label = tuple[str, tuple[str, ...]]  # a network and its options
 
 
 def largest(rows: list[Row]) -> dict[str, int]:
-    """Return the largest batch that fits each side, of the steps of one network."""
+    """Return the largest batch that fits each side, from the steps of one network."""
     fitted = [row["of"] for row in rows if row["figure"]]
-    searched = [of for of in fitted if of["turn"] == 0] or fitted  # none where one was named
+    searched = [of for of in fitted if of["turn"] == 0] or fitted  # none if the batch was given
     fitting = {side: [of["batch"] for of in searched if of["side"] == side] for side in SIDES}
     return {side: max(batches) for side, batches in fitting.items() if batches}
 
 
 def summary(rows: list[Row]) -> dict[str, Any] | None:
-    """Sum up the steps of one network; None where no turn is finished."""
+    """Summarise the steps of one network; None if no turn is finished."""
     runs: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         if row["figure"]:
@@ -38,7 +38,7 @@ def summary(rows: list[Row]) -> dict[str, Any] | None:
                 "rounds": speeds,
                 "mfu": statistics.median(mfu) if mfu else None,
                 "peak_memory": max(figure["peak_memory"] or 0 for figure in turns) or None,
-                # The first process compiles, the others read what it kept.
+                # The first process compiles, the others read its cache.
                 "compile_s": max(row["figure"]["compile_s"] for row in measured),
             }
         )

@@ -34,7 +34,7 @@ def events(folder: Path) -> list[tuple[str, str, float]]:
         device = (plane.name or "").startswith("/device:")
         for line in plane.lines:
             if device and not (line.name or "").startswith("Stream"):
-                continue  # sums of what the streams hold
+                continue  # sums over the streams
             for event in line.events:
                 name = dict(event.stats).get("hlo_op") or (event.name if device else None)
                 if name:
@@ -43,7 +43,7 @@ def events(folder: Path) -> list[tuple[str, str, float]]:
 
 
 def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """(share of each kind of operation, [(operation, share)]), of the GPU if there is one."""
+    """Return (share per kind of operation, [(operation, share)]), of the GPU if there is one."""
     timed = list(timed)
     timed = [row for row in timed if row[0].startswith("/device:")] or timed
     by_name = {i.name: i for i in hlo.instructions(module.computations)}
@@ -66,13 +66,13 @@ def shares(timed: Events, module: hlo.Module) -> tuple[dict[str, float], list[tu
 
 
 def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
-    """Name the main kind of an operation, or of the fusion that it stands for."""
+    """Name the main kind of an operation, or of the fusion behind it."""
     inside = [instruction]
     for computation in hlo.called(instruction):
         inside += module.computations.get(computation, {}).values()
     text = [f"{i.opcode} {i.attributes}" for i in inside]
     convolutions = [t for t in text if t.startswith("convolution ") or "__cudnn$conv" in t]
-    if any("_group_count=" in t for t in convolutions):  # printed where it is not 1
+    if any("_group_count=" in t for t in convolutions):  # printed if it is not 1
         return "depthwise convolution"
     if convolutions:
         return "convolution"
@@ -88,7 +88,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def shown(folder: Path, traced: dict[str, Any]) -> str:
-    """Write out what `read` returned."""
+    """Format the result of `read`."""
     lines = [
         f"{folder}: time of the step's operations (pip install xprof; xprof --logdir {folder})"
     ]

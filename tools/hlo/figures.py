@@ -1,4 +1,4 @@
-"""Everything that the benchmarks say about a program compiled for chips that are not here."""
+"""Figures of the benchmarks for a program that is compiled for absent chips."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jaxrobust.doctor.programs import hlo, topology
 from tools.hlo import overlap, parts
 
-if TYPE_CHECKING:  # it imports JAX, which reads the environment that `topology.devices` sets
+if TYPE_CHECKING:  # it imports JAX, which reads the environment from `topology.devices`
     from jaxrobust.runtime.devices import hardware
 
 
@@ -17,12 +17,12 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
 
 
 def read(module: hlo.Module) -> dict[str, Any]:
-    """Read costs by part of a step, and collectives by kind, per chip and run of the program."""
+    """Read costs by part of a step, and collectives by kind, per chip and program run."""
     collectives = hlo.collectives(module)
     kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
     for collective in collectives:
         kinds.setdefault((collective.kind, collective.inside), []).append(collective)
-    # What a loop of unknown length repeats counts once in bytes, and as repeated.
+    # The body of a loop of unknown length counts once in bytes, and as repeated.
     gathers: Counter[str] = Counter()
     for collective in collectives:
         for name in collective.parameters:
@@ -55,10 +55,10 @@ def show(
     images: float,
     by_part: bool = False,
 ) -> dict[str, Any]:
-    """Print figures of `compiled` for people; return memory in all, and the roofline.
+    """Print figures of `compiled`; return the total memory and the roofline.
 
-    `flops` are those of the model on one chip in one run, which takes this many `images`; `by_part`
-    adds the tables of `parts`.
+    `flops` are the model's, for one chip and one run over this many `images`; `by_part` adds the
+    tables of `parts`.
     """
     memory = topology.memory_of(figures)
     gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in topology.PARTS)
@@ -108,7 +108,7 @@ def show(
 
 
 def hidden(figures: dict[str, Any], chip: "hardware.Chip") -> dict[str, float]:
-    """Compute how much of what a chip sends is hidden behind other work; {} if nothing is sent."""
+    """Compute how much of a chip's traffic is hidden behind other work; {} without traffic."""
     if not figures["sent_bytes"] or not chip.clock:
         return {}
     in_flight = [overlap.InFlight(**each) for each in figures["in_flight"]]

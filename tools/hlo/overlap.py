@@ -1,9 +1,9 @@
-"""Which collectives of a TPU program overlap with other work, and how long that lasts.
+"""Which collectives of a TPU program overlap with other work, and for how long.
 
-The text of a compiled program is its schedule. A collective that stands there as one instruction
-makes its chip wait; what is scheduled between the start and the end of an asynchronous one runs
-next to it. The TPU compiler writes those in three ways: `all-gather-start` and `-done`, the same
-around a computation (`async-start`), and as a chain of fusions, the first of which calls
+The text of a compiled program is its schedule. A collective in a single instruction makes its chip
+wait; work scheduled between the start and the end of an asynchronous collective overlaps with it.
+The TPU compiler writes asynchronous collectives in three ways: `all-gather-start` and `-done`, the
+same around a computation (`async-start`), and as a chain of fusions, the first of which calls
 `AsyncCollectiveStart` and the last `AsyncCollectiveDone`.
 """
 
@@ -15,16 +15,16 @@ from jaxrobust.doctor.programs.hlo_costs import cycles_of
 
 
 class InFlight(NamedTuple):
-    """An asynchronous collective, in all its runs."""
+    """An asynchronous collective, over all its runs."""
 
     kind: str
     sent: float  # bytes, of one chip
-    cycles: float  # of the work between its start and its end; shared, where several are under way
-    row: bool  # whether its messages stay in a part of the slice
+    cycles: float  # of the work between its start and end, shared by concurrent collectives
+    row: bool  # whether its messages stay within a part of the slice
 
 
 def in_flight(module: hlo.Module) -> list[InFlight]:
-    """List the collectives that begin and end in two places of the schedule."""
+    """List the collectives with separate start and end in the schedule."""
     beside: dict[str, float] = {}
     for name in module.computations:
         beside |= _beside(module, name)
@@ -39,7 +39,7 @@ def hidden(under_way: list[InFlight], *, clock: float, interconnect: float) -> f
     """Add up the bytes for which the work next to them lasts, at a chip's cycles and bytes a
     second.
 
-    Messages in a row of the slice have half of a chip's links.
+    Messages within a row of the slice use half of a chip's links.
     """
     speeds = (interconnect / (2 if each.row else 1) for each in under_way)
     return sum(
@@ -49,10 +49,10 @@ def hidden(under_way: list[InFlight], *, clock: float, interconnect: float) -> f
 
 
 def _beside(module: hlo.Module, computation: str) -> dict[str, float]:
-    """{key of a collective that starts and ends in a computation: cycles between the two}."""
+    """Map collectives that start and end in a computation to the cycles in between."""
     under_way: dict[str, float] = {}
     ended: dict[str, float] = {}
-    keys: dict[str, tuple[str, ...]] = {}  # what an instruction has started, or carries on
+    keys: dict[str, tuple[str, ...]] = {}  # the collectives that an instruction starts or continues
     for i in module.computations[computation].values():
         carried = keys.get(i.operands[0], ()) if i.operands else ()
         ends = carried if i.opcode.endswith("-done") else tuple(_chains(module, i, hlo.ENDS))
@@ -79,7 +79,7 @@ def _started(module: hlo.Module, i: hlo.Instruction) -> Iterator[str]:
 
 
 def _chains(module: hlo.Module, i: hlo.Instruction, end: str) -> Iterator[str]:
-    """Yield the chains of which a fusion is the start, or the end."""
+    """Yield the chains that a fusion starts, or ends."""
     if i.opcode != "fusion":
         return
     for callee in hlo.called(i):
@@ -91,7 +91,7 @@ def _chains(module: hlo.Module, i: hlo.Instruction, end: str) -> Iterator[str]:
 
 
 def _cycles(module: hlo.Module, i: hlo.Instruction) -> float:
-    """Of an instruction, with what it runs."""
+    """Return the cycles of an instruction, including what it runs."""
     if i.opcode in ("while", "conditional", "call"):
         trips = (hlo.trip_count(module, i) or 1) if i.opcode == "while" else 1
         bodies = (module.computations[name].values() for name in hlo.called(i))

@@ -1,7 +1,7 @@
-"""Where a compiled program's time goes: by part of a step, by kind of work, by line of source.
+"""Where a compiled program's time goes: by part of a step, kind of work and line of source.
 
-An instruction says in its metadata which transformations of JAX made it (its name stack) and which
-calls of ours. The compiler leaves both out of copies, which belong to what first uses them.
+An instruction's metadata names the JAX transformations that made it (its name stack) and our
+function calls. The compiler omits both for copies, which belong to their first user.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxrobust.doctor.programs.hlo import KINDS, Instruction, Module, called, op_name
 from jaxrobust.doctor.programs.hlo_costs import works
 
-# The first pattern that a name stack contains says the part.
+# The first pattern in a name stack determines the part.
 _PARTS = (
     ("attack backward", r"\battack/.*transpose\("),
     ("attack forward", r"\battack/"),
@@ -23,12 +23,12 @@ _PARTS = (
     ("forward", r"jvp\(|^jit\(forward\)/"),
 )
 PARTS = (*(part for part, _ in _PARTS), "other")
-# The innermost of our functions that one of these patterns fits says the kind.
+# The innermost of our functions that matches a pattern determines the kind.
 _FUNCTIONS = (
     ("matrix product", r"^linear$|^Linear\."),
     ("softmax", r"_softmax"),
     ("attention", r"attention|Attention|_attend|cross_covariance|^talking_heads$"),
-    # Kernels of several kinds count as what takes most of their cycles.
+    # Kernels of several kinds count as the kind with most of their cycles.
     ("depthwise", r"depthwise|^convnext_block$|^local_interaction$"),
     ("convolution", r"^(batch_)?stem_layers$|^norm_halving$"),
     ("norm", r"[nN]orm"),
@@ -40,7 +40,7 @@ _MOVES |= {"dynamic-update-slice", "bitcast-convert", "fusion"}
 
 
 class Share(NamedTuple):
-    """What a part of a step does of one kind of work, in one run of the program."""
+    """The work of one kind in a part of a step, in one run of the program."""
 
     part: str
     kind: str
@@ -49,18 +49,18 @@ class Share(NamedTuple):
 
 
 class Heavy(NamedTuple):
-    """Instructions of one line of our source, in all their runs."""
+    """Instructions from one line of our source, over all their runs."""
 
     part: str
     kind: str
-    line: str  # FILE:LINE FUNCTION, or the instruction's name where the compiler does not say
+    line: str  # FILE:LINE FUNCTION, or the instruction's name if the line is unknown
     instructions: int
     bytes: float
     cycles: float
 
 
 def shares(module: Module) -> list[Share]:
-    """Add up bytes and cycles by part and kind, the most cycles first."""
+    """Sum bytes and cycles by part and kind, most cycles first."""
     bytes_: defaultdict[tuple[str, str], float] = defaultdict(float)
     cycles: defaultdict[tuple[str, str], float] = defaultdict(float)
     for heavy in _all(module):
@@ -71,7 +71,7 @@ def shares(module: Module) -> list[Share]:
 
 
 def heaviest(module: Module, count: int = 20) -> list[Heavy]:
-    """List what takes the most cycles; instructions of one line, part and kind are one row."""
+    """List the lines with the most cycles; a row is one line, part and kind."""
     rows: dict[tuple[str, str, str], Heavy] = {}
     for one in _all(module):
         row = rows.get(one[:3], Heavy(*one[:3], 0, 0, 0))
@@ -90,7 +90,7 @@ def figures(module: Module) -> dict[str, Any]:
 
 
 def lines(costs: dict[str, Any]) -> Iterator[str]:
-    """Write `figures` as two tables: parts by kinds with shares, and the heaviest instructions."""
+    """Format `figures` as two tables: parts by kinds with shares, and the heaviest instructions."""
     rows = [
         (part, kind, share["bytes"], share["cycles"])
         for part, kinds in costs["by_part"].items()
@@ -128,7 +128,7 @@ def _all(module: Module) -> Iterator[Heavy]:
 def _origin(
     module: Module, instruction: Instruction, users: dict[tuple[str, str], Instruction]
 ) -> tuple[int, str]:
-    """Find an instruction's call and part: its own, else what it fuses, else what uses it."""
+    """Find an instruction's call and part: its own, else from its fusion, else from its users."""
     user: Instruction | None = instruction
     while user:
         fused = [user, *reversed([*_fused(module, user)])]
@@ -160,7 +160,7 @@ def _kind(module: Module, instruction: Instruction, frame: int) -> str:
 
 
 def _fused(module: Module, instruction: Instruction) -> Iterator[Instruction]:
-    """Yield what runs inside of one instruction, in the order of the text."""
+    """Yield the instructions inside one instruction, in the order of the text."""
     if instruction.opcode in ("fusion", "call", "async-start"):
         for callee in called(instruction):
             for i in module.computations[callee].values():
@@ -177,7 +177,7 @@ def _function_kind(module: Module, frame: int) -> str | None:
 
 
 def _line(module: Module, frame: int) -> str:
-    """Name the innermost line outside of what all networks share, else any."""
+    """Name the innermost line outside code that all networks share, else any."""
     stack = [entry for entry in module.stack(frame) if "jaxrobust/" in entry[1]]
     own = [entry for entry in stack if not re.search(_SHARED, entry[1])]
     for function, file, line, _ in own or stack:

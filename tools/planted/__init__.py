@@ -1,1 +1,1 @@
-"""Networks with the usual faults, which `bench_doctor.py` shows to `python -m jaxrobust.doctor`."""
+"""Networks with common faults, on which `bench_doctor.py` tests `python -m jaxrobust.doctor`."""

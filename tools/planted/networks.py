@@ -1,4 +1,4 @@
-"""The network of a run with one of the usual faults each: functions of images to logits.
+"""The network of a run with one common fault each, as functions from images to logits.
 
     PLANTED_IN=runs/quickstart python -m jaxrobust.doctor tools/planted/networks.py:softmax \
         --dataset digits --epsilon 0.1
@@ -22,7 +22,7 @@ from jaxrobust.weights.naming.compose import NORMALIZATIONS
 from jaxrobust.weights.trained import runs
 
 RUN = Path(os.environ["PLANTED_IN"])
-IMAGES = 200  # the first of the test split, which `detector` knows
+IMAGES = 200  # the first of the test split, used by `detector`
 CONFIG = runs.run_config(RUN)
 NET = network_of(CONFIG)
 PARAMS, STATS = runs.run_weights(RUN)[1]
@@ -50,12 +50,12 @@ def _per_channel(name: str) -> tuple[Array, Array]:
 
 
 def in_0_to_255(x: Array) -> Array:
-    """Divide by 255, in a network that is given images in [0, 1]."""
+    """Divide by 255, although images are in [0, 1]."""
     return healthy(x / 255)
 
 
 def not_normalised(x: Array) -> Array:
-    """Leave the ImageNet normalisation out that the network's first layer expects."""
+    """Feed images to the network without its ImageNet normalisation."""
     mean, std = _per_channel("imagenet")
     return healthy(x * std + mean)
 
@@ -67,7 +67,7 @@ def normalised_twice(x: Array) -> Array:
 
 
 def train_mode(x: Array) -> Array:
-    """Use the statistics of the batch: of its batch norms, or of its images if there are none."""
+    """Use batch statistics in batch norms or, if there are none, of the images."""
     if any(not name.startswith("normalize.") for name in STATS):
         return NET.apply(PARAMS, STATS, x, train=True, key=jax.random.key(0))[0]
     shape = (1, 1, 1, KNOWN.shape[-1])
@@ -81,13 +81,13 @@ def softmax(x: Array) -> Array:
 
 
 def one_class(x: Array) -> Array:
-    """Give nearly all images one class, as a network whose training collapsed."""
+    """Predict one class for nearly all images, like a network whose training collapsed."""
     logits = healthy(x)
     return logits.at[:, 0].add(1e4)
 
 
 def noise(x: Array) -> Array:
-    """Add noise that is newly initialised in each pass, as randomised defences do."""
+    """Add new noise in each pass, as randomised defences do."""
     rng = np.random.default_rng()
 
     def drawn(h: np.ndarray) -> np.ndarray:
@@ -104,13 +104,13 @@ def dropout_key(x: Array) -> Array:
 
 
 def other_order(x: Array) -> Array:
-    """Give the classes numbers other than the data set's."""
+    """Use other numbers for the classes than the data set."""
     order = np.random.default_rng(3).permutation(CONFIG.model.num_classes)
     return healthy(x)[:, order]
 
 
 def shifted_order(x: Array) -> Array:
-    """Give the classes the numbers from 1, with something else at 0."""
+    """Start class numbers at 1, with something else at 0."""
     return jnp.roll(healthy(x), 1, axis=1)
 
 
@@ -128,13 +128,13 @@ def saturated(x: Array) -> Array:
 
 
 def not_a_number(x: Array) -> Array:
-    """Overflow where an image is bright."""
+    """Overflow on bright images."""
     z = healthy(x)
     return z + 0 * jnp.exp(300 * x.mean(axis=(1, 2, 3)))[:, None]
 
 
 def common_term(x: Array) -> Array:
-    """Add one large number to all logits, in which float32 loses the cross-entropy's gradient."""
+    """Add a large number to all logits, where float32 loses the cross-entropy's gradient."""
     return 20 * healthy(x) + 1e4 * (x**2).mean(axis=(1, 2, 3))[:, None]
 
 
@@ -147,7 +147,7 @@ _reversed.defjvp(lambda primals, tangents: (primals[0], -tangents[0]))
 
 
 def downhill(x: Array) -> Array:
-    """Have the gradient of another function."""
+    """Return the gradient of another function."""
     return healthy(_reversed(x))
 
 
@@ -165,5 +165,5 @@ def _(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def detector(x: Array) -> Array:
-    """Recognise what is further from all images than the radius, and turn the gradient around."""
+    """Detect inputs further from all images than the radius, and reverse their gradient."""
     return healthy(_detected(x))

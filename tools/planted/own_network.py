@@ -1,4 +1,4 @@
-"""A network of a user's own, which normalises its images itself."""
+"""A user's own network, which normalises its images itself."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Makes what a release uploads: `make.py`."""
+"""Makes the files of a release: `make.py`."""

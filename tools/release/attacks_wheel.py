@@ -1,10 +1,10 @@
 """Writes the sources of `jaxrobust-attacks`: attacks, tasks and the evaluator, on JAX alone.
 
-They are the files that the entry modules import, with the package renamed, so that both packages
-can be installed side by side. A string imports a module too: its full name, also as
-"module:OBJECT", or its name below the file's package, such as "sparse.sparse_rs". What
-`rooms.optional` imports is left out. A package keeps only its docstring if nothing but modules of
-it is imported.
+These are the files that the entry modules import, with the package renamed, so that both packages
+can be installed side by side. Strings also count as imports: a module's full name, also as
+"module:OBJECT", or its name below the file's package, such as "sparse.sparse_rs". Imports by
+`rooms.optional` are left out. If only modules of a package are imported, the package keeps only its
+docstring.
 """
 
 import ast
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OLD, NEW = "jaxrobust", "jaxrobust_attacks"
 ENTRIES = ("jaxrobust.attacks", "jaxrobust.tasks", "jaxrobust.evaluation.engine.autoattack")
 DEPENDENCIES = ("jax", "numpy", "jaxtyping")
-OF_JAX = ("jaxlib", "scipy")  # which JAX itself depends on
+OF_JAX = ("jaxlib", "scipy")  # dependencies of JAX itself
 OPTIONAL = ("rich", "tqdm")  # nicer progress; imported in functions or `try` only
 MOST_LINES = 9_000  # of code
 _LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER)
@@ -96,10 +96,10 @@ _DESCRIPTION = "Adversarial attacks and AutoAttack for any JAX network and any t
 
 
 def closure() -> dict[str, Path]:
-    """Find the modules of the wheel by the imports of its entry modules.
+    """Find the modules of the wheel from the imports of its entry modules.
 
     Raises:
-      ValueError: a module imports what the wheel does not depend on.
+      ValueError: a module imports a package that the wheel does not depend on.
     """
     files: dict[str, Path] = {}
     todo = list(ENTRIES)
@@ -135,7 +135,7 @@ def _is_allowed(top: str, at_top: bool) -> bool:
 
 
 def _imports(tree: ast.AST, at_top: bool = True) -> Iterator[tuple[str, bool]]:
-    """Yield the dotted names of imports, and whether importing the file runs them for sure."""
+    """Yield the dotted names of imports, and whether importing the file always runs them."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_top) for alias in node.names)
@@ -147,7 +147,7 @@ def _imports(tree: ast.AST, at_top: bool = True) -> Iterator[tuple[str, bool]]:
 
 
 def _strings(node: ast.AST) -> Iterator[str]:
-    """Yield what strings with a dot may import."""
+    """Yield possible imports from strings with a dot."""
     if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "optional":
         return
     if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
@@ -157,7 +157,7 @@ def _strings(node: ast.AST) -> Iterator[str]:
 
 
 def renamed(source: str, rooms: frozenset[str]) -> str:
-    """Rename the package in code and in texts, but not where a text means the large package.
+    """Rename the package in code and texts, except where a text means the large package.
 
     >>> renamed("from jaxrobust import attacks  # `jaxrobust train`", frozenset({"attacks"}))
     'from jaxrobust_attacks import attacks  # `jaxrobust train`'
@@ -174,7 +174,7 @@ def renamed(source: str, rooms: frozenset[str]) -> str:
 
 
 def code_lines(source: str) -> int:
-    """Count the lines with code: not those that are blank, or only a comment or docstring."""
+    """Count the lines with code, without blank lines, comments and docstrings."""
     lines: set[int] = set()
     begins = True
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -187,17 +187,17 @@ def code_lines(source: str) -> int:
 
 
 def write(folder: Path, version: str) -> int:
-    """Write the sources of the wheel into a folder, and count their lines of code.
+    """Write the wheel's sources into a folder, and count their lines of code.
 
     Raises:
-      ValueError: the wheel would be too large, or need another package.
+      ValueError: the wheel would be too large, or would need another package.
     """
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, requires = about["project"], about["build-system"]["requires"]
     texts = {path: path.read_text() for path in closure().values()}
     for package in {folder for path in texts for folder in path.relative_to(ROOT).parents[:-1]}:
         path = ROOT / package / "__init__.py"
-        if path not in texts:  # nothing but modules of it is imported
+        if path not in texts:  # only its modules are imported
             texts[path] = f'"""{ast.get_docstring(ast.parse(path.read_text()))}"""\n'
     rooms = frozenset(path.relative_to(ROOT).with_suffix("").parts[1] for path in texts)
     words = {"description": _DESCRIPTION, "version": version, "license": project["license"]}

@@ -1,15 +1,15 @@
-"""Makes all that a release uploads, step by step, and uploads nothing.
+"""Makes everything that a release uploads, step by step, and uploads nothing.
 
 python tools/release/make.py [STEP ...] [--out dist] [--publish] [--tag v0.2.0]
 python tools/release/make.py address https://HOST/OWNER/jaxrobust
 
-Steps, in their order; without one, all of them: `check` compares versions, changelog and citation;
+Steps, in order (default: all): `check` compares versions, changelog and citation;
 `packages` builds sdist and wheel of the tracked files, the wheel from the sdist; `attacks` builds
-the wheel jaxrobust-attacks, which needs only JAX; `inspect` looks into the files; `try` runs the
-wheel in a new environment; `sbom` writes the bill of materials of an environment with all that the
-wheel needs; `conda` writes the recipe for the sdist; `docs` builds the pages. `address` writes the
-repository's address into pyproject.toml, once. `--publish` refuses what may not go out: no address,
-a change that is not committed, a tag of another version. Needs the extras `release` and `docs`.
+the wheel jaxrobust-attacks, which needs only JAX; `inspect` checks the files; `try` runs the
+wheel in a new environment; `sbom` writes the bill of materials of an environment with everything
+that the wheel needs; `conda` writes the recipe for the sdist; `docs` builds the pages. `address`
+writes the repository's address into pyproject.toml, once. `--publish` refuses a release without an
+address, with uncommitted changes, or with a wrong tag. Needs the extras `release` and `docs`.
 Exit codes: 0 done, 1 a step failed, 2 a mistake.
 """
 
@@ -35,13 +35,13 @@ sys.path.insert(0, str(ROOT))
 
 from tools.release import attacks_wheel
 
-NOWHERE = "https://repository.invalid/jaxrobust"  # until a person has made the repository
+NOWHERE = "https://repository.invalid/jaxrobust"  # until the repository exists
 LARGEST_WHEEL = 6_000_000  # bytes
 _ADDRESS = re.compile(r"https://[\w.-]+(/[\w.-]+)+/?")
 
 
 class Release(NamedTuple):
-    """What is released, and where the files go."""
+    """The options of a release, and the folder of its files."""
 
     out: Path
     publish: bool = False
@@ -67,14 +67,14 @@ def project() -> dict[str, Any]:
 
 
 def changes(number: str) -> str:
-    """Return the section of CHANGELOG.md of a version, without its title; "": it has none."""
+    """Return a version's section of CHANGELOG.md, without its title; "" if it has none."""
     text = (ROOT / "CHANGELOG.md").read_text()
     _, _, section = text.partition(f"\n## {number}\n")
     return section.partition("\n## ")[0].strip() if section else ""
 
 
 def check(release: Release) -> None:
-    """Compare what says a version, and with `publish` refuse what may not go out."""
+    """Compare all mentions of the version, and with `publish` refuse unfinished releases."""
     number = version()
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", number):
         raise ValueError(f"version {number} is not a semantic one; write 0.2.0 or 0.2.0rc1")
@@ -117,7 +117,7 @@ def address(written: str) -> None:
 
 
 def packages(release: Release) -> None:
-    """Build the sdist of the tracked files, and the wheel of the sdist."""
+    """Build the sdist from the tracked files, and the wheel from the sdist."""
     with tempfile.TemporaryDirectory() as folder:
         for name in _git("ls-files").splitlines():
             target = Path(folder) / name
@@ -136,7 +136,7 @@ def attacks(release: Release) -> None:
 
 
 def inspect(release: Release) -> None:
-    """Look into the files: metadata, size, and that nothing is missing or too much."""
+    """Check the files: metadata, size, and that nothing is missing or superfluous."""
     wheel, sdist = release.only("jaxrobust-*.whl"), release.only("*.tar.gz")
     files = [str(path) for path in (sdist, *release.out.glob("*.whl"))]
     _run(sys.executable, "-m", "twine", "check", "--strict", *files)
@@ -164,7 +164,7 @@ def _is_shipped(name: str) -> bool:
 
 
 def try_out(release: Release) -> None:
-    """Run the wheel in a new environment, with what is installed here below it."""
+    """Run the wheel in a new environment on top of the installed packages."""
     with tempfile.TemporaryDirectory() as folder:
         python = _environment(
             Path(folder), release.only("jaxrobust-*.whl"), "--no-deps", "--no-index"
@@ -179,7 +179,7 @@ def try_out(release: Release) -> None:
 
 
 def sbom(release: Release) -> None:
-    """Write the bill of materials, CycloneDX in JSON, of an environment with the wheel alone."""
+    """Write the bill of materials (CycloneDX JSON) of an environment with only the wheel."""
     out = release.out / f"jaxrobust-{version()}.cdx.json"
     with tempfile.TemporaryDirectory() as folder:
         python = _environment(Path(folder), release.only("jaxrobust-*.whl"))
@@ -187,7 +187,7 @@ def sbom(release: Release) -> None:
         command = (sys.executable, "-m", "cyclonedx_py", "environment", *words)
         _run(*command, "--output-format", "JSON", "--output-file", str(out), python)
     bill = json.loads(out.read_text())
-    bill["metadata"]["component"]["version"] = version()  # which pyproject.toml does not say itself
+    bill["metadata"]["component"]["version"] = version()  # pyproject.toml does not have it
     out.write_text(json.dumps(bill, indent=1) + "\n")
     there = {_plain(one["name"]) for one in bill["components"]}
     needed = {_plain(re.split(r"[^\w.-]", line)[0]) for line in project()["dependencies"]}
@@ -209,7 +209,7 @@ def conda(release: Release) -> None:
 
 
 def recipe(number: str, sdist: Path) -> str:
-    """Return the recipe of an sdist: what pyproject.toml says, in conda's words."""
+    """Return the recipe of an sdist: the metadata of pyproject.toml in conda's format."""
     about = project()
     needed = [re.sub(r"\[.*?\]", "", line) for line in about["dependencies"]]
     needed = [re.sub(r"(?<![<>=!~])(?=[<>=!~])", " ", line, count=1) for line in needed]
@@ -254,7 +254,7 @@ about:
 
 
 def docs(release: Release) -> None:
-    """Build the pages, without a warning, every cell executed."""
+    """Build the pages without warnings, executing every cell."""
     words = (str(ROOT / "tools" / "docs" / "build.py"), "--out", str(release.out / "html"))
     _run(sys.executable, *words)
 
@@ -272,7 +272,7 @@ STEPS: dict[str, Callable[[Release], None]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Take the steps; stop at the first that fails."""
+    """Run the steps; stop at the first that fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _environment(folder: Path, wheel: Path, *words: str) -> str:
-    venv.create(folder, clear=True)  # without pip, which the wheel does not need
+    venv.create(folder, clear=True)  # without pip; the wheel does not need it
     python = str(folder / "bin" / "python")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
     _run(*pip, *words, str(wheel))
