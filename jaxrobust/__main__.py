@@ -93,7 +93,7 @@ def run(name: str) -> None:
 
 def main() -> None:
     """Run the command that is named; without one, say what there is."""
-    name, *rest = sys.argv[1:] or ["--help"]
+    name, *argv = sys.argv[1:] or ["--help"]
     try:
         if name in ("--help", "-h", "help"):
             print(_overview())
@@ -102,7 +102,7 @@ def main() -> None:
         elif name not in COMMANDS:
             arguments.stop(f"{name} is not a command; {meant(name, COMMANDS)}", 2)
         else:
-            sys.argv[1:] = rest
+            sys.argv[1:] = argv
             patience.begin(patience.LOADING)  # the packages of some commands need it
             run(name)
         sys.stdout.flush()

@@ -31,10 +31,12 @@ class OneOrSeveral(config_dict.FieldReference):
         if not isinstance(value, list | tuple):
             super().set(value, type_safe)
             return
-        own = self.get_type()
-        parts = tuple(own(v) if own is float and isinstance(v, int) else v for v in value)
-        if type_safe and not all(isinstance(part, own) for part in parts):
-            raise TypeError(f"of {value!r} each part must be of type {own.__name__}")
+        value_type = self.get_type()
+        parts = tuple(
+            value_type(v) if value_type is float and isinstance(v, int) else v for v in value
+        )
+        if type_safe and not all(isinstance(part, value_type) for part in parts):
+            raise TypeError(f"of {value!r} each part must be of type {value_type.__name__}")
         super().set(parts, False)
 
     @classmethod
@@ -355,7 +357,7 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
       ArgumentError: an unknown argument, a repeated one, or an invalid value.
     """
     first, *_ = choices
-    given: dict[str, str] = {}
+    arguments: dict[str, str] = {}
     for i, word in enumerate((text or "").split(",") if text else ()):
         name, equals, value = (part.strip() for part in word.partition("="))
         if not equals and i == 0:
@@ -364,14 +366,14 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
             raise ArgumentError(
                 f"{word!r} is not an argument of this config; {meant(name, choices)}"
             )
-        if name in given:
+        if name in arguments:
             raise ArgumentError(f"the argument {name} is given twice; give it once")
-        given[name] = value
-    if first not in given:
-        known = ", ".join(map(str, choices[first]))
-        raise ArgumentError(f"say which {first} after a colon, one of {known}")
+        arguments[name] = value
+    if first not in arguments:
+        first_choices = ", ".join(map(str, choices[first]))
+        raise ArgumentError(f"say which {first} after a colon, one of {first_choices}")
     return {
-        name: _argument(name, given[name], values) if name in given else values[0]
+        name: _argument(name, arguments[name], values) if name in arguments else values[0]
         for name, values in choices.items()
     }
 
@@ -413,10 +415,10 @@ class NetworkSpec:
 
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
         """Make the network's functions, computing in `dtype`."""
-        own = self.sizes() | {"dtype": dtype, "remat": remat}
-        if twice := sorted(own.keys() & self.options.keys()):
+        fields = self.sizes() | {"dtype": dtype, "remat": remat}
+        if twice := sorted(fields.keys() & self.options.keys()):
             raise ValueError(f"model.options.{twice[0]} is not an option; set model.{twice[0]}")
-        return models.create(self.name, **own, **self.options)
+        return models.create(self.name, **fields, **self.options)
 
 
 def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
@@ -493,10 +495,10 @@ def of_phase(config: Config, name: str) -> Config:
     changes = plain(config[name].changes)
     if not changes:
         return config
-    seen = plain(config)
+    changed = plain(config)
     for keys, value in _leaves(changes):
-        _change(seen, keys, value, f"{name}.changes.")
-    return attributes(seen)
+        _change(changed, keys, value, f"{name}.changes.")
+    return attributes(changed)
 
 
 def _leaves(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
@@ -508,12 +510,12 @@ def _leaves(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: str) -> None:
-    section, known = config, list(CHANGES)
+    section, allowed = config, list(CHANGES)
     for depth, key in enumerate(keys):
-        known = known if depth == 0 else list(section)
-        if key not in known:
-            whole = f"{prefix}{'.'.join(keys[: depth + 1])}"
-            raise ValueError(f"{whole} is not a key; {meant(key, known)}")
+        allowed = allowed if depth == 0 else list(section)
+        if key not in allowed:
+            full_key = f"{prefix}{'.'.join(keys[: depth + 1])}"
+            raise ValueError(f"{full_key} is not a key; {meant(key, allowed)}")
         if depth < len(keys) - 1:
             if not isinstance(section[key], dict):
                 raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is not a section, but a value")

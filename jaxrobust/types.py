@@ -97,19 +97,19 @@ class Threat:
     @classmethod
     def of(cls, settings: Any) -> "Threat":
         """Return the ball in the settings of an attack, a record or a config; reject several."""
-        own, *others = threats(settings)
+        threat, *others = threats(settings)
         if others:
             raise ValueError(
-                f"several norms, {', '.join(map(str, (own, *others)))}, are trained, selected and "
-                "tested together, but this takes one; name it"
+                f"several norms, {', '.join(map(str, (threat, *others)))}, are trained, selected "
+                "and tested together, but this takes one; name it"
             )
-        return own
+        return threat
 
     @classmethod
     def only(cls, settings: Any) -> "Threat | None":
         """Return the ball like `of`; None if there are several."""
-        own, *others = threats(settings)
-        return None if others else own
+        threat, *others = threats(settings)
+        return None if others else threat
 
     def written(self) -> str:
         """Format the threat as in papers: "linf 8/255", "l2 0.5"."""
@@ -146,8 +146,8 @@ def threats(settings: Any) -> tuple[Threat, ...]:
 def fraction(epsilon: float) -> str:
     """Format a radius for people: 4/255, or 0.1."""
     levels = 255 * epsilon
-    whole = 0 < round(levels) <= 64 and abs(levels - round(levels)) < 1e-3
-    return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
+    is_level = 0 < round(levels) <= 64 and abs(levels - round(levels)) < 1e-3
+    return f"{round(levels)}/255" if is_level else f"{epsilon:.4g}"
 
 
 def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:

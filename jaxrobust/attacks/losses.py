@@ -191,13 +191,13 @@ def _per_image(
     shape = getattr(values, "shape", () if isinstance(values, float | int) else None)
     if shape == (batch,) and jnp.issubdtype(dtype, kind):
         return values
-    found, wanted = f"is of type {dtype}", "float for each image, f[B]"
+    problem, wanted = f"is of type {dtype}", "float for each image, f[B]"
     if shape not in (None, (batch,)):
-        found = f"has shape {shape}"
+        problem = f"has shape {shape}"
         wanted = "number for each image, f[B], such as a mean over all axes but the first"
     if kind is jnp.bool_:
         wanted = "bool for each image, bool[B], such as score <= 0"
-    raise ValueError(f"{name} {found} for {batch} images; return one {wanted}")
+    raise ValueError(f"{name} {problem} for {batch} images; return one {wanted}")
 
 
 def is_right(logits: Logits, labels: Array) -> PerImage:

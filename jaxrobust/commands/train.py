@@ -94,8 +94,8 @@ def main(argv: list[str]) -> None:
 
 def _listed(error: Exception, mistakes: list[str]) -> str:
     """List a config's mistakes and `error`, each once: some name a key before the same words."""
-    found = [*dict.fromkeys([str(error), *mistakes])]
-    lines = [one for one in found if not any(one in other and one != other for other in found)]
+    texts = [*dict.fromkeys([str(error), *mistakes])]
+    lines = [one for one in texts if not any(one in other and one != other for other in texts)]
     return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else lines[0]
 
 

@@ -83,8 +83,8 @@ def multiply_adds(
 def _head_mixes(params) -> int:
     """Count the multiply-adds of CaiT's head mixing, which are sums and not matrix products."""
     mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
-    known = mixes and "pos_embed" in params  # otherwise a user's network
-    return sum(mixes) * params["pos_embed"].shape[1] ** 2 if known else 0
+    is_cait = mixes and "pos_embed" in params  # otherwise a user's network
+    return sum(mixes) * params["pos_embed"].shape[1] ** 2 if is_cait else 0
 
 
 def _count(jaxpr) -> int:

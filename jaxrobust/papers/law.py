@@ -163,13 +163,13 @@ def cheapest(target: float) -> LawPoint:
     optimum = (A * (1 + ALPHA / BETA) / (value - e)) ** (1 / ALPHA)
     near = nearest(optimum)
     params = parameters(*near)
-    left = value - e - A / params**ALPHA
-    if left <= 0:
+    data_loss = value - e - A / params**ALPHA
+    if data_loss <= 0:
         raise ValueError(
             f"--target {target:g} takes more than the {params:,} parameters of WRN-{near[0]}-"
             f"{near[1]} by the law of the published runs; ask for less"
         )
-    images = (b / left) ** (1 / BETA)
+    images = (b / data_loss) ** (1 / BETA)
     return LawPoint(*near, params, images, SCALE * params * images)
 
 
@@ -262,12 +262,12 @@ def page(estimate: dict[str, Any]) -> str:
         "chip_hours": ("chip-hours", "{:,.3g}"),
         "cost": ("cost", "{:,.3g}"),
     }
-    for key, (word, how) in shown.items():
+    for key, (word, template) in shown.items():
         if key in columns["expected"]:
-            cells = [how.format(row[key]) if row else "no end" for row in columns.values()]
+            cells = [template.format(row[key]) if row else "no end" for row in columns.values()]
             lines.append(f"{word:22}" + "".join(f"{cell:>14}" for cell in cells))
     robust = [run.robust for run in PUBLISHED_RUNS]
-    told = [
+    remarks = [
         "This is a law of others' runs (Bartoldson et al. 2024, arXiv 2404.09349), not of ours: "
         "nothing was trained or measured here. Its runs are TRADES with ten steps on generated "
         f"images of FID {FID:g}, each seen once; in the published ones below an eighth to a fifth "
@@ -278,9 +278,9 @@ def page(estimate: dict[str, Any]) -> str:
         f"Chips are assumed to reach {estimate['utilisation']:.0%} of their bfloat16 peak.",
     ]
     if not min(robust) <= estimate["target"] <= max(robust):
-        told.append(
+        remarks.append(
             f"{estimate['target']:g}% is outside of those runs, so that the law is extrapolated."
         )
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
-    wrapped = [textwrap.fill(text, width, subsequent_indent="  ") for text in told]
+    wrapped = [textwrap.fill(text, width, subsequent_indent="  ") for text in remarks]
     return "\n".join([*lines, "", *wrapped])

@@ -278,5 +278,5 @@ def study(
         return list(_ratios(multiply_adds, block, image_size))
     if name != "blocks":
         raise ValueError(f"study={name!r} is unknown; depth, width, ratio or blocks")
-    uniform = [Studied(base, own) for base in _SMALLER for own in OPTIONS.values()]
-    return [*uniform, *(Studied("wrn_70_16", dict(own)) for own in _ABLATIONS)]
+    uniform = [Studied(base, options) for base in _SMALLER for options in OPTIONS.values()]
+    return [*uniform, *(Studied("wrn_70_16", dict(options)) for options in _ABLATIONS)]

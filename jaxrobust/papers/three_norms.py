@@ -58,7 +58,9 @@ def radii(
     """Find the threat of each norm for images of `size` pixels: given, or the study's."""
     by_norm = {threat.norm: threat for threat in (*RADII.get(size, ()), *threats_given)}
     if missing := [norm for norm in NORMS if norm not in by_norm]:
-        sizes = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
+        sizes = "; ".join(
+            f"{side} px: {', '.join(map(str, of_side))}" for side, of_side in RADII.items()
+        )
         words = write(missing) if write else " ".join(f"--threat={n}:RADIUS" for n in missing)
         raise ValueError(
             f"the worst case has no radii for images of {size} px ({sizes}); give {words}"

@@ -48,8 +48,8 @@ class WorstCaseResult(NamedTuple):
         lines = [f"{'clean':28} {self.clean.mean():8.2%} of {n}"]
         for part, (name, after) in zip(self.parts, self.accuracy_after.items(), strict=True):
             alone = part["robust"]
-            left = f"{after:8.2%} left" if alone is None else f"{alone:8.2%}"
-            lines.append(f"{name:28} {left} of {n if alone is None else part['images']}")
+            cell = f"{after:8.2%} left" if alone is None else f"{alone:8.2%}"
+            lines.append(f"{name:28} {cell} of {n if alone is None else part['images']}")
         low, high = checks.binomial_interval(int(self.robust.sum()), n)
         lines.append(
             f"{'worst case':28} {self.robust.mean():8.2%}, 95% interval {low:.1%} to {high:.1%}"
@@ -59,9 +59,9 @@ class WorstCaseResult(NamedTuple):
 
     def _typed_record(self, **facts: Unpack[CallerFacts]) -> AccuracyRecord:
         fields: Any = {key.name: getattr(self.own, key.name) for key in keys_of(AccuracyRecord)}
-        own = {name: value for name, value in fields.items() if value is not None}
+        values = {name: value for name, value in fields.items() if value is not None}
         autoattack_result = self.autoattack.typed_record(**facts)
-        return dataclasses.replace(autoattack_result, **(own | {"worst_case": self.parts}))
+        return dataclasses.replace(autoattack_result, **(values | {"worst_case": self.parts}))
 
     def record(self, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
         """Make the record's JSON; arguments as in `AutoAttackResult.record`."""
@@ -109,29 +109,29 @@ def worst_case(
     check_array("labels", labels)
     checks.check_images(np.asarray(images), np.asarray(labels))
     inside, overshot = clipped(np.asarray(images))
-    held, right = np.ascontiguousarray(inside, np.float32), np.asarray(labels, np.int32)
-    if not len(held):
+    pixels, right = np.ascontiguousarray(inside, np.float32), np.asarray(labels, np.int32)
+    if not len(pixels):
         raise ValueError("there are no images; pass at least one")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
-    within = _radii(held.shape[1:], radii or {})
-    identity = _answering(logits_fn, held, right, batch_size)
+    within = _radii(pixels.shape[1:], radii or {})
+    identity = _answering(logits_fn, pixels, right, batch_size)
     measured: list[Measured] = []
     questions = three_norms.questions(GivenFlags(seed=seed), skips=union_only)
     threats = [within[norm] for norm, _ in questions]
     autoattack_result: Any = None
     for count, (threat, (_, question)) in enumerate(zip(threats, questions, strict=True)):
-        standing = np.ones(len(held), bool)
+        standing = np.ones(len(pixels), bool)
         if union_only and count:
             standing = several.joined(measured, threats).robust
         ids = np.flatnonzero(standing)
         if question.fixed:
-            given = (logits_fn, held, right, ids, threat, question)
-            measured.append(_stepped(*given, batch_size=batch_size))
+            arguments = (logits_fn, pixels, right, ids, threat, question)
+            measured.append(_stepped(*arguments, batch_size=batch_size))
             continue
         autoattack_result = autoattack(
             logits_fn,
-            held[ids],
+            pixels[ids],
             right[ids],
             **threat.settings(),
             attacks=question.names,
@@ -146,27 +146,27 @@ def worst_case(
     names = [f"{ball} {q.attack}" for ball, (_, q) in zip(threats, questions, strict=True)]
     methods = [question.method for _, question in questions]
     rows = several.parts_of(measured, threats, methods, [None] * len(measured), skips=union_only)
-    record, own, _ = several.united(measured, threats, names)
-    images_sha256 = hashed(held, right, own.image_ids)
+    record, verdicts, _ = several.united(measured, threats, names)
+    images_sha256 = hashed(pixels, right, verdicts.image_ids)
     record = dataclasses.replace(
         record,
-        image_ids=records.ranges(own.image_ids.tolist()),
+        image_ids=records.ranges(verdicts.image_ids.tolist()),
         clipped=overshot,
         flags=record.flags | balance.flags(right, autoattack_result.about["classes"]),
         images_sha256=images_sha256,
         fingerprint={**autoattack_result.about["fingerprint"], "images": images_sha256},
         method="union",
-        interval=records.intervals(record.clean, record.robust, len(held)),
+        interval=records.intervals(record.clean, record.robust, len(pixels)),
     )
     result = WorstCaseResult(
-        clean=own.clean,
-        robust=own.robust,
-        fooled_by=own.fooled_by,
+        clean=verdicts.clean,
+        robust=verdicts.robust,
+        fooled_by=verdicts.fooled_by,
         parts=rows,
         accuracy_after=record.accuracy_after or {},
         flags=record.flags,
         autoattack=autoattack_result,
-        verdicts=own,
+        verdicts=verdicts,
         own=dataclasses.replace(record, evaluation=_number(record, rows, autoattack_result)),
     )
     if verbose:
@@ -178,8 +178,8 @@ def _number(
     record: AccuracyRecord, rows: list[WorstCasePart], autoattack_result: AutoAttackResult
 ) -> str:
     names = ("attacks", "costs", "image_ids", "clipped", "images_sha256", "fingerprint")
-    own = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
-    about = own | {"parts": rows} | records.identity(autoattack_result.about)
+    facts = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    about = facts | {"parts": rows} | records.identity(autoattack_result.about)
     return records.number_of(records.identity(about))
 
 
@@ -208,9 +208,11 @@ def _radii(image: tuple[int, ...], radii_given: Mapping[str, float]) -> dict[str
         raise ValueError(f"radii has {', '.join(unknown)}, which is not a norm; one of {norms}")
     height, width, channels = image
     side = height if height == width else 0  # the study's images are square
-    own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in radii_given.items()]
+    threats = [
+        Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in radii_given.items()
+    ]
     write = lambda norms: f"radii={{{', '.join(f'{n!r}: RADIUS' for n in norms)}}}"  # noqa: E731
-    by_norm = three_norms.radii(side, own, write=write)
+    by_norm = three_norms.radii(side, threats, write=write)
     for threat in by_norm.values():
         check_threat(threat, max(height, width), channels)
     return by_norm

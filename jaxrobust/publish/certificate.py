@@ -61,8 +61,8 @@ def certify(
     shown = "given" if images is not None else "smooth, seed 0"
     if images is None:
         images = side_by_side.smooth_images(network.image_size, network.in_channels)
-    ours, theirs = side_by_side.jax_side(network), side_by_side.torch_side(reference.net)
-    measured = {"names": _names(network, reference)} | side_by_side.measured(ours, theirs, images)
+    sides = side_by_side.jax_side(network), side_by_side.torch_side(reference.net)
+    measured = {"names": _names(network, reference)} | side_by_side.measured(*sides, images)
     faults = _faults(measured, is_function=functions.is_name(network.name))
     origin = {"network": reference.origin, "independent": reference.independent}
     origin |= models.family(network.name).compared
@@ -75,11 +75,11 @@ def certify(
     }
 
 
-def checked(certificate: dict[str, Any], what: str) -> dict[str, Any]:
+def checked(certificate: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the certificate itself; `Differs` if the two networks do not agree."""
     if certificate["agrees"] is False:
         raise Differs(
-            f"{what} and its reference differ, so nothing is written (with --nocertificate it "
+            f"{name} and its reference differ, so nothing is written (with --nocertificate it "
             "would be): " + "\n".join(lines(certificate))
         )
     return certificate
@@ -95,12 +95,14 @@ def write(weights: Path, certificate: dict[str, Any]) -> Path:
     return path
 
 
-def of_import(network: Network, source: Path, layout: str, which: str | None) -> dict[str, Any]:
+def of_import(
+    network: Network, source: Path, layout: str, weights_kind: str | None
+) -> dict[str, Any]:
     """Certify weights just read from a file of a `layout`; `Differs` if they compute otherwise."""
     try:
-        reference = references.reference(network, source, layout, which)
+        reference = references.reference(network, source, layout, weights_kind)
     except RuntimeError:  # RobustBench's loader takes fewer wrappings of the names than ours
-        reference = references.reference(network, source, "timm", which)
+        reference = references.reference(network, source, "timm", weights_kind)
     certificate = certify(network, reference, compared={"theirs": source})
     return checked(certificate, str(source))
 
@@ -114,22 +116,22 @@ def _versions() -> dict[str, str]:
 
 
 def _names(network: Network, reference: Reference) -> dict[str, Any]:
-    theirs = {k: v.numpy() for k, v in reference.net.state_dict().items()}
-    ours = network.params | network.stats
-    if not pytorch.is_name(network.name) and ours.keys() <= theirs.keys():  # a printed module
-        theirs = {key: theirs[key] for key in ours}
+    expected = {k: v.numpy() for k, v in reference.net.state_dict().items()}
+    arrays = network.params | network.stats
+    if not pytorch.is_name(network.name) and arrays.keys() <= expected.keys():  # a printed module
+        expected = {key: expected[key] for key in arrays}
     else:
-        normalised = any(key.startswith("normalize.") for key in theirs)
-        ours = references.named(network, wrapped=normalised and not network.normalises_itself)
-    if (layout := reference.robustbench_id) and not theirs.keys() <= ours.keys():
+        normalised = any(key.startswith("normalize.") for key in expected)
+        arrays = references.named(network, wrapped=normalised and not network.normalises_itself)
+    if (layout := reference.robustbench_id) and not expected.keys() <= arrays.keys():
         weights = (network.params, network.stats)
-        ours = convert.to_torch(network.name, *weights, layout=layout, **network.options)
+        arrays = convert.to_torch(network.name, *weights, layout=layout, **network.options)
         unread = PUBLISHED[layout].unused[1:] or ("nothing",)
-        theirs = {key: array for key, array in theirs.items() if not key.startswith(unread)}
-    matched = [key for key in theirs if key in ours]
-    other = [key for key in matched if not np.array_equal(theirs[key], ours[key])]
+        expected = {key: array for key, array in expected.items() if not key.startswith(unread)}
+    matched = [key for key in expected if key in arrays]
+    other = [key for key in matched if not np.array_equal(expected[key], arrays[key])]
     other = [key for key in other if not key.endswith("num_batches_tracked")]
-    counts = {"reference": len(theirs), "matched": len(matched)}
+    counts = {"reference": len(expected), "matched": len(matched)}
     return counts | {"equal": len(matched) - len(other), "differing": other[:8]}
 
 
@@ -141,12 +143,12 @@ def _faults(measured: dict[str, Any], *, is_function: bool = False) -> list[str]
         faults.append(f"{other} arrays differ ({', '.join(names['differing'][:3])})")
     bars_of_logits = ROUNDED_LOGITS if is_function else LOGITS
     bars_of_gradients = ROUNDED_GRADIENTS if is_function else GRADIENTS
-    for what, bars in (("logits", bars_of_logits), ("gradients", bars_of_gradients)):
+    for quantity, bars in (("logits", bars_of_logits), ("gradients", bars_of_gradients)):
         for dtype, bar in bars.items():
-            row = measured[what][dtype]
+            row = measured[quantity][dtype]
             bar = max(bar, 2 * row.get("reference_rounding", 0))
             if not row["relative"] < bar:  # NaN fails too
-                faults.append(f"{what} {row['relative']:.1e} off in {dtype}, above {bar:.1e}")
+                faults.append(f"{quantity} {row['relative']:.1e} off in {dtype}, above {bar:.1e}")
     return faults
 
 
@@ -162,12 +164,12 @@ def lines(certificate: dict[str, Any]) -> list[str]:
     )
     for dtype in ("float32", "float64"):
         logits, rows = certificate["logits"][dtype], gradients[dtype]
-        own = rows.get("reference_rounding")
+        rounding = rows.get("reference_rounding")
         out.append(
             f"  {dtype}: logits {logits['absolute']:.1e} absolute, {logits['relative']:.1e} "
             f"relative; input gradients {rows['relative']:.1e} relative, cosine "
             f"{rows['cosine']:.8f}, signs {rows['sign_agreement']:.4%}"
-            + (f" (the reference's own rounding: {own:.1e})" if own else "")
+            + (f" (the reference's own rounding: {rounding:.1e})" if rounding else "")
         )
     transfer = certificate["transfer"]
     for whose in ("ours", "theirs"):

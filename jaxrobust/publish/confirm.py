@@ -31,18 +31,18 @@ def verdicts(
     except ImportError as error:
         raise ValueError(f"--confirm needs pyautoattack: {INSTALL}") from error
     places, images, labels = _images(record, count, data_dir)
-    ours = _ours(ledger, record, places)
+    recorded = _ours(ledger, record, places)
     ball = record.threats[0]
     say(f"pyautoattack on {len(images)} images in PyTorch, {ball}")
-    theirs = _theirs(pyautoattack, net, images, labels, ball)
-    other = np.flatnonzero(ours != theirs)
+    confirmed = _theirs(pyautoattack, net, images, labels, ball)
+    other = np.flatnonzero(recorded != confirmed)
     text = (
         f"pyautoattack {importlib.metadata.version('pyautoattack')} on the exported network in "
         f"PyTorch, {len(images):,} of its images: {len(images) - len(other):,} of "
         f"{len(images):,} verdicts equal"
     )
     if len(other):
-        ids = [(places[i], "robust" if ours[i] else "fooled") for i in other[:8]]
+        ids = [(places[i], "robust" if recorded[i] else "fooled") for i in other[:8]]
         shown = ", ".join(f"{place} ({verdict} here)" for place, verdict in ids)
         text += f", not those of image {shown}{', ...' * (len(other) > 8)}"
     return text
@@ -58,8 +58,8 @@ def _images(
     ).for_channels(model.get("in_channels"))
     places = _places(record)
     # Those of a record on fewer images, where these are spread; else its first ones.
-    own = spread.places(source, count)
-    places = own if np.isin(own, places).all() else places[:count]
+    spread_places = spread.places(source, count)
+    places = spread_places if np.isin(spread_places, places).all() else places[:count]
     parts = pipeline.evaluation_batches(
         source,
         batch_size=min(len(places), _BATCH),
@@ -75,8 +75,8 @@ def _images(
 
 
 def _places(record: AccuracyRecord) -> np.ndarray:
-    found = records.places(record.image_ids or "")
-    return np.zeros(0, np.int64) if found is None else found
+    places = records.places(record.image_ids or "")
+    return np.zeros(0, np.int64) if places is None else places
 
 
 def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarray:

@@ -66,14 +66,14 @@ def _check(settings: ExportSettings) -> None:
     if (settings.workdir is None) == (settings.weights is None):
         raise ValueError("give --workdir RUN or --weights PATH, one of them")
     if settings.workdir:
-        known = ("model", "image_size", "options")
-        if extra := [k for k in known if getattr(settings, k) is not None]:
+        weights_keys = ("model", "image_size", "options")
+        if extra := [k for k in weights_keys if getattr(settings, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif settings.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    named = [key for key in ("weights", "phase", "which") if getattr(settings, key) is not None]
-    if settings.selected and named:
-        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
+    flags = [key for key in ("weights", "phase", "which") if getattr(settings, key) is not None]
+    if settings.selected and flags:
+        raise ValueError(f"--selected names the weights of a --workdir; leave --{flags[0]} out")
     layouts.known(settings.layout, settings.out)
     if settings.out.exists() and not settings.out.is_dir():
         raise ValueError(f"--out {settings.out} is a file; name a folder")
@@ -117,8 +117,8 @@ def _check_entry(settings: ExportSettings) -> None:
 
 
 def _entry_id(settings: ExportSettings) -> str:
-    own = own_id(settings.layout) if settings.layout in PUBLISHED else ""
-    return (settings.id or own) if settings.record else ""
+    model_id = own_id(settings.layout) if settings.layout in PUBLISHED else ""
+    return (settings.id or model_id) if settings.record else ""
 
 
 class ExportedNetwork(NamedTuple):
@@ -135,34 +135,34 @@ def read(settings: ExportSettings) -> ExportedNetwork:
     """Read the network and the facts about it; `ValueError`: there are no such weights."""
     workdir = settings.workdir or Path()
     if settings.weights:
-        named = sources.parse(settings.weights)
-        here = imports.local(named, model=settings.model, which=settings.which, tell=print)
+        source = sources.parse(settings.weights)
+        here = imports.local(source, model=settings.model, weights_kind=settings.which, tell=print)
         if here.kind != "run":
             return _of_weights(settings, here)
         workdir = here.path or workdir
     chosen = kept.selected(workdir) if settings.selected else None
     any_function = settings.layout == "module"
-    network, which = of_run(
+    network, weights_name = of_run(
         workdir, settings.phase, settings.which, chosen, any_function=any_function
     )
     sha256 = network.weights_sha256
-    known = network_account.of_run(
-        *(workdir, which, sha256),
+    account = network_account.of_run(
+        *(workdir, weights_name, sha256),
         image_size=network.image_size,
         chosen=kept.chosen_on(workdir) if chosen else None,
     )
-    return ExportedNetwork(network, which, None, _known(settings, known, sha256), sha256)
+    return ExportedNetwork(network, weights_name, None, _known(settings, account, sha256), sha256)
 
 
 def _of_weights(settings: ExportSettings, here: WeightSource) -> ExportedNetwork:
     name = None if settings.model in PUBLISHED else settings.model
     artifact = reading.artifact_of(here, weights_kind=settings.which)
     network = load.fitted(artifact, name, image_size=settings.image_size, options=settings.options)
-    which = artifact.facts.which
-    words = Path(str(settings.weights)).name + (f", {which}" if which else "")
+    weights_kind = artifact.facts.which
+    words = Path(str(settings.weights)).name + (f", {weights_kind}" if weights_kind else "")
     sha256 = network.weights_sha256
-    known = network_account.of_weights(network, words)
-    return ExportedNetwork(network, words, here.file, _known(settings, known, sha256), sha256)
+    account = network_account.of_weights(network, words)
+    return ExportedNetwork(network, words, here.file, _known(settings, account, sha256), sha256)
 
 
 def _known(settings: ExportSettings, account: Account, sha256: str) -> Account:
@@ -181,7 +181,7 @@ def _known(settings: ExportSettings, account: Account, sha256: str) -> Account:
 def of_run(
     workdir: Path,
     phase: str | None,
-    which: str | None,
+    weights_kind: str | None,
     chosen: kept.ChosenWeights | None = None,
     *,
     any_function: bool = False,
@@ -192,11 +192,11 @@ def of_run(
         models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if chosen:
         name, (params, stats) = kept.selected_weights(workdir, chosen)
-    elif which in (None, config.evaluation.weights):
+    elif weights_kind in (None, config.evaluation.weights):
         name, (params, stats) = runs.run_weights(workdir, phase)
     else:
-        assert which is not None
-        name, (params, stats) = _latest(config, workdir, phase, which)
+        assert weights_kind is not None
+        name, (params, stats) = _latest(config, workdir, phase, weights_kind)
     model, options = config.model, dict(config.model.options)
     if functions.is_name(model.name):
         options["in_channels"] = model.in_channels
@@ -211,7 +211,7 @@ def of_run(
     return network, name
 
 
-def _latest(config, workdir: Path, phase: str | None, which: str):
+def _latest(config, workdir: Path, phase: str | None, weights_kind: str):
     phases = [phase] if phase else list(reversed(config.phases))
     done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
     if not done:
@@ -222,8 +222,8 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     init = partial(init_state, network_of(config), remembering(tx))
     shapes = jax.eval_shape(init, jax.random.key(0))
     step, state, _ = checkpoint.read(workdir / done[0] / "latest", shapes)
-    weights = averaged(state) if which == "ema" else (state.params, state.stats)
-    return f"{done[0]}, step {step}, {which}, latest checkpoint", weights
+    weights = averaged(state) if weights_kind == "ema" else (state.params, state.stats)
+    return f"{done[0]}, step {step}, {weights_kind}, latest checkpoint", weights
 
 
 def _measured(
@@ -373,14 +373,14 @@ def push_to_hub(
     except ImportError as error:
         message = "push_to_hub needs Hugging Face's client: pip install 'jaxrobust[hub]'"
         raise ImportError(message, name="huggingface_hub") from error
-    named = sources.parse(str(source))
+    parsed_source = sources.parse(str(source))
     of: dict[str, Any] = {"weights": str(source)}
-    if named.kind == "run":
-        of = {"workdir": named.path}
+    if parsed_source.kind == "run":
+        of = {"workdir": parsed_source.path}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / repository.partition("/")[2]
-        how: dict[str, Any] = {"license": license, "nocertificate": not certificate}
-        export(ExportSettings(layout="hub", out=out, **of, **how))
+        options: dict[str, Any] = {"license": license, "nocertificate": not certificate}
+        export(ExportSettings(layout="hub", out=out, **of, **options))
         api = huggingface_hub.HfApi(token=token)
         api.create_repo(repository, private=private, exist_ok=True)
         about: dict[str, Any] = {
@@ -388,5 +388,5 @@ def push_to_hub(
             "revision": revision,
             "commit_message": message,
         }
-        made = api.upload_folder(folder_path=str(out), **about)
-    return str(getattr(made, "repo_url", None) or f"hf://{repository}")
+        commit = api.upload_folder(folder_path=str(out), **about)
+    return str(getattr(commit, "repo_url", None) or f"hf://{repository}")

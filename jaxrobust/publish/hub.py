@@ -81,16 +81,16 @@ logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]
 
 def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
     """Look up timm's name and other arguments of `create_model`; None: timm does not build it."""
-    known, row = models.member(network.name).reference, models.variant(network.name)
-    other = known.base.endswith(".py") or known.strides or getattr(row, "stem_widths", ())
+    reference, row = models.member(network.name).reference, models.variant(network.name)
+    other = reference.base.endswith(".py") or reference.strides or getattr(row, "stem_widths", ())
     if other or references.deviations(network, network.name):
         return None
-    arguments = dict(known.options)
+    arguments = dict(reference.options)
     if not models.family(network.name).any_size and network.image_size != 224:
         arguments["img_size"] = network.image_size
     if network.in_channels != 3:
         arguments["in_chans"] = network.in_channels
-    return known.base, arguments
+    return reference.base, arguments
 
 
 def config(network: Network, account: Account, sha256: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def config(network: Network, account: Account, sha256: str) -> dict[str, Any]:
         **_ends(network),
         **({"license": account.license.lower()} if account.license else {}),
     }
-    ours = {
+    facts = {
         "architecture": network.name,
         "options": models.essential(network.name, network.options),
         "preprocessing": account.preprocessing,
@@ -127,7 +127,7 @@ def config(network: Network, account: Account, sha256: str) -> dict[str, Any]:
         **({"label_names": list(names)} if len(names) == network.num_classes else {}),
         **({"model_args": built[1]} if built and built[1] else {}),
         "pretrained_cfg": timm,
-        "jaxrobust": ours,
+        "jaxrobust": facts,
     }
 
 
@@ -135,28 +135,28 @@ def _resized(preprocessing: str | None) -> dict[str, Any]:
     """Return timm's words for a preprocessing; empty: unknown, or timm has none."""
     name = preprocessing or ""
     if name in _ROBUSTBENCH:
-        how, share = _ROBUSTBENCH[name]
+        interpolation, share = _ROBUSTBENCH[name]
     elif match := _RESIZED.fullmatch(name):
-        how, share = match[1], int(match[3]) / int(match[2])
+        interpolation, share = match[1], int(match[3]) / int(match[2])
     elif match := _SHARE.fullmatch(name):
-        how, share = match[1], float(match[2])
+        interpolation, share = match[1], float(match[2])
     elif name == "none":
-        how, share = "bicubic", 1.0
+        interpolation, share = "bicubic", 1.0
     else:
         return {}
-    return {"interpolation": how, "crop_pct": share}
+    return {"interpolation": interpolation, "crop_pct": share}
 
 
 def _ends(network: Network) -> dict[str, str]:
     """Find timm's names of the first and last layer, replaced for other images and classes."""
     names = models.family(network.name).names
-    ours = network.params | network.stats
+    arrays = network.params | network.stats
     stored = convert.names(network.name, references.named(network, wrapped=False))
     first: dict[str, str] = {}
     last: dict[str, str] = {}
     for key, _, targets in stored.matched:
         target = targets[0] if len(targets) == 1 else ""
-        if re.fullmatch(names.stem, target) and ours[target].ndim == 4:
+        if re.fullmatch(names.stem, target) and arrays[target].ndim == 4:
             first.setdefault("first_conv", key.removesuffix(".weight"))
         if any(re.fullmatch(names.head, target) for target in targets) and key.endswith(".bias"):
             last["classifier"] = key.removesuffix(".bias")
@@ -236,11 +236,11 @@ def _accuracies(account: Account) -> list[str]:
 
 
 def _citation(account: Account) -> list[str]:
-    own = [paper(account.published)] if account.published in PUBLISHED else []
+    weights_papers = [paper(account.published)] if account.published in PUBLISHED else []
     attacked = any(str(one.method).startswith("autoattack") for one in account.records)
-    papers = own + [_AUTOATTACK] * attacked
+    papers = weights_papers + [_AUTOATTACK] * attacked
     lines = [f"- {p.authors}: {p.title}. {p.venue}. <{p.link}>" for p in papers]
-    return lines if own else [f"- ({BY_HAND}: the paper of these weights)", *lines]
+    return lines if weights_papers else [f"- ({BY_HAND}: the paper of these weights)", *lines]
 
 
 def texts(network: Network, account: Account, sha256: str) -> dict[str, str]:

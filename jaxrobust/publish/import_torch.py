@@ -56,13 +56,13 @@ def import_weights(
 
 
 def _print(out: Path, network: Network, done: dict[str, Any]) -> None:
-    what = f"{done['architecture']}, {done['num_classes']} classes, {done['image_size']} px"
-    print(f"{out}: {what}, sha256 {done['sha256']}")
+    description = f"{done['architecture']}, {done['num_classes']} classes, {done['image_size']} px"
+    print(f"{out}: {description}, sha256 {done['sha256']}")
     for line in compose.summary(network):
         print(f"  {line}")
     if done["which"] and network.facts.place:
-        which = files.WHICH[done["which"]]
-        print(f"  the {which} weights, which are under {network.facts.place!r}")
+        kind = files.WHICH[done["which"]]
+        print(f"  the {kind} weights, which are under {network.facts.place!r}")
     moments = (done["normalize"][key] for key in ("mean", "std"))
     shown = (" ".join(f"{value:.4g}" for value in values) for values in moments)
     print("  normalisation: mean {}, std {} ({})".format(*shown, done["normalize"]["origin"]))

@@ -52,9 +52,9 @@ def check(network: Network, layout: str) -> None:
     """Refuse a network that a layout cannot name, whatever its weights are."""
     of_torch = pytorch.is_name(network.name)
     if layout != "jaxrobust" and of_torch != (layout in _OF_TORCH):
-        own = "state-dict or robustbench, or jaxrobust," if of_torch else "timm, hub or module"
+        choices = "state-dict or robustbench, or jaxrobust," if of_torch else "timm, hub or module"
         raise ValueError(
-            f"--layout {layout} does not go with {network.name}: choose --layout {own}"
+            f"--layout {layout} does not go with {network.name}: choose --layout {choices}"
             + " which names weights as its own module does" * of_torch
         )
     if layout == "robustbench":
@@ -87,7 +87,7 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
 def _same_function(network: Network, other: str, options: dict[str, Any], layout: str) -> None:
     if changed := references.deviations(network, other, options):
         changes = ", ".join(
-            f"{key}={ours!r} instead of {theirs!r}" for key, (ours, theirs) in changed.items()
+            f"{key}={value!r} instead of {expected!r}" for key, (value, expected) in changed.items()
         )
         raise ValueError(
             f"this {network.name} has {changes}: {layout} is another network, so its name would be "
@@ -143,8 +143,8 @@ def stage(folder: Path, network: Network, account: Account, layout: str) -> Path
     if layout == "robustbench":
         file = folder / f"{pytorch.find('label')(network.name)}.pt"
         save_pt(file, state)
-        if own := pytorch.find("copied")(network):
-            (folder / own.name).write_bytes(own.read_bytes())
+        if copied := pytorch.find("copied")(network):
+            (folder / copied.name).write_bytes(copied.read_bytes())
         return _write_module(file.with_suffix(".py"), network, account, file)
     if layout == "module":
         file = folder / f"{label(network)}.pt"
@@ -204,8 +204,8 @@ def weights_of(file: Path) -> Path:
     """Return the file with the weights, of the one that PyTorch reads first."""
     if file.suffix != ".py":
         return file
-    beside = file.with_suffix(".pt")
-    return beside if beside.exists() else file.with_name(hub.WEIGHTS)
+    pt_file = file.with_suffix(".pt")
+    return pt_file if pt_file.exists() else file.with_name(hub.WEIGHTS)
 
 
 def usage(network: Network, layout: str, out: Path) -> str:
@@ -216,11 +216,11 @@ def usage(network: Network, layout: str, out: Path) -> str:
             f"jaxrobust.load('{out}') loads it"
         )
     if layout == "state-dict":
-        how = f"build().load_state_dict(torch.load('{out / STATE_DICT}'), strict=True)"
+        code = f"build().load_state_dict(torch.load('{out / STATE_DICT}'), strict=True)"
         if not network.normalised:
-            return how
+            return code
         mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
-        return f"{how}; it takes (images - {mean}) / {std}"
+        return f"{code}; it takes (images - {mean}) / {std}"
     if layout == "robustbench":
         file_name = pytorch.find("label")(network.name)
         return (

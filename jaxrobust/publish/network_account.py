@@ -40,14 +40,14 @@ class Account(NamedTuple):
 
 def of_run(
     workdir: Path,
-    which: str,
+    weights_name: str,
     sha256: str,
     *,
     image_size: int | None = None,
     chosen: dict[str, Any] | None = None,
 ) -> Account:
     """Take the facts of a run's weights; a preprocessing to its size is nothing for another."""
-    phase = which.partition(",")[0]
+    phase = weights_name.partition(",")[0]
     config = runs.run_config(workdir, phase)
     attack, objective = config.attack, config[phase].objective
     tested = config.data.get("preprocessing")
@@ -56,13 +56,13 @@ def of_run(
     names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
     balls = threats(attack) if objectives.named(objective).attacks else ()
-    how = f"{objective} training on {config.data.name}, split {config.data.train_split}"
+    trained = f"{objective} training on {config.data.name}, split {config.data.train_split}"
     if balls:
         steps = counted(registry.steps(attack.name, attack.steps), "step")
-        how += f", {attack.name}, {steps}, {', '.join(b.written() for b in balls)}"
+        trained += f", {attack.name}, {steps}, {', '.join(b.written() for b in balls)}"
     return Account(
-        which,
-        trained=how,
+        weights_name,
+        trained=trained,
         threat=balls[0] if len(balls) == 1 else None,
         preprocessing=tested,
         dataset=config.data.name,
@@ -86,16 +86,16 @@ def _records(file: Path, sha256: str) -> list[AccuracyRecord]:
     return of_these
 
 
-def of_weights(network: Network, which: str) -> Account:
+def of_weights(network: Network, weights_name: str) -> Account:
     """Take the facts that stand in or next to the file or imported folder of a network."""
     about = load.about(network)
     accuracies = tuple(map(AccuracyRecord.from_json, about["accuracies"] or ()))
     for record in accuracies:
-        checked.check(record, f"config.json of {which}")
+        checked.check(record, f"config.json of {weights_name}")
     key = about.get("published_id")
     board = PUBLISHED[key].board if key in PUBLISHED else None
     return Account(
-        which,
+        weights_name,
         threat=None if None in (about["norm"], about["epsilon"]) else Threat.of(about),
         preprocessing=about["preprocessing"],
         dataset=board.data if board and board.dataset != "imagenet" else None,
@@ -157,8 +157,8 @@ def prepared(network: Network, account: Account) -> str:
     """Say how an image file becomes an input."""
     size = network.image_size
     if account.preprocessing in (None, "none"):
-        rest = "" if account.preprocessing else f"; a preprocessing is {UNKNOWN}"
-        return f"images of {size} x {size} px as they are{rest}"
+        note = "" if account.preprocessing else f"; a preprocessing is {UNKNOWN}"
+        return f"images of {size} x {size} px as they are{note}"
     return (
         f"`{account.preprocessing}` to {size} x {size} px (an id of "
         "`jaxrobust.data.evaluation_transform`, RobustBench's names among them)"
@@ -194,8 +194,8 @@ def row(record: AccuracyRecord) -> tuple[str, str, str, str, str]:
     by = record.published_by
     number = f"record {record.evaluation} of " if record.evaluation else "record of "
     flags = f", flags: {', '.join(record.flags)}" if record.flags else ""
-    own = f"{number}{record.time}, commit {str(record.commit)[:12]}, {record.device}{flags}"
-    stands = f"published by {by}" if by else own
+    origin = f"{number}{record.time}, commit {str(record.commit)[:12]}, {record.device}{flags}"
+    stands = f"published by {by}" if by else origin
     shown = "-" if robust is None else f"{robust:.2%}"
     clean = "-" if record.clean is None else f"{record.clean:.2%}"
     return images(record), attack, clean, shown, stands

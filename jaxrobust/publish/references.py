@@ -47,29 +47,31 @@ def deviations(
     network: Network, other: str, options: dict[str, Any] | None = None
 ) -> dict[str, tuple[Any, Any]]:
     """Compare fields that matter with an architecture's: those that differ -> (ours, theirs)."""
-    ours = models.computed(network.name, network.options)
-    theirs = models.computed(other, options or {})
+    fields = models.computed(network.name, network.options)
+    other_fields = models.computed(other, options or {})
     return {
-        key: (ours.get(key), theirs.get(key))
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
+        key: (fields.get(key), other_fields.get(key))
+        for key in sorted(fields.keys() | other_fields.keys())
+        if fields.get(key) != other_fields.get(key)
     }
 
 
 def named(network: Network, *, wrapped: bool) -> Arrays:
     """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
-    ours = network.params | network.stats
+    arrays = network.params | network.stats
     if pytorch.is_name(network.name):
         state = pytorch.find("state_dict")(network.name, *network[1:3], network.sizes)
         if not wrapped:
             return state
-        first = {key: ours[key].reshape(1, -1, 1, 1) for key in ("normalize.mean", "normalize.std")}
+        first = {
+            key: arrays[key].reshape(1, -1, 1, 1) for key in ("normalize.mean", "normalize.std")
+        }
         return first | {f"model.{key}": a for key, a in state.items()}
-    return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
+    return convert.reference_names(network.name, arrays, wrapped=wrapped, **network.options)
 
 
 def reference(
-    network: Network, path: Path, layout: str = "timm", which: str | None = None
+    network: Network, path: Path, layout: str = "timm", weights_kind: str | None = None
 ) -> Reference | None:
     """Build a reference with a file's weights; None: no PyTorch, or not in timm; `ValueError`: no
     fit.
@@ -95,17 +97,17 @@ def reference(
     if layout in PUBLISHED and PUBLISHED[layout].file:
         with contextlib.suppress(ImportError):
             return _robustbench(path, layout)
-    return _rebuilt(network, path, which)
+    return _rebuilt(network, path, weights_kind)
 
 
 @contextlib.contextmanager
 def _no_byte_code() -> Iterator[None]:
     """Leave no `__pycache__` next to what is imported: that folder is handed on as it is."""
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    previous_flag, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
-        sys.dont_write_bytecode = before
+        sys.dont_write_bytecode = previous_flag
 
 
 def _robustbench(path: Path, robustbench_id: str) -> Reference:
@@ -143,35 +145,35 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
         return load_model(own_id(robustbench_id), model_dir=str(folder), **where)
 
 
-def _rebuilt(network: Network, path: Path, which: str | None) -> Reference | None:
+def _rebuilt(network: Network, path: Path, weights_kind: str | None) -> Reference | None:
     """Return timm's network with the arrays of a file; None: timm has no such network."""
     import torch
 
     if pytorch.is_name(network.name):
         net = pytorch.find("rebuilt")(network)
         net.load_state_dict(torch.load(path, weights_only=True), strict=True)
-        how = "by load_state_dict(strict=True)"
+        provenance = "by load_state_dict(strict=True)"
         net = _normalising(net, network.stats) if network.normalised else net.eval()
-        return Reference(net, network.name, True, how)
+        return Reference(net, network.name, True, provenance)
     net, origin = _independent(network)
     if net is None:
         return None
     try:
-        source = convert.unwrapped(files.read(path, weights_kind=which))
+        source = convert.unwrapped(files.read(path, weights_kind=weights_kind))
     except ValueError as error:
         if "bfloat16" not in str(error):  # NumPy has no such type
             raise
         source = {}
     plain = {k: v for k, v in source.items() if not k.startswith("normalize.")}
     want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    how = "read from the file by their names"
+    provenance = "read from the file by their names"
     if {k: v.shape for k, v in plain.items()} != want:
         plain = named(network, wrapped=False)
-        how = "ours, under its names, for those of the file are others"
+        provenance = "ours, under its names, for those of the file are others"
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
         net = _normalising(net, network.stats | source)  # ours, where the file has none
-    return Reference(net.eval(), origin, True, how)
+    return Reference(net.eval(), origin, True, provenance)
 
 
 def _normalising(net: Any, stats: Arrays) -> Any:
@@ -187,7 +189,7 @@ def _independent(network: Network) -> tuple[Any, str]:
     if functions.is_name(network.name):
         return None, ""
     other = deviations(network, network.name)
-    options = {TIMM_OPTIONS[key]: ours for key, (ours, _) in other.items() if key in TIMM_OPTIONS}
+    options = {TIMM_OPTIONS[key]: value for key, (value, _) in other.items() if key in TIMM_OPTIONS}
     options |= {"num_classes": network.num_classes, "in_chans": network.in_channels}
     if other.keys() <= TIMM_OPTIONS.keys():
         with contextlib.suppress(ImportError):

@@ -69,8 +69,8 @@ def protocol_of(record: AccuracyRecord) -> Protocol:
     match = _PREPARED.fullmatch(str(record.dataset))
     dataset = match[1] if match else "imagenet"
     norms = {threat.norm for threat in record.threats}
-    own = [p for p in PROTOCOLS if p.dataset == dataset]
-    return next((p for p in own if {p.threat.norm} == norms), own[0])
+    protocols = [p for p in PROTOCOLS if p.dataset == dataset]
+    return next((p for p in protocols if {p.threat.norm} == norms), protocols[0])
 
 
 def check_id(robustbench_id: str) -> str:
@@ -105,22 +105,22 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
         rows = [r for r in rows if r.evaluation == evaluation]
         if not rows:
             raise ValueError(f"{path} has no evaluation {evaluation}")
-    own = [r for r in rows if r.weights_sha256 == weights_sha256]
-    if not own:
+    candidates = [r for r in rows if r.weights_sha256 == weights_sha256]
+    if not candidates:
         others = sorted({str(r.weights_sha256)[:12] for r in rows})
         raise ValueError(
             f"{path} has no record of these weights (sha256 {weights_sha256[:12]}), only of "
             f"{', '.join(others) or 'none'}; evaluate what you export, or choose it with --phase "
             "and --which"
         )
-    if absent := [key for key in _KEYS if key not in own[-1].to_json()]:
+    if absent := [key for key in _KEYS if key not in candidates[-1].to_json()]:
         raise ValueError(f"{path}: its record of these weights has no {absent[0]}; evaluate again")
-    counting = [r for r in own if not lacks(r)]
+    counting = [r for r in candidates if not lacks(r)]
     if not counting:
-        p = protocol_of(own[-1])
+        p = protocol_of(candidates[-1])
         raise ValueError(
             f"{path}: this is not an AutoAttack accuracy as RobustBench defines it, for "
-            f"{'; '.join(lacks(own[-1]))}. To have one, run: jaxrobust evaluate "
+            f"{'; '.join(lacks(candidates[-1]))}. To have one, run: jaxrobust evaluate "
             f"(--workdir RUN | --weights FOLDER) {p.data_flags} --norm {p.threat.norm} "
             f"--epsilon {p.eps} --attack autoattack --version standard"
         )
@@ -215,17 +215,17 @@ def issue(
     confirmed: str | None = None,
 ) -> str:
     """Write the issue by RobustBench's template; `confirmed`: what pyautoattack found."""
-    made, p = entry(record), protocol_of(record)
-    which = "5,000 images of RobustBench" if p.dataset == "imagenet" else "10,000 test images"
+    fields, p = entry(record), protocol_of(record)
+    image_set = "5,000 images of RobustBench" if p.dataset == "imagenet" else "10,000 test images"
     versions = ", ".join(f"{name} {version}" for name, version in (record.versions or {}).items())
     rows = {
-        "Architecture": made["architecture"],
+        "Architecture": fields["architecture"],
         "Threat Model": p.norm,
-        "eps": made["eps"],
-        "Clean accuracy": f"{made['clean_acc']}%",
-        "Robust accuracy": f"{made['autoattack_acc']}%",
+        "eps": fields["eps"],
+        "Clean accuracy": f"{fields['clean_acc']}%",
+        "Robust accuracy": f"{fields['autoattack_acc']}%",
         "Additional data": f"({BY_HAND}: true or false)",
-        "Evaluation method": f"AutoAttack, version standard, on the {which} "
+        "Evaluation method": f"AutoAttack, version standard, on the {image_set} "
         f"({record.dataset}, {record.split}), preprocessing {record.preprocessing}, "
         f"{record.dtype}, seed {record.seed}, with jaxrobust's implementation"
         + (f"; {confirmed}" if confirmed else ""),
@@ -275,18 +275,18 @@ def external_evaluation(record: AccuracyRecord, file: str, sha256: str) -> str:
     unlisted = [] if p.listed else [f"it has none of {p.dataset}, {p.norm}"]
     if differs := [*other_question(record), *unlisted]:
         raise ValueError(f"RobustBench has no leaderboard of this record: {'; '.join(differs)}")
-    made = entry(record)
+    fields = entry(record)
     lines = [
         "Title: [New evaluation] <identifier>",
         "",
         "## Target model",
-        f"+ **Model identifier(s):** ({BY_HAND}; the record's is {made['architecture']}, weights "
+        f"+ **Model identifier(s):** ({BY_HAND}; the record's is {fields['architecture']}, weights "
         f"{record.weights}, sha256 {record.weights_sha256})",
-        f"+ **Leaderboard(s):** {p.dataset}, {p.norm}, eps {made['eps']}",
+        f"+ **Leaderboard(s):** {p.dataset}, {p.norm}, eps {fields['eps']}",
         "",
         "## New evaluation",
         f"+ **Link to adversarial images:** ({BY_HAND}: URL of {file}; sha256 {sha256})",
-        f"+ **Robust accuracy:** {made['autoattack_acc']}%",
+        f"+ **Robust accuracy:** {fields['autoattack_acc']}%",
         f"+ **Author(s):** ({BY_HAND})",
         f"+ **Description of the method used:** {record.method}, {record.dtype}, seed "
         f"{record.seed}, with jaxrobust's implementation (commit {record.commit})",
@@ -302,8 +302,8 @@ def files(
     confirmed: str | None = None,
 ) -> dict[str, str]:
     """Return path -> text of the two files, the entry and the issue."""
-    p, made = protocol_of(record), json.dumps(entry(record), indent=2)
+    p, entry_text = protocol_of(record), json.dumps(entry(record), indent=2)
     return {
-        f"model_info/{p.dataset}/{p.norm}/{robustbench_id}.json": made + "\n",
+        f"model_info/{p.dataset}/{p.norm}/{robustbench_id}.json": entry_text + "\n",
         "new_model_issue.md": issue(robustbench_id, record, file, sha256, confirmed),
     }

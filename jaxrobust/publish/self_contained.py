@@ -73,8 +73,8 @@ def text(network: Network, account: Account, weights: Path, sha256: str, code: s
     if of_torch:
         title = "A network of PyTorch, trained adversarially in JAX."
         code, fields, sources = pytorch.find("written")(network)
-        own, _, code = code.strip().partition("\n\n\n")
-        imports = f"{IMPORTS}{own}\n"
+        module_imports, _, code = code.strip().partition("\n\n\n")
+        imports = f"{IMPORTS}{module_imports}\n"
         label = pytorch.find("label")(network.name)
         moments: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
         if network.normalised:

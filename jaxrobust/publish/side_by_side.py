@@ -59,9 +59,9 @@ def jax_side(network: Network) -> Side:
     """Return a network of ours."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in network.options.items()}
     sizes = {"num_classes": network.num_classes, "image_size": network.image_size}
-    own = network.name in models.available() and "scan" in models.variant(network.name)._fields
+    can_scan = network.name in models.available() and "scan" in models.variant(network.name)._fields
     # Equal blocks are compiled once: eight blocks of InternImage-T take minutes and gigabytes else.
-    compiled = {"scan": True} if own else {}
+    compiled = {"scan": True} if can_scan else {}
     fields = tuple((sizes | {"in_channels": network.in_channels} | options | compiled).items())
 
     @functools.cache

@@ -170,7 +170,7 @@ def apgd(
     x = previous = best = images.clamp(0, 1)
     loss, gradient = evaluate(x, True)
     best_loss, best_gradient = loss, gradient
-    before, checked = torch.zeros_like(loss), loss
+    previous_loss, checked = torch.zeros_like(loss), loss
     reduced = torch.ones_like(loss, dtype=torch.bool)
     step = torch.full_like(loss, 2 * epsilon)
     for t in range(steps):
@@ -185,8 +185,8 @@ def apgd(
         if gradient is None:
             break
         best_gradient = torch.where(better.view(shape), gradient, best_gradient)
-        halve = (loss <= before) | (~reduced & (checked >= best_loss))
-        before, checked, reduced = loss, best_loss, halve
+        halve = (loss <= previous_loss) | (~reduced & (checked >= best_loss))
+        previous_loss, checked, reduced = loss, best_loss, halve
         step = torch.where(halve, step / 2, step)
         x = torch.where(halve.view(shape), best, x)
         gradient = torch.where(halve.view(shape), best_gradient, gradient)
@@ -249,7 +249,7 @@ class ZooNetwork(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load weights of the network, as `nn.Module` does."""
-        own = {name_in_zoo(name): name for name in self.net.state_dict()}
-        found = {k: own.get(k, own.get(k.removeprefix("model."), k)) for k in state_dict}
-        named = {found[k]: array for k, array in state_dict.items()}
-        return self.net.load_state_dict(named, strict, assign)
+        names = {name_in_zoo(name): name for name in self.net.state_dict()}
+        targets = {k: names.get(k, names.get(k.removeprefix("model."), k)) for k in state_dict}
+        renamed = {targets[k]: array for k, array in state_dict.items()}
+        return self.net.load_state_dict(renamed, strict, assign)

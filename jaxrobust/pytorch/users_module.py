@@ -140,9 +140,9 @@ def written(network: Network) -> Written:
     file = Path(place)
     unique = f"{_identifier(file.stem)}_{about['sha256'][:8]}"
     imports = "import sys\nfrom importlib.util import module_from_spec, spec_from_file_location\n"
-    before = _OF_FILE.format(unique=unique, file=file.name)
+    file_loader = _OF_FILE.format(unique=unique, file=file.name)
     code = _LOADER.format(
-        imports=imports, before=before, function=function, place=file.name, code="code"
+        imports=imports, before=file_loader, function=function, place=file.name, code="code"
     )
     return Written(code, row, sources)
 

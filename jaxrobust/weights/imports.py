@@ -27,7 +27,7 @@ def local(
     source: WeightSource,
     *,
     model: str | None = None,
-    which: str | None = None,
+    weights_kind: str | None = None,
     fresh_stem: bool = False,
     as_it_is: bool = False,
     tell: Tell = say,
@@ -49,7 +49,7 @@ def local(
     if here.settings is None and not (here.published or _named(model, here.file)):
         return here._replace(kind="file", path=here.file)
     settings_text = here.settings.read_text() if here.settings else ""
-    digest_parts = (settings_text, model, which, fresh_stem, jaxrobust.__version__)
+    digest_parts = (settings_text, model, weights_kind, fresh_stem, jaxrobust.__version__)
     digest = hashlib.sha256(
         repr((hashes.file_sha256(here.file), digest_parts)).encode()
     ).hexdigest()[:12]
@@ -61,7 +61,7 @@ def local(
         lock, resource=f"the import of {source.text}", otherwise="give a file", wait=True
     ):
         if not _there(folder):
-            request = Request(model=model, keep_head=True, raw=fresh_stem, which=which)
+            request = Request(model=model, keep_head=True, raw=fresh_stem, which=weights_kind)
             network = imported(here, request)
             weights_folder.write(folder, network.params, network.stats, described(network))
             tell(f"{source.text}: imported into {folder}")

@@ -86,7 +86,7 @@ def load(
     ((2, 10), 'convnext_n', 10)
     """
     model = model and spelling.network(model)
-    here = imports.local(sources.parse(str(source)), model=model, which=which, tell=tell)
+    here = imports.local(sources.parse(str(source)), model=model, weights_kind=which, tell=tell)
     artifact = reading.artifact_of(here, weights_kind=which)
     own_name = None if model in PUBLISHED else model
     network = fitted(artifact, own_name, image_size=image_size, options=overrides or None)

@@ -405,7 +405,7 @@ class LoadTest(parameterized.TestCase):
         ):
             torch.save(content, path)
             with self.subTest(which), self.assertRaisesRegex(ValueError, message):
-                convert.load("convnext_n", path, which=which, **KWARGS)
+                convert.load("convnext_n", path, weights_kind=which, **KWARGS)
         torch.save({"state_dict": {}, "model_ema": {"module": tensors, "decay": 0.9}}, path)
         self.assert_loads(path)
 

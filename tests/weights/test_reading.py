@@ -171,7 +171,7 @@ class ImportedTest(parameterized.TestCase):
             self.place(),
             self.place(file="other.pt"),
             self.place(model="n"),
-            self.place(which="raw"),
+            self.place(weights_kind="raw"),
             self.place(fresh_stem=True),
         ]
         self.settings.write_text('{"num_classes": 5}')

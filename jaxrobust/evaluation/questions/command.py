@@ -161,8 +161,8 @@ def _alone(lock: Path) -> Iterator[None]:
     """Keep other processes from the same evaluation; the first host does for all."""
     resource = f"this evaluation in {lock.parent}"
     with contextlib.ExitStack() as stack:
-        held = locks.held(lock, resource=resource, otherwise="give another --out")
-        hosts.together(lambda: None if jax.process_index() else stack.enter_context(held))
+        exclusive = locks.held(lock, resource=resource, otherwise="give another --out")
+        hosts.together(lambda: None if jax.process_index() else stack.enter_context(exclusive))
         yield
 
 

@@ -77,8 +77,8 @@ class Evaluation:
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = tracing.argument("logits_fn", logits_fn, here)
-        how: Any = {"operand": "keys" if subject.keyed else "", "labels": self.images.labels}
-        self.fingerprint = fingerprint.of_network(network, self.images, batch=self.batch, **how)
+        options: Any = {"operand": "keys" if subject.keyed else "", "labels": self.images.labels}
+        self.fingerprint = fingerprint.of_network(network, self.images, batch=self.batch, **options)
         self.questions: dict[str, str] = {}  # number -> hash of its question
         self._size: list[NetworkSize] = []  # once it is known, shared by all questions
         self._clean: list[verdicts.Verdicts] = []  # likewise

@@ -198,8 +198,8 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     if not stages or shapes.get("conv1.kernel") is None:
         return {}
     base, bottleneck = shapes["conv1.kernel"][-1], "layer1.0.conv3.kernel" in shapes
-    found = {"depths": tuple(len({b for s, b in blocks if s == stage}) for stage in stages)}
-    return found | {
+    options = {"depths": tuple(len({b for s, b in blocks if s == stage}) for stage in stages)}
+    return options | {
         "bottleneck": bottleneck,
         "width": shapes["layer1.0.conv1.kernel"][-1] if bottleneck else base,
         "base": base,

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         with patience.of(patience.LOADING):
             from jaxrobust.papers.networks import landscape
 
-        named = asdict(flags)
-        out = named.pop("out")
-        plane = landscape.Plane(**{name: named.pop(name) for name in _PLANE})
-        print("\n".join(map(str, landscape.written(named, plane, out))))
+        network_flags = asdict(flags)
+        out = network_flags.pop("out")
+        plane = landscape.Plane(**{name: network_flags.pop(name) for name in _PLANE})
+        print("\n".join(map(str, landscape.written(network_flags, plane, out))))

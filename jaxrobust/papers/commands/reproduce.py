@@ -41,10 +41,10 @@ class ReproduceFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, print or write."""
-    given = asdict(fields.read(ReproduceFlags, __doc__, argv))
-    places = given.pop("records")
+    flags = asdict(fields.read(ReproduceFlags, __doc__, argv))
+    places = flags.pop("records")
     with ending("the same command starts again"):
         with patience.of(patience.LOADING):
             from jaxrobust.papers.tables import documents
 
-        print(documents.answer(places, **given), end="")
+        print(documents.answer(places, **flags), end="")

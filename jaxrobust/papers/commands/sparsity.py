@@ -25,9 +25,9 @@ class SparsityFlags(NetworkFlags):
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, count, write both files."""
     quiet_libraries()
-    named = asdict(fields.read(SparsityFlags, __doc__, argv))
+    network_flags = asdict(fields.read(SparsityFlags, __doc__, argv))
     with ending("the same command starts again"):
         with patience.of(patience.LOADING):
             from jaxrobust.papers.networks import sparsity
 
-        print("\n".join(map(str, sparsity.written(named, named.pop("out")))))
+        print("\n".join(map(str, sparsity.written(network_flags, network_flags.pop("out")))))

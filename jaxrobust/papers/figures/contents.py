@@ -44,8 +44,8 @@ class FigureContent(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """Return plain values for JSON; accuracies are fractions."""
         series = [one._asdict() for one in self.series]
-        own = {key: getattr(self, key) for key in ("kind", "ticks", "places", "letters")}
-        return own | {"series": series, "caption": self.caption, "notes": self.notes}
+        fields = {key: getattr(self, key) for key in ("kind", "ticks", "places", "letters")}
+        return fields | {"series": series, "caption": self.caption, "notes": self.notes}
 
 
 def attacks(
@@ -67,9 +67,9 @@ def attacks(
         series.append(_series(name, values, one.images))
     words = [latex.escaped_name(step) for step in steps]
     rows = [["network", "clean", *words, rf"{100 * LEVEL:.0f}\,\% interval"]]
-    for each in series:
-        cells = [latex.percent(value) for value in each.values]
-        rows.append([latex.escaped(each.name), *cells, latex.between(each.ends[-1])])
+    for network in series:
+        cells = [latex.percent(value) for value in network.values]
+        rows.append([latex.escaped(network.name), *cells, latex.between(network.ends[-1])])
     union = first.record.is_union
     order = "after each threat in turn" if union else "after each attack in turn"
     caption = (
@@ -98,10 +98,10 @@ def radius(places: Sequence[str], chosen_names: Sequence[str], threat: str | Non
     points = [_points(rungs) for rungs in shown]
     largest = shown[0][-1]
     norm = largest.record.threats[0].norm
-    radii = sorted({radius for own in points for radius in own})
+    radii = sorted({radius for curve in points for radius in curve})
     of_255 = norm == "linf" and all("/255" in fraction(r) for r in radii if r)
     words = [fraction(r) if of_255 else f"{r:.4g}" for r in radii]
-    series = [Series(name, *along(own, radii)) for name, own in zip(names, points, strict=True)]
+    series = [Series(name, *along(curve, radii)) for name, curve in zip(names, points, strict=True)]
     rows = [[rf"${latex.NORMS[norm]}$ radius", *map(latex.escaped, names)]]
     for at in range(len(radii)):
         rows.append([f"${words[at]}$", *cells(series, at)])
@@ -123,11 +123,11 @@ def radius(places: Sequence[str], chosen_names: Sequence[str], threat: str | Non
 
 def _points(rungs: Sequence[FigureRecord]) -> dict[float, tuple[float, int]]:
     """List accuracy and number of images at each radius of a ladder; radius 0 is clean accuracy."""
-    own = {0.0: (present(rungs[0], rungs[0].record.clean), rungs[0].images)}
+    points = {0.0: (present(rungs[0], rungs[0].record.clean), rungs[0].images)}
     for one in rungs:
         if one.record.attacks:
-            own[one.record.threats[0].epsilon] = (present(one, one.record.robust), one.images)
-    return own
+            points[one.record.threats[0].epsilon] = (present(one, one.record.robust), one.images)
+    return points
 
 
 def certified(
@@ -144,10 +144,10 @@ def certified(
     few_enough([one.place for one in shown])
     figure_records.check_together(shown)
     facts: list[Any] = [one.record.certified for one in shown]
-    own = [f"noise {fact['sigma']:g}" for fact in facts]
+    noises = [f"noise {fact['sigma']:g}" for fact in facts]
     if len(places) > 1:
-        own = [f"{one.place}, {noise}" for one, noise in zip(shown, own, strict=True)]
-    names = figure_records.names(shown, chosen_names) if chosen_names else own
+        noises = [f"{one.place}, {noise}" for one, noise in zip(shown, noises, strict=True)]
+    names = figure_records.names(shown, chosen_names) if chosen_names else noises
     curves = [
         {float(radius): (value, one.images) for radius, value in fact["accuracy"].items()}
         for one, fact in zip(shown, facts, strict=True)
@@ -243,9 +243,13 @@ def compare(
     clean = [float(loaded[at].verdicts.clean.mean()) for at in order]
     interval = rf"{100 * LEVEL:.0f}\,\% interval"
     rows = [["network", "clean", "robust", interval, "not apart"]]
-    for each, own, letter in zip(series, clean, shared_letters, strict=True):
-        cells = [latex.percent(own), latex.percent(each.values[0]), latex.between(each.ends[0])]
-        rows.append([latex.escaped(each.name), *cells, letter])
+    for network, clean_accuracy, letter in zip(series, clean, shared_letters, strict=True):
+        cells = [
+            latex.percent(clean_accuracy),
+            latex.percent(network.values[0]),
+            latex.between(network.ends[0]),
+        ]
+        rows.append([latex.escaped(network.name), *cells, letter])
     record = loaded[0].record
     tests = len(pairs_of)
     test = f"exact McNemar {'tests' if tests > 1 else 'test'} on the same images"
@@ -256,12 +260,12 @@ def compare(
         f"accuracy: {EXACT}. Networks that share a letter cannot be told apart at the level of "
         rf"{100 * (1 - LEVEL):.0f}\,\% ({test}{corrected})."
     )
-    said = [left_out.replace("*", "")] if left_out else []
-    said += evaluations.unconfirmed(loaded, names)
+    remarks = [left_out.replace("*", "")] if left_out else []
+    remarks += evaluations.unconfirmed(loaded, names)
     return FigureContent(
         *("compare", [], [], "robust accuracy (%)", series, shared_letters, caption, rows),
         list(sources([names[at] for at in order], [records[at] for at in order])),
-        said + notes(names, [[one] for one in records]),
+        remarks + notes(names, [[one] for one in records]),
     )
 
 
@@ -352,8 +356,8 @@ def sources(names: Sequence[str], shown: Sequence[FigureRecord]) -> Iterator[str
 def notes(names: Sequence[str], of: Sequence[Sequence[FigureRecord]]) -> list[str]:
     """List the reasons to doubt each network's records."""
     every = list[str]()
-    for name, own in zip(names, of, strict=True):
-        for one in own:
+    for name, records in zip(names, of, strict=True):
+        for one in records:
             every += figure_records.doubts(name, one.record)
             if words := checked.missing(one.record, one.ours.file):
                 every.append(f"Of {name}: {words}.")

@@ -77,9 +77,9 @@ def _attacks(content: FigureContent) -> Any:
     count, steps = len(content.series), len(content.ticks)
     labels = [_in_lines(tick, steps) for tick in content.ticks]
     figure, panel = _figure(2.0 + _legend_height(content.series))
-    beside = 0.45 / max(count, 4)  # distance of neighbours, so that their bars do not overlap
+    spacing = 0.45 / max(count, 4)  # distance of neighbours, so that their bars do not overlap
     for at, one in enumerate(content.series):
-        xs = [x + beside * (at - (count - 1) / 2) for x in content.places]
+        xs = [x + spacing * (at - (count - 1) / 2) for x in content.places]
         values = [100 * value for value in one.values]
         below, above = ([abs(100 * end[i] - v) for end, v in zip(one.ends, values, strict=True)]
                         for i in (0, 1))  # fmt: skip
@@ -145,9 +145,9 @@ def _compare(content: FigureContent) -> Any:
     for label in panel.get_yticklabels():
         label.set(parse_math=False, linespacing=_SPACING)
     panel.set_ylim(count - 0.4, -0.6)
-    every = sorted({letter for own in content.letters for letter in own})
-    for at, own in enumerate(content.letters):
-        for letter in own:  # each in the column of its letter
+    every = sorted({letter for letters in content.letters for letter in letters})
+    for at, letters in enumerate(content.letters):
+        for letter in letters:  # each in the column of its letter
             place = (1.03 + 0.04 * every.index(letter), at)
             panel.text(*place, letter, transform=panel.get_yaxis_transform(), va="center")
     panel.set_xlabel(content.axis)

@@ -85,7 +85,7 @@ def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
 def certified(place: str) -> list[FigureRecord]:
     """Read the certificates of randomised smoothing at a place, smallest noise first."""
     _, _, stored = _checked(place)
-    records = [FigureRecord.read(place, ours) for ours in stored.values() if ours.record.certified]
+    records = [FigureRecord.read(place, run) for run in stored.values() if run.record.certified]
     if not records:
         raise ValueError(
             f"{place} has nothing that is certified, so that no figure of it can be made; evaluate "
@@ -112,8 +112,8 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     folder, wanted, stored = _checked(place, all_of_the_folder=True)
     ball = None if threat is None else evaluations.ball_of(threat)
     groups: dict[str, dict[str, RunRecord]] = {}
-    for key, ours in stored.items():
-        record = ours.record
+    for key, run in stored.items():
+        record = run.record
         alone = len({*checked.balls(record)}) < 2 and not (record.ladder or record.is_union)
         if (
             record.image_size
@@ -121,15 +121,15 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
             and not record.certified
             and ball in (None, {*checked.balls(record)})
         ):
-            groups.setdefault(_attacked_alike(ours), {})[key] = ours
+            groups.setdefault(_attacked_alike(run), {})[key] = run
     groups = {
-        text: own
-        for text, own in groups.items()
-        if len({ours.record.image_size for ours in own.values()}) > 1
+        text: group
+        for text, group in groups.items()
+        if len({run.record.image_size for run in group.values()}) > 1
     }
-    attacked = {k: own for k, own in groups.items() if next(iter(own.values())).record.attacks}
+    attacked = {k: g for k, g in groups.items() if next(iter(g.values())).record.attacks}
     if wanted:
-        groups = {k: own for k, own in groups.items() if any(n.startswith(wanted) for n in own)}
+        groups = {k: g for k, g in groups.items() if any(n.startswith(wanted) for n in g)}
     elif attacked:
         groups = attacked
     if not groups:
@@ -139,14 +139,14 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
             "--image_size=224, or name another place"
         )
     if len(groups) > 1:
-        firsts = dict(next(iter(own.items())) for own in groups.values())
+        firsts = dict(next(iter(group.items())) for group in groups.values())
         listed = evaluations.few(evaluations.addresses(folder, firsts))
         raise ValueError(
             f"{place} holds {len(groups)} attacks at several image sizes; name one evaluation of "
             f"one of them: {listed}"
         )
-    (own,) = groups.values()
-    latest = {(o.record.image_size, *checked.balls(o.record)): o for o in own.values()}
+    (group,) = groups.values()
+    latest = {(o.record.image_size, *checked.balls(o.record)): o for o in group.values()}
     return [
         FigureRecord.read(place, latest[key])
         for key in sorted(latest, key=lambda key: (key[0] or 0, *key[1:]))
@@ -196,31 +196,31 @@ def _images_of(one: FigureRecord) -> tuple[str | None, ...]:
 
 def _ladder(place: str) -> list[FigureRecord]:
     folder, wanted, stored = _checked(place, all_of_the_folder=True)
-    rungs_of = {key: ours for key, ours in stored.items() if ours.record.ladder}
+    rungs_of = {key: run for key, run in stored.items() if run.record.ladder}
     groups: dict[tuple[str, str], dict[str, RunRecord]] = {}
-    for key, ours in rungs_of.items():
-        if ours.record.attacks:
-            groups.setdefault((_ladder_of(ours), _attack_of(ours)), {})[key] = ours
-    for key, ours in rungs_of.items():
-        if not ours.record.attacks:  # radius 0 belongs to every norm
-            same = [own for (ladder, _), own in groups.items() if ladder == _ladder_of(ours)]
-            for own in same or [groups.setdefault((_ladder_of(ours), ""), {})]:
-                own[key] = ours
+    for key, run in rungs_of.items():
+        if run.record.attacks:
+            groups.setdefault((_ladder_of(run), _attack_of(run)), {})[key] = run
+    for key, run in rungs_of.items():
+        if not run.record.attacks:  # radius 0 belongs to every norm
+            same = [group for (ladder, _), group in groups.items() if ladder == _ladder_of(run)]
+            for group in same or [groups.setdefault((_ladder_of(run), ""), {})]:
+                group[key] = run
     if wanted:
-        groups = {k: own for k, own in groups.items() if any(n.startswith(wanted) for n in own)}
+        groups = {k: g for k, g in groups.items() if any(n.startswith(wanted) for n in g)}
     if not groups:
         raise ValueError(
             f"{place} has no ladder of radii, so that no figure of radii can be made of it; "
             "evaluate with --ladder NORM:FROM:TO:COUNT, or name another place"
         )
     if len(groups) > 1:
-        firsts = dict(next(iter(own.items())) for own in groups.values())
+        firsts = dict(next(iter(group.items())) for group in groups.values())
         listed = evaluations.few(evaluations.addresses(folder, firsts))
         raise ValueError(f"{place} holds {len(groups)} ladders; name one radius of one: {listed}")
-    (own,) = groups.values()
-    rungs = {_radius(ours.record): FigureRecord.read(place, ours) for ours in own.values()}
+    (group,) = groups.values()
+    rungs = {_radius(run.record): FigureRecord.read(place, run) for run in group.values()}
     there = {f"{radius:.6g}" for radius in rungs}
-    radii = _radii(next(iter(own.values())).record)
+    radii = _radii(next(iter(group.values())).record)
     if missing := [radius for radius in radii if f"{radius:.6g}" not in there]:
         raise ValueError(
             f"the ladder of {place} lacks {', '.join(f'{r:.4g}' for r in missing)} of its radii; "
@@ -259,19 +259,19 @@ def _checked(
     folder, wanted, stored = evaluations.held_at(place)
     if not stored:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
-    chosen = {key: ours for key, ours in stored.items() if key.startswith(wanted)}
+    chosen = {key: run for key, run in stored.items() if key.startswith(wanted)}
     if not chosen:
         listed = evaluations.few(evaluations.addresses(folder, stored))
         raise ValueError(f"{folder} has no evaluation {wanted}; name one of them: {listed}")
-    for ours in chosen.values():
-        check(ours.record, str(ours.file))
+    for run in chosen.values():
+        check(run.record, str(run.file))
     return folder, wanted, stored if all_of_the_folder else chosen
 
 
 def _check_each_once(addressed: Sequence[tuple[str, RunRecord]]) -> None:
     places: dict[tuple[str, str], str] = {}
-    for place, ours in addressed:
-        key = str(ours.file.resolve()), str(ours.record.evaluation)
+    for place, run in addressed:
+        key = str(run.file.resolve()), str(run.record.evaluation)
         if key in places:
             raise ValueError(f"{place} is the same evaluation as {places[key]}; name each once")
         places[key] = place
@@ -323,9 +323,9 @@ def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
         return list(chosen)
     ways: list[Callable[[FigureRecord], Iterator[str]]] = [_folder, _network, _weights]
     for way in ways:
-        own = [next(way(one), "") for one in shown]
-        if all(own) and len({*own}) == len(own) and max(map(len, own)) <= _LONGEST:
-            return own
+        labels = [next(way(one), "") for one in shown]
+        if all(labels) and len({*labels}) == len(labels) and max(map(len, labels)) <= _LONGEST:
+            return labels
     return [f"network {at}" for at in range(1, len(shown) + 1)]
 
 

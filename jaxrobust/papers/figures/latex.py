@@ -50,11 +50,11 @@ def attack_name(name: str) -> str:
     'APGD-T'
     """
     *threat, last = name.split(" ") if not name.endswith(" (full)") else [name]
-    known = {"square": "Square", "autoattack": "AutoAttack", "replay": "replayed points"}
+    spellings = {"square": "Square", "autoattack": "AutoAttack", "replay": "replayed points"}
     if re.fullmatch(r"[\d./]+", last):  # a threat of a union: l2 0.5
         return " ".join(_norm(word) for word in (*threat, _radius(last)))
     head = last.removesuffix(" (full)")
-    written = known.get(head, head.upper()) + last[len(head) :]
+    written = spellings.get(head, head.upper()) + last[len(head) :]
     balls = [_norm(word) if at % 2 == 0 else _radius(word) for at, word in enumerate(threat)]
     return " ".join([written, *balls])
 
@@ -98,8 +98,8 @@ def escaped_name(name: str) -> str:
 
 def threat_words(record: AccuracyRecord) -> str:
     """Name norm and radius of a record in a caption; for a union, all of them."""
-    own = list(dict.fromkeys(ball(threat.norm, threat.epsilon) for threat in record.threats))
-    return own[0] if len(own) == 1 else f"{', '.join(own[:-1])} and {own[-1]}"
+    balls = list(dict.fromkeys(ball(threat.norm, threat.epsilon) for threat in record.threats))
+    return balls[0] if len(balls) == 1 else f"{', '.join(balls[:-1])} and {balls[-1]}"
 
 
 def images_words(record: AccuracyRecord, images: int) -> str:

@@ -21,16 +21,16 @@ def resolution(
     shown = [figure_records.of_resolutions(place, threat) for place in places]
     figure_records.check_resolutions(shown)
     names = figure_records.names([records[-1] for records in shown], chosen_names)
-    curves = [own for name, of in zip(names, shown, strict=True) for own in _curves(of, name)]
+    curves = [curve for name, of in zip(names, shown, strict=True) for curve in _curves(of, name)]
     if len(shown) == 1:
-        curves = [(accuracy, "", own) for accuracy, _, own in curves]
+        curves = [(accuracy, "", curve) for accuracy, _, curve in curves]
     contents.few_enough([accuracy for accuracy, _, _ in curves])
     sizes = sorted({_size(one) for records in shown for one in records})
     series = []
-    for accuracy, name, own in curves:
+    for accuracy, name, curve in curves:
         points = {
             float(size): (contents.present(one, _accuracy(one, accuracy)), one.images)
-            for size, one in own.items()
+            for size, one in curve.items()
         }
         series.append(
             Series(", ".join(filter(None, (name, accuracy))), *contents.along(points, sizes))
@@ -71,29 +71,29 @@ def _curves(
     for one in records:
         if one.record.attacks:
             norms[one.record.threats[0].norm].append(one)
-    for norm, own in norms.items():
-        radii = {_radius(one) for one in own}
-        if len(radii) > 1 and len(radii) == len(own) == len({_size(one) for one in own}):
-            yield f"{norm}, {SEVERAL}", name, {_size(one): one for one in own}
+    for norm, of_norm in norms.items():
+        radii = {_radius(one) for one in of_norm}
+        if len(radii) > 1 and len(radii) == len(of_norm) == len({_size(one) for one in of_norm}):
+            yield f"{norm}, {SEVERAL}", name, {_size(one): one for one in of_norm}
             continue
         for radius in sorted(radii):
-            at = {_size(one): one for one in own if _radius(one) == radius}
+            at = {_size(one): one for one in of_norm if _radius(one) == radius}
             yield f"{norm} {fraction(radius)}", name, at
 
 
 def _preprocessing(records: Sequence[FigureRecord]) -> str:
     """Describe the preprocessing, which differs for each size."""
-    how = {_size(one): one.record.preprocessing or "not known" for one in records}
-    return f"Preprocessing: {', '.join(f'{how[size]} at {size} px' for size in sorted(how))}."
+    ids = {_size(one): one.record.preprocessing or "not known" for one in records}
+    return f"Preprocessing: {', '.join(f'{ids[size]} at {size} px' for size in sorted(ids))}."
 
 
 def _radii_words(curves: Sequence[tuple[str, str, dict[int, FigureRecord]]]) -> str:
     """List for the caption the radii of curves that have one for each resolution."""
     texts = []
-    for accuracy, _, own in curves:
+    for accuracy, _, curve in curves:
         norm, _, radius_words = accuracy.partition(", ")
         if radius_words == SEVERAL:
-            of = ", ".join(f"{fraction(_radius(own[size]))} at {size}" for size in sorted(own))
+            of = ", ".join(f"{fraction(_radius(curve[size]))} at {size}" for size in sorted(curve))
             texts.append(rf"${latex.NORMS[norm]}$ radii {of}")
     return "".join(f"; {text}" for text in dict.fromkeys(texts))
 

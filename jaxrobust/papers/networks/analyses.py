@@ -94,7 +94,7 @@ def written(settings: AnalysisSettings) -> tuple[Path, Path]:
     own_images = settings.analysis == "augmentations"
     sample = None if own_images else network_sample.seen(settings.named | {"n": settings.n})
     with jax.default_matmul_precision(VERDICT_PRECISION):
-        rows, made = module.analyse(sample, settings)
-    figure = module.draw(sample, rows, made, settings)
+        rows, result = module.analyse(sample, settings)
+    figure = module.draw(sample, rows, result, settings)
     out = picture_parts.folder(settings.out, settings.named["workdir"])
     return picture_parts.save(out, settings.analysis, figure, rows)

@@ -32,18 +32,18 @@ def analyse(sample: None, settings: AnalysisSettings) -> tuple[Rows, Any]:
         except ValueError as error:
             raise ValueError(f"{file} is {error}; leave it out") from error
         plain.append(plain_view(image))
-        given = image if chain.resizes else plain[-1]
+        original = image if chain.resizes else plain[-1]
         seeds = ([settings.seed, number, view] for view in range(settings.views))
-        views.append([chain.augment(given, np.random.default_rng(seed)) for seed in seeds])
+        views.append([chain.augment(original, np.random.default_rng(seed)) for seed in seeds])
     base = np.stack(plain).astype(np.float32) / 255
     sheet = np.array(views).astype(np.float32) / 255  # images, views, H, W, C
     kinds = [("host", sheet)]
     if (preset := PRESETS.get(settings.chain)) and (preset.mixup or preset.cutmix or preset.erase):
         kinds.append(("device", _on_device(sheet, preset, settings.seed)))
     rows = []
-    for where, made in kinds:
-        for i, view in np.ndindex(made.shape[:2]):
-            one = made[i, view]
+    for where, augmented in kinds:
+        for i, view in np.ndindex(augmented.shape[:2]):
+            one = augmented[i, view]
             about = {"file": str(files[i]), "where": where, "view": view}
             bright = {"mean": float(one.mean()), "std": float(one.std())}
             rows.append(about | bright | {"from_plain": float(np.abs(one - base[i]).mean())})
@@ -57,8 +57,8 @@ def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
     )
     keys = jax.random.split(jax.random.key(seed), sheet.shape[1])
     labels = jnp.zeros(len(even), jnp.int32)
-    made = [change(k, Batch(jnp.asarray(even[:, v]), labels)).images for v, k in enumerate(keys)]
-    return np.stack(made, axis=1)[: len(sheet)]
+    views = [change(k, Batch(jnp.asarray(even[:, v]), labels)).images for v, k in enumerate(keys)]
+    return np.stack(views, axis=1)[: len(sheet)]
 
 
 def _files(places: Sequence[Path], most: int) -> list[Path]:

@@ -37,12 +37,12 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
         raise ValueError(f"{none}; give a larger --n")
     images, labels, ids = (array[right] for array in (sample.images, sample.labels, sample.ids))
     sample = sample._replace(images=images, labels=labels, ids=ids)
-    how = {"steps": max(settings.steps), "threat": sample.threat}
+    options = {"steps": max(settings.steps), "threat": sample.threat}
     curves = []
     for seed in range(settings.seeds):
         drawn = keys(sample, seed)
         parts = [
-            trajectory(sample.logits_fn, drawn[p], images[p], labels[p], **how)
+            trajectory(sample.logits_fn, drawn[p], images[p], labels[p], **options)
             for p in attack.batches(len(ids), settings.batch)
         ]
         curves.append(np.concatenate(parts, axis=1))

@@ -24,8 +24,8 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
         at = sample._replace(logits_fn=logits_fn)
         losses, right = {}, {}
         for k in settings.steps:
-            how = {"steps": k, "batch": settings.batch}
-            ends = [attack.pgd(at, seed=s, **how)[1] for s in range(settings.seeds)]
+            options = {"steps": k, "batch": settings.batch}
+            ends = [attack.pgd(at, seed=s, **options)[1] for s in range(settings.seeds)]
             losses[k] = np.array([attack.cross_entropy(e, sample.labels).mean() for e in ends])
             right[k] = np.mean([(e.argmax(1) == sample.labels).mean() for e in ends])
         most = losses[max(settings.steps)].mean()
@@ -40,8 +40,8 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
 
 def _checkpoints(sample: NetworkSample, settings: AnalysisSettings) -> list[Any]:
     if settings.checkpoints:
-        named = [network_sample.other(place, sample) for place in settings.checkpoints]
-        return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
+        networks = [network_sample.other(place, sample) for place in settings.checkpoints]
+        return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(networks)]
     if workdir := settings.named["workdir"]:
         return network_sample.epochs(Path(workdir), sample.subject, settings.named["phase"])
     return [(0, sample.name, sample.logits_fn)]
@@ -54,16 +54,16 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
     about += f"{sample.threat.written()}, on {rows[0]['images']} images, "
     about += "one random start" if settings.seeds == 1 else many
     figure = picture_parts.figure(about, 9.6, 4.0)
-    left, right = figure.subplots(1, 2)
+    loss_panel, share_panel = figure.subplots(1, 2)
     places = {row["checkpoint"]: row["step"] for row in rows}
     for k, colour in zip(settings.steps, picture_parts.shades(len(settings.steps)), strict=True):
-        own = [row for row in rows if row["attack_steps"] == k]
-        for panel, key in ((left, "ce"), (right, "left_percent")):
-            xs = [places[row["checkpoint"]] for row in own]
-            panel.plot(xs, [row[key] for row in own], "o-", color=colour, label=f"{k}", ms=4)
-    left.set_ylabel("cross-entropy reached")
-    right.set_ylabel(f"left to {max(settings.steps)} steps, % of its loss")
-    for panel in (left, right):
+        step_rows = [row for row in rows if row["attack_steps"] == k]
+        for panel, key in ((loss_panel, "ce"), (share_panel, "left_percent")):
+            xs = [places[row["checkpoint"]] for row in step_rows]
+            panel.plot(xs, [row[key] for row in step_rows], "o-", color=colour, label=f"{k}", ms=4)
+    loss_panel.set_ylabel("cross-entropy reached")
+    share_panel.set_ylabel(f"left to {max(settings.steps)} steps, % of its loss")
+    for panel in (loss_panel, share_panel):
         panel.grid(color="#dddddd", linewidth=0.5)
         panel.set_ylim(bottom=0)
         if len(places) <= 4:
@@ -71,12 +71,12 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
             panel.margins(x=0.25)
         else:
             panel.set_xlabel("steps of training")
-            for before, name in itertools.pairwise(places):
+            for previous, name in itertools.pairwise(places):
                 phase = name.partition(" ")[0]
-                if before.partition(" ")[0] != phase:
-                    panel.axvline(places[before], color="#888888", linestyle=":")
+                if previous.partition(" ")[0] != phase:
+                    panel.axvline(places[previous], color="#888888", linestyle=":")
                     over = {"fontsize": 8, "transform": panel.get_xaxis_transform()}
-                    panel.text(places[before], 1.01, f"{phase} →", **over)
-    shown = left.get_legend_handles_labels()
+                    panel.text(places[previous], 1.01, f"{phase} →", **over)
+    shown = loss_panel.get_legend_handles_labels()
     figure.legend(*shown, title="attack steps", fontsize=8, loc="outside right")
     return figure

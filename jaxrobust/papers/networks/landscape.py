@@ -99,21 +99,21 @@ def losses_around(
                 x, y, mask = group
                 logits = net.apply(moved, stats, x)[0].astype(jnp.float32)
                 of_label = jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
-                each = jax.nn.logsumexp(logits, -1) - of_label
-                right = (logits.argmax(-1) == y) & mask & jnp.isfinite(each)
-                return (totals[0] + jnp.where(mask, each, 0).sum(), totals[1] + right.sum()), None
+                losses = jax.nn.logsumexp(logits, -1) - of_label
+                right = (logits.argmax(-1) == y) & mask & jnp.isfinite(losses)
+                return (totals[0] + jnp.where(mask, losses, 0).sum(), totals[1] + right.sum()), None
 
             zero = (jnp.float32(0), jnp.int32(0))
             return jax.lax.scan(add, zero, data)[0]
 
         return jax.lax.map(at, points)
 
-    held = jax.device_put((params, stats, *directions, grouped), sharding.replicated(mesh))
+    on_devices = jax.device_put((params, stats, *directions, grouped), sharding.replicated(mesh))
 
     def call(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         short = -len(points) % mesh.size
         padded_points = np.concatenate([points, np.zeros((short, 2))]).astype(np.float32)
-        sums = jax.device_get(of_points(*held, padded_points))
+        sums = jax.device_get(of_points(*on_devices, padded_points))
         loss, right = (of[: len(points)].astype(np.float64) / len(images) for of in sums)
         return loss, right
 
@@ -171,10 +171,10 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
     there = _rows(table)
     for row, point in zip(there, points, strict=False):
         same = {key: str(value) for key, value in about.items()}
-        own = {key: row.get(key) for key in about}
+        stored = {key: row.get(key) for key in about}
         places = [float(row.get(key) or "nan") for key in ("a", "b")]
         if (
-            own != same
+            stored != same
             or not np.allclose(places, point, rtol=0, atol=1e-12)
             or len(there) > len(points)
         ):

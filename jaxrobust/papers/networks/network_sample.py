@@ -51,7 +51,7 @@ def seen(network_flags: dict[str, Any], *, attacked: bool = True) -> NetworkSamp
     values = flags.placed(values)
     flags.check(values)
     origin, subject, source = flags.settled(values)
-    which, subject, weights = flags.weights(values, subject, source)
+    weights_name, subject, weights = flags.weights(values, subject, source)
     source = source.for_channels(subject.network.in_channels)
     if attacked and subject.threat is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
@@ -63,7 +63,7 @@ def seen(network_flags: dict[str, Any], *, attacked: bool = True) -> NetworkSamp
     size = subject.network.image_size or 0
     wanted = subjects.preprocessing(origin, size, source, values.preprocessing)
     images, labels, ids = _images(source, subject, values.n, wanted)
-    name = f"{subject.network.name} ({which})" if which else subject.network.name
+    name = f"{subject.network.name} ({weights_name})" if weights_name else subject.network.name
     (function,) = logits_of(subject, weights)
     return NetworkSample(name, subject, function, images, labels, ids, tuple(source.classes))
 
@@ -74,15 +74,15 @@ def weights_of(network_flags: dict[str, Any]) -> tuple[str, Weights]:
     flags.check(values)
     network = flags.origin(values).network
     if values.workdir:
-        which, weights = runs.run_weights(Path(values.workdir), values.phase)
-        return f"{network.name} ({which})", weights
+        weights_name, weights = runs.run_weights(Path(values.workdir), values.phase)
+        return f"{network.name} ({weights_name})", weights
     classes = network.num_classes or values.num_classes
     if classes is None:
         raise ValueError("give --num_classes, which these weights do not say")
     size = values.image_size or network.image_size or 224
     network = dataclasses.replace(network, num_classes=classes, image_size=size)
-    which, network, weights = subjects.file_weights(network, Path(str(values.weights)))
-    return f"{network.name} ({which})", weights
+    weights_name, network, weights = subjects.file_weights(network, Path(str(values.weights)))
+    return f"{network.name} ({weights_name})", weights
 
 
 def logits_of(subject: Subject, *all_weights: Weights) -> list[LogitsFn]:
@@ -133,9 +133,9 @@ def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
     data: dict[str, Any] = {"dataset": about.dataset, "split": about.split}
     data |= {"data_dir": about.data_dir, "classes": about.classes}
     subject, source = subjects.settled(origin, **({} if values.workdir else data))
-    which, subject, weights = flags.weights(values, subject, source)
+    weights_name, subject, weights = flags.weights(values, subject, source)
     (function,) = logits_of(subject, weights)
-    return f"{subject.network.name} ({which})", subject, function
+    return f"{subject.network.name} ({weights_name})", subject, function
 
 
 def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int, str, LogitsFn]]:
@@ -149,20 +149,22 @@ def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int,
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     names: list[tuple[int, str]] = []
     weights: list[Weights] = []
-    before, config = 0, subject.config
+    steps_before, config = 0, subject.config
     model = {name: dict(config[name].changes).get("model") for name in config.phases}
-    own = [n for n in config.phases if model[n] == model[config.phases[-1]] and only in (None, n)]
-    for phase in own:
-        kept = next((k for k in ("epochs", "best") if steps(workdir / phase / k)), None)
-        if kept is None:
+    phases = [
+        n for n in config.phases if model[n] == model[config.phases[-1]] and only in (None, n)
+    ]
+    for phase in phases:
+        folder = next((k for k in ("epochs", "best") if steps(workdir / phase / k)), None)
+        if folder is None:
             continue
-        with contextlib.closing(Checkpoints(workdir / phase / kept, read_only=True)) as files:
-            for step in steps(workdir / phase / kept):
+        with contextlib.closing(Checkpoints(workdir / phase / folder, read_only=True)) as files:
+            for step in steps(workdir / phase / folder):
                 weights.append(files.restore(step, abstract_state(shapes, place)))
-                names.append((before + step, f"{phase} {step}"))
-        before = names[-1][0]
-    made = logits_of(subject, *weights)
-    return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
+                names.append((steps_before + step, f"{phase} {step}"))
+        steps_before = names[-1][0]
+    logits_fns = logits_of(subject, *weights)
+    return [(*name, logits_fn) for name, logits_fn in zip(names, logits_fns, strict=True)]
 
 
 def keys(sample: NetworkSample, seed: int) -> Array:

@@ -15,8 +15,10 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, Any]:
     """Return a row for each image, and the data for `draw`."""
     steps = settings.steps[0]
-    adversarial, after = attack.pgd(sample, steps=steps, seed=settings.seed, batch=settings.batch)
-    before = attack.logits(sample, sample.images, settings.batch)
+    adversarial, adversarial_logits = attack.pgd(
+        sample, steps=steps, seed=settings.seed, batch=settings.batch
+    )
+    clean_logits = attack.logits(sample, sample.images, settings.batch)
     delta = adversarial - sample.images
     largest = limits(sample, delta)
     share = np.abs(delta) / largest[:, None, None, None]
@@ -24,10 +26,10 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
         "image": sample.ids,
         "label": sample.labels,
         "class": [sample.called(label) for label in sample.labels],
-        "clean_prediction": before.argmax(1),
-        "adversarial_prediction": after.argmax(1),
-        "clean_ce": attack.cross_entropy(before, sample.labels),
-        "adversarial_ce": attack.cross_entropy(after, sample.labels),
+        "clean_prediction": clean_logits.argmax(1),
+        "adversarial_prediction": adversarial_logits.argmax(1),
+        "clean_ce": attack.cross_entropy(clean_logits, sample.labels),
+        "adversarial_ce": attack.cross_entropy(adversarial_logits, sample.labels),
         "largest_change": np.abs(delta).max((1, 2, 3)),
         "mean_change_of_limit": share.mean((1, 2, 3)),
         "share_at_limit": (share > 1 - 1e-4).mean((1, 2, 3)),

@@ -29,8 +29,8 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
     for place in settings.judges:
         name, subject, logits_fn = other(place, sample)
         judges.append((f"{name}, {Path(place).name}", subject, logits_fn))
-    how = {"steps": settings.steps[0], "seed": settings.seed, "batch": settings.batch}
-    delta = attack.pgd(sample, **how)[0] - sample.images
+    options = {"steps": settings.steps[0], "seed": settings.seed, "batch": settings.batch}
+    delta = attack.pgd(sample, **options)[0] - sample.images
     change = quantised(
         perturbations.shown(delta, perturbations.limits(sample, delta), settings.sign)
     )

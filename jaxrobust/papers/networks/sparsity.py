@@ -59,27 +59,27 @@ def of_name(name: str, axes: int) -> str | None:
 def parts(params: dict[str, Any]) -> list[WeightGroup]:
     """Return the non-empty sets of a network."""
     sets = []
-    for which in SETS:
-        own = {n: p for n, p in params.items() if which in ("whole", of_name(n, np.ndim(p)))}
-        flat = {name: np.asarray(value, np.float32).ravel() for name, value in own.items()}
+    for set_name in SETS:
+        members = {n: p for n, p in params.items() if set_name in ("whole", of_name(n, np.ndim(p)))}
+        flat = {name: np.asarray(value, np.float32).ravel() for name, value in members.items()}
         if kernels := [values for name, values in flat.items() if name.endswith(".kernel")]:
-            rest = [values for name, values in flat.items() if not name.endswith(".kernel")]
-            others = np.concatenate([np.zeros(0, np.float32), *rest])
-            sets.append(WeightGroup(which, len(kernels), np.concatenate(kernels), others))
+            no_kernels = [values for name, values in flat.items() if not name.endswith(".kernel")]
+            others = np.concatenate([np.zeros(0, np.float32), *no_kernels])
+            sets.append(WeightGroup(set_name, len(kernels), np.concatenate(kernels), others))
     return sets
 
 
 def rows(sets: list[WeightGroup]) -> picture_parts.Rows:
     """Return a row for each bin of each set's histogram, with the set's statistics."""
-    made = []
+    bins = []
     for part in sets:
         density, edges = np.histogram(part.weights, BINS, density=True)
         of_set = {"set": part.name, "tensors": part.tensors, "weights": part.weights.size}
         of_set |= {"largest": float(np.abs(part.weights).max())}
         of_set |= {"ratio": part.ratio, "ratio_of_all_parameters": part.ratio_of_all}
         for low, high, value in zip(edges[:-1], edges[1:], density, strict=True):
-            made.append(of_set | {"from": float(low), "to": float(high), "density": float(value)})
-    return made
+            bins.append(of_set | {"from": float(low), "to": float(high), "density": float(value)})
+    return bins
 
 
 def draw(name: str, sets: list[WeightGroup]) -> Any:

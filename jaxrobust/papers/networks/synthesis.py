@@ -46,9 +46,9 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
     if targets.min() < 0 or targets.max() >= classes:
         raise ValueError(f"--targets are classes from 0 to {classes - 1} of {sample.name}")
     start = noise(sample.images.shape, settings.seed)
-    how = {"steps": settings.steps[0], "step_size": settings.step_size}
+    options = {"steps": settings.steps[0], "step_size": settings.step_size}
     slices = attack.batches(count, settings.batch)
-    parts = [made(sample.logits_fn, start[part], targets[part], **how) for part in slices]
+    parts = [made(sample.logits_fn, start[part], targets[part], **options) for part in slices]
     images = np.concatenate([images for images, _ in parts])
     losses = np.concatenate([losses for _, losses in parts], axis=1)
     logits = attack.logits(sample, images, settings.batch)

@@ -55,18 +55,18 @@ def in_order(
         that need it. None: unlimited.
     """
     by_id = {table.id: table for table in tables.tables(paper)}
-    cells = {own.folder: _cells(own, by_id, records) for own, _ in costs}
-    states = {own.folder: _state(own, cells[own.folder], root) for own, _ in costs}
-    decided = apart(paper, [own for own, _ in costs], root)
+    cells = {run.folder: _cells(run, by_id, records) for run, _ in costs}
+    states = {run.folder: _state(run, cells[run.folder], root) for run, _ in costs}
+    decided = apart(paper, [run for run, _ in costs], root)
     states |= {folder: APART for folder in decided if states[folder] == BEGUN}
-    refused = {own.folder for own, cost in costs if cost.refused}
-    for own, _ in costs:  # and the later runs that need it
-        if states[own.folder] not in (DONE, APART) and refused & {own.folder, *own.needs}:
-            states[own.folder] = REFUSED
-            refused.add(own.folder)
+    refused = {run.folder for run, cost in costs if cost.refused}
+    for run, _ in costs:  # and the later runs that need it
+        if states[run.folder] not in (DONE, APART) and refused & {run.folder, *run.needs}:
+            states[run.folder] = REFUSED
+            refused.add(run.folder)
     if budget is not None:
         _spend(costs, states, budget)
-    return [PlannedStep(*each, states[each[0].folder], cells[each[0].folder]) for each in costs]
+    return [PlannedStep(run, cost, states[run.folder], cells[run.folder]) for run, cost in costs]
 
 
 def _spend(
@@ -122,7 +122,7 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
 
 def compared(paper: str, planned: Iterable[PaperRun]) -> Iterator[tuple[str, str, str]]:
     """List the pairs of runs that a table compares, each with a threat: linf:4/255."""
-    of_rows = {place: each.folder for each in planned for place in each.rows}
+    of_rows = {place: run.folder for run in planned for place in run.rows}
     by_id = {table.id: table for table in tables.tables(paper)}
     listed = set()
     for (one, first), (other, second) in itertools.combinations(of_rows.items(), 2):
@@ -163,7 +163,7 @@ def apart(paper: str, planned: list[PaperRun], root: Path) -> set[str]:
         differ = _told_apart(root / first, root / second, threat)
         for folder in (first, second):
             decided.setdefault(folder, []).append(differ)
-    return {folder for folder, each in decided.items() if all(each)}
+    return {folder for folder, decisions in decided.items() if all(decisions)}
 
 
 def _told_apart(first: Path, second: Path, threat: str) -> bool:
@@ -174,6 +174,6 @@ def _told_apart(first: Path, second: Path, threat: str) -> bool:
         one, other = evaluations.load([*map(str, places)], threat)
     except ValueError:  # such as other images, or no verdicts
         return False
-    if not all(str(each.record.method).startswith(_METHOD) for each in (one, other)):
+    if not all(str(evaluation.record.method).startswith(_METHOD) for evaluation in (one, other)):
         return False
     return comparisons.compare(one.verdicts.robust, other.verdicts.robust).p < SIGNIFICANT

@@ -58,9 +58,9 @@ def collect_checked(places: list[Path]) -> list[RunRecord]:
     from jaxrobust.evaluation.records import checked  # which imports JAX
 
     collected, missing = run_records.collect(places), 0
-    for ours in collected:
-        checked.if_there(ours.record, ours.file)
-        missing += bool(checked.missing(ours.record, ours.file))
+    for run_record in collected:
+        checked.if_there(run_record.record, run_record.file)
+        missing += bool(checked.missing(run_record.record, run_record.file))
     if missing:
         say(
             f"WARNING: the verdicts of {counted(missing, 'evaluation')} are missing, so that "
@@ -170,19 +170,19 @@ def _training(config: str, started: str) -> tuple[str | None, list[dict[str, Any
     A phase has each key that affects its updates, with presets resolved, except for the images
     held out to choose the epoch.
     """
-    whole, first = run_records.whole_config(json.loads(config)), json.loads(started)
-    weights: str | None = whole.init.weights
+    run_config, first = run_records.whole_config(json.loads(config)), json.loads(started)
+    weights: str | None = run_config.init.weights
     history: list[dict[str, Any]] = []
     if first is not None and "architecture" in first:  # an imported folder
         weights = start_run.imported_from(first)
     elif first is not None:
         name = start_run.named(first["init"]["weights"])
-        before = json.dumps(name and plain(arguments.load_config(name)))
-        weights, history = _training(started, before)
+        earlier_start = json.dumps(name and plain(arguments.load_config(name)))
+        weights, history = _training(started, earlier_start)
     history = list(history)
-    for number, name in enumerate(phases(whole)):
-        start = whole[name] if number else whole.init
-        values = _phase_values(of_phase(whole, name), name)
+    for number, name in enumerate(phases(run_config)):
+        start = run_config[name] if number else run_config.init
+        values = _phase_values(of_phase(run_config, name), name)
         values |= {key: start[key] for key in ("stem", "head", "normalize")}
         if values["normalize"] == "keep" and history:
             values["normalize"] = history[-1]["normalize"]
@@ -379,8 +379,8 @@ def measured(result: dict[str, Any], record: "AccuracyRecord") -> float | None:
 def label(run_record: RunRecord) -> str:
     """Return a readable name for a record's network."""
     record, config = run_record.record, run_record.config or {}
-    own = config.get("model") or {"name": config.get("architecture")}
-    model: Mapping[str, Any] = record.model or own
+    config_model = config.get("model") or {"name": config.get("architecture")}
+    model: Mapping[str, Any] = record.model or config_model
     weights = re.sub(r", (ema|raw)$", "", str(record.weights))
     return f"{model['name'] or 'a network'} ({weights})"
 

@@ -81,7 +81,7 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
 
 def row(table: Table, wanted: str) -> int:
     """Find the index of a row, from 0, by its number, from 1, or the name of its network."""
-    names = [named(each) for each in table.rows]
+    names = [named(table_row) for table_row in table.rows]
     if wanted.isdecimal() and 0 < int(wanted) <= len(names):
         return int(wanted) - 1
     matches = [at for at, name in enumerate(names) if name == wanted]

@@ -68,12 +68,12 @@ def document(name: str, shown: list[Filled], records: list[RunRecord]) -> str:
         f"{source['authors']} {source['year']} ({where}); its numbers next to ours. A number of "
         "ours appears only with its record. `?`: something contradicts the printed value.",
     ]
-    if any(cell.alike for each in shown for cell in each.cells.values()):
+    if any(cell.alike for one in shown for cell in one.cells.values()):
         parts.append(
             "*In italics*: the same network, data set, objective and attack, but another training "
             "or other images; what differs stands below, under Records."
         )
-    tables_shown = [_table(each) for each in shown]
+    tables_shown = [_table(one) for one in shown]
     if any(f"| {NOT_MEASURED} |" in text for text in tables_shown):
         parts.append(
             f"`{NOT_MEASURED}`: `jaxrobust reproduce --paper {name} --commands` prints what "
@@ -140,7 +140,7 @@ def _title(key: str, result: dict[str, Any]) -> str:
 
 
 def _records(records: list[RunRecord], shown: list[Filled]) -> str:
-    used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
+    used = {cell.record for one in shown for cell in one.cells.values() if not cell.alike}
     lines = ["## Records", ""]
     for number, run_record in enumerate(records):
         record = run_record.record
@@ -160,7 +160,7 @@ def _records(records: list[RunRecord], shown: list[Filled]) -> str:
         for name, doubt in record.flags.items():
             text += f" In doubt, {name}: {doubt}."
         if number not in used:
-            alike = any(c.record == number for each in shown for c in each.cells.values())
+            alike = any(c.record == number for one in shown for c in one.cells.values())
             where = "In cells in italics alone" if alike else "In no cell above"
             text += f" **{where}**: {_nearest(run_record, shown)}."
         lines.append(text)
@@ -182,16 +182,16 @@ def short(record: "AccuracyRecord") -> str:
 
 def _nearest(run_record: RunRecord, shown: list[Filled]) -> str:
     best: tuple[int, str] | None = None
-    for each in shown:
-        for row in each.table.rows:
-            for key, result in each.table.attacked().items():
+    for one in shown:
+        for row in one.table.rows:
+            for key, result in one.table.attacked().items():
                 if row.get(key) is None or not _concerns(result, run_record.record):
                     continue
-                differing = matching.differences(each.table, row, key, run_record)
+                differing = matching.differences(one.table, row, key, run_record)
                 if best is None or len(differing) < best[0]:
                     more = [f"and {len(differing) - _NEAR} more"] if differing[_NEAR:] else []
                     text = "; ".join(differing[:_NEAR] + more)
-                    best = len(differing), f"nearest is {each.table.id}, {row['name']}, but {text}"
+                    best = len(differing), f"nearest is {one.table.id}, {row['name']}, but {text}"
     return best[1] if best else "no table above has such a value"
 
 

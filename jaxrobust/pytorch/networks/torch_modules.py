@@ -231,8 +231,8 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
         torch.manual_seed(0)
         net = make(**keywords)
     if not isinstance(net, torch.nn.Module):
-        what = "nothing" if net is None else f"a {type(net).__module__}.{type(net).__name__}"
-        raise ValueError(f"model.name={name} returns {what}; return a torch.nn.Module")
+        returned = "nothing" if net is None else f"a {type(net).__module__}.{type(net).__name__}"
+        raise ValueError(f"model.name={name} returns {returned}; return a torch.nn.Module")
     return wrappers.inside(net)
 
 

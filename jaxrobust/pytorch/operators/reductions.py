@@ -164,13 +164,17 @@ def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
 def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
     """Translate PyTorch's indices, some of them lists of known positions, to NumPy's."""
     return tuple(
-        slice(None) if each is None else np.asarray(each, int) if isinstance(each, list) else each
-        for each in indices
+        slice(None)
+        if selector is None
+        else np.asarray(selector, int)
+        if isinstance(selector, list)
+        else selector
+        for selector in indices
     )
 
 
 def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
-    if any(str(getattr(each, "dtype", "")) == "bool" for each in indices):
+    if any(str(getattr(selector, "dtype", "")) == "bool" for selector in indices):
         return _put_where(x, indices, values, add)
     index = _chosen(x, indices)
     return x.at[index].add(values) if add else _written(x, index, values)
@@ -184,7 +188,7 @@ def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Ar
 
 
 def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
-    (place,) = [i for i, each in enumerate(indices) if each is not None]
+    (place,) = [i for i, selector in enumerate(indices) if selector is not None]
     mask = indices[place]
     mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
     return jnp.where(mask, x + value if add else value, x)
@@ -291,9 +295,9 @@ def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Arr
 
 def _euclidean(x: Array, y: Array) -> Array:
     """Compute Euclidean distances by a matrix product, as PyTorch does for more than 25 vectors."""
-    held, other = lax.stop_gradient(x), lax.stop_gradient(y)
-    squares = (held**2).sum(-1)[..., :, None] + (other**2).sum(-1)[..., None, :]
-    value = jnp.sqrt(jnp.maximum(squares - 2 * held @ other.mT, 0))
+    fixed_x, fixed_y = lax.stop_gradient(x), lax.stop_gradient(y)
+    squares = (fixed_x**2).sum(-1)[..., :, None] + (fixed_y**2).sum(-1)[..., None, :]
+    value = jnp.sqrt(jnp.maximum(squares - 2 * fixed_x @ fixed_y.mT, 0))
     share = jnp.where(value == 0, 0, 1 / jnp.where(value == 0, 1, value))
     # Of share * |x - y|^2 / 2, with the shares fixed.
     linear = ((x**2).sum(-1)[..., :, None] + (y**2).sum(-1)[..., None, :]) / 2 - x @ y.mT

@@ -50,8 +50,8 @@ def _axes(
     for place, (side, w, s, p, d) in enumerate(
         zip(sides, every[0], steps, every[1], every[2], strict=True), 1
     ):
-        rest = side + 2 * p - d * (w - 1) - 1
-        count = (-(-rest // s) if ceil_mode else rest // s) + 1
+        span = side + 2 * p - d * (w - 1) - 1
+        count = (-(-span // s) if ceil_mode else span // s) + 1
         # The last window must begin inside the image or in the left padding.
         beyond = ceil_mode and (count - 1) * s >= side + p
         axes.append(_Axis(place, side, w, s, p, d, count - beyond))
@@ -120,8 +120,8 @@ def _average_pool(
     for axis in axes:
         x = functools.reduce(jnp.add, axis.parts(x, 0.0))
     counts = [axis.counted(count_include_pad) for axis in axes]
-    each = divisor or functools.reduce(np.multiply.outer, counts)[..., None]
-    return ChannelsLast(x / jnp.asarray(each, x.dtype))
+    divisors = divisor or functools.reduce(np.multiply.outer, counts)[..., None]
+    return ChannelsLast(x / jnp.asarray(divisors, x.dtype))
 
 
 def _bins(side: int, count: int) -> list[slice]:
@@ -135,8 +135,8 @@ def _adaptive(x: Array, counts: Ints, reduce: Callable[..., Array]) -> Array:
             parts = x.reshape(*x.shape[:axis], count, side // count, *x.shape[axis + 1 :])
             x = reduce(parts, axis + 1)
         else:
-            whole = [lax.slice_in_dim(x, b.start, b.stop, axis=axis) for b in _bins(side, count)]
-            x = jnp.stack([reduce(part, axis) for part in whole], axis)
+            bins = [lax.slice_in_dim(x, b.start, b.stop, axis=axis) for b in _bins(side, count)]
+            x = jnp.stack([reduce(part, axis) for part in bins], axis)
     return x
 
 
@@ -146,16 +146,16 @@ def _adaptive_max(x: Array, counts: Ints) -> _Largest:
         return jnp.squeeze(jnp.take_along_axis(x, at, axis), axis)
 
     def places() -> Array:
-        held, numbers = lax.stop_gradient(x), _numbered(x)
+        values, numbers = lax.stop_gradient(x), _numbered(x)
         for axis, count in reversed(list(enumerate(counts, 1))):
             parts = [
-                [lax.slice_in_dim(a, b.start, b.stop, axis=axis) for a in (held, numbers)]
-                for b in _bins(held.shape[axis], count)
+                [lax.slice_in_dim(a, b.start, b.stop, axis=axis) for a in (values, numbers)]
+                for b in _bins(values.shape[axis], count)
             ]
             at = [jnp.expand_dims(jnp.argmax(part[0], axis), axis) for part in parts]
             pairs = zip(parts, at, strict=True)
             best = [[jnp.take_along_axis(a, p, axis) for a in part] for part, p in pairs]
-            held, numbers = (jnp.concatenate(of, axis) for of in zip(*best, strict=True))
+            values, numbers = (jnp.concatenate(of, axis) for of in zip(*best, strict=True))
         return numbers
 
     return _Largest(_adaptive(x, counts, largest), places)
@@ -208,8 +208,8 @@ def _smoothed(
 
     def resize(x: Array, sizes: Ints, align: bool, *factors: float | None) -> ChannelsLast:
         for axis, (old, new) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
-            given = factors[axis - 1] if len(factors) >= axis else None
-            step = (old - 1) / max(new - 1, 1) if align else 1 / given if given else old / new
+            factor = factors[axis - 1] if len(factors) >= axis else None
+            step = (old - 1) / max(new - 1, 1) if align else 1 / factor if factor else old / new
             wide = max(step, 1.0)
             centres = step * (np.arange(new) + 0.5)
             low = np.maximum((centres - reach * wide + 0.5).astype(int), 0)

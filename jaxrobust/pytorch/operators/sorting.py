@@ -44,21 +44,21 @@ def _places(
     rows = jnp.moveaxis(lax.stop_gradient(x), dim, -1)
     places = jnp.argsort(rows, axis=-1, stable=True, descending=descending)
     ordered = jnp.take_along_axis(rows, places, -1)
-    before, after = ordered[..., :-1], ordered[..., 1:]
-    equal = (before == after) | (jnp.isnan(before) & jnp.isnan(after))
+    previous, after = ordered[..., :-1], ordered[..., 1:]
+    equal = (previous == after) | (jnp.isnan(previous) & jnp.isnan(after))
 
     def as_pytorch(places: Array, equal: Array) -> Array:
         steps = jnp.cumsum(~equal, -1)
         ranks = jnp.concatenate([jnp.zeros_like(steps[..., :1]), steps], -1)
         ranks = jnp.put_along_axis(jnp.zeros_like(ranks), places, ranks, -1, inplace=False)
-        found = jax.vmap(chosen)(ranks.reshape(-1, ranks.shape[-1]))
-        return found.reshape(*ranks.shape[:-1], count).astype(places.dtype)
+        selected = jax.vmap(chosen)(ranks.reshape(-1, ranks.shape[-1]))
+        return selected.reshape(*ranks.shape[:-1], count).astype(places.dtype)
 
     tied = equal[..., :count].any()
-    found = lax.cond(
+    selected = lax.cond(
         tied | always, as_pytorch, lambda places, _: places[..., :count], places, equal
     )
-    return jnp.moveaxis(found, -1, dim)
+    return jnp.moveaxis(selected, -1, dim)
 
 
 def _split(
@@ -74,26 +74,26 @@ def _split(
     Returns:
       The new order, and for each position the start of the second half of its part.
     """
-    at, held, middle = jnp.arange(len(order)), ranks[order], first + (last - first) // 2
-    a, b, c = held[first + 1], held[middle], held[last - 1]
+    at, ordered, middle = jnp.arange(len(order)), ranks[order], first + (last - first) // 2
+    a, b, c = ordered[first + 1], ordered[middle], ordered[last - 1]
     low = jnp.where(b < c, middle, jnp.where(a < c, last - 1, first + 1))
     high = jnp.where(a < c, first + 1, jnp.where(b < c, last - 1, middle))
     pivot_at = jnp.where(a < b, low, high)
     source = jnp.where(at == first, pivot_at, jnp.where(at == pivot_at, first, at))
     source = jnp.where(active, source, at)
-    order, held = order[source], held[source]
+    order, ordered = order[source], ordered[source]
 
     # From both ends, numbers on the wrong side or equal to the pivot are exchanged in pairs.
-    inside, pivot = active & (at > first), held[first]
-    left, right = inside & (held >= pivot), inside & (held <= pivot)
-    lefts, rights = jnp.cumsum(left), jnp.cumsum(right)
+    inside, pivot = active & (at > first), ordered[first]
+    not_below, not_above = inside & (ordered >= pivot), inside & (ordered <= pivot)
+    lefts, rights = jnp.cumsum(not_below), jnp.cumsum(not_above)
     from_left, beyond = lefts - lefts[first], rights[last - 1] - rights
     from_right = beyond + 1
-    leaves = left & (beyond >= from_left)
-    comes = right & (jnp.where(left, from_left - 1, from_left) >= from_right)
+    leaves = not_below & (beyond >= from_left)
+    comes = not_above & (jnp.where(not_below, from_left - 1, from_left) >= from_right)
     none = jnp.full(len(order) + 1, len(order))
-    nth_left = none.at[jnp.where(left, first + from_left, len(order))].set(at)
-    nth_right = none.at[jnp.where(right, first + from_right, len(order))].set(at)
+    nth_left = none.at[jnp.where(not_below, first + from_left, len(order))].set(at)
+    nth_right = none.at[jnp.where(not_above, first + from_right, len(order))].set(at)
     source = jnp.where(comes, nth_left[first + from_right], at)
     source = jnp.where(leaves, nth_right[first + from_left], source)
     exchanged = jnp.cumsum(leaves)
@@ -143,8 +143,8 @@ def _nth_element(ranks: Array, place: int) -> Array:
         parts = jnp.where(inside, first, at), jnp.where(inside, last, at + 1)
         order, cuts = _split(ranks, order, *parts, inside)
         cut = cuts[first]
-        before = cut <= place
-        return order, jnp.where(before, cut, first), jnp.where(before, last, cut)
+        after_cut = cut <= place
+        return order, jnp.where(after_cut, cut, first), jnp.where(after_cut, last, cut)
 
     ends = jnp.asarray(0, at.dtype), jnp.asarray(len(ranks), at.dtype)
     state = lax.while_loop(lambda state: state[2] - state[1] > 3, split, (at, *ends))

@@ -37,8 +37,10 @@ def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
     import torch
 
     if not isinstance(module, torch.nn.Module):
-        what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
-        raise ValueError(f"it is {what}, not a torch.nn.Module; return the module and its weights")
+        type_name = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
+        raise ValueError(
+            f"it is {type_name}, not a torch.nn.Module; return the module and its weights"
+        )
     refusals.check(module)
 
     def refuse(names: list[str], fault: str) -> None:

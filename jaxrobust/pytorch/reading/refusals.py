@@ -173,8 +173,8 @@ def _problem(module: Any, images: Any) -> str | None:
         for hook in hooks:
             hook.remove()
     shape = "[B," + ",".join(map(str, images.shape[1:])) + "]"
-    what = " ".join(str(part).split())
-    where = f"its {name}, {what[:120]}, fails" if part is not module else "it fails"
+    layer = " ".join(str(part).split())
+    where = f"its {name}, {layer[:120]}, fails" if part is not module else "it fails"
     taken = _taken(module, images)
     return f"the images are {shape}, and {where} on them; " + (
         f"the module takes {taken}"

@@ -100,14 +100,14 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
             for end, name in enumerate(order, 1)
         }
         first, last = (v.robust if attacked else v.clean for v in two)
-        classes, each = comparisons.compare_groups(first, last, images[0].labels)
+        classes, per_class = comparisons.compare_groups(first, last, images[0].labels)
         if stopped:  # class by class, by their sequences
             masks = [images[0].labels == label for label in classes]
             rows = [
                 checked.paired(records, images[0].image_ids[m], first[m], last[m]) for m in masks
             ]
-            each = Paired(*(np.array(column) for column in zip(*rows, strict=True)))
-        by_class: Any = (classes, each, comparisons.holm(each.p), stopped)
+            per_class = Paired(*(np.array(column) for column in zip(*rows, strict=True)))
+        by_class: Any = (classes, per_class, comparisons.holm(per_class.p), stopped)
         compared.append(Pair("A", letter(at + 1), clean[at], robust[at], after, *by_class))
     removed = {name: [int((v.fooled_by == name).sum()) for v in images] for name in order}
     return ComparisonFindings(evaluations, compared, removed, notes, left_out)

@@ -124,17 +124,19 @@ def draw_groups(findings: GroupFindings) -> Any:
     sizes = f"A: {findings.sizes[0]}, B: {findings.sizes[1]} networks\n"
     line = images_line(findings.evaluations[0].record, findings.images)
     figure = plotting.figure(sizes + line, 9, 3.2)
-    left, right = figure.subplots(1, 2)
+    panel, right = figure.subplots(1, 2)
     names: list[str] = []
     for accuracy, one in shown.items():
         for side, values, colour in (("A", one.first, _INK), ("B", one.second, _APART)):
             at = len(names)
-            left.plot(100 * values, [at] * len(values), "o", color=colour, alpha=0.55, markersize=5)
-            left.plot([100 * values.mean()], [at], "|", color=colour, markersize=18)
+            panel.plot(
+                100 * values, [at] * len(values), "o", color=colour, alpha=0.55, markersize=5
+            )
+            panel.plot([100 * values.mean()], [at], "|", color=colour, markersize=18)
             names.append(f"{side}, {accuracy}")
-    left.set_yticks(range(len(names)), names, fontsize=8)
-    left.set_ylim(len(names) - 0.5, -0.5)
-    _axis(left, "accuracy (%): networks, and their mean as a bar", zero=False)
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    _axis(panel, "accuracy (%): networks, and their mean as a bar", zero=False)
     _gaps(right, shown)
     return figure
 

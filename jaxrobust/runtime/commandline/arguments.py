@@ -89,8 +89,10 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
 def unable(error: OSError | MemoryError) -> str:
     """Return the sentence for a lack of memory, disk or network on this machine."""
     if isinstance(error, OSError):
-        named = error.filename and error.strerror and not isinstance(error, DiskFull)
-        return f"{error.filename}: {error.strerror}" if named else str(error)  # without the errno
+        has_file = error.filename and error.strerror and not isinstance(error, DiskFull)
+        return (
+            f"{error.filename}: {error.strerror}" if has_file else str(error)
+        )  # without the errno
     wanted = str(error).partition(" for an array")[0] or "the amount is unknown"
     return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
 

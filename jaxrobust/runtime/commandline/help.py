@@ -51,20 +51,20 @@ def page(
     groups: Mapping[str, str] = GROUPS,
 ) -> str:
     """Format a command's description and flags: the usual ones, or all of them in groups."""
-    named = {row.typed.removeprefix("--"): row for row in rows}
+    by_name = {row.typed.removeprefix("--"): row for row in rows}
     if usual:
         words = [row for row in rows if not row.typed.startswith("--")]
-        parts = {"The usual flags": [*words, *(named[name] for name in usual.split())]}
+        parts = {"The usual flags": [*words, *(by_name[name] for name in usual.split())]}
     elif len(rows) <= _FEW:
         parts = {"Flags": [*rows]}
     else:
-        found = {
-            title: [named[name] for name in names.split() if name in named]
+        by_title = {
+            title: [by_name[name] for name in names.split() if name in by_name]
             for title, names in groups.items()
         }
-        found = {title: group for title, group in found.items() if len(group) > 1}
-        grouped = [row for group in found.values() for row in group]
-        parts = {"Flags": [row for row in rows if row not in grouped]} | found
+        by_title = {title: group for title, group in by_title.items() if len(group) > 1}
+        grouped = [row for group in by_title.values() for row in group]
+        parts = {"Flags": [row for row in rows if row not in grouped]} | by_title
     lines = [doc.strip("\n"), ""]
     for title, group in ((title, group) for title, group in parts.items() if group):
         lines += [f"{title}:", *(line for row in group for line in row.lines()), ""]

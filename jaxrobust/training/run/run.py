@@ -382,8 +382,8 @@ def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
     with contextlib.ExitStack() as stack:
-        for kept in checkpoints:
-            stack.enter_context(contextlib.closing(kept))
+        for checkpoint in checkpoints:
+            stack.enter_context(contextlib.closing(checkpoint))
         done = last(run)[1]
         ended = done == run.phase.total_steps and scored(run) == done
         if done is not None and not ended:  # a rollback starts earlier, and has its own note
@@ -398,8 +398,8 @@ def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")
             ended = loop.steps(run, state, stop)
-        for kept in checkpoints:
-            kept.wait()
+        for checkpoint in checkpoints:
+            checkpoint.wait()
         run.stopped.clear()
         step = run.best.latest_step()
         assert step is not None, "the last step of a phase is always evaluated"

@@ -75,12 +75,12 @@ def _try(loss: Named, soft: bool, classes: int) -> None:
 
     def losses(logits: Array) -> tuple[Array, Array]:
         values = loss.function(logits, jnp.asarray(targets))
-        found = type(values).__name__
+        returned = type(values).__name__
         if isinstance(values, jax.Array):
-            found = f"{values.dtype}{[*values.shape]}"
-        if found not in (f"float32[{_IMAGES}]", f"float64[{_IMAGES}]"):
+            returned = f"{values.dtype}{[*values.shape]}"
+        if returned not in (f"float32[{_IMAGES}]", f"float64[{_IMAGES}]"):
             raise ValueError(
-                f"{KEY}={loss.name} returns {found} for {_IMAGES} images; return one float for "
+                f"{KEY}={loss.name} returns {returned} for {_IMAGES} images; return one float for "
                 f"each, float32[{_IMAGES}], without a mean over the images"
             )
         return values, values
@@ -92,13 +92,13 @@ def _try(loss: Named, soft: bool, classes: int) -> None:
             f"{KEY}={loss.name} or its gradient is NaN or infinite for ordinary logits; keep it "
             "finite, for example with jax.nn.log_softmax instead of jnp.log(jax.nn.softmax(...))"
         )
-    own = np.eye(_IMAGES, dtype=bool)
-    if slopes[~own].any():
+    diagonal = np.eye(_IMAGES, dtype=bool)
+    if slopes[~diagonal].any():
         raise ValueError(
             f"{KEY}={loss.name} mixes images: the loss of one depends on the logits of another; "
             "reduce over all axes but the first"
         )
-    if not slopes[own].any():
+    if not slopes[diagonal].any():
         raise ValueError(
             f"{KEY}={loss.name} has no gradient in the logits, so no attack can raise it; compute "
             "it without argmax, comparisons, rounding or stop_gradient"

@@ -395,10 +395,10 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
 
 
 def load(
-    name: str, path: Path, *, which: str | None = None, **options: Any
+    name: str, path: Path, *, weights_kind: str | None = None, **options: Any
 ) -> tuple[Arrays, Arrays]:
     """Read a network's params and stats from a file with our names or the reference's."""
-    arrays = files.read(path, weights_kind=which)
+    arrays = files.read(path, weights_kind=weights_kind)
     if float_type(arrays) == np.float64:
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     row_options = {key: options[key] for key in options.keys() - {"num_classes", "image_size"}}

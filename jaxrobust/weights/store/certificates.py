@@ -57,17 +57,18 @@ def options(
     where: Path | str,
 ) -> dict[str, Any]:
     """Return the options of stored weights of `name`: those stored with them, else `overrides`."""
-    own = models.computed(name if pytorch.is_name(name) else models.known(name), overrides or {})
+    fields = models.computed(name if pytorch.is_name(name) else models.known(name), overrides or {})
     if overrides:  # fields that do not change the network cannot contradict
-        overrides = {key: value for key, value in overrides.items() if key in own} or None
-    model, theirs = stored or (name, overrides or {})
-    ours = (theirs if model == name else {}) if overrides is None else overrides
-    if models.computed(name, ours) != models.computed(model, theirs):
+        overrides = {key: value for key, value in overrides.items() if key in fields} or None
+    model, stored_options = stored or (name, overrides or {})
+    chosen_options = (stored_options if model == name else {}) if overrides is None else overrides
+    if models.computed(name, chosen_options) != models.computed(model, stored_options):
         raise ValueError(
-            f"{where} holds the weights of {models.words(model, theirs)}, as is written in or "
-            f"next to it, not of {models.words(name, ours)}; leave out the flag that says otherwise"
+            f"{where} holds the weights of {models.words(model, stored_options)}, as is written in "
+            f"or next to it, not of {models.words(name, chosen_options)}; leave out the flag that "
+            "says otherwise"
         )
-    return models.essential(name, ours)
+    return models.essential(name, chosen_options)
 
 
 class _Certificate(NamedTuple):
@@ -83,7 +84,7 @@ def _read(weights: Path) -> _Certificate | None:
         certificate = json.loads(path.read_text())
         files = [file["sha256"] for file in certificate["files"].values()]
         whose = str(certificate["model"]), dict(certificate["options"])
-        found = _Certificate(summary(certificate), whose)
+        parsed = _Certificate(summary(certificate), whose)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it") from error
     if file_sha256(weights) not in files:
@@ -91,7 +92,7 @@ def _read(weights: Path) -> _Certificate | None:
             f"{weights} is not the file that {path.name} describes (another sha256): get it again, "
             "or remove the certificate if you replaced the weights"
         )
-    return found
+    return parsed
 
 
 def summary(certificate: dict[str, Any]) -> str:

@@ -220,15 +220,15 @@ def _globals(path: Path) -> set[str]:
             if len(data) != 1:
                 return set()
             file, pickles = stack.enter_context(archive.open(data[0])), 1
-        found = set()
+        names = set()
         with contextlib.suppress(
             Exception
         ):  # anything the bytes cause; reading reports what is wrong
             for _ in range(pickles):
                 for operation, argument, _ in pickletools.genops(file):
                     if operation.name == "GLOBAL":
-                        found.add(str(argument).replace(" ", "."))
-        return found
+                        names.add(str(argument).replace(" ", "."))
+        return names
 
 
 def _check_parts(path: Path) -> None:

@@ -66,10 +66,10 @@ def hat(beta: float, gamma: float, statistics: str = "both") -> objectives.Objec
         classes = helper_classes(net, params, stats, images_adv)
         beyond = images + REACH * (images_adv - images)
         clean, moved = net.apply(params, stats, images, train=True, key=first)
-        before = moved if statistics == "both" else stats
-        robust, moved = net.apply(params, before, images_adv, train=True, key=second)
-        before = moved if statistics == "both" else stats
-        helped, after = net.apply(params, before, beyond, train=True, key=third)
+        next_stats = moved if statistics == "both" else stats
+        robust, moved = net.apply(params, next_stats, images_adv, train=True, key=second)
+        next_stats = moved if statistics == "both" else stats
+        helped, after = net.apply(params, next_stats, beyond, train=True, key=third)
         after = after if statistics == "both" else moved
         kl = objectives.divergence(clean, robust)
         help_loss = cross_entropy(helped, classes).mean()

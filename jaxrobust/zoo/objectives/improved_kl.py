@@ -26,9 +26,9 @@ def weighed_distance(clean: Logits, robust: Logits, weights: SoftLabels) -> PerI
     With d = c - r and weights that sum to W, this is 1/2 W sum_j w_j (d_j - m)^2, where m is the
     weighted mean of d. It needs only C numbers per image, instead of the C^2 in the authors' code.
     """
-    apart, whole = clean - robust, weights.sum(-1, keepdims=True)
-    mean = (weights * apart).sum(-1, keepdims=True) / whole
-    return (whole * weights * (apart - mean) ** 2).sum(-1) / 2
+    apart, total = clean - robust, weights.sum(-1, keepdims=True)
+    mean = (weights * apart).sum(-1, keepdims=True) / total
+    return (total * weights * (apart - mean) ** 2).sum(-1) / 2
 
 
 def soft_cross_entropy(clean: Logits, robust: Logits) -> PerImage:
@@ -38,8 +38,8 @@ def soft_cross_entropy(clean: Logits, robust: Logits) -> PerImage:
 
 def class_sums(clean: Logits, classes: Labels) -> Array:
     """Sum softmax(clean / TEMPERATURE) over the images of each class: f[C, C], a row per class."""
-    told = jax.lax.stop_gradient(jax.nn.softmax(clean / TEMPERATURE))
-    return jax.nn.one_hot(classes, clean.shape[1], dtype=clean.dtype).T @ told
+    probabilities = jax.lax.stop_gradient(jax.nn.softmax(clean / TEMPERATURE))
+    return jax.nn.one_hot(classes, clean.shape[1], dtype=clean.dtype).T @ probabilities
 
 
 def memory(num_classes: int, steps_per_epoch: int) -> Memory:

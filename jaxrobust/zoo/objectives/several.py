@@ -118,12 +118,12 @@ def mixed(searches: Sequence[Attack], mix: str, loss: objectives.Loss) -> Callab
     row, loss_of = MIXES[mix], goal_of(loss).loss
 
     def every(logits_fn: Any, keys: Any, images: Any, labels: Any, **options: Any) -> Any:
-        found = [search(logits_fn, keys, images, labels, **options) for search in searches]
-        points = jnp.stack(found, axis=1)
+        candidates = [search(logits_fn, keys, images, labels, **options) for search in searches]
+        points = jnp.stack(candidates, axis=1)
         if not row.looks:
             return points
         values = jnp.stack(
-            [loss_of(logits_fn(one).astype(images.dtype), labels) for one in found], axis=1
+            [loss_of(logits_fn(one).astype(images.dtype), labels) for one in candidates], axis=1
         )
         best = values.argmax(1).reshape(-1, *[1] * (points.ndim - 1))
         return jnp.take_along_axis(points, best, axis=1)[:, 0]
@@ -149,14 +149,14 @@ def averaged(objective: Objective, count: int) -> Objective:
     def loss(
         net: Classifier, params: Params, stats: Params, batch: Batch, images_adv: Array, key: Array
     ) -> Value:
-        values, found = [], []
+        values, all_metrics = [], []
         for i in range(count):
             value, (stats, metrics) = objective.loss(
                 net, params, stats, batch, images_adv[:, i], key
             )
             values.append(value)
-            found.append(metrics)
-        mean = jax.tree.map(lambda *parts: sum(parts) / count, *found)
+            all_metrics.append(metrics)
+        mean = jax.tree.map(lambda *parts: sum(parts) / count, *all_metrics)
         return functools.reduce(jnp.add, values) / count, (stats, mean)
 
     return objective._replace(loss=loss)

@@ -32,8 +32,8 @@ def perturbed(params: Params, ascent: Params, gamma: float) -> Params:
                 f"a weight perturbation of {gamma:.2%} is mostly rounded away in {array.dtype}; "
                 "set model.dtype=float32"
             )
-        own, slope = widened(array, ascent[name])
-        size = jnp.linalg.norm(own.ravel()) / (jnp.linalg.norm(slope.ravel()) + 1e-20)
+        weights, slope = widened(array, ascent[name])
+        size = jnp.linalg.norm(weights.ravel()) / (jnp.linalg.norm(slope.ravel()) + 1e-20)
         moved[name] = array + (gamma * size * slope).astype(array.dtype)
     return moved
 

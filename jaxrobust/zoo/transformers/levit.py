@@ -126,17 +126,17 @@ class Mlp(nnx.Module):
 
 def blocks(v: Variant, side: int, rngs: Draws) -> list[nnx.Module]:
     """List attentions and MLPs in turn, with shrinking ones between the stages."""
-    made: list[nnx.Module] = []
+    modules: list[nnx.Module] = []
     for i, (dim, depth, heads) in enumerate(zip(v.dims, v.depths, v.heads, strict=True)):
         if i:
             previous = v.dims[i - 1]
-            made.append(Attention(previous, dim, previous // v.key_width, side, 2, v, rngs))
-            made.append(Mlp(dim, v, rngs))
+            modules.append(Attention(previous, dim, previous // v.key_width, side, 2, v, rngs))
+            modules.append(Mlp(dim, v, rngs))
             side = -(-side // 2)
         for _ in range(depth):
-            made.append(Attention(dim, dim, heads, side, 1, v, rngs))
-            made.append(Mlp(dim, v, rngs))
-    return made
+            modules.append(Attention(dim, dim, heads, side, 1, v, rngs))
+            modules.append(Mlp(dim, v, rngs))
+    return modules
 
 
 class LeViT(nnx.Module):
@@ -146,8 +146,8 @@ class LeViT(nnx.Module):
         self.normalize = Normalize(v.in_channels)
         widths = [v.in_channels, *(v.dims[0] >> i for i in (3, 2, 1, 0))]
         convs = zip(widths, widths[1:], v.stem_strides, strict=False)
-        how: dict[str, Any] = {"v": v, "rngs": rngs, "act": False}
-        stem = [residual.ConvNorm(a, b, 3, stride=stride, **how) for a, b, stride in convs]
+        options: dict[str, Any] = {"v": v, "rngs": rngs, "act": False}
+        stem = [residual.ConvNorm(a, b, 3, stride=stride, **options) for a, b, stride in convs]
         self.patch_embed = nnx.List(stem)
         self.blocks = nnx.List(blocks(v, side, rngs))
         self.norm = BatchNorm(v.dims[-1], group=v.bn_group)

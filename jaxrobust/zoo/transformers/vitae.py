@@ -68,8 +68,10 @@ class Pyramid(nnx.Module):
         kernel, stride, convs = v.kernels[cell], v.ratios[cell], []
         for dilation in range(1, v.dilations[cell] + 1):
             padding = math.ceil(((kernel - 1) * dilation + 1 - stride) / 2)
-            how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-            convs.append(Conv(ins, v.widths[cell], kernel, init=torch_default, rngs=rngs, **how))
+            options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+            convs.append(
+                Conv(ins, v.widths[cell], kernel, init=torch_default, rngs=rngs, **options)
+            )
         self.convs, self.act = nnx.List(convs), ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array) -> Array:
@@ -118,9 +120,9 @@ class Reduction(nnx.Module):
         if self.pcm is None:
             return y
         attended, fed = dropouts(drop, 2, self.rate, paths=0)
-        beside = self.pcm(x, train)
+        convolved = self.pcm(x, train)
         tokens = y.reshape(y.shape[0], -1, y.shape[3])
-        y = self.attn(self.norm1(tokens), attended).reshape(beside.shape) + beside
+        y = self.attn(self.norm1(tokens), attended).reshape(convolved.shape) + convolved
         return y + fed(self.fc2(self.prm.act(self.fc1(self.norm2(y)))))
 
 
@@ -164,8 +166,8 @@ class Normal(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         path1, path2, path3 = branches(drop, 3)
-        beside = path1(self.beside(x, train))
-        x = x + path2(self.attn(self.norm1(x))) + beside
+        convolved = path1(self.beside(x, train))
+        x = x + path2(self.attn(self.norm1(x))) + convolved
         return x + path3(self.fc2(self.act(self.fc1(self.norm2(x)))))
 
 

@@ -70,10 +70,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
-        before = self.act(self.batchnorm_0(x, train))
-        y = self.conv_1(self.act(self.batchnorm_1(self.conv_0(before), train)))
+        activated = self.act(self.batchnorm_0(x, train))
+        y = self.conv_1(self.act(self.batchnorm_1(self.conv_0(activated), train)))
         y = path(y if self.se is None else self.se(y))
-        return y + (x if self.shortcut is None else self.shortcut(before))
+        return y + (x if self.shortcut is None else self.shortcut(activated))
 
 
 class Stage(nnx.Module):
@@ -114,8 +114,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     architecture_checks.check_row(v, stem=1, in_channels=1, bn_group=0, se_ratio=0)
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
-    for before, outs in zip(v.channels, v.channels[1:], strict=False):
-        if before == outs:
+    for ins, outs in zip(v.channels, v.channels[1:], strict=False):
+        if ins == outs:
             raise ValueError(
                 f"channels={v.channels}: a stage that halves the map has a projection, which these "
                 "networks have where channels change; give neighbouring stages other channels"

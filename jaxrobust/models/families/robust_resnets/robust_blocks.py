@@ -129,14 +129,14 @@ class Block(nnx.Module):
             x = self.conv2(x)
             return self.act(norm(self.se(x) if v.se == "conv3x3" else x, train))
         *parts, last = jnp.split(x, v.scales, axis=-1)
-        made: list[Array] = []
+        outputs: list[Array] = []
         for part, conv, part_norm in zip(parts, self.conv2, norm, strict=True):
             # A part also reads the previous part, unless the block reduces the map.
-            part = part + made[-1] if made and self.stride == 1 else part
-            made.append(self.act(part_norm(conv(part), train)))
+            part = part + outputs[-1] if outputs and self.stride == 1 else part
+            outputs.append(self.act(part_norm(conv(part), train)))
         if self.stride > 1:
             last = pooling.avg_pool(last, stride=self.stride, count_padding=True)
-        return jnp.concatenate([*made, last], -1)
+        return jnp.concatenate([*outputs, last], -1)
 
 
 def inner_of(planes: int, v: Any) -> int:

@@ -27,11 +27,11 @@ _Points = tuple[Array, Array, Array]  # offsets y and x from the grid, and masks
 def _times(x: Array, ones: np.ndarray, precision: Any = lax.Precision.HIGHEST) -> Array:
     """Multiply f[..,m] by a matrix of zeros and ones; float32 takes six passes, which are exact."""
     dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "precision": precision,
         "preferred_element_type": widened(x)[0].dtype,
     }
-    return lax.dot_general(x, ones.astype(x.dtype), dimensions, **how)
+    return lax.dot_general(x, ones.astype(x.dtype), dimensions, **options)
 
 
 def _summed(x: Array, ones: np.ndarray, dtype: Any) -> Array:

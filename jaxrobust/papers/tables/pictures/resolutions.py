@@ -30,20 +30,20 @@ def curves(filled: Filled) -> list[ResolutionCurve]:
     curves_found = []
     for (name, _), places in rows.items():
         for key, result in filled.table.attacked().items():
-            printed, ours = {}, {}
+            printed, measured = {}, {}
             for index in places:
                 row = filled.table.rows[index]
                 if row.get(key) is not None:
                     printed[row["image_size"]] = row[key]
                 if (cell := filled.cells.get((index, key))) and not cell.alike:
-                    ours[row["image_size"]] = cell.value
+                    measured[row["image_size"]] = cell.value
             if len(printed) >= _LEAST:
                 words = (
                     f"{result['norm']} {result['epsilon']}"
                     if "norm" in result
                     else result["attack"]
                 )
-                curves_found.append(ResolutionCurve(name, words, printed, ours))
+                curves_found.append(ResolutionCurve(name, words, printed, measured))
     return curves_found
 
 
@@ -90,9 +90,9 @@ def _draw(filled: Filled, name: str, network_curves: list[ResolutionCurve], path
     panel.margins(x=0.16)
     panel.grid(color="#b9c4d0", linewidth=0.5)
     count = sum(len(curve.ours) for curve in network_curves)
-    ours = f"{count} values measured by us" if count else "nothing of it measured by us yet"
+    red = f"{count} values measured by us" if count else "nothing of it measured by us yet"
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {name}"
-    figure.suptitle(f"{about}\nblue: as the paper prints it; red: {ours}", fontsize=9)
+    figure.suptitle(f"{about}\nblue: as the paper prints it; red: {red}", fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

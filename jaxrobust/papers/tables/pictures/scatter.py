@@ -69,14 +69,14 @@ def _told_apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def _beside(result: dict[str, Any], records: list[RunRecord], used: set[int]) -> list[Point]:
     shown: list[Point] = []
-    for number, ours in enumerate(records):
-        record = ours.record
+    for number, run_record in enumerate(records):
+        record = run_record.record
         if number in used or any(matching.other_attack(result, record)):
             continue
         values = {"clean": 100 * (record.clean or 0), "robust": 100 * (record.robust or 0)}
         letter = string.ascii_lowercase[len(shown) % 26]
-        name = f"{matching.label(ours)}, {record.dataset}, images {record.image_ids}"
-        shown.append(Point(letter, name, values | matching.sizes(ours), "beside"))
+        name = f"{matching.label(run_record)}, {record.dataset}, images {record.image_ids}"
+        shown.append(Point(letter, name, values | matching.sizes(run_record), "beside"))
     return shown
 
 
@@ -116,8 +116,8 @@ def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {filled.table.caption}"
     count = sum(p.kind in ("ours", "beside") for p in shown)
-    ours = f"{count} values measured by us" if count else "nothing of it measured by us yet"
-    legend = f"{dataset}; blue: as the paper prints it; red: {ours}; numbers: see the right"
+    red = f"{count} values measured by us" if count else "nothing of it measured by us yet"
+    legend = f"{dataset}; blue: as the paper prints it; red: {red}; numbers: see the right"
     figure.suptitle(f"{about}\n{legend}", fontsize=10)
     for panel, axis in zip(panels, axes, strict=False):
         _panel(panel, axis, shown, ordinate)
@@ -156,9 +156,9 @@ def _panel(panel: Any, axis: str, shown: list[Point], ordinate: str) -> None:
     for kind, (label, style) in _STYLES.items():
         here = [p for p in shown if p.kind == kind and axis in p.values]
         xs, ys = [p.values[axis] for p in here], [p.values["robust"] for p in here]
-        how = style | {"label": label, "linewidths": 1.1, "zorder": 4 if kind == "ours" else 3}
+        options = style | {"label": label, "linewidths": 1.1, "zorder": 4 if kind == "ours" else 3}
         if here:
-            panel.scatter(xs, ys, **how)
+            panel.scatter(xs, ys, **options)
     if axis in _LOG:
         values = [p.values[axis] for p in shown if axis in p.values]
         wide = max(values) > 20 * min(values)

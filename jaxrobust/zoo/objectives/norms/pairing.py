@@ -43,8 +43,8 @@ def ramp(weight: float, attack_labels: str = "soft") -> objectives.Objective:
         first, moved = net.apply(params, stats, images_adv[:, 0], train=True, key=key)
         second, after = net.apply(params, moved, images_adv[:, 1], train=True, key=key)
         labels = objectives.likeliest(batch.labels)
-        each = (objectives.cross_entropy(z, batch.labels) for z in (first, second))
-        worst = jnp.maximum(*each).mean()
+        entropies = (objectives.cross_entropy(z, batch.labels) for z in (first, second))
+        worst = jnp.maximum(*entropies).mean()
         pairing = paired(first, second, labels)
         stands = (first.argmax(-1) == labels) & (second.argmax(-1) == labels)
         metrics = {"robust": stands.mean(dtype=jnp.float32), "pairing": pairing}

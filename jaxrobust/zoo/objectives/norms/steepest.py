@@ -64,7 +64,7 @@ def _together(
 ) -> PgdState:
     """Drive the first norm's machine from its start, with candidate steps of all norms."""
     network = checked(machine, logits_fn, state)
-    told = [state, *(other.init(state.images, state.labels) for other in others)]
+    states = [state, *(other.init(state.images, state.labels) for other in others)]
     machines = [machine, *others]
 
     def losses(points: Points) -> tuple[PerImage, Logits]:
@@ -72,20 +72,20 @@ def _together(
         return machine.loss(state, logits), logits
 
     def total(points: Points) -> tuple[Array, PerImage]:
-        each, _ = losses(points)
-        return each.sum(), each
+        values, _ = losses(points)
+        return values.sum(), values
 
     def step(points: Points, _: None) -> tuple[Points, None]:
         slope, values = jax.grad(total, has_aux=True)(points)
-        found = [
-            each.tell(own._replace(points=points), values, None, slope).points
-            for each, own in zip(machines, told, strict=True)
+        candidates = [
+            norm_machine.tell(norm_state._replace(points=points), values, None, slope).points
+            for norm_machine, norm_state in zip(machines, states, strict=True)
         ]
-        best = jnp.stack([losses(own)[0] for own in found], axis=1).argmax(1)
-        which = best.reshape(-1, *[1] * points.ndim)
-        return jnp.take_along_axis(jnp.stack(found, axis=1), which, axis=1)[:, 0], None
+        best = jnp.stack([losses(candidate)[0] for candidate in candidates], axis=1).argmax(1)
+        index = best.reshape(-1, *[1] * points.ndim)
+        return jnp.take_along_axis(jnp.stack(candidates, axis=1), index, axis=1)[:, 0], None
 
     points, _ = jax.lax.scan(step, state.points, None, length=steps)
-    for each, own in zip(machines, told, strict=True):  # on l1, undo rounding
-        points = each.result(own._replace(points=points))
+    for norm_machine, norm_state in zip(machines, states, strict=True):  # on l1, undo rounding
+        points = norm_machine.result(norm_state._replace(points=points))
     return state._replace(points=points)
