@@ -185,7 +185,7 @@ class CheckedTest(parameterized.TestCase):
                 agreement.check(one, IMAGES, (Side(), Side()))
             self.assertEqual(made, [True])
             made_off = 2e-5
-            with self.assertRaisesRegex(ValueError, "depends on the others of its batch"):
+            with self.assertRaisesRegex(ValueError, "depends on the other images of its batch"):
                 agreement.check(network(single=True), IMAGES, (Side(), Side()))
 
 
@@ -234,6 +234,6 @@ class RefusedTest(parameterized.TestCase):
             return lambda images, dtype: Side(logits if len(images) == 2 else 0)(images, dtype)
 
         agreement.check(network(), IMAGES, (of_half(0.99e-5), Side()))
-        message = "of 4 images and of 2, .* differ by 1.1e-05 "
+        message = "with 4 and with 2 images, .* differ by 1.1e-05 "
         with self.assertRaisesRegex(ValueError, message):
             agreement.check(network(), IMAGES, (of_half(1.1e-5), Side()))
